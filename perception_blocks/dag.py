@@ -1,0 +1,161 @@
+"""Order and sanity of a graph of names: no torch, no shapes.
+
+A `Dag` owns order, cycles, and unknown, unused and duplicate names. Networks, wrappers and graphs of calls between
+models use it; the diagram draws one.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from perception_blocks.registry import did_you_mean
+
+__all__ = ["Dag", "DagNode", "DagProblem"]
+
+
+@dataclass(frozen=True)
+class DagNode:
+    """A step that reads some names and writes others; by default it writes its own name."""
+
+    name: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.writes:
+            object.__setattr__(self, "writes", (self.name,))
+
+
+@dataclass(frozen=True)
+class DagProblem:
+    """One thing wrong: ``node`` is None where an input or an output is at fault; ``name`` is the offending name."""
+
+    kind: str  # duplicate | unknown | cycle | unused_input | unused_node | unknown_output
+    message: str
+    node: str | None = None
+    name: str | None = None
+
+
+class Dag:
+    """Nodes over ``inputs`` (None: unknown, so any unwritten name may be an input) towards ``outputs`` (None: all).
+
+    >>> dag = Dag([DagNode("b", ("a",)), DagNode("a", ("x",))], inputs=["x"], outputs=["b"])
+    >>> [node.name for node in dag.order()]
+    ['a', 'b']
+    >>> [p.message for p in Dag([DagNode("a", ("y",))], inputs=["x1", "y1"], outputs=["a"]).problems()][0]
+    "'a' reads 'y', which is neither an input nor a node's output; did you mean 'y1'?"
+    """
+
+    def __init__(
+        self, nodes: Iterable[DagNode], inputs: Iterable[str] | None, outputs: Iterable[str] | None
+    ) -> None:
+        self.nodes = list(nodes)
+        self.inputs = None if inputs is None else list(inputs)
+        self.outputs = None if outputs is None else list(outputs)
+        self.writer: dict[str, DagNode] = {}
+        for node in self.nodes:
+            for name in node.writes:
+                self.writer.setdefault(name, node)
+
+    def problems(self) -> list[DagProblem]:
+        """Everything that is wrong, in the order of the nodes."""
+        found = self._duplicates() + self._unknown() + self._cycles()
+        # What a broken reference leaves unused is the consequence, not the mistake.
+        return found or self._unused()
+
+    def order(self) -> list[DagNode]:
+        """The nodes that the outputs need, each after all it reads. Only for a Dag without problems of order."""
+        needed = self.needed()
+        depends = {
+            n.name: [w.name for w in self._writers_of(n)] for n in self.nodes if n.name in needed
+        }
+        by_name = {node.name: node for node in self.nodes}
+        return [by_name[name] for name in graphlib.TopologicalSorter(depends).static_order()]
+
+    def needed(self) -> set[str]:
+        """Names of the nodes that some output depends on."""
+        if self.outputs is None:
+            return {node.name for node in self.nodes}
+        todo = [self.writer[name] for name in self.outputs if name in self.writer]
+        seen = {node.name for node in todo}
+        while todo:
+            for writer in self._writers_of(todo.pop()):
+                if writer.name not in seen:
+                    seen.add(writer.name)
+                    todo.append(writer)
+        return seen
+
+    def sinks(self) -> list[str]:
+        """Written names that no node reads."""
+        read = {name for node in self.nodes for name in node.reads}
+        return [name for node in self.nodes for name in node.writes if name not in read]
+
+    def _writers_of(self, node: DagNode) -> list[DagNode]:
+        return [self.writer[name] for name in node.reads if name in self.writer]
+
+    def _duplicates(self) -> list[DagProblem]:
+        problems = []
+        seen: dict[str, str] = {name: "an input" for name in self.inputs or ()}
+        names: set[str] = set()
+        for node in self.nodes:
+            if node.name in names:
+                message = f"the name {node.name!r} is used by two nodes"
+                problems.append(DagProblem("duplicate", message, node.name, node.name))
+                continue
+            names.add(node.name)
+            for name in node.writes:
+                if name in seen:
+                    what = "node" if name == node.name else "output"
+                    message = f"the {what} {name!r} is named like {seen[name]}; choose another name"
+                    problems.append(DagProblem("duplicate", message, node.name, name))
+                seen[name] = f"an output of {node.name!r}"
+        return problems
+
+    def _unknown(self) -> list[DagProblem]:
+        problems = []
+        known = [*(self.inputs or ()), *self.writer]
+        if self.inputs is not None:
+            for node in self.nodes:
+                for name in dict.fromkeys(node.reads):
+                    if name not in self.writer and name not in self.inputs:
+                        near = did_you_mean(name, [k for k in known if k not in node.writes])
+                        message = f"{node.name!r} reads {name!r}, which is neither an input nor a node's output{near}"
+                        problems.append(DagProblem("unknown", message, node.name, name))
+        for name in self.outputs or ():
+            if name not in self.writer and name not in (self.inputs or ()):
+                message = f"the output {name!r} is no node's output{did_you_mean(name, known)}"
+                problems.append(DagProblem("unknown_output", message, None, name))
+        return problems
+
+    def _cycles(self) -> list[DagProblem]:
+        problems = []
+        depends = {n.name: {w.name for w in self._writers_of(n)} for n in self.nodes}
+        while True:
+            try:
+                graphlib.TopologicalSorter(depends).prepare()
+            except graphlib.CycleError as error:
+                cycle = error.args[1]  # from writer to reader, first name repeated at the end
+                path = " -> ".join(repr(name) for name in cycle)
+                problems.append(
+                    DagProblem("cycle", f"the nodes form a cycle: {path}", cycle[0], cycle[0])
+                )
+                depends = {n: d - set(cycle) for n, d in depends.items() if n not in cycle}
+            else:
+                return problems
+
+    def _unused(self) -> list[DagProblem]:
+        problems = []
+        needed = self.needed()
+        for node in self.nodes:
+            if node.name not in needed:
+                message = f"nothing uses {node.name!r}: it reaches no output"
+                problems.append(DagProblem("unused_node", message, node.name, node.name))
+        read = {name for node in self.nodes for name in node.reads} | set(self.outputs or ())
+        for name in self.inputs or ():
+            if name not in read:
+                problems.append(
+                    DagProblem("unused_input", f"the input {name!r} is read by no node", None, name)
+                )
+        return problems

@@ -1,0 +1,184 @@
+"""The one class for all names: blocks, activations, initialisers, distributions, critics, wrappers."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, TypeVar
+
+__all__ = [
+    "ACTIVATIONS",
+    "BLOCKS",
+    "INITIALIZERS",
+    "MissingExtraError",
+    "Registry",
+    "UnknownNameError",
+]
+__all__ += ["did_you_mean", "near_name"]
+
+PLUGIN_GROUP = "perception_blocks.plugins"
+T = TypeVar("T")
+
+
+class UnknownNameError(ValueError):
+    """A name that no registry entry has; the message ends with the nearest known name."""
+
+
+class MissingExtraError(ImportError):
+    """An entry needs a library that is not installed; the message names the extra that brings it."""
+
+
+def near_name(word: str, words: Iterable[str]) -> str | None:
+    """The known word that ``word`` was most likely meant to be, or None."""
+    matches = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The end of an error message: ``"; did you mean 'dense'?"`` or nothing.
+
+    >>> did_you_mean("dens", ["dense", "lstm"])
+    "; did you mean 'dense'?"
+    """
+    near = near_name(word, words)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+@dataclass
+class _Entry:
+    """What a name stands for: the object itself, or ``"module:attribute"`` until it is asked for."""
+
+    value: Any
+    extra: str | None
+
+    @property
+    def address(self) -> str:
+        if isinstance(self.value, str):
+            return self.value
+        return f"{getattr(self.value, '__module__', '')}:{getattr(self.value, '__qualname__', '')}"
+
+
+class Registry:
+    """Names for classes and functions of one ``kind``.
+
+    >>> SHAPES = Registry("shape")
+    >>> @SHAPES.register("circle")
+    ... class Circle: ...
+    >>> SHAPES.get("circle") is Circle
+    True
+    >>> SHAPES.get("circel")
+    Traceback (most recent call last):
+    ...
+    perception_blocks.registry.UnknownNameError: unknown shape 'circel'; did you mean 'circle'?
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, _Entry] = {}
+
+    def register(
+        self, name: str, entry: Any = None, *, extra: str | None = None, replace: bool = False
+    ) -> Callable[[T], T] | Any:
+        """Give ``entry`` (a class, a function or a lazy ``"module:Class"``) a name; a decorator without ``entry``.
+
+        Raises ValueError when the name is taken and ``replace`` is not set.
+        """
+        if entry is None:
+            return lambda value: self.register(name, value, extra=extra, replace=replace)
+        new = _Entry(entry, extra)
+        taken = self._entries.get(name)
+        if taken is not None and not replace and taken.address != new.address:
+            raise ValueError(
+                f"the {self.kind} name {name!r} is taken by {taken.address}; "
+                "choose another, or pass replace=True"
+            )
+        self._entries[name] = new
+        return entry
+
+    def register_all(
+        self, module: str, entries: dict[str, str], *, extra: str | None = None
+    ) -> None:
+        """Register several attributes of one module lazily."""
+        for name, attribute in entries.items():
+            self.register(name, f"{module}:{attribute}", extra=extra)
+
+    def get(self, name: str) -> Any:
+        """The entry called ``name``, imported now if it was lazy.
+
+        Raises UnknownNameError for an unknown name, MissingExtraError when its library is not installed.
+        """
+        self.require(name)
+        entry = self._entries[name]
+        if isinstance(entry.value, str):
+            module, _, attribute = entry.value.partition(":")
+            try:
+                entry.value = getattr(importlib.import_module(module), attribute)
+            except ImportError as error:
+                if entry.extra is None:
+                    raise
+                raise MissingExtraError(
+                    f"{self.kind} {name!r} needs {error.name!r}; "
+                    f'install it with: pip install "perception-composer[{entry.extra}]"'
+                ) from error
+        return entry.value
+
+    def require(self, name: str) -> None:
+        """Raise UnknownNameError unless ``name`` is known; imports nothing but plugins."""
+        if name not in self:
+            raise UnknownNameError(
+                f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}"
+            )
+
+    def name_of(self, value: Any) -> str | None:
+        """The name under which ``value`` is registered, or None."""
+        address = _Entry(value, None).address
+        return next((n for n, e in self._entries.items() if e.address == address), None)
+
+    def extra_of(self, name: str) -> str | None:
+        return self._entries[name].extra
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            load_plugins()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        load_plugins()
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Registry({self.kind!r}, {len(self._entries)} names)"
+
+
+_plugins_loaded = False
+
+
+def load_plugins() -> None:
+    """Import what installed packages announce under the entry point group, once.
+
+    A plugin that cannot be imported is a warning: a broken stranger must not stop the specs that do not use it.
+    """
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    for point in metadata.entry_points(group=PLUGIN_GROUP):
+        try:
+            point.load()
+        except Exception as error:
+            warnings.warn(
+                f"plugin {point.name!r} ({point.value}) could not be loaded: {error}", stacklevel=2
+            )
+
+
+BLOCKS = Registry("block")
+ACTIVATIONS = Registry("activation")
+INITIALIZERS = Registry("initialiser")
