@@ -97,7 +97,7 @@ class Dag:
 
     def _duplicates(self) -> list[DagProblem]:
         problems = []
-        seen: dict[str, str] = {name: "an input" for name in self.inputs or ()}
+        seen: dict[str, str] = dict.fromkeys(self.inputs or (), "an input")
         names: set[str] = set()
         for node in self.nodes:
             if node.name in names:

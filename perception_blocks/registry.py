@@ -182,3 +182,76 @@ def load_plugins() -> None:
 BLOCKS = Registry("block")
 ACTIVATIONS = Registry("activation")
 INITIALIZERS = Registry("initialiser")
+
+# Built-in names are listed here, lazily, so that they can be checked and suggested without importing torch.
+BLOCKS.register_all(
+    "perception_blocks.dense",
+    {
+        "dense": "DenseBlock",
+        "linear_output": "LinearOutputBlock",
+        "flatten_dense": "FlattenDenseBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.conv",
+    {
+        "strided_conv": "StridedConvBlock",
+        "strided_conv_dense": "StridedConvDenseBlock",
+        "vgg_conv": "VggConvBlock",
+        "vgg_conv_dense": "VggConvDenseBlock",
+        "nature_cnn": "NatureCnnBlock",
+        "nature_cnn_dense": "NatureCnnDenseBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.recurrent",
+    {"lstm": "LstmBlock", "gru": "GruBlock", "lstm_last_step": "LstmLastStepBlock"},
+)
+BLOCKS.register_all("perception_blocks.combine", {"concat": "ConcatBlock"})
+BLOCKS.register_all("perception_blocks.reshape", {"flatten": "FlattenBlock"})
+BLOCKS.register_all(
+    "perception_blocks.embed", {"one_hot": "OneHotBlock", "embedding": "EmbeddingBlock"}
+)
+BLOCKS.register_all(
+    "perception_blocks.scale", {"scale_image": "ScaleImageBlock", "normalize": "NormalizeBlock"}
+)
+BLOCKS.register_all("perception_blocks.custom", {"functional": "FunctionalBlock"})
+
+ACTIVATIONS.register_all(
+    "torch.nn",
+    {
+        "celu": "CELU",
+        "elu": "ELU",
+        "gelu": "GELU",
+        "hardtanh": "Hardtanh",
+        "hardsigmoid": "Hardsigmoid",
+        "hardswish": "Hardswish",
+        "identity": "Identity",
+        "leaky_relu": "LeakyReLU",
+        "mish": "Mish",
+        "prelu": "PReLU",
+        "relu": "ReLU",
+        "relu6": "ReLU6",
+        "selu": "SELU",
+        "sigmoid": "Sigmoid",
+        "silu": "SiLU",
+        "softplus": "Softplus",
+        "softsign": "Softsign",
+        "tanh": "Tanh",
+    },
+)
+
+INITIALIZERS.register_all(
+    "perception_blocks.init",
+    {
+        "default": "default",
+        "orthogonal": "orthogonal",
+        "xavier_uniform": "xavier_uniform",
+        "xavier_normal": "xavier_normal",
+        "kaiming_uniform": "kaiming_uniform",
+        "kaiming_normal": "kaiming_normal",
+        "trunc_normal": "trunc_normal",
+        "normc": "normc",
+        "zeros": "zeros",
+    },
+)

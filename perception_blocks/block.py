@@ -1,0 +1,186 @@
+"""The two base classes of blocks: `PerceptionBlock`, and `MemoryBlock` for those that carry a state.
+
+A block is an ``nn.Module`` over tensors whose shapes are fixed when it is built. Shapes leave out leading axes (batch,
+time): a stateless block treats any number of them alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.init import Rule, draw_parameters
+from perception_blocks.measure import feature_shape, measure
+from perception_blocks.port import Port, Shape, Shapes, as_port
+from perception_blocks.registry import BLOCKS
+from perception_blocks.settings import SettingsError, check_settings
+
+__all__ = ["MemoryBlock", "PerceptionBlock", "State", "block_label"]
+
+State = Mapping[str, Tensor]
+
+
+def block_label(block: Any) -> str:
+    """How messages call a block class or instance: its registered name, else its class name.
+
+    >>> block_label(torch.nn.ReLU())
+    "block 'ReLU'"
+    """
+    cls = block if isinstance(block, type) else type(block)
+    return f"block {(BLOCKS.name_of(cls) or cls.__name__)!r}"
+
+
+class PerceptionBlock(nn.Module):
+    """Base of every block: tensors in, a tensor or a tuple of tensors out.
+
+    A subclass takes ``in_shapes`` first and its settings as keywords with defaults. Settings are checked against their
+    annotations before ``__init__`` runs (SettingsError). A subclass either hands its ``out_shapes`` to this class, or they
+    are found by running ``forward`` once on data that is not there.
+
+    >>> class Double(PerceptionBlock):
+    ...     def forward(self, x_F):
+    ...         return torch.cat([x_F, x_F], dim=-1)
+    >>> Double([(3,)]).out_shapes
+    [(6,)]
+    """
+
+    from_ports: ClassVar[
+        tuple[str, ...]
+    ] = ()  # settings that the graph fills from the input's Port when left out
+    takes: ClassVar[Literal["float", "integer", "any"]] = "float"  # what its inputs must be
+    limits: ClassVar[Mapping[str, str]] = {}  # what it cannot do, and why: {"export": "reason"}
+    state_shapes: Mapping[str, Shape] = {}  # filled by blocks with memory
+    initializer: Rule | None = None  # set by a node's `init:`
+
+    def __new__(cls, in_shapes: Any = None, *args: Any, **settings: Any) -> Self:
+        problems = check_settings(cls, settings, block_label(cls), partial=True) if settings else ()
+        if problems:
+            raise SettingsError(problems)
+        return super().__new__(cls)
+
+    def __init__(self, in_shapes: Shapes, *, out_shapes: Shapes | None = None) -> None:
+        super().__init__()
+        self.in_shapes: list[Shape] = [as_port(shape).shape for shape in in_shapes]
+        self._out_shapes = None if out_shapes is None else [tuple(shape) for shape in out_shapes]
+
+    @property
+    def out_shapes(self) -> list[Shape]:
+        """Shapes of the outputs, without leading axes."""
+        if self._out_shapes is None:
+            self._out_shapes = self._measured_shapes()
+        return self._out_shapes
+
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        """What is known of the outputs when the inputs are ``in_ports``; floats unless a block says otherwise."""
+        return [Port(shape) for shape in self.out_shapes]
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew from ``generator`` (torch's global one if None), each by its own name."""
+        draw_parameters(self, seed_from(generator), self.initializer)
+
+    def _measured_shapes(self) -> list[Shape]:
+        dtype = torch.int64 if self.takes == "integer" else torch.float32
+        output = measure(self, [Port(shape, dtype=dtype) for shape in self.in_shapes])
+        outputs = output if isinstance(output, (tuple, list)) else [output]
+        return [feature_shape(value, block_label(self)) for value in outputs]
+
+    def extra_repr(self) -> str:
+        return f"in_shapes={self.in_shapes}"
+
+
+class MemoryBlock(PerceptionBlock):
+    """Base of blocks that carry a state from step to step.
+
+    A subclass sets ``state_shapes`` (name -> shape, no leading axes) and defines ``advance(x, state) -> (output, state)``
+    for one step with leading axes (...); it may define ``scan`` for (..., T) at once where no reset occurs.
+
+    ``block(x)`` is one step from a zero state and returns the output alone. ``block(x, state)`` returns (output, state);
+    ``resets`` (shape of the leading axes, bool) is true at an episode's first observation and zeroes the state before it.
+    """
+
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        raise TypeError(f"{type(self).__name__} must define advance(x, state)")
+
+    def scan(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """All steps of (..., T) + shape, one after the other."""
+        return self._loop(x, state, None)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        resets: Tensor | None = None,
+        unroll: bool = False,
+    ) -> Any:
+        if state is None:
+            return self.advance(x, self.zero_state(x))[0]
+        if not unroll:
+            return self.advance(x, zeroed(state, self.state_shapes, resets))
+        if resets is None:
+            return self.scan(x, state)
+        if torch.compiler.is_compiling():  # the host must not look at the data
+            return self._loop(x, state, resets)
+        return self._scan_between_resets(x, state, resets)
+
+    def step(self, x: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:
+        """One step: x (...) + shape, state (...) + its shapes."""
+        return self(x, state, resets)
+
+    def unroll(self, x: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:
+        """All steps: x (..., T) + shape, state (...) + its shapes, resets (..., T)."""
+        return self(x, state, resets, unroll=True)
+
+    def initial_state(
+        self, *leading: int, device: Any = None, dtype: Any = None
+    ) -> dict[str, Tensor]:
+        shapes = self.state_shapes.items()
+        return {n: torch.zeros(*leading, *shape, device=device, dtype=dtype) for n, shape in shapes}
+
+    def zero_state(self, x: Tensor) -> dict[str, Tensor]:
+        """The zero state for the leading axes, dtype and device of ``x``."""
+        leading = x.shape[: x.dim() - len(self.in_shapes[0])]
+        return {n: x.new_zeros((*leading, *shape)) for n, shape in self.state_shapes.items()}
+
+    def _time_axis(self, x: Tensor) -> int:
+        return x.dim() - len(self.in_shapes[0]) - 1
+
+    def _loop(self, x: Tensor, state: State, resets: Tensor | None) -> tuple[Tensor, State]:
+        axis = self._time_axis(x)
+        outputs = []
+        for t, x_t in enumerate(x.unbind(axis)):
+            state = zeroed(state, self.state_shapes, None if resets is None else resets[..., t])
+            output, state = self.advance(x_t, state)
+            outputs.append(output)
+        return torch.stack(outputs, dim=axis), state
+
+    def _scan_between_resets(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """``scan`` each stretch in which no episode begins: one look at the resets, few calls."""
+        axis, length = self._time_axis(x), x.shape[self._time_axis(x)]
+        starts = resets.reshape(-1, length).any(dim=0).nonzero().flatten().tolist()
+        bounds = sorted({0, *starts, length})
+        outputs = []
+        for start, end in itertools.pairwise(bounds):
+            state = zeroed(state, self.state_shapes, resets[..., start])
+            output, state = self.scan(x.narrow(axis, start, end - start), state)
+            outputs.append(output)
+        return torch.cat(outputs, dim=axis), state
+
+
+def zeroed(state: State, shapes: Mapping[str, Shape], resets: Tensor | None) -> State:
+    """``state`` with zeros where ``resets`` (its leading axes) is true."""
+    if resets is None:
+        return state
+    return {
+        name: torch.where(resets.reshape(*resets.shape, *[1] * len(shapes[name])), 0.0, value)
+        for name, value in state.items()
+    }
+
+
+def seed_from(generator: torch.Generator | None) -> int:
+    """A seed drawn from ``generator``, or from torch's global one."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))

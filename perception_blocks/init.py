@@ -1,0 +1,207 @@
+"""Initial weights by name, and from a seed: each depends only on the seed and on the parameter's own name.
+
+An initialiser is a function ``(tensor, generator, **settings)`` that fills a weight in place; tensors of one axis (biases,
+scales) are not its business. Numbers are drawn on the CPU in float32, so a weight is the same on every device.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.registry import INITIALIZERS
+from perception_blocks.settings import SettingsError, check_settings
+
+__all__ = ["Rule", "default", "derive_seed", "draw_parameters", "initializer", "kaiming_normal"]
+__all__ += [
+    "kaiming_uniform",
+    "local_generator",
+    "normc",
+    "orthogonal",
+    "trunc_normal",
+    "xavier_normal",
+]
+__all__ += ["xavier_uniform", "zeros"]
+
+Rule = Callable[[Tensor, torch.Generator], Any]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all parts and nothing else.
+
+    >>> derive_seed(0, "policy", "latent") == derive_seed(0, "policy", "latent")
+    True
+    """
+    text = "\x1f".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def local_generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator of its own for what ``parts`` name; torch's global one does not move."""
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(derive_seed(*parts))
+    return generator
+
+
+def orthogonal(tensor: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
+    """Rows or columns orthonormal times ``gain`` (Saxe et al., 2013)."""
+    nn.init.orthogonal_(tensor, gain, generator=generator)
+
+
+def xavier_uniform(tensor: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
+    """Uniform, variance by fan-in and fan-out (Glorot and Bengio, 2010)."""
+    nn.init.xavier_uniform_(tensor, gain, generator=generator)
+
+
+def xavier_normal(tensor: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
+    """Normal, variance by fan-in and fan-out (Glorot and Bengio, 2010)."""
+    nn.init.xavier_normal_(tensor, gain, generator=generator)
+
+
+def kaiming_uniform(
+    tensor: Tensor, generator: torch.Generator, *, nonlinearity: str = "relu"
+) -> None:
+    """Uniform, variance by fan-in and the non-linearity that follows (He et al., 2015)."""
+    nn.init.kaiming_uniform_(tensor, nonlinearity=nonlinearity, generator=generator)  # type: ignore[arg-type]
+
+
+def kaiming_normal(
+    tensor: Tensor, generator: torch.Generator, *, nonlinearity: str = "relu"
+) -> None:
+    """Normal, variance by fan-in and the non-linearity that follows (He et al., 2015)."""
+    nn.init.kaiming_normal_(tensor, nonlinearity=nonlinearity, generator=generator)  # type: ignore[arg-type]
+
+
+def trunc_normal(tensor: Tensor, generator: torch.Generator, *, std: float = 0.02) -> None:
+    """Normal of standard deviation ``std``, cut at two of them."""
+    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def normc(tensor: Tensor, generator: torch.Generator, *, norm: float = 1.0) -> None:
+    """Normal, scaled so that each output unit's incoming weights have the given Euclidean ``norm``."""
+    nn.init.normal_(tensor, generator=generator)
+    flat = tensor.reshape(tensor.shape[0], -1)
+    scale = norm / flat.norm(dim=1).clamp_min(torch.finfo(tensor.dtype).tiny)
+    tensor.mul_(scale.reshape(-1, *[1] * (tensor.dim() - 1)))
+
+
+def zeros(tensor: Tensor, generator: torch.Generator) -> None:
+    """All zero."""
+    tensor.zero_()
+
+
+def default(tensor: Tensor, generator: torch.Generator) -> None:
+    """Torch's own for a weight of a linear layer or convolution: uniform within 1 / sqrt(fan_in)."""
+    fan_in = math.prod(tensor.shape[1:]) or 1
+    nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+
+
+def initializer(rule: Any) -> Rule | None:
+    """The function for a spec's ``init``: a name, ``{name: {setting: value}}``, a function; None for torch's own.
+
+    Raises UnknownNameError for an unknown name and SettingsError for a setting that the initialiser does not take.
+    """
+    if rule is None or rule == "default":
+        return None
+    if callable(rule):
+        return rule
+    name, settings = rule, {}
+    if isinstance(rule, Mapping) and len(rule) == 1:
+        ((name, settings),) = rule.items()
+    if not isinstance(name, str) or not isinstance(settings, Mapping):
+        raise ValueError(f"an initialiser is a name or {{name: {{setting: value}}}}, got {rule!r}")
+    function = INITIALIZERS.get(name)
+    problems = check_settings(function, settings, f"initialiser {name!r}", skip=2)
+    if problems:
+        raise SettingsError(problems)
+    return None if function is default else functools.partial(function, **settings)
+
+
+def draw_parameters(module: nn.Module, seed: int, rule: Rule | None = None) -> None:
+    """Draw every parameter of the torch layers in ``module`` anew, and clear their running statistics.
+
+    Weights follow ``rule`` (biases are then zero) or, without one, torch's own initialisation. Each parameter has a
+    generator of its own, seeded by ``seed`` and its name. Parameters on the meta device are left alone.
+    """
+    with torch.no_grad():
+        for prefix, layer in module.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._NormBase):
+                _clear_statistics(layer)
+            for name, tensor in _own_tensors(layer):
+                path = f"{prefix}.{name}" if prefix else name
+                _draw(layer, name, tensor, local_generator(seed, path), rule)
+
+
+def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if _family(layer) is not None:
+        yield from ((n, p) for n, p in layer._parameters.items() if p is not None and not p.is_meta)
+
+
+def _draw(
+    layer: nn.Module, name: str, tensor: Tensor, generator: torch.Generator, rule: Rule | None
+) -> None:
+    family = _family(layer)
+    assert family is not None
+    target = torch.empty(tensor.shape, dtype=torch.float32)
+    if rule is not None and family in (_fan_in, _hidden, _embedding):
+        if tensor.dim() > 1:
+            rule(target, generator)
+        else:
+            target.zero_()
+    else:
+        family(layer, name, target, generator)
+    tensor.copy_(target)
+
+
+def _fan_in(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    """Linear layers and convolutions, weight and bias alike: uniform within 1 / sqrt(fan_in)."""
+    fan_in = math.prod(layer.weight.shape[1:]) or 1
+    nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+
+
+def _hidden(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    bound = 1 / math.sqrt(layer.hidden_size)
+    nn.init.uniform_(tensor, -bound, bound, generator=generator)
+
+
+def _embedding(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    nn.init.normal_(tensor, generator=generator)
+    if layer.padding_idx is not None:
+        tensor[layer.padding_idx] = 0
+
+
+def _norm(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    tensor.fill_(0.0 if name == "bias" else 1.0)
+
+
+def _slope(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    tensor.fill_(layer.init)
+
+
+_FAMILIES: dict[type, Callable[..., None]] = {
+    nn.Linear: _fan_in,
+    nn.modules.conv._ConvNd: _fan_in,
+    nn.Embedding: _embedding,
+    nn.RNNBase: _hidden,
+    nn.RNNCellBase: _hidden,
+    nn.LayerNorm: _norm,
+    nn.RMSNorm: _norm,
+    nn.GroupNorm: _norm,
+    nn.modules.batchnorm._NormBase: _norm,
+    nn.PReLU: _slope,
+}
+
+
+def _family(layer: nn.Module) -> Callable[..., None] | None:
+    return next((draw for kind, draw in _FAMILIES.items() if isinstance(layer, kind)), None)
+
+
+def _clear_statistics(layer: Any) -> None:
+    if layer.running_mean is not None and not layer.running_mean.is_meta:
+        layer.reset_running_stats()

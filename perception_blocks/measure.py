@@ -1,0 +1,136 @@
+"""The output shapes of a module that does not declare them: one forward on data that is not there.
+
+The module is run in eval mode on the meta device, then on fake tensors, then on real zeros, until one works; no random
+state moves and no buffer of the module changes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from perception_blocks.port import Port, Shape, format_shape
+
+__all__ = ["PROBE_BATCH", "feature_shape", "measure", "still"]
+
+PROBE_BATCH = 3  # an unusual size, so that a batch axis is not mistaken for a feature axis
+PROBE_LENGTH = 5  # stands for an axis whose length varies
+
+
+@contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """Eval mode and untouched random states (torch, numpy, random) within the block."""
+    training = [(m, m.training) for m in module.modules()]
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        for m, mode in training:
+            m.training = mode
+
+
+def measure(
+    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+) -> Any:
+    """What ``module`` returns for one batch of PROBE_BATCH values of ``ports``, as meta, fake or real tensors.
+
+    ``call`` turns the probing tensors into a call of the module (by default they are its positional arguments).
+    Raises what the module raises on real zeros: that is what its user would see.
+    """
+    call = call or (lambda *tensors: module(*tensors))
+    with still(module):
+        for run in (_on_meta, _on_fake):
+            try:
+                return run(module, ports, call)
+            except (
+                Exception
+            ):  # an operation without a meta kernel, or data-dependent code: try the next
+                continue
+        return _on_zeros(module, ports, call)
+
+
+def feature_shape(value: Any, name: str, leading: int = 1) -> Shape:
+    """The shape of one measured output without its batch axis; says so when the batch axis got lost."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} returned a {type(value).__name__}; a tensor is needed")
+    if value.dim() < leading or value.shape[0] != PROBE_BATCH:
+        raise ValueError(
+            f"{name} returned {format_shape(value.shape)} for a batch of {PROBE_BATCH}; "
+            "the first axis of the output must be the batch axis of the input"
+        )
+    return tuple(value.shape[leading:])
+
+
+def _sizes(port: Port) -> list[int]:
+    return [PROBE_BATCH, *(PROBE_LENGTH if size is None else size for size in port.shape)]
+
+
+def _probe_dtype(port: Port) -> torch.dtype:
+    return torch.int64 if port.is_integer else torch.get_default_dtype()
+
+
+def _tensors(ports: Sequence[Port], device: str) -> list[Tensor]:
+    return [torch.zeros(_sizes(port), dtype=_probe_dtype(port), device=device) for port in ports]
+
+
+def _state(module: nn.Module, to: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+    named = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return {name: to(tensor) for name, tensor in named}
+
+
+class _Caller(nn.Module):
+    """Lets functional_call swap the module's tensors while ``call`` decides how it is called."""
+
+    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+
+    def forward(self, *tensors: Tensor) -> Any:
+        return self.call(*tensors)
+
+
+def _run(
+    module: nn.Module, call: Callable[..., Any], state: Mapping[str, Tensor], tensors: list[Tensor]
+) -> Any:
+    swapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    return torch.func.functional_call(
+        _Caller(module, call), swapped, tuple(tensors), tie_weights=False
+    )
+
+
+def _on_meta(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
+    with torch.device("meta"):
+        return _run(module, call, _state(module, lambda t: t.to("meta")), _tensors(ports, "meta"))
+
+
+def _on_fake(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        state = _state(module, lambda t: mode.from_tensor(_on_cpu(t)))
+        return _run(module, call, state, _tensors(ports, "cpu"))
+
+
+def _on_zeros(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
+    state = _state(module, lambda t: _on_cpu(t).clone())
+    return _run(module, call, state, _tensors(ports, "cpu"))
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Weights that do not exist yet are ones: zeros would make a division by a norm fail."""
+    if tensor.device.type == "meta":
+        return torch.ones(tensor.shape, dtype=tensor.dtype)
+    return tensor.detach().cpu()

@@ -1,0 +1,274 @@
+"""Settings are typed beside the class that takes them; this module checks and describes them.
+
+The annotations of a block's ``__init__`` are the one source for error messages, documentation and the JSON Schema.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from perception_blocks.registry import ACTIVATIONS, INITIALIZERS, Registry, did_you_mean
+
+__all__ = [
+    "Activation",
+    "Initializer",
+    "NonNegativeInt",
+    "OneOrMany",
+    "PositiveFloat",
+    "PositiveInt",
+]
+__all__ += ["Probability", "Range", "Setting", "SettingProblem", "SettingsError", "check_settings"]
+__all__ += ["describe", "mismatch", "settings_of"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers a setting may take, bounds included unless ``exclusive``."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    exclusive: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if self.exclusive:
+            return self.low < value < self.high
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name of ``registry``, such a name with settings ({name: {setting: value}}), or the class itself."""
+
+    registry: Registry
+
+
+PositiveInt = Annotated[int, Range(low=1)]
+NonNegativeInt = Annotated[int, Range(low=0)]
+PositiveFloat = Annotated[float, Range(low=0.0, exclusive=True)]
+Probability = Annotated[float, Range(0.0, 1.0)]
+Activation = Annotated[Any, Named(ACTIVATIONS)]
+Initializer = Annotated[Any, Named(INITIALIZERS)]
+OneOrMany = PositiveInt | Sequence[PositiveInt]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One keyword of a constructor."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class SettingProblem:
+    setting: str
+    message: str
+    misspelt: bool = False
+
+
+class SettingsError(ValueError):
+    """Settings that a block cannot take, all of them at once."""
+
+    def __init__(self, problems: Iterable[SettingProblem]) -> None:
+        self.problems = list(problems)
+        super().__init__("; ".join(problem.message for problem in self.problems))
+
+
+@cache
+def settings_of(function: Callable[..., Any], skip: int = 1) -> tuple[dict[str, Setting], bool]:
+    """The settings of a class or function after its first ``skip`` arguments, and whether it takes any other name.
+
+    ``self`` does not count. Annotations that cannot be resolved count as Any.
+    """
+    target = function.__init__ if isinstance(function, type) else function
+    try:
+        hints = get_type_hints(target, include_extras=True)
+    except Exception:  # a user's annotation that names something not importable here
+        hints = {}
+    parameters = list(inspect.signature(target).parameters.values())
+    parameters = parameters[skip + isinstance(function, type) :]
+    kinds = inspect.Parameter
+    settings = {
+        p.name: Setting(p.name, hints.get(p.name, Any), p.default)
+        for p in parameters
+        if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    }
+    return settings, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+
+
+def check_settings(
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    label: str,
+    *,
+    partial: bool = False,
+    skip: int = 1,
+) -> list[SettingProblem]:
+    """What is wrong with the settings ``given`` to a class or function; ``partial`` forgives missing ones."""
+    settings, takes_any = settings_of(function, skip)
+    problems = []
+    for name, value in given.items():
+        if name in settings:
+            wrong = mismatch(settings[name].annotation, value)
+            if wrong:
+                problems.append(SettingProblem(name, f"{name!r} {wrong}"))
+        elif not takes_any:
+            message = f"{name!r} is not a setting of {label}"
+            near = did_you_mean(name, settings)
+            known = f"; it has {', '.join(map(repr, settings))}" if settings else "; it has none"
+            problems.append(SettingProblem(name, message + (near or known), misspelt=True))
+    if not partial:
+        for setting in settings.values():
+            if setting.required and setting.name not in given:
+                what = describe(setting.annotation)
+                problems.append(
+                    SettingProblem(
+                        setting.name, f"{label} needs the setting {setting.name!r} ({what})"
+                    )
+                )
+    return problems
+
+
+def mismatch(annotation: Any, value: Any) -> str | None:
+    """Why ``value`` does not fit, as the end of a sentence that begins with the setting's name."""
+    named = _named(annotation)
+    if named is not None:
+        return _name_mismatch(named, value)
+    if _fits(annotation, value):
+        return None
+    return f"must be {describe(annotation)}, got {_show(value)}"
+
+
+def describe(annotation: Any, plural: bool = False) -> str:
+    """An annotation in words: ``a list of positive integers``."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _describe_annotated(args, plural)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(arg, plural) for arg in args)
+    if origin is Literal:
+        return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
+    if annotation is str or annotation is bool or annotation is None or annotation is type(None):
+        words = {str: ("text", "texts"), bool: ("true or false", "truth values")}
+        return words.get(annotation, ("null", "nulls"))[plural]
+    if annotation in (int, float):
+        return {int: ("an integer", "integers"), float: ("a number", "numbers")}[annotation][plural]
+    if origin is tuple and args and Ellipsis not in args:
+        return f"a list of {len(args)} {describe(args[0], True)}"
+    if _is_list(annotation):
+        return ("lists" if plural else "a list") + (
+            f" of {describe(args[0], True)}" if args else ""
+        )
+    if annotation is Mapping or annotation is dict or origin in (dict, Mapping):
+        return "mappings" if plural else "a mapping"
+    if annotation is Any:
+        return "values" if plural else "a value"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _describe_annotated(args: tuple[Any, ...], plural: bool) -> str:
+    base = describe(args[0], plural)
+    for note in args[1:]:
+        if isinstance(note, Named):
+            return (
+                f"{note.registry.kind} names" if plural else f"the name of an {note.registry.kind}"
+            )
+        if isinstance(note, Range):
+            article, _, noun = base.rpartition(" ")
+            if note == Range(low=1) or note == Range(low=0.0, exclusive=True):
+                return f"{'a ' if article else ''}positive {noun}"
+            if note == Range(low=0):
+                return f"{base} of 0 or more"
+            if math.isinf(note.high):
+                return f"{base} {'above' if note.exclusive else 'of at least'} {note.low:g}"
+            return f"{base} between {note.low:g} and {note.high:g}"
+    return base
+
+
+def _named(annotation: Any) -> Named | None:
+    notes = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((note for note in notes if isinstance(note, Named)), None)
+
+
+def _name_mismatch(named: Named, value: Any) -> str | None:
+    kind = named.registry.kind
+    if isinstance(value, str):
+        if value in named.registry or "." in value:
+            return None
+        return f"names the unknown {kind} {value!r}{did_you_mean(value, named.registry)}"
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, settings),) = value.items()
+        if not isinstance(name, str) or not isinstance(settings, Mapping):
+            return f"must be {{name: {{setting: value}}}}, got {_show(value)}"
+        return _name_mismatch(named, name)
+    if isinstance(value, type) or callable(value):
+        return None
+    return f"must be the name of an {kind}, got {_show(value)}"
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is Any or isinstance(annotation, str):
+        return True
+    if origin is Annotated:
+        ranges = [note for note in args[1:] if isinstance(note, Range)]
+        return _fits(args[0], value) and all(value in limits for limits in ranges)
+    if origin in (Union, types.UnionType):
+        return any(
+            (_name_mismatch(n, value) is None) if (n := _named(arg)) else _fits(arg, value)
+            for arg in args
+        )
+    if origin is Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if annotation is float:
+        return (
+            isinstance(value, numbers.Real)
+            and not isinstance(value, bool)
+            and not math.isnan(value)
+        )
+    if origin is tuple and args and Ellipsis not in args:
+        return _is_items(value) and len(value) == len(args) and all(map(_fits, args, value))
+    if _is_list(annotation):
+        return _is_items(value) and (not args or all(_fits(args[0], item) for item in value))
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if isinstance(annotation, type):
+        return isinstance(value, annotation)
+    return True  # an annotation of the user's that we do not know how to check
+
+
+def _is_list(annotation: Any) -> bool:
+    return (get_origin(annotation) or annotation) in (Sequence, list, tuple)
+
+
+def _is_items(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _show(value: Any) -> str:
+    """The value as the user wrote it; long ones are cut."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else None
+    text = text or repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_constant(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
