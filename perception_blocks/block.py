@@ -15,31 +15,65 @@ from torch import Tensor, nn
 
 from perception_blocks.init import Rule, draw_parameters
 from perception_blocks.measure import feature_shape, measure
-from perception_blocks.port import Port, Shape, Shapes, as_port
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import SettingsError, check_settings
 
-__all__ = ["MemoryBlock", "PerceptionBlock", "State", "block_label"]
+__all__ = [
+    "InputShapeError",
+    "MemoryBlock",
+    "PerceptionBlock",
+    "State",
+    "block_label",
+    "block_name",
+]
+__all__ += ["one_input", "one_vector"]
 
 State = Mapping[str, Tensor]
 
 
-def block_label(block: Any) -> str:
-    """How messages call a block class or instance: its registered name, else its class name.
+def block_name(block: Any) -> str:
+    """The registered name of a block class or instance, else the name of its class.
 
-    >>> block_label(torch.nn.ReLU())
-    "block 'ReLU'"
+    >>> block_name(torch.nn.ReLU())
+    'ReLU'
     """
     cls = block if isinstance(block, type) else type(block)
-    return f"block {(BLOCKS.name_of(cls) or cls.__name__)!r}"
+    return BLOCKS.name_of(cls) or cls.__name__
+
+
+def block_label(block: Any) -> str:
+    """How messages call a block class or instance: ``block 'dense'``."""
+    return f"block {block_name(block)!r}"
+
+
+def one_input(in_shapes: Shapes, name: str) -> Shape:
+    """The shape of the only input of block ``name``. Raises InputShapeError where there are more, or none."""
+    if len(in_shapes) != 1:
+        got = {index: as_port(shape) for index, shape in enumerate(in_shapes)}
+        advice = "put a concat block before it" if in_shapes else "name its input"
+        raise InputShapeError(f"{name} takes one input", got, advice)
+    return as_port(in_shapes[0]).shape
+
+
+def one_vector(in_shapes: Shapes, name: str) -> int:
+    """The number of features of the only input of block ``name``, which must be a vector of known size."""
+    shape = one_input(in_shapes, name)
+    if len(shape) != 1:
+        raise InputShapeError(
+            f"{name} takes one vector (features,)", {0: shape}, "put a flatten block before it"
+        )
+    if shape[0] is None:
+        raise InputShapeError(f"{name} needs to know how many features it reads", {0: shape})
+    return shape[0]
 
 
 class PerceptionBlock(nn.Module):
     """Base of every block: tensors in, a tensor or a tuple of tensors out.
 
     A subclass takes ``in_shapes`` first and its settings as keywords with defaults. Settings are checked against their
-    annotations before ``__init__`` runs (SettingsError). A subclass either hands its ``out_shapes`` to this class, or they
-    are found by running ``forward`` once on data that is not there.
+    annotations before ``__init__`` runs (SettingsError). A subclass either hands its ``out_shapes`` to this class, or
+    they are found by running ``forward`` once on data that is not there.
 
     >>> class Double(PerceptionBlock):
     ...     def forward(self, x_F):
@@ -53,13 +87,14 @@ class PerceptionBlock(nn.Module):
     ] = ()  # settings that the graph fills from the input's Port when left out
     takes: ClassVar[Literal["float", "integer", "any"]] = "float"  # what its inputs must be
     limits: ClassVar[Mapping[str, str]] = {}  # what it cannot do, and why: {"export": "reason"}
-    state_shapes: Mapping[str, Shape] = {}  # filled by blocks with memory
+    state_shapes: Mapping[str, tuple[int, ...]] = {}  # filled by blocks with memory
     initializer: Rule | None = None  # set by a node's `init:`
 
     def __new__(cls, in_shapes: Any = None, *args: Any, **settings: Any) -> Self:
-        problems = check_settings(cls, settings, block_label(cls), partial=True) if settings else ()
-        if problems:
-            raise SettingsError(problems)
+        if in_shapes is not None:  # None: a copy or an unpickled block, whose settings were checked
+            problems = check_settings(cls, settings, block_label(cls), partial=bool(args))
+            if problems:
+                raise SettingsError(problems)
         return super().__new__(cls)
 
     def __init__(self, in_shapes: Shapes, *, out_shapes: Shapes | None = None) -> None:
@@ -74,6 +109,28 @@ class PerceptionBlock(nn.Module):
             self._out_shapes = self._measured_shapes()
         return self._out_shapes
 
+    @classmethod
+    def check_ports(cls, in_ports: Sequence[Port]) -> None:
+        """Raise InputShapeError where an input is of the wrong kind; called before the block is built.
+
+        Quantities do not go where integers are embedded, integers not where quantities are multiplied, and nothing is
+        scaled silently: a value of a uint8 space goes through scale_image, which knows its bounds.
+        """
+        name = block_name(cls)
+        for index, port in enumerate(in_ports):
+            if cls.takes == "integer" and not port.is_integer:
+                raise InputShapeError(
+                    f"{name} takes integers",
+                    {index: port},
+                    "numbers go straight into a dense block",
+                )
+            if cls.takes == "float" and port.is_integer:
+                advice = "put a one_hot or embedding block before it"
+                raise InputShapeError(f"{name} takes numbers, not integers", {index: port}, advice)
+            if cls.takes == "float" and port.dtype == torch.uint8:
+                advice = "put a scale_image block before it"
+                raise InputShapeError(f"{name} takes scaled numbers", {index: port}, advice)
+
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
         """What is known of the outputs when the inputs are ``in_ports``; floats unless a block says otherwise."""
         return [Port(shape) for shape in self.out_shapes]
@@ -81,6 +138,12 @@ class PerceptionBlock(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew from ``generator`` (torch's global one if None), each by its own name."""
         draw_parameters(self, seed_from(generator), self.initializer)
+
+    def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        """Fill a parameter that this block itself holds, not one of its layers; without this it is left as built."""
+
+    def adjust_parameters(self) -> None:
+        """Called under no_grad after all weights were drawn, to scale or set some of them."""
 
     def _measured_shapes(self) -> list[Shape]:
         dtype = torch.int64 if self.takes == "integer" else torch.float32
@@ -95,11 +158,13 @@ class PerceptionBlock(nn.Module):
 class MemoryBlock(PerceptionBlock):
     """Base of blocks that carry a state from step to step.
 
-    A subclass sets ``state_shapes`` (name -> shape, no leading axes) and defines ``advance(x, state) -> (output, state)``
-    for one step with leading axes (...); it may define ``scan`` for (..., T) at once where no reset occurs.
+    A subclass sets ``state_shapes`` (name -> shape, no leading axes) and defines ``advance(x, state)``, which returns
+    (output, state), for one step with leading axes (...); it may define ``scan`` for (..., T) at once where no reset
+    occurs.
 
-    ``block(x)`` is one step from a zero state and returns the output alone. ``block(x, state)`` returns (output, state);
-    ``resets`` (shape of the leading axes, bool) is true at an episode's first observation and zeroes the state before it.
+    ``block(x)`` is one step from a zero state and returns the output alone. ``block(x, state)`` returns
+    (output, state); ``resets`` (shape of the leading axes, bool) is true at an episode's first observation and zeroes
+    the state before it.
     """
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -170,7 +235,7 @@ class MemoryBlock(PerceptionBlock):
         return torch.cat(outputs, dim=axis), state
 
 
-def zeroed(state: State, shapes: Mapping[str, Shape], resets: Tensor | None) -> State:
+def zeroed(state: State, shapes: Mapping[str, tuple[int, ...]], resets: Tensor | None) -> State:
     """``state`` with zeros where ``resets`` (its leading axes) is true."""
     if resets is None:
         return state

@@ -1,7 +1,7 @@
 """Initial weights by name, and from a seed: each depends only on the seed and on the parameter's own name.
 
-An initialiser is a function ``(tensor, generator, **settings)`` that fills a weight in place; tensors of one axis (biases,
-scales) are not its business. Numbers are drawn on the CPU in float32, so a weight is the same on every device.
+An initialiser is a function ``(tensor, generator, **settings)`` that fills a weight in place; tensors of one axis
+(biases, scales) are not its business. Numbers are drawn on the CPU in float32, so a weight is the same on every device.
 """
 
 from __future__ import annotations
@@ -127,15 +127,21 @@ def draw_parameters(module: nn.Module, seed: int, rule: Rule | None = None) -> N
     """Draw every parameter of the torch layers in ``module`` anew, and clear their running statistics.
 
     Weights follow ``rule`` (biases are then zero) or, without one, torch's own initialisation. Each parameter has a
-    generator of its own, seeded by ``seed`` and its name. Parameters on the meta device are left alone.
+    generator of its own, seeded by ``seed`` and its name. Parameters on the meta device are left alone. A block's
+    ``draw_parameter`` fills those it holds itself, its ``adjust_parameters`` has the last word.
     """
     with torch.no_grad():
-        for prefix, layer in module.named_modules():
+        layers = list(module.named_modules())
+        for prefix, layer in layers:
             if isinstance(layer, nn.modules.batchnorm._NormBase):
                 _clear_statistics(layer)
             for name, tensor in _own_tensors(layer):
                 path = f"{prefix}.{name}" if prefix else name
                 _draw(layer, name, tensor, local_generator(seed, path), rule)
+        for _, layer in reversed(layers):  # inner blocks before those that hold them
+            adjust = getattr(layer, "adjust_parameters", None)
+            if callable(adjust):
+                adjust()
 
 
 def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -198,7 +204,14 @@ _FAMILIES: dict[type, Callable[..., None]] = {
 }
 
 
+def _own(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+    tensor.copy_(layer._parameters[name])  # unless the block says otherwise, it stays as built
+    layer.draw_parameter(name, tensor, generator)
+
+
 def _family(layer: nn.Module) -> Callable[..., None] | None:
+    if hasattr(layer, "draw_parameter"):
+        return _own
     return next((draw for kind, draw in _FAMILIES.items() if isinstance(layer, kind)), None)
 
 

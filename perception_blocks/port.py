@@ -1,14 +1,14 @@
-"""What is known of a value before it exists: its shape, and for an input where it comes from."""
+"""What is known of a value before it exists: its shape, where it comes from, and why a block cannot take it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 
-__all__ = ["Port", "Shape", "Shapes", "as_port", "format_shape"]
+__all__ = ["InputShapeError", "Port", "Shape", "Shapes", "as_port", "format_shape"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 Shapes: TypeAlias = Sequence[Shape]
@@ -21,8 +21,8 @@ class Port:
     ``dtype`` is the dtype at the source: an image of a uint8 space says ``torch.uint8``, although the model hands it to
     the first block in its own float dtype, unscaled. ``cardinality`` is the number of values of an integer input (one
     number per element for MultiDiscrete), which is zero-based. ``low`` and ``high`` are bounds (a number, or nested
-    tuples in the value's shape where they differ), ``channels`` says where an image has its channels, ``mask`` names the
-    value that masks this one, ``source`` is the original path in the space.
+    tuples in the value's shape where they differ), ``channels`` says where an image has its channels, ``mask`` names
+    the value that masks this one, ``source`` is the original path in the space.
     """
 
     shape: Shape
@@ -39,6 +39,51 @@ class Port:
         """A zero-based integer to be embedded or one-hot encoded, not a quantity."""
         return self.cardinality is not None or self.dtype in (torch.int32, torch.int64)
 
+    def __str__(self) -> str:
+        """As messages show it: the shape, after the kind of number where that matters."""
+        if self.is_integer:
+            return f"integers {format_shape(self.shape)}"
+        unscaled = "uint8 " if self.dtype == torch.uint8 else ""
+        return unscaled + format_shape(self.shape)
+
+
+class InputShapeError(ValueError):
+    """A block cannot take its inputs: ``rule`` says what it needs, ``got`` what it gets, ``advice`` the way out.
+
+    ``got`` maps the position of each input at fault to its shape or Port; ``advice`` names inputs as ``{0}``, ``{1}``.
+
+    >>> error = InputShapeError("dense takes one vector (features,)", {0: (3, 64, 64)}, "put a flatten block before it")
+    >>> str(error)
+    'dense takes one vector (features,), got (3, 64, 64); put a flatten block before it'
+    >>> error.render(["screen"])
+    "gets (3, 64, 64) from 'screen'; dense takes one vector (features,). Put a flatten block before it."
+    """
+
+    def __init__(self, rule: str, got: Mapping[int, Port | Shape], advice: str = "") -> None:
+        super().__init__(rule, got, advice)
+        self.rule = rule
+        self.got = {index: str(as_port(value)) for index, value in got.items()}
+        self.advice = advice
+
+    def __str__(self) -> str:
+        got = f", got {_joined(list(self.got.values()))}" if self.got else ""
+        return self.rule + got + (f"; {self._advice(None)}" if self.advice else "")
+
+    def render(self, names: Sequence[str]) -> str:
+        """The same with the inputs' names in it, as the end of a sentence that begins with the reader's name."""
+        shown = [f"{what} from {names[index]!r}" for index, what in self.got.items()]
+        text = f"gets {_joined(shown) or 'no input'}; {self.rule}."
+        advice = self._advice(names)
+        return f"{text} {advice[0].upper()}{advice[1:]}." if advice else text
+
+    def _advice(self, names: Sequence[str] | None) -> str:
+        """``names`` None: the inputs by their number, counted from 1."""
+        if names is None:
+            names = [f"input {index + 1}" for index in range(max(self.got, default=-1) + 1)]
+        else:
+            names = [repr(name) for name in names]
+        return self.advice.format(*names)
+
 
 def as_port(value: Port | Shape | Sequence[int | None]) -> Port:
     """``value`` itself, or the float Port of a bare shape."""
@@ -53,3 +98,8 @@ def format_shape(shape: Sequence[int | None]) -> str:
     """
     sizes = ["?" if size is None else str(size) for size in shape]
     return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
+
+
+def _joined(items: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""

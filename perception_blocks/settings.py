@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from perception_blocks.registry import ACTIVATIONS, INITIALIZERS, Registry, did_you_mean
+from perception_blocks.registry import ACTIVATIONS, INITIALIZERS, Registry, did_you_mean, near_name
 
 __all__ = [
     "Activation",
     "Initializer",
+    "NegativeInt",
     "NonNegativeInt",
     "OneOrMany",
     "PositiveFloat",
@@ -50,6 +51,7 @@ class Named:
 
 
 PositiveInt = Annotated[int, Range(low=1)]
+NegativeInt = Annotated[int, Range(high=-1)]
 NonNegativeInt = Annotated[int, Range(low=0)]
 PositiveFloat = Annotated[float, Range(low=0.0, exclusive=True)]
 Probability = Annotated[float, Range(0.0, 1.0)]
@@ -119,6 +121,7 @@ def check_settings(
     """What is wrong with the settings ``given`` to a class or function; ``partial`` forgives missing ones."""
     settings, takes_any = settings_of(function, skip)
     problems = []
+    meant = set()
     for name, value in given.items():
         if name in settings:
             wrong = mismatch(settings[name].annotation, value)
@@ -127,11 +130,12 @@ def check_settings(
         elif not takes_any:
             message = f"{name!r} is not a setting of {label}"
             near = did_you_mean(name, settings)
+            meant.add(near_name(name, settings))
             known = f"; it has {', '.join(map(repr, settings))}" if settings else "; it has none"
             problems.append(SettingProblem(name, message + (near or known), misspelt=True))
     if not partial:
         for setting in settings.values():
-            if setting.required and setting.name not in given:
+            if setting.required and setting.name not in meant.union(given):
                 what = describe(setting.annotation)
                 problems.append(
                     SettingProblem(
@@ -189,6 +193,8 @@ def _describe_annotated(args: tuple[Any, ...], plural: bool) -> str:
             article, _, noun = base.rpartition(" ")
             if note == Range(low=1) or note == Range(low=0.0, exclusive=True):
                 return f"{'a ' if article else ''}positive {noun}"
+            if note == Range(high=-1):
+                return f"{'a ' if article else ''}negative {noun}"
             if note == Range(low=0):
                 return f"{base} of 0 or more"
             if math.isinf(note.high):

@@ -1,0 +1,128 @@
+"""Activations from what a user writes: a name, a name with settings, a torch.nn class, a ready module, a function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from perception_blocks.port import format_shape
+from perception_blocks.registry import ACTIVATIONS, did_you_mean
+from perception_blocks.settings import Activation, SettingsError, check_settings
+
+__all__ = ["make_activation", "make_activations"]
+
+Function = Callable[[Tensor], Tensor]
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+# With default settings these are called as functions: a module's call costs more than a small activation.
+_FUNCTIONS: dict[type[nn.Module], Function] = {
+    nn.ELU: functional.elu,
+    nn.GELU: functional.gelu,
+    nn.Identity: identity,
+    nn.LeakyReLU: functional.leaky_relu,
+    nn.Mish: functional.mish,
+    nn.ReLU: torch.relu,
+    nn.SELU: functional.selu,
+    nn.Sigmoid: torch.sigmoid,
+    nn.SiLU: functional.silu,
+    nn.Softplus: functional.softplus,
+    nn.Tanh: torch.tanh,
+}
+
+
+def make_activations(activations: Sequence[Activation]) -> list[Function] | nn.ModuleList:
+    """One callable for each: functions where all are plain ones, else modules, so that parameters are registered."""
+    made = [make_activation(activation) for activation in activations]
+    if not any(isinstance(activation, nn.Module) for activation in made):
+        return made
+    return nn.ModuleList(a if isinstance(a, nn.Module) else _Applied(a) for a in made)
+
+
+def make_activation(activation: Activation) -> Function:
+    """The callable for one activation; each call gives a module of its own.
+
+    Raises UnknownNameError for an unknown name, SettingsError for unknown settings, ValueError for what is no
+    activation.
+
+    >>> make_activation({"leaky_relu": {"negative_slope": 0.1}})
+    LeakyReLU(negative_slope=0.1)
+    """
+    settings: Mapping[str, Any] = {}
+    if isinstance(activation, Mapping):
+        ((activation, settings),) = activation.items()
+    if isinstance(activation, nn.Module):
+        return _checked(copy.deepcopy(activation), repr(activation))
+    if not isinstance(activation, (str, type)):
+        return activation
+    label = f"activation {activation if isinstance(activation, str) else activation.__name__!r}"
+    cls = _class_of(activation)
+    problems = check_settings(cls, settings, label, skip=0)
+    if problems:
+        raise SettingsError(problems)
+    if not settings and cls in _FUNCTIONS:
+        return _FUNCTIONS[cls]
+    module = cls(**settings)
+    return module if cls in _known_classes() else _checked(module, label)
+
+
+class _Applied(nn.Module):
+    """A function among activations that are modules."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def _class_of(activation: str | type) -> type[nn.Module]:
+    if isinstance(activation, type):
+        if not issubclass(activation, nn.Module):
+            raise ValueError(f"an activation class is an nn.Module, got {activation.__name__}")
+        return activation
+    if "." not in activation:
+        return ACTIVATIONS.get(activation)
+    package, _, name = activation.rpartition(".")
+    if package != "torch.nn":
+        raise ValueError(
+            f"an activation is named like 'relu' or 'torch.nn.ReLU', got {activation!r}; "
+            "register other classes in perception_blocks.registry.ACTIVATIONS"
+        )
+    found = getattr(nn, name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        near = did_you_mean(name, [n for n, v in vars(nn).items() if isinstance(v, type)])
+        raise ValueError(f"torch.nn has no module class {name!r}{near}")
+    return found
+
+
+def _known_classes() -> set[type]:
+    return {ACTIVATIONS.get(name) for name in ACTIVATIONS}
+
+
+def _checked(module: nn.Module, label: str) -> nn.Module:
+    """``module``, if it leaves a shape as it is."""
+    shape = (3, 6)
+    try:
+        with torch.no_grad():
+            found = tuple(module(torch.zeros(shape)).shape)
+    except Exception as error:
+        raise ValueError(f"{label} cannot be applied to {format_shape(shape)}: {error}") from error
+    if found != shape:
+        raise ValueError(
+            f"{label} turns {format_shape(shape)} into {format_shape(found)}; "
+            "an activation keeps the shape"
+        )
+    return module
