@@ -1,0 +1,39 @@
+"""Policies and critics for reinforcement learning from one YAML file, with every shape inferred and checked."""
+
+from typing import TYPE_CHECKING
+
+from perception_blocks.lazy import lazy_attributes
+
+__version__ = "0.1.0"  # setup.cfg reads it from here
+
+__all__ = [
+    "Critic",
+    "Model",
+    "Policy",
+    "SpecError",
+    "__version__",
+    "compose",
+    "draw",
+    "first_steps",
+    "load",
+]
+
+if TYPE_CHECKING:
+    from composer.critic import Critic
+    from composer.diagram import draw
+    from composer.errors import SpecError
+    from composer.model import Model, compose, load
+    from composer.policy import Policy
+    from composer.spaces import first_steps
+else:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "critic": "Critic",
+            "diagram": "draw",
+            "errors": "SpecError",
+            "model": "Model compose load",
+            "policy": "Policy",
+            "spaces": "first_steps",
+        },
+    )

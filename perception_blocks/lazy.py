@@ -1,0 +1,44 @@
+"""Packages whose attributes are imported when they are first asked for (PEP 562).
+
+``import composer`` then costs nothing: a command line that only checks a file's structure never waits for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from perception_blocks.registry import did_you_mean
+
+__all__ = ["lazy_attributes"]
+
+
+def lazy_attributes(
+    package: str, homes: Mapping[str, str], submodules: tuple[str, ...] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of ``package``.
+
+    ``homes`` says, for each module of the package, the names that come from it, separated by blanks; ``submodules`` are
+    modules that are themselves attributes. No name may be that of a submodule: importing that would replace it.
+    """
+    home_of = {name: module for module, names in homes.items() for name in names.split()}
+    public = sorted([*home_of, *submodules])
+
+    def get(name: str) -> Any:
+        if name in submodules:
+            return import_module(f"{package}.{name}")
+        if name not in home_of:
+            message = f"module {package!r} has no attribute {name!r}{did_you_mean(name, public)}"
+            raise AttributeError(
+                message, name=name
+            )  # with its name set, Python adds no second guess
+        value = getattr(import_module(f"{package}.{home_of[name]}"), name)
+        setattr(sys.modules[package], name, value)  # the next access does not come here
+        return value
+
+    def directory() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *public})
+
+    return get, directory

@@ -1,0 +1,123 @@
+"""The way of the data goes in one direction: a module imports only from those before it, inside functions too."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import composer
+import perception_blocks
+
+ROOT = Path(__file__).parent.parent
+
+# In reading order. Whoever adds a module says here what it may know of.
+PERCEPTION_BLOCKS = """
+    registry lazy dag port settings init measure block activations
+    dense conv recurrent combine reshape embed scale custom
+    lowering graph assemble inference
+"""
+COMPOSER = """
+    errors tree files scalars params overlay source trust model_spec references spec schema
+    spaces distributions construction template network policy critic
+    summary diagram checkpoint export wrappers model cli
+"""
+READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
+READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
+TORCH_FREE = [
+    "perception_blocks",
+    "perception_blocks.registry",
+    "perception_blocks.dag",
+    "perception_blocks.settings",
+    "composer",
+    "composer.errors",
+    "composer.source",
+    "composer.spec",
+]
+# Which modules may import which library; a library that is not here is not imported at all.
+LIBRARIES = {
+    "torch": ["perception_blocks.*", "composer.*"],
+    "numpy": ["perception_blocks.measure", "composer.*"],
+    "yaml": ["composer.source"],
+    "gymnasium": [
+        f"composer.{name}" for name in ("spaces", "distributions", "model", "wrappers", "cli")
+    ],
+    "graphviz": ["composer.diagram*"],
+    "pygraphviz": ["composer.diagram*"],
+    "safetensors": ["composer.checkpoint"],
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {
+    module_name(path): path
+    for package in ("perception_blocks", "composer")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name != "__init__.py"
+}
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import; ``from package import name`` counts as ``package.name``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module in ("composer", "perception_blocks"):
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def is_ours(name: str) -> bool:
+    return name.split(".")[0] in ("composer", "perception_blocks")
+
+
+def test_every_module_has_its_place_in_the_reading_order():
+    assert sorted(set(MODULES) - set(READING_ORDER)) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_modules_before_it(module):
+    before = READING_ORDER[: READING_ORDER.index(module)]
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(MODULES[module])
+        if is_ours(name) and name not in before and name != "composer.__version__"
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_library_is_imported_only_where_it_belongs(module):
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(MODULES[module])
+        if not is_ours(name) and not may_import(module, name.split(".")[0])
+    ]
+    assert wrong == []
+
+
+def may_import(module: str, library: str) -> bool:
+    patterns = LIBRARIES.get(library, ())
+    return library in sys.stdlib_module_names or any(fnmatch(module, p) for p in patterns)
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_reading_a_spec_needs_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_no_module_is_named_like_a_public_name():
+    """Importing such a module would replace the lazy attribute of its package."""
+    modules = {name.split(".")[1] for name in MODULES}
+    public = {*composer.__all__, *perception_blocks.__all__} - {"init"}  # init is the module
+    assert modules & public == set()
