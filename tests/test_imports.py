@@ -21,7 +21,7 @@ PERCEPTION_BLOCKS = """
     lowering graph assemble inference
 """
 COMPOSER = """
-    errors tree files scalars params overlay source trust model_spec references spec schema
+    errors tree files scalars params overlay source trust fields model_spec references nodes spec schema
     spaces distributions construction template network policy critic
     summary diagram checkpoint export wrappers model cli
 """

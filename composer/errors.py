@@ -1,0 +1,116 @@
+"""What is wrong with a spec, where it is written, and the one exception that carries all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+__all__ = ["Path", "Position", "Problem", "Problems", "SpecError", "format_path"]
+
+Path: TypeAlias = tuple[str | int, ...]
+"""The keys and list indices that lead to a value of a spec: ``("policy", "graph", "latent", "in", 0)``."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a file, counted from 1; ``line`` is None for what stands in no file (``--set a.b=3``).
+
+    >>> str(Position("agent.yaml", 17, 22)), str(Position("--set a.b=3"))
+    ('agent.yaml:17:22', '--set a.b=3')
+    """
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        if self.line is None:
+            return self.file
+        return f"{self.file}:{self.line}:{self.column}"
+
+    @property
+    def order(self) -> tuple[str, int, int]:
+        return (self.file, self.line or 0, self.column or 0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong, at ``path`` of the spec and, where the spec was read from text, at ``position``.
+
+    >>> print(Problem("needs equal shapes.\\nAdd a flatten block.", ("policy", "graph"), None))
+    policy.graph: needs equal shapes.
+      Add a flatten block.
+    """
+
+    message: str
+    path: Path = ()
+    position: Position | None = None
+
+    def __str__(self) -> str:
+        where = str(self.position) if self.position else format_path(self.path)
+        text = self.message.replace("\n", "\n  ")
+        return f"{where}: {text}" if where else text
+
+
+class SpecError(ValueError):
+    """Everything found wrong in a spec: ``problems`` as data, its text one problem a line, in the order of the file."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(problems, key=_order))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple:
+        return (type(self), (self.problems,))  # a worker process hands its error to its parent
+
+
+class Locator(Protocol):
+    """Anything that knows where a path is written; a `composer.source.Source` does."""
+
+    def position(self, path: Path, key: bool = False) -> Position | None: ...
+
+
+class Problems:
+    """Collects problems, so that a user sees all of them at once.
+
+    ``known`` are those found before: a second complaint about the very same value is their consequence and is left out.
+    """
+
+    def __init__(self, locator: Locator | None = None, known: Iterable[Problem] = ()) -> None:
+        self._locator = locator
+        self._known = list(known)
+        self._known_paths = {problem.path for problem in self._known}
+        self._found: list[Problem] = []
+
+    def add(self, path: Path, message: str, key: bool = False) -> None:
+        """Note ``message`` at the value at ``path``, or with ``key`` at the key that names it."""
+        if not key and path in self._known_paths:
+            return
+        position = self._locator.position(path, key) if self._locator else None
+        problem = Problem(message, path, position)
+        if problem not in self._found:
+            self._found.append(problem)
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._found)
+
+    def __iter__(self):
+        return iter((*self._known, *self._found))
+
+    def raise_if_any(self) -> None:
+        """Raise a SpecError with everything noted so far."""
+        if len(self):
+            raise SpecError(self)
+
+
+def format_path(path: Path) -> str:
+    """A path as it is written after ``--set``.
+
+    >>> format_path(("policy", "graph", "latent", "in", 0))
+    'policy.graph.latent.in.0'
+    """
+    return ".".join(str(part) for part in path)
+
+
+def _order(problem: Problem) -> tuple:
+    return (0, problem.position.order) if problem.position else (1, ())

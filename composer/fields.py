@@ -1,0 +1,102 @@
+"""Taking typed values out of a mapping of the spec; whatever is wrong is noted in words, and a default returned."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from composer.errors import Path, Problems
+from composer.tree import describe, listing
+from perception_blocks.registry import near_name
+
+__all__ = ["Fields"]
+
+
+class Fields:
+    """The mapping at ``path``. Each method returns the value of ``key`` if it is there and of its type, else ``default``."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path, problems: Problems) -> None:
+        self.values = values
+        self.path = path
+        self.problems = problems
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def at(self, key: str | int) -> Path:
+        return (*self.path, key)
+
+    def note(self, key: str, message: str, *, on_key: bool = False) -> None:
+        """Note ``message`` at the value of ``key``, or at the key itself."""
+        self.problems.add(self.at(key), message, key=on_key)
+
+    def wrong(self, key: str, expected: str) -> None:
+        self.note(key, f"{key!r} must be {expected}, got {describe(self.values[key])}")
+
+    def unknown(self, known: Collection[str], what: str) -> set[str]:
+        """Note each key that is not in ``known``; returns the keys that were probably meant."""
+        meant: set[str] = set()
+        for key in self.values:
+            if key not in known:
+                near = near_name(key, known)
+                hint = f"did you mean {near!r}?" if near else f"its keys are {listing(known)}"
+                self.note(key, f"{key!r} is not a key of {what}; {hint}", on_key=True)
+                meant |= {near} if near else set()
+        return meant
+
+    def text(self, key: str) -> str | None:
+        value = self.values.get(key)
+        if key in self.values and not (isinstance(value, str) and value):
+            self.wrong(key, "a text")
+            return None
+        return value
+
+    def boolean(self, key: str, default: bool = False) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            self.wrong(key, "true or false")
+            return default
+        return value
+
+    def count(self, key: str, default: int) -> int:
+        """A whole number of at least 1."""
+        if key not in self.values:
+            return default
+        value = self.values[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.wrong(key, "a whole number of at least 1")
+            return default
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts, none of them twice."""
+        value = self.values.get(key, [])
+        if not isinstance(value, list):
+            self.wrong(key, "a list of texts")
+            return ()
+        seen: dict[str, None] = {}
+        for index, item in enumerate(value):
+            if not isinstance(item, str):
+                message = f"{key!r} must hold texts only, got {describe(item)}"
+                self.problems.add((*self.path, key, index), message)
+            elif item in seen:
+                self.problems.add((*self.path, key, index), f"{item!r} is in {key!r} twice")
+            else:
+                seen[item] = None
+        return tuple(seen)
+
+    def mapping(self, key: str, expected: str = "a mapping") -> dict[str, Any]:
+        value = self.values.get(key, {})
+        if not isinstance(value, dict):
+            self.wrong(key, expected)
+            return {}
+        return value
+
+    def text_mapping(self, key: str, expected: str) -> dict[str, str]:
+        """A mapping from texts to texts."""
+        value = self.mapping(key, expected)
+        for name, item in value.items():
+            if not isinstance(item, str):
+                message = f"{key!r} must be {expected}, got {describe(item)} for {name!r}"
+                self.problems.add((*self.path, key, name), message)
+        return {name: item for name, item in value.items() if isinstance(item, str)}

@@ -1,0 +1,65 @@
+"""A spec's file on disk -> its text, with a plain word for everything that is no readable text file."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from composer.errors import Position, Problem, SpecError
+from perception_blocks.registry import did_you_mean
+
+__all__ = ["MAX_BYTES", "display_name", "read_text"]
+
+MAX_BYTES = 1024 * 1024
+
+
+def read_text(path: str, asked_at: Position | None) -> str:
+    """The text of the file at ``path``. Raises SpecError for whatever is no readable text file."""
+    name = display_name(path)
+    problem = None
+    data = b""
+    try:
+        # A pipe or a device would block or never end.
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            problem = f"{name!r} is a folder, not a file"
+        elif not stat.S_ISREG(os.stat(path).st_mode):
+            problem = f"{name!r} is not a regular file"
+        else:
+            with open(path, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        problem = f"there is no file {name!r}{_near_file(path)}"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        problem = f"{name!r} cannot be read: {reason}"
+    if problem:
+        raise SpecError([Problem(problem, (), asked_at)])
+    return _decode(data, name)
+
+
+def _decode(data: bytes, name: str) -> str:
+    if len(data) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES} bytes, too large for a spec"
+        raise SpecError([Problem(message, (), Position(name, 1, 1))])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        start = data.rfind(b"\n", 0, error.start) + 1
+        column = len(data[start : error.start].decode("utf-8", "replace")) + 1
+        message = f"the byte 0x{data[error.start]:02x} is not UTF-8; is this a text file?"
+        raise SpecError([Problem(message, (), Position(name, line, column))]) from None
+
+
+def _near_file(path: str) -> str:
+    folder, file = os.path.split(path)
+    try:
+        names = os.listdir(folder or ".")
+    except (OSError, ValueError):
+        return ""
+    return did_you_mean(file, names[:1000])
+
+
+def display_name(path: str) -> str:
+    """``path`` as messages show it: ``base.yaml``, not ``configs/../base.yaml``."""
+    return os.path.normpath(path) if path else path

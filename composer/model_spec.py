@@ -1,0 +1,140 @@
+"""A spec that has been read: what a user wrote, typed, with the path of every part for messages.
+
+Nothing is known yet of spaces and shapes. `composer.spec.read_spec` makes these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from composer.errors import Path
+from composer.source import Source
+
+__all__ = ["CRITIC_KINDS", "CriticKind", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
+__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec"]
+
+CriticKind: TypeAlias = Literal["state", "shared_state", "delta_state", "state_action"]
+CRITIC_KINDS: tuple[CriticKind, ...] = ("state", "shared_state", "delta_state", "state_action")
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One node of a graph, or one head.
+
+    ``block`` is a registered name, a dotted path, ``"graph"``, or from Python a class, a callable or a ready module;
+    None with ``same_as``. ``inputs`` names values by position, or by argument name; for a nested ``graph`` it maps the
+    inner name to the outer one. ``out`` names the outputs, "_" for one that is dropped (a nested graph: the inner
+    names, or outer -> inner); None: the node's own name.
+    """
+
+    path: Path
+    name: str
+    block: Any
+    inputs: tuple[str, ...] | dict[str, str]
+    out: tuple[str, ...] | dict[str, str] | None = None
+    each: int = 0
+    same_as: str | None = None
+    init: Any = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    graph: dict[str, NodeSpec] | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The values it takes, as the graph names them."""
+        return tuple(self.inputs.values()) if isinstance(self.inputs, dict) else self.inputs
+
+    @property
+    def inner_outputs(self) -> tuple[str, ...] | None:
+        """What a nested graph must give, by its inner names; None: its only sink."""
+        return tuple(self.out.values()) if isinstance(self.out, dict) else self.out
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The values it gives to the graph."""
+        return (self.name,) if self.out is None else tuple(n for n in self.out if n != "_")
+
+
+@dataclass(frozen=True)
+class HeadsSpec:
+    """``default`` is the node every action gets (its name is empty), or ``actions`` has one node for each action."""
+
+    path: Path
+    default: NodeSpec | None = None
+    actions: dict[str, NodeSpec] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One network: exactly one of ``graph``, ``target`` and ``template`` is not None.
+
+    ``observations`` are those it may see (None: all), ``shares`` the values a policy hands to its critic.
+    """
+
+    path: Path
+    graph: dict[str, NodeSpec] | None = None
+    target: Any = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    template: dict[str, Any] | None = None
+    heads: HeadsSpec | None = None
+    observations: tuple[str, ...] | None = None
+    init: Any = None
+    shares: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """``networks`` has the key None for a policy that is one network, else its step or agent (a list: "0", "1", ...).
+
+    ``action_mask`` maps an action to the observation that holds its mask.
+    """
+
+    path: Path
+    networks: dict[str | None, NetworkSpec]
+    action_mask: dict[str, str] = field(default_factory=dict)
+    wrap: tuple[str | dict[str, Any], ...] = ()
+    separate: bool = False
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """The values that any of the networks hands to the critic."""
+        return tuple(
+            dict.fromkeys(name for network in self.networks.values() for name in network.shares)
+        )
+
+
+@dataclass(frozen=True)
+class CriticSpec:
+    """``shared`` are the values the policy hands over, ``ensemble`` is the number of copies."""
+
+    path: Path
+    networks: dict[str | None, NetworkSpec]
+    kind: CriticKind = "state"
+    stack: bool = False
+    ensemble: int = 1
+    normalize_value: bool = False
+    shared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DistributionRule:
+    """An override of the distribution an action gets: ``entry`` as written, such as ``{action: steer, distribution: beta}``."""
+
+    path: Path
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole spec. ``ignore`` and ``normalize`` name observations."""
+
+    version: int
+    environment: str | None
+    params: dict[str, Any]
+    distributions: tuple[DistributionRule, ...]
+    ignore: tuple[str, ...]
+    normalize: tuple[str, ...]
+    policy: PolicySpec
+    critic: CriticSpec | None
+    source: Source

@@ -1,0 +1,181 @@
+"""One node of a graph, or one head, as written in a spec -> a NodeSpec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from composer.errors import Path, Problems
+from composer.fields import Fields
+from composer.model_spec import NodeSpec
+from composer.tree import describe
+from composer.trust import check_trusted, import_allowed
+from perception_blocks.registry import BLOCKS, did_you_mean, near_name
+
+__all__ = ["NODE_KEYS", "NodeReader"]
+
+NODE_KEYS = ("block", "in", "out", "each", "same_as", "init")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_EXAMPLE = "a mapping such as {block: dense, in: observation}"
+# What people write for `in`.
+_LIKE_IN = ("input", "inputs", "from")
+
+
+class NodeReader:
+    """Reads nodes and graphs of nodes; what is wrong goes to ``problems``, and the rest is read all the same."""
+
+    def __init__(self, problems: Problems, allow: tuple[str, ...]) -> None:
+        self._problems = problems
+        self._allow = allow
+        self._imported = False
+
+    def graph(self, fields: Fields) -> dict[str, NodeSpec]:
+        """The nodes under the key `graph`; those that cannot be read are left out."""
+        value = fields.values["graph"]
+        if not isinstance(value, dict) or not value:
+            fields.wrong("graph", "a mapping from names to nodes")
+            return {}
+        nodes = {}
+        for name, node in value.items():
+            path = (*fields.at("graph"), name)
+            if not NAME.fullmatch(name):
+                message = (
+                    f"the node name {name!r} must start with a letter or '_' "
+                    "and hold letters, digits and '_' only"
+                )
+                self._problems.add(path, message, key=True)
+            elif isinstance(node, dict):
+                nodes[name] = self.node(name, node, path)
+            else:
+                self._problems.add(path, f"{name!r} must be {_EXAMPLE}, got {describe(node)}")
+                nodes[name] = NodeSpec(path, name, None, ())  # so that others may refer to it
+        return nodes
+
+    def node(
+        self, name: str, value: Mapping[str, Any], path: Path, default_block: str | None = None
+    ) -> NodeSpec:
+        """The node called ``name``; a head has a ``default_block`` and may leave `block` out."""
+        fields = Fields(value, path, self._problems)
+        settings = {k: v for k, v in value.items() if k not in NODE_KEYS}
+        same_as = fields.text("same_as")
+        graph = None
+        block = value.get("block", default_block)
+        if "same_as" in fields:
+            self._only_shared(fields)
+            block = None
+        elif block == "graph":
+            graph = self._nested(fields)
+            settings = {}
+        else:
+            self._check_block(fields, default_block, settings)
+        return NodeSpec(
+            path,
+            name,
+            block,
+            self._inputs(fields, settings, nested=graph is not None),
+            self._outputs(fields, nested=graph is not None),
+            fields.count("each", 0),
+            same_as,
+            value.get("init"),
+            settings,
+            graph,
+        )
+
+    def _only_shared(self, fields: Fields) -> None:
+        for key in fields.values:
+            if key not in ("same_as", "in", "out", "each"):
+                message = f"{key!r} has no place beside 'same_as': the whole module is shared, settings and weights"
+                fields.note(key, message, on_key=True)
+
+    def _nested(self, fields: Fields) -> dict[str, NodeSpec]:
+        meant = fields.unknown((*NODE_KEYS, "graph"), "a nested graph")
+        if "graph" in fields:
+            return self.graph(fields)
+        if "graph" not in meant:
+            message = "the block 'graph' needs 'graph' beside it, a mapping from names to nodes"
+            fields.note("block", message)
+        return {}
+
+    def _check_block(
+        self, fields: Fields, default_block: str | None, settings: dict[str, Any]
+    ) -> None:
+        if "graph" in settings:
+            message = "'graph' belongs to the block 'graph'; write block: graph beside it"
+            fields.note("graph", message, on_key=True)
+        elif "block" in fields:
+            self._check_block_value(fields)
+        elif default_block is None:
+            near = near_name("block", settings)
+            if "_target_" in settings:
+                message = "'_target_' makes a whole network; a node names its class with 'block'"
+                fields.note("_target_", message, on_key=True)
+            elif near:
+                message = f"{near!r} is not a key of a node; did you mean 'block'?"
+                fields.note(near, message, on_key=True)
+            else:
+                self._problems.add(fields.path, f"{fields.path[-1]!r} has no 'block'", key=True)
+
+    def _check_block_value(self, fields: Fields) -> None:
+        block = fields.values["block"]
+        if not isinstance(block, str):
+            # From Python: a class, a function, a ready module.
+            if block is None or isinstance(block, bool | int | float | list | dict):
+                fields.wrong("block", "the name of a block")
+        elif "." in block:
+            problem = check_trusted(block, self._allow)
+            if problem:
+                fields.note("block", problem)
+        elif not self._is_known(block):
+            hint = did_you_mean(block, [*BLOCKS, "graph"]) or "; `composer blocks` lists them"
+            fields.note("block", f"unknown block {block!r}{hint}")
+
+    def _is_known(self, block: str) -> bool:
+        if block not in BLOCKS and self._allow and not self._imported:
+            self._imported = True
+            import_allowed(self._allow)  # they may register it
+        return block in BLOCKS
+
+    def _inputs(
+        self, fields: Fields, settings: Mapping[str, Any], nested: bool
+    ) -> tuple[str, ...] | dict[str, str]:
+        if "in" not in fields:
+            self._no_input(fields, settings)
+            return ()
+        value = fields.values["in"]
+        if isinstance(value, dict) and value:
+            return fields.text_mapping("in", "a mapping from inputs to names")
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, list) and names and all(n and isinstance(n, str) for n in names):
+            return {name: name for name in names} if nested else tuple(names)
+        fields.wrong("in", "a name, a list of names, or a mapping from inputs to names")
+        return ()
+
+    def _no_input(self, fields: Fields, settings: Mapping[str, Any]) -> None:
+        meant = next((key for key in settings if key in _LIKE_IN), None)
+        if meant:
+            message = f"{meant!r} is not a key of a node; did you mean 'in'?"
+            fields.note(meant, message, on_key=True)
+        else:
+            message = f"{fields.path[-1]!r} has no 'in': name what it reads"
+            self._problems.add(fields.path, message, key=True)
+
+    def _outputs(self, fields: Fields, nested: bool) -> tuple[str, ...] | dict[str, str] | None:
+        if "out" not in fields:
+            return None
+        value = fields.values["out"]
+        if nested and isinstance(value, dict) and value:
+            return fields.text_mapping("out", "a mapping from outer names to inner ones")
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not names:
+            fields.wrong("out", "a list of names, '_' for one that is dropped")
+            return None
+        good = tuple(name for name in names if isinstance(name, str) and NAME.fullmatch(name))
+        if len(good) < len(names):
+            wrong = next(name for name in names if name not in good)
+            fields.note(
+                "out", f"a name in 'out' must be letters, digits and '_', got {describe(wrong)}"
+            )
+        elif set(good) == {"_"}:
+            fields.note("out", "'out' drops every output")
+        return good

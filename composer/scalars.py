@@ -1,0 +1,73 @@
+"""The scalars of YAML 1.2's core schema, and its syntax errors in plain words. Needs no YAML library."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["Scalar", "parse_scalar", "syntax_error_in_words"]
+
+Scalar = str | int | float | bool | None
+
+_WORDS: dict[str, Scalar] = {"": None, "~": None}
+_WORDS |= {word: None for word in ("null", "Null", "NULL")}
+_WORDS |= {word: True for word in ("true", "True", "TRUE")}
+_WORDS |= {word: False for word in ("false", "False", "FALSE")}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_MAX_DIGITS = 300  # a float's range; Python itself refuses integers of more than 4,300
+
+
+def parse_scalar(text: str) -> Scalar:
+    """What an unquoted ``text`` means. Raises ValueError for a number no computer word could hold.
+
+    >>> [parse_scalar(text) for text in ("1e-3", "no", "0o17", "012", "~", ".inf", "1_000")]
+    [0.001, 'no', 15, 12, None, inf, '1_000']
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if len(text) > _MAX_DIGITS and (_INTEGER.fullmatch(text) or _FLOAT.fullmatch(text)):
+        raise ValueError(f"a number of {len(text)} characters is too long")
+    if _INTEGER.fullmatch(text):
+        bases = {"0o": 8, "0x": 16}
+        return int(text, bases.get(text[:2], 10))
+    if _FLOAT.fullmatch(text) or _SPECIAL.fullmatch(text):
+        return float(
+            text.replace(".i", "i").replace(".I", "I").replace(".n", "n").replace(".N", "N")
+        )
+    return text
+
+
+# What the parser says, and what it means to somebody who writes a spec.
+_SYNTAX = {
+    "mapping values are not allowed": "a ':' is out of place here: a text that holds ': ' must be in quotes, "
+    "and keys of one mapping must start in the same column",
+    "expected ',' or '}'": "a ',' or the closing '}' is missing before this",
+    "expected ',' or ']'": "a ',' or the closing ']' is missing before this",
+    "expected key": "a key of the mapping is expected here; check the indentation and the brackets before it",
+    "expected '-'": "an entry of the list is expected here, starting with '-'; check the indentation",
+    "could not find expected ':'": "a ':' is missing before this, after the key",
+    "unexpected end of stream": "a quote that was opened is never closed",
+    "unknown escape": "this '\\' escape is unknown; write '\\\\', or use single quotes",
+    "tab character": "a tab cannot indent YAML; use spaces",
+    "block sequence entries are not allowed": "a list entry '-' cannot start here; put it on a line of its own",
+    "unknown directive": "a line cannot start with '%'; put the text in quotes",
+}
+
+
+def syntax_error_in_words(text: str, reason: str, line: int, column: int) -> tuple[str, int]:
+    """The parser's ``reason`` at 0-based ``line`` and ``column`` of ``text`` in plain words, and the column to show."""
+    lines = text.splitlines()
+    rest = lines[line][column:] if line < len(lines) else ""
+    before = lines[line][:column] if line < len(lines) else ""
+    if rest.startswith("{") and before.endswith("$"):
+        reference = rest[: rest.find("}") + 1] or rest
+        return f'"${reference}" must be in quotes inside {{ }} and [ ]', column - 1
+    if "cannot start any token" in reason:
+        if rest.startswith("\t"):
+            return _SYNTAX["tab character"], column
+        return f"a text cannot start with {rest[:1]!r}; put it in quotes", column
+    for part, words in _SYNTAX.items():
+        if part in reason:
+            return words, column
+    return f"not valid YAML: {reason}", column

@@ -1,0 +1,444 @@
+"""A spec as text, file or mapping -> plain data that knows where each value was written. The only module that reads YAML.
+
+`extends`, overrides and params are applied here, in that order; nothing is known yet of what the keys mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, NoReturn, TypeAlias
+
+import yaml
+
+from composer.errors import Path, Position, Problem, SpecError, format_path
+from composer.files import MAX_BYTES, display_name, read_text
+from composer.overlay import merge, set_value
+from composer.params import escape_params, fill_params
+from composer.scalars import parse_scalar, syntax_error_in_words
+from composer.tree import (
+    MAX_DEPTH,
+    Node,
+    check_size,
+    describe,
+    from_python,
+    node_at,
+    plain,
+)
+from perception_blocks.registry import did_you_mean
+
+__all__ = ["Override", "Source", "dump_yaml", "load_source"]
+
+Override: TypeAlias = "str | tuple[str | Path, Any]"
+"""``"params.width=128"``, or a path (dotted, or its parts) and a value."""
+
+MAX_EXTENDS = 20  # files, one extending the next
+_TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
+_NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class Source:
+    """A spec's resolved ``data`` and where each part of it was written.
+
+    ``params`` holds the params, already filled in wherever `data` refers to them. ``problems`` are those found so far
+    that did not keep the rest from being read; `composer.spec.read_spec` raises them together with its own.
+    """
+
+    def __init__(
+        self, root: Node, name: str | None, files: Iterable[str], problems: Iterable[Problem]
+    ) -> None:
+        self.name = name
+        self.files = tuple(files)
+        self._root, found = fill_params(root, name or "")
+        self.problems = (*problems, *found)
+        self.data: dict[str, Any] = plain(self._root)
+        params = self.data.pop("params", {})
+        self.params: dict[str, Any] = params if isinstance(params, dict) else {}
+
+    def position(self, path: Path, key: bool = False) -> Position | None:
+        """Where the value at ``path`` is written, or the key that names it; else its nearest ancestor's place."""
+        while True:
+            node, found = node_at(self._root, path)
+            place = node.key_position if key and found and node.key_position else node.position
+            if place is not None or not path:
+                return place
+            path = path[:-1]
+
+    def to_yaml(self) -> str:
+        """The resolved spec as YAML that reads back as the same data."""
+        return dump_yaml(self.data)
+
+    def __repr__(self) -> str:
+        return f"Source({self.name or 'a mapping'!r})"
+
+
+def load_source(
+    spec: str | FilePath | Mapping[str, Any], overrides: Iterable[Override] = ()
+) -> Source:
+    """Read ``spec``: a file's path, YAML text (any str with a line break), a mapping or an OmegaConf config.
+
+    Raises SpecError for what cannot be read at all.
+    """
+    problems: list[Problem] = []
+    files = _Files(problems)
+    name: str | None = None
+    if isinstance(spec, str) and "\n" in spec:
+        name = _TEXT_NAME
+        root = _without_extends(_parse(spec, name, problems), "a text")
+    elif isinstance(spec, str | os.PathLike):
+        name = display_name(os.fspath(spec))
+        root = files.load(os.fspath(spec), None, ())
+    elif isinstance(spec, Mapping):
+        root = _without_extends(from_python(spec), "a mapping")
+    else:
+        message = f"a spec is a path, YAML text or a mapping, got {describe(spec)}"
+        raise SpecError([Problem(message)])
+    for override in overrides:
+        root = _apply(root, override, problems)
+    return Source(root, name, files.seen, problems)
+
+
+# --- extends -----------------------------------------------------------------------------------------------------
+
+
+class _Files:
+    """Reads a file and those it extends, each once; ``seen`` lists them as the user would write them."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.seen: list[str] = []
+        self._problems = problems
+        self._merged: dict[str, Node] = {}
+
+    def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Node:
+        identity = os.path.realpath(path)
+        if identity in parents:
+            chain = [*parents[parents.index(identity) :], identity]
+            names = " -> ".join(repr(os.path.basename(name)) for name in chain)
+            raise SpecError(
+                [Problem(f"files extend each other in a circle: {names}", (), asked_at)]
+            )
+        if len(parents) >= MAX_EXTENDS:
+            message = f"more than {MAX_EXTENDS} files extend one another"
+            raise SpecError([Problem(message, ("extends",), asked_at)])
+        if identity not in self._merged:
+            root = _parse(read_text(path, asked_at), display_name(path), self._problems)
+            self.seen.append(display_name(path))
+            self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
+        return self._merged[identity]
+
+    def _on_its_bases(self, root: Node, path: str, parents: tuple[str, ...]) -> Node:
+        extends = root.value.get("extends")
+        if extends is None:
+            return root
+        names = extends.value if isinstance(extends.value, list) else [extends]
+        over = Node({k: v for k, v in root.value.items() if k != "extends"}, root.position)
+        base: Node | None = None
+        folder = os.path.dirname(path)
+        for name in names:
+            if not isinstance(name.value, str) or not name.value:
+                message = (
+                    f"'extends' must be a file name or a list of them, got {describe(name.value)}"
+                )
+                raise SpecError([Problem(message, ("extends",), name.position)])
+            below = self.load(os.path.join(folder, name.value), name.position, parents)
+            base = below if base is None else merge(base, below)
+        return over if base is None else merge(base, over)
+
+
+def _without_extends(root: Node, what: str) -> Node:
+    extends = root.value.get("extends")
+    if extends is None:
+        return root
+    message = (
+        f"'extends' is relative to a file, and this spec is {what}; merge it yourself or use a file"
+    )
+    raise SpecError([Problem(message, ("extends",), extends.position)])
+
+
+# --- overrides ---------------------------------------------------------------------------------------------------
+
+
+def _apply(root: Node, override: Override, problems: list[Problem]) -> Node:
+    """``root`` with one override applied; what is wrong with it goes to ``problems``."""
+    if isinstance(override, str):
+        position = Position(f"--set {override}")
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            problems.append(Problem("lacks a '='; write key=value", (), position))
+            return root
+        path: Path = tuple(dotted.strip().split("."))
+        value = _parse_value(text, position, problems)
+    else:
+        given, data = override
+        path = tuple(given.split(".")) if isinstance(given, str) else tuple(given)
+        position = Position(f"--set {format_path(path)}")
+        value = from_python(data, position)
+    if not path or "" in path:
+        message = "needs the path of a key before the '=', such as params.width=64"
+        problems.append(Problem(message, (), position))
+        return root
+    if path == ("extends",):
+        message = "'extends' cannot be set from outside; it is read before overrides are"
+        problems.append(Problem(message, path, position))
+        return root
+    return set_value(root, path, value, problems)
+
+
+def _parse_value(text: str, position: Position, problems: list[Problem]) -> Node:
+    found: list[Problem] = []
+    try:
+        root = _YamlReader(position.file, found).read(text)
+    except SpecError as error:
+        found += error.problems
+        root = None
+    if found:
+        message = f"the value is not valid YAML: {found[0].message}"
+        problems.append(Problem(message, (), position))
+    return Node(None, position) if root is None else _placed(root, position)
+
+
+def _placed(node: Node, position: Position) -> Node:
+    """``node`` and all below, as if written at ``position``."""
+    if isinstance(node.value, dict):
+        return Node({k: _placed(v, position) for k, v in node.value.items()}, position, position)
+    if isinstance(node.value, list):
+        return Node([_placed(v, position) for v in node.value], position, position)
+    return Node(node.value, position, position)
+
+
+# --- reading YAML ------------------------------------------------------------------------------------------------
+
+
+def _parse(text: str, name: str, problems: list[Problem]) -> Node:
+    """The mapping that ``text`` holds. Raises SpecError."""
+    if len(text) > MAX_BYTES:
+        message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
+        raise SpecError([Problem(message, (), Position(name, 1, 1))])
+    root = _YamlReader(name, problems).read(text)
+    if root is None or root.value is None:
+        message = "the spec is empty; `composer init ENV` writes one to start from"
+        raise SpecError([*problems, Problem(message, (), Position(name, 1, 1))])
+    if not isinstance(root.value, dict):
+        message = f"a spec must be a mapping of keys to values, got {describe(root.value)}"
+        raise SpecError([*problems, Problem(message, (), root.position)])
+    return root
+
+
+@dataclass
+class _Open:
+    """A mapping or a list that is being read. ``key`` is the mapping's key that waits for its value."""
+
+    children: dict[str, Node] | list[Node]
+    position: Position
+    anchor: str | None
+    key: Node | None = None  # of value None: a key that is wrong, whose value is read and dropped
+
+
+class _YamlReader:
+    """YAML events -> Nodes, by the rules of YAML 1.2. Without recursion, and without ever making an object by its tag.
+
+    What spoils one value only goes to ``problems``; what spoils the whole document raises SpecError.
+    """
+
+    def __init__(self, name: str, problems: list[Problem]) -> None:
+        self._name = name
+        self._problems = problems
+        self._open: list[_Open] = []
+        self._anchors: dict[str, Node | None] = {}  # None while the value is being read
+        self._root: Node | None = None
+        self._documents = 0
+
+    def read(self, text: str) -> Node | None:
+        """The document's value, or None when there is no document."""
+        self._refuse_control_characters(text)
+        try:
+            for event in yaml.parse(text, Loader=_PARSER):
+                self._take(event)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line, column = (mark.line, mark.column) if mark else (0, 0)
+            reason = getattr(error, "problem", None) or str(error)
+            message, column = syntax_error_in_words(text, reason, line, column)
+            position = Position(self._name, line + 1, column + 1)
+            raise SpecError([*self._problems, Problem(message, (), position)]) from None
+        return self._root
+
+    def _take(self, event: yaml.Event) -> None:
+        if isinstance(event, yaml.ScalarEvent):
+            self._take_scalar(event)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            self._take_start(event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            done = self._open.pop()
+            node = Node(done.children, done.position)
+            check_size(node, done.position, "the document")
+            self._put(node, done.anchor)
+        elif isinstance(event, yaml.AliasEvent):
+            self._take_alias(event)
+        elif isinstance(event, yaml.DocumentStartEvent):
+            self._documents += 1
+            if self._documents > 1:
+                self._fail(event, "a second document starts here; a spec is one document")
+
+    def _take_start(self, event: yaml.CollectionStartEvent) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            self._fail(event, f"nested more than {MAX_DEPTH} deep")
+        self._refuse_tag(event)
+        is_mapping = isinstance(event, yaml.MappingStartEvent)
+        self._open.append(_Open({} if is_mapping else [], self._at(event.start_mark), event.anchor))
+        if event.anchor:
+            self._anchors[event.anchor] = None
+
+    def _take_scalar(self, event: yaml.ScalarEvent) -> None:
+        self._refuse_tag(event)
+        position = self._at(event.start_mark)
+        value = event.value
+        if event.implicit[0]:
+            if value == "<<" and self._awaits_key():
+                message = (
+                    "merge keys '<<' are no part of YAML 1.2; write the keys out, or use 'extends'"
+                )
+                self._note(position, message)
+                self._open[-1].key = Node(None, position)
+                return
+            try:
+                value = parse_scalar(value)
+            except ValueError as error:
+                self._note(position, str(error))
+        self._put(Node(value, position), event.anchor)
+
+    def _take_alias(self, event: yaml.AliasEvent) -> None:
+        if event.anchor not in self._anchors:
+            near = did_you_mean(event.anchor, self._anchors)
+            self._fail(event, f"no anchor '&{event.anchor}' comes before '*{event.anchor}'{near}")
+        node = self._anchors[event.anchor]
+        if node is None:
+            self._fail(event, f"the value of '&{event.anchor}' holds itself")
+        else:
+            self._put(node, None)
+
+    def _put(self, node: Node, anchor: str | None) -> None:
+        """Hand a finished value to the mapping or list it stands in."""
+        if anchor:
+            self._anchors[anchor] = node
+        if not self._open:
+            self._root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent.children, list):
+            parent.children.append(node)
+        elif parent.key is None:
+            parent.key = self._checked_key(parent, node)
+        else:
+            if parent.key.value is not None:
+                parent.children[parent.key.value] = node.under_key(parent.key.position)
+            parent.key = None
+
+    def _checked_key(self, parent: _Open, node: Node) -> Node:
+        """The key itself, or one of value None when it is repeated or no text."""
+        if not isinstance(node.value, str):
+            quote = "" if node.children() else "; put it in quotes"
+            self._note(node.position, f"a key must be a text, got {describe(node.value)}{quote}")
+        elif node.value in parent.children:
+            assert isinstance(parent.children, dict)
+            first = parent.children[node.value].key_position
+            message = f"the key {node.value!r} is repeated; it is first given at {first}"
+            self._note(node.position, message)
+        else:
+            return node
+        return Node(None, node.position)
+
+    def _awaits_key(self) -> bool:
+        return (
+            bool(self._open)
+            and isinstance(self._open[-1].children, dict)
+            and not self._open[-1].key
+        )
+
+    def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            message = (
+                f"the tag {tag!r} is refused; a spec holds plain values only, quote a text instead"
+            )
+            self._note(self._at(event.start_mark), message)
+
+    def _refuse_control_characters(self, text: str) -> None:
+        match = _NOT_YAML.search(text)
+        if match:
+            line = text.count("\n", 0, match.start()) + 1
+            column = match.start() - text.rfind("\n", 0, match.start())
+            message = (
+                f"the character U+{ord(match[0]):04X} has no place in YAML; is this a text file?"
+            )
+            raise SpecError([Problem(message, (), Position(self._name, line, column))])
+
+    def _at(self, mark: Any) -> Position:
+        return Position(self._name, mark.line + 1, mark.column + 1)
+
+    def _note(self, position: Position | None, message: str) -> None:
+        path: list[str | int] = []
+        for part in self._open:
+            if isinstance(part.children, list):
+                path.append(len(part.children))
+            elif part.key is not None and part.key.value is not None:
+                path.append(part.key.value)
+        self._problems.append(Problem(message, tuple(path), position))
+
+    def _fail(self, event: yaml.Event, message: str) -> NoReturn:
+        raise SpecError([*self._problems, Problem(message, (), self._at(event.start_mark))])
+
+
+# --- writing YAML ------------------------------------------------------------------------------------------------
+
+
+class _Dumper(_BaseDumper):
+    """Writes text in quotes wherever YAML 1.1 or 1.2 would read it as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def text(self, data: str) -> yaml.ScalarNode:
+        plain_value = None
+        with contextlib.suppress(ValueError):
+            plain_value = parse_scalar(data)
+        style = None if isinstance(plain_value, str) else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+
+
+def dump_yaml(data: Any) -> str:
+    """``data`` (dicts, lists, texts, numbers, true, false, null) as YAML that `load_source` reads back as the same.
+
+    Raises ValueError for anything else, by its path.
+    """
+    plain_data = _writable(data, ())
+    return yaml.dump(
+        plain_data,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,  # innermost mappings and lists on one line
+        allow_unicode=True,
+        width=100,
+    )
+
+
+def _writable(value: Any, path: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _writable(child, (*path, key)) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(child, (*path, index)) for index, child in enumerate(value)]
+    if isinstance(value, str):
+        return escape_params(str(value))
+    if value is None or type(value) in (bool, int, float):
+        return value
+    where = f"{format_path(path)!r} is" if path else "the value is"
+    raise ValueError(f"{where} {describe(value)}, which YAML cannot hold")

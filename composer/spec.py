@@ -1,0 +1,303 @@
+"""The data of a spec -> a typed ModelSpec, or all that is wrong with its structure. Needs no torch and no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from composer.errors import Path, Problems
+from composer.fields import Fields
+from composer.model_spec import (
+    CRITIC_KINDS,
+    CriticKind,
+    CriticSpec,
+    DistributionRule,
+    HeadsSpec,
+    ModelSpec,
+    NetworkSpec,
+    NodeSpec,
+    PolicySpec,
+)
+from composer.nodes import NodeReader
+from composer.references import check_graph, check_shares, sinks
+from composer.source import Source
+from composer.tree import describe, listing
+from composer.trust import check_trusted
+from perception_blocks.registry import did_you_mean, near_name
+
+__all__ = ["CRITIC_KINDS", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
+__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "read_spec"]
+
+VERSION = 1
+
+TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
+TOP_KEYS += ("policy", "critic")
+KINDS = ("graph", "_target_", "template")
+NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
+POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
+POLICY_KEYS = ("networks", "action_mask", "wrap", "separate")
+CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value")
+HEAD_BLOCK = "linear_output"
+
+
+def read_spec(source: Source, allow: Iterable[str] = ()) -> ModelSpec:
+    """The typed spec. ``allow`` names the modules whose dotted paths the caller trusts.
+
+    Raises SpecError with everything wrong in the structure: keys, types, names, references, params and paths.
+    """
+    problems = Problems(source, source.problems)
+    spec = _Reader(source, problems, tuple(allow)).model()
+    problems.raise_if_any()
+    assert spec is not None
+    return spec
+
+
+class _Reader:
+    """Reads from the top down; each method takes the value at ``path`` and notes what is wrong with it."""
+
+    def __init__(self, source: Source, problems: Problems, allow: tuple[str, ...]) -> None:
+        self._source = source
+        self._problems = problems
+        self._allow = allow
+        self._nodes = NodeReader(problems, allow)
+
+    def model(self) -> ModelSpec | None:
+        top = Fields(self._source.data, (), self._problems)
+        meant = top.unknown(TOP_KEYS, "a spec")
+        self._version(top, "version" in meant)
+        environment = self._environment(top)
+        distributions = self._distributions(top)
+        ignore, normalize = top.texts("ignore"), top.texts("normalize")
+        if "policy" not in top and "policy" not in meant:
+            self._problems.add((), "the spec has no 'policy'")
+        policy = self._policy(top)
+        critic = self._critic(top, policy)
+        if policy is None:
+            return None
+        return ModelSpec(
+            VERSION,
+            environment,
+            self._source.params,
+            distributions,
+            ignore,
+            normalize,
+            policy,
+            critic,
+            self._source,
+        )
+
+    def _version(self, top: Fields, misspelt: bool) -> None:
+        if "version" not in top:
+            if not misspelt:
+                self._problems.add((), f"the spec has no 'version'; write version: {VERSION}")
+        elif top.values["version"] is True or top.values["version"] != VERSION:
+            got = describe(top.values["version"])
+            top.note("version", f"'version' must be {VERSION}, the only one so far, got {got}")
+
+    def _environment(self, top: Fields) -> str | None:
+        if top.values.get("environment") is None:
+            return None
+        environment = top.text("environment")
+        module, colon, _ = (environment or "").partition(":")
+        if colon:
+            problem = check_trusted(module, self._allow)
+            if problem:
+                what = f"the environment {environment!r} would run code: {problem}"
+                top.note("environment", what)
+        return environment
+
+    def _distributions(self, top: Fields) -> tuple[DistributionRule, ...]:
+        entries = top.values.get("distributions", [])
+        if not isinstance(entries, list):
+            top.wrong(
+                "distributions", "a list of entries such as {action: steer, distribution: beta}"
+            )
+            return ()
+        rules = []
+        for index, entry in enumerate(entries):
+            path = ("distributions", index)
+            if not isinstance(entry, dict):
+                message = "an entry of 'distributions' must be a mapping such as {action: steer, distribution: beta}"
+                self._problems.add(path, f"{message}, got {describe(entry)}")
+            elif "distribution" not in entry:
+                near = near_name("distribution", entry)
+                hint = f"; did {near!r} mean it?" if near else ""
+                self._problems.add(path, f"an entry of 'distributions' lacks 'distribution'{hint}")
+            else:
+                rules.append(DistributionRule(path, entry))
+        return tuple(rules)
+
+    # --- policy and critic ---
+
+    def _policy(self, top: Fields) -> PolicySpec | None:
+        if "policy" not in top:
+            return None
+        value = top.values["policy"]
+        if not isinstance(value, dict):
+            top.wrong("policy", "a mapping with a 'graph', a '_target_' or a 'template'")
+            return None
+        fields = Fields(value, ("policy",), self._problems)
+        return PolicySpec(
+            fields.path,
+            self._networks(fields, POLICY_NETWORK_KEYS, POLICY_KEYS, "policy"),
+            fields.text_mapping("action_mask", "a mapping from actions to observations"),
+            self._wrap(fields),
+            fields.boolean("separate"),
+        )
+
+    def _critic(self, top: Fields, policy: PolicySpec | None) -> CriticSpec | None:
+        value = top.values.get("critic")
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            top.wrong("critic", "a mapping with a 'graph', a '_target_' or a 'template'")
+            return None
+        fields = Fields(value, ("critic",), self._problems)
+        return CriticSpec(
+            fields.path,
+            self._networks(fields, NETWORK_KEYS, CRITIC_KEYS, "critic"),
+            self._critic_kind(fields),
+            fields.boolean("stack"),
+            fields.count("ensemble", 1),
+            fields.boolean("normalize_value"),
+            policy.shares if policy else (),
+        )
+
+    def _critic_kind(self, fields: Fields) -> CriticKind:
+        kind = fields.values.get("kind", "state")
+        for known in CRITIC_KINDS:
+            if kind == known:
+                return known
+        near = did_you_mean(kind, CRITIC_KINDS) if isinstance(kind, str) else ""
+        got = describe(kind)
+        fields.note("kind", f"'kind' must be one of {listing(CRITIC_KINDS)}, got {got}{near}")
+        return "state"
+
+    def _wrap(self, fields: Fields) -> tuple[str | dict[str, Any], ...]:
+        wrap = fields.values.get("wrap", [])
+        if not isinstance(wrap, list):
+            fields.wrong("wrap", "a list of wrappers")
+            return ()
+        for index, entry in enumerate(wrap):
+            if not isinstance(entry, str | dict):
+                message = f"an entry of 'wrap' must be a name, or a name with its settings, got {describe(entry)}"
+                self._problems.add((*fields.at("wrap"), index), message)
+        return tuple(wrap)
+
+    # --- networks ---
+
+    def _networks(
+        self, fields: Fields, keys: tuple[str, ...], own: tuple[str, ...], role: str
+    ) -> dict[str | None, NetworkSpec]:
+        """The networks of a policy or critic that has ``own`` keys beside those of a network."""
+        if "networks" not in fields:
+            inner = {key: value for key, value in fields.values.items() if key not in own}
+            network = Fields(inner, fields.path, self._problems)
+            return {None: self._network(network, keys, (*keys, *own), role, role)}
+        for key in keys:
+            if key in fields:
+                message = f"{key!r} has no place beside 'networks'; write it in each of them"
+                fields.note(key, message, on_key=True)
+        fields.unknown((*keys, *own), f"a {role}")
+        value = fields.values["networks"]
+        if not isinstance(value, list | dict) or not value:
+            fields.wrong("networks", "a list or a mapping of networks")
+            return {}
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        networks: dict[str | None, NetworkSpec] = {}
+        for key, item in items:
+            path = (*fields.path, "networks", key)
+            if isinstance(item, dict):
+                inner = Fields(item, path, self._problems)
+                networks[str(key)] = self._network(inner, keys, keys, "network", role)
+            else:
+                message = f"the network {str(key)!r} must be a mapping, got {describe(item)}"
+                self._problems.add(path, message)
+        return networks
+
+    def _network(
+        self, fields: Fields, keys: tuple[str, ...], known: tuple[str, ...], what: str, role: str
+    ) -> NetworkSpec:
+        given = [kind for kind in KINDS if kind in fields]
+        arguments: dict[str, Any] = {}
+        meant: set[str] = set()
+        if "_target_" in given:
+            arguments = {key: value for key, value in fields.values.items() if key not in keys}
+        else:
+            meant = fields.unknown(known, f"a {what}")
+        if len(given) > 1:
+            names = " and ".join(repr(kind) for kind in given)
+            fields.note(given[1], f"{names} exclude one another; keep one of them", on_key=True)
+        elif not given and not meant & set(KINDS):
+            self._problems.add(fields.path, f"a {what} needs one of {listing(KINDS)}")
+        graph = self._nodes.graph(fields) if "graph" in given else None
+        network = NetworkSpec(
+            fields.path,
+            graph,
+            self._target(fields),
+            arguments,
+            fields.mapping("template") if "template" in given else None,
+            self._heads(fields, graph, role, "heads" in meant),
+            fields.texts("observations") if "observations" in fields else None,
+            fields.values.get("init"),
+            fields.texts("shares") if "shares" in keys else (),
+        )
+        if graph:
+            check_graph(graph, fields.at("graph"), self._problems)
+            check_shares(network, self._problems)
+        return network
+
+    def _target(self, fields: Fields) -> Any:
+        target = fields.values.get("_target_")
+        if isinstance(target, str):
+            problem = check_trusted(target, self._allow)
+            if problem:
+                fields.note("_target_", problem)
+        elif "_target_" in fields and not callable(target):
+            fields.wrong("_target_", "the dotted path of a class, such as my_nets.Policy")
+        return target
+
+    # --- heads ---
+
+    def _heads(
+        self, fields: Fields, graph: dict[str, NodeSpec] | None, role: str, misspelt: bool
+    ) -> HeadsSpec | None:
+        if "heads" not in fields:
+            if role == "policy" and graph and not misspelt:
+                ends = sinks(graph)
+                example = ends[0] if len(ends) == 1 else "latent"
+                message = (
+                    f"a policy's graph needs 'heads' beside it, such as heads: {{in: {example}}}"
+                )
+                fields.note("graph", message, on_key=True)
+            return None
+        if "_target_" in fields:
+            message = "'heads' has no place beside '_target_': the class gives the logits itself"
+            fields.note("heads", message, on_key=True)
+            return None
+        value = fields.values["heads"]
+        path = fields.at("heads")
+        if not isinstance(value, dict) or not value:
+            fields.wrong("heads", "a mapping, {in: latent} or one node for each action")
+            return None
+        if "in" in value and not isinstance(value["in"], dict):
+            return self._default_head(value, path)
+        actions = {}
+        for name, node in value.items():
+            if isinstance(node, dict):
+                actions[name] = self._nodes.node(name, node, (*path, name), HEAD_BLOCK)
+            else:
+                message = f"the head of {name!r} must be a mapping such as {{in: latent}}, got {describe(node)}"
+                self._problems.add((*path, name), message)
+        return HeadsSpec(path, None, actions)
+
+    def _default_head(self, value: dict[str, Any], path: Path) -> HeadsSpec:
+        """``{in: latent}``: `in` names values, so it is no action with a head of its own."""
+        for name, setting in value.items():
+            if isinstance(setting, dict) and "in" in setting:
+                message = (
+                    f"{name!r} looks like the head of one action beside the 'in' that makes one head for all; "
+                    "give every action its own, or none"
+                )
+                self._problems.add((*path, name), message, key=True)
+        return HeadsSpec(path, self._nodes.node("", value, path, HEAD_BLOCK))

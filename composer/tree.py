@@ -1,0 +1,159 @@
+"""A document as a tree that remembers where each value and each key was written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from composer.errors import Path, Position, Problem, SpecError
+
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "Node", "check_size", "describe", "from_python", "node_at"]
+__all__ += ["listing", "plain"]
+
+MAX_DEPTH = 50
+MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5,000 blocks has about 60,000
+
+
+@dataclass(frozen=True)
+class Node:
+    """A scalar, or a dict or list of Nodes. Never changed once made, so that two places may hold the same one.
+
+    ``key_position`` is where the key that leads here is written; ``size`` and ``depth`` count this value and all below.
+    """
+
+    value: Any  # dict[str, Node], list[Node], or a scalar
+    position: Position | None = None
+    key_position: Position | None = None
+    size: int = field(init=False)
+    depth: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        below = self.children()
+        object.__setattr__(self, "size", 1 + sum(child.size for child in below))
+        object.__setattr__(self, "depth", 1 + max((child.depth for child in below), default=0))
+
+    def children(self) -> list[Node]:
+        if isinstance(self.value, dict):
+            return list(self.value.values())
+        return self.value if isinstance(self.value, list) else []
+
+    def under_key(self, key_position: Position | None) -> Node:
+        """The same value, reached by the key at ``key_position``."""
+        return replace(self, key_position=key_position)
+
+
+def check_size(node: Node, where: Position | None, what: str) -> None:
+    """Raise SpecError when ``node`` became too large or too deep to be a spec."""
+    if node.size > MAX_SIZE:
+        message = f"{what} grows to {node.size} values; a spec may have {MAX_SIZE}"
+        raise SpecError([Problem(message, (), where)])
+    if node.depth > MAX_DEPTH:
+        message = f"{what} is nested {node.depth} deep; a spec may be nested {MAX_DEPTH} deep"
+        raise SpecError([Problem(message, (), where)])
+
+
+def plain(node: Node) -> Any:
+    """The value as fresh dicts, lists and scalars."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(child) for child in node.value]
+    return node.value
+
+
+def node_at(root: Node, path: Path) -> tuple[Node, bool]:
+    """The node at ``path`` and True, or its nearest ancestor and False."""
+    node = root
+    for part in path:
+        values: Any = node.value
+        in_dict = isinstance(values, dict) and part in values
+        if not in_dict and not (isinstance(values, list) and part in range(len(values))):
+            return node, False
+        node = values[part]
+    return node, True
+
+
+def from_python(value: Any, position: Position | None = None) -> Node:
+    """A tree of mappings, lists and tuples; whatever else (a class, a callable, a module) passes through untouched.
+
+    Raises SpecError for keys that are no text, and for what is nested too deep, as a container within itself is.
+    """
+    return _from_python(value, position, (), 0)
+
+
+def _from_python(value: Any, position: Position | None, path: Path, depth: int) -> Node:
+    if depth > MAX_DEPTH:
+        message = f"nested more than {MAX_DEPTH} deep; does a container hold itself?"
+        raise SpecError([Problem(message, path[:3], position)])
+    value = _without_omegaconf(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                message = f"the key {key!r} must be a text, got {describe(key)}"
+                raise SpecError([Problem(message, path, position)])
+        items = value.items()
+        return Node(
+            {k: _from_python(v, position, (*path, k), depth + 1) for k, v in items}, position
+        )
+    if isinstance(value, list | tuple):
+        parts = [_from_python(v, position, (*path, i), depth + 1) for i, v in enumerate(value)]
+        return Node(parts, position)
+    return Node(value, position)
+
+
+def _without_omegaconf(value: Any) -> Any:
+    """Plain containers in place of OmegaConf's; its interpolations are resolved, ours are left for later.
+
+    OmegaConf would fill in ``${params.width}`` as well, but before an override of ``params.width`` is applied.
+    """
+    omegaconf = sys.modules.get("omegaconf")
+    if omegaconf is None or not omegaconf.OmegaConf.is_config(value):
+        return value
+    try:
+        raw = omegaconf.OmegaConf.to_container(value, resolve=False)
+        done = omegaconf.OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+    except omegaconf.errors.OmegaConfBaseException as error:
+        raise SpecError([Problem(f"OmegaConf cannot resolve the spec: {error}")]) from error
+    return _keep_params(raw, done)
+
+
+def _keep_params(raw: Any, done: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _keep_params(raw[key], done[key]) for key in raw}
+    if isinstance(raw, list):
+        return [_keep_params(r, d) for r, d in zip(raw, done, strict=True)]
+    return raw if isinstance(raw, str) and "${params." in raw else done
+
+
+def describe(value: Any) -> str:
+    """A value in words, for messages: ``"the number 3"``.
+
+    >>> describe([1]), describe(None), describe("x" * 100)
+    ('a list', 'nothing (null)', "the text 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'")
+    """
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {_shorten(str(value))}"
+    if isinstance(value, str):
+        return f"the text {_shorten(value)!r}"
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    if isinstance(value, type):
+        return f"the class {value.__qualname__!r}"
+    return f"an object of type {type(value).__name__!r}"
+
+
+def listing(names: Iterable[object]) -> str:
+    """Names for the end of a message: ``"'a', 'b', 'c'"``."""
+    return ", ".join(repr(name) for name in names)
+
+
+def _shorten(text: str, limit: int = 40) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
