@@ -157,12 +157,20 @@ def _draw(
     target = torch.empty(tensor.shape, dtype=torch.float32)
     if rule is not None and family in (_fan_in, _hidden, _embedding):
         if tensor.dim() > 1:
-            rule(target, generator)
+            for gate in target.chunk(_gates(layer)):
+                rule(gate, generator)
         else:
             target.zero_()
     else:
         family(layer, name, target, generator)
     tensor.copy_(target)
+
+
+def _gates(layer: nn.Module) -> int:
+    """How many matrices a layer's weight holds one above the other."""
+    if isinstance(layer, nn.RNNBase):
+        return {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    return {nn.LSTMCell: 4, nn.GRUCell: 3}.get(type(layer), 1)
 
 
 def _fan_in(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
