@@ -22,7 +22,7 @@ from composer.spec import read_spec
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
-    r"^(?:<!-- file: (?P<file>\S+) -->\s+)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+    r"^(?:<!-- file: (?P<file>\S+) -->\s+)?```(?P<language>[\w-]+)\n(?P<text>.*?)^```$", re.M | re.S
 )
 
 
