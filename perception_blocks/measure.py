@@ -6,6 +6,7 @@ state moves and no buffer of the module changes.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from perception_blocks.port import Port, Shape, format_shape
@@ -72,6 +74,17 @@ def feature_shape(value: Any, name: str, leading: int = 1) -> Shape:
     return tuple(value.shape[leading:])
 
 
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """No log lines of that logger: a failed attempt is no news, the next one speaks."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _sizes(port: Port) -> list[int]:
     return [PROBE_BATCH, *(PROBE_LENGTH if size is None else size for size in port.shape)]
 
@@ -119,7 +132,7 @@ def _on_meta(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any])
 
 
 def _on_fake(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with _silent(fake_tensor.__name__), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state = _state(module, lambda t: mode.from_tensor(_on_cpu(t)))
         return _run(module, call, state, _tensors(ports, "cpu"))
 

@@ -1,0 +1,110 @@
+"""How a composed model's modules come to be: weights that depend on the seed and on the node's own name only.
+
+Blocks that can draw their weights later are built on the meta device, so that a whole model is checked before a single
+weight exists. All other modules (a user's own classes) get their weights from their constructor, which then runs under a
+seed of its own; torch's global generator does not move.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from perception_blocks.assemble import Construction
+from perception_blocks.block import PerceptionBlock
+from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
+
+__all__ = ["SeededConstruction"]
+
+NodePath = tuple[str, ...]
+
+
+class SeededConstruction(Construction):
+    """Builds one network, called ``name``, from ``seed``; `materialize` gives it weights.
+
+    With ``meta`` nothing is allocated: users' classes are constructed on the meta device too, where they allow it.
+    ``where`` turns a node's path into the words of a note on an exception.
+    """
+
+    def __init__(
+        self, name: str, seed: int, *, meta: bool, where: Callable[[NodePath], str]
+    ) -> None:
+        self.name = name
+        self.seed = seed
+        self.meta = meta
+        self._where = where
+        self._blocks: dict[NodePath, PerceptionBlock] = {}
+        self._others: dict[NodePath, tuple[nn.Module, Callable[[], nn.Module]]] = {}
+        self._rules: dict[NodePath, Rule] = {}
+
+    def build(
+        self, path: NodePath, factory: Callable[[], nn.Module], *, resettable: bool
+    ) -> nn.Module:
+        if resettable:
+            with torch.device("meta"):
+                block = factory()
+            assert isinstance(block, PerceptionBlock)
+            self._blocks[path] = block
+            return block
+        module = self._on_meta(path, factory) if self.meta else self._seeded(path, factory)
+        self._others[path] = (module, factory)
+        return module
+
+    def draw(self, path: NodePath, module: nn.Module, rule: Rule) -> None:
+        self._rules[path] = rule
+        draw_parameters(module, derive_seed(self.seed, self.name, *path), rule)
+
+    def where(self, path: NodePath) -> str:
+        return self._where(path)
+
+    def materialize(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Give every module weights on ``device``; the objects stay the same."""
+        for path, (module, factory) in self._others.items():
+            if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+                vars(module).update(vars(self._seeded(path, factory)))
+                if path in self._rules:
+                    self.draw(path, module, self._rules[path])
+            module.to(device=device, dtype=dtype)
+        for path, block in self._blocks.items():
+            block.to_empty(device=device)
+            _poison(block)
+            block.reset_parameters(local_generator(self.seed, self.name, *path))
+            _refuse_undrawn(block, self.where(path))
+            block.to(dtype=dtype)
+
+    def _seeded(self, path: NodePath, factory: Callable[[], nn.Module]) -> nn.Module:
+        with _forked_random_state(derive_seed(self.seed, self.name, *path)):
+            return factory()
+
+    def _on_meta(self, path: NodePath, factory: Callable[[], nn.Module]) -> nn.Module:
+        try:
+            with _forked_random_state(0), torch.device("meta"):
+                return factory()
+        except Exception:  # a constructor that looks at its weights: it needs real ones
+            return self._seeded(path, factory)
+
+
+@contextlib.contextmanager
+def _forked_random_state(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+def _poison(block: PerceptionBlock) -> None:
+    """Memory that no one wrote must never become a weight: a user's reset_parameters may forget one."""
+    if not type(block).__module__.startswith("perception_blocks."):  # ours are tested for it
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.fill_(float("nan"))
+
+
+def _refuse_undrawn(block: PerceptionBlock, where: str) -> None:
+    if not type(block).__module__.startswith("perception_blocks."):
+        lost = [name for name, tensor in block.named_parameters() if torch.isnan(tensor).any()]
+        if lost:
+            names = ", ".join(map(repr, lost))
+            raise ValueError(f"{where}: reset_parameters does not draw {names}")

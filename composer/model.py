@@ -1,0 +1,369 @@
+"""compose: a spec and an environment's spaces in, a checked Model out. load: the same from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from composer.build import Context, Demand, build_network
+from composer.construction import SeededConstruction
+from composer.critic import CRITICS, Critic
+from composer.distributions import ActionDistribution, DistributionRuleError, build_distributions
+from composer.errors import Path, Problem, Problems, SpecError
+from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
+from composer.network import NetworkModule, State, Tensors
+from composer.observer import Observer
+from composer.policy import Policy
+from composer.source import Override, Source, load_source
+from composer.spaces import SpaceError, SpaceTree, flatten_space
+from composer.spec import read_spec
+from composer.trust import import_allowed
+from perception_blocks.init import local_generator
+from perception_blocks.port import Port, format_shape
+from perception_blocks.registry import did_you_mean
+
+__all__ = ["Model", "compose"]
+
+
+class Model(nn.Module):
+    """A policy and, where the spec has one, its critic. ``model(observations)`` gives (logits, values).
+
+    ``seed`` is what its initial weights were drawn from, ``spec`` the resolved spec. Nothing but the weights, the
+    normalisers' statistics and ``train`` / ``eval`` mode ever changes in it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        spec: ModelSpec,
+        policy: Policy,
+        critic: Critic | None,
+        constructions: Iterable[SeededConstruction],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        self.seed = seed
+        self.source = source
+        self.spec = spec
+        self._constructions = list(constructions)
+
+    @property
+    def observation_space(self) -> gymnasium.Space:
+        return self.policy.observer.tree.space
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        return self.policy.action_tree.space
+
+    @property
+    def has_memory(self) -> bool:
+        return any(part.has_memory for part in self._parts().values())
+
+    def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
+        """(logits, values), both dicts; what policy and critic share runs once.
+
+        With memory anywhere, (logits, values, state); its state holds that of both, under ``policy/`` and ``critic/``.
+        """
+        if not self.has_memory:
+            logits = self.policy(observations)
+            return logits, self._values(observations, logits)
+        if state is None:
+            raise ValueError(
+                "this model has memory; call model(observations, state, resets), "
+                "beginning with model.initial_state(batch_size)"
+            )
+        logits, after = _call(self.policy, "policy", state, observations, resets)
+        values: Tensors = {}
+        if self.critic is not None:
+            shared = logits if self.critic.shared else None
+            values, more = _call(self.critic, "critic", state, observations, resets, shared=shared)
+            after |= more
+        return logits, values, after
+
+    def initial_state(
+        self,
+        batch_size: int | tuple[int, ...] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """A zero state of policy and critic for ``batch_size`` environments."""
+        return {
+            f"{name}/{key}": value
+            for name, part in self._parts().items()
+            for key, value in part.initial_state(batch_size, device, dtype).items()
+        }
+
+    def materialize(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> Model:
+        """Give a model composed on ``device="meta"`` its weights: those that composing directly would have drawn."""
+        target = torch.device(device)
+        dtype = dtype or self.policy.dtype
+        for construction in self._constructions:
+            construction.materialize(target, dtype)
+        for name, family in self.policy.families.items():
+            family.to_empty(device=target)
+            family.reset_parameters(local_generator(self.seed, "distributions", name))
+            family.to(dtype=dtype)
+        for part in (self.policy.observer.normalizers, self.policy, self.critic):
+            if part is not None:
+                part.to(device=target, dtype=dtype)
+        return self
+
+    def update_normalizers(self, observations: Any) -> None:
+        """Count a batch of observations into the running statistics of the spec's ``normalize``."""
+        self.policy.observer.update(observations, self.policy.dtype, self.policy.device)
+
+    def _parts(self) -> dict[str, NetworkModule]:
+        parts: dict[str, NetworkModule] = {"policy": self.policy}
+        return parts if self.critic is None else {**parts, "critic": self.critic}
+
+    def _values(self, observations: Any, logits: Tensors) -> Tensors:
+        if self.critic is None:
+            return {}
+        return self.critic(observations, shared=logits if self.critic.shared else None)
+
+
+def _call(
+    part: NetworkModule, name: str, state: State, *arguments: Any, **keywords: Any
+) -> tuple[Tensors, State]:
+    """Call a part of the model with its share of the state, and return its outputs and that share after."""
+    observations, resets = arguments
+    if not part.has_memory:
+        return part(observations, **keywords), {}
+    own = {
+        key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}/")
+    }
+    outputs, after = part(observations, own, resets, **keywords)
+    return outputs, {f"{name}/{key}": value for key, value in after.items()}
+
+
+def compose(
+    spec: Any,
+    env: Any = None,
+    observation_space: gymnasium.Space | None = None,
+    action_space: gymnasium.Space | None = None,
+    allow: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int | None = None,
+) -> Model:
+    """A model from ``spec`` (a YAML file, YAML text, a mapping or an OmegaConf config) for an environment's spaces.
+
+    ``env`` is an environment, a vector environment or an id; without it the two spaces, or else the spec's own
+    ``environment``. ``allow`` names modules whose classes the spec may use. ``device="meta"`` composes without weights
+    until ``model.materialize(device)``. ``seed=None`` draws one from torch's global generator.
+
+    Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
+    """
+    allow = tuple(allow)
+    import_allowed(allow)
+    source = load_source(spec, overrides)
+    model_spec = read_spec(source, allow)
+    spaces = _spaces(model_spec, env, observation_space, action_space)
+    if seed is None:
+        seed = int(torch.randint(2**62, ()))
+    target = torch.device(device)
+    context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
+    model = _Composer(model_spec, context, *spaces, dtype).model()
+    return model if context.meta else model.materialize(target, dtype)
+
+
+def _spaces(
+    spec: ModelSpec,
+    env: Any,
+    observation_space: gymnasium.Space | None,
+    action_space: gymnasium.Space | None,
+) -> tuple[gymnasium.Space, gymnasium.Space]:
+    """The spaces that the caller gave, else those of the spec's environment."""
+    if env is None and observation_space is not None and action_space is not None:
+        return observation_space, action_space
+    if (observation_space is None) != (action_space is None):
+        raise ValueError("give both observation_space and action_space, or an env")
+    made = None
+    if env is None:
+        if spec.environment is None:
+            raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
+        try:
+            made = env = gymnasium.make(spec.environment)
+        except gymnasium.error.Error as error:
+            problem = Problem(
+                f"the environment {spec.environment!r} cannot be made: {error}",
+                ("environment",),
+                spec.source.position(("environment",)),
+            )
+            raise SpecError([problem]) from error
+    elif isinstance(env, str):
+        made = env = gymnasium.make(env)
+    try:
+        observation = getattr(env, "single_observation_space", None) or env.observation_space
+        action = getattr(env, "single_action_space", None) or env.action_space
+    finally:
+        if made is not None:
+            made.close()
+    return observation, action
+
+
+class _Composer:
+    """One run of compose: trees, distributions, policy, critic; problems are gathered in the context."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        context: Context,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        dtype: torch.dtype,
+    ) -> None:
+        self.spec = spec
+        self.context = context
+        self.problems = context.problems
+        self.dtype = dtype
+        self.observations = self._tree(observation_space, "observation", spec.ignore)
+        self.actions = self._tree(action_space, "action", ())
+        self.problems.raise_if_any()
+
+    def model(self) -> Model:
+        families = self._families()
+        observer = self._observer()
+        masks = self._masks(families)
+        built = self._policy_network(families)
+        critic = self._critic_network(built[0].out_ports if built else {})
+        if built and not self.problems:
+            self._refuse_unread(set(masks.values()))
+        self.problems.raise_if_any()
+        assert built is not None
+        network, construction = built
+        spec = self.spec.policy.networks[None]
+        policy = Policy(
+            network, observer, self.actions, families,
+            masks=masks, shares=spec.shares, dtype=self.dtype,
+        )  # fmt: skip
+        constructions = [construction]
+        made_critic = None
+        if critic is not None:
+            assert self.spec.critic is not None
+            constructions.append(critic[1])
+            kind = CRITICS.get(self.spec.critic.kind)
+            made_critic = kind(critic[0], observer, shared=spec.shares, dtype=self.dtype)
+        return Model(
+            self.context.source, self.spec, policy, made_critic, constructions, self.context.seed
+        )
+
+    def _tree(self, space: gymnasium.Space, root: str, ignore: tuple[str, ...]) -> SpaceTree:
+        try:
+            return flatten_space(space, root, ignore)
+        except SpaceError as error:
+            for index, message in error.problems:
+                path: Path = ("ignore", index) if index is not None else ()
+                self.problems.add(path, message)
+            return SpaceTree(space, root, {})
+
+    def _families(self) -> dict[str, ActionDistribution]:
+        try:
+            return dict(
+                build_distributions(self.actions, [rule.entry for rule in self.spec.distributions])
+            )
+        except DistributionRuleError as error:
+            for index, setting, message in error.problems:
+                path = self.spec.distributions[index].path if index is not None else ()
+                self.problems.add((*path, setting) if setting else path, message)
+            self.problems.raise_if_any()
+            raise
+
+    def _observer(self) -> Observer:
+        known = []
+        for index, key in enumerate(self.spec.normalize):
+            if key in self.observations.ports and not self.observations.ports[key].is_integer:
+                known.append(key)
+                continue
+            near = did_you_mean(key, self.observations.ports)
+            wrong = (
+                "counts, it does not measure"
+                if key in self.observations.ports
+                else f"is not an observation{near}"
+            )
+            self.problems.add(("normalize", index), f"{key!r} {wrong}")
+        return Observer(self.observations, known)
+
+    def _masks(self, families: Mapping[str, ActionDistribution]) -> dict[str, str]:
+        path = (*self.spec.policy.path, "action_mask")
+        masks = {}
+        for action, key in self.spec.policy.action_mask.items():
+            if action not in families:
+                near = did_you_mean(action, families)
+                self.problems.add((*path, action), f"{action!r} is not an action{near}", key=True)
+            elif key not in self.observations.ports:
+                near = did_you_mean(key, self.observations.ports)
+                self.problems.add((*path, action), f"{key!r} is not an observation{near}")
+            elif self.observations.ports[key].shape != families[action].logits_shape:
+                got = format_shape(self.observations.ports[key].shape)
+                needed = format_shape(families[action].logits_shape)
+                message = f"the mask {key!r} has the shape {got}, but the logits of {action!r} have {needed}"
+                self.problems.add((*path, action), message)
+            else:
+                masks[action] = key
+        return masks
+
+    def _policy_network(self, families: Mapping[str, ActionDistribution]) -> Any:
+        spec = self._single_network(self.spec.policy)
+        widths = {name: family.logits_shape for name, family in families.items()}
+        reasons = {name: f"its distribution {family.name!r}" for name, family in families.items()}
+        for index, name in enumerate(spec.shares):
+            if name in widths or name in self.observations.ports:
+                what = "an action" if name in widths else "an observation"
+                self.problems.add(
+                    (*spec.path, "shares", index), f"{name!r} is also {what}; rename the node"
+                )
+        demand = Demand(widths, reasons, spec.shares, "action", {"action_logits_shapes": widths})
+        return build_network("policy", spec, self._visible(spec), demand, self.context)
+
+    def _critic_network(self, policy_ports: Mapping[str, Port]) -> Any:
+        if self.spec.critic is None or self.problems:
+            return None
+        spec = self._single_network(self.spec.critic)
+        if self.spec.critic.kind not in CRITICS:
+            path = (*self.spec.critic.path, "kind")
+            self.problems.add(path, f"critics of kind {self.spec.critic.kind!r} are not there yet")
+            return None
+        shares = self.spec.policy.networks[None].shares
+        ports = {**self._visible(spec), **{name: policy_ports[name] for name in shares}}
+        demand = Demand({"value": (1,)}, {"value": "a critic"}, (), "value")
+        return build_network("critic", spec, ports, demand, self.context)
+
+    def _single_network(self, spec: PolicySpec | CriticSpec) -> NetworkSpec:
+        if None not in spec.networks:
+            self.problems.add(
+                (*spec.path, "networks"),
+                "networks by step or agent need an environment with steps or agents",
+            )
+            self.problems.raise_if_any()
+        return spec.networks[None]
+
+    def _visible(self, spec: NetworkSpec) -> dict[str, Port]:
+        """The observations that a network may see."""
+        if spec.observations is None:
+            return dict(self.observations.ports)
+        for index, key in enumerate(spec.observations):
+            if key not in self.observations.ports:
+                near = did_you_mean(key, self.observations.ports)
+                self.problems.add(
+                    (*spec.path, "observations", index), f"{key!r} is not an observation{near}"
+                )
+        return {
+            key: port for key, port in self.observations.ports.items() if key in spec.observations
+        }
+
+    def _refuse_unread(self, masks: set[str]) -> None:
+        for key in self.observations.ports:
+            if key not in self.context.read | masks:
+                message = f"the observation {key!r} is read by no network; name it under 'ignore' if that is meant"
+                self.problems.add(("policy",), message, key=True)

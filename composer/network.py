@@ -1,0 +1,253 @@
+"""One network of a policy or critic, whether it is a graph of blocks or a user's own class.
+
+A `Network` runs the module; it owns no parameters of its own. `NetworkModule` is the ``nn.Module`` around it: it holds the
+very registries of the network's module, so that parameters are called ``policy.<node>...`` and nothing exists twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Port, Shape, format_shape
+
+__all__ = ["CustomNetwork", "GraphNetwork", "Network", "NetworkModule", "State", "Tensors"]
+
+Tensors = dict[str, Tensor]
+State = dict[str, Tensor]
+
+
+class Network:
+    """A module, and the names and Ports of what goes in and comes out."""
+
+    module: nn.Module
+    in_ports: dict[str, Port]
+    out_ports: dict[str, Port]
+    state_shapes: dict[str, Shape]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """Outputs; memory starts from zero."""
+        raise TypeError(f"{type(self).__name__} must define run")
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        """Outputs and the state after one step (...), or with ``unroll`` after all steps (..., T)."""
+        raise TypeError(f"{type(self).__name__} must define advance")
+
+    def pictures(self) -> dict[str, InferenceBlock]:
+        """The InferenceBlocks that a diagram can show, by their path in the module."""
+        blocks = [(n, m) for n, m in self.module.named_modules() if isinstance(m, InferenceBlock)]
+        outer = [name for name, _ in blocks]
+        inside = lambda name: any(name.startswith(f"{o}.") or (o == "" and name) for o in outer)  # noqa: E731
+        return {name: block for name, block in blocks if not inside(name)}
+
+    def initial_state(
+        self, leading: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> State:
+        return {
+            name: torch.zeros((*leading, *shape), device=device, dtype=dtype)  # type: ignore[arg-type]
+            for name, shape in self.state_shapes.items()
+        }
+
+
+class GraphNetwork(Network):
+    """A network of blocks."""
+
+    def __init__(self, block: InferenceBlock) -> None:
+        self.module: InferenceBlock = block
+        self.in_ports = block.in_ports
+        self.out_ports = block.out_ports
+        self.state_shapes = block.state_shapes
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        return self.module(inputs)
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        return self.module(inputs, state, resets, unroll)
+
+
+class CustomNetwork(Network):
+    """A user's ``nn.Module`` from dict to dict. It always sees exactly one batch axis.
+
+    One with memory has ``state_shapes`` and ``forward(inputs, state, resets) -> (outputs, state)`` for one step.
+    """
+
+    def __init__(
+        self, module: nn.Module, in_ports: dict[str, Port], out_ports: dict[str, Port]
+    ) -> None:
+        self.module = module
+        self.in_ports = in_ports
+        self.out_ports = out_ports
+        shapes = getattr(module, "state_shapes", None) or {}
+        self.state_shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._ranks = {name: len(port.shape) for name, port in in_ports.items()}
+        self._state_ranks = {name: len(shape) for name, shape in self.state_shapes.items()}
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        leading = self._leading(inputs)
+        flat = _flattened(inputs, self._ranks, leading)
+        if not self.state_shapes:
+            return _restored(self.module(flat), leading)
+        tensor = next(iter(flat.values()))
+        zeros = self.initial_state((math.prod(leading),), tensor.device, tensor.dtype)
+        return _restored(self.module(flat, zeros, None)[0], leading)
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        if unroll:
+            return self._unroll(inputs, state, resets)
+        leading = self._leading(inputs)
+        flat = _flattened(inputs, self._ranks, leading)
+        if not self.state_shapes:
+            return _restored(self.module(flat), leading), {}
+        outputs, after = self.module(
+            flat,
+            _flattened(state, self._state_ranks, leading),
+            None if resets is None else resets.reshape(-1),
+        )
+        return _restored(outputs, leading), _restored(after, leading)
+
+    def _unroll(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None
+    ) -> tuple[Tensors, State]:
+        axis = len(self._leading(inputs)) - 1
+        steps = next(iter(inputs.values())).shape[axis]
+        outputs: list[Tensors] = []
+        for t in range(steps):
+            inputs_t = {name: value.select(axis, t) for name, value in inputs.items()}
+            resets_t = None if resets is None else resets[..., t]
+            out, state = self.advance(inputs_t, state, resets_t, False)
+            outputs.append(out)
+        return {
+            name: torch.stack([o[name] for o in outputs], dim=axis) for name in outputs[0]
+        }, state
+
+    def _leading(self, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        name = next(iter(self._ranks))
+        shape = inputs[name].shape
+        return tuple(shape[: len(shape) - self._ranks[name]])
+
+
+class NetworkModule(nn.Module):
+    """The ``nn.Module`` of a network: same parameters, buffers and children, under the same names.
+
+    Children that are added to it are children of the network's module too.
+    """
+
+    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+        super().__init__()
+        object.__setattr__(self, "network", network)  # not a child: its registries are ours
+        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            object.__setattr__(self, registry, getattr(network.module, registry))
+        self._dtype = dtype
+        self._device = torch.device("cpu")
+        self._anchor = _first_parameter(network.module)
+
+    network: Network
+
+    @property
+    def has_memory(self) -> bool:
+        return bool(self.network.state_shapes)
+
+    @property
+    def state_shapes(self) -> dict[str, Shape]:
+        """Shapes of the carried state, without leading axes; empty for a network without memory."""
+        return self.network.state_shapes
+
+    @property
+    def device(self) -> torch.device:
+        parameter = self._parameter()
+        return self._device if parameter is None else parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's numbers: that of its first floating-point parameter."""
+        parameter = self._parameter()
+        return self._dtype if parameter is None else parameter.dtype
+
+    def initial_state(
+        self,
+        batch_size: int | Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """A zero state for ``batch_size`` environments (a number, or leading axes; () is the unbatched case)."""
+        leading = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+        where = self.device if device is None else torch.device(device)
+        return self.network.initial_state(leading, where, dtype or self.dtype)
+
+    def train(self, mode: bool = True) -> Any:
+        self.network.module.train(mode)
+        return super().train(mode)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """By path; unlike torch's, it finds a node that is named like a method ("value")."""
+        module: nn.Module = self
+        for name in filter(None, target.split(".")):
+            found = module._modules.get(name)
+            if found is None:
+                raise AttributeError(f"no module {target!r} in this network")
+            module = found
+        return module
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        self._dtype, self._device = probe.dtype, probe.device
+        return super()._apply(fn, recurse)
+
+    def _parameter(self) -> Tensor | None:
+        if self._anchor is None:
+            return None
+        owner, name = self._anchor
+        return owner._parameters.get(name)
+
+    def check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
+        """Raise ValueError unless ``state`` is one for these leading axes; ``call`` is how to call this right."""
+        if state is None:
+            raise ValueError(
+                f"this network has memory; call {call}, beginning with initial_state(batch_size)"
+            )
+        if state.keys() != self.state_shapes.keys():
+            expected, got = (
+                ", ".join(map(repr, keys)) or "nothing" for keys in (self.state_shapes, state)
+            )
+            raise ValueError(f"the state needs {expected}, got {got}")
+        for name, shape in self.state_shapes.items():
+            if tuple(state[name].shape) != (*leading, *shape):
+                expected, got = format_shape((*leading, *shape)), format_shape(state[name].shape)
+                raise ValueError(f"the state {name!r} must have the shape {expected}, got {got}")
+
+
+def _first_parameter(module: nn.Module) -> tuple[nn.Module, str] | None:
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                return owner, name
+    return None
+
+
+def _flattened(
+    values: Mapping[str, Tensor], ranks: Mapping[str, int], leading: tuple[int, ...]
+) -> Tensors:
+    if len(leading) == 1:
+        return {name: values[name] for name in ranks}
+    size = math.prod(leading)
+    return {
+        name: values[name].reshape(size, *values[name].shape[values[name].dim() - rank :])
+        for name, rank in ranks.items()
+    }
+
+
+def _restored(values: Mapping[str, Tensor], leading: tuple[int, ...]) -> Tensors:
+    if len(leading) == 1:
+        return dict(values)
+    return {name: value.reshape(*leading, *value.shape[1:]) for name, value in values.items()}

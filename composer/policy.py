@@ -1,0 +1,174 @@
+"""Policy: observations to logits, logits to distributions, distributions to legal actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.distributions import ActionDistribution, CompositeDistribution, Distribution
+from composer.network import Network, NetworkModule, State, Tensors
+from composer.observer import Observer
+from composer.spaces import SpaceTree, holds_tensors, to_environment
+
+__all__ = ["Policy"]
+
+
+class Policy(NetworkModule):
+    """What acts. ``policy(observations)`` gives a dict of logits, and the values it shares with the critic.
+
+    Observations are an environment's own (nested, numpy or tensors), with any leading axes or none. With memory,
+    ``policy(observations, state, resets)`` returns (logits, state); ``resets`` is true where an observation is the first
+    of its episode. The policy keeps no state of its own.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        observer: Observer,
+        action_tree: SpaceTree,
+        distributions: Mapping[str, ActionDistribution],
+        *,
+        masks: Mapping[str, str],
+        shares: tuple[str, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(network, dtype)
+        self.observer: Observer
+        object.__setattr__(self, "observer", observer)
+        self.action_tree = action_tree
+        self.masks = dict(masks)  # action -> observation
+        self.shares = shares
+        self._families: dict[str, ActionDistribution]
+        object.__setattr__(self, "_families", dict(distributions))
+        self._keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
+        learned = {_module_key(n): d for n, d in distributions.items() if any(d.parameters())}
+        if learned:
+            self._modules["distributions"] = nn.ModuleDict(learned)
+        if observer.normalizers:
+            self._modules["normalizers"] = observer.normalizers
+
+    def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
+        """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state)."""
+        outputs, after = self._evaluate(self._read(observations), state, resets)
+        return (outputs, after) if self.has_memory else outputs
+
+    def unroll(self, observations: Any, state: State, resets: Any = None) -> tuple[Tensors, State]:
+        """All steps of (..., T): logits of every step, and the state after the last; resets (..., T)."""
+        return self._evaluate(self._read(observations), state, resets, unroll=True)
+
+    def distribution(
+        self,
+        observations: Any,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        mask: Any = None,
+        temperature: float = 1.0,
+    ) -> Any:
+        """The distribution over actions, of batch shape (...); with memory (distribution, state).
+
+        ``mask`` (true = legal, shape of the logits; by action where there are several) adds to the masks that the spec
+        takes from observations. A ``temperature`` below 1 sharpens.
+        """
+        inputs = self._read(observations)
+        outputs, after = self._evaluate(inputs, state, resets)
+        distribution = self._distribution(outputs, inputs, mask, temperature)
+        return (distribution, after) if self.has_memory else distribution
+
+    def act(
+        self,
+        observation: Any,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        deterministic: bool = False,
+        mask: Any = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """An action that the environment accepts, batched and tensor-valued as ``observation`` is.
+
+        With memory it returns (action, state). ``deterministic`` takes the mode. A network class of the user's own that
+        defines ``act`` is asked instead.
+        """
+        own = getattr(self.network.module, "act", None)
+        if own is not None:
+            return own(observation) if state is None else own(observation, state, resets)
+        with torch.no_grad():
+            result = self.distribution(
+                observation, state, resets, mask=mask, temperature=temperature
+            )
+            distribution, after = result if self.has_memory else (result, None)
+            value = distribution.mode() if deterministic else distribution.sample(generator)
+            flat = value if isinstance(value, dict) else {self._only: value}
+            action = to_environment(self.action_tree, flat, as_numpy=not holds_tensors(observation))
+        return (action, after) if self.has_memory else action
+
+    @property
+    def logits_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Action -> the shape of its logits, without leading axes."""
+        return {name: family.logits_shape for name, family in self._families.items()}
+
+    @property
+    def families(self) -> dict[str, ActionDistribution]:
+        """Action -> what turns its logits into a distribution."""
+        return self._families
+
+    @property
+    def _only(self) -> str:
+        return next(iter(self._families))
+
+    def _read(self, observations: Any) -> Tensors:
+        own = getattr(self.network.module, "preprocess", None)
+        if own is not None:
+            observations = own(observations)
+        return self.observer.read(observations, self._keys, self.dtype, self.device)
+
+    def _evaluate(
+        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+    ) -> tuple[Tensors, State]:
+        if not self.has_memory:
+            return self.network.run(inputs), {}
+        leading = self.observer.leading(inputs)
+        method = "unroll" if unroll else "policy"
+        self.check_state(
+            state, leading[:-1] if unroll else leading, f"{method}(observations, state, resets)"
+        )
+        resets = None if resets is None else torch.as_tensor(resets, device=self.device)
+        return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+
+    def _distribution(
+        self, outputs: Tensors, inputs: Tensors, mask: Any, temperature: float
+    ) -> Distribution:
+        masks = {action: inputs[key] for action, key in self.masks.items()}
+        for action, given in self._given_masks(mask).items():
+            given = torch.as_tensor(given, device=self.device)
+            masks[action] = given if action not in masks else (masks[action] != 0) & (given != 0)
+        parts = {
+            name: family(outputs[name], masks.get(name), temperature)
+            for name, family in self._families.items()
+        }
+        if self.action_tree.is_single:
+            return parts[self._only]
+        return CompositeDistribution(parts)
+
+    def _given_masks(self, mask: Any) -> dict[str, Any]:
+        if mask is None:
+            return {}
+        if not isinstance(mask, Mapping):
+            if len(self._families) > 1:
+                names = ", ".join(map(repr, self._families))
+                raise ValueError(f"this policy has several actions: give mask as a dict of {names}")
+            return {self._only: mask}
+        for name in mask:
+            if name not in self._families:
+                names = ", ".join(map(repr, self._families))
+                raise ValueError(f"there is no action {name!r} to mask; there is {names}")
+        return dict(mask)
+
+
+def _module_key(name: str) -> str:
+    return name.replace(".", "_") or "_"

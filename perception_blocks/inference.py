@@ -1,0 +1,169 @@
+"""InferenceBlock: the network of a Graph, an ``nn.Module`` from dict to dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.assemble import BuiltNode, Construction, assemble
+from perception_blocks.graph import Graph
+from perception_blocks.lowering import Program, write_program
+from perception_blocks.port import Port, Shape
+
+__all__ = ["InferenceBlock"]
+
+
+class InferenceBlock(nn.Module):
+    """The network of ``graph`` that computes ``outputs`` (names of values, or {output name: value}).
+
+    Only what the outputs depend on is built; modules are named by their nodes. Inputs and outputs are dicts of tensors;
+    all leading axes (batch, or none) are treated alike.
+
+    ``net(inputs)`` starts from a zero state and returns the outputs; ``step`` and ``unroll`` carry the state of blocks
+    with memory and return (outputs, state), where state is one flat dict ``{"node/h": (...) + shape}``.
+
+    Raises GraphError with everything that is wrong with the graph.
+
+    >>> graph = Graph({"observation": (4,)})
+    >>> _ = graph.add("latent", "dense", "observation", hidden_units=[8])
+    >>> net = InferenceBlock(graph, outputs=["latent"])
+    >>> net.out_shapes
+    {'latent': (8,)}
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        outputs: Sequence[str] | Mapping[str, str],
+        *,
+        construction: Construction | None = None,
+        path: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        construction = construction or Construction()
+        if isinstance(outputs, str):
+            raise ValueError(f"outputs is a list of names or a mapping, got the text {outputs!r}")
+        values = dict(outputs) if isinstance(outputs, Mapping) else {name: name for name in outputs}
+
+        def nest(inner: Graph, names: list[str], inner_path: tuple[str, ...]) -> InferenceBlock:
+            return InferenceBlock(inner, names, construction=construction, path=inner_path)
+
+        self.nodes: list[BuiltNode] = assemble(
+            graph, list(values.values()), self, construction, nest, path
+        )
+        read = {name for node in self.nodes for name in node.step.inputs} | set(values.values())
+        ports = {name: graph.inputs[name] for name in graph.inputs if name in read}
+        self.in_ports: dict[str, Port] = dict(ports)
+        for node in self.nodes:
+            ports |= node.out_ports
+        self.out_ports: dict[str, Port] = {name: ports[value] for name, value in values.items()}
+        self.state_shapes: dict[str, Shape] = {
+            name: shape for node in self.nodes for name, shape in node.state_shapes.items()
+        }
+        self.outputs = values
+        self._compile()
+
+    @property
+    def in_keys(self) -> list[str]:
+        return list(self.in_ports)
+
+    @property
+    def out_keys(self) -> list[str]:
+        return list(self.out_ports)
+
+    @property
+    def in_shapes(self) -> dict[str, Shape]:
+        return {name: port.shape for name, port in self.in_ports.items()}
+
+    @property
+    def out_shapes(self) -> dict[str, Shape]:
+        return {name: port.shape for name, port in self.out_ports.items()}
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        state: Mapping[str, Tensor] | None = None,
+        resets: Tensor | None = None,
+        unroll: bool = False,
+    ) -> Any:
+        """Outputs alone without a ``state`` (memory then starts from zero), else (outputs, state)."""
+        if state is None:
+            return self._run(self._modules, inputs)
+        if self._run_memory is None:
+            return self._run(self._modules, inputs), {}
+        return self._run_memory(self._modules, inputs, state, resets, unroll)
+
+    def step(
+        self,
+        inputs: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        resets: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One step: inputs (...) + shapes, state (...) + shapes, resets (...), true at an episode's first step."""
+        return self(inputs, state, resets)
+
+    def unroll(
+        self,
+        inputs: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        resets: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All steps: inputs (..., T) + shapes with T >= 1, state (...) + shapes, resets (..., T)."""
+        return self(inputs, state, resets, unroll=True)
+
+    def initial_state(
+        self,
+        batch_size: int | Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
+        """Zeros for ``batch_size`` sequences (a number, or leading axes; () is the unbatched case)."""
+        leading = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+        like = next(self.parameters(), None)
+        if like is not None:
+            device, dtype = device or like.device, dtype or like.dtype
+        return {
+            name: torch.zeros(leading + tuple(shape), device=device, dtype=dtype)  # type: ignore[arg-type]
+            for name, shape in self.state_shapes.items()
+        }
+
+    def source(self) -> str:
+        """The straight-line forward, as it runs; ``k`` are names, ``v`` values, ``m`` groups of modules."""
+        return self._program.source if self._memory_program is None else self._memory_program.source
+
+    def module_of(self, node: BuiltNode) -> nn.Module:
+        """The module of one of ``self.nodes``."""
+        return self.get_submodule(".".join(node.step.module))
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """By path; unlike torch's, it finds a node that is named like a method ("train")."""
+        module: nn.Module = self
+        for name in filter(None, target.split(".")):
+            found = module._modules.get(name)
+            if found is None:
+                raise AttributeError(f"no module {target!r} in this network")
+            module = found
+        return module
+
+    def extra_repr(self) -> str:
+        return f"{self.in_shapes} -> {self.out_shapes}"
+
+    def _compile(self) -> None:
+        steps = [node.step for node in self.nodes]
+        self._program: Program = write_program(steps, self.outputs, memory=False)
+        self._memory_program: Program | None = None
+        if self.state_shapes:
+            self._memory_program = write_program(steps, self.outputs, memory=True)
+        self._run = self._program.function
+        self._run_memory = self._memory_program.function if self._memory_program else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        generated = ("_program", "_memory_program", "_run", "_run_memory")
+        return {name: value for name, value in self.__dict__.items() if name not in generated}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._compile()

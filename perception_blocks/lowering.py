@@ -1,0 +1,194 @@
+"""From ordered steps to straight-line Python: the forward of a network without a loop over its nodes.
+
+The text contains only identifiers that are numbered here (``v0``, ``k3``); names from a spec stay in the constants, so no
+text of a spec is ever executed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Program", "Step", "write_program"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call. ``module`` is the path of module names below the network; values are names of the graph."""
+
+    module: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str | None, ...]  # None: dropped
+    arguments: tuple[str, ...] | None = None  # forward's argument names, where not positional
+    ranks: tuple[int, ...] | None = (
+        None  # of the inputs, for a module that wants exactly one batch axis
+    )
+    inner: tuple[tuple[str, ...], tuple[str, ...]] | None = (
+        None  # of a nested network: its input and output names
+    )
+    single: bool = True  # the module returns a bare tensor
+    state: tuple[tuple[str, str], ...] = ()  # (name in the module, name in the network)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function and the text it was made of."""
+
+    source: str
+    function: Callable[..., Any]
+
+
+def write_program(steps: Sequence[Step], outputs: Mapping[str, str], *, memory: bool) -> Program:
+    """The function ``run(modules, inputs)`` or, with ``memory``, ``run(modules, inputs, state, resets, unroll)``.
+
+    ``outputs`` maps output names to values. The latter also returns the state after the last step.
+    """
+    writer = _Writer(memory)
+    for step in steps:
+        writer.write(step)
+    writer.finish(outputs)
+    arguments = "modules, inputs, state, resets, unroll" if memory else "modules, inputs"
+    source = f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in writer.lines)
+    namespace: dict[str, Any] = {**writer.constants, "one_batch_axis": one_batch_axis}
+    exec(compile(source, "<network>", "exec"), namespace)
+    return Program(source, namespace["run"])
+
+
+class _Writer:
+    """Collects lines, and numbers values (v), constants (k), nested modules (m) and states (s)."""
+
+    def __init__(self, memory: bool) -> None:
+        self.memory = memory
+        self.lines: list[str] = []
+        self.constants: dict[str, Any] = {}
+        self._values: dict[str, str] = {}
+        self._keys: dict[Any, str] = {}
+        self._containers: dict[tuple[str, ...], str] = {(): "modules"}
+        self._states: list[tuple[str, str]] = []  # (network's name, expression)
+        self._count = 0
+
+    def write(self, step: Step) -> None:
+        inputs = [self._value(name) for name in step.inputs]
+        module = self._module(step.module)
+        with_state = bool(step.state) and self.memory
+        call = self._call(step, module, inputs, with_state)
+        self._assign(step, call, with_state)
+
+    def finish(self, outputs: Mapping[str, str]) -> None:
+        results = ", ".join(
+            f"{self._key(name)}: {self._value(value)}" for name, value in outputs.items()
+        )
+        line = f"return {{{results}}}"
+        if self.memory:
+            line += (
+                ", {" + ", ".join(f"{self._key(name)}: {text}" for name, text in self._states) + "}"
+            )
+        self.lines.append(line)
+
+    def _call(self, step: Step, module: str, inputs: list[str], with_state: bool) -> str:
+        if step.ranks is not None:
+            names = self._constant(step.arguments) if step.arguments is not None else "None"
+            values = "".join(f", {value}" for value in inputs)
+            return f"one_batch_axis({module}, {self._constant(step.ranks)}, {names}{values})"
+        if step.inner is not None:
+            pairs = zip(step.inner[0], inputs, strict=True)
+            arguments = (
+                "{" + ", ".join(f"{self._key(name)}: {value}" for name, value in pairs) + "}"
+            )
+        elif step.arguments is not None:
+            pairs = zip(step.arguments, inputs, strict=True)
+            arguments = (
+                "**{" + ", ".join(f"{self._key(name)}: {value}" for name, value in pairs) + "}"
+            )
+        else:
+            arguments = ", ".join(inputs)
+        if with_state:
+            state = ", ".join(
+                f"{self._key(own)}: state[{self._key(name)}]" for own, name in step.state
+            )
+            arguments += f", {{{state}}}, resets, unroll"
+        return f"{module}({arguments})"
+
+    def _assign(self, step: Step, call: str, with_state: bool) -> None:
+        if with_state:
+            after = self._number("s")
+            self._states += [(name, f"{after}[{self._key(own)}]") for own, name in step.state]
+        if step.inner is None and step.single:
+            targets = self._new_value(step.outputs[0])
+            self.lines.append(
+                f"{targets}, {after} = {call}" if with_state else f"{targets} = {call}"
+            )
+            return
+        if step.inner is None:
+            targets = ", ".join(self._new_value(name) for name in step.outputs)
+            self.lines.append(
+                f"({targets},), {after} = {call}" if with_state else f"{targets}, = {call}"
+            )
+            return
+        results = self._number("o")
+        self.lines.append(f"{results}, {after} = {call}" if with_state else f"{results} = {call}")
+        for inner, name in zip(step.inner[1], step.outputs, strict=True):
+            if name is not None:
+                self.lines.append(f"{self._new_value(name)} = {results}[{self._key(inner)}]")
+
+    def _module(self, path: tuple[str, ...]) -> str:
+        return f"{self._container(path[:-1])}[{self._key(path[-1])}]"
+
+    def _container(self, path: tuple[str, ...]) -> str:
+        if path not in self._containers:
+            parent = self._module(path)
+            self._containers[path] = self._number("m")
+            self.lines.append(f"{self._containers[path]} = {parent}._modules")
+        return self._containers[path]
+
+    def _value(self, name: str) -> str:
+        if name not in self._values:  # not written by any step so far: an input
+            self.lines.append(f"{self._new_value(name)} = inputs[{self._key(name)}]")
+        return self._values[name]
+
+    def _new_value(self, name: str | None) -> str:
+        number = self._number("v")
+        if name is not None:
+            self._values[name] = number
+        return number
+
+    def _key(self, key: str) -> str:
+        if key not in self._keys:
+            self._keys[key] = self._constant(key)
+        return self._keys[key]
+
+    def _constant(self, value: Any) -> str:
+        name = f"k{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def _number(self, letter: str) -> str:
+        self._count += 1
+        return f"{letter}{self._count}"
+
+
+def one_batch_axis(
+    module: nn.Module, ranks: tuple[int, ...], names: tuple[str, ...] | None, *tensors: Tensor
+) -> Any:
+    """Call a module that is not ours with exactly one leading batch axis, and restore the others.
+
+    ``ranks`` are the tensors' numbers of feature axes; ``names`` are keyword names, or None for positional arguments.
+    """
+    leading = tensors[0].shape[: tensors[0].dim() - ranks[0]]
+    one = len(leading) == 1
+    if not one:
+        size = math.prod(leading)
+        tensors = tuple(
+            t.reshape(size, *t.shape[t.dim() - rank :])
+            for t, rank in zip(tensors, ranks, strict=True)
+        )
+    result = module(*tensors) if names is None else module(**dict(zip(names, tensors, strict=True)))
+    if one:
+        return result
+    if isinstance(result, Tensor):
+        return result.reshape(*leading, *result.shape[1:])
+    return tuple(t.reshape(*leading, *t.shape[1:]) for t in result)
