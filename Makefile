@@ -9,6 +9,7 @@ PIP := $(PY) -m pip install --quiet -c .ci/constraints.txt
 # Another project's settings of Python must not reach this one; tests share few cores.
 unexport PYTHONPATH PYTHONHOME
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_USER := 0
 export OMP_NUM_THREADS ?= 1
 export SDL_VIDEODRIVER ?= dummy
 export NO_MKDOCS_2_WARNING := 1
@@ -35,7 +36,7 @@ test-full: lint docs
 	$(PY) -m pytest -q -n 2
 
 bench: .venv/.dev
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+	@for file in $(wildcard benchmarks/bench_*.py); do echo "== $$file"; $(PY) $$file || exit 1; done
 
 docs: .venv/.dev
 	$(PY) -m mkdocs build --quiet --strict -f .ci/mkdocs.yml

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parent.parent
 # In reading order. Whoever adds a module says here what it may know of.
 PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations
-    dense conv recurrent combine reshape embed scale custom
+    dense conv_plan conv recurrent combine reshape embed scale custom
     lowering graph assemble inference
 """
 COMPOSER = """
-    errors tree files scalars params overlay source trust fields model_spec references nodes spec schema
-    spaces distributions construction template network policy critic
-    summary diagram checkpoint export wrappers model cli
+    errors tree files scalars params overlay source trust fields model_spec nodes references spec schema
+    space_kinds spaces space_json observer distributions template construction network build policy critic
+    summary diagram export wrappers checkpoint model cli
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
@@ -43,7 +43,7 @@ LIBRARIES = {
     "numpy": ["perception_blocks.measure", "composer.*"],
     "yaml": ["composer.source"],
     "gymnasium": [
-        f"composer.{name}" for name in ("spaces", "distributions", "model", "wrappers", "cli")
+        f"composer.{name}" for name in ("space*", "distributions*", "model", "wrappers", "cli")
     ],
     "graphviz": ["composer.diagram*"],
     "pygraphviz": ["composer.diagram*"],
