@@ -79,12 +79,12 @@ class Problems:
     def __init__(self, locator: Locator | None = None, known: Iterable[Problem] = ()) -> None:
         self._locator = locator
         self._known = list(known)
-        self._known_paths = {problem.path for problem in self._known}
+        self._known_paths = {problem.path for problem in self._known if problem.path}
         self._found: list[Problem] = []
 
     def add(self, path: Path, message: str, key: bool = False) -> None:
         """Note ``message`` at the value at ``path``, or with ``key`` at the key that names it."""
-        if not key and path in self._known_paths:
+        if path in self._known_paths:
             return
         position = self._locator.position(path, key) if self._locator else None
         problem = Problem(message, path, position)

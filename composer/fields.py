@@ -33,12 +33,16 @@ class Fields:
     def wrong(self, key: str, expected: str) -> None:
         self.note(key, f"{key!r} must be {expected}, got {describe(self.values[key])}")
 
-    def unknown(self, known: Collection[str], what: str) -> set[str]:
-        """Note each key that is not in ``known``; returns the keys that were probably meant."""
+    def unknown(self, known: Collection[str], what: str, governing: str = "") -> set[str]:
+        """Note each key that is not in ``known``; returns the keys that were probably meant.
+
+        A key that ``governing`` was meant by says what the others are, so then they are not judged.
+        """
+        near_of = {key: near_name(key, known) for key in self.values if key not in known}
+        governed = governing in near_of.values()
         meant: set[str] = set()
-        for key in self.values:
-            if key not in known:
-                near = near_name(key, known)
+        for key, near in near_of.items():
+            if not governed or near == governing:
                 hint = f"did you mean {near!r}?" if near else f"its keys are {listing(known)}"
                 self.note(key, f"{key!r} is not a key of {what}; {hint}", on_key=True)
                 meant |= {near} if near else set()

@@ -62,7 +62,7 @@ def set_value(root: Node, path: Path, value: Node, problems: list[Problem]) -> N
         problems.append(Problem(_no_such_parent(root, path), path, value.position))
         return root
     if isinstance(parent.value, list) and not _is_index(path[-1], parent.value):
-        message = f"{format_path(path[:-1])!r} has {len(parent.value)} entries, counted from 0, and no entry {path[-1]!r}"
+        message = f"there is no entry {path[-1]!r} in {format_path(path[:-1])!r}{_entries(parent)}"
         problems.append(Problem(message, path, value.position))
         return root
     return _replace(root, path, value)
@@ -115,9 +115,14 @@ def _no_such_parent(root: Node, path: Path) -> str:
             known = f"; its keys are {listing(node.value)}" if node.value else ""
             return f"there is no {part!r} {here}{did_you_mean(str(part), node.value) or known}"
         elif isinstance(node.value, list):
-            return f"there is no entry {part!r} {here}, which has {len(node.value)} entries, counted from 0"
+            return f"there is no entry {part!r} {here}{_entries(node)}"
         else:
             break
     else:
         index = len(path) - 1
     return f"{format_path(path[:index])!r} is {describe(node.value)}; nothing can be set inside it"
+
+
+def _entries(node: Node) -> str:
+    count = len(node.value)
+    return f", which has {count} {'entry' if count == 1 else 'entries'}, counted from 0"

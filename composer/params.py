@@ -10,7 +10,7 @@ from typing import Any
 
 from composer.errors import Path, Problem
 from composer.tree import Node, check_size, describe, listing
-from perception_blocks.registry import near_name
+from perception_blocks.registry import did_you_mean, near_name
 
 __all__ = ["escape_params", "fill_params"]
 
@@ -128,7 +128,7 @@ class _Filler:
         if len(filled) > _MAX_TEXT:
             message = f"the text grows to {len(filled)} characters; at most {_MAX_TEXT} make sense"
             self._add(path, node, message)
-            return text
+            return filled[:100]  # what refers to it need not be reported as well
         return filled
 
     def _text_of(self, match: re.Match[str], node: Node, path: Path) -> str:
@@ -154,10 +154,8 @@ class _Filler:
             return self._values[name]
         written = "${" + reference + "}"
         if prefix == "params" and name:
-            near = near_name(name, self._values)
-            self._used |= {near} if near else set()
-            hint = f"; did you mean {near!r}?" if near else self._known()
-            message = f"unknown param {name!r} in {written!r}{hint}"
+            near = did_you_mean(name, self._values)
+            message = f"unknown param {name!r} in {written!r}{near or self._known()}"
         else:
             meant = near_name(f"params.{reference}", [f"params.{name}" for name in self._values])
             hint = f"; did you mean '${{{meant}}}'?" if meant else ""
@@ -171,7 +169,9 @@ class _Filler:
         return f"; the params are {listing(self._values)}"
 
     def report_unused(self, file: str) -> None:
-        """Note each param that nothing refers to: its name, or the reference to it, is likely misspelt."""
+        """Note each param that nothing refers to; what a broken reference leaves unused is no mistake of its own."""
+        if self.problems:
+            return
         for name, node in self._values.items():
             written_in = node.key_position or node.position
             foreign = (

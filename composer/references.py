@@ -28,7 +28,7 @@ def check_graph(
     for node in nodes.values():
         if node.same_as is not None:
             _check_same_as(node, nodes, problems)
-        if node.graph is not None:
+        if node.graph:
             inner = list(node.inputs) if isinstance(node.inputs, dict) else None
             check_graph(node.graph, (*node.path, "graph"), problems, inner, node.inner_outputs)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
 __all__ = ["Scalar", "parse_scalar", "syntax_error_in_words"]
 
-Scalar = str | int | float | bool | None
+Scalar: TypeAlias = str | int | float | bool | None
 
 _WORDS: dict[str, Scalar] = {"": None, "~": None}
 _WORDS |= {word: None for word in ("null", "Null", "NULL")}
@@ -47,27 +48,38 @@ _SYNTAX = {
     "expected key": "a key of the mapping is expected here; check the indentation and the brackets before it",
     "expected '-'": "an entry of the list is expected here, starting with '-'; check the indentation",
     "could not find expected ':'": "a ':' is missing before this, after the key",
-    "unexpected end of stream": "a quote that was opened is never closed",
+    "unexpected end of stream": "this quote is never closed",
     "unknown escape": "this '\\' escape is unknown; write '\\\\', or use single quotes",
     "tab character": "a tab cannot indent YAML; use spaces",
     "block sequence entries are not allowed": "a list entry '-' cannot start here; put it on a line of its own",
     "unknown directive": "a line cannot start with '%'; put the text in quotes",
 }
+_Place: TypeAlias = tuple[int, int]
 
 
-def syntax_error_in_words(text: str, reason: str, line: int, column: int) -> tuple[str, int]:
-    """The parser's ``reason`` at 0-based ``line`` and ``column`` of ``text`` in plain words, and the column to show."""
+def syntax_error_in_words(
+    text: str, reason: str, place: _Place | None, opened: _Place | None
+) -> tuple[str, _Place]:
+    """The parser's ``reason`` in plain words, and the place to show.
+
+    Places are 0-based lines and columns of ``text``: where the parser stopped, and where what it read began.
+    """
+    line, column = place = place or (0, 0)
     lines = text.splitlines()
-    rest = lines[line][column:] if line < len(lines) else ""
-    before = lines[line][:column] if line < len(lines) else ""
-    if rest.startswith("{") and before.endswith("$"):
+    here = lines[line] if line < len(lines) else ""
+    rest = here[column:]
+    if rest.startswith("{") and here[:column].endswith("$"):
         reference = rest[: rest.find("}") + 1] or rest
-        return f'"${reference}" must be in quotes inside {{ }} and [ ]', column - 1
+        return f'"${reference}" must be in quotes inside {{ }} and [ ]', (line, column - 1)
     if "cannot start any token" in reason:
         if rest.startswith("\t"):
-            return _SYNTAX["tab character"], column
-        return f"a text cannot start with {rest[:1]!r}; put it in quotes", column
-    for part, words in _SYNTAX.items():
-        if part in reason:
-            return words, column
-    return f"not valid YAML: {reason}", column
+            return _SYNTAX["tab character"], place
+        return f"a text cannot start with {rest[:1]!r}; put it in quotes", place
+    words = next((words for part, words in _SYNTAX.items() if part in reason), None)
+    if words is None:
+        return f"not valid YAML: {reason}", place
+    if opened and "end of stream" in reason:
+        return words, opened
+    if opened and "closing" in words and opened[0] != line:
+        words += f"; the bracket was opened at line {opened[0] + 1}, column {opened[1] + 1}"
+    return words, place

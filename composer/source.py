@@ -261,10 +261,10 @@ class _YamlReader:
             for event in yaml.parse(text, Loader=_PARSER):
                 self._take(event)
         except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line, column = (mark.line, mark.column) if mark else (0, 0)
             reason = getattr(error, "problem", None) or str(error)
-            message, column = syntax_error_in_words(text, reason, line, column)
+            marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
+            places = [(mark.line, mark.column) if mark else None for mark in marks]
+            message, (line, column) = syntax_error_in_words(text, reason, *places)
             position = Position(self._name, line + 1, column + 1)
             raise SpecError([*self._problems, Problem(message, (), position)]) from None
         return self._root
@@ -349,7 +349,7 @@ class _YamlReader:
             assert isinstance(parent.children, dict)
             first = parent.children[node.value].key_position
             message = f"the key {node.value!r} is repeated; it is first given at {first}"
-            self._note(node.position, message)
+            self._note(node.position, message, node.value)
         else:
             return node
         return Node(None, node.position)
@@ -382,14 +382,15 @@ class _YamlReader:
     def _at(self, mark: Any) -> Position:
         return Position(self._name, mark.line + 1, mark.column + 1)
 
-    def _note(self, position: Position | None, message: str) -> None:
+    def _note(self, position: Position | None, message: str, *key: str) -> None:
+        """Note ``message`` at the value that is being read, or at its ``key``."""
         path: list[str | int] = []
         for part in self._open:
             if isinstance(part.children, list):
                 path.append(len(part.children))
             elif part.key is not None and part.key.value is not None:
                 path.append(part.key.value)
-        self._problems.append(Problem(message, tuple(path), position))
+        self._problems.append(Problem(message, (*path, *key), position))
 
     def _fail(self, event: yaml.Event, message: str) -> NoReturn:
         raise SpecError([*self._problems, Problem(message, (), self._at(event.start_mark))])

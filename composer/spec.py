@@ -224,7 +224,7 @@ class _Reader:
         if "_target_" in given:
             arguments = {key: value for key, value in fields.values.items() if key not in keys}
         else:
-            meant = fields.unknown(known, f"a {what}")
+            meant = fields.unknown(known, f"a {what}", governing="_target_")
         if len(given) > 1:
             names = " and ".join(repr(kind) for kind in given)
             fields.note(given[1], f"{names} exclude one another; keep one of them", on_key=True)
@@ -271,7 +271,7 @@ class _Reader:
                 )
                 fields.note("graph", message, on_key=True)
             return None
-        if "_target_" in fields:
+        if [kind for kind in KINDS if kind in fields] == ["_target_"]:
             message = "'heads' has no place beside '_target_': the class gives the logits itself"
             fields.note("heads", message, on_key=True)
             return None

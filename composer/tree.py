@@ -68,8 +68,9 @@ def node_at(root: Node, path: Path) -> tuple[Node, bool]:
     node = root
     for part in path:
         values: Any = node.value
-        in_dict = isinstance(values, dict) and part in values
-        if not in_dict and not (isinstance(values, list) and part in range(len(values))):
+        if isinstance(values, list):
+            values = dict(enumerate(values))
+        if not isinstance(values, dict) or part not in values:
             return node, False
         node = values[part]
     return node, True
