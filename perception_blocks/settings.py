@@ -26,7 +26,7 @@ __all__ = [
     "PositiveInt",
 ]
 __all__ += ["Probability", "Range", "Setting", "SettingProblem", "SettingsError", "check_settings"]
-__all__ += ["describe", "mismatch", "settings_of"]
+__all__ += ["Words", "describe", "mismatch", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ class Named:
     """A name of ``registry``, such a name with settings ({name: {setting: value}}), or the class itself."""
 
     registry: Registry
+
+
+@dataclass(frozen=True)
+class Words:
+    """How messages describe a type that its own parts would describe badly."""
+
+    text: str
 
 
 PositiveInt = Annotated[int, Range(low=1)]
@@ -185,6 +192,8 @@ def describe(annotation: Any, plural: bool = False) -> str:
 def _describe_annotated(args: tuple[Any, ...], plural: bool) -> str:
     base = describe(args[0], plural)
     for note in args[1:]:
+        if isinstance(note, Words):
+            return note.text
         if isinstance(note, Named):
             return (
                 f"{note.registry.kind} names" if plural else f"the name of an {note.registry.kind}"
