@@ -8,7 +8,7 @@ import stat
 from composer.errors import Position, Problem, SpecError
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["MAX_BYTES", "display_name", "read_text"]
+__all__ = ["MAX_BYTES", "display_name", "read_text", "real_path"]
 
 MAX_BYTES = 1024 * 1024
 
@@ -63,3 +63,11 @@ def _near_file(path: str) -> str:
 def display_name(path: str) -> str:
     """``path`` as messages show it: ``base.yaml``, not ``configs/../base.yaml``."""
     return os.path.normpath(path) if path else path
+
+
+def real_path(path: str) -> str:
+    """The one name of a file that several lead to; ``path`` itself where no file can have that name."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        return path

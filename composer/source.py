@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeAlias
 import yaml
 
 from composer.errors import Path, Position, Problem, SpecError, format_path
-from composer.files import MAX_BYTES, display_name, read_text
+from composer.files import MAX_BYTES, display_name, read_text, real_path
 from composer.overlay import merge, set_value
 from composer.params import escape_params, fill_params
 from composer.scalars import parse_scalar, syntax_error_in_words
@@ -116,7 +116,7 @@ class _Files:
         self._merged: dict[str, Node] = {}
 
     def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Node:
-        identity = os.path.realpath(path)
+        identity = real_path(path)
         if identity in parents:
             chain = [*parents[parents.index(identity) :], identity]
             names = " -> ".join(repr(os.path.basename(name)) for name in chain)
