@@ -10,7 +10,7 @@ from composer.errors import Path, Problems
 from composer.fields import Fields
 from composer.model_spec import NodeSpec
 from composer.tree import describe
-from composer.trust import check_trusted, import_allowed
+from composer.trust import PathError, check_trusted, import_allowed
 from perception_blocks.registry import BLOCKS, did_you_mean, near_name
 
 __all__ = ["NODE_KEYS", "NodeReader"]
@@ -29,6 +29,7 @@ class NodeReader:
         self._problems = problems
         self._allow = allow
         self._imported = False
+        self._import_failure = ""
 
     def graph(self, fields: Fields) -> dict[str, NodeSpec]:
         """The nodes under the key `graph`; those that cannot be read are left out."""
@@ -127,13 +128,17 @@ class NodeReader:
             if problem:
                 fields.note("block", problem)
         elif not self._is_known(block):
-            hint = did_you_mean(block, [*BLOCKS, "graph"]) or "; `composer blocks` lists them"
+            near = did_you_mean(block, [*BLOCKS, "graph"])
+            hint = near or self._import_failure or "; `composer blocks` lists them"
             fields.note("block", f"unknown block {block!r}{hint}")
 
     def _is_known(self, block: str) -> bool:
         if block not in BLOCKS and self._allow and not self._imported:
             self._imported = True
-            import_allowed(self._allow)  # they may register it
+            try:
+                import_allowed(self._allow)  # they may register it
+            except PathError as error:
+                self._import_failure = f"; an allowed module might have it, but {error}"
         return block in BLOCKS
 
     def _inputs(

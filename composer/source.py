@@ -39,6 +39,7 @@ Override: TypeAlias = "str | tuple[str | Path, Any]"
 MAX_EXTENDS = 20  # files, one extending the next
 _TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
 _NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -372,12 +373,12 @@ class _YamlReader:
     def _refuse_control_characters(self, text: str) -> None:
         match = _NOT_YAML.search(text)
         if match:
-            line = text.count("\n", 0, match.start()) + 1
-            column = match.start() - text.rfind("\n", 0, match.start())
+            lines = _LINE_BREAK.split(text[: match.start()])
             message = (
                 f"the character U+{ord(match[0]):04X} has no place in YAML; is this a text file?"
             )
-            raise SpecError([Problem(message, (), Position(self._name, line, column))])
+            position = Position(self._name, len(lines), len(lines[-1]) + 1)
+            raise SpecError([Problem(message, (), position)])
 
     def _at(self, mark: Any) -> Position:
         return Position(self._name, mark.line + 1, mark.column + 1)

@@ -14,6 +14,8 @@ from perception_blocks.registry import did_you_mean
 
 __all__ = ["Dag", "DagNode", "DagProblem"]
 
+MAX_CYCLES = 20  # reported at once; each takes a walk over the whole graph
+
 
 @dataclass(frozen=True)
 class DagNode:
@@ -132,7 +134,7 @@ class Dag:
     def _cycles(self) -> list[DagProblem]:
         problems = []
         depends = {n.name: {w.name for w in self._writers_of(n)} for n in self.nodes}
-        while True:
+        while len(problems) < MAX_CYCLES:
             try:
                 graphlib.TopologicalSorter(depends).prepare()
             except graphlib.CycleError as error:
@@ -143,7 +145,8 @@ class Dag:
                 )
                 depends = {n: d - set(cycle) for n, d in depends.items() if n not in cycle}
             else:
-                return problems
+                break
+        return problems
 
     def _unused(self) -> list[DagProblem]:
         problems = []
