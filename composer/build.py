@@ -26,6 +26,10 @@ from perception_blocks.settings import check_settings
 __all__ = ["Context", "Demand", "build_network"]
 
 
+# Names that policy and critic give to children of their own beside the nodes.
+RESERVED = ("heads", "distributions", "normalizers")
+
+
 @dataclass
 class Context:
     """What building needs beside a network's own spec."""
@@ -87,6 +91,10 @@ def _graph_network(
     body, heads = _rules(spec, context)
     graph = _graph(spec.graph or {}, ports, context, body)
     graph.optional = set(ports)
+    for node in spec.graph or {}:
+        if node in RESERVED:
+            message = f"{node!r} is taken by the network itself; choose another name for the node"
+            context.problems.add((*spec.path, "graph", node), message, key=True)
     outputs = _add_heads(graph, spec, demand, heads, context)
     outputs |= {name: name for name in demand.values}
     try:
@@ -287,12 +295,15 @@ def _custom_network(
     except Exception as error:
         error.add_note(f"in {construction.where(())} ({label})")
         raise
-    message = _wrong_result(result, label, demand)
-    if isinstance(message, str):
-        context.problems.add((*spec.path, "_target_"), message)
+    outs = _wrong_result(result, label, demand)
+    taken = [repr(name) for name in RESERVED if name in module._modules]
+    if taken:
+        outs = f"{label} has a child {', '.join(taken)}, which the network itself needs; rename it"
+    if isinstance(outs, str):
+        context.problems.add((*spec.path, "_target_"), outs)
         return None
     context.read |= set(ports)
-    return CustomNetwork(module, dict(ports), message)
+    return CustomNetwork(module, dict(ports), outs)
 
 
 def _target_class(spec: NetworkSpec, context: Context) -> type[nn.Module] | None:

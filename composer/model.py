@@ -11,15 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from composer.build import Context, Demand, build_network
+from composer.checkpoint import (
+    LoadReport,
+    fill,
+    plain_spec,
+    read_record,
+    read_tensors,
+    write_checkpoint,
+)
 from composer.construction import SeededConstruction
 from composer.critic import CRITICS, Critic
-from composer.distributions import ActionDistribution, DistributionRuleError, build_distributions
+from composer.distributions import (
+    DISTRIBUTIONS,
+    ActionDistributions,
+    DistributionRuleError,
+    build_distributions,
+)
 from composer.errors import Path, Problem, Problems, SpecError
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
 from composer.network import NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.policy import Policy
-from composer.source import Override, Source, load_source
+from composer.source import Override, Source, dump_yaml, load_source
+from composer.space_json import space_from_json, space_to_json
 from composer.spaces import SpaceError, SpaceTree, flatten_space
 from composer.spec import read_spec
 from composer.trust import import_allowed
@@ -27,7 +41,7 @@ from perception_blocks.init import local_generator
 from perception_blocks.port import Port, format_shape
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Model", "compose"]
+__all__ = ["Model", "compose", "load"]
 
 
 class Model(nn.Module):
@@ -52,6 +66,7 @@ class Model(nn.Module):
         self.seed = seed
         self.source = source
         self.spec = spec
+        self.load_report: LoadReport | None = None
         self._constructions = list(constructions)
 
     @property
@@ -108,14 +123,30 @@ class Model(nn.Module):
         dtype = dtype or self.policy.dtype
         for construction in self._constructions:
             construction.materialize(target, dtype)
-        for name, family in self.policy.families.items():
-            family.to_empty(device=target)
-            family.reset_parameters(local_generator(self.seed, "distributions", name))
-            family.to(dtype=dtype)
-        for part in (self.policy.observer.normalizers, self.policy, self.critic):
-            if part is not None:
-                part.to(device=target, dtype=dtype)
-        return self
+        self.policy.distributions.reset_parameters(local_generator(self.seed, "distributions"))
+        return self.to(device=target, dtype=dtype)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write weights, spec, spaces and seed to one safetensors file; it appears whole or not at all.
+
+        Raises CheckpointError where something in the spec has no name by which it can be found again.
+        """
+        write_checkpoint(
+            path,
+            self,
+            spec=dump_yaml(plain_spec(self.source.data)),
+            observation_space=space_to_json(self.observation_space),
+            action_space=space_to_json(self.action_space),
+            seed=self.seed,
+            dtype=self.policy.dtype,
+        )
+
+    def load_weights(self, path: str | FilePath, *, strict: bool = True) -> LoadReport:
+        """Load the weights of a checkpoint into this model, which may have been composed from another spec.
+
+        Raises CheckpointError with every difference by name; ``strict=False`` loads what fits and reports the rest.
+        """
+        return fill(self, read_tensors(path, read_record(path)), strict=strict)
 
     def update_normalizers(self, observations: Any) -> None:
         """Count a batch of observations into the running statistics of the spec's ``normalize``."""
@@ -212,6 +243,32 @@ def _spaces(
     return observation, action
 
 
+def load(
+    path: str | FilePath,
+    allow: Iterable[str] = (),
+    *,
+    device: torch.device | str = "cpu",
+    strict: bool = True,
+) -> Model:
+    """The model that ``model.save(path)`` wrote. ``allow`` names the modules of the classes that its spec uses.
+
+    Raises CheckpointError for a damaged or foreign file and for weights that do not fit, SpecError for a class that is
+    not allowed. With ``strict=False`` what fits is loaded, and ``model.load_report`` says what was not.
+    """
+    record = read_record(path)
+    model = compose(
+        record.spec,
+        observation_space=space_from_json(record.observation_space),
+        action_space=space_from_json(record.action_space),
+        allow=allow,
+        device=device,
+        dtype=getattr(torch, record.dtype),
+        seed=record.seed,
+    )
+    model.load_report = fill(model, read_tensors(path, record), strict=strict)
+    return model
+
+
 class _Composer:
     """One run of compose: trees, distributions, policy, critic; problems are gathered in the context."""
 
@@ -267,10 +324,10 @@ class _Composer:
                 self.problems.add(path, message)
             return SpaceTree(space, root, {})
 
-    def _families(self) -> dict[str, ActionDistribution]:
+    def _families(self) -> ActionDistributions:
         try:
-            return dict(
-                build_distributions(self.actions, [rule.entry for rule in self.spec.distributions])
+            return build_distributions(
+                self.actions, [rule.entry for rule in self.spec.distributions]
             )
         except DistributionRuleError as error:
             for index, setting, message in error.problems:
@@ -294,7 +351,7 @@ class _Composer:
             self.problems.add(("normalize", index), f"{key!r} {wrong}")
         return Observer(self.observations, known)
 
-    def _masks(self, families: Mapping[str, ActionDistribution]) -> dict[str, str]:
+    def _masks(self, families: ActionDistributions) -> dict[str, str]:
         path = (*self.spec.policy.path, "action_mask")
         masks = {}
         for action, key in self.spec.policy.action_mask.items():
@@ -313,10 +370,13 @@ class _Composer:
                 masks[action] = key
         return masks
 
-    def _policy_network(self, families: Mapping[str, ActionDistribution]) -> Any:
+    def _policy_network(self, families: ActionDistributions) -> Any:
         spec = self._single_network(self.spec.policy)
-        widths = {name: family.logits_shape for name, family in families.items()}
-        reasons = {name: f"its distribution {family.name!r}" for name, family in families.items()}
+        widths = families.logits_shapes
+        reasons = {
+            name: f"its distribution {DISTRIBUTIONS.name_of(type(family))!r}"
+            for name, family in families.items()
+        }
         for index, name in enumerate(spec.shares):
             if name in widths or name in self.observations.ports:
                 what = "an action" if name in widths else "an observation"
@@ -327,7 +387,7 @@ class _Composer:
         return build_network("policy", spec, self._visible(spec), demand, self.context)
 
     def _critic_network(self, policy_ports: Mapping[str, Port]) -> Any:
-        if self.spec.critic is None or self.problems:
+        if self.spec.critic is None:
             return None
         spec = self._single_network(self.spec.critic)
         if self.spec.critic.kind not in CRITICS:
@@ -335,6 +395,8 @@ class _Composer:
             self.problems.add(path, f"critics of kind {self.spec.critic.kind!r} are not there yet")
             return None
         shares = self.spec.policy.networks[None].shares
+        if any(name not in policy_ports for name in shares):
+            return None  # the policy failed: what it would share is not known
         ports = {**self._visible(spec), **{name: policy_ports[name] for name in shares}}
         demand = Demand({"value": (1,)}, {"value": "a critic"}, (), "value")
         return build_network("critic", spec, ports, demand, self.context)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from composer.distributions import ActionDistribution, CompositeDistribution, Distribution
+from composer.distributions import ActionDistributions, Distribution
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.spaces import SpaceTree, holds_tensors, to_environment
@@ -29,26 +28,28 @@ class Policy(NetworkModule):
         network: Network,
         observer: Observer,
         action_tree: SpaceTree,
-        distributions: Mapping[str, ActionDistribution],
+        distributions: ActionDistributions,
         *,
         masks: Mapping[str, str],
         shares: tuple[str, ...],
         dtype: torch.dtype,
     ) -> None:
         super().__init__(network, dtype)
-        self.observer: Observer
         object.__setattr__(self, "observer", observer)
         self.action_tree = action_tree
         self.masks = dict(masks)  # action -> observation
         self.shares = shares
-        self._families: dict[str, ActionDistribution]
-        object.__setattr__(self, "_families", dict(distributions))
         self._keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
-        learned = {_module_key(n): d for n, d in distributions.items() if any(d.parameters())}
-        if learned:
-            self._modules["distributions"] = nn.ModuleDict(learned)
+        self._modules["distributions"] = distributions
         if observer.normalizers:
             self._modules["normalizers"] = observer.normalizers
+
+    observer: Observer
+
+    @property
+    def distributions(self) -> ActionDistributions:
+        """By action, what turns its logits into a distribution."""
+        return self._modules["distributions"]  # type: ignore[return-value]
 
     def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
         """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state)."""
@@ -110,16 +111,11 @@ class Policy(NetworkModule):
     @property
     def logits_shapes(self) -> dict[str, tuple[int, ...]]:
         """Action -> the shape of its logits, without leading axes."""
-        return {name: family.logits_shape for name, family in self._families.items()}
-
-    @property
-    def families(self) -> dict[str, ActionDistribution]:
-        """Action -> what turns its logits into a distribution."""
-        return self._families
+        return self.distributions.logits_shapes
 
     @property
     def _only(self) -> str:
-        return next(iter(self._families))
+        return next(iter(self.action_tree.leaves))
 
     def _read(self, observations: Any) -> Tensors:
         own = getattr(self.network.module, "preprocess", None)
@@ -147,28 +143,19 @@ class Policy(NetworkModule):
         for action, given in self._given_masks(mask).items():
             given = torch.as_tensor(given, device=self.device)
             masks[action] = given if action not in masks else (masks[action] != 0) & (given != 0)
-        parts = {
-            name: family(outputs[name], masks.get(name), temperature)
-            for name, family in self._families.items()
-        }
-        if self.action_tree.is_single:
-            return parts[self._only]
-        return CompositeDistribution(parts)
+        joint = self.distributions(outputs, masks, temperature)
+        return joint.parts[self._only] if self.action_tree.is_single else joint
 
     def _given_masks(self, mask: Any) -> dict[str, Any]:
         if mask is None:
             return {}
         if not isinstance(mask, Mapping):
-            if len(self._families) > 1:
-                names = ", ".join(map(repr, self._families))
+            if not self.action_tree.is_single:
+                names = ", ".join(map(repr, self.distributions))
                 raise ValueError(f"this policy has several actions: give mask as a dict of {names}")
             return {self._only: mask}
         for name in mask:
-            if name not in self._families:
-                names = ", ".join(map(repr, self._families))
+            if name not in self.distributions:
+                names = ", ".join(map(repr, self.distributions))
                 raise ValueError(f"there is no action {name!r} to mask; there is {names}")
         return dict(mask)
-
-
-def _module_key(name: str) -> str:
-    return name.replace(".", "_") or "_"

@@ -1,0 +1,259 @@
+"""One safe file for a model: weights, and in its header the spec, the spaces and everything else that rebuilds it.
+
+The format is safetensors: nothing in it is ever executed. Saving is atomic: the old file stays whole until the new one is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from composer.errors import Path as SpecPath
+from composer.errors import format_path
+from perception_blocks.port import format_shape
+from perception_blocks.registry import BLOCKS, near_name
+
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "Record",
+    "fill",
+    "plain_spec",
+    "read_record",
+    "read_tensors",
+]
+__all__ += ["write_checkpoint"]
+
+FORMAT = "perception-composer"
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be saved or loaded; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says beside its weights. ``spec`` is the resolved spec as YAML text."""
+
+    spec: str
+    observation_space: dict[str, Any]
+    action_space: dict[str, Any]
+    seed: int
+    dtype: str
+    modules: list[str]  # those that provided blocks and classes, beside our own
+    versions: dict[str, str]
+    tied: dict[str, str]  # name -> the name under which the same tensor is stored
+
+
+@dataclass
+class LoadReport:
+    """What `fill` did: names that were loaded, and what was not, in words."""
+
+    loaded: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        head = f"{len(self.loaded)} tensors loaded, {len(self.skipped)} differences"
+        return "\n  ".join([head, *self.skipped])
+
+
+def plain_spec(data: Any, path: SpecPath = ()) -> Any:
+    """A spec's data with classes replaced by their dotted paths, fit to be written.
+
+    Raises CheckpointError, naming the place, for a callable or module that has no name to find it by again.
+    """
+    if isinstance(data, Mapping):
+        return {key: plain_spec(value, (*path, key)) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain_spec(value, (*path, index)) for index, value in enumerate(data)]
+    if data is None or isinstance(data, (str, bool, int, float)):
+        return data
+    if isinstance(data, type):
+        name = BLOCKS.name_of(data)
+        if name is not None:
+            return name
+        if "<locals>" not in data.__qualname__ and data.__module__ != "__main__":
+            return f"{data.__module__}.{data.__qualname__}"
+        why = "is defined in a script or function; move it to a module"
+    elif isinstance(data, nn.Module):
+        why = "is a ready module; name its class, and its settings beside it"
+    else:
+        why = "has no registered name; register it and use the name"
+    shown = getattr(data, "__qualname__", None) or type(data).__qualname__
+    raise CheckpointError(f"cannot be saved: {shown!r} at {format_path(path)} {why}")
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    *,
+    spec: str,
+    observation_space: dict[str, Any],
+    action_space: dict[str, Any],
+    seed: int,
+    dtype: torch.dtype,
+) -> None:
+    """Write the state of ``module`` and what rebuilds it. The file appears whole or not at all."""
+    tensors, tied = _untied(module.state_dict(keep_vars=True))
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise CheckpointError(
+            "cannot be saved: the model has no weights yet; call materialize first"
+        )
+    record = {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "spec": spec,
+        "observation_space": observation_space,
+        "action_space": action_space,
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "modules": _foreign_modules(module),
+        "versions": _versions(),
+        "tied": tied,
+    }
+    header = {key: json.dumps(value, allow_nan=False) for key, value in record.items()}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _replace_with(Path(path), lambda temporary: save_file(stored, temporary, metadata=header))
+
+
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """What the checkpoint says beside its weights. Raises CheckpointError for any file that is not a whole one."""
+    header = _read(path, lambda file: file.metadata() or {})
+    try:
+        values = {key: json.loads(text) for key, text in header.items()}
+    except ValueError:
+        values = {}
+    if values.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} is a safetensors file, but not one that this library saved"
+        )
+    if values["format_version"] > VERSION:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} has the format {values['format_version']}, this version reads up to {VERSION}; upgrade"
+        )
+    fields = {name: values[name] for name in Record.__dataclass_fields__ if name in values}
+    missing = [name for name in Record.__dataclass_fields__ if name not in fields]
+    if missing:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} lacks {', '.join(map(repr, missing))} in its header"
+        )
+    return Record(**fields)
+
+
+def read_tensors(path: str | os.PathLike[str], record: Record) -> dict[str, Tensor]:
+    """All tensors by state_dict name, tied ones included."""
+    tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    return tensors | {
+        name: tensors[stored] for name, stored in record.tied.items() if stored in tensors
+    }
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool) -> LoadReport:
+    """Copy ``tensors`` into ``module`` by name.
+
+    Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
+    """
+    own = module.state_dict(keep_vars=True)
+    report = LoadReport()
+    for name, tensor in own.items():
+        if name not in tensors:
+            near = near_name(name, [n for n in tensors if n not in own])
+            hint = f"; the file has {near!r}" if near else ""
+            report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in the file{hint}")
+        elif tensors[name].shape != tensor.shape:
+            got, needed = format_shape(tensors[name].shape), format_shape(tensor.shape)
+            report.skipped.append(f"{name} is {got} in the file, the model needs {needed}")
+        else:
+            report.loaded.append(name)
+    report.skipped += [
+        f"{name} {format_shape(tensor.shape)} is in the file, the model has no such tensor"
+        for name, tensor in tensors.items()
+        if name not in own
+    ]
+    if strict and report.skipped:
+        lines = "\n  ".join(report.skipped)
+        raise CheckpointError(
+            f"the weights do not fit this model; strict=False loads what fits\n  {lines}"
+        )
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(tensors[name])
+    return report
+
+
+def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, and the other names of those that have several."""
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        stored = first.setdefault(id(tensor), name)
+        if stored == name:
+            tensors[name] = tensor
+        else:
+            tied[name] = stored
+    return tensors, tied
+
+
+def _foreign_modules(module: nn.Module) -> list[str]:
+    modules = {type(part).__module__ for part in module.modules()}
+    ours = ("torch.", "perception_blocks.", "composer.")
+    return sorted(name for name in modules if not name.startswith(ours))
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("torch", "gymnasium", "safetensors")}
+    return {"python": platform.python_version(), **versions}
+
+
+def _read(path: str | os.PathLike[str], use: Any) -> Any:
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise CheckpointError(f"there is no file {name!r}")
+    if os.path.isdir(name):
+        raise CheckpointError(f"{name!r} is a folder, not a checkpoint")
+    try:
+        with safe_open(name, framework="pt") as file:
+            return use(file)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{name!r} is no safetensors file, or a damaged one: {error}"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{name!r} cannot be read: {error}") from error
+
+
+def _replace_with(path: Path, write: Any) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot be saved: there is no folder {str(path.parent)!r}")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,211 @@
+"""The command line: a verb and a file. It calls the library, prints, and returns 0 (good), 1 (the input is wrong), 2 (wrong usage)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from composer.errors import SpecError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    if getattr(arguments, "allow", None):
+        sys.path.insert(
+            0, os.getcwd()
+        )  # an allowed module may lie beside the spec, as it may for `python script.py`
+    try:
+        arguments.run(arguments)
+    except SpecError as error:
+        return _fail(str(error))
+    except _UserError as error:
+        return _fail(f"composer {arguments.command}: {error}")
+    except BrokenPipeError:  # `composer blocks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+class _UserError(Exception):
+    """What the user gave is wrong; the text says what and what to do."""
+
+
+def _fail(text: str) -> int:
+    print(text, file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from composer import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="composer", description="Policies and critics from a YAML spec."
+    )
+    parser.add_argument("--version", action="version", version=f"composer {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    init = command("init", _init, "write a starting spec from an environment")
+    init.add_argument("env", metavar="ENV", help="an environment id, such as CartPole-v1")
+    init.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
+    )
+    for name, run, text in (
+        ("check", _check, "check a spec; with an environment its shapes too"),
+        ("show", _show, "print shapes, parameters and FLOPs of every node"),
+        ("draw", _draw, "draw policy and critic in one picture"),
+    ):
+        sub = command(name, run, text)
+        sub.add_argument("file", metavar="FILE", help="a spec")
+        _add_spec_options(sub)
+    commands.choices["draw"].add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="png, svg, pdf, html, dot or mmd by its suffix",
+    )
+    blocks = command("blocks", _blocks, "list the blocks, or describe one")
+    blocks.add_argument("name", metavar="NAME", nargs="?")
+    command("schema", _schema, "print the JSON Schema of specs, for editors")
+    diff = command("diff", _diff, "print what differs between two specs or checkpoints")
+    diff.add_argument("first", metavar="A")
+    diff.add_argument("second", metavar="B")
+    return parser
+
+
+def _add_spec_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--env", metavar="ID", help="the environment (default: the spec's own)")
+    parser.add_argument(
+        "--allow", metavar="MODULE", action="append", default=[],
+        help="a module whose classes the spec may use (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="replace a value of the spec, such as params.width=128 (repeatable)",
+    )  # fmt: skip
+
+
+def _compose(arguments: argparse.Namespace) -> Any:
+    """The model without weights. What needs no torch is checked first: a wrong structure answers at once."""
+    spec = _read(arguments)
+    if arguments.env is None and spec.environment is None:
+        raise _UserError("the spec names no environment; give one with --env ID")
+    import gymnasium
+
+    from composer.model import compose
+
+    try:
+        return compose(
+            arguments.file, env=arguments.env, allow=arguments.allow,
+            overrides=arguments.overrides, device="meta", seed=0,
+        )  # fmt: skip
+    except gymnasium.error.Error as error:
+        raise _UserError(f"the environment {arguments.env!r} cannot be made: {error}") from error
+
+
+def _read(arguments: argparse.Namespace) -> Any:
+    from composer.source import load_source
+    from composer.spec import read_spec
+    from composer.trust import import_allowed
+
+    import_allowed(arguments.allow)
+    return read_spec(load_source(arguments.file, arguments.overrides), arguments.allow)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    import gymnasium
+
+    from composer.template import starting_spec
+
+    try:
+        env = gymnasium.make(arguments.env)
+    except gymnasium.error.Error as error:
+        raise _UserError(f"the environment {arguments.env!r} cannot be made: {error}") from error
+    text = starting_spec(env.observation_space, env.action_space, environment=arguments.env)
+    env.close()
+    if arguments.output is None:
+        print(text, end="")
+        return
+    if os.path.exists(arguments.output):
+        raise _UserError(f"{arguments.output!r} is there already; remove it or choose another name")
+    try:
+        Path(arguments.output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
+    print(f"wrote {arguments.output}; next: composer check {arguments.output}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    spec = _read(arguments)
+    if arguments.env is None and spec.environment is None:
+        print(
+            f"{arguments.file}: the structure is good; shapes and heads are not checked "
+            "(no environment: give one with --env ID)"
+        )
+        return
+    model = _compose(arguments)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{arguments.file}: good; {count:,} parameters")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    print(_compose(arguments).summary())
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    from composer.diagram import draw
+
+    model = _compose(arguments)
+    try:
+        print(f"wrote {draw(model, arguments.output)}")
+    except (ValueError, OSError) as error:
+        raise _UserError(str(error)) from error
+
+
+def _blocks(arguments: argparse.Namespace) -> None:
+    from composer.blocks_help import describe_block, list_blocks
+    from perception_blocks.registry import UnknownNameError
+
+    try:
+        print(list_blocks() if arguments.name is None else describe_block(arguments.name))
+    except (UnknownNameError, ImportError) as error:
+        raise _UserError(str(error)) from error
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from composer.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    from composer.spec_diff import diff_specs
+
+    lines = diff_specs(_data(arguments.first), _data(arguments.second))
+    print("\n".join(lines) if lines else "no differences")
+
+
+def _data(path: str) -> dict[str, Any]:
+    """The resolved data of a spec, or of the spec in a checkpoint."""
+    from composer.source import load_source
+
+    if not path.endswith(".safetensors"):
+        return load_source(path).data
+    from composer.checkpoint import CheckpointError, read_record
+
+    try:
+        return load_source(read_record(path).spec).data
+    except CheckpointError as error:
+        raise _UserError(str(error)) from error
