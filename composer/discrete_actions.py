@@ -1,0 +1,206 @@
+"""Distributions of choices: categorical, several categoricals, independent bits.
+
+An illegal choice has probability zero and a log-probability of about half the lowest finite number instead of -inf, so
+that sums, entropies and gradients stay finite.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from composer.distributions import ActionDistribution, Distribution, event_sum, misfit, tempered
+from composer.space_kinds import Leaf
+
+__all__ = ["Bernoulli", "BitDistribution", "Categorical", "ChoiceDistribution", "MultiCategorical"]
+
+
+class ChoiceDistribution(Distribution):
+    """One choice of n for each element of the action: ``logits`` (..., *action shape, n)."""
+
+    def __init__(self, logits: Tensor, event_dims: int = 0) -> None:
+        self.log_probs = functional.log_softmax(logits, -1)
+        self._event_dims = event_dims
+
+    @property
+    def probs(self) -> Tensor:
+        return self.log_probs.exp()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        # The first of n exponential clocks of rates p is n with probability p; nothing leaves the device.
+        probs = self.log_probs.detach().exp()
+        clocks = torch.empty_like(probs).exponential_(generator=generator)
+        return (probs / clocks.clamp_min(torch.finfo(probs.dtype).tiny)).argmax(-1)
+
+    def mode(self) -> Tensor:
+        return self.log_probs.argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        chosen = action.to(torch.int64).unsqueeze(-1)
+        log_probs, chosen = torch.broadcast_tensors(self.log_probs, chosen)
+        return event_sum(log_probs.gather(-1, chosen[..., :1]).squeeze(-1), self._event_dims)
+
+    def entropy(self) -> Tensor:
+        return event_sum(-(self.log_probs.exp() * self.log_probs).sum(-1), self._event_dims)
+
+    def kl(self, other: ChoiceDistribution) -> Tensor:
+        """Very large (infinite in truth) where ``other`` forbids what this one allows."""
+        difference = self.log_probs.exp() * (self.log_probs - other.log_probs)
+        return event_sum(difference.sum(-1), self._event_dims)
+
+
+class BitDistribution(Distribution):
+    """Independent bits, as 0.0 and 1.0: ``logits`` (..., *action shape)."""
+
+    def __init__(self, logits: Tensor, event_dims: int) -> None:
+        self.logits = logits
+        self._event_dims = event_dims
+
+    @property
+    def probs(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        probs = self.logits.detach().sigmoid()
+        uniform = torch.rand(
+            probs.shape, generator=generator, dtype=probs.dtype, device=probs.device
+        )
+        return (uniform < probs).to(probs.dtype)
+
+    def mode(self) -> Tensor:
+        return (self.logits > 0).to(self.logits.dtype)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        signed = torch.where(action != 0, self.logits, -self.logits)
+        return event_sum(functional.logsigmoid(signed), self._event_dims)
+
+    def entropy(self) -> Tensor:
+        return event_sum(-self._expected(self.logits), self._event_dims)
+
+    def kl(self, other: BitDistribution) -> Tensor:
+        """Very large (infinite in truth) where ``other`` forbids what this one allows."""
+        difference = self._expected(self.logits) - self._expected(other.logits)
+        return event_sum(difference, self._event_dims)
+
+    def _expected(self, logits: Tensor) -> Tensor:
+        """The expectation under this distribution of the log-probabilities that ``logits`` give."""
+        p = self.logits
+        return p.sigmoid() * functional.logsigmoid(logits) + (-p).sigmoid() * functional.logsigmoid(
+            -logits
+        )
+
+
+class Categorical(ActionDistribution):
+    """One of n choices; logits (..., n). ``temperature`` divides the logits."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        if leaf.kind != "discrete":
+            raise misfit("categorical", leaf, "a Discrete action")
+        super().__init__(leaf, leaf.port.cardinality)  # type: ignore[arg-type]
+
+    def forward(
+        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+    ) -> ChoiceDistribution:
+        logits = tempered(logits, temperature)
+        if mask is not None:
+            legal = _legal(mask, logits, self.key)
+            _require_choice(legal, self.key)
+            logits = _without(logits, legal)
+        return ChoiceDistribution(logits)
+
+
+class MultiCategorical(ActionDistribution):
+    """A choice for each element of a MultiDiscrete; logits and mask are concatenated in the elements' order.
+
+    ``temperature`` divides the logits.
+    """
+
+    index: Tensor
+
+    def __init__(self, leaf: Leaf) -> None:
+        if leaf.kind != "multi_discrete":
+            raise misfit("multi_categorical", leaf, "a MultiDiscrete action")
+        sizes = leaf.port.cardinality
+        assert isinstance(sizes, tuple)
+        super().__init__(leaf, sum(sizes))
+        self._widest = max(sizes)
+        self._padding = len(set(sizes)) > 1
+        if self._padding:
+            self.constant("index", _padded_index(sizes), torch.int64)
+
+    def forward(
+        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+    ) -> ChoiceDistribution:
+        logits = tempered(logits, temperature)
+        if mask is not None:
+            legal = _legal(mask, logits, self.key)
+            _require_choice(self._choices(legal, False), self.key)
+            logits = _without(logits, legal)
+        padded = self._choices(logits, torch.finfo(logits.dtype).min)
+        return ChoiceDistribution(padded, len(self.action_shape))
+
+    def _choices(self, values: Tensor, fill: float | bool) -> Tensor:
+        """(..., sum of sizes) -> (..., *action shape, widest), so that one call serves all elements."""
+        leading = values.shape[:-1]
+        if self._padding:
+            padding = values.new_full((*leading, 1), fill)
+            values = torch.cat([values, padding], -1).index_select(-1, self.index)
+        return values.reshape(*leading, *self.action_shape, self._widest)
+
+
+def _padded_index(sizes: tuple[int, ...]) -> list[int]:
+    """Where the choices of each element are, each element padded to the widest by the one that follows them all."""
+    index, first, last = [], 0, sum(sizes)
+    for size in sizes:
+        index += [*range(first, first + size), *[last] * (max(sizes) - size)]
+        first += size
+    return index
+
+
+class Bernoulli(ActionDistribution):
+    """Independent bits of a MultiBinary; logits (..., bits). A masked bit is 0. ``temperature`` divides the logits."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        if leaf.kind != "multi_binary":
+            raise misfit("bernoulli", leaf, "a MultiBinary action")
+        super().__init__(leaf, math.prod(leaf.shape))
+
+    def forward(
+        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+    ) -> BitDistribution:
+        logits = tempered(logits, temperature)
+        if mask is not None:
+            logits = _without(logits, _legal(mask, logits, self.key))
+        logits = logits.reshape(*logits.shape[:-1], *self.action_shape)
+        return BitDistribution(logits, len(self.action_shape))
+
+
+def _legal(mask: Tensor, logits: Tensor, key: str) -> Tensor:
+    if mask.shape[-1:] != logits.shape[-1:]:
+        raise ValueError(
+            f"the mask of action {key!r} has width {tuple(mask.shape[-1:])}, its logits {tuple(logits.shape[-1:])}"
+        )
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def _without(logits: Tensor, legal: Tensor) -> Tensor:
+    """Logits with all that is illegal very low: half the lowest number, which is above what pads a MultiDiscrete, so
+    that a row without a legal choice is uniform over the real ones."""
+    return logits.masked_fill(~legal, torch.finfo(logits.dtype).min / 2)
+
+
+def _require_choice(legal: Tensor, key: str) -> None:
+    """Raise ValueError if a row has no legal choice. On an accelerator and in compiled code, where looking would stop
+    the program, such a row is uniform."""
+    if legal.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    some = legal.any(-1)
+    if not bool(some.all()):
+        index = tuple((~some).nonzero()[0].tolist())
+        where = f" at index {index}" if index else ""
+        raise ValueError(
+            f"the mask of action {key!r} leaves no legal choice{where}; each row needs a nonzero element"
+        )

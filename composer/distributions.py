@@ -1,0 +1,371 @@
+"""From logits to actions: which distribution an action has, and all actions together as one.
+
+A family (`ActionDistribution`) is chosen per action of the space; called with logits it gives a `Distribution`. The
+families themselves are in `discrete_actions` and `continuous_actions`; others come by registration.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.space_kinds import KINDS, Leaf
+from composer.spaces import SpaceTree, format_space
+from perception_blocks.registry import Registry, did_you_mean, near_name
+from perception_blocks.settings import check_settings
+
+__all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
+__all__ += ["Distribution", "DistributionRuleError", "build_distributions", "default_distribution"]
+__all__ += ["event_sum", "is_bounded", "misfit", "wide"]
+
+RuleProblem = tuple[int, str | None, str]
+DISTRIBUTIONS = Registry("distribution")
+DISTRIBUTIONS.register_all(
+    "composer.discrete_actions",
+    {
+        "categorical": "Categorical",
+        "multi_categorical": "MultiCategorical",
+        "bernoulli": "Bernoulli",
+    },
+)
+DISTRIBUTIONS.register_all(
+    "composer.continuous_actions",
+    {"gaussian": "Gaussian", "squashed_gaussian": "SquashedGaussian", "beta": "Beta"},
+)
+
+
+class Distribution(ABC):
+    """A batch of distributions over one action. Actions are (..., *action shape), zero-based or on the Box's own scale.
+
+    ``log_prob``, ``entropy`` and ``kl`` are sums over the action's dimensions, shape (...).
+    """
+
+    @abstractmethod
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """An action, without gradient."""
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """An action through which gradients flow. Raises ValueError where there is no such form."""
+        raise ValueError(f"{type(self).__name__} has no reparametrised sample; use sample()")
+
+    @abstractmethod
+    def mode(self) -> Tensor:
+        """The action that a deterministic policy takes."""
+
+    @abstractmethod
+    def log_prob(self, action: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def entropy(self) -> Tensor: ...
+
+    @abstractmethod
+    def kl(self, other: Any) -> Tensor:
+        """The divergence from this to ``other``, a distribution of the same family."""
+
+
+class ActionDistribution(nn.Module):
+    """A family of distributions for one action: ``Family(leaf, **settings)``; logits (..., k) -> `Distribution`.
+
+    A subclass says what its head's width is, ``super().__init__(leaf, width)``, and how logits are read in ``forward``.
+    Logits narrower than float32 are widened before any density is computed.
+    """
+
+    def __init__(self, leaf: Leaf, width: int) -> None:
+        super().__init__()
+        self.key = leaf.key
+        self.action_shape = leaf.shape
+        self.logits_shape = (width,)
+        self._constants: dict[str, Any] = {}
+
+    def forward(
+        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+    ) -> Distribution:
+        """``temperature`` below 1 sharpens. ``mask`` has the shape of the logits; nonzero is legal."""
+        raise TypeError(f"{type(self).__name__} must define forward(logits, mask, temperature)")
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Set own parameters to where learning starts; most families have none."""
+
+    def constant(self, name: str, value: Sequence[Any] | float, dtype: torch.dtype) -> None:
+        """Keep ``value`` as a tensor that moves with the module, but is never cast, saved or left uninitialised."""
+        self._constants[name] = (value, dtype)
+        self.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ActionDistribution:
+        super()._apply(fn, recurse)
+        for name, (value, dtype) in self._constants.items():
+            device = self._buffers[name].device  # type: ignore[union-attr]
+            self._buffers[name] = torch.tensor(value, dtype=dtype, device=device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.key!r}, logits={self.logits_shape}, action={self.action_shape}"
+
+
+class CompositeDistribution(Distribution):
+    """Several independent actions as one: samples are dicts by flat key, log_prob, entropy and kl are joint.
+
+    ``parts`` holds the distribution of each action.
+    """
+
+    def __init__(self, parts: Mapping[str, Distribution]) -> None:
+        self.parts = dict(parts)
+
+    def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        return {key: part.sample(generator) for key, part in self.parts.items()}
+
+    def rsample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        return {key: part.rsample(generator) for key, part in self.parts.items()}
+
+    def mode(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return {key: part.mode() for key, part in self.parts.items()}
+
+    def log_prob(self, action: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
+        missing = [key for key in self.parts if key not in action]
+        if missing:
+            raise ValueError(
+                f"log_prob needs every action; missing: {', '.join(map(repr, missing))}"
+            )
+        return _total(part.log_prob(action[key]) for key, part in self.parts.items())
+
+    def entropy(self) -> Tensor:
+        return _total(part.entropy() for part in self.parts.values())
+
+    def kl(self, other: CompositeDistribution) -> Tensor:
+        return _total(part.kl(other.parts[key]) for key, part in self.parts.items())
+
+
+class ActionDistributions(nn.Module):
+    """The distributions of a whole action space by flat key; `build_distributions` makes it."""
+
+    def __init__(self, families: Mapping[str, ActionDistribution]) -> None:
+        super().__init__()
+        self._names: dict[str, str] = {}
+        for key, family in families.items():
+            self._names[key] = self._module_name(key)
+            self.add_module(self._names[key], family)
+
+    @property
+    def logits_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What a policy's heads must be: ``{action: (k,)}``."""
+        return {key: family.logits_shape for key, family in self.items()}
+
+    def forward(
+        self,
+        logits: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        temperature: float = 1.0,
+    ) -> CompositeDistribution:
+        """The distribution of all actions together; ``masks`` may name some of them."""
+        parts = {}
+        for key, name in self._names.items():
+            mask = None if masks is None else masks.get(key)
+            parts[key] = self._modules[name](logits[key], mask, temperature)  # type: ignore[misc]
+        return CompositeDistribution(parts)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for _, family in self.items():
+            family.reset_parameters(generator)
+
+    def _module_name(self, key: str) -> str:
+        """A name that torch accepts for any text, different for different texts: ``a.b`` -> ``a%2Eb``."""
+        name = key.replace("%", "%25").replace(".", "%2E")
+        if hasattr(self, name):  # such as "type"
+            name = f"%{ord(name[0]):02X}{name[1:]}"
+        return name or "%"
+
+    def __getitem__(self, key: str) -> ActionDistribution:
+        return self._modules[self._names[key]]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._names
+
+    def items(self) -> ItemsView[str, ActionDistribution]:
+        return {key: self[key] for key in self._names}.items()
+
+
+class DistributionRuleError(ValueError):
+    """What is wrong with ``distributions:``; ``problems`` are (index of the rule, setting or None, message)."""
+
+    def __init__(self, problems: Iterable[RuleProblem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(f"distributions[{i}]: {text}" for i, _, text in self.problems))
+
+    def __reduce__(self) -> tuple:
+        return (type(self), (self.problems,))
+
+
+_DEFAULTS = {
+    "discrete": "categorical",
+    "multi_discrete": "multi_categorical",
+    "multi_binary": "bernoulli",
+}
+
+
+def default_distribution(leaf: Leaf) -> str:
+    """The name of the family that an action has without a rule."""
+    if leaf.kind == "box":
+        return "squashed_gaussian" if is_bounded(leaf) else "gaussian"
+    return _DEFAULTS[leaf.kind]
+
+
+def build_distributions(
+    tree: SpaceTree, rules: Sequence[Mapping[str, Any]] = ()
+) -> ActionDistributions:
+    """The family of each action of ``tree``: from the first rule that fits it, else the default.
+
+    A rule is ``{action: <flat key>, distribution: <name>}`` or ``{space: <kind>, distribution: <name>}`` with the
+    family's settings beside. Raises DistributionRuleError that tells of everything wrong with the rules.
+    """
+    problems: list[RuleProblem] = []
+    chosen: dict[str, int] = {}
+    for index, rule in enumerate(rules):
+        matched = _matching(tree, rule, index, problems)
+        new = [key for key in matched if key not in chosen]
+        if matched and not new:
+            first = chosen[matched[0]]
+            text = (
+                f"the rule for {_subject(rule)} is never used: distributions[{first}] comes first"
+            )
+            problems.append((index, None, text))
+        chosen |= dict.fromkeys(new, index)
+    families_of_rules = [_family_of(rule, i, problems) for i, rule in enumerate(rules)]
+    families = {}
+    for key, leaf in tree.leaves.items():
+        index = chosen.get(key)
+        if index is None:
+            families[key] = DISTRIBUTIONS.get(default_distribution(leaf))(leaf)
+            continue
+        family = families_of_rules[index]
+        try:
+            if family is not None:
+                families[key] = family(leaf, **_settings(rules[index]))
+        except ValueError as error:
+            problems.append((index, "distribution", str(error)))
+    if problems:
+        raise DistributionRuleError(sorted(problems, key=lambda problem: problem[0]))
+    return ActionDistributions(families)
+
+
+def _matching(
+    tree: SpaceTree,
+    rule: Mapping[str, Any],
+    index: int,
+    problems: list[RuleProblem],
+) -> list[str]:
+    """The actions that a rule speaks of."""
+    if ("action" in rule) == ("space" in rule):
+        text = "needs either 'action' (its name) or 'space' (a kind of space)"
+        problems.append(
+            (index, None, f"a rule {text}, got {', '.join(map(repr, rule)) or 'nothing'}")
+        )
+        return []
+    if "action" in rule:
+        name = rule["action"]
+        if name in tree.leaves:
+            return [name]
+        near = did_you_mean(str(name), tree.leaves) or f"; it has {_list(tree.leaves)}"
+        problems.append((index, "action", f"no action {name!r} in the action space{near}"))
+        return []
+    kind = rule["space"]
+    matched = [key for key, leaf in tree.leaves.items() if leaf.kind == kind]
+    if kind not in KINDS:
+        near = did_you_mean(str(kind), KINDS) or f"; known are {_list(KINDS)}"
+        problems.append((index, "space", f"unknown kind of space {kind!r}{near}"))
+    elif not matched:
+        kinds = _list(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))
+        problems.append((index, "space", f"no action is a {kind!r}; the actions are {kinds}"))
+    return matched
+
+
+def _family_of(
+    rule: Mapping[str, Any], index: int, problems: list[RuleProblem]
+) -> Callable[..., ActionDistribution] | None:
+    """The class that a rule names, if it exists and takes the rule's settings."""
+    name = rule.get("distribution")
+    if name is None:
+        problems.append((index, None, f"the rule for {_subject(rule)} names no 'distribution'"))
+        return None
+    try:
+        family = DISTRIBUTIONS.get(name) if isinstance(name, str) else name
+    except ValueError as error:
+        known = "" if near_name(name, DISTRIBUTIONS) else f"; known are {_list(DISTRIBUTIONS)}"
+        problems.append((index, "distribution", f"{error}{known}"))
+        return None
+    label = f"distribution {name!r}" if isinstance(name, str) else f"{family.__name__}"
+    wrong = check_settings(family, _settings(rule), label)
+    problems.extend((index, problem.setting, problem.message) for problem in wrong)
+    return None if wrong else family
+
+
+def _settings(rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in rule.items() if k not in ("action", "space", "distribution")}
+
+
+def _subject(rule: Mapping[str, Any]) -> str:
+    return repr(rule.get("action", rule.get("space")))
+
+
+def _list(names: Iterable[Any]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def is_bounded(leaf: Leaf) -> bool:
+    """Whether a Box has finite bounds everywhere."""
+    bounds = (leaf.port.low, leaf.port.high)
+    return all(bound is not None and _all_finite(bound) for bound in bounds)
+
+
+def _all_finite(bound: Any) -> bool:
+    return all(map(_all_finite, bound)) if isinstance(bound, tuple) else math.isfinite(bound)
+
+
+def misfit(name: str, leaf: Leaf, needs: str) -> ValueError:
+    """The error of a family that does not fit the space of an action."""
+    instead = default_distribution(leaf)
+    return ValueError(
+        f"distribution {name!r} needs {needs}, got {format_space(leaf.space)} for {leaf.key!r}; use {instead!r}"
+    )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32 if it is narrower: densities of half precision numbers are noise."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by ``temperature``, at least in float32."""
+    check_temperature(temperature)
+    return wide(logits) / temperature
+
+
+def check_temperature(temperature: float) -> None:
+    if not isinstance(temperature, Tensor) and temperature <= 0:
+        raise ValueError(
+            f"temperature must be positive, got {temperature}; a deterministic policy takes mode()"
+        )
+
+
+def event_sum(values: Tensor, event_dims: int) -> Tensor:
+    """The sum over the last ``event_dims`` axes."""
+    return values.flatten(-event_dims).sum(-1) if event_dims else values
+
+
+def _total(values: Iterable[Tensor]) -> Tensor:
+    total = None
+    for value in values:
+        total = value if total is None else total + value
+    if total is None:
+        raise ValueError("the action space has no actions")
+    return total
