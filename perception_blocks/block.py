@@ -7,7 +7,7 @@ time): a stateless block treats any number of them alike.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -144,6 +144,14 @@ class PerceptionBlock(nn.Module):
 
     def adjust_parameters(self) -> None:
         """Called under no_grad after all weights were drawn, to scale or set some of them."""
+
+    def fill_constants(self) -> None:
+        """Write the values of buffers that no checkpoint holds; called whenever the block moved or changed dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.fill_constants()  # so that they survive a stay on the meta device
+        return self
 
     def _measured_shapes(self) -> list[Shape]:
         dtype = torch.int64 if self.takes == "integer" else torch.float32

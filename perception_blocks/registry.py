@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 __all__ = [
     "ACTIVATIONS",
     "BLOCKS",
+    "FUNCTIONS",
     "INITIALIZERS",
     "MissingExtraError",
     "Registry",
@@ -181,6 +182,7 @@ def load_plugins() -> None:
 
 BLOCKS = Registry("block")
 ACTIVATIONS = Registry("activation")
+FUNCTIONS = Registry("function")
 INITIALIZERS = Registry("initialiser")
 
 # Built-in names are listed here, lazily, so that they can be checked and suggested without importing torch.
@@ -239,6 +241,11 @@ ACTIVATIONS.register_all(
         "softsign": "Softsign",
         "tanh": "Tanh",
     },
+)
+
+FUNCTIONS.register_all(
+    "perception_blocks.custom",
+    {"add": "add", "identity": "identity", "mean": "mean", "multiply": "multiply"},
 )
 
 INITIALIZERS.register_all(

@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from perception_blocks.registry import ACTIVATIONS, INITIALIZERS, Registry, did_you_mean, near_name
+from perception_blocks.registry import (
+    ACTIVATIONS,
+    FUNCTIONS,
+    INITIALIZERS,
+    Registry,
+    did_you_mean,
+    near_name,
+)
 
 __all__ = [
     "Activation",
+    "Function",
     "Initializer",
     "NegativeInt",
     "NonNegativeInt",
@@ -45,9 +53,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Named:
-    """A name of ``registry``, such a name with settings ({name: {setting: value}}), or the class itself."""
+    """A name of ``registry``, such a name with settings ({name: {setting: value}}), or the thing itself.
+
+    ``dotted`` text passes where the one who reads it knows what it may name.
+    """
 
     registry: Registry
+    dotted: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,8 @@ NegativeInt = Annotated[int, Range(high=-1)]
 NonNegativeInt = Annotated[int, Range(low=0)]
 PositiveFloat = Annotated[float, Range(low=0.0, exclusive=True)]
 Probability = Annotated[float, Range(0.0, 1.0)]
-Activation = Annotated[Any, Named(ACTIVATIONS)]
+Activation = Annotated[Any, Named(ACTIVATIONS, dotted=True)]
+Function = Annotated[Any, Named(FUNCTIONS)]
 Initializer = Annotated[Any, Named(INITIALIZERS)]
 OneOrMany = PositiveInt | Sequence[PositiveInt]
 
@@ -196,7 +209,7 @@ def _describe_annotated(args: tuple[Any, ...], plural: bool) -> str:
             return note.text
         if isinstance(note, Named):
             return (
-                f"{note.registry.kind} names" if plural else f"the name of an {note.registry.kind}"
+                f"{note.registry.kind} names" if plural else f"the name of {_a(note.registry.kind)}"
             )
         if isinstance(note, Range):
             article, _, noun = base.rpartition(" ")
@@ -220,7 +233,7 @@ def _named(annotation: Any) -> Named | None:
 def _name_mismatch(named: Named, value: Any) -> str | None:
     kind = named.registry.kind
     if isinstance(value, str):
-        if value in named.registry or "." in value:
+        if value in named.registry or (named.dotted and "." in value):
             return None
         return f"names the unknown {kind} {value!r}{did_you_mean(value, named.registry)}"
     if isinstance(value, Mapping) and len(value) == 1:
@@ -230,7 +243,11 @@ def _name_mismatch(named: Named, value: Any) -> str | None:
         return _name_mismatch(named, name)
     if isinstance(value, type) or callable(value):
         return None
-    return f"must be the name of an {kind}, got {_show(value)}"
+    return f"must be the name of {_a(kind)}, got {_show(value)}"
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _fits(annotation: Any, value: Any) -> bool:
