@@ -26,8 +26,9 @@ from perception_blocks.settings import check_settings
 __all__ = ["Context", "Demand", "build_network"]
 
 
-# Names that policy and critic give to children of their own beside the nodes.
-RESERVED = ("heads", "distributions", "normalizers")
+# Names that policy and critic give to children of their own: beside a user's, and beside the nodes of a graph.
+ADDED = ("distributions", "normalizers")
+RESERVED = ("heads", *ADDED)
 
 
 @dataclass
@@ -296,7 +297,7 @@ def _custom_network(
         error.add_note(f"in {construction.where(())} ({label})")
         raise
     outs = _wrong_result(result, label, demand)
-    taken = [repr(name) for name in RESERVED if name in module._modules]
+    taken = [repr(name) for name in ADDED if name in module._modules]
     if taken:
         outs = f"{label} has a child {', '.join(taken)}, which the network itself needs; rename it"
     if isinstance(outs, str):
