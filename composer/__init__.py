@@ -14,7 +14,6 @@ __all__ = [
     "__version__",
     "compose",
     "draw",
-    "first_steps",
     "load",
 ]
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from composer.errors import SpecError
     from composer.model import Model, compose, load
     from composer.policy import Policy
-    from composer.spaces import first_steps
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
@@ -34,6 +32,5 @@ else:
             "errors": "SpecError",
             "model": "Model compose load",
             "policy": "Policy",
-            "spaces": "first_steps",
         },
     )

@@ -13,7 +13,7 @@ import perception_blocks
 PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
-    Critic Model Policy SpecError __version__ compose draw first_steps load
+    Critic Model Policy SpecError __version__ compose draw load
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS INITIALIZERS ConcatBlock DenseBlock EmbeddingBlock FlattenBlock FlattenDenseBlock FunctionalBlock

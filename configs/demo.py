@@ -1,0 +1,41 @@
+"""What `make demo` runs: every example is composed, summarised and drawn, and one of them plays an episode."""
+
+from pathlib import Path
+
+import gymnasium
+
+import composer
+
+CONFIGS = Path(__file__).parent
+OUT = CONFIGS.parent / "out"
+# The examples' own classes and environments lie beside them; this script says that they may be imported.
+ALLOW = sorted(path.stem for path in CONFIGS.glob("*.py") if path != Path(__file__))
+
+
+def main() -> None:
+    OUT.mkdir(exist_ok=True)
+    paths = sorted(CONFIGS.glob("*.yaml"))
+    for path in paths:
+        model = composer.compose(path, allow=ALLOW, seed=0)
+        print(f"\n=== {path.name} ===\n{model.summary()}")
+        model.draw(OUT / f"{path.stem}.png")
+    steps = play(CONFIGS / "cartpole.yaml")
+    print(f"\nAn untrained policy kept CartPole's pole up for {steps} steps.")
+    print(f"{len(paths)} diagrams are in {OUT}; look at {OUT / 'cartpole.png'} first.")
+
+
+def play(path: Path) -> int:
+    """The number of steps of one episode with freshly drawn weights."""
+    env = gymnasium.make("CartPole-v1")
+    model = composer.compose(path, env=env, seed=0)
+    observation, _ = env.reset(seed=0)
+    steps, over = 0, False
+    while not over:
+        observation, _, terminated, truncated, _ = env.step(model.policy.act(observation))
+        steps, over = steps + 1, terminated or truncated
+    env.close()
+    return steps
+
+
+if __name__ == "__main__":
+    main()
