@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from composer.network import REGISTRIES
 from perception_blocks.assemble import Construction
 from perception_blocks.block import PerceptionBlock
 from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
@@ -64,7 +65,7 @@ class SeededConstruction(Construction):
         """Give every module weights on ``device``; the objects stay the same."""
         for path, (module, factory) in self._others.items():
             if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
-                vars(module).update(vars(self._seeded(path, factory)))
+                _take_over(module, self._seeded(path, factory))
                 if path in self._rules:
                     self.draw(path, module, self._rules[path])
             module.to(device=device, dtype=dtype)
@@ -85,6 +86,15 @@ class SeededConstruction(Construction):
                 return factory()
         except Exception:  # a constructor that looks at its weights: it needs real ones
             return self._seeded(path, factory)
+
+
+def _take_over(module: nn.Module, fresh: nn.Module) -> None:
+    """Make ``module`` what ``fresh`` is, in place: others hold it, and hold its registries."""
+    for name, value in vars(fresh).items():
+        if name in REGISTRIES:
+            vars(module)[name].update(value)
+        else:
+            vars(module)[name] = value
 
 
 @contextlib.contextmanager

@@ -119,11 +119,14 @@ class Model(nn.Module):
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Model:
         """Give a model composed on ``device="meta"`` its weights: those that composing directly would have drawn."""
+        if not self._constructions:
+            raise ValueError("this model has its weights already")
         target = torch.device(device)
         dtype = dtype or self.policy.dtype
         for construction in self._constructions:
             construction.materialize(target, dtype)
         self.policy.distributions.reset_parameters(local_generator(self.seed, "distributions"))
+        self._constructions = []
         return self.to(device=target, dtype=dtype)
 
     def save(self, path: str | FilePath) -> None:

@@ -18,6 +18,9 @@ from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["CustomNetwork", "GraphNetwork", "Network", "NetworkModule", "State", "Tensors"]
 
+# Where nn.Module keeps what belongs to it.
+REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
 Tensors = dict[str, Tensor]
 State = dict[str, Tensor]
 
@@ -146,11 +149,10 @@ class NetworkModule(nn.Module):
     def __init__(self, network: Network, dtype: torch.dtype) -> None:
         super().__init__()
         object.__setattr__(self, "network", network)  # not a child: its registries are ours
-        for registry in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        for registry in REGISTRIES:
             object.__setattr__(self, registry, getattr(network.module, registry))
         self._dtype = dtype
         self._device = torch.device("cpu")
-        self._anchor = _first_parameter(network.module)
 
     network: Network
 
@@ -165,14 +167,13 @@ class NetworkModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        parameter = self._parameter()
-        return self._device if parameter is None else parameter.device
+        """Where the model is: what ``.to()`` was told last."""
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the model's numbers: that of its first floating-point parameter."""
-        parameter = self._parameter()
-        return self._dtype if parameter is None else parameter.dtype
+        """The dtype of the model's numbers: what ``.to()`` was told last."""
+        return self._dtype
 
     def initial_state(
         self,
@@ -204,12 +205,6 @@ class NetworkModule(nn.Module):
         self._dtype, self._device = probe.dtype, probe.device
         return super()._apply(fn, recurse)
 
-    def _parameter(self) -> Tensor | None:
-        if self._anchor is None:
-            return None
-        owner, name = self._anchor
-        return owner._parameters.get(name)
-
     def check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
         """Raise ValueError unless ``state`` is one for these leading axes; ``call`` is how to call this right."""
         if state is None:
@@ -225,14 +220,6 @@ class NetworkModule(nn.Module):
             if tuple(state[name].shape) != (*leading, *shape):
                 expected, got = format_shape((*leading, *shape)), format_shape(state[name].shape)
                 raise ValueError(f"the state {name!r} must have the shape {expected}, got {got}")
-
-
-def _first_parameter(module: nn.Module) -> tuple[nn.Module, str] | None:
-    for owner in module.modules():
-        for name, parameter in owner._parameters.items():
-            if parameter is not None and parameter.is_floating_point():
-                return owner, name
-    return None
 
 
 def _flattened(
