@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,7 +32,7 @@ __all__ += ["StridedConvDenseBlock", "VggConvBlock", "VggConvDenseBlock"]
 Channels: TypeAlias = Sequence[PositiveInt]
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_POOLS = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_POOLS = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
 
 
 class ImageBlock(PerceptionBlock):

@@ -1,0 +1,366 @@
+"""What every registered block must hold, whatever it computes. A block without a sample here fails."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import pickle
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.block import MemoryBlock, PerceptionBlock
+from perception_blocks.port import Port, as_port
+from perception_blocks.registry import BLOCKS
+from perception_blocks.settings import settings_of
+
+LEADING = [(), (1,), (5, 2), (0,)]
+
+
+@dataclass
+class Sample:
+    """A way to build a block: its inputs and settings, and what it cannot do."""
+
+    block: str
+    inputs: list[Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ports(self) -> list[Port]:
+        return [as_port(value) for value in self.inputs]
+
+    def build(self, **changes: Any) -> PerceptionBlock:
+        block = BLOCKS.get(self.block)
+        block.check_ports(self.ports)
+        return block([port.shape for port in self.ports], **{**self.settings, **changes})
+
+    def data(self, leading: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        return [values(port, leading, dtype) for port in self.ports]
+
+    def __str__(self) -> str:
+        settings = ",".join(f"{k}={v}" for k, v in self.settings.items())
+        shapes = ",".join(str(port.shape) for port in self.ports)
+        return f"{self.block}[{shapes}]({settings})".replace(" ", "")
+
+
+def values(port: Port, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    shape = (*leading, *(9 if size is None else size for size in port.shape))
+    if port.is_integer:
+        most = (
+            port.cardinality if isinstance(port.cardinality, int) else min(port.cardinality or ())
+        )
+        return torch.randint(most, shape)
+    if port.dtype == torch.uint8:
+        return torch.randint(256, shape, dtype=torch.uint8)
+    return torch.randn(shape, dtype=dtype)
+
+
+def integers(*shape: int, of: Any) -> Port:
+    return Port(shape, torch.int64, of)
+
+
+def image(*shape: int) -> Port:
+    return Port(shape, torch.uint8, low=0, high=255)
+
+
+CONV = {"hidden_channels": [4, 5], "hidden_kernels": [3, 2], "strides": [2, 1]}
+SAMPLES = [
+    Sample("dense", [(3,)], {"hidden_units": [8, 4]}),
+    Sample("dense", [(3,)], {"hidden_units": 4, "norm": "batch", "activation": "prelu"}),
+    Sample("dense", [(3,)], {"hidden_units": [4], "norm": "rms", "dropout": 0.5, "bias": False}),
+    Sample("dense", [(3,)], {"hidden_units": [4, 4], "norm": "layer", "last_activation": "tanh"}),
+    Sample("linear_output", [(3,)], {"output_units": 2, "init_bias": [0.5, 1.0]}),
+    Sample("linear_output", [(3,)], {"output_shape": [2, 3], "init_scale": 0.01}),
+    Sample("flatten_dense", [(3, 4)], {"hidden_units": [5]}),
+    Sample("flatten_dense", [()], {"hidden_units": [5]}),
+    Sample("strided_conv", [(2, 9)], CONV),
+    Sample("strided_conv", [(2, 9, 10)], CONV),
+    Sample("strided_conv", [(2, 9, 8, 7)], CONV),
+    Sample("strided_conv", [(2, None, 8)], CONV),
+    Sample("strided_conv", [(2, 6, 7)], {**CONV, "padding": [[[1, 2], 0], "same"]}),
+    Sample("strided_conv", [(2, 6, 7)], {**CONV, "padding": 1, "padding_mode": "reflect"}),
+    Sample("strided_conv_dense", [(2, 9)], {**CONV, "hidden_units": [6]}),
+    Sample("strided_conv_dense", [(2, 9, 10)], {**CONV, "hidden_units": 6}),
+    Sample("vgg_conv", [(2, 9, 10)], {"hidden_channels": [3, 4]}),
+    Sample("vgg_conv_dense", [(2, 9, 10)], {"hidden_channels": [3], "hidden_units": [6]}),
+    Sample("nature_cnn", [(2, 36, 40)], {"hidden_channels": [3, 4, 5]}),
+    Sample("nature_cnn_dense", [(2, 36, 40)], {"hidden_channels": [3, 4, 5], "hidden_units": [6]}),
+    Sample("flatten", [(2, 3, 4)]),
+    Sample("flatten", [(2, 3, 4)], {"num_dims": 2}),
+    Sample("flatten", [()]),
+    Sample("concat", [(3,), (4,)]),
+    Sample("concat", [(3, 2), (4, 2), (1, 2)], {"dim": -2}),
+    Sample("one_hot", [integers(of=5)], {"num_embeddings": 5}),
+    Sample("one_hot", [integers(2, 2, of=5)], {"num_embeddings": 5}),
+    Sample("one_hot", [integers(2, 2, of=(3, 2, 4, 5))], {"num_embeddings": (3, 2, 4, 5)}),
+    Sample("embedding", [integers(of=5)], {"num_embeddings": 5, "embedding_dim": 3}),
+    Sample("embedding", [integers(2, of=(3, 2))], {"num_embeddings": [3, 2], "embedding_dim": 3}),
+    Sample("lstm", [(3,)], {"hidden_units": 4}),
+    Sample("lstm", [(3,)], {"hidden_units": 4, "num_layers": 2, "dropout": 0.5}),
+    Sample("lstm", [(6, 3)], {"hidden_units": 4, "bidirectional": True, "num_layers": 2}),
+    Sample("gru", [(3,)], {"hidden_units": 4}),
+    Sample("gru", [(3,)], {"hidden_units": 4, "num_layers": 2, "layer_norm": True}),
+    Sample("gru", [(None, 3)], {"hidden_units": 4}),
+    Sample("lstm_last_step", [(6, 3)], {"hidden_units": 4}),
+    Sample("lstm_last_step", [(6, 3)], {"hidden_units": 4, "bidirectional": True}),
+    Sample("functional", [(3,), (3,)], {"function": "add"}),
+    Sample("functional", [(3, 4)], {"function": torch.sum, "dim": -1}),
+    Sample("scale_image", [image(8, 9, 3)], {"low": 0, "high": 255}),
+    Sample("scale_image", [image(3, 8, 9)], {"low": 0, "high": 255, "channels": "first"}),
+    Sample("scale_image", [image(8, 9)], {"low": 0, "high": 255}),
+    Sample("scale_image", [(2,)], {"low": (0.0, -1.0), "high": (1.0, 1.0)}),
+    Sample("normalize", [(3, 2)]),
+]
+MEMORY = [s for s in SAMPLES if s.build().state_shapes]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)
+memory_samples = pytest.mark.parametrize("sample", MEMORY, ids=str)
+
+
+def as_tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def fits(real: tuple[int, ...], declared: tuple[int | None, ...]) -> bool:
+    """A varying axis may have any size."""
+    return len(real) == len(declared) and all(d in (None, r) for r, d in zip(real, declared))
+
+
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_every_registered_block_has_a_sample(name):
+    assert name in {sample.block for sample in SAMPLES}
+
+
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_every_block_and_setting_is_described(name):
+    block = BLOCKS.get(name)
+    assert inspect.getdoc(block) != inspect.getdoc(PerceptionBlock)
+    assert ">>>" in (block.__doc__ or "")
+    signature = inspect.signature(block.__init__)
+    for setting in settings_of(block)[0].values():
+        assert setting.annotation is not Any
+        assert signature.parameters[setting.name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@every_sample
+@pytest.mark.parametrize("leading", LEADING)
+def test_declared_shape_is_the_real_shape(sample, leading):
+    block = sample.build().eval()
+    outputs = as_tuple(block(*sample.data(leading)))
+    assert len(outputs) == len(block.out_shapes)
+    for output, shape in zip(outputs, block.out_shapes):
+        assert output.shape[: len(leading)] == leading
+        assert fits(tuple(output.shape[len(leading) :]), shape)
+        assert output.is_floating_point()
+
+
+@every_sample
+def test_declared_shape_is_the_real_shape_in_training(sample):
+    block = sample.build().train()
+    for leading in [(5, 2), (0,)]:
+        for output, shape in zip(as_tuple(block(*sample.data(leading))), block.out_shapes):
+            assert fits(tuple(output.shape[len(leading) :]), shape)
+
+
+@every_sample
+def test_batched_equals_one_by_one(sample):
+    block = sample.build().eval()
+    data = sample.data((5, 2))
+    together = as_tuple(block(*data))
+    for i, j in itertools.product(range(5), range(2)):
+        alone = as_tuple(block(*(x[i, j] for x in data)))
+        for one, many in zip(alone, together):
+            torch.testing.assert_close(one, many[i, j], atol=1e-5, rtol=1e-5)
+
+
+@every_sample
+def test_running_a_block_leaves_it_as_it_was(sample):
+    block = sample.build().eval()
+    before = copy.deepcopy(block.state_dict())
+    block(*sample.data((5,)))
+    for name, tensor in block.state_dict().items():
+        torch.testing.assert_close(tensor, before[name])
+
+
+@every_sample
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))])
+def test_copies_compute_the_same_and_share_nothing(sample, copied):
+    block = sample.build().eval()
+    twin = copied(block)
+    data = sample.data((5,))
+    torch.testing.assert_close(twin(*data), block(*data))
+    assert twin.out_shapes == block.out_shapes
+    theirs = {tensor.data_ptr() for tensor in twin.parameters()}
+    assert not theirs & {tensor.data_ptr() for tensor in block.parameters()}
+
+
+@every_sample
+def test_state_dict_carries_all_that_matters(sample):
+    block, other = sample.build().eval(), sample.build().eval()
+    other.load_state_dict(block.state_dict())
+    data = sample.data((5,))
+    torch.testing.assert_close(other(*data), block(*data))
+
+
+@every_sample
+def test_a_block_on_the_meta_device_allocates_nothing_and_can_come_back(sample):
+    real = sample.build().eval()
+    with torch.device("meta"):
+        block = sample.build().eval()
+    assert all(tensor.is_meta for tensor in block.state_dict().values())
+    assert block.out_shapes == real.out_shapes
+    block = block.to_empty(device="cpu")
+    block.load_state_dict(real.state_dict())
+    data = sample.data((5,))
+    torch.testing.assert_close(block(*data), real(*data))
+
+
+@every_sample
+def test_a_block_follows_its_dtype(sample):
+    block = sample.build().eval().bfloat16()
+    for output in as_tuple(block(*sample.data((5,), torch.bfloat16))):
+        assert output.dtype == torch.bfloat16
+
+
+@every_sample
+def test_drawing_depends_on_the_generator_alone_and_leaves_nothing_undrawn(sample):
+    first, second = sample.build(), sample.build()
+    for block in (first, second):
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.fill_(torch.nan)
+        state = torch.random.get_rng_state()
+        block.reset_parameters(torch.Generator().manual_seed(3))
+        assert torch.equal(state, torch.random.get_rng_state())
+    for (name, one), two in zip(first.named_parameters(), second.parameters()):
+        assert torch.isfinite(one).all(), name
+        assert torch.equal(one, two), name
+
+
+@every_sample
+def test_gradients_reach_every_parameter(sample):
+    block = sample.build().train()
+    outputs = as_tuple(block(*sample.data((6,))))
+    if not list(block.parameters()):
+        return
+    torch.stack([output.square().sum() for output in outputs]).sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None, name
+
+
+@every_sample
+def test_a_block_compiles_whole(sample):
+    block = sample.build().eval()
+    torch.compiler.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    for leading in [(5,), (3, 2)]:
+        data = sample.data(leading)
+        torch.testing.assert_close(compiled(*data), block(*data), atol=1e-5, rtol=1e-5)
+
+
+@every_sample
+def test_a_block_prints_on_its_first_line_what_it_reads(sample):
+    block = sample.build()
+    assert f"in_shapes={block.in_shapes}" in repr(block)
+
+
+@every_sample
+def test_out_ports_have_the_out_shapes(sample):
+    block = sample.build()
+    ports = block.out_ports(sample.ports)
+    assert [port.shape for port in ports] == block.out_shapes
+
+
+@every_sample
+def test_an_unknown_setting_is_refused(sample):
+    if settings_of(BLOCKS.get(sample.block))[1]:
+        return  # it hands its settings on
+    with pytest.raises(
+        ValueError, match=f"'unheard_of' is not a setting of block '{sample.block}'"
+    ):
+        sample.build(unheard_of=1)
+
+
+def stepwise(block: MemoryBlock, x: Tensor, state: Any, resets: Tensor | None) -> Any:
+    axis = x.dim() - 2
+    outputs = []
+    for t in range(x.shape[axis]):
+        reset = None if resets is None else resets[..., t]
+        output, state = block.step(x.select(axis, t), state, reset)
+        outputs.append(output)
+    return torch.stack(outputs, dim=axis), state
+
+
+@memory_samples
+@pytest.mark.parametrize("leading", [(), (2,), (5, 2), (0, 2)])
+@pytest.mark.parametrize("with_resets", [False, True])
+def test_step_by_step_equals_unroll(sample, leading, with_resets):
+    block = sample.build().eval()
+    (x,) = sample.data((*leading, 7))
+    x.requires_grad_()
+    resets = torch.rand(*leading, 7) < 0.4 if with_resets else None
+    state = {n: torch.randn(*leading, *s) for n, s in block.state_shapes.items()}
+    results = []
+    for run in (block.unroll, lambda *a: stepwise(block, *a)):
+        block.zero_grad()
+        output, end = run(x, state, resets)
+        loss = output.square().sum() / max(1, output.numel())
+        gradients = torch.autograd.grad(loss, [x, *block.parameters()])
+        results.append((output, end, gradients))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
+
+
+@memory_samples
+def test_unroll_compiles_whole_with_resets(sample):
+    block = sample.build().eval()
+    torch.compiler.reset()
+    (x,) = sample.data((5, 3))
+    state = {n: torch.randn(5, *s) for n, s in block.state_shapes.items()}
+    resets = torch.rand(5, 3) < 0.4
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def unroll(x, state, resets):
+        return block.unroll(x, state, resets)
+
+    for given in (None, resets):
+        expected = block.unroll(x, state, given)
+        torch.testing.assert_close(unroll(x, state, given), expected, atol=1e-5, rtol=1e-5)
+
+
+@memory_samples
+def test_a_block_with_memory_called_without_state_starts_from_zero(sample):
+    block = sample.build().eval()
+    assert isinstance(block, MemoryBlock)
+    (x,) = sample.data((5,))
+    expected, _ = block.step(x, block.initial_state(5))
+    torch.testing.assert_close(block(x), expected)
+
+
+@memory_samples
+def test_a_reset_is_a_new_start(sample):
+    block = sample.build().eval()
+    (x,) = sample.data((2, 5))
+    state = {n: torch.randn(2, *s) for n, s in block.state_shapes.items()}
+    resets = torch.zeros(2, 5, dtype=torch.bool)
+    resets[1, 3] = True
+    output, end = block.unroll(x, state, resets)
+    fresh, fresh_end = block.unroll(x[1, 3:], block.initial_state())
+    torch.testing.assert_close(output[1, 3:], fresh, atol=1e-5, rtol=1e-5)
+    kept, _ = block.unroll(x[0], {n: s[0] for n, s in state.items()})
+    torch.testing.assert_close(output[0], kept, atol=1e-5, rtol=1e-5)
+    for name, tensor in fresh_end.items():
+        torch.testing.assert_close(end[name][1], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_is_an_nn_module():
+    assert issubclass(PerceptionBlock, nn.Module)
