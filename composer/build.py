@@ -23,7 +23,7 @@ from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.registry import did_you_mean
 from perception_blocks.settings import check_settings
 
-__all__ = ["Context", "Demand", "build_network"]
+__all__ = ["Context", "Demand", "build_network", "place_of"]
 
 
 # Names that policy and critic give to children of their own: beside a user's, and beside the nodes of a graph.
@@ -65,7 +65,7 @@ def build_network(
     """
 
     def where(path: NodePath) -> str:
-        place = _place(spec, path)
+        place = place_of(spec, path)
         position = context.source.position(place)
         node = "/".join((name, *path))
         return f"{position}: {node}" if position else node
@@ -108,7 +108,7 @@ def _graph_network(
     for head, width in demand.heads.items():
         if head in block.out_shapes and block.out_shapes[head] != width:
             message = _width_message(head, block.out_shapes[head], width, demand)
-            context.problems.add(_place(spec, ("heads", head)), message)
+            context.problems.add(place_of(spec, ("heads", head)), message)
     return None if len(context.problems) > before else GraphNetwork(block)
 
 
@@ -243,13 +243,13 @@ def _is_value_itself(graph: Graph, head: NodeSpec, demand: Demand) -> bool:
 
 
 def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:
-    path = _place(spec, problem.path)
+    path = place_of(spec, problem.path)
     if problem.key is not None:
         path = (*path, problem.key)
     context.problems.add(path, problem.message, key=problem.of_key)
 
 
-def _place(spec: NetworkSpec, path: NodePath) -> Path:
+def place_of(spec: NetworkSpec, path: NodePath) -> Path:
     """Where a node is written in the spec."""
     if not path:
         return spec.path if spec.graph is None else (*spec.path, "graph")
