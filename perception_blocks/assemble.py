@@ -452,12 +452,14 @@ def _wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | N
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in node.inputs:
         if name not in known and not takes_any:
-            near = did_you_mean(name, known) or f"; it takes {', '.join(map(repr, known))}"
+            free = [other for other in known if other not in node.inputs]
+            near = did_you_mean(name, free) or f"; it takes {', '.join(map(repr, known))}"
             raise _NodeError("in", f"{name!r} is not an argument of {_label(block)}{near}")
     ordered = sorted(
         node.inputs, key=lambda name: known.index(name) if name in known else len(known)
     )
-    positional = ordered == known[: len(ordered)]
+    kinds = {parameters[name].kind for name in ordered if name in parameters}
+    positional = ordered == known[: len(ordered)] and inspect.Parameter.KEYWORD_ONLY not in kinds
     return tuple(node.inputs[name] for name in ordered), None if positional else tuple(ordered)
 
 

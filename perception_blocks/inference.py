@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,20 +51,25 @@ class InferenceBlock(nn.Module):
         def nest(inner: Graph, names: list[str], inner_path: tuple[str, ...]) -> InferenceBlock:
             return InferenceBlock(inner, names, construction=construction, path=inner_path)
 
-        self.nodes: list[BuiltNode] = assemble(
-            graph, list(values.values()), self, construction, nest, path
+        nodes = assemble(graph, list(values.values()), self, construction, nest, path)
+        read = {name for node in nodes for name in node.step.inputs} | set(values.values())
+        in_ports = {name: graph.inputs[name] for name in graph.inputs if name in read}
+        ports = {**in_ports, **{name: p for node in nodes for name, p in node.out_ports.items()}}
+        states = {name: shape for node in nodes for name, shape in node.state_shapes.items()}
+        vars(self).update(  # not by assignment: a node may be named like one of these
+            nodes=nodes,
+            in_ports=in_ports,
+            out_ports={name: ports[value] for name, value in values.items()},
+            state_shapes=states,
+            outputs=values,
         )
-        read = {name for node in self.nodes for name in node.step.inputs} | set(values.values())
-        ports = {name: graph.inputs[name] for name in graph.inputs if name in read}
-        self.in_ports: dict[str, Port] = dict(ports)
-        for node in self.nodes:
-            ports |= node.out_ports
-        self.out_ports: dict[str, Port] = {name: ports[value] for name, value in values.items()}
-        self.state_shapes: dict[str, Shape] = {
-            name: shape for node in self.nodes for name, shape in node.state_shapes.items()
-        }
-        self.outputs = values
         self._compile()
+
+    nodes: list[BuiltNode]
+    in_ports: dict[str, Port]
+    out_ports: dict[str, Port]
+    state_shapes: dict[str, Shape]
+    outputs: dict[str, str]  # output name -> value of the graph
 
     @property
     def in_keys(self) -> list[str]:
@@ -153,12 +158,19 @@ class InferenceBlock(nn.Module):
 
     def _compile(self) -> None:
         steps = [node.step for node in self.nodes]
-        self._program: Program = write_program(steps, self.outputs, memory=False)
-        self._memory_program: Program | None = None
-        if self.state_shapes:
-            self._memory_program = write_program(steps, self.outputs, memory=True)
-        self._run = self._program.function
-        self._run_memory = self._memory_program.function if self._memory_program else None
+        program = write_program(steps, self.outputs, memory=False)
+        with_memory = write_program(steps, self.outputs, memory=True) if self.state_shapes else None
+        vars(self).update(
+            _program=program,
+            _memory_program=with_memory,
+            _run=program.function,
+            _run_memory=with_memory.function if with_memory else None,
+        )
+
+    _program: Program
+    _memory_program: Program | None
+    _run: Callable[..., Any]
+    _run_memory: Callable[..., Any] | None
 
     def __getstate__(self) -> dict[str, Any]:
         generated = ("_program", "_memory_program", "_run", "_run_memory")
