@@ -179,9 +179,10 @@ class Bernoulli(ActionDistribution):
 
 
 def _legal(mask: Tensor, logits: Tensor, key: str) -> Tensor:
-    if mask.shape[-1:] != logits.shape[-1:]:
+    width = mask.shape[-1] if mask.dim() else 1
+    if width != logits.shape[-1]:
         raise ValueError(
-            f"the mask of action {key!r} has width {tuple(mask.shape[-1:])}, its logits {tuple(logits.shape[-1:])}"
+            f"the mask of action {key!r} has width {width}, its logits have {logits.shape[-1]}"
         )
     return mask if mask.dtype == torch.bool else mask != 0
 

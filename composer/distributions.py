@@ -322,9 +322,9 @@ def _list(names: Iterable[Any]) -> str:
 
 
 def is_bounded(leaf: Leaf) -> bool:
-    """Whether a Box has finite bounds everywhere."""
+    """Whether it is a Box with finite bounds everywhere."""
     bounds = (leaf.port.low, leaf.port.high)
-    return all(bound is not None and _all_finite(bound) for bound in bounds)
+    return leaf.kind == "box" and all(b is not None and _all_finite(b) for b in bounds)
 
 
 def _all_finite(bound: Any) -> bool:

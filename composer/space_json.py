@@ -75,7 +75,7 @@ def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[s
 def _leaf_differs(expected: Space, actual: Space) -> Iterator[str]:
     wanted, found = space_to_json(expected), space_to_json(actual)
     if wanted["type"] != found["type"]:
-        yield f"is a {found['type']}, expected a {wanted['type']}"
+        yield f"is {found['type']}, expected {wanted['type']}"
         return
     for field in dict.fromkeys([*wanted, *found]):
         if _close(wanted.get(field), found.get(field)):

@@ -75,15 +75,15 @@ class SpaceTree:
     ) -> dict[str, Tensor]:
         """A value of the space as tensors under flat keys, batched (any leading axes) or not.
 
-        With ``keys`` only those are read, and the others may be missing.
-
         ``value`` has the structure of the space or is a dict by flat keys; it is made of arrays, numbers or tensors.
-        Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for a missing or unknown
-        key and for a shape that does not end in the space's.
+        With ``keys`` only those are read, and the others may be missing. Tensors stay on their graph and, without
+        ``device``, on their device. Raises ValueError for a missing or unknown key and for a shape that does not end in
+        the space's.
         """
         self._refuse_unknown(value)
         tensors = {}
-        for key, leaf in self.leaves.items():
+        for key in self.leaves if keys is None else keys:
+            leaf = self.leaves[key]
             tensor = from_space_value(leaf, self._pick(value, leaf), dtype=dtype, device=device)
             shape = leaf.port.shape
             if tensor.shape[max(tensor.dim() - len(shape), 0) :] != shape:
@@ -117,9 +117,7 @@ class SpaceTree:
         if isinstance(value, Mapping) and leaf.key in value:
             return value[leaf.key]
         for part in leaf.path:
-            if isinstance(
-                value, (Tensor, np.ndarray)
-            ):  # its first axis is a batch, not the parts of a tuple
+            if isinstance(value, (Tensor, np.ndarray)):  # its first axis is a batch, no tuple
                 raise ValueError(self._missing(value, leaf))
             try:
                 value = value[part]
@@ -130,9 +128,11 @@ class SpaceTree:
         return value
 
     def _missing(self, value: Any, leaf: Leaf) -> str:
-        got = f"the keys {', '.join(map(repr, value))}" if isinstance(value, Mapping) else "none"
-        if not isinstance(value, (Mapping, tuple, list)):
-            got = f"a {type(value).__name__}"
+        got = f"a value of type {type(value).__name__}"
+        if isinstance(value, Mapping):
+            got = f"the keys {', '.join(map(repr, value))}" if value else "an empty dict"
+        elif isinstance(value, (tuple, list)):
+            got = f"a {type(value).__name__} of {len(value)}"
         return f"{self.root} {leaf.key!r} is missing; got {got}"
 
     def _refuse_unknown(self, value: Any) -> None:
