@@ -20,7 +20,7 @@ from perception_blocks.custom import FunctionalBlock
 from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.init import Rule, draw_parameters, initializer
 from perception_blocks.lowering import Step
-from perception_blocks.measure import feature_shape, measure
+from perception_blocks.measure import measure_lengths, output_shapes
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.registry import BLOCKS, did_you_mean
 from perception_blocks.settings import SettingsError, check_settings
@@ -89,7 +89,7 @@ def assemble(
     for step in dag.order():
         assembly.add(nodes[step.name])
     if problems or assembly.problems:
-        raise GraphError([*problems, *assembly.problems])
+        raise GraphError([*problems, *assembly.problems], assembly.ports)
     return assembly.built
 
 
@@ -323,13 +323,12 @@ class _Assembly:
             )
 
         try:
-            result = measure(module, inner, call)
+            results = measure_lengths(module, inner, call)
         except Exception as error:
             raise self._blame(error, type(module), path, "in", inner) from error
-        many = isinstance(result, (tuple, list))
-        label = _label(type(module))
         try:
-            return [Port(feature_shape(v, label)) for v in (result if many else [result])], not many
+            shapes, single = output_shapes(results, _label(type(module)))
+            return [Port(shape) for shape in shapes], single
         except ValueError as error:
             raise _NodeError("in", str(error)) from error
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from perception_blocks.init import Rule, draw_parameters
-from perception_blocks.measure import feature_shape, measure
+from perception_blocks.measure import measure_lengths, output_shapes
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import SettingsError, check_settings
@@ -155,9 +155,8 @@ class PerceptionBlock(nn.Module):
 
     def _measured_shapes(self) -> list[Shape]:
         dtype = torch.int64 if self.takes == "integer" else torch.float32
-        output = measure(self, [Port(shape, dtype=dtype) for shape in self.in_shapes])
-        outputs = output if isinstance(output, (tuple, list)) else [output]
-        return [feature_shape(value, block_label(self)) for value in outputs]
+        results = measure_lengths(self, [Port(shape, dtype=dtype) for shape in self.in_shapes])
+        return output_shapes(results, block_label(self))[0]
 
     def extra_repr(self) -> str:
         return f"in_shapes={self.in_shapes}"

@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["PROBE_BATCH", "feature_shape", "measure", "still"]
+__all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes", "still"]
 
 PROBE_BATCH = 3  # an unusual size, so that a batch axis is not mistaken for a feature axis
-PROBE_LENGTH = 5  # stands for an axis whose length varies
+# They stand for an axis whose length varies; what differs between them varies too.
+PROBE_LENGTHS = (5, 7)
 
 
 @contextmanager
@@ -43,35 +45,70 @@ def still(module: nn.Module) -> Iterator[None]:
 
 
 def measure(
-    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+    module: nn.Module,
+    ports: Sequence[Port],
+    call: Callable[..., Any] | None = None,
+    length: int = PROBE_LENGTHS[0],
 ) -> Any:
-    """What ``module`` returns for one batch of PROBE_BATCH values of ``ports``, as meta, fake or real tensors.
+    """What ``module`` returns for a batch of PROBE_BATCH values of ``ports``, as meta, fake or real tensors.
 
     ``call`` turns the probing tensors into a call of the module (by default they are its positional arguments).
     Raises what the module raises on real zeros: that is what its user would see.
     """
     call = call or (lambda *tensors: module(*tensors))
+    ports = [_of_length(port, length) for port in ports]
     with still(module):
         for run in (_on_meta, _on_fake):
             try:
                 return run(module, ports, call)
-            except (
-                Exception
-            ):  # an operation without a meta kernel, or data-dependent code: try the next
+            except Exception:  # no meta kernel, or data-dependent code: try the next
                 continue
         return _on_zeros(module, ports, call)
 
 
-def feature_shape(value: Any, name: str, leading: int = 1) -> Shape:
+def measure_lengths(
+    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+) -> list[Any]:
+    """What `measure` gives: once, or for each of PROBE_LENGTHS where an axis varies."""
+    varies = any(None in port.shape for port in ports)
+    lengths = PROBE_LENGTHS if varies else PROBE_LENGTHS[:1]
+    return [measure(module, ports, call, length) for length in lengths]
+
+
+def output_shapes(results: Sequence[Any], name: str) -> tuple[list[Shape], bool]:
+    """The outputs' shapes without batch axis from what `measure_lengths` gave, and whether there is a single output.
+
+    Raises ValueError where ``name`` returned no tensors or lost the batch axis.
+    """
+    single = not isinstance(results[0], (tuple, list))
+    runs = [[result] if single else list(result) for result in results]
+    shapes = [[feature_shape(value, name) for value in run] for run in runs]
+    return [_common(variants, name) for variants in zip(*shapes)], single
+
+
+def _common(variants: Sequence[Shape], name: str) -> Shape:
+    """One shape for all lengths: what differs varies."""
+    if len({len(shape) for shape in variants}) > 1:
+        raise ValueError(f"{name} returned another number of axes for another length of its input")
+    return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*variants))
+
+
+def _of_length(port: Port, length: int) -> Port:
+    return replace(port, shape=tuple(length if n is None else n for n in port.shape))
+
+
+def feature_shape(value: Any, name: str) -> Shape:
     """The shape of one measured output without its batch axis; says so when the batch axis got lost."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} returned a {type(value).__name__}; a tensor is needed")
-    if value.dim() < leading or value.shape[0] != PROBE_BATCH:
+        raise ValueError(
+            f"{name} returned a value of type {type(value).__name__}; a tensor is needed"
+        )
+    if value.dim() == 0 or value.shape[0] != PROBE_BATCH:
         raise ValueError(
             f"{name} returned {format_shape(value.shape)} for a batch of {PROBE_BATCH}; "
             "the first axis of the output must be the batch axis of the input"
         )
-    return tuple(value.shape[leading:])
+    return tuple(value.shape[1:])
 
 
 @contextmanager
@@ -86,7 +123,7 @@ def _silent(name: str) -> Iterator[None]:
 
 
 def _sizes(port: Port) -> list[int]:
-    return [PROBE_BATCH, *(PROBE_LENGTH if size is None else size for size in port.shape)]
+    return [PROBE_BATCH, *(size for size in port.shape if size is not None)]
 
 
 def _probe_dtype(port: Port) -> torch.dtype:

@@ -87,7 +87,7 @@ def test_a_lambda_prints_its_place():
         (
             [(3,)],
             {"function": lambda x: 1},
-            "block 'functional' returned a int; a tensor is needed",
+            "block 'functional' returned a value of type int; a tensor is needed",
         ),
     ],
 )
