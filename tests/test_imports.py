@@ -21,10 +21,12 @@ PERCEPTION_BLOCKS = """
     lowering graph assemble inference
 """
 COMPOSER = """
-    errors tree files scalars params overlay source trust fields model_spec nodes references spec schema
-    blocks_help spec_diff
+    errors tree files scalars params overlay source trust fields model_spec template_spec nodes references spec
+    schema blocks_help spec_diff
     space_kinds spaces space_json observer distributions discrete_actions continuous_actions template
-    network construction build policy critic summary diagram export wrappers checkpoint model cli __main__
+    network construction build policy critic
+    flops rows summary picture folding diagram
+    export wrappers checkpoint model cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
