@@ -21,11 +21,11 @@ PERCEPTION_BLOCKS = """
     lowering graph assemble inference
 """
 COMPOSER = """
-    errors tree files scalars params overlay source trust fields model_spec template_spec nodes references spec
+    errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
     schema blocks_help spec_diff
-    space_kinds spaces space_json observer distributions discrete_actions continuous_actions template
+    space_kinds spaces space_json observer distributions discrete_actions continuous_actions template starter
     network construction build policy critic
-    flops rows summary picture folding diagram
+    flops rows summary picture folding sketch diagram
     export wrappers checkpoint model cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
