@@ -1,0 +1,107 @@
+import random
+
+import pytest
+
+from perception_blocks.dag import Dag, DagNode
+
+
+def messages(nodes, inputs=("x",), outputs=None):
+    return [p.message for p in Dag(nodes, inputs, outputs).problems()]
+
+
+def test_nodes_come_after_what_they_read():
+    nodes = [DagNode(f"n{i}", (f"n{i - 1}" if i else "x", "x")) for i in range(50)]
+    random.Random(0).shuffle(nodes)
+    order = [node.name for node in Dag(nodes, ["x"], ["n49"]).order()]
+    assert order == [f"n{i}" for i in range(50)]
+
+
+def test_only_what_outputs_need_is_kept():
+    nodes = [DagNode("a", ("x",)), DagNode("b", ("a",)), DagNode("c", ("a",))]
+    dag = Dag(nodes, ["x"], ["b"])
+    assert [node.name for node in dag.order()] == ["a", "b"]
+    assert dag.needed() == {"a", "b"}
+    assert dag.sinks() == ["b", "c"]
+
+
+def test_a_node_may_write_several_names():
+    nodes = [DagNode("a", ("x",), ("left", "right")), DagNode("b", ("right",))]
+    dag = Dag(nodes, ["x"], ["b"])
+    assert dag.problems() == []
+    assert [node.name for node in dag.order()] == ["a", "b"]
+
+
+def test_a_graph_of_any_depth_is_ordered_without_recursion():
+    nodes = [DagNode(f"n{i}", (f"n{i - 1}" if i else "x",)) for i in range(20_000)]
+    dag = Dag(nodes, ["x"], ["n19999"])
+    assert dag.problems() == []
+    assert len(dag.order()) == 20_000
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "expected"),
+    [
+        (
+            [DagNode("a", ("b",)), DagNode("b", ("a",))],
+            ["a"],
+            ["the nodes form a cycle: 'a' -> 'b' -> 'a'"],
+        ),
+        ([DagNode("a", ("a",))], ["a"], ["the nodes form a cycle: 'a' -> 'a'"]),
+        (
+            [DagNode("a", ("x",)), DagNode("a", ("x",))],
+            ["a"],
+            ["the name 'a' is used by two nodes"],
+        ),
+        (
+            [DagNode("x", ("x",))],
+            ["x"],
+            ["the node 'x' is named like an input; choose another name"],
+        ),
+        (
+            [DagNode("a", ("x",), ("x",))],
+            ["a"],
+            ["the output 'x' is named like an input; choose another name"],
+        ),
+        (
+            [DagNode("a", ("xx",))],
+            ["a"],
+            ["'a' reads 'xx', which is neither an input nor a node's output; did you mean 'x'?"],
+        ),
+        (
+            [DagNode("latent", ("x",))],
+            ["latnet"],
+            ["the output 'latnet' is no node's output; did you mean 'latent'?"],
+        ),
+        (
+            [DagNode("a", ("x",)), DagNode("b", ("x",))],
+            ["a"],
+            ["nothing uses 'b': it reaches no output"],
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(nodes, outputs, expected):
+    found = messages(nodes, outputs=outputs)
+    assert found[: len(expected)] == expected
+
+
+def test_an_unread_input_is_a_problem():
+    (problem,) = Dag([DagNode("a", ("x",))], ["x", "y"], ["a"]).problems()
+    assert problem.message == "the input 'y' is read by no node"
+    assert (problem.kind, problem.name, problem.node) == ("unused_input", "y", None)
+
+
+def test_all_mistakes_are_reported_at_once():
+    nodes = [
+        DagNode("a", ("b",)),
+        DagNode("b", ("a",)),
+        DagNode("c", ("d",)),
+        DagNode("d", ("c", "zzz")),
+        DagNode("e", ("x",)),
+        DagNode("e", ("x",)),
+    ]
+    kinds = [p.kind for p in Dag(nodes, ["x"], ["a"]).problems()]
+    assert sorted(kinds) == ["cycle", "cycle", "duplicate", "unknown"]
+
+
+def test_without_inputs_any_unwritten_name_is_one():
+    assert Dag([DagNode("a", ("anything",))], None, None).problems() == []

@@ -1,0 +1,124 @@
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from perception_blocks.block import PerceptionBlock
+from perception_blocks.measure import measure, measure_lengths, output_shapes
+from perception_blocks.port import Port
+
+
+class Counting(nn.Module):
+    """Everything that measuring must not touch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.modes = []
+
+    def forward(self, x):
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        torch.rand(1), np.random.rand(), random.random()
+        return self.norm(x) + torch.rand_like(x)
+
+
+def test_measuring_moves_nothing():
+    module = Counting().train()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    assert output_shapes(measure_lengths(module, [Port((3,))]), "it") == ([(3,)], True)
+    assert module.modes == [(False, False)]
+    assert module.training
+    assert module.norm.training
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+
+
+class Nonzero(nn.Module):
+    """Cannot run on the meta device."""
+
+    def forward(self, x):
+        return x[:, : 1 + len(x.sum().nonzero())]
+
+
+class OnTheHost(nn.Module):
+    """Cannot run on fake tensors either."""
+
+    def forward(self, x):
+        return x[:, : int(x.sum().item() > 1e9) + 2]
+
+
+@pytest.mark.parametrize(("module", "shape"), [(Nonzero(), (1,)), (OnTheHost(), (2,))])
+def test_what_cannot_run_on_meta_is_measured_all_the_same(module, shape):
+    assert output_shapes(measure_lengths(module, [Port((4,))]), "it") == ([shape], True)
+
+
+def test_modules_on_meta_are_measured_where_they_are():
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Linear(4, 3), OnTheHost())
+    assert output_shapes(measure_lengths(module, [Port((4,))]), "it")[0] == [(2,)]
+    assert module[0].weight.is_meta
+
+
+def test_integers_are_measured_as_integers():
+    module = nn.Embedding(5, 3)
+    assert measure(module, [Port((2,), torch.int64, 5)]).shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "expected"),
+    [
+        (nn.Identity(), (None, 4), (None, 4)),
+        (nn.Conv1d(4, 2, 3), (4, None), (2, None)),
+        (nn.AdaptiveAvgPool1d(6), (4, None), (4, 6)),
+    ],
+)
+def test_what_depends_on_a_varying_length_varies(module, shape, expected):
+    assert output_shapes(measure_lengths(module, [Port(shape)]), "it")[0] == [expected]
+
+
+class Flat(nn.Module):
+    def forward(self, x):
+        return x.reshape(-1)
+
+
+class Text(nn.Module):
+    def forward(self, x):
+        return "text"
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            Flat(),
+            "it returned (12,) for a batch of 3; the first axis of the output must be the batch axis of the input",
+        ),
+        (Text(), "it returned a value of type str; a tensor is needed"),
+    ],
+)
+def test_outputs_that_are_none_are_refused_in_words(module, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        output_shapes(measure_lengths(module, [Port((4,))]), "it")
+
+
+def test_the_error_is_that_of_real_tensors():
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        measure(nn.Linear(3, 2), [Port((4,))])
+
+
+class Windowed(PerceptionBlock):
+    """A user's block of two outputs, not declared."""
+
+    def forward(self, x):
+        return x.mean(-2), x
+
+
+def test_a_block_that_declares_no_shapes_is_measured():
+    assert Windowed([(None, 4)]).out_shapes == [(4,), (None, 4)]

@@ -1,0 +1,121 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from perception_blocks import registry
+from perception_blocks.registry import (
+    BLOCKS,
+    MissingExtraError,
+    Registry,
+    UnknownNameError,
+    did_you_mean,
+    near_name,
+)
+
+
+@pytest.fixture
+def shapes():
+    return Registry("shape")
+
+
+def test_a_class_is_found_by_its_name(shapes):
+    @shapes.register("circle")
+    class Circle: ...
+
+    assert shapes.get("circle") is Circle
+    assert shapes.name_of(Circle) == "circle"
+    assert list(shapes) == ["circle"]
+    assert "circle" in shapes
+    assert len(shapes) == 1
+
+
+def test_a_lazy_entry_is_imported_when_asked_for(shapes):
+    shapes.register("decimal", "decimal:Decimal")
+    import decimal
+
+    assert shapes.name_of(decimal.Decimal) == "decimal"  # known before it is imported
+    assert shapes.get("decimal") is decimal.Decimal
+
+
+def test_a_taken_name_is_refused_in_words(shapes):
+    shapes.register("a", "decimal:Decimal")
+    message = "the shape name 'a' is taken by decimal:Decimal; choose another, or pass replace=True"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        shapes.register("a", "fractions:Fraction")
+    shapes.register("a", "fractions:Fraction", replace=True)
+    assert shapes.get("a").__name__ == "Fraction"
+
+
+def test_a_lazy_entry_and_the_class_itself_are_the_same(shapes):
+    import decimal
+
+    shapes.register("a", "decimal:Decimal")
+    shapes.register("a", decimal.Decimal)
+    assert shapes.get("a") is decimal.Decimal
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("circel", "unknown shape 'circel'; did you mean 'circle'?"),
+        ("zzz", "unknown shape 'zzz'"),
+    ],
+)
+def test_an_unknown_name_suggests_a_near_one(shapes, name, message):
+    shapes.register("circle", object)
+    with pytest.raises(UnknownNameError) as caught:
+        shapes.get(name)
+    assert str(caught.value) == message
+
+
+def test_a_missing_library_names_its_extra(shapes):
+    shapes.register("llama", "no_such_library.models:Llama", extra="llm")
+    message = (
+        "shape 'llama' needs 'no_such_library'; install it with: "
+        'pip install "perception-composer[llm]"'
+    )
+    with pytest.raises(MissingExtraError, match=re.escape(message)):
+        shapes.get("llama")
+
+
+def test_a_missing_library_without_an_extra_is_an_import_error(shapes):
+    shapes.register("llama", "no_such_library.models:Llama")
+    with pytest.raises(ModuleNotFoundError):
+        shapes.get("llama")
+
+
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_every_built_in_block_exists_and_knows_its_name(name):
+    assert BLOCKS.name_of(BLOCKS.get(name)) == name
+
+
+def test_names_are_checked_without_torch():
+    code = (
+        "import sys; from perception_blocks.registry import BLOCKS; "
+        "assert 'dense' in BLOCKS and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class _Point:
+    name, value = "broken", "broken:plugin"
+
+    def load(self):
+        raise RuntimeError("no luck")
+
+
+def test_a_broken_plugin_is_a_warning(monkeypatch):
+    monkeypatch.setattr(registry, "_plugins_loaded", False)
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [_Point()])
+    message = "plugin 'broken' (broken:plugin) could not be loaded: no luck"
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        assert "zzz" not in Registry("thing")
+
+
+def test_near_names():
+    assert near_name("dens", ["dense", "lstm"]) == "dense"
+    assert near_name("zzz", ["dense"]) is None
+    assert did_you_mean("dens", ["dense"]) == "; did you mean 'dense'?"
+    assert did_you_mean("zzz", ["dense"]) == ""
