@@ -347,6 +347,8 @@ def wide(tensor: Tensor) -> Tensor:
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     """Logits divided by ``temperature``, at least in float32."""
     check_temperature(temperature)
+    if not isinstance(temperature, Tensor) and temperature == 1:
+        return wide(logits)
     return wide(logits) / temperature
 
 
