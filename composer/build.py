@@ -14,8 +14,9 @@ from composer.errors import Path, Problems
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec
 from composer.network import CustomNetwork, GraphNetwork, Network
 from composer.source import Source
+from composer.template import expand
 from composer.trust import PathError, import_trusted
-from perception_blocks.graph import Graph, GraphError, GraphProblem
+from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.init import initializer
 from perception_blocks.measure import PROBE_BATCH, feature_shape, measure
@@ -41,6 +42,7 @@ class Context:
     seed: int
     meta: bool
     read: set[str] = field(default_factory=set)  # observations that some network reads
+    shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ def build_network(
     An exception from a user's own class passes through, with a note that names the node and its line.
     """
 
+    if spec.template is not None:
+        spec = expand(spec, ports, context.problems)
+
     def where(path: NodePath) -> str:
         place = place_of(spec, path)
         position = context.source.position(place)
@@ -76,6 +81,11 @@ def build_network(
     else:
         network = _graph_network(spec, ports, demand, context, construction)
     return None if network is None else (network, construction)
+
+
+def _share(ports: Mapping[str, Port], demand: Demand, context: Context) -> None:
+    """Remember the values that the critic is to read, also where the policy itself failed."""
+    context.shared |= {name: ports[name] for name in demand.values if name in ports}
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
@@ -103,8 +113,10 @@ def _graph_network(
     except GraphError as error:
         for problem in error.problems:
             _note(problem, spec, context)
+        _share(error.ports, demand, context)
         return None
     context.read |= set(block.in_keys)
+    _share(block.out_ports, demand, context)
     for head, width in demand.heads.items():
         if head in block.out_shapes and block.out_shapes[head] != width:
             message = _width_message(head, block.out_shapes[head], width, demand)
@@ -139,10 +151,10 @@ def _add(
         graph.inputs[name] = Port(())  # a stand-in: what reads it is not at fault
         return
     init = node.init if node.init is not None else rule if _follows_rule(block) else None
-    graph.add(
-        name, block, node.inputs, out=node.out, each=node.each, same_as=node.same_as,
-        init=init, group=group, **{**extra, **node.settings},
-    )  # fmt: skip
+    settings = {**extra, **node.settings}
+    graph.add_node(
+        Node(name, block, node.inputs, settings, node.out, node.each, node.same_as, init, group)
+    )
 
 
 def _block(node: NodeSpec, context: Context) -> Any:
@@ -251,6 +263,10 @@ def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:
 
 def place_of(spec: NetworkSpec, path: NodePath) -> Path:
     """Where a node is written in the spec."""
+    if spec.template is not None:
+        node = (spec.graph or {}).get(path[0]) if path else None
+        if node is not None or not (path and path[0] == "heads" and spec.heads):
+            return spec.template.path if node is None else node.path
     if not path:
         return spec.path if spec.graph is None else (*spec.path, "graph")
     if path[0] == "heads" and len(path) > 1 and "heads" not in (spec.graph or {}):
@@ -304,6 +320,7 @@ def _custom_network(
         context.problems.add((*spec.path, "_target_"), outs)
         return None
     context.read |= set(ports)
+    _share(outs, demand, context)
     return CustomNetwork(module, dict(ports), outs)
 
 
@@ -355,14 +372,18 @@ def _probe(module: nn.Module, ports: Mapping[str, Port]) -> Any:
         if not isinstance(result, tuple) or len(result) != 2:
             return result
         outputs, after = result
-        for name, shape in state_shapes.items():
-            if tuple(after[name].shape) != (PROBE_BATCH, *shape):
-                raise ValueError(
-                    f"the state {name!r} is declared as {format_shape(shape)}, but forward returns {format_shape(after[name].shape[1:])}"
-                )
+        _check_states(after, state_shapes)
         return outputs
 
     return measure(module, list(ports.values()), call)
+
+
+def _check_states(after: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
+    for name, shape in shapes.items():
+        got = tuple(after[name].shape[1:])
+        if got != tuple(shape):
+            shown = f"declares {format_shape(shape)}, but forward returns {format_shape(got)}"
+            raise ValueError(f"the state {name!r} {shown}")
 
 
 def _wrong_result(result: Any, label: str, demand: Demand) -> str | dict[str, Port]:

@@ -1,6 +1,6 @@
-"""One safe file for a model: weights, and in its header the spec, the spaces and everything else that rebuilds it.
+"""One safe file for a model: weights, and in its header the spec, the spaces and all else that rebuilds it.
 
-The format is safetensors: nothing in it is ever executed. Saving is atomic: the old file stays whole until the new one is.
+The format is safetensors: nothing in it is ever executed. Saving is atomic: the old file stays until the new one is whole.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         )
     if values["format_version"] > VERSION:
         raise CheckpointError(
-            f"{os.fspath(path)!r} has the format {values['format_version']}, this version reads up to {VERSION}; upgrade"
+            f"{os.fspath(path)!r} has the format {values['format_version']}; "
+            f"this version reads up to {VERSION}: upgrade perception-composer"
         )
     fields = {name: values[name] for name in Record.__dataclass_fields__ if name in values}
     missing = [name for name in Record.__dataclass_fields__ if name not in fields]

@@ -1,8 +1,8 @@
 """How a composed model's modules come to be: weights that depend on the seed and on the node's own name only.
 
-Blocks that can draw their weights later are built on the meta device, so that a whole model is checked before a single
-weight exists. All other modules (a user's own classes) get their weights from their constructor, which then runs under a
-seed of its own; torch's global generator does not move.
+Blocks that can draw their weights later are built on the meta device, so that a whole model is checked before a
+single weight exists. All other modules (a user's own classes) get their weights from their constructor, which then
+runs under a seed of its own; torch's global generator does not move.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from composer.network import REGISTRIES
-from perception_blocks.assemble import Construction
 from perception_blocks.block import PerceptionBlock
+from perception_blocks.construct import Construction
 from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
 
 __all__ = ["SeededConstruction"]
@@ -100,7 +100,7 @@ def _take_over(module: nn.Module, fresh: nn.Module) -> None:
 @contextlib.contextmanager
 def _forked_random_state(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.random.manual_seed(seed)
         yield
 
 

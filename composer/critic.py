@@ -21,8 +21,8 @@ CRITICS = Registry("critic kind")
 class Critic(NetworkModule):
     """The value of a state: ``critic(observations)["value"]`` has the shape (..., 1), ``critic.value`` gives (...).
 
-    A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory it
-    takes and returns a state, as a policy does.
+    A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory
+    it takes and returns a state, as a policy does.
     """
 
     def __init__(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path as FilePath
 from typing import Any
 
 import gymnasium
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from composer.build import Context, Demand, build_network
 from composer.checkpoint import (
@@ -128,6 +128,20 @@ class Model(nn.Module):
         self.policy.distributions.reset_parameters(local_generator(self.seed, "distributions"))
         self._constructions = []
         return self.to(device=target, dtype=dtype)
+
+    def summary(self) -> str:
+        """Shapes, parameters and FLOPs of every node, as an aligned table."""
+        from composer.summary import (
+            summarize,
+        )  # counting FLOPs needs more of torch than composing does
+
+        return str(summarize(self))
+
+    def draw(self, path: str | FilePath) -> FilePath:
+        """Draw policy and critic in one picture: png, svg, pdf, html, dot or mmd by the suffix."""
+        from composer.diagram import draw
+
+        return draw(self, path)
 
     def save(self, path: str | FilePath) -> None:
         """Write weights, spec, spaces and seed to one safetensors file; it appears whole or not at all.
@@ -296,7 +310,7 @@ class _Composer:
         observer = self._observer()
         masks = self._masks(families)
         built = self._policy_network(families)
-        critic = self._critic_network(built[0].out_ports if built else {})
+        critic = self._critic_network()
         if built and not self.problems:
             self._refuse_unread(set(masks.values()))
         self.problems.raise_if_any()
@@ -389,7 +403,7 @@ class _Composer:
         demand = Demand(widths, reasons, spec.shares, "action", {"action_logits_shapes": widths})
         return build_network("policy", spec, self._visible(spec), demand, self.context)
 
-    def _critic_network(self, policy_ports: Mapping[str, Port]) -> Any:
+    def _critic_network(self) -> Any:
         if self.spec.critic is None:
             return None
         spec = self._single_network(self.spec.critic)
@@ -398,9 +412,9 @@ class _Composer:
             self.problems.add(path, f"critics of kind {self.spec.critic.kind!r} are not there yet")
             return None
         shares = self.spec.policy.networks[None].shares
-        if any(name not in policy_ports for name in shares):
+        if any(name not in self.context.shared for name in shares):
             return None  # the policy failed: what it would share is not known
-        ports = {**self._visible(spec), **{name: policy_ports[name] for name in shares}}
+        ports = {**self._visible(spec), **self.context.shared}
         demand = Demand({"value": (1,)}, {"value": "a critic"}, (), "value")
         return build_network("critic", spec, ports, demand, self.context)
 

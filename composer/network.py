@@ -45,10 +45,12 @@ class Network:
 
     def pictures(self) -> dict[str, InferenceBlock]:
         """The InferenceBlocks that a diagram can show, by their path in the module."""
-        blocks = [(n, m) for n, m in self.module.named_modules() if isinstance(m, InferenceBlock)]
-        outer = [name for name, _ in blocks]
-        inside = lambda name: any(name.startswith(f"{o}.") or (o == "" and name) for o in outer)  # noqa: E731
-        return {name: block for name, block in blocks if not inside(name)}
+        found: dict[str, InferenceBlock] = {}
+        for name, module in self.module.named_modules():  # parents come before their children
+            inside = any(outer == "" or name.startswith(f"{outer}.") for outer in found)
+            if isinstance(module, InferenceBlock) and not inside:
+                found[name] = module
+        return found
 
     def initial_state(
         self, leading: tuple[int, ...], device: torch.device, dtype: torch.dtype
@@ -63,7 +65,7 @@ class GraphNetwork(Network):
     """A network of blocks."""
 
     def __init__(self, block: InferenceBlock) -> None:
-        self.module: InferenceBlock = block
+        self.module = block
         self.in_ports = block.in_ports
         self.out_ports = block.out_ports
         self.state_shapes = block.state_shapes

@@ -33,13 +33,14 @@ State = Mapping[str, Tensor]
 
 
 def block_name(block: Any) -> str:
-    """The registered name of a block class or instance, else the name of its class.
+    """The registered name of a block class or instance, else its path in ``torch.nn``, else the name of its class.
 
     >>> block_name(torch.nn.ReLU())
-    'ReLU'
+    'torch.nn.ReLU'
     """
     cls = block if isinstance(block, type) else type(block)
-    return BLOCKS.name_of(cls) or cls.__name__
+    path = f"torch.nn.{cls.__name__}" if cls.__module__.startswith("torch.nn.") else cls.__name__
+    return BLOCKS.name_of(cls) or path
 
 
 def block_label(block: Any) -> str:
@@ -194,7 +195,7 @@ class MemoryBlock(PerceptionBlock):
             return self.advance(x, zeroed(state, self.state_shapes, resets))
         if resets is None:
             return self.scan(x, state)
-        if torch.compiler.is_compiling():  # the host must not look at the data
+        if is_traced() or resets.is_meta or capturing():  # the host cannot look at the data
             return self._loop(x, state, resets)
         return self._scan_between_resets(x, state, resets)
 
@@ -250,6 +251,19 @@ def zeroed(state: State, shapes: Mapping[str, tuple[int, ...]], resets: Tensor |
         name: torch.where(resets.reshape(*resets.shape, *[1] * len(shapes[name])), 0.0, value)
         for name, value in state.items()
     }
+
+
+def is_traced() -> bool:
+    """Whether operations are recorded (torch.compile, torch.export) or transformed (vmap, torch.func).
+
+    Fused recurrent kernels then have no rule, and values are not there to be looked at.
+    """
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured, which no value may leave."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def seed_from(generator: torch.Generator | None) -> int:

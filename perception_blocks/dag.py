@@ -24,10 +24,13 @@ class DagNode:
     name: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = field(default=())
+    label: str = ""  # how messages call it: its name in quotes, unless it is known by another one
 
     def __post_init__(self) -> None:
         if not self.writes:
             object.__setattr__(self, "writes", (self.name,))
+        if not self.label:
+            object.__setattr__(self, "label", repr(self.name))
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,9 @@ class Dag:
             for node in self.nodes:
                 for name in dict.fromkeys(node.reads):
                     if name not in self.writer and name not in self.inputs:
-                        near = did_you_mean(name, [k for k in known if k not in node.writes])
-                        message = f"{node.name!r} reads {name!r}, which is neither an input nor a node's output{near}"
+                        others = [k for k in known if k not in node.writes]
+                        near = did_you_mean(name, others) or _listing(others)
+                        message = f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
                         problems.append(DagProblem("unknown", message, node.name, name))
         for name in self.outputs or ():
             if name not in self.writer and name not in (self.inputs or ()):
@@ -139,10 +143,7 @@ class Dag:
                 graphlib.TopologicalSorter(depends).prepare()
             except graphlib.CycleError as error:
                 cycle = error.args[1]  # from writer to reader, first name repeated at the end
-                path = " -> ".join(repr(name) for name in cycle)
-                problems.append(
-                    DagProblem("cycle", f"the nodes form a cycle: {path}", cycle[0], cycle[0])
-                )
+                problems.append(DagProblem("cycle", _cycle_message(cycle), cycle[0], cycle[0]))
                 depends = {n: d - set(cycle) for n, d in depends.items() if n not in cycle}
             else:
                 break
@@ -153,7 +154,7 @@ class Dag:
         needed = self.needed()
         for node in self.nodes:
             if node.name not in needed:
-                message = f"nothing uses {node.name!r}: it reaches no output"
+                message = f"nothing uses {node.label}: it reaches no output"
                 problems.append(DagProblem("unused_node", message, node.name, node.name))
         read = {name for node in self.nodes for name in node.reads} | set(self.outputs or ())
         for name in self.inputs or ():
@@ -162,3 +163,15 @@ class Dag:
                     DagProblem("unused_input", f"the input {name!r} is read by no node", None, name)
                 )
         return problems
+
+
+def _cycle_message(cycle: list[str]) -> str:
+    """``cycle`` ends with the name it begins with."""
+    if len(cycle) == 2:
+        return f"{cycle[0]!r} reads itself; if it is to read an input of that name, rename the node"
+    return f"the nodes form a cycle: {' -> '.join(map(repr, cycle))}"
+
+
+def _listing(names: list[str], most: int = 12) -> str:
+    """The end of a message: what there is, if it can be taken in at a glance."""
+    return f"; there is {', '.join(map(repr, names))}" if 0 < len(names) <= most else ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from perception_blocks.dag import Dag, DagNode, DagProblem
@@ -27,19 +27,23 @@ class GraphProblem:
     key: str | None  # in, out, block, each, same_as, init, or a setting
     message: str
     of_key: bool = False  # the key itself is at fault (misspelt), not its value
+    blocks_order: bool = False  # the nodes cannot be put in an order before this is mended
 
     def within(self, outer: str) -> GraphProblem:
-        return GraphProblem((outer, *self.path), self.key, self.message, self.of_key)
+        return replace(self, path=(outer, *self.path))
 
     def __str__(self) -> str:
         return f"node {'/'.join(self.path)!r}: {self.message}" if self.path else self.message
 
 
 class GraphError(ValueError):
-    """Everything that is wrong with a graph, as ``problems``."""
+    """Everything that is wrong with a graph, as ``problems``; ``ports`` are the values known all the same."""
 
-    def __init__(self, problems: Iterable[GraphProblem]) -> None:
+    def __init__(
+        self, problems: Iterable[GraphProblem], ports: Mapping[str, Port] | None = None
+    ) -> None:
         self.problems = tuple(problems)
+        self.ports = dict(ports or {})
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
@@ -106,41 +110,37 @@ class Graph:
     ) -> str:
         """Add a node; returns its name.
 
-        ``block`` is a registered name, a PerceptionBlock or ``nn.Module`` class, a ready module, a function, or another
-        Graph (then ``inputs`` maps inner names to outer ones, and ``out`` lists inner names). ``each`` applies the block
-        to every element of the first ``each`` feature axes; ``same_as`` reuses the module of another node.
+        ``block`` is a registered name, a PerceptionBlock or ``nn.Module`` class, a ready module, a function, or
+        another Graph (then ``inputs`` maps inner names to outer ones, and ``out`` lists inner names). ``each`` applies
+        the block to every element of the first ``each`` feature axes; ``same_as`` reuses the module of another node.
 
         Raises ValueError for a malformed node; what is wrong between nodes is found by InferenceBlock, all at once.
         """
-        if group is None and not NODE_NAME.fullmatch(name):
-            raise ValueError(
-                f"a node's name is letters, digits and '_', not starting with a digit; got {name!r}"
-            )
-        if (block is None) == (same_as is None):
-            raise ValueError(f"node {name!r} needs exactly one of block and same_as")
-        if isinstance(each, bool) or not isinstance(each, int) or each < 0:
-            raise ValueError(f"'each' of node {name!r} is a number of axes, got {each!r}")
-        wires = (
-            dict(inputs)
-            if isinstance(inputs, Mapping)
-            else (inputs,)
-            if isinstance(inputs, str)
-            else tuple(inputs)
-        )
-        outs = dict(out) if isinstance(out, Mapping) else None if out is None else tuple(out)
-        if isinstance(block, Graph) and not isinstance(wires, dict):
-            wires = {inner: inner for inner in wires}
-        if isinstance(block, Graph) and isinstance(outs, tuple):
-            outs = {inner: inner for inner in outs}
-        self.nodes.append(Node(name, block, wires, settings, outs, each, same_as, init, group))
+        wires: Any = (inputs,) if isinstance(inputs, str) else inputs
+        wires = dict(wires) if isinstance(wires, Mapping) else tuple(wires)
+        outs: Any = dict(out) if isinstance(out, Mapping) else out and tuple(out)
+        self.add_node(Node(name, block, wires, settings, outs, each, same_as, init, group))
         return name
+
+    def add_node(self, node: Node) -> None:
+        """Add a node that is ready. Raises ValueError for a malformed one."""
+        if node.group is None and not NODE_NAME.fullmatch(node.name):
+            rule = "a node's name is letters, digits and '_', not starting with a digit"
+            raise ValueError(f"{rule}; got {node.name!r}")
+        if (node.block is None) == (node.same_as is None):
+            raise ValueError(f"node {node.name!r} needs exactly one of block and same_as")
+        if isinstance(node.each, bool) or not isinstance(node.each, int) or node.each < 0:
+            raise ValueError(f"'each' of node {node.name!r} is a number of axes, got {node.each!r}")
+        if isinstance(node.block, Graph):
+            if not isinstance(node.inputs, Mapping):
+                node = replace(node, inputs={inner: inner for inner in node.inputs})
+            if isinstance(node.out, tuple):
+                node = replace(node, out={inner: inner for inner in node.out})
+        self.nodes.append(node)
 
     def dag(self, outputs: Iterable[str] | None) -> Dag:
         """The order of the nodes towards ``outputs``, and what is wrong with it."""
-        nodes = [
-            DagNode(node.name if node.group is None else node.value_name, node.reads, node.writes)
-            for node in self.nodes
-        ]
+        nodes = [DagNode(node.value_name, node.reads, node.writes) for node in self.nodes]
         return Dag(nodes, self.inputs, outputs)
 
     def problems(self, outputs: Iterable[str] | None) -> list[GraphProblem]:
@@ -157,32 +157,30 @@ class Graph:
         nodes = {node.name: node for node in self.nodes if node.group is None}
         problems = []
         for node in self.nodes:
-            if node.same_as is None:
-                continue
-            other = nodes.get(node.same_as)
-            if other is None or other is node:
-                near = did_you_mean(node.same_as, [name for name in nodes if name != node.name])
-                message = f"'same_as' names the unknown node {node.same_as!r}{near}"
-            elif other.same_as is not None:
-                message = f"'same_as' names {node.same_as!r}, which is itself 'same_as'; name {other.same_as!r}"
-            elif node.settings:
-                message = f"a node with 'same_as' has the settings of {node.same_as!r}; remove {min(node.settings)!r}"
-            else:
-                continue
-            problems.append(GraphProblem((node.name,), "same_as", message))
+            message = None if node.same_as is None else _same_as_problem(node, nodes)
+            if message:
+                problems.append(GraphProblem((node.name,), "same_as", message))
         return problems
 
 
+def _same_as_problem(node: Node, nodes: Mapping[str, Node]) -> str | None:
+    name = str(node.same_as)
+    other = nodes.get(name)
+    if other is None or other is node:
+        near = did_you_mean(name, [known for known in nodes if known != node.name])
+        return f"'same_as' names the unknown node {name!r}{near}"
+    if other.same_as is not None:
+        return f"'same_as' names {name!r}, which is itself 'same_as'; name {other.same_as!r}"
+    if node.settings:
+        return f"a node with 'same_as' has the settings of {name!r}; remove {min(node.settings)!r}"
+    return None
+
+
 def _in_node(problem: DagProblem, nodes: Mapping[str, Node]) -> GraphProblem:
+    blocks_order = problem.kind in ("cycle", "duplicate")
     if problem.node is None:
-        return GraphProblem((), None, problem.message)
-    node = nodes.get(problem.node)
-    path = (
-        (problem.node,)
-        if node is None
-        else (node.name,)
-        if node.group is None
-        else (node.group, node.name)
-    )
-    keys = {"unknown": "in", "duplicate": "out" if node is not None and node.out else None}
-    return GraphProblem(path, keys.get(problem.kind), problem.message)
+        return GraphProblem((), None, problem.message, blocks_order=blocks_order)
+    node = nodes[problem.node]
+    path = (node.name,) if node.group is None else (node.group, node.name)
+    key = {"unknown": "in", "duplicate": "out" if node.out else None}.get(problem.kind)
+    return GraphProblem(path, key, problem.message, blocks_order=blocks_order)

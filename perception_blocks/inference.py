@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception_blocks.assemble import BuiltNode, Construction, assemble
+from perception_blocks.assemble import BuiltNode, assemble
+from perception_blocks.construct import Construction
 from perception_blocks.graph import Graph
 from perception_blocks.lowering import Program, write_program
 from perception_blocks.port import Port, Shape

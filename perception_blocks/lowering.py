@@ -1,7 +1,7 @@
 """From ordered steps to straight-line Python: the forward of a network without a loop over its nodes.
 
-The text contains only identifiers that are numbered here (``v0``, ``k3``); names from a spec stay in the constants, so no
-text of a spec is ever executed.
+The text contains only identifiers that are numbered here (``v0``, ``k3``); names from a spec stay in the constants, so
+no text of a spec is ever executed.
 """
 
 from __future__ import annotations
@@ -114,26 +114,23 @@ class _Writer:
         return f"{module}({arguments})"
 
     def _assign(self, step: Step, call: str, with_state: bool) -> None:
+        """``call``'s outputs become values, and the state that it returns is kept."""
+        if step.inner is not None:
+            results = self._number("o")
+        elif step.single:
+            results = self._new_value(step.outputs[0])
+        else:
+            results = ", ".join(self._new_value(name) for name in step.outputs)
+            results = f"({results},)" if with_state else f"{results},"
         if with_state:
             after = self._number("s")
             self._states += [(name, f"{after}[{self._key(own)}]") for own, name in step.state]
-        if step.inner is None and step.single:
-            targets = self._new_value(step.outputs[0])
-            self.lines.append(
-                f"{targets}, {after} = {call}" if with_state else f"{targets} = {call}"
-            )
-            return
-        if step.inner is None:
-            targets = ", ".join(self._new_value(name) for name in step.outputs)
-            self.lines.append(
-                f"({targets},), {after} = {call}" if with_state else f"{targets}, = {call}"
-            )
-            return
-        results = self._number("o")
-        self.lines.append(f"{results}, {after} = {call}" if with_state else f"{results} = {call}")
-        for inner, name in zip(step.inner[1], step.outputs, strict=True):
-            if name is not None:
-                self.lines.append(f"{self._new_value(name)} = {results}[{self._key(inner)}]")
+            results += f", {after}"
+        self.lines.append(f"{results} = {call}")
+        if step.inner is not None:
+            source = results.partition(",")[0]
+            for inner, name in zip(step.inner[1], step.outputs):
+                self.lines.append(f"{self._new_value(name)} = {source}[{self._key(inner)}]")
 
     def _module(self, path: tuple[str, ...]) -> str:
         return f"{self._container(path[:-1])}[{self._key(path[-1])}]"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception_blocks.block import MemoryBlock, State, one_input
+from perception_blocks.block import MemoryBlock, State, is_traced, one_input
 from perception_blocks.port import InputShapeError, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveInt, Probability
@@ -46,7 +46,7 @@ class RecurrentLayer(nn.RNNBase):
         raise TypeError(f"{type(self).__name__} must define step(x_F, carry, direction)")
 
     def forward(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
-        if torch.compiler.is_compiling():
+        if is_traced():
             return self._stepwise(x_TF, carry)
         leading = x_TF.shape[:-2]
         x_BTF = x_TF.reshape(-1, *x_TF.shape[-2:])
@@ -69,7 +69,7 @@ class RecurrentLayer(nn.RNNBase):
         return [*self.weights(), *(self.weights("_reverse") if self.bidirectional else ())]
 
     def _stepwise(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
-        """The same in plain operations, which torch.compile and torch.export can take apart."""
+        """The same in plain operations, which can be compiled, exported and vmapped."""
         zero = x_TF.new_zeros((*x_TF.shape[:-2], self.hidden_size))
         start = carry or (zero,) * len(self.carried)
         steps = x_TF.unbind(-2)

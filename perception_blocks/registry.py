@@ -130,9 +130,12 @@ class Registry:
     def require(self, name: str) -> None:
         """Raise UnknownNameError unless ``name`` is known; imports nothing but plugins."""
         if name not in self:
-            raise UnknownNameError(
-                f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}"
-            )
+            raise UnknownNameError(f"unknown {self.kind} {name!r}{self.hint(name)}")
+
+    def hint(self, name: str) -> str:
+        """The end of a message about the unknown ``name``: the nearest known one, or else all of them."""
+        near = did_you_mean(name, self._entries)
+        return near or f"; known are {', '.join(map(repr, self._entries))}"
 
     def name_of(self, value: Any) -> str | None:
         """The name under which ``value`` is registered, or None."""

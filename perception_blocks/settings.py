@@ -60,6 +60,7 @@ class Named:
 
     registry: Registry
     dotted: bool = False
+    skip: int = 0  # arguments of an entry that are not settings
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ PositiveFloat = Annotated[float, Range(low=0.0, exclusive=True)]
 Probability = Annotated[float, Range(0.0, 1.0)]
 Activation = Annotated[Any, Named(ACTIVATIONS, dotted=True)]
 Function = Annotated[Any, Named(FUNCTIONS)]
-Initializer = Annotated[Any, Named(INITIALIZERS)]
+Initializer = Annotated[Any, Named(INITIALIZERS, skip=2)]
 OneOrMany = PositiveInt | Sequence[PositiveInt]
 
 
@@ -156,22 +157,20 @@ def check_settings(
     if not partial:
         for setting in settings.values():
             if setting.required and setting.name not in meant.union(given):
-                what = describe(setting.annotation)
-                problems.append(
-                    SettingProblem(
-                        setting.name, f"{label} needs the setting {setting.name!r} ({what})"
-                    )
-                )
+                text = f"{label} needs the setting {setting.name!r}"
+                if setting.annotation is not Any:
+                    text += f" ({describe(setting.annotation)})"
+                problems.append(SettingProblem(setting.name, text))
     return problems
 
 
 def mismatch(annotation: Any, value: Any) -> str | None:
     """Why ``value`` does not fit, as the end of a sentence that begins with the setting's name."""
-    named = _named(annotation)
-    if named is not None:
-        return _name_mismatch(named, value)
     if _fits(annotation, value):
         return None
+    named = next(filter(None, map(_named, _alternatives(annotation))), None)
+    if named is not None and isinstance(value, (str, Mapping)):
+        return _name_mismatch(named, value)
     return f"must be {describe(annotation)}, got {_show(value)}"
 
 
@@ -225,6 +224,12 @@ def _describe_annotated(args: tuple[Any, ...], plural: bool) -> str:
     return base
 
 
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type itself."""
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
 def _named(annotation: Any) -> Named | None:
     notes = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
     return next((note for note in notes if isinstance(note, Named)), None)
@@ -235,15 +240,23 @@ def _name_mismatch(named: Named, value: Any) -> str | None:
     if isinstance(value, str):
         if value in named.registry or (named.dotted and "." in value):
             return None
-        return f"names the unknown {kind} {value!r}{did_you_mean(value, named.registry)}"
+        return f"names the unknown {kind} {value!r}{named.registry.hint(value)}"
     if isinstance(value, Mapping) and len(value) == 1:
         ((name, settings),) = value.items()
         if not isinstance(name, str) or not isinstance(settings, Mapping):
             return f"must be {{name: {{setting: value}}}}, got {_show(value)}"
-        return _name_mismatch(named, name)
+        return _name_mismatch(named, name) or _settings_mismatch(named, name, settings)
     if isinstance(value, type) or callable(value):
         return None
     return f"must be the name of {_a(kind)}, got {_show(value)}"
+
+
+def _settings_mismatch(named: Named, name: str, settings: Mapping[str, Any]) -> str | None:
+    if name not in named.registry:  # a dotted path: known when it is used
+        return None
+    entry, label = named.registry.get(name), f"{named.registry.kind} {name!r}"
+    problems = check_settings(entry, settings, label, skip=named.skip)
+    return f"is wrong: {'; '.join(p.message for p in problems)}" if problems else None
 
 
 def _a(noun: str) -> str:
@@ -255,13 +268,13 @@ def _fits(annotation: Any, value: Any) -> bool:
     if annotation is Any or isinstance(annotation, str):
         return True
     if origin is Annotated:
+        named = _named(annotation)
+        if named is not None:
+            return _name_mismatch(named, value) is None
         ranges = [note for note in args[1:] if isinstance(note, Range)]
         return _fits(args[0], value) and all(value in limits for limits in ranges)
     if origin in (Union, types.UnionType):
-        return any(
-            (_name_mismatch(n, value) is None) if (n := _named(arg)) else _fits(arg, value)
-            for arg in args
-        )
+        return any(_fits(arg, value) for arg in args)
     if origin is Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
     if annotation is None or annotation is type(None):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations
     dense conv_plan conv recurrent combine reshape embed scale custom
-    lowering graph assemble inference
+    lowering graph wiring construct assemble inference
 """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec

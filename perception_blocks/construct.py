@@ -1,0 +1,201 @@
+"""From a node's block and settings to its module, with the blame put where it belongs.
+
+A wrong setting or shape is the user's and is gathered; an exception inside a user's own class passes through whole.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from perception_blocks.block import PerceptionBlock, block_label
+from perception_blocks.custom import FunctionalBlock
+from perception_blocks.graph import Node
+from perception_blocks.init import Rule, draw_parameters, initializer
+from perception_blocks.measure import measure_lengths, output_shapes
+from perception_blocks.port import InputShapeError, Port, format_shape
+from perception_blocks.registry import BLOCKS, did_you_mean
+from perception_blocks.settings import SettingsError, check_settings
+from perception_blocks.wiring import NodeError
+
+__all__ = ["Construction", "Site", "construct", "outputs_of", "resolve_block"]
+
+
+class Construction:
+    """How modules come to be. The default constructs them as torch does; composer has one that draws from a seed."""
+
+    def build(
+        self, path: tuple[str, ...], factory: Callable[[], nn.Module], *, resettable: bool
+    ) -> nn.Module:
+        """The module of the node at ``path``; ``resettable`` ones can draw their weights later by themselves."""
+        return factory()
+
+    def draw(self, path: tuple[str, ...], module: nn.Module, rule: Rule) -> None:
+        """Draw the weights of a module that is not ours, because its node has an ``init``."""
+        draw_parameters(module, int(torch.randint(2**62, ())), rule)
+
+    def where(self, path: tuple[str, ...]) -> str:
+        """How notes on a user's own exceptions name the node."""
+        return f"node {'/'.join(path)!r}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """All that is needed to make the module of one node; ``ports`` are its inputs as the block sees them."""
+
+    path: tuple[str, ...]
+    block: Any  # an nn.Module class or a ready module
+    settings: Mapping[str, Any]
+    ports: Sequence[Port]
+    construction: Construction
+
+    def note(self, error: Exception) -> Exception:
+        """``error`` with a note that says where it happened."""
+        error.add_note(f"in {self.construction.where(self.path)} ({block_label(self.block)})")
+        return error
+
+
+def resolve_block(block: Any, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The class or ready module that a node names, and its settings; a function becomes a functional block.
+
+    Raises NodeError for an unknown name; dotted text stands for ``torch.nn`` classes only.
+    """
+    if isinstance(block, str):
+        return _by_name(block), settings
+    if isinstance(block, nn.Module) or (isinstance(block, type) and issubclass(block, nn.Module)):
+        return block, settings
+    if callable(block) and not isinstance(block, type):
+        return FunctionalBlock, {"function": block, **settings}
+    what = "a block is a name, an nn.Module class, a module or a function"
+    raise NodeError("block", f"{what}, got {block!r}")
+
+
+def construct(site: Site, node: Node) -> nn.Module:
+    """The module of ``node``, its weights drawn by the node's ``init`` if it has one."""
+    rule = _rule(node)
+    if isinstance(site.block, nn.Module):
+        module = _ready(site)
+    elif issubclass(site.block, PerceptionBlock):
+        module = _block(site)
+    else:
+        module = _foreign(site)
+    if rule is not None and isinstance(module, PerceptionBlock):
+        module.initializer = rule
+        if not any(parameter.is_meta for parameter in module.parameters()):
+            module.reset_parameters()
+    elif rule is not None:
+        site.construction.draw(site.path, module, rule)
+    return module
+
+
+def outputs_of(
+    site: Site, module: nn.Module, names: tuple[str, ...] | None
+) -> tuple[list[Port], bool]:
+    """Ports of the outputs, and whether the module returns a bare tensor. ``names`` are its keyword arguments."""
+    if isinstance(module, PerceptionBlock):
+        outs = module.out_ports(site.ports)
+        return outs, len(outs) == 1
+
+    def call(*tensors: Any) -> Any:
+        return module(*tensors) if names is None else module(**dict(zip(names, tensors)))
+
+    try:
+        results = measure_lengths(module, site.ports, call)
+    except Exception as error:
+        shapes = " and ".join(format_shape(port.shape) for port in site.ports)
+        raise _blame(site, error, "in", f"cannot take {shapes}") from error
+    try:
+        shapes, single = output_shapes(results, block_label(module))
+    except ValueError as error:
+        raise NodeError("in", str(error)) from error
+    return [Port(shape) for shape in shapes], single
+
+
+def _by_name(name: str) -> Any:
+    if name in BLOCKS:
+        return BLOCKS.get(name)
+    if "." not in name:
+        raise NodeError("block", f"unknown block {name!r}{did_you_mean(name, BLOCKS)}")
+    if not re.fullmatch(r"torch\.nn(\.modules)?(\.\w+)*\.\w+", name):
+        hint = "from Python, give the class itself"
+        raise NodeError("block", f"{name!r} is no registered block; {hint}")
+    home, _, attribute = name.rpartition(".")
+    found = getattr(_import(home), attribute, None)
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return found
+    classes = [known for known, value in vars(torch.nn).items() if isinstance(value, type)]
+    raise NodeError(
+        "block", f"{home!r} has no module class {attribute!r}{did_you_mean(attribute, classes)}"
+    )
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def _rule(node: Node) -> Rule | None:
+    try:
+        return initializer(node.init)
+    except ValueError as error:
+        raise NodeError("init", str(error)) from error
+
+
+def _ready(site: Site) -> nn.Module:
+    if site.settings:
+        first = min(site.settings)
+        raise NodeError(first, f"a ready module takes no settings, got {first!r}", True)
+    return site.block
+
+
+def _block(site: Site) -> nn.Module:
+    cls: type[PerceptionBlock] = site.block
+    problems = check_settings(cls, site.settings, block_label(cls))
+    if problems:
+        raise SettingsError(problems)
+    cls.check_ports(site.ports)
+    built_in = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    try:
+        module = site.construction.build(
+            site.path,
+            lambda: cls([port.shape for port in site.ports], **site.settings),
+            resettable=built_in or "reset_parameters" in vars(cls),
+        )
+        module.out_shapes  # noqa: B018 - measured now, so that a failure names this node
+    except (InputShapeError, SettingsError):
+        raise
+    except ValueError as error:
+        raise NodeError(None, str(error)) from error
+    except Exception as error:
+        raise site.note(error) from None
+    return module
+
+
+def _foreign(site: Site) -> nn.Module:
+    problems = check_settings(site.block, site.settings, block_label(site.block), skip=0)
+    wrong = [p for p in problems if p.misspelt or p.setting not in site.settings]
+    if wrong:
+        raise SettingsError(wrong)
+    try:
+        return site.construction.build(
+            site.path, lambda: site.block(**site.settings), resettable=False
+        )
+    except Exception as error:
+        raise _blame(site, error, None, "cannot be built") from error
+
+
+def _blame(site: Site, error: Exception, key: str | None, what: str) -> Exception:
+    """torch's own classes were given wrong settings or shapes; a user's own class has a bug to be seen whole."""
+    cls = site.block if isinstance(site.block, type) else type(site.block)
+    if not cls.__module__.startswith("torch."):
+        return site.note(error)
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return NodeError(key, f"{block_label(cls)} {what}: {reason}")

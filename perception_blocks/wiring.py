@@ -1,0 +1,132 @@
+"""How a node is wired: what its block reads, in which order, over which axes, and what its outputs are called."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from perception_blocks.block import block_label
+from perception_blocks.graph import Graph, Node
+from perception_blocks.port import Port, Shape, format_shape
+from perception_blocks.registry import did_you_mean
+
+__all__ = ["NodeError", "filled", "module_name", "nested_graph", "nested_outputs", "output_names"]
+__all__ += ["strip_each", "wires"]
+
+# What each setting named in `from_ports` is called on the Port.
+PORT_SETTINGS = {"num_embeddings": "cardinality"}
+
+
+class NodeError(ValueError):
+    """A problem of the node that is being built: at which ``key`` of it, and whether the key itself is at fault."""
+
+    def __init__(self, key: str | None, message: str, of_key: bool = False) -> None:
+        super().__init__(message)
+        self.key, self.message, self.of_key = key, message, of_key
+
+
+def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The values that the block reads in the order of its forward, and keyword names where positions do not do."""
+    if not isinstance(node.inputs, Mapping):
+        return node.inputs, None
+    parameters = inspect.signature(block.forward).parameters
+    known = [name for name in parameters if name != "self"]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for name in node.inputs:
+        if name not in known and not takes_any:
+            free = [other for other in known if other not in node.inputs]
+            near = did_you_mean(name, free) or f"; it takes {', '.join(map(repr, known))}"
+            raise NodeError("in", f"{name!r} is not an argument of {block_label(block)}{near}")
+    ordered = sorted(
+        node.inputs, key=lambda name: known.index(name) if name in known else len(known)
+    )
+    kinds = {parameters[name].kind for name in ordered if name in parameters}
+    positional = ordered == known[: len(ordered)] and inspect.Parameter.KEYWORD_ONLY not in kinds
+    return tuple(node.inputs[name] for name in ordered), None if positional else tuple(ordered)
+
+
+def strip_each(node: Node, ports: list[Port]) -> tuple[list[Port], Shape]:
+    """Ports without their first `each` axes, which all inputs must share, and those axes."""
+    if not node.each:
+        return ports, ()
+    for name, port in zip(node.reads, ports):
+        if len(port.shape) < node.each:
+            shape = format_shape(port.shape)
+            raise NodeError(
+                "each", f"'each: {node.each}' needs as many axes; {name!r} has the shape {shape}"
+            )
+    axes = {port.shape[: node.each] for port in ports}
+    if len(axes) > 1:
+        sizes = " and ".join(format_shape(a) for a in sorted(axes, key=str))
+        raise NodeError(
+            "each", f"'each: {node.each}' needs inputs with the same first axes, got {sizes}"
+        )
+    inner = [replace(port, shape=port.shape[node.each :]) for port in ports]
+    return inner, axes.pop() if axes else ()
+
+
+def filled(block: Any, given: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, Any]:
+    """The settings, and those of `from_ports` that the user left out and the first input's Port knows."""
+    settings = dict(given)
+    for name in getattr(block, "from_ports", ()):
+        value = getattr(ports[0], PORT_SETTINGS.get(name) or name, None) if ports else None
+        if name not in settings and value is not None:
+            settings[name] = value
+    return settings
+
+
+def output_names(node: Node, count: int, label: str) -> tuple[str, ...]:
+    if node.out is None:
+        return (node.value_name,)
+    if isinstance(node.out, Mapping):
+        raise NodeError("out", "'out' is a list of names; only a nested graph takes a mapping")
+    if len(node.out) != count:
+        raise NodeError("out", f"'out' names {len(node.out)} outputs, but {label} has {count}")
+    return node.out
+
+
+def nested_graph(graph: Graph, ports: Mapping[str, Port]) -> Graph:
+    """The nested graph with the Ports that really come in."""
+    declared = graph.inputs
+    for name, port in ports.items():
+        if declared and name not in declared:
+            raise NodeError(
+                "in", f"the nested graph has no input {name!r}{did_you_mean(name, declared)}"
+            )
+        if declared and declared[name].shape != port.shape:
+            expected, got = format_shape(declared[name].shape), format_shape(port.shape)
+            raise NodeError(
+                "in", f"the nested graph declares {name!r} as {expected}, but gets {got}"
+            )
+    for name in declared:
+        if name not in ports:
+            raise NodeError("in", f"the nested graph's input {name!r} is not given")
+    inner = Graph(ports)
+    inner.nodes = graph.nodes
+    return inner
+
+
+def nested_outputs(node: Node, graph: Graph) -> dict[str, str]:
+    """Outer name -> inner name of a nested graph's outputs."""
+    if isinstance(node.out, Mapping):
+        return dict(node.out)
+    if node.out is not None:
+        return {name: name for name in node.out}
+    sinks = graph.dag(None).sinks()
+    if len(sinks) != 1:
+        names = ", ".join(map(repr, sinks))
+        raise NodeError(
+            "out", f"the nested graph ends in {len(sinks)} values ({names}); say which with 'out'"
+        )
+    return {node.name: sinks[0]}
+
+
+def module_name(key: str, taken: set[str]) -> str:
+    """A key of any text as a module's name: letters, digits and '_', not yet taken."""
+    name = re.sub(r"\W", "_", key) or "_"
+    while name in taken:
+        name += "_"
+    return name
