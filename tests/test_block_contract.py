@@ -269,6 +269,26 @@ def test_a_block_compiles_whole(sample):
 
 
 @every_sample
+def test_a_block_exports_with_a_dynamic_batch(sample):
+    block = sample.build().eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    leaves = tuple({0: batch} for _ in sample.inputs)
+    several = sample.block in ("concat", "functional")  # their forward takes *inputs
+    exported = torch.export.export(
+        block, tuple(sample.data((4,))), dynamic_shapes=(leaves,) if several else leaves
+    )
+    data = sample.data((7,))
+    torch.testing.assert_close(exported.module()(*data), block(*data), atol=1e-5, rtol=1e-5)
+
+
+@every_sample
+def test_a_block_can_be_vmapped(sample):
+    block = sample.build().eval()
+    data = sample.data((5,))
+    torch.testing.assert_close(torch.func.vmap(block)(*data), block(*data), atol=1e-5, rtol=1e-5)
+
+
+@every_sample
 def test_a_block_prints_on_its_first_line_what_it_reads(sample):
     block = sample.build()
     assert f"in_shapes={block.in_shapes}" in repr(block)

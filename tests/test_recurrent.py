@@ -159,3 +159,22 @@ def test_shapes_that_do_not_fit_are_refused_in_words(block, shape, settings, mes
 def test_settings_that_do_not_fit_are_refused_in_words(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         LstmBlock([(3,)], **settings)
+
+
+@pytest.mark.parametrize("kind", [LstmBlock, GruBlock])
+def test_an_ensemble_runs_as_one_vmapped_call(kind):
+    members = [kind([(3,)], hidden_units=4) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(members)
+    x, resets = torch.randn(5, 7, 3), torch.rand(5, 7) < 0.4
+    state = members[0].initial_state(5)
+
+    def run(parameters, buffers):
+        args = (x, state, resets)
+        output, _ = torch.func.functional_call(
+            members[0], (parameters, buffers), args, {"unroll": True}
+        )
+        return output
+
+    together = torch.func.vmap(run)(parameters, buffers)
+    for member, output in zip(members, together):
+        torch.testing.assert_close(output, member.unroll(x, state, resets)[0])
