@@ -19,9 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     if getattr(arguments, "allow", None):
-        sys.path.insert(
-            0, os.getcwd()
-        )  # an allowed module may lie beside the spec, as it may for `python script.py`
+        _look_for_modules(arguments)
     try:
         arguments.run(arguments)
     except SpecError as error:
@@ -31,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `composer blocks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _look_for_modules(arguments: argparse.Namespace) -> None:
+    """An allowed module may lie in the current folder, or beside the spec; there it hides no installed one."""
+    sys.path.insert(0, os.getcwd())
+    if getattr(arguments, "file", None):
+        sys.path.append(os.path.dirname(os.path.abspath(arguments.file)))
 
 
 class _UserError(Exception):
@@ -61,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument(
         "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
     )
+    _add_allow(init, "a module that makes the environment known")
     for name, run, text in (
         ("check", _check, "check a spec; with an environment its shapes too"),
         ("show", _show, "print shapes, parameters and FLOPs of every node"),
@@ -87,14 +93,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", metavar="ID", help="the environment (default: the spec's own)")
-    parser.add_argument(
-        "--allow", metavar="MODULE", action="append", default=[],
-        help="a module whose classes the spec may use (repeatable)",
-    )  # fmt: skip
+    _add_allow(parser, "a module whose classes the spec may use")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="replace a value of the spec, such as params.width=128 (repeatable)",
     )  # fmt: skip
+
+
+def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--allow", metavar="MODULE", action="append", default=[], help=f"{text} (repeatable)"
+    )
 
 
 def _compose(arguments: argparse.Namespace) -> Any:
@@ -127,14 +136,22 @@ def _read(arguments: argparse.Namespace) -> Any:
 def _init(arguments: argparse.Namespace) -> None:
     import gymnasium
 
-    from composer.template import starting_spec
+    from composer.starter import starting_spec
+    from composer.trust import import_allowed
 
+    import_allowed(arguments.allow)
     try:
         env = gymnasium.make(arguments.env)
     except gymnasium.error.Error as error:
         raise _UserError(f"the environment {arguments.env!r} cannot be made: {error}") from error
-    text = starting_spec(env.observation_space, env.action_space, environment=arguments.env)
-    env.close()
+    try:
+        text = starting_spec(
+            env.observation_space, env.action_space, arguments.env, arguments.allow
+        )
+    except ValueError as error:
+        raise _UserError(str(error)) from error
+    finally:
+        env.close()
     if arguments.output is None:
         print(text, end="")
         return

@@ -13,7 +13,7 @@ from composer.errors import Path
 from composer.source import Source
 
 __all__ = ["CRITIC_KINDS", "CriticKind", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
-__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec"]
+__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "TemplateSpec"]
 
 CriticKind: TypeAlias = Literal["state", "shared_state", "delta_state", "state_action"]
 CRITIC_KINDS: tuple[CriticKind, ...] = ("state", "shared_state", "delta_state", "state_action")
@@ -66,6 +66,23 @@ class HeadsSpec:
 
 
 @dataclass(frozen=True)
+class TemplateSpec:
+    """What a user says of a network that follows from its observations; its nodes have no inputs yet.
+
+    ``image``, ``vector`` and ``discrete`` are the nodes for each kind of observation (None: the template's own choice),
+    ``by_name`` those for observations whose name matches a pattern; ``trunk`` and ``memory`` come after, or are None.
+    """
+
+    path: Path
+    image: NodeSpec | None
+    vector: NodeSpec | None
+    discrete: NodeSpec | None
+    by_name: dict[str, NodeSpec]
+    trunk: NodeSpec | None
+    memory: NodeSpec | None
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """One network: exactly one of ``graph``, ``target`` and ``template`` is not None.
 
@@ -76,7 +93,7 @@ class NetworkSpec:
     graph: dict[str, NodeSpec] | None = None
     target: Any = None
     arguments: dict[str, Any] = field(default_factory=dict)
-    template: dict[str, Any] | None = None
+    template: TemplateSpec | None = None
     heads: HeadsSpec | None = None
     observations: tuple[str, ...] | None = None
     init: Any = None

@@ -31,7 +31,7 @@ from composer.tree import (
 )
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Override", "Source", "dump_yaml", "load_source"]
+__all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, Any]"
 """``"params.width=128"``, or a path (dotted, or its parts) and a value."""
@@ -431,6 +431,19 @@ def dump_yaml(data: Any) -> str:
         allow_unicode=True,
         width=100,
     )
+
+
+def dump_flow(data: Mapping[str, Any]) -> str:
+    """``data`` as YAML on one line: ``{block: dense, in: observation}``. Raises ValueError as `dump_yaml` does."""
+    text = yaml.dump(
+        _writable(data, ()),
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=True,
+        allow_unicode=True,
+        width=2**31 - 1,  # never breaks a line
+    )
+    return text.strip()
 
 
 def _writable(value: Any, path: Path) -> Any:

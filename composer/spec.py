@@ -21,6 +21,7 @@ from composer.model_spec import (
 from composer.nodes import NodeReader
 from composer.references import check_graph, check_shares, sinks
 from composer.source import Source
+from composer.template_spec import read_template
 from composer.tree import describe, listing
 from composer.trust import check_trusted
 from perception_blocks.registry import did_you_mean, near_name
@@ -236,7 +237,7 @@ class _Reader:
             graph,
             self._target(fields),
             arguments,
-            fields.mapping("template") if "template" in given else None,
+            read_template(fields, self._nodes) if "template" in given else None,
             self._heads(fields, graph, role, "heads" in meant),
             fields.texts("observations") if "observations" in fields else None,
             fields.values.get("init"),

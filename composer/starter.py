@@ -1,0 +1,105 @@
+"""A first spec for an environment, as YAML to edit: the default template, written out as a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from composer.errors import Problems
+from composer.model_spec import NetworkSpec, NodeSpec, TemplateSpec
+from composer.source import dump_flow
+from composer.space_kinds import kind_of
+from composer.spaces import SpaceTree, flatten_space, format_space, walk_space
+from composer.template import expand, kind_of_observation
+from composer.template_spec import TRUNK
+
+__all__ = ["starting_spec"]
+
+
+def starting_spec(
+    observation_space: Any,
+    action_space: Any,
+    environment: str | None = None,
+    allow: Iterable[str] = (),
+) -> str:
+    """The text of a spec that composes for these spaces; ``allow`` is what making the environment needs.
+
+    Where there is an image, the critic shares what the policy sees in it. Observations that no network can read are
+    ignored, with a comment. Raises ValueError where none is left, and SpaceError for an action that is not supported.
+    """
+    ignored = _unreadable(observation_space)
+    observations = flatten_space(observation_space, "observation", list(ignored))
+    actions = flatten_space(action_space, "action")
+    if not observations.leaves:
+        what = ", ".join(f"{key!r} is {reason}" for key, reason in ignored.items())
+        raise ValueError(
+            f"there is no observation that a network can read: {what or 'the space is empty'}"
+        )
+    lines = [
+        *_heading(environment, allow, observations, actions),
+        "version: 1",
+        *([_entry("environment", environment)] if environment else []),
+        *_ignoring(ignored),
+        *_networks(observations),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _unreadable(space: Any) -> dict[str, str]:
+    """Flat keys of what has to be ignored, and why."""
+    found = {}
+    for key, _, part in walk_space(space, "observation"):
+        if kind_of(part) is None:
+            found[key] = f"a {type(part).__name__} space, which no block reads yet"
+        elif 0 in (part.shape or ()):
+            found[key] = "empty"
+    return found
+
+
+def _heading(
+    environment: str | None, allow: Iterable[str], observations: SpaceTree, actions: SpaceTree
+) -> Iterator[str]:
+    yield f"# A first policy and critic for {environment or 'these spaces'}, to be changed at will."
+    module, colon, _ = (environment or "").partition(":")
+    needed = " ".join(
+        f"--allow {name}" for name in dict.fromkeys([*allow, *([module] if colon else [])])
+    )
+    if needed:
+        yield f"# The environment is code: composer check FILE {needed}"
+    for tree, word in ((observations, "observation"), (actions, "action")):
+        for key, leaf in tree.leaves.items():
+            name = "" if key == word else f" {key if key.isprintable() else ascii(key)}"
+            yield f"#   {word}{name}: {format_space(leaf.space)}"
+
+
+def _ignoring(ignored: dict[str, str]) -> Iterator[str]:
+    if ignored:
+        yield "ignore:"
+        for key, reason in ignored.items():
+            yield f"  - {dump_flow({'key': key})[6:-1]} # {reason}"
+
+
+def _networks(observations: SpaceTree) -> Iterator[str]:
+    trunk = NodeSpec((), "", "dense", (), settings={k: v for k, v in TRUNK.items() if k != "block"})
+    template = TemplateSpec((), None, None, None, {}, trunk, None)
+    nodes = expand(NetworkSpec((), template=template), observations.ports, Problems()).graph or {}
+    *features, latent = nodes.values()
+    pictured = any(kind_of_observation(port) == "image" for port in observations.ports.values())
+    yield from ("", "policy:", "  graph:", *(_node(node) for node in nodes.values()))
+    yield f"  heads: {{in: {latent.name}}}"
+    if pictured:
+        yield f"  shares: [{latent.reads[0]}] # the critic sees through the policy's eyes"
+    yield from ("", "critic:", "  graph:")
+    yield from (_node(node) for node in (() if pictured else features))
+    yield _node(latent)
+
+
+def _node(node: NodeSpec) -> str:
+    reads = node.reads[0] if len(node.reads) == 1 else list(node.reads)
+    each = {"each": node.each} if node.each else {}
+    return "    " + _entry(node.name, {"block": node.block, "in": reads, **each, **node.settings})
+
+
+def _entry(key: str, value: Any) -> str:
+    """``key: value`` on one line."""
+    return dump_flow({key: value})[1:-1]

@@ -1,0 +1,75 @@
+"""The `template` of a network, as written in a spec -> a TemplateSpec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from composer.errors import Path, Problems
+from composer.fields import Fields
+from composer.model_spec import NodeSpec, TemplateSpec
+from composer.nodes import NodeReader
+from composer.tree import describe
+
+__all__ = ["TEMPLATE_KEYS", "read_template"]
+
+TEMPLATE_KEYS = ("image", "vector", "discrete", "by_name", "trunk", "memory")
+TRUNK = {"block": "dense", "hidden_units": [64, 64], "activation": "tanh"}
+_EXAMPLE = "a mapping such as {block: dense, hidden_units: 64}"
+# Keys of a graph's nodes that say how it is wired.
+_WIRING = ("in", "out", "same_as")
+
+
+def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
+    """The template at `template` of the network ``fields``; what is wrong is noted and left out."""
+    template = Fields(fields.mapping("template"), fields.at("template"), fields.problems)
+    template.unknown(TEMPLATE_KEYS, "a template")
+    reader = _Reader(nodes, fields.problems)
+    return TemplateSpec(
+        template.path,
+        image=reader.optional(template, "image"),
+        vector=reader.optional(template, "vector"),
+        discrete=reader.optional(template, "discrete"),
+        by_name=reader.by_name(template),
+        trunk=reader.optional(template, "trunk", TRUNK),
+        memory=reader.optional(template, "memory"),
+    )
+
+
+class _Reader:
+    def __init__(self, nodes: NodeReader, problems: Problems) -> None:
+        self._nodes = nodes
+        self._problems = problems
+
+    def optional(
+        self, template: Fields, key: str, default: Mapping[str, Any] | None = None
+    ) -> NodeSpec | None:
+        """The node at ``key``; null leaves it out."""
+        if key not in template:
+            return None if default is None else self._node(key, default, template.path)
+        value = template.values[key]
+        return None if value is None else self._node(key, value, template.at(key))
+
+    def by_name(self, template: Fields) -> dict[str, NodeSpec]:
+        patterns = template.mapping("by_name", "a mapping from names of observations to nodes")
+        found = {}
+        for pattern, value in patterns.items():
+            node = self._node(pattern, value, (*template.at("by_name"), pattern))
+            if node is not None:
+                found[pattern] = node
+        return found
+
+    def _node(self, name: str, value: Any, path: Path) -> NodeSpec | None:
+        if not isinstance(value, Mapping):
+            self._problems.add(path, f"{name!r} must be {_EXAMPLE}, got {describe(value)}")
+            return None
+        wiring = [key for key in _WIRING if key in value]
+        for key in wiring:
+            message = f"{key!r} has no place in a template, which wires its blocks itself"
+            self._problems.add((*path, key), message, key=True)
+        if value.get("block") == "graph":
+            message = "a template is made of single blocks; describe a network of your own with 'graph' instead"
+            self._problems.add((*path, "block"), message)
+            return None
+        plain = {key: setting for key, setting in value.items() if key not in wiring}
+        return self._nodes.node(name, {**plain, "in": name}, path)  # what it reads follows later
