@@ -25,7 +25,7 @@ COMPOSER = """
     schema blocks_help spec_diff
     space_kinds spaces space_json observer distributions discrete_actions continuous_actions template starter
     network construction build policy critic
-    flops rows summary picture folding sketch diagram
+    flops rows summary picture folding typeset sketch diagram_dot diagram_graphviz diagram
     export wrappers checkpoint model cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
