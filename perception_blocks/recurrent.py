@@ -42,7 +42,7 @@ class RecurrentLayer(nn.RNNBase):
         raise TypeError(f"{type(self).__name__} must define fused(x_BTF, carry)")
 
     def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
-        """One step in plain operations, for any leading axes."""
+        """One step for any leading axes; torch's kernel for a step is used where it can be."""
         raise TypeError(f"{type(self).__name__} must define step(x_F, carry, direction)")
 
     def forward(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
@@ -63,7 +63,9 @@ class RecurrentLayer(nn.RNNBase):
     def weights(self, direction: str = "") -> list[Tensor]:
         """Input and hidden weights, then biases; of ``"_reverse"`` for the way back."""
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        return [getattr(self, name + direction) for name in names]
+        if direction:
+            names = tuple(name + direction for name in names)
+        return [getattr(self, name) for name in names]
 
     def all_weights_flat(self) -> list[Tensor]:
         return [*self.weights(), *(self.weights("_reverse") if self.bidirectional else ())]
@@ -102,6 +104,8 @@ class LstmLayer(RecurrentLayer):
         return y, (h, c)
 
     def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
+        if x_F.dim() == 2 and not is_traced():
+            return torch.lstm_cell(x_F, carry, *self.weights(direction))
         h, c = carry
         w_input, w_hidden, b_input, b_hidden = self.weights(direction)
         gates = functional.linear(x_F, w_input, b_input) + functional.linear(h, w_hidden, b_hidden)
@@ -126,6 +130,8 @@ class GruLayer(RecurrentLayer):
 
     def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
         (h,) = carry
+        if x_F.dim() == 2 and not is_traced():
+            return (torch.gru_cell(x_F, h, *self.weights(direction)),)
         w_input, w_hidden, b_input, b_hidden = self.weights(direction)
         from_x = functional.linear(x_F, w_input, b_input).chunk(3, dim=-1)
         from_h = functional.linear(h, w_hidden, b_hidden).chunk(3, dim=-1)
@@ -185,7 +191,7 @@ class RecurrentBlock(MemoryBlock):
         for index, layer in enumerate(self.layers):
             if index:
                 x = self._between(index, x)
-            carry = tuple(state[name][..., index, :] for name in self.carried)
+            carry = tuple(state[name].select(-2, index) for name in self.carried)
             carry = layer.step(x, carry)  # type: ignore[operator]
             carries.append(carry)
             x = carry[0]
@@ -203,7 +209,7 @@ class RecurrentBlock(MemoryBlock):
                 x_TF = self._between(index, x_TF)
             carry = None
             if state is not None:
-                carry = tuple(state[name][..., index, :] for name in self.carried)
+                carry = tuple(state[name].select(-2, index) for name in self.carried)
             x_TF, carry = layer(x_TF, carry)
             carries.append(carry)
         return x_TF, carries
@@ -217,9 +223,10 @@ class RecurrentBlock(MemoryBlock):
 
     def _packed(self, carries: Sequence[Carry]) -> dict[str, Tensor]:
         """Each layer's end as one state: (..., layers, hidden)."""
+        if len(carries) == 1:
+            return {name: part.unsqueeze(-2) for name, part in zip(self.carried, carries[0])}
         return {
-            name: torch.stack([carry[part] for carry in carries], dim=-2)
-            for part, name in enumerate(self.carried)
+            name: torch.stack(parts, dim=-2) for name, parts in zip(self.carried, zip(*carries))
         }
 
     @staticmethod
