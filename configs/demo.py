@@ -1,27 +1,30 @@
 """What `make demo` runs: every example is composed, summarised and drawn, and one of them plays an episode."""
 
+import os
 from pathlib import Path
 
 import gymnasium
 
 import composer
 
-CONFIGS = Path(__file__).parent
+CONFIGS = Path(os.path.relpath(Path(__file__).parent))  # summaries name the lines of these files
 OUT = CONFIGS.parent / "out"
 # The examples' own classes and environments lie beside them; this script says that they may be imported.
-ALLOW = sorted(path.stem for path in CONFIGS.glob("*.py") if path != Path(__file__))
+ALLOW = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "demo")
 
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
-    paths = sorted(CONFIGS.glob("*.yaml"))
-    for path in paths:
+    for path in sorted(CONFIGS.glob("*.yaml")):
         model = composer.compose(path, allow=ALLOW, seed=0)
-        print(f"\n=== {path.name} ===\n{model.summary()}")
-        model.draw(OUT / f"{path.stem}.png")
+        print(f"\n=== {path} ===\n{model.summary()}")
+        try:
+            print(f"drawn as {model.draw(OUT / f'{path.stem}.png')}")
+        except ValueError as error:  # a class in plain PyTorch has no graph to draw
+            print(f"not drawn: {error}")
     steps = play(CONFIGS / "cartpole.yaml")
     print(f"\nAn untrained policy kept CartPole's pole up for {steps} steps.")
-    print(f"{len(paths)} diagrams are in {OUT}; look at {OUT / 'cartpole.png'} first.")
+    print(f"The diagrams are in {OUT}{os.sep}; look at {OUT / 'cartpole.png'} first.")
 
 
 def play(path: Path) -> int:
