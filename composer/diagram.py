@@ -1,0 +1,76 @@
+"""draw: a picture of a model in the format that the file's name asks for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from composer.diagram_dot import to_dot
+from composer.diagram_graphviz import DrawError, render
+from composer.picture import Picture
+from composer.sketch import sketch
+from perception_blocks.registry import did_you_mean
+
+__all__ = ["DrawError", "draw"]
+
+FORMATS: dict[str, Callable[[Picture], str | bytes]] = {
+    "png": lambda picture: render(to_dot(picture), "png"),
+    "svg": lambda picture: render(to_dot(picture), "svg"),
+    "pdf": lambda picture: render(to_dot(picture), "pdf"),
+    "dot": to_dot,
+}
+
+
+def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = None) -> Path:
+    """Draw a Model, Policy, Critic or InferenceBlock into the file ``path``, which is overwritten; returns the path.
+
+    ``format`` is png, svg, pdf, html, dot or mermaid; by default the ending of ``path`` decides. The file appears whole
+    or not at all.
+
+    Raises ValueError for an unknown format, a folder that is not there, and plain PyTorch, which has no graph to draw.
+    """
+    target = Path(path)
+    writer = FORMATS[_format(target, format)]
+    if not target.parent.is_dir():
+        raise DrawError(f"there is no folder {str(target.parent)!r} to draw {target.name!r} into")
+    content = writer(sketch(net))
+    _replace(target, content if isinstance(content, bytes) else content.encode())
+    return target
+
+
+def _format(path: Path, given: str | None) -> str:
+    name = (path.suffix.removeprefix(".") if given is None else given.removeprefix(".")).lower()
+    name = ENDINGS.get(name, name)
+    if name in FORMATS:
+        return name
+    known = ", ".join(sorted(FORMATS))
+    if not name:
+        raise DrawError(f"{path.name!r} has no ending that says what to draw; there is {known}")
+    near = did_you_mean(name, [*FORMATS, *ENDINGS]) or f"; there is {known}"
+    raise DrawError(f"{name!r} is not a format of diagrams{near}")
+
+
+ENDINGS = {"mmd": "mermaid", "gv": "dot", "htm": "html"}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside ``path`` and rename, so that no half of a file is ever seen."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,92 @@
+"""DOT text to bytes of a picture: by the Graphviz inside pygraphviz, else by a ``dot`` on the PATH.
+
+Graphviz runs in a process of its own: what it prints, where it hangs or crashes, is not ours then.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+
+__all__ = ["DrawError", "render"]
+
+SECONDS = 300
+DOTS_PER_INCH = 144
+_PROGRAM = """
+import sys
+import pygraphviz
+graph = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode())
+sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
+"""
+
+
+class DrawError(ValueError):
+    """The picture cannot be made: of the way it was asked for, or of what this machine lacks."""
+
+
+def render(dot: str, form: str) -> bytes:
+    """``dot`` as ``"svg"``, ``"png"`` or ``"pdf"``.
+
+    Raises DrawError where there is no Graphviz, and where a png or pdf would show empty boxes for lack of any font; the
+    text of an svg is set by whoever shows it.
+    """
+    if form != "svg" and not _has_fonts():
+        raise DrawError(
+            f"this machine has no font, so every letter of a {form} would be an empty box; install one (such as the "
+            "package fonts-dejavu-core), or draw .svg or .html, which the reader's fonts are used for"
+        )
+    return _run(dot, form)
+
+
+@functools.cache
+def _has_fonts() -> bool:
+    """Without a font all letters look alike."""
+    pictures = {
+        _run(f'digraph {{ letter [shape=plaintext, fixedsize=true, label="{letter}"] }}', "png")
+        for letter in "iW"
+    }
+    return len(pictures) > 1
+
+
+def _run(dot: str, form: str) -> bytes:
+    resolution = [f"-Gdpi={DOTS_PER_INCH}"] if form == "png" else []
+    if resolution:
+        dot = dot.replace("{", f"{{ graph [dpi={DOTS_PER_INCH}];", 1)
+    for command in _commands(form):
+        try:
+            done = subprocess.run(
+                command,
+                input=dot.encode(),
+                capture_output=True,
+                timeout=SECONDS,
+                env=_environment(),
+            )
+        except OSError:
+            continue
+        except subprocess.TimeoutExpired:
+            raise DrawError(
+                f"Graphviz took more than {SECONDS} seconds; draw .dot and lay it out elsewhere"
+            ) from None
+        if done.returncode == 0 and done.stdout:
+            return done.stdout
+        last = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = last[-1] if last else f"exit status {done.returncode}"
+    raise DrawError(
+        "drawing needs Graphviz: pip install 'pygraphviz>=2', or put dot on the PATH; .dot and .mermaid need neither"
+    )
+
+
+def _commands(form: str) -> list[list[str]]:
+    commands = [[sys.executable, "-P", "-c", _PROGRAM, form]]
+    program = shutil.which("dot")
+    if program:
+        commands.append([program, f"-T{form}"])
+    return commands
+
+
+def _environment() -> dict[str, str]:
+    """Where this process finds its modules, the child finds them too."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

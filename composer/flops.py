@@ -1,0 +1,59 @@
+"""How much a module computes: counted by running it once on data that is not there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from perception_blocks.measure import PROBE_BATCH, measure
+from perception_blocks.port import Port
+
+__all__ = ["count_flops", "flops_of"]
+
+
+def count_flops(
+    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+) -> dict[str, int] | None:
+    """FLOPs of ``module`` for one observation: ``""`` is the whole, ``"body"`` its child of that name, ``"body.0"`` ...
+
+    A multiply-add counts as two; matrix products, convolutions and attention are counted, what is done element by
+    element is not. Nothing is allocated and no random state moves (see `measure`). ``call`` turns tensors for ``ports``
+    into a call of the module. None where a length varies, or where the module does not run on such data.
+    """
+    if any(size is None for port in ports for size in port.shape):
+        return None
+    run = call or (lambda *tensors: module(*tensors))
+    counts: dict[str, dict[Any, int]] = {}
+
+    def counted(*tensors: Tensor) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            result = run(*tensors)
+        counts.update(counter.get_flop_counts())
+        return result
+
+    try:
+        measure(module, ports, counted)
+    except (
+        Exception
+    ):  # a user's module may need what only its own forward knows: then nothing is claimed
+        return None
+    totals: dict[str, int] = defaultdict(int, {"": 0})
+    for name, by_operation in counts.items():  # "Global", "Class", "Class.child", "Class.child.0"
+        if name == "Global":
+            totals[""] += sum(by_operation.values()) // PROBE_BATCH
+        elif "." in name:
+            totals[name.partition(".")[2]] += sum(by_operation.values()) // PROBE_BATCH
+    return dict(totals)
+
+
+def flops_of(counts: dict[str, int], name: str) -> int:
+    """What ``count_flops`` counted in the child ``name``; one that is never called itself has what is inside it."""
+    if name in counts:
+        return counts[name]
+    inside = [key for key in counts if key.startswith(f"{name}.")]
+    outermost = (k for k in inside if not any(k.startswith(f"{other}.") for other in inside))
+    return sum(counts[key] for key in outermost)

@@ -1,0 +1,83 @@
+"""What a diagram shows, whatever draws it: a Dag of boxes, their labels, and the groups they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from perception_blocks.dag import Dag
+
+__all__ = ["Box", "Group", "Kind", "Picture"]
+
+Kind: TypeAlias = Literal["input", "output", "block", "opaque"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """The label of one node of the Dag: an input or output tensor, a block, or a class that cannot be looked into.
+
+    Texts are as the user wrote them; whoever draws escapes them. ``details`` are for the reader who asks for more.
+    """
+
+    kind: Kind
+    title: str
+    lines: tuple[str, ...] = ()
+    share: float = 0.0  # of all parameters, 0 to 1
+    remembers: bool = False  # carries a state
+    stack: int = 1  # how many equal ones it stands for
+    group: str | None = None
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A frame around boxes: a network, a nested graph, or a part that repeats."""
+
+    title: str
+    remark: str = ""
+    parent: str | None = None
+    network: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``dag`` says what reads what, each node writing its own name; ``boxes`` and ``groups`` label it by name.
+
+    ``shared`` are the (writer, reader) pairs in which a critic reads a value of the policy, ``masks`` those in which an
+    observation masks an action.
+    """
+
+    dag: Dag
+    boxes: Mapping[str, Box]
+    groups: Mapping[str, Group]
+    shared: frozenset[tuple[str, str]] = frozenset()
+    masks: frozenset[tuple[str, str]] = frozenset()
+    caption: str = ""
+
+    def arrows(self) -> Iterator[tuple[str, str]]:
+        """(writer, reader) in the order of the readers, each pair once."""
+        for node in self.dag.nodes:
+            for name in dict.fromkeys(node.reads):
+                yield name, node.name
+
+    def inside(self, group: str | None) -> list[str]:
+        """The boxes that stand directly in ``group``, in their order."""
+        return [name for name, box in self.boxes.items() if box.group == group]
+
+    def groups_in(self, group: str | None) -> list[str]:
+        return [name for name, inner in self.groups.items() if inner.parent == group]
+
+    def legend(self) -> list[str]:
+        """How to read this picture: only what occurs in it."""
+        boxes = self.boxes.values()
+        lines = ["rounded: tensor"]
+        if any(box.share for box in boxes):
+            lines.append("darker: larger share of the parameters")
+        if any(box.remembers for box in boxes):
+            lines.append("double border: carries memory")
+        if self.shared:
+            lines.append("bold arrow: shared with the critic")
+        if self.masks:
+            lines.append("dashed arrow: masks an action")
+        return lines

@@ -1,0 +1,290 @@
+"""A model node by node, as data: shapes, parameters, FLOPs, memory, sharing, and where each is written in the spec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from composer.build import place_of
+from composer.critic import Critic
+from composer.distributions import DISTRIBUTIONS
+from composer.flops import count_flops, flops_of
+from composer.model_spec import ModelSpec
+from composer.network import CustomNetwork, NetworkModule
+from composer.policy import Policy
+from perception_blocks.assemble import BuiltNode
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Shape, format_shape
+
+__all__ = [
+    "Row",
+    "RowPath",
+    "class_name",
+    "distribution_name",
+    "node_path",
+    "parts_of",
+    "read_rows",
+]
+
+RowPath = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One node, one network, or one child of a user's class.
+
+    ``parameters`` and ``flops`` (of one observation; None: not known) are those that belong to no other row: a shared
+    parameter counts where it is met first, and the row of a network or nested graph leaves out its nodes'.
+    """
+
+    path: RowPath
+    name: str
+    depth: int
+    block: str
+    in_shapes: tuple[Shape, ...] = ()
+    out_shapes: tuple[Shape, ...] = ()
+    parameters: int = 0
+    share: float = 0.0  # of all parameters
+    flops: int | None = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    memory: str = ""  # "carries h (1, 128)", "reads its window, carries nothing"
+    same_as: str | None = None  # the node whose module it is
+    position: str | None = None  # file:line:column
+
+    @property
+    def shapes(self) -> str:
+        """``(3, 8, 8) + (16,) -> (32,)``"""
+        sides = [" + ".join(map(format_shape, side)) for side in (self.in_shapes, self.out_shapes)]
+        return " -> ".join(filter(None, sides))
+
+    @property
+    def notes(self) -> str:
+        shared = f"same module as {self.same_as!r}" if self.same_as else ""
+        return "; ".join(filter(None, [self.memory, shared]))
+
+
+def read_rows(net: nn.Module) -> list[Row]:
+    """The rows of a Model, a Policy, a Critic, an InferenceBlock or any other module, in the order they run."""
+    reader = _Reader(_positions(net))
+    parts = parts_of(net)
+    for name, part in parts.items():
+        reader.add_part((name,), part)
+    if not parts:
+        reader.add_module(net)
+    total = sum(row.parameters for row in reader.rows)
+    return [replace(row, share=row.parameters / total if total else 0.0) for row in reader.rows]
+
+
+def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
+    """The networks of a Model (or the Policy or Critic itself) by name; empty for any other module."""
+    if isinstance(net, NetworkModule):
+        return {"critic" if isinstance(net, Critic) else "policy": net}
+    policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
+    if not isinstance(policy, Policy):
+        return {}
+    return (
+        {"policy": policy, "critic": critic} if isinstance(critic, Critic) else {"policy": policy}
+    )
+
+
+def node_path(node: BuiltNode) -> RowPath:
+    """A node's path below its network: ``("latent",)``, ``("heads", "move")``."""
+    return (node.node.name,) if node.node.group is None else (node.node.group, node.node.name)
+
+
+def class_name(module: nn.Module) -> str:
+    """``my_nets.Critic``; torch's own without the file they live in: ``torch.nn.Linear``."""
+    cls = type(module)
+    package = "torch.nn" if cls.__module__.startswith("torch.nn.") else cls.__module__
+    return f"{package}.{cls.__qualname__}"
+
+
+def distribution_name(family: nn.Module) -> str:
+    """The registered name of a distribution, else the name of its class."""
+    return DISTRIBUTIONS.name_of(type(family)) or type(family).__name__
+
+
+class _Reader:
+    """Collects rows; a parameter counts where it is met first."""
+
+    def __init__(self, position: Callable[[RowPath], str | None]) -> None:
+        self.rows: list[Row] = []
+        self._position = position
+        self._seen: set[int] = set()
+        self._ours: set[nn.Module] = set()  # what a Policy adds to its network's children
+
+    def add_part(self, path: RowPath, part: NetworkModule) -> None:
+        """A policy or critic: its network, then the parameters of its distributions."""
+        if isinstance(part, Policy):
+            self._ours |= {part.distributions, part.observer.normalizers}
+        if isinstance(part.network, CustomNetwork):
+            self._add_custom(path, part.network)
+        else:
+            self._add(path, path[-1], 0, "graph")
+            self._add_nodes(path, part.network.module, 1)  # type: ignore[arg-type]
+        if not isinstance(part, Policy):
+            return
+        for name, family in part.distributions.items():
+            if any(True for _ in family.parameters()):
+                below = ("distributions", name)
+                label = distribution_name(family)
+                self._add((*path, *below), "/".join(below), 1, label, family.parameters())
+
+    def add_module(self, module: nn.Module) -> None:
+        """An InferenceBlock node by node, any other module child by child."""
+        if isinstance(module, InferenceBlock):
+            self._add_nodes((), module, 0)
+            return
+        path = (class_name(module),)
+        self._add(path, path[0], 0, "module", module.parameters(recurse=False), flops=None)
+        self._add_children(path, module, 1, None)
+
+    def _add_nodes(self, path: RowPath, net: InferenceBlock, depth: int, times: int = 1) -> None:
+        """The nodes of ``net``, each of which is applied ``times`` times."""
+        for node in net.nodes:
+            module = net.module_of(node)
+            below = (*path, *node_path(node))
+            repeats = times * _repeats(node)
+            nested = isinstance(module, InferenceBlock)
+            self._add(
+                below,
+                "/".join(node_path(node)),
+                depth,
+                node.label,
+                () if nested else module.parameters(),
+                in_shapes=tuple(port.shape for port in node.in_ports),
+                out_shapes=tuple(port.shape for port in node.out_ports.values()),
+                flops=0 if nested else _node_flops(node, module, repeats),
+                settings=node.settings,
+                memory="" if nested else _memory(node, module),
+                same_as=node.node.same_as,
+            )
+            if isinstance(module, InferenceBlock):
+                self._add_nodes(below, module, depth + 1, repeats)
+
+    def _add_custom(self, path: RowPath, network: CustomNetwork) -> None:
+        module, names = network.module, list(network.in_ports)
+        flops = count_flops(
+            module,
+            list(network.in_ports.values()),
+            lambda *tensors: network.run(dict(zip(names, tensors, strict=True))),
+        )
+        self._add(
+            path,
+            path[-1],
+            0,
+            class_name(module),
+            module.parameters(recurse=False),
+            in_shapes=tuple(port.shape for port in network.in_ports.values()),
+            out_shapes=tuple(port.shape for port in network.out_ports.values()),
+            flops=self._own_flops(module, flops),
+            memory=_carries(network.state_shapes),
+        )
+        self._add_children(path, module, 1, flops)
+
+    def _add_children(
+        self,
+        path: RowPath,
+        module: nn.Module,
+        depth: int,
+        flops: dict[str, int] | None,
+        prefix: str = "",
+    ) -> None:
+        """A user's class child by child; an InferenceBlock inside is listed node by node."""
+        for name, child in module.named_children():
+            below = (*path, name)
+            if child in self._ours:
+                continue
+            if isinstance(child, InferenceBlock):
+                self._add(below, name, depth, "graph")
+                self._add_nodes(below, child, depth + 1)
+                continue
+            inside = any(isinstance(m, InferenceBlock) for m in child.modules())
+            own = self._own_flops(child, flops, f"{prefix}{name}") if inside else None
+            if flops is not None and not inside:
+                own = flops_of(flops, f"{prefix}{name}")
+            parameters = child.parameters(recurse=not inside)
+            self._add(below, name, depth, class_name(child), parameters, flops=own)
+            if inside:
+                self._add_children(below, child, depth + 1, flops, f"{prefix}{name}.")
+
+    def _own_flops(
+        self, module: nn.Module, counts: dict[str, int] | None, name: str = ""
+    ) -> int | None:
+        """What a class computes outside its children."""
+        if counts is None:
+            return None
+        prefix = f"{name}." if name else ""
+        children = [child for child, m in module.named_children() if m not in self._ours]
+        inside = sum(flops_of(counts, prefix + child) for child in children)
+        return flops_of(counts, name) - inside
+
+    def _add(
+        self,
+        path: RowPath,
+        name: str,
+        depth: int,
+        block: str,
+        parameters: Iterable[nn.Parameter] = (),
+        **data: Any,
+    ) -> None:
+        fresh = [parameter for parameter in parameters if id(parameter) not in self._seen]
+        self._seen |= {id(parameter) for parameter in fresh}
+        count = sum(parameter.numel() for parameter in fresh)
+        place = self._position(path)
+        self.rows.append(Row(path, name, depth, block, parameters=count, position=place, **data))
+
+
+def _node_flops(node: BuiltNode, module: nn.Module, repeats: int) -> int | None:
+    ports = [replace(port, shape=port.shape[node.node.each :]) for port in node.in_ports]
+    names = node.step.arguments
+
+    def call(*tensors: Any) -> Any:
+        if names is None:
+            return module(*tensors)
+        return module(**dict(zip(names, tensors, strict=True)))
+
+    counts = count_flops(module, ports, call)
+    return None if counts is None else counts[""] * repeats
+
+
+def _repeats(node: BuiltNode) -> int:
+    """How often `each` applies the block; a varying axis counts as one."""
+    axes = node.in_ports[0].shape[: node.node.each] if node.in_ports else ()
+    return math.prod(size or 1 for size in axes)
+
+
+def _memory(node: BuiltNode, module: nn.Module) -> str:
+    if getattr(module, "reads_window", False):
+        return "reads its window, carries nothing"
+    return _carries({own: node.state_shapes[key] for own, key in node.step.state})
+
+
+def _carries(shapes: Mapping[str, Shape]) -> str:
+    states = ", ".join(f"{name} {format_shape(shape)}" for name, shape in shapes.items())
+    return f"carries {states}" if states else ""
+
+
+def _positions(net: nn.Module) -> Callable[[RowPath], str | None]:
+    """Where the node of a row is written, for a model that was composed from a spec."""
+    spec, source = getattr(net, "spec", None), getattr(net, "source", None)
+    if not isinstance(spec, ModelSpec):
+        return lambda path: None
+    networks = {"policy": spec.policy.networks.get(None)}
+    networks["critic"] = spec.critic.networks.get(None) if spec.critic else None
+
+    def position(path: RowPath) -> str | None:
+        network = networks.get(path[0])
+        if network is None or source is None:
+            return None
+        if network.target is not None:
+            place = source.position((*network.path, "_target_"))
+        else:
+            place = source.position(place_of(network, path[1:]))
+        return None if place is None else str(place)
+
+    return position

@@ -1,0 +1,267 @@
+"""From networks to the Picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from composer.critic import Critic
+from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
+from composer.network import Network, NetworkModule
+from composer.picture import Picture
+from composer.policy import Policy
+from composer.rows import RowPath, class_name, node_path, parts_of
+from composer.summary import Summary, summarize
+from composer.typeset import typeset
+from perception_blocks.assemble import BuiltNode
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Port, format_shape
+
+__all__ = ["sketch"]
+
+Values = dict[str, Value]  # a name in some graph -> the tensor
+INPUT, OUTPUT = "->", "<-"  # no node is named so
+
+
+def sketch(net: nn.Module) -> Picture:
+    """The Picture of a Model, Policy, Critic, InferenceBlock, or of the InferenceBlocks inside another module.
+
+    Raises ValueError for plain PyTorch, in which there is no graph to see.
+    """
+    parts = parts_of(net)
+    _refuse_plain([part.network.module for part in parts.values()] or [net])
+    summary = summarize(net)
+    sketcher = _Sketcher(summary)
+    if parts:
+        sketched = sketcher.networks(parts)
+    elif isinstance(net, InferenceBlock):
+        sketched = sketcher.alone(net, ())
+    else:
+        root = (class_name(net),)
+        sketched = [
+            Cluster([path], sketcher.alone(block, (*root, *path.split("."))))
+            for path, block in _outermost(net).items()
+        ]
+    return typeset(fold(sketched), summary)
+
+
+def _refuse_plain(modules: list[nn.Module]) -> None:
+    if any(isinstance(m, InferenceBlock) for module in modules for m in module.modules()):
+        return
+    names = list(dict.fromkeys(class_name(module) for module in modules))
+    verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    raise ValueError(
+        f"{' and '.join(names)} {verb} plain PyTorch: there is no graph to draw; "
+        f"build {them} with InferenceBlock to see {them}"
+    )
+
+
+def _outermost(module: nn.Module) -> dict[str, InferenceBlock]:
+    """InferenceBlocks that are in no other one, by their path."""
+    if isinstance(module, InferenceBlock):
+        return {"": module}
+    found: dict[str, InferenceBlock] = {}
+    for name, child in module.named_children():
+        for path, block in _outermost(child).items():
+            found[f"{name}.{path}" if path else name] = block
+    return found
+
+
+class _Sketcher:
+    """Makes leaves and clusters; tensors are named by where they are made."""
+
+    def __init__(self, summary: Summary) -> None:
+        self._rows = {row.path: row for row in summary.rows}
+        self._heads = {(head.network, head.name): head for head in summary.heads}
+
+    def networks(self, parts: Mapping[str, NetworkModule]) -> list[Part]:
+        """Observations, then policy and critic as clusters."""
+        inputs: dict[str, Leaf] = {}
+        shared: Values = {}
+        clusters: list[Part] = []
+        for name, part in parts.items():
+            env: Values = {}
+            for key, port in _observations(part).items():
+                leaf = inputs.setdefault(key, _input(("", key), key, port, _normalized(part, key)))
+                env[key] = leaf.writes[0]
+            for key in getattr(part, "shared", ()):
+                if key not in shared:  # a critic that is drawn without its policy
+                    port = part.network.in_ports[key]
+                    leaf = inputs[f"policy: {key}"] = _input(("policy", key), key, port, "from the policy")  # fmt: skip
+                    shared[key] = leaf.writes[0]
+                env[key] = shared[key]
+            children, outputs = self._network(name, part.network, env)
+            read = getattr(parts.get("critic"), "shared", ())
+            children += [
+                self._output(name, part, key, value, env)
+                for key, value in outputs.items()
+                if key not in read or name == "critic"
+            ]
+            shared |= outputs
+            clusters.append(Cluster([name], children, network=True))
+        return [*inputs.values(), *clusters]
+
+    def alone(self, net: InferenceBlock, path: RowPath) -> list[Part]:
+        """An InferenceBlock with tensors of its own around it."""
+        inputs = [_input((*path, key), key, port) for key, port in net.in_ports.items()]
+        env = {leaf.names[0]: leaf.writes[0] for leaf in inputs}
+        parts: list[Part] = [*inputs, *self._graph(net, path, env)]
+        for key, port in net.out_ports.items():
+            parts.append(_tensor_out((OUTPUT, *path, key), key, port, env[net.outputs[key]]))
+        return parts
+
+    # --- one network --------------------------------------------------------------------------------------------------
+
+    def _network(self, name: str, network: Network, env: Values) -> tuple[list[Part], Values]:
+        """What is inside a network, and its outputs."""
+        module = network.module
+        if isinstance(module, InferenceBlock):
+            values = dict(env)
+            children = self._graph(module, (name,), values)
+            return children, {key: values[value] for key, value in module.outputs.items()}
+        return self._custom(name, network, env)
+
+    def _custom(self, name: str, network: Network, env: Values) -> tuple[list[Part], Values]:
+        """A user's class: the InferenceBlocks in it, and one opaque box for what Python does around them."""
+        children: list[Part] = []
+        outputs: Values = {}
+        loose: list[Value] = []  # made by a block, and no output of the network
+        for path, block in _outermost(network.module).items():
+            below = (name, *path.split("."))
+            values: Values = {}
+            for key, port in block.in_ports.items():
+                given = network.in_ports.get(key)
+                if given is not None and given.shape == port.shape:
+                    values[key] = env[key]
+                    continue
+                leaf = _input((*below, key), key, port, "made by the class")
+                children.append(leaf)
+                values[key] = leaf.writes[0]
+            children.append(Cluster([path], self._graph(block, below, values)))
+            for key, port in block.out_ports.items():
+                asked = network.out_ports.get(key)
+                if key not in outputs and asked is not None and asked.shape == port.shape:
+                    outputs[key] = values[block.outputs[key]]
+                else:
+                    loose.append(values[block.outputs[key]])
+        missing = [key for key in network.out_ports if key not in outputs]
+        if missing:
+            children.append(self._opaque(name, network, env, children, loose, missing))
+        return children, {
+            key: outputs.get(key, (OUTPUT, name, "forward", key)) for key in network.out_ports
+        }
+
+    def _opaque(
+        self,
+        name: str,
+        network: Network,
+        env: Values,
+        children: list[Part],
+        loose: list[Value],
+        missing: list[str],
+    ) -> Leaf:
+        """What a class does that no InferenceBlock shows; it makes the ``missing`` outputs."""
+        inside = leaves(children)
+        read = {value for leaf in inside for value in leaf.reads}
+        unread = [env[key] for key in network.in_ports if env[key] not in read]
+        title = class_name(network.module)
+        rows = [
+            r for path, r in self._rows.items() if path[0] == name and "distributions" not in path
+        ]
+        shown = {leaf.row.path for leaf in inside if leaf.row}
+        own = [row for row in rows if row.path not in shown]
+        row = replace(
+            self._rows[(name,)],
+            parameters=sum(r.parameters for r in own),
+            share=sum(r.share for r in own),
+        )
+        what = "plain PyTorch" if not inside else "what the class does around its blocks"
+        reads = [*loose, *unread]
+        writes: list[Value] = [(OUTPUT, name, "forward", key) for key in missing]
+        return Leaf("opaque", [title], ("opaque", title), reads, writes, (what,), row=row)
+
+    def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Part]:
+        """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
+        parts: list[Part] = []
+        for node in net.nodes:
+            below = (*path, *node_path(node))
+            module = net.module_of(node)
+            if isinstance(module, InferenceBlock):
+                parts.append(self._nested(node, module, below, env))
+                continue
+            row = self._rows[below]
+            for name in filter(None, node.step.outputs):
+                env[name] = (*below, name)
+            form = (
+                row.block, repr(row.settings), row.in_shapes, row.out_shapes,
+                row.parameters, row.memory, row.same_as,
+            )  # fmt: skip
+            reads = [env[name] for name in node.step.inputs]
+            writes = [env[name] for name in node.step.outputs if name is not None]
+            parts.append(Leaf("block", [node.node.name], form, reads, writes, row=row))
+        return parts
+
+    def _nested(
+        self, node: BuiltNode, module: InferenceBlock, path: RowPath, env: Values
+    ) -> Cluster:
+        assert node.step.inner is not None
+        inner_inputs, inner_outputs = node.step.inner
+        values = {own: env[name] for own, name in zip(inner_inputs, node.step.inputs)}
+        children = self._graph(module, path, values)
+        for name, own in zip(node.step.outputs, inner_outputs):
+            if name is not None:
+                env[name] = values[module.outputs[own]]
+        return Cluster([node.node.name], children)
+
+    # --- outputs ------------------------------------------------------------------------------------------------------
+
+    def _output(
+        self, network: str, part: NetworkModule, key: str, value: Value, env: Values
+    ) -> Leaf:
+        """The tensor at the end of a head, with what an action's distribution makes of it."""
+        head = self._heads[network, key]
+        leaf = _tensor_out(
+            (OUTPUT, network, key), key, part.network.out_ports[key], value, head.meaning
+        )
+        if head.mask is not None:
+            leaf.masked_by = env[head.mask]
+            leaf.reads.append(env[head.mask])
+        return leaf
+
+
+def _input(path: Value, key: str, port: Port, remark: str = "") -> Leaf:
+    value = (INPUT, *path)
+    lines = tuple(filter(None, [_kind_of(port), remark]))
+    details = {"shape": format_shape(port.shape), "dtype": str(port.dtype).removeprefix("torch.")}
+    if isinstance(port.low, int | float) and isinstance(port.high, int | float):
+        details["bounds"] = f"{port.low:g} to {port.high:g}"
+    return Leaf("input", [key], lines, [], [value], lines, details)
+
+
+def _tensor_out(path: Value, key: str, port: Port, value: Value, meaning: str = "") -> Leaf:
+    lines = tuple(filter(None, [format_shape(port.shape), meaning]))
+    details = {"shape": format_shape(port.shape)} | ({"meaning": meaning} if meaning else {})
+    return Leaf("output", [key], lines, [value], [path], lines, details)
+
+
+def _kind_of(port: Port) -> str:
+    if isinstance(port.cardinality, int):
+        return f"integers below {port.cardinality} {format_shape(port.shape)}"
+    return str(port)
+
+
+def _observations(part: NetworkModule) -> dict[str, Port]:
+    """What a network reads of the environment, and the observations that mask a policy's actions."""
+    shared = getattr(part, "shared", ())
+    ports = {key: port for key, port in part.network.in_ports.items() if key not in shared}
+    if isinstance(part, Policy):
+        for key in part.masks.values():
+            ports.setdefault(key, part.observer.tree.ports[key])
+    return ports
+
+
+def _normalized(part: NetworkModule, key: str) -> str:
+    observer = part.observer if isinstance(part, Policy | Critic) else None
+    return "normalized" if observer is not None and key in observer.keys else ""

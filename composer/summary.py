@@ -1,0 +1,186 @@
+"""A model as a table: what it is made of, how large, how costly, and what policy and critic share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from composer.critic import Critic
+from composer.model_spec import ModelSpec
+from composer.network import NetworkModule
+from composer.policy import Policy
+from composer.rows import Row, distribution_name, parts_of, read_rows
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Shape, format_shape
+
+__all__ = ["Head", "Summary", "printable", "summarize"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output of a network: ``distribution`` turns a policy's logits into an action, ``mask`` is an observation."""
+
+    network: str
+    name: str
+    shape: Shape
+    distribution: str | None = None
+    mask: str | None = None
+    shared: bool = False  # a value that the policy hands to the critic
+
+    @property
+    def meaning(self) -> str:
+        if self.shared:
+            return "shared with the critic"
+        masked = f", masked by {self.mask!r}" if self.mask else ""
+        return (self.distribution or "") + masked
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``str(summary)`` is a table, the same bytes for the same model; the fields are what it shows, as data."""
+
+    rows: tuple[Row, ...]
+    heads: tuple[Head, ...]
+    parameters: int
+    flops: int | None  # of one observation; None where those of some row are not known
+    remarks: tuple[str, ...]  # what the critic reads of the policy, and who may see what
+
+    def row(self, *path: str) -> Row:
+        """The row at ``path``. Raises KeyError."""
+        for row in self.rows:
+            if row.path == path:
+                return row
+        raise KeyError("/".join(path))
+
+    @property
+    def by_network(self) -> dict[str, int]:
+        """Parameters of policy and critic; what both use belongs to the policy."""
+        networks = dict.fromkeys(head.network for head in self.heads if head.network)
+        return {
+            name: sum(row.parameters for row in self.rows if row.path[0] == name)
+            for name in networks
+        }
+
+    def __str__(self) -> str:
+        lines = _aligned(_HEADER, [_cells(row) for row in self.rows])
+        networks = ", ".join(f"{name} {count:,}" for name, count in self.by_network.items())
+        parameters = f"{self.parameters:,}" + (f" ({networks})" if ", " in networks else "")
+        flops = "not known for every row" if self.flops is None else f"{self.flops:,}"
+        lines += ["", f"parameters  {parameters}", f"FLOPs       {flops} for one observation"]
+        if self.heads:
+            cells = [
+                [f"{printable(head.name)}", format_shape(head.shape), head.meaning]
+                for head in self.heads
+            ]
+            lines += ["", *_aligned(["output", "shape", ""], cells)]
+        if self.remarks:
+            lines += ["", *self.remarks]
+        return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def summarize(net: nn.Module) -> Summary:
+    """The summary of a Model, a Policy, a Critic, an InferenceBlock or any other module.
+
+    Nothing is allocated and nothing of ``net`` changes: FLOPs are counted on data that is not there.
+    """
+    rows = read_rows(net)
+    parts = parts_of(net)
+    heads = [head for name, part in parts.items() for head in _heads(name, part)]
+    if isinstance(net, InferenceBlock):
+        heads = [Head("", name, port.shape) for name, port in net.out_ports.items()]
+    counts = [row.flops for row in rows]
+    known = [count for count in counts if count is not None]
+    return Summary(
+        rows=tuple(rows),
+        heads=tuple(heads),
+        parameters=sum(row.parameters for row in rows),
+        flops=sum(known) if len(known) == len(counts) else None,
+        remarks=(*_shared(parts), *_visible(net, parts)),
+    )
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: what cannot be shown as an escape.
+
+    >>> printable("left\\nright")
+    'left\\\\nright'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _heads(network: str, part: NetworkModule) -> list[Head]:
+    if not isinstance(part, Policy):
+        ports = part.network.out_ports
+        return [Head(network, name, port.shape) for name, port in ports.items()]
+    heads = []
+    for name, port in part.network.out_ports.items():
+        if name in part.distributions:
+            kind = distribution_name(part.distributions[name])
+            heads.append(Head(network, name, port.shape, kind, part.masks.get(name)))
+        else:
+            heads.append(Head(network, name, port.shape, shared=True))
+    return heads
+
+
+def _shared(parts: Mapping[str, NetworkModule]) -> list[str]:
+    critic = parts.get("critic")
+    if not isinstance(critic, Critic) or not critic.shared:
+        return []
+    return [f"the critic reads of the policy: {_names(critic.shared)}"]
+
+
+def _visible(net: nn.Module, parts: Mapping[str, NetworkModule]) -> list[str]:
+    """What policy and critic may see, where it is not the same."""
+    spec = getattr(net, "spec", None)
+    policy, critic = parts.get("policy"), parts.get("critic")
+    if not isinstance(spec, ModelSpec) or not isinstance(policy, Policy) or critic is None:
+        return []
+    everything = tuple(policy.observer.tree.ports)
+    seen = {}
+    for name, part in (("policy", spec.policy), ("critic", spec.critic)):
+        network = part.networks.get(None) if part is not None else None
+        given = network.observations if network is not None else None
+        seen[name] = everything if given is None else given
+    if set(seen["policy"]) == set(seen["critic"]):
+        return []
+    return [f"the {name} may see: {_names(keys)}" for name, keys in seen.items()]
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_HEADER = ["node", "block", "shape", "parameters", "share", "FLOPs", "notes", "line"]
+_RIGHT = {"parameters", "share", "FLOPs"}
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        "  " * row.depth + printable(row.name),
+        row.block,
+        row.shapes,
+        f"{row.parameters:,}" if row.parameters else "",
+        f"{100 * row.share:.1f} %" if row.parameters else "",
+        "?" if row.flops is None else f"{row.flops:,}" if row.flops else "",
+        row.notes,
+        row.position or "",
+    ]
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of columns two spaces apart; a column without any value is left out."""
+    used = [index for index in range(len(header)) if any(row[index] for row in rows)]
+    table = [[row[index] for index in used] for row in (header, *rows)]
+    widths = [max(len(row[index]) for row in table) for index in range(len(used))]
+    right = [header[index] in _RIGHT for index in used]
+    return [
+        "  ".join(
+            cell.rjust(width) if at_right else cell.ljust(width)
+            for cell, width, at_right in zip(row, widths, right)
+        )
+        for row in table
+    ]

@@ -1,0 +1,172 @@
+"""From leaves and clusters to labels: what each box of a Picture says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from composer.folding import Cluster, Leaf, Part, Value
+from composer.picture import Box, Group, Picture
+from composer.rows import Row
+from composer.summary import Summary
+from perception_blocks.dag import Dag, DagNode
+from perception_blocks.port import format_shape
+
+__all__ = ["typeset"]
+
+LONG = 44  # characters of a line; longer ones are shortened, and whole in the details
+
+
+def typeset(parts: Iterable[Part], summary: Summary) -> Picture:
+    """The Picture of ``parts``, its boxes named ``n0``, ``n1``, ... and its groups ``g0``, ``g1``, ... in their order."""
+    page = _Page(summary)
+    page.add(parts, None, "", 1)
+    return page.picture()
+
+
+@dataclass
+class _Page:
+    summary: Summary
+    boxes: dict[str, Box] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
+    _leaves: dict[str, Leaf] = field(default_factory=dict)
+    _networks: dict[str, str] = field(default_factory=dict)  # the network that a box is in
+    _writers: dict[Value, str] = field(default_factory=dict)
+
+    def add(self, parts: Iterable[Part], group: str | None, network: str, count: int) -> None:
+        for part in parts:
+            if isinstance(part, Cluster):
+                inside = part.names[0] if part.network else network
+                name = self._group(part, group)
+                self.add(part.children, name, inside, count * part.count)
+                continue
+            name = f"n{len(self.boxes)}"
+            self.boxes[name] = _box(part, group, count)
+            self._leaves[name] = part
+            self._networks[name] = network
+            self._writers |= dict.fromkeys(part.writes, name)
+
+    def picture(self) -> Picture:
+        nodes, shared, masks = [], set(), set()
+        for name, leaf in self._leaves.items():
+            reads = [self._writers[value] for value in leaf.reads]
+            if leaf.kind == "input":
+                continue
+            nodes.append(DagNode(name, tuple(dict.fromkeys(reads))))
+            for value, writer in zip(leaf.reads, reads):
+                if self._networks[writer] not in ("", self._networks[name]):
+                    shared.add((writer, name))
+                if value == leaf.masked_by:
+                    masks.add((writer, name))
+        inputs = [name for name, leaf in self._leaves.items() if leaf.kind == "input"]
+        caption = f"{self.summary.parameters:,} parameters"
+        if self.summary.flops is not None:
+            caption += f", {self.summary.flops:,} FLOPs"
+        return Picture(
+            Dag(nodes, inputs, None),
+            self.boxes,
+            self.groups,
+            frozenset(shared),
+            frozenset(masks),
+            caption,
+        )
+
+    def _group(self, part: Cluster, parent: str | None) -> str:
+        name = f"g{len(self.groups)}"
+        remark = f"repeated {part.count} times" if part.count > 1 else ""
+        if part.network:
+            remark = f"{quantity(self.summary.by_network[part.names[0]])} parameters"
+        self.groups[name] = Group(first_to_last(part.names), remark, parent, part.network)
+        return name
+
+
+def _box(leaf: Leaf, group: str | None, count: int) -> Box:
+    title = first_to_last(leaf.names)
+    if leaf.row is None:
+        lines = list(leaf.lines)
+        if leaf.count > 1:
+            lines[0] = f"{leaf.count} x {lines[0]}"
+        return Box(
+            leaf.kind, title, tuple(lines), stack=leaf.count, group=group, details=leaf.details
+        )
+    row = leaf.row
+    every = count * leaf.count
+    share = row.share * every
+    what = list(leaf.lines) or [row.block, shortened(row.shapes, row)]
+    if leaf.count > 1:
+        what[0] = f"{leaf.count} x {what[0]}"
+    size = f"{quantity(row.parameters * every)} parameters, {percent(share)}"
+    lines = [*what, size if row.parameters else "", row.memory, _shared(row)]
+    return Box(
+        leaf.kind,
+        title,
+        tuple(filter(None, lines)),
+        share,
+        row.memory.startswith("carries"),
+        leaf.count,
+        group,
+        _details(leaf, every),
+    )
+
+
+def _details(leaf: Leaf, count: int) -> dict[str, str]:
+    """What the page shows of a box when it is clicked."""
+    row = leaf.row
+    assert row is not None
+    many = f" each, {count:,} of them" if count > 1 else ""
+    details = {"path": "/".join(row.path), "block": row.block}
+    if len(leaf.names) > 1:
+        details["stands for"] = ", ".join(leaf.names)
+    details |= {f"setting {key}": show(value) for key, value in row.settings.items()}
+    details["input"] = " + ".join(map(format_shape, row.in_shapes))
+    details["output"] = " + ".join(map(format_shape, row.out_shapes))
+    details["parameters"] = f"{row.parameters:,}{many} ({percent(row.share * count)} of all)"
+    details["FLOPs"] = "not known" if row.flops is None else f"{row.flops:,}{many}"
+    details["memory"] = row.memory
+    details["shares"] = _shared(row)
+    details["spec"] = row.position or ""
+    return {key: value for key, value in details.items() if value}
+
+
+def _shared(row: Row) -> str:
+    return f"same module as {row.same_as!r}" if row.same_as else ""
+
+
+def first_to_last(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+
+
+def shortened(shapes: str, row: Row) -> str:
+    """The shapes on one line: of many inputs only the output's."""
+    if len(shapes) <= LONG:
+        return shapes
+    return "-> " + " + ".join(map(format_shape, row.out_shapes))
+
+
+def quantity(count: int) -> str:
+    """A number of parameters in at most five characters.
+
+    >>> [quantity(n) for n in (9155, 12345, 2_500_000)]
+    ['9,155', '12.3 k', '2.5 M']
+    """
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size and count >= 10_000:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:,}"
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.004), percent(0.5)
+    ('0.4 %', '50 %')
+    """
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+
+
+def show(value: Any) -> str:
+    """A setting as the user would write it; a function or class by its name."""
+    if isinstance(value, str | int | float | bool | None | list | tuple | Mapping):
+        return str(value)
+    name = getattr(value, "__qualname__", None)
+    return f"{value.__module__}.{name}" if name else f"a {type(value).__name__}"
