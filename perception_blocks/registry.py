@@ -80,6 +80,7 @@ class Registry:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, _Entry] = {}
+        self._names: dict[str, str] = {}  # address -> first name
 
     def register(
         self, name: str, entry: Any = None, *, extra: str | None = None, replace: bool = False
@@ -98,6 +99,7 @@ class Registry:
                 "choose another, or pass replace=True"
             )
         self._entries[name] = new
+        self._names.setdefault(new.address, name)
         return entry
 
     def register_all(
@@ -139,8 +141,7 @@ class Registry:
 
     def name_of(self, value: Any) -> str | None:
         """The name under which ``value`` is registered, or None."""
-        address = _Entry(value, None).address
-        return next((n for n, e in self._entries.items() if e.address == address), None)
+        return self._names.get(_Entry(value, None).address)
 
     def extra_of(self, name: str) -> str | None:
         return self._entries[name].extra
