@@ -1,5 +1,6 @@
 import pickle
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_classes_and_functions_are_taken(activation):
 
 
 def test_learned_activations_have_parameters_of_their_own():
-    first, second, plain = make_activations(["prelu", "prelu", "relu"])
+    made: Any = make_activations(["prelu", "prelu", "relu"])
+    first, second, plain = made
     assert first.weight is not second.weight
     assert torch.equal(plain(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))
 

@@ -52,12 +52,12 @@ def test_a_users_settings_are_checked_against_their_annotations():
     with pytest.raises(ValueError, match="'times' must be a positive integer, got 0"):
         Double([(3,)], times=0)
     with pytest.raises(ValueError, match="'time' is not a setting of block 'Double'"):
-        Double([(3,)], time=2)
+        Double([(3,)], **{"time": 2})
 
 
 def test_shapes_given_by_name_are_checked_too():
     with pytest.raises(ValueError, match="block 'dense' needs the setting 'hidden_units'"):
-        DenseBlock(in_shapes=[(3,)])
+        DenseBlock(in_shapes=[(3,)], **{})
 
 
 def test_ports_may_stand_for_shapes():
@@ -67,11 +67,13 @@ def test_ports_may_stand_for_shapes():
 def test_names_in_messages():
     assert block_name(DenseBlock) == "dense"
     assert block_label(Double([(3,)])) == "block 'Double'"
-    assert block_label(nn.ReLU()) == "block 'ReLU'"
+    assert block_label(nn.ReLU()) == "block 'torch.nn.ReLU'"
 
 
 class Fixed(PerceptionBlock):
     """Has a constant that no checkpoint holds."""
+
+    steps: torch.Tensor
 
     def __init__(self, in_shapes):
         super().__init__(in_shapes, out_shapes=in_shapes)

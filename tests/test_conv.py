@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from perception_blocks.port import Port
 
 
 def test_strided_conv_is_convolutions_with_activations():
-    block = StridedConvBlock(
+    block: Any = StridedConvBlock(
         [(3, 20, 22)], hidden_channels=[4, 5], hidden_kernels=[4, [3, 2]], strides=[2, 1]
     )
     x = torch.randn(6, 3, 20, 22)
@@ -28,7 +30,7 @@ def test_strided_conv_is_convolutions_with_activations():
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("sides", [[[1, 2], [0, 3]], [[1, 1], 2]])
 def test_every_layer_can_be_padded_unevenly(mode, sides):
-    block = StridedConvBlock(
+    block: Any = StridedConvBlock(
         [(2, 6, 7)],
         hidden_channels=[3, 3],
         padding=[sides, sides],
@@ -77,7 +79,7 @@ def test_vgg_pools_after_two_convolutions():
 
 
 def test_nature_cnn_is_the_published_network():
-    block = NatureCnnDenseBlock([(4, 84, 84)])
+    block: Any = NatureCnnDenseBlock([(4, 84, 84)])
     layers = [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in block.conv.convs]
     assert layers == [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
     linear = block.flatten_dense.dense.linears[0]

@@ -46,7 +46,11 @@ def test_a_graph_of_any_depth_is_ordered_without_recursion():
             ["a"],
             ["the nodes form a cycle: 'a' -> 'b' -> 'a'"],
         ),
-        ([DagNode("a", ("a",))], ["a"], ["the nodes form a cycle: 'a' -> 'a'"]),
+        (
+            [DagNode("a", ("a",))],
+            ["a"],
+            ["'a' reads itself; if it is to read an input of that name, rename the node"],
+        ),
         (
             [DagNode("a", ("x",)), DagNode("a", ("x",))],
             ["a"],

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_batch_norm_counts_all_leading_axes():
 
 @pytest.mark.parametrize("leading", [(), (0,), (1,), (0, 3)])
 def test_batch_norm_without_two_vectors_uses_and_keeps_its_statistics(leading):
-    norm = FeatureBatchNorm(4).train()
+    norm: Any = FeatureBatchNorm(4).train()
     norm(torch.randn(10, 4))
     mean = norm.running_mean.clone()
     y = norm(torch.randn(*leading, 4))

@@ -52,7 +52,7 @@ def test_as_many_ranges_as_elements(counts):
 def test_without_a_number_of_values_it_is_asked_for():
     message = "block 'embedding' needs the setting 'num_embeddings'"
     with pytest.raises(ValueError, match=message):
-        EmbeddingBlock([()], embedding_dim=4)
+        EmbeddingBlock([()], **{"embedding_dim": 4})
 
 
 def test_numbers_are_refused_in_words():

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from perception_blocks.registry import INITIALIZERS
 def drawn(rule, *shape):
     tensor = torch.empty(*shape)
     with torch.no_grad():
-        initializer(rule)(tensor, local_generator(0))
+        draw: Any = initializer(rule)
+        draw(tensor, local_generator(0))
     return tensor
 
 
@@ -112,19 +114,18 @@ def test_without_a_rule_the_spread_is_that_of_torch(make):
 
 
 def test_a_rule_is_for_weights_and_biases_are_zero():
-    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    module: Any = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     draw_parameters(module, 0, initializer("orthogonal"))
     assert not module[0].bias.any()
     assert module[1].weight.tolist() == [1.0] * 4
 
 
 def test_a_weight_depends_on_its_own_name_only():
-    small, large = nn.Module(), nn.Module()
-    small.a = nn.Linear(4, 3)
-    large.b, large.a = nn.Linear(9, 9), nn.Linear(4, 3)
+    small: Any = nn.ModuleDict({"a": nn.Linear(4, 3)})
+    large: Any = nn.ModuleDict({"b": nn.Linear(9, 9), "a": nn.Linear(4, 3)})
     draw_parameters(small, 7)
     draw_parameters(large, 7)
-    assert torch.equal(small.a.weight, large.a.weight)
+    assert torch.equal(small["a"].weight, large["a"].weight)
     draw_parameters(large, 8)
     assert not torch.equal(small.a.weight, large.a.weight)
 
@@ -137,7 +138,7 @@ def test_a_weight_is_the_same_in_every_dtype():
 
 
 def test_running_statistics_start_anew():
-    norm = nn.BatchNorm1d(3)
+    norm: Any = nn.BatchNorm1d(3)
     norm(torch.randn(5, 3))
     draw_parameters(norm, 0)
     assert norm.num_batches_tracked == 0
@@ -174,7 +175,7 @@ class Kept(PerceptionBlock):
 
 
 def test_a_block_draws_its_own_parameters_and_has_the_last_word():
-    block = Scaled([(3,)], inner=Scaled([(3,)]))
+    block: Any = Scaled([(3,)], inner=Scaled([(3,)]))
     block.reset_parameters(torch.Generator().manual_seed(0))
     assert block.scale.unique().numel() == 3
     assert not block.inner.scale.any()

@@ -1,5 +1,6 @@
 import itertools
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_dropout_acts_between_layers_in_both_ways_of_running(kind):
 
 
 def test_layer_norm_acts_on_each_layers_output():
-    block = LstmBlock([(3,)], hidden_units=4, num_layers=2, layer_norm=True)
+    block: Any = LstmBlock([(3,)], hidden_units=4, num_layers=2, layer_norm=True)
     output = block(torch.randn(50, 3))
     torch.testing.assert_close(output.mean(-1), torch.zeros(50), atol=1e-5, rtol=0)
     assert len(block.norms) == 2
@@ -104,7 +105,7 @@ def test_running_does_not_change_the_given_state():
 
 
 def test_an_initialiser_draws_each_gate_by_itself():
-    block = GruBlock([(4,)], hidden_units=4)
+    block: Any = GruBlock([(4,)], hidden_units=4)
     block.initializer = orthogonal
     block.reset_parameters(torch.Generator().manual_seed(0))
     for gate in block.layers[0].weight_hh_l0.chunk(3):

@@ -60,7 +60,7 @@ def test_a_lazy_entry_and_the_class_itself_are_the_same(shapes):
     ("name", "message"),
     [
         ("circel", "unknown shape 'circel'; did you mean 'circle'?"),
-        ("zzz", "unknown shape 'zzz'"),
+        ("zzz", "unknown shape 'zzz'; known are 'circle'"),
     ],
 )
 def test_an_unknown_name_suggests_a_near_one(shapes, name, message):

@@ -116,7 +116,7 @@ def test_values_that_fit(annotation, value):
         (Activation, "rleu", "names the unknown activation 'rleu'; did you mean 'relu'?"),
         (Activation, {"relu": 3}, "must be {name: {setting: value}}, got {'relu': 3}"),
         (Initializer, "a.b", "names the unknown initialiser 'a.b'"),
-        (Activation | None, "rleu", "must be the name of an activation or null, got 'rleu'"),
+        (Activation | None, "rleu", "names the unknown activation 'rleu'; did you mean 'relu'?"),
     ],
 )
 def test_values_that_do_not_fit(annotation, value, wrong):
