@@ -115,13 +115,13 @@ def _check_lengths(name: str, layers: int, dims: int, given: dict[str, Any]) -> 
         raise ValueError(f"{name} needs at least one layer, got hidden_channels=[]")
     problems = []
     for setting, values in given.items():
-        if not isinstance(values, Sequence) or isinstance(values, str):
+        if not _is_list(values):
             continue
         if len(values) != layers:
             problems.append(f"{setting!r} has {len(values)} entries for {layers} hidden_channels")
             continue
         for value in values:
-            if isinstance(value, Sequence) and not isinstance(value, str) and len(value) != dims:
+            if _is_list(value) and len(value) != dims:
                 problems.append(
                     f"{setting!r} has {len(value)} numbers in {value!r} for {dims} axes"
                 )
@@ -129,12 +129,16 @@ def _check_lengths(name: str, layers: int, dims: int, given: dict[str, Any]) -> 
         raise ValueError(f"{name}: {'; '.join(problems)}")
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def _of_layer(values: Any, index: int) -> Any:
-    return values if isinstance(values, (int, str)) else values[index]
+    return values[index] if _is_list(values) else values
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    return (value,) * dims if isinstance(value, int) else tuple(value)
+    return tuple(map(int, value)) if isinstance(value, Sequence) else (int(value),) * dims
 
 
 def _sides(value: Any, spans: tuple[int, ...]) -> tuple[Sides, ...]:
@@ -142,8 +146,8 @@ def _sides(value: Any, spans: tuple[int, ...]) -> tuple[Sides, ...]:
     if value == "same":
         return tuple(((span - 1) // 2, span // 2) for span in spans)
     sides = []
-    for axis in [value] * len(spans) if isinstance(value, int) else value:
-        pair = (axis, axis) if isinstance(axis, int) else tuple(axis)
+    for axis in value if _is_list(value) else [value] * len(spans):
+        pair = tuple(map(int, axis)) if _is_list(axis) else (int(axis), int(axis))
         if len(pair) != 2:
             raise ValueError(f"'padding' of an axis is a number or [before, after], got {axis!r}")
         sides.append(pair)

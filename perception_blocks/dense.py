@@ -182,7 +182,8 @@ def make_norm(norm: str, features: int) -> nn.Module:
 
 def unit_list(hidden_units: int | Sequence[int], name: str) -> list[int]:
     """``hidden_units`` as a list with at least one entry."""
-    units = [hidden_units] if isinstance(hidden_units, int) else list(hidden_units)
+    given = hidden_units if isinstance(hidden_units, Sequence) else [hidden_units]
+    units = [int(count) for count in given]
     if not units:
         raise ValueError(f"{name} needs at least one layer, got hidden_units=[]")
     return units
@@ -202,7 +203,11 @@ def bias_values(value: float | Sequence[float] | Mapping[str, Any], units: int) 
         if set(value) != {"probability"}:
             raise ValueError(f"'init_bias' as a mapping is {{probability: p}}, got {dict(value)!r}")
         value = value["probability"]
-    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * units  # type: ignore[union-attr, arg-type]
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    try:
+        values = [float(v) for v in value] if many else [float(value)] * units  # type: ignore[union-attr, arg-type]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'init_bias' needs numbers, got {value!r}") from error
     if len(values) != units:
         raise ValueError(f"'init_bias' has {len(values)} numbers for {units} outputs")
     if not logits:

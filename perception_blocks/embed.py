@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from perception_blocks.block import PerceptionBlock, one_input
-from perception_blocks.port import InputShapeError, Shape, Shapes
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes
 from perception_blocks.registry import BLOCKS
-from perception_blocks.settings import OneOrMany, PositiveInt
+from perception_blocks.settings import OneOrMany, PositiveInt, SettingProblem, SettingsError
 
 __all__ = ["EmbeddingBlock", "OneHotBlock"]
 
@@ -71,6 +71,10 @@ class OneHotBlock(PerceptionBlock):
         x = x.flatten(-self.rank).index_select(-1, self.elements)
         return (x == self.values).to(self.unit.dtype)
 
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        refuse_too_few(self.num_embeddings, in_ports)
+        return super().out_ports(in_ports)
+
 
 @BLOCKS.register("embedding")
 class EmbeddingBlock(PerceptionBlock):
@@ -107,13 +111,32 @@ class EmbeddingBlock(PerceptionBlock):
     def forward(self, x: Tensor) -> Tensor:
         return self.table(x if self.starts is None else x + self.starts)
 
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        refuse_too_few(self.num_embeddings, in_ports)
+        return super().out_ports(in_ports)
+
+
+def refuse_too_few(counts: Counts, in_ports: Sequence[Port]) -> None:
+    """Raise SettingsError where the input is known to have more values than ``counts``."""
+    (port,) = in_ports
+    needed = port.cardinality
+    if needed is None:
+        return
+    size = max(len(value) for value in (counts, needed, ()) if not isinstance(value, int)) or 1
+    given, least = ([v] * size if isinstance(v, int) else v for v in (counts, needed))
+    if any(n < m for n, m in zip(given, least)):
+        message = f"'num_embeddings' must be at least {needed}, the number of values of the input"
+        advice = "leave it out to take it from the space"
+        problem = SettingProblem("num_embeddings", f"{message}, got {counts}; {advice}")
+        raise SettingsError([problem])
+
 
 def value_counts(shape: Shape, num_embeddings: int | Sequence[int], name: str) -> Counts:
     """The number of values of all elements, or one for each, as many as ``shape`` has."""
-    if isinstance(num_embeddings, int):
-        return num_embeddings
+    if not isinstance(num_embeddings, Sequence):
+        return int(num_embeddings)
     elements = -1 if None in shape else math.prod(shape)  # type: ignore[arg-type]
     if elements != len(num_embeddings):
         rule = f"{name} has {len(num_embeddings)} num_embeddings, one for each integer it reads"
         raise InputShapeError(rule, {0: shape}, "give as many, or one number for all")
-    return list(num_embeddings)
+    return [int(count) for count in num_embeddings]

@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -204,3 +205,11 @@ def test_raw_images_are_refused_in_words(port, message):
     with pytest.raises(InputShapeError) as caught:
         NatureCnnDenseBlock.check_ports([port])
     assert str(caught.value) == message
+
+
+def test_numpy_numbers_are_numbers():
+    two: Any = np.int64(2)
+    block = StridedConvDenseBlock(
+        [(2, 9)], hidden_channels=[two], hidden_kernels=two, padding=two, hidden_units=two
+    )
+    assert block(torch.zeros(2, 9)).shape == (2,)
