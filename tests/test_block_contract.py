@@ -42,7 +42,9 @@ class Sample:
         return [values(port, leading, dtype) for port in self.ports]
 
     def __str__(self) -> str:
-        settings = ",".join(f"{k}={v}" for k, v in self.settings.items())
+        """The test's id: the same in every process, so no address of a function in it."""
+        named = {k: getattr(v, "__name__", v) for k, v in self.settings.items()}
+        settings = ",".join(f"{k}={v}" for k, v in named.items())
         shapes = ",".join(str(port.shape) for port in self.ports)
         return f"{self.block}[{shapes}]({settings})".replace(" ", "")
 
