@@ -21,7 +21,7 @@ from perception_blocks.inference import InferenceBlock
 from perception_blocks.init import initializer
 from perception_blocks.measure import PROBE_BATCH, feature_shape, measure
 from perception_blocks.port import Port, Shape, format_shape
-from perception_blocks.registry import did_you_mean
+from perception_blocks.registry import did_you_mean, near_name
 from perception_blocks.settings import check_settings
 
 __all__ = ["Context", "Demand", "build_network", "place_of"]
@@ -29,7 +29,6 @@ __all__ = ["Context", "Demand", "build_network", "place_of"]
 
 # Names that policy and critic give to children of their own: beside a user's, and beside the nodes of a graph.
 ADDED = ("distributions", "normalizers")
-RESERVED = ("heads", *ADDED)
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Context:
     seed: int
     meta: bool
     read: set[str] = field(default_factory=set)  # observations that some network reads
+    hidden: dict[str, str] = field(default_factory=dict)  # values out of reach, and in words why
     shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic
 
 
@@ -103,16 +103,18 @@ def _graph_network(
     graph = _graph(spec.graph or {}, ports, context, body)
     graph.optional = set(ports)
     for node in spec.graph or {}:
-        if node in RESERVED:
-            message = f"{node!r} is taken by the network itself; choose another name for the node"
-            context.problems.add((*spec.path, "graph", node), message, key=True)
+        if node in ADDED:
+            message = f"{node!r} is taken by the network itself; choose another name"
+            context.problems.add((*spec.path, "graph", node), message)
     outputs = _add_heads(graph, spec, demand, heads, context)
+    incomplete = len(context.problems) > before or demand.values != spec.shares
     outputs |= {name: name for name in demand.values}
     try:
         block = InferenceBlock(graph, outputs, construction=construction)
     except GraphError as error:
         for problem in error.problems:
-            _note(problem, spec, context)
+            if not (incomplete and problem.kind == "unused_node"):  # a lost head would have used it
+                _note(problem, spec, context)
         _share(error.ports, demand, context)
         return None
     context.read |= set(block.in_keys)
@@ -142,14 +144,11 @@ def _add(
     group: str | None = None,
     **extra: Any,
 ) -> None:
-    """Add ``node`` to ``graph``; a block from a path that is not trusted is noted and left out."""
+    """Add ``node`` to ``graph``."""
     if node.graph is not None:
         block: Any = _graph(node.graph, {}, context, rule)
     else:
         block = _block(node, context)
-    if block is None and node.same_as is None:
-        graph.inputs[name] = Port(())  # a stand-in: what reads it is not at fault
-        return
     init = node.init if node.init is not None else rule if _follows_rule(block) else None
     settings = {**extra, **node.settings}
     graph.add_node(
@@ -158,13 +157,13 @@ def _add(
 
 
 def _block(node: NodeSpec, context: Context) -> Any:
+    """What the node names; for a path that leads to no class, the error that says why."""
     if not isinstance(node.block, str) or "." not in node.block:
         return node.block
     try:
         return import_trusted(node.block, context.allow, nn.Module)
     except PathError as error:
-        context.problems.add((*node.path, "block"), error.problems[0].message)
-        return None
+        return error
 
 
 def _follows_rule(block: Any) -> bool:
@@ -176,8 +175,13 @@ def _follows_rule(block: Any) -> bool:
 def _rules(spec: NetworkSpec, context: Context) -> tuple[Any, Any]:
     """The initialisers of the body and of the heads."""
     init = spec.init
-    if isinstance(init, Mapping) and init.keys() & {"body", "heads"}:
-        rules = {name: init.get(name) for name in ("body", "heads")}
+    parts = ("body", "heads")
+    if isinstance(init, Mapping) and init.keys() & set(parts):
+        rules = {name: init.get(name) for name in parts}
+        for name in init.keys() - set(parts):
+            near = did_you_mean(name, parts) or "; there is 'body' and 'heads'"
+            path = (*spec.path, "init", name)
+            context.problems.add(path, f"{name!r} is not a part of a network{near}", key=True)
     else:
         rules = {"body": init, "heads": init}
     for name, rule in rules.items():
@@ -204,7 +208,7 @@ def _add_heads(
                 or f"; there is {', '.join(map(repr, demand.heads))}"
             )
             context.problems.add(
-                (*heads.path, name), f"{name!r} is not an {demand.kind}{near}", key=True
+                (*heads.path, name), f"{name!r} is no {demand.kind}{near}", key=True
             )
     outputs = {}
     for name, width in demand.heads.items():
@@ -258,15 +262,21 @@ def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:
     path = place_of(spec, problem.path)
     if problem.key is not None:
         path = (*path, problem.key)
-    context.problems.add(path, problem.message, key=problem.of_key)
+    message = problem.message
+    if problem.kind == "unknown" and problem.name in context.hidden:
+        reader = "/".join(problem.path)
+        message = f"{reader!r} reads {problem.name!r}, which {context.hidden[problem.name]}"
+    shared_head = spec.heads and spec.heads.default and problem.path[:1] == ("heads",)
+    if shared_head and any(known.path == path for known in context.problems):
+        return  # the one head that is written makes all of them: said once
+    context.problems.add(path, message, key=problem.of_key)
 
 
 def place_of(spec: NetworkSpec, path: NodePath) -> Path:
     """Where a node is written in the spec."""
-    if spec.template is not None:
+    if spec.template is not None and path[:1] != ("heads",):
         node = (spec.graph or {}).get(path[0]) if path else None
-        if node is not None or not (path and path[0] == "heads" and spec.heads):
-            return spec.template.path if node is None else node.path
+        return spec.template.path if node is None else node.path
     if not path:
         return spec.path if spec.graph is None else (*spec.path, "graph")
     if path[0] == "heads" and len(path) > 1 and "heads" not in (spec.graph or {}):
@@ -310,6 +320,8 @@ def _custom_network(
             construction.draw((), module, rule)
         result = _probe(module, ports)
     except Exception as error:
+        if _note_wrong_types(cls, spec, context):
+            return None
         error.add_note(f"in {construction.where(())} ({label})")
         raise
     outs = _wrong_result(result, label, demand)
@@ -345,15 +357,27 @@ def _check_arguments(
 ) -> None:
     injected = {"obs_shapes": {}, **demand.injected}
     label = f"class {cls.__qualname__!r}"
-    for problem in check_settings(cls, {**injected, **spec.arguments}, label, skip=0):
-        if problem.misspelt and problem.setting in injected:
-            needed = " and ".join(repr(name) for name in injected)
-            message = f"{label} does not take {problem.setting!r}; it is constructed with {needed}"
-            context.problems.add((*spec.path, "_target_"), message)
-        elif problem.misspelt:
+    problems = check_settings(cls, {**injected, **spec.arguments}, label, skip=0)
+    refused = [p.setting for p in problems if p.misspelt and p.setting in injected]
+    if refused:
+        names = " and ".join(map(repr, refused))
+        message = f"{label} must take {names} in its constructor: the composer hands them over"
+        context.problems.add((*spec.path, "_target_"), message)
+    for problem in problems:
+        if problem.setting in refused:
+            continue
+        if problem.misspelt:
             context.problems.add((*spec.path, problem.setting), problem.message, key=True)
         elif problem.setting not in spec.arguments and problem.setting not in injected:
             context.problems.add((*spec.path, "_target_"), problem.message)
+
+
+def _note_wrong_types(cls: type[nn.Module], spec: NetworkSpec, context: Context) -> bool:
+    """Whether an argument is not what its annotation says: then an exception is no surprise."""
+    problems = check_settings(cls, spec.arguments, "", partial=True, skip=0)
+    for problem in problems:
+        context.problems.add((*spec.path, problem.setting), problem.message)
+    return bool(problems)
 
 
 def _probe(module: nn.Module, ports: Mapping[str, Port]) -> Any:
@@ -400,8 +424,9 @@ def _wrong_result(result: Any, label: str, demand: Demand) -> str | dict[str, Po
             lines.append(
                 f"{label} returned no {name!r}{did_you_mean(name, [k for k in result if k not in wanted])}"
             )
+    meant = {near_name(name, result) for name in wanted if name not in result}
     for name in result:
-        if name not in wanted:
+        if name not in wanted and name not in meant:
             lines.append(
                 f"{label} returned {name!r}, which is neither asked for nor shared; it must return {names}"
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from composer.space_kinds import KINDS, Leaf
 from composer.spaces import SpaceTree, format_space
-from perception_blocks.registry import Registry, did_you_mean, near_name
+from perception_blocks.registry import Registry, did_you_mean
 from perception_blocks.settings import check_settings
 
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
@@ -300,8 +300,11 @@ def _family_of(
     try:
         family = DISTRIBUTIONS.get(name) if isinstance(name, str) else name
     except ValueError as error:
-        known = "" if near_name(name, DISTRIBUTIONS) else f"; known are {_list(DISTRIBUTIONS)}"
-        problems.append((index, "distribution", f"{error}{known}"))
+        problems.append((index, "distribution", str(error)))
+        return None
+    if not callable(family):
+        text = f"'distribution' must be the name of a distribution, got {name!r}"
+        problems.append((index, "distribution", text))
         return None
     label = f"distribution {name!r}" if isinstance(name, str) else f"{family.__name__}"
     wrong = check_settings(family, _settings(rule), label)

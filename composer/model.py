@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -240,17 +241,9 @@ def _spaces(
     if env is None:
         if spec.environment is None:
             raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
-        try:
-            made = env = gymnasium.make(spec.environment)
-        except gymnasium.error.Error as error:
-            problem = Problem(
-                f"the environment {spec.environment!r} cannot be made: {error}",
-                ("environment",),
-                spec.source.position(("environment",)),
-            )
-            raise SpecError([problem]) from error
+        made = env = _make(spec.environment, ("environment",), spec.source)
     elif isinstance(env, str):
-        made = env = gymnasium.make(env)
+        made = env = _make(env)
     try:
         observation = getattr(env, "single_observation_space", None) or env.observation_space
         action = getattr(env, "single_action_space", None) or env.action_space
@@ -258,6 +251,15 @@ def _spaces(
         if made is not None:
             made.close()
     return observation, action
+
+
+def _make(environment: str, path: Path = (), source: Source | None = None) -> gymnasium.Env:
+    """The environment; SpecError where there is none of that name, or a library that it needs is missing."""
+    try:
+        return gymnasium.make(environment)
+    except (gymnasium.error.Error, ImportError) as error:
+        message = f"the environment {environment!r} cannot be made: {error}"
+        raise SpecError([Problem(message, path, source and source.position(path))]) from error
 
 
 def load(
@@ -303,9 +305,11 @@ class _Composer:
         self.dtype = dtype
         self.observations = self._tree(observation_space, "observation", spec.ignore)
         self.actions = self._tree(action_space, "action", ())
+        self.ports = dict(self.observations.ports)  # as networks see them
         self.problems.raise_if_any()
 
     def model(self) -> Model:
+        self._refuse_unsupported()
         families = self._families()
         observer = self._observer()
         masks = self._masks(families)
@@ -356,30 +360,55 @@ class _Composer:
     def _observer(self) -> Observer:
         known = []
         for index, key in enumerate(self.spec.normalize):
-            if key in self.observations.ports and not self.observations.ports[key].is_integer:
+            port = self.ports.get(key)
+            if port is None:
+                self._refuse_observation(("normalize", index), key)
+            elif port.is_integer:
+                message = f"{key!r} holds integers that name or count; only numbers are normalised"
+                self.problems.add(("normalize", index), message)
+            else:
                 known.append(key)
-                continue
-            near = did_you_mean(key, self.observations.ports)
-            wrong = (
-                "counts, it does not measure"
-                if key in self.observations.ports
-                else f"is not an observation{near}"
-            )
-            self.problems.add(("normalize", index), f"{key!r} {wrong}")
+                self.ports[key] = replace(port, dtype=torch.float32, low=None, high=None)
         return Observer(self.observations, known)
+
+    def _refuse_observation(self, path: Path, key: str) -> None:
+        """Note at ``path`` that ``key`` is no observation that can be used."""
+        if key in self.spec.ignore:
+            reason = "is left out by 'ignore'"
+        else:
+            listed = f"; there is {', '.join(map(repr, self.ports))}"
+            reason = f"is not an observation{did_you_mean(key, self.ports) or listed}"
+        self.problems.add(path, f"{key!r} {reason}")
+
+    def _refuse_unsupported(self) -> None:
+        """What the spec's format has a key for, but nothing yet does, must not be passed over in silence."""
+        policy, critic = self.spec.policy, self.spec.critic
+        given = {(*policy.path, "wrap"): policy.wrap, (*policy.path, "separate"): policy.separate}
+        if critic is not None:
+            given |= {
+                (*critic.path, "stack"): critic.stack,
+                (*critic.path, "ensemble"): critic.ensemble > 1,
+                (*critic.path, "normalize_value"): critic.normalize_value,
+            }
+        for path, value in given.items():
+            if value:
+                self.problems.add(
+                    path, f"{path[-1]!r} is not supported yet; leave it out", key=True
+                )
 
     def _masks(self, families: ActionDistributions) -> dict[str, str]:
         path = (*self.spec.policy.path, "action_mask")
         masks = {}
         for action, key in self.spec.policy.action_mask.items():
             if action not in families:
-                near = did_you_mean(action, families)
-                self.problems.add((*path, action), f"{action!r} is not an action{near}", key=True)
-            elif key not in self.observations.ports:
-                near = did_you_mean(key, self.observations.ports)
-                self.problems.add((*path, action), f"{key!r} is not an observation{near}")
-            elif self.observations.ports[key].shape != families[action].logits_shape:
-                got = format_shape(self.observations.ports[key].shape)
+                near = (
+                    did_you_mean(action, families) or f"; there is {', '.join(map(repr, families))}"
+                )
+                self.problems.add((*path, action), f"{action!r} is no action{near}", key=True)
+            elif key not in self.ports:
+                self._refuse_observation((*path, action), key)
+            elif self.ports[key].shape != families[action].logits_shape:
+                got = format_shape(self.ports[key].shape)
                 needed = format_shape(families[action].logits_shape)
                 message = f"the mask {key!r} has the shape {got}, but the logits of {action!r} have {needed}"
                 self.problems.add((*path, action), message)
@@ -395,12 +424,13 @@ class _Composer:
             for name, family in families.items()
         }
         for index, name in enumerate(spec.shares):
-            if name in widths or name in self.observations.ports:
+            if name in widths or name in self.ports:
                 what = "an action" if name in widths else "an observation"
                 self.problems.add(
                     (*spec.path, "shares", index), f"{name!r} is also {what}; rename the node"
                 )
-        demand = Demand(widths, reasons, spec.shares, "action", {"action_logits_shapes": widths})
+        shares = tuple(name for name in spec.shares if name not in {**widths, **self.ports})
+        demand = Demand(widths, reasons, shares, "action", {"action_logits_shapes": widths})
         return build_network("policy", spec, self._visible(spec), demand, self.context)
 
     def _critic_network(self) -> Any:
@@ -409,12 +439,20 @@ class _Composer:
         spec = self._single_network(self.spec.critic)
         if self.spec.critic.kind not in CRITICS:
             path = (*self.spec.critic.path, "kind")
-            self.problems.add(path, f"critics of kind {self.spec.critic.kind!r} are not there yet")
+            known = ", ".join(map(repr, CRITICS))
+            message = (
+                f"critics of kind {self.spec.critic.kind!r} are not supported yet; use {known}"
+            )
+            self.problems.add(path, message)
             return None
         shares = self.spec.policy.networks[None].shares
         if any(name not in self.context.shared for name in shares):
             return None  # the policy failed: what it would share is not known
         ports = {**self._visible(spec), **self.context.shared}
+        policy_graph = self.spec.policy.networks[None].graph or {}
+        for name in (name for node in policy_graph.values() for name in node.writes):
+            advice = f"share it: write shares: [{name}] in the policy"
+            self.context.hidden.setdefault(name, f"belongs to the policy; {advice}")
         demand = Demand({"value": (1,)}, {"value": "a critic"}, (), "value")
         return build_network("critic", spec, ports, demand, self.context)
 
@@ -428,21 +466,22 @@ class _Composer:
         return spec.networks[None]
 
     def _visible(self, spec: NetworkSpec) -> dict[str, Port]:
-        """The observations that a network may see."""
-        if spec.observations is None:
-            return dict(self.observations.ports)
-        for index, key in enumerate(spec.observations):
-            if key not in self.observations.ports:
-                near = did_you_mean(key, self.observations.ports)
-                self.problems.add(
-                    (*spec.path, "observations", index), f"{key!r} is not an observation{near}"
-                )
-        return {
-            key: port for key, port in self.observations.ports.items() if key in spec.observations
-        }
+        """The observations that a network may see; all of them while the list itself is wrong."""
+        wanted = self.ports if spec.observations is None else spec.observations
+        unknown = [key for key in wanted if key not in self.ports]
+        for key in unknown:
+            index = list(wanted).index(key)
+            self._refuse_observation((*spec.path, "observations", index), key)
+        self.context.hidden = dict.fromkeys(self.spec.ignore, "is left out by 'ignore'")
+        if unknown:
+            return dict(self.ports)
+        out_of_sight = [key for key in self.ports if key not in wanted]
+        reason = "is not among the 'observations' that this network may see"
+        self.context.hidden |= dict.fromkeys(out_of_sight, reason)
+        return {key: port for key, port in self.ports.items() if key in wanted}
 
     def _refuse_unread(self, masks: set[str]) -> None:
-        for key in self.observations.ports:
+        for key in self.ports:
             if key not in self.context.read | masks:
                 message = f"the observation {key!r} is read by no network; name it under 'ignore' if that is meant"
                 self.problems.add(("policy",), message, key=True)

@@ -103,8 +103,10 @@ def _class_of(activation: str | type) -> type[nn.Module]:
         )
     found = getattr(nn, name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        near = did_you_mean(name, [n for n, v in vars(nn).items() if isinstance(v, type)])
-        raise ValueError(f"torch.nn has no module class {name!r}{near}")
+        near = did_you_mean(
+            activation, [f"torch.nn.{n}" for n, v in vars(nn).items() if isinstance(v, type)]
+        )
+        raise ValueError(f"there is no module class {activation!r}{near}")
     return found
 
 

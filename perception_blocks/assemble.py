@@ -18,6 +18,7 @@ from perception_blocks.lowering import Step
 from perception_blocks.port import InputShapeError, Port, Shape, format_shape
 from perception_blocks.settings import SettingsError
 from perception_blocks.wiring import (
+    CombinedNodeError,
     NodeError,
     filled,
     module_name,
@@ -71,7 +72,11 @@ def assemble(
     return assembly.built
 
 
-class _Reported(Exception):
+# What a node with `same_as` has of its own.
+_WIRING = ("in", "out", "each", "same_as")
+
+
+class _ReportedError(Exception):
     """The node cannot be built for a reason that is reported already."""
 
 
@@ -104,22 +109,43 @@ class _Assembly:
         path = (node.name,) if node.group is None else (node.group, node.name)
         try:
             built = self._build(node, path)
-        except _Reported:
+        except _ReportedError:
             return
-        except NodeError as error:
-            self.problems.append(GraphProblem(path, error.key, error.message, error.of_key))
-        except InputShapeError as error:
-            message = f"block {node.name!r} {error.render(node.reads)}"
-            self.problems.append(GraphProblem(path, "in", message))
-        except SettingsError as error:
-            for wrong in error.problems:
-                key = wrong.setting if wrong.setting in node.settings else None
-                self.problems.append(GraphProblem(path, key, wrong.message, wrong.misspelt))
-        except GraphError as error:
-            self.problems += [problem.within(node.name) for problem in error.problems]
+        except (NodeError, CombinedNodeError, InputShapeError, SettingsError, GraphError) as error:
+            for one in error.errors if isinstance(error, CombinedNodeError) else [error]:
+                self._note_error(node, one)
         else:
             self.built.append(built)
             self.ports |= built.out_ports
+
+    def _note_error(self, node: Node, error: Exception) -> None:
+        if isinstance(error, NodeError):
+            self._note(node, error.key, error.message, error.of_key)
+        elif isinstance(error, InputShapeError):
+            message = f"block {node.title} {error.render(self._reads_in_order(node))}"
+            self._note(node, "in", message)
+        elif isinstance(error, SettingsError):
+            for wrong in error.problems:
+                self._note(node, wrong.setting, wrong.message, wrong.misspelt)
+        elif isinstance(error, GraphError):
+            self.problems += [problem.within(node.name) for problem in error.problems]
+
+    def _reads_in_order(self, node: Node) -> Sequence[str]:
+        """What ``node`` reads, in the order of its block's inputs."""
+        if not isinstance(node.inputs, Mapping):
+            return node.reads
+        block, _ = resolve_block(self._source(node).block, {})
+        return wires(node, block)[0]
+
+    def _note(self, node: Node, key: str | None, message: str, of_key: bool = False) -> None:
+        """Note a problem of ``node`` once; one of its block or settings, where these are written."""
+        owner = node if key in _WIRING else self._source(node)
+        path = (owner.name,) if owner.group is None else (owner.group, owner.name)
+        if key not in (*_WIRING, "block", "init", *owner.settings):
+            key, of_key = None, False
+        problem = GraphProblem(path, key, message, of_key)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def _build(self, node: Node, path: tuple[str, ...]) -> BuiltNode:
         source = self._source(node)
@@ -179,7 +205,7 @@ class _Assembly:
         if node.same_as is None:
             return node
         if node.same_as not in self._by_name or self._by_name[node.same_as].same_as is not None:
-            raise _Reported
+            raise _ReportedError
         return self._by_name[node.same_as]
 
     def _module(self, source: Node, inner: Sequence[Port], make: Callable[[], Any]) -> Any:
@@ -202,8 +228,9 @@ class _Assembly:
             self._root._modules[node.name] = module
             return (node.name,)
         if node.group in self._by_name:
-            message = f"a node is named {node.group!r}, like the group of {node.name!r}; rename it"
-            raise NodeError(None, message)
+            message = f"{node.group!r} is taken by the network itself; choose another name"
+            self._note(self._by_name[node.group], None, message)
+            raise _ReportedError
         container = self._root._modules.setdefault(node.group, nn.Module())
         assert container is not None
         names = self._groups.setdefault(node.group, {})

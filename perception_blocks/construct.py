@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from perception_blocks.block import PerceptionBlock, block_label
+from perception_blocks.block import PerceptionBlock, block_label, block_name
 from perception_blocks.custom import FunctionalBlock
 from perception_blocks.graph import Node
 from perception_blocks.init import Rule, draw_parameters, initializer
 from perception_blocks.measure import measure_lengths, output_shapes
-from perception_blocks.port import InputShapeError, Port, format_shape
+from perception_blocks.port import InputShapeError, Port
 from perception_blocks.registry import BLOCKS, did_you_mean
 from perception_blocks.settings import SettingsError, check_settings
-from perception_blocks.wiring import NodeError
+from perception_blocks.wiring import CombinedNodeError, NodeError
 
 __all__ = ["Construction", "Site", "construct", "outputs_of", "resolve_block"]
 
@@ -68,6 +68,8 @@ def resolve_block(block: Any, settings: Mapping[str, Any]) -> tuple[Any, Mapping
     """
     if isinstance(block, str):
         return _by_name(block), settings
+    if isinstance(block, Exception):  # why there is none
+        raise NodeError("block", str(block))
     if isinstance(block, nn.Module) or (isinstance(block, type) and issubclass(block, nn.Module)):
         return block, settings
     if callable(block) and not isinstance(block, type):
@@ -108,8 +110,10 @@ def outputs_of(
     try:
         results = measure_lengths(module, site.ports, call)
     except Exception as error:
-        shapes = " and ".join(format_shape(port.shape) for port in site.ports)
-        raise _blame(site, error, "in", f"cannot take {shapes}") from error
+        if not _is_torchs(site):
+            raise site.note(error) from None
+        rule = f"{block_name(module)} refuses: {_reason(error)}"
+        raise InputShapeError(rule, dict(enumerate(site.ports))) from error
     try:
         shapes, single = output_shapes(results, block_label(module))
     except ValueError as error:
@@ -158,10 +162,7 @@ def _ready(site: Site) -> nn.Module:
 
 def _block(site: Site) -> nn.Module:
     cls: type[PerceptionBlock] = site.block
-    problems = check_settings(cls, site.settings, block_label(cls))
-    if problems:
-        raise SettingsError(problems)
-    cls.check_ports(site.ports)
+    _check(site)
     built_in = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
     try:
         module = site.construction.build(
@@ -173,10 +174,39 @@ def _block(site: Site) -> nn.Module:
     except (InputShapeError, SettingsError):
         raise
     except ValueError as error:
-        raise NodeError(None, str(error)) from error
+        raise NodeError(_setting_named_in(str(error), site), str(error)) from error
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if not built_in:
+            raise site.note(error) from None
+        raise NodeError(None, f"{block_label(cls)} cannot be built: {_reason(error)}") from error
     except Exception as error:
         raise site.note(error) from None
     return module
+
+
+def _check(site: Site) -> None:
+    """Settings against their types, inputs against what the block takes; both are reported."""
+    cls: type[PerceptionBlock] = site.block
+    problems = check_settings(cls, site.settings, block_label(cls))
+    wrong_input = None
+    try:
+        cls.check_ports(site.ports)
+    except InputShapeError as error:
+        wrong_input = error
+        filled_in = set(cls.from_ports) - set(site.settings)  # the right input would bring them
+        problems = [problem for problem in problems if problem.setting not in filled_in]
+    errors: list[Exception] = [wrong_input] if wrong_input else []
+    if problems:
+        errors.append(SettingsError(problems))
+    if errors:
+        raise CombinedNodeError(errors)
+
+
+def _setting_named_in(message: str, site: Site) -> str | None:
+    """The setting that a block's own message is about, by its name or its value."""
+    named = [word for word in re.findall(r"\w+", message) if word in site.settings]
+    shown = [name for name, value in site.settings.items() if repr(value) in message]
+    return next(iter([*named, *shown]), None)
 
 
 def _foreign(site: Site) -> nn.Module:
@@ -189,13 +219,19 @@ def _foreign(site: Site) -> nn.Module:
             site.path, lambda: site.block(**site.settings), resettable=False
         )
     except Exception as error:
-        raise _blame(site, error, None, "cannot be built") from error
+        if problems:  # its annotations are right after all
+            raise SettingsError(problems) from error
+        if not _is_torchs(site):
+            raise site.note(error) from None
+        message = f"{block_label(site.block)} cannot be built: {_reason(error)}"
+        raise NodeError(None, message) from error
 
 
-def _blame(site: Site, error: Exception, key: str | None, what: str) -> Exception:
+def _is_torchs(site: Site) -> bool:
     """torch's own classes were given wrong settings or shapes; a user's own class has a bug to be seen whole."""
     cls = site.block if isinstance(site.block, type) else type(site.block)
-    if not cls.__module__.startswith("torch."):
-        return site.note(error)
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return NodeError(key, f"{block_label(cls)} {what}: {reason}")
+    return cls.__module__.startswith("torch.")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip() or type(error).__name__

@@ -121,11 +121,12 @@ class Dag:
     def _unknown(self) -> list[DagProblem]:
         problems = []
         known = [*(self.inputs or ()), *self.writer]
+        aside = {n for n, w in self.writer.items() if w.label != repr(w.name)}  # not to be read
         if self.inputs is not None:
             for node in self.nodes:
                 for name in dict.fromkeys(node.reads):
                     if name not in self.writer and name not in self.inputs:
-                        others = [k for k in known if k not in node.writes]
+                        others = [k for k in known if k not in node.writes and k not in aside]
                         near = did_you_mean(name, others) or _listing(others)
                         message = f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
                         problems.append(DagProblem("unknown", message, node.name, name))

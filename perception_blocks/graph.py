@@ -28,6 +28,8 @@ class GraphProblem:
     message: str
     of_key: bool = False  # the key itself is at fault (misspelt), not its value
     blocks_order: bool = False  # the nodes cannot be put in an order before this is mended
+    kind: str = ""  # of a problem between nodes: that of the DagProblem,
+    name: str | None = None  # and the value that it is about
 
     def within(self, outer: str) -> GraphProblem:
         return replace(self, path=(outer, *self.path))
@@ -75,6 +77,11 @@ class Node:
         if self.out is None:
             return (self.value_name,)
         return tuple(name for name in self.out if name != "_")
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return repr(self.name if self.group is None else f"{self.group}/{self.name}")
 
     @property
     def value_name(self) -> str:
@@ -140,7 +147,9 @@ class Graph:
 
     def dag(self, outputs: Iterable[str] | None) -> Dag:
         """The order of the nodes towards ``outputs``, and what is wrong with it."""
-        nodes = [DagNode(node.value_name, node.reads, node.writes) for node in self.nodes]
+        nodes = [
+            DagNode(node.value_name, node.reads, node.writes, node.title) for node in self.nodes
+        ]
         return Dag(nodes, self.inputs, outputs)
 
     def problems(self, outputs: Iterable[str] | None) -> list[GraphProblem]:
@@ -177,10 +186,11 @@ def _same_as_problem(node: Node, nodes: Mapping[str, Node]) -> str | None:
 
 
 def _in_node(problem: DagProblem, nodes: Mapping[str, Node]) -> GraphProblem:
+    path: tuple[str, ...] = ()
+    key = None
+    if problem.node is not None:
+        node = nodes[problem.node]
+        path = (node.name,) if node.group is None else (node.group, node.name)
+        key = {"unknown": "in", "duplicate": "out" if node.out else None}.get(problem.kind)
     blocks_order = problem.kind in ("cycle", "duplicate")
-    if problem.node is None:
-        return GraphProblem((), None, problem.message, blocks_order=blocks_order)
-    node = nodes[problem.node]
-    path = (node.name,) if node.group is None else (node.group, node.name)
-    key = {"unknown": "in", "duplicate": "out" if node.out else None}.get(problem.kind)
-    return GraphProblem(path, key, problem.message, blocks_order=blocks_order)
+    return GraphProblem(path, key, problem.message, False, blocks_order, problem.kind, problem.name)

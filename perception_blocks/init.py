@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ __all__ += [
 __all__ += ["xavier_uniform", "zeros"]
 
 Rule = Callable[[Tensor, torch.Generator], Any]
+Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -65,14 +66,14 @@ def xavier_normal(tensor: Tensor, generator: torch.Generator, *, gain: float = 1
 
 
 def kaiming_uniform(
-    tensor: Tensor, generator: torch.Generator, *, nonlinearity: str = "relu"
+    tensor: Tensor, generator: torch.Generator, *, nonlinearity: Nonlinearity = "relu"
 ) -> None:
     """Uniform, variance by fan-in and the non-linearity that follows (He et al., 2015)."""
     nn.init.kaiming_uniform_(tensor, nonlinearity=nonlinearity, generator=generator)  # type: ignore[arg-type]
 
 
 def kaiming_normal(
-    tensor: Tensor, generator: torch.Generator, *, nonlinearity: str = "relu"
+    tensor: Tensor, generator: torch.Generator, *, nonlinearity: Nonlinearity = "relu"
 ) -> None:
     """Normal, variance by fan-in and the non-linearity that follows (He et al., 2015)."""
     nn.init.kaiming_normal_(tensor, nonlinearity=nonlinearity, generator=generator)  # type: ignore[arg-type]

@@ -282,7 +282,8 @@ def _fits(annotation: Any, value: Any) -> bool:
     if annotation is bool:
         return isinstance(value, bool)
     if annotation is int:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return whole and abs(int(value)) < 2**63  # torch counts in 64 bits
     if annotation is float:
         return (
             isinstance(value, numbers.Real)

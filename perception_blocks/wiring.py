@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,14 @@ class NodeError(ValueError):
     def __init__(self, key: str | None, message: str, of_key: bool = False) -> None:
         super().__init__(message)
         self.key, self.message, self.of_key = key, message, of_key
+
+
+class CombinedNodeError(Exception):
+    """Several problems of one node."""
+
+    def __init__(self, errors: Iterable[Exception]) -> None:
+        self.errors = list(errors)
+        super().__init__("; ".join(map(str, self.errors)))
 
 
 def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | None]:

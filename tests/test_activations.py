@@ -61,7 +61,10 @@ def test_a_ready_module_is_copied():
             {"leaky_relu": {"negative_slope": "x"}},
             "'negative_slope' must be a number, got 'x'",
         ),
-        ("torch.nn.ReLUU", "torch.nn has no module class 'ReLUU'; did you mean 'ReLU'?"),
+        (
+            "torch.nn.ReLUU",
+            "there is no module class 'torch.nn.ReLUU'; did you mean 'torch.nn.ReLU'?",
+        ),
         (
             "os.system",
             "an activation is named like 'relu' or 'torch.nn.ReLU', got 'os.system'; "

@@ -1,17 +1,21 @@
 """Every broken spec gets exactly the answer that stands beside it, and nothing of it is executed.
 
-``bad_specs/NAME.yaml`` begins with comments that say how to read it (``# check: structure``, ``# allow: my_nets``,
-``# set: key=value``); ``NAME.txt`` is the whole message, as seen from inside the folder.
+``bad_specs/NAME.yaml`` begins with comments that say how to read it: ``# check: structure`` (no environment is needed),
+``# spaces: vector`` (one of SPACES below) or ``# env: CartPole-v1``, and ``# allow: my_nets``, ``# set: key=value`` as
+often as needed. ``NAME.txt`` is the whole message, as seen from inside the folder.
 """
 
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text
 
+import composer
 from composer.errors import SpecError
 from composer.source import load_source
 from composer.spec import read_spec
@@ -19,12 +23,48 @@ from composer.spec import read_spec
 FOLDER = Path(__file__).parent / "bad_specs"
 SPECS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
+VECTOR = Box(-1, 1, (4,))
+IMAGE = Box(0, 1, (3, 64, 64))
+MOVE = Discrete(4)
+MOVE_AND_USE = Dict(move=MOVE, use=MultiBinary(16))
+SPACES: dict[str, tuple[gymnasium.Space, gymnasium.Space]] = {
+    "vector": (VECTOR, Discrete(2)),
+    "scalar": (Box(-1, 1, ()), MOVE),
+    "bytes": (Box(0, 255, (4,), np.uint8), MOVE),
+    "window": (Box(-1, 1, (10, 6)), MOVE),
+    "tiny": (Box(0, 1, (3, 8, 8)), MOVE),
+    "frames": (Box(0, 1, (4, 84, 84)), MOVE),
+    "pixels": (Box(0, 255, (64, 64, 3), np.uint8), MOVE),
+    "pixels_first": (Box(0, 255, (3, 64, 64), np.uint8), MOVE),
+    "unbounded_image": (Box(-np.inf, np.inf, (3, 64, 64)), MOVE),
+    "square_image": (Box(0, 1, (16, 16, 16)), MOVE),
+    "screens": (Box(0, 255, (2, 3, 64, 64), np.uint8), MOVE),
+    "sets": (Dict(far=Box(-1, 1, (3, 5)), near=Box(-1, 1, (2, 4))), MOVE),
+    "complex": (Dict(inventory=Box(-1, 1, (16,)), screen=IMAGE), MOVE_AND_USE),
+    "complex_vector": (Dict(inventory=Box(-1, 1, (16,))), MOVE_AND_USE),
+    "counts": (
+        Dict(colours=MultiDiscrete([3, 4]), kind=Discrete(5), speed=Box(-1, 1, (2,))),
+        MOVE,
+    ),
+    "masked": (
+        Dict(
+            legal_moves=MultiBinary(4), legal_uses=MultiBinary(16), state=Box(-1, 1, (4,))
+        ),
+        MOVE_AND_USE,
+    ),
+    "control": (VECTOR, Box(-1, 1, (3,))),
+    "unbounded_control": (VECTOR, Box(-np.inf, np.inf, (3,))),
+    "text": (Dict(name=Text(10), state=VECTOR), MOVE),
+    "text_action": (VECTOR, Text(10)),
+    "collision": (Dict({"a": Dict(b=VECTOR), "a/b": VECTOR}), MOVE),
+}  # fmt: skip
+
 
 def directives(path: Path) -> dict[str, list[str]]:
-    """What the comments at the top of a spec say: ``{"check": ["structure"], "allow": [...], "set": [...]}``."""
+    """What the comments at the top of a spec say: ``{"spaces": ["vector"], "allow": [...], "set": [...]}``."""
     found: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
-        match = re.fullmatch(r"# (check|allow|set|env): (.*)", line)
+        match = re.fullmatch(r"# (check|allow|set|env|spaces): (.*)", line)
         if match is None:
             break
         found.setdefault(match[1], []).append(match[2])
@@ -34,9 +74,17 @@ def directives(path: Path) -> dict[str, list[str]]:
 def outcome(path: Path) -> str:
     """The message a user gets for the spec at ``path``; empty for a spec without problems."""
     says = directives(path)
+    overrides, allow = says.get("set", ()), says.get("allow", ())
     try:
-        source = load_source(path, says.get("set", ()))
-        read_spec(source, says.get("allow", ()))
+        if says.get("check") == ["structure"]:
+            read_spec(load_source(path, overrides), allow)
+        else:
+            (env,) = says.get("env", [None])
+            (name,) = says.get("spaces", ["none"])
+            observation_space, action_space = SPACES.get(name, (None, None))
+            composer.compose(
+                path, env, observation_space, action_space, allow, overrides, device="meta"
+            )
     except SpecError as error:
         return str(error)
     return ""
@@ -45,10 +93,9 @@ def outcome(path: Path) -> str:
 @pytest.mark.parametrize("name", SPECS)
 def test_a_bad_spec_gets_its_answer(name, monkeypatch):
     monkeypatch.chdir(FOLDER)
-    started = time.process_time()
+    monkeypatch.syspath_prepend(FOLDER)
     message = outcome(Path(f"{name}.yaml"))
     assert message + "\n" == Path(f"{name}.txt").read_text()
-    assert time.process_time() - started < 0.3
 
 
 def test_every_answer_has_its_spec():

@@ -110,7 +110,7 @@ def test_allowed_modules_are_imported_first(nets):
         ("my_nets.critic", "'my_nets.critic' is not a class but an object of type 'Critic'"),
         ("my_nets.critic.forward", "'my_nets.critic.forward' leads through 'my_nets.critic', which is an object of type 'Critic'"),
         ("my_nets.deep", "'my_nets.deep' is not a class but a module"),
-        ("my_nets.Plain", "'my_nets.Plain' is no subclass of torch.nn.modules.module.Module"),
+        ("my_nets.Plain", "'my_nets.Plain' is no subclass of torch.nn.Module"),
         ("my_nets.os.system", "'my_nets.os.system' leads through 'os', outside the allowed modules"),
         ("my_nets.json.decoder.JSONDecoder", "'my_nets.json.decoder.JSONDecoder' leads through 'json', outside the allowed modules"),
         ("my_nets.Borrowed", "'my_nets.Borrowed' lives in 'other_nets', outside the allowed modules (my_nets); name it by the module that defines it, and allow that one"),
