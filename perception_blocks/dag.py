@@ -7,6 +7,7 @@ models use it; the diagram draws one.
 from __future__ import annotations
 
 import graphlib
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -71,13 +72,26 @@ class Dag:
         return found or self._unused()
 
     def order(self) -> list[DagNode]:
-        """The nodes that the outputs need, each after all it reads. Only for a Dag without problems of order."""
+        """The nodes that the outputs need, each after all it reads, otherwise as they were declared.
+
+        Only for a Dag without problems of order.
+        """
         needed = self.needed()
-        depends = {
-            n.name: [w.name for w in self._writers_of(n)] for n in self.nodes if n.name in needed
-        }
-        by_name = {node.name: node for node in self.nodes}
-        return [by_name[name] for name in graphlib.TopologicalSorter(depends).static_order()]
+        nodes = [node for node in self.nodes if node.name in needed]
+        place = {node.name: index for index, node in enumerate(nodes)}
+        sorter = graphlib.TopologicalSorter(
+            {node.name: [writer.name for writer in self._writers_of(node)] for node in nodes}
+        )
+        sorter.prepare()
+        ready: list[int] = []
+        ordered = []
+        while sorter.is_active():
+            for name in sorter.get_ready():
+                heapq.heappush(ready, place[name])
+            node = nodes[heapq.heappop(ready)]
+            sorter.done(node.name)
+            ordered.append(node)
+        return ordered
 
     def needed(self) -> set[str]:
         """Names of the nodes that some output depends on."""

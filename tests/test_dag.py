@@ -109,3 +109,9 @@ def test_all_mistakes_are_reported_at_once():
 
 def test_without_inputs_any_unwritten_name_is_one():
     assert Dag([DagNode("a", ("anything",))], None, None).problems() == []
+
+
+def test_the_order_is_that_of_the_declaration_where_it_can_be():
+    nodes = [DagNode("d", ("c",)), DagNode("a", ("x",)), DagNode("c", ("b",)), DagNode("b", ("x",))]
+    order = Dag([*nodes, DagNode("e", ("a", "d"))], ["x"], ["e"]).order()
+    assert [node.name for node in order] == ["a", "b", "c", "d", "e"]
