@@ -11,6 +11,8 @@ from torch import nn
 
 from composer.diagram_dot import to_dot
 from composer.diagram_graphviz import DrawError, render
+from composer.diagram_html import to_html, to_svg
+from composer.diagram_mermaid import to_mermaid
 from composer.picture import Picture
 from composer.sketch import sketch
 from perception_blocks.registry import did_you_mean
@@ -19,10 +21,13 @@ __all__ = ["DrawError", "draw"]
 
 FORMATS: dict[str, Callable[[Picture], str | bytes]] = {
     "png": lambda picture: render(to_dot(picture), "png"),
-    "svg": lambda picture: render(to_dot(picture), "svg"),
+    "svg": to_svg,
     "pdf": lambda picture: render(to_dot(picture), "pdf"),
+    "html": to_html,
     "dot": to_dot,
+    "mermaid": to_mermaid,
 }
+ENDINGS = {"mmd": "mermaid", "gv": "dot", "htm": "html"}
 
 
 def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = None) -> Path:
@@ -54,12 +59,9 @@ def _format(path: Path, given: str | None) -> str:
     raise DrawError(f"{name!r} is not a format of diagrams{near}")
 
 
-ENDINGS = {"mmd": "mermaid", "gv": "dot", "htm": "html"}
-
-
 def _replace(path: Path, content: bytes) -> None:
     """Write beside ``path`` and rename, so that no half of a file is ever seen."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".drawing-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

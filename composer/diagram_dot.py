@@ -20,10 +20,10 @@ def to_dot(picture: Picture) -> str:
     """The picture as DOT. Labels are HTML-like; every text from a user is escaped."""
     lines = [
         "digraph model {",
-        f'  graph [fontname="{FONT}", fontsize=11, fontcolor="{FAINT}", ranksep=0.35, nodesep=0.3, pad=0.2,',
+        f'  graph [fontname="{FONT}", fontsize=9, fontcolor="{FAINT}", newrank=true, ranksep=0.3, nodesep=0.3, pad=0.2,',
         f"    labelloc=b, labeljust=l, label=<{_footer(picture)}>];",
-        f'  node [fontname="{FONT}", fontsize=11, fontcolor="{INK}", shape=box, style=filled, margin="0.16,0.08"];',
-        f'  edge [color="{FAINT}", arrowsize=0.7];',
+        f'  node [fontname="{FONT}", fontsize=11, fontcolor="{INK}", shape=box, style=filled, margin="0.14,0.05"];',
+        f'  edge [color="{FAINT}", arrowsize=0.7, weight=4];',
         *_inside(picture, None, "  "),
     ]
     lines += _inputs_on_top(picture)
@@ -54,25 +54,38 @@ def _inside(picture: Picture, group: str | None, indent: str) -> Iterator[str]:
         yield from _inside(picture, name, indent + "  ")
         # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's own label.
         below = " ".join(_first(picture, name))
-        yield f"{indent}  {name} -> {{{below}}} [style=invis, weight=0];"
+        yield f"{indent}  {name} -> {{{below}}} [style=invis, weight=1];"
         yield f"{indent}}}"
 
 
 def _first(picture: Picture, group: str) -> Iterator[str]:
     """What stands at the top of a group."""
-    own = set(picture.inside(group))
-    for name in picture.inside(group):
-        if not any(tail in own for tail, head in picture.arrows() if head == name):
+    inside = set(own := picture.inside(group))
+    reads = {node.name: node.reads for node in picture.dag.nodes}
+    for name in own:
+        if inside.isdisjoint(reads.get(name, ())):
             yield name
     yield from picture.groups_in(group)
 
 
 def _inputs_on_top(picture: Picture) -> Iterator[str]:
-    """Observations stand above the networks, not beside them."""
-    inputs = " ".join(name for name in picture.inside(None) if picture.boxes[name].kind == "input")
-    networks = [name for name in picture.groups_in(None) if picture.groups[name].network]
-    if inputs and networks:
-        yield f"  {{{inputs}}} -> {{{' '.join(networks)}}} [style=invis, weight=0];"
+    """What a network reads from outside stands above its title, not beside it."""
+    pairs = dict.fromkeys(
+        (tail, _network(picture, head))
+        for tail, head in picture.arrows()
+        if picture.boxes[tail].kind == "input" and picture.boxes[tail].group is None
+    )
+    for tail, network in pairs:
+        if network is not None:
+            yield f"  {tail} -> {network} [style=invis, weight=0];"
+
+
+def _network(picture: Picture, box: str) -> str | None:
+    """The network that a box is in."""
+    group = picture.boxes[box].group
+    while group is not None and not picture.groups[group].network:
+        group = picture.groups[group].parent
+    return group
 
 
 def _frame(group: Group) -> str:
@@ -104,11 +117,13 @@ def _node(name: str, box: Box) -> str:
 
 
 def _label(box: Box) -> str:
-    lines = [f"<b>{_text(box.title)}</b>"]
-    lines += [
+    """One row a line: lines that follow each other in one text would touch."""
+    rows = [f"<b>{_text(box.title)}</b>"]
+    rows += [
         f'<font point-size="10" color="{FAINT}">{_text(line, 80)}</font>' for line in box.lines
     ]
-    return "<br/>".join(lines)
+    cells = "".join(f"<tr><td>{row}</td></tr>" for row in rows)
+    return f'<table border="0" cellborder="0" cellspacing="0" cellpadding="0">{cells}</table>'
 
 
 def _arrow(picture: Picture, tail: str, head: str) -> str:

@@ -36,7 +36,7 @@ def render(dot: str, form: str) -> bytes:
     if form != "svg" and not _has_fonts():
         raise DrawError(
             f"this machine has no font, so every letter of a {form} would be an empty box; install one (such as the "
-            "package fonts-dejavu-core), or draw .svg or .html, which the reader's fonts are used for"
+            "package fonts-dejavu-core), or draw .svg or .html, which use the fonts of whoever looks at them"
         )
     return _run(dot, form)
 
@@ -52,9 +52,9 @@ def _has_fonts() -> bool:
 
 
 def _run(dot: str, form: str) -> bytes:
-    resolution = [f"-Gdpi={DOTS_PER_INCH}"] if form == "png" else []
-    if resolution:
-        dot = dot.replace("{", f"{{ graph [dpi={DOTS_PER_INCH}];", 1)
+    if form == "png":
+        dot = dot.replace("{", f"{{ dpi={DOTS_PER_INCH};", 1)
+    reason = None
     for command in _commands(form):
         try:
             done = subprocess.run(
@@ -67,24 +67,28 @@ def _run(dot: str, form: str) -> bytes:
         except OSError:
             continue
         except subprocess.TimeoutExpired:
-            raise DrawError(
+            message = (
                 f"Graphviz took more than {SECONDS} seconds; draw .dot and lay it out elsewhere"
-            ) from None
+            )
+            raise DrawError(message) from None
         if done.returncode == 0 and done.stdout:
             return done.stdout
-        last = done.stderr.decode(errors="replace").strip().splitlines()
-        reason = last[-1] if last else f"exit status {done.returncode}"
+        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
+        if "ImportError" not in last and "ModuleNotFoundError" not in last:
+            reason = last
+    if reason is not None:
+        raise DrawError(f"Graphviz failed: {reason}")
     raise DrawError(
-        "drawing needs Graphviz: pip install 'pygraphviz>=2', or put dot on the PATH; .dot and .mermaid need neither"
+        "drawing needs Graphviz: pip install 'pygraphviz>=2', or put dot on the PATH; "
+        ".dot and .mermaid need neither"
     )
 
 
 def _commands(form: str) -> list[list[str]]:
-    commands = [[sys.executable, "-P", "-c", _PROGRAM, form]]
+    """The Graphviz inside pygraphviz, then the one on the PATH."""
     program = shutil.which("dot")
-    if program:
-        commands.append([program, f"-T{form}"])
-    return commands
+    on_path = [[program, f"-T{form}"]] if program else []
+    return [[sys.executable, "-P", "-c", _PROGRAM, form], *on_path]
 
 
 def _environment() -> dict[str, str]:

@@ -25,7 +25,6 @@ class Box:
     lines: tuple[str, ...] = ()
     share: float = 0.0  # of all parameters, 0 to 1
     remembers: bool = False  # carries a state
-    stack: int = 1  # how many equal ones it stands for
     group: str | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 

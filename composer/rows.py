@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -57,14 +58,21 @@ class Row:
 
     @property
     def shapes(self) -> str:
-        """``(3, 8, 8) + (16,) -> (32,)``"""
-        sides = [" + ".join(map(format_shape, side)) for side in (self.in_shapes, self.out_shapes)]
-        return " -> ".join(filter(None, sides))
+        """``(3, 8, 8) + 4 x (16,) -> (256,)``"""
+        return " -> ".join(filter(None, [_joined(self.in_shapes), _joined(self.out_shapes)]))
 
     @property
     def notes(self) -> str:
         shared = f"same module as {self.same_as!r}" if self.same_as else ""
         return "; ".join(filter(None, [self.memory, shared]))
+
+
+def _joined(shapes: Iterable[Shape]) -> str:
+    runs = ((shape, len(list(run))) for shape, run in itertools.groupby(shapes))
+    return " + ".join(
+        format_shape(shape) if count == 1 else f"{count} x {format_shape(shape)}"
+        for shape, count in runs
+    )
 
 
 def read_rows(net: nn.Module) -> list[Row]:
@@ -181,10 +189,13 @@ class _Reader:
             module.parameters(recurse=False),
             in_shapes=tuple(port.shape for port in network.in_ports.values()),
             out_shapes=tuple(port.shape for port in network.out_ports.values()),
-            flops=self._own_flops(module, flops),
+            flops=0 if isinstance(module, InferenceBlock) else self._own_flops(module, flops),
             memory=_carries(network.state_shapes),
         )
-        self._add_children(path, module, 1, flops)
+        if isinstance(module, InferenceBlock):  # a class derived from it
+            self._add_nodes(path, module, 1)
+        else:
+            self._add_children(path, module, 1, flops)
 
     def _add_children(
         self,

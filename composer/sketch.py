@@ -34,6 +34,7 @@ def sketch(net: nn.Module) -> Picture:
     _refuse_plain([part.network.module for part in parts.values()] or [net])
     summary = summarize(net)
     sketcher = _Sketcher(summary)
+    sketched: list[Part]
     if parts:
         sketched = sketcher.networks(parts)
     elif isinstance(net, InferenceBlock):
@@ -226,7 +227,7 @@ class _Sketcher:
             (OUTPUT, network, key), key, part.network.out_ports[key], value, head.meaning
         )
         if head.mask is not None:
-            leaf.masked_by = env[head.mask]
+            leaf.masks.append(env[head.mask])
             leaf.reads.append(env[head.mask])
         return leaf
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ LONG = 44  # characters of a line; longer ones are shortened, and whole in the d
 
 
 def typeset(parts: Iterable[Part], summary: Summary) -> Picture:
-    """The Picture of ``parts``, its boxes named ``n0``, ``n1``, ... and its groups ``g0``, ``g1``, ... in their order."""
+    """The Picture of ``parts``, its boxes named ``n0``, ``n1``, ... and its groups ``g0``, ``g1``, ... in order."""
     page = _Page(summary)
     page.add(parts, None, "", 1)
     return page.picture()
@@ -39,7 +40,7 @@ class _Page:
             if isinstance(part, Cluster):
                 inside = part.names[0] if part.network else network
                 name = self._group(part, group)
-                self.add(part.children, name, inside, count * part.count)
+                self.add(part.children, name, inside, count * times(part))
                 continue
             name = f"n{len(self.boxes)}"
             self.boxes[name] = _box(part, group, count)
@@ -57,7 +58,7 @@ class _Page:
             for value, writer in zip(leaf.reads, reads):
                 if self._networks[writer] not in ("", self._networks[name]):
                     shared.add((writer, name))
-                if value == leaf.masked_by:
+                if value in leaf.masks:
                     masks.add((writer, name))
         inputs = [name for name, leaf in self._leaves.items() if leaf.kind == "input"]
         caption = f"{self.summary.parameters:,} parameters"
@@ -74,7 +75,7 @@ class _Page:
 
     def _group(self, part: Cluster, parent: str | None) -> str:
         name = f"g{len(self.groups)}"
-        remark = f"repeated {part.count} times" if part.count > 1 else ""
+        remark = ", ".join(f"{count} {how}" for count, how in part.counts)
         if part.network:
             remark = f"{quantity(self.summary.by_network[part.names[0]])} parameters"
         self.groups[name] = Group(first_to_last(part.names), remark, parent, part.network)
@@ -82,42 +83,44 @@ class _Page:
 
 
 def _box(leaf: Leaf, group: str | None, count: int) -> Box:
+    """The label of a leaf; ``count`` is how often the frame around it repeats."""
     title = first_to_last(leaf.names)
-    if leaf.row is None:
-        lines = list(leaf.lines)
-        if leaf.count > 1:
-            lines[0] = f"{leaf.count} x {lines[0]}"
-        return Box(
-            leaf.kind, title, tuple(lines), stack=leaf.count, group=group, details=leaf.details
-        )
     row = leaf.row
-    every = count * leaf.count
+    if row is None:
+        lines = _counted(leaf, list(leaf.lines))
+        details = leaf.details | _stands_for(leaf)
+        return Box(leaf.kind, title, tuple(lines), group=group, details=details)
+    every = count * times(leaf)
     share = row.share * every
-    what = list(leaf.lines) or [row.block, shortened(row.shapes, row)]
-    if leaf.count > 1:
-        what[0] = f"{leaf.count} x {what[0]}"
-    size = f"{quantity(row.parameters * every)} parameters, {percent(share)}"
-    lines = [*what, size if row.parameters else "", row.memory, _shared(row)]
-    return Box(
-        leaf.kind,
-        title,
-        tuple(filter(None, lines)),
-        share,
-        row.memory.startswith("carries"),
-        leaf.count,
-        group,
-        _details(leaf, every),
-    )
+    lines = _counted(leaf, list(leaf.lines) or [row.block, shortened(row.shapes, row)])
+    if row.parameters:
+        lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
+    lines += filter(None, [row.memory, _shared(row)])
+    remembers = row.memory.startswith("carries")
+    return Box(leaf.kind, title, tuple(lines), share, remembers, group, _details(leaf, row, every))
 
 
-def _details(leaf: Leaf, count: int) -> dict[str, str]:
-    """What the page shows of a box when it is clicked."""
-    row = leaf.row
-    assert row is not None
+def _counted(leaf: Leaf, lines: list[str]) -> list[str]:
+    """``64 x dense side by side``"""
+    for count, how in reversed(leaf.counts):
+        lines[0] = f"{count} x {lines[0]} {how}"
+    return lines
+
+
+def _stands_for(leaf: Leaf) -> dict[str, str]:
+    return {"stands for": ", ".join(leaf.names)} if len(leaf.names) > 1 else {}
+
+
+def times(part: Part) -> int:
+    """How many equal ones a part stands for."""
+    return math.prod(count for count, _ in part.counts)
+
+
+def _details(leaf: Leaf, row: Row, count: int) -> dict[str, str]:
+    """What is said of a box when one asks."""
     many = f" each, {count:,} of them" if count > 1 else ""
     details = {"path": "/".join(row.path), "block": row.block}
-    if len(leaf.names) > 1:
-        details["stands for"] = ", ".join(leaf.names)
+    details |= _stands_for(leaf)
     details |= {f"setting {key}": show(value) for key, value in row.settings.items()}
     details["input"] = " + ".join(map(format_shape, row.in_shapes))
     details["output"] = " + ".join(map(format_shape, row.out_shapes))
@@ -158,9 +161,11 @@ def quantity(count: int) -> str:
 
 def percent(share: float) -> str:
     """
-    >>> percent(0.004), percent(0.5)
-    ('0.4 %', '50 %')
+    >>> percent(0.0001), percent(0.004), percent(0.5)
+    ('<0.1 %', '0.4 %', '50 %')
     """
+    if share < 0.001:
+        return "<0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 

@@ -1,0 +1,43 @@
+"""A Picture as one HTML file: the drawing inline, what is known of each box as data, and a little script; no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from importlib.resources import files
+
+from composer.diagram_dot import to_dot
+from composer.diagram_graphviz import render
+from composer.picture import Picture
+from composer.summary import printable
+
+__all__ = ["to_html", "to_svg"]
+
+
+def to_svg(picture: Picture) -> str:
+    """The picture as SVG, its boxes named by their titles for who points at them."""
+    svg = render(to_dot(picture), "svg").decode()
+
+    def title(match: re.Match[str]) -> str:
+        box = picture.boxes.get(match[1])
+        return f"<title>{escape(printable(box.title))}</title>" if box else ""
+
+    return re.sub(r"<title>(.*?)</title>\n?", title, svg)
+
+
+def to_html(picture: Picture) -> str:
+    """The picture as a page: drag to pan, turn the wheel to zoom, click a box for its settings and its line."""
+    svg = to_svg(picture)
+    svg = svg[svg.index("<svg") :]
+    details = {
+        name: {"title": printable(box.title), "lines": list(box.details.items())}
+        for name, box in picture.boxes.items()
+    }
+    # Inside a script element nothing but "<" could end it.
+    data = json.dumps(details, indent=1).replace("<", "\\u003c")
+    page = files("composer").joinpath("diagram.html").read_text(encoding="utf-8")
+    for mark, content in (("<!--drawing-->", svg), ("/*details*/", data)):
+        before, _, after = page.rpartition(mark)
+        page = before + content + after
+    return page
