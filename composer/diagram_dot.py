@@ -20,8 +20,8 @@ def to_dot(picture: Picture) -> str:
     """The picture as DOT. Labels are HTML-like; every text from a user is escaped."""
     lines = [
         "digraph model {",
-        f'  graph [fontname="{FONT}", fontsize=9, fontcolor="{FAINT}", newrank=true, ranksep=0.3, nodesep=0.3, pad=0.2,',
-        f"    labelloc=b, labeljust=l, label=<{_footer(picture)}>];",
+        "  graph [newrank=true, ranksep=0.3, nodesep=0.3, pad=0.2, labelloc=b, labeljust=l,",
+        f'    fontname="{FONT}", fontsize=9, fontcolor="{FAINT}", label=<{_footer(picture)}>];',
         f'  node [fontname="{FONT}", fontsize=11, fontcolor="{INK}", shape=box, style=filled, margin="0.14,0.05"];',
         f'  edge [color="{FAINT}", arrowsize=0.7, weight=4];',
         *_inside(picture, None, "  "),

@@ -1,4 +1,4 @@
-"""A Picture as one HTML file: the drawing inline, what is known of each box as data, and a little script; no network."""
+"""A Picture as one HTML file that needs no network: the drawing, what is known of each box as data, and a script."""
 
 from __future__ import annotations
 

@@ -225,12 +225,11 @@ class _Level:
         following = {}
         for index, after in enumerate(self.after):
             readers = set(after)
-            if len(readers) != 1 or not _is_step(self.parts[index]):
+            reader = readers.pop() if len(readers) == 1 else None
+            if not isinstance(reader, int) or set(self.before[reader]) != {index}:
                 continue
-            (reader,) = readers
-            if isinstance(reader, int) and _is_step(self.parts[reader]):
-                if set(self.before[reader]) == {index}:
-                    following[index] = reader
+            if _is_step(self.parts[index]) and _is_step(self.parts[reader]):
+                following[index] = reader
         return following
 
     def _outside(self, neighbour: Value | Leaf) -> Hashable:
