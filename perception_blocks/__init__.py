@@ -8,20 +8,28 @@ __all__ = [
     "ACTIVATIONS",
     "BLOCKS",
     "INITIALIZERS",
+    "AddBlock",
     "ConcatBlock",
+    "CorrelationBlock",
     "DenseBlock",
     "EmbeddingBlock",
     "FlattenBlock",
     "FlattenDenseBlock",
     "FunctionalBlock",
+    "GatedSumBlock",
+    "GlobalAveragePoolingBlock",
     "Graph",
     "GraphError",
     "GruBlock",
+    "ImpalaCnnBlock",
     "InferenceBlock",
     "LinearOutputBlock",
     "LstmBlock",
     "LstmLastStepBlock",
+    "MaskedGlobalPoolingBlock",
     "MemoryBlock",
+    "MultiIndexSliceBlock",
+    "MultiplyBlock",
     "NatureCnnBlock",
     "NatureCnnDenseBlock",
     "NormalizeBlock",
@@ -29,11 +37,15 @@ __all__ = [
     "PerceptionBlock",
     "Port",
     "Registry",
+    "RepeatToMatchBlock",
+    "ResConvBlock",
     "ScaleImageBlock",
+    "SliceBlock",
     "StridedConvBlock",
     "StridedConvDenseBlock",
     "VggConvBlock",
     "VggConvDenseBlock",
+    "VggConvGapBlock",
     "init",
 ]
 
@@ -51,13 +63,30 @@ if TYPE_CHECKING:
     )
     from perception_blocks.custom import FunctionalBlock
     from perception_blocks.dense import DenseBlock, FlattenDenseBlock, LinearOutputBlock
+    from perception_blocks.elementwise import (
+        AddBlock,
+        CorrelationBlock,
+        GatedSumBlock,
+        MultiplyBlock,
+    )
     from perception_blocks.embed import EmbeddingBlock, OneHotBlock
     from perception_blocks.graph import Graph, GraphError
     from perception_blocks.inference import InferenceBlock
+    from perception_blocks.pooling import (
+        GlobalAveragePoolingBlock,
+        MaskedGlobalPoolingBlock,
+        VggConvGapBlock,
+    )
     from perception_blocks.port import Port
     from perception_blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock
     from perception_blocks.registry import ACTIVATIONS, BLOCKS, INITIALIZERS, Registry
-    from perception_blocks.reshape import FlattenBlock
+    from perception_blocks.reshape import (
+        FlattenBlock,
+        MultiIndexSliceBlock,
+        RepeatToMatchBlock,
+        SliceBlock,
+    )
+    from perception_blocks.residual_conv import ImpalaCnnBlock, ResConvBlock
     from perception_blocks.scale import NormalizeBlock, ScaleImageBlock
 else:
     __getattr__, __dir__ = lazy_attributes(
@@ -72,10 +101,13 @@ else:
             "embed": "EmbeddingBlock OneHotBlock",
             "graph": "Graph GraphError",
             "inference": "InferenceBlock",
+            "elementwise": "AddBlock CorrelationBlock GatedSumBlock MultiplyBlock",
+            "pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
             "port": "Port",
             "recurrent": "GruBlock LstmBlock LstmLastStepBlock",
             "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",
-            "reshape": "FlattenBlock",
+            "reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
+            "residual_conv": "ImpalaCnnBlock ResConvBlock",
             "scale": "NormalizeBlock ScaleImageBlock",
         },
         submodules=("init",),

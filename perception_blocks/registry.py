@@ -214,12 +214,41 @@ BLOCKS.register_all(
     {"lstm": "LstmBlock", "gru": "GruBlock", "lstm_last_step": "LstmLastStepBlock"},
 )
 BLOCKS.register_all("perception_blocks.combine", {"concat": "ConcatBlock"})
-BLOCKS.register_all("perception_blocks.reshape", {"flatten": "FlattenBlock"})
+BLOCKS.register_all(
+    "perception_blocks.reshape",
+    {
+        "flatten": "FlattenBlock",
+        "slice": "SliceBlock",
+        "multi_index_slice": "MultiIndexSliceBlock",
+        "repeat_to_match": "RepeatToMatchBlock",
+    },
+)
 BLOCKS.register_all(
     "perception_blocks.embed", {"one_hot": "OneHotBlock", "embedding": "EmbeddingBlock"}
 )
 BLOCKS.register_all(
     "perception_blocks.scale", {"scale_image": "ScaleImageBlock", "normalize": "NormalizeBlock"}
+)
+BLOCKS.register_all(
+    "perception_blocks.elementwise",
+    {
+        "add": "AddBlock",
+        "multiply": "MultiplyBlock",
+        "gated_sum": "GatedSumBlock",
+        "correlation": "CorrelationBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.pooling",
+    {
+        "global_average_pooling": "GlobalAveragePoolingBlock",
+        "masked_global_pooling": "MaskedGlobalPoolingBlock",
+        "vgg_conv_gap": "VggConvGapBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.residual_conv",
+    {"impala_cnn": "ImpalaCnnBlock", "res_conv": "ResConvBlock"},
 )
 BLOCKS.register_all("perception_blocks.custom", {"functional": "FunctionalBlock"})
 

@@ -109,6 +109,17 @@ SAMPLES = [
     Sample("gru", [(None, 3)], {"hidden_units": 4}),
     Sample("lstm_last_step", [(6, 3)], {"hidden_units": 4}),
     Sample("lstm_last_step", [(6, 3)], {"hidden_units": 4, "bidirectional": True}),
+    Sample("add", [(4,), (3, 4), (3, 1)]),
+    Sample("multiply", [(3, 4), (3, 4)]),
+    Sample("gated_sum", [(4,), (3, 4)]),
+    Sample("gated_sum", [(4,), (4,), (4,)], {"gate": "softmax"}),
+    Sample("correlation", [(5, 4), (4,)]),
+    Sample("correlation", [(5, 4), (1, 4)], {"reduce": True}),
+    Sample("slice", [(5, 4)], {"dim": 0, "index": -1}),
+    Sample("slice", [(4,)], {"dim": -1, "index": 2}),
+    Sample("multi_index_slice", [(5, 4)], {"dim": -2, "indices": [3, 0]}),
+    Sample("repeat_to_match", [(1, 4), (6, 3)], {"dim": 0}),
+    Sample("repeat_to_match", [(2, 1), (None, 3)], {"dim": -1}),
     Sample("functional", [(3,), (3,)], {"function": "add"}),
     Sample("functional", [(3, 4)], {"function": torch.sum, "dim": -1}),
     Sample("scale_image", [image(8, 9, 3)], {"low": 0, "high": 255}),
@@ -116,6 +127,19 @@ SAMPLES = [
     Sample("scale_image", [image(8, 9)], {"low": 0, "high": 255}),
     Sample("scale_image", [(2,)], {"low": (0.0, -1.0), "high": (1.0, 1.0)}),
     Sample("normalize", [(3, 2)]),
+]
+SETS = [(7, 3), integers(7, of=2)]  # elements, and which of them count
+SAMPLES += [
+    Sample("global_average_pooling", [(3, 5, 6)]),
+    Sample("global_average_pooling", [(3, None)]),
+    Sample("vgg_conv_gap", [(2, 9, 10)], {"hidden_channels": [3, 4]}),
+    Sample("masked_global_pooling", SETS),
+    Sample("masked_global_pooling", [(None, 3)], {"pooling": "max"}),
+    Sample("masked_global_pooling", [(2, 4, 3), (2, 4)], {"dims": [-3, -2], "pooling": "sum"}),
+    Sample("impala_cnn", [(2, 9, 10)], {"hidden_channels": [3, 4]}),
+    Sample("impala_cnn", [(2, None)], {"hidden_channels": [3], "num_blocks": 1}),
+    Sample("res_conv", [(2, 9, 10)], {"hidden_channels": [2, 4], "strides": [1, 2]}),
+    Sample("res_conv", [(2, 9)], {"hidden_channels": [4], "hidden_kernels": 2, "norm": "layer"}),
 ]
 MEMORY = [s for s in SAMPLES if s.build().state_shapes]
 
@@ -275,7 +299,8 @@ def test_a_block_exports_with_a_dynamic_batch(sample):
     block = sample.build().eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     leaves = tuple({0: batch} for _ in sample.inputs)
-    several = sample.block in ("concat", "functional")  # their forward takes *inputs
+    arguments = inspect.signature(block.forward).parameters.values()
+    several = any(p.kind is p.VAR_POSITIONAL for p in arguments)
     exported = torch.export.export(
         block, tuple(sample.data((4,))), dynamic_shapes=(leaves,) if several else leaves
     )

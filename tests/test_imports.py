@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 # In reading order. Whoever adds a module says here what it may know of.
 PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations
-    dense conv_plan conv recurrent combine reshape embed scale custom
-    lowering graph wiring construct assemble inference
+    dense conv_plan conv residual_conv masks pooling recurrent combine elementwise reshape embed scale custom
+    lowering graph wiring construct assemble ensemble inference
 """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec

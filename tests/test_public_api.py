@@ -16,10 +16,12 @@ COMPOSER = """
     Critic Model Policy SpecError __version__ compose draw load
 """
 PERCEPTION_BLOCKS = """
-    ACTIVATIONS BLOCKS INITIALIZERS ConcatBlock DenseBlock EmbeddingBlock FlattenBlock FlattenDenseBlock FunctionalBlock
-    Graph GraphError GruBlock InferenceBlock LinearOutputBlock LstmBlock LstmLastStepBlock MemoryBlock NatureCnnBlock
-    NatureCnnDenseBlock NormalizeBlock OneHotBlock PerceptionBlock Port Registry ScaleImageBlock StridedConvBlock
-    StridedConvDenseBlock VggConvBlock VggConvDenseBlock init
+    ACTIVATIONS BLOCKS INITIALIZERS AddBlock ConcatBlock CorrelationBlock DenseBlock EmbeddingBlock FlattenBlock
+    FlattenDenseBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock Graph GraphError GruBlock
+    ImpalaCnnBlock InferenceBlock LinearOutputBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
+    MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock NormalizeBlock OneHotBlock PerceptionBlock
+    Port Registry RepeatToMatchBlock ResConvBlock ScaleImageBlock SliceBlock StridedConvBlock StridedConvDenseBlock
+    VggConvBlock VggConvDenseBlock VggConvGapBlock init
 """
 
 
