@@ -152,7 +152,18 @@ def _add(
     init = node.init if node.init is not None else rule if _follows_rule(block) else None
     settings = {**extra, **node.settings}
     graph.add_node(
-        Node(name, block, node.inputs, settings, node.out, node.each, node.same_as, init, group)
+        Node(
+            name,
+            block,
+            node.inputs,
+            settings,
+            node.out,
+            node.each,
+            node.same_as,
+            init,
+            group,
+            node.copies,
+        )
     )
 
 

@@ -40,6 +40,8 @@ class SeededConstruction(Construction):
         self._blocks: dict[NodePath, PerceptionBlock] = {}
         self._others: dict[NodePath, tuple[nn.Module, Callable[[], nn.Module]]] = {}
         self._rules: dict[NodePath, Rule] = {}
+        self._copies: list[SeededConstruction] = []
+        self._actions: list[Callable[[], None]] = []
 
     def build(
         self, path: NodePath, factory: Callable[[], nn.Module], *, resettable: bool
@@ -58,6 +60,18 @@ class SeededConstruction(Construction):
         self._rules[path] = rule
         draw_parameters(module, derive_seed(self.seed, self.name, *path), rule)
 
+    def copy(self, path: NodePath, index: int) -> SeededConstruction:
+        """A copy's weights are those of a single network of that name, composed with the seed derived here."""
+        seed = derive_seed(self.seed, self.name, *path, index)
+        inner = SeededConstruction(
+            self.name, seed, meta=self.meta, where=lambda inner: self.where((*path, *inner))
+        )
+        self._copies.append(inner)
+        return inner
+
+    def when_weights_exist(self, action: Callable[[], None]) -> None:
+        self._actions.append(action)
+
     def where(self, path: NodePath) -> str:
         return self._where(path)
 
@@ -75,6 +89,10 @@ class SeededConstruction(Construction):
             block.reset_parameters(local_generator(self.seed, self.name, *path))
             _refuse_undrawn(block, self.where(path))
             block.to(dtype=dtype)
+        for inner in self._copies:
+            inner.materialize(device, dtype)
+        for action in self._actions:
+            action()
 
     def _seeded(self, path: NodePath, factory: Callable[[], nn.Module]) -> nn.Module:
         with _forked_random_state(derive_seed(self.seed, self.name, *path)):

@@ -39,6 +39,7 @@ class NodeSpec:
     init: Any = None
     settings: dict[str, Any] = field(default_factory=dict)
     graph: dict[str, NodeSpec] | None = None
+    copies: int | None = None  # of the nested graph: an ensemble
 
     @property
     def reads(self) -> tuple[str, ...]:

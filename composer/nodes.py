@@ -16,6 +16,7 @@ from perception_blocks.registry import BLOCKS, did_you_mean, near_name
 __all__ = ["NODE_KEYS", "NodeReader"]
 
 NODE_KEYS = ("block", "in", "out", "each", "same_as", "init")
+NESTED = ("graph", "ensemble")  # blocks that hold a graph of their own
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXAMPLE = "a mapping such as {block: dense, in: observation}"
 # What people write for `in`.
@@ -65,8 +66,8 @@ class NodeReader:
         if "same_as" in fields:
             self._only_shared(fields)
             block = None
-        elif block == "graph":
-            graph = self._nested(fields)
+        elif block in NESTED:
+            graph = self._nested(fields, block)
             settings = {}
         else:
             self._check_block(fields, default_block, settings)
@@ -81,6 +82,7 @@ class NodeReader:
             value.get("init"),
             settings,
             graph,
+            fields.count("copies", 1) if block == "ensemble" else None,
         )
 
     def _only_shared(self, fields: Fields) -> None:
@@ -89,12 +91,15 @@ class NodeReader:
                 message = f"{key!r} has no place beside 'same_as': the whole module is shared, settings and weights"
                 fields.note(key, message, on_key=True)
 
-    def _nested(self, fields: Fields) -> dict[str, NodeSpec]:
-        meant = fields.unknown((*NODE_KEYS, "graph"), "a nested graph")
+    def _nested(self, fields: Fields, block: str) -> dict[str, NodeSpec]:
+        extra = ("graph", "copies") if block == "ensemble" else ("graph",)
+        meant = fields.unknown((*NODE_KEYS, *extra), "a nested graph")
+        if block == "ensemble" and "copies" not in fields and "copies" not in meant:
+            fields.note("block", "the block 'ensemble' needs 'copies' beside it, a number")
         if "graph" in fields:
             return self.graph(fields)
         if "graph" not in meant:
-            message = "the block 'graph' needs 'graph' beside it, a mapping from names to nodes"
+            message = f"the block {block!r} needs 'graph' beside it, a mapping from names to nodes"
             fields.note("block", message)
         return {}
 
@@ -128,7 +133,7 @@ class NodeReader:
             if problem:
                 fields.note("block", problem)
         elif not self._is_known(block):
-            near = did_you_mean(block, [*BLOCKS, "graph"])
+            near = did_you_mean(block, [*BLOCKS, *NESTED])
             hint = near or self._import_failure or "; `composer blocks` lists them"
             fields.note("block", f"unknown block {block!r}{hint}")
 

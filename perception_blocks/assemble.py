@@ -31,8 +31,8 @@ from perception_blocks.wiring import (
 
 __all__ = ["BuiltNode", "assemble"]
 
-# Makes the network of a nested graph from its outputs and its path.
-Nest = Callable[[Graph, list[str], tuple[str, ...]], Any]
+# Makes the network of a nested graph from its outputs, its path and its number of copies (None: just one network).
+Nest = Callable[[Graph, list[str], tuple[str, ...], int | None], Any]
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,9 @@ class _Assembly:
         graph = nested_graph(source.block, dict(zip(wired, inner)))
         out = nested_outputs(node, graph)
         net = self._module(
-            source, inner, lambda: self._nest(graph, list(out.values()), self._path + path)
+            source,
+            inner,
+            lambda: self._nest(graph, list(out.values()), self._path + path, source.copies),
         )
         _refuse_each(node, net.state_shapes, "a graph")
         step = Step(
@@ -198,7 +200,9 @@ class _Assembly:
         )
         named = {name: net.out_ports[own] for name, own in out.items()}
         in_ports = tuple(self.ports[name] for name in step.inputs)
-        return _built(node, "graph", {}, in_ports, named, axes, step, net.state_shapes)
+        label = "graph" if source.copies is None else "ensemble"
+        settings = {} if source.copies is None else {"copies": source.copies}
+        return _built(node, label, settings, in_ports, named, axes, step, net.state_shapes)
 
     def _source(self, node: Node) -> Node:
         """The node whose block is used: its own, or that of the node named by `same_as`."""

@@ -40,6 +40,13 @@ class Construction:
         """Draw the weights of a module that is not ours, because its node has an ``init``."""
         draw_parameters(module, int(torch.randint(2**62, ())), rule)
 
+    def copy(self, path: tuple[str, ...], index: int) -> Construction:
+        """What constructs one copy of the ensemble at ``path``; its nodes' paths begin anew."""
+        return self
+
+    def when_weights_exist(self, action: Callable[[], None]) -> None:
+        """Called after the copies of an ensemble were constructed; here they have their weights already."""
+
     def where(self, path: tuple[str, ...]) -> str:
         """How notes on a user's own exceptions name the node."""
         return f"node {'/'.join(path)!r}"

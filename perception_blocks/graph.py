@@ -66,6 +66,7 @@ class Node:
     same_as: str | None = None
     init: Any = None
     group: str | None = None  # the module that holds it, where that is not the network itself
+    copies: int | None = None  # of a nested graph, each with weights of its own: an ensemble
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -113,6 +114,7 @@ class Graph:
         same_as: str | None = None,
         init: Any = None,
         group: str | None = None,
+        copies: int | None = None,
         **settings: Any,
     ) -> str:
         """Add a node; returns its name.
@@ -120,13 +122,15 @@ class Graph:
         ``block`` is a registered name, a PerceptionBlock or ``nn.Module`` class, a ready module, a function, or
         another Graph (then ``inputs`` maps inner names to outer ones, and ``out`` lists inner names). ``each`` applies
         the block to every element of the first ``each`` feature axes; ``same_as`` reuses the module of another node.
+        ``copies`` makes an ensemble of a Graph: that many networks, as one batched call whose outputs gain a first axis.
 
         Raises ValueError for a malformed node; what is wrong between nodes is found by InferenceBlock, all at once.
         """
         wires: Any = (inputs,) if isinstance(inputs, str) else inputs
         wires = dict(wires) if isinstance(wires, Mapping) else tuple(wires)
         outs: Any = dict(out) if isinstance(out, Mapping) else out and tuple(out)
-        self.add_node(Node(name, block, wires, settings, outs, each, same_as, init, group))
+        node = Node(name, block, wires, settings, outs, each, same_as, init, group, copies)
+        self.add_node(node)
         return name
 
     def add_node(self, node: Node) -> None:
@@ -138,6 +142,10 @@ class Graph:
             raise ValueError(f"node {node.name!r} needs exactly one of block and same_as")
         if isinstance(node.each, bool) or not isinstance(node.each, int) or node.each < 0:
             raise ValueError(f"'each' of node {node.name!r} is a number of axes, got {node.each!r}")
+        if node.copies is not None and not isinstance(node.block, Graph):
+            raise ValueError(f"'copies' of node {node.name!r} needs a nested graph as its block")
+        if node.copies is not None and node.copies < 1:
+            raise ValueError(f"'copies' of node {node.name!r} is at least 1, got {node.copies}")
         if isinstance(node.block, Graph):
             if not isinstance(node.inputs, Mapping):
                 node = replace(node, inputs={inner: inner for inner in node.inputs})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from perception_blocks.assemble import BuiltNode, assemble
 from perception_blocks.construct import Construction
+from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.graph import Graph
 from perception_blocks.lowering import Program, write_program
 from perception_blocks.port import Port, Shape
@@ -49,8 +50,18 @@ class InferenceBlock(nn.Module):
             raise ValueError(f"outputs is a list of names or a mapping, got the text {outputs!r}")
         values = dict(outputs) if isinstance(outputs, Mapping) else {name: name for name in outputs}
 
-        def nest(inner: Graph, names: list[str], inner_path: tuple[str, ...]) -> InferenceBlock:
-            return InferenceBlock(inner, names, construction=construction, path=inner_path)
+        def nest(
+            inner: Graph, names: list[str], inner_path: tuple[str, ...], copies: int | None
+        ) -> Any:
+            if copies is None:
+                return InferenceBlock(inner, names, construction=construction, path=inner_path)
+            networks = [
+                InferenceBlock(inner, names, construction=construction.copy(inner_path, index))
+                for index in range(copies)
+            ]
+            ensemble = EnsembleBlock(networks)
+            construction.when_weights_exist(lambda: ensemble.adopt(networks))
+            return ensemble
 
         nodes = assemble(graph, list(values.values()), self, construction, nest, path)
         read = {name for node in nodes for name in node.step.inputs} | set(values.values())

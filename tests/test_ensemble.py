@@ -1,0 +1,209 @@
+"""An ensemble is its copies, run as one call."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+import composer
+from perception_blocks import Graph, InferenceBlock
+from perception_blocks.init import derive_seed
+
+SPEC = """
+version: 1
+policy:
+  graph:
+    latent: {block: dense, in: observation, hidden_units: [8]}
+    votes:
+      block: ensemble
+      copies: 3
+      in: [observation, latent]
+      out: [vote]
+      graph:
+        both: {block: concat, in: [observation, latent]}
+        hidden: {block: dense, in: both, hidden_units: [16], norm: layer}
+        vote: {block: linear_output, in: hidden, output_units: 2}
+    mean: {block: flatten, in: vote}
+  heads: {in: mean}
+"""
+SPACES = {"observation_space": spaces.Box(-1, 1, (4,)), "action_space": spaces.Discrete(2)}
+
+
+def inner_graph(block="dense", **settings) -> Graph:
+    graph = Graph({})
+    graph.add("hidden", block, "x", **(settings or {"hidden_units": [16]}))
+    graph.add("out", "linear_output", "hidden", output_units=2)
+    return graph
+
+
+def network(**keywords) -> InferenceBlock:
+    graph = Graph({"x": (4,)})
+    graph.add("all", inner_graph(**keywords), {"x": "x"}, out=["out"], copies=5)
+    return InferenceBlock(graph, ["out"])
+
+
+@pytest.mark.parametrize("leading", [(), (1,), (5, 2), (0,)])
+def test_outputs_have_an_axis_of_copies(leading):
+    net = network()
+    assert net.out_shapes == {"out": (5, 2)}
+    x = torch.randn(*leading, 4)
+    outputs = net({"x": x})["out"]
+    ensemble = net.get_submodule("all")
+    for index in range(5):
+        alone = ensemble.copy_of(index)({"x": x})["out"]
+        torch.testing.assert_close(outputs[..., index, :], alone, atol=1e-5, rtol=1e-5)
+    assert ensemble.why_looped is None
+
+
+def test_the_copies_differ_and_each_learns_by_itself():
+    net = network()
+    outputs = net({"x": torch.randn(7, 4)})["out"]
+    assert not torch.allclose(outputs[:, 0], outputs[:, 1])
+    outputs[:, 2].sum().backward()
+    for name, parameter in net.named_parameters():
+        used = parameter.grad.flatten(1).abs().sum(dim=1) > 0
+        assert used.tolist() == [False, False, True, False, False], name
+
+
+def test_the_state_dict_is_split_by_copy_and_loads_again():
+    net, other = network(), network()
+    names = list(net.state_dict())
+    assert "all.0.hidden.linears.0.weight" in names
+    assert "all.4.out.linear.bias" in names
+    assert len(names) == 5 * 4
+    other.load_state_dict(net.state_dict())
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(other({"x": x}), net({"x": x}))
+    alone = InferenceBlock(_with_shape(inner_graph()), ["out"])
+    state = net.state_dict()
+    alone.load_state_dict(
+        {n[len("all.1.") :]: v for n, v in state.items() if n.startswith("all.1.")}
+    )
+    torch.testing.assert_close(alone({"x": x})["out"], net({"x": x})["out"][:, 1])
+
+
+def _with_shape(graph: Graph) -> Graph:
+    shaped = Graph({"x": (4,)})
+    shaped.nodes = graph.nodes
+    return shaped
+
+
+def test_a_state_dict_that_does_not_fit_is_refused_by_name():
+    net = network()
+    state = dict(net.state_dict())
+    state["all.9.out.linear.bias"] = state.pop("all.0.out.linear.bias")
+    state["all.1.out.linear.bias"] = torch.zeros(3)
+    with pytest.raises(RuntimeError) as caught:
+        net.load_state_dict(state)
+    for part in ("all.0.out.linear.bias", "all.9.out.linear.bias", "size mismatch for all.1.out"):
+        assert part in str(caught.value)
+
+
+def test_copy_i_is_a_single_network_composed_with_its_derived_seed():
+    model = composer.compose(SPEC, seed=4, **SPACES)
+    ensemble = model.policy.get_submodule("votes")
+    single = {
+        "version": 1,
+        "policy": {
+            "graph": {
+                "both": {"block": "concat", "in": ["observation", "observation"]},
+                "hidden": {"block": "dense", "in": "both", "hidden_units": [16], "norm": "layer"},
+                "vote": {"block": "linear_output", "in": "hidden", "output_units": 2},
+            },
+            "heads": {"in": "vote"},
+        },
+    }
+    for index in range(3):
+        seed = derive_seed(4, "policy", "votes", index)
+        alone = composer.compose(
+            single,
+            seed=seed,
+            observation_space=spaces.Box(-1, 1, (6,)),
+            action_space=spaces.Discrete(2),
+        )
+        expected = alone.policy.get_submodule("hidden").linears[0].weight
+        torch.testing.assert_close(
+            ensemble.copy_of(index).get_submodule("hidden").linears[0].weight,
+            expected,
+            rtol=0,
+            atol=0,
+        )
+
+
+def test_an_ensemble_in_a_spec_is_saved_materialised_and_moved(tmp_path):
+    model = composer.compose(SPEC, seed=1, **SPACES)
+    model.save(tmp_path / "m.safetensors")
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    for other in (
+        composer.load(tmp_path / "m.safetensors"),
+        composer.compose(SPEC, seed=1, device="meta", **SPACES).materialize(),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+    ):
+        torch.testing.assert_close(other.policy(x), model.policy(x))
+    assert model.to(torch.float64).policy(x)["action"].dtype == torch.float64
+
+
+def test_copies_carry_their_own_state():
+    net = network(block="gru", hidden_units=6)
+    assert net.state_shapes == {"all/hidden/h": (5, 1, 6)}
+    inputs = {"x": torch.randn(3, 4, 4)}
+    together, last = net.unroll(inputs, net.initial_state(3))
+    state = net.initial_state(3)
+    for t in range(4):
+        outputs, state = net.step({"x": inputs["x"][:, t]}, state)
+        torch.testing.assert_close(outputs["out"], together["out"][:, t], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dict(last), dict(state), atol=1e-5, rtol=1e-5)
+    alone = net.get_submodule("all").copy_of(3)
+    expected, _ = alone.unroll(inputs, alone.initial_state(3))
+    torch.testing.assert_close(together["out"][..., 3, :], expected["out"], atol=1e-5, rtol=1e-5)
+
+
+class Stubborn(nn.Module):
+    """Looks at its data, which a batched call cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y if bool(y.sum() > 0) or True else -y
+
+
+def test_what_cannot_be_batched_runs_one_by_one_and_says_why():
+    graph = Graph({"x": (4,)})
+    inner = Graph({})
+    inner.add("hidden", Stubborn, "x")
+    graph.add("all", inner, {"x": "x"}, out=["hidden"], copies=3)
+    net = InferenceBlock(graph, ["hidden"])
+    ensemble = net.get_submodule("all")
+    assert ensemble.why_looped
+    x = torch.randn(5, 4)
+    outputs = net({"x": x})["hidden"]
+    assert outputs.shape == (5, 3, 4)
+    torch.testing.assert_close(outputs[:, 1], ensemble.copy_of(1)({"x": x})["hidden"])
+    assert "all.2.hidden.linear.weight" in net.state_dict()
+
+
+@pytest.mark.parametrize("copies", [0, -1])
+def test_at_least_one_copy(copies):
+    with pytest.raises(ValueError, match=f"'copies' of node 'all' is at least 1, got {copies}"):
+        Graph({"x": (4,)}).add("all", inner_graph(), {"x": "x"}, out=["out"], copies=copies)
+
+
+def test_only_a_graph_has_copies():
+    with pytest.raises(
+        ValueError, match="'copies' of node 'all' needs a nested graph as its block"
+    ):
+        Graph({"x": (4,)}).add("all", "dense", "x", hidden_units=[3], copies=2)
+
+
+def test_building_an_ensemble_moves_no_random_state_of_a_composer():
+    before = torch.get_rng_state()
+    composer.compose(SPEC, seed=1, **SPACES)
+    assert torch.equal(before, torch.get_rng_state())
