@@ -141,7 +141,7 @@ def _text(text: str, longest: int = LONGEST) -> str:
     """Text as content of an HTML-like label; Graphviz reads backslashes there too."""
     text = printable(text)
     if len(text) > longest:
-        text = f"{text[: longest - 3]}..."
+        text = f"{text[: longest // 2]}...{text[3 - longest // 2 :]}"
     for plain, safe in (
         ("&", "&amp;"),
         ("<", "&lt;"),

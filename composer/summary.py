@@ -15,7 +15,7 @@ from composer.rows import Row, distribution_name, parts_of, read_rows
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
-__all__ = ["Head", "Summary", "printable", "summarize"]
+__all__ = ["Head", "Summary", "percent", "printable", "summarize"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def percent(share: float) -> str:
+    """
+    >>> percent(0.0001), percent(0.004), percent(0.5)
+    ('<0.1 %', '0.4 %', '50.0 %')
+    """
+    return "<0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
+
+
 def _heads(network: str, part: NetworkModule) -> list[Head]:
     if not isinstance(part, Policy):
         ports = part.network.out_ports
@@ -164,7 +172,7 @@ def _cells(row: Row) -> list[str]:
         row.block,
         row.shapes,
         f"{row.parameters:,}" if row.parameters else "",
-        f"{100 * row.share:.1f} %" if row.parameters else "",
+        percent(row.share) if row.parameters else "",
         "?" if row.flops is None else f"{row.flops:,}" if row.flops else "",
         row.notes,
         row.position or "",

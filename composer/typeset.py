@@ -10,7 +10,7 @@ from typing import Any
 from composer.folding import Cluster, Leaf, Part, Value
 from composer.picture import Box, Group, Picture
 from composer.rows import Row
-from composer.summary import Summary
+from composer.summary import Summary, percent
 from perception_blocks.dag import Dag, DagNode
 from perception_blocks.port import format_shape
 
@@ -157,16 +157,6 @@ def quantity(count: int) -> str:
         if count >= size and count >= 10_000:
             return f"{count / size:.1f} {unit}"
     return f"{count:,}"
-
-
-def percent(share: float) -> str:
-    """
-    >>> percent(0.0001), percent(0.004), percent(0.5)
-    ('<0.1 %', '0.4 %', '50 %')
-    """
-    if share < 0.001:
-        return "<0.1 %"
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
 
 
 def show(value: Any) -> str:
