@@ -67,7 +67,10 @@ def build_network(
     """
 
     if spec.template is not None:
-        spec = expand(spec, ports, context.problems)
+        expanded = expand(spec, ports, context.problems)
+        if expanded is None:
+            return None
+        spec = expanded
 
     def where(path: NodePath) -> str:
         place = place_of(spec, path)

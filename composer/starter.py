@@ -82,10 +82,12 @@ def _ignoring(ignored: dict[str, str]) -> Iterator[str]:
 def _networks(observations: SpaceTree) -> Iterator[str]:
     trunk = NodeSpec((), "", "dense", (), settings={k: v for k, v in TRUNK.items() if k != "block"})
     template = TemplateSpec((), None, None, None, {}, trunk, None)
-    nodes = expand(NetworkSpec((), template=template), observations.ports, Problems()).graph or {}
-    *features, latent = nodes.values()
+    network = expand(NetworkSpec((), template=template), observations.ports, Problems())
+    assert network is not None
+    assert network.graph is not None
+    *features, latent = network.graph.values()
     pictured = any(kind_of_observation(port) == "image" for port in observations.ports.values())
-    yield from ("", "policy:", "  graph:", *(_node(node) for node in nodes.values()))
+    yield from ("", "policy:", "  graph:", *map(_node, network.graph.values()))
     yield f"  heads: {{in: {latent.name}}}"
     if pictured:
         yield f"  shares: [{latent.reads[0]}] # the critic sees through the policy's eyes"

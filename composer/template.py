@@ -40,10 +40,11 @@ SMALL_CNN = {
 }
 
 
-def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> NetworkSpec:
+def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> NetworkSpec | None:
     """``spec`` with the graph that its template stands for, over the observations ``ports``; heads read its end.
 
-    A node's path is where the template says something of it, for messages. What does not fit is noted.
+    A node's path is where the template says something of it, for messages. What does not fit is noted; None where
+    there is nothing to read.
     """
     template = spec.template
     assert template is not None
@@ -54,7 +55,7 @@ def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> 
     readable = {key: port for key, port in ports.items() if 0 not in port.shape}
     if not readable:
         problems.add(template.path, "a template needs an observation to read, there is none")
-        return replace(spec, graph={}, heads=HeadsSpec(template.path))
+        return None
     nodes, end = _Expansion(template, readable).graph()
     for index, name in enumerate(spec.shares):
         if name not in nodes:
