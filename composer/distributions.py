@@ -271,17 +271,21 @@ def _matching(
             (index, None, f"a rule {text}, got {', '.join(map(repr, rule)) or 'nothing'}")
         )
         return []
+    subject = "action" if "action" in rule else "space"
+    if not isinstance(rule[subject], str):
+        problems.append((index, subject, f"{subject!r} must be a text, got {rule[subject]!r}"))
+        return []
     if "action" in rule:
         name = rule["action"]
         if name in tree.leaves:
             return [name]
-        near = did_you_mean(str(name), tree.leaves) or f"; it has {_list(tree.leaves)}"
+        near = did_you_mean(name, tree.leaves) or f"; it has {_list(tree.leaves)}"
         problems.append((index, "action", f"no action {name!r} in the action space{near}"))
         return []
     kind = rule["space"]
     matched = [key for key, leaf in tree.leaves.items() if leaf.kind == kind]
     if kind not in KINDS:
-        near = did_you_mean(str(kind), KINDS) or f"; known are {_list(KINDS)}"
+        near = did_you_mean(kind, KINDS) or f"; known are {_list(KINDS)}"
         problems.append((index, "space", f"unknown kind of space {kind!r}{near}"))
     elif not matched:
         kinds = _list(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))

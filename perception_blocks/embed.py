@@ -56,6 +56,8 @@ class OneHotBlock(PerceptionBlock):
         self.fill_constants()
 
     def fill_constants(self) -> None:
+        if self.values.is_meta:
+            return  # checking allocates nothing, however many values there are
         counts = self.num_embeddings
         with torch.device("cpu"):
             if self.elements is None or isinstance(counts, int):

@@ -7,6 +7,7 @@ state moves and no buffer of the module changes.
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output
 PROBE_BATCH = 3  # an unusual size, so that a batch axis is not mistaken for a feature axis
 # They stand for an axis whose length varies; what differs between them varies too.
 PROBE_LENGTHS = (5, 7)
+MOST_ELEMENTS = 2**28  # numbers that may exist for real while a module is measured
 
 
 @contextmanager
@@ -58,11 +60,15 @@ def measure(
     call = call or (lambda *tensors: module(*tensors))
     ports = [_of_length(port, length) for port in ports]
     with still(module):
-        for run in (_on_meta, _on_fake):
-            try:
-                return run(module, ports, call)
-            except Exception:  # no meta kernel, or data-dependent code: try the next
-                continue
+        try:
+            return _on_meta(module, ports, call)
+        except Exception:  # no meta kernel, or data-dependent code: try the next
+            pass
+        try:
+            return _on_fake(module, ports, call)
+        except Exception:
+            if _elements(module, ports) > MOST_ELEMENTS:
+                raise  # checking must not fill the memory
         return _on_zeros(module, ports, call)
 
 
@@ -120,6 +126,11 @@ def _silent(name: str) -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def _elements(module: nn.Module, ports: Sequence[Port]) -> int:
+    state = (*module.parameters(), *module.buffers())
+    return sum(tensor.numel() for tensor in state) + sum(math.prod(_sizes(p)) for p in ports)
 
 
 def _sizes(port: Port) -> list[int]:

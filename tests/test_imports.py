@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent
 # In reading order. Whoever adds a module says here what it may know of.
 PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations
-    dense residual_dense noisy features conv_plan conv residual_conv masks pooling recurrent combine elementwise reshape embed scale custom
+    dense residual_dense noisy features conv_plan conv residual_conv masks pooling
+    recurrent combine elementwise reshape embed scale custom
     lowering graph wiring construct assemble ensemble inference
 """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
-    schema blocks_help spec_diff
-    space_kinds spaces space_json observer distributions discrete_actions continuous_actions template starter
+    blocks_help spec_diff
+    space_kinds spaces space_json observer distributions discrete_actions continuous_actions schema template starter
     network construction build policy critic
     flops rows summary picture folding typeset sketch diagram_dot diagram_graphviz diagram
     export wrappers checkpoint model cli __main__
