@@ -15,6 +15,7 @@ __all__ = [
     "EmbeddingBlock",
     "FlattenBlock",
     "FlattenDenseBlock",
+    "FourierFeaturesBlock",
     "FunctionalBlock",
     "GatedSumBlock",
     "GlobalAveragePoolingBlock",
@@ -32,13 +33,16 @@ __all__ = [
     "MultiplyBlock",
     "NatureCnnBlock",
     "NatureCnnDenseBlock",
+    "NoisyDenseBlock",
     "NormalizeBlock",
     "OneHotBlock",
     "PerceptionBlock",
     "Port",
+    "PositionalEncodingBlock",
     "Registry",
     "RepeatToMatchBlock",
     "ResConvBlock",
+    "ResidualDenseBlock",
     "ScaleImageBlock",
     "SliceBlock",
     "StridedConvBlock",
@@ -70,8 +74,10 @@ if TYPE_CHECKING:
         MultiplyBlock,
     )
     from perception_blocks.embed import EmbeddingBlock, OneHotBlock
+    from perception_blocks.features import FourierFeaturesBlock, PositionalEncodingBlock
     from perception_blocks.graph import Graph, GraphError
     from perception_blocks.inference import InferenceBlock
+    from perception_blocks.noisy import NoisyDenseBlock
     from perception_blocks.pooling import (
         GlobalAveragePoolingBlock,
         MaskedGlobalPoolingBlock,
@@ -87,6 +93,7 @@ if TYPE_CHECKING:
         SliceBlock,
     )
     from perception_blocks.residual_conv import ImpalaCnnBlock, ResConvBlock
+    from perception_blocks.residual_dense import ResidualDenseBlock
     from perception_blocks.scale import NormalizeBlock, ScaleImageBlock
 else:
     __getattr__, __dir__ = lazy_attributes(
@@ -103,6 +110,9 @@ else:
             "inference": "InferenceBlock",
             "elementwise": "AddBlock CorrelationBlock GatedSumBlock MultiplyBlock",
             "pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
+            "residual_dense": "ResidualDenseBlock",
+            "noisy": "NoisyDenseBlock",
+            "features": "FourierFeaturesBlock PositionalEncodingBlock",
             "port": "Port",
             "recurrent": "GruBlock LstmBlock LstmLastStepBlock",
             "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",

@@ -88,6 +88,9 @@ class PerceptionBlock(nn.Module):
     ] = ()  # settings that the graph fills from the input's Port when left out
     takes: ClassVar[Literal["float", "integer", "any"]] = "float"  # what its inputs must be
     limits: ClassVar[Mapping[str, str]] = {}  # what it cannot do, and why: {"export": "reason"}
+    drawn_buffers: ClassVar[tuple[str, ...]] = ()  # drawn like parameters, and never trained
+    mask_of: ClassVar[Mapping[str, int]] = {}  # argument of forward -> the input whose mask it takes
+    keeps_mask: bool = False  # the output has an element for each of the first input's
     state_shapes: Mapping[str, tuple[int, ...]] = {}  # filled by blocks with memory
     initializer: Rule | None = None  # set by a node's `init:`
 
@@ -141,7 +144,7 @@ class PerceptionBlock(nn.Module):
         draw_parameters(self, seed_from(generator), self.initializer)
 
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-        """Fill a parameter that this block itself holds, not one of its layers; without this it is left as built."""
+        """Fill a parameter (or drawn buffer) of this block itself, not of its layers; else it is left as built."""
 
     def adjust_parameters(self) -> None:
         """Called under no_grad after all weights were drawn, to scale or set some of them."""

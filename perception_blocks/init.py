@@ -146,8 +146,13 @@ def draw_parameters(module: nn.Module, seed: int, rule: Rule | None = None) -> N
 
 
 def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    if _family(layer) is not None:
-        yield from ((n, p) for n, p in layer._parameters.items() if p is not None and not p.is_meta)
+    """Its parameters, and the buffers that its ``drawn_buffers`` names."""
+    if _family(layer) is None:
+        return
+    drawn = {name: layer._buffers.get(name) for name in getattr(layer, "drawn_buffers", ())}
+    for name, tensor in {**drawn, **layer._parameters}.items():
+        if tensor is not None and not tensor.is_meta:
+            yield name, tensor
 
 
 def _draw(
@@ -214,7 +219,7 @@ _FAMILIES: dict[type, Callable[..., None]] = {
 
 
 def _own(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    tensor.copy_(layer._parameters[name])  # unless the block says otherwise, it stays as built
+    tensor.copy_(getattr(layer, name))  # unless the block says otherwise, it stays as built
     layer.draw_parameter(name, tensor, generator)
 
 

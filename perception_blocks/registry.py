@@ -250,6 +250,25 @@ BLOCKS.register_all(
     "perception_blocks.residual_conv",
     {"impala_cnn": "ImpalaCnnBlock", "res_conv": "ResConvBlock"},
 )
+BLOCKS.register_all(
+    "perception_blocks.residual_dense",
+    {
+        "residual_dense": "ResidualDenseBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.noisy",
+    {
+        "noisy_dense": "NoisyDenseBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.features",
+    {
+        "fourier_features": "FourierFeaturesBlock",
+        "positional_encoding": "PositionalEncodingBlock",
+    },
+)
 BLOCKS.register_all("perception_blocks.custom", {"functional": "FunctionalBlock"})
 
 ACTIVATIONS.register_all(

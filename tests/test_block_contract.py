@@ -120,6 +120,16 @@ SAMPLES = [
     Sample("multi_index_slice", [(5, 4)], {"dim": -2, "indices": [3, 0]}),
     Sample("repeat_to_match", [(1, 4), (6, 3)], {"dim": 0}),
     Sample("repeat_to_match", [(2, 1), (None, 3)], {"dim": -1}),
+    Sample("residual_dense", [(3,)], {"hidden_units": 8}),
+    Sample("residual_dense", [(3,)], {"hidden_units": 8, "form": "bronet", "activation": "prelu"}),
+    Sample("noisy_dense", [(3,)], {"hidden_units": [8, 4]}),
+    Sample("noisy_dense", [(3,)], {"hidden_units": 4, "bias": False, "norm": "layer"}),
+    Sample("fourier_features", [(3,)], {"num_frequencies": 8}),
+    Sample("fourier_features", [(3,)], {"learned": True, "include_input": True}),
+    Sample("positional_encoding", [(6, 5)]),
+    Sample("positional_encoding", [(None, 4)]),
+    Sample("positional_encoding", [(6, 4)], {"learned": True}),
+    Sample("positional_encoding", [(None, 4)], {"learned": True, "max_length": 12}),
     Sample("functional", [(3,), (3,)], {"function": "add"}),
     Sample("functional", [(3, 4)], {"function": torch.sum, "dim": -1}),
     Sample("scale_image", [image(8, 9, 3)], {"low": 0, "high": 255}),
@@ -268,7 +278,7 @@ def test_drawing_depends_on_the_generator_alone_and_leaves_nothing_undrawn(sampl
         state = torch.random.get_rng_state()
         block.reset_parameters(torch.Generator().manual_seed(3))
         assert torch.equal(state, torch.random.get_rng_state())
-    for (name, one), two in zip(first.named_parameters(), second.parameters()):
+    for (name, one), two in zip(first.state_dict().items(), second.state_dict().values()):
         assert torch.isfinite(one).all(), name
         assert torch.equal(one, two), name
 

@@ -17,11 +17,12 @@ COMPOSER = """
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS INITIALIZERS AddBlock ConcatBlock CorrelationBlock DenseBlock EmbeddingBlock FlattenBlock
-    FlattenDenseBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock Graph GraphError GruBlock
-    ImpalaCnnBlock InferenceBlock LinearOutputBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
-    MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock NormalizeBlock OneHotBlock PerceptionBlock
-    Port Registry RepeatToMatchBlock ResConvBlock ScaleImageBlock SliceBlock StridedConvBlock StridedConvDenseBlock
-    VggConvBlock VggConvDenseBlock VggConvGapBlock init
+    FlattenDenseBlock FourierFeaturesBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock Graph GraphError
+    GruBlock ImpalaCnnBlock InferenceBlock LinearOutputBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock
+    MemoryBlock MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock NoisyDenseBlock NormalizeBlock
+    OneHotBlock PerceptionBlock Port PositionalEncodingBlock Registry RepeatToMatchBlock ResConvBlock
+    ResidualDenseBlock ScaleImageBlock SliceBlock StridedConvBlock StridedConvDenseBlock VggConvBlock
+    VggConvDenseBlock VggConvGapBlock init
 """
 
 
