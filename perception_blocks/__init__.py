@@ -11,6 +11,7 @@ __all__ = [
     "AddBlock",
     "ConcatBlock",
     "CorrelationBlock",
+    "CrossAttentionBlock",
     "DenseBlock",
     "EmbeddingBlock",
     "FlattenBlock",
@@ -29,6 +30,7 @@ __all__ = [
     "LstmLastStepBlock",
     "MaskedGlobalPoolingBlock",
     "MemoryBlock",
+    "MultiHeadAttentionBlock",
     "MultiIndexSliceBlock",
     "MultiplyBlock",
     "NatureCnnBlock",
@@ -43,10 +45,14 @@ __all__ = [
     "RepeatToMatchBlock",
     "ResConvBlock",
     "ResidualDenseBlock",
+    "RnnBlock",
     "ScaleImageBlock",
+    "SelfAttentionConvBlock",
+    "SelfAttentionSeqBlock",
     "SliceBlock",
     "StridedConvBlock",
     "StridedConvDenseBlock",
+    "TransformerEncoderBlock",
     "VggConvBlock",
     "VggConvDenseBlock",
     "VggConvGapBlock",
@@ -55,6 +61,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from perception_blocks import init
+    from perception_blocks.attention import (
+        CrossAttentionBlock,
+        MultiHeadAttentionBlock,
+        SelfAttentionSeqBlock,
+    )
+    from perception_blocks.attention_conv import SelfAttentionConvBlock
     from perception_blocks.block import MemoryBlock, PerceptionBlock
     from perception_blocks.combine import ConcatBlock
     from perception_blocks.conv import (
@@ -84,7 +96,7 @@ if TYPE_CHECKING:
         VggConvGapBlock,
     )
     from perception_blocks.port import Port
-    from perception_blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock
+    from perception_blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock, RnnBlock
     from perception_blocks.registry import ACTIVATIONS, BLOCKS, INITIALIZERS, Registry
     from perception_blocks.reshape import (
         FlattenBlock,
@@ -95,10 +107,13 @@ if TYPE_CHECKING:
     from perception_blocks.residual_conv import ImpalaCnnBlock, ResConvBlock
     from perception_blocks.residual_dense import ResidualDenseBlock
     from perception_blocks.scale import NormalizeBlock, ScaleImageBlock
+    from perception_blocks.transformer import TransformerEncoderBlock
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "attention": "CrossAttentionBlock MultiHeadAttentionBlock SelfAttentionSeqBlock",
+            "attention_conv": "SelfAttentionConvBlock",
             "block": "MemoryBlock PerceptionBlock",
             "combine": "ConcatBlock",
             "conv": "NatureCnnBlock NatureCnnDenseBlock StridedConvBlock StridedConvDenseBlock "
@@ -114,11 +129,12 @@ else:
             "noisy": "NoisyDenseBlock",
             "features": "FourierFeaturesBlock PositionalEncodingBlock",
             "port": "Port",
-            "recurrent": "GruBlock LstmBlock LstmLastStepBlock",
+            "recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
             "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",
             "reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
             "residual_conv": "ImpalaCnnBlock ResConvBlock",
             "scale": "NormalizeBlock ScaleImageBlock",
+            "transformer": "TransformerEncoderBlock",
         },
         submodules=("init",),
     )

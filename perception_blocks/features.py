@@ -71,6 +71,8 @@ class PositionalEncodingBlock(PerceptionBlock):
     [(None, 6)]
     """
 
+    keeps_mask = True
+    keeps_mask = True
     places: Tensor | None
 
     def __init__(

@@ -1,159 +1,38 @@
-"""LSTM and GRU: memory carried from step to step on a vector, a window read from a zero state on (time, features).
-
-One step is written out in plain operations, so that it takes any leading axes and can be compiled,
-exported and vmapped; many steps at once go through torch's fused kernels.
-"""
+"""LSTM, GRU and plain RNN: memory from step to step on a vector, a window read from a zero state on (time, F)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception_blocks.block import MemoryBlock, State, is_traced, one_input
+from perception_blocks.block import MemoryBlock, State, one_input
 from perception_blocks.port import InputShapeError, Shape, Shapes
+from perception_blocks.recurrent_layers import Carry, GruLayer, LstmLayer, RecurrentLayer, RnnLayer
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveInt, Probability
 
-__all__ = ["GruBlock", "LstmBlock", "LstmLastStepBlock", "RecurrentBlock", "RecurrentLayer"]
-
-Carry: TypeAlias = tuple[Tensor, ...]  # (h,) or (h, c) of one layer, each (..., hidden)
-
-
-class RecurrentLayer(nn.RNNBase):
-    """One layer over (..., T, F) from ``carry`` (None: from zero): its outputs, and where it ended.
-
-    Parameters are those of a torch layer (``weight_ih_l0`` ...), of one direction or of both. Not derived from nn.LSTM
-    or nn.GRU, which torch.compile does not look into.
-    """
-
-    carried: tuple[str, ...]
-
-    def __init__(self, mode: str, features: int, hidden_units: int, bidirectional: bool) -> None:
-        super().__init__(
-            mode, features, hidden_units, batch_first=True, bidirectional=bidirectional
-        )
-
-    def fused(self, x_BTF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Torch's kernel: one batch axis, carry (directions, B, hidden)."""
-        raise TypeError(f"{type(self).__name__} must define fused(x_BTF, carry)")
-
-    def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
-        """One step for any leading axes; torch's kernel for a step is used where it can be."""
-        raise TypeError(f"{type(self).__name__} must define step(x_F, carry, direction)")
-
-    def forward(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
-        if is_traced():
-            return self._stepwise(x_TF, carry)
-        leading = x_TF.shape[:-2]
-        x_BTF = x_TF.reshape(-1, *x_TF.shape[-2:])
-        if carry is None:
-            directions = 2 if self.bidirectional else 1
-            zero = x_TF.new_zeros(directions, x_BTF.shape[0], self.hidden_size)
-            flat = (zero,) * len(self.carried)
-        else:
-            flat = tuple(part.reshape(1, -1, self.hidden_size).contiguous() for part in carry)
-        y_BTF, ends = self.fused(x_BTF, flat)
-        carry = tuple(end[0].reshape(*leading, self.hidden_size) for end in ends)
-        return y_BTF.reshape(*leading, *y_BTF.shape[1:]), carry
-
-    def weights(self, direction: str = "") -> list[Tensor]:
-        """Input and hidden weights, then biases; of ``"_reverse"`` for the way back."""
-        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        if direction:
-            names = tuple(name + direction for name in names)
-        return [getattr(self, name) for name in names]
-
-    def all_weights_flat(self) -> list[Tensor]:
-        return [*self.weights(), *(self.weights("_reverse") if self.bidirectional else ())]
-
-    def _stepwise(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
-        """The same in plain operations, which can be compiled, exported and vmapped."""
-        zero = x_TF.new_zeros((*x_TF.shape[:-2], self.hidden_size))
-        start = carry or (zero,) * len(self.carried)
-        steps = x_TF.unbind(-2)
-        y_TF, carry = self._pass(steps, start, "")
-        if self.bidirectional:
-            back_TF, _ = self._pass(steps[::-1], start, "_reverse")
-            y_TF = torch.cat([y_TF, back_TF.flip(-2)], dim=-1)
-        return y_TF, carry
-
-    def _pass(self, steps: Sequence[Tensor], carry: Carry, direction: str) -> tuple[Tensor, Carry]:
-        outputs = []
-        for x_F in steps:
-            carry = self.step(x_F, carry, direction)
-            outputs.append(carry[0])
-        return torch.stack(outputs, dim=-2), carry
-
-
-class LstmLayer(RecurrentLayer):
-    """A layer of long short-term memory, with torch's weights and order of gates."""
-
-    carried = ("h", "c")
-
-    def __init__(self, features: int, hidden_units: int, bidirectional: bool = False) -> None:
-        super().__init__("LSTM", features, hidden_units, bidirectional)
-
-    def fused(self, x_BTF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        weights = self.all_weights_flat()
-        both = self.bidirectional
-        y, h, c = torch.lstm(x_BTF, carry, weights, True, 1, 0.0, self.training, both, True)
-        return y, (h, c)
-
-    def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
-        if x_F.dim() == 2 and not is_traced():
-            return torch.lstm_cell(x_F, carry, *self.weights(direction))
-        h, c = carry
-        w_input, w_hidden, b_input, b_hidden = self.weights(direction)
-        gates = functional.linear(x_F, w_input, b_input) + functional.linear(h, w_hidden, b_hidden)
-        write, keep, content, show = gates.chunk(4, dim=-1)
-        c = torch.sigmoid(keep) * c + torch.sigmoid(write) * torch.tanh(content)
-        return torch.sigmoid(show) * torch.tanh(c), c
-
-
-class GruLayer(RecurrentLayer):
-    """A layer of gated recurrent units, with torch's weights and order of gates."""
-
-    carried = ("h",)
-
-    def __init__(self, features: int, hidden_units: int, bidirectional: bool = False) -> None:
-        super().__init__("GRU", features, hidden_units, bidirectional)
-
-    def fused(self, x_BTF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        weights = self.all_weights_flat()
-        both = self.bidirectional
-        y, h = torch.gru(x_BTF, carry[0], weights, True, 1, 0.0, self.training, both, True)
-        return y, (h,)
-
-    def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
-        (h,) = carry
-        if x_F.dim() == 2 and not is_traced():
-            return (torch.gru_cell(x_F, h, *self.weights(direction)),)
-        w_input, w_hidden, b_input, b_hidden = self.weights(direction)
-        from_x = functional.linear(x_F, w_input, b_input).chunk(3, dim=-1)
-        from_h = functional.linear(h, w_hidden, b_hidden).chunk(3, dim=-1)
-        forget = torch.sigmoid(from_x[0] + from_h[0])
-        keep = torch.sigmoid(from_x[1] + from_h[1])
-        content = torch.tanh(from_x[2] + forget * from_h[2])
-        return (content + keep * (h - content),)
+__all__ = ["GruBlock", "LstmBlock", "LstmLastStepBlock", "RecurrentBlock", "RnnBlock"]
 
 
 class RecurrentBlock(MemoryBlock):
-    """What lstm and gru share: layers with a norm after and dropout between them.
+    """What lstm, gru and rnn share: layers with a norm after and dropout between them.
 
-    A subclass names its layers' class and its state. Parameters are called ``layers.0.weight_ih_l0`` and so on.
+    A subclass names its state and hands over what makes a layer from (features, hidden_units, bidirectional).
+    Parameters are called ``layers.0.weight_ih_l0`` and so on.
     """
 
-    layer: Callable[[int, int, bool], RecurrentLayer]
     carried: tuple[str, ...]
 
     def __init__(
         self,
         in_shapes: Shapes,
         name: str,
+        layer: Callable[[int, int, bool], RecurrentLayer],
         *,
         hidden_units: int,
         num_layers: int,
@@ -166,12 +45,13 @@ class RecurrentBlock(MemoryBlock):
         width = hidden_units * (2 if bidirectional else 1)
         super().__init__(in_shapes, out_shapes=[(*shape[:-1], width)])
         sizes: list[Any] = [shape[-1], *[width] * (num_layers - 1)]
-        self.layers = nn.ModuleList(self.layer(size, hidden_units, bidirectional) for size in sizes)
+        self.layers = nn.ModuleList(layer(size, hidden_units, bidirectional) for size in sizes)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in sizes) if layer_norm else None
         self.hidden_units = hidden_units
         self.dropout = dropout
         self.bidirectional = bidirectional
         self.reads_window = len(shape) == 2
+        self.keeps_mask = not bidirectional  # padding at the end reaches no step before it
         if not self.reads_window:
             self.state_shapes = dict.fromkeys(self.carried, (num_layers, hidden_units))
 
@@ -256,7 +136,6 @@ class LstmBlock(RecurrentBlock):
     [(10, 4)]
     """
 
-    layer = LstmLayer
     carried = LstmLayer.carried
 
     def __init__(
@@ -272,6 +151,7 @@ class LstmBlock(RecurrentBlock):
         super().__init__(
             in_shapes,
             "lstm",
+            LstmLayer,
             hidden_units=hidden_units,
             num_layers=num_layers,
             dropout=dropout,
@@ -291,7 +171,6 @@ class GruBlock(RecurrentBlock):
     {'h': (2, 4)}
     """
 
-    layer = GruLayer
     carried = GruLayer.carried
 
     def __init__(
@@ -307,6 +186,43 @@ class GruBlock(RecurrentBlock):
         super().__init__(
             in_shapes,
             "gru",
+            GruLayer,
+            hidden_units=hidden_units,
+            num_layers=num_layers,
+            dropout=dropout,
+            layer_norm=layer_norm,
+            bidirectional=bidirectional,
+        )
+
+
+@BLOCKS.register("rnn")
+class RnnBlock(RecurrentBlock):
+    """Plain recurrent layers (Elman, 1990): ``(F,)`` -> ``(hidden_units,)``, carrying ``h`` from step to step.
+
+    On a window ``(T, F)`` it starts from zero, carries nothing and gives ``(T, hidden_units)``, or twice as many
+    features where it is ``bidirectional``. ``dropout`` acts between layers, ``layer_norm`` on each layer's output.
+
+    >>> RnnBlock([(3,)], hidden_units=4).state_shapes
+    {'h': (1, 4)}
+    """
+
+    carried = RnnLayer.carried
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        hidden_units: PositiveInt,
+        num_layers: PositiveInt = 1,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        dropout: Probability = 0.0,
+        layer_norm: bool = False,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__(
+            in_shapes,
+            "rnn",
+            functools.partial(RnnLayer, nonlinearity),
             hidden_units=hidden_units,
             num_layers=num_layers,
             dropout=dropout,
@@ -325,7 +241,6 @@ class LstmLastStepBlock(RecurrentBlock):
     [(4,)]
     """
 
-    layer = LstmLayer
     carried = LstmLayer.carried
 
     def __init__(
@@ -345,6 +260,7 @@ class LstmLastStepBlock(RecurrentBlock):
         super().__init__(
             in_shapes,
             "lstm_last_step",
+            LstmLayer,
             hidden_units=hidden_units,
             num_layers=num_layers,
             dropout=dropout,
@@ -352,6 +268,7 @@ class LstmLastStepBlock(RecurrentBlock):
             bidirectional=bidirectional,
         )
         self._out_shapes = [self.out_shapes[0][1:]]
+        self.keeps_mask = False
 
     def forward(
         self,

@@ -211,7 +211,12 @@ BLOCKS.register_all(
 )
 BLOCKS.register_all(
     "perception_blocks.recurrent",
-    {"lstm": "LstmBlock", "gru": "GruBlock", "lstm_last_step": "LstmLastStepBlock"},
+    {
+        "lstm": "LstmBlock",
+        "gru": "GruBlock",
+        "lstm_last_step": "LstmLastStepBlock",
+        "rnn": "RnnBlock",
+    },
 )
 BLOCKS.register_all("perception_blocks.combine", {"concat": "ConcatBlock"})
 BLOCKS.register_all(
@@ -268,6 +273,22 @@ BLOCKS.register_all(
         "fourier_features": "FourierFeaturesBlock",
         "positional_encoding": "PositionalEncodingBlock",
     },
+)
+BLOCKS.register_all(
+    "perception_blocks.attention",
+    {
+        "multi_head_attention": "MultiHeadAttentionBlock",
+        "self_attention_seq": "SelfAttentionSeqBlock",
+        "cross_attention": "CrossAttentionBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.attention_conv",
+    {"self_attention_conv": "SelfAttentionConvBlock"},
+)
+BLOCKS.register_all(
+    "perception_blocks.transformer",
+    {"transformer_encoder": "TransformerEncoderBlock"},
 )
 BLOCKS.register_all("perception_blocks.custom", {"functional": "FunctionalBlock"})
 

@@ -130,6 +130,9 @@ SAMPLES = [
     Sample("positional_encoding", [(None, 4)]),
     Sample("positional_encoding", [(6, 4)], {"learned": True}),
     Sample("positional_encoding", [(None, 4)], {"learned": True, "max_length": 12}),
+    Sample("rnn", [(3,)], {"hidden_units": 4}),
+    Sample("rnn", [(3,)], {"hidden_units": 4, "num_layers": 2, "nonlinearity": "relu"}),
+    Sample("rnn", [(6, 3)], {"hidden_units": 4, "bidirectional": True, "layer_norm": True}),
     Sample("functional", [(3,), (3,)], {"function": "add"}),
     Sample("functional", [(3, 4)], {"function": torch.sum, "dim": -1}),
     Sample("scale_image", [image(8, 9, 3)], {"low": 0, "high": 255}),
@@ -150,6 +153,26 @@ SAMPLES += [
     Sample("impala_cnn", [(2, None)], {"hidden_channels": [3], "num_blocks": 1}),
     Sample("res_conv", [(2, 9, 10)], {"hidden_channels": [2, 4], "strides": [1, 2]}),
     Sample("res_conv", [(2, 9)], {"hidden_channels": [4], "hidden_kernels": 2, "norm": "layer"}),
+]
+SEEN, PAIRS = integers(7, of=2), integers(7, 7, of=2)  # keys of a set that may be attended to
+QUERY_KEY_VALUE = [(4, 6), (7, 5), (7, 3)]
+SAMPLES += [
+    Sample("multi_head_attention", QUERY_KEY_VALUE, {"num_heads": 2}),
+    Sample("multi_head_attention", [*QUERY_KEY_VALUE, SEEN], {"return_weights": True}),
+    Sample("multi_head_attention", [*QUERY_KEY_VALUE, integers(2, 4, 7, of=2)], {"num_heads": 2}),
+    Sample("multi_head_attention", [*QUERY_KEY_VALUE, integers(4, 7, of=2), SEEN]),
+    Sample("self_attention_seq", [(None, 4)], {"num_heads": 2, "causal": True, "dropout": 0.5}),
+    Sample("self_attention_seq", [(7, 4), SEEN], {"hidden_units": 6, "return_weights": True}),
+    Sample("self_attention_seq", [(7, 4), PAIRS, SEEN], {"causal": True, "residual": True}),
+    Sample("cross_attention", [(4,), (7, 3), SEEN], {"num_heads": 2}),
+    Sample("cross_attention", [(4,), (None, 3)], {"return_weights": True, "residual": True}),
+    Sample("cross_attention", [(5, 4), (7, 3), integers(5, 7, of=2)], {"bias": False}),
+    Sample("transformer_encoder", [(7, 4)], {"num_layers": 2, "num_heads": 2, "causal": True}),
+    Sample("transformer_encoder", [(7, 4), SEEN], {"dropout": 0.5, "activation": "gelu"}),
+    Sample("self_attention_conv", [(9, 3, 4)]),
+    Sample("self_attention_conv", [(2, 7), SEEN], {"return_weights": True}),
+    Sample("self_attention_conv", [(2, None, 7)]),
+    Sample("self_attention_conv", [(2, 1, 7), PAIRS], {"hidden_channels": 3}),
 ]
 MEMORY = [s for s in SAMPLES if s.build().state_shapes]
 

@@ -16,13 +16,14 @@ COMPOSER = """
     Critic Model Policy SpecError __version__ compose draw load
 """
 PERCEPTION_BLOCKS = """
-    ACTIVATIONS BLOCKS INITIALIZERS AddBlock ConcatBlock CorrelationBlock DenseBlock EmbeddingBlock FlattenBlock
-    FlattenDenseBlock FourierFeaturesBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock Graph GraphError
-    GruBlock ImpalaCnnBlock InferenceBlock LinearOutputBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock
-    MemoryBlock MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock NoisyDenseBlock NormalizeBlock
-    OneHotBlock PerceptionBlock Port PositionalEncodingBlock Registry RepeatToMatchBlock ResConvBlock
-    ResidualDenseBlock ScaleImageBlock SliceBlock StridedConvBlock StridedConvDenseBlock VggConvBlock
-    VggConvDenseBlock VggConvGapBlock init
+    ACTIVATIONS BLOCKS INITIALIZERS AddBlock ConcatBlock CorrelationBlock CrossAttentionBlock DenseBlock
+    EmbeddingBlock FlattenBlock FlattenDenseBlock FourierFeaturesBlock FunctionalBlock GatedSumBlock
+    GlobalAveragePoolingBlock Graph GraphError GruBlock ImpalaCnnBlock InferenceBlock LinearOutputBlock LstmBlock
+    LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock MultiHeadAttentionBlock MultiIndexSliceBlock MultiplyBlock
+    NatureCnnBlock NatureCnnDenseBlock NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock Port
+    PositionalEncodingBlock Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
+    SelfAttentionConvBlock SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock
+    TransformerEncoderBlock VggConvBlock VggConvDenseBlock VggConvGapBlock init
 """
 
 

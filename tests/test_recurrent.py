@@ -8,9 +8,9 @@ from torch import nn
 
 from perception_blocks.block import InputShapeError
 from perception_blocks.init import orthogonal
-from perception_blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock
+from perception_blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock, RnnBlock
 
-KINDS = [(LstmBlock, nn.LSTM), (GruBlock, nn.GRU)]
+KINDS = [(LstmBlock, nn.LSTM), (GruBlock, nn.GRU), (RnnBlock, nn.RNN)]
 
 
 def torch_twin(block, kind, features, **settings):
@@ -59,13 +59,21 @@ def test_last_step_is_the_final_state_of_each_direction(bidirectional):
     torch.testing.assert_close(block(x), torch.cat(last, dim=-1))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rnn_takes_another_nonlinearity(bidirectional):
+    block = RnnBlock([(7, 3)], hidden_units=4, nonlinearity="relu", bidirectional=bidirectional)
+    twin = torch_twin(block, nn.RNN, 3, nonlinearity="relu", bidirectional=bidirectional)
+    x = torch.randn(5, 7, 3)
+    torch.testing.assert_close(block(x), twin(x)[0])
+
+
 def test_a_window_of_any_length_where_the_shape_leaves_it_open():
     block = GruBlock([(None, 3)], hidden_units=4)
     assert block.out_shapes == [(None, 4)]
     assert block(torch.randn(2, 9, 3)).shape == (2, 9, 4)
 
 
-@pytest.mark.parametrize("kind", [LstmBlock, GruBlock])
+@pytest.mark.parametrize("kind", [LstmBlock, GruBlock, RnnBlock])
 def test_dropout_acts_between_layers_in_both_ways_of_running(kind):
     block = kind([(3,)], hidden_units=4, num_layers=2, dropout=1.0).train()
     x, state = torch.randn(5, 7, 3), block.initial_state(5)
@@ -162,7 +170,7 @@ def test_settings_that_do_not_fit_are_refused_in_words(settings, message):
         LstmBlock([(3,)], **settings)
 
 
-@pytest.mark.parametrize("kind", [LstmBlock, GruBlock])
+@pytest.mark.parametrize("kind", [LstmBlock, GruBlock, RnnBlock])
 def test_an_ensemble_runs_as_one_vmapped_call(kind):
     members = [kind([(3,)], hidden_units=4) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(members)
