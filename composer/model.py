@@ -481,7 +481,8 @@ class _Composer:
         return {key: port for key, port in self.ports.items() if key in wanted}
 
     def _refuse_unread(self, masks: set[str]) -> None:
+        masking = {port.mask for port in self.ports.values()}  # a mask goes where its value goes
         for key in self.ports:
-            if key not in self.context.read | masks:
+            if key not in masking and key not in self.context.read | masks:
                 message = f"the observation {key!r} is read by no network; name it under 'ignore' if that is meant"
                 self.problems.add(("policy",), message, key=True)

@@ -21,12 +21,14 @@ from perception_blocks.wiring import (
     CombinedNodeError,
     NodeError,
     filled,
+    kept_mask,
     module_name,
     nested_graph,
     nested_outputs,
     output_names,
     strip_each,
     wires,
+    with_masks,
 )
 
 __all__ = ["BuiltNode", "assemble"]
@@ -153,6 +155,8 @@ class _Assembly:
             return self._build_nested(node, source, path)
         block, settings = resolve_block(source.block, source.settings)
         reads, arguments = wires(node, block)
+        if not node.each:
+            reads, arguments = with_masks(block, reads, arguments, self.ports)
         in_ports = tuple(self.ports[name] for name in reads)
         inner, axes = strip_each(node, list(in_ports))
         settings = filled(block, settings, inner)
@@ -173,6 +177,8 @@ class _Assembly:
             single=single,
             state=_state_names(node, states),
         )
+        mask = kept_mask(node, module, reads, self.ports)
+        outs = [replace(port, mask=mask) for port in outs] if mask else outs
         named = {name: port for name, port in zip(names, outs) if name != "_"}
         return _built(node, block_name(block), settings, in_ports, named, axes, step, states)
 
@@ -183,7 +189,10 @@ class _Assembly:
         inputs = node.inputs
         wired = inputs if isinstance(inputs, Mapping) else {name: name for name in inputs}
         inner, axes = strip_each(node, [self.ports[name] for name in wired.values()])
-        graph = nested_graph(source.block, dict(zip(wired, inner)))
+        masks = {port.mask: port.mask for port in inner if port.mask is not None}
+        wired = {**masks, **wired}  # what is masked brings its mask along
+        inner = [*(self.ports[name] for name in masks), *inner]
+        graph = nested_graph(source.block, dict(zip(wired, inner)), masks)
         out = nested_outputs(node, graph)
         net = self._module(
             source,

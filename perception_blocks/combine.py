@@ -34,6 +34,7 @@ class ConcatBlock(PerceptionBlock):
         axis = len(first) + dim
         super().__init__(in_shapes, out_shapes=[(*first[:axis], total, *first[axis + 1 :])])
         self.dim = dim
+        self.keeps_mask = len(first) + dim > 0  # not where it joins the elements themselves
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return torch.cat(inputs, dim=self.dim)

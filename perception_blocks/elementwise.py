@@ -24,6 +24,8 @@ __all__ += ["widened"]
 class ElementwiseBlock(PerceptionBlock):
     """What they share: the shape that all inputs broadcast to."""
 
+    keeps_mask = True
+
     def __init__(self, in_shapes: Shapes) -> None:
         shape = broadcast_shape(in_shapes, block_name(type(self)))
         super().__init__(in_shapes, out_shapes=[shape])

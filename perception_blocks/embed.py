@@ -35,6 +35,7 @@ class OneHotBlock(PerceptionBlock):
     """
 
     takes = "integer"
+    keeps_mask = True
     from_ports = ("num_embeddings",)
     values: Tensor
     elements: Tensor | None
@@ -89,6 +90,7 @@ class EmbeddingBlock(PerceptionBlock):
     """
 
     takes = "integer"
+    keeps_mask = True
     from_ports = ("num_embeddings",)
     starts: Tensor | None
 

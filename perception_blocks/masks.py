@@ -6,7 +6,7 @@ is masked altogether becomes zeros with finite gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -33,6 +33,7 @@ class MaskedBlock(PerceptionBlock):
     """What blocks with masks share: the first ``quantities`` inputs are numbers, masks of any kind follow."""
 
     quantities: ClassVar[int] = 1
+    mask_of: ClassVar[Mapping[str, int]] = {"mask": 0}
 
     @classmethod
     def check_ports(cls, in_ports: Sequence[Port]) -> None:

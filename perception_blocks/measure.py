@@ -138,6 +138,8 @@ def _sizes(port: Port) -> list[int]:
 
 
 def _probe_dtype(port: Port) -> torch.dtype:
+    if port.dtype == torch.bool:
+        return torch.bool
     return torch.int64 if port.is_integer else torch.get_default_dtype()
 
 

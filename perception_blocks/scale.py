@@ -96,6 +96,7 @@ class NormalizeBlock(PerceptionBlock):
     """
 
     takes = "any"
+    keeps_mask = True
     mean: Tensor
     var: Tensor
     count: Tensor

@@ -13,8 +13,16 @@ from perception_blocks.graph import Graph, Node
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["NodeError", "filled", "module_name", "nested_graph", "nested_outputs", "output_names"]
-__all__ += ["strip_each", "wires"]
+__all__ = [
+    "NodeError",
+    "filled",
+    "kept_mask",
+    "module_name",
+    "nested_graph",
+    "nested_outputs",
+    "output_names",
+]
+__all__ += ["strip_each", "wires", "with_masks"]
 
 # What each setting named in `from_ports` is called on the Port.
 PORT_SETTINGS = {"num_embeddings": "cardinality"}
@@ -56,6 +64,49 @@ def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | No
     return tuple(node.inputs[name] for name in ordered), None if positional else tuple(ordered)
 
 
+def with_masks(
+    block: Any, reads: tuple[str, ...], names: tuple[str, ...] | None, ports: Mapping[str, Port]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The values and argument names of `wires`, and the masks of the inputs where the block takes them."""
+    known = [name for name in inspect.signature(block.forward).parameters if name != "self"]
+    given = dict(zip(known if names is None else names, reads))
+    added = {}
+    for argument, index in getattr(block, "mask_of", {}).items():
+        masked = given.get(known[index])
+        mask = None if masked is None else ports[masked].mask
+        if mask is not None and argument not in given:
+            added[argument] = mask
+    if not added:
+        return reads, names
+    given |= added
+    ordered = sorted(given, key=known.index)
+    positional = ordered == known[: len(ordered)]
+    return tuple(given[name] for name in ordered), None if positional else tuple(ordered)
+
+
+def kept_mask(
+    node: Node, module: Any, reads: Sequence[str], ports: Mapping[str, Port]
+) -> str | None:
+    """The name of the mask that a node's outputs still have: that of its inputs, which must share one.
+
+    Raises NodeError where a mask would be dropped in silence.
+    """
+    masked = {name: ports[name].mask for name in reads if ports[name].mask is not None}
+    if node.each or getattr(module, "keeps_mask", False):
+        if len(set(masked.values())) > 1:
+            names = " and ".join(map(repr, sorted(set(masked.values()), key=str)))
+            raise NodeError("in", f"the inputs are masked by {names}; they must share one mask")
+        return next(iter(masked.values()), None)
+    for name, mask in masked.items():
+        if mask not in reads:
+            raise NodeError(
+                "in",
+                f"{block_label(module)} would drop the mask of {name!r}; pool or attend first "
+                "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1",
+            )
+    return None
+
+
 def strip_each(node: Node, ports: list[Port]) -> tuple[list[Port], Shape]:
     """Ports without their first `each` axes, which all inputs must share, and those axes."""
     if not node.each:
@@ -72,7 +123,7 @@ def strip_each(node: Node, ports: list[Port]) -> tuple[list[Port], Shape]:
         raise NodeError(
             "each", f"'each: {node.each}' needs inputs with the same first axes, got {sizes}"
         )
-    inner = [replace(port, shape=port.shape[node.each :]) for port in ports]
+    inner = [replace(port, shape=port.shape[node.each :], mask=None) for port in ports]
     return inner, axes.pop() if axes else ()
 
 
@@ -96,23 +147,22 @@ def output_names(node: Node, count: int, label: str) -> tuple[str, ...]:
     return node.out
 
 
-def nested_graph(graph: Graph, ports: Mapping[str, Port]) -> Graph:
-    """The nested graph with the Ports that really come in."""
+def nested_graph(graph: Graph, ports: Mapping[str, Port], masks: Iterable[str] = ()) -> Graph:
+    """The nested graph with the Ports that really come in; ``masks`` may stay unread."""
     declared = graph.inputs
-    for name, port in ports.items():
+    wired = {name: port for name, port in ports.items() if name not in masks}
+    for name, port in wired.items():
         if declared and name not in declared:
-            raise NodeError(
-                "in", f"the nested graph has no input {name!r}{did_you_mean(name, declared)}"
-            )
+            near = did_you_mean(name, declared)
+            raise NodeError("in", f"the nested graph has no input {name!r}{near}")
         if declared and declared[name].shape != port.shape:
             expected, got = format_shape(declared[name].shape), format_shape(port.shape)
-            raise NodeError(
-                "in", f"the nested graph declares {name!r} as {expected}, but gets {got}"
-            )
+            message = f"the nested graph declares {name!r} as {expected}, but gets {got}"
+            raise NodeError("in", message)
     for name in declared:
         if name not in ports:
             raise NodeError("in", f"the nested graph's input {name!r} is not given")
-    inner = Graph(ports)
+    inner = Graph(ports, optional=masks)
     inner.nodes = graph.nodes
     return inner
 

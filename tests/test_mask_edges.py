@@ -1,0 +1,119 @@
+"""Masks go along the edges of a graph: who can use one gets it untold, and no one drops one in silence."""
+
+import pytest
+import torch
+from torch import nn
+
+from perception_blocks import Graph, GraphError, InferenceBlock, Port
+
+
+def units_graph() -> Graph:
+    """A set of up to any number of units, and its mask."""
+    return Graph(
+        {
+            "units": Port((None, 4), mask="units:mask"),
+            "units:mask": Port((None,), dtype=torch.bool),
+            "other": Port((None, 4), mask="other:mask"),
+            "other:mask": Port((None,), dtype=torch.bool),
+        },
+        optional=["units:mask", "other", "other:mask"],
+    )
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    mask = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    units = torch.randn(3, 3, 4).masked_fill(~mask[..., None], float("nan"))
+    return {"units": units, "units:mask": mask}
+
+
+def problem(graph: Graph, *outputs: str) -> str:
+    with pytest.raises(GraphError) as caught:
+        InferenceBlock(graph, list(outputs))
+    return str(caught.value)
+
+
+def test_pooling_takes_the_mask_untold():
+    graph = units_graph()
+    graph.add("mean", "masked_global_pooling", "units")
+    net = InferenceBlock(graph, ["mean"])
+    assert net.in_keys == ["units", "units:mask"]
+    data = inputs()
+    expected = torch.stack([data["units"][0, :2].mean(0), data["units"][1, 0], torch.zeros(4)])
+    torch.testing.assert_close(net(data)["mean"], expected)
+
+
+def test_a_mask_goes_on_through_blocks_that_work_on_each_element():
+    graph = units_graph()
+    graph.add("latent", "dense", "units", each=1, hidden_units=[8])
+    graph.add("doubled", "add", ["latent", "latent"])
+    graph.add("mean", "masked_global_pooling", "doubled")
+    net = InferenceBlock(graph, ["mean", "latent"])
+    assert net.out_ports["latent"].mask == "units:mask"
+    assert net.out_ports["mean"].mask is None
+    data = inputs()
+    alone = net.get_submodule("latent")(data["units"][0, :2]) * 2
+    torch.testing.assert_close(net(data)["mean"][0], alone.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("block", "settings"),
+    [("flatten_dense", {"hidden_units": [4]}), ("lstm_last_step", {"hidden_units": 4})],
+)
+def test_a_block_that_would_drop_a_mask_is_refused(block, settings):
+    graph = Graph(
+        {"units": Port((5, 4), mask="m"), "m": Port((5,), dtype=torch.bool)}, optional=["m"]
+    )
+    graph.add("latent", block, "units", **settings)
+    assert problem(graph, "latent") == (
+        f"node 'latent': block {block!r} would drop the mask of 'units'; pool or attend first "
+        "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1"
+    )
+
+
+def test_a_module_of_a_users_own_takes_a_mask_only_by_hand():
+    class Sum(nn.Module):
+        def forward(self, x, mask):
+            return torch.where(mask[..., None], x, 0.0).sum(-2)
+
+    graph = units_graph()
+    graph.add("sum", Sum, "units")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'mask'"):
+        InferenceBlock(graph, ["sum"])
+    graph = units_graph()
+    graph.add("sum", Sum, {"x": "units", "mask": "units:mask"})
+    data = inputs()
+    net = InferenceBlock(graph, ["sum"])
+    torch.testing.assert_close(net(data)["sum"][1], data["units"][1, 0])
+
+
+def test_inputs_of_an_elementwise_block_must_share_their_mask():
+    graph = units_graph()
+    graph.add("both", "add", ["units", "other"])
+    graph.add("mean", "masked_global_pooling", "both")
+    assert (
+        "the inputs are masked by 'other:mask' and 'units:mask'; they must share one mask"
+        in problem(graph, "mean")
+    )
+
+
+def test_joining_elements_drops_the_mask_and_is_refused_joining_features_is_not():
+    graph = units_graph()
+    graph.add("both", "concat", ["units", "units"], dim=-2)
+    graph.add("mean", "masked_global_pooling", "both")
+    assert "block 'concat' would drop the mask of 'units'" in problem(graph, "mean")
+    graph = units_graph()
+    graph.add("both", "concat", ["units", "units"])
+    graph.add("mean", "masked_global_pooling", "both")
+    assert InferenceBlock(graph, ["mean"]).out_shapes == {"mean": (8,)}
+
+
+def test_a_nested_graph_gets_the_mask_with_what_it_masks():
+    inner = Graph({})
+    inner.add("latent", "dense", "x", each=1, hidden_units=[8])
+    inner.add("mean", "masked_global_pooling", "latent")
+    graph = units_graph()
+    graph.add("pooled", inner, {"x": "units"}, out={"pooled": "mean"})
+    net = InferenceBlock(graph, ["pooled"])
+    data = inputs()
+    assert net(data)["pooled"].isfinite().all()
+    assert net(data)["pooled"][2].abs().sum() == 0
