@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _look_for_modules(arguments)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
     except SpecError as error:
         return _fail(str(error))
     except _UserError as error:
@@ -111,17 +112,12 @@ def _compose(arguments: argparse.Namespace) -> Any:
     spec = _read(arguments)
     if arguments.env is None and spec.environment is None:
         raise _UserError("the spec names no environment; give one with --env ID")
-    import gymnasium
-
     from composer.model import compose
 
-    try:
-        return compose(
-            arguments.file, env=arguments.env, allow=arguments.allow,
-            overrides=arguments.overrides, device="meta", seed=0,
-        )  # fmt: skip
-    except gymnasium.error.Error as error:
-        raise _UserError(f"the environment {arguments.env!r} cannot be made: {error}") from error
+    return compose(
+        Path(arguments.file), env=arguments.env, allow=arguments.allow,
+        overrides=arguments.overrides, device="meta", seed=0,
+    )  # fmt: skip
 
 
 def _read(arguments: argparse.Namespace) -> Any:
@@ -130,20 +126,16 @@ def _read(arguments: argparse.Namespace) -> Any:
     from composer.trust import import_allowed
 
     import_allowed(arguments.allow)
-    return read_spec(load_source(arguments.file, arguments.overrides), arguments.allow)
+    return read_spec(load_source(Path(arguments.file), arguments.overrides), arguments.allow)
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    import gymnasium
-
+    from composer.model import make_environment
     from composer.starter import starting_spec
     from composer.trust import import_allowed
 
     import_allowed(arguments.allow)
-    try:
-        env = gymnasium.make(arguments.env)
-    except gymnasium.error.Error as error:
-        raise _UserError(f"the environment {arguments.env!r} cannot be made: {error}") from error
+    env = make_environment(arguments.env)
     try:
         text = starting_spec(
             env.observation_space, env.action_space, arguments.env, arguments.allow
@@ -186,9 +178,12 @@ def _draw(arguments: argparse.Namespace) -> None:
 
     model = _compose(arguments)
     try:
-        print(f"wrote {draw(model, arguments.output)}")
-    except (ValueError, OSError) as error:
+        path = draw(model, arguments.output)
+    except ValueError as error:
         raise _UserError(str(error)) from error
+    except OSError as error:
+        raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
+    print(f"wrote {path}")
 
 
 def _blocks(arguments: argparse.Namespace) -> None:
@@ -218,11 +213,23 @@ def _data(path: str) -> dict[str, Any]:
     """The resolved data of a spec, or of the spec in a checkpoint."""
     from composer.source import load_source
 
-    if not path.endswith(".safetensors"):
-        return load_source(path).data
+    if not _is_checkpoint(path):
+        return load_source(Path(path)).data
     from composer.checkpoint import CheckpointError, read_record
 
     try:
         return load_source(read_record(path).spec).data
     except CheckpointError as error:
         raise _UserError(str(error)) from error
+
+
+def _is_checkpoint(path: str) -> bool:
+    """By its ending, or because it begins as safetensors do: eight bytes of length, then a header in JSON."""
+    if path.endswith(".safetensors"):
+        return True
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return b"\0" in start and start.endswith(b"{")

@@ -42,7 +42,7 @@ from perception_blocks.init import local_generator
 from perception_blocks.port import Port, format_shape
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Model", "compose", "load"]
+__all__ = ["Model", "compose", "load", "make_environment"]
 
 
 class Model(nn.Module):
@@ -241,9 +241,9 @@ def _spaces(
     if env is None:
         if spec.environment is None:
             raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
-        made = env = _make(spec.environment, ("environment",), spec.source)
+        made = env = make_environment(spec.environment, ("environment",), spec.source)
     elif isinstance(env, str):
-        made = env = _make(env)
+        made = env = make_environment(env)
     try:
         observation = getattr(env, "single_observation_space", None) or env.observation_space
         action = getattr(env, "single_action_space", None) or env.action_space
@@ -253,7 +253,9 @@ def _spaces(
     return observation, action
 
 
-def _make(environment: str, path: Path = (), source: Source | None = None) -> gymnasium.Env:
+def make_environment(
+    environment: str, path: Path = (), source: Source | None = None
+) -> gymnasium.Env:
     """The environment; SpecError where there is none of that name, or a library that it needs is missing."""
     try:
         return gymnasium.make(environment)
