@@ -77,7 +77,7 @@ class Summary:
             lines += ["", *_aligned(["output", "shape", ""], cells)]
         if self.remarks:
             lines += ["", *self.remarks]
-        return "\n".join(line.rstrip() for line in lines) + "\n"
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def summarize(net: nn.Module) -> Summary:

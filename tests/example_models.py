@@ -1,5 +1,8 @@
 """Models of every kind that summaries and diagrams are tested with."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
@@ -8,6 +11,7 @@ from torch import nn
 import composer
 from perception_blocks import Graph, InferenceBlock
 
+GOLDEN = Path(__file__).parent / "golden"
 CARTPOLE = {"observation_space": Box(-1, 1, (4,)), "action_space": Discrete(2)}
 
 MLP = """
@@ -44,8 +48,8 @@ critic:
 
 CUSTOM = """
 version: 1
-policy: {_target_: example_models.BlocksInside}
-critic: {_target_: example_models.Plain, hidden_units: 16}
+policy: {_target_: tests.example_models.BlocksInside}
+critic: {_target_: tests.example_models.Plain, hidden_units: 16}
 """
 
 
@@ -92,7 +96,7 @@ def complex_model():
 
 
 def custom():
-    return composer.compose(CUSTOM, **CARTPOLE, allow=["example_models"], seed=0)
+    return composer.compose(CUSTOM, **CARTPOLE, allow=["tests.example_models"], seed=0)
 
 
 def nested():
@@ -151,3 +155,10 @@ EXAMPLES = {
     "branches": branches,
     "repeats": repeats,
 }
+
+
+def expect_golden(name: str, text: str) -> None:
+    """Compare with the file of that name; WRITE_GOLDEN=1 writes it instead."""
+    if os.environ.get("WRITE_GOLDEN"):
+        (GOLDEN / name).write_text(text, encoding="utf-8")
+    assert text == (GOLDEN / name).read_text(encoding="utf-8")

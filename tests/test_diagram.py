@@ -9,10 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from example_models import EXAMPLES, Plain, branches, chain, complex_model, custom, mlp, nested
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_summary import expect_golden
 from torch import nn
 
 import composer
@@ -24,6 +22,17 @@ from composer.diagram_mermaid import to_mermaid
 from composer.sketch import sketch
 from composer.summary import printable
 from perception_blocks import Graph, InferenceBlock
+from tests.example_models import (
+    EXAMPLES,
+    Plain,
+    branches,
+    chain,
+    complex_model,
+    custom,
+    expect_golden,
+    mlp,
+    nested,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -61,7 +70,7 @@ odd_keys = st.text(min_size=1, max_size=60)
 @example(["\x00", "'#34;", "x" * 60, " "])
 @example(["end", "node", "\ud800"])
 def test_names_may_hold_any_text(keys):
-    graph = Graph({key: (4,) for key in keys})
+    graph = Graph(dict.fromkeys(keys, (4,)))
     graph.add("all", "concat", keys)
     graph.add("out", "linear_output", "all", output_units=2)
     picture = sketch(InferenceBlock(graph, {keys[0]: "out"}))
@@ -169,16 +178,16 @@ def test_a_click_tells_more():
 
 
 def test_a_class_without_blocks_is_one_opaque_box():
-    box = box_named(custom(), "example_models.Plain")
+    box = box_named(custom(), "tests.example_models.Plain")
     assert (box.kind, box.lines[0]) == ("opaque", "plain PyTorch")
-    assert ("observation", "example_models.Plain") in arrows(custom())
-    assert ("latent", "example_models.BlocksInside") in arrows(custom())
-    assert ("example_models.BlocksInside", "action") in arrows(custom())
+    assert ("observation", "tests.example_models.Plain") in arrows(custom())
+    assert ("latent", "tests.example_models.BlocksInside") in arrows(custom())
+    assert ("tests.example_models.BlocksInside", "action") in arrows(custom())
 
 
 def test_plain_pytorch_has_no_picture(tmp_path):
     message = (
-        "example_models.Plain is plain PyTorch: there is no graph to draw; "
+        "tests.example_models.Plain is plain PyTorch: there is no graph to draw; "
         "build it with InferenceBlock to see it"
     )
     for net in (custom().critic, Plain({})):
@@ -308,8 +317,8 @@ class _Page(HTMLParser):
         self.elements = []
         self.scripts = []
 
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
         if self.elements and self.elements[-1][0] == "script":
@@ -389,7 +398,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         composer.draw(mlp(), folder / "model.png")
 
 
-@pytest.fixture()
+@pytest.fixture
 def without_fonts(tmp_path, monkeypatch):
     config = tmp_path / "fonts.conf"
     config.write_text(

@@ -1,24 +1,12 @@
 """Summaries: every parameter once, FLOPs as the closed forms say, and a table that never changes by itself."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-from example_models import EXAMPLES, chain, complex_model, custom, mlp, nested
 from torch import nn
 
 from composer.summary import summarize
 from perception_blocks import Graph, InferenceBlock
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def expect_golden(name: str, text: str) -> None:
-    """Compare with the file; WRITE_GOLDEN=1 writes it instead."""
-    if os.environ.get("WRITE_GOLDEN"):
-        (GOLDEN / name).write_text(text, encoding="utf-8")
-    assert text == (GOLDEN / name).read_text(encoding="utf-8")
+from tests.example_models import EXAMPLES, chain, complex_model, custom, expect_golden, mlp, nested
 
 
 def single(block, shape, **settings) -> InferenceBlock:
