@@ -11,7 +11,7 @@ import gymnasium
 import torch
 from torch import nn
 
-from composer.build import Context, Demand, build_network
+from composer.build import build_network
 from composer.checkpoint import (
     LoadReport,
     fill,
@@ -22,6 +22,7 @@ from composer.checkpoint import (
 )
 from composer.construction import SeededConstruction
 from composer.critic import CRITICS, Critic
+from composer.demand import Context, Demand
 from composer.distributions import (
     DISTRIBUTIONS,
     ActionDistributions,

@@ -1,7 +1,7 @@
 """One network of a policy or critic, whether it is a graph of blocks or a user's own class.
 
-A `Network` runs the module; it owns no parameters of its own. `NetworkModule` is the ``nn.Module`` around it: it holds the
-very registries of the network's module, so that parameters are called ``policy.<node>...`` and nothing exists twice.
+A `Network` runs the module; it owns no parameters of its own. `NetworkModule` is the ``nn.Module`` around it: it holds
+the very registries of the network's module, so that parameters are called ``policy.<node>...`` and nothing is double.
 """
 
 from __future__ import annotations
@@ -101,8 +101,10 @@ class CustomNetwork(Network):
         flat = _flattened(inputs, self._ranks, leading)
         if not self.state_shapes:
             return _restored(self.module(flat), leading)
-        tensor = next(iter(flat.values()))
-        zeros = self.initial_state((math.prod(leading),), tensor.device, tensor.dtype)
+        like = next((t for t in flat.values() if t.is_floating_point()), None)
+        where = next(iter(flat.values())).device
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        zeros = self.initial_state((math.prod(leading),), where, dtype)
         return _restored(self.module(flat, zeros, None)[0], leading)
 
     def advance(

@@ -25,7 +25,7 @@ COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
     blocks_help spec_diff
     space_kinds spaces space_json observer distributions discrete_actions continuous_actions schema template starter
-    network construction build policy critic
+    network construction demand custom_class build policy critic
     flops rows summary picture folding typeset sketch diagram_dot diagram_graphviz diagram
     export wrappers checkpoint model cli __main__
 """

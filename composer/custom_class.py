@@ -1,0 +1,245 @@
+"""A user's own ``nn.Module`` class as a network: found, constructed, run once on nothing, and its outputs checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from composer.construction import SeededConstruction
+from composer.demand import ADDED, Context, Demand, share, width_message
+from composer.model_spec import NetworkSpec
+from composer.network import CustomNetwork, Network
+from composer.tree import describe, listing
+from composer.trust import PathError, import_trusted
+from perception_blocks.init import Rule, initializer
+from perception_blocks.measure import PROBE_BATCH, feature_shape, measure
+from perception_blocks.port import Port, format_shape
+from perception_blocks.registry import did_you_mean, near_name
+from perception_blocks.settings import check_settings
+
+__all__ = ["custom_network"]
+
+
+def custom_network(
+    spec: NetworkSpec,
+    ports: Mapping[str, Port],
+    demand: Demand,
+    context: Context,
+    construction: SeededConstruction,
+) -> Network | None:
+    """The network of the class that ``spec`` names; None when problems were noted.
+
+    An exception from the class passes through, with a note that says where the spec names it.
+    """
+    before = len(context.problems)
+    cls = _target_class(spec, context)
+    if cls is not None:
+        _check_arguments(cls, spec, demand, context)
+    rule = _rule(spec, context)
+    if cls is None or len(context.problems) > before:
+        return None
+    label = f"{cls.__module__}.{cls.__qualname__}"
+    shapes = {name: port.shape for name, port in ports.items()}
+    arguments = {"obs_shapes": shapes, **demand.injected, **spec.arguments}
+    try:
+        module = construction.build((), lambda: cls(**_fresh(arguments)), resettable=False)
+        if rule is not None:
+            construction.draw((), module, rule)
+        found = _wrong_module(module, label) or _checked_outputs(module, label, ports, demand)
+    except Exception as error:
+        if _note_wrong_types(cls, spec, context):
+            return None
+        error.add_note(f"in {construction.where(())} ({label})")
+        raise
+    if isinstance(found, str):
+        context.problems.add((*spec.path, "_target_"), found)
+        return None
+    context.read |= set(ports)
+    share(found, demand, context)
+    return CustomNetwork(module, dict(ports), found)
+
+
+# --- the class and what it is constructed with ---
+
+
+def _target_class(spec: NetworkSpec, context: Context) -> type[nn.Module] | None:
+    target, path = spec.target, (*spec.path, "_target_")
+    if isinstance(target, str):
+        try:
+            return import_trusted(target, context.allow, nn.Module)
+        except PathError as error:
+            context.problems.add(path, error.problems[0].message)
+            return None
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        return target
+    context.problems.add(
+        path, f"'_target_' is an nn.Module class or its dotted path, got {target!r}"
+    )
+    return None
+
+
+def _check_arguments(
+    cls: type[nn.Module], spec: NetworkSpec, demand: Demand, context: Context
+) -> None:
+    injected = {"obs_shapes": {}, **demand.injected}
+    label = f"class {cls.__qualname__!r}"
+    problems = check_settings(cls, {**injected, **spec.arguments}, label, skip=0)
+    refused = [p.setting for p in problems if p.misspelt and p.setting in injected]
+    if refused:
+        names = " and ".join(map(repr, refused))
+        message = f"{label} must take {names} in its constructor: the composer hands them over"
+        context.problems.add((*spec.path, "_target_"), message)
+    for problem in problems:
+        if problem.setting in refused:
+            continue
+        if problem.misspelt:
+            context.problems.add((*spec.path, problem.setting), problem.message, key=True)
+        elif problem.setting not in spec.arguments and problem.setting not in injected:
+            context.problems.add((*spec.path, "_target_"), problem.message)
+
+
+def _note_wrong_types(cls: type[nn.Module], spec: NetworkSpec, context: Context) -> bool:
+    """Whether an argument is not what its annotation says: then an exception is no surprise."""
+    problems = check_settings(cls, spec.arguments, "", partial=True, skip=0)
+    for problem in problems:
+        context.problems.add((*spec.path, problem.setting), problem.message)
+    return bool(problems)
+
+
+def _rule(spec: NetworkSpec, context: Context) -> Rule | None:
+    """How the weights are drawn anew; None where the spec has no `init`: the class knows best."""
+    try:
+        return initializer(spec.init)
+    except ValueError as error:
+        context.problems.add((*spec.path, "init"), str(error))
+        return None
+
+
+def _fresh(value: Any) -> Any:
+    """The same in containers of its own: a class may empty the dict that it is given."""
+    if isinstance(value, Mapping):
+        return {key: _fresh(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_fresh, value))
+    return value
+
+
+# --- what it returns ---
+
+
+def _wrong_module(module: nn.Module, label: str) -> str:
+    """What is wrong with the constructed module itself, or nothing."""
+    taken = [name for name in ADDED if name in module._modules]
+    if taken:
+        return f"{label} has a child {listing(taken)}, which the network itself needs; rename it"
+    shapes = getattr(module, "state_shapes", None)
+    if shapes is not None and not _are_shapes(shapes):
+        return (
+            f"'state_shapes' of {label} must map names to shapes such as {{'h': (64,)}}, "
+            f"got {describe(shapes)}"
+        )
+    return ""
+
+
+def _are_shapes(shapes: Any) -> bool:
+    return isinstance(shapes, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(shape, list | tuple)
+        and all(isinstance(size, int) and size >= 0 for size in shape)
+        for name, shape in shapes.items()
+    )
+
+
+def _checked_outputs(
+    module: nn.Module, label: str, ports: Mapping[str, Port], demand: Demand
+) -> str | dict[str, Port]:
+    """The Ports of what forward returns for data that is not there, or all that is wrong with it."""
+    states = {
+        name: tuple(shape) for name, shape in (getattr(module, "state_shapes", None) or {}).items()
+    }
+    result = _probe(module, ports, states)
+    lines: list[str] = []
+    if states:
+        if not isinstance(result, tuple) or len(result) != 2:
+            return f"{label} declares state_shapes, so forward must return (outputs, state), got {_kind(result)}"
+        result, after = result
+        lines = _wrong_state(after, states, label)
+    outputs, wrong = _read_outputs(result, label, demand)
+    return "\n".join([*wrong, *lines]) or outputs
+
+
+def _probe(
+    module: nn.Module, ports: Mapping[str, Port], states: Mapping[str, tuple[int, ...]]
+) -> Any:
+    """What forward returns for a batch of data that is not there."""
+
+    def call(*tensors: Tensor) -> Any:
+        inputs = dict(zip(ports, tensors, strict=True))
+        if not states:
+            return module(inputs)
+        like = next((t for t in tensors if t.is_floating_point()), tensors[0].float())
+        zeros = {name: like.new_zeros((PROBE_BATCH, *shape)) for name, shape in states.items()}
+        return module(inputs, zeros, None)
+
+    return measure(module, list(ports.values()), call)
+
+
+def _wrong_state(after: Any, states: Mapping[str, tuple[int, ...]], label: str) -> list[str]:
+    """What is wrong with the state that forward returns."""
+    if not isinstance(after, Mapping):
+        return [
+            f"{label} returned {_kind(after)} as its state; it must be a dict with {listing(states)}"
+        ]
+    if after.keys() != states.keys():
+        got = listing(after) or "nothing"
+        return [f"{label} returned a state with {got}, but state_shapes declares {listing(states)}"]
+    lines = []
+    for name, shape in states.items():
+        try:
+            got = feature_shape(after[name], f"the state {name!r} of {label}")
+        except ValueError as error:
+            lines.append(str(error))
+            continue
+        if got != shape:
+            shown = f"declares {format_shape(shape)}, but forward returns {format_shape(got)}"
+            lines.append(f"the state {name!r} {shown}")
+    return lines
+
+
+def _kind(value: Any) -> str:
+    return "a dict" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+
+
+def _read_outputs(result: Any, label: str, demand: Demand) -> tuple[dict[str, Port], list[str]]:
+    """The Ports of the outputs, and what is wrong with them."""
+    wanted = [*demand.heads, *demand.values]
+    if not isinstance(result, Mapping):
+        rule = f"forward must return a dict with {listing(wanted)}"
+        return {}, [f"{label} returned {_kind(result)}; {rule}"]
+    lines = _wrong_names(result, wanted, label)
+    ports: dict[str, Port] = {}
+    for name in wanted:
+        if name not in result:
+            continue
+        try:
+            ports[name] = Port(feature_shape(result[name], f"output {name!r} of {label}"))
+        except ValueError as error:
+            lines.append(str(error))
+            continue
+        width = demand.heads.get(name)
+        if width is not None and ports[name].shape != width:
+            lines.append(width_message(name, ports[name].shape, width, demand))
+    return ports, lines
+
+
+def _wrong_names(result: Mapping[str, Any], wanted: list[str], label: str) -> list[str]:
+    """Outputs that are missing or too many; one that is misspelt counts once."""
+    extra = [name for name in result if name not in wanted]
+    missing = [name for name in wanted if name not in result]
+    lines = [f"{label} returned no {name!r}{did_you_mean(name, extra)}" for name in missing]
+    meant = {near_name(name, extra) for name in missing}
+    rule = f"which is neither asked for nor shared; it must return {listing(wanted)}"
+    lines += [f"{label} returned {name!r}, {rule}" for name in extra if name not in meant]
+    return lines
