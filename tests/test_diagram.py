@@ -190,7 +190,9 @@ def test_plain_pytorch_has_no_picture(tmp_path):
         "tests.example_models.Plain is plain PyTorch: there is no graph to draw; "
         "build it with InferenceBlock to see it"
     )
-    for net in (custom().critic, Plain({})):
+    critic = custom().critic
+    assert critic is not None
+    for net in (critic, Plain({})):
         with pytest.raises(ValueError, match=re.escape(message)):
             composer.draw(net, tmp_path / "critic.png")
     assert list(tmp_path.iterdir()) == []

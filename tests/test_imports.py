@@ -49,7 +49,6 @@ LIBRARIES = {
     "gymnasium": [
         f"composer.{name}" for name in ("space*", "distributions*", "model", "wrappers", "cli")
     ],
-    "graphviz": ["composer.diagram*"],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint"],
 }
