@@ -26,7 +26,8 @@ COMPOSER = """
     blocks_help spec_diff
     space_kinds spaces space_json observer distributions discrete_actions continuous_actions schema template starter
     network construction demand custom_class build policy critic
-    flops rows summary picture folding typeset sketch diagram_dot diagram_graphviz diagram
+    flops rows summary picture folding typeset sketch
+    diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
     export wrappers checkpoint model cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
