@@ -81,7 +81,7 @@ def example_of(name: str) -> Example | None:
             settings = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
             inputs = ("observation",) if len(shapes) == 1 else INPUT_NAMES
             made = block(shapes, **settings)
-            in_shapes = dict(zip(inputs, shapes))
+            in_shapes: dict[str, Any] = dict(zip(inputs, shapes))
             return Example(name, in_shapes, settings, made.out_shapes, dict(made.state_shapes))
     return None
 
@@ -90,9 +90,12 @@ def _calls(block: type) -> Iterator[ast.Call]:
     """Constructions of ``block`` in the examples of its docstring."""
     for example in doctest.DocTestParser().get_examples(inspect.getdoc(block) or ""):
         for node in ast.walk(ast.parse(example.source)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if node.func.id == block.__name__ and node.args:
-                    yield node
+            if (
+                isinstance(node, ast.Call)
+                and node.args
+                and ast.unparse(node.func) == block.__name__
+            ):
+                yield node
 
 
 def _documentation(block: type) -> str:

@@ -1,4 +1,8 @@
-"""The command line: a verb and a file. It calls the library, prints, and returns 0 (good), 1 (the input is wrong), 2 (wrong usage)."""
+"""The command line: a verb and a file. It calls the library, prints, and returns the exit status.
+
+0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. Only an exception in a user's own class is
+shown with its traceback.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,347 @@
+"""The command line: what is printed, what is returned, and that a user's mistake is never a traceback."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import composer
+from composer.blocks_help import describe_block, example_of, list_blocks
+from composer.cli import main
+from composer.source import load_source
+from perception_blocks.graph import Graph
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Port
+from perception_blocks.registry import BLOCKS
+
+TESTS = Path(__file__).parent
+CONFIGS = TESTS.parent / "configs"
+CARTPOLE = (CONFIGS / "cartpole.yaml").read_text()
+BROKEN_CLASS = """
+import torch
+from torch import nn
+
+class Broken(nn.Module):
+    def __init__(self, obs_shapes, action_logits_shapes):
+        super().__init__()
+        raise RuntimeError("no such table")
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty current folder, with the spec of the first example in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("agent.yaml").write_text(CARTPOLE)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error) of one command."""
+    status = main(list(arguments))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def run_process(*arguments, **keywords):
+    command = [sys.executable, "-m", "composer", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    return subprocess.run(command, capture_output=True, text=True, env=env, **keywords)
+
+
+# --- what works ---
+
+
+def test_check_says_that_all_is_good(capsys):
+    assert run(capsys, "check", "agent.yaml") == (0, "agent.yaml: good; 9,155 parameters\n", "")
+
+
+def test_check_without_an_environment_does_what_it_can(capsys):
+    Path("agent.yaml").write_text(CARTPOLE.replace("environment: CartPole-v1\n", ""))
+    message = (
+        "agent.yaml: the structure is good; shapes and heads are not checked "
+        "(no environment: give one with --env ID)\n"
+    )
+    assert run(capsys, "check", "agent.yaml") == (0, message, "")
+    good = "agent.yaml: good; 9,155 parameters\n"
+    assert run(capsys, "check", "agent.yaml", "--env", "CartPole-v1") == (0, good, "")
+
+
+def test_set_replaces_values_and_may_be_repeated(capsys):
+    options = ["--set", "params.width=8", "--set", "policy.graph.latent.activation=relu"]
+    assert run(capsys, "check", "agent.yaml", *options)[1] == "agent.yaml: good; 1,427 parameters\n"
+
+
+def test_show_prints_the_summary(capsys):
+    status, out, err = run(capsys, "show", "agent.yaml")
+    assert (status, err) == (0, "")
+    expected = composer.compose(Path("agent.yaml"), device="meta", seed=0).summary()
+    assert out == f"{expected}\n"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "html", "dot", "mmd"])
+def test_draw_writes_and_overwrites_a_picture(capsys, suffix):
+    Path(f"agent.{suffix}").write_text("old")
+    result = run(capsys, "draw", "agent.yaml", "-o", f"agent.{suffix}")
+    assert result == (0, f"wrote agent.{suffix}\n", "")
+    assert Path(f"agent.{suffix}").read_bytes() != b"old"
+
+
+def test_init_writes_a_spec_that_check_accepts(capsys):
+    wrote = "wrote new.yaml; next: composer check new.yaml\n"
+    assert run(capsys, "init", "Pendulum-v1", "-o", "new.yaml") == (0, wrote, "")
+    status, out, _ = run(capsys, "check", "new.yaml")
+    assert (status, out.startswith("new.yaml: good; ")) == (0, True)
+    assert run(capsys, "init", "Pendulum-v1") == (0, Path("new.yaml").read_text(), "")
+
+
+def test_schema_is_json(capsys):
+    status, out, err = run(capsys, "schema")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["$schema"] == "http://json-schema.org/draft-07/schema#"
+
+
+def test_diff_of_specs_and_checkpoints(capsys):
+    text = CARTPOLE.replace("CartPole-v1", "Acrobot-v1").replace(", activation: tanh", "", 1)
+    Path("other.yaml").write_text(text.replace("kind: state", "kind: state\n  init: zeros"))
+    lines = (
+        "~ environment: 'CartPole-v1' -> 'Acrobot-v1'\n"
+        "- policy.graph.latent.activation: 'tanh'\n"
+        "+ critic.init: 'zeros'\n"
+    )
+    assert run(capsys, "diff", "agent.yaml", "other.yaml") == (0, lines, "")
+    assert run(capsys, "diff", "agent.yaml", "agent.yaml") == (0, "no differences\n", "")
+    composer.compose(Path("agent.yaml"), seed=0).save("agent.safetensors")
+    Path("agent.safetensors").rename("agent.ckpt")
+    _, out, _ = run(capsys, "diff", "agent.ckpt", "other.yaml")
+    assert lines.splitlines()[0] in out
+
+
+def test_an_allowed_module_may_lie_beside_the_spec(capsys):
+    Path("my_own_nets.py").write_text(
+        "from torch import nn\nclass Twice(nn.Module):\n    def forward(self, x): return 2 * x\n"
+    )
+    text = CARTPOLE.replace("heads: {in: latent}", "heads: {in: twice}").replace(
+        "  heads:", "    twice: {block: my_own_nets.Twice, in: latent}\n  heads:"
+    )
+    Path("agent.yaml").write_text(text)
+    refused = (
+        "agent.yaml:9:20: 'my_own_nets.Twice' is outside the allowed modules (none); "
+        "pass allow=['my_own_nets'] or --allow my_own_nets if you trust it\n"
+    )
+    assert run(capsys, "check", "agent.yaml") == (1, "", refused)
+    assert run(capsys, "check", "agent.yaml", "--allow", "my_own_nets")[0] == 0
+
+
+# --- blocks ---
+
+
+def test_blocks_lists_all_of_them(capsys):
+    status, out, err = run(capsys, "blocks")
+    assert (status, err) == (0, "")
+    assert out == f"{list_blocks()}\n"
+    assert all(re.search(f"^{name} ", out, re.MULTILINE) for name in BLOCKS)
+    assert "\nactivations: celu, elu," in out
+
+
+def test_a_block_is_described_with_settings_example_and_shapes(capsys):
+    status, out, err = run(capsys, "blocks", "gru")
+    assert (status, err) == (0, "")
+    assert out.endswith("""
+Settings:
+  hidden_units: a positive integer (required)
+  num_layers: a positive integer (default: 1)
+  dropout: a number between 0 and 1 (default: 0.0)
+  layer_norm: true or false (default: false)
+  bidirectional: true or false (default: false)
+
+In a graph:
+  latent: {block: gru, in: observation, hidden_units: 4, num_layers: 2}
+
+Shapes:
+  observation (3,) -> (4,), carrying h (2, 4) from step to step
+""")
+
+
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_the_example_of_every_block_composes(name):
+    text = describe_block(name)
+    example = example_of(name)
+    assert example is not None
+    assert f"  {example}\n" in text
+    assert "`" not in text
+    assert ">>>" not in text
+    node = load_source(f"graph:\n  {example}\n").data["graph"]["latent"]
+    settings = {key: value for key, value in node.items() if key not in ("block", "in")}
+    integer = BLOCKS.get(name).takes == "integer"
+    count = settings.get("num_embeddings") if integer else None
+    cardinality = tuple(count) if isinstance(count, list) else count
+    ports = {k: Port(shape, cardinality=cardinality) for k, shape in example.in_shapes.items()}
+    graph = Graph(ports)
+    graph.add("latent", node["block"], node["in"], **settings)
+    net = InferenceBlock(graph, outputs=["latent"])
+    assert net.out_shapes == {"latent": example.out_shapes[0]}
+
+
+# --- what is wrong with the input ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "agnt.yaml"], "there is no file 'agnt.yaml'; did you mean 'agent.yaml'?"),
+        (["check", "."], "'.' is a folder, not a file"),
+        (["check", "version: 1"], "there is no file 'version: 1'"),
+        (["show", "bare.yaml"], "composer show: the spec names no environment; give one with --env ID"),
+        (["draw", "bare.yaml", "-o", "a.png"], "composer draw: the spec names no environment; give one with --env ID"),
+        (
+            ["check", "agent.yaml", "--env", "CartPoel-v1"],
+            "the environment 'CartPoel-v1' cannot be made: Environment `CartPoel` doesn't exist. Did you mean: `CartPole`?",
+        ),
+        (
+            ["check", "agent.yaml", "--env", "no_envs:Some-v0"],
+            "the environment 'no_envs:Some-v0' cannot be made: No module named 'no_envs'. Environment registration via "
+            "importing a module failed. Check whether 'no_envs' contains env registration and can be imported.",
+        ),
+        (
+            ["init", "CartPoel-v1"],
+            "the environment 'CartPoel-v1' cannot be made: Environment `CartPoel` doesn't exist. Did you mean: `CartPole`?",
+        ),
+        (
+            ["check", "agent.yaml", "--allow", "no_such_nets"],
+            "there is no module 'no_such_nets'; is its folder on PYTHONPATH, or the current folder?",
+        ),
+        (
+            ["check", "agent.yaml", "--set", "params.wdth=3"],
+            "--set params.wdth=3: nothing refers to the param 'wdth'; use it as \"${params.wdth}\" or remove it",
+        ),
+        (
+            ["check", "agent.yaml", "--set", "policy.graph.latent.hidden_units=0"],
+            "--set policy.graph.latent.hidden_units=0: 'hidden_units' must be a positive integer or a list of "
+            "positive integers, got 0",
+        ),
+        (["init", "CartPole-v1", "-o", "agent.yaml"], "composer init: 'agent.yaml' is there already; remove it or choose another name"),
+        (["init", "CartPole-v1", "-o", "no/agent.yaml"], "composer init: 'no/agent.yaml' cannot be written: No such file or directory"),
+        (["draw", "agent.yaml", "-o", "no/a.png"], "composer draw: there is no folder 'no' to draw 'a.png' into"),
+        (["draw", "agent.yaml", "-o", "a.pgn"], "composer draw: 'pgn' is not a format of diagrams; did you mean 'png'?"),
+        (["blocks", "dens"], "composer blocks: unknown block 'dens'; did you mean 'dense'?"),
+        (["diff", "agent.yaml", "zzz"], "there is no file 'zzz'"),
+        (["diff", "agent.yaml", "x.safetensors"], "composer diff: there is no file 'x.safetensors'"),
+        (
+            ["diff", "agent.yaml", "text.safetensors"],
+            "composer diff: 'text.safetensors' is no safetensors file, or a damaged one: Error while deserializing header: header too small",
+        ),
+        (
+            ["check", "wrong.yaml"],
+            "wrong.yaml:8:84: 'activatoin' is not a setting of block 'dense'; did you mean 'activation'?\n"
+            "wrong.yaml:14:84: 'activatoin' is not a setting of block 'dense'; did you mean 'activation'?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_answered_in_words_and_with_status_1(capsys, arguments, message):
+    Path("bare.yaml").write_text(CARTPOLE.replace("environment: CartPole-v1\n", ""))
+    Path("wrong.yaml").write_text(CARTPOLE.replace("activation:", "activatoin:"))
+    Path("text.safetensors").write_text("text")
+    assert run(capsys, *arguments) == (1, "", f"{message}\n")
+
+
+def test_an_output_that_cannot_be_written_is_said(capsys, monkeypatch):
+    def full(self, *arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    message = "composer init: 'new.yaml' cannot be written: No space left on device\n"
+    assert run(capsys, "init", "CartPole-v1", "-o", "new.yaml") == (1, "", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: command"),
+        (["chek", "agent.yaml"], "invalid choice: 'chek'"),
+        (["check"], "the following arguments are required: FILE"),
+        (["draw", "agent.yaml"], "the following arguments are required: -o/--output"),
+        (["check", "agent.yaml", "--alow", "x"], "unrecognized arguments: --alow x"),
+        (["show", "agent.yaml", "--set"], "argument --set: expected one argument"),
+    ],
+)
+def test_wrong_usage_has_status_2(capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# --- as a process ---
+
+
+def test_the_exit_status_of_the_process():
+    good, wrong, usage = (
+        run_process("check", "agent.yaml"),
+        run_process("check", "x"),
+        run_process(),
+    )
+    assert (good.returncode, wrong.returncode, usage.returncode) == (0, 1, 2)
+    assert wrong.stderr == "there is no file 'x'\n"
+
+
+def test_a_wrong_structure_is_answered_without_torch():
+    Path("agent.yaml").write_text(CARTPOLE.replace("policy:", "polcy:"))
+    code = (
+        "import sys; from composer.cli import main\n"
+        "print(main(['check', 'agent.yaml']), 'torch' in sys.modules, 'gymnasium' in sys.modules)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout == "1 False False\n"
+    message = "agent.yaml:6:1: 'polcy' is not a key of a spec; did you mean 'policy'?\n"
+    assert done.stderr == message
+
+
+def test_an_error_in_a_users_own_class_is_shown_whole_with_its_place():
+    Path("own_nets.py").write_text(BROKEN_CLASS)
+    Path("agent.yaml").write_text(
+        "version: 1\nenvironment: CartPole-v1\npolicy: {_target_: own_nets.Broken}\n"
+    )
+    done = run_process("check", "agent.yaml", "--allow", "own_nets")
+    assert done.returncode == 1
+    assert 'raise RuntimeError("no such table")' in done.stderr
+    end = "RuntimeError: no such table\nin agent.yaml:3:9: policy (own_nets.Broken)\n"
+    assert done.stderr.endswith(end)
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = [sys.executable, "-m", "composer", "schema"]
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize(
+    "command", ["", "init", "check", "show", "draw", "blocks", "schema", "diff"]
+)
+def test_help_is_what_it_was(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([*([command] if command else []), "--help"])
+    assert caught.value.code == 0
+    name = f"help_{command}.txt" if command else "help.txt"
+    assert capsys.readouterr().out == (TESTS / "golden" / name).read_text()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"composer {composer.__version__}\n"
