@@ -9,27 +9,33 @@ __all__ = [
     "BLOCKS",
     "INITIALIZERS",
     "AddBlock",
+    "AttentionPoolingBlock",
     "ConcatBlock",
     "CorrelationBlock",
     "CrossAttentionBlock",
+    "DeepSetBlock",
     "DenseBlock",
     "EmbeddingBlock",
     "FlattenBlock",
     "FlattenDenseBlock",
     "FourierFeaturesBlock",
+    "FrameStackBlock",
     "FunctionalBlock",
     "GatedSumBlock",
     "GlobalAveragePoolingBlock",
     "Graph",
     "GraphError",
     "GruBlock",
+    "GtrxlBlock",
     "ImpalaCnnBlock",
     "InferenceBlock",
     "LinearOutputBlock",
+    "LruBlock",
     "LstmBlock",
     "LstmLastStepBlock",
     "MaskedGlobalPoolingBlock",
     "MemoryBlock",
+    "MinGruBlock",
     "MultiHeadAttentionBlock",
     "MultiIndexSliceBlock",
     "MultiplyBlock",
@@ -39,6 +45,7 @@ __all__ = [
     "NormalizeBlock",
     "OneHotBlock",
     "PerceptionBlock",
+    "PointNetBlock",
     "Port",
     "PositionalEncodingBlock",
     "Registry",
@@ -88,7 +95,10 @@ if TYPE_CHECKING:
     from perception_blocks.embed import EmbeddingBlock, OneHotBlock
     from perception_blocks.features import FourierFeaturesBlock, PositionalEncodingBlock
     from perception_blocks.graph import Graph, GraphError
+    from perception_blocks.gtrxl import GtrxlBlock
     from perception_blocks.inference import InferenceBlock
+    from perception_blocks.linear_memory import LruBlock, MinGruBlock
+    from perception_blocks.memory import FrameStackBlock
     from perception_blocks.noisy import NoisyDenseBlock
     from perception_blocks.pooling import (
         GlobalAveragePoolingBlock,
@@ -107,6 +117,7 @@ if TYPE_CHECKING:
     from perception_blocks.residual_conv import ImpalaCnnBlock, ResConvBlock
     from perception_blocks.residual_dense import ResidualDenseBlock
     from perception_blocks.scale import NormalizeBlock, ScaleImageBlock
+    from perception_blocks.sets import AttentionPoolingBlock, DeepSetBlock, PointNetBlock
     from perception_blocks.transformer import TransformerEncoderBlock
 else:
     __getattr__, __dir__ = lazy_attributes(
@@ -128,12 +139,16 @@ else:
             "residual_dense": "ResidualDenseBlock",
             "noisy": "NoisyDenseBlock",
             "features": "FourierFeaturesBlock PositionalEncodingBlock",
+            "memory": "FrameStackBlock",
+            "linear_memory": "LruBlock MinGruBlock",
+            "gtrxl": "GtrxlBlock",
             "port": "Port",
             "recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
             "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",
             "reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
             "residual_conv": "ImpalaCnnBlock ResConvBlock",
             "scale": "NormalizeBlock ScaleImageBlock",
+            "sets": "AttentionPoolingBlock DeepSetBlock PointNetBlock",
             "transformer": "TransformerEncoderBlock",
         },
         submodules=("init",),

@@ -1,7 +1,7 @@
 """Masks as inputs of a block: true, or any number but zero, says that an element counts or may be attended to.
 
-A mask has the leading axes of what it masks. Masked values never reach a result, whatever they are (NaN too), and what
-is masked altogether becomes zeros with finite gradients.
+A mask has the leading axes of what it masks. Masked values never change a result (they must be finite, as padding
+is), and what is masked altogether becomes zeros with finite gradients.
 """
 
 from __future__ import annotations

@@ -290,6 +290,33 @@ BLOCKS.register_all(
     "perception_blocks.transformer",
     {"transformer_encoder": "TransformerEncoderBlock"},
 )
+BLOCKS.register_all(
+    "perception_blocks.sets",
+    {
+        "deep_set": "DeepSetBlock",
+        "attention_pooling": "AttentionPoolingBlock",
+        "point_net": "PointNetBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.memory",
+    {
+        "frame_stack": "FrameStackBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.linear_memory",
+    {
+        "min_gru": "MinGruBlock",
+        "lru": "LruBlock",
+    },
+)
+BLOCKS.register_all(
+    "perception_blocks.gtrxl",
+    {
+        "gtrxl": "GtrxlBlock",
+    },
+)
 BLOCKS.register_all("perception_blocks.custom", {"functional": "FunctionalBlock"})
 
 ACTIVATIONS.register_all(

@@ -133,6 +133,15 @@ SAMPLES = [
     Sample("rnn", [(3,)], {"hidden_units": 4}),
     Sample("rnn", [(3,)], {"hidden_units": 4, "num_layers": 2, "nonlinearity": "relu"}),
     Sample("rnn", [(6, 3)], {"hidden_units": 4, "bidirectional": True, "layer_norm": True}),
+    Sample("frame_stack", [(3,)]),
+    Sample("frame_stack", [(2, 3, 4)], {"num_frames": 3, "axis": "first"}),
+    Sample("frame_stack", [(2, 3)], {"num_frames": 2, "axis": "last"}),
+    Sample("min_gru", [(3,)], {"hidden_units": 4}),
+    Sample("min_gru", [(3,)], {"hidden_units": 4, "num_layers": 2, "layer_norm": True}),
+    Sample("lru", [(3,)], {"hidden_units": 4}),
+    Sample("lru", [(3,)], {"hidden_units": 4, "state_units": 6, "min_radius": 0.9}),
+    Sample("gtrxl", [(3,)], {"hidden_units": 8, "num_heads": 2, "memory_length": 3}),
+    Sample("gtrxl", [(3,)], {"hidden_units": 4, "num_layers": 1, "memory_length": 12}),
     Sample("functional", [(3,), (3,)], {"function": "add"}),
     Sample("functional", [(3, 4)], {"function": torch.sum, "dim": -1}),
     Sample("scale_image", [image(8, 9, 3)], {"low": 0, "high": 255}),
@@ -173,6 +182,15 @@ SAMPLES += [
     Sample("self_attention_conv", [(2, 7), SEEN], {"return_weights": True}),
     Sample("self_attention_conv", [(2, None, 7)]),
     Sample("self_attention_conv", [(2, 1, 7), PAIRS], {"hidden_channels": 3}),
+]
+SAMPLES += [
+    Sample("deep_set", SETS, {"hidden_units": 4, "norm": "layer"}),
+    Sample("deep_set", [(None, 3)], {"hidden_units": [4], "element_units": 5, "pooling": "max"}),
+    Sample("attention_pooling", SETS, {"hidden_units": 4, "num_heads": 2, "num_seeds": 2}),
+    Sample("attention_pooling", [(None, 3)], {"return_weights": True}),
+    Sample("point_net", SETS, {"hidden_units": [4, 5], "feature_transform": True}),
+    Sample("point_net", SETS, {"hidden_units": 4, "input_transform": True, "norm": "rms"}),
+    Sample("point_net", [(None, 3)], {"pooling": "mean"}),
 ]
 MEMORY = [s for s in SAMPLES if s.build().state_shapes]
 
@@ -372,7 +390,7 @@ def test_an_unknown_setting_is_refused(sample):
 
 
 def stepwise(block: MemoryBlock, x: Tensor, state: Any, resets: Tensor | None) -> Any:
-    axis = x.dim() - 2
+    axis = x.dim() - len(block.in_shapes[0]) - 1
     outputs = []
     for t in range(x.shape[axis]):
         reset = None if resets is None else resets[..., t]

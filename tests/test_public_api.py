@@ -16,14 +16,15 @@ COMPOSER = """
     Critic Model Policy SpecError __version__ compose draw load
 """
 PERCEPTION_BLOCKS = """
-    ACTIVATIONS BLOCKS INITIALIZERS AddBlock ConcatBlock CorrelationBlock CrossAttentionBlock DenseBlock
-    EmbeddingBlock FlattenBlock FlattenDenseBlock FourierFeaturesBlock FunctionalBlock GatedSumBlock
-    GlobalAveragePoolingBlock Graph GraphError GruBlock ImpalaCnnBlock InferenceBlock LinearOutputBlock LstmBlock
-    LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock MultiHeadAttentionBlock MultiIndexSliceBlock MultiplyBlock
-    NatureCnnBlock NatureCnnDenseBlock NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock Port
-    PositionalEncodingBlock Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
-    SelfAttentionConvBlock SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock
-    TransformerEncoderBlock VggConvBlock VggConvDenseBlock VggConvGapBlock init
+    ACTIVATIONS BLOCKS INITIALIZERS AddBlock AttentionPoolingBlock ConcatBlock CorrelationBlock CrossAttentionBlock
+    DeepSetBlock DenseBlock EmbeddingBlock FlattenBlock FlattenDenseBlock FourierFeaturesBlock FrameStackBlock
+    FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock Graph GraphError GruBlock GtrxlBlock ImpalaCnnBlock
+    InferenceBlock LinearOutputBlock LruBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
+    MinGruBlock MultiHeadAttentionBlock MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock
+    NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PointNetBlock Port PositionalEncodingBlock Registry
+    RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock SelfAttentionConvBlock
+    SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock TransformerEncoderBlock VggConvBlock
+    VggConvDenseBlock VggConvGapBlock init
 """
 
 
