@@ -241,4 +241,4 @@ def _flattened(
 def _restored(values: Mapping[str, Tensor], leading: tuple[int, ...]) -> Tensors:
     if len(leading) == 1:
         return dict(values)
-    return {name: value.reshape(*leading, *value.shape[1:]) for name, value in values.items()}
+    return {name: value.reshape((*leading, *value.shape[1:])) for name, value in values.items()}
