@@ -53,19 +53,20 @@ def _inside(picture: Picture, group: str | None, indent: str) -> Iterator[str]:
         yield f"{indent}  {name} [{_title(picture.groups[name])}];"
         yield from _inside(picture, name, indent + "  ")
         # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's own label.
-        below = " ".join(_first(picture, name))
-        yield f"{indent}  {name} -> {{{below}}} [style=invis, weight=1];"
+        for below in _first(picture, name):
+            yield f"{indent}  {name} -> {below} [style=invis, weight=1];"
+        for below in picture.groups_in(name):
+            yield f"{indent}  {name} -> {below} [style=invis, weight=0];"
         yield f"{indent}}}"
 
 
 def _first(picture: Picture, group: str) -> Iterator[str]:
-    """What stands at the top of a group."""
+    """The boxes at the top of a group."""
     inside = set(own := picture.inside(group))
     reads = {node.name: node.reads for node in picture.dag.nodes}
     for name in own:
         if inside.isdisjoint(reads.get(name, ())):
             yield name
-    yield from picture.groups_in(group)
 
 
 def _inputs_on_top(picture: Picture) -> Iterator[str]:

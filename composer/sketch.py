@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -12,7 +12,7 @@ from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
 from composer.network import Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
-from composer.rows import RowPath, class_name, node_path, parts_of
+from composer.rows import Row, RowPath, class_name, node_path, parts_of
 from composer.summary import Summary, summarize
 from composer.typeset import typeset
 from perception_blocks.assemble import BuiltNode
@@ -125,63 +125,69 @@ class _Sketcher:
         return self._custom(name, network, env)
 
     def _custom(self, name: str, network: Network, env: Values) -> tuple[list[Part], Values]:
-        """A user's class: the InferenceBlocks in it, and one opaque box for what Python does around them."""
-        children: list[Part] = []
+        """A user's class: the InferenceBlocks in it, and opaque boxes for what Python does around them.
+
+        Blocks that read what the network reads come first, then the class itself, then the blocks that read what it
+        makes, and the class again where it makes outputs of theirs.
+        """
+        blocks = {
+            path: _outside_inputs(b, network) for path, b in _outermost(network.module).items()
+        }
+        early = [path for path, outside in blocks.items() if not outside]
+        late = {path: outside for path, outside in blocks.items() if outside}
+        made = [(OUTPUT, name, path, key) for path, outside in late.items() for key in outside]
         outputs: Values = {}
-        loose: list[Value] = []  # made by a block, and no output of the network
-        for path, block in _outermost(network.module).items():
-            below = (name, *path.split("."))
-            values: Values = {}
-            for key, port in block.in_ports.items():
-                given = network.in_ports.get(key)
-                if given is not None and given.shape == port.shape:
-                    values[key] = env[key]
-                    continue
-                leaf = _input((*below, key), key, port, "made by the class")
-                children.append(leaf)
-                values[key] = leaf.writes[0]
-            children.append(Cluster([path], self._graph(block, below, values)))
+        children, loose = self._inside(name, network, early, env, outputs)
+        after, later = self._inside(name, network, late, env, outputs)
+        missing = [key for key in network.out_ports if key not in outputs]
+        forward: list[Value] = [(OUTPUT, name, "", key) for key in missing]
+        read = {value for leaf in leaves([*children, *after]) for value in leaf.reads}
+        unread = [env[key] for key in network.in_ports if env[key] not in read]
+        row = self._outside_row(name, leaves([*children, *after]))
+        if late:
+            children.append(_opaque(network, bool(blocks), [*loose, *unread], made, row))
+            children += after
+            if missing:
+                again = replace(row, parameters=0, share=0.0)
+                children.append(_opaque(network, True, later, forward, again))
+        elif missing or row.parameters:
+            children.append(_opaque(network, bool(blocks), [*loose, *unread], forward, row))
+        outputs |= dict(zip(missing, forward))
+        return children, {key: outputs[key] for key in network.out_ports}
+
+    def _inside(
+        self, name: str, network: Network, paths: Iterable[str], env: Values, outputs: Values
+    ) -> tuple[list[Part], list[Value]]:
+        """Clusters of the InferenceBlocks at ``paths``, and what they make beside the network's ``outputs``."""
+        parts: list[Part] = []
+        loose: list[Value] = []
+        for path in paths:
+            block = _outermost(network.module)[path]
+            outside = _outside_inputs(block, network)
+            values: Values = {
+                key: (OUTPUT, name, path, key) if key in outside else env[key]
+                for key in block.in_ports
+            }
+            parts.append(Cluster([path], self._graph(block, (name, *path.split(".")), values)))
             for key, port in block.out_ports.items():
                 asked = network.out_ports.get(key)
+                value = values[block.outputs[key]]
                 if key not in outputs and asked is not None and asked.shape == port.shape:
-                    outputs[key] = values[block.outputs[key]]
+                    outputs[key] = value
                 else:
-                    loose.append(values[block.outputs[key]])
-        missing = [key for key in network.out_ports if key not in outputs]
-        if missing:
-            children.append(self._opaque(name, network, env, children, loose, missing))
-        return children, {
-            key: outputs.get(key, (OUTPUT, name, "forward", key)) for key in network.out_ports
-        }
+                    loose.append(value)
+        return parts, loose
 
-    def _opaque(
-        self,
-        name: str,
-        network: Network,
-        env: Values,
-        children: list[Part],
-        loose: list[Value],
-        missing: list[str],
-    ) -> Leaf:
-        """What a class does that no InferenceBlock shows; it makes the ``missing`` outputs."""
-        inside = leaves(children)
-        read = {value for leaf in inside for value in leaf.reads}
-        unread = [env[key] for key in network.in_ports if env[key] not in read]
-        title = class_name(network.module)
-        rows = [
-            r for path, r in self._rows.items() if path[0] == name and "distributions" not in path
+    def _outside_row(self, name: str, shown: Iterable[Leaf]) -> Row:
+        """The row of a class, with the parameters that are in none of the boxes ``shown``."""
+        paths = {leaf.row.path for leaf in shown if leaf.row}
+        own = [
+            row
+            for path, row in self._rows.items()
+            if path[0] == name and path not in paths and path[1:2] != ("distributions",)
         ]
-        shown = {leaf.row.path for leaf in inside if leaf.row}
-        own = [row for row in rows if row.path not in shown]
-        row = replace(
-            self._rows[(name,)],
-            parameters=sum(r.parameters for r in own),
-            share=sum(r.share for r in own),
-        )
-        what = "plain PyTorch" if not inside else "what the class does around its blocks"
-        reads = [*loose, *unread]
-        writes: list[Value] = [(OUTPUT, name, "forward", key) for key in missing]
-        return Leaf("opaque", [title], ("opaque", title), reads, writes, (what,), row=row)
+        parameters, share = sum(row.parameters for row in own), sum(row.share for row in own)
+        return replace(self._rows[(name,)], parameters=parameters, share=share)
 
     def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Part]:
         """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
@@ -230,6 +236,21 @@ class _Sketcher:
             leaf.masks.append(env[head.mask])
             leaf.reads.append(env[head.mask])
         return leaf
+
+
+def _outside_inputs(block: InferenceBlock, network: Network) -> list[str]:
+    """The inputs of a block inside a class that are not the network's own: the class makes them."""
+    given = {key: port.shape for key, port in network.in_ports.items()}
+    return [key for key, shape in block.in_shapes.items() if given.get(key) != shape]
+
+
+def _opaque(
+    network: Network, has_blocks: bool, reads: list[Value], writes: list[Value], row: Row
+) -> Leaf:
+    """What a class does that no InferenceBlock shows."""
+    title = class_name(network.module)
+    what = "what the class does around its blocks" if has_blocks else "plain PyTorch"
+    return Leaf("opaque", [title], ("opaque", title), reads, writes, (what,), row=row)
 
 
 def _input(path: Value, key: str, port: Port, remark: str = "") -> Leaf:

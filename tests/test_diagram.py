@@ -7,6 +7,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,6 +24,7 @@ from composer.sketch import sketch
 from composer.summary import printable
 from perception_blocks import Graph, InferenceBlock
 from tests.example_models import (
+    CARTPOLE,
     EXAMPLES,
     Plain,
     branches,
@@ -196,6 +198,43 @@ def test_plain_pytorch_has_no_picture(tmp_path):
         with pytest.raises(ValueError, match=re.escape(message)):
             composer.draw(net, tmp_path / "critic.png")
     assert list(tmp_path.iterdir()) == []
+
+
+class Memory(nn.Module):
+    """Blocks before and after a cell of torch's own."""
+
+    state_shapes: ClassVar = {"h": (8,)}
+
+    def __init__(self, obs_shapes, action_logits_shapes):
+        super().__init__()
+        before = Graph(obs_shapes)
+        before.add("latent", "dense", "observation", hidden_units=[8])
+        after = Graph({"h": (8,)})
+        after.add("action", "linear_output", "h", output_units=action_logits_shapes["action"][0])
+        self.before = InferenceBlock(before, ["latent"])
+        self.cell = nn.GRUCell(8, 8)
+        self.after = InferenceBlock(after, ["action"])
+
+    def forward(self, inputs, state, resets):
+        h = self.cell(self.before(inputs)["latent"], state["h"])
+        return self.after({"h": h}), {"h": h}
+
+
+def test_what_a_class_does_between_its_blocks_is_a_box():
+    spec = {"version": 1, "policy": {"_target_": Memory}}
+    model = composer.compose(spec, **CARTPOLE)
+    label = f"{Memory.__module__}.Memory"
+    assert arrows(model) == {
+        ("observation", "latent"),
+        ("latent", label),
+        (label, "action"),
+        ("action", "action"),
+    }
+    assert box_named(model, label).lines == (
+        "what the class does around its blocks",
+        "432 parameters, 88.2 %",
+        "carries h (8,)",
+    )
 
 
 def test_blocks_inside_any_module_are_drawn():
