@@ -14,7 +14,7 @@ from perception_blocks.block import MemoryBlock, State, one_input
 from perception_blocks.port import InputShapeError, Shape, Shapes
 from perception_blocks.recurrent_layers import Carry, GruLayer, LstmLayer, RecurrentLayer, RnnLayer
 from perception_blocks.registry import BLOCKS
-from perception_blocks.settings import PositiveInt, Probability
+from perception_blocks.settings import LayerCount, PositiveInt, Probability
 
 __all__ = ["GruBlock", "LstmBlock", "LstmLastStepBlock", "RecurrentBlock", "RnnBlock"]
 
@@ -143,7 +143,7 @@ class LstmBlock(RecurrentBlock):
         in_shapes: Shapes,
         *,
         hidden_units: PositiveInt,
-        num_layers: PositiveInt = 1,
+        num_layers: LayerCount = 1,
         dropout: Probability = 0.0,
         layer_norm: bool = False,
         bidirectional: bool = False,
@@ -178,7 +178,7 @@ class GruBlock(RecurrentBlock):
         in_shapes: Shapes,
         *,
         hidden_units: PositiveInt,
-        num_layers: PositiveInt = 1,
+        num_layers: LayerCount = 1,
         dropout: Probability = 0.0,
         layer_norm: bool = False,
         bidirectional: bool = False,
@@ -213,7 +213,7 @@ class RnnBlock(RecurrentBlock):
         in_shapes: Shapes,
         *,
         hidden_units: PositiveInt,
-        num_layers: PositiveInt = 1,
+        num_layers: LayerCount = 1,
         nonlinearity: Literal["tanh", "relu"] = "tanh",
         dropout: Probability = 0.0,
         layer_norm: bool = False,
@@ -248,7 +248,7 @@ class LstmLastStepBlock(RecurrentBlock):
         in_shapes: Shapes,
         *,
         hidden_units: PositiveInt,
-        num_layers: PositiveInt = 1,
+        num_layers: LayerCount = 1,
         dropout: Probability = 0.0,
         layer_norm: bool = False,
         bidirectional: bool = False,

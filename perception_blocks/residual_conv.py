@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from perception_blocks.conv import Channels, ConvBlock, image_shape, make_conv
 from perception_blocks.conv_plan import ConvPlan, PerLayer, plan_layers
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
-from perception_blocks.settings import Activation, NonNegativeInt
+from perception_blocks.settings import Activation, Range
 
 __all__ = ["ImpalaCnnBlock", "ResConvBlock"]
 
@@ -38,7 +38,7 @@ class ImpalaCnnBlock(ConvBlock):
         in_shapes: Shapes,
         *,
         hidden_channels: Channels = (16, 32, 32),
-        num_blocks: NonNegativeInt = 2,
+        num_blocks: Annotated[int, Range(0, 1000)] = 2,
         activation: Activation = "relu",
     ) -> None:
         channels, space = image_shape(in_shapes, "impala_cnn")

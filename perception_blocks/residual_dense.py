@@ -10,7 +10,7 @@ from perception_blocks.activations import make_activations
 from perception_blocks.block import PerceptionBlock, one_vector
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
-from perception_blocks.settings import Activation, PositiveInt
+from perception_blocks.settings import Activation, LayerCount, PositiveInt
 
 __all__ = ["ResidualDenseBlock"]
 
@@ -33,7 +33,7 @@ class ResidualDenseBlock(PerceptionBlock):
         in_shapes: Shapes,
         *,
         hidden_units: PositiveInt,
-        num_blocks: PositiveInt = 2,
+        num_blocks: LayerCount = 2,
         form: Literal["simba", "bronet"] = "simba",
         expansion: PositiveInt | None = None,
         activation: Activation = "relu",

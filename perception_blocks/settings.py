@@ -27,6 +27,7 @@ __all__ = [
     "Activation",
     "Function",
     "Initializer",
+    "LayerCount",
     "NegativeInt",
     "NonNegativeInt",
     "OneOrMany",
@@ -73,6 +74,7 @@ class Words:
 PositiveInt = Annotated[int, Range(low=1)]
 NegativeInt = Annotated[int, Range(high=-1)]
 NonNegativeInt = Annotated[int, Range(low=0)]
+LayerCount = Annotated[int, Range(1, 1000)]
 PositiveFloat = Annotated[float, Range(low=0.0, exclusive=True)]
 Probability = Annotated[float, Range(0.0, 1.0)]
 Activation = Annotated[Any, Named(ACTIVATIONS, dotted=True)]

@@ -10,7 +10,7 @@ from perception_blocks.attention import Attention, AttentionBlock, head_width, s
 from perception_blocks.masks import as_bool, shapes_of
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
-from perception_blocks.settings import Activation, PositiveInt, Probability
+from perception_blocks.settings import Activation, LayerCount, PositiveInt, Probability
 
 __all__ = ["TransformerEncoderBlock"]
 
@@ -32,7 +32,7 @@ class TransformerEncoderBlock(AttentionBlock):
         self,
         in_shapes: Shapes,
         *,
-        num_layers: PositiveInt = 1,
+        num_layers: LayerCount = 1,
         num_heads: PositiveInt = 1,
         feedforward_units: PositiveInt | None = None,
         activation: Activation = "relu",
