@@ -27,7 +27,7 @@ __all__ += [
     "trunc_normal",
     "xavier_normal",
 ]
-__all__ += ["xavier_uniform", "zeros"]
+__all__ += ["stacked_linear", "xavier_uniform", "zeros"]
 
 Rule = Callable[[Tensor, torch.Generator], Any]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
@@ -172,8 +172,17 @@ def _draw(
     tensor.copy_(target)
 
 
+def stacked_linear(features: int, units: int, count: int, *, bias: bool = True) -> nn.Linear:
+    """``count`` linear layers as one with ``count * units`` outputs, each of which an initialiser draws by itself."""
+    linear = nn.Linear(features, count * units, bias=bias)
+    linear.gates = count  # type: ignore[assignment]
+    return linear
+
+
 def _gates(layer: nn.Module) -> int:
     """How many matrices a layer's weight holds one above the other."""
+    if isinstance(layer, nn.Linear):
+        return getattr(layer, "gates", 1)
     if isinstance(layer, nn.RNNBase):
         return {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
     return {nn.LSTMCell: 4, nn.GRUCell: 3}.get(type(layer), 1)

@@ -24,7 +24,8 @@ PERCEPTION_BLOCKS = """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
     blocks_help spec_diff
-    space_kinds spaces space_json observer distributions discrete_actions continuous_actions schema template starter
+    space_kinds space_readers variable_spaces spaces space_json observer
+    distributions discrete_actions continuous_actions schema template starter
     network construction demand custom_class build policy critic
     flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
@@ -48,7 +49,8 @@ LIBRARIES = {
     "numpy": ["perception_blocks.measure", "composer.*"],
     "yaml": ["composer.source"],
     "gymnasium": [
-        f"composer.{name}" for name in ("space*", "distributions*", "model", "wrappers", "cli")
+        f"composer.{name}"
+        for name in ("space*", "variable_spaces", "distributions*", "model", "wrappers", "cli")
     ],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint"],
