@@ -313,6 +313,8 @@ class BreaksInInit(Policy):
 
 
 class BreaksInForward(Policy):
+    no_such_layer: Any  # never set
+
     def forward(self, inputs):
         return self.no_such_layer(inputs)
 
@@ -370,7 +372,7 @@ def test_a_seed_gives_the_same_weights_and_moves_no_random_state():
 
 
 def random_states():
-    return torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()
+    return torch.get_rng_state().tolist(), pickle.dumps(np.random.get_state()), random.getstate()
 
 
 class Pretrained(Critic):
