@@ -177,6 +177,6 @@ def test_spaces_without_a_starting_spec_are_refused_in_words(observation, action
 
 def test_init_says_that_an_environment_is_not_there(capsys):
     assert main(["init", "NoSuchThing-v0"]) == 1
-    assert capsys.readouterr().err.startswith(
-        "composer init: the environment 'NoSuchThing-v0' cannot be made: "
+    assert capsys.readouterr().err == (
+        "the environment 'NoSuchThing-v0' cannot be made: Environment `NoSuchThing` doesn't exist.\n"
     )
