@@ -88,11 +88,13 @@ def _parser() -> argparse.ArgumentParser:
         help="png, svg, pdf, html, dot or mmd by its suffix",
     )
     blocks = command("blocks", _blocks, "list the blocks, or describe one")
-    blocks.add_argument("name", metavar="NAME", nargs="?")
-    command("schema", _schema, "print the JSON Schema of specs, for editors")
+    blocks.add_argument("name", metavar="NAME", nargs="?", help="a block (default: list all)")
+    schema = command("schema", _schema, "print the JSON Schema of specs, for editors")
+    for sub in (blocks, schema):
+        _add_allow(sub, "a module that registers blocks")
     diff = command("diff", _diff, "print what differs between two specs or checkpoints")
-    diff.add_argument("first", metavar="A")
-    diff.add_argument("second", metavar="B")
+    diff.add_argument("first", metavar="A", help="a spec or a checkpoint")
+    diff.add_argument("second", metavar="B", help="another one")
     return parser
 
 
@@ -192,8 +194,10 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 def _blocks(arguments: argparse.Namespace) -> None:
     from composer.blocks_help import describe_block, list_blocks
+    from composer.trust import import_allowed
     from perception_blocks.registry import UnknownNameError
 
+    import_allowed(arguments.allow)
     try:
         print(list_blocks() if arguments.name is None else describe_block(arguments.name))
     except (UnknownNameError, ImportError) as error:
@@ -202,7 +206,9 @@ def _blocks(arguments: argparse.Namespace) -> None:
 
 def _schema(arguments: argparse.Namespace) -> None:
     from composer.schema import json_schema
+    from composer.trust import import_allowed
 
+    import_allowed(arguments.allow)
     print(json.dumps(json_schema(), indent=2))
 
 

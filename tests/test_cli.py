@@ -156,7 +156,7 @@ def test_a_block_is_described_with_settings_example_and_shapes(capsys):
     assert out.endswith("""
 Settings:
   hidden_units: a positive integer (required)
-  num_layers: a positive integer (default: 1)
+  num_layers: an integer between 1 and 1000 (default: 1)
   dropout: a number between 0 and 1 (default: 0.0)
   layer_norm: true or false (default: false)
   bidirectional: true or false (default: false)
@@ -167,6 +167,27 @@ In a graph:
 Shapes:
   observation (3,) -> (4,), carrying h (2, 4) from step to step
 """)
+
+
+def test_blocks_of_an_allowed_module_are_listed_too(capsys):
+    Path("my_own_blocks.py").write_text(
+        "from perception_blocks import PerceptionBlock\n"
+        "from perception_blocks.registry import BLOCKS\n"
+        '@BLOCKS.register("my_own")\n'
+        "class Mine(PerceptionBlock):\n"
+        '    """Does nothing."""\n'
+        "    def __init__(self, in_shapes): super().__init__(in_shapes)\n"
+        "    def forward(self, x): return x\n"
+    )
+    try:
+        allow = ["--allow", "my_own_blocks"]
+        assert "\nmy_own                  Does nothing.\n" in run(capsys, "blocks", *allow)[1]
+        described = "my_own\n\nDoes nothing.\n\nSettings:\n  none\n"
+        assert run(capsys, "blocks", "my_own", *allow) == (0, described, "")
+        assert "block_my_own" in json.loads(run(capsys, "schema", *allow)[1])["definitions"]
+    finally:
+        BLOCKS._entries.pop("my_own", None)
+        sys.modules.pop("my_own_blocks", None)
 
 
 @pytest.mark.parametrize("name", list(BLOCKS))
