@@ -33,7 +33,7 @@ def nets(tmp_path, monkeypatch):
         "my_nets/__init__.py": textwrap.dedent(NETS),
         "my_nets/deep.py": "from torch import nn\nclass Deep(nn.Module): ...\n",
         "other_nets.py": "from torch import nn\nclass Borrowed(nn.Module): ...\n",
-        "broken_nets.py": "raise RuntimeError('no weights on the disk')\n",
+        "failing_nets.py": "raise RuntimeError('no weights on the disk')\n",
         "needy_nets.py": "import a_module_that_is_nowhere\n",
     }
     (tmp_path / "my_nets").mkdir()
@@ -130,9 +130,9 @@ def test_modules_that_cannot_be_imported_are_named_with_their_traceback(nets):
         "the module 'needy_nets' cannot be imported: No module named 'a_module_that_is_nowhere'"
     )
     with pytest.raises(PathError) as caught:
-        import_trusted("broken_nets.A", ["broken_nets"], nn.Module)
+        import_trusted("failing_nets.A", ["failing_nets"], nn.Module)
     assert str(caught.value) == (
-        "the module 'broken_nets' cannot be imported: RuntimeError: no weights on the disk"
+        "the module 'failing_nets' cannot be imported: RuntimeError: no weights on the disk"
     )
     assert isinstance(caught.value.__cause__, RuntimeError)
 
