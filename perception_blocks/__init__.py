@@ -8,13 +8,16 @@ __all__ = [
     "ACTIVATIONS",
     "BLOCKS",
     "INITIALIZERS",
+    "ActionMaskingBlock",
     "AddBlock",
     "AttentionPoolingBlock",
+    "CategoricalValueBlock",
     "ConcatBlock",
     "CorrelationBlock",
     "CrossAttentionBlock",
     "DeepSetBlock",
     "DenseBlock",
+    "DuelingBlock",
     "EmbeddingBlock",
     "FlattenBlock",
     "FlattenDenseBlock",
@@ -24,7 +27,10 @@ __all__ = [
     "GatedSumBlock",
     "GlobalAveragePoolingBlock",
     "Graph",
+    "GraphAttentionBlock",
+    "GraphConvBlock",
     "GraphError",
+    "GraphNetworkBlock",
     "GruBlock",
     "GtrxlBlock",
     "ImpalaCnnBlock",
@@ -48,6 +54,7 @@ __all__ = [
     "PointNetBlock",
     "Port",
     "PositionalEncodingBlock",
+    "QuantileValueBlock",
     "Registry",
     "RepeatToMatchBlock",
     "ResConvBlock",
@@ -60,6 +67,7 @@ __all__ = [
     "StridedConvBlock",
     "StridedConvDenseBlock",
     "TransformerEncoderBlock",
+    "ValueBlock",
     "VggConvBlock",
     "VggConvDenseBlock",
     "VggConvGapBlock",
@@ -95,7 +103,16 @@ if TYPE_CHECKING:
     from perception_blocks.embed import EmbeddingBlock, OneHotBlock
     from perception_blocks.features import FourierFeaturesBlock, PositionalEncodingBlock
     from perception_blocks.graph import Graph, GraphError
+    from perception_blocks.graph_nets import GraphAttentionBlock, GraphConvBlock
+    from perception_blocks.graph_network import GraphNetworkBlock
     from perception_blocks.gtrxl import GtrxlBlock
+    from perception_blocks.heads import (
+        ActionMaskingBlock,
+        CategoricalValueBlock,
+        DuelingBlock,
+        QuantileValueBlock,
+        ValueBlock,
+    )
     from perception_blocks.inference import InferenceBlock
     from perception_blocks.linear_memory import LruBlock, MinGruBlock
     from perception_blocks.memory import FrameStackBlock
@@ -133,6 +150,8 @@ else:
             "dense": "DenseBlock FlattenDenseBlock LinearOutputBlock",
             "embed": "EmbeddingBlock OneHotBlock",
             "graph": "Graph GraphError",
+            "graph_nets": "GraphAttentionBlock GraphConvBlock",
+            "graph_network": "GraphNetworkBlock",
             "inference": "InferenceBlock",
             "elementwise": "AddBlock CorrelationBlock GatedSumBlock MultiplyBlock",
             "pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
@@ -142,6 +161,8 @@ else:
             "memory": "FrameStackBlock",
             "linear_memory": "LruBlock MinGruBlock",
             "gtrxl": "GtrxlBlock",
+            "heads": "ActionMaskingBlock CategoricalValueBlock DuelingBlock "
+            "QuantileValueBlock ValueBlock",
             "port": "Port",
             "recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
             "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",

@@ -317,6 +317,24 @@ BLOCKS.register_all(
         "gtrxl": "GtrxlBlock",
     },
 )
+BLOCKS.register_all(
+    "perception_blocks.graph_nets",
+    {"graph_conv": "GraphConvBlock", "graph_attention": "GraphAttentionBlock"},
+)
+BLOCKS.register_all(
+    "perception_blocks.graph_network",
+    {"graph_network": "GraphNetworkBlock"},
+)
+BLOCKS.register_all(
+    "perception_blocks.heads",
+    {
+        "dueling": "DuelingBlock",
+        "value": "ValueBlock",
+        "quantile_value": "QuantileValueBlock",
+        "categorical_value": "CategoricalValueBlock",
+        "action_masking": "ActionMaskingBlock",
+    },
+)
 BLOCKS.register_all("perception_blocks.custom", {"functional": "FunctionalBlock"})
 
 ACTIVATIONS.register_all(

@@ -61,7 +61,7 @@ def values(port: Port, leading: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, dtype=dtype)
 
 
-def integers(*shape: int, of: Any) -> Port:
+def integers(*shape: int | None, of: Any) -> Port:
     return Port(shape, torch.int64, of)
 
 
@@ -142,6 +142,15 @@ SAMPLES = [
     Sample("lru", [(3,)], {"hidden_units": 4, "state_units": 6, "min_radius": 0.9}),
     Sample("gtrxl", [(3,)], {"hidden_units": 8, "num_heads": 2, "memory_length": 3}),
     Sample("gtrxl", [(3,)], {"hidden_units": 4, "num_layers": 1, "memory_length": 12}),
+    Sample("dueling", [(3,)], {"output_units": 2}),
+    Sample("dueling", [(3,)], {"output_units": 4, "hidden_units": [8], "baseline": "max"}),
+    Sample("value", [(3,)], {"init_scale": 0.1}),
+    Sample("quantile_value", [(3,)], {"num_quantiles": 7}),
+    Sample("quantile_value", [(3,)], {"output_units": 2, "num_quantiles": 7}),
+    Sample("categorical_value", [(3,)], {"spacing": "symlog"}),
+    Sample("categorical_value", [(3,)], {"output_units": 2, "num_bins": 5, "low": 0}),
+    Sample("action_masking", [(4,), integers(4, of=2)]),
+    Sample("action_masking", [(3, 4), (4,)], {"debug": True}),
     Sample("functional", [(3,), (3,)], {"function": "add"}),
     Sample("functional", [(3, 4)], {"function": torch.sum, "dim": -1}),
     Sample("scale_image", [image(8, 9, 3)], {"low": 0, "high": 255}),
@@ -191,6 +200,29 @@ SAMPLES += [
     Sample("point_net", SETS, {"hidden_units": [4, 5], "feature_transform": True}),
     Sample("point_net", SETS, {"hidden_units": 4, "input_transform": True, "norm": "rms"}),
     Sample("point_net", [(None, 3)], {"pooling": "mean"}),
+]
+NODES, NODE_SET = [(7, 3), PAIRS], [(7, 3), PAIRS, SEEN]
+EDGES = {"edges": [[0, 1], [1, 2], [2, 0], [2, 3]]}
+SAMPLES += [
+    Sample("graph_conv", NODES, {"hidden_units": [5, 4], "learn_self_weight": True}),
+    Sample("graph_conv", NODE_SET, {"hidden_units": 4, "self_weight": 2.0, "bias": False}),
+    Sample("graph_conv", [(None, 3), integers(None, None, of=2)], {"hidden_units": 4}),
+    Sample("graph_attention", NODES, {"hidden_units": [6, 4], "num_heads": 2}),
+    Sample("graph_attention", NODE_SET, {"hidden_units": 4, "return_weights": True}),
+    Sample("graph_attention", NODES, {"hidden_units": 3, "num_heads": 2, "average_heads": True}),
+    Sample("graph_network", [(5, 3), (4, 2)], {**EDGES, "hidden_units": [6, 4]}),
+    Sample("graph_network", [(5, 3)], {**EDGES, "hidden_units": 4, "directed": True}),
+    Sample(
+        "graph_network",
+        [(5, 3), (4, 2)],
+        {
+            **EDGES,
+            "hidden_units": 4,
+            "edge_units": 2,
+            "node_to_edge": "none",
+            "edge_to_node": "max",
+        },
+    ),
 ]
 MEMORY = [s for s in SAMPLES if s.build().state_shapes]
 

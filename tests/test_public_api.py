@@ -16,15 +16,16 @@ COMPOSER = """
     Critic Model Policy SpecError __version__ compose draw load
 """
 PERCEPTION_BLOCKS = """
-    ACTIVATIONS BLOCKS INITIALIZERS AddBlock AttentionPoolingBlock ConcatBlock CorrelationBlock CrossAttentionBlock
-    DeepSetBlock DenseBlock EmbeddingBlock FlattenBlock FlattenDenseBlock FourierFeaturesBlock FrameStackBlock
-    FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock Graph GraphError GruBlock GtrxlBlock ImpalaCnnBlock
+    ACTIVATIONS BLOCKS INITIALIZERS ActionMaskingBlock AddBlock AttentionPoolingBlock CategoricalValueBlock
+    ConcatBlock CorrelationBlock CrossAttentionBlock DeepSetBlock DenseBlock DuelingBlock EmbeddingBlock FlattenBlock
+    FlattenDenseBlock FourierFeaturesBlock FrameStackBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock
+    Graph GraphAttentionBlock GraphConvBlock GraphError GraphNetworkBlock GruBlock GtrxlBlock ImpalaCnnBlock
     InferenceBlock LinearOutputBlock LruBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
     MinGruBlock MultiHeadAttentionBlock MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock
-    NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PointNetBlock Port PositionalEncodingBlock Registry
-    RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock SelfAttentionConvBlock
-    SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock TransformerEncoderBlock VggConvBlock
-    VggConvDenseBlock VggConvGapBlock init
+    NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PointNetBlock Port PositionalEncodingBlock
+    QuantileValueBlock Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
+    SelfAttentionConvBlock SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock
+    TransformerEncoderBlock ValueBlock VggConvBlock VggConvDenseBlock VggConvGapBlock init
 """
 
 
