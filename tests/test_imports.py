@@ -24,7 +24,7 @@ PERCEPTION_BLOCKS = """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
     blocks_help spec_diff
-    space_kinds space_readers variable_spaces spaces space_json observer
+    space_kinds space_readers variable_spaces spaces space_json space_lookup observer
     distributions discrete_actions continuous_actions schema template starter
     network construction demand custom_class build policy critic
     flops rows summary picture folding typeset sketch
