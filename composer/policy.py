@@ -108,6 +108,14 @@ class Policy(NetworkModule):
             action = to_environment(self.action_tree, flat, as_numpy=not holds_tensors(observation))
         return (action, after) if self.has_memory else action
 
+    def from_environment(self, action: Any) -> Any:
+        """An environment's action (any leading axes) as the distribution has it: zero-based, tensors, flat keys.
+
+        It is what ``distribution(...).log_prob`` takes, where actions come from an environment or a data set.
+        """
+        flat = self.action_tree.to_tensors(action, dtype=self.dtype, device=self.device)
+        return flat[self._only] if self.action_tree.is_single else flat
+
     @property
     def logits_shapes(self) -> dict[str, tuple[int, ...]]:
         """Action -> the shape of its logits, without leading axes."""

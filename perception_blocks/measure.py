@@ -24,7 +24,7 @@ from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes", "still"]
 
-PROBE_BATCH = 3  # an unusual size, so that a batch axis is not mistaken for a feature axis
+PROBE_BATCH = 11  # an unusual size, so that a batch axis is not mistaken for a feature axis
 # They stand for an axis whose length varies; what differs between them varies too.
 PROBE_LENGTHS = (5, 7)
 MOST_ELEMENTS = 2**28  # numbers that may exist for real while a module is measured

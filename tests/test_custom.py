@@ -81,7 +81,7 @@ def test_a_lambda_prints_its_place():
         (
             [(3,)],
             {"function": lambda x: x.sum()},
-            "block 'functional' returned () for a batch of 3; "
+            "block 'functional' returned () for a batch of 11; "
             "the first axis of the output must be the batch axis of the input",
         ),
         (

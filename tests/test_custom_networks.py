@@ -217,7 +217,7 @@ RETURNS = f"{HERE}Returns returned"
         (
             lambda out: {**out, "move": out["move"].mean(0)},
             [
-                f"output 'move' of {HERE}Returns returned (4,) for a batch of 3; the first axis of the output "
+                f"output 'move' of {HERE}Returns returned (4,) for a batch of 11; the first axis of the output "
                 "must be the batch axis of the input"
             ],
         ),

@@ -155,7 +155,7 @@ def test_torch_modules_that_cannot_take_their_input_say_so():
     graph.add("a", nn.Linear, "x", in_features=3, out_features=3)
     assert problems(graph, "a") == [
         "node 'a': block 'a' gets (16,) from 'x'; torch.nn.Linear refuses: "
-        "mat1 and mat2 shapes cannot be multiplied (3x16 and 3x3)."
+        "mat1 and mat2 shapes cannot be multiplied (11x16 and 3x3)."
     ]
 
 
@@ -167,7 +167,7 @@ def test_a_module_that_loses_its_batch_axis_is_refused():
     graph = Graph({"x": (16,)})
     graph.add("a", Total, "x")
     assert problems(graph, "a") == [
-        "node 'a': block 'Total' returned () for a batch of 3; "
+        "node 'a': block 'Total' returned () for a batch of 11; "
         "the first axis of the output must be the batch axis of the input"
     ]
 

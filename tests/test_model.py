@@ -226,6 +226,17 @@ def test_log_prob_of_a_joint_action_is_the_sum_of_its_parts():
     assert distribution.log_prob(action).shape == distribution.entropy().shape == (5,)
 
 
+def test_an_environments_action_becomes_one_of_the_distribution():
+    policy = compose().policy
+    distribution = policy.distribution(observations(5))
+    action = policy.act(observations(5))
+    encoded = policy.from_environment(action)
+    assert encoded["move"].tolist() == (action["move"] + 1).tolist()
+    assert distribution.log_prob(encoded).isfinite().all()
+    single_action = composer.compose("configs/cartpole.yaml").policy.from_environment(np.int64(1))
+    assert single_action.tolist() == 1
+
+
 def test_masks_come_from_an_observation_or_from_the_call():
     observed = spaces.Dict(x=spaces.Box(-1, 1, (4,)), legal=spaces.MultiBinary(3))
     spec = {
