@@ -72,7 +72,6 @@ class PositionalEncodingBlock(PerceptionBlock):
     """
 
     keeps_mask = True
-    keeps_mask = True
     places: Tensor | None
 
     def __init__(

@@ -35,6 +35,7 @@ class FlattenBlock(PerceptionBlock):
         self.num_dims = joined
         kept = len(shape) - joined
         super().__init__(in_shapes, out_shapes=[(*shape[:kept], _product(shape[kept:]))])
+        self.keeps_mask = kept > 0  # a mask is about the first axis
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(-self.num_dims) if self.num_dims else x.unsqueeze(-1)
@@ -69,6 +70,7 @@ class SliceBlock(PerceptionBlock):
         del kept[axis]
         super().__init__(in_shapes, out_shapes=[tuple(kept)])
         self.dim, self.index = axis, entry
+        self.keeps_mask = len(shape) + axis > 0
 
     def forward(self, x: Tensor) -> Tensor:
         return x.select(self.dim, self.index)
@@ -101,6 +103,7 @@ class MultiIndexSliceBlock(PerceptionBlock):
         sizes[axis] = len(self.indices)
         super().__init__(in_shapes, out_shapes=[tuple(sizes)])
         self.dim = axis
+        self.keeps_mask = len(shape) + axis > 0
         places = torch.zeros(len(self.indices), dtype=torch.int64)
         self.register_buffer("places", places, persistent=False)
         self.fill_constants()
@@ -144,6 +147,7 @@ class RepeatToMatchBlock(PerceptionBlock):
         sizes[axes[0]] = second[axes[1]]
         super().__init__(in_shapes, out_shapes=[tuple(sizes)])
         self.dim, self.other_dim = axes
+        self.keeps_mask = len(first) + axes[0] > 0
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         sizes = list(x.shape)

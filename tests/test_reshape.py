@@ -99,6 +99,23 @@ def test_what_is_repeated_keeps_its_kind_and_bounds():
     assert port == Port((None, 2), low=-1.0)
 
 
+@pytest.mark.parametrize(
+    ("block", "keeps"),
+    [
+        (FlattenBlock([(5, 2, 3)], num_dims=2), True),
+        (FlattenBlock([(5, 2, 3)]), False),
+        (SliceBlock([(5, 4)], dim=1, index=0), True),
+        (SliceBlock([(5, 4)], dim=0, index=0), False),
+        (MultiIndexSliceBlock([(5, 4)], dim=-1, indices=[0]), True),
+        (MultiIndexSliceBlock([(5, 4)], dim=-2, indices=[0]), False),
+        (RepeatToMatchBlock([(5, 1), (2, 3)], dim=1), True),
+        (RepeatToMatchBlock([(1, 4), (2, 3)], dim=0), False),
+    ],
+)
+def test_a_mask_stays_where_the_first_axis_does(block, keeps):
+    assert block.keeps_mask == keeps
+
+
 def test_a_slice_of_integers_is_made_of_integers():
     x = torch.arange(6).reshape(2, 3)
     assert torch.equal(MultiIndexSliceBlock([(3,)], dim=0, indices=[2])(x), x[:, 2:])
