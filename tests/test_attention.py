@@ -14,6 +14,8 @@ from perception_blocks.attention import (
 )
 from perception_blocks.attention_conv import SelfAttentionConvBlock
 from perception_blocks.block import InputShapeError
+from perception_blocks.graph import Graph
+from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port
 from perception_blocks.transformer import TransformerEncoderBlock
 
@@ -504,6 +506,25 @@ def test_settings_that_do_not_fit_are_refused_in_words(settings, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
         SelfAttentionSeqBlock([(4, 6)], **settings)
     assert str(caught.value) == message
+
+
+def test_a_graph_names_masks_by_argument():
+    legal = Port((None,), torch.int64, 2)
+    graph = Graph({"entities": (None, 6), "own": (5,), "legal": legal})
+    seen = {"key_padding_mask": "legal"}
+    graph.add("encoded", "transformer_encoder", {"x": "entities", **seen}, num_heads=2)
+    graph.add("found", "cross_attention", {"query": "own", "context": "encoded", **seen})
+    graph.add("pooled", "masked_global_pooling", {"mask": "legal", "x": "encoded"})
+    net = InferenceBlock(graph, outputs=["found", "pooled"]).eval()
+    assert net.out_shapes == {"found": (5,), "pooled": (6,)}
+    entities, own = torch.randn(3, 7, 6), torch.randn(3, 5)
+    mask = torch.zeros(3, 7, dtype=torch.int64)
+    mask[0], mask[1, :4] = 1, 1
+    y = net({"entities": entities, "own": own, "legal": mask})
+    short = net({"entities": entities[1, :4], "own": own[1], "legal": mask[1, :4]})
+    for name, value in y.items():
+        torch.testing.assert_close(value[1], short[name], atol=1e-5, rtol=1e-5)
+        assert torch.equal(value[2], torch.zeros_like(value[2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8])
