@@ -9,7 +9,7 @@ from torch import nn
 
 from composer.construction import NodePath, SeededConstruction
 from composer.custom_class import custom_network
-from composer.demand import ADDED, Context, Demand, share, width_message
+from composer.demand import ADDED, Context, Demand, share, width_problem
 from composer.errors import Path
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec
 from composer.network import GraphNetwork, Network
@@ -83,9 +83,9 @@ def _graph_network(
         return None
     context.read |= set(block.in_keys)
     share(block.out_ports, demand, context)
-    for head, width in demand.heads.items():
-        if head in block.out_shapes and block.out_shapes[head] != width:
-            message = width_message(head, block.out_shapes[head], width, demand)
+    for head in [name for name in demand.heads if name in block.out_shapes]:
+        message = width_problem(head, block.out_shapes[head], demand)
+        if message:
             context.problems.add(place_of(spec, ("heads", head)), message)
     return None if len(context.problems) > before else GraphNetwork(block)
 
@@ -109,11 +109,12 @@ def _add(
     **extra: Any,
 ) -> None:
     """Add ``node`` to ``graph``."""
+    init: Any = None
     if node.graph is not None:
-        block: Any = _graph(node.graph, {}, context, rule)
+        block: Any = _graph(node.graph, {}, context, _rule_within(node, context, rule))
     else:
         block = _block(node, context)
-    init = node.init if node.init is not None else rule if _follows_rule(block) else None
+        init = node.init if node.init is not None else rule if _follows_rule(block) else None
     settings = {**extra, **node.settings}
     graph.add_node(
         Node(
@@ -139,6 +140,18 @@ def _block(node: NodeSpec, context: Context) -> Any:
         return import_trusted(node.block, context.allow, nn.Module)
     except PathError as error:
         return error
+
+
+def _rule_within(node: NodeSpec, context: Context, rule: Any) -> Any:
+    """The initialiser of what is in a nested graph: its own `init`, else the one around it."""
+    if node.init is None:
+        return rule
+    try:
+        initializer(node.init)
+    except ValueError as error:
+        context.problems.add((*node.path, "init"), str(error))
+        return None
+    return node.init
 
 
 def _follows_rule(block: Any) -> bool:

@@ -136,7 +136,7 @@ def _read(arguments: argparse.Namespace) -> Any:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from composer.model import make_environment
+    from composer.space_lookup import make_environment
     from composer.starter import starting_spec
     from composer.trust import import_allowed
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from composer.construction import SeededConstruction
-from composer.demand import ADDED, Context, Demand, share, width_message
+from composer.demand import ADDED, Context, Demand, share, width_problem
 from composer.model_spec import NetworkSpec
 from composer.network import CustomNetwork, Network
 from composer.tree import describe, listing
@@ -228,9 +228,9 @@ def _read_outputs(result: Any, label: str, demand: Demand) -> tuple[dict[str, Po
         except ValueError as error:
             lines.append(str(error))
             continue
-        width = demand.heads.get(name)
-        if width is not None and ports[name].shape != width:
-            lines.append(width_message(name, ports[name].shape, width, demand))
+        wrong = width_problem(name, ports[name].shape, demand)
+        if wrong:
+            lines.append(wrong)
     return ports, lines
 
 

@@ -10,7 +10,7 @@ from composer.errors import Problems
 from composer.source import Source
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["ADDED", "Context", "Demand", "share", "width_message"]
+__all__ = ["ADDED", "Context", "Demand", "share", "width_problem"]
 
 # Names that policy and critic give to children of their own: beside a user's, and beside the nodes of a graph.
 ADDED = ("distributions", "normalizers")
@@ -32,7 +32,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a network must give: for each head its width, and in words what asks for it; and other values by name."""
+    """What a network must give: for each head its width, and in words what asks for it; and other values by name.
+
+    A head without reason may have any width: what it should be is not known because of another mistake.
+    """
 
     heads: Mapping[str, tuple[int, ...]]
     reasons: Mapping[str, str]
@@ -48,6 +51,9 @@ def share(ports: Mapping[str, Port], demand: Demand, context: Context) -> None:
     context.shared |= {name: ports[name] for name in demand.values if name in ports}
 
 
-def width_message(head: str, got: Shape, width: tuple[int, ...], demand: Demand) -> str:
-    reason = demand.reasons.get(head, f"a {demand.kind}")
-    return f"the head {head!r} has the shape {format_shape(got)}, but {reason} needs {format_shape(width)}"
+def width_problem(head: str, got: Shape, demand: Demand) -> str | None:
+    """What is wrong with a head of shape ``got``; None if nothing is, or nothing can be said."""
+    if head not in demand.reasons or got == demand.heads[head]:
+        return None
+    shown, needed = format_shape(got), format_shape(demand.heads[head])
+    return f"the head {head!r} has the shape {shown}, but {demand.reasons[head]} needs {needed}"

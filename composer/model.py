@@ -29,13 +29,14 @@ from composer.distributions import (
     DistributionRuleError,
     build_distributions,
 )
-from composer.errors import Path, Problem, Problems, SpecError
+from composer.errors import Path, Problems, SpecError
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
 from composer.network import NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.policy import Policy
 from composer.source import Override, Source, dump_yaml, load_source
 from composer.space_json import space_from_json, space_to_json
+from composer.space_lookup import find_spaces
 from composer.spaces import SpaceError, SpaceTree, flatten_space
 from composer.spec import read_spec
 from composer.trust import import_allowed
@@ -43,7 +44,7 @@ from perception_blocks.init import local_generator
 from perception_blocks.port import Port, format_shape
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Model", "compose", "load", "make_environment"]
+__all__ = ["Model", "compose", "load"]
 
 
 class Model(nn.Module):
@@ -218,51 +219,13 @@ def compose(
     import_allowed(allow)
     source = load_source(spec, overrides)
     model_spec = read_spec(source, allow)
-    spaces = _spaces(model_spec, env, observation_space, action_space)
+    spaces = find_spaces(model_spec, env, observation_space, action_space)
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     target = torch.device(device)
     context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
     model = _Composer(model_spec, context, *spaces, dtype).model()
     return model if context.meta else model.materialize(target, dtype)
-
-
-def _spaces(
-    spec: ModelSpec,
-    env: Any,
-    observation_space: gymnasium.Space | None,
-    action_space: gymnasium.Space | None,
-) -> tuple[gymnasium.Space, gymnasium.Space]:
-    """The spaces that the caller gave, else those of the spec's environment."""
-    if env is None and observation_space is not None and action_space is not None:
-        return observation_space, action_space
-    if (observation_space is None) != (action_space is None):
-        raise ValueError("give both observation_space and action_space, or an env")
-    made = None
-    if env is None:
-        if spec.environment is None:
-            raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
-        made = env = make_environment(spec.environment, ("environment",), spec.source)
-    elif isinstance(env, str):
-        made = env = make_environment(env)
-    try:
-        observation = getattr(env, "single_observation_space", None) or env.observation_space
-        action = getattr(env, "single_action_space", None) or env.action_space
-    finally:
-        if made is not None:
-            made.close()
-    return observation, action
-
-
-def make_environment(
-    environment: str, path: Path = (), source: Source | None = None
-) -> gymnasium.Env:
-    """The environment; SpecError where there is none of that name, or a library that it needs is missing."""
-    try:
-        return gymnasium.make(environment)
-    except (gymnasium.error.Error, ImportError) as error:
-        message = f"the environment {environment!r} cannot be made: {error}"
-        raise SpecError([Problem(message, path, source and source.position(path))]) from error
 
 
 def load(
@@ -306,17 +269,21 @@ class _Composer:
         self.context = context
         self.problems = context.problems
         self.dtype = dtype
-        self.observations = self._tree(observation_space, "observation", spec.ignore)
-        self.actions = self._tree(action_space, "action", ())
+        observations = self._tree(observation_space, "observation", spec.ignore)
+        actions = self._tree(action_space, "action", ())
+        if observations is None or actions is None:
+            raise SpecError(self.problems)  # nothing more can be said
+        self.observations, self.actions = observations, actions
         self.ports = dict(self.observations.ports)  # as networks see them
-        self.problems.raise_if_any()
 
     def model(self) -> Model:
         self._refuse_unsupported()
+        before = len(self.problems)
         families = self._families()
+        rules_are_wrong = len(self.problems) > before
         observer = self._observer()
         masks = self._masks(families)
-        built = self._policy_network(families)
+        built = self._policy_network(families, rules_are_wrong)
         critic = self._critic_network()
         if built and not self.problems:
             self._refuse_unread(set(masks.values()))
@@ -339,26 +306,31 @@ class _Composer:
             self.context.source, self.spec, policy, made_critic, constructions, self.context.seed
         )
 
-    def _tree(self, space: gymnasium.Space, root: str, ignore: tuple[str, ...]) -> SpaceTree:
+    def _tree(self, space: gymnasium.Space, root: str, ignore: tuple[str, ...]) -> SpaceTree | None:
         try:
             return flatten_space(space, root, ignore)
         except SpaceError as error:
             for index, message in error.problems:
                 path: Path = ("ignore", index) if index is not None else ()
                 self.problems.add(path, message)
-            return SpaceTree(space, root, {})
+            wrong = {index for index, _ in error.problems}
+            if None in wrong:
+                return None
+            # Only `ignore` is wrong: without these entries the rest can be checked.
+            return flatten_space(space, root, [k for i, k in enumerate(ignore) if i not in wrong])
 
     def _families(self) -> ActionDistributions:
-        try:
-            return build_distributions(
-                self.actions, [rule.entry for rule in self.spec.distributions]
-            )
-        except DistributionRuleError as error:
-            for index, setting, message in error.problems:
-                path = self.spec.distributions[index].path if index is not None else ()
-                self.problems.add((*path, setting) if setting else path, message)
-            self.problems.raise_if_any()
-            raise
+        """The distribution of each action; where rules are wrong, as if they were not there."""
+        rules = list(self.spec.distributions)
+        while True:
+            try:
+                return build_distributions(self.actions, [rule.entry for rule in rules])
+            except DistributionRuleError as error:
+                for index, setting, message in error.problems:
+                    path = rules[index].path
+                    self.problems.add((*path, setting) if setting else path, message)
+                wrong = {index for index, _, _ in error.problems}
+                rules = [rule for index, rule in enumerate(rules) if index not in wrong]
 
     def _observer(self) -> Observer:
         known = []
@@ -419,13 +391,13 @@ class _Composer:
                 masks[action] = key
         return masks
 
-    def _policy_network(self, families: ActionDistributions) -> Any:
+    def _policy_network(self, families: ActionDistributions, rules_are_wrong: bool) -> Any:
         spec = self._single_network(self.spec.policy)
         widths = families.logits_shapes
-        reasons = {
-            name: f"its distribution {DISTRIBUTIONS.name_of(type(family))!r}"
-            for name, family in families.items()
-        }
+        reasons = {}
+        if not rules_are_wrong:
+            for name, family in families.items():
+                reasons[name] = f"its distribution {DISTRIBUTIONS.name_of(type(family))!r}"
         for index, name in enumerate(spec.shares):
             if name in widths or name in self.ports:
                 what = "an action" if name in widths else "an observation"

@@ -67,7 +67,8 @@ def assemble(
         raise GraphError(problems)
     assembly = _Assembly(graph, root, construction, nest, path)
     nodes = {node.value_name: node for node in graph.nodes}
-    for step in graph.dag(outputs).order():
+    # Where something is wrong, all nodes are checked: a mistake may have cut off others.
+    for step in graph.dag(None if problems else outputs).order():
         assembly.add(nodes[step.name])
     if problems or assembly.problems:
         raise GraphError([*problems, *assembly.problems], assembly.ports)
@@ -186,6 +187,8 @@ class _Assembly:
         if source.settings:
             first = min(source.settings)
             raise NodeError(first, f"a nested graph takes no settings, got {first!r}", True)
+        if source.init is not None:
+            raise NodeError("init", "a nested graph has no weights of its own; give 'init' to its nodes")
         inputs = node.inputs
         wired = inputs if isinstance(inputs, Mapping) else {name: name for name in inputs}
         inner, axes = strip_each(node, [self.ports[name] for name in wired.values()])
@@ -208,6 +211,11 @@ class _Assembly:
             state=_state_names(node, net.state_shapes),
         )
         named = {name: net.out_ports[own] for name, own in out.items()}
+        if source.copies is not None:
+            _refuse_masked(named)
+        if node.each:
+            mask = kept_mask(node, net, tuple(wired.values()), self.ports)
+            named = {name: replace(port, mask=mask) for name, port in named.items()}
         in_ports = tuple(self.ports[name] for name in step.inputs)
         label = "graph" if source.copies is None else "ensemble"
         settings = {} if source.copies is None else {"copies": source.copies}
@@ -255,6 +263,14 @@ class _Assembly:
 def _refuse_each(node: Node, states: Mapping[str, Shape], label: str) -> None:
     if states and node.each:
         raise NodeError("each", f"'each' cannot repeat {label}: it carries a state")
+
+
+def _refuse_masked(outputs: Mapping[str, Port]) -> None:
+    """The copies come first in what an ensemble gives, where a mask's elements would have to be."""
+    for name, port in outputs.items():
+        if port.mask is not None:
+            message = f"block 'ensemble' would drop the mask of {name!r}; pool or attend inside of it"
+            raise NodeError("out", f"{message} (masked_global_pooling, attention_pooling)")
 
 
 def _state_names(node: Node, states: Mapping[str, Shape]) -> tuple[tuple[str, str], ...]:

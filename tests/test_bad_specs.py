@@ -19,6 +19,7 @@ import composer
 from composer.errors import SpecError
 from composer.source import load_source
 from composer.spec import read_spec
+from perception_blocks.registry import BLOCKS
 
 FOLDER = Path(__file__).parent / "bad_specs"
 SPECS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -122,3 +123,10 @@ def test_a_structural_mistake_is_answered_fast_and_without_torch():
         command, check=False, cwd=FOLDER.parent.parent, capture_output=True, text=True
     )
     assert (done.stdout, done.stderr) == ("7\n", "")
+
+
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_every_block_is_used_wrongly_in_some_spec(name):
+    """Whoever adds a block shows here what it answers to a shape or a setting that it cannot take."""
+    node = re.compile(rf"\bblock: {name}\b")
+    assert any(node.search((FOLDER / f"{spec}.yaml").read_text()) for spec in SPECS)
