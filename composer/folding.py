@@ -43,6 +43,7 @@ class Cluster:
     children: list[Part]
     network: bool = False
     counts: list[tuple[int, str]] = field(default_factory=list)
+    remark: str = ""
 
 
 Part: TypeAlias = Leaf | Cluster
@@ -243,7 +244,8 @@ def _form(part: Part) -> Hashable:
     inside = leaves([part])
     place = {value: (i, j) for i, leaf in enumerate(inside) for j, value in enumerate(leaf.writes)}
     wiring = tuple(tuple(place.get(value) for value in leaf.reads) for leaf in inside)
-    return (tuple(_form(child) for child in part.children), wiring, tuple(part.counts))
+    children = tuple(_form(child) for child in part.children)
+    return (children, wiring, tuple(part.counts), part.remark)
 
 
 def _is_step(part: Part) -> bool:

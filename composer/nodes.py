@@ -92,9 +92,13 @@ class NodeReader:
                 fields.note(key, message, on_key=True)
 
     def _nested(self, fields: Fields, block: str) -> dict[str, NodeSpec]:
-        extra = ("graph", "copies") if block == "ensemble" else ("graph",)
+        has_copies = block == "ensemble" or "copies" in fields
+        extra = ("graph", "copies") if has_copies else ("graph",)
         meant = fields.unknown((*NODE_KEYS, *extra), "a nested graph")
-        if block == "ensemble" and "copies" not in fields and "copies" not in meant:
+        if block != "ensemble" and has_copies:
+            message = "'copies' belongs to the block 'ensemble'; write block: ensemble beside it"
+            fields.note("copies", message, on_key=True)
+        elif block == "ensemble" and "copies" not in fields and "copies" not in meant:
             fields.note("block", "the block 'ensemble' needs 'copies' beside it, a number")
         if "graph" in fields:
             return self.graph(fields)
@@ -106,7 +110,8 @@ class NodeReader:
     def _check_block(
         self, fields: Fields, default_block: str | None, settings: dict[str, Any]
     ) -> None:
-        if "graph" in settings:
+        block = str(fields.values.get("block"))
+        if "graph" in settings and (block in BLOCKS or not near_name(block, NESTED)):
             message = "'graph' belongs to the block 'graph'; write block: graph beside it"
             fields.note("graph", message, on_key=True)
         elif "block" in fields:

@@ -18,6 +18,7 @@ from composer.model_spec import ModelSpec
 from composer.network import CustomNetwork, NetworkModule
 from composer.policy import Policy
 from perception_blocks.assemble import BuiltNode
+from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
@@ -26,6 +27,7 @@ __all__ = [
     "RowPath",
     "class_name",
     "distribution_name",
+    "network_in",
     "node_path",
     "parts_of",
     "read_rows",
@@ -54,6 +56,7 @@ class Row:
     settings: Mapping[str, Any] = field(default_factory=dict)
     memory: str = ""  # "carries h (1, 128)", "reads its window, carries nothing"
     same_as: str | None = None  # the node whose module it is
+    why_looped: str | None = None  # why the copies of an ensemble run one by one
     position: str | None = None  # file:line:column
 
     @property
@@ -104,6 +107,13 @@ def node_path(node: BuiltNode) -> RowPath:
     return (node.node.name,) if node.node.group is None else (node.node.group, node.node.name)
 
 
+def network_in(module: nn.Module) -> tuple[InferenceBlock, int] | None:
+    """The network of a nested graph and how many copies there are of it; None for any other module."""
+    if isinstance(module, EnsembleBlock):
+        return module.network, module.copies
+    return (module, 1) if isinstance(module, InferenceBlock) else None
+
+
 def class_name(module: nn.Module) -> str:
     """``my_nets.Critic``; torch's own without the file they live in: ``torch.nn.Linear``."""
     cls = type(module)
@@ -151,28 +161,33 @@ class _Reader:
         self._add(path, path[0], 0, "module", module.parameters(recurse=False), flops=None)
         self._add_children(path, module, 1, None)
 
-    def _add_nodes(self, path: RowPath, net: InferenceBlock, depth: int, times: int = 1) -> None:
-        """The nodes of ``net``, each of which is applied ``times`` times."""
+    def _add_nodes(
+        self, path: RowPath, net: InferenceBlock, depth: int, times: int = 1, copies: int = 1
+    ) -> None:
+        """The nodes of ``net``, of which there are ``copies``; each node is applied ``times`` times."""
         for node in net.nodes:
             module = net.module_of(node)
             below = (*path, *node_path(node))
             repeats = times * _repeats(node)
-            nested = isinstance(module, InferenceBlock)
+            nested = network_in(module)
             self._add(
                 below,
                 "/".join(node_path(node)),
                 depth,
                 node.label,
                 () if nested else module.parameters(),
+                copies,
                 in_shapes=tuple(port.shape for port in node.in_ports),
                 out_shapes=tuple(port.shape for port in node.out_ports.values()),
                 flops=0 if nested else _node_flops(node, module, repeats),
                 settings=node.settings,
                 memory="" if nested else _memory(node, module),
                 same_as=node.node.same_as,
+                why_looped=getattr(module, "why_looped", None),
             )
-            if isinstance(module, InferenceBlock):
-                self._add_nodes(below, module, depth + 1, repeats)
+            if nested:
+                network, more = nested
+                self._add_nodes(below, network, depth + 1, repeats * more, copies * more)
 
     def _add_custom(self, path: RowPath, network: CustomNetwork) -> None:
         module, names = network.module, list(network.in_ports)
@@ -241,11 +256,12 @@ class _Reader:
         depth: int,
         block: str,
         parameters: Iterable[nn.Parameter] = (),
+        copies: int = 1,
         **data: Any,
     ) -> None:
         fresh = [parameter for parameter in parameters if id(parameter) not in self._seen]
         self._seen |= {id(parameter) for parameter in fresh}
-        count = sum(parameter.numel() for parameter in fresh)
+        count = sum(parameter.numel() for parameter in fresh) * copies
         place = self._position(path)
         self.rows.append(Row(path, name, depth, block, parameters=count, position=place, **data))
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from composer.distributions import DISTRIBUTIONS
 from composer.model_spec import CRITIC_KINDS
+from composer.nodes import NESTED
 from composer.space_kinds import KINDS
 from composer.spec import VERSION
 from perception_blocks.registry import (
@@ -35,6 +36,7 @@ PARAM = r"\$\{\s*params\.[^{}]+\}"
 
 TEXT: Schema = {"type": "string", "minLength": 1}
 PLACEHOLDER: Schema = {"type": "string", "pattern": PARAM, "description": "A value from params."}
+COUNT: Schema = {"type": "integer", "minimum": 1}
 DOTTED_PATH: Schema = {"type": "string", "pattern": DOTTED}
 
 
@@ -67,7 +69,7 @@ def json_schema() -> Schema:
             "policy": _network(_policy_keys()),
             "critic": _network(_critic_keys()),
             **{f"block_{name}": _block(name) for name in sorted(BLOCKS)},
-            "block_graph": _nested_graph(),
+            **{f"block_{name}": _nested_graph(name) for name in NESTED},
         },
     }
 
@@ -102,7 +104,7 @@ def _critic_keys() -> dict[str, Schema]:
     return {
         "kind": _value({"enum": list(CRITIC_KINDS)}),
         "stack": _value({"type": "boolean"}),
-        "ensemble": _value({"type": "integer", "minimum": 1}),
+        "ensemble": _value(COUNT),
         "normalize_value": _value({"type": "boolean"}),
     }
 
@@ -186,12 +188,12 @@ def _wiring() -> dict[str, Schema]:
     return {
         "in": _ref("inputs"),
         "out": {"anyOf": [TEXT, _list(TEXT), _names_to(TEXT)]},
-        "each": _value({"type": "integer", "minimum": 1}),
+        "each": _value(COUNT),
     }
 
 
 def _node() -> Schema:
-    names = {"enum": [*sorted(BLOCKS), "graph"]}
+    names = {"enum": [*sorted(BLOCKS), *NESTED]}
     block = {"anyOf": [names, DOTTED_PATH, _ref("placeholder")]}
     shared = {**_wiring(), "same_as": TEXT}
     return {
@@ -227,7 +229,7 @@ def _template_node() -> Schema:
 
 
 def _per_block() -> list[Schema]:
-    return [_when("block", name, _ref(f"block_{name}")) for name in (*sorted(BLOCKS), "graph")]
+    return [_when("block", name, _ref(f"block_{name}")) for name in (*sorted(BLOCKS), *NESTED)]
 
 
 def _block(name: str) -> Schema:
@@ -245,9 +247,13 @@ def _block(name: str) -> Schema:
     }
 
 
-def _nested_graph() -> Schema:
-    keys = {"block": {"const": "graph"}, "init": True, "graph": _ref("graph"), **_wiring()}
-    return _object(keys, ["graph", "in"])
+def _nested_graph(name: str) -> Schema:
+    """A node that holds a graph; an ensemble has several copies of it."""
+    keys = {"block": {"const": name}, "init": True, "graph": _ref("graph"), **_wiring()}
+    if name != "ensemble":
+        return _object(keys, ["graph", "in"])
+    copies = _said("How many there are, each with its own weights.", _value(COUNT))
+    return _object({**keys, "copies": copies}, ["graph", "copies", "in"])
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
 from composer.network import Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
-from composer.rows import Row, RowPath, class_name, node_path, parts_of
+from composer.rows import Row, RowPath, class_name, network_in, node_path, parts_of
 from composer.summary import Summary, summarize
 from composer.typeset import typeset
 from perception_blocks.assemble import BuiltNode
@@ -195,8 +195,9 @@ class _Sketcher:
         for node in net.nodes:
             below = (*path, *node_path(node))
             module = net.module_of(node)
-            if isinstance(module, InferenceBlock):
-                parts.append(self._nested(node, module, below, env))
+            nested = network_in(module)
+            if nested:
+                parts.append(self._nested(node, *nested, below, env))
                 continue
             row = self._rows[below]
             for name in filter(None, node.step.outputs):
@@ -211,8 +212,9 @@ class _Sketcher:
         return parts
 
     def _nested(
-        self, node: BuiltNode, module: InferenceBlock, path: RowPath, env: Values
+        self, node: BuiltNode, module: InferenceBlock, copies: int, path: RowPath, env: Values
     ) -> Cluster:
+        """The frame around a nested graph, or around one of an ensemble's copies."""
         assert node.step.inner is not None
         inner_inputs, inner_outputs = node.step.inner
         values = {own: env[name] for own, name in zip(inner_inputs, node.step.inputs)}
@@ -220,7 +222,10 @@ class _Sketcher:
         for name, own in zip(node.step.outputs, inner_outputs):
             if name is not None:
                 env[name] = values[module.outputs[own]]
-        return Cluster([node.node.name], children)
+        row = self._rows[path]
+        remark = f"{copies} copies" if row.block == "ensemble" else ""
+        remark += ", one by one" if row.why_looped else ""
+        return Cluster([node.node.name], children, remark=remark)
 
     # --- outputs ------------------------------------------------------------------------------------------------------
 

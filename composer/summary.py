@@ -45,7 +45,7 @@ class Summary:
     heads: tuple[Head, ...]
     parameters: int
     flops: int | None  # of one observation; None where those of some row are not known
-    remarks: tuple[str, ...]  # what the critic reads of the policy, and who may see what
+    remarks: tuple[str, ...]  # why copies are not batched, what the critic reads, who may see what
 
     def row(self, *path: str) -> Row:
         """The row at ``path``. Raises KeyError."""
@@ -97,7 +97,7 @@ def summarize(net: nn.Module) -> Summary:
         heads=tuple(heads),
         parameters=sum(row.parameters for row in rows),
         flops=sum(known) if len(known) == len(counts) else None,
-        remarks=(*_shared(parts), *_visible(net, parts)),
+        remarks=(*_looped(rows), *_shared(parts), *_visible(net, parts)),
     )
 
 
@@ -130,6 +130,15 @@ def _heads(network: str, part: NetworkModule) -> list[Head]:
         else:
             heads.append(Head(network, name, port.shape, shared=True))
     return heads
+
+
+def _looped(rows: Sequence[Row]) -> list[str]:
+    """Why the copies of some ensembles run one after the other."""
+    return [
+        f"the copies of {'/'.join(row.path)!r} run one by one: {row.why_looped}"
+        for row in rows
+        if row.why_looped
+    ]
 
 
 def _shared(parts: Mapping[str, NetworkModule]) -> list[str]:

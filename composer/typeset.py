@@ -75,7 +75,8 @@ class _Page:
 
     def _group(self, part: Cluster, parent: str | None) -> str:
         name = f"g{len(self.groups)}"
-        remark = ", ".join(f"{count} {how}" for count, how in part.counts)
+        remarks = [part.remark, *(f"{count} {how}" for count, how in part.counts)]
+        remark = ", ".join(filter(None, remarks))
         if part.network:
             remark = f"{quantity(self.summary.by_network[part.names[0]])} parameters"
         self.groups[name] = Group(first_to_last(part.names), remark, parent, part.network)

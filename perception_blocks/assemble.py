@@ -188,7 +188,9 @@ class _Assembly:
             first = min(source.settings)
             raise NodeError(first, f"a nested graph takes no settings, got {first!r}", True)
         if source.init is not None:
-            raise NodeError("init", "a nested graph has no weights of its own; give 'init' to its nodes")
+            raise NodeError(
+                "init", "a nested graph has no weights of its own; give 'init' to its nodes"
+            )
         inputs = node.inputs
         wired = inputs if isinstance(inputs, Mapping) else {name: name for name in inputs}
         inner, axes = strip_each(node, [self.ports[name] for name in wired.values()])
@@ -269,7 +271,9 @@ def _refuse_masked(outputs: Mapping[str, Port]) -> None:
     """The copies come first in what an ensemble gives, where a mask's elements would have to be."""
     for name, port in outputs.items():
         if port.mask is not None:
-            message = f"block 'ensemble' would drop the mask of {name!r}; pool or attend inside of it"
+            message = (
+                f"block 'ensemble' would drop the mask of {name!r}; pool or attend inside of it"
+            )
             raise NodeError("out", f"{message} (masked_global_pooling, attention_pooling)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,9 +20,9 @@ __all__ = ["EnsembleBlock"]
 class EnsembleBlock(nn.Module):
     """``networks`` (InferenceBlocks of one graph, each with its own weights) as one network.
 
-    It reads what each of them reads; every output, and every part of a state, gains a first axis with one element for each
-    copy. Parameters are stacked, one for each of a copy's; the state_dict holds them by copy (``0.latent...``). Where a
-    network cannot be batched the copies run one by one, and ``why_looped`` says why.
+    It reads what each of them reads; every output, and every part of a state, gains a first axis with one element for
+    each copy. Parameters are stacked, one for each of a copy's; the state_dict holds them by copy (``0.latent...``).
+    Where a network cannot be batched the copies run one by one, and ``why_looped`` says why.
     """
 
     def __init__(self, networks: Sequence[Any]) -> None:
@@ -94,6 +95,11 @@ class EnsembleBlock(nn.Module):
             else:
                 module._buffers[attribute] = value
         return network.train(self.training)
+
+    @property
+    def network(self) -> Any:
+        """What each of the copies computes: one of them, without weights (on the meta device)."""
+        return self._template[0]
 
     def train(self, mode: bool = True) -> EnsembleBlock:
         self._template[0].train(mode)
@@ -198,6 +204,6 @@ def _why_looped(network: Any) -> str | None:
     try:
         with still(template), torch.device("meta"):
             torch.vmap(run, randomness="different")(stacked)
-    except Exception as error:  # whatever a block's operations say that vmap does not know
-        return str(error).partition("\n")[0]
+    except Exception as error:  # in its first sentence: what vmap does not know
+        return re.split(r"[.\n](?:\s|$)", str(error).strip())[0] or type(error).__name__
     return None

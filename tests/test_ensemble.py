@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from gymnasium import spaces
 from torch import nn
 
 import composer
-from perception_blocks import Graph, InferenceBlock
+from composer.sketch import sketch
+from composer.summary import summarize
+from perception_blocks import Graph, GraphError, InferenceBlock
 from perception_blocks.init import derive_seed
 
 SPEC = """
@@ -207,3 +210,51 @@ def test_building_an_ensemble_moves_no_random_state_of_a_composer():
     before = torch.get_rng_state()
     composer.compose(SPEC, seed=1, **SPACES)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_summary_counts_every_copy_and_shows_what_is_in_them():
+    summary = summarize(composer.compose(SPEC, seed=1, **SPACES))
+    ensemble, hidden = summary.row("policy", "votes"), summary.row("policy", "votes", "hidden")
+    assert (ensemble.block, ensemble.settings) == ("ensemble", {"copies": 3})
+    assert ensemble.out_shapes == ((3, 2),)
+    assert (hidden.out_shapes, hidden.position) == (((16,),), "<spec>:13:17")
+    assert hidden.parameters == 3 * (12 * 16 + 16 + 2 * 16)
+    assert hidden.flops == 3 * 2 * 12 * 16
+    assert summary.parameters == 40 + 3 * (240 + 34) + 14
+    assert summary.remarks == ()
+
+
+def test_a_summary_says_why_copies_run_one_by_one():
+    graph = Graph({"x": (4,)})
+    inner = Graph({})
+    inner.add("hidden", Stubborn, "x")
+    graph.add("all", inner, {"x": "x"}, out=["hidden"], copies=3)
+    summary = summarize(InferenceBlock(graph, ["hidden"]))
+    assert summary.remarks == (
+        "the copies of 'all' run one by one: vmap: It looks like you're attempting to use a "
+        "Tensor in some data-dependent control flow",
+    )
+    assert summary.parameters == 3 * 20
+
+
+def test_a_diagram_shows_one_of_the_copies_and_how_many_there_are():
+    picture = sketch(composer.compose(SPEC, seed=1, **SPACES))
+    (name,) = [name for name, group in picture.groups.items() if group.title == "votes"]
+    assert picture.groups[name].remark == "3 copies"
+    assert [picture.boxes[box].title for box in picture.inside(name)] == ["both", "hidden", "vote"]
+
+
+def test_the_init_of_a_nested_graph_is_that_of_its_nodes():
+    text = SPEC.replace("      copies: 3\n", "      copies: 3\n      init: zeros\n")
+    policy = composer.compose(text, seed=1, **SPACES).policy
+    vote = policy.get_submodule("votes").copy_of(2).get_submodule("vote")
+    assert not vote.linear.weight.any()
+    assert policy.get_submodule("latent").linears[0].weight.any()
+
+
+def test_from_python_a_nested_graph_has_no_init():
+    graph = Graph({"x": (4,)})
+    graph.add("all", inner_graph(), {"x": "x"}, out=["out"], init="zeros")
+    message = "a nested graph has no weights of its own; give 'init' to its nodes"
+    with pytest.raises(GraphError, match=re.escape(f"node 'all': {message}")):
+        InferenceBlock(graph, ["out"])

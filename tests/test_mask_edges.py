@@ -117,3 +117,32 @@ def test_a_nested_graph_gets_the_mask_with_what_it_masks():
     data = inputs()
     assert net(data)["pooled"].isfinite().all()
     assert net(data)["pooled"][2].abs().sum() == 0
+
+
+def test_a_graph_applied_to_each_element_keeps_the_mask():
+    inner = Graph({})
+    inner.add("latent", "dense", "x", hidden_units=[8])
+    graph = units_graph()
+    graph.add("each_latent", inner, {"x": "units"}, out={"latents": "latent"}, each=1)
+    graph.add("mean", "masked_global_pooling", "latents")
+    net = InferenceBlock(graph, ["mean", "latents"])
+    assert net.out_ports["latents"].mask == "units:mask"
+    data = inputs()
+    alone = net.get_submodule("each_latent")({"x": data["units"][0, :2]})["latent"]
+    torch.testing.assert_close(net(data)["mean"][0], alone.mean(0))
+
+
+def test_an_ensemble_pools_inside_or_is_refused():
+    inner = Graph({})
+    inner.add("latent", "dense", "x", each=1, hidden_units=[8])
+    inner.add("mean", "masked_global_pooling", "latent")
+    graph = units_graph()
+    graph.add("all", inner, {"x": "units"}, out=["mean"], copies=3)
+    net = InferenceBlock(graph, ["mean"])
+    assert net(inputs())["mean"].isfinite().all()
+    graph = units_graph()
+    graph.add("all", inner, {"x": "units"}, out=["latent", "mean"], copies=3)
+    assert problem(graph, "latent", "mean") == (
+        "node 'all': block 'ensemble' would drop the mask of 'latent'; "
+        "pool or attend inside of it (masked_global_pooling, attention_pooling)"
+    )

@@ -10,6 +10,7 @@ import yaml
 
 from composer.distributions import DISTRIBUTIONS
 from composer.model_spec import CRITIC_KINDS
+from composer.nodes import NESTED
 from composer.schema import json_schema
 from composer.spec import CRITIC_KEYS, NETWORK_KEYS, POLICY_KEYS, POLICY_NETWORK_KEYS, TOP_KEYS
 from composer.template_spec import TEMPLATE_KEYS
@@ -52,7 +53,7 @@ def test_good_specs_are_valid(path):
 def test_every_registered_name_is_in_it():
     definitions = SCHEMA["definitions"]
     named = definitions["node"]["properties"]["block"]["anyOf"][0]["enum"]
-    assert set(named) == {*BLOCKS, "graph"}
+    assert set(named) == {*BLOCKS, *NESTED}
     assert all(f"block_{name}" in definitions for name in named)
     assert definitions["activation"]["anyOf"][0]["enum"] == list(ACTIVATIONS)
     assert definitions["initialiser"]["anyOf"][0]["enum"] == list(INITIALIZERS)
@@ -136,6 +137,10 @@ def test_its_keys_are_those_that_the_reader_knows():
         ("latent: {block: dense, in: observation, hidden_units: 64}", "3d: {block: flatten, in: x}"),
         ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {same_as: b, in: x, hidden_units: 3}"),
         ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: graph, in: x}"),
+        ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: ensemble, in: x, graph: {}}"),
+        ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: ensemble, in: x, copies: 0, graph: {}}"),
+        ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: ensemble, in: x, copies: three, graph: {}}"),
+        ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: graph, in: x, copies: 3, graph: {}}"),
         ("{in: latent}", "latent"),
         ("{in: latent}", "{in: latent, output_unit: 3}"),
         ("{in: latent}", "{move: {output_units: 3}}"),
@@ -164,6 +169,7 @@ def test_a_typical_mistake_is_invalid(old, new):
         ("tanh", "{torch.nn.LeakyReLU: {negative_slope: 0.1}}"),
         ("block: dense, in: observation, hidden_units: 64", "block: my_nets.Body, in: x, what: ever"),
         ("block: dense, in: observation, hidden_units: 64", "block: one_hot, in: x"),
+        ("{block: dense, in: observation, hidden_units: 64}", "{block: ensemble, in: x, copies: 3, graph: {}}"),
         ("block: dense, in: observation, hidden_units: 64", "same_as: other, in: x, each: 1"),
         ("{in: latent}", "{move: {in: latent}, use: {block: my_nets.Head, in: latent, k: 3}}"),
         ("{in: latent}", "{in: {in: latent}}"),
