@@ -13,7 +13,8 @@ from torch import Tensor
 
 from perception_blocks.port import Port
 
-__all__ = ["KINDS", "Leaf", "from_space_value", "kind_of", "to_numpy", "to_space_value"]
+__all__ = ["KINDS", "Leaf", "as_tensor", "format_space", "from_space_value", "kind_of", "to_numpy"]
+__all__ += ["to_space_value"]
 
 Path = tuple[Any, ...]
 Bounds = tuple[float | Tensor, float | Tensor]
@@ -23,8 +24,9 @@ Bounds = tuple[float | Tensor, float | Tensor]
 class Leaf:
     """One value of a space: its flat ``key``, the ``path`` to it, its ``port`` inside of a model.
 
-    ``kind`` is box, discrete, multi_discrete or multi_binary. ``start`` is what a Discrete counts from. ``bounds`` are
-    those of a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same.
+    ``kind`` is box, discrete, multi_discrete or multi_binary; in a space whose values vary in size, which has several
+    leaves with one ``path``, it is variable or mask. ``start`` is what a Discrete counts from. ``bounds`` are those of
+    a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same.
     """
 
     key: str
@@ -37,7 +39,7 @@ class Leaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.port.shape  # type: ignore[return-value]  # no axis of these spaces varies
+        return self.port.shape  # type: ignore[return-value]  # of actions, of which no axis varies
 
 
 def to_space_value(leaf: Leaf, tensor: Tensor) -> Tensor:
@@ -59,11 +61,7 @@ def from_space_value(
 
     Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for what is not numbers.
     """
-    if not isinstance(value, Tensor):
-        value = _copied(leaf, value, device)
-    elif device is not None:
-        value = value.to(device)
-    return KINDS[leaf.kind].inward(leaf, value, dtype)
+    return KINDS[leaf.kind].inward(leaf, as_tensor(leaf.key, value, device), dtype)
 
 
 def to_numpy(leaf: Leaf, value: Tensor) -> Any:
@@ -74,8 +72,13 @@ def to_numpy(leaf: Leaf, value: Tensor) -> Any:
     return array[()] if leaf.kind == "discrete" else array  # a number, not an array without axes
 
 
-def _copied(leaf: Leaf, value: Any, device: torch.device | str | None) -> Tensor:
-    """A tensor of its own: an environment may write its next observation into the same array."""
+def as_tensor(key: str, value: Any, device: torch.device | str | None = None) -> Tensor:
+    """``value`` of any numeric dtype as a tensor; a tensor is itself. Raises ValueError for what is not numbers.
+
+    An array becomes a tensor of its own: an environment may write its next observation into the same array.
+    """
+    if isinstance(value, Tensor):
+        return value if device is None else value.to(device)
     try:
         array = np.array(value, order="C")
     except ValueError:
@@ -83,11 +86,17 @@ def _copied(leaf: Leaf, value: Any, device: torch.device | str | None) -> Tensor
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{leaf.key!r} must be numbers, got a {type(value).__name__}")
+        raise ValueError(f"{key!r} must be numbers, got a {type(value).__name__}")
     return torch.from_numpy(array).to(device)
 
 
-# The supported kinds of space. Whoever adds one writes its three functions and a line in KINDS.
+def format_space(space: Space) -> str:
+    """A space in one short line: ``Box(0, 255, (84, 84, 4), uint8)``, cut where its bounds are long."""
+    text = " ".join(repr(space).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# The supported kinds of fixed size. Whoever adds one writes its three functions and a line in KINDS.
 
 
 def _discrete(key: str, path: Path, space: spaces.Discrete) -> Leaf:

@@ -1,7 +1,8 @@
 """Gymnasium spaces as flat Ports, and their values as tensors and back.
 
-Inside a model a Discrete value is a zero-based int64 and every other number is of the model's dtype, unscaled. Towards
-the environment a value is exactly one of its space: its start, its dtype, its bounds, its structure.
+Inside a model a Discrete value is a zero-based int64 and every other number is of the model's dtype, unscaled. What
+varies in size (`variable_spaces`) is padded and has a mask. Towards the environment a value is exactly one of its
+space: its start, its dtype, its bounds, its structure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,21 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from composer.space_kinds import KINDS, Leaf, from_space_value, kind_of, to_numpy, to_space_value
+from composer.space_kinds import (
+    Leaf,
+    format_space,
+    from_space_value,
+    kind_of,
+    to_numpy,
+    to_space_value,
+)
+from composer.variable_spaces import (
+    ReaderMaker,
+    VariableSpace,
+    collision,
+    declared_text,
+    is_ignored,
+)
 from perception_blocks.port import format_shape
 from perception_blocks.registry import did_you_mean
 
@@ -26,9 +41,9 @@ X = TypeVar("X")
 
 
 class SpaceError(ValueError):
-    """What is wrong with a space: ``problems`` are (index of an ``ignore`` entry or None, message)."""
+    """What is wrong with a space: ``problems`` are (index in ``ignore``, name in ``texts`` or None, message)."""
 
-    def __init__(self, problems: Iterable[tuple[int | None, str]]) -> None:
+    def __init__(self, problems: Iterable[tuple[int | str | None, str]]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(message for _, message in self.problems))
 
@@ -40,18 +55,24 @@ class SpaceTree:
     """The leaves of a space under flat keys; `flatten_space` makes it."""
 
     def __init__(
-        self, space: Space, root: str, leaves: Mapping[str, Leaf], ignored: Iterable[Path] = ()
+        self,
+        space: Space,
+        root: str,
+        leaves: Mapping[str, Leaf],
+        ignored: Iterable[str] = (),
+        variables: Iterable[VariableSpace] = (),
     ) -> None:
         self.space = space
         self.root = root
         self.leaves = dict(leaves)
         self.ports = {key: leaf.port for key, leaf in self.leaves.items()}
-        ignored = list(ignored)
-        self._ignored = {_flat_key(path, root) for path in ignored}
+        self._variables = {key: variable for variable in variables for key in variable.leaves}
+        self._ignored = set(ignored)
+        self._flat = {*self.leaves, *self._ignored, *(v.key for v in self._variables.values())}
         self._dicts = [
             (path, {str(part) for part in inner.spaces})
             for path, inner in _inner_dicts(space, ())
-            if not any(path[: len(skip)] == skip for skip in ignored)
+            if not is_ignored(_flat_key(path, root), self._ignored)
         ]
         if not isinstance(space, spaces.Dict):
             self._dicts.insert(0, ((), set()))  # a flat dict may come in place of the value
@@ -65,6 +86,11 @@ class SpaceTree:
         """Whether the space has no parts: its only value then stands alone, not in a dict or tuple."""
         return _parts(self.space) is None
 
+    @property
+    def masks(self) -> frozenset[str]:
+        """The keys of masks, each named by the ``mask`` of the ports that it masks."""
+        return frozenset(key for key, leaf in self.leaves.items() if leaf.kind == "mask")
+
     def to_tensors(
         self,
         value: Any,
@@ -75,23 +101,25 @@ class SpaceTree:
     ) -> dict[str, Tensor]:
         """A value of the space as tensors under flat keys, batched (any leading axes) or not.
 
-        ``value`` has the structure of the space or is a dict by flat keys; it is made of arrays, numbers or tensors.
-        With ``keys`` only those are read, and the others may be missing. Tensors stay on their graph and, without
-        ``device``, on their device. Raises ValueError for a missing or unknown key and for a shape that does not end in
-        the space's.
+        ``value`` has the structure of the space or is a dict by flat keys; it is made of arrays, numbers or tensors. A
+        batch of what varies in size is a tuple of samples, as gymnasium's vector environments make it, or is padded
+        already: a dict by flat keys, masks included. With ``keys`` only those are read, and the others may be missing.
+        Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for a missing or unknown
+        key and for a shape that does not end in the space's.
         """
         self._refuse_unknown(value)
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
+        varying: dict[str, Tensor] = {}
         for key in self.leaves if keys is None else keys:
             leaf = self.leaves[key]
-            tensor = from_space_value(leaf, self._pick(value, leaf), dtype=dtype, device=device)
-            shape = leaf.port.shape
-            if tensor.shape[max(tensor.dim() - len(shape), 0) :] != shape:
-                raise ValueError(
-                    f"{self.root} {key!r} has shape {format_shape(tensor.shape)}, "
-                    f"expected {_batched(shape)}"
-                )
-            tensors[key] = tensor
+            if leaf.key in self._variables:
+                if key not in varying:
+                    varying |= self._read_variable(value, leaf, dtype, device)
+                tensors[key] = varying[key]
+            else:
+                picked = self._pick(value, key, leaf.path)
+                tensors[key] = from_space_value(leaf, picked, dtype=dtype, device=device)
+            self._refuse_other_shape(key, tensors[key].shape)
         return tensors
 
     def leading(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -110,42 +138,71 @@ class SpaceTree:
 
         What is ignored is left out of a dict and is None in a tuple.
         """
-        by_path = {leaf.path: flat[key] for key, leaf in self.leaves.items()}
+        by_path: dict[Path, Any] = {}
+        for key, leaf in self.leaves.items():
+            if key in self._variables:  # several values have this path: they remain a flat dict
+                by_path.setdefault(leaf.path, {})[key] = flat[key]
+            else:
+                by_path[leaf.path] = flat[key]
         return _nested(self.space, (), by_path)
 
-    def _pick(self, value: Any, leaf: Leaf) -> Any:
-        if isinstance(value, Mapping) and leaf.key in value:
-            return value[leaf.key]
-        for part in leaf.path:
+    def _read_variable(
+        self, value: Any, leaf: Leaf, dtype: torch.dtype, device: torch.device | str | None
+    ) -> dict[str, Tensor]:
+        """All tensors of the variable space to which ``leaf`` belongs."""
+        variable = self._variables[leaf.key]
+        if not variable.is_padded(value):
+            single = not leaf.path and variable.fits(value)
+            value = value if single else self._pick(value, variable.key, leaf.path)
+        if not variable.is_padded(value):
+            return variable.read(value, dtype, device)
+        if leaf.key not in value:
+            raise ValueError(self._missing(value, leaf.key))
+        return variable.read_padded(value, dtype, device)
+
+    def _refuse_other_shape(self, key: str, found: torch.Size) -> None:
+        shape = self.leaves[key].port.shape
+        ending = found[max(len(found) - len(shape), 0) :]
+        if len(ending) == len(shape) and all(
+            size is None or size == other for size, other in zip(shape, ending, strict=True)
+        ):
+            return
+        raise ValueError(
+            f"{self.root} {key!r} has shape {format_shape(found)}, expected {_batched(shape)}"
+        )
+
+    def _pick(self, value: Any, key: str, path: Path) -> Any:
+        if isinstance(value, Mapping) and key in value:
+            return value[key]
+        for part in path:
             if isinstance(value, (Tensor, np.ndarray)):  # its first axis is a batch, no tuple
-                raise ValueError(self._missing(value, leaf))
+                raise ValueError(self._missing(value, key))
             try:
                 value = value[part]
             except (KeyError, IndexError, TypeError):
-                raise ValueError(self._missing(value, leaf)) from None
-        if not leaf.path and isinstance(value, Mapping):
-            raise ValueError(self._missing(value, leaf))
+                raise ValueError(self._missing(value, key)) from None
+        if not path and isinstance(value, Mapping):
+            raise ValueError(self._missing(value, key))
         return value
 
-    def _missing(self, value: Any, leaf: Leaf) -> str:
+    def _missing(self, value: Any, key: str) -> str:
         got = f"a value of type {type(value).__name__}"
         if isinstance(value, Mapping):
             got = f"the keys {', '.join(map(repr, value))}" if value else "an empty dict"
         elif isinstance(value, (tuple, list)):
             got = f"a {type(value).__name__} of {len(value)}"
-        return f"{self.root} {leaf.key!r} is missing; got {got}"
+        return f"{self.root} {key!r} is missing; got {got}"
 
     def _refuse_unknown(self, value: Any) -> None:
         """Every key must be one of the space's; on top also a flat one."""
+        if any(not v.path and v.fits(value) for v in self._variables.values()):
+            return  # the whole space is a Sequence of Dicts, and this its stacked elements
         for path, known in self._dicts:
             for key in _keys_at(value, path):
                 name = str(key)
-                if name not in known and (path or not self._is_flat(name)):
+                if name not in known and (path or name not in self._flat):
                     flat = _flat_key((*path, key), self.root)
                     raise ValueError(f"{flat!r} is not in the {self.root} space{self._hint(flat)}")
-
-    def _is_flat(self, key: str) -> bool:
-        return key in self.leaves or key in self._ignored
 
     def _hint(self, key: str) -> str:
         return did_you_mean(key, self.leaves) or f"; it has {', '.join(map(repr, self.leaves))}"
@@ -158,39 +215,68 @@ class SpaceTree:
         return f"the {self.root}s differ in their leading (batch) axes: {', '.join(axes)}"
 
 
-def flatten_space(space: Space, root: str, ignore: Sequence[str] = ()) -> SpaceTree:
+def flatten_space(
+    space: Space,
+    root: str,
+    ignore: Sequence[str] = (),
+    texts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> SpaceTree:
     """The leaves of ``space`` under flat keys: the path joined by ``/``, ``root`` for a space without parts.
 
-    ``ignore`` names what is left out, by flat key, whole branches included. Raises SpaceError that tells of every
-    unsupported part, every collision of flat keys and every ``ignore`` entry that names nothing.
+    ``ignore`` names what is left out, by flat key, whole branches included. ``texts`` declares, by flat key, the length
+    and characters of texts whose space does not say them: ``{"mission": {"max_length": 64, "charset": "abc "}}``.
+    Raises SpaceError that tells of every unsupported part, every collision of flat keys, every ``ignore`` and ``texts``
+    entry that names nothing.
     """
-    problems: list[tuple[int | None, str]] = []
-    nodes = [
-        node for node in walk_space(space, root, inner=True) if node[1] or _parts(space) is None
-    ]
-    keys = {key for key, _, _ in nodes}
-    for index, name in enumerate(ignore):
-        if name not in keys:
-            near = did_you_mean(name, keys)
-            problems.append(
-                (index, f"ignore names {name!r}, which is not in the {root} space{near}")
-            )
-    ignored = [path for key, path, _ in nodes if key in set(ignore)]
-    leaves: dict[str, Leaf] = {}
-    for key, path, part in walk_space(space, root):
-        if any(path[: len(skip)] == skip for skip in ignored):
-            continue
-        if key in leaves:
-            problems.append((None, _collision(root, key, leaves[key].path, path)))
-            continue
-        kind = kind_of(part)
-        if kind is None:
-            problems.append((None, _unsupported(root, key, part)))
-        else:
-            leaves[key] = kind.leaf(key, path, part)
+    texts = texts or {}
+    problems: list[tuple[int | str | None, str]] = []
+    declared: dict[str, spaces.Text] = {}
+    for name, settings in texts.items():
+        try:
+            declared[name] = declared_text(name, settings)
+        except ValueError as error:
+            problems.append((name, str(error)))
+    maker = ReaderMaker(root, set(ignore), declared)
+    leaves, variables = _leaves(space, root, maker)
+    nodes = walk_space(space, root, inner=True)
+    keys = maker.seen | {key for key, path, part in nodes if path or _parts(part) is None}
+    for word, names in (("ignore", dict(enumerate(ignore))), ("texts", {t: t for t in texts})):
+        for place, name in names.items():
+            if name not in keys and not is_ignored(name, keys.intersection(ignore)):
+                text = f"{word} names {name!r}, which is not in the {root} space"
+                problems.append((place, text + did_you_mean(name, keys)))
+    problems += [(None, message) for message in maker.problems]
     if problems:
         raise SpaceError(problems)
-    return SpaceTree(space, root, leaves, ignored)
+    return SpaceTree(space, root, leaves, ignore, variables)
+
+
+def _leaves(
+    space: Space, root: str, maker: ReaderMaker
+) -> tuple[dict[str, Leaf], list[VariableSpace]]:
+    leaves: dict[str, Leaf] = {}
+    variables = []
+    for key, path, part in walk_space(space, root):
+        found: dict[str, Leaf] = {}
+        if is_ignored(key, maker.ignored):
+            continue
+        if maker.is_variable(key, part):
+            variable = maker.variable(key, path, part)
+            if variable is not None:
+                variables.append(variable)
+                found = variable.leaves
+        else:
+            kind = kind_of(part)
+            if kind is None:
+                maker.problems.append(maker.unsupported(key, part))
+            else:
+                found = {key: kind.leaf(key, path, part)}
+        for name, leaf in found.items():
+            if name in leaves:
+                maker.problems.append(collision(root, name, leaves[name].path, path))
+            else:
+                leaves[name] = leaf
+    return leaves, variables
 
 
 def walk_space(
@@ -205,10 +291,19 @@ def walk_space(
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether the first part of a (nested) value is a tensor."""
-    while isinstance(value, (Mapping, tuple, list)) and value:
-        value = next(iter(value.values())) if isinstance(value, Mapping) else value[0]
-    return isinstance(value, Tensor)
+    """Whether the numbers of a (nested) value are tensors, judged by the first that are not a mere index."""
+    return isinstance(_first_numbers(value), Tensor)
+
+
+def _first_numbers(value: Any) -> Any:
+    """The first array, tensor or float; None for what holds only texts, empty tuples and integers."""
+    if not isinstance(value, (Mapping, tuple, list)):
+        return None if isinstance(value, (str, int, np.integer)) else value
+    for part in value.values() if isinstance(value, Mapping) else value:
+        found = _first_numbers(part)
+        if found is not None:
+            return found
+    return None
 
 
 def to_environment(tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy: bool) -> Any:
@@ -261,22 +356,5 @@ def _nested(space: Space, path: Path, by_path: Mapping[Path, Any]) -> Any:
 
 
 def _batched(shape: Sequence[int | None]) -> str:
-    sizes = ", ".join(str(size) for size in shape)
+    sizes = ", ".join("?" if size is None else str(size) for size in shape)
     return f"(..., {sizes})" if sizes else "(...)"
-
-
-def _collision(root: str, key: str, first: Path, second: Path) -> str:
-    places = " and ".join("".join(f"[{part!r}]" for part in path) for path in (first, second))
-    return f"two parts of the {root} space get the flat key {key!r}: {places}; rename one of them"
-
-
-def _unsupported(root: str, key: str, space: Space) -> str:
-    known = ", ".join(kind.space.__name__ for kind in KINDS.values())
-    text = f"{root} {key!r} is a {type(space).__name__} space, which is not supported ({known}, Dict and Tuple are)"
-    return f"{text}; leave it out with ignore: [{key}]" if root == "observation" else text
-
-
-def format_space(space: Space) -> str:
-    """A space in one short line: ``Box(0, 255, (84, 84, 4), uint8)``, cut where its bounds are long."""
-    text = " ".join(repr(space).split())
-    return text if len(text) <= 80 else text[:77] + "..."

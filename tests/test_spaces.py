@@ -109,17 +109,15 @@ class Custom(spaces.Space):
 
 
 def test_every_unsupported_part_is_named_with_the_way_out():
-    space = spaces.Dict(
-        {"mission": spaces.Text(5), "rest": spaces.Tuple([Custom(), spaces.Discrete(2)])}
-    )
+    space = spaces.Dict({"mission": Custom(), "rest": spaces.Tuple([Custom(), spaces.Discrete(2)])})
     with pytest.raises(SpaceError) as error:
         flatten_space(space, "observation", ignore=["misson"])
     assert str(error.value) == (
         "ignore names 'misson', which is not in the observation space; did you mean 'mission'?\n"
-        "observation 'mission' is a Text space, which is not supported (Box, Discrete, "
-        "MultiDiscrete, MultiBinary, Dict and Tuple are); leave it out with ignore: [mission]\n"
-        "observation 'rest/0' is a Custom space, which is not supported (Box, Discrete, "
-        "MultiDiscrete, MultiBinary, Dict and Tuple are); leave it out with ignore: [rest/0]"
+        "observation 'mission' is a Custom space, which is not supported (Box, Discrete, MultiDiscrete, "
+        "MultiBinary, Sequence, Graph, Text, OneOf, Dict and Tuple are); leave it out with ignore: [mission]\n"
+        "observation 'rest/0' is a Custom space, which is not supported (Box, Discrete, MultiDiscrete, "
+        "MultiBinary, Sequence, Graph, Text, OneOf, Dict and Tuple are); leave it out with ignore: [rest/0]"
     )
     assert [index for index, _ in error.value.problems] == [0, None, None]
 
