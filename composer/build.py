@@ -23,6 +23,9 @@ from perception_blocks.registry import did_you_mean
 
 __all__ = ["build_network", "place_of"]
 
+SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told their width
+VALUE_BLOCKS = ("linear_output", "value", "quantile_value", "categorical_value")
+
 
 def build_network(
     name: str, spec: NetworkSpec, ports: Mapping[str, Port], demand: Demand, context: Context
@@ -214,7 +217,7 @@ def _add_heads(
             if node.settings.keys() & {"output_units", "output_shape"} or node.graph
             else {"output_units": width[0]}
         )
-        extra = sizes if node.block == "linear_output" else {}
+        extra = sizes if node.block in SIZED_BLOCKS else {}
         _add(graph, node, name, context, rule, group="heads", **extra)
         outputs[name] = f"heads:{name}"
     return outputs
@@ -234,7 +237,7 @@ def _default_heads(graph: Graph, spec: NetworkSpec, context: Context) -> HeadsSp
 
 
 def _is_value_itself(graph: Graph, head: NodeSpec, demand: Demand) -> bool:
-    """A critic whose graph already ends in a linear output gets no second one on top."""
+    """A critic whose graph already ends in a linear output or a value block gets no second one on top."""
     if (
         demand.kind != "value"
         or head.settings
@@ -243,7 +246,7 @@ def _is_value_itself(graph: Graph, head: NodeSpec, demand: Demand) -> bool:
     ):
         return False
     writer = next((node for node in graph.nodes if head.reads[0] in node.writes), None)
-    return writer is not None and writer.block == "linear_output"
+    return writer is not None and writer.block in VALUE_BLOCKS
 
 
 def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:

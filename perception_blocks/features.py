@@ -98,7 +98,9 @@ class PositionalEncodingBlock(PerceptionBlock):
         self.fill_constants()
 
     def fill_constants(self) -> None:
-        if self.places is not None and not isinstance(self.places, nn.Parameter):
+        if self.places is None or isinstance(self.places, nn.Parameter):
+            return
+        if not self.places.is_meta:
             self.places.copy_(sinusoids(*self.places.shape, device=torch.device("cpu")))
 
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:

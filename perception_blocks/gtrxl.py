@@ -14,7 +14,7 @@ from perception_blocks.init import stacked_linear
 from perception_blocks.memory import ParallelMemoryBlock, episodes, last_of_episode
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
-from perception_blocks.settings import PositiveInt
+from perception_blocks.settings import LayerCount, PositiveInt
 
 __all__ = ["GtrxlBlock"]
 
@@ -39,7 +39,7 @@ class GtrxlBlock(ParallelMemoryBlock):
         in_shapes: Shapes,
         *,
         hidden_units: PositiveInt,
-        num_layers: PositiveInt = 2,
+        num_layers: LayerCount = 2,
         num_heads: PositiveInt = 4,
         memory_length: PositiveInt = 32,
         feedforward_units: PositiveInt | None = None,
@@ -65,8 +65,9 @@ class GtrxlBlock(ParallelMemoryBlock):
         self.state_shapes = {"memory": memory, "filled": (memory_length,)}
 
     def fill_constants(self) -> None:
-        table = sinusoids(*self.distances.shape, device=torch.device("cpu"))
-        self.distances.copy_(table.flip(0))  # the farthest first, as the memory has them
+        if not self.distances.is_meta:
+            table = sinusoids(*self.distances.shape, device=torch.device("cpu"))
+            self.distances.copy_(table.flip(0))  # the farthest first, as the memory has them
 
     def scan(self, x: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:
         past, steps = self.memory_length, x.shape[-2]

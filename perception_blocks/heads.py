@@ -121,7 +121,13 @@ class QuantileValueBlock(ValueHead):
         init_scale: PositiveFloat = 1.0,
     ) -> None:
         super().__init__(in_shapes, "quantile_value", num_quantiles, output_units, init_scale)
-        self.fractions = [(2 * i + 1) / (2 * num_quantiles) for i in range(num_quantiles)]
+        self.num_quantiles = num_quantiles
+
+    @property
+    def fractions(self) -> list[float]:
+        """Which part of the values lies below each quantile."""
+        count = self.num_quantiles
+        return [(2 * i + 1) / (2 * count) for i in range(count)]
 
     def to_scalar(self, output: Tensor) -> Tensor:
         return output.mean(dim=-1, keepdim=self.single)

@@ -17,7 +17,7 @@ from perception_blocks.init import stacked_linear
 from perception_blocks.memory import ParallelMemoryBlock
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
-from perception_blocks.settings import PositiveInt, Probability, Range
+from perception_blocks.settings import LayerCount, PositiveInt, Probability, Range
 
 __all__ = ["LruBlock", "MinGruBlock", "complex_scan", "real_scan"]
 
@@ -41,7 +41,7 @@ class MinGruBlock(ParallelMemoryBlock):
         in_shapes: Shapes,
         *,
         hidden_units: PositiveInt,
-        num_layers: PositiveInt = 1,
+        num_layers: LayerCount = 1,
         dropout: Probability = 0.0,
         layer_norm: bool = False,
         positive: bool = False,
