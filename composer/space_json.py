@@ -57,19 +57,23 @@ def space_from_json(data: Mapping[str, Any]) -> Space:
 def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[str]:
     """What differs between two spaces, one sentence per key; empty when a model made for one fits the other.
 
-    Bounds count as equal when they are close, as they do in gymnasium; the order of keys does not count.
+    The parts of a Sequence, Graph or OneOf have keys of their own: elements, nodes and edges, or 0, 1, ... Bounds count
+    as equal when they are close, as they do in gymnasium; the order of keys does not count.
 
     >>> spaces_differ(spaces.Discrete(4), spaces.Discrete(5), "action")
     ["'action': n is 5, expected 4"]
     """
     wanted = {key: part for key, _, part in walk_space(expected, root)}
     found = {key: part for key, _, part in walk_space(actual, root)}
-    differences = [f"{key!r} is missing" for key in wanted if key not in found]
-    differences += [f"{key!r} is not expected" for key in found if key not in wanted]
+    return list(_parts_differ(wanted, found))
+
+
+def _parts_differ(wanted: Mapping[str, Space], found: Mapping[str, Space]) -> Iterator[str]:
+    yield from (f"{key!r} is missing" for key in wanted if key not in found)
+    yield from (f"{key!r} is not expected" for key in found if key not in wanted)
     for key in wanted:
         if key in found:
-            differences += [f"{key!r}: {text}" for text in _leaf_differs(wanted[key], found[key])]
-    return differences
+            yield from (f"{key!r}: {text}" for text in _leaf_differs(wanted[key], found[key]))
 
 
 def _leaf_differs(expected: Space, actual: Space) -> Iterator[str]:
@@ -77,12 +81,33 @@ def _leaf_differs(expected: Space, actual: Space) -> Iterator[str]:
     if wanted["type"] != found["type"]:
         yield f"is {found['type']}, expected {wanted['type']}"
         return
+    yield from _parts_differ(_inner_parts(expected), _inner_parts(actual))
     for field in dict.fromkeys([*wanted, *found]):
-        if _close(wanted.get(field), found.get(field)):
+        if field in _INNER or _close(wanted.get(field), found.get(field)):
             continue
         yield f"{field} is {_short(found.get(field))}, expected {_short(wanted.get(field))}"
         if field == "shape":
             return  # the bounds differ because of it
+
+
+_INNER = ("space", "spaces", "node", "edge")  # fields of JSON that hold spaces
+
+
+def _inner_parts(space: Space) -> dict[str, Space]:
+    """The parts of a space that is a leaf for `walk_space`."""
+    named: dict[str, Space] = {}
+    if isinstance(space, spaces.Sequence):
+        named = {"elements": space.feature_space}
+    elif isinstance(space, spaces.Graph):
+        edges = {} if space.edge_space is None else {"edges": space.edge_space}
+        named = {"nodes": space.node_space, **edges}
+    elif isinstance(space, spaces.OneOf):
+        named = {str(index): part for index, part in enumerate(space.spaces)}
+    return {
+        f"{name}/{key}" if path else name: part
+        for name, inner in named.items()
+        for key, path, part in walk_space(inner, name)
+    }
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from gymnasium.spaces import GraphInstance
 from torch import Tensor
 
-from composer.space_kinds import Leaf, from_space_value
+from composer.space_kinds import Leaf, as_tensor, from_space_value
 from perception_blocks.port import Port, format_shape
 
 __all__ = ["Alternatives", "Fixed", "Nodes", "Parts", "Reader", "Set", "Tokens", "described"]
@@ -253,9 +253,8 @@ class Nodes(Reader):
             links = [graph.edge_links for graph in samples if graph.edge_links is not None]
             edges = [graph.edges for graph in samples if graph.edges is not None]
             flat = {} if self.edge is None else self.edge.read_columns(edges, dtype)
-            flat[self._links] = torch.cat(
-                [torch.zeros((0, 2), dtype=torch.int64), *map(_integers, links)]
-            )
+            none = torch.zeros((0, 2), dtype=torch.int64)
+            flat[self._links] = torch.cat([self._integers(link) for link in links] or [none])
             tensors |= _padded(flat, list(map(_edge_count, samples)), f"{self.key}/edges:mask")
         return tensors
 
@@ -275,13 +274,16 @@ class Nodes(Reader):
                     f"{self._links!r} must have the shape ({count}, 2), two nodes for each edge; got {got}"
                 )
             if count and self.node is not None:
-                links, nodes = _integers(graph.edge_links), self.node.length(graph.nodes)
+                links, nodes = self._integers(graph.edge_links), self.node.length(graph.nodes)
                 low, high = int(links.min()), int(links.max())
                 if low < 0 or high >= nodes:
                     raise ValueError(
                         f"{self._links!r} names node {low if low < 0 else high}, but the graph has {nodes} nodes, "
                         "counted from 0"
                     )
+
+    def _integers(self, links: Any) -> Tensor:
+        return as_tensor(self._links, links).to(torch.int64)
 
 
 class Alternatives(Reader):
@@ -328,11 +330,12 @@ class Alternatives(Reader):
             rows = (choice == index).nonzero()[:, 0]
             chosen = reader.read([samples[row][1] for row in rows.tolist()], dtype)
             for name, tensor in chosen.items():
+                rows = rows.to(tensor.device)
                 zeros = tensor.new_zeros((len(samples), *tensor.shape[1:]))
-                tensors[name] = zeros.index_copy(0, rows.to(tensor.device), tensor)
+                tensors[name] = zeros.index_copy(0, rows, tensor)
             mask = f"{self.key}/{index}:mask"
             if mask in self.ports and mask not in tensors:
-                tensors[mask] = choice == index
+                tensors[mask] = (choice == index).to(rows.device)
         return tensors
 
 
@@ -388,8 +391,9 @@ def _padded(flat: Mapping[str, Tensor], lengths: Sequence[int], mask_key: str) -
     mask = torch.arange(longest) < torch.tensor(lengths, dtype=torch.int64)[:, None]
     tensors = {}
     for key, tensor in flat.items():
+        mask = mask.to(tensor.device)
         zeros = tensor.new_zeros((*mask.shape, *tensor.shape[1:]))
-        tensors[key] = zeros.index_put((mask.to(tensor.device),), tensor)
+        tensors[key] = zeros.index_put((mask,), tensor)
     return {**tensors, mask_key: mask}
 
 
@@ -400,10 +404,6 @@ def _is_empty(sample: Any) -> bool:
 
 def _edge_count(graph: GraphInstance) -> int:
     return 0 if graph.edge_links is None else len(graph.edge_links)
-
-
-def _integers(value: Any) -> Tensor:
-    return torch.as_tensor(value).to(torch.int64)
 
 
 def _short(value: Any) -> str:

@@ -121,5 +121,47 @@ def test_differences_are_told_by_key():
     ]
 
 
+@pytest.mark.parametrize(
+    ("expected", "actual", "differences"),
+    [
+        (
+            spaces.Sequence(spaces.Box(0, 1, (2,))),
+            spaces.Sequence(spaces.Box(0, 1, (3,)), stack=True),
+            [
+                "'units': 'elements': shape is (3,), expected (2,)",
+                "'units': stack is True, expected False",
+            ],
+        ),
+        (
+            spaces.Sequence(spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Discrete(2)})),
+            spaces.Sequence(spaces.Dict({"a": spaces.Discrete(3), "c": spaces.Discrete(2)})),
+            [
+                "'units': 'elements/b' is missing",
+                "'units': 'elements/c' is not expected",
+                "'units': 'elements/a': n is 3, expected 2",
+            ],
+        ),
+        (
+            spaces.Graph(spaces.Box(0, 0.1, (2,)), spaces.Discrete(2)),
+            spaces.Graph(spaces.Box(0, TINY, (2,)), None),
+            ["'units': 'edges' is missing"],
+        ),
+        (
+            spaces.OneOf([spaces.Discrete(2), spaces.Discrete(3)]),
+            spaces.OneOf([spaces.Discrete(2), spaces.MultiBinary(3)]),
+            ["'units': '1': is MultiBinary, expected Discrete"],
+        ),
+        (
+            spaces.Text(3, charset="abc"),
+            spaces.Text(3, charset="cba"),
+            ["'units': charset is cba, expected abc"],  # its order says which id a character has
+        ),
+    ],
+)
+def test_differences_within_spaces_of_varying_size(expected, actual, differences):
+    assert spaces_differ(expected, actual, "units") == differences
+    assert spaces_differ(expected, expected) == []
+
+
 def test_bounds_that_are_close_do_not_differ():
     assert spaces_differ(spaces.Box(0, 0.1, (2,)), spaces.Box(0, TINY, (2,))) == []

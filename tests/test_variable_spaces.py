@@ -1,5 +1,7 @@
 """Sequence, Graph, Text and OneOf observations as padded tensors and masks."""
 
+import copy
+import pickle
 import re
 from typing import Any
 
@@ -175,6 +177,18 @@ def test_graphs_are_padded_by_node_and_by_edge():
     assert read(space, {"g": second})["g/edge_links"].tolist() == [[0, 0]]
 
 
+def test_arrays_may_be_read_only_and_are_copied():
+    arrays = np.ones((2, 2)), np.ones((1, 2)), np.array([[0, 1]])
+    for array in arrays:
+        array.flags.writeable = False
+    tensors = read(spaces.Graph(BOX, BOX), GraphInstance(*arrays))
+    for array in arrays:
+        array.flags.writeable = True
+        array[:] = 0
+    assert tensors["observation/nodes"].equal(torch.ones(2, 2))
+    assert tensors["observation/edge_links"].tolist() == [[0, 1]]
+
+
 def test_only_the_chosen_alternative_has_values():
     space = spaces.Dict({"o": spaces.OneOf([BOX, spaces.Discrete(3, start=1), spaces.Text(2)])})
     tensors = read(space, {"o": ((1, 3), (np.int64(0), np.ones(2)), (2, "b"))})
@@ -250,6 +264,14 @@ def test_a_flat_key_may_hold_a_sample_of_a_nested_space():
     graph = GraphInstance(np.ones((3, 2)), None, None)
     for value in ({"robot": {"g": graph}}, {"robot/g": graph}):
         assert read(space, value)["robot/g/nodes"].shape == (3, 2)
+
+
+def test_a_tree_copies():
+    tree = pickle.loads(pickle.dumps(copy.deepcopy(flatten_space(MIXED, "observation"))))
+    sample = MIXED.sample()
+    expected = flatten_space(MIXED, "observation").to_tensors(sample, dtype=torch.float32)
+    again = tree.to_tensors(sample, dtype=torch.float32)
+    assert all(again[key].equal(expected[key]) for key in expected)
 
 
 def test_gradients_flow_into_padded_sets():
