@@ -117,7 +117,7 @@ class LruBlock(ParallelMemoryBlock):
 
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         low, high, phase = self.ring
-        uniform = torch.rand(tensor.shape, generator=generator)
+        uniform = torch.rand(tensor.shape, generator=generator, device=generator.device)
         if name == "log_decay":  # uniform over the ring's area
             area = (low**2 + uniform * (high**2 - low**2)).clamp(1e-6, 1 - 1e-6)
             tensor.copy_(torch.log(-0.5 * torch.log(area)))
