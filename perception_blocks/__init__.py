@@ -10,6 +10,7 @@ __all__ = [
     "INITIALIZERS",
     "ActionMaskingBlock",
     "AddBlock",
+    "AdjacencyBlock",
     "AttentionPoolingBlock",
     "CategoricalValueBlock",
     "ConcatBlock",
@@ -103,7 +104,7 @@ if TYPE_CHECKING:
     from perception_blocks.embed import EmbeddingBlock, OneHotBlock
     from perception_blocks.features import FourierFeaturesBlock, PositionalEncodingBlock
     from perception_blocks.graph import Graph, GraphError
-    from perception_blocks.graph_nets import GraphAttentionBlock, GraphConvBlock
+    from perception_blocks.graph_nets import AdjacencyBlock, GraphAttentionBlock, GraphConvBlock
     from perception_blocks.graph_network import GraphNetworkBlock
     from perception_blocks.gtrxl import GtrxlBlock
     from perception_blocks.heads import (
@@ -148,26 +149,26 @@ else:
             "VggConvBlock VggConvDenseBlock",
             "custom": "FunctionalBlock",
             "dense": "DenseBlock FlattenDenseBlock LinearOutputBlock",
-            "embed": "EmbeddingBlock OneHotBlock",
-            "graph": "Graph GraphError",
-            "graph_nets": "GraphAttentionBlock GraphConvBlock",
-            "graph_network": "GraphNetworkBlock",
-            "inference": "InferenceBlock",
             "elementwise": "AddBlock CorrelationBlock GatedSumBlock MultiplyBlock",
-            "pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
-            "residual_dense": "ResidualDenseBlock",
-            "noisy": "NoisyDenseBlock",
+            "embed": "EmbeddingBlock OneHotBlock",
             "features": "FourierFeaturesBlock PositionalEncodingBlock",
-            "memory": "FrameStackBlock",
-            "linear_memory": "LruBlock MinGruBlock",
+            "graph": "Graph GraphError",
+            "graph_nets": "AdjacencyBlock GraphAttentionBlock GraphConvBlock",
+            "graph_network": "GraphNetworkBlock",
             "gtrxl": "GtrxlBlock",
-            "heads": "ActionMaskingBlock CategoricalValueBlock DuelingBlock "
-            "QuantileValueBlock ValueBlock",
+            "heads": "ActionMaskingBlock CategoricalValueBlock DuelingBlock QuantileValueBlock "
+            "ValueBlock",
+            "inference": "InferenceBlock",
+            "linear_memory": "LruBlock MinGruBlock",
+            "memory": "FrameStackBlock",
+            "noisy": "NoisyDenseBlock",
+            "pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
             "port": "Port",
             "recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
             "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",
             "reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
             "residual_conv": "ImpalaCnnBlock ResConvBlock",
+            "residual_dense": "ResidualDenseBlock",
             "scale": "NormalizeBlock ScaleImageBlock",
             "sets": "AttentionPoolingBlock DeepSetBlock PointNetBlock",
             "transformer": "TransformerEncoderBlock",

@@ -179,7 +179,7 @@ class _Assembly:
             state=_state_names(node, states),
         )
         mask = kept_mask(node, module, reads, self.ports)
-        outs = [replace(port, mask=mask) for port in outs] if mask else outs
+        outs = [replace(port, mask=mask if node.each or port is outs[0] else None) for port in outs]
         named = {name: port for name, port in zip(names, outs) if name != "_"}
         return _built(node, block_name(block), settings, in_ports, named, axes, step, states)
 

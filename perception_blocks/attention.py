@@ -121,6 +121,8 @@ class AttentionBlock(MaskedBlock):
     key-padding mask; the attention mask comes first where both are given.
     """
 
+    mask_of = {"key_padding_mask": 0}
+    keeps_mask = True
     only_padding = False  # the one mask given is the key-padding mask
     mask_per_head = False
 
@@ -166,6 +168,8 @@ class MultiHeadAttentionBlock(AttentionBlock):
     """
 
     quantities = 3
+
+    mask_of = {"key_padding_mask": 1}
 
     def __init__(
         self,
@@ -267,6 +271,8 @@ class CrossAttentionBlock(AttentionBlock):
     """
 
     quantities = 2
+
+    mask_of = {"key_padding_mask": 1}
 
     def __init__(
         self,

@@ -89,7 +89,9 @@ class PerceptionBlock(nn.Module):
     takes: ClassVar[Literal["float", "integer", "any"]] = "float"  # what its inputs must be
     limits: ClassVar[Mapping[str, str]] = {}  # what it cannot do, and why: {"export": "reason"}
     drawn_buffers: ClassVar[tuple[str, ...]] = ()  # drawn like parameters, and never trained
-    mask_of: ClassVar[Mapping[str, int]] = {}  # argument of forward -> the input whose mask it takes
+    # Argument of forward -> the input whose mask it takes; the graph fills it in.
+    mask_of: ClassVar[Mapping[str, int]] = {}
+    mask_free: ClassVar[tuple[int, ...]] = ()  # inputs whose mask does not matter to it
     keeps_mask: bool = False  # the output has an element for each of the first input's
     state_shapes: Mapping[str, tuple[int, ...]] = {}  # filled by blocks with memory
     initializer: Rule | None = None  # set by a node's `init:`

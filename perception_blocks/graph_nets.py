@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from perception_blocks.activations import make_activations
 from perception_blocks.attention import head_width
+from perception_blocks.block import PerceptionBlock
 from perception_blocks.dense import unit_list
 from perception_blocks.masks import (
     MaskedBlock,
@@ -33,7 +34,44 @@ from perception_blocks.settings import (
     Probability,
 )
 
-__all__ = ["GraphAttentionBlock", "GraphConvBlock"]
+__all__ = ["AdjacencyBlock", "GraphAttentionBlock", "GraphConvBlock"]
+
+
+@BLOCKS.register("adjacency")
+class AdjacencyBlock(PerceptionBlock):
+    """The matrix of an edge list: nodes ``(N, F)``, pairs of node numbers ``(E, 2)`` -> ``(N, N)``.
+
+    Element ``[i, j]`` counts the edges from node j to node i; ``directed: false`` counts each edge both ways. A third
+    input is a mask ``(E,)``, true for edges that exist. Of the nodes only their number matters.
+
+    >>> AdjacencyBlock([(5, 3), (None, 2)]).out_shapes
+    [(5, 5)]
+    """
+
+    takes = "any"
+    mask_of = {"mask": 1}
+    mask_free = (0,)  # padding nodes have no edges
+
+    def __init__(self, in_shapes: Shapes, *, directed: bool = True) -> None:
+        shapes = shapes_of(in_shapes, "adjacency", 2, 3, "nodes, edges and, if need be, a mask")
+        if len(shapes[0]) != 2:
+            raise InputShapeError("adjacency takes nodes (nodes, features) first", {0: shapes[0]})
+        if len(shapes[1]) != 2 or shapes[1][1] != 2:
+            rule = "adjacency takes an edge list (edges, 2) of node numbers second"
+            raise InputShapeError(rule, {1: shapes[1]})
+        check_mask("adjacency", shapes, 2, [shapes[1][:1]])
+        nodes = shapes[0][0]
+        super().__init__(in_shapes, out_shapes=[(nodes, nodes)])
+        self.directed = directed
+
+    def forward(self, nodes: Tensor, edges: Tensor, mask: Tensor | None = None) -> Tensor:
+        count = nodes.shape[-2]
+        edges = edges.long()
+        flat = edges[..., 1] * count + edges[..., 0]
+        exists = nodes.new_ones(flat.shape) if mask is None else as_bool(mask).to(nodes.dtype)
+        matrix = nodes.new_zeros((*flat.shape[:-1], count * count)).scatter_add(-1, flat, exists)
+        matrix = matrix.unflatten(-1, (count, count))
+        return matrix if self.directed else matrix + matrix.transpose(-2, -1)
 
 
 @BLOCKS.register("graph_conv")
@@ -48,6 +86,7 @@ class GraphConvBlock(MaskedBlock):
     [(5, 4)]
     """
 
+    keeps_mask = True
     self_weight: Tensor
 
     def __init__(
@@ -113,6 +152,8 @@ class GraphAttentionBlock(MaskedBlock):
     >>> GraphAttentionBlock([(5, 3), (5, 5)], hidden_units=[8, 4], num_heads=2).out_shapes
     [(5, 4)]
     """
+
+    keeps_mask = True
 
     def __init__(
         self,

@@ -144,7 +144,12 @@ class Registry:
         return self._names.get(_Entry(value, None).address)
 
     def extra_of(self, name: str) -> str | None:
+        """The extra that brings the library which ``name`` needs, or None."""
         return self._entries[name].extra
+
+    def module_of(self, name: str) -> str:
+        """The module that ``name`` comes from. Imports nothing."""
+        return self._entries[name].address.partition(":")[0]
 
     def __contains__(self, name: object) -> bool:
         if name not in self._entries:
@@ -255,18 +260,8 @@ BLOCKS.register_all(
     "perception_blocks.residual_conv",
     {"impala_cnn": "ImpalaCnnBlock", "res_conv": "ResConvBlock"},
 )
-BLOCKS.register_all(
-    "perception_blocks.residual_dense",
-    {
-        "residual_dense": "ResidualDenseBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.noisy",
-    {
-        "noisy_dense": "NoisyDenseBlock",
-    },
-)
+BLOCKS.register_all("perception_blocks.residual_dense", {"residual_dense": "ResidualDenseBlock"})
+BLOCKS.register_all("perception_blocks.noisy", {"noisy_dense": "NoisyDenseBlock"})
 BLOCKS.register_all(
     "perception_blocks.features",
     {
@@ -298,28 +293,18 @@ BLOCKS.register_all(
         "point_net": "PointNetBlock",
     },
 )
+BLOCKS.register_all("perception_blocks.memory", {"frame_stack": "FrameStackBlock"})
 BLOCKS.register_all(
-    "perception_blocks.memory",
-    {
-        "frame_stack": "FrameStackBlock",
-    },
+    "perception_blocks.linear_memory", {"min_gru": "MinGruBlock", "lru": "LruBlock"}
 )
-BLOCKS.register_all(
-    "perception_blocks.linear_memory",
-    {
-        "min_gru": "MinGruBlock",
-        "lru": "LruBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.gtrxl",
-    {
-        "gtrxl": "GtrxlBlock",
-    },
-)
+BLOCKS.register_all("perception_blocks.gtrxl", {"gtrxl": "GtrxlBlock"})
 BLOCKS.register_all(
     "perception_blocks.graph_nets",
-    {"graph_conv": "GraphConvBlock", "graph_attention": "GraphAttentionBlock"},
+    {
+        "adjacency": "AdjacencyBlock",
+        "graph_conv": "GraphConvBlock",
+        "graph_attention": "GraphAttentionBlock",
+    },
 )
 BLOCKS.register_all(
     "perception_blocks.graph_network",

@@ -87,24 +87,28 @@ def with_masks(
 def kept_mask(
     node: Node, module: Any, reads: Sequence[str], ports: Mapping[str, Port]
 ) -> str | None:
-    """The name of the mask that a node's outputs still have: that of its inputs, which must share one.
+    """The name of the mask that a node's first output still has: that of its first masked input.
 
-    Raises NodeError where a mask would be dropped in silence.
+    Raises NodeError where the mask of another input would be dropped in silence.
     """
-    masked = {name: ports[name].mask for name in reads if ports[name].mask is not None}
+    free = {reads[index] for index in getattr(module, "mask_free", ()) if index < len(reads)}
+    masked = {name: ports[name].mask for name in reads if ports[name].mask and name not in free}
+    first = ports[reads[0]].mask if reads else None
+    kept = None
     if node.each or getattr(module, "keeps_mask", False):
-        if len(set(masked.values())) > 1:
-            names = " and ".join(map(repr, sorted(set(masked.values()), key=str)))
-            raise NodeError("in", f"the inputs are masked by {names}; they must share one mask")
-        return next(iter(masked.values()), None)
+        kept = first or next(iter(masked.values()), None)
     for name, mask in masked.items():
-        if mask not in reads:
-            raise NodeError(
-                "in",
-                f"{block_label(module)} would drop the mask of {name!r}; pool or attend first "
-                "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1",
-            )
-    return None
+        if mask in reads or mask == kept:
+            continue
+        if kept is not None:
+            names = f"{kept!r} and {mask!r}"
+            raise NodeError("in", f"the inputs are masked by {names}; they must share one mask")
+        raise NodeError(
+            "in",
+            f"{block_label(module)} would drop the mask of {name!r}; pool or attend first "
+            "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1",
+        )
+    return kept
 
 
 def strip_each(node: Node, ports: list[Port]) -> tuple[list[Port], Shape]:

@@ -204,6 +204,8 @@ SAMPLES += [
 NODES, NODE_SET = [(7, 3), PAIRS], [(7, 3), PAIRS, SEEN]
 EDGES = {"edges": [[0, 1], [1, 2], [2, 0], [2, 3]]}
 SAMPLES += [
+    Sample("adjacency", [(5, 3), integers(7, 2, of=5)], {}),
+    Sample("adjacency", [(5, 3), integers(7, 2, of=5), integers(7, of=2)], {"directed": False}),
     Sample("graph_conv", NODES, {"hidden_units": [5, 4], "learn_self_weight": True}),
     Sample("graph_conv", NODE_SET, {"hidden_units": 4, "self_weight": 2.0, "bias": False}),
     Sample("graph_conv", [(None, 3), integers(None, None, of=2)], {"hidden_units": 4}),

@@ -91,7 +91,7 @@ def test_inputs_of_an_elementwise_block_must_share_their_mask():
     graph.add("both", "add", ["units", "other"])
     graph.add("mean", "masked_global_pooling", "both")
     assert (
-        "the inputs are masked by 'other:mask' and 'units:mask'; they must share one mask"
+        "the inputs are masked by 'units:mask' and 'other:mask'; they must share one mask"
         in problem(graph, "mean")
     )
 
@@ -146,3 +146,69 @@ def test_an_ensemble_pools_inside_or_is_refused():
         "node 'all': block 'ensemble' would drop the mask of 'latent'; "
         "pool or attend inside of it (masked_global_pooling, attention_pooling)"
     )
+
+
+@pytest.mark.parametrize(
+    ("block", "settings"),
+    [
+        ("transformer_encoder", {"num_heads": 2}),
+        ("self_attention_seq", {}),
+        ("deep_set", {"hidden_units": 4}),
+    ],
+)
+def test_attention_sees_only_what_is_there(block, settings):
+    graph = units_graph()
+    graph.add("attended", block, "units", **settings)
+    net = InferenceBlock(graph, ["attended"]).eval()
+    data = inputs()
+    data["units"] = data["units"].nan_to_num(7.0)
+    other = {**data, "units": data["units"].clone()}
+    other["units"][1, 1:] = -3.0  # padding
+    first, second = net(data)["attended"], net(other)["attended"]
+    torch.testing.assert_close(first[1, :1], second[1, :1])
+    assert first[2].abs().sum() == 0
+    alone = {"units": data["units"][:1, :2], "units:mask": data["units:mask"][:1, :2]}
+    expected = net(alone)["attended"]
+    torch.testing.assert_close(first[:1, :2] if first.dim() == 3 else first[:1], expected)
+    kept = None if block == "deep_set" else "units:mask"
+    assert net.out_ports["attended"].mask == kept
+
+
+def test_cross_attention_masks_the_context_and_keeps_the_querys_own_mask():
+    graph = units_graph()
+    graph.add("attended", "cross_attention", {"query": "other", "context": "units"})
+    graph.add("mean", "masked_global_pooling", "attended")
+    net = InferenceBlock(graph, ["mean"]).eval()
+    assert set(net.in_keys) == {"units", "units:mask", "other", "other:mask"}
+    data = inputs()
+    data["units"] = data["units"].nan_to_num(7.0)
+    data |= {"other": torch.randn(3, 2, 4), "other:mask": torch.tensor([[True, False]] * 3)}
+    other = {**data, "units": data["units"].clone(), "other": data["other"].clone()}
+    other["units"][0, 2] = other["other"][:, 1] = 9.0
+    torch.testing.assert_close(net(data), net(other))
+
+
+def test_a_graph_of_any_size_by_its_edge_list():
+    graph = Graph(
+        {
+            "nodes": Port((None, 3), mask="nodes:mask"),
+            "nodes:mask": Port((None,), dtype=torch.bool),
+            "links": Port((None, 2), dtype=torch.int64, mask="edges:mask"),
+            "edges:mask": Port((None,), dtype=torch.bool),
+        },
+        optional=["nodes:mask", "edges:mask"],
+    )
+    graph.add("matrix", "adjacency", ["nodes", "links"], directed=False)
+    graph.add("learned", "graph_conv", ["nodes", "matrix"], hidden_units=[5])
+    graph.add("whole", "masked_global_pooling", "learned")
+    net = InferenceBlock(graph, ["whole", "matrix"])
+    data = {
+        "nodes": torch.randn(2, 4, 3),
+        "nodes:mask": torch.tensor([[True] * 4, [True, True, False, False]]),
+        "links": torch.tensor([[[0, 1], [2, 3]], [[1, 0], [0, 0]]]),
+        "edges:mask": torch.tensor([[True, True], [True, False]]),
+    }
+    outputs = net(data)
+    assert outputs["matrix"][1].nonzero().tolist() == [[0, 1], [1, 0]]
+    alone = {n: v[1:, : 1 if n in ("links", "edges:mask") else 2] for n, v in data.items()}
+    torch.testing.assert_close(outputs["whole"][1:], net(alone)["whole"])

@@ -16,7 +16,7 @@ COMPOSER = """
     Critic Model Policy SpecError __version__ compose draw load
 """
 PERCEPTION_BLOCKS = """
-    ACTIVATIONS BLOCKS INITIALIZERS ActionMaskingBlock AddBlock AttentionPoolingBlock CategoricalValueBlock
+    ACTIVATIONS BLOCKS INITIALIZERS ActionMaskingBlock AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
     ConcatBlock CorrelationBlock CrossAttentionBlock DeepSetBlock DenseBlock DuelingBlock EmbeddingBlock FlattenBlock
     FlattenDenseBlock FourierFeaturesBlock FrameStackBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock
     Graph GraphAttentionBlock GraphConvBlock GraphError GraphNetworkBlock GruBlock GtrxlBlock ImpalaCnnBlock
