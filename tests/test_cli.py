@@ -199,15 +199,16 @@ def test_the_example_of_every_block_composes(name):
     assert "`" not in text
     assert ">>>" not in text
     node = load_source(f"graph:\n  {example}\n").data["graph"]["latent"]
-    settings = {key: value for key, value in node.items() if key not in ("block", "in")}
+    settings = {key: value for key, value in node.items() if key not in ("block", "in", "out")}
     integer = BLOCKS.get(name).takes == "integer"
     count = settings.get("num_embeddings") if integer else None
     cardinality = tuple(count) if isinstance(count, list) else count
     ports = {k: Port(shape, cardinality=cardinality) for k, shape in example.in_shapes.items()}
     graph = Graph(ports)
-    graph.add("latent", node["block"], node["in"], **settings)
-    net = InferenceBlock(graph, outputs=["latent"])
-    assert net.out_shapes == {"latent": example.out_shapes[0]}
+    outputs = node.get("out", ["latent"])
+    graph.add("latent", node["block"], node["in"], out=node.get("out"), **settings)
+    net = InferenceBlock(graph, outputs=outputs)
+    assert net.out_shapes == dict(zip(outputs, example.out_shapes))
 
 
 # --- what is wrong with the input ---
