@@ -1,6 +1,7 @@
 """One safe file for a model: weights, and in its header the spec, the spaces and all else that rebuilds it.
 
-The format is safetensors: nothing in it is ever executed. Saving is atomic: the old file stays until the new one is whole.
+The format is safetensors: nothing in it is ever executed. Saving is atomic: the old file stays until
+the new one is whole.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
+from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS, near_name
 
@@ -34,7 +36,7 @@ __all__ = [
     "read_record",
     "read_tensors",
 ]
-__all__ += ["write_checkpoint"]
+__all__ += ["require_blocks", "write_checkpoint"]
 
 FORMAT = "perception-composer"
 VERSION = 1
@@ -56,6 +58,7 @@ class Record:
     modules: list[str]  # those that provided blocks and classes, beside our own
     versions: dict[str, str]
     tied: dict[str, str]  # name -> the name under which the same tensor is stored
+    blocks: dict[str, str]  # names that other modules than ours have registered -> their module
 
 
 @dataclass
@@ -123,6 +126,7 @@ def write_checkpoint(
         "modules": _foreign_modules(module),
         "versions": _versions(),
         "tied": tied,
+        "blocks": _foreign_blocks(module),
     }
     header = {key: json.dumps(value, allow_nan=False) for key, value in record.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -152,6 +156,18 @@ def read_record(path: str | os.PathLike[str]) -> Record:
             f"{os.fspath(path)!r} lacks {', '.join(map(repr, missing))} in its header"
         )
     return Record(**fields)
+
+
+def require_blocks(record: Record) -> None:
+    """Raise CheckpointError unless all blocks are known here that others than us had provided."""
+    missing = {name: home for name, home in record.blocks.items() if name not in BLOCKS}
+    if missing:
+        names = ", ".join(f"{name!r} of the module {home!r}" for name, home in missing.items())
+        homes = sorted({home.partition(".")[0] for home in missing.values()})
+        raise CheckpointError(
+            f"the checkpoint was saved with blocks that are not known here: {names}; install the "
+            f"package that registers them, or import the module: allow={homes}"
+        )
 
 
 def read_tensors(path: str | os.PathLike[str], record: Record) -> dict[str, Tensor]:
@@ -210,9 +226,22 @@ def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def _foreign_modules(module: nn.Module) -> list[str]:
-    modules = {type(part).__module__ for part in module.modules()}
+    return sorted({cls.__module__ for cls in _foreign_classes(module)})
+
+
+def _foreign_blocks(module: nn.Module) -> dict[str, str]:
+    named = {BLOCKS.name_of(cls): cls.__module__ for cls in _foreign_classes(module)}
+    return {name: named[name] for name in sorted(filter(None, named))}
+
+
+def _foreign_classes(module: nn.Module) -> Iterator[type]:
+    """The classes in a model that are neither ours nor torch's."""
     ours = ("torch.", "perception_blocks.", "composer.")
-    return sorted(name for name in modules if not name.startswith(ours))
+    for part in module.modules():
+        if not type(part).__module__.startswith(ours):
+            yield type(part)
+        elif isinstance(part, EnsembleBlock):  # its copies are no children where they are stacked
+            yield from _foreign_classes(part.network)
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -313,7 +313,7 @@ def _family_of(
     label = f"distribution {name!r}" if isinstance(name, str) else f"{family.__name__}"
     wrong = check_settings(family, _settings(rule), label)
     problems.extend((index, problem.setting, problem.message) for problem in wrong)
-    return None if wrong else family
+    return None if wrong else cast("Callable[..., ActionDistribution]", family)
 
 
 def _settings(rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,10 @@ __all__ = ["Fields"]
 
 
 class Fields:
-    """The mapping at ``path``. Each method returns the value of ``key`` if it is there and of its type, else ``default``."""
+    """The mapping at ``path``.
+
+    Each method returns the value of ``key`` if it is there and of its type, else ``default``.
+    """
 
     def __init__(self, values: Mapping[str, Any], path: Path, problems: Problems) -> None:
         self.values = values

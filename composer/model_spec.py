@@ -137,7 +137,10 @@ class CriticSpec:
 
 @dataclass(frozen=True)
 class DistributionRule:
-    """An override of the distribution an action gets: ``entry`` as written, such as ``{action: steer, distribution: beta}``."""
+    """An override of the distribution an action gets.
+
+    ``entry`` is as written, such as ``{action: steer, distribution: beta}``.
+    """
 
     path: Path
     entry: Mapping[str, Any]
@@ -145,7 +148,10 @@ class DistributionRule:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A whole spec. ``ignore`` and ``normalize`` name observations."""
+    """A whole spec. ``ignore`` and ``normalize`` name observations.
+
+    ``texts`` says of observations how long a text may be and of which characters it is, as flatten_space takes it.
+    """
 
     version: int
     environment: str | None
@@ -153,6 +159,7 @@ class ModelSpec:
     distributions: tuple[DistributionRule, ...]
     ignore: tuple[str, ...]
     normalize: tuple[str, ...]
+    texts: dict[str, dict[str, Any]]
     policy: PolicySpec
     critic: CriticSpec | None
     source: Source

@@ -194,7 +194,7 @@ class NetworkModule(nn.Module):
         self.network.module.train(mode)
         return super().train(mode)
 
-    def get_submodule(self, target: str) -> nn.Module:
+    def get_submodule(self, target: str) -> Any:
         """By path; unlike torch's, it finds a node that is named like a method ("value")."""
         module: nn.Module = self
         for name in filter(None, target.split(".")):

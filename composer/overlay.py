@@ -56,7 +56,10 @@ def _is_nested_graph(node: Node) -> bool:
 
 
 def set_value(root: Node, path: Path, value: Node, problems: list[Problem]) -> Node:
-    """``root`` with the value at ``path`` replaced; null removes a key. The last key may be new, those before may not."""
+    """``root`` with the value at ``path`` replaced; null removes a key.
+
+    The last key may be new, those before it may not.
+    """
     parent, found = node_at(root, _indexed(root, path[:-1]))
     if not found or not isinstance(parent.value, dict | list):
         problems.append(Problem(_no_such_parent(root, path), path, value.position))

@@ -19,8 +19,8 @@ class Policy(NetworkModule):
     """What acts. ``policy(observations)`` gives a dict of logits, and the values it shares with the critic.
 
     Observations are an environment's own (nested, numpy or tensors), with any leading axes or none. With memory,
-    ``policy(observations, state, resets)`` returns (logits, state); ``resets`` is true where an observation is the first
-    of its episode. The policy keeps no state of its own.
+    ``policy(observations, state, resets)`` returns (logits, state); ``resets`` is true where an observation is the
+    first of its episode. The policy keeps no state of its own.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""Names in a spec that refer to others in it: inputs, `same_as`, `shares`. What the environment offers is not known here."""
+"""Names in a spec that refer to others in it: inputs, `same_as`, `shares`.
+
+What the environment offers is not known here.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A spec as text, file or mapping -> plain data that knows where each value was written. The only module that reads YAML.
+"""A spec as text, file or mapping -> plain data that knows where each value was written.
 
-`extends`, overrides and params are applied here, in that order; nothing is known yet of what the keys mean.
+The only module that reads YAML. `extends`, overrides and params are applied here, in that order; nothing is known yet
+of what the keys mean.
 """
 
 from __future__ import annotations
@@ -316,7 +317,7 @@ class _YamlReader:
 
     def _take_alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor not in self._anchors:
-            near = did_you_mean(event.anchor, self._anchors)
+            near = did_you_mean(str(event.anchor), self._anchors)
             self._fail(event, f"no anchor '&{event.anchor}' comes before '*{event.anchor}'{near}")
         node = self._anchors[event.anchor]
         if node is None:

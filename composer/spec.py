@@ -1,4 +1,7 @@
-"""The data of a spec -> a typed ModelSpec, or all that is wrong with its structure. Needs no torch and no environment."""
+"""The data of a spec -> a typed ModelSpec, or all that is wrong with its structure.
+
+Needs no torch and no environment.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +35,13 @@ __all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "read_spec"]
 VERSION = 1
 
 TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
-TOP_KEYS += ("policy", "critic")
+TOP_KEYS += ("texts", "policy", "critic")
 KINDS = ("graph", "_target_", "template")
 NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
 POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
 POLICY_KEYS = ("networks", "action_mask", "wrap", "separate")
 CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value")
+TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
 
 
@@ -69,6 +73,7 @@ class _Reader:
         environment = self._environment(top)
         distributions = self._distributions(top)
         ignore, normalize = top.texts("ignore"), top.texts("normalize")
+        texts = self._texts(top)
         if "policy" not in top and "policy" not in meant:
             self._problems.add((), "the spec has no 'policy'")
         policy = self._policy(top)
@@ -82,6 +87,7 @@ class _Reader:
             distributions,
             ignore,
             normalize,
+            texts,
             policy,
             critic,
             self._source,
@@ -127,6 +133,25 @@ class _Reader:
             else:
                 rules.append(DistributionRule(path, entry))
         return tuple(rules)
+
+    def _texts(self, top: Fields) -> dict[str, dict[str, Any]]:
+        """What is declared of texts, by observation."""
+        declared = {}
+        expected = "a mapping from observations to what is known of them"
+        for name, value in top.mapping("texts", expected).items():
+            path = ("texts", name)
+            if not isinstance(value, dict):
+                message = f"the text {name!r} must be a mapping such as {{max_length: 64}}"
+                self._problems.add(path, f"{message}, got {describe(value)}")
+                continue
+            fields = Fields(value, path, self._problems)
+            meant = fields.unknown(TEXT_KEYS, "a text")
+            if "max_length" not in {*value, *meant}:
+                message = f"the text {name!r} lacks 'max_length', its longest length in characters"
+                self._problems.add(path, message, key=True)
+            length, charset = fields.count("max_length", 1), fields.text("charset")
+            declared[name] = {"max_length": length} | ({"charset": charset} if charset else {})
+        return declared
 
     # --- policy and critic ---
 

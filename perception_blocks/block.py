@@ -263,7 +263,7 @@ def is_traced() -> bool:
 
     Fused recurrent kernels then have no rule, and values are not there to be looked at.
     """
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None  # type: ignore[attr-defined]
 
 
 def capturing() -> bool:

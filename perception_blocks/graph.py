@@ -122,7 +122,7 @@ class Graph:
         ``block`` is a registered name, a PerceptionBlock or ``nn.Module`` class, a ready module, a function, or
         another Graph (then ``inputs`` maps inner names to outer ones, and ``out`` lists inner names). ``each`` applies
         the block to every element of the first ``each`` feature axes; ``same_as`` reuses the module of another node.
-        ``copies`` makes an ensemble of a Graph: that many networks, as one batched call whose outputs gain a first axis.
+        ``copies`` makes an ensemble of a Graph: as many networks in one batched call, whose outputs gain a first axis.
 
         Raises ValueError for a malformed node; what is wrong between nodes is found by InferenceBlock, all at once.
         """

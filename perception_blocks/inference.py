@@ -155,7 +155,7 @@ class InferenceBlock(nn.Module):
         """The module of one of ``self.nodes``."""
         return self.get_submodule(".".join(node.step.module))
 
-    def get_submodule(self, target: str) -> nn.Module:
+    def get_submodule(self, target: str) -> Any:
         """By path; unlike torch's, it finds a node that is named like a method ("train")."""
         module: nn.Module = self
         for name in filter(None, target.split(".")):

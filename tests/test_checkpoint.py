@@ -131,7 +131,7 @@ def test_a_save_that_fails_leaves_the_old_file_whole(path, monkeypatch):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be saved: there is no folder '.*nowhere'"):
+    with pytest.raises(CheckpointError, match=r"cannot be saved: there is no folder '.*nowhere'"):
         composer.compose(SPEC).save(tmp_path / "nowhere" / "m.safetensors")
 
 

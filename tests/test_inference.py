@@ -157,8 +157,8 @@ def test_a_ready_module_is_used_as_it_is():
     graph.add("a", layer, "x")
     net = InferenceBlock(graph, ["a"])
     assert net.get_submodule("a") is layer
+    graph.add("b", layer, "x", bias=False)
     with pytest.raises(ValueError, match="a ready module takes no settings"):
-        graph.add("b", layer, "x", bias=False)
         InferenceBlock(graph, ["a", "b"])
 
 
@@ -223,7 +223,7 @@ def test_same_as_shares_a_nested_graph_but_not_its_state():
     net = InferenceBlock(graph, ["a", "b"])
     assert list(net.state_shapes) == ["a/memory/h", "b/memory/h"]
     x = torch.randn(2, 4)
-    outputs, state = net.step({"left": x, "right": x}, net.initial_state(2))
+    outputs, _ = net.step({"left": x, "right": x}, net.initial_state(2))
     torch.testing.assert_close(outputs["a"], outputs["b"])
     assert len(list(net.parameters())) == 4
 

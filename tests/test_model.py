@@ -435,7 +435,7 @@ def test_policy_and_critic_problems_come_together():
 
 def test_compose_needs_to_know_the_spaces():
     with pytest.raises(
-        ValueError, match="compose needs env=..., both spaces, or a spec with an 'environment'"
+        ValueError, match=r"compose needs env=\.\.\., both spaces, or a spec with an 'environment'"
     ):
         composer.compose(SPEC)
     with pytest.raises(ValueError, match="give both observation_space and action_space, or an env"):

@@ -1,5 +1,6 @@
 """Text, files and mappings become plain data that knows where each value was written."""
 
+import contextlib
 import math
 import os
 import pickle
@@ -412,15 +413,11 @@ def test_a_spec_error_travels_between_processes():
 def test_any_bytes_are_data_or_a_spec_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
-    try:
+    with contextlib.suppress(SpecError):
         assert isinstance(load_source(path).data, dict)
-    except SpecError as error:
-        assert str(error)
 
 
 @given(st.text("{}[]:,-&*!|>'\"%@`#? \n\tab1.$", max_size=60))
 def test_any_yaml_like_text_is_data_or_a_spec_error(text):
-    try:
+    with contextlib.suppress(SpecError):
         assert isinstance(load_source(text + "\n").data, dict)
-    except SpecError as error:
-        assert str(error)
