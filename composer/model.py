@@ -269,8 +269,8 @@ class _Composer:
         self.context = context
         self.problems = context.problems
         self.dtype = dtype
-        observations = self._tree(observation_space, "observation", spec.ignore)
-        actions = self._tree(action_space, "action", ())
+        observations = self._tree(observation_space, "observation", spec.ignore, spec.texts)
+        actions = self._tree(action_space, "action", (), {})
         if observations is None or actions is None:
             raise SpecError(self.problems)  # nothing more can be said
         self.observations, self.actions = observations, actions
@@ -306,18 +306,28 @@ class _Composer:
             self.context.source, self.spec, policy, made_critic, constructions, self.context.seed
         )
 
-    def _tree(self, space: gymnasium.Space, root: str, ignore: tuple[str, ...]) -> SpaceTree | None:
+    def _tree(
+        self,
+        space: gymnasium.Space,
+        root: str,
+        ignore: tuple[str, ...],
+        texts: dict[str, dict[str, Any]],
+    ) -> SpaceTree | None:
         try:
-            return flatten_space(space, root, ignore)
+            return flatten_space(space, root, ignore, texts)
         except SpaceError as error:
-            for index, message in error.problems:
-                path: Path = ("ignore", index) if index is not None else ()
-                self.problems.add(path, message)
-            wrong = {index for index, _ in error.problems}
+            for place, message in error.problems:
+                if isinstance(place, str):
+                    self.problems.add(("texts", place), message, key=True)
+                else:
+                    self.problems.add(() if place is None else ("ignore", place), message)
+            wrong = {place for place, _ in error.problems}
             if None in wrong:
                 return None
-            # Only `ignore` is wrong: without these entries the rest can be checked.
-            return flatten_space(space, root, [k for i, k in enumerate(ignore) if i not in wrong])
+            # Only `ignore` and `texts` are wrong: without these entries the rest can be checked.
+            ignored = [key for index, key in enumerate(ignore) if index not in wrong]
+            known = {key: text for key, text in texts.items() if key not in wrong}
+            return flatten_space(space, root, ignored, known)
 
     def _families(self) -> ActionDistributions:
         """The distribution of each action; where rules are wrong, as if they were not there."""

@@ -86,9 +86,18 @@ def _top_keys() -> dict[str, Schema]:
         "distributions": _list(_ref("distribution")),
         "ignore": _said("Observations that are left unread on purpose.", _list(TEXT)),
         "normalize": _said("Observations to normalise by running statistics.", _list(TEXT)),
+        "texts": _texts(),
         "policy": _ref("policy"),
         "critic": {"anyOf": [_ref("critic"), {"type": "null"}]},
     }
+
+
+def _texts() -> Schema:
+    length = _said("The longest length, in characters.", _value(COUNT))
+    charset = _said("All its characters; printable ASCII unless given.", TEXT)
+    text = _object({"max_length": length, "charset": charset}, ["max_length"])
+    what = "The length and characters of texts whose space does not say them, by observation."
+    return _said(what, _names_to(text))
 
 
 def _policy_keys() -> dict[str, Schema]:

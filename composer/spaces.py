@@ -245,6 +245,7 @@ def flatten_space(
             if name not in keys and not is_ignored(name, keys.intersection(ignore)):
                 text = f"{word} names {name!r}, which is not in the {root} space"
                 problems.append((place, text + did_you_mean(name, keys)))
+    problems += maker.no_texts.items()
     problems += [(None, message) for message in maker.problems]
     if problems:
         raise SpaceError(problems)

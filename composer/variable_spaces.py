@@ -143,8 +143,9 @@ class VariableSpace:
 
 
 class ReaderMaker:
-    """Makes the readers of one space's parts; what cannot be read is noted in ``problems``.
+    """Makes the readers of one space's parts.
 
+    What cannot be read is noted in ``problems``, and what ``texts`` names that is no text in ``no_texts``, by its key.
     ``ignored`` are flat keys, ``texts`` the spaces that stand for those at their keys. ``seen`` are the flat keys that
     it came across, which an ``ignore`` may name.
     """
@@ -156,6 +157,7 @@ class ReaderMaker:
         self.ignored = ignored
         self.texts = texts
         self.problems: list[str] = []
+        self.no_texts: dict[str, str] = {}
         self.seen: set[str] = set()
 
     def is_variable(self, key: str, space: Space) -> bool:
@@ -177,7 +179,7 @@ class ReaderMaker:
         if key in self.texts:
             if not isinstance(space, spaces.Text) and _is_known(space):
                 what = f"a {type(space).__name__} space and no text"
-                self.problems.append(f"texts names {key!r}, which is {what}")
+                self.no_texts[key] = f"texts names {key!r}, which is {what}"
                 return None
             space = self.texts[key]
         kind = kind_of(space)

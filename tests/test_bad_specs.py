@@ -29,6 +29,13 @@ class Mission(gymnasium.Space[str]):
     """A kind of space of somebody else's, as minigrid has one."""
 
 
+class Quest(gymnasium.Space[str]):
+    """The same, but it says that it holds texts."""
+
+    def __init__(self):
+        super().__init__(dtype=str)
+
+
 VECTOR = Box(-1, 1, (4,))
 IMAGE = Box(0, 1, (3, 64, 64))
 MOVE = Discrete(4)
@@ -61,6 +68,7 @@ SPACES: dict[str, tuple[gymnasium.Space, gymnasium.Space]] = {
     "control": (VECTOR, Box(-1, 1, (3,))),
     "unbounded_control": (VECTOR, Box(-np.inf, np.inf, (3,))),
     "mission": (Dict(name=Mission(), state=VECTOR), MOVE),
+    "quest": (Dict(quest=Quest(), state=VECTOR), MOVE),
     "mission_action": (VECTOR, Mission()),
     "collision": (Dict({"a": Dict(b=VECTOR), "a/b": VECTOR}), MOVE),
 }  # fmt: skip

@@ -150,6 +150,9 @@ def test_its_keys_are_those_that_the_reader_knows():
         ("kind: state", "shares: [latent]"),
         ("policy:", "distributions: [{action: steer, distribution: betta}]\npolicy:"),
         ("policy:", "distributions: [{distribution: beta}]\npolicy:"),
+        ("policy:", "texts: {mission: {max_lenght: 64}}\npolicy:"),
+        ("policy:", "texts: {mission: {charset: abc}}\npolicy:"),
+        ("policy:", "texts: [mission]\npolicy:"),
         ("policy:", "distributions: [{action: steer, distribution: gaussian, log_sdt: learned}]\npolicy:"),
     ],
 )  # fmt: skip
@@ -173,6 +176,7 @@ def test_a_typical_mistake_is_invalid(old, new):
         ("block: dense, in: observation, hidden_units: 64", "same_as: other, in: x, each: 1"),
         ("{in: latent}", "{move: {in: latent}, use: {block: my_nets.Head, in: latent, k: 3}}"),
         ("{in: latent}", "{in: {in: latent}}"),
+        ("policy:", "texts: {mission: {max_length: '${params.length}', charset: abc}}\npolicy:"),
         ("version: 1\npolicy:", "extends: base.yaml\npolicy: {graph: {latent: {hidden_units: 3}}}\ncritic:"),
     ],
 )  # fmt: skip

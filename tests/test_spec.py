@@ -23,6 +23,7 @@ params: {width: 64}
 distributions:
   - {action: steer, distribution: beta}
 ignore: [mission]
+texts: {hint: {max_length: "${params.width}", charset: abc}, more: {max_length: 8}}
 normalize: [inventory]
 policy:
   graph:
@@ -80,6 +81,7 @@ def test_everything_in_a_spec_is_read():
         DistributionRule(("distributions", 0), {"action": "steer", "distribution": "beta"}),
     )
     assert (spec.ignore, spec.normalize) == (("mission",), ("inventory",))
+    assert spec.texts == {"hint": {"max_length": 64, "charset": "abc"}, "more": {"max_length": 8}}
     policy = spec.policy
     assert policy.action_mask == {"move": "legal_moves"}
     assert policy.wrap == ("hidden_state", {"action_noise": {"scale": 0.1}})
