@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,13 @@ from composer.fields import Fields
 from composer.model_spec import NodeSpec
 from composer.tree import describe
 from composer.trust import PathError, check_trusted, import_allowed
+from perception_blocks.dag import NODE_NAME, node_name_problem
 from perception_blocks.registry import BLOCKS, did_you_mean, near_name
 
 __all__ = ["NODE_KEYS", "NodeReader"]
 
 NODE_KEYS = ("block", "in", "out", "each", "same_as", "init")
 NESTED = ("graph", "ensemble")  # blocks that hold a graph of their own
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _EXAMPLE = "a mapping such as {block: dense, in: observation}"
 # What people write for `in`.
 _LIKE_IN = ("input", "inputs", "from")
@@ -41,12 +40,9 @@ class NodeReader:
         nodes = {}
         for name, node in value.items():
             path = (*fields.at("graph"), name)
-            if not NAME.fullmatch(name):
-                message = (
-                    f"the node name {name!r} must start with a letter or '_' "
-                    "and hold letters, digits and '_' only"
-                )
-                self._problems.add(path, message, key=True)
+            wrong = node_name_problem(name)
+            if wrong:
+                self._problems.add(path, wrong, key=True)
             elif isinstance(node, dict):
                 nodes[name] = self.node(name, node, path)
             else:
@@ -185,7 +181,7 @@ class NodeReader:
         if not isinstance(names, list) or not names:
             fields.wrong("out", "a list of names, '_' for one that is dropped")
             return None
-        good = tuple(name for name in names if isinstance(name, str) and NAME.fullmatch(name))
+        good = tuple(name for name in names if isinstance(name, str) and NODE_NAME.fullmatch(name))
         if len(good) < len(names):
             wrong = next(name for name in names if name not in good)
             fields.note(

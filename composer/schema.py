@@ -30,7 +30,7 @@ __all__ = ["json_schema"]
 Schema = dict[str, Any]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
-NODE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+NODE_NAME = r"^(?!(_|training)$)[A-Za-z_][A-Za-z0-9_]*$"
 DOTTED = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
 PARAM = r"\$\{\s*params\.[^{}]+\}"
 

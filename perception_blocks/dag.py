@@ -8,14 +8,34 @@ from __future__ import annotations
 
 import graphlib
 import heapq
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Dag", "DagNode", "DagProblem"]
+__all__ = ["Dag", "DagNode", "DagProblem", "NODE_NAME", "node_name_problem"]
 
 MAX_CYCLES = 20  # reported at once; each takes a walk over the whole graph
+NODE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TAKEN_NAMES = {
+    "_": "'_' in 'out' drops an output",
+    "training": "torch keeps a module's mode under this name",
+}
+
+
+def node_name_problem(name: str) -> str | None:
+    """Why no node may be called ``name``, or None if one may.
+
+    >>> node_name_problem("latent"), node_name_problem("latent-1")
+    (None, "the node name 'latent-1' must start with a letter or '_' and hold letters, digits and '_' only")
+    """
+    if name in _TAKEN_NAMES:
+        return f"{name!r} is no name for a node: {_TAKEN_NAMES[name]}; choose another name"
+    if NODE_NAME.fullmatch(name):
+        return None
+    rule = "must start with a letter or '_' and hold letters, digits and '_' only"
+    return f"the node name {name!r} {rule}"
 
 
 @dataclass(frozen=True)

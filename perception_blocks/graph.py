@@ -5,18 +5,15 @@ A `Graph` is a declaration; nothing is built and no shape is known until an Infe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from perception_blocks.dag import Dag, DagNode, DagProblem
+from perception_blocks.dag import Dag, DagNode, DagProblem, node_name_problem
 from perception_blocks.port import Port, Shape, as_port
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Graph", "GraphError", "GraphProblem", "Node", "NODE_NAME"]
-
-NODE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+__all__ = ["Graph", "GraphError", "GraphProblem", "Node"]
 
 
 @dataclass(frozen=True)
@@ -135,9 +132,9 @@ class Graph:
 
     def add_node(self, node: Node) -> None:
         """Add a node that is ready. Raises ValueError for a malformed one."""
-        if node.group is None and not NODE_NAME.fullmatch(node.name):
-            rule = "a node's name is letters, digits and '_', not starting with a digit"
-            raise ValueError(f"{rule}; got {node.name!r}")
+        wrong = None if node.group is not None else node_name_problem(node.name)
+        if wrong:
+            raise ValueError(wrong)
         if (node.block is None) == (node.same_as is None):
             raise ValueError(f"node {node.name!r} needs exactly one of block and same_as")
         if isinstance(node.each, bool) or not isinstance(node.each, int) or node.each < 0:

@@ -83,7 +83,13 @@ def test_a_node_named_like_an_input_is_an_error():
 
 @pytest.mark.parametrize("name", ["", "a.b", "1a", "a b", "a-b"])
 def test_malformed_node_names_are_refused(name):
-    with pytest.raises(ValueError, match="a node's name is letters, digits and '_'"):
+    with pytest.raises(ValueError, match="and hold letters, digits and '_' only"):
+        Graph({"x": (4,)}).add(name, "dense", "x", hidden_units=[4])
+
+
+@pytest.mark.parametrize("name", ["_", "training"])
+def test_names_with_a_meaning_of_their_own_are_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' is no name for a node: "):
         Graph({"x": (4,)}).add(name, "dense", "x", hidden_units=[4])
 
 
