@@ -452,7 +452,7 @@ class _Composer:
 
     def _visible(self, spec: NetworkSpec) -> dict[str, Port]:
         """The observations that a network may see; all of them while the list itself is wrong."""
-        wanted = self.ports if spec.observations is None else spec.observations
+        wanted = self.ports if spec.observations is None else self._with_masks(spec.observations)
         unknown = [key for key in wanted if key not in self.ports]
         for key in unknown:
             index = list(wanted).index(key)
@@ -464,6 +464,11 @@ class _Composer:
         reason = "is not among the 'observations' that this network may see"
         self.context.hidden |= dict.fromkeys(out_of_sight, reason)
         return {key: port for key, port in self.ports.items() if key in wanted}
+
+    def _with_masks(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """``keys``, and the masks of what they name."""
+        masks = [self.ports[key].mask for key in keys if key in self.ports]
+        return (*keys, *dict.fromkeys(mask for mask in masks if mask and mask not in keys))
 
     def _refuse_unread(self, masks: set[str]) -> None:
         masking = {port.mask for port in self.ports.values()}  # a mask goes where its value goes

@@ -73,7 +73,7 @@ def with_masks(
     added = {}
     for argument, index in getattr(block, "mask_of", {}).items():
         masked = given.get(known[index])
-        mask = None if masked is None else ports[masked].mask
+        mask = None if masked is None else _element_mask(masked, ports)
         if mask is not None and argument not in given:
             added[argument] = mask
     if not added:
@@ -92,8 +92,9 @@ def kept_mask(
     Raises NodeError where the mask of another input would be dropped in silence.
     """
     free = {reads[index] for index in getattr(module, "mask_free", ()) if index < len(reads)}
-    masked = {name: ports[name].mask for name in reads if ports[name].mask and name not in free}
-    first = ports[reads[0]].mask if reads else None
+    masks = {name: _element_mask(name, ports) for name in reads}
+    masked = {name: mask for name, mask in masks.items() if mask and name not in free}
+    first = masks[reads[0]] if reads else None
     kept = None
     if node.each or getattr(module, "keeps_mask", False):
         kept = first or next(iter(masked.values()), None)
@@ -109,6 +110,20 @@ def kept_mask(
             "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1",
         )
     return kept
+
+
+def _element_mask(name: str, ports: Mapping[str, Port]) -> str | None:
+    """The name of the mask over a value's elements.
+
+    A mask without axes is about a value as a whole, an alternative of a OneOf: where it is not there it is zeros, which
+    any block may read.
+    """
+    mask = ports[name].mask
+    if mask is None:
+        return None
+    if mask not in ports:
+        raise NodeError("in", f"{name!r} is masked by {mask!r}, which the graph does not have")
+    return mask if ports[mask].shape else None
 
 
 def strip_each(node: Node, ports: list[Port]) -> tuple[list[Port], Shape]:

@@ -212,3 +212,29 @@ def test_a_graph_of_any_size_by_its_edge_list():
     assert outputs["matrix"][1].nonzero().tolist() == [[0, 1], [1, 0]]
     alone = {n: v[1:, : 1 if n in ("links", "edges:mask") else 2] for n, v in data.items()}
     torch.testing.assert_close(outputs["whole"][1:], net(alone)["whole"])
+
+
+def test_a_mask_of_a_whole_value_is_no_mask_of_elements():
+    """An alternative of a OneOf is zeros where another one is chosen, and any block may read it."""
+    graph = Graph(
+        {
+            "point": Port((4,), mask="point:mask"),
+            "points": Port((3, 4), mask="point:mask"),
+            "point:mask": Port((), dtype=torch.bool),
+        },
+        optional=["point:mask"],
+    )
+    graph.add("latent", "dense", "point", hidden_units=[4])
+    graph.add("pooled", "deep_set", "points", hidden_units=[4])
+    graph.add("both", "concat", ["latent", "pooled"])
+    net = InferenceBlock(graph, ["both"])
+    assert net.in_keys == ["point", "points"]
+    assert net.out_ports["both"].mask is None
+
+
+def test_a_mask_that_the_graph_does_not_have_is_named():
+    graph = Graph({"units": Port((None, 4), mask="units:mask")})
+    graph.add("pooled", "deep_set", "units", hidden_units=[4])
+    assert problem(graph, "pooled") == (
+        "node 'pooled': 'units' is masked by 'units:mask', which the graph does not have"
+    )
