@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from composer.block_words import meaning
 from composer.source import dump_flow
 from perception_blocks.registry import (
     ACTIVATIONS,
@@ -21,9 +22,40 @@ from perception_blocks.registry import (
 )
 from perception_blocks.settings import Setting, describe, settings_of
 
-__all__ = ["Example", "describe_block", "example_of", "list_blocks"]
+__all__ = ["GRAPHS", "Example", "block_summary", "default_of", "describe_block", "documentation"]
+__all__ += ["example_of", "list_blocks"]
 
-INPUT_NAMES = ("first", "second", "third", "fourth")
+INPUT_NAMES = ("first", "second", "third", "fourth", "fifth", "sixth")
+# The blocks of a spec that are graphs themselves, by `composer.nodes.NESTED`.
+GRAPHS = {
+    "graph": """\
+Several blocks as one node: the inputs of the graph inside -> its outputs.
+
+`in` maps inner names to outer ones, or lists names that are the same inside; `out` lists inner names.
+
+Settings:
+  graph: a mapping from names to nodes (required)
+
+In a graph:
+  latent: {block: graph, in: {x: observation}, out: [y], graph: {y: {block: dense, in: x, hidden_units: 8}}}
+
+Shapes:
+  x (3,) -> y (8,)""",
+    "ensemble": """\
+Copies of a graph, each with its own weights, run as one call: outputs gain a first axis of copies.
+
+It is wired like `graph`. Copies that cannot be batched run one by one, and `composer show` says why.
+
+Settings:
+  graph: a mapping from names to nodes (required)
+  copies: a positive integer (required)
+
+In a graph:
+  all: {block: ensemble, copies: 5, in: {x: observation}, out: [y], graph: {y: {block: dense, in: x, hidden_units: 8}}}
+
+Shapes:
+  x (3,) -> y (5, 8)""",
+}
 
 
 @dataclass(frozen=True)
@@ -40,12 +72,26 @@ class Example:
         """A line of a graph in YAML."""
         names = list(self.in_shapes)
         inputs: Any = names[0] if len(names) == 1 else names
-        return f"latent: {dump_flow({'block': self.block, 'in': inputs, **self.settings})}"
+        many = {} if len(self.out_shapes) == 1 else {"out": list(self.out_names)}
+        return f"latent: {dump_flow({'block': self.block, 'in': inputs, **many, **self.settings})}"
+
+    @property
+    def out_names(self) -> tuple[str, ...]:
+        return ("latent", "more", "rest")[: len(self.out_shapes)]
+
+    @property
+    def shapes(self) -> str:
+        """``first (3,), second (4,) -> (7,)``"""
+        inputs, state = map(_named_shapes, (self.in_shapes, self.state_shapes))
+        line = f"{inputs} -> {', '.join(map(_shape, self.out_shapes))}"
+        return f"{line}, carrying {state} from step to step" if state else line
 
 
 def list_blocks() -> str:
     """Every registered block: its name, and the first line of its documentation; then the other names."""
-    rows = [(name, _summary(name)) for name in sorted(BLOCKS)]
+    rows = [(name, block_summary(name)) for name in sorted(BLOCKS)]
+    rows += [(name, text.partition("\n")[0]) for name, text in GRAPHS.items()]
+    rows.sort()
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
     for registry in (ACTIVATIONS, INITIALIZERS, FUNCTIONS):
@@ -58,9 +104,11 @@ def describe_block(name: str) -> str:
 
     Raises UnknownNameError for an unknown name and MissingExtraError where its library is not installed.
     """
+    if name in GRAPHS:
+        return f"{name}\n\n{GRAPHS[name].replace('`', '')}"
     block = BLOCKS.get(name)
     settings, takes_any = settings_of(block)
-    lines = [name, "", _documentation(block), "", "Settings:"]
+    lines = [name, "", _plain(documentation(block)), "", "Settings:"]
     shown = [_setting_line(s, s.name in block.from_ports) for s in settings.values()]
     shown += ["any other: handed on"] if takes_any else []
     lines += [f"  {line}" for line in shown or ["none"]]
@@ -68,7 +116,7 @@ def describe_block(name: str) -> str:
         lines += ["", f"Not possible: {what} ({why})."]
     example = example_of(name)
     if example is not None:
-        lines += ["", "In a graph:", f"  {example}", "", "Shapes:", f"  {_shapes_line(example)}"]
+        lines += ["", "In a graph:", f"  {example}", "", "Shapes:", f"  {example.shapes}"]
     return "\n".join(lines)
 
 
@@ -77,13 +125,21 @@ def example_of(name: str) -> Example | None:
     block = BLOCKS.get(name)
     for call in _calls(block):
         with contextlib.suppress(ValueError):  # arguments that are computed
-            shapes = ast.literal_eval(call.args[0])
+            shapes = list(map(tuple, ast.literal_eval(call.args[0])))
             settings = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-            inputs = ("observation",) if len(shapes) == 1 else INPUT_NAMES
             made = block(shapes, **settings)
-            in_shapes: dict[str, Any] = dict(zip(inputs, shapes))
+            in_shapes: dict[str, Any] = dict(zip(_input_names(block, len(shapes)), shapes))
             return Example(name, in_shapes, settings, made.out_shapes, dict(made.state_shapes))
     return None
+
+
+def _input_names(block: type, count: int) -> list[str]:
+    """What an example's inputs are called: masks like their argument, the others by number."""
+    arguments = list(inspect.signature(block.forward).parameters)[1:]  # type: ignore[attr-defined]
+    named = [name if name in block.mask_of else None for name in arguments[:count]]  # type: ignore[attr-defined]
+    named += [None] * (count - len(named))
+    numbers = iter(["observation"] if named.count(None) == 1 else INPUT_NAMES)
+    return [name or next(numbers) for name in named]
 
 
 def _calls(block: type) -> Iterator[ast.Call]:
@@ -98,30 +154,37 @@ def _calls(block: type) -> Iterator[ast.Call]:
                 yield node
 
 
-def _documentation(block: type) -> str:
-    """The docstring without its examples and marks."""
+def documentation(block: type) -> str:
+    """The docstring without its examples."""
     text = inspect.getdoc(block) or ""
-    return _plain(text.partition(">>>")[0].strip())
+    return text.partition(">>>")[0].strip()
 
 
 def _plain(text: str) -> str:
+    """``text`` without its marks."""
     return re.sub(r"`+", "", text)
 
 
-def _summary(name: str) -> str:
+def block_summary(name: str) -> str:
+    """The first line of a block's documentation, or which extra it needs."""
     try:
-        return _documentation(BLOCKS.get(name)).partition("\n")[0]
+        return _plain(documentation(BLOCKS.get(name))).partition("\n")[0]
     except MissingExtraError:
         return f"(needs the extra [{BLOCKS.extra_of(name)}])"
 
 
 def _setting_line(setting: Setting, from_space: bool) -> str:
-    what = describe(setting.annotation)
+    default = default_of(setting, from_space)
+    shown = default if default == "required" else f"default: {default}"
+    what, means = describe(setting.annotation), meaning(setting.name)
+    return f"{setting.name}: {what} ({shown})" + (f", {means}" if means else "")
+
+
+def default_of(setting: Setting, from_space: bool) -> str:
+    """What a setting is when it is left out, as a spec would say it."""
     if from_space:
-        return f"{setting.name}: {what} (default: from the input's space)"
-    if setting.required:
-        return f"{setting.name}: {what} (required)"
-    return f"{setting.name}: {what} (default: {_written(setting.default)})"
+        return "from the input's space"
+    return "required" if setting.required else _written(setting.default)
 
 
 def _written(value: Any) -> str:
@@ -130,12 +193,6 @@ def _written(value: Any) -> str:
         return dump_flow({"": value})[5:-1]
     except ValueError:
         return repr(value)
-
-
-def _shapes_line(example: Example) -> str:
-    inputs, state = map(_named_shapes, (example.in_shapes, example.state_shapes))
-    line = f"{inputs} -> {', '.join(map(_shape, example.out_shapes))}"
-    return f"{line}, carrying {state} from step to step" if state else line
 
 
 def _named_shapes(shapes: Mapping[str, tuple[int | None, ...]]) -> str:

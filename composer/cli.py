@@ -24,12 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if getattr(arguments, "allow", None):
         _look_for_modules(arguments)
+    from perception_blocks.registry import NameTakenError
+
     try:
         arguments.run(arguments)
         sys.stdout.flush()  # here, where a closed pipe can still be caught
     except SpecError as error:
         return _fail(str(error))
-    except _UserError as error:
+    except (_UserError, NameTakenError) as error:
         return _fail(f"composer {arguments.command}: {error}")
     except BrokenPipeError:  # `composer blocks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

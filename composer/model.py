@@ -18,6 +18,7 @@ from composer.checkpoint import (
     plain_spec,
     read_record,
     read_tensors,
+    require_blocks,
     write_checkpoint,
 )
 from composer.construction import SeededConstruction
@@ -237,10 +238,14 @@ def load(
 ) -> Model:
     """The model that ``model.save(path)`` wrote. ``allow`` names the modules of the classes that its spec uses.
 
-    Raises CheckpointError for a damaged or foreign file and for weights that do not fit, SpecError for a class that is
-    not allowed. With ``strict=False`` what fits is loaded, and ``model.load_report`` says what was not.
+    Raises CheckpointError for a damaged or foreign file, for blocks that nobody has registered here and for weights
+    that do not fit, SpecError for a class that is not allowed. With ``strict=False`` what fits is loaded, and
+    ``model.load_report`` says what was not.
     """
+    allow = tuple(allow)
     record = read_record(path)
+    import_allowed(allow)
+    require_blocks(record)
     model = compose(
         record.spec,
         observation_space=space_from_json(record.observation_space),

@@ -21,10 +21,10 @@ __all__ = ["FunctionalBlock", "add", "function_label", "identity", "mean", "mult
 
 @BLOCKS.register("functional")
 class FunctionalBlock(PerceptionBlock):
-    """A function of one or more tensors, each with one batch axis, that returns a tensor or a tuple of tensors.
+    """What a function makes of one or more tensors: ``(...,)`` each -> the shapes of what it returns.
 
-    ``function`` is a name registered in FUNCTIONS or, from Python, any callable; further settings are handed on to it.
-    The shapes are found by running it once on data that is not there.
+    It is given tensors with one batch axis and returns a tensor or a tuple of them. ``function`` is a name registered
+    in FUNCTIONS or, from Python, any callable; further settings are handed on to it. The shapes are found by running it once on data that is not there.
 
     >>> FunctionalBlock([(3,), (3,)], function="add").out_shapes
     [(3,)]

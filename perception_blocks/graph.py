@@ -97,7 +97,8 @@ class Graph:
 
     def __init__(self, inputs: Mapping[str, Port | Shape], *, optional: Iterable[str] = ()) -> None:
         self.inputs: dict[str, Port] = {name: as_port(port) for name, port in inputs.items()}
-        self.optional = set(optional)  # inputs that may stay unread
+        masks = {port.mask for port in self.inputs.values() if port.mask is not None}
+        self.optional = masks.union(optional)  # inputs that no node needs to name
         self.nodes: list[Node] = []
 
     def add(

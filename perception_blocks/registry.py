@@ -16,6 +16,7 @@ __all__ = [
     "FUNCTIONS",
     "INITIALIZERS",
     "MissingExtraError",
+    "NameTakenError",
     "Registry",
     "UnknownNameError",
 ]
@@ -27,6 +28,10 @@ T = TypeVar("T")
 
 class UnknownNameError(ValueError):
     """A name that no registry entry has; the message ends with the nearest known name."""
+
+
+class NameTakenError(ValueError):
+    """Two things want one name; the message names both."""
 
 
 class MissingExtraError(ImportError):
@@ -87,15 +92,15 @@ class Registry:
     ) -> Callable[[T], T] | Any:
         """Give ``entry`` (a class, a function or a lazy ``"module:Class"``) a name; a decorator without ``entry``.
 
-        Raises ValueError when the name is taken and ``replace`` is not set.
+        Raises NameTakenError when the name is taken and ``replace`` is not set.
         """
         if entry is None:
             return lambda value: self.register(name, value, extra=extra, replace=replace)
         new = _Entry(entry, extra)
         taken = self._entries.get(name)
         if taken is not None and not replace and taken.address != new.address:
-            raise ValueError(
-                f"the {self.kind} name {name!r} is taken by {taken.address}; "
+            raise NameTakenError(
+                f"the {self.kind} name {name!r} of {new.address} is taken by {taken.address}; "
                 "choose another, or pass replace=True"
             )
         self._entries[name] = new
@@ -174,7 +179,8 @@ _plugins_loaded = False
 def load_plugins() -> None:
     """Import what installed packages announce under the entry point group, once.
 
-    A plugin that cannot be imported is a warning: a broken stranger must not stop the specs that do not use it.
+    A plugin that cannot be imported is a warning: a broken stranger must not stop the specs that do not use it. One
+    that wants a name which another has raises NameTakenError: who came first must not decide what a spec means.
     """
     global _plugins_loaded
     if _plugins_loaded:
@@ -183,6 +189,9 @@ def load_plugins() -> None:
     for point in metadata.entry_points(group=PLUGIN_GROUP):
         try:
             point.load()
+        except NameTakenError as error:
+            _plugins_loaded = False  # it is said again, until one of the two is gone
+            raise NameTakenError(f"plugin {point.name!r} ({point.value}): {error}") from error
         except Exception as error:
             warnings.warn(
                 f"plugin {point.name!r} ({point.value}) could not be loaded: {error}", stacklevel=2
@@ -309,6 +318,9 @@ BLOCKS.register_all(
 BLOCKS.register_all(
     "perception_blocks.graph_network",
     {"graph_network": "GraphNetworkBlock"},
+)
+BLOCKS.register_all(
+    "perception_blocks.message_passing", {"message_passing": "MessagePassingBlock"}, extra="graph"
 )
 BLOCKS.register_all(
     "perception_blocks.heads",

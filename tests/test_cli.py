@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from gymnasium.spaces import Box, Discrete
 
 import composer
-from composer.blocks_help import describe_block, example_of, list_blocks
+from composer.blocks_help import GRAPHS, describe_block, example_of, list_blocks
 from composer.cli import main
+from composer.nodes import NESTED
 from composer.source import load_source
 from perception_blocks.graph import Graph
 from perception_blocks.inference import InferenceBlock
@@ -155,11 +157,11 @@ def test_a_block_is_described_with_settings_example_and_shapes(capsys):
     assert (status, err) == (0, "")
     assert out.endswith("""
 Settings:
-  hidden_units: a positive integer (required)
-  num_layers: an integer between 1 and 1000 (default: 1)
-  dropout: a number between 0 and 1 (default: 0.0)
-  layer_norm: true or false (default: false)
-  bidirectional: true or false (default: false)
+  hidden_units: a positive integer (required), size of the result, or of what each layer gives
+  num_layers: an integer between 1 and 1000 (default: 1), how many layers there are
+  dropout: a number between 0 and 1 (default: 0.0), the share of values set to zero in train mode
+  layer_norm: true or false (default: false), normalise what each layer gives
+  bidirectional: true or false (default: false), read windows from both ends, which doubles the features
 
 In a graph:
   latent: {block: gru, in: observation, hidden_units: 4, num_layers: 2}
@@ -167,6 +169,23 @@ In a graph:
 Shapes:
   observation (3,) -> (4,), carrying h (2, 4) from step to step
 """)
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_the_blocks_that_hold_a_graph_are_listed_and_described(capsys, name):
+    summary = GRAPHS[name].partition("\n")[0]
+    assert re.search(f"^{name} +{summary}$", run(capsys, "blocks")[1], re.MULTILINE)
+    status, out, _ = run(capsys, "blocks", name)
+    assert (status, out.splitlines()[0], out.splitlines()[2]) == (0, name, summary)
+    line = re.search(r"In a graph:\n  (.*)\n", out)
+    assert line is not None
+    spec = f"version: 1\npolicy:\n  graph:\n    {line[1]}\n    flat: {{block: flatten, in: y}}\n  heads: {{in: flat}}\n"
+    model = composer.compose(
+        spec, observation_space=Box(-1, 1, (3,)), action_space=Discrete(2), device="meta"
+    )
+    (node,) = [node for node in model.policy.network.module.nodes if node.label == name]
+    shapes = {n: port.shape for n, port in node.out_ports.items()}
+    assert out.splitlines()[-1] == f"  x (3,) -> y {shapes['y']}"
 
 
 def test_blocks_of_an_allowed_module_are_listed_too(capsys):

@@ -17,15 +17,15 @@ ROOT = Path(__file__).parent.parent
 # In reading order. Whoever adds a module says here what it may know of.
 PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations
-    dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network
+    dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
     recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed scale custom
     lowering graph wiring construct assemble ensemble inference
 """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
-    blocks_help spec_diff
+    block_words blocks_help block_pages spec_diff
     space_kinds space_readers variable_spaces spaces space_json space_lookup observer
-    distributions discrete_actions continuous_actions schema template starter
+    distributions discrete_actions continuous_actions schema template_kinds template starter
     network construction demand custom_class build policy critic
     flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
@@ -54,6 +54,7 @@ LIBRARIES = {
     ],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint"],
+    "torch_geometric": ["perception_blocks.message_passing"],
 }
 
 

@@ -238,3 +238,9 @@ def test_a_mask_that_the_graph_does_not_have_is_named():
     assert problem(graph, "pooled") == (
         "node 'pooled': 'units' is masked by 'units:mask', which the graph does not have"
     )
+
+
+def test_a_mask_needs_no_reader_that_names_it():
+    graph = Graph({"units": Port((5, 4), mask="m"), "m": Port((5,), dtype=torch.bool)})
+    graph.add("mean", "masked_global_pooling", "units")
+    assert InferenceBlock(graph, ["mean"]).in_keys == ["units", "m"]

@@ -8,6 +8,7 @@ from perception_blocks import registry
 from perception_blocks.registry import (
     BLOCKS,
     MissingExtraError,
+    NameTakenError,
     Registry,
     UnknownNameError,
     did_you_mean,
@@ -41,7 +42,10 @@ def test_a_lazy_entry_is_imported_when_asked_for(shapes):
 
 def test_a_taken_name_is_refused_in_words(shapes):
     shapes.register("a", "decimal:Decimal")
-    message = "the shape name 'a' is taken by decimal:Decimal; choose another, or pass replace=True"
+    message = (
+        "the shape name 'a' of fractions:Fraction is taken by decimal:Decimal; "
+        "choose another, or pass replace=True"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         shapes.register("a", "fractions:Fraction")
     shapes.register("a", "fractions:Fraction", replace=True)
@@ -112,6 +116,26 @@ def test_a_broken_plugin_is_a_warning(monkeypatch):
     message = "plugin 'broken' (broken:plugin) could not be loaded: no luck"
     with pytest.warns(UserWarning, match=re.escape(message)):
         assert "zzz" not in Registry("thing")
+
+
+class _ClashingPoint:
+    name, value = "copycat", "copycat:blocks"
+
+    def load(self):
+        BLOCKS.register("dense", "copycat:Dense")
+
+
+def test_a_plugin_that_takes_a_name_is_an_error_each_time(monkeypatch):
+    monkeypatch.setattr(registry, "_plugins_loaded", False)
+    monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [_ClashingPoint()])
+    message = (
+        "plugin 'copycat' (copycat:blocks): the block name 'dense' of copycat:Dense is taken by "
+        "perception_blocks.dense:DenseBlock; choose another, or pass replace=True"
+    )
+    for _ in range(2):
+        with pytest.raises(NameTakenError, match=re.escape(message)):
+            list(BLOCKS)
+    assert "dense" in BLOCKS
 
 
 def test_near_names():
