@@ -62,21 +62,18 @@ def medians(*calls: Callable[[], object], repeat: int) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
+def row(name: str, ours: Callable, theirs: Callable, batch: int, repeat: int) -> tuple:
+    inputs = {"observation": torch.randn(batch, 4)}
+    one, other = medians(lambda: ours(inputs), lambda: theirs(inputs), repeat=repeat)
+    return f"{name}, batch {batch}", one, other
+
+
 def rows() -> list[tuple[str, float, float]]:
-    found = []
-    for batch in (1, 256):
-        ours, theirs = composed(), ByHand()
-        inputs = {"observation": torch.randn(batch, 4)}
-        one, other = medians(lambda: ours(inputs), lambda: theirs(inputs), repeat=CALLS)
-        found.append((f"MLP 4-64-64-2, batch {batch}", one, other))
     networks = [ByHand() for _ in range(16)]
-    for batch in (1, 256):
-        together, inputs = ensemble(16), {"observation": torch.randn(batch, 4)}
-        one, other = medians(
-            lambda: together(inputs), lambda: [net(inputs) for net in networks], repeat=CALLS // 10
-        )
-        found.append((f"16 MLPs as an ensemble, batch {batch}", one, other))
-    return found
+    found = [row("MLP 4-64-64-2", composed(), ByHand(), batch, CALLS) for batch in (1, 256)]
+    loop = lambda inputs: [network(inputs) for network in networks]  # noqa: E731
+    name = "16 MLPs as an ensemble"
+    return found + [row(name, ensemble(16), loop, batch, CALLS // 10) for batch in (1, 256)]
 
 
 def main() -> None:
