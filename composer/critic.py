@@ -81,7 +81,7 @@ class Critic(NetworkModule):
         method = "unroll" if unroll else "critic"
         call = f"{method}(observations, state, resets)"
         self.check_state(state, leading[:-1] if unroll else leading, call)
-        resets = None if resets is None else torch.as_tensor(resets, device=self.device)
+        resets = self.read_resets(resets, leading)
         return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
 
     def _shared_values(self, shared: Mapping[str, Tensor] | None) -> Tensors:

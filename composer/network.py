@@ -225,6 +225,16 @@ class NetworkModule(nn.Module):
                 expected, got = format_shape((*leading, *shape)), format_shape(state[name].shape)
                 raise ValueError(f"the state {name!r} must have the shape {expected}, got {got}")
 
+    def read_resets(self, resets: Any, leading: tuple[int, ...]) -> Tensor | None:
+        """``resets`` as a tensor of booleans. Raises ValueError unless there is one for each observation."""
+        if resets is None:
+            return None
+        resets = torch.as_tensor(resets, device=self.device)
+        if tuple(resets.shape) != leading:
+            expected, got = format_shape(leading), format_shape(resets.shape)
+            raise ValueError(f"resets must have the shape {expected}, got {got}")
+        return resets if resets.dtype == torch.bool else resets != 0
+
 
 def _flattened(
     values: Mapping[str, Tensor], ranks: Mapping[str, int], leading: tuple[int, ...]

@@ -32,6 +32,8 @@ class Observer:
     ) -> dict[str, Tensor]:
         """The observations called ``keys`` as tensors with their leading axes."""
         tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
+        if len(tensors) > 1:
+            self.tree.leading(tensors)  # else a batch of one and one of many would be broadcast
         for key in self.keys:
             if key in tensors:
                 tensors[key] = self.normalizers[_module_key(key)](tensors[key])

@@ -66,16 +66,18 @@ class Policy(NetworkModule):
         state: State | None = None,
         resets: Any = None,
         *,
+        unroll: bool = False,
         mask: Any = None,
         temperature: float = 1.0,
     ) -> Any:
         """The distribution over actions, of batch shape (...); with memory (distribution, state).
 
-        ``mask`` (true = legal, shape of the logits; by action where there are several) adds to the masks that the spec
-        takes from observations. A ``temperature`` below 1 sharpens.
+        With ``unroll`` the observations are sequences (..., T), as for `unroll`. ``mask`` (true = legal, shape of the
+        logits; by action where there are several) adds to the masks that the spec takes from observations. A
+        ``temperature`` below 1 sharpens.
         """
         inputs = self._read(observations)
-        outputs, after = self._evaluate(inputs, state, resets)
+        outputs, after = self._evaluate(inputs, state, resets, unroll)
         distribution = self._distribution(outputs, inputs, mask, temperature)
         return (distribution, after) if self.has_memory else distribution
 
@@ -95,7 +97,7 @@ class Policy(NetworkModule):
         With memory it returns (action, state). ``deterministic`` takes the mode. A network class of the user's own that
         defines ``act`` is asked instead.
         """
-        own = getattr(self.network.module, "act", None)
+        own = self._users_own("act")
         if own is not None:
             return own(observation) if state is None else own(observation, state, resets)
         with torch.no_grad():
@@ -125,8 +127,13 @@ class Policy(NetworkModule):
     def _only(self) -> str:
         return next(iter(self.action_tree.leaves))
 
+    def _users_own(self, method: str) -> Any:
+        """A method that the user's network class defines; a node of that name is none."""
+        module = self.network.module
+        return getattr(module, method) if hasattr(type(module), method) else None
+
     def _read(self, observations: Any) -> Tensors:
-        own = getattr(self.network.module, "preprocess", None)
+        own = self._users_own("preprocess")
         if own is not None:
             observations = own(observations)
         return self.observer.read(observations, self._keys, self.dtype, self.device)
@@ -141,7 +148,7 @@ class Policy(NetworkModule):
         self.check_state(
             state, leading[:-1] if unroll else leading, f"{method}(observations, state, resets)"
         )
-        resets = None if resets is None else torch.as_tensor(resets, device=self.device)
+        resets = self.read_resets(resets, leading)
         return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
 
     def _distribution(

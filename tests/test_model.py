@@ -334,6 +334,47 @@ def test_unrolling_a_policy_is_stepping_it():
     torch.testing.assert_close(state, dict(last), atol=1e-5, rtol=1e-5)
 
 
+def test_a_distribution_over_sequences_is_that_of_each_step():
+    policy = compose(recurrent_spec()).eval().policy
+    steps = {k: np.stack([v] * 4, axis=1) for k, v in observations(3).items()}
+    together, last = policy.distribution(steps, policy.initial_state(3), unroll=True)
+    actions = together.sample()
+    log_probs, state = [], policy.initial_state(3)
+    for t in range(4):
+        now = {k: v[:, t] for k, v in steps.items()}
+        distribution, state = policy.distribution(now, state)
+        log_probs.append(distribution.log_prob({k: v[:, t] for k, v in actions.items()}))
+    torch.testing.assert_close(together.log_prob(actions), torch.stack(log_probs, 1))
+    torch.testing.assert_close(state, dict(last))
+
+
+def test_resets_are_one_for_each_observation():
+    model = compose(recurrent_spec())
+    state = model.policy.initial_state(2)
+    first, _ = model.policy(observations(2), state, [True, False])
+    same, _ = model.policy(observations(2), state, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(first, same)
+    with pytest.raises(ValueError, match=r"resets must have the shape \(2,\), got \(3,\)"):
+        model.policy(observations(2), state, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"resets must have the shape \(2,\), got \(\)"):
+        model.policy.unroll(observations(2), model.policy.initial_state(), True)
+
+
+def test_observations_of_different_batches_are_refused():
+    mixed = observations(2) | {"level": np.array([2])}
+    message = r"leading \(batch\) axes: 'screen' \(2,\), 'inventory' \(2,\), 'level' \(1,\)"
+    with pytest.raises(ValueError, match=message):
+        compose().policy(mixed)
+
+
+@pytest.mark.parametrize("name", ["act", "preprocess"])
+def test_a_node_may_be_named_like_a_hook_of_custom_classes(name):
+    nodes = {name: {"block": "dense", "in": "observation", "hidden_units": 4}}
+    spec = {"version": 1, "policy": {"graph": nodes, "heads": {"in": name}}}
+    model = composer.compose(spec, env="CartPole-v1")
+    assert model.policy.act(np.zeros(4, np.float32)) in (0, 1)
+
+
 def test_a_model_carries_the_state_of_policy_and_critic():
     model = compose(recurrent_spec())
     state = model.initial_state(2)
