@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from composer.block_words import meaning
-from composer.blocks_help import block_summary, default_of, documentation, example_of
+from composer.blocks_help import default_of, documentation, example_of
 from perception_blocks.registry import BLOCKS, MissingExtraError
 from perception_blocks.settings import describe, settings_of
 
@@ -33,6 +33,7 @@ FAMILIES = {
 }
 # Blocks that belong to another page than the rest of their module.
 ELSEWHERE = {"linear_output": "heads-and-values", "vgg_conv_gap": "convolution"}
+_NOT_HERE = "It needs a library that is not installed here."
 
 
 def families() -> dict[str, list[str]]:
@@ -49,7 +50,7 @@ def families() -> dict[str, list[str]]:
 def page_text(page: str, text: str) -> str:
     """``text``, the page as it is, with what stands below its mark written anew."""
     head, _, old = text.partition(MARK)
-    sections = _index() if page == INDEX else [_section(name, old) for name in families()[page]]
+    sections = _index(old) if page == INDEX else [_section(name, old) for name in families()[page]]
     return "\n".join([head + MARK, *sections]).rstrip("\n") + "\n"
 
 
@@ -85,21 +86,24 @@ def _place(name: str) -> int:
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
-def _index() -> list[str]:
+def _index(old: str) -> list[str]:
     """A table of all blocks for each page."""
     lines: list[str] = []
     for page, names in families().items():
         title = page.replace("-", " ").capitalize()
         lines += ["", f"## [{title}]({page}.md)", "", "| block | |", "|---|---|"]
-        lines += [f"| [{name}]({page}.md#{name}) | {_cell(_summary(name))} |" for name in names]
+        lines += [_row(name, f"| [{name}]({page}.md#{name}) |", old) for name in names]
     return [*lines, ""]
 
 
-def _summary(name: str) -> str:
+def _row(name: str, start: str, old: str) -> str:
+    """One line of the index; as it stood in ``old`` where the block's library is not installed."""
     try:
-        return _marked(documentation(BLOCKS.get(name))).partition("\n")[0]
+        summary = _marked(documentation(BLOCKS.get(name))).partition("\n")[0]
     except MissingExtraError:
-        return block_summary(name)
+        lines = (line for line in old.splitlines() if line.startswith(start))
+        return next(lines, f"{start} |")
+    return f"{start} {_cell(summary)} |"
 
 
 def _section(name: str, old: str) -> str:
@@ -107,10 +111,7 @@ def _section(name: str, old: str) -> str:
     try:
         block = BLOCKS.get(name)
     except MissingExtraError:
-        return (
-            _section_in(old, name)
-            or f"\n## {name}\n\nIt needs the extra `[{BLOCKS.extra_of(name)}]`."
-        )
+        return _section_in(old, name) or f"\n## {name}\n\n{_NOT_HERE}"
     lines = ["", f"## {name}", "", _marked(documentation(block)), "", *_settings(block)]
     example = example_of(name)
     if example is not None:
@@ -118,7 +119,8 @@ def _section(name: str, old: str) -> str:
     extra = BLOCKS.extra_of(name)
     lines += [f"It needs the extra `[{extra}]`.", ""] if extra else []
     if block.mask_of:
-        lines += [f"The mask of what it reads reaches it untold, as `{min(block.mask_of)}`.", ""]
+        names = " and ".join(f"`{argument}`" for argument in block.mask_of)
+        lines += [f"The mask of what it reads reaches it untold, as {names}.", ""]
     for what, why in block.limits.items():
         lines += [f"Not possible: {what} ({why}).", ""]
     return "\n".join([*lines, f"In Python: `{block.__name__}`."])

@@ -22,7 +22,7 @@ from perception_blocks.registry import (
 )
 from perception_blocks.settings import Setting, describe, settings_of
 
-__all__ = ["GRAPHS", "Example", "block_summary", "default_of", "describe_block", "documentation"]
+__all__ = ["GRAPHS", "Example", "default_of", "describe_block", "documentation"]
 __all__ += ["example_of", "list_blocks"]
 
 INPUT_NAMES = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -89,7 +89,7 @@ class Example:
 
 def list_blocks() -> str:
     """Every registered block: its name, and the first line of its documentation; then the other names."""
-    rows = [(name, block_summary(name)) for name in sorted(BLOCKS)]
+    rows = [(name, _summary(name)) for name in sorted(BLOCKS)]
     rows += [(name, text.partition("\n")[0]) for name, text in GRAPHS.items()]
     rows.sort()
     width = max(len(name) for name, _ in rows)
@@ -165,7 +165,7 @@ def _plain(text: str) -> str:
     return re.sub(r"`+", "", text)
 
 
-def block_summary(name: str) -> str:
+def _summary(name: str) -> str:
     """The first line of a block's documentation, or which extra it needs."""
     try:
         return _plain(documentation(BLOCKS.get(name))).partition("\n")[0]

@@ -1,6 +1,7 @@
 """The pages of docs/blocks: every block on one of them, in the words of its class, with an example that composes."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from composer import block_pages
 from composer.block_pages import FAMILIES, MARK, families, page_text
 from composer.block_words import MEANINGS
 from composer.blocks_help import documentation, example_of
+from composer.source import load_source
 from perception_blocks import Graph, InferenceBlock, PerceptionBlock, Port
+from perception_blocks.port import InputShapeError
 from perception_blocks.registry import BLOCKS, MissingExtraError
 from perception_blocks.settings import settings_of
 
@@ -25,6 +28,22 @@ def block_of(name):
         return BLOCKS.get(name)
     except MissingExtraError:
         return None
+
+
+def ports_of(example):
+    """The example's inputs: numbers, or integers where the block wants them."""
+    ports = [Port(shape) for shape in example.in_shapes.values()]
+    for _ in ports:
+        try:
+            BLOCKS.get(example.block).check_ports(ports)
+        except InputShapeError as error:
+            wrong = {index: replace(ports[index], dtype=torch.int64) for index in error.got}
+            ports = [wrong.get(index, port) for index, port in enumerate(ports)]
+    return dict(zip(example.in_shapes, ports))
+
+
+def without_out(node):
+    return {key: value for key, value in node.items() if key != "out"}
 
 
 HERE = [name for name in OURS if block_of(name)]
@@ -88,17 +107,17 @@ def test_every_meaning_is_that_of_some_setting():
 def test_the_example_of_a_block_composes_and_computes(name):
     example = example_of(name)
     assert example is not None, "its docstring shows none with plain values"
-    integers = BLOCKS.get(name).takes == "integer"
-    dtype = torch.int64 if integers else torch.float32
-    graph = Graph({key: Port(shape, dtype=dtype) for key, shape in example.in_shapes.items()})
-    graph.add(
-        "node", name, list(example.in_shapes), out=list(example.out_names), **example.settings
-    )
+    node = load_source(f"graph:\n  {example}\n").data["graph"]["latent"]
+    assert node.pop("block") == name
+    ports = ports_of(example)
+    graph = Graph(ports)
+    graph.add("node", name, node.pop("in"), out=list(example.out_names), **without_out(node))
     net = InferenceBlock(graph, list(example.out_names)).eval()
     assert list(net.out_shapes.values()) == example.out_shapes
     assert net.state_shapes == {f"node/{key}": s for key, s in example.state_shapes.items()}
     sizes = {key: [6 if n is None else n for n in s] for key, s in example.in_shapes.items()}
-    outputs = net({key: torch.zeros(2, *size, dtype=dtype) for key, size in sizes.items()})
+    data = {key: torch.zeros(2, *size, dtype=ports[key].dtype) for key, size in sizes.items()}
+    outputs = net(data)
     for output, shape in zip(outputs.values(), example.out_shapes):
         assert output.shape[0] == 2
         assert len(output.shape) == 1 + len(shape)
@@ -125,8 +144,15 @@ def test_a_block_whose_library_is_missing_keeps_its_section(monkeypatch):
             raise MissingExtraError("needs 'nothing'")
         return get(name)
 
+    index = (FOLDER / "index.md").read_text()
     monkeypatch.setattr(BLOCKS, "get", without)
     assert page_text("memory", text) == text
+    assert page_text("index", index) == index
+    bare = f"# By hand\n\n{MARK}\n"
+    assert "\n## gru\n\nIt needs a library that is not installed here.\n" in page_text(
+        "memory", bare
+    )
+    assert "| [gru](memory.md#gru) | |\n" in page_text("index", bare)
 
 
 def test_plugins_are_on_no_page():
