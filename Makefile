@@ -65,5 +65,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.library
-	$(PIP) --no-build-isolation -e ".[dev,envs]"
+	$(PIP) --no-build-isolation -e ".[dev,envs,graph]"
 	@touch $@

@@ -42,6 +42,7 @@ __all__ = [
     "LstmLastStepBlock",
     "MaskedGlobalPoolingBlock",
     "MemoryBlock",
+    "MessagePassingBlock",
     "MinGruBlock",
     "MultiHeadAttentionBlock",
     "MultiIndexSliceBlock",
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
     from perception_blocks.inference import InferenceBlock
     from perception_blocks.linear_memory import LruBlock, MinGruBlock
     from perception_blocks.memory import FrameStackBlock
+    from perception_blocks.message_passing import MessagePassingBlock
     from perception_blocks.noisy import NoisyDenseBlock
     from perception_blocks.pooling import (
         GlobalAveragePoolingBlock,
@@ -161,6 +163,7 @@ else:
             "inference": "InferenceBlock",
             "linear_memory": "LruBlock MinGruBlock",
             "memory": "FrameStackBlock",
+            "message_passing": "MessagePassingBlock",
             "noisy": "NoisyDenseBlock",
             "pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
             "port": "Port",
