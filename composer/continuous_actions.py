@@ -12,6 +12,7 @@ from torch.nn import functional
 from composer.distributions import (
     ActionDistribution,
     Distribution,
+    check_action,
     check_temperature,
     event_sum,
     is_bounded,
@@ -71,6 +72,7 @@ class GaussianDistribution(Distribution):
         return self.mean
 
     def log_prob(self, action: Tensor) -> Tensor:
+        check_action(action, self.mean.shape, self.event_dims)
         return event_sum(self.log_densities(action.to(self.mean.dtype)), self.event_dims)
 
     def entropy(self) -> Tensor:
@@ -121,6 +123,7 @@ class SquashedGaussianDistribution(Distribution):
     def log_prob(self, action: Tensor) -> Tensor:
         drawn, u = self._drawn or (None, None)
         if u is None or action is not drawn:
+            check_action(action, self.base.mean.shape, self.base.event_dims)
             u = self._unsquash(action)
         terms = self.base.log_densities(u) - _log_slope(u) - self.bounds.log_half
         return event_sum(terms, self.base.event_dims)
@@ -181,6 +184,7 @@ class BetaDistribution(Distribution):
     def log_prob(self, action: Tensor) -> Tensor:
         """An action on a bound (or beyond it) is taken as the nearest number inside that the dtype can tell."""
         a, b = self._excess
+        check_action(action, a.shape, self.event_dims)
         eps = torch.finfo(a.dtype).eps
         x = (action.to(a.dtype) - self.bounds.low) / self.bounds.half / 2
         x = x.clamp(eps, 1 - eps)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from composer.distributions import ActionDistribution, Distribution, event_sum, misfit, tempered
+from composer.distributions import (
+    ActionDistribution,
+    Distribution,
+    check_action,
+    event_sum,
+    misfit,
+    tempered,
+)
 from composer.space_kinds import Leaf
 
 __all__ = ["Bernoulli", "BitDistribution", "Categorical", "ChoiceDistribution", "MultiCategorical"]
@@ -39,6 +46,7 @@ class ChoiceDistribution(Distribution):
         return self.log_probs.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
+        check_action(action, self.log_probs.shape[:-1], self._event_dims)
         chosen = action.to(torch.int64).unsqueeze(-1)
         log_probs, chosen = torch.broadcast_tensors(self.log_probs, chosen)
         return event_sum(log_probs.gather(-1, chosen[..., :1]).squeeze(-1), self._event_dims)
@@ -74,6 +82,7 @@ class BitDistribution(Distribution):
         return (self.logits > 0).to(self.logits.dtype)
 
     def log_prob(self, action: Tensor) -> Tensor:
+        check_action(action, self.logits.shape, self._event_dims)
         signed = torch.where(action != 0, self.logits, -self.logits)
         return event_sum(functional.logsigmoid(signed), self._event_dims)
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from composer.space_kinds import KINDS, Leaf
 from composer.spaces import SpaceTree, format_space
+from perception_blocks.port import format_shape
 from perception_blocks.registry import Registry, did_you_mean
 from perception_blocks.settings import check_settings
 
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
-__all__ += ["Distribution", "DistributionRuleError", "build_distributions", "default_distribution"]
-__all__ += ["event_sum", "is_bounded", "misfit", "wide"]
+__all__ += ["Distribution", "DistributionRuleError", "build_distributions", "check_action"]
+__all__ += ["default_distribution", "event_sum", "is_bounded", "misfit", "wide"]
 
 RuleProblem = tuple[int, str | None, str]
 DISTRIBUTIONS = Registry("distribution")
@@ -126,6 +127,9 @@ class CompositeDistribution(Distribution):
         return {key: part.mode() for key, part in self.parts.items()}
 
     def log_prob(self, action: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
+        if not isinstance(action, Mapping):
+            names = ", ".join(map(repr, self.parts))
+            raise ValueError(f"log_prob takes a dict of {names}, got a {type(action).__name__}")
         missing = [key for key in self.parts if key not in action]
         if missing:
             raise ValueError(
@@ -364,6 +368,23 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(
             f"temperature must be positive, got {temperature}; a deterministic policy takes mode()"
         )
+
+
+def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
+    """Raise ValueError unless ``action`` is one for a distribution of batch and action axes ``shape``.
+
+    Batch axes may be broadcast, but not those of actions (B, 1) under a batch (B,): the result would be (B, B).
+    """
+    if not isinstance(action, Tensor):
+        raise ValueError(
+            f"log_prob takes what sample() gives, a tensor, got a {type(action).__name__}; "
+            "policy.from_environment(action) makes it of an environment's action"
+        )
+    own, first = max(action.dim() - event_dims, 0), len(shape) - event_dims
+    one_axis_more = not event_dims and len(shape) > 0 and action.shape == (*shape, 1)
+    if action.shape[own:] != shape[first:] or one_axis_more:
+        expected, got = format_shape(tuple(shape)), format_shape(tuple(action.shape))
+        raise ValueError(f"an action of this distribution has the shape {expected}, got {got}")
 
 
 def event_sum(values: Tensor, event_dims: int) -> Tensor:

@@ -223,6 +223,8 @@ def test_several_actions_are_one_joint_distribution():
     del action["steer"]
     with pytest.raises(ValueError, match=r"^log_prob needs every action; missing: 'steer'$"):
         distribution.log_prob(action)
+    with pytest.raises(ValueError, match=r"^log_prob takes a dict of .*'steer'.*, got a Tensor$"):
+        distribution.log_prob(torch.zeros(4))  # type: ignore[arg-type]
 
 
 def test_all_families_together_compile_and_export_with_a_dynamic_batch():

@@ -415,3 +415,33 @@ def test_bounds_are_neither_cast_nor_lost():
     assert moved.low.equal(family.low)
     assert moved.high.tolist() == [7.0, 0.2]
     assert moved.state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "wrong"),
+    [
+        ("categorical", spaces.Discrete(4), (6, 1)),
+        ("bernoulli", spaces.MultiBinary(3), (6,)),
+        ("gaussian", spaces.Box(-np.inf, np.inf, (1,)), (6,)),
+        ("squashed_gaussian", spaces.Box(-1, 1, (1,)), (6,)),
+        ("beta", spaces.Box(-1, 1, (3,)), (6, 1)),
+    ],
+)
+def test_an_action_of_another_shape_is_not_broadcast(name, space, wrong):
+    family = build(name, space)
+    distribution = family(torch.zeros(6, *family.logits_shape))
+    action = distribution.sample()
+    assert distribution.log_prob(action[:1]).shape == (6,)
+    message = f"an action of this distribution has the shape {tuple(action.shape)}, got {wrong}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        distribution.log_prob(torch.zeros(wrong))
+
+
+def test_an_action_that_is_no_tensor_is_refused_with_a_way_out():
+    family = build("categorical", spaces.Discrete(4, start=1))
+    message = (
+        "log_prob takes what sample() gives, a tensor, got a ndarray; "
+        "policy.from_environment(action) makes it of an environment's action"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        family(torch.zeros(6, 4)).log_prob(np.ones(6, np.int64))
