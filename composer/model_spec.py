@@ -70,17 +70,20 @@ class HeadsSpec:
 class TemplateSpec:
     """What a user says of a network that follows from its observations; its nodes have no inputs yet.
 
-    ``image``, ``vector`` and ``discrete`` are the nodes for each kind of observation (None: the template's own choice),
-    ``by_name`` those for observations whose name matches a pattern; ``trunk`` and ``memory`` come after, or are None.
+    ``image`` to ``graph`` are the nodes for each kind of observation (None: the template's own choice), ``by_name`` those
+    for observations whose name matches a pattern; ``trunk`` and ``memory`` come after, or are None.
     """
 
     path: Path
-    image: NodeSpec | None
-    vector: NodeSpec | None
-    discrete: NodeSpec | None
-    by_name: dict[str, NodeSpec]
-    trunk: NodeSpec | None
-    memory: NodeSpec | None
+    image: NodeSpec | None = None
+    vector: NodeSpec | None = None
+    discrete: NodeSpec | None = None
+    set: NodeSpec | None = None
+    text: NodeSpec | None = None
+    graph: NodeSpec | None = None
+    by_name: dict[str, NodeSpec] = field(default_factory=dict)
+    trunk: NodeSpec | None = None
+    memory: NodeSpec | None = None
 
 
 @dataclass(frozen=True)

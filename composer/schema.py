@@ -15,6 +15,7 @@ from composer.model_spec import CRITIC_KINDS
 from composer.nodes import NESTED
 from composer.space_kinds import KINDS
 from composer.spec import VERSION
+from composer.template_spec import TEMPLATE_KEYS
 from perception_blocks.registry import (
     ACTIVATIONS,
     BLOCKS,
@@ -164,8 +165,8 @@ def _heads() -> Schema:
 
 def _template() -> Schema:
     node = {"anyOf": [_ref("template_node"), {"type": "null"}]}
-    kinds = ("image", "vector", "discrete", "trunk", "memory")
-    return _object({**dict.fromkeys(kinds, node), "by_name": _names_to(_ref("template_node"))})
+    keys = [key for key in TEMPLATE_KEYS if key != "by_name"]
+    return _object({**dict.fromkeys(keys, node), "by_name": _names_to(_ref("template_node"))})
 
 
 def _distribution() -> Schema:

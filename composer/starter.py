@@ -8,9 +8,9 @@ from typing import Any
 from composer.errors import Problems
 from composer.model_spec import NetworkSpec, NodeSpec, TemplateSpec
 from composer.source import dump_flow
-from composer.space_kinds import kind_of
-from composer.spaces import SpaceTree, flatten_space, format_space, walk_space
-from composer.template import expand, kind_of_observation
+from composer.spaces import SpaceError, SpaceTree, flatten_space, format_space, walk_space
+from composer.template import expand
+from composer.template_kinds import kind_of_observation
 from composer.template_spec import TRUNK
 
 __all__ = ["starting_spec"]
@@ -29,6 +29,10 @@ def starting_spec(
     """
     ignored = _unreadable(observation_space)
     observations = flatten_space(observation_space, "observation", list(ignored))
+    empty = [key for key, port in observations.ports.items() if 0 in port.shape]
+    if empty:
+        ignored |= dict.fromkeys(empty, "empty")
+        observations = flatten_space(observation_space, "observation", list(ignored))
     actions = flatten_space(action_space, "action")
     if not observations.leaves:
         what = ", ".join(f"{key!r} is {reason}" for key, reason in ignored.items())
@@ -49,10 +53,14 @@ def _unreadable(space: Any) -> dict[str, str]:
     """Flat keys of what has to be ignored, and why."""
     found = {}
     for key, _, part in walk_space(space, "observation"):
-        if kind_of(part) is None:
-            found[key] = f"a {type(part).__name__} space, which no block reads yet"
-        elif 0 in (part.shape or ()):
-            found[key] = "empty"
+        what = f"a {type(part).__name__} space"
+        try:
+            flatten_space(part, "observation")
+        except SpaceError:
+            found[key] = f"{what}, which no block reads yet"
+            if part.dtype is not None and part.dtype.kind == "U":
+                declared = f"texts: {{{dump_flow({key: {'max_length': 64}})[1:-1]}}}"
+                found[key] = f"{what}, read where its length is known: {declared}"
     return found
 
 
@@ -67,9 +75,11 @@ def _heading(
     if needed:
         yield f"# The environment is code: composer check FILE {needed}"
     for tree, word in ((observations, "observation"), (actions, "action")):
-        for key, leaf in tree.leaves.items():
-            name = "" if key == word else f" {key if key.isprintable() else ascii(key)}"
-            yield f"#   {word}{name}: {format_space(leaf.space)}"
+        read = {leaf.path for leaf in tree.leaves.values()}
+        for key, path, part in walk_space(tree.space, word):
+            if path in read:
+                name = "" if key == word else f" {key if key.isprintable() else ascii(key)}"
+                yield f"#   {word}{name}: {format_space(part)}"
 
 
 def _ignoring(ignored: dict[str, str]) -> Iterator[str]:
@@ -81,7 +91,7 @@ def _ignoring(ignored: dict[str, str]) -> Iterator[str]:
 
 def _networks(observations: SpaceTree) -> Iterator[str]:
     trunk = NodeSpec((), "", "dense", (), settings={k: v for k, v in TRUNK.items() if k != "block"})
-    template = TemplateSpec((), None, None, None, {}, trunk, None)
+    template = TemplateSpec((), trunk=trunk)
     network = expand(NetworkSpec((), template=template), observations.ports, Problems())
     assert network is not None
     assert network.graph is not None

@@ -5,28 +5,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from composer.errors import Problems
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec, TemplateSpec
+from composer.template_kinds import Group, channel_order, groups_of, kind_of_observation, sides
 from composer.tree import listing
-from perception_blocks.port import InputShapeError, Port
+from perception_blocks.port import Port
 from perception_blocks.registry import did_you_mean
-from perception_blocks.scale import find_channels
 
-__all__ = ["expand", "kind_of_observation"]
+__all__ = ["expand"]
 
-Kind = Literal["image", "vector", "discrete"]
-
-SMALLEST_IMAGE = 5  # pixels of the shorter side: (5, 5, 3) is a picture, (2, 3, 3) a table
-SMALLEST_GREY_IMAGE = 16  # without channels, (4, 8) is a table
 SMALLEST_NATURE = 36  # what the kernels of nature_cnn need
 MOST_ONE_HOT = 64  # values of an integer; more of them get a learned vector each
 EMBEDDING = {"block": "embedding", "embedding_dim": 32}
@@ -38,6 +33,11 @@ SMALL_CNN = {
     "padding": "same",  # so that no image is too small
     "hidden_units": [128],
 }
+SET = {"block": "deep_set", "hidden_units": [64]}
+TEXT = {"block": "attention_pooling", "num_heads": 4}
+ADJACENCY = {"block": "adjacency", "directed": False}  # what edges link learns from each other
+GRAPH = {"block": "graph_conv", "hidden_units": [64, 64]}
+POOLED = ("deep_set", "attention_pooling", "point_net", "masked_global_pooling")
 
 
 def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> NetworkSpec | None:
@@ -48,12 +48,14 @@ def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> 
     """
     template = spec.template
     assert template is not None
+    groups = groups_of(ports)
+    names = list(dict.fromkeys(name for group in groups for name in (group.name, *group.keys)))
     for pattern in template.by_name:
-        if not any(fnmatchcase(key, pattern) for key in ports):
-            message = f"{pattern!r} matches no observation; there is {listing(ports) or 'none'}"
+        if not any(fnmatchcase(name, pattern) for name in names):
+            message = f"{pattern!r} matches no observation; there is {listing(names) or 'none'}"
             problems.add((*template.path, "by_name", pattern), message, key=True)
     readable = {key: port for key, port in ports.items() if 0 not in port.shape}
-    if not readable:
+    if not groups_of(readable):
         problems.add(template.path, "a template needs an observation to read, there is none")
         return None
     nodes, end = _Expansion(template, readable).graph()
@@ -66,27 +68,6 @@ def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> 
     return replace(spec, graph=nodes, heads=spec.heads or HeadsSpec(template.path, default=head))
 
 
-def kind_of_observation(port: Port) -> Kind:
-    """What a template takes an observation for.
-
-    >>> kind_of_observation(Port((64, 64, 3), torch.uint8)), kind_of_observation(Port((17,)))
-    ('image', 'vector')
-    """
-    if port.is_integer:
-        return "discrete"
-    if None in port.shape:
-        return "vector"
-    if len(port.shape) == 2:
-        grey = port.dtype == torch.uint8 and min(_sides(port)) >= SMALLEST_GREY_IMAGE
-        return "image" if grey else "vector"
-    pictured = len(port.shape) == 3 or port.dtype == torch.uint8
-    return (
-        "image"
-        if pictured and len(port.shape) >= 3 and min(_sides(port)) >= SMALLEST_IMAGE
-        else "vector"
-    )
-
-
 class _Expansion:
     """One run of `expand`: gathers nodes, each under a name that nothing else has."""
 
@@ -97,51 +78,112 @@ class _Expansion:
 
     def graph(self) -> tuple[dict[str, NodeSpec], str]:
         """The nodes, and the name of the value at the end."""
-        parts = [self._observation(key, port) for key, port in self.ports.items()]
-        end = parts[0]
-        if len(parts) > 1:
-            end = self._add("features", {"block": "concat"}, *parts)
+        groups = groups_of(self.ports)
+        parts = [self._group(group, alone=len(groups) == 1) for group in groups]
+        end = self._joined("features", parts)
         if self.template.trunk is not None:
             end = self._place("latent", self.template.trunk, end)
         if self.template.memory is not None:
             end = self._place("memory", self.template.memory, end)
         return self.nodes, end
 
-    def _observation(self, key: str, port: Port) -> str:
+    def _group(self, group: Group, alone: bool) -> str:
+        """Nodes that make one vector of a group; returns the vector's name."""
+        base = "" if alone else f"{identifier(group.name)}_"
+        chosen = self._by_name(group.name)
+        if group.kind == "single":
+            (key,) = group.keys
+            return self._observation(key, self.ports[key], base, chosen)
+        if group.kind == "text":
+            return self._text(group.keys[0], base, chosen)
+        elements = self._elements(group, base)
+        if group.kind == "set":
+            node = chosen or self.template.set or self._own(SET)
+            return self._pooled(base, node, elements)
+        matrix = self._add(f"{base}matrix", ADJACENCY, elements, group.links)
+        node = chosen or self.template.graph or self._own(GRAPH)
+        return self._pooled(base, node, elements, matrix)
+
+    def _by_name(self, name: str, group: str = "") -> NodeSpec | None:
+        """The node for what is called so; a pattern that matches the whole ``group`` is not about its parts."""
+        for pattern, node in self.template.by_name.items():
+            if fnmatchcase(name, pattern) and not (group and fnmatchcase(group, pattern)):
+                return node
+        return None
+
+    # --- what varies in size ---
+
+    def _elements(self, group: Group, base: str) -> str:
+        """The elements of a set, or the nodes of a graph, as vectors: (None, features)."""
+        parts = []
+        for key in group.keys:
+            port = self.ports[key]
+            element = replace(port, shape=port.shape[1:], mask=None)
+            of_part = f"{base}element_" if len(group.keys) == 1 else f"{identifier(key)}_"
+            chosen = self._by_name(key, group.name)
+            parts.append(self._observation(key, element, of_part, chosen, each=1))
+        return self._joined(f"{base}elements", parts)
+
+    def _text(self, key: str, base: str, node: NodeSpec | None) -> str:
+        value = self._add(f"{base}embedded", EMBEDDING, key)
+        value = self._add(f"{base}placed", {"block": "positional_encoding"}, value)
+        return self._pooled(base, node or self.template.text or self._own(TEXT), value)
+
+    def _pooled(self, base: str, node: NodeSpec, *reads: str) -> str:
+        """What ``node`` makes of all elements, as one vector."""
+        value = self._place(f"{base}features", node, *reads)
+        if node.block not in POOLED or node.each:
+            return self._add(f"{base}pooled", {"block": "masked_global_pooling"}, value)
+        seeds = node.settings.get("num_seeds", 1)
+        return value if seeds == 1 else self._flat(base, value)
+
+    # --- what has a fixed size; with ``each`` as an element of something ---
+
+    def _observation(
+        self, key: str, port: Port, base: str, chosen: NodeSpec | None, each: int = 0
+    ) -> str:
         """Nodes that make a vector of one observation; returns the vector's name."""
-        base = "" if len(self.ports) == 1 else f"{identifier(key)}_"
         kind = kind_of_observation(port)
-        chosen = next((n for p, n in self.template.by_name.items() if fnmatchcase(key, p)), None)
         if kind == "image":
-            return self._image(key, port, base, chosen or self.template.image)
+            return self._image(key, port, base, chosen or self.template.image, each)
         if chosen is None and kind == "vector":
-            return self._vector(key, port, base, self.template.vector)
+            own = None if each else self.template.vector  # what follows reads vectors
+            return self._vector(key, port, base, own, each)
         if kind == "discrete":
             chosen = chosen or self.template.discrete or self._own(_integer_block(port))
         assert chosen is not None
-        value = self._place(f"{base}features", chosen, key)
+        value = self._place(f"{base}features", chosen, key, each=each)
         side_by_side = chosen.block == "one_hot" and isinstance(port.cardinality, tuple)
         one_vector = ends_in_vector(chosen) or side_by_side or port.shape == ()
-        return value if one_vector else self._flat(base, value)
+        return value if one_vector else self._flat(base, value, each)
 
-    def _image(self, key: str, port: Port, base: str, node: NodeSpec | None) -> str:
-        each = max(len(port.shape) - 3, 0)
+    def _image(self, key: str, port: Port, base: str, node: NodeSpec | None, each: int) -> str:
+        stacked = max(len(port.shape) - 3, 0)
         value = key
         scale = _image_scale(port)
         if scale is not None:
-            value = self._place(f"{base}scaled", replace(self._own(scale), each=each), value)
+            scaled = replace(self._own(scale), each=stacked)
+            value = self._place(f"{base}scaled", scaled, value, each=each)
         node = node or self._own(_image_block(port))
-        value = self._place(f"{base}features", replace(node, each=node.each or each), value)
-        return value if ends_in_vector(node) and not each else self._flat(base, value)
+        node = replace(node, each=node.each or stacked)
+        value = self._place(f"{base}features", node, value, each=each)
+        return value if ends_in_vector(node) and not stacked else self._flat(base, value, each)
 
-    def _vector(self, key: str, port: Port, base: str, node: NodeSpec | None) -> str:
-        value = key if len(port.shape) == 1 else self._flat(base, key)
+    def _vector(self, key: str, port: Port, base: str, node: NodeSpec | None, each: int) -> str:
+        value = key if len(port.shape) == 1 else self._flat(base, key, each)
         if port.dtype == torch.uint8:
-            value = self._add(f"{base}scaled", {"block": "scale_image"}, value)
-        return value if node is None else self._place(f"{base}features", node, value)
+            value = self._place(
+                f"{base}scaled", self._own({"block": "scale_image"}), value, each=each
+            )
+        return value if node is None else self._place(f"{base}features", node, value, each=each)
 
-    def _flat(self, base: str, value: str) -> str:
-        return self._add(f"{base}flat", {"block": "flatten"}, value)
+    # --- nodes ---
+
+    def _joined(self, name: str, values: list[str]) -> str:
+        return values[0] if len(values) == 1 else self._add(name, {"block": "concat"}, *values)
+
+    def _flat(self, base: str, value: str, each: int = 0) -> str:
+        return self._place(f"{base}flat", self._own({"block": "flatten"}), value, each=each)
 
     def _add(self, name: str, description: Mapping[str, Any], *reads: str) -> str:
         return self._place(name, self._own(description), *reads)
@@ -151,12 +193,12 @@ class _Expansion:
         settings = {key: value for key, value in description.items() if key != "block"}
         return NodeSpec(self.template.path, "", description["block"], (), settings=settings)
 
-    def _place(self, name: str, node: NodeSpec, *reads: str) -> str:
+    def _place(self, name: str, node: NodeSpec, *reads: str, each: int = 0) -> str:
         free, count = name, 1
         while free in self.ports or free in self.nodes:
             count += 1
             free = f"{name}_{count}"
-        self.nodes[free] = replace(node, name=free, inputs=reads)
+        self.nodes[free] = replace(node, name=free, inputs=reads, each=node.each + each)
         return free
 
 
@@ -181,12 +223,12 @@ def _integer_block(port: Port) -> dict[str, Any]:
 
 
 def _image_block(port: Port) -> dict[str, Any]:
-    return NATURE if min(_sides(port)) >= SMALLEST_NATURE else SMALL_CNN
+    return NATURE if min(sides(port)) >= SMALLEST_NATURE else SMALL_CNN
 
 
 def _image_scale(port: Port) -> dict[str, Any] | None:
     """How an image gets into [0, 1] and its channels to the front; None where both hold or cannot be had."""
-    order, declared = _channel_order(port)
+    order, declared = channel_order(port)
     settings: dict[str, Any] = {"block": "scale_image"}
     if declared:
         settings["channels"] = order
@@ -197,25 +239,3 @@ def _image_scale(port: Port) -> dict[str, Any] | None:
         return settings
     # Without bounds there is nothing to scale by: this only moves the channels.
     return None if order == "first" else {**settings, "low": 0, "high": 1}
-
-
-def _channel_order(port: Port) -> tuple[Literal["first", "last"], bool]:
-    """Where the channels are, and whether that has to be said. Where both ends could be them, the shorter one is."""
-    shape = port.shape[-3:]
-    if len(shape) == 2:
-        return "last", False  # scale_image gives it its channel
-    if port.channels is not None:
-        return port.channels, False
-    try:
-        return find_channels(shape), False
-    except InputShapeError:
-        first, last = shape[0] or math.inf, shape[-1] or math.inf
-        return ("first" if first < last else "last"), True
-
-
-def _sides(port: Port) -> tuple[int, int]:
-    """Height and width."""
-    shape: Any = port.shape[-3:]
-    if len(shape) < 3:
-        return shape
-    return shape[1:] if _channel_order(port)[0] == "first" else shape[:2]

@@ -13,7 +13,8 @@ from composer.tree import describe
 
 __all__ = ["TEMPLATE_KEYS", "read_template"]
 
-TEMPLATE_KEYS = ("image", "vector", "discrete", "by_name", "trunk", "memory")
+KINDS = ("image", "vector", "discrete", "set", "text", "graph")
+TEMPLATE_KEYS = (*KINDS, "by_name", "trunk", "memory")
 TRUNK = {"block": "dense", "hidden_units": [64, 64], "activation": "tanh"}
 _EXAMPLE = "a mapping such as {block: dense, hidden_units: 64}"
 # Keys of a graph's nodes that say how it is wired.
@@ -30,6 +31,9 @@ def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
         image=reader.optional(template, "image"),
         vector=reader.optional(template, "vector"),
         discrete=reader.optional(template, "discrete"),
+        set=reader.optional(template, "set"),
+        text=reader.optional(template, "text"),
+        graph=reader.optional(template, "graph"),
         by_name=reader.by_name(template),
         trunk=reader.optional(template, "trunk", TRUNK),
         memory=reader.optional(template, "memory"),

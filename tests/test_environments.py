@@ -62,12 +62,20 @@ def test_an_environment_behind_a_module_is_made_with_its_permission(tmp_path, mo
     assert main(["init", name, "-o", "agent.yaml"]) == 0
     text = (tmp_path / "agent.yaml").read_text()
     assert "# The environment is code: composer check FILE --allow minigrid\n" in text
-    assert "ignore:\n  - mission # a MissionSpace space, which no block reads yet\n" in text
+    why = "a MissionSpace space, read where its length is known: texts: {mission: {max_length: 64}}"
+    assert f"ignore:\n  - mission # {why}\n" in text
     assert main(["check", "agent.yaml", "--allow", "minigrid"]) == 0
     assert main(["check", "agent.yaml"]) == 1
     assert f"the environment {name!r} would run code" in capsys.readouterr().err
 
 
+BOX = spaces.Box(-1, 1, (2,))
+UNIT = spaces.Dict(
+    kind=spaces.Discrete(4),
+    health=spaces.Box(0, 1, ()),
+    look=spaces.Box(0, 255, (16, 16, 3), np.uint8),
+    nothing=spaces.Box(0, 1, (0,)),
+)
 SPACES = {
     "a stack of grey frames": spaces.Box(0, 255, (4, 84, 84), np.uint8),
     "a stack of coloured frames": spaces.Box(0, 255, (4, 64, 64, 3), np.uint8),
@@ -100,6 +108,20 @@ SPACES = {
             "words": spaces.Text(4),
         }
     ),
+    "a set": spaces.Sequence(BOX),
+    "a set of numbers": spaces.Sequence(spaces.Box(0, 1, ())),
+    "a set of choices": spaces.Sequence(spaces.MultiDiscrete([3, 400]), stack=True),
+    "a set of units": spaces.Sequence(UNIT),
+    "sets beside each other": spaces.Tuple([spaces.Sequence(UNIT), spaces.Sequence(UNIT)]),
+    "a set of one thing or another": spaces.Sequence(spaces.OneOf([BOX, spaces.Discrete(3)])),
+    "a text": spaces.Text(12),
+    "a graph": spaces.Graph(BOX, spaces.Discrete(3)),
+    "a graph of kinds": spaces.Dict(net=spaces.Graph(spaces.Discrete(4), BOX), speed=BOX),
+    "nodes alone": spaces.Graph(BOX, None),
+    "one thing or another": spaces.OneOf(
+        [BOX, spaces.Discrete(3), spaces.Text(5), spaces.Sequence(BOX), spaces.Graph(BOX, BOX)]
+    ),
+    "a set of sets": spaces.Dict(teams=spaces.Sequence(spaces.Sequence(BOX)), speed=BOX),
 }
 ACTIONS = spaces.Dict(
     move=spaces.Discrete(4, start=1),
@@ -152,9 +174,9 @@ critic:
     ("observation", "action", "message"),
     [
         (
-            spaces.Text(3),
+            spaces.Sequence(spaces.Text(3)),
             spaces.Discrete(2),
-            "there is no observation that a network can read: 'observation' is a Text space, which no block reads yet",
+            "there is no observation that a network can read: 'observation' is a Sequence space, which no block reads yet",
         ),
         (
             spaces.Dict(),
@@ -168,7 +190,7 @@ critic:
             "(Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are)",
         ),
     ],
-    ids=["only text", "nothing", "text as action"],
+    ids=["only texts", "nothing", "text as action"],
 )
 def test_spaces_without_a_starting_spec_are_refused_in_words(observation, action, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -8,8 +8,10 @@ from gymnasium import spaces
 import composer
 from composer.errors import Problems
 from composer.source import load_source
+from composer.spaces import flatten_space
 from composer.spec import read_spec
-from composer.template import expand, identifier, kind_of_observation
+from composer.template import expand, identifier
+from composer.template_kinds import kind_of_observation
 from perception_blocks.port import Port
 
 OBSERVATIONS = spaces.Dict(
@@ -98,6 +100,68 @@ def test_blocks_are_chosen_by_kind_and_by_name():
         "latent": ("dense", ("features",), {"hidden_units": 24}),
         "memory": ("gru", ("latent",), {"hidden_units": 8}),
     }
+
+
+UNITS = spaces.Dict(
+    units=spaces.Sequence(spaces.Dict(kind=spaces.Discrete(4), at=spaces.Box(-1, 1, (2,)))),
+    net=spaces.Graph(spaces.Box(-1, 1, (3,)), spaces.Box(0, 1, (1,))),
+    hint=spaces.Text(6),
+)
+
+
+def test_sets_texts_and_graphs_become_vectors():
+    assert nodes_of("{}", flatten_space(UNITS, "observation").ports) == {
+        "hint_embedded": ("embedding", ("hint",), {"embedding_dim": 32}),
+        "hint_placed": ("positional_encoding", ("hint_embedded",), {}),
+        "hint_features": ("attention_pooling", ("hint_placed",), {"num_heads": 4}),
+        "net_matrix": ("adjacency", ("net/nodes", "net/edge_links"), {"directed": False}),
+        "net_features": ("graph_conv", ("net/nodes", "net_matrix"), {"hidden_units": [64, 64]}),
+        "net_pooled": ("masked_global_pooling", ("net_features",), {}),
+        "net_edges_features": ("deep_set", ("net/edges",), {"hidden_units": [64]}),
+        "units_kind_features": ("one_hot", ("units/kind",), {}),
+        "units_elements": ("concat", ("units_kind_features", "units/at"), {}),
+        "units_features": ("deep_set", ("units_elements",), {"hidden_units": [64]}),
+        "features": (
+            "concat",
+            ("units_features", "net_pooled", "net_edges_features", "hint_features"),
+            {},
+        ),
+        "latent": TRUNK,
+    }
+
+
+def test_blocks_for_sets_texts_and_graphs_are_chosen_and_end_in_a_vector():
+    template = """
+    text: {block: transformer_encoder, num_heads: 2}
+    graph: {block: graph_attention, hidden_units: [8]}
+    set: {block: attention_pooling, num_seeds: 2}
+    discrete: {block: embedding, embedding_dim: 3}
+    by_name:
+      net/nodes: {block: dense, hidden_units: 5}
+      net/edges: {block: dense, hidden_units: 6, each: 1}
+      units*: {block: point_net}
+"""
+    nodes = nodes_of(template, flatten_space(UNITS, "observation").ports)
+    assert {name: node[:2] for name, node in nodes.items() if name.startswith(("hint", "net"))} == {
+        "hint_embedded": ("embedding", ("hint",)),
+        "hint_placed": ("positional_encoding", ("hint_embedded",)),
+        "hint_features": ("transformer_encoder", ("hint_placed",)),
+        "hint_pooled": ("masked_global_pooling", ("hint_features",)),
+        "net_element_features": ("dense", ("net/nodes",)),
+        "net_matrix": ("adjacency", ("net_element_features", "net/edge_links")),
+        "net_features": ("graph_attention", ("net_element_features", "net_matrix")),
+        "net_pooled": ("masked_global_pooling", ("net_features",)),
+        "net_edges_features": ("dense", ("net/edges",)),
+        "net_edges_pooled": ("masked_global_pooling", ("net_edges_features",)),
+    }
+    assert nodes["units_kind_features"] == ("embedding", ("units/kind",), {"embedding_dim": 3})
+    assert nodes["units_features"] == ("point_net", ("units_elements",), {})
+    without = template.replace("      units*: {block: point_net}\n", "")
+    nodes = nodes_of(without, flatten_space(UNITS, "observation").ports)
+    assert nodes["units_flat"] == ("flatten", ("units_features",), {})
+    for text in ("{}", template, without):
+        model = compose(spec_text(text), UNITS)
+        assert ACTIONS.contains(model.policy.act(UNITS.sample()))
 
 
 def test_null_leaves_the_trunk_out():
@@ -214,7 +278,7 @@ def test_a_template_reads_what_its_network_may_see():
 
 # --- mistakes ---
 
-KEYS = "'image', 'vector', 'discrete', 'by_name', 'trunk', 'memory'"
+KEYS = "'image', 'vector', 'discrete', 'set', 'text', 'graph', 'by_name', 'trunk', 'memory'"
 
 
 @pytest.mark.parametrize(
