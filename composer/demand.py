@@ -41,9 +41,8 @@ class Demand:
     reasons: Mapping[str, str]
     values: tuple[str, ...] = ()
     kind: str = "action"  # what a head is for, in messages
-    injected: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # constructor arguments of a custom class
+    # Constructor arguments of a custom class, beside those of the spec.
+    injected: Mapping[str, Any] = field(default_factory=dict)
 
 
 def share(ports: Mapping[str, Port], demand: Demand, context: Context) -> None:

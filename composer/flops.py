@@ -37,9 +37,7 @@ def count_flops(
 
     try:
         measure(module, ports, counted)
-    except (
-        Exception
-    ):  # a user's module may need what only its own forward knows: then nothing is claimed
+    except Exception:  # a user's module may need what only its own forward knows: claim nothing
         return None
     totals: dict[str, int] = defaultdict(int, {"": 0})
     for name, by_operation in counts.items():  # "Global", "Class", "Class.child", "Class.child.0"

@@ -83,9 +83,8 @@ class PerceptionBlock(nn.Module):
     [(6,)]
     """
 
-    from_ports: ClassVar[
-        tuple[str, ...]
-    ] = ()  # settings that the graph fills from the input's Port when left out
+    # Settings that the graph fills from the input's Port when left out.
+    from_ports: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[Literal["float", "integer", "any"]] = "float"  # what its inputs must be
     limits: ClassVar[Mapping[str, str]] = {}  # what it cannot do, and why: {"export": "reason"}
     drawn_buffers: ClassVar[tuple[str, ...]] = ()  # drawn like parameters, and never trained

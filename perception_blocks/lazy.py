@@ -31,9 +31,8 @@ def lazy_attributes(
             return import_module(f"{package}.{name}")
         if name not in home_of:
             message = f"module {package!r} has no attribute {name!r}{did_you_mean(name, public)}"
-            raise AttributeError(
-                message, name=name
-            )  # with its name set, Python adds no second guess
+            # With its name set, Python adds no second guess.
+            raise AttributeError(message, name=name)
         value = getattr(import_module(f"{package}.{home_of[name]}"), name)
         setattr(sys.modules[package], name, value)  # the next access does not come here
         return value

@@ -104,11 +104,10 @@ class LruBlock(ParallelMemoryBlock):
         super().__init__(in_shapes, out_shapes=[(hidden_units,)])
         units = state_units or hidden_units
         self.ring = (min_radius, max_radius, max_phase)
-        self.inward = stacked_linear(features, units, 2, bias=False)  # B: real parts, imaginary
-        self.outward = nn.Linear(
-            2 * units, hidden_units, bias=False
-        )  # C, the imaginary part negated
-        self.skip = nn.Linear(features, hidden_units)  # D
+        # The paper's B (real parts, imaginary), C (the imaginary part negated) and D.
+        self.inward = stacked_linear(features, units, 2, bias=False)
+        self.outward = nn.Linear(2 * units, hidden_units, bias=False)
+        self.skip = nn.Linear(features, hidden_units)
         self.log_decay = nn.Parameter(torch.zeros(units))  # |a| = exp(-exp(log_decay)) is below 1
         self.log_phase = nn.Parameter(torch.zeros(units))
         self.log_gain = nn.Parameter(torch.zeros(units))

@@ -7,7 +7,7 @@ no text of a spec is ever executed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,10 @@ class Step:
     inputs: tuple[str, ...]
     outputs: tuple[str | None, ...]  # None: dropped
     arguments: tuple[str, ...] | None = None  # forward's argument names, where not positional
-    ranks: tuple[int, ...] | None = (
-        None  # of the inputs, for a module that wants exactly one batch axis
-    )
-    inner: tuple[tuple[str, ...], tuple[str, ...]] | None = (
-        None  # of a nested network: its input and output names
-    )
+    # The numbers of the inputs' feature axes, for a module that wants exactly one batch axis.
+    ranks: tuple[int, ...] | None = None
+    # A nested network's own names of its inputs and outputs.
+    inner: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     single: bool = True  # the module returns a bare tensor
     state: tuple[tuple[str, str], ...] = ()  # (name in the module, name in the network)
 
@@ -79,15 +77,10 @@ class _Writer:
         self._assign(step, call, with_state)
 
     def finish(self, outputs: Mapping[str, str]) -> None:
-        results = ", ".join(
-            f"{self._key(name)}: {self._value(value)}" for name, value in outputs.items()
-        )
-        line = f"return {{{results}}}"
+        results = self._mapping((name, self._value(value)) for name, value in outputs.items())
         if self.memory:
-            line += (
-                ", {" + ", ".join(f"{self._key(name)}: {text}" for name, text in self._states) + "}"
-            )
-        self.lines.append(line)
+            results += f", {self._mapping(self._states)}"
+        self.lines.append(f"return {results}")
 
     def _call(self, step: Step, module: str, inputs: list[str], with_state: bool) -> str:
         if step.ranks is not None:
@@ -96,21 +89,15 @@ class _Writer:
             return f"one_batch_axis({module}, {self._constant(step.ranks)}, {names}{values})"
         if step.inner is not None:
             pairs = zip(step.inner[0], inputs, strict=True)
-            arguments = (
-                "{" + ", ".join(f"{self._key(name)}: {value}" for name, value in pairs) + "}"
-            )
+            arguments = self._mapping(pairs)
         elif step.arguments is not None:
             pairs = zip(step.arguments, inputs, strict=True)
-            arguments = (
-                "**{" + ", ".join(f"{self._key(name)}: {value}" for name, value in pairs) + "}"
-            )
+            arguments = f"**{self._mapping(pairs)}"
         else:
             arguments = ", ".join(inputs)
         if with_state:
-            state = ", ".join(
-                f"{self._key(own)}: state[{self._key(name)}]" for own, name in step.state
-            )
-            arguments += f", {{{state}}}, resets, unroll"
+            state = self._mapping((own, f"state[{self._key(name)}]") for own, name in step.state)
+            arguments += f", {state}, resets, unroll"
         return f"{module}({arguments})"
 
     def _assign(self, step: Step, call: str, with_state: bool) -> None:
@@ -141,6 +128,10 @@ class _Writer:
             self._containers[path] = self._number("m")
             self.lines.append(f"{self._containers[path]} = {parent}._modules")
         return self._containers[path]
+
+    def _mapping(self, pairs: Iterable[tuple[str, str]]) -> str:
+        """A dict display from (key, expression) pairs."""
+        return "{" + ", ".join(f"{self._key(key)}: {text}" for key, text in pairs) + "}"
 
     def _value(self, name: str) -> str:
         if name not in self._values:  # not written by any step so far: an input

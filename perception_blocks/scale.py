@@ -15,9 +15,8 @@ from perception_blocks.settings import PositiveFloat
 
 __all__ = ["NormalizeBlock", "ScaleImageBlock"]
 
-MOST_CHANNELS = (
-    4  # an axis of this size or less is taken for the channels when the other one is longer
-)
+# An axis of this size or less is taken for the channels when the other one is longer.
+MOST_CHANNELS = 4
 
 Bound = float | Sequence[Any]
 
