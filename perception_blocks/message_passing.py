@@ -96,15 +96,15 @@ class MessagePassingBlock(PerceptionBlock):
         last_activation: Activation | None = None,
         directed: bool = True,
     ) -> None:
-        nodes, features, edge_size = graph_shapes(in_shapes)
-        convolution = Convolution(conv, settings or {}, edge_size)
+        nodes, features, edges = graph_shapes(in_shapes)
+        convolution = Convolution(conv, settings or {}, edges)
         units = unit_list(hidden_units, "message_passing")
         super().__init__(in_shapes, out_shapes=[(nodes, units[-1])])
         sizes = zip([features, *units], units)
         self.convs = nn.ModuleList(convolution.layer(n, m) for n, m in sizes)
         last = activation if last_activation is None else last_activation
         self.activations = make_activations([activation] * (len(units) - 1) + [last])
-        self.edge_argument = None if edge_size is None else convolution.edge_argument
+        self.edge_argument = None if edges is None else convolution.edge_argument
         self.directed = directed
 
     @classmethod
@@ -211,10 +211,10 @@ class Convolution:
     """A class of PyTorch Geometric by its name, and how its layers are made.
 
     Raises UnknownNameError for an unknown name, SettingsError for settings that it does not take, and InputShapeError
-    where it takes no features of edges (``edge_size`` of each, None without any), or needs some.
+    where it takes no features of edges of the shape ``edges`` (None without any), or needs some.
     """
 
-    def __init__(self, name: str, settings: Mapping[str, Any], edge_size: int | None) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any], edges: Shape | None) -> None:
         if name not in CONVOLUTIONS:
             near = did_you_mean(name, CONVOLUTIONS)
             known = f"; known are {', '.join(map(repr, CONVOLUTIONS))}"
@@ -222,7 +222,8 @@ class Convolution:
         self.name = name
         self.cls: Any = getattr(convolutions, name)
         self.arguments = arguments_of(self.cls)
-        self.edge_size = edge_size
+        self.edges = edges
+        self.edge_size = 0 if edges is None else edges[1]
         taken = inspect.signature(self.cls.forward).parameters
         self.edge_argument = next((a for a in ("edge_weight", "edge_attr") if a in taken), None)
         self.settings = dict(settings)
@@ -254,7 +255,7 @@ class Convolution:
         """The arguments that follow from the sizes of nodes and edges."""
         known: dict[str, Any] = {"in_channels": features, "channels": features}
         known["out_channels"] = self._channels(units)
-        if self.edge_size is not None:
+        if self.edges is not None:
             known |= dict.fromkeys(EDGE_SIZES, self.edge_size)
         if not {"out_channels", "nn"} & self.arguments.keys() and features != units:
             raise ValueError(
@@ -287,7 +288,7 @@ class Convolution:
         """The network that a convolution applies to each node, pair of nodes or edge."""
         reads, gives = {
             "EdgeConv": (2 * features, units),
-            "NNConv": (self.edge_size or 0, features * units),
+            "NNConv": (self.edge_size, features * units),
         }.get(self.name, (features, units))
         return nn.Sequential(nn.Linear(reads, units), nn.ReLU(), nn.Linear(units, gives))
 
@@ -311,7 +312,7 @@ class Convolution:
                 yield f"{label} needs the setting {name!r}"
 
     def _check_edges(self) -> None:
-        if self.edge_size is None:
+        if self.edges is None:
             if self.name in NEED_FEATURES:
                 rule = f"convolution {self.name!r} needs features of the edges (edges, features) as third input"
                 raise InputShapeError(rule, {})
@@ -320,11 +321,11 @@ class Convolution:
             advice = (
                 "leave them out, or choose one that takes them, such as 'GATv2Conv' or 'GINEConv'"
             )
-            raise InputShapeError(rule, {2: (None, self.edge_size)}, advice)
+            raise InputShapeError(rule, {2: self.edges}, advice)
         elif self.edge_argument == "edge_weight" and self.edge_size != 1:
             rule = f"convolution {self.name!r} takes one weight for each edge (edges, 1)"
             advice = "choose one that takes features, such as 'GATv2Conv' or 'GINEConv'"
-            raise InputShapeError(rule, {2: (None, self.edge_size)}, advice)
+            raise InputShapeError(rule, {2: self.edges}, advice)
 
 
 def arguments_of(cls: type) -> dict[str, Setting]:
@@ -338,8 +339,8 @@ def arguments_of(cls: type) -> dict[str, Setting]:
     return found
 
 
-def graph_shapes(in_shapes: Shapes) -> tuple[int | None, int, int | None]:
-    """How many nodes, the features of each, and those of an edge, None where the third input is a mask or missing."""
+def graph_shapes(in_shapes: Shapes) -> tuple[int | None, int, Shape | None]:
+    """How many nodes, the features of each, and the shape of the edges' features, None where there are none."""
     name = "message_passing"
     takes = "nodes (N, features), edges (E, 2) and, if need be, features of the edges and masks"
     shapes = shapes_of(in_shapes, name, 2, 5, takes)
@@ -351,23 +352,23 @@ def graph_shapes(in_shapes: Shapes) -> tuple[int | None, int, int | None]:
     if len(links) != 2 or links[1] != 2:
         rule = f"{name} takes an edge list (edges, 2) of node numbers second"
         raise InputShapeError(rule, {1: links})
-    edge_size = edge_features(shapes)
-    first = 2 if edge_size is None else 3
+    edges = edge_features(shapes)
+    first = 2 if edges is None else 3
     if len(shapes) > first + 2:
         rule = f"{name} takes features of edges (edges, features) before the masks"
         raise InputShapeError(rule, {2: shapes[2]})
     both = len(shapes) == first + 2
     check_mask(name, shapes, first, [nodes[:1]] if both else [nodes[:1], links[:1]])
     check_mask(name, shapes, first + 1, [links[:1]])
-    return nodes[0], nodes[1], edge_size
+    return nodes[0], nodes[1], edges
 
 
-def edge_features(shapes: Sequence[Shape]) -> int | None:
-    """How many features an edge has, the third of the inputs; None where that is a mask or missing."""
+def edge_features(shapes: Sequence[Shape]) -> Shape | None:
+    """The shape of the third input, the features of edges; None where that is a mask or missing."""
     if len(shapes) < 3 or len(shapes[2]) == 1:
         return None
     edges, count = shapes[2], shapes[1][0]
     if len(edges) != 2 or edges[1] is None or not same_shape(edges[:1], (count,)):
         rule = "message_passing takes features of edges (edges, features), one row for each edge"
         raise InputShapeError(rule, {1: shapes[1], 2: edges})
-    return edges[1]
+    return edges

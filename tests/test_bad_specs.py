@@ -13,7 +13,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete
 
 import composer
 from composer.errors import SpecError
@@ -53,6 +53,7 @@ SPACES: dict[str, tuple[gymnasium.Space, gymnasium.Space]] = {
     "square_image": (Box(0, 1, (16, 16, 16)), MOVE),
     "screens": (Box(0, 255, (2, 3, 64, 64), np.uint8), MOVE),
     "sets": (Dict(far=Box(-1, 1, (3, 5)), near=Box(-1, 1, (2, 4))), MOVE),
+    "roads": (Graph(Box(-1, 1, (4,)), Box(-1, 1, (2,))), MOVE),
     "complex": (Dict(inventory=Box(-1, 1, (16,)), screen=IMAGE), MOVE_AND_USE),
     "complex_vector": (Dict(inventory=Box(-1, 1, (16,))), MOVE_AND_USE),
     "counts": (
