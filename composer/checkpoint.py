@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
+from composer.space_json import space_from_json
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS, near_name
@@ -59,6 +60,14 @@ class Record:
     versions: dict[str, str]
     tied: dict[str, str]  # name -> the name under which the same tensor is stored
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
+
+    def spaces(self) -> tuple[Any, Any]:
+        """Observation and action space. Raises CheckpointError where they cannot be read."""
+        try:
+            return space_from_json(self.observation_space), space_from_json(self.action_space)
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            message = f"the checkpoint is damaged: its spaces cannot be read: {error!r}"
+            raise CheckpointError(message) from error
 
 
 @dataclass
@@ -144,18 +153,32 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         raise CheckpointError(
             f"{os.fspath(path)!r} is a safetensors file, but not one that this library saved"
         )
+    _require_types(path, values, {"format_version": int})
     if values["format_version"] > VERSION:
         raise CheckpointError(
             f"{os.fspath(path)!r} has the format {values['format_version']}; "
             f"this version reads up to {VERSION}: upgrade perception-composer"
         )
-    fields = {name: values[name] for name in Record.__dataclass_fields__ if name in values}
-    missing = [name for name in Record.__dataclass_fields__ if name not in fields]
+    kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
+    _require_types(path, values, kinds)
+    dtype = getattr(torch, values["dtype"], None)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(f"{os.fspath(path)!r} is damaged: its dtype is {values['dtype']!r}")
+    return Record(**{name: values[name] for name in kinds})
+
+
+def _require_types(path: Any, values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raise CheckpointError unless the header's ``values`` are there and of these ``kinds``."""
+    missing = [name for name in kinds if name not in values]
     if missing:
         raise CheckpointError(
             f"{os.fspath(path)!r} lacks {', '.join(map(repr, missing))} in its header"
         )
-    return Record(**fields)
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind:
+            raise CheckpointError(
+                f"{os.fspath(path)!r} is damaged: {name!r} in its header is {values[name]!r}"
+            )
 
 
 def require_blocks(record: Record) -> None:
@@ -192,6 +215,9 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool) -> L
             report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in the file{hint}")
         elif tensors[name].shape != tensor.shape:
             got, needed = format_shape(tensors[name].shape), format_shape(tensor.shape)
+            report.skipped.append(f"{name} is {got} in the file, the model needs {needed}")
+        elif tensors[name].is_floating_point() != tensor.is_floating_point():
+            got, needed = tensors[name].dtype, tensor.dtype
             report.skipped.append(f"{name} is {got} in the file, the model needs {needed}")
         else:
             report.loaded.append(name)
@@ -270,6 +296,8 @@ def _replace_with(path: Path, write: Any) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot be saved: there is no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise CheckpointError(f"cannot be saved: {str(path)!r} is a folder")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:

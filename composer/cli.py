@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         ("draw", _draw, "draw policy and critic in one picture"),
     ):
         sub = command(name, run, text)
-        sub.add_argument("file", metavar="FILE", help="a spec")
+        sub.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
         _add_spec_options(sub)
     commands.choices["draw"].add_argument(
         "-o",
@@ -117,24 +117,41 @@ def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _compose(arguments: argparse.Namespace) -> Any:
     """The model without weights. What needs no torch is checked first: a wrong structure answers at once."""
-    spec = _read(arguments)
-    if arguments.env is None and spec.environment is None:
+    source, spaces = _source_and_spaces(arguments)
+    spec = _read(arguments, source)
+    if arguments.env is None and spec.environment is None and not spaces:
         raise _UserError("the spec names no environment; give one with --env ID")
     from composer.model import compose
 
     return compose(
-        Path(arguments.file), env=arguments.env, allow=arguments.allow,
-        overrides=arguments.overrides, device="meta", seed=0,
+        source, env=arguments.env, allow=arguments.allow,
+        overrides=arguments.overrides, device="meta", seed=0, **spaces,
     )  # fmt: skip
 
 
-def _read(arguments: argparse.Namespace) -> Any:
+def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Path | str, dict[str, Any]]:
+    """What to read the spec from; of a checkpoint its text, and the spaces unless an environment is given."""
+    if not _is_checkpoint(arguments.file):
+        return Path(arguments.file), {}
+    from composer.checkpoint import CheckpointError, read_record
+
+    try:
+        record = read_record(arguments.file)
+        observation_space, action_space = record.spaces()
+    except CheckpointError as error:
+        raise _UserError(str(error)) from error
+    if arguments.env is not None:
+        return record.spec, {}
+    return record.spec, {"observation_space": observation_space, "action_space": action_space}
+
+
+def _read(arguments: argparse.Namespace, source: Path | str) -> Any:
     from composer.source import load_source
     from composer.spec import read_spec
     from composer.trust import import_allowed
 
     import_allowed(arguments.allow)
-    return read_spec(load_source(Path(arguments.file), arguments.overrides), arguments.allow)
+    return read_spec(load_source(source, arguments.overrides), arguments.allow)
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -161,12 +178,16 @@ def _init(arguments: argparse.Namespace) -> None:
         Path(arguments.output).write_text(text, encoding="utf-8")
     except OSError as error:
         raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
-    print(f"wrote {arguments.output}; next: composer check {arguments.output}")
+    module, colon, _ = arguments.env.partition(":")
+    allow = dict.fromkeys([*arguments.allow, *([module] if colon else [])])
+    options = "".join(f" --allow {name}" for name in allow)
+    print(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    spec = _read(arguments)
-    if arguments.env is None and spec.environment is None:
+    source, spaces = _source_and_spaces(arguments)
+    spec = _read(arguments, source)
+    if arguments.env is None and spec.environment is None and not spaces:
         print(
             f"{arguments.file}: the structure is good; shapes and heads are not checked "
             "(no environment: give one with --env ID)"

@@ -8,7 +8,9 @@ runs under a seed of its own; torch's global generator does not move.
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +20,19 @@ from perception_blocks.block import PerceptionBlock
 from perception_blocks.construct import Construction
 from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
 
-__all__ = ["SeededConstruction"]
+__all__ = ["SeededConstruction", "chosen_seed"]
 
 NodePath = tuple[str, ...]
+
+
+def chosen_seed(seed: Any) -> int:
+    """``seed`` as a plain number; None draws one from torch's global generator. Raises ValueError for anything else."""
+    if seed is None:
+        return int(torch.randint(2**62, (), device="cpu"))
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed is a whole number or None, got {seed!r}") from None
 
 
 class SeededConstruction(Construction):

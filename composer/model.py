@@ -21,7 +21,7 @@ from composer.checkpoint import (
     require_blocks,
     write_checkpoint,
 )
-from composer.construction import SeededConstruction
+from composer.construction import SeededConstruction, chosen_seed
 from composer.critic import CRITICS, Critic
 from composer.demand import Context, Demand
 from composer.distributions import (
@@ -36,11 +36,11 @@ from composer.network import NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.policy import Policy
 from composer.source import Override, Source, dump_yaml, load_source
-from composer.space_json import space_from_json, space_to_json
+from composer.space_json import space_to_json
 from composer.space_lookup import find_spaces
 from composer.spaces import SpaceError, SpaceTree, flatten_space
 from composer.spec import read_spec
-from composer.trust import import_allowed
+from composer.trust import allow_list, import_allowed
 from perception_blocks.init import local_generator
 from perception_blocks.port import Port, format_shape
 from perception_blocks.registry import did_you_mean
@@ -98,11 +98,13 @@ class Model(nn.Module):
                 "this model has memory; call model(observations, state, resets), "
                 "beginning with model.initial_state(batch_size)"
             )
-        logits, after = _call(self.policy, "policy", state, observations, resets)
+        logits, after = _advance(self.policy, "policy", state, observations, resets)
         values: Tensors = {}
         if self.critic is not None:
             shared = logits if self.critic.shared else None
-            values, more = _call(self.critic, "critic", state, observations, resets, shared=shared)
+            values, more = _advance(
+                self.critic, "critic", state, observations, resets, shared=shared
+            )
             after |= more
         return logits, values, after
 
@@ -135,9 +137,8 @@ class Model(nn.Module):
 
     def summary(self) -> str:
         """Shapes, parameters and FLOPs of every node, as an aligned table."""
-        from composer.summary import (
-            summarize,
-        )  # counting FLOPs needs more of torch than composing does
+        # Not above: counting FLOPs needs more of torch than composing does.
+        from composer.summary import summarize
 
         return str(summarize(self))
 
@@ -183,11 +184,10 @@ class Model(nn.Module):
         return self.critic(observations, shared=logits if self.critic.shared else None)
 
 
-def _call(
-    part: NetworkModule, name: str, state: State, *arguments: Any, **keywords: Any
+def _advance(
+    part: NetworkModule, name: str, state: State, observations: Any, resets: Any, **keywords: Any
 ) -> tuple[Tensors, State]:
     """Call a part of the model with its share of the state, and return its outputs and that share after."""
-    observations, resets = arguments
     if not part.has_memory:
         return part(observations, **keywords), {}
     own = {
@@ -216,13 +216,14 @@ def compose(
 
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
     """
-    allow = tuple(allow)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is a floating point type such as torch.float32, got {dtype!r}")
+    allow = allow_list(allow)
     import_allowed(allow)
     source = load_source(spec, overrides)
     model_spec = read_spec(source, allow)
     spaces = find_spaces(model_spec, env, observation_space, action_space)
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
+    seed = chosen_seed(seed)
     target = torch.device(device)
     context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
     model = _Composer(model_spec, context, *spaces, dtype).model()
@@ -242,14 +243,15 @@ def load(
     that do not fit, SpecError for a class that is not allowed. With ``strict=False`` what fits is loaded, and
     ``model.load_report`` says what was not.
     """
-    allow = tuple(allow)
+    allow = allow_list(allow)
     record = read_record(path)
     import_allowed(allow)
     require_blocks(record)
+    observation_space, action_space = record.spaces()
     model = compose(
         record.spec,
-        observation_space=space_from_json(record.observation_space),
-        action_space=space_from_json(record.action_space),
+        observation_space=observation_space,
+        action_space=action_space,
         allow=allow,
         device=device,
         dtype=getattr(torch, record.dtype),
@@ -355,6 +357,9 @@ class _Composer:
                 self._refuse_observation(("normalize", index), key)
             elif port.is_integer:
                 message = f"{key!r} holds integers that name or count; only numbers are normalised"
+                self.problems.add(("normalize", index), message)
+            elif key in self.observations.masks:
+                message = f"{key!r} is a mask; only numbers are normalised"
                 self.problems.add(("normalize", index), message)
             else:
                 known.append(key)

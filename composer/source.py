@@ -87,6 +87,9 @@ def load_source(
 
     Raises SpecError for what cannot be read at all.
     """
+    if isinstance(overrides, str | Mapping):
+        message = f"overrides is a list such as ['params.width=64'], got {describe(overrides)}"
+        raise SpecError([Problem(message)])
     problems: list[Problem] = []
     files = _Files(problems)
     name: str | None = None

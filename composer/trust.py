@@ -16,7 +16,7 @@ from typing import Any
 from composer.errors import Problem, SpecError
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["PathError", "check_trusted", "import_allowed", "import_trusted"]
+__all__ = ["PathError", "allow_list", "check_trusted", "import_allowed", "import_trusted"]
 
 _TORCH_NN = re.compile(r"torch\.nn\.(modules\.(\w+\.)*)?[A-Z]\w*")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -50,6 +50,19 @@ def check_trusted(path: str, allow: Iterable[str]) -> str | None:
         f"{path!r} is outside the allowed modules ({', '.join(allow) or 'none'}); "
         f"pass allow=[{top!r}] or --allow {top} if you trust it"
     )
+
+
+def allow_list(allow: Iterable[str]) -> tuple[str, ...]:
+    """``allow`` as a tuple. Raises PathError for what is no list of names."""
+    if isinstance(allow, str):
+        raise PathError(
+            f"allow is a list of modules, got the text {allow!r}; write allow=[{allow!r}]"
+        )
+    entries = tuple(allow)
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise PathError(f"allow holds the names of modules, got {_kind(entry)}: {entry!r}")
+    return entries
 
 
 def import_allowed(allow: Iterable[str]) -> None:

@@ -171,6 +171,46 @@ def test_a_newer_format_asks_for_an_upgrade(path):
         composer.load(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format_version", None, "lacks 'format_version' in its header"),
+        ("format_version", "null", "is damaged: 'format_version' in its header is None"),
+        ("seed", '"7"', "is damaged: 'seed' in its header is '7'"),
+        ("tied", "[]", r"is damaged: 'tied' in its header is \[\]"),
+        ("dtype", '"int32"', "is damaged: its dtype is 'int32'"),
+        ("dtype", '"load"', "is damaged: its dtype is 'load'"),
+        ("action_space", "{}", "is damaged: its spaces cannot be read: .*unknown type of space"),
+        ("observation_space", '{"type": "Box"}', "is damaged: its spaces cannot be read: .*shape"),
+    ],
+)
+def test_a_header_that_was_changed_is_said_to_be_damaged(path, key, value, message):
+    composer.compose(SPEC).save(path)
+    with safe_open(path, framework="pt") as file:
+        header = {**file.metadata(), key: value}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata={k: v for k, v in header.items() if v is not None})
+    with pytest.raises(CheckpointError, match=message):
+        composer.load(path)
+
+
+def test_integers_are_no_weights(path):
+    model = composer.compose(SPEC)
+    model.save(path)
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name).int() for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(CheckpointError, match=r"is torch\.int32 in the file, the model needs "):
+        model.load_weights(path)
+
+
+def test_a_folder_is_no_file_to_save_to(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot be saved: '.*' is a folder$"):
+        composer.compose(SPEC).save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_do_not_fit_are_listed_by_node_and_key(path):
     composer.compose(SPEC, seed=1).save(path)
     other = copy.deepcopy(SPEC)

@@ -101,6 +101,29 @@ def test_init_writes_a_spec_that_check_accepts(capsys):
     assert run(capsys, "init", "Pendulum-v1") == (0, Path("new.yaml").read_text(), "")
 
 
+def test_init_says_what_check_has_to_be_told(capsys):
+    Path("my_own_envs.py").write_text("import gymnasium\n")
+    arguments = ("init", "Pendulum-v1", "-o", "new.yaml", "--allow", "my_own_envs")
+    wrote = "wrote new.yaml; next: composer check new.yaml --allow my_own_envs\n"
+    assert run(capsys, *arguments) == (0, wrote, "")
+    wrote = "wrote other.yaml; next: composer check other.yaml --allow gymnasium\n"
+    assert run(capsys, "init", "gymnasium:Pendulum-v1", "-o", "other.yaml") == (0, wrote, "")
+
+
+def test_a_checkpoint_is_checked_and_shown_like_its_spec(capsys):
+    composer.compose(Path("agent.yaml"), seed=0).save("agent.safetensors")
+    counted = run(capsys, "check", "agent.yaml")[1].partition("good; ")[2]
+    result = run(capsys, "check", "agent.safetensors")
+    assert result == (0, f"agent.safetensors: good; {counted}", "")
+    shown = run(capsys, "show", "agent.safetensors", "--env", "Acrobot-v1")
+    assert (shown[0], shown[2]) == (0, "")
+    assert "(6,) -> " in shown[1]
+    Path("agent.safetensors").write_bytes(b"PK")
+    status, _, err = run(capsys, "show", "agent.safetensors")
+    assert status == 1
+    assert err.startswith("composer show: 'agent.safetensors' is no safetensors file, or a damaged")
+
+
 def test_schema_is_json(capsys):
     status, out, err = run(capsys, "schema")
     assert (status, err) == (0, "")

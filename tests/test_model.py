@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import gymnasium
 import numpy as np
@@ -481,3 +482,24 @@ def test_compose_needs_to_know_the_spaces():
         composer.compose(SPEC)
     with pytest.raises(ValueError, match="give both observation_space and action_space, or an env"):
         composer.compose(SPEC, observation_space=OBSERVATIONS)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"seed": "7"}, "seed is a whole number or None, got '7'"),
+        ({"seed": 1.5}, "seed is a whole number or None, got 1.5"),
+        ({"dtype": "float32"}, "dtype is a floating point type such as torch.float32, got 'float32'"),
+        ({"dtype": torch.int32}, "dtype is a floating point type such as torch.float32, got torch.int32"),
+        ({"allow": "my_nets"}, "allow is a list of modules, got the text 'my_nets'; write allow=['my_nets']"),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind_are_refused_in_words(keywords, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compose(**keywords)
+
+
+def test_a_numpy_seed_is_a_number_like_any_other(tmp_path):
+    model = compose(seed=np.int64(3))
+    model.save(tmp_path / "agent.safetensors")
+    assert composer.load(tmp_path / "agent.safetensors").seed == 3

@@ -313,6 +313,14 @@ def test_a_wrong_override_is_a_problem_like_any_other(override, message):
 # --- mappings and OmegaConf ---
 
 
+@pytest.mark.parametrize("overrides", ["a=3", {"a": 3}])
+def test_overrides_are_a_list(overrides):
+    with pytest.raises(
+        SpecError, match=r"^overrides is a list such as \['params.width=64'\], got "
+    ):
+        load_source({"a": 1}, overrides)
+
+
 def test_python_objects_pass_through_untouched():
     class Net: ...
 

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from torch import nn
 
-from composer.trust import PathError, check_trusted, import_allowed, import_trusted
+from composer.trust import PathError, allow_list, check_trusted, import_allowed, import_trusted
 
 NETS = """
     import os
@@ -135,6 +135,19 @@ def test_modules_that_cannot_be_imported_are_named_with_their_traceback(nets):
         "the module 'failing_nets' cannot be imported: RuntimeError: no weights on the disk"
     )
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("allow", "message"),
+    [
+        ("my_nets", "allow is a list of modules, got the text 'my_nets'; write allow=['my_nets']"),
+        ([3], "allow holds the names of modules, got an object of type 'int': 3"),
+    ],
+)
+def test_what_is_no_list_of_modules_is_said(allow, message):
+    with pytest.raises(PathError) as caught:
+        allow_list(allow)
+    assert str(caught.value) == message
 
 
 def test_nothing_is_imported_before_it_is_trusted(nets):
