@@ -14,7 +14,9 @@ from composer.errors import Path
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec
 from composer.network import GraphNetwork, Network
 from composer.template import expand
+from composer.tree import listing
 from composer.trust import PathError, import_trusted
+from perception_blocks.block import is_built_in
 from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.init import initializer
@@ -24,6 +26,7 @@ from perception_blocks.registry import did_you_mean
 __all__ = ["build_network", "place_of"]
 
 SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told their width
+SIZES = {"output_units", "output_shape"}
 VALUE_BLOCKS = ("linear_output", "value", "quantile_value", "categorical_value")
 
 
@@ -34,7 +37,6 @@ def build_network(
 
     An exception from a user's own class passes through, with a note that names the node and its line.
     """
-
     if spec.template is not None:
         expanded = expand(spec, ports, context.problems)
         if expanded is None:
@@ -125,12 +127,12 @@ def _add(
             block,
             node.inputs,
             settings,
-            node.out,
-            node.each,
-            node.same_as,
-            init,
-            group,
-            node.copies,
+            out=node.out,
+            each=node.each,
+            same_as=node.same_as,
+            init=init,
+            group=group,
+            copies=node.copies,
         )
     )
 
@@ -159,8 +161,7 @@ def _rule_within(node: NodeSpec, context: Context, rule: Any) -> Any:
 
 def _follows_rule(block: Any) -> bool:
     """A network's `init` draws our blocks; a user's modules keep the weights of their constructor."""
-    cls = block if isinstance(block, type) else type(block)
-    return isinstance(block, str) or cls.__module__.startswith("perception_blocks.")
+    return isinstance(block, str) or is_built_in(block)
 
 
 def _rules(spec: NetworkSpec, context: Context) -> tuple[Any, Any]:
@@ -194,30 +195,21 @@ def _add_heads(
         return {}
     for name in heads.actions:
         if name not in demand.heads:
-            near = (
-                did_you_mean(name, demand.heads)
-                or f"; there is {', '.join(map(repr, demand.heads))}"
-            )
-            context.problems.add(
-                (*heads.path, name), f"{name!r} is no {demand.kind}{near}", key=True
-            )
+            near = did_you_mean(name, demand.heads) or f"; there is {listing(demand.heads)}"
+            message = f"{name!r} is no {demand.kind}{near}"
+            context.problems.add((*heads.path, name), message, key=True)
     outputs = {}
     for name, width in demand.heads.items():
         node = heads.default or heads.actions.get(name)
         if node is None:
-            context.problems.add(
-                heads.path, f"there is no head for the {demand.kind} {name!r}", key=True
-            )
+            message = f"there is no head for the {demand.kind} {name!r}"
+            context.problems.add(heads.path, message, key=True)
             continue
         if _is_value_itself(graph, node, demand):
             outputs[name] = node.reads[0]
             continue
-        sizes = (
-            {}
-            if node.settings.keys() & {"output_units", "output_shape"} or node.graph
-            else {"output_units": width[0]}
-        )
-        extra = sizes if node.block in SIZED_BLOCKS else {}
+        needs_width = node.block in SIZED_BLOCKS and not node.settings.keys() & SIZES
+        extra = {"output_units": width[0]} if needs_width else {}
         _add(graph, node, name, context, rule, group="heads", **extra)
         outputs[name] = f"heads:{name}"
     return outputs
@@ -228,7 +220,7 @@ def _default_heads(graph: Graph, spec: NetworkSpec, context: Context) -> HeadsSp
     sinks = graph.dag(None).sinks()
     path = (*spec.path, "graph")
     if len(sinks) != 1:
-        names = ", ".join(map(repr, sinks))
+        names = listing(sinks)
         message = f"the graph ends in {len(sinks)} values ({names}); say which one the heads read: heads: {{in: ...}}"
         context.problems.add(path, message)
         return None

@@ -97,14 +97,13 @@ def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
     if not isinstance(policy, Policy):
         return {}
-    return (
-        {"policy": policy, "critic": critic} if isinstance(critic, Critic) else {"policy": policy}
-    )
+    parts: dict[str, NetworkModule] = {"policy": policy}
+    return {**parts, "critic": critic} if isinstance(critic, Critic) else parts
 
 
 def node_path(node: BuiltNode) -> RowPath:
     """A node's path below its network: ``("latent",)``, ``("heads", "move")``."""
-    return (node.node.name,) if node.node.group is None else (node.node.group, node.node.name)
+    return node.node.path
 
 
 def network_in(module: nn.Module) -> tuple[InferenceBlock, int] | None:

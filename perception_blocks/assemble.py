@@ -109,9 +109,8 @@ class _Assembly:
         """Build ``node``, or note what is wrong with it."""
         if any(name not in self.ports for name in node.reads):
             return  # it reads what is unknown or failed: that is reported there
-        path = (node.name,) if node.group is None else (node.group, node.name)
         try:
-            built = self._build(node, path)
+            built = self._build(node)
         except _ReportedError:
             return
         except (NodeError, CombinedNodeError, InputShapeError, SettingsError, GraphError) as error:
@@ -143,17 +142,16 @@ class _Assembly:
     def _note(self, node: Node, key: str | None, message: str, of_key: bool = False) -> None:
         """Note a problem of ``node`` once; one of its block or settings, where these are written."""
         owner = node if key in _WIRING else self._source(node)
-        path = (owner.name,) if owner.group is None else (owner.group, owner.name)
         if key not in (*_WIRING, "block", "init", *owner.settings):
             key, of_key = None, False
-        problem = GraphProblem(path, key, message, of_key)
+        problem = GraphProblem(owner.path, key, message, of_key)
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def _build(self, node: Node, path: tuple[str, ...]) -> BuiltNode:
+    def _build(self, node: Node) -> BuiltNode:
         source = self._source(node)
         if isinstance(source.block, Graph):
-            return self._build_nested(node, source, path)
+            return self._build_nested(node, source)
         block, settings = resolve_block(source.block, source.settings)
         reads, arguments = wires(node, block)
         if not node.each:
@@ -161,7 +159,7 @@ class _Assembly:
         in_ports = tuple(self.ports[name] for name in reads)
         inner, axes = strip_each(node, list(in_ports))
         settings = filled(block, settings, inner)
-        site = Site(self._path + path, block, settings, inner, self._construction)
+        site = Site(self._path + node.path, block, settings, inner, self._construction)
         module = self._module(source, inner, lambda: construct(site, source))
         outs, single = outputs_of(site, module, arguments)
         names = output_names(node, len(outs), block_label(block))
@@ -183,7 +181,7 @@ class _Assembly:
         named = {name: port for name, port in zip(names, outs) if name != "_"}
         return _built(node, block_name(block), settings, in_ports, named, axes, step, states)
 
-    def _build_nested(self, node: Node, source: Node, path: tuple[str, ...]) -> BuiltNode:
+    def _build_nested(self, node: Node, source: Node) -> BuiltNode:
         if source.settings:
             first = min(source.settings)
             raise NodeError(first, f"a nested graph takes no settings, got {first!r}", True)
@@ -202,7 +200,7 @@ class _Assembly:
         net = self._module(
             source,
             inner,
-            lambda: self._nest(graph, list(out.values()), self._path + path, source.copies),
+            lambda: self._nest(graph, list(out.values()), self._path + node.path, source.copies),
         )
         _refuse_each(node, net.state_shapes, "a graph")
         step = Step(

@@ -26,6 +26,7 @@ __all__ = [
     "State",
     "block_label",
     "block_name",
+    "is_built_in",
 ]
 __all__ += ["one_input", "one_vector"]
 
@@ -46,6 +47,12 @@ def block_name(block: Any) -> str:
 def block_label(block: Any) -> str:
     """How messages call a block class or instance: ``block 'dense'``."""
     return f"block {block_name(block)!r}"
+
+
+def is_built_in(block: Any) -> bool:
+    """Whether a block class or instance comes with this package; others are a user's, a plugin's or torch's."""
+    cls = block if isinstance(block, type) else type(block)
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def one_input(in_shapes: Shapes, name: str) -> Shape:

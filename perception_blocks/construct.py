@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from perception_blocks.block import PerceptionBlock, block_label, block_name
+from perception_blocks.block import PerceptionBlock, block_label, block_name, is_built_in
 from perception_blocks.custom import FunctionalBlock
 from perception_blocks.graph import Node
 from perception_blocks.init import Rule, draw_parameters, initializer
@@ -170,7 +170,7 @@ def _ready(site: Site) -> nn.Module:
 def _block(site: Site) -> nn.Module:
     cls: type[PerceptionBlock] = site.block
     _check(site)
-    built_in = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    built_in = is_built_in(cls)
     try:
         module = site.construction.build(
             site.path,

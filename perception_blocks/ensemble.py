@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception_blocks.measure import PROBE_BATCH, still
+from perception_blocks.measure import probing_tensors, still, with_length
 from perception_blocks.port import Port, Shape
 
 __all__ = ["EnsembleBlock"]
@@ -187,15 +187,8 @@ def _stacked(copies: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) ->
 def _why_looped(network: Any) -> str | None:
     """Why copies of ``network`` cannot run as one batched call; None where they can. Nothing is allocated."""
     template = copy.deepcopy(network).to("meta")
-    inputs = {
-        name: torch.zeros(
-            PROBE_BATCH,
-            *(5 if size is None else size for size in port.shape),
-            dtype=torch.int64 if port.is_integer else torch.get_default_dtype(),
-            device="meta",
-        )
-        for name, port in network.in_ports.items()
-    }
+    ports = [with_length(port) for port in network.in_ports.values()]
+    inputs = dict(zip(network.in_ports, probing_tensors(ports, "meta")))
     stacked = {n: torch.stack([t.detach(), t.detach()]) for n, t in _named_tensors(template)}
 
     def run(tensors: dict[str, Tensor]) -> Any:

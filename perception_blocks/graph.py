@@ -77,9 +77,14 @@ class Node:
         return tuple(name for name in self.out if name != "_")
 
     @property
+    def path(self) -> tuple[str, ...]:
+        """Where it is found: below its group, if it is in one."""
+        return (self.name,) if self.group is None else (self.group, self.name)
+
+    @property
     def title(self) -> str:
         """How messages call it."""
-        return repr(self.name if self.group is None else f"{self.group}/{self.name}")
+        return repr("/".join(self.path))
 
     @property
     def value_name(self) -> str:
@@ -196,7 +201,7 @@ def _in_node(problem: DagProblem, nodes: Mapping[str, Node]) -> GraphProblem:
     key = None
     if problem.node is not None:
         node = nodes[problem.node]
-        path = (node.name,) if node.group is None else (node.group, node.name)
+        path = node.path
         key = {"unknown": "in", "duplicate": "out" if node.out else None}.get(problem.kind)
     blocks_order = problem.kind in ("cycle", "duplicate")
     return GraphProblem(path, key, problem.message, False, blocks_order, problem.kind, problem.name)

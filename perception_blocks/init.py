@@ -99,8 +99,12 @@ def zeros(tensor: Tensor, generator: torch.Generator) -> None:
 
 def default(tensor: Tensor, generator: torch.Generator) -> None:
     """Torch's own for a weight of a linear layer or convolution: uniform within 1 / sqrt(fan_in)."""
-    fan_in = math.prod(tensor.shape[1:]) or 1
-    nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+    _uniform(tensor, math.prod(tensor.shape[1:]) or 1, generator)
+
+
+def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
+    bound = 1 / math.sqrt(fan_in)
+    nn.init.uniform_(tensor, -bound, bound, generator=generator)
 
 
 def initializer(rule: Any) -> Rule | None:
@@ -190,13 +194,11 @@ def _gates(layer: nn.Module) -> int:
 
 def _fan_in(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
     """Linear layers and convolutions, weight and bias alike: uniform within 1 / sqrt(fan_in)."""
-    fan_in = math.prod(layer.weight.shape[1:]) or 1
-    nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+    _uniform(tensor, math.prod(layer.weight.shape[1:]) or 1, generator)
 
 
 def _hidden(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-    bound = 1 / math.sqrt(layer.hidden_size)
-    nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    _uniform(tensor, layer.hidden_size, generator)
 
 
 def _embedding(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:

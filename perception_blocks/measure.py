@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes", "still"]
+__all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes"]
+__all__ += ["probing_tensors", "still", "with_length"]
 
 PROBE_BATCH = 11  # an unusual size, so that a batch axis is not mistaken for a feature axis
 # They stand for an axis whose length varies; what differs between them varies too.
@@ -58,7 +59,7 @@ def measure(
     Raises what the module raises on real zeros: that is what its user would see.
     """
     call = call or (lambda *tensors: module(*tensors))
-    ports = [_of_length(port, length) for port in ports]
+    ports = [with_length(port, length) for port in ports]
     with still(module):
         try:
             return _on_meta(module, ports, call)
@@ -97,10 +98,6 @@ def _common(variants: Sequence[Shape], name: str) -> Shape:
     if len({len(shape) for shape in variants}) > 1:
         raise ValueError(f"{name} returned another number of axes for another length of its input")
     return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*variants))
-
-
-def _of_length(port: Port, length: int) -> Port:
-    return replace(port, shape=tuple(length if n is None else n for n in port.shape))
 
 
 def feature_shape(value: Any, name: str) -> Shape:
@@ -143,7 +140,13 @@ def _probe_dtype(port: Port) -> torch.dtype:
     return torch.int64 if port.is_integer else torch.get_default_dtype()
 
 
-def _tensors(ports: Sequence[Port], device: str) -> list[Tensor]:
+def with_length(port: Port, length: int = PROBE_LENGTHS[0]) -> Port:
+    """``port`` with ``length`` for each axis whose length varies."""
+    return replace(port, shape=tuple(length if n is None else n for n in port.shape))
+
+
+def probing_tensors(ports: Sequence[Port], device: str) -> list[Tensor]:
+    """A batch of zeros for each of ``ports``, none of whose axes varies."""
     return [torch.zeros(_sizes(port), dtype=_probe_dtype(port), device=device) for port in ports]
 
 
@@ -178,18 +181,20 @@ def _run(
 
 def _on_meta(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
     with torch.device("meta"):
-        return _run(module, call, _state(module, lambda t: t.to("meta")), _tensors(ports, "meta"))
+        return _run(
+            module, call, _state(module, lambda t: t.to("meta")), probing_tensors(ports, "meta")
+        )
 
 
 def _on_fake(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
     with _silent(fake_tensor.__name__), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         state = _state(module, lambda t: mode.from_tensor(_on_cpu(t)))
-        return _run(module, call, state, _tensors(ports, "cpu"))
+        return _run(module, call, state, probing_tensors(ports, "cpu"))
 
 
 def _on_zeros(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
     state = _state(module, lambda t: _on_cpu(t).clone())
-    return _run(module, call, state, _tensors(ports, "cpu"))
+    return _run(module, call, state, probing_tensors(ports, "cpu"))
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
