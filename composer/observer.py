@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from composer.spaces import SpaceTree
 from perception_blocks.scale import NormalizeBlock
+from perception_blocks.wiring import module_name
 
 __all__ = ["Observer"]
 
@@ -23,8 +24,9 @@ class Observer:
     def __init__(self, tree: SpaceTree, normalize: Iterable[str] = ()) -> None:
         self.tree = tree
         self.keys = tuple(normalize)
+        self._names = _module_names(self.keys)
         self.normalizers = nn.ModuleDict(
-            {_module_key(key): NormalizeBlock([tree.ports[key].shape]) for key in self.keys}
+            {name: NormalizeBlock([tree.ports[key].shape]) for key, name in self._names.items()}
         )
 
     def read(
@@ -36,19 +38,25 @@ class Observer:
             self.tree.leading(tensors)  # else a batch of one and one of many would be broadcast
         for key in self.keys:
             if key in tensors:
-                tensors[key] = self.normalizers[_module_key(key)](tensors[key])
+                tensors[key] = self.normalizers[self._names[key]](tensors[key])
         return tensors
 
     def update(self, observations: Any, dtype: torch.dtype, device: torch.device) -> None:
         """Count a batch of observations into the running statistics."""
         tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=self.keys)
         for key, value in tensors.items():
-            self.normalizers[_module_key(key)].update(value)  # type: ignore[operator]
+            self.normalizers[self._names[key]].update(value)  # type: ignore[operator]
 
     def leading(self, tensors: dict[str, Tensor]) -> tuple[int, ...]:
         """The leading axes that all ``tensors`` share."""
         return self.tree.leading(tensors)
 
 
-def _module_key(key: str) -> str:
-    return key.replace(".", "_") or "_"
+def _module_names(keys: Iterable[str]) -> dict[str, str]:
+    """For each key of any text a name of its own that an ``nn.ModuleDict`` takes."""
+    taken = set(dir(nn.ModuleDict))  # such as "type"
+    names = {}
+    for key in keys:
+        names[key] = module_name(key, taken)
+        taken.add(names[key])
+    return names

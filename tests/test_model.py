@@ -503,3 +503,13 @@ def test_a_numpy_seed_is_a_number_like_any_other(tmp_path):
     model = compose(seed=np.int64(3))
     model.save(tmp_path / "agent.safetensors")
     assert composer.load(tmp_path / "agent.safetensors").seed == 3
+
+
+def test_every_normalised_observation_has_statistics_of_its_own():
+    keys = ["a.b", "a_b", "a b", "type", "keys", ""]
+    space = spaces.Dict({key: spaces.Box(-9, 9, (1,)) for key in keys})
+    spec = {"version": 1, "normalize": keys, "policy": {"template": {}}}
+    model = composer.compose(spec, observation_space=space, action_space=spaces.Discrete(2))
+    model.update_normalizers({key: np.full((8, 1), i) for i, key in enumerate(keys)})
+    means = [b.item() for n, b in model.named_buffers() if n.endswith(".mean")]
+    assert means == [0, 1, 2, 3, 4, 5]
