@@ -226,8 +226,9 @@ def compose(
     seed = chosen_seed(seed)
     target = torch.device(device)
     context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
-    model = _Composer(model_spec, context, *spaces, dtype).model()
-    return model if context.meta else model.materialize(target, dtype)
+    with torch.device("cpu"):  # not on torch's default device, where generators may be others
+        model = _Composer(model_spec, context, *spaces, dtype).model()
+        return model if context.meta else model.materialize(target, dtype)
 
 
 def load(

@@ -164,7 +164,7 @@ def _draw(
 ) -> None:
     family = _family(layer)
     assert family is not None
-    target = torch.empty(tensor.shape, dtype=torch.float32)
+    target = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")  # as generators are
     if rule is not None and family in (_fan_in, _hidden, _embedding):
         if tensor.dim() > 1:
             for gate in target.chunk(_gates(layer)):

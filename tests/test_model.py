@@ -513,3 +513,11 @@ def test_every_normalised_observation_has_statistics_of_its_own():
     model.update_normalizers({key: np.full((8, 1), i) for i, key in enumerate(keys)})
     means = [b.item() for n, b in model.named_buffers() if n.endswith(".mean")]
     assert means == [0, 1, 2, 3, 4, 5]
+
+
+def test_torchs_default_device_changes_nothing():
+    spec = {**SPEC, "normalize": ["inventory"]}
+    expected = compose(spec, dtype=torch.float64).state_dict()
+    with torch.device("meta"):
+        model = compose(spec, dtype=torch.float64)
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
