@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from composer.spaces import SpaceTree
+from perception_blocks.port import Shape
 from perception_blocks.scale import NormalizeBlock
 from perception_blocks.wiring import module_name
 
@@ -18,6 +19,7 @@ __all__ = ["Observer"]
 class Observer:
     """Reads observations of ``tree``; those named in ``normalize`` go through running statistics.
 
+    Of what is masked, such as a set, only what is there counts, all elements alike; padding stays zero.
     ``normalizers`` belong to the policy as its children; the critic reads through the same ones.
     """
 
@@ -26,30 +28,50 @@ class Observer:
         self.keys = tuple(normalize)
         self._names = _module_names(self.keys)
         self.normalizers = nn.ModuleDict(
-            {name: NormalizeBlock([tree.ports[key].shape]) for key, name in self._names.items()}
+            {name: NormalizeBlock([self._element(key)]) for key, name in self._names.items()}
         )
+        self._masks = {key: tree.ports[key].mask for key in self.keys}
 
     def read(
         self, observations: Any, keys: Iterable[str], dtype: torch.dtype, device: torch.device
     ) -> dict[str, Tensor]:
         """The observations called ``keys`` as tensors with their leading axes."""
-        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
+        keys = list(keys)
+        masks = [self._masks[key] for key in self.keys if key in keys]
+        wanted = dict.fromkeys([*keys, *filter(None, masks)])
+        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=wanted)
         if len(tensors) > 1:
             self.tree.leading(tensors)  # else a batch of one and one of many would be broadcast
         for key in self.keys:
-            if key in tensors:
-                tensors[key] = self.normalizers[self._names[key]](tensors[key])
-        return tensors
+            if key in keys:
+                tensors[key] = self._normalized(key, tensors)
+        return {key: tensors[key] for key in keys}
 
     def update(self, observations: Any, dtype: torch.dtype, device: torch.device) -> None:
         """Count a batch of observations into the running statistics."""
-        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=self.keys)
-        for key, value in tensors.items():
-            self.normalizers[self._names[key]].update(value)  # type: ignore[operator]
+        keys = dict.fromkeys([*self.keys, *filter(None, self._masks.values())])
+        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
+        for key, mask in self._masks.items():
+            seen = tensors[key] if mask is None else tensors[key][tensors[mask]]
+            self.normalizers[self._names[key]].update(seen)  # type: ignore[operator]
 
     def leading(self, tensors: dict[str, Tensor]) -> tuple[int, ...]:
         """The leading axes that all ``tensors`` share."""
         return self.tree.leading(tensors)
+
+    def _element(self, key: str) -> Shape:
+        """The shape of what is normalised: without the axes that a mask is about."""
+        port = self.tree.ports[key]
+        axes = 0 if port.mask is None else len(self.tree.ports[port.mask].shape)
+        return port.shape[axes:]
+
+    def _normalized(self, key: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        value = self.normalizers[self._names[key]](tensors[key])
+        mask = self._masks[key]
+        if mask is None:
+            return value
+        there = tensors[mask][(..., *[None] * len(self._element(key)))]
+        return value.masked_fill(~there, 0.0)
 
 
 def _module_names(keys: Iterable[str]) -> dict[str, str]:

@@ -61,14 +61,26 @@ def samples(space, steps):
 
 
 def stacked(values):
-    """Values of a space as one batch of one sequence, of as many steps: arrays (1, T, ...)."""
+    """Values of a space as one batch of one sequence, of as many steps: arrays (1, T, ...).
+
+    What varies in size, sets and graphs, is in tuples instead.
+    """
     if isinstance(values[0], dict):
         return {key: stacked([value[key] for value in values]) for key in values[0]}
-    return np.stack(values)[None]
+    return (tuple(values),) if isinstance(values[0], tuple) else np.stack(values)[None]
+
+
+def batch_of(values):
+    """The only sequence of `stacked` values, as a batch."""
+    if isinstance(values, dict):
+        return {key: batch_of(value) for key, value in values.items()}
+    return values[0]
 
 
 def step_of(values, t):
-    return {k: v[:, t] for k, v in values.items()} if isinstance(values, dict) else values[:, t]
+    if isinstance(values, dict):
+        return {key: step_of(value, t) for key, value in values.items()}
+    return tuple(row[t] for row in values) if isinstance(values, tuple) else values[:, t]
 
 
 def loss_of(model, observations, actions, steps):
@@ -236,7 +248,75 @@ def test_a_torque_stays_within_its_bounds():
     assert max(abs(float(action[0])) for action in actions) <= 2.0
 
 
+varying = pytest.mark.parametrize("name", ["entities", "graph_observation"])
+
+
+@varying
+def test_observations_of_varying_size_are_read_alone_in_batches_and_from_vector_environments(name):
+    model = compose(config(name)).eval()
+    space = model.observation_space
+    space.seed(0)
+    alone = [space.sample() for _ in range(4)]
+    together = batch_of(stacked(alone))
+    logits = model.policy(together)["action"]
+    for row, observation in zip(logits, alone, strict=True):
+        torch.testing.assert_close(row, model.policy(observation)["action"], atol=1e-5, rtol=1e-4)
+    path = config(name)
+    envs = gymnasium.vector.SyncVectorEnv([lambda: make_env(path)] * 3)
+    observations, _ = envs.reset(seed=0)
+    for _ in range(20):
+        actions = model.policy.act(observations)
+        assert envs.action_space.contains(actions)
+        observations, *_ = envs.step(actions)
+    envs.close()
+
+
+@varying
+def test_observations_of_varying_size_are_drawn(name, tmp_path):
+    model = compose(config(name))
+    assert model.draw(tmp_path / "model.png").stat().st_size > 10_000
+    masks = {"entities": "intruders:mask", "graph_observation": "observation/nodes:mask"}
+    assert masks[name] in model.draw(tmp_path / "model.dot").read_text()
+
+
 # --- the environments of the examples are real tasks ---
+
+
+def test_a_sentry_that_lights_up_the_nearest_is_not_reached():
+    env = gymnasium.make("entities_env:Sentry-v0")
+    counts, total, over, truncated = set(), 0.0, False, False
+    observation, _ = env.reset(seed=0)
+    while not over:
+        moving = [i["at"] for i in observation["intruders"] if i["kind"] != 2]
+        counts.add(len(observation["intruders"]))
+        nearest = min(moving, key=np.linalg.norm, default=None)
+        action = 0 if nearest is None else 1 + sector_of(nearest)
+        observation, reward, over, truncated, _ = env.step(action)
+        total, over = total + float(reward), over or truncated
+    assert len(counts) > 3
+    assert truncated
+    assert total > 10
+    env.close()
+
+
+def sector_of(place):
+    return int(np.arctan2(place[1], place[0]) / (2 * np.pi) % 1.0 * 8) % 8
+
+
+def test_a_courier_that_keeps_trying_ways_delivers():
+    env = gymnasium.make("graph_env:Courier-v0")
+    sizes, delivered = set(), 0
+    for seed in range(20):
+        observation, _ = env.reset(seed=seed)
+        sizes.add(len(observation.nodes))
+        generator, over = np.random.default_rng(seed), False
+        while not over:
+            observation, reward, over, truncated, _ = env.step(generator.integers(4))
+            delivered += over and reward > 0
+            over = over or truncated
+    assert len(sizes) > 3
+    assert delivered >= 10
+    env.close()
 
 
 def test_an_agent_that_gathers_and_uses_is_paid_for_everything():
