@@ -28,7 +28,6 @@ __all__ = [
     "class_name",
     "distribution_name",
     "network_in",
-    "node_path",
     "parts_of",
     "read_rows",
 ]
@@ -101,11 +100,6 @@ def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
     return {**parts, "critic": critic} if isinstance(critic, Critic) else parts
 
 
-def node_path(node: BuiltNode) -> RowPath:
-    """A node's path below its network: ``("latent",)``, ``("heads", "move")``."""
-    return node.node.path
-
-
 def network_in(module: nn.Module) -> tuple[InferenceBlock, int] | None:
     """The network of a nested graph and how many copies there are of it; None for any other module."""
     if isinstance(module, EnsembleBlock):
@@ -166,12 +160,12 @@ class _Reader:
         """The nodes of ``net``, of which there are ``copies``; each node is applied ``times`` times."""
         for node in net.nodes:
             module = net.module_of(node)
-            below = (*path, *node_path(node))
+            below = (*path, *node.node.path)
             repeats = times * _repeats(node)
             nested = network_in(module)
             self._add(
                 below,
-                "/".join(node_path(node)),
+                "/".join(node.node.path),
                 depth,
                 node.label,
                 () if nested else module.parameters(),

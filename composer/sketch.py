@@ -12,7 +12,7 @@ from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
 from composer.network import Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
-from composer.rows import Row, RowPath, class_name, network_in, node_path, parts_of
+from composer.rows import Row, RowPath, class_name, network_in, parts_of
 from composer.summary import Summary, summarize
 from composer.typeset import typeset
 from perception_blocks.assemble import BuiltNode
@@ -193,7 +193,7 @@ class _Sketcher:
         """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
         parts: list[Part] = []
         for node in net.nodes:
-            below = (*path, *node_path(node))
+            below = (*path, *node.node.path)
             module = net.module_of(node)
             nested = network_in(module)
             if nested:

@@ -1,7 +1,7 @@
 """Order and sanity of a graph of names: no torch, no shapes.
 
-A `Dag` owns order, cycles, and unknown, unused and duplicate names. Networks, wrappers and graphs of calls between
-models use it; the diagram draws one.
+A `Dag` owns order, cycles, and unknown, unused and duplicate names. The graph of a network uses it, so does the check
+of a spec that has no shapes yet; the diagram draws one.
 """
 
 from __future__ import annotations
@@ -153,22 +153,30 @@ class Dag:
         return problems
 
     def _unknown(self) -> list[DagProblem]:
+        known = dict.fromkeys([*(self.inputs or ()), *self.writer])
         problems = []
-        known = [*(self.inputs or ()), *self.writer]
-        aside = {n for n, w in self.writer.items() if w.label != repr(w.name)}  # not to be read
-        if self.inputs is not None:
-            for node in self.nodes:
-                for name in dict.fromkeys(node.reads):
-                    if name not in self.writer and name not in self.inputs:
-                        others = [k for k in known if k not in node.writes and k not in aside]
-                        near = did_you_mean(name, others) or _listing(others)
-                        message = f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
-                        problems.append(DagProblem("unknown", message, node.name, name))
+        for node in self.nodes if self.inputs is not None else ():
+            for name in dict.fromkeys(node.reads):
+                if name not in known:
+                    problems.append(self._unknown_read(node, name))
         for name in self.outputs or ():
-            if name not in self.writer and name not in (self.inputs or ()):
+            if name not in known:
                 message = f"the output {name!r} is no node's output{did_you_mean(name, known)}"
                 problems.append(DagProblem("unknown_output", message, None, name))
         return problems
+
+    def _unknown_read(self, node: DagNode, name: str) -> DagProblem:
+        """Suggests inputs and what other nodes write; one that has a label of its own is not to be read."""
+        known = [*(self.inputs or ())]
+        known += [
+            value for value, writer in self.writer.items() if writer.label == repr(writer.name)
+        ]
+        others = [value for value in known if value not in node.writes]
+        near = did_you_mean(name, others) or _listing(others)
+        message = (
+            f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
+        )
+        return DagProblem("unknown", message, node.name, name)
 
     def _cycles(self) -> list[DagProblem]:
         problems = []

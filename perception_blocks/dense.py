@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,13 +23,60 @@ from perception_blocks.settings import (
     Probability,
 )
 
-__all__ = ["DenseBlock", "FeatureBatchNorm", "FlattenDenseBlock", "LinearOutputBlock"]
+__all__ = [
+    "DenseBlock",
+    "FeatureBatchNorm",
+    "FlattenDenseBlock",
+    "LinearLayersBlock",
+    "LinearOutputBlock",
+]
 
 NormName = Literal["none", "layer", "rms", "batch"]
 
 
+class LinearLayersBlock(PerceptionBlock):
+    """What dense and noisy_dense share: linear layers, each followed by its norm, activation and dropout.
+
+    A subclass hands over what makes a linear layer from (features, units).
+    """
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        name: str,
+        linear: Callable[[int, int], nn.Module],
+        *,
+        hidden_units: OneOrMany,
+        activation: Activation,
+        norm: NormName,
+        dropout: float,
+        last_activation: Activation | None,
+    ) -> None:
+        features = one_vector(in_shapes, name)
+        units = unit_list(hidden_units, name)
+        super().__init__(in_shapes, out_shapes=[(units[-1],)])
+        self.linears = nn.ModuleList(linear(n, m) for n, m in zip([features, *units], units))
+        self.norms = None if norm == "none" else nn.ModuleList(make_norm(norm, n) for n in units)
+        last = activation if last_activation is None else last_activation
+        self.activations = make_activations([activation] * (len(units) - 1) + [last])
+        self.dropout = dropout
+
+    def forward(self, x_F: Tensor) -> Tensor:
+        if self.norms is None and not self.dropout:
+            for linear, activation in zip(self.linears, self.activations):
+                x_F = activation(linear(x_F))
+            return x_F
+        for index, linear in enumerate(self.linears):
+            x_F = linear(x_F)
+            if self.norms is not None:
+                x_F = self.norms[index](x_F)
+            x_F = self.activations[index](x_F)
+            x_F = functional.dropout(x_F, self.dropout, self.training)
+        return x_F
+
+
 @BLOCKS.register("dense")
-class DenseBlock(PerceptionBlock):
+class DenseBlock(LinearLayersBlock):
     """Linear layers, each followed by its norm, activation and dropout: ``(F,)`` -> ``(hidden_units[-1],)``.
 
     ``last_activation`` replaces the activation after the last layer; "identity" leaves it out. Parameters are called
@@ -49,28 +97,16 @@ class DenseBlock(PerceptionBlock):
         bias: bool = True,
         last_activation: Activation | None = None,
     ) -> None:
-        features = one_vector(in_shapes, "dense")
-        units = unit_list(hidden_units, "dense")
-        super().__init__(in_shapes, out_shapes=[(units[-1],)])
-        sizes = zip([features, *units], units)
-        self.linears = nn.ModuleList(nn.Linear(n, m, bias=bias) for n, m in sizes)
-        self.norms = None if norm == "none" else nn.ModuleList(make_norm(norm, n) for n in units)
-        last = activation if last_activation is None else last_activation
-        self.activations = make_activations([activation] * (len(units) - 1) + [last])
-        self.dropout = dropout
-
-    def forward(self, x_F: Tensor) -> Tensor:
-        if self.norms is None and not self.dropout:
-            for linear, activation in zip(self.linears, self.activations):
-                x_F = activation(linear(x_F))
-            return x_F
-        for index, linear in enumerate(self.linears):
-            x_F = linear(x_F)
-            if self.norms is not None:
-                x_F = self.norms[index](x_F)
-            x_F = self.activations[index](x_F)
-            x_F = functional.dropout(x_F, self.dropout, self.training)
-        return x_F
+        super().__init__(
+            in_shapes,
+            "dense",
+            functools.partial(nn.Linear, bias=bias),
+            hidden_units=hidden_units,
+            activation=activation,
+            norm=norm,
+            dropout=dropout,
+            last_activation=last_activation,
+        )
 
 
 @BLOCKS.register("flatten_dense")

@@ -78,7 +78,7 @@ class Node:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """Where it is found: below its group, if it is in one."""
+        """Where it is found below its network: ``("latent",)``, ``("heads", "move")``."""
         return (self.name,) if self.group is None else (self.group, self.name)
 
     @property

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception_blocks.activations import make_activations
-from perception_blocks.block import PerceptionBlock, one_vector
-from perception_blocks.dense import NormName, make_norm, unit_list
+from perception_blocks.dense import LinearLayersBlock, NormName
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, OneOrMany, PositiveFloat, Probability
@@ -55,7 +54,7 @@ def _noise(size: int, like: Tensor) -> Tensor:
 
 
 @BLOCKS.register("noisy_dense")
-class NoisyDenseBlock(PerceptionBlock):
+class NoisyDenseBlock(LinearLayersBlock):
     """`DenseBlock` of noisy linear layers (NoisyNet, Fortunato et al., 2017): ``(F,)`` -> ``(hidden_units[-1],)``.
 
     In train mode every forward draws fresh noise from torch's global generator, the same for the whole batch (vmap
@@ -78,21 +77,13 @@ class NoisyDenseBlock(PerceptionBlock):
         last_activation: Activation | None = None,
         sigma: PositiveFloat = 0.5,
     ) -> None:
-        features = one_vector(in_shapes, "noisy_dense")
-        units = unit_list(hidden_units, "noisy_dense")
-        super().__init__(in_shapes, out_shapes=[(units[-1],)])
-        sizes = zip([features, *units], units)
-        self.linears = nn.ModuleList(NoisyLinear(n, m, bias, sigma) for n, m in sizes)
-        self.norms = None if norm == "none" else nn.ModuleList(make_norm(norm, n) for n in units)
-        last = activation if last_activation is None else last_activation
-        self.activations = make_activations([activation] * (len(units) - 1) + [last])
-        self.dropout = dropout
-
-    def forward(self, x_F: Tensor) -> Tensor:
-        for index, linear in enumerate(self.linears):
-            x_F = linear(x_F)
-            if self.norms is not None:
-                x_F = self.norms[index](x_F)
-            x_F = self.activations[index](x_F)
-            x_F = functional.dropout(x_F, self.dropout, self.training)
-        return x_F
+        super().__init__(
+            in_shapes,
+            "noisy_dense",
+            functools.partial(NoisyLinear, bias=bias, sigma=sigma),
+            hidden_units=hidden_units,
+            activation=activation,
+            norm=norm,
+            dropout=dropout,
+            last_activation=last_activation,
+        )

@@ -1,4 +1,4 @@
-"""The one class for all names: blocks, activations, initialisers, distributions, critics, wrappers."""
+"""The one class for all names: blocks, activations, functions, initialisers, and composer's own kinds of names."""
 
 from __future__ import annotations
 

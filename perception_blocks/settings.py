@@ -144,26 +144,24 @@ def check_settings(
     """What is wrong with the settings ``given`` to a class or function; ``partial`` forgives missing ones."""
     settings, takes_any = settings_of(function, skip)
     problems = []
-    meant = set()
+    there: set[str | None] = set(given)  # and what a misspelt name was meant to be
     for name, value in given.items():
         if name in settings:
             wrong = mismatch(settings[name].annotation, value)
             if wrong:
                 problems.append(SettingProblem(name, f"{name!r} {wrong}"))
         elif not takes_any:
-            message = f"{name!r} is not a setting of {label}"
-            near = did_you_mean(name, settings)
-            meant.add(near_name(name, settings))
+            there.add(near_name(name, settings))
             known = f"; it has {', '.join(map(repr, settings))}" if settings else "; it has none"
-            problems.append(SettingProblem(name, message + (near or known), misspelt=True))
-    if not partial:
-        for setting in settings.values():
-            if setting.required and setting.name not in meant.union(given):
-                text = f"{label} needs the setting {setting.name!r}"
-                if setting.annotation is not Any:
-                    text += f" ({describe(setting.annotation)})"
-                problems.append(SettingProblem(setting.name, text))
-    return problems
+            message = f"{name!r} is not a setting of {label}{did_you_mean(name, settings) or known}"
+            problems.append(SettingProblem(name, message, misspelt=True))
+    missing = [s for s in settings.values() if s.required and s.name not in there]
+    return problems if partial else [*problems, *(_missing(s, label) for s in missing)]
+
+
+def _missing(setting: Setting, label: str) -> SettingProblem:
+    what = "" if setting.annotation is Any else f" ({describe(setting.annotation)})"
+    return SettingProblem(setting.name, f"{label} needs the setting {setting.name!r}{what}")
 
 
 def mismatch(annotation: Any, value: Any) -> str | None:
