@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from composer.network import REGISTRIES
-from perception_blocks.block import PerceptionBlock
+from composer.tree import listing
+from perception_blocks.block import PerceptionBlock, is_built_in
 from perception_blocks.construct import Construction
 from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
 
@@ -97,9 +98,11 @@ class SeededConstruction(Construction):
             module.to(device=device, dtype=dtype)
         for path, block in self._blocks.items():
             block.to_empty(device=device)
-            _poison(block)
+            if not is_built_in(block):  # a user's may forget a parameter; ours are tested for it
+                _poison(block)
             block.reset_parameters(local_generator(self.seed, self.name, *path))
-            _refuse_undrawn(block, self.where(path))
+            if not is_built_in(block):
+                _refuse_undrawn(block, self.where(path))
             block.to(dtype=dtype)
         for inner in self._copies:
             inner.materialize(device, dtype)
@@ -135,16 +138,13 @@ def _forked_random_state(seed: int) -> Iterator[None]:
 
 
 def _poison(block: PerceptionBlock) -> None:
-    """Memory that no one wrote must never become a weight: a user's reset_parameters may forget one."""
-    if not type(block).__module__.startswith("perception_blocks."):  # ours are tested for it
-        with torch.no_grad():
-            for parameter in block.parameters():
-                parameter.fill_(float("nan"))
+    """Memory that no one wrote must never become a weight: NaN shows which parameters were not drawn."""
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.fill_(float("nan"))
 
 
 def _refuse_undrawn(block: PerceptionBlock, where: str) -> None:
-    if not type(block).__module__.startswith("perception_blocks."):
-        lost = [name for name, tensor in block.named_parameters() if torch.isnan(tensor).any()]
-        if lost:
-            names = ", ".join(map(repr, lost))
-            raise ValueError(f"{where}: reset_parameters does not draw {names}")
+    lost = [name for name, tensor in block.named_parameters() if torch.isnan(tensor).any()]
+    if lost:
+        raise ValueError(f"{where}: reset_parameters does not draw {listing(lost)}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception_blocks.inference import InferenceBlock
+from perception_blocks.inference import InferenceBlock, submodule_at
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["CustomNetwork", "GraphNetwork", "Network", "NetworkModule", "State", "Tensors"]
@@ -42,15 +42,6 @@ class Network:
     ) -> tuple[Tensors, State]:
         """Outputs and the state after one step (...), or with ``unroll`` after all steps (..., T)."""
         raise TypeError(f"{type(self).__name__} must define advance")
-
-    def pictures(self) -> dict[str, InferenceBlock]:
-        """The InferenceBlocks that a diagram can show, by their path in the module."""
-        found: dict[str, InferenceBlock] = {}
-        for name, module in self.module.named_modules():  # parents come before their children
-            inside = any(outer == "" or name.startswith(f"{outer}.") for outer in found)
-            if isinstance(module, InferenceBlock) and not inside:
-                found[name] = module
-        return found
 
     def initial_state(
         self, leading: tuple[int, ...], device: torch.device, dtype: torch.dtype
@@ -194,15 +185,8 @@ class NetworkModule(nn.Module):
         self.network.module.train(mode)
         return super().train(mode)
 
-    def get_submodule(self, target: str) -> Any:
-        """By path; unlike torch's, it finds a node that is named like a method ("value")."""
-        module: nn.Module = self
-        for name in filter(None, target.split(".")):
-            found = module._modules.get(name)
-            if found is None:
-                raise AttributeError(f"no module {target!r} in this network")
-            module = found
-        return module
+    def get_submodule(self, target: str) -> nn.Module:
+        return submodule_at(self, target)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))

@@ -72,13 +72,13 @@ class NodeReader:
             name,
             block,
             self._inputs(fields, settings, nested=graph is not None),
-            self._outputs(fields, nested=graph is not None),
-            fields.count("each", 0),
-            same_as,
-            value.get("init"),
-            settings,
-            graph,
-            fields.count("copies", 1) if block == "ensemble" else None,
+            out=self._outputs(fields, nested=graph is not None),
+            each=fields.count("each", 0),
+            same_as=same_as,
+            init=value.get("init"),
+            settings=settings,
+            graph=graph,
+            copies=fields.count("copies", 1) if block == "ensemble" else None,
         )
 
     def _only_shared(self, fields: Fields) -> None:

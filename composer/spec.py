@@ -29,8 +29,8 @@ from composer.tree import describe, listing
 from composer.trust import check_trusted
 from perception_blocks.registry import did_you_mean, near_name
 
-__all__ = ["CRITIC_KINDS", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
-__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "read_spec"]
+__all__ = ["CRITIC_KEYS", "NETWORK_KEYS", "POLICY_KEYS", "POLICY_NETWORK_KEYS", "TOP_KEYS"]
+__all__ += ["VERSION", "read_spec"]
 
 VERSION = 1
 
@@ -81,16 +81,16 @@ class _Reader:
         if policy is None:
             return None
         return ModelSpec(
-            VERSION,
-            environment,
-            self._source.params,
-            distributions,
-            ignore,
-            normalize,
-            texts,
-            policy,
-            critic,
-            self._source,
+            version=VERSION,
+            environment=environment,
+            params=self._source.params,
+            distributions=distributions,
+            ignore=ignore,
+            normalize=normalize,
+            texts=texts,
+            policy=policy,
+            critic=critic,
+            source=self._source,
         )
 
     def _version(self, top: Fields, misspelt: bool) -> None:
@@ -166,9 +166,11 @@ class _Reader:
         return PolicySpec(
             fields.path,
             self._networks(fields, POLICY_NETWORK_KEYS, POLICY_KEYS, "policy"),
-            fields.text_mapping("action_mask", "a mapping from actions to observations"),
-            self._wrap(fields),
-            fields.boolean("separate"),
+            action_mask=fields.text_mapping(
+                "action_mask", "a mapping from actions to observations"
+            ),
+            wrap=self._wrap(fields),
+            separate=fields.boolean("separate"),
         )
 
     def _critic(self, top: Fields, policy: PolicySpec | None) -> CriticSpec | None:
@@ -182,11 +184,11 @@ class _Reader:
         return CriticSpec(
             fields.path,
             self._networks(fields, NETWORK_KEYS, CRITIC_KEYS, "critic"),
-            self._critic_kind(fields),
-            fields.boolean("stack"),
-            fields.count("ensemble", 1),
-            fields.boolean("normalize_value"),
-            policy.shares if policy else (),
+            kind=self._critic_kind(fields),
+            stack=fields.boolean("stack"),
+            ensemble=fields.count("ensemble", 1),
+            normalize_value=fields.boolean("normalize_value"),
+            shared=policy.shares if policy else (),
         )
 
     def _critic_kind(self, fields: Fields) -> CriticKind:
@@ -259,14 +261,14 @@ class _Reader:
         graph = self._nodes.graph(fields) if "graph" in given else None
         network = NetworkSpec(
             fields.path,
-            graph,
-            self._target(fields),
-            arguments,
-            read_template(fields, self._nodes) if "template" in given else None,
-            self._heads(fields, graph, role, "heads" in meant),
-            fields.texts("observations") if "observations" in fields else None,
-            fields.values.get("init"),
-            fields.texts("shares") if "shares" in keys else (),
+            graph=graph,
+            target=self._target(fields),
+            arguments=arguments,
+            template=read_template(fields, self._nodes) if "template" in given else None,
+            heads=self._heads(fields, graph, role, "heads" in meant),
+            observations=fields.texts("observations") if "observations" in fields else None,
+            init=fields.values.get("init"),
+            shares=fields.texts("shares") if "shares" in keys else (),
         )
         if graph:
             check_graph(graph, fields.at("graph"), self._problems)

@@ -15,7 +15,7 @@ from perception_blocks.graph import Graph
 from perception_blocks.lowering import Program, write_program
 from perception_blocks.port import Port, Shape
 
-__all__ = ["InferenceBlock"]
+__all__ = ["InferenceBlock", "submodule_at"]
 
 
 class InferenceBlock(nn.Module):
@@ -155,15 +155,8 @@ class InferenceBlock(nn.Module):
         """The module of one of ``self.nodes``."""
         return self.get_submodule(".".join(node.step.module))
 
-    def get_submodule(self, target: str) -> Any:
-        """By path; unlike torch's, it finds a node that is named like a method ("train")."""
-        module: nn.Module = self
-        for name in filter(None, target.split(".")):
-            found = module._modules.get(name)
-            if found is None:
-                raise AttributeError(f"no module {target!r} in this network")
-            module = found
-        return module
+    def get_submodule(self, target: str) -> nn.Module:
+        return submodule_at(self, target)
 
     def extra_repr(self) -> str:
         return f"{self.in_shapes} -> {self.out_shapes}"
@@ -191,3 +184,14 @@ class InferenceBlock(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._compile()
+
+
+def submodule_at(root: nn.Module, target: str) -> nn.Module:
+    """By path; unlike torch's ``get_submodule``, it finds a node that is named like a method ("train")."""
+    module = root
+    for name in filter(None, target.split(".")):
+        found = module._modules.get(name)
+        if found is None:
+            raise AttributeError(f"no module {target!r} in this network")
+        module = found
+    return module
