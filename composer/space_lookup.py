@@ -12,6 +12,8 @@ from composer.source import Source
 
 __all__ = ["find_spaces", "make_environment"]
 
+PACKAGE_HINT = "package:id, such as ale_py:ALE/Pong-v5"
+
 
 def find_spaces(
     spec: ModelSpec,
@@ -34,6 +36,9 @@ def find_spaces(
         made = env = make_environment(spec.environment, ("environment",), spec.source)
     elif isinstance(env, str):
         made = env = make_environment(env)
+    elif not hasattr(env, "observation_space"):
+        kind = type(env).__name__
+        raise ValueError(f"env is an environment, a vector environment or an id, got a {kind}")
     try:
         observation = getattr(env, "single_observation_space", None) or env.observation_space
         action = getattr(env, "single_action_space", None) or env.action_space
@@ -51,4 +56,6 @@ def make_environment(
         return gymnasium.make(environment)
     except (gymnasium.error.Error, ImportError) as error:
         message = f"the environment {environment!r} cannot be made: {error}"
+        if isinstance(error, gymnasium.error.NamespaceNotFound) and ":" not in environment:
+            message += f"\nIf a package brings it, name that too: {PACKAGE_HINT}"
         raise SpecError([Problem(message, path, source and source.position(path))]) from error

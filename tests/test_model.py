@@ -480,6 +480,8 @@ def test_compose_needs_to_know_the_spaces():
         ValueError, match=r"compose needs env=\.\.\., both spaces, or a spec with an 'environment'"
     ):
         composer.compose(SPEC)
+    with pytest.raises(ValueError, match=r"env is an environment, .* or an id, got a Discrete"):
+        composer.compose(SPEC, env=spaces.Discrete(3))
     with pytest.raises(ValueError, match="give both observation_space and action_space, or an env"):
         composer.compose(SPEC, observation_space=OBSERVATIONS)
 
