@@ -122,7 +122,7 @@ def _element_mask(name: str, ports: Mapping[str, Port]) -> str | None:
     if mask is None:
         return None
     if mask not in ports:
-        raise NodeError("in", f"{name!r} is masked by {mask!r}, which the graph does not have")
+        raise NodeError("in", f"{name!r} is masked by {mask!r}, which is not among the inputs; add it")
     return mask if ports[mask].shape else None
 
 

@@ -236,7 +236,7 @@ def test_a_mask_that_the_graph_does_not_have_is_named():
     graph = Graph({"units": Port((None, 4), mask="units:mask")})
     graph.add("pooled", "deep_set", "units", hidden_units=[4])
     assert problem(graph, "pooled") == (
-        "node 'pooled': 'units' is masked by 'units:mask', which the graph does not have"
+        "node 'pooled': 'units' is masked by 'units:mask', which is not among the inputs; add it"
     )
 
 
