@@ -1,6 +1,7 @@
 """The way of the data goes in one direction: a module imports only from those before it, inside functions too."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,10 +27,10 @@ COMPOSER = """
     block_words blocks_help block_pages spec_diff
     space_kinds space_readers variable_spaces spaces space_json space_lookup observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
-    network construction demand custom_class build policy critic
+    network construction demand custom_class build policy critic parts
     flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
-    export wrappers checkpoint model cli __main__
+    checkpoint model cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
@@ -50,7 +51,7 @@ LIBRARIES = {
     "yaml": ["composer.source"],
     "gymnasium": [
         f"composer.{name}"
-        for name in ("space*", "variable_spaces", "distributions*", "model", "wrappers", "cli")
+        for name in ("space*", "variable_spaces", "distributions*", "parts", "model", "cli")
     ],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint"],
@@ -89,6 +90,13 @@ def is_ours(name: str) -> bool:
 
 def test_every_module_has_its_place_in_the_reading_order():
     assert sorted(set(MODULES) - set(READING_ORDER)) == []
+
+
+def test_the_map_in_the_documentation_has_every_module_in_reading_order():
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.M)
+    names = [name for cell in cells for name in re.findall(r"\w+", cell)]
+    assert names == [module.partition(".")[2] for module in READING_ORDER]
 
 
 @pytest.mark.parametrize("module", MODULES)
