@@ -70,8 +70,8 @@ class HeadsSpec:
 class TemplateSpec:
     """What a user says of a network that follows from its observations; its nodes have no inputs yet.
 
-    ``image`` to ``graph`` are the nodes for each kind of observation (None: the template's own choice), ``by_name`` those
-    for observations whose name matches a pattern; ``trunk`` and ``memory`` come after, or are None.
+    ``image`` to ``graph`` are the nodes for each kind of observation (None: the template's own choice), ``by_name``
+    those for observations whose name matches a pattern; ``trunk`` and ``memory`` come after, or are None.
     """
 
     path: Path
