@@ -43,7 +43,7 @@ def batch(*sets):
 def test_statistics_of_a_set_are_those_of_the_elements_that_are_there():
     model = compose(POOLED, UNITS)
     model.update_normalizers(batch([(2, 0), (4, 0)], [], [(6, 3)]))
-    normalizer = model.get_submodule("policy").observer.normalizers["units"]
+    (normalizer,) = model.policy.observer.normalizers.values()
     assert normalizer.mean.tolist() == [4.0, 1.0]
     torch.testing.assert_close(normalizer.var, torch.tensor([8 / 3, 2.0]))
     assert int(normalizer.count) == 3
@@ -64,7 +64,8 @@ def test_an_update_without_any_elements_changes_nothing():
     model = compose(POOLED, UNITS)
     model.update_normalizers(batch([], []))
     model.update_normalizers({"units": (), "speed": SPEED})
-    assert int(model.policy.observer.normalizers["units"].count) == 0
+    (normalizer,) = model.policy.observer.normalizers.values()
+    assert int(normalizer.count) == 0
 
 
 def test_a_scalar_of_each_element_and_an_alternative_are_normalised():
@@ -77,9 +78,9 @@ def test_a_scalar_of_each_element_and_an_alternative_are_normalised():
     goals = ((0, np.array([3.0], np.float32)), (1, 1), (0, np.array([5.0], np.float32)))
     health = tuple(tuple(np.float32(x) for x in xs) for xs in ((1, 2), (), (6,)))
     model.update_normalizers({"health": health, "goal": goals})
-    normalizers = model.policy.observer.normalizers
-    assert normalizers["health"].mean.tolist() == 3.0
-    assert normalizers["goal_0"].mean.tolist() == [4.0]
+    of_health, of_goal = model.policy.observer.normalizers.values()
+    assert of_health.mean.tolist() == 3.0
+    assert of_goal.mean.tolist() == [4.0]
     read = model.policy.observer.read(
         {"health": health, "goal": goals}, ["goal/0"], torch.float32, torch.device("cpu")
     )
