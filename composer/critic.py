@@ -75,14 +75,9 @@ class Critic(NetworkModule):
     ) -> tuple[Tensors, State]:
         inputs = self.observer.read(observations, self._keys, self.dtype, self.device)
         inputs |= self._shared_values(shared)
-        if not self.has_memory:
-            return self.network.run(inputs), {}
-        leading = self._leading(inputs)
-        method = "unroll" if unroll else "critic"
-        call = f"{method}(observations, state, resets)"
-        self.check_state(state, leading[:-1] if unroll else leading, call)
-        resets = self.read_resets(resets, leading)
-        return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+        if self.shared:
+            self.leading(inputs)  # else values of another batch would be broadcast
+        return self.evaluate(inputs, state, resets, "critic", unroll)
 
     def _shared_values(self, shared: Mapping[str, Tensor] | None) -> Tensors:
         missing = [name for name in self.shared if name not in (shared or {})]
@@ -93,7 +88,3 @@ class Critic(NetworkModule):
                 "or the model itself"
             )
         return {name: shared[name] for name in self.shared}  # type: ignore[index]
-
-    def _leading(self, inputs: Tensors) -> tuple[int, ...]:
-        name, port = next(iter(self.network.in_ports.items()))
-        return tuple(inputs[name].shape[: inputs[name].dim() - len(port.shape)])

@@ -19,6 +19,7 @@ from composer.spaces import SpaceTree, format_space
 from perception_blocks.port import format_shape
 from perception_blocks.registry import Registry, did_you_mean
 from perception_blocks.settings import check_settings
+from perception_blocks.wiring import module_name
 
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
 __all__ += ["Distribution", "DistributionRuleError", "build_distributions", "check_action"]
@@ -151,7 +152,7 @@ class ActionDistributions(nn.Module):
         super().__init__()
         self._names: dict[str, str] = {}
         for key, family in families.items():
-            self._names[key] = self._module_name(key)
+            self._names[key] = module_name(key)
             self.add_module(self._names[key], family)
 
     @property
@@ -175,13 +176,6 @@ class ActionDistributions(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         for _, family in self.items():
             family.reset_parameters(generator)
-
-    def _module_name(self, key: str) -> str:
-        """A name that torch accepts for any text, different for different texts: ``a.b`` -> ``a%2Eb``."""
-        name = key.replace("%", "%25").replace(".", "%2E")
-        if hasattr(self, name):  # such as "type"
-            name = f"%{ord(name[0]):02X}{name[1:]}"
-        return name or "%"
 
     def __getitem__(self, key: str) -> ActionDistribution:
         return self._modules[self._names[key]]  # type: ignore[return-value]

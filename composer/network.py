@@ -193,6 +193,34 @@ class NetworkModule(nn.Module):
         self._dtype, self._device = probe.dtype, probe.device
         return super()._apply(fn, recurse)
 
+    def evaluate(
+        self, inputs: Tensors, state: State | None, resets: Any, name: str, unroll: bool = False
+    ) -> tuple[Tensors, State]:
+        """Outputs and the state after; ``name`` is what the caller of this network calls it.
+
+        Raises ValueError for a state or resets that do not fit the inputs.
+        """
+        if not self.has_memory:
+            if state:
+                raise ValueError(f"this {name} has no memory; call it without a state")
+            return self.network.run(inputs), {}
+        leading = self.leading(inputs)
+        call = f"{'unroll' if unroll else name}(observations, state, resets)"
+        self.check_state(state, leading[:-1] if unroll else leading, call)
+        resets = self.read_resets(resets, leading)
+        return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+
+    def leading(self, inputs: Tensors) -> tuple[int, ...]:
+        """The axes before those of the inputs' own shapes. Raises ValueError unless all share them."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name, port in self.network.in_ports.items():
+            shape = inputs[name].shape
+            found[name] = tuple(shape[: len(shape) - len(port.shape)])
+        if len(set(found.values())) > 1:
+            shown = ", ".join(f"{name!r} {format_shape(axes)}" for name, axes in found.items())
+            raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
+        return next(iter(found.values()))
+
     def check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
         """Raise ValueError unless ``state`` is one for these leading axes; ``call`` is how to call this right."""
         if state is None:

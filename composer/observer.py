@@ -26,7 +26,7 @@ class Observer:
     def __init__(self, tree: SpaceTree, normalize: Iterable[str] = ()) -> None:
         self.tree = tree
         self.keys = tuple(normalize)
-        self._names = _module_names(self.keys)
+        self._names = {key: module_name(key) for key in self.keys}
         self.normalizers = nn.ModuleDict(
             {name: NormalizeBlock([self._element(key)]) for key, name in self._names.items()}
         )
@@ -55,10 +55,6 @@ class Observer:
             seen = tensors[key] if mask is None else tensors[key][tensors[mask]]
             self.normalizers[self._names[key]].update(seen)  # type: ignore[operator]
 
-    def leading(self, tensors: dict[str, Tensor]) -> tuple[int, ...]:
-        """The leading axes that all ``tensors`` share."""
-        return self.tree.leading(tensors)
-
     def _element(self, key: str) -> Shape:
         """The shape of what is normalised: without the axes that a mask is about."""
         port = self.tree.ports[key]
@@ -72,13 +68,3 @@ class Observer:
             return value
         there = tensors[mask][(..., *[None] * len(self._element(key)))]
         return value.masked_fill(~there, 0.0)
-
-
-def _module_names(keys: Iterable[str]) -> dict[str, str]:
-    """For each key of any text a name of its own that an ``nn.ModuleDict`` takes."""
-    taken = set(dir(nn.ModuleDict))  # such as "type"
-    names = {}
-    for key in keys:
-        names[key] = module_name(key, taken)
-        taken.add(names[key])
-    return names

@@ -53,12 +53,12 @@ class Policy(NetworkModule):
 
     def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
         """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state)."""
-        outputs, after = self._evaluate(self._read(observations), state, resets)
+        outputs, after = self.evaluate(self._read(observations), state, resets, "policy")
         return (outputs, after) if self.has_memory else outputs
 
     def unroll(self, observations: Any, state: State, resets: Any = None) -> tuple[Tensors, State]:
         """All steps of (..., T): logits of every step, and the state after the last; resets (..., T)."""
-        return self._evaluate(self._read(observations), state, resets, unroll=True)
+        return self.evaluate(self._read(observations), state, resets, "policy", unroll=True)
 
     def distribution(
         self,
@@ -77,7 +77,7 @@ class Policy(NetworkModule):
         ``temperature`` below 1 sharpens.
         """
         inputs = self._read(observations)
-        outputs, after = self._evaluate(inputs, state, resets, unroll)
+        outputs, after = self.evaluate(inputs, state, resets, "policy", unroll)
         distribution = self._distribution(outputs, inputs, mask, temperature)
         return (distribution, after) if self.has_memory else distribution
 
@@ -137,19 +137,6 @@ class Policy(NetworkModule):
         if own is not None:
             observations = own(observations)
         return self.observer.read(observations, self._keys, self.dtype, self.device)
-
-    def _evaluate(
-        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
-    ) -> tuple[Tensors, State]:
-        if not self.has_memory:
-            return self.network.run(inputs), {}
-        leading = self.observer.leading(inputs)
-        method = "unroll" if unroll else "policy"
-        self.check_state(
-            state, leading[:-1] if unroll else leading, f"{method}(observations, state, resets)"
-        )
-        resets = self.read_resets(resets, leading)
-        return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
 
     def _distribution(
         self, outputs: Tensors, inputs: Tensors, mask: Any, temperature: float

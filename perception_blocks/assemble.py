@@ -255,7 +255,7 @@ class _Assembly:
         container = self._root._modules.setdefault(node.group, nn.Module())
         assert container is not None
         names = self._groups.setdefault(node.group, {})
-        names[node.name] = module_name(node.name, set(names.values()))
+        names[node.name] = module_name(node.name)
         container._modules[names[node.name]] = module
         return (node.group, names[node.name])
 

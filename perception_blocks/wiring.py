@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+from torch import nn
 
 from perception_blocks.block import block_label
 from perception_blocks.graph import Graph, Node
@@ -122,7 +123,9 @@ def _element_mask(name: str, ports: Mapping[str, Port]) -> str | None:
     if mask is None:
         return None
     if mask not in ports:
-        raise NodeError("in", f"{name!r} is masked by {mask!r}, which is not among the inputs; add it")
+        raise NodeError(
+            "in", f"{name!r} is masked by {mask!r}, which is not among the inputs; add it"
+        )
     return mask if ports[mask].shape else None
 
 
@@ -201,9 +204,13 @@ def nested_outputs(node: Node, graph: Graph) -> dict[str, str]:
     return {node.name: sinks[0]}
 
 
-def module_name(key: str, taken: set[str]) -> str:
-    """A key of any text as a module's name: letters, digits and '_', not yet taken."""
-    name = re.sub(r"\W", "_", key) or "_"
-    while name in taken:
-        name += "_"
+def module_name(key: str) -> str:
+    """A key of any text as a name that ``nn.Module`` takes for a child; other keys have other names.
+
+    >>> module_name("move"), module_name("gear.box"), module_name("type")
+    ('move', 'gear%2Ebox', '%74ype')
+    """
+    name = key.replace("%", "%25").replace(".", "%2E")
+    if not name or hasattr(nn.ModuleDict, name):
+        return f"%{ord(name[0]):02X}{name[1:]}" if name else "%"
     return name

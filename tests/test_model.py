@@ -385,6 +385,36 @@ def test_a_model_carries_the_state_of_policy_and_critic():
     assert after.keys() == state.keys()
 
 
+def test_shared_values_of_another_batch_are_refused():
+    model = compose()
+    with pytest.raises(
+        ValueError, match=r"the inputs differ in their leading \(batch\) axes: .*\(3,\)"
+    ):
+        model.critic(observations(3), shared=model.policy(observations(1)))
+
+
+def test_a_state_for_a_network_without_memory_is_refused():
+    with pytest.raises(ValueError, match="this policy has no memory; call it without a state"):
+        compose().policy(observations(2), {"memory/h": torch.zeros(2, 1, 8)})
+
+
+def test_module_names_depend_on_no_other_name():
+    actions = spaces.Dict(
+        {"a.b": spaces.Discrete(2), "a_b": spaces.Discrete(2), "type": spaces.Discrete(2)}
+    )
+    spec = {
+        "version": 1,
+        "policy": {
+            "graph": {"latent": {"block": "dense", "in": "observation", "hidden_units": [4]}},
+            "heads": {"in": "latent"},
+        },
+    }
+    model = compose(spec, observation_space=spaces.Box(-1, 1, (3,)), action_space=actions)
+    heads = {name.split(".")[2] for name in model.state_dict() if name.startswith("policy.heads")}
+    assert heads == {"a%2Eb", "a_b", "%74ype"}
+    assert set(model.policy(torch.zeros(3))) == {"a.b", "a_b", "type"}
+
+
 def test_calls_without_the_right_state_say_what_is_missing():
     model = compose(recurrent_spec())
     with pytest.raises(
