@@ -24,7 +24,8 @@ class FunctionalBlock(PerceptionBlock):
     """What a function makes of one or more tensors: ``(...,)`` each -> the shapes of what it returns.
 
     It is given tensors with one batch axis and returns a tensor or a tuple of them. ``function`` is a name registered
-    in FUNCTIONS or, from Python, any callable; further settings are handed on to it. The shapes are found by running it once on data that is not there.
+    in FUNCTIONS or, from Python, any callable; further settings are handed on to it. The shapes are found by running
+    it once on data that is not there.
 
     >>> FunctionalBlock([(3,), (3,)], function="add").out_shapes
     [(3,)]

@@ -1,7 +1,11 @@
 """What all tests share: few threads, and property tests that try the same examples in every run."""
 
 import hypothesis
+import pytest
 import torch
+
+from composer.distributions import DISTRIBUTIONS
+from perception_blocks.registry import ACTIVATIONS, BLOCKS, FUNCTIONS, INITIALIZERS
 
 torch.set_num_threads(1)
 
@@ -10,3 +14,17 @@ hypothesis.settings.load_profile("repeatable")
 
 # A package that is installed by its test; collecting doctests in it would register its block here.
 collect_ignore = ["sample_plugin"]
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_before():
+    """What a test registers is gone after it: tests run in any order, in any process."""
+    registries = [ACTIVATIONS, BLOCKS, DISTRIBUTIONS, FUNCTIONS, INITIALIZERS]
+    before = [(vars(r), {name: _copied(v) for name, v in vars(r).items()}) for r in registries]
+    yield
+    for state, kept in before:
+        state.update(kept)
+
+
+def _copied(value):
+    return dict(value) if isinstance(value, dict) else value
