@@ -17,6 +17,7 @@ from torch.nn import functional
 from perception_blocks.masks import (
     MaskedBlock,
     as_bool,
+    blank,
     check_mask,
     masked_softmax,
     same_shape,
@@ -144,16 +145,22 @@ class AttentionBlock(MaskedBlock):
         self, attention_mask: Tensor | None, key_padding_mask: Tensor | None
     ) -> Tensor | None:
         """Both masks as one that can be broadcast to (..., heads, Q, K)."""
-        if self.only_padding and key_padding_mask is None:
-            attention_mask, key_padding_mask = None, attention_mask
+        padding = self.padding_mask(attention_mask, key_padding_mask)
         mask = None
-        if attention_mask is not None:
+        if attention_mask is not None and attention_mask is not padding:
             mask = as_bool(attention_mask)
             mask = mask if self.mask_per_head else mask.unsqueeze(-3)
-        if key_padding_mask is not None:
-            padding = as_bool(key_padding_mask)[..., None, None, :]
+        if padding is not None:
+            padding = as_bool(padding)[..., None, None, :]
             mask = padding if mask is None else mask & padding
         return mask
+
+    def padding_mask(
+        self, attention_mask: Tensor | None, key_padding_mask: Tensor | None
+    ) -> Tensor | None:
+        """The key-padding mask, which may have come in the place of the attention mask."""
+        alone = self.only_padding and key_padding_mask is None
+        return attention_mask if alone else key_padding_mask
 
 
 @BLOCKS.register("multi_head_attention")
@@ -206,6 +213,8 @@ class MultiHeadAttentionBlock(AttentionBlock):
         key_padding_mask: Tensor | None = None,
     ) -> Any:
         mask = self.joint_mask(attention_mask, key_padding_mask)
+        padding = self.padding_mask(attention_mask, key_padding_mask)
+        key, value = blank(key, padding), blank(value, padding)
         y, weights = self.attention(query, key, value, mask, weighted=self.return_weights)
         return (y, weights) if self.return_weights else y
 
@@ -253,6 +262,7 @@ class SelfAttentionSeqBlock(AttentionBlock):
         key_padding_mask: Tensor | None = None,
     ) -> Any:
         mask = self.joint_mask(attention_mask, key_padding_mask)
+        x = blank(x, self.padding_mask(attention_mask, key_padding_mask))
         y, weights = self.attention(x, x, x, mask, self.causal, self.return_weights)
         y = x + y if self.residual else y
         return (y, weights) if self.return_weights else y
@@ -309,6 +319,7 @@ class CrossAttentionBlock(AttentionBlock):
         key_padding_mask: Tensor | None = None,
     ) -> Any:
         mask = self.joint_mask(attention_mask, key_padding_mask)
+        context = blank(context, self.padding_mask(attention_mask, key_padding_mask))
         queries = query.unsqueeze(-2) if self.single else query
         y, weights = self.attention(queries, context, context, mask, weighted=self.return_weights)
         y = y.squeeze(-2) if self.single else y

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from perception_blocks.attention import Attention
 from perception_blocks.conv import ImageBlock, image_shape
-from perception_blocks.masks import MaskedBlock, as_bool, check_mask, same_shape, shapes_of
+from perception_blocks.masks import (
+    MaskedBlock,
+    as_bool,
+    blank,
+    check_mask,
+    same_shape,
+    shapes_of,
+)
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveInt, Probability
@@ -60,14 +67,13 @@ class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
         tensor.zero_()  # the gain, the only parameter of its own
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
-        pixels = x.flatten(-self.dims).transpose(-2, -1)  # (..., H * W, C)
+        pixels = seen = x.flatten(-self.dims).transpose(-2, -1)  # (..., H * W, C)
         if mask is not None:
             mask = as_bool(mask)
-            mask = (
-                mask.flatten(-self.dims)[..., None, None, :]
-                if self.mask_of_pixels
-                else mask.unsqueeze(-3)
-            )
-        found, weights = self.attention(pixels, pixels, pixels, mask, weighted=self.return_weights)
+            if self.mask_of_pixels:
+                mask = mask.flatten(-self.dims)
+                seen, mask = blank(pixels, mask), mask[..., None, :]
+            mask = mask.unsqueeze(-3)
+        found, weights = self.attention(pixels, seen, seen, mask, weighted=self.return_weights)
         y = x + self.gain * found.transpose(-2, -1).unflatten(-1, x.shape[-self.dims :])
         return (y, weights.squeeze(-3)) if self.return_weights else y

@@ -19,6 +19,7 @@ from perception_blocks.dense import unit_list
 from perception_blocks.masks import (
     MaskedBlock,
     as_bool,
+    blank,
     check_mask,
     masked_softmax,
     same_shape,
@@ -66,7 +67,7 @@ class AdjacencyBlock(PerceptionBlock):
 
     def forward(self, nodes: Tensor, edges: Tensor, mask: Tensor | None = None) -> Tensor:
         count = nodes.shape[-2]
-        edges = edges.long()
+        edges = blank(edges.long(), mask)
         flat = edges[..., 1] * count + edges[..., 0]
         exists = nodes.new_ones(flat.shape) if mask is None else as_bool(mask).to(nodes.dtype)
         matrix = nodes.new_zeros((*flat.shape[:-1], count * count)).scatter_add(-1, flat, exists)
@@ -125,8 +126,8 @@ class GraphConvBlock(MaskedBlock):
         weights = adjacency.to(x.dtype)
         missing = None if mask is None else ~as_bool(mask).unsqueeze(-1)
         if missing is not None:
-            weights = weights.masked_fill(missing.transpose(-2, -1), 0.0)
-        weights = self._normalised(weights)
+            weights = weights.masked_fill(missing | missing.transpose(-2, -1), 0.0)
+        x, weights = blank(x, mask), self._normalised(weights)
         for linear, activation in zip(self.linears, self.activations):
             x = activation(linear(weights @ x))
         return x if missing is None else x.masked_fill(missing, 0.0)
@@ -191,7 +192,7 @@ class GraphAttentionBlock(MaskedBlock):
         missing = None if mask is None else ~as_bool(mask).unsqueeze(-1)
         if missing is not None:
             legal = legal & ~missing & ~missing.transpose(-2, -1)
-        weights = None
+        x, weights = blank(x, mask), None
         for layer, activation in zip(self.layers, self.activations):
             x, weights = layer(x, legal)
             x = activation(x)

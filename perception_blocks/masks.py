@@ -1,7 +1,7 @@
 """Masks as inputs of a block: true, or any number but zero, says that an element counts or may be attended to.
 
-A mask has the leading axes of what it masks. Masked values never change a result (they must be finite, as padding
-is), and what is masked altogether becomes zeros with finite gradients.
+A mask has the leading axes of what it masks. Masked values change neither results nor gradients, NaN included, and what
+is masked altogether becomes zeros with finite gradients.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = [
     "MaskedBlock",
     "Pooling",
     "as_bool",
+    "blank",
     "check_mask",
     "masked_softmax",
     "pool",
@@ -78,6 +79,14 @@ def same_shape(one: Shape, other: Shape) -> bool:
 def as_bool(mask: Tensor) -> Tensor:
     """``mask`` as truth values: any number but zero is true."""
     return mask if mask.dtype == torch.bool else mask != 0
+
+
+def blank(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` (..., N, F) with zeros where ``mask`` (..., N) is false.
+
+    Blocks do this first: a product with a weight of zero would keep the NaN of an element that does not exist.
+    """
+    return x if mask is None else x.masked_fill(~as_bool(mask).unsqueeze(-1), 0.0)
 
 
 def pool(x: Tensor, mask: Tensor | None, dims: Sequence[int], pooling: Pooling) -> Tensor:

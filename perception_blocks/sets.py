@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from perception_blocks.attention import Attention, head_width
 from perception_blocks.dense import DenseBlock, unit_list
-from perception_blocks.masks import MaskedBlock, Pooling, as_bool, pool, set_shape
+from perception_blocks.masks import MaskedBlock, Pooling, as_bool, blank, pool, set_shape
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, OneOrMany, PositiveInt, Probability
@@ -58,6 +58,7 @@ class DeepSetBlock(MaskedBlock):
         self.pooling: Pooling = pooling
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = blank(x, mask)
         if mask is None:
             return self.whole(pool(self.element(x), None, (-2,), self.pooling))
         mask = as_bool(mask).unsqueeze(-1)
@@ -103,6 +104,7 @@ class AttentionPoolingBlock(MaskedBlock):
         nn.init.xavier_uniform_(tensor, generator=generator)  # the seeds
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
+        x = blank(x, mask)
         seeds = self.seeds.expand(*x.shape[:-2], *self.seeds.shape)
         legal = None if mask is None else as_bool(mask)[..., None, None, :]
         y, weights = self.attention(seeds, x, x, legal, weighted=self.return_weights)
@@ -151,6 +153,7 @@ class PointNetBlock(MaskedBlock):
         self.pooling: Pooling = pooling
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = blank(x, mask)
         valid = None if mask is None else as_bool(mask).unsqueeze(-1)
         if self.input_transform is not None:
             x = self.input_transform(x, valid)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from perception_blocks.activations import make_activations
 from perception_blocks.attention import Attention, AttentionBlock, head_width, sequence_shape
-from perception_blocks.masks import as_bool, shapes_of
+from perception_blocks.masks import blank, shapes_of
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, LayerCount, PositiveInt, Probability
@@ -61,13 +61,11 @@ class TransformerEncoderBlock(AttentionBlock):
         key_padding_mask: Tensor | None = None,
     ) -> Tensor:
         mask = self.joint_mask(attention_mask, key_padding_mask)
+        padding = self.padding_mask(attention_mask, key_padding_mask)
+        x = blank(x, padding)
         for layer in self.layers:
             x = layer(x, mask, self.causal)
-        x = self.norm(x)
-        padding = (
-            attention_mask if self.only_padding and key_padding_mask is None else key_padding_mask
-        )
-        return x if padding is None else x.masked_fill(~as_bool(padding).unsqueeze(-1), 0.0)
+        return blank(self.norm(x), padding)
 
 
 class EncoderLayer(nn.Module):

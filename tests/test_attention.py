@@ -228,7 +228,8 @@ def test_a_causal_step_sees_no_later_one(weights, padded):
         def allowed(head, i, j, row=seen[b]):
             return j <= i and (not padded or bool(row[j]))
 
-        expected = plain(block.attention, x[b], x[b], x[b], allowed)
+        row = x[b] * seen[b].unsqueeze(-1) if padded else x[b]  # what does not exist is zero
+        expected = plain(block.attention, row, row, row, allowed)
         torch.testing.assert_close(y[b], expected, atol=1e-5, rtol=1e-5)
 
 
