@@ -90,6 +90,8 @@ def kept_mask(
 ) -> str | None:
     """The name of the mask that a node's first output still has: that of its first masked input.
 
+    What only another input has and the block takes itself, such as the padding of keys, ends there.
+
     Raises NodeError where the mask of another input would be dropped in silence.
     """
     free = {reads[index] for index in getattr(module, "mask_free", ()) if index < len(reads)}
@@ -98,7 +100,7 @@ def kept_mask(
     first = masks[reads[0]] if reads else None
     kept = None
     if node.each or getattr(module, "keeps_mask", False):
-        kept = first or next(iter(masked.values()), None)
+        kept = first or next((mask for mask in masked.values() if mask not in reads), None)
     for name, mask in masked.items():
         if mask in reads or mask == kept:
             continue

@@ -15,8 +15,9 @@ def units_graph() -> Graph:
             "units:mask": Port((None,), dtype=torch.bool),
             "other": Port((None, 4), mask="other:mask"),
             "other:mask": Port((None,), dtype=torch.bool),
+            "self": Port((2, 4)),
         },
-        optional=["units:mask", "other", "other:mask"],
+        optional=["units:mask", "other", "other:mask", "self"],
     )
 
 
@@ -53,6 +54,19 @@ def test_a_mask_goes_on_through_blocks_that_work_on_each_element():
     data = inputs()
     alone = net.get_submodule("latent")(data["units"][0, :2]) * 2
     torch.testing.assert_close(net(data)["mean"][0], alone.mean(0))
+
+
+def test_what_looks_at_a_set_has_none_of_its_mask():
+    graph = units_graph()
+    graph.add("own", "slice", "self", dim=0, index=0)
+    graph.add("seen", "cross_attention", ["own", "units"])
+    graph.add("others", "cross_attention", ["self", "units"])
+    graph.add("latent", "dense", "seen", hidden_units=4)
+    net = InferenceBlock(graph, ["latent", "others"])
+    assert net.out_ports["latent"].mask is None
+    assert net.out_ports["others"].mask is None
+    out = net({"self": torch.randn(3, 2, 4), **inputs()})
+    assert all(value.isfinite().all() for value in out.values())
 
 
 @pytest.mark.parametrize(
