@@ -21,7 +21,7 @@ from perception_blocks.conv_plan import (
     plan_layers,
     pooled_shape,
 )
-from perception_blocks.dense import FlattenDenseBlock
+from perception_blocks.dense import FlattenDenseBlock, known_size
 from perception_blocks.port import InputShapeError, Port, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, OneOrMany, PositiveInt
@@ -165,6 +165,7 @@ class StridedConvDenseBlock(ConvDenseBlock):
             activation=activation,
             bias=bias,
         )
+        known_size(one_input(in_shapes, "strided_conv_dense"), "strided_conv_dense")
         dense = FlattenDenseBlock(
             conv.out_shapes,
             hidden_units=hidden_units,
@@ -223,6 +224,7 @@ class VggConvDenseBlock(ConvDenseBlock):
         last_activation: Activation | None = None,
     ) -> None:
         conv = VggConvBlock(in_shapes, hidden_channels=hidden_channels, activation=activation)
+        known_size(one_input(in_shapes, "vgg_conv_dense"), "vgg_conv_dense")
         dense = FlattenDenseBlock(
             conv.out_shapes,
             hidden_units=hidden_units,
@@ -292,6 +294,7 @@ class NatureCnnDenseBlock(ConvDenseBlock):
         last_activation: Activation | None = None,
     ) -> None:
         conv = NatureCnnBlock(in_shapes, hidden_channels=hidden_channels, activation=activation)
+        known_size(one_input(in_shapes, "nature_cnn_dense"), "nature_cnn_dense")
         dense = FlattenDenseBlock(
             conv.out_shapes,
             hidden_units=hidden_units,
@@ -311,6 +314,8 @@ def image_shape(
         raise InputShapeError(f"{name} takes (channels, height, width)", {0: shape}, advice)
     if shape[0] is None:
         raise InputShapeError(f"{name} needs to know how many channels it reads", {0: shape})
+    if shape[0] == 0:
+        raise InputShapeError(f"{name} needs at least one channel", {0: shape})
     return shape[0], shape[1:]
 
 

@@ -133,6 +133,9 @@ class QuantileValueBlock(ValueHead):
         return output.mean(dim=-1, keepdim=self.single)
 
 
+MOST_SYMLOG = 88  # a larger one stands for a number beyond float32
+
+
 @BLOCKS.register("categorical_value")
 class CategoricalValueBlock(ValueHead):
     """A value as logits over bins: ``(F,)`` -> ``(num_bins,)``, or ``(output_units, num_bins)`` with one per action.
@@ -159,6 +162,9 @@ class CategoricalValueBlock(ValueHead):
     ) -> None:
         if not low < high:
             raise ValueError(f"'low' is {low}, not below 'high' {high}")
+        if spacing == "symlog" and max(-low, high) > MOST_SYMLOG:
+            rule = f"with spacing 'symlog' they are symlogs too, of {MOST_SYMLOG} at most"
+            raise ValueError(f"'low' is {low} and 'high' {high}; {rule}")
         super().__init__(in_shapes, "categorical_value", num_bins, output_units, init_scale)
         self.num_bins, self.low, self.high = num_bins, float(low), float(high)
         self.symlog = spacing == "symlog"

@@ -110,6 +110,12 @@ def test_varying_sizes_are_passed_on():
         ),
         (
             StridedConvBlock,
+            (0, 8, 8),
+            {"hidden_channels": [4]},
+            "strided_conv needs at least one channel, got (0, 8, 8)",
+        ),
+        (
+            StridedConvBlock,
             (3, 6, 6),
             {"hidden_channels": [4, 4], "hidden_kernels": 4},
             "layer 2 of strided_conv has a kernel that spans (4, 4), but reads only (3, 3), got (3, 6, 6); "
@@ -146,7 +152,7 @@ def test_varying_sizes_are_passed_on():
             StridedConvDenseBlock,
             (3, None, 8),
             {"hidden_channels": [3], "hidden_units": 4},
-            "flatten_dense needs to know the size of every axis, got (3, ?, 6)",
+            "strided_conv_dense needs to know the size of every axis, got (3, ?, 8)",
         ),
     ],
 )

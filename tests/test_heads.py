@@ -223,6 +223,12 @@ def test_masks_are_of_any_kind_and_logits_are_numbers():
         (
             CategoricalValueBlock,
             [(3,)],
+            {"low": -300, "high": 300, "spacing": "symlog"},
+            "'low' is -300 and 'high' 300; with spacing 'symlog' they are symlogs too, of 88 at most",
+        ),
+        (
+            CategoricalValueBlock,
+            [(3,)],
             {"num_bins": 1},
             "'num_bins' must be an integer of at least 2, got 1",
         ),
