@@ -390,13 +390,21 @@ def test_gradients_reach_every_parameter(sample):
         assert parameter.grad is not None, name
 
 
-def compile_whole(sample: Sample) -> None:
+def compile_whole(sample: Sample, backend: str = "eager", dynamic: bool | None = None) -> None:
     block = sample.build().eval()
     torch.compiler.reset()
-    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    compiled = torch.compile(block, fullgraph=True, backend=backend, dynamic=dynamic)
     for leading in [(5,), (3, 2)]:
         data = sample.data(leading)
         torch.testing.assert_close(compiled(*data), block(*data), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("default")  # of the compiler's own
+@every_sample
+def test_a_block_is_compiled_to_the_same_numbers(sample):
+    if "compile" not in BLOCKS.get(sample.block).limits:
+        compile_whole(sample, backend="inductor", dynamic=False)
 
 
 def export_with_a_dynamic_batch(sample: Sample) -> None:
