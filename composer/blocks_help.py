@@ -88,12 +88,16 @@ class Example:
 
 
 def list_blocks() -> str:
-    """Every registered block: its name, and the first line of its documentation; then the other names."""
-    rows = [(name, _summary(name)) for name in sorted(BLOCKS)]
-    rows += [(name, text.partition("\n")[0]) for name, text in GRAPHS.items()]
+    """Every registered block: its name, what it does with its shapes, and its settings; then the other names."""
+    rows = [(name, _summary(name), _setting_names(name)) for name in sorted(BLOCKS)]
+    rows += [(name, text.partition("\n")[0], "graph") for name, text in GRAPHS.items()]
     rows.sort()
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {text}" for name, text in rows]
+    width = max(len(name) for name, _, _ in rows)
+    lines = []
+    for name, text, settings in rows:
+        lines.append(f"{name:<{width}}  {text}")
+        lines += [f"{'':<{width}}  {settings}"] if settings else []
+    lines.append(f"\n{'':<{width}}  settings with a * must be given")
     for registry in (ACTIVATIONS, INITIALIZERS, FUNCTIONS):
         lines += ["", f"{registry.kind}s: {', '.join(registry)}"]
     return "\n".join([*lines, "", "composer blocks NAME describes one block."])
@@ -171,6 +175,17 @@ def _summary(name: str) -> str:
         return _plain(documentation(BLOCKS.get(name))).partition("\n")[0]
     except MissingExtraError:
         return f"(needs the extra [{BLOCKS.extra_of(name)}])"
+
+
+def _setting_names(name: str) -> str:
+    """A block's settings in a row, those without a default marked."""
+    try:
+        block = BLOCKS.get(name)
+    except MissingExtraError:
+        return ""
+    settings, _ = settings_of(block)
+    filled = block.from_ports  # by the input's space
+    return ", ".join(f"{n}*" if s.required and n not in filled else n for n, s in settings.items())
 
 
 def _setting_line(setting: Setting, from_space: bool) -> str:

@@ -14,12 +14,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from perception_blocks.block import PerceptionBlock, block_label, block_name, is_built_in
+from perception_blocks.block import (
+    MemoryBlock,
+    PerceptionBlock,
+    block_label,
+    block_name,
+    is_built_in,
+)
 from perception_blocks.custom import FunctionalBlock
 from perception_blocks.graph import Node
 from perception_blocks.init import Rule, draw_parameters, initializer
-from perception_blocks.measure import measure_lengths, output_shapes
-from perception_blocks.port import InputShapeError, Port
+from perception_blocks.measure import measure, measure_lengths, output_shapes
+from perception_blocks.port import InputShapeError, Port, format_shape
 from perception_blocks.registry import BLOCKS, did_you_mean
 from perception_blocks.settings import SettingsError, check_settings
 from perception_blocks.wiring import CombinedNodeError, NodeError
@@ -178,6 +184,8 @@ def _block(site: Site) -> nn.Module:
             resettable=built_in or "reset_parameters" in vars(cls),
         )
         module.out_shapes  # noqa: B018 - measured now, so that a failure names this node
+        if isinstance(module, MemoryBlock) and not built_in:
+            _check_memory(site, module)
     except (InputShapeError, SettingsError):
         raise
     except ValueError as error:
@@ -189,6 +197,22 @@ def _block(site: Site) -> nn.Module:
     except Exception as error:
         raise site.note(error) from None
     return module
+
+
+def _check_memory(site: Site, block: MemoryBlock) -> None:
+    """Raise NodeError unless a user's block returns the state that it declares."""
+    label = block_label(block)
+    if not block.state_shapes:
+        return  # it read a window, and carries nothing
+    _, after = measure(block, site.ports, lambda x: block(x, block.zero_state(x)))
+    if after.keys() != block.state_shapes.keys():
+        declared, got = (", ".join(map(repr, keys)) for keys in (block.state_shapes, after))
+        raise NodeError(None, f"{label} declares the state {declared}, but returns {got}")
+    for name, shape in block.state_shapes.items():
+        got = tuple(after[name].shape[1:])
+        if got != tuple(shape):
+            shown = f"{format_shape(shape)}, but returns {format_shape(got)}"
+            raise NodeError(None, f"{label} declares the state {name!r} as {shown}")
 
 
 def _check(site: Site) -> None:

@@ -109,6 +109,7 @@ class Graph:
     def add(
         self,
         name: str,
+        /,  # a block may have a setting called name
         block: Any = None,
         inputs: str | Sequence[str] | Mapping[str, str] = (),
         *,

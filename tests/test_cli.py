@@ -171,6 +171,11 @@ def test_blocks_lists_all_of_them(capsys):
     assert out == f"{list_blocks()}\n"
     assert all(re.search(f"^{name} ", out, re.MULTILINE) for name in BLOCKS)
     assert "\nactivations: celu, elu," in out
+    lines = out.splitlines()
+    dense = next(index for index, line in enumerate(lines) if line.startswith("dense "))
+    assert lines[dense].endswith("(F,) -> (hidden_units[-1],).")
+    shown = "hidden_units*, activation, norm, dropout, bias, last_activation"
+    assert lines[dense + 1].strip() == shown
 
 
 def test_a_block_is_described_with_settings_example_and_shapes(capsys):

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from perception_blocks import Graph, GraphError, InferenceBlock, PerceptionBlock, Port
+from perception_blocks import (
+    Graph,
+    GraphError,
+    InferenceBlock,
+    MemoryBlock,
+    PerceptionBlock,
+    Port,
+)
 
 
 def problems(graph: Graph, *outputs: str) -> list[str]:
@@ -235,3 +242,28 @@ def test_a_users_block_says_what_is_wrong_in_its_own_words():
     graph = Graph({"x": (5,)})
     graph.add("a", Even, "x")
     assert problems(graph, "a") == ["node 'a': even takes an even number of features"]
+
+
+class Counter(MemoryBlock):
+    """A memory block of a user's own, which may say the wrong thing about its state."""
+
+    def __init__(self, in_shapes, *, name: str = "count", size: int = 1):
+        super().__init__(in_shapes, out_shapes=in_shapes)
+        self.state_shapes = {"count": (1,)}
+        self.name, self.size = name, size
+
+    def advance(self, x, state):
+        count = state["count"] + 1
+        return x + count, {self.name: count.expand(*count.shape[:-1], self.size)}
+
+
+def test_a_users_memory_is_held_to_the_state_that_it_declares():
+    graph = Graph({"x": (4,)})
+    graph.add("good", Counter, "x")
+    assert InferenceBlock(graph, ["good"]).state_shapes == {"good/count": (1,)}
+    graph.add("misnamed", Counter, "x", name="counts")
+    graph.add("misshapen", Counter, "x", size=3)
+    assert problems(graph, "good", "misnamed", "misshapen") == [
+        "node 'misnamed': block 'Counter' declares the state 'count', but returns 'counts'",
+        "node 'misshapen': block 'Counter' declares the state 'count' as (1,), but returns (3,)",
+    ]

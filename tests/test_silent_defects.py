@@ -153,6 +153,30 @@ def test_9_an_observation_that_nobody_reads_is_an_error():
     )
 
 
+def test_10_a_critic_over_several_agents_reads_what_the_policy_shares_of_each():
+    """A critic of several agents that read shared values stacked them along the wrong axis."""
+    text = """version: 1
+policy:
+  graph:
+    seen: {block: dense, in: observation, each: 1, hidden_units: [5]}
+    all: {block: flatten, in: seen}
+  heads: {in: all}
+  shares: [seen]
+critic:
+  graph:
+    each_agent: {block: dense, in: seen, each: 1, hidden_units: [6]}
+    all: {block: flatten, in: each_agent}
+"""
+    model = compose(text, spaces.Box(-1, 1, (3, 4)))
+    agents = torch.randn(7, 3, 4)
+    logits, values = model(agents)
+    assert logits["seen"].shape == (7, 3, 5)
+    critic = model.critic.get_submodule
+    by_agent = [critic("each_agent")(logits["seen"][:, index]) for index in range(3)]
+    expected = critic("heads.value")(torch.cat(by_agent, dim=-1))
+    torch.testing.assert_close(values["value"], expected)
+
+
 @pytest.mark.parametrize(
     "space", [spaces.Box(-np.inf, np.inf, (3,)), spaces.Box(-2, 3, (3,)), MOVE]
 )
