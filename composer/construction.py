@@ -7,9 +7,8 @@ runs under a seed of its own; torch's global generator does not move.
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +18,13 @@ from composer.network import REGISTRIES
 from composer.tree import listing
 from perception_blocks.block import PerceptionBlock, is_built_in
 from perception_blocks.construct import Construction
-from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
+from perception_blocks.init import (
+    Rule,
+    derive_seed,
+    draw_parameters,
+    local_generator,
+    random_states_kept,
+)
 
 __all__ = ["SeededConstruction", "chosen_seed"]
 
@@ -110,12 +115,12 @@ class SeededConstruction(Construction):
             action()
 
     def _seeded(self, path: NodePath, factory: Callable[[], nn.Module]) -> nn.Module:
-        with _forked_random_state(derive_seed(self.seed, self.name, *path)):
+        with random_states_kept(derive_seed(self.seed, self.name, *path)):
             return factory()
 
     def _on_meta(self, path: NodePath, factory: Callable[[], nn.Module]) -> nn.Module:
         try:
-            with _forked_random_state(0), torch.device("meta"):
+            with random_states_kept(0), torch.device("meta"):
                 return factory()
         except Exception:  # a constructor that looks at its weights: it needs real ones
             return self._seeded(path, factory)
@@ -128,13 +133,6 @@ def _take_over(module: nn.Module, fresh: nn.Module) -> None:
             vars(module)[name].update(value)
         else:
             vars(module)[name] = value
-
-
-@contextlib.contextmanager
-def _forked_random_state(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(seed)
-        yield
 
 
 def _poison(block: PerceptionBlock) -> None:

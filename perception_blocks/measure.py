@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from perception_blocks.init import random_states_kept
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes"]
@@ -35,14 +34,11 @@ MOST_ELEMENTS = 2**28  # numbers that may exist for real while a module is measu
 def still(module: nn.Module) -> Iterator[None]:
     """Eval mode and untouched random states (torch, numpy, random) within the block."""
     training = [(m, m.training) for m in module.modules()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()
     module.eval()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with random_states_kept(), torch.no_grad():
             yield
     finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
         for m, mode in training:
             m.training = mode
 

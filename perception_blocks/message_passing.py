@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from perception_blocks.activations import make_activation, make_activations
 from perception_blocks.block import PerceptionBlock, seed_from
 from perception_blocks.dense import unit_list
-from perception_blocks.init import Rule, derive_seed, draw_parameters, local_generator
+from perception_blocks.init import (
+    Rule,
+    derive_seed,
+    draw_parameters,
+    local_generator,
+    random_states_kept,
+)
 from perception_blocks.masks import as_bool, check_mask, same_shape, shapes_of
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes
 from perception_blocks.registry import BLOCKS, UnknownNameError, did_you_mean
@@ -197,8 +203,7 @@ def draw_convolution(conv: nn.Module, seed: int, rule: Rule | None) -> None:
     if any(tensor.is_meta for tensor in tensors.values()):
         return
     twin: Any = copy.deepcopy(conv).to("cpu", torch.float32)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
+    with random_states_kept(seed), torch.no_grad():
         twin.reset_parameters()
         drawn = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
         for name, tensor in tensors.items():

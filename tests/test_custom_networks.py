@@ -72,6 +72,26 @@ class Critic(nn.Module):
 # --- a class is handed plain things, and sees one batch axis ---
 
 
+def test_a_constructor_that_draws_from_numpy_or_python_follows_the_seed_and_moves_nothing():
+    class Drawn(torch.nn.Module):
+        def __init__(self, obs_shapes, action_logits_shapes):
+            super().__init__()
+            drawn = [np.random.normal(), random.random(), float(torch.rand(()))]
+            self.drawn = torch.nn.Parameter(torch.tensor(drawn))
+
+        def forward(self, inputs):
+            return {"action": inputs["observation"][:, :2] + self.drawn.sum()}
+
+    spec = {"version": 1, "environment": "CartPole-v1", "policy": {"_target_": Drawn}}
+    before = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist()
+    first, second = (composer.compose(spec, seed=3).state_dict()["policy.drawn"] for _ in range(2))
+    other = composer.compose(spec, seed=4).state_dict()["policy.drawn"]
+    after = np.random.get_state()[1].tolist(), random.getstate(), torch.get_rng_state().tolist()
+    assert torch.equal(first, second)
+    assert not (first == other).any()
+    assert before == after
+
+
 def test_a_class_from_python_needs_no_permission():
     model = compose({"_target_": Policy, "width": 6}, {"_target_": Critic})
     logits, values = model(OBSERVATIONS.sample())

@@ -47,7 +47,7 @@ TORCH_FREE = [
 # Which modules may import which library; a library that is not here is not imported at all.
 LIBRARIES = {
     "torch": ["perception_blocks.*", "composer.*"],
-    "numpy": ["perception_blocks.measure", "composer.*"],
+    "numpy": ["perception_blocks.init", "composer.*"],
     "yaml": ["composer.source"],
     "gymnasium": [
         f"composer.{name}"
