@@ -10,7 +10,8 @@ import torch
 
 from composer.build import build_network
 from composer.construction import SeededConstruction
-from composer.critic import CRITICS, Critic
+from composer.critic import Critic
+from composer.critic_parts import build_critic
 from composer.demand import Context, Demand
 from composer.distributions import (
     DISTRIBUTIONS,
@@ -19,7 +20,7 @@ from composer.distributions import (
     build_distributions,
 )
 from composer.errors import Path, SpecError
-from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
+from composer.model_spec import ModelSpec, NetworkSpec, PolicySpec
 from composer.observer import Observer
 from composer.policy import Policy
 from composer.spaces import SpaceError, SpaceTree, flatten_space
@@ -83,7 +84,7 @@ class _Builder:
         observer = self._observer()
         masks = self._masks(families)
         built = self._policy_network(families, rules_are_wrong)
-        critic = self._critic_network()
+        critic = build_critic(self.spec, observer, self._visible, self.context, self.dtype)
         if built and not self.problems:
             self._refuse_unread(set(masks.values()))
         self.problems.raise_if_any()
@@ -94,14 +95,9 @@ class _Builder:
             network, observer, self.actions, families,
             masks=masks, shares=spec.shares, dtype=self.dtype,
         )  # fmt: skip
-        constructions = [construction]
-        made_critic = None
-        if critic is not None:
-            assert self.spec.critic is not None
-            constructions.append(critic[1])
-            kind = CRITICS.get(self.spec.critic.kind)
-            made_critic = kind(critic[0], observer, shared=spec.shares, dtype=self.dtype)
-        return Parts(policy, made_critic, constructions)
+        if critic is None:
+            return Parts(policy, None, [construction])
+        return Parts(policy, critic[0], [construction, *critic[1]])
 
     def _tree(
         self,
@@ -216,30 +212,7 @@ class _Builder:
         demand = Demand(widths, reasons, shares, "action", {"action_logits_shapes": widths})
         return build_network("policy", spec, self._visible(spec), demand, self.context)
 
-    def _critic_network(self) -> Any:
-        if self.spec.critic is None:
-            return None
-        spec = self._single_network(self.spec.critic)
-        if self.spec.critic.kind not in CRITICS:
-            path = (*self.spec.critic.path, "kind")
-            known = listing(CRITICS)
-            message = (
-                f"critics of kind {self.spec.critic.kind!r} are not supported yet; use {known}"
-            )
-            self.problems.add(path, message)
-            return None
-        shares = self.spec.policy.networks[None].shares
-        if any(name not in self.context.shared for name in shares):
-            return None  # the policy failed: what it would share is not known
-        ports = {**self._visible(spec), **self.context.shared}
-        policy_graph = self.spec.policy.networks[None].graph or {}
-        for name in (name for node in policy_graph.values() for name in node.writes):
-            advice = f"share it: write shares: [{name}] in the policy"
-            self.context.hidden.setdefault(name, f"belongs to the policy; {advice}")
-        demand = Demand({"value": (1,)}, {"value": "a critic"}, (), "value")
-        return build_network("critic", spec, ports, demand, self.context)
-
-    def _single_network(self, spec: PolicySpec | CriticSpec) -> NetworkSpec:
+    def _single_network(self, spec: PolicySpec) -> NetworkSpec:
         if None not in spec.networks:
             self.problems.add(
                 (*spec.path, "networks"),
