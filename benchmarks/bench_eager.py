@@ -1,19 +1,12 @@
-"""Eager cost of a composed network against the same layers written by hand, interleaved in one process.
+"""Eager cost of a composed network against the same layers in a hand-written module."""
 
-Prints one table: workload, microseconds of each (medians of this run), ratio of the medians.
-"""
-
-import platform
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from harness import Row, main, medians
 from perception_blocks import Graph, InferenceBlock
-
-ROUNDS, CALLS = 40, 200
 
 
 class ByHand(nn.Module):
@@ -38,52 +31,14 @@ def composed() -> InferenceBlock:
     return InferenceBlock(graph, ["action"])
 
 
-def ensemble(copies: int) -> InferenceBlock:
-    inner = Graph({})
-    inner.add("latent", "dense", "observation", hidden_units=[64, 64])
-    inner.add("action", "linear_output", "latent", output_units=2)
-    graph = Graph({"observation": (4,)})
-    graph.add("all", inner, "observation", out=["action"], copies=copies)
-    return InferenceBlock(graph, ["action"])
-
-
-def medians(*calls: Callable[[], object], repeat: int) -> list[float]:
-    """Median seconds of one call of each, measured in turns."""
-    for call in calls:
-        for _ in range(repeat):
-            call()
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
-        for call, own in zip(calls, times):
-            start = time.perf_counter()
-            for _ in range(repeat):
-                call()
-            own.append((time.perf_counter() - start) / repeat)
-    return [statistics.median(own) for own in times]
-
-
-def row(name: str, ours: Callable, theirs: Callable, batch: int, repeat: int) -> tuple:
-    inputs = {"observation": torch.randn(batch, 4)}
-    one, other = medians(lambda: ours(inputs), lambda: theirs(inputs), repeat=repeat)
-    return f"{name}, batch {batch}", one, other
-
-
-def rows() -> list[tuple[str, float, float]]:
-    networks = [ByHand() for _ in range(16)]
-    found = [row("MLP 4-64-64-2", composed(), ByHand(), batch, CALLS) for batch in (1, 256)]
-    loop = lambda inputs: [network(inputs) for network in networks]  # noqa: E731
-    name = "16 MLPs as an ensemble"
-    return found + [row(name, ensemble(16), loop, batch, CALLS // 10) for batch in (1, 256)]
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, 1 thread, no_grad")
-    print(f"{'workload':<36}{'ours us':>10}{'by hand us':>12}{'ratio':>8}")
+def rows() -> Iterator[Row]:
+    ours, by_hand = composed(), ByHand()
     with torch.no_grad():
-        for name, ours, theirs in rows():
-            print(f"{name:<36}{ours * 1e6:>10.1f}{theirs * 1e6:>12.1f}{ours / theirs:>8.2f}")
+        for batch in (1, 256):
+            inputs = {"observation": torch.randn(batch, 4)}
+            one, other = medians(lambda: ours(inputs), lambda: by_hand(inputs))  # noqa: B023
+            yield Row(f"MLP 4-64-64-2, batch {batch}: forward", one, "by hand", other, at_most=1.05)
 
 
 if __name__ == "__main__":
-    main()
+    main("Eager execution", rows)
