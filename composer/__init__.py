@@ -12,12 +12,14 @@ __all__ = [
     "Policy",
     "SpecError",
     "__version__",
+    "blend",
     "compose",
     "draw",
     "load",
 ]
 
 if TYPE_CHECKING:
+    from composer.blending import blend
     from composer.critic import Critic
     from composer.diagram import draw
     from composer.errors import SpecError
@@ -27,6 +29,7 @@ else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "blending": "blend",
             "critic": "Critic",
             "diagram": "draw",
             "errors": "SpecError",

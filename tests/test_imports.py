@@ -27,7 +27,7 @@ COMPOSER = """
     block_words blocks_help block_pages spec_diff
     space_kinds space_readers variable_spaces spaces space_json space_lookup observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
-    network construction demand custom_class build policy critic critic_parts parts
+    network construction demand custom_class build blending policy critic critic_parts parts
     flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
     checkpoint model cli __main__
