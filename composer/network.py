@@ -216,10 +216,11 @@ class NetworkModule(nn.Module):
         for name, port in self.network.in_ports.items():
             shape = inputs[name].shape
             found[name] = tuple(shape[: len(shape) - len(port.shape)])
-        if len(set(found.values())) > 1:
+        leading = next(iter(found.values()))
+        if any(axes != leading for axes in found.values()):  # no set: hashing would fix the size
             shown = ", ".join(f"{name!r} {format_shape(axes)}" for name, axes in found.items())
             raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
-        return next(iter(found.values()))
+        return leading
 
     def check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
         """Raise ValueError unless ``state`` is one for these leading axes; ``call`` is how to call this right."""
