@@ -23,24 +23,37 @@ class EnsembleBlock(nn.Module):
     It reads what each of them reads; every output, and every part of a state, gains a first axis with one element for
     each copy. Parameters are stacked, one for each of a copy's; the state_dict holds them by copy (``0.latent...``).
     Where a network cannot be batched the copies run one by one, and ``why_looped`` says why.
+
+    With ``own_inputs`` each copy reads its own: every input, output, part of a state and ``resets`` has the axis of the
+    copies first, before all leading axes, and ports and shapes are those of one copy.
+
+    The weights of ``networks`` move into the stack, of which their parameters are views from then on.
     """
 
-    def __init__(self, networks: Sequence[Any]) -> None:
+    def __init__(self, networks: Sequence[Any], *, own_inputs: bool = False) -> None:
         super().__init__()
         first = networks[0]
         self.copies = len(networks)
+        self.own_inputs = own_inputs
+        axis = () if own_inputs else (self.copies,)
         self.in_keys: list[str] = first.in_keys
         self.out_ports: dict[str, Port] = {
-            name: replace(port, shape=(self.copies, *port.shape))
+            name: replace(port, shape=(*axis, *port.shape))
             for name, port in first.out_ports.items()
         }
         self.state_shapes: dict[str, Shape] = {
-            name: (self.copies, *shape) for name, shape in first.state_shapes.items()
+            name: (*axis, *shape) for name, shape in first.state_shapes.items()
         }
         # One copy without weights, which says what to compute. In a tuple, so that it is no child.
         self._template = (copy.deepcopy(first).to("meta"),)
-        self._out_dims = {name: -len(port.shape) for name, port in self.out_ports.items()}
-        self._state_dims = {name: -len(shape) for name, shape in self.state_shapes.items()}
+        # Where the axis of the copies is in each value.
+        self._in_dims = dict.fromkeys(self.in_keys, 0 if own_inputs else None)
+        self._out_dims = {
+            name: 0 if own_inputs else -len(port.shape) for name, port in self.out_ports.items()
+        }
+        self._state_dims = {
+            name: 0 if own_inputs else -len(shape) for name, shape in self.state_shapes.items()
+        }
         self.why_looped = _why_looped(first)
         self.adopt(networks)
 
@@ -52,9 +65,10 @@ class EnsembleBlock(nn.Module):
         tensors = [dict(_named_tensors(net)) for net in networks]
         self._keys = {name: name.replace(".", "/") for name in tensors[0]}
         for name, key in self._keys.items():
-            stacked = torch.stack([own[name].detach() for own in tensors])
-            if isinstance(tensors[0][name], nn.Parameter):
-                self._parameters[key] = nn.Parameter(stacked, tensors[0][name].requires_grad)
+            like = tensors[0][name]
+            stacked = _moved_together([own[name] for own in tensors])
+            if isinstance(like, nn.Parameter):
+                self._parameters[key] = nn.Parameter(stacked, like.requires_grad)
             else:
                 self._buffers[key] = stacked
 
@@ -64,22 +78,34 @@ class EnsembleBlock(nn.Module):
         state: Mapping[str, Tensor] | None = None,
         resets: Tensor | None = None,
         unroll: bool = False,
+        rows: Sequence[int] | None = None,
     ) -> Any:
-        """Outputs (...) + (copies,) + shape; with a ``state``, (outputs, state)."""
+        """Outputs (...) + (copies,) + shape; with a ``state``, (outputs, state).
+
+        With ``own_inputs`` outputs are (copies, ...) + shape, and ``rows`` may name the copies that are to run: what
+        goes in and comes out then has an entry for each of these, in their order.
+        """
+        if rows is not None and not self.own_inputs:
+            raise ValueError("'rows' needs an ensemble with own_inputs=True")
         if self.why_looped is not None:
-            return self._one_by_one(inputs, state, resets, unroll)
+            return self._one_by_one(inputs, state, resets, unroll, rows)
         template = self._template[0]
 
-        def run(tensors: dict[str, Tensor], own: Mapping[str, Tensor] | None) -> Any:
-            arguments = (inputs,) if own is None else (inputs, own, resets, unroll)
+        def run(tensors: dict[str, Tensor], inputs: Any, state: Any, resets: Any) -> Any:
+            arguments = (inputs,) if state is None else (inputs, state, resets, unroll)
             return torch.func.functional_call(template, tensors, arguments)
 
         stacked = {name: self._tensor(key) for name, key in self._keys.items()}
-        dims = (0, None if state is None else self._state_dims)
+        if rows is not None:
+            chosen = list(rows)
+            stacked = {name: tensor[chosen] for name, tensor in stacked.items()}
+        inputs = {name: inputs[name] for name in self.in_keys}
+        state_dims = None if state is None else self._state_dims
+        reset_dim = 0 if self.own_inputs and resets is not None else None
+        in_dims = (0, self._in_dims, state_dims, reset_dim)
         out_dims: Any = self._out_dims if state is None else (self._out_dims, self._state_dims)
-        return torch.vmap(run, in_dims=dims, out_dims=out_dims, randomness="different")(
-            stacked, state
-        )
+        batched = torch.vmap(run, in_dims=in_dims, out_dims=out_dims, randomness="different")
+        return batched(stacked, inputs, state, resets)
 
     def copy_of(self, index: int) -> Any:
         """The network of one copy alone, with a copy of its weights."""
@@ -119,15 +145,20 @@ class EnsembleBlock(nn.Module):
         state: Mapping[str, Tensor] | None,
         resets: Tensor | None,
         unroll: bool,
+        rows: Sequence[int] | None,
     ) -> Any:
-        networks = [self._modules[str(index)] for index in range(self.copies)]
+        results = []
+        for place, row in enumerate(range(self.copies) if rows is None else rows):
+            network: Any = self._modules[str(row)]
+            own = _share(inputs, self._in_dims, place)
+            if state is None:
+                results.append(network(own))
+                continue
+            own_resets = resets[place] if self.own_inputs and resets is not None else resets
+            own_state = _share(state, self._state_dims, place)
+            results.append(network(own, own_state, own_resets, unroll))
         if state is None:
-            return _stacked([net(inputs) for net in networks], self._out_dims)  # type: ignore[misc]
-        states = [
-            {n: value.select(self._state_dims[n], i) for n, value in state.items()}
-            for i in range(self.copies)
-        ]
-        results = [net(inputs, own, resets, unroll) for net, own in zip(networks, states)]  # type: ignore[misc]
+            return _stacked(results, self._out_dims)
         outputs = _stacked([out for out, _ in results], self._out_dims)
         return outputs, _stacked([after for _, after in results], self._state_dims)
 
@@ -178,6 +209,24 @@ class EnsembleBlock(nn.Module):
 
 def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _moved_together(tensors: Sequence[Tensor]) -> Tensor:
+    """One tensor of all; each of ``tensors`` becomes its part of that, so that nothing is held twice."""
+    first = tensors[0].detach()
+    together = first.new_empty((len(tensors), *first.shape))
+    for part, tensor in zip(together, tensors):
+        part.copy_(tensor.detach())
+        tensor.data = part
+    return together
+
+
+def _share(values: Mapping[str, Tensor], dims: Mapping[str, int | None], place: int) -> Any:
+    """What one copy gets of ``values``."""
+    return {
+        name: values[name] if dim is None else values[name].select(dim, place)
+        for name, dim in dims.items()
+    }
 
 
 def _stacked(copies: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:

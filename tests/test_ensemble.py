@@ -14,6 +14,7 @@ import composer
 from composer.sketch import sketch
 from composer.summary import summarize
 from perception_blocks import Graph, GraphError, InferenceBlock
+from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.init import derive_seed
 
 SPEC = """
@@ -38,7 +39,8 @@ SPACES = {"observation_space": spaces.Box(-1, 1, (4,)), "action_space": spaces.D
 
 def inner_graph(block="dense", **settings) -> Graph:
     graph = Graph({})
-    graph.add("hidden", block, "x", **(settings or {"hidden_units": [16]}))
+    settings = settings or ({"hidden_units": [16]} if block == "dense" else {})
+    graph.add("hidden", block, "x", **settings)
     graph.add("out", "linear_output", "hidden", output_units=2)
     return graph
 
@@ -258,3 +260,69 @@ def test_from_python_a_nested_graph_has_no_init():
     message = "a nested graph has no weights of its own; give 'init' to its nodes"
     with pytest.raises(GraphError, match=re.escape(f"node 'all': {message}")):
         InferenceBlock(graph, ["out"])
+
+
+def agents(block="dense", copies=3, **settings) -> tuple[EnsembleBlock, list[InferenceBlock]]:
+    """An ensemble in which each copy reads its own inputs, and the same networks one by one."""
+    networks = [
+        InferenceBlock(_with_shape(inner_graph(block, **settings)), ["out"]) for _ in range(copies)
+    ]
+    alone = copy.deepcopy(networks)
+    return EnsembleBlock(networks, own_inputs=True), alone
+
+
+SETTINGS = {"dense": {"hidden_units": [16]}, "gru": {"hidden_units": 6}, Stubborn: {}}
+
+
+@pytest.mark.parametrize("block", ["dense", "gru", Stubborn])
+@pytest.mark.parametrize("leading", [(), (1,), (5, 2), (0,)])
+@pytest.mark.parametrize("rows", [None, [2, 0], [1]])
+def test_with_own_inputs_each_copy_reads_its_own(block, leading, rows):
+    ensemble, alone = agents(block, **SETTINGS[block])
+    assert ensemble.out_ports["out"].shape == (2,)
+    chosen = range(3) if rows is None else rows
+    x = torch.randn(len(chosen), *leading, 4)
+    outputs = ensemble({"x": x}, rows=rows)["out"]
+    for place, row in enumerate(chosen):
+        expected = alone[row]({"x": x[place]})["out"]
+        torch.testing.assert_close(outputs[place], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [None, [2, 0]])
+@pytest.mark.parametrize("unroll", [False, True])
+def test_with_own_inputs_each_copy_has_its_own_state_and_resets(rows, unroll):
+    ensemble, alone = agents("gru", hidden_units=6)
+    assert ensemble.state_shapes == {"hidden/h": (1, 6)}
+    chosen = range(3) if rows is None else rows
+    time = (4,) if unroll else ()
+    inputs = {"x": torch.randn(len(chosen), 5, *time, 4)}
+    state = {"hidden/h": torch.randn(len(chosen), 5, 1, 6)}
+    resets = torch.rand(len(chosen), 5, *time) < 0.5
+    outputs, after = ensemble(inputs, state, resets, unroll, rows=rows)
+    for place, row in enumerate(chosen):
+        own = {name: value[place] for name, value in state.items()}
+        expected = alone[row]({"x": inputs["x"][place]}, own, resets[place], unroll)
+        got = ({"out": outputs["out"][place]}, {n: value[place] for n, value in after.items()})
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_the_chosen_copies_alone():
+    ensemble, _ = agents()
+    ensemble({"x": torch.randn(2, 7, 4)}, rows=[2, 0])["out"].sum().backward()
+    for name, parameter in ensemble.named_parameters():
+        used = parameter.grad.flatten(1).abs().sum(dim=1) > 0
+        assert used.tolist() == [True, False, True], name
+
+
+def test_only_copies_with_inputs_of_their_own_run_alone():
+    ensemble = network().get_submodule("all")
+    with pytest.raises(ValueError, match="'rows' needs an ensemble with own_inputs=True"):
+        ensemble({"x": torch.randn(4)}, rows=[0])
+
+
+def test_the_weights_of_the_networks_are_held_once():
+    networks = [InferenceBlock(_with_shape(inner_graph()), ["out"]) for _ in range(3)]
+    ensemble = EnsembleBlock(networks)
+    stacks = {tensor.untyped_storage().data_ptr() for tensor in ensemble.parameters()}
+    for net in networks:
+        assert {tensor.untyped_storage().data_ptr() for tensor in net.parameters()} == stacks
