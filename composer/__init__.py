@@ -15,6 +15,7 @@ __all__ = [
     "blend",
     "compose",
     "draw",
+    "first_steps",
     "load",
 ]
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from composer.blending import blend
     from composer.critic import Critic
     from composer.diagram import draw
+    from composer.episode_starts import first_steps
     from composer.errors import SpecError
     from composer.model import Model, compose, load
     from composer.policy import Policy
@@ -32,6 +34,7 @@ else:
             "blending": "blend",
             "critic": "Critic",
             "diagram": "draw",
+            "episode_starts": "first_steps",
             "errors": "SpecError",
             "model": "Model compose load",
             "policy": "Policy",

@@ -25,7 +25,7 @@ PERCEPTION_BLOCKS = """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
     block_words blocks_help block_pages spec_diff
-    space_kinds space_readers variable_spaces spaces space_json space_lookup observer
+    space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
     network construction demand custom_class build blending policy critic critic_parts parts
     flops rows summary picture folding typeset sketch
@@ -51,7 +51,15 @@ LIBRARIES = {
     "yaml": ["composer.source"],
     "gymnasium": [
         f"composer.{name}"
-        for name in ("space*", "variable_spaces", "distributions*", "parts", "model", "cli")
+        for name in (
+            "space*",
+            "variable_spaces",
+            "episode_starts",
+            "distributions*",
+            "parts",
+            "model",
+            "cli",
+        )
     ],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint"],

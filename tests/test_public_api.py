@@ -13,7 +13,7 @@ import perception_blocks
 PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
-    Critic Model Policy SpecError __version__ blend compose draw load
+    Critic Model Policy SpecError __version__ blend compose draw first_steps load
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS INITIALIZERS ActionMaskingBlock AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
