@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,14 @@ ROUNDS = 40
 ROUND_SECONDS = (
     0.004  # of one call's repeats within a round: above the clock's and the scheduler's grain
 )
+# One thread, and an allocator that keeps what was freed: otherwise chance decides which of two equal modules gives its
+# memory back to the system, and asks for it anew, at every call.
+STEADY = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_TOP_PAD_": str(2**26),
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+}
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
 
@@ -147,14 +156,15 @@ def versions(peers: Sequence[str] = ()) -> dict[str, str]:
 
 
 def main(title: str, rows: Callable[[], Iterable[Row]], peers: Sequence[str] = ()) -> None:
-    """Measure on one thread and print the table; ``--json FILE`` also writes it for ``table.py``."""
+    """Measure and print the table; ``--json FILE`` also writes it for ``table.py``.
+
+    The script starts once more where the environment is not ``STEADY``, which is read when a process begins.
+    """
+    if any(os.environ.get(name) != value for name, value in STEADY.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **STEADY})
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # of what the script starts
-    import torch
-
-    torch.set_num_threads(1)
     table = Table(title, list(rows()), versions(peers))
     print(table.text())
     if arguments.json is not None:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from perception_blocks.activations import make_activations
 from perception_blocks.block import PerceptionBlock, one_input, one_vector
+from perception_blocks.direct import layers, linear
 from perception_blocks.port import InputShapeError, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import (
@@ -44,7 +45,7 @@ class LinearLayersBlock(PerceptionBlock):
         self,
         in_shapes: Shapes,
         name: str,
-        linear: Callable[[int, int], nn.Module],
+        make: Callable[[int, int], nn.Module],
         *,
         hidden_units: OneOrMany,
         activation: Activation,
@@ -55,7 +56,7 @@ class LinearLayersBlock(PerceptionBlock):
         features = one_vector(in_shapes, name)
         units = unit_list(hidden_units, name)
         super().__init__(in_shapes, out_shapes=[(units[-1],)])
-        self.linears = nn.ModuleList(linear(n, m) for n, m in zip([features, *units], units))
+        self.linears = nn.ModuleList(make(n, m) for n, m in zip([features, *units], units))
         self.norms = None if norm == "none" else nn.ModuleList(make_norm(norm, n) for n in units)
         last = activation if last_activation is None else last_activation
         self.activations = make_activations([activation] * (len(units) - 1) + [last])
@@ -63,11 +64,11 @@ class LinearLayersBlock(PerceptionBlock):
 
     def forward(self, x_F: Tensor) -> Tensor:
         if self.norms is None and not self.dropout:
-            for linear, activation in zip(self.linears, self.activations):
-                x_F = activation(linear(x_F))
+            for layer, activation in zip(layers(self, "linears"), self.activations):
+                x_F = activation(linear(layer, x_F))
             return x_F
-        for index, linear in enumerate(self.linears):
-            x_F = linear(x_F)
+        for index, layer in enumerate(self.linears):
+            x_F = linear(layer, x_F)
             if self.norms is not None:
                 x_F = self.norms[index](x_F)
             x_F = self.activations[index](x_F)
@@ -189,7 +190,7 @@ class LinearOutputBlock(PerceptionBlock):
             self.linear.bias.copy_(torch.tensor(self.init_bias))
 
     def forward(self, x_F: Tensor) -> Tensor:
-        y = self.linear(x_F)
+        y = linear(self._modules["linear"], x_F)  # type: ignore[arg-type]
         return y if len(self.output_shape) == 1 else y.reshape(*y.shape[:-1], *self.output_shape)
 
 

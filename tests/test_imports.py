@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # In reading order. Whoever adds a module says here what it may know of.
 PERCEPTION_BLOCKS = """
-    registry lazy dag port settings init measure block activations
+    registry lazy dag port settings init measure block activations direct
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
     recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed scale custom
     lowering graph wiring construct assemble ensemble inference

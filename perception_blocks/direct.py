@@ -1,0 +1,48 @@
+"""A plain layer applied without the call of a module, which on a small batch costs as much as the layer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules import module as torch_module
+
+__all__ = ["is_plain", "layers", "linear"]
+
+
+def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling ``module`` does nothing but run the forward of ``cls``.
+
+    Not so with hooks, another class (a parametrization, FSDP2 and adapters change it), a forward of its own (as tools
+    that offload set it), or a compiled one.
+    """
+    return (
+        type(module) is cls
+        and not (
+            module._forward_pre_hooks
+            or module._forward_hooks
+            or module._backward_pre_hooks
+            or module._backward_hooks
+            or torch_module._global_forward_pre_hooks
+            or torch_module._global_forward_hooks
+            or torch_module._global_backward_pre_hooks
+            or torch_module._global_backward_hooks
+        )
+        and "forward" not in module.__dict__
+        and module._compiled_call_impl is None
+    )
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)``; of a plain ``nn.Linear`` that holds its weight (a pruned one computes it) without the call."""
+    if is_plain(layer, nn.Linear):
+        own = layer._parameters
+        if "weight" in own and "bias" in own:
+            return functional.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
+    return layer(x)
+
+
+def layers(module: nn.Module, name: str) -> Iterable[nn.Module]:
+    """What the ModuleList ``module.name`` holds, looked up where torch keeps it: ``module.name`` is slow to find."""
+    return module._modules[name]._modules.values()  # type: ignore[union-attr, return-value]
