@@ -19,12 +19,12 @@ ROOT = Path(__file__).parent.parent
 PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations direct
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
-    recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed scale custom
+    recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed moments scale custom
     lowering graph wiring construct assemble ensemble inference
 """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
-    block_words blocks_help block_pages spec_diff
+    block_words blocks_help block_pages spec_diff actors
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
     network construction demand custom_class build blending policy critic critic_parts parts
