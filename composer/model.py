@@ -149,9 +149,17 @@ class Model(nn.Module):
         """
         return fill(self, read_tensors(path, read_record(path)), strict=strict)
 
-    def update_normalizers(self, observations: Any) -> None:
-        """Count a batch of observations into the running statistics of the spec's ``normalize``."""
-        self.policy.observer.update(observations, self.policy.dtype, self.policy.device)
+    def update_normalizers(self, observations: Any, group: Any = None) -> None:
+        """Count a batch of observations into the running statistics of the spec's ``normalize``.
+
+        Where torch.distributed runs, every process of ``group`` (None: all of them) must call this, each with its own
+        observations, and all of them have the statistics of all; with ``group=False`` this process counts alone.
+        """
+        self.policy.observer.update(observations, self.policy.dtype, self.policy.device, group)
+
+    def merge_normalizers(self, other: Model) -> None:
+        """Count in what the normalisers of ``other`` have seen, none of which may have been seen here."""
+        self.policy.observer.merge(other.policy.observer)
 
     def _parts(self) -> dict[str, NetworkModule]:
         parts: dict[str, NetworkModule] = {"policy": self.policy}

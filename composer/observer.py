@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.spaces import SpaceTree
-from perception_blocks.port import Shape
+from perception_blocks.port import Shape, format_shape
 from perception_blocks.scale import NormalizeBlock
 from perception_blocks.wiring import module_name
 
@@ -47,13 +47,41 @@ class Observer:
                 tensors[key] = self._normalized(key, tensors)
         return {key: tensors[key] for key in keys}
 
-    def update(self, observations: Any, dtype: torch.dtype, device: torch.device) -> None:
-        """Count a batch of observations into the running statistics."""
+    def update(
+        self, observations: Any, dtype: torch.dtype, device: torch.device, group: Any = None
+    ) -> None:
+        """Count a batch of observations into the running statistics, as `NormalizeBlock.update` does.
+
+        Raises ValueError, with nothing changed, where one of them holds NaN or an infinite number.
+        """
         keys = dict.fromkeys([*self.keys, *filter(None, self._masks.values())])
         tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
+        seen: dict[str, Tensor] = {}
         for key, mask in self._masks.items():
-            seen = tensors[key] if mask is None else tensors[key][tensors[mask]]
-            self.normalizers[self._names[key]].update(seen)  # type: ignore[operator]
+            seen[key] = tensors[key] if mask is None else tensors[key][tensors[mask]]
+            if not bool(seen[key].isfinite().all()):
+                raise ValueError(
+                    f"the observation {key!r} has a NaN or infinite number in it, of which there are no statistics; "
+                    "leave out that row"
+                )
+        for key, values in seen.items():
+            self._normalizer(key).update(values, group)
+
+    def merge(self, other: Observer) -> None:
+        """Count in what ``other`` has seen, of the same observations."""
+        if set(self.keys) != set(other.keys):
+            ours, theirs = (", ".join(map(repr, o.keys)) or "nothing" for o in (self, other))
+            raise ValueError(f"this model normalizes {ours}, the other one {theirs}")
+        for key in self.keys:
+            shapes = [o._element(key) for o in (self, other)]
+            if shapes[0] != shapes[1]:
+                ours, theirs = map(format_shape, shapes)
+                raise ValueError(f"{key!r} is {ours} here and {theirs} in the other model")
+        for key in self.keys:
+            self._normalizer(key).merge(other._normalizer(key))
+
+    def _normalizer(self, key: str) -> NormalizeBlock:
+        return self.normalizers[self._names[key]]  # type: ignore[return-value]
 
     def _element(self, key: str) -> Shape:
         """The shape of what is normalised: without the axes that a mask is about."""
@@ -62,7 +90,7 @@ class Observer:
         return port.shape[axes:]
 
     def _normalized(self, key: str, tensors: Mapping[str, Tensor]) -> Tensor:
-        value = self.normalizers[self._names[key]](tensors[key])
+        value = self._normalizer(key)(tensors[key])
         mask = self._masks[key]
         if mask is None:
             return value

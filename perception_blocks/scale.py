@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from perception_blocks.block import PerceptionBlock, block_name, one_input
+from perception_blocks.moments import Moments, accumulator, gathered, merged, moments_of
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes, format_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveFloat
@@ -85,8 +86,9 @@ class ScaleImageBlock(PerceptionBlock):
 class NormalizeBlock(PerceptionBlock):
     """Minus the running mean, by the running deviation, cut at ``clip``: any shape, which it keeps.
 
-    Only ``update`` moves the statistics, never ``forward``. They are buffers, always float32 at least, and travel with
-    the weights. Before the first update they are those of a standard normal.
+    Only ``update`` and ``merge`` move the statistics, never ``forward``. They are buffers, always float32 at least, and
+    travel with the weights; what float32 cannot say of them is kept beside, so that a batch counts however many came
+    before it. Before the first update they are those of a standard normal.
 
     >>> block = NormalizeBlock([(1,)])
     >>> block.update(torch.tensor([[2.0], [4.0]]))
@@ -98,6 +100,8 @@ class NormalizeBlock(PerceptionBlock):
     keeps_mask = True
     mean: Tensor
     var: Tensor
+    mean_rest: Tensor
+    var_rest: Tensor
     count: Tensor
 
     def __init__(
@@ -115,7 +119,9 @@ class NormalizeBlock(PerceptionBlock):
         self.epsilon = epsilon
         sizes: Any = shape
         self.register_buffer("mean", torch.zeros(sizes, dtype=torch.float32))
+        self.register_buffer("mean_rest", torch.zeros(sizes, dtype=torch.float32))
         self.register_buffer("var", torch.ones(sizes, dtype=torch.float32))
+        self.register_buffer("var_rest", torch.zeros(sizes, dtype=torch.float32))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,44 +130,59 @@ class NormalizeBlock(PerceptionBlock):
             y = y.clamp(-self.clip, self.clip)
         return y.to(x.dtype) if x.is_floating_point() else y
 
+    def denormalize(self, y: Tensor) -> Tensor:
+        """The way back: what ``forward`` would have made ``y`` of, had it not cut it."""
+        x = y * torch.sqrt(self.var + self.epsilon) + self.mean
+        return x.to(y.dtype) if y.is_floating_point() else x
+
     @torch.no_grad()
-    def update(self, x: Tensor) -> None:
-        """Count in all values of ``x``, whatever its leading axes."""
-        rows = x.reshape(-1, *self.mean.shape).to(self.mean.device, accumulator(self.mean))
-        if len(rows):
-            self._merge(rows.mean(0), rows.var(0, correction=0), len(rows))
+    def update(self, x: Tensor, group: Any = None) -> None:
+        """Count in all values of ``x``, whatever its leading axes.
+
+        Where torch.distributed runs, also those of the other processes of ``group`` (None: of all of them; False: of
+        this one alone), each of which must call this, if need be with no values (0, ...).
+        """
+        rows = x.reshape(-1, *self.mean.shape).to(self.mean.device)
+        self._count_in(gathered(moments_of(rows), group))
 
     @torch.no_grad()
     def merge(self, other: NormalizeBlock) -> None:
         """Count in all that ``other`` has seen, which must not have been seen here."""
-        wide = accumulator(self.mean)
-        mean, var = (tensor.to(self.mean.device, wide) for tensor in (other.mean, other.var))
-        self._merge(mean, var, int(other.count))
+        wide = accumulator(self.mean.device)
+        theirs = (tensor.to(self.mean.device, wide) for tensor in other.moments())
+        self._count_in(Moments(*theirs))
 
     @torch.no_grad()
     def reset(self) -> None:
         """Forget all that was seen."""
-        self.mean.zero_()
+        for tensor in (self.mean, self.mean_rest, self.var_rest, self.count):
+            tensor.zero_()
         self.var.fill_(1.0)
-        self.count.zero_()
 
     def adjust_parameters(self) -> None:
         self.reset()
 
-    def _merge(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Two sets of numbers into one (Chan et al., 1979)."""
-        before = int(self.count)
-        total = before + count
-        if not count:
-            return
-        delta = mean - self.mean
-        spread = self.var.to(var) * (before / total) + var * (count / total)
-        self.var.copy_(spread + delta.square() * (before / total) * (count / total))
-        self.mean.copy_(self.mean + delta * (count / total))
-        self.count.fill_(total)
+    def moments(self) -> Moments:
+        """Of all that was seen."""
+        wide = accumulator(self.mean.device)
+        mean, var = (
+            value.to(wide) + rest.to(wide)
+            for value, rest in ((self.mean, self.mean_rest), (self.var, self.var_rest))
+        )
+        return Moments(self.count.to(wide), mean, var)
+
+    def _count_in(self, more: Moments) -> None:
+        total, mean, var = merged(self.moments(), more)
+        for exact, value, rest in (
+            (mean, self.mean, self.mean_rest),
+            (var, self.var, self.var_rest),
+        ):
+            value.copy_(exact)
+            rest.copy_(exact - value)
+        self.count.copy_(total)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        kept = {"mean": self.mean, "var": self.var}
+        kept = {name: getattr(self, name) for name in ("mean", "mean_rest", "var", "var_rest")}
         super()._apply(fn, recurse)
         for name, tensor in kept.items():  # a half-precision model keeps full-precision statistics
             moved = getattr(self, name)
@@ -176,11 +197,6 @@ class NormalizeBlock(PerceptionBlock):
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
         (port,) = in_ports
         return [Port(port.shape, channels=port.channels)]
-
-
-def accumulator(tensor: Tensor) -> torch.dtype:
-    """The dtype to add up in: float64 where the device has it."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def refuse_integers(cls: type[PerceptionBlock], in_ports: Sequence[Port]) -> None:
