@@ -13,7 +13,7 @@ __all__ = ["Moments", "accumulator", "gathered", "merged", "moments_of"]
 
 
 class Moments(NamedTuple):
-    """Of a ``number`` of values of one shape their mean and (population) variance, element by element, in `accumulator`."""
+    """Of a ``number`` of values of one shape: their mean and (population) variance, element by element."""
 
     number: Tensor
     mean: Tensor

@@ -149,7 +149,8 @@ def worker(rank, path, folder):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_processes_have_the_statistics_of_all_of_them(tmp_path):
-    mp.spawn(worker, (tmp_path / "store", tmp_path), nprocs=2)
+    arguments = (tmp_path / "store", tmp_path)
+    mp.spawn(worker, arguments, nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     batches = [
         batch([[2, 8, 1], [5, 0, 9]][rank][step], 10 * step + rank)
         for step in range(3)
