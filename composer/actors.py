@@ -197,16 +197,16 @@ def counted_spaces(
 
 
 def serve(
-    actors: Actors, keys: Iterable[str | None], problems: Problems, path: Path
+    actors: Actors, networks: Mapping[str | None, Path], problems: Problems, path: Path
 ) -> dict[str | None, tuple[Actor, ...]]:
     """By the key of each network (None: the only one) the actors that it serves.
 
-    A key is an actor's name, else a step, else the type of agents called ``<key>_<number>``. Notes under ``path`` the
-    keys that serve nobody, and the actors that no key or several serve.
+    A key is an actor's name, else a step, else the type of agents called ``<key>_<number>``. ``networks`` has where
+    each is written; a key that serves nobody is noted there, at ``path`` the actors that no key or several serve.
     """
     served: dict[str | None, tuple[Actor, ...]] = {}
     by: dict[str, list[str]] = {name: [] for name in actors.names}
-    for key in keys:
+    for key, place in networks.items():
         found = tuple(actors) if key is None else _meant(key, actors)
         served[key] = found
         for actor in found:
@@ -216,7 +216,7 @@ def serve(
                 did_you_mean(str(key), _addresses(actors))
                 or f"; there is {shortened(actors.names)}"
             )
-            problems.add((*path, str(key)), f"the network {key!r} serves no actor{near}", key=True)
+            problems.add(place, f"the network {key!r} serves no actor{near}", key=True)
     lost = [name for name, by_keys in by.items() if not by_keys]
     if lost:
         problems.add(

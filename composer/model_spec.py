@@ -90,7 +90,8 @@ class TemplateSpec:
 class NetworkSpec:
     """One network: exactly one of ``graph``, ``target`` and ``template`` is not None.
 
-    ``observations`` are those it may see (None: all), ``shares`` the values a policy hands to its critic.
+    ``observations`` are those it may see (None: all), ``shares`` the values a policy hands to its critic. ``separate``
+    asks for one such network for each agent, as it does for all networks of a policy or critic.
     """
 
     path: Path
@@ -102,6 +103,7 @@ class NetworkSpec:
     observations: tuple[str, ...] | None = None
     init: Any = None
     shares: tuple[str, ...] = ()
+    separate: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class CriticSpec:
     stack: bool = False
     ensemble: int = 1
     normalize_value: bool = False
+    separate: bool = False
     shared: tuple[str, ...] = ()
 
 

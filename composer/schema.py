@@ -67,8 +67,10 @@ def json_schema() -> Schema:
             "template_node": _template_node(),
             "distribution": _distribution(),
             "network": _network({}),
-            "policy": _network(_policy_keys()),
-            "critic": _network(_critic_keys()),
+            "policy_network": _network({**_shares(), **_separate()}),
+            "critic_network": _network(_separate()),
+            "policy": _networks({**_policy_keys(), **_separate()}, _shares(), "policy_network"),
+            "critic": _networks({**_critic_keys(), **_separate()}, {}, "critic_network"),
             **{f"block_{name}": _block(name) for name in sorted(BLOCKS)},
             **{f"block_{name}": _nested_graph(name) for name in NESTED},
         },
@@ -105,8 +107,6 @@ def _policy_keys() -> dict[str, Schema]:
     return {
         "action_mask": _names_to(TEXT),
         "wrap": _list({"type": ["string", "object"]}),
-        "separate": _value({"type": "boolean"}),
-        "shares": _said("Values that the critic may read.", _list(TEXT)),
     }
 
 
@@ -119,8 +119,16 @@ def _critic_keys() -> dict[str, Schema]:
     }
 
 
-def _network(own_keys: dict[str, Schema]) -> Schema:
-    """One network; with ``own_keys`` that of a policy or critic, which may have several under `networks`."""
+def _shares() -> dict[str, Schema]:
+    return {"shares": _said("Values that the critic may read.", _list(TEXT))}
+
+
+def _separate() -> dict[str, Schema]:
+    return {"separate": _said("One network for each agent.", _value({"type": "boolean"}))}
+
+
+def _network(more: dict[str, Schema]) -> Schema:
+    """One network, which may have the keys of ``more`` too."""
     keys = {
         "graph": _ref("graph"),
         "_target_": _said("A class of your own; its arguments stand beside it.", DOTTED_PATH),
@@ -128,23 +136,25 @@ def _network(own_keys: dict[str, Schema]) -> Schema:
         "heads": _ref("heads"),
         "observations": _said("What it may see; by default everything.", _list(TEXT)),
         "init": {"anyOf": [_ref("initialiser"), _object(_parts_of_init())]},
-        **({"shares": own_keys["shares"]} if "shares" in own_keys else {}),
+        **more,
     }
-    single = {
+    return {
+        "type": "object",
         "oneOf": [{"required": [way]} for way in ("graph", "_target_", "template")],
-        "properties": {**keys, **own_keys},
+        "properties": keys,
         "if": {"required": ["_target_"]},
-        "else": {"propertyNames": {"enum": [*keys, *own_keys]}},
+        "else": {"propertyNames": {"enum": list(keys)}},
     }
-    if not own_keys:
-        return {"type": "object", **single}
-    networks = {"anyOf": [_list(_ref("network")), _names_to(_ref("network"))]}
-    several = {**own_keys, "networks": networks}
+
+
+def _networks(own: dict[str, Schema], alone: dict[str, Schema], member: str) -> Schema:
+    """A policy or critic with its ``own`` keys: one network, which may have the keys ``alone``, or several."""
+    networks = {"anyOf": [_list(_ref(member)), _names_to(_ref(member))]}
     return {
         "type": "object",
         "if": {"required": ["networks"]},
-        "then": {"properties": several, "additionalProperties": False},
-        "else": single,
+        "then": {"properties": {**own, "networks": networks}, "additionalProperties": False},
+        "else": _network({**own, **alone}),
     }
 
 

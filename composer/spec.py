@@ -40,7 +40,8 @@ KINDS = ("graph", "_target_", "template")
 NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
 POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
 POLICY_KEYS = ("networks", "action_mask", "wrap", "separate")
-CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value")
+CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value", "separate")
+ONE_OF_SEVERAL = ("separate",)  # what a network among several may have besides
 TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
 
@@ -188,6 +189,7 @@ class _Reader:
             stack=fields.boolean("stack"),
             ensemble=fields.count("ensemble", 1),
             normalize_value=fields.boolean("normalize_value"),
+            separate=fields.boolean("separate"),
             shared=policy.shares if policy else (),
         )
 
@@ -232,6 +234,7 @@ class _Reader:
             fields.wrong("networks", "a list or a mapping of networks")
             return {}
         items = value.items() if isinstance(value, dict) else enumerate(value)
+        keys = (*keys, *ONE_OF_SEVERAL)
         networks: dict[str | None, NetworkSpec] = {}
         for key, item in items:
             path = (*fields.path, "networks", key)
@@ -269,6 +272,7 @@ class _Reader:
             observations=fields.texts("observations") if "observations" in fields else None,
             init=fields.values.get("init"),
             shares=fields.texts("shares") if "shares" in keys else (),
+            separate=fields.boolean("separate") if "separate" in keys else False,
         )
         if graph:
             check_graph(graph, fields.at("graph"), self._problems)

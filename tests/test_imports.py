@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations direct
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
-    recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed moments scale custom
+    recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed language_config language_model moments scale custom
     lowering graph wiring construct assemble ensemble inference
 """
 COMPOSER = """
@@ -27,7 +27,7 @@ COMPOSER = """
     block_words blocks_help block_pages spec_diff actors
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
-    network construction demand custom_class build blending policy critic critic_parts parts
+    network construction demand roles value_heads custom_class build blending policy critic action_inputs state_action critic_parts parts
     flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
     checkpoint model cli __main__
@@ -62,7 +62,8 @@ LIBRARIES = {
         )
     ],
     "pygraphviz": ["composer.diagram*"],
-    "safetensors": ["composer.checkpoint"],
+    "safetensors": ["composer.checkpoint", "perception_blocks.language_config"],
+    "transformers": ["perception_blocks.language_*"],
     "torch_geometric": ["perception_blocks.message_passing"],
 }
 
