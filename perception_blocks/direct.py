@@ -6,7 +6,12 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import (  # hooks on every module; torch fills these in place
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 __all__ = ["is_plain", "layers", "linear"]
 
@@ -17,20 +22,18 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     Not so with hooks, another class (a parametrization, FSDP2 and adapters change it), a forward of its own (as tools
     that offload set it), or a compiled one.
     """
-    return (
-        type(module) is cls
-        and not (
-            module._forward_pre_hooks
-            or module._forward_hooks
-            or module._backward_pre_hooks
-            or module._backward_hooks
-            or torch_module._global_forward_pre_hooks
-            or torch_module._global_forward_hooks
-            or torch_module._global_backward_pre_hooks
-            or torch_module._global_backward_hooks
-        )
-        and "forward" not in module.__dict__
-        and module._compiled_call_impl is None
+    own = module.__dict__  # not by attribute: nn.Module has a slow lookup
+    return type(module) is cls and not (
+        own["_forward_pre_hooks"]
+        or own["_forward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own["_backward_hooks"]
+        or _global_forward_pre_hooks
+        or _global_forward_hooks
+        or _global_backward_pre_hooks
+        or _global_backward_hooks
+        or "forward" in own
+        or "_compiled_call_impl" in own
     )
 
 
