@@ -58,6 +58,7 @@ class ScaleImageBlock(PerceptionBlock):
         self.channels_last = len(shape) == 3 and channels == "last"
         lows, spans = bounds_of(shape, low, high)
         self._bounds = (lows, spans)
+        self._from_zero = not bool(lows.any())  # then there is nothing to take off
         self.register_buffer("low", torch.empty(lows.shape), persistent=False)
         self.register_buffer("span", torch.empty(spans.shape), persistent=False)
         self.fill_constants()
@@ -68,7 +69,9 @@ class ScaleImageBlock(PerceptionBlock):
         self.span.copy_(spans)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (x.to(self.low.dtype) - self.low) / self.span
+        span = self.span
+        x = x.to(span.dtype)
+        x = (x if self._from_zero else x - self.low) / span
         if self.channels_last:
             return x.movedim(-1, -3)
         return x.unsqueeze(-3) if self.rank == 2 else x
