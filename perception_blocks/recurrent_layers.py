@@ -6,7 +6,7 @@ vmapped; many steps at once go through torch's fused kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from perception_blocks.block import is_traced
 __all__ = ["Carry", "GruLayer", "LstmLayer", "RecurrentLayer", "RnnLayer"]
 
 Carry: TypeAlias = tuple[Tensor, ...]  # (h,) or (h, c) of one layer, each (..., hidden)
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x, weight, bias
 
 
 class RecurrentLayer(nn.RNNBase):
@@ -38,9 +39,23 @@ class RecurrentLayer(nn.RNNBase):
         """Torch's kernel: one batch axis, carry (directions, B, hidden)."""
         raise TypeError(f"{type(self).__name__} must define fused(x_BTF, carry)")
 
+    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
+        """One step of plain operations for any leading axes; ``weights`` as `weights` gives them."""
+        raise TypeError(f"{type(self).__name__} must define cell(x_F, carry, weights, linear)")
+
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+        """Torch's kernel for one step: one batch axis."""
+        raise TypeError(f"{type(self).__name__} must define kernel(x_BF, carry, weights)")
+
     def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
         """One step for any leading axes; torch's kernel for a step is used where it can be."""
-        raise TypeError(f"{type(self).__name__} must define step(x_F, carry, direction)")
+        return self.step_with(x_F, carry, self.weights(direction))
+
+    def step_with(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+        """The same with ``weights`` in place of its own."""
+        if x_F.dim() == 2 and not is_traced():
+            return self.kernel(x_F, carry, weights)
+        return self.cell(x_F, carry, weights, functional.linear)
 
     def forward(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
         if is_traced():
@@ -100,12 +115,13 @@ class LstmLayer(RecurrentLayer):
         y, h, c = torch.lstm(x_BTF, carry, weights, True, 1, 0.0, self.training, both, True)
         return y, (h, c)
 
-    def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
-        if x_F.dim() == 2 and not is_traced():
-            return torch.lstm_cell(x_F, carry, *self.weights(direction))
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+        return torch.lstm_cell(x_BF, carry, *weights)
+
+    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
         h, c = carry
-        w_input, w_hidden, b_input, b_hidden = self.weights(direction)
-        gates = functional.linear(x_F, w_input, b_input) + functional.linear(h, w_hidden, b_hidden)
+        w_input, w_hidden, b_input, b_hidden = weights
+        gates = linear(x_F, w_input, b_input) + linear(h, w_hidden, b_hidden)
         write, keep, content, show = gates.chunk(4, dim=-1)
         c = torch.sigmoid(keep) * c + torch.sigmoid(write) * torch.tanh(content)
         return torch.sigmoid(show) * torch.tanh(c), c
@@ -125,13 +141,14 @@ class GruLayer(RecurrentLayer):
         y, h = torch.gru(x_BTF, carry[0], weights, True, 1, 0.0, self.training, both, True)
         return y, (h,)
 
-    def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+        return (torch.gru_cell(x_BF, *carry, *weights),)
+
+    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
         (h,) = carry
-        if x_F.dim() == 2 and not is_traced():
-            return (torch.gru_cell(x_F, h, *self.weights(direction)),)
-        w_input, w_hidden, b_input, b_hidden = self.weights(direction)
-        from_x = functional.linear(x_F, w_input, b_input).chunk(3, dim=-1)
-        from_h = functional.linear(h, w_hidden, b_hidden).chunk(3, dim=-1)
+        w_input, w_hidden, b_input, b_hidden = weights
+        from_x = linear(x_F, w_input, b_input).chunk(3, dim=-1)
+        from_h = linear(h, w_hidden, b_hidden).chunk(3, dim=-1)
         forget = torch.sigmoid(from_x[0] + from_h[0])
         keep = torch.sigmoid(from_x[1] + from_h[1])
         content = torch.tanh(from_x[2] + forget * from_h[2])
@@ -156,11 +173,12 @@ class RnnLayer(RecurrentLayer):
         y, h = kernel(x_BTF, carry[0], weights, True, 1, 0.0, self.training, both, True)
         return y, (h,)
 
-    def step(self, x_F: Tensor, carry: Carry, direction: str = "") -> Carry:
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+        cell = torch.rnn_relu_cell if self.relu else torch.rnn_tanh_cell
+        return (cell(x_BF, *carry, *weights),)
+
+    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
         (h,) = carry
-        if x_F.dim() == 2 and not is_traced():
-            cell = torch.rnn_relu_cell if self.relu else torch.rnn_tanh_cell
-            return (cell(x_F, h, *self.weights(direction)),)
-        w_input, w_hidden, b_input, b_hidden = self.weights(direction)
-        total = functional.linear(x_F, w_input, b_input) + functional.linear(h, w_hidden, b_hidden)
+        w_input, w_hidden, b_input, b_hidden = weights
+        total = linear(x_F, w_input, b_input) + linear(h, w_hidden, b_hidden)
         return (torch.relu(total) if self.relu else torch.tanh(total),)
