@@ -56,10 +56,19 @@ class ConvBlock(ImageBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         rank = len(self.in_shapes[0])
+        if torch.compiler.is_compiling():
+            self._fix_sizes(x)
         if x.dim() == rank + 1:
             return self.convolve(x)
         y = self.convolve(x.reshape(-1, *x.shape[-rank:]))
         return y.reshape(*x.shape[:-rank], *y.shape[1:])
+
+    def _fix_sizes(self, x: Tensor) -> None:
+        """Tell the compiler the sizes that never vary: with unknown ones inductor cannot order a convolution's axes."""
+        shape = self.in_shapes[0]
+        for size, found in zip(shape, x.shape[-len(shape) :], strict=True):
+            if size is not None:
+                torch._check(found == size)
 
 
 class ConvDenseBlock(ImageBlock):
