@@ -50,6 +50,12 @@ def bounds_between(low: Any, high: Any) -> Bounds:
     return Bounds(low, high, low / 2 + high / 2, half, math.log(half))
 
 
+def squashed(u: Tensor, bounds: Bounds) -> Tensor:
+    """``u`` between the bounds, by tanh."""
+    low, high, middle, half, _ = bounds
+    return torch.clamp(middle + half * u.tanh(), low, high)  # rounding may leave the bounds
+
+
 class GaussianDistribution(Distribution):
     """Independent normals: ``mean`` and ``log_std`` (..., *action shape)."""
 
@@ -108,17 +114,17 @@ class SquashedGaussianDistribution(Distribution):
         self._drawn: tuple[Tensor, Tensor] | None = None
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self._squash(self.base.sample(generator)).detach()
+        return squashed(self.base.sample(generator), self.bounds).detach()
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
         u = self.base.rsample(generator)
-        action = self._squash(u)
+        action = squashed(u, self.bounds)
         self._drawn = (action, u)
         return action
 
     def mode(self) -> Tensor:
         """The squashed mean (which is the median): the density's own maximum may lie on a bound."""
-        return self._squash(self.base.mean)
+        return squashed(self.base.mean, self.bounds)
 
     def log_prob(self, action: Tensor) -> Tensor:
         drawn, u = self._drawn or (None, None)
@@ -144,10 +150,6 @@ class SquashedGaussianDistribution(Distribution):
     def kl(self, other: SquashedGaussianDistribution) -> Tensor:
         """That of the normals: squashing both alike changes nothing."""
         return self.base.kl(other.base)
-
-    def _squash(self, u: Tensor) -> Tensor:
-        low, high, middle, half, _ = self.bounds
-        return torch.clamp(middle + half * u.tanh(), low, high)  # rounding may leave the bounds
 
     def _unsquash(self, action: Tensor) -> Tensor:
         inside = (action.to(self.base.mean.dtype) - self.bounds.middle) / self.bounds.half
@@ -301,8 +303,14 @@ class SquashedGaussian(_Normals):
     ) -> SquashedGaussianDistribution:
         _refuse_mask(mask, "squashed_gaussian", self.key)
         normals = self.normals(logits, temperature)
-        bounds = self._same_bounds or _kept_bounds(self, normals.mean.dtype)
-        return SquashedGaussianDistribution(normals, bounds)
+        return SquashedGaussianDistribution(normals, self._bounds(normals.mean.dtype))
+
+    def squash(self, u: Tensor) -> Tensor:
+        """A value of the normal, (..., *action shape), as an action within the bounds."""
+        return squashed(u, self._bounds(u.dtype))
+
+    def _bounds(self, dtype: torch.dtype) -> Bounds:
+        return self._same_bounds or _kept_bounds(self, dtype)
 
 
 class Beta(ActionDistribution):

@@ -136,8 +136,8 @@ class MultiCategorical(ActionDistribution):
         assert isinstance(sizes, tuple)
         super().__init__(leaf, sum(sizes))
         self._widest = max(sizes)
-        self._padding = len(set(sizes)) > 1
-        if self._padding:
+        self.padded = len(set(sizes)) > 1
+        if self.padded:
             self.constant("index", _padded_index(sizes), torch.int64)
 
     def forward(
@@ -146,15 +146,15 @@ class MultiCategorical(ActionDistribution):
         logits = tempered(logits, temperature)
         if mask is not None:
             legal = _legal(mask, logits, self.key)
-            _require_choice(self._choices(legal, False), self.key)
+            _require_choice(self.choices(legal, False), self.key)
             logits = _without(logits, legal)
-        padded = self._choices(logits, torch.finfo(logits.dtype).min)
+        padded = self.choices(logits, torch.finfo(logits.dtype).min)
         return ChoiceDistribution(padded, len(self.action_shape))
 
-    def _choices(self, values: Tensor, fill: float | bool) -> Tensor:
-        """(..., sum of sizes) -> (..., *action shape, widest), so that one call serves all elements."""
+    def choices(self, values: Tensor, fill: float | bool) -> Tensor:
+        """Logits or a mask (..., sum of sizes) as (..., *action shape, widest), filled up with ``fill``."""
         leading = values.shape[:-1]
-        if self._padding:
+        if self.padded:
             padding = values.new_full((*leading, 1), fill)
             values = torch.cat([values, padding], -1).index_select(-1, self.index)
         return values.reshape(*leading, *self.action_shape, self._widest)
