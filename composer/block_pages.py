@@ -25,7 +25,7 @@ FAMILIES = {
     "basic": "dense residual_dense noisy combine elementwise reshape embed features scale",
     "convolution": "conv residual_conv",
     "pooling-and-sets": "pooling sets",
-    "attention": "attention attention_conv transformer",
+    "attention": "attention attention_conv transformer language_model",
     "memory": "recurrent memory linear_memory gtrxl",
     "graphs": "graph_nets graph_network message_passing",
     "heads-and-values": "heads",

@@ -16,6 +16,7 @@ MEANINGS = {
     "bidirectional": "read windows from both ends, which doubles the features",
     "causal": "no step may see later ones",
     "channels": "which axis holds the channels",
+    "checkpoint": "a local folder that holds a configuration and weights",
     "clip": "the largest size of a result, in standard deviations; null for none",
     "conv": "the name of the convolution",
     "debug": "raise an error for a row without any legal action",
@@ -32,6 +33,7 @@ MEANINGS = {
     "embedding_dim": "size of the vector for each value",
     "epsilon": "what is added to the variance before it divides",
     "expansion": "how many times wider a residual pair is inside",
+    "family": "which of the library's bodies",
     "feature_transform": "multiply the points' features by a learned matrix",
     "feedforward_units": "size of the hidden layer after each attention",
     "form": "which of the two published forms",
@@ -78,6 +80,7 @@ MEANINGS = {
     "padding_mode": "what is added at the borders",
     "pooling": "how elements are put together",
     "positive": "keep candidates above zero",
+    "read": "the features of the last token, or of all",
     "reduce": "sum the products over the last axis",
     "residual": "add the input to the result",
     "return_weights": "give the attention weights as a second output",
@@ -90,6 +93,7 @@ MEANINGS = {
     "state_units": "how many numbers are carried; null for as many as hidden_units",
     "strides": "pixels from one place of a kernel to the next",
     "transform_units": "sizes of the layers that find those matrices",
+    "vocab_size": "how many tokens there are",
 }
 
 

@@ -68,6 +68,7 @@ __all__ = [
     "SliceBlock",
     "StridedConvBlock",
     "StridedConvDenseBlock",
+    "TransformerBlock",
     "TransformerEncoderBlock",
     "ValueBlock",
     "VggConvBlock",
@@ -116,6 +117,7 @@ if TYPE_CHECKING:
         ValueBlock,
     )
     from perception_blocks.inference import InferenceBlock
+    from perception_blocks.language_model import TransformerBlock
     from perception_blocks.linear_memory import LruBlock, MinGruBlock
     from perception_blocks.memory import FrameStackBlock
     from perception_blocks.message_passing import MessagePassingBlock
@@ -161,6 +163,7 @@ else:
             "heads": "ActionMaskingBlock CategoricalValueBlock DuelingBlock QuantileValueBlock "
             "ValueBlock",
             "inference": "InferenceBlock",
+            "language_model": "TransformerBlock",
             "linear_memory": "LruBlock MinGruBlock",
             "memory": "FrameStackBlock",
             "message_passing": "MessagePassingBlock",

@@ -147,6 +147,10 @@ class PerceptionBlock(nn.Module):
         """What is known of the outputs when the inputs are ``in_ports``; floats unless a block says otherwise."""
         return [Port(shape) for shape in self.out_shapes]
 
+    def take_initializer(self, rule: Rule) -> None:
+        """Draw weights by ``rule`` from now on. Raises SettingsError where a block's weights are not drawn."""
+        self.initializer = rule
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew from ``generator`` (torch's global one if None), each by its own name."""
         draw_parameters(self, seed_from(generator), self.initializer)

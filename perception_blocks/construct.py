@@ -101,7 +101,7 @@ def construct(site: Site, node: Node) -> nn.Module:
     else:
         module = _foreign(site)
     if rule is not None and isinstance(module, PerceptionBlock):
-        module.initializer = rule
+        module.take_initializer(rule)
         if not any(parameter.is_meta for parameter in module.parameters()):
             module.reset_parameters()
     elif rule is not None:

@@ -19,7 +19,7 @@ from perception_blocks.port import InputShapeError, Port, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import OneOrMany, PositiveInt, SettingProblem, SettingsError
 
-__all__ = ["EmbeddingBlock", "OneHotBlock"]
+__all__ = ["EmbeddingBlock", "OneHotBlock", "refuse_too_few"]
 
 Counts: TypeAlias = int | list[int]
 
@@ -120,18 +120,22 @@ class EmbeddingBlock(PerceptionBlock):
         return super().out_ports(in_ports)
 
 
-def refuse_too_few(counts: Counts, in_ports: Sequence[Port]) -> None:
-    """Raise SettingsError where the input is known to have more values than ``counts``."""
+def refuse_too_few(
+    counts: Counts, in_ports: Sequence[Port], setting: str = "num_embeddings"
+) -> None:
+    """Raise SettingsError where the input is known to have more values than ``counts``, the ``setting``."""
     (port,) = in_ports
     needed = port.cardinality
     if needed is None:
         return
+    if isinstance(counts, int) and not isinstance(needed, int):
+        needed = max(needed)  # one number for all elements
     size = max(len(value) for value in (counts, needed, ()) if not isinstance(value, int)) or 1
     given, least = ([v] * size if isinstance(v, int) else v for v in (counts, needed))
     if any(n < m for n, m in zip(given, least)):
-        message = f"'num_embeddings' must be at least {needed}, the number of values of the input"
+        message = f"{setting!r} must be at least {needed}, the number of values of the input"
         advice = "leave it out to take it from the space"
-        problem = SettingProblem("num_embeddings", f"{message}, got {counts}; {advice}")
+        problem = SettingProblem(setting, f"{message}, got {counts}; {advice}")
         raise SettingsError([problem])
 
 

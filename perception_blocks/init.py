@@ -7,6 +7,7 @@ An initialiser is a function ``(tensor, generator, **settings)`` that fills a we
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import math
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from perception_blocks.registry import INITIALIZERS
 from perception_blocks.settings import SettingsError, check_settings
 
-__all__ = ["Rule", "default", "derive_seed", "draw_parameters", "initializer", "kaiming_normal"]
+__all__ = ["Rule", "default", "derive_seed", "draw_in_a_copy", "draw_parameters", "initializer"]
 __all__ += [
+    "kaiming_normal",
     "kaiming_uniform",
     "local_generator",
     "normc",
@@ -167,6 +169,23 @@ def draw_parameters(module: nn.Module, seed: int, rule: Rule | None = None) -> N
             adjust = getattr(layer, "adjust_parameters", None)
             if callable(adjust):
                 adjust()
+
+
+def draw_in_a_copy(module: nn.Module, seed: int, draw: Callable[[nn.Module], None]) -> None:
+    """Weights as ``draw`` makes them, a library's own way that draws in place and from global random states.
+
+    ``draw`` gets a copy on the CPU in float32, so that a weight is the same on every device, and states that follow
+    ``seed`` and are put back. A module on the meta device is left alone.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return
+    twin = copy.deepcopy(module).to("cpu", torch.float32)
+    with random_states_kept(seed), torch.no_grad():
+        draw(twin)
+        drawn = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+        for name, tensor in tensors.items():
+            tensor.copy_(drawn[name])
 
 
 def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,7 +6,6 @@ hears from: an edge that does not exist starts and ends there, whatever the conv
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import warnings
@@ -22,9 +21,9 @@ from perception_blocks.dense import unit_list
 from perception_blocks.init import (
     Rule,
     derive_seed,
+    draw_in_a_copy,
     draw_parameters,
     local_generator,
-    random_states_kept,
 )
 from perception_blocks.masks import as_bool, check_mask, same_shape, shapes_of
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes
@@ -195,21 +194,15 @@ def routed(exists: Tensor, links: Tensor, carries: Tensor | None) -> tuple[Tenso
 
 
 def draw_convolution(conv: nn.Module, seed: int, rule: Rule | None) -> None:
-    """Draw all weights of a layer as its library does, from ``seed`` alone; matrices follow ``rule`` if there is one.
+    """Draw all weights of a layer as its library does, from ``seed`` alone; matrices follow ``rule`` where given."""
 
-    The library draws in place and from torch's global generator: a copy on the CPU does, and the generator is put back.
-    """
-    tensors = {**dict(conv.named_parameters()), **dict(conv.named_buffers())}
-    if any(tensor.is_meta for tensor in tensors.values()):
-        return
-    twin: Any = copy.deepcopy(conv).to("cpu", torch.float32)
-    with random_states_kept(seed), torch.no_grad():
+    def draw(twin: Any) -> None:
         twin.reset_parameters()
-        drawn = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        for name, tensor in tensors.items():
+        for name, tensor in twin.named_parameters():
             if rule is not None and name.endswith("weight") and tensor.dim() == 2:
-                rule(drawn[name], local_generator(seed, name))
-            tensor.copy_(drawn[name])
+                rule(tensor, local_generator(seed, name))
+
+    draw_in_a_copy(conv, seed, draw)
 
 
 class Convolution:

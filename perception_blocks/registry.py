@@ -295,6 +295,9 @@ BLOCKS.register_all(
     {"transformer_encoder": "TransformerEncoderBlock"},
 )
 BLOCKS.register_all(
+    "perception_blocks.language_model", {"transformer": "TransformerBlock"}, extra="llm"
+)
+BLOCKS.register_all(
     "perception_blocks.sets",
     {
         "deep_set": "DeepSetBlock",

@@ -26,7 +26,7 @@ __all__ = [
 __all__ += ["strip_each", "wires", "with_masks"]
 
 # What each setting named in `from_ports` is called on the Port.
-PORT_SETTINGS = {"num_embeddings": "cardinality"}
+PORT_SETTINGS = {"num_embeddings": "cardinality", "vocab_size": "cardinality"}
 
 
 class NodeError(ValueError):

@@ -66,6 +66,7 @@ SPACES: dict[str, tuple[gymnasium.Space, gymnasium.Space]] = {
         ),
         MOVE_AND_USE,
     ),
+    "tokens": (Dict(sequence=MultiDiscrete([8] * 6), sequence_mask=MultiBinary(6)), Discrete(8)),
     "control": (VECTOR, Box(-1, 1, (3,))),
     "unbounded_control": (VECTOR, Box(-np.inf, np.inf, (3,))),
     "mission": (Dict(name=Mission(), state=VECTOR), MOVE),

@@ -247,6 +247,22 @@ SAMPLES += [
         {"conv": "GraphConv", "hidden_units": 4, "directed": False},
     ),
 ]
+TOKENS = [integers(7, of=5), integers(7, of=2)]  # a sequence, and which tokens there are
+SMALL = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
+SAMPLES += [
+    Sample("transformer", TOKENS, {"family": "gpt2", "vocab_size": 5, "n_positions": 9, **SMALL}),
+    Sample("transformer", TOKENS[:1], {"family": "gpt2", "vocab_size": 5, "read": "all", **SMALL}),
+    Sample(
+        "transformer",
+        [integers(None, of=5), integers(None, of=2)],
+        {"family": "llama", "vocab_size": 5, "intermediate_size": 12, "read": "all", **SMALL},
+    ),
+    Sample(
+        "transformer",
+        TOKENS,
+        {"family": "mamba", "vocab_size": 5, "num_hidden_layers": 2, "hidden_size": 8},
+    ),
+]
 MEMORY = [s for s in SAMPLES if s.build().state_shapes]
 
 
@@ -430,6 +446,8 @@ def vmap(sample: Sample) -> None:
 ABILITIES = {"compile": compile_whole, "export": export_with_a_dynamic_batch, "vmap": vmap}
 
 
+# Of other libraries' code, whose numbers are right all the same.
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:Dynamo detected a call")
 @every_sample
 @pytest.mark.parametrize("ability", ABILITIES)
 def test_a_block_can_do_all_that_its_class_does_not_rule_out(sample, ability):

@@ -25,7 +25,7 @@ PERCEPTION_BLOCKS = """
     NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PointNetBlock Port PositionalEncodingBlock
     QuantileValueBlock Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
     SelfAttentionConvBlock SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock
-    TransformerEncoderBlock ValueBlock VggConvBlock VggConvDenseBlock VggConvGapBlock init
+    TransformerBlock TransformerEncoderBlock ValueBlock VggConvBlock VggConvDenseBlock VggConvGapBlock init
 """
 
 
