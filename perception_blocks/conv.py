@@ -135,7 +135,8 @@ class StridedConvBlock(ConvBlock):
         for conv, pad, activation in zip(self.convs, self.pads, self.activations):
             if pad is not None:
                 x_BC = functional.pad(x_BC, pad, mode=self.pad_mode)
-            x_BC = activation(conv(x_BC))
+            x_BC = conv(x_BC)  # a line of its own: what it read is free before the next is made
+            x_BC = activation(x_BC)
         return x_BC
 
 
@@ -209,7 +210,8 @@ class VggConvBlock(ConvBlock):
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for index, (conv, activation) in enumerate(zip(self.convs, self.activations)):
-            x_BC = activation(conv(x_BC))
+            x_BC = conv(x_BC)  # a line of its own: what it read is free before the next is made
+            x_BC = activation(x_BC)
             if index % 2:
                 x_BC = self.max_pool(x_BC, 2)
         return x_BC
@@ -281,7 +283,8 @@ class NatureCnnBlock(ConvBlock):
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for conv, activation in zip(self.convs, self.activations):
-            x_BC = activation(conv(x_BC))
+            x_BC = conv(x_BC)  # a line of its own: what it read is free before the next is made
+            x_BC = activation(x_BC)
         return x_BC
 
 
