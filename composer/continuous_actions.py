@@ -17,6 +17,8 @@ from composer.distributions import (
     event_sum,
     is_bounded,
     misfit,
+    on_host,
+    refuse_actions,
     wide,
 )
 from composer.space_kinds import Leaf
@@ -54,6 +56,20 @@ def squashed(u: Tensor, bounds: Bounds) -> Tensor:
     """``u`` between the bounds, by tanh."""
     low, high, middle, half, _ = bounds
     return torch.clamp(middle + half * u.tanh(), low, high)  # rounding may leave the bounds
+
+
+def refuse_outside(action: Tensor, bounds: Bounds, key: str) -> None:
+    """Raise ValueError for an action that is NaN, or outside of its bounds by more than rounding explains."""
+    if not on_host(action) or not action.numel():
+        return
+    distance = (action.detach() - bounds.middle).abs()
+    if bool((distance <= bounds.half).all()):  # nearly always
+        return
+    largest = bounds.half + abs(bounds.middle)
+    dtypes = (torch.float32, *(d for d in (action.dtype,) if d.is_floating_point))
+    rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes) * largest
+    wrong = ~(distance <= bounds.half * 1.001 + rounding)
+    refuse_actions(action, wrong, bounds.low, bounds.high, key)
 
 
 class GaussianDistribution(Distribution):
@@ -104,13 +120,15 @@ class SquashedGaussianDistribution(Distribution):
     """``middle + half * tanh(u)`` with u normal: an action within its bounds.
 
     `log_prob` of the very tensor that `rsample` returned uses its u, so that gradients are exact. Of any other action
-    it goes back through atanh; what is on a bound (or beyond it) is taken as the nearest number inside that the dtype
-    can tell (|u| is about 8.3 for float32): the value is finite, and the same whenever it is computed.
+    it goes back through atanh; what is on a bound is taken as the nearest number inside that the dtype can tell (|u| is
+    about 8.3 for float32): the value is finite, and the same whenever it is computed. What is further out than rounding
+    explains is refused where `on_host` allows a look at it.
     """
 
-    def __init__(self, base: GaussianDistribution, bounds: Bounds) -> None:
+    def __init__(self, base: GaussianDistribution, bounds: Bounds, *, key: str = "action") -> None:
         self.base = base
         self.bounds = bounds
+        self._key = key
         self._drawn: tuple[Tensor, Tensor] | None = None
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -131,6 +149,7 @@ class SquashedGaussianDistribution(Distribution):
         if u is None or action is not drawn:
             check_action(action, self.base.mean.shape, self.base.event_dims)
             u = self._unsquash(action)
+            refuse_outside(action, self.bounds, self._key)
         terms = self.base.log_densities(u) - _log_slope(u) - self.bounds.log_half
         return event_sum(terms, self.base.event_dims)
 
@@ -160,12 +179,15 @@ class SquashedGaussianDistribution(Distribution):
 class BetaDistribution(Distribution):
     """Independent betas stretched over the bounds: concentrations ``1 + a`` and ``1 + b`` (..., *action shape)."""
 
-    def __init__(self, a: Tensor, b: Tensor, bounds: Bounds, event_dims: int) -> None:
+    def __init__(
+        self, a: Tensor, b: Tensor, bounds: Bounds, event_dims: int, *, key: str = "action"
+    ) -> None:
         self._excess = (a, b)
         self.concentrations = (1 + a, 1 + b)
         self.bounds = bounds
         self.event_dims = event_dims
         self._log_width = bounds.log_half + math.log(2)
+        self._key = key
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         return self.rsample(generator).detach()
@@ -184,9 +206,10 @@ class BetaDistribution(Distribution):
         return self._stretch((a + tiny) / (a + b + 2 * tiny))
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """An action on a bound (or beyond it) is taken as the nearest number inside that the dtype can tell."""
+        """An action on a bound is taken as the nearest number inside that the dtype can tell."""
         a, b = self._excess
         check_action(action, a.shape, self.event_dims)
+        refuse_outside(action, self.bounds, self._key)
         eps = torch.finfo(a.dtype).eps
         x = (action.to(a.dtype) - self.bounds.low) / self.bounds.half / 2
         x = x.clamp(eps, 1 - eps)
@@ -303,7 +326,7 @@ class SquashedGaussian(_Normals):
     ) -> SquashedGaussianDistribution:
         _refuse_mask(mask, "squashed_gaussian", self.key)
         normals = self.normals(logits, temperature)
-        return SquashedGaussianDistribution(normals, self._bounds(normals.mean.dtype))
+        return SquashedGaussianDistribution(normals, self._bounds(normals.mean.dtype), key=self.key)
 
     def squash(self, u: Tensor) -> Tensor:
         """A value of the normal, (..., *action shape), as an action within the bounds."""
@@ -335,7 +358,7 @@ class Beta(ActionDistribution):
         shape = (*excess.shape[:-1], *self.action_shape)
         a, b = (part.reshape(shape) for part in excess.chunk(2, -1))
         bounds = self._same_bounds or _kept_bounds(self, a.dtype)
-        return BetaDistribution(a, b, bounds, len(self.action_shape))
+        return BetaDistribution(a, b, bounds, len(self.action_shape), key=self.key)
 
 
 def _keep_bounds(family: ActionDistribution, leaf: Leaf) -> Bounds | None:

@@ -7,6 +7,7 @@ that sums, entropies and gradients stay finite.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,20 +18,36 @@ from composer.distributions import (
     Distribution,
     check_action,
     event_sum,
+    index_text,
     misfit,
+    on_host,
+    refuse_actions,
     tempered,
 )
 from composer.space_kinds import Leaf
+from perception_blocks.port import format_shape
 
 __all__ = ["Bernoulli", "BitDistribution", "Categorical", "ChoiceDistribution", "MultiCategorical"]
 
 
 class ChoiceDistribution(Distribution):
-    """One choice of n for each element of the action: ``logits`` (..., *action shape, n)."""
+    """One choice of n for each element of the action: ``logits`` (..., *action shape, n).
 
-    def __init__(self, logits: Tensor, event_dims: int = 0) -> None:
+    ``sizes`` (*action shape) says how many of the n there really are where that differs; ``key`` is for messages.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        event_dims: int = 0,
+        *,
+        sizes: Tensor | None = None,
+        key: str = "action",
+    ) -> None:
         self.log_probs = functional.log_softmax(logits, -1)
         self._event_dims = event_dims
+        self._sizes = sizes
+        self._key = key
 
     @property
     def probs(self) -> Tensor:
@@ -47,6 +64,10 @@ class ChoiceDistribution(Distribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         check_action(action, self.log_probs.shape[:-1], self._event_dims)
+        if on_host(action):
+            sizes = self.log_probs.shape[-1] if self._sizes is None else self._sizes
+            wrong = (action < 0) | (action >= sizes)
+            refuse_actions(action, wrong, 0, sizes - 1, self._key)
         chosen = action.to(torch.int64).unsqueeze(-1)
         log_probs, chosen = torch.broadcast_tensors(self.log_probs, chosen)
         return event_sum(log_probs.gather(-1, chosen[..., :1]).squeeze(-1), self._event_dims)
@@ -61,11 +82,12 @@ class ChoiceDistribution(Distribution):
 
 
 class BitDistribution(Distribution):
-    """Independent bits, as 0.0 and 1.0: ``logits`` (..., *action shape)."""
+    """Independent bits, as 0.0 and 1.0: ``logits`` (..., *action shape); ``key`` is for messages."""
 
-    def __init__(self, logits: Tensor, event_dims: int) -> None:
+    def __init__(self, logits: Tensor, event_dims: int, *, key: str = "action") -> None:
         self.logits = logits
         self._event_dims = event_dims
+        self._key = key
 
     @property
     def probs(self) -> Tensor:
@@ -83,6 +105,8 @@ class BitDistribution(Distribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         check_action(action, self.logits.shape, self._event_dims)
+        if on_host(action):
+            refuse_actions(action, (action != 0) & (action != 1), 0, 1, self._key)
         signed = torch.where(action != 0, self.logits, -self.logits)
         return event_sum(functional.logsigmoid(signed), self._event_dims)
 
@@ -118,7 +142,7 @@ class Categorical(ActionDistribution):
             legal = _legal(mask, logits, self.key)
             _require_choice(legal, self.key)
             logits = _without(logits, legal)
-        return ChoiceDistribution(logits)
+        return ChoiceDistribution(logits, key=self.key)
 
 
 class MultiCategorical(ActionDistribution):
@@ -128,6 +152,7 @@ class MultiCategorical(ActionDistribution):
     """
 
     index: Tensor
+    sizes: Tensor
 
     def __init__(self, leaf: Leaf) -> None:
         if leaf.kind != "multi_discrete":
@@ -139,6 +164,7 @@ class MultiCategorical(ActionDistribution):
         self.padded = len(set(sizes)) > 1
         if self.padded:
             self.constant("index", _padded_index(sizes), torch.int64)
+            self.constant("sizes", sizes, torch.int64)
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
@@ -149,7 +175,8 @@ class MultiCategorical(ActionDistribution):
             _require_choice(self.choices(legal, False), self.key)
             logits = _without(logits, legal)
         padded = self.choices(logits, torch.finfo(logits.dtype).min)
-        return ChoiceDistribution(padded, len(self.action_shape))
+        sizes = self.sizes.reshape(self.action_shape) if self.padded else None
+        return ChoiceDistribution(padded, len(self.action_shape), sizes=sizes, key=self.key)
 
     def choices(self, values: Tensor, fill: float | bool) -> Tensor:
         """Logits or a mask (..., sum of sizes) as (..., *action shape, widest), filled up with ``fill``."""
@@ -184,7 +211,7 @@ class Bernoulli(ActionDistribution):
         if mask is not None:
             logits = _without(logits, _legal(mask, logits, self.key))
         logits = logits.reshape(*logits.shape[:-1], *self.action_shape)
-        return BitDistribution(logits, len(self.action_shape))
+        return BitDistribution(logits, len(self.action_shape), key=self.key)
 
 
 def _legal(mask: Tensor, logits: Tensor, key: str) -> Tensor:
@@ -193,7 +220,18 @@ def _legal(mask: Tensor, logits: Tensor, key: str) -> Tensor:
         raise ValueError(
             f"the mask of action {key!r} has width {width}, its logits have {logits.shape[-1]}"
         )
+    if mask.shape != logits.shape and not _broadcasts(mask.shape, logits.shape):
+        got, needed = format_shape(mask.shape), format_shape(logits.shape)
+        raise ValueError(
+            f"the mask of action {key!r} has the shape {got}, its logits have {needed}"
+        )
     return mask if mask.dtype == torch.bool else mask != 0
+
+
+def _broadcasts(shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a tensor of ``shape`` fits one of ``other`` without widening it."""
+    pairs = zip(reversed(shape), reversed(other), strict=False)
+    return len(shape) <= len(other) and all(size in (1, wanted) for size, wanted in pairs)
 
 
 def _without(logits: Tensor, legal: Tensor) -> Tensor:
@@ -203,14 +241,11 @@ def _without(logits: Tensor, legal: Tensor) -> Tensor:
 
 
 def _require_choice(legal: Tensor, key: str) -> None:
-    """Raise ValueError if a row has no legal choice. On an accelerator and in compiled code, where looking would stop
-    the program, such a row is uniform."""
-    if legal.device.type != "cpu" or torch.compiler.is_compiling():
+    """Raise ValueError if a row has no legal choice; where `on_host` says not to look, such a row is uniform."""
+    if not on_host(legal):
         return
     some = legal.any(-1)
     if not bool(some.all()):
-        index = tuple((~some).nonzero()[0].tolist())
-        where = f" at index {index}" if index else ""
         raise ValueError(
-            f"the mask of action {key!r} leaves no legal choice{where}; each row needs a nonzero element"
+            f"the mask of action {key!r} leaves no legal choice{index_text(~some)}; each row needs a nonzero element"
         )

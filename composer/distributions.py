@@ -23,7 +23,15 @@ from perception_blocks.wiring import module_name
 
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
 __all__ += ["Distribution", "DistributionRuleError", "build_distributions", "check_action"]
-__all__ += ["default_distribution", "event_sum", "is_bounded", "misfit", "wide"]
+__all__ += [
+    "default_distribution",
+    "event_sum",
+    "is_bounded",
+    "misfit",
+    "on_host",
+    "refuse_actions",
+]
+__all__ += ["wide"]
 
 RuleProblem = tuple[int, str | None, str]
 DISTRIBUTIONS = Registry("distribution")
@@ -166,9 +174,13 @@ class ActionDistributions(nn.Module):
         masks: Mapping[str, Tensor] | None = None,
         temperature: float = 1.0,
     ) -> CompositeDistribution:
-        """The distribution of all actions together; ``masks`` may name some of them."""
+        """The distribution of all actions together; ``masks`` may name some of them.
+
+        Raises ValueError for logits that are NaN or infinite, where `on_host` allows a look at them.
+        """
         parts = {}
         for key, name in self._names.items():
+            _refuse_no_numbers(logits[key], key)
             mask = None if masks is None else masks.get(key)
             parts[key] = self._modules[name](logits[key], mask, temperature)  # type: ignore[misc]
         return CompositeDistribution(parts)
@@ -362,6 +374,49 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(
             f"temperature must be positive, got {temperature}; a deterministic policy takes mode()"
         )
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether values can be looked at: not on an accelerator, which would have to wait, nor where code is traced."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and not _is_transformed()
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func.vmap or grad are at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _refuse_no_numbers(logits: Tensor, key: str) -> None:
+    """Raise ValueError for NaN and infinity; minus infinity is a choice that is never taken."""
+    if on_host(logits) and logits.numel() and not logits.max().item() < math.inf:  # NaN is no less
+        where = index_text(logits.isnan() | (logits == math.inf))
+        raise ValueError(
+            f"the logits of action {key!r} are NaN or infinite{where}; "
+            "look for NaN in the observations, the state and the weights"
+        )
+
+
+def refuse_actions(action: Tensor, wrong: Tensor, low: Any, high: Any, key: str) -> None:
+    """Raise ValueError for the first action that is ``wrong``, if one is; ``low`` to ``high`` would have been right."""
+    if bool(wrong.any()):
+        value, least, most = (
+            torch.as_tensor(x).expand(wrong.shape)[wrong][0].item() for x in (action, low, high)
+        )
+        raise ValueError(
+            f"action {key!r} is {value:g}{index_text(wrong)}, expected {least:g} to {most:g}; "
+            "policy.from_environment(action) makes it of an environment's action"
+        )
+
+
+def index_text(wrong: Tensor) -> str:
+    """Where the first of those that are wrong is."""
+    index = tuple(wrong.nonzero()[0].tolist())
+    return f" at index {index}" if index else ""
 
 
 def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:

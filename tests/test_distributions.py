@@ -199,7 +199,7 @@ def test_the_entropy_of_a_squashed_gaussian_is_accurate(mean, std):
 @pytest.mark.parametrize("name", ["squashed_gaussian", "beta"])
 def test_log_prob_is_finite_on_the_bounds_with_finite_gradients(name, dtype):
     family = build(name, UNEVEN)
-    for action in (UNEVEN.low, UNEVEN.high, UNEVEN.high + 1):
+    for action in (UNEVEN.low, UNEVEN.high):
         logits = random_logits(family, dtype=dtype).requires_grad_()
         log_prob = family(logits).log_prob(torch.tensor(action))
         log_prob.backward()

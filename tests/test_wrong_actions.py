@@ -1,0 +1,113 @@
+"""What no distribution can be made of, and what is no action of one, is refused in words."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from composer.distributions import DISTRIBUTIONS, ActionDistribution, build_distributions
+from composer.spaces import flatten_space
+
+UNEVEN = spaces.Box(np.array([-3.0, 0.1]), np.array([7.0, 0.2]), dtype=np.float64)
+PAIRS = spaces.MultiDiscrete(np.array([[2, 3], [4, 2]]))
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+FAMILIES = [
+    ("categorical", spaces.Discrete(4)),
+    ("multi_categorical", PAIRS),
+    ("bernoulli", spaces.MultiBinary([2, 2])),
+    ("gaussian", spaces.Box(-np.inf, np.inf, (2, 2))),
+    ("squashed_gaussian", UNEVEN),
+    ("beta", UNEVEN),
+]
+
+
+def build(name, space) -> ActionDistribution:
+    leaf = flatten_space(space, "action").leaves["action"]
+    return DISTRIBUTIONS.get(name)(leaf)
+
+
+def random_logits(family, leading):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((*leading, *family.logits_shape), generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["squashed_gaussian", "beta"])
+def test_an_action_outside_of_its_bounds_is_refused_but_not_rounding(name):
+    family = build(name, UNEVEN)  # -3 to 7, and 0.1 to 0.2
+    distribution = family(torch.zeros(6, 4))
+    for dtype in DTYPES:
+        action = torch.tensor(np.stack([UNEVEN.low, UNEVEN.high] * 3)).to(dtype)
+        assert distribution.log_prob(action).isfinite().all()
+    for value, shown in ((0.21, "0.21"), (math.nan, "nan")):
+        action = torch.tensor(np.stack([UNEVEN.low, UNEVEN.high] * 3))
+        action[4, 1] = value
+        message = (
+            f"action 'action' is {shown} at index (4, 1), expected 0.1 to 0.2; "
+            "policy.from_environment(action) makes it of an environment's action"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            distribution.log_prob(action)
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "action", "message"),
+    [
+        ("categorical", spaces.Discrete(4), 4, "is 4, expected 0 to 3;"),
+        ("categorical", spaces.Discrete(4), -1, "is -1, expected 0 to 3;"),
+        ("multi_categorical", PAIRS, [[1, 2], [4, 1]], "is 4 at index (1, 0), expected 0 to 3;"),
+        ("multi_categorical", PAIRS, [[2, 2], [3, 1]], "is 2 at index (0, 0), expected 0 to 1;"),
+        ("bernoulli", spaces.MultiBinary(2), [1, 2], "is 2 at index (1,), expected 0 to 1;"),
+    ],
+)
+def test_an_action_that_is_no_choice_is_refused(name, space, action, message):
+    family = build(name, space)
+    distribution = family(torch.zeros(family.logits_shape))
+    with pytest.raises(ValueError, match=f"^action 'action' {re.escape(message)}"):
+        distribution.log_prob(torch.tensor(action))
+
+
+def test_a_mask_of_another_batch_is_refused_in_words():
+    family = build("categorical", spaces.Discrete(3))
+    for shape, needed in (((2, 3), (5, 3)), ((5, 3), (3,)), ((1, 5, 3), (5, 3))):
+        message = f"the mask of action 'action' has the shape {shape}, its logits have {needed}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            family(torch.zeros(needed), torch.ones(shape))
+    for shape in ((3,), (1, 3), (5, 3)):
+        assert family(torch.zeros(5, 3), torch.ones(shape)).entropy().shape == (5,)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize(("name", "space"), FAMILIES)
+def test_logits_that_are_no_numbers_are_refused(name, space, wrong):
+    families = build_distributions(
+        flatten_space(space, "action"), [{"action": "action", "distribution": name}]
+    )
+    logits = random_logits(families["action"], (5, 2))
+    logits[3, 1, 0] = -math.inf  # a choice that is never taken
+    families({"action": logits})
+    logits[3, 1, 0] = wrong
+    message = (
+        "the logits of action 'action' are NaN or infinite at index (3, 1, 0); "
+        "look for NaN in the observations, the state and the weights"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        families({"action": logits})
+
+
+def test_densities_are_mapped_and_differentiated_by_torch_func():
+    """Nothing looks at values where torch.func is at work."""
+    for name, space in FAMILIES:
+        family = build(name, space)
+        logits = random_logits(family, (4,))
+        actions = family(logits).sample()
+
+        def log_prob(row, action, family=family):
+            return family(row).log_prob(action)
+
+        expected = family(logits).log_prob(actions)
+        torch.testing.assert_close(torch.func.vmap(log_prob)(logits, actions), expected)
+        gradients = torch.func.vmap(torch.func.grad(log_prob))(logits, actions)
+        assert gradients.isfinite().all()
