@@ -9,13 +9,14 @@ from torch import nn
 
 from composer.construction import NodePath, SeededConstruction
 from composer.custom_class import custom_network
-from composer.demand import ADDED, Context, Demand, share, width_problem
+from composer.demand import ENSEMBLE, Context, Demand, share, width_problem
 from composer.errors import Path
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec
 from composer.network import GraphNetwork, Network
 from composer.template import expand
 from composer.tree import listing
 from composer.trust import PathError, import_trusted
+from composer.value_heads import scalar_shape
 from perception_blocks.block import is_built_in
 from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.inference import InferenceBlock
@@ -27,7 +28,8 @@ __all__ = ["build_network", "place_of"]
 
 SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told their width
 SIZES = {"output_units", "output_shape"}
-VALUE_BLOCKS = ("linear_output", "value", "quantile_value", "categorical_value")
+VALUE_HEADS = ("quantile_value", "categorical_value")  # with a width, one value for each action
+ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
 
 
 def build_network(
@@ -72,14 +74,16 @@ def _graph_network(
     graph = _graph(spec.graph or {}, ports, context, body)
     graph.optional = set(ports)
     for node in spec.graph or {}:
-        if node in ADDED:
+        if node in demand.added:
             message = f"{node!r} is taken by the network itself; choose another name"
             context.problems.add((*spec.path, "graph", node), message)
     outputs = _add_heads(graph, spec, demand, heads, context)
     incomplete = len(context.problems) > before or demand.values != spec.shares
     outputs |= {name: name for name in demand.values}
+    several = demand.copies > 1
     try:
-        block = InferenceBlock(graph, outputs, construction=construction)
+        first = construction.trial() if several else construction
+        block = InferenceBlock(graph, outputs, construction=first)
     except GraphError as error:
         for problem in error.problems:
             if not (incomplete and problem.kind == "unused_node"):  # a lost head would have used it
@@ -89,10 +93,28 @@ def _graph_network(
     context.read |= set(block.in_keys)
     share(block.out_ports, demand, context)
     for head in [name for name in demand.heads if name in block.out_shapes]:
-        message = width_problem(head, block.out_shapes[head], demand)
+        is_value = demand.kind == "value"
+        shape = scalar_shape(block, head) if is_value else block.out_shapes[head]
+        message = width_problem(head, shape, demand)
         if message:
             context.problems.add(place_of(spec, ("heads", head)), message)
-    return None if len(context.problems) > before else GraphNetwork(block)
+    if len(context.problems) > before:
+        return None
+    if several:
+        graph = _copied(graph, ports, outputs, demand.copies)
+        block = InferenceBlock(graph, list(outputs), construction=construction)
+    return GraphNetwork(block)
+
+
+def _copied(
+    graph: Graph, ports: Mapping[str, Port], outputs: Mapping[str, str], copies: int
+) -> Graph:
+    """A graph of one node: an ensemble of ``graph``, with its ``outputs``."""
+    graph.inputs = {}
+    read = {name: name for node in graph.nodes for name in node.reads if name in ports}
+    outer = Graph(ports, optional=ports)
+    outer.add(ENSEMBLE, graph, read, out=outputs, copies=copies)
+    return outer
 
 
 def _graph(
@@ -208,7 +230,9 @@ def _add_heads(
         if _is_value_itself(graph, node, demand):
             outputs[name] = node.reads[0]
             continue
-        needs_width = node.block in SIZED_BLOCKS and not node.settings.keys() & SIZES
+        of_actions = demand.kind == "value" and width != (1,)
+        sized = (*SIZED_BLOCKS, *VALUE_HEADS) if of_actions else SIZED_BLOCKS
+        needs_width = node.block in sized and not node.settings.keys() & SIZES
         extra = {"output_units": width[0]} if needs_width else {}
         _add(graph, node, name, context, rule, group="heads", **extra)
         outputs[name] = f"heads:{name}"
@@ -232,13 +256,14 @@ def _is_value_itself(graph: Graph, head: NodeSpec, demand: Demand) -> bool:
     """A critic whose graph already ends in a linear output or a value block gets no second one on top."""
     if (
         demand.kind != "value"
+        or len(demand.heads) > 1
         or head.settings
         or head.block != "linear_output"
         or len(head.reads) != 1
     ):
         return False
     writer = next((node for node in graph.nodes if head.reads[0] in node.writes), None)
-    return writer is not None and writer.block in VALUE_BLOCKS
+    return writer is not None and writer.block in ENDS
 
 
 def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:
@@ -257,6 +282,8 @@ def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:
 
 def place_of(spec: NetworkSpec, path: NodePath) -> Path:
     """Where a node is written in the spec."""
+    if path[:1] == (ENSEMBLE,) and ENSEMBLE not in (spec.graph or {}):
+        path = path[1:]  # copies of the whole network
     if spec.template is not None and path[:1] != ("heads",):
         node = (spec.graph or {}).get(path[0]) if path else None
         return spec.template.path if node is None else node.path

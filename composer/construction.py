@@ -87,6 +87,10 @@ class SeededConstruction(Construction):
         self._copies.append(inner)
         return inner
 
+    def trial(self) -> SeededConstruction:
+        """To build the same network only to see whether it can be built."""
+        return SeededConstruction(self.name, self.seed, meta=True, where=self._where)
+
     def when_weights_exist(self, action: Callable[[], None]) -> None:
         self._actions.append(action)
 

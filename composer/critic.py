@@ -10,30 +10,84 @@ from torch import Tensor
 
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
+from composer.value_heads import ValueReader
 from perception_blocks.registry import Registry
+from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["CRITICS", "Critic"]
+__all__ = ["CRITICS", "Critic", "CriticModule"]
 
 CRITICS = Registry("critic kind")
 
 
-@CRITICS.register("state")
-class Critic(NetworkModule):
-    """The value of a state: ``critic(observations)["value"]`` has the shape (..., 1), ``critic.value`` gives (...).
+class CriticModule(NetworkModule):
+    """What the critics of one network share: reading observations and shared values, and values as numbers.
 
-    A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory
-    it takes and returns a state, as a policy does.
+    ``value_normalizer`` has the statistics of the returns seen so far, where the spec asks for them, else it is None.
     """
 
     def __init__(
-        self, network: Network, observer: Observer, *, shared: tuple[str, ...], dtype: torch.dtype
+        self,
+        network: Network,
+        observer: Observer,
+        reader: ValueReader,
+        *,
+        shared: tuple[str, ...],
+        dtype: torch.dtype,
+        value_normalizer: NormalizeBlock | None = None,
     ) -> None:
         super().__init__(network, dtype)
         object.__setattr__(self, "observer", observer)
+        object.__setattr__(self, "value_normalizer", value_normalizer)
+        if value_normalizer is not None:
+            self._modules["value_normalizer"] = value_normalizer
+        self.reader = reader
         self.shared = tuple(name for name in shared if name in network.in_ports)
-        self._keys = tuple(name for name in network.in_ports if name not in self.shared)
+        self._keys = tuple(name for name in network.in_ports if name in observer.tree.ports)
 
     observer: Observer
+    value_normalizer: NormalizeBlock | None
+    takes_action = False
+
+    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+        """Count ``returns`` (any shape) into the statistics by which values are scaled.
+
+        Raises ValueError where the spec does not ask for them.
+        """
+        if self.value_normalizer is None:
+            raise ValueError(
+                "this critic does not normalise its values; write normalize_value: true in it"
+            )
+        self.value_normalizer.update(torch.as_tensor(returns, device=self.device), group)
+
+    def _read(self, observations: Any, shared: Mapping[str, Tensor] | None) -> Tensors:
+        """What the network reads of the environment and of the policy."""
+        inputs = self.observer.read(observations, self._keys, self.dtype, self.device)
+        missing = [name for name in self.shared if name not in (shared or {})]
+        if missing:
+            names = ", ".join(map(repr, missing))
+            raise ValueError(
+                f"this critic reads {names} of the policy; call critic(observations, shared=policy(observations)), "
+                "or the model itself"
+            )
+        return inputs | {name: shared[name] for name in self.shared}  # type: ignore[index]
+
+    def _judge(
+        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+    ) -> tuple[Tensors, State]:
+        """Values, and the state after. Raises ValueError for inputs of different batches."""
+        if len(inputs) > len(self._keys):
+            self.leading(inputs)  # else values of another batch would be broadcast
+        outputs, after = self.evaluate(inputs, state, resets, "critic", unroll)
+        return self.reader(outputs, self.value_normalizer), after
+
+
+@CRITICS.register("state")
+class Critic(CriticModule):
+    """The value of a state: ``critic(observations)["value"]`` has the shape (..., 1), ``critic.value`` gives (...).
+
+    A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory
+    it takes and returns a state, as a policy does. Of an ensemble there are values (..., n, 1).
+    """
 
     def forward(
         self,
@@ -43,9 +97,9 @@ class Critic(NetworkModule):
         *,
         shared: Mapping[str, Tensor] | None = None,
     ) -> Any:
-        """``{"value": (..., 1)}``; with memory (values, state)."""
-        outputs, after = self._evaluate(observations, state, resets, shared)
-        return (outputs, after) if self.has_memory else outputs
+        """``{"value": (..., 1)}``, and what the value was made of; with memory (values, state)."""
+        values, after = self._judge(self._read(observations, shared), state, resets)
+        return (values, after) if self.has_memory else values
 
     def unroll(
         self,
@@ -56,7 +110,7 @@ class Critic(NetworkModule):
         shared: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensors, State]:
         """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
-        return self._evaluate(observations, state, resets, shared, unroll=True)
+        return self._judge(self._read(observations, shared), state, resets, unroll=True)
 
     def value(self, observations: Any, *arguments: Any, **keywords: Any) -> Any:
         """The value alone, of shape (...); with memory (value, state)."""
@@ -64,27 +118,3 @@ class Critic(NetworkModule):
         if self.has_memory:
             return result[0]["value"].squeeze(-1), result[1]
         return result["value"].squeeze(-1)
-
-    def _evaluate(
-        self,
-        observations: Any,
-        state: State | None,
-        resets: Any,
-        shared: Mapping[str, Tensor] | None,
-        unroll: bool = False,
-    ) -> tuple[Tensors, State]:
-        inputs = self.observer.read(observations, self._keys, self.dtype, self.device)
-        inputs |= self._shared_values(shared)
-        if self.shared:
-            self.leading(inputs)  # else values of another batch would be broadcast
-        return self.evaluate(inputs, state, resets, "critic", unroll)
-
-    def _shared_values(self, shared: Mapping[str, Tensor] | None) -> Tensors:
-        missing = [name for name in self.shared if name not in (shared or {})]
-        if missing:
-            names = ", ".join(map(repr, missing))
-            raise ValueError(
-                f"this critic reads {names} of the policy; call critic(observations, shared=policy(observations)), "
-                "or the model itself"
-            )
-        return {name: shared[name] for name in self.shared}  # type: ignore[index]

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from composer.action_inputs import ActionInputs
 from composer.build import build_network
 from composer.construction import SeededConstruction
-from composer.critic import CRITICS, Critic
+from composer.critic import Critic, CriticModule
 from composer.demand import Context, Demand
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec
+from composer.network import Network
 from composer.observer import Observer
-from composer.tree import listing
+from composer.spaces import SpaceTree
+from composer.state_action import OWN_CHILDREN, Q_VALUES, StateActionCritic
+from composer.value_heads import RAW_NAMES, ValueReader
 from perception_blocks.port import Port
+from perception_blocks.scale import NormalizeBlock
 
 __all__ = ["build_critic"]
+
+Ports = Mapping[str, Port]
 
 
 def build_critic(
     spec: ModelSpec,
     observer: Observer,
+    action_tree: SpaceTree,
     visible: Callable[[NetworkSpec], dict[str, Port]],
     context: Context,
     dtype: torch.dtype,
-) -> tuple[Critic, list[SeededConstruction]] | None:
+) -> tuple[CriticModule, list[SeededConstruction]] | None:
     """The critic of ``spec``, once its policy is built; None where there is none, or problems were noted.
 
     ``visible`` gives the observations that a network may see.
@@ -33,13 +41,7 @@ def build_critic(
     if spec.critic is None:
         return None
     network = _single_network(spec.critic, context)
-    if spec.critic.kind not in CRITICS:
-        path = (*spec.critic.path, "kind")
-        message = (
-            f"critics of kind {spec.critic.kind!r} are not supported yet; use {listing(CRITICS)}"
-        )
-        context.problems.add(path, message)
-        return None
+    _refuse_settings(spec.critic, context)
     policy = spec.policy.networks[None]
     if any(name not in context.shared for name in policy.shares):
         return None  # the policy failed: what it would share is not known
@@ -47,12 +49,124 @@ def build_critic(
     for name in (name for node in (policy.graph or {}).values() for name in node.writes):
         advice = f"share it: write shares: [{name}] in the policy"
         context.hidden.setdefault(name, f"belongs to the policy; {advice}")
-    demand = Demand({"value": (1,)}, {"value": "a critic"}, (), "value")
-    built = build_network("critic", network, ports, demand, context)
+    settings = {"shared": policy.shares, "dtype": dtype}
+    if spec.critic.kind == "state_action":
+        actions = ActionInputs(action_tree)
+        return _state_action(spec.critic, network, ports, observer, actions, context, settings)
+    return _state(spec.critic, network, ports, observer, context, settings)
+
+
+def _state(
+    critic: CriticSpec,
+    spec: NetworkSpec,
+    ports: Ports,
+    observer: Observer,
+    context: Context,
+    settings: dict[str, Any],
+) -> tuple[CriticModule, list[SeededConstruction]] | None:
+    """A critic of states; of one space the central value and the sum of differences are no other."""
+    demand = _demand(critic, {"value": (1,)}, {"value": "a critic"}, added=OWN_CHILDREN[1:])
+    built = build_network("critic", spec, ports, demand, context)
     if built is None:
         return None
-    kind: Any = CRITICS.get(spec.critic.kind)
-    return kind(built[0], observer, shared=policy.shares, dtype=dtype), [built[1]]
+    network, construction = built
+    reader = ValueReader(network.module, demand.heads)
+    normalizer = _value_normalizer(critic)
+    return Critic(network, observer, reader, value_normalizer=normalizer, **settings), [
+        construction
+    ]
+
+
+def _state_action(
+    critic: CriticSpec,
+    spec: NetworkSpec,
+    ports: Ports,
+    observer: Observer,
+    actions: ActionInputs,
+    context: Context,
+    settings: dict[str, Any],
+) -> tuple[CriticModule, list[SeededConstruction]] | None:
+    """A critic of actions: with a Q value for each choice where all are choices, else with the action as an input."""
+    demand, ports = _of_actions(critic, ports, actions, context)
+    built = build_network("critic", spec, ports, demand, context)
+    if built is None or _refuse_unread_actions(critic, built[0], actions, context):
+        return None
+    network, construction = built
+    reader = ValueReader(network.module, demand.heads)
+    made = StateActionCritic(
+        network, observer, reader, actions,
+        copies=critic.ensemble, value_normalizer=_value_normalizer(critic), **settings,
+    )  # fmt: skip
+    made.make_target()
+    construction.when_weights_exist(made.make_target)
+    return made, [construction]
+
+
+def _of_actions(
+    critic: CriticSpec, ports: Ports, actions: ActionInputs, context: Context
+) -> tuple[Demand, Ports]:
+    """What a network that judges actions must give, and what it reads."""
+    if actions.are_choices:
+        reason = "is no input here: each choice of an action has a Q value of its own"
+        context.hidden |= dict.fromkeys(actions.ports, reason)
+        heads = {name + Q_VALUES: (width,) for name, width in actions.widths.items()}
+        reasons = {
+            name + Q_VALUES: f"a Q value for each choice of {name!r}" for name in actions.widths
+        }
+        logits = {name: (width,) for name, width in actions.widths.items()}
+        injected = {"action_logits_shapes": logits}
+        return _demand(critic, heads, reasons, injected=injected), ports
+    for name in [name for name in actions.ports if name in ports]:
+        message = (
+            f"the observation {name!r} is called as the action is that the critic reads; "
+            "rename it, or name it under 'ignore'"
+        )
+        context.problems.add(critic.path, message, key=True)
+    demand = _demand(critic, {"q_value": (1,)}, {"q_value": "a critic"})
+    return demand, {**ports, **actions.ports}
+
+
+def _demand(
+    critic: CriticSpec,
+    heads: Mapping[str, tuple[int, ...]],
+    reasons: Mapping[str, str],
+    *,
+    injected: Mapping[str, Any] | None = None,
+    added: tuple[str, ...] = OWN_CHILDREN,
+) -> Demand:
+    extras = tuple(f"{head}_{raw}" for head in heads for raw in RAW_NAMES)
+    return Demand(
+        heads, reasons, (), "value", injected or {},
+        extras=extras, added=added, copies=critic.ensemble,
+    )  # fmt: skip
+
+
+def _refuse_unread_actions(
+    critic: CriticSpec, network: Network, actions: ActionInputs, context: Context
+) -> bool:
+    """Whether the network leaves out an action: its value would not depend on it."""
+    if actions.are_choices:
+        return False
+    unread = [name for name in actions.ports if name not in network.in_ports]
+    for name in unread:
+        message = (
+            f"the critic does not read {name!r}; the value of an action must depend on all of it"
+        )
+        context.problems.add(critic.path, message, key=True)
+    return bool(unread)
+
+
+def _refuse_settings(critic: CriticSpec, context: Context) -> None:
+    """Note settings that say nothing of this kind of critic."""
+    if critic.stack:
+        message = (
+            "'stack' puts the observations of several actors together; there is one space only"
+        )
+        context.problems.add((*critic.path, "stack"), message, key=True)
+
+
+def _value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:
+    return NormalizeBlock([(1,)], clip=None) if critic.normalize_value else None
 
 
 def _single_network(spec: CriticSpec, context: Context) -> NetworkSpec:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from composer.construction import SeededConstruction
-from composer.demand import ADDED, Context, Demand, share, width_problem
+from composer.demand import ENSEMBLE, Context, Demand, share, width_problem
 from composer.model_spec import NetworkSpec
-from composer.network import CustomNetwork, Network
+from composer.network import CopiedNetwork, CustomNetwork, Network, NetworkCopy
 from composer.tree import describe, listing
 from composer.trust import PathError, import_trusted
+from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.init import Rule, initializer
 from perception_blocks.measure import PROBE_BATCH, feature_shape, measure
 from perception_blocks.port import Port, format_shape
@@ -43,11 +45,19 @@ def custom_network(
     label = f"{cls.__module__}.{cls.__qualname__}"
     shapes = {name: port.shape for name, port in ports.items()}
     arguments = {"obs_shapes": shapes, **demand.injected, **spec.arguments}
-    try:
+
+    def make(construction: SeededConstruction) -> nn.Module:
         module = construction.build((), lambda: cls(**_fresh(arguments)), resettable=False)
         if rule is not None:
             construction.draw((), module, rule)
-        found = _wrong_module(module, label) or _checked_outputs(module, label, ports, demand)
+        return module
+
+    several = demand.copies > 1
+    try:
+        module = make(construction.trial() if several else construction)
+        found = _wrong_module(module, label, demand) or _checked_outputs(
+            module, label, ports, demand
+        )
     except Exception as error:
         if _note_wrong_types(cls, spec, context):
             return None
@@ -58,7 +68,24 @@ def custom_network(
         return None
     context.read |= set(ports)
     share(found, demand, context)
+    if several:
+        return _copies(make, dict(ports), found, demand.copies, construction)
     return CustomNetwork(module, dict(ports), found)
+
+
+def _copies(
+    make: Callable[[SeededConstruction], nn.Module],
+    in_ports: dict[str, Port],
+    out_ports: dict[str, Port],
+    count: int,
+    construction: SeededConstruction,
+) -> CopiedNetwork:
+    """Copies of a class, each with weights of its own."""
+    modules = [make(construction.copy((ENSEMBLE,), index)) for index in range(count)]
+    copies = [NetworkCopy(CustomNetwork(module, in_ports, out_ports)) for module in modules]
+    ensemble = EnsembleBlock(copies)
+    construction.when_weights_exist(partial(ensemble.adopt, copies))
+    return CopiedNetwork(ENSEMBLE, ensemble, in_ports)
 
 
 # --- the class and what it is constructed with ---
@@ -129,9 +156,9 @@ def _fresh(value: Any) -> Any:
 # --- what it returns ---
 
 
-def _wrong_module(module: nn.Module, label: str) -> str:
+def _wrong_module(module: nn.Module, label: str, demand: Demand) -> str:
     """What is wrong with the constructed module itself, or nothing."""
-    taken = [name for name in ADDED if name in module._modules]
+    taken = [name for name in demand.added if name in module._modules]
     if taken:
         return f"{label} has a child {listing(taken)}, which the network itself needs; rename it"
     shapes = getattr(module, "state_shapes", None)
@@ -218,9 +245,10 @@ def _read_outputs(result: Any, label: str, demand: Demand) -> tuple[dict[str, Po
     if not isinstance(result, Mapping):
         rule = f"forward must return a dict with {listing(wanted)}"
         return {}, [f"{label} returned {_kind(result)}; {rule}"]
-    lines = _wrong_names(result, wanted, label)
+    known = [name for name in result if name not in demand.extras]
+    lines = _wrong_names(known, wanted, label)
     ports: dict[str, Port] = {}
-    for name in wanted:
+    for name in [*wanted, *demand.extras]:
         if name not in result:
             continue
         try:
@@ -234,10 +262,10 @@ def _read_outputs(result: Any, label: str, demand: Demand) -> tuple[dict[str, Po
     return ports, lines
 
 
-def _wrong_names(result: Mapping[str, Any], wanted: list[str], label: str) -> list[str]:
+def _wrong_names(names: Sequence[str], wanted: list[str], label: str) -> list[str]:
     """Outputs that are missing or too many; one that is misspelt counts once."""
-    extra = [name for name in result if name not in wanted]
-    missing = [name for name in wanted if name not in result]
+    extra = [name for name in names if name not in wanted]
+    missing = [name for name in wanted if name not in names]
     lines = [f"{label} returned no {name!r}{did_you_mean(name, extra)}" for name in missing]
     meant = {near_name(name, extra) for name in missing}
     rule = f"which is neither asked for nor shared; it must return {listing(wanted)}"

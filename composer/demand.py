@@ -10,10 +10,11 @@ from composer.errors import Problems
 from composer.source import Source
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["ADDED", "Context", "Demand", "share", "width_problem"]
+__all__ = ["ADDED", "ENSEMBLE", "Context", "Demand", "share", "width_problem"]
 
-# Names that policy and critic give to children of their own: beside a user's, and beside the nodes of a graph.
+# Names that a policy gives to children of its own: beside a user's, and beside the nodes of a graph.
 ADDED = ("distributions", "normalizers")
+ENSEMBLE = "ensemble"  # what the copies of a whole network are called
 
 
 @dataclass
@@ -43,6 +44,9 @@ class Demand:
     kind: str = "action"  # what a head is for, in messages
     # Constructor arguments of a custom class, beside those of the spec.
     injected: Mapping[str, Any] = field(default_factory=dict)
+    extras: tuple[str, ...] = ()  # what a custom class may return besides
+    added: tuple[str, ...] = ADDED  # children that the network gets, whose names no other may have
+    copies: int = 1  # networks with weights of their own, in one call
 
 
 def share(ports: Mapping[str, Port], demand: Demand, context: Context) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock, submodule_at
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["CustomNetwork", "GraphNetwork", "Network", "NetworkModule", "State", "Tensors"]
+__all__ = ["CopiedNetwork", "CustomNetwork", "GraphNetwork", "Network", "NetworkCopy"]
+__all__ += ["NetworkModule", "State", "Tensors"]
 
 # Where nn.Module keeps what belongs to it.
 REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -32,6 +34,7 @@ class Network:
     in_ports: dict[str, Port]
     out_ports: dict[str, Port]
     state_shapes: dict[str, Shape]
+    owns_weights = True  # whether ``module`` holds them
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Outputs; memory starts from zero."""
@@ -135,6 +138,29 @@ class CustomNetwork(Network):
         return tuple(shape[: len(shape) - self._ranks[name]])
 
 
+class CopiedNetwork(Network):
+    """An ensemble of a user's network as one; its outputs have the axis of the copies before those of their shape."""
+
+    def __init__(self, name: str, ensemble: EnsembleBlock, in_ports: dict[str, Port]) -> None:
+        self.module = nn.Module()
+        self.module._modules[name] = ensemble
+        self.in_ports = in_ports
+        self.out_ports = ensemble.out_ports
+        self.state_shapes = ensemble.state_shapes
+
+    @property
+    def ensemble(self) -> EnsembleBlock:
+        return next(m for m in self.module.children() if isinstance(m, EnsembleBlock))
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        return self.ensemble(inputs)
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        return self.ensemble(inputs, state, resets, unroll)
+
+
 class NetworkModule(nn.Module):
     """The ``nn.Module`` of a network: same parameters, buffers and children, under the same names.
 
@@ -150,6 +176,7 @@ class NetworkModule(nn.Module):
         self._device = torch.device("cpu")
 
     network: Network
+    call_arguments = "observations, state, resets"  # of one with memory, in messages
 
     @property
     def has_memory(self) -> bool:
@@ -193,6 +220,10 @@ class NetworkModule(nn.Module):
         self._dtype, self._device = probe.dtype, probe.device
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        if self.network.owns_weights:  # else whoever holds them loads them
+            super()._load_from_state_dict(*arguments, **keywords)
+
     def evaluate(
         self, inputs: Tensors, state: State | None, resets: Any, name: str, unroll: bool = False
     ) -> tuple[Tensors, State]:
@@ -205,7 +236,7 @@ class NetworkModule(nn.Module):
                 raise ValueError(f"this {name} has no memory; call it without a state")
             return self.network.run(inputs), {}
         leading = self.leading(inputs)
-        call = f"{'unroll' if unroll else name}(observations, state, resets)"
+        call = f"{'unroll' if unroll else name}({self.call_arguments})"
         self.check_state(state, leading[:-1] if unroll else leading, call)
         resets = self.read_resets(resets, leading)
         return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
@@ -247,6 +278,27 @@ class NetworkModule(nn.Module):
             expected, got = format_shape(leading), format_shape(resets.shape)
             raise ValueError(f"resets must have the shape {expected}, got {got}")
         return resets if resets.dtype == torch.bool else resets != 0
+
+
+class NetworkCopy(NetworkModule):
+    """A network that is called as an InferenceBlock is: what an EnsembleBlock is made of."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network, torch.get_default_dtype())
+        self.in_keys = list(network.in_ports)
+        self.in_ports = network.in_ports
+        self.out_ports = network.out_ports
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        state: State | None = None,
+        resets: Tensor | None = None,
+        unroll: bool = False,
+    ) -> Any:
+        if state is None:
+            return self.network.run(inputs)
+        return self.network.advance(inputs, state, resets, unroll)
 
 
 def _flattened(

@@ -10,7 +10,7 @@ import torch
 
 from composer.build import build_network
 from composer.construction import SeededConstruction
-from composer.critic import Critic
+from composer.critic import CriticModule
 from composer.critic_parts import build_critic
 from composer.demand import Context, Demand
 from composer.distributions import (
@@ -36,7 +36,7 @@ class Parts:
     """A policy and, where the spec has one, its critic; ``constructions`` give them their weights."""
 
     policy: Policy
-    critic: Critic | None
+    critic: CriticModule | None
     constructions: list[SeededConstruction]
 
 
@@ -84,7 +84,9 @@ class _Builder:
         observer = self._observer()
         masks = self._masks(families)
         built = self._policy_network(families, rules_are_wrong)
-        critic = build_critic(self.spec, observer, self._visible, self.context, self.dtype)
+        critic = build_critic(
+            self.spec, observer, self.actions, self._visible, self.context, self.dtype
+        )
         if built and not self.problems:
             self._refuse_unread(set(masks.values()))
         self.problems.raise_if_any()
@@ -163,14 +165,8 @@ class _Builder:
 
     def _refuse_unsupported(self) -> None:
         """What the spec's format has a key for, but nothing yet does, must not be passed over in silence."""
-        policy, critic = self.spec.policy, self.spec.critic
+        policy = self.spec.policy
         given = {(*policy.path, "wrap"): policy.wrap, (*policy.path, "separate"): policy.separate}
-        if critic is not None:
-            given |= {
-                (*critic.path, "stack"): critic.stack,
-                (*critic.path, "ensemble"): critic.ensemble > 1,
-                (*critic.path, "normalize_value"): critic.normalize_value,
-            }
         for path, value in given.items():
             if value:
                 self.problems.add(

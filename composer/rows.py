@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from composer.build import place_of
-from composer.critic import Critic
+from composer.critic import CriticModule
 from composer.distributions import DISTRIBUTIONS
 from composer.flops import count_flops, flops_of
 from composer.model_spec import ModelSpec
@@ -92,12 +92,12 @@ def read_rows(net: nn.Module) -> list[Row]:
 def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
     """The networks of a Model (or the Policy or Critic itself) by name; empty for any other module."""
     if isinstance(net, NetworkModule):
-        return {"critic" if isinstance(net, Critic) else "policy": net}
+        return {"critic" if isinstance(net, CriticModule) else "policy": net}
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
     if not isinstance(policy, Policy):
         return {}
     parts: dict[str, NetworkModule] = {"policy": policy}
-    return {**parts, "critic": critic} if isinstance(critic, Critic) else parts
+    return {**parts, "critic": critic} if isinstance(critic, CriticModule) else parts
 
 
 def network_in(module: nn.Module) -> tuple[InferenceBlock, int] | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from composer.critic import Critic
+from composer.critic import CriticModule
 from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
 from composer.network import Network, NetworkModule
 from composer.picture import Picture
@@ -290,5 +290,5 @@ def _observations(part: NetworkModule) -> dict[str, Port]:
 
 
 def _normalized(part: NetworkModule, key: str) -> str:
-    observer = part.observer if isinstance(part, Policy | Critic) else None
+    observer = part.observer if isinstance(part, Policy | CriticModule) else None
     return "normalized" if observer is not None and key in observer.keys else ""

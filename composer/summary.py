@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from composer.critic import Critic
+from composer.critic import CriticModule
 from composer.model_spec import ModelSpec
 from composer.network import NetworkModule
 from composer.policy import Policy
@@ -143,7 +143,7 @@ def _looped(rows: Sequence[Row]) -> list[str]:
 
 def _shared(parts: Mapping[str, NetworkModule]) -> list[str]:
     critic = parts.get("critic")
-    if not isinstance(critic, Critic) or not critic.shared:
+    if not isinstance(critic, CriticModule) or not critic.shared:
         return []
     return [f"the critic reads of the policy: {_names(critic.shared)}"]
 

@@ -7,7 +7,7 @@ A value block's ``to_scalar`` turns what it returns into expected values: one, (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, OneOrMany, PositiveFloat, PositiveInt, Range
 
 __all__ = ["ActionMaskingBlock", "CategoricalValueBlock", "DuelingBlock", "QuantileValueBlock"]
-__all__ += ["ValueBlock", "symexp", "symlog"]
+__all__ += ["ValueBlock", "ValueHead", "symexp", "symlog"]
 
 
 @BLOCKS.register("dueling")
@@ -57,7 +57,12 @@ class DuelingBlock(PerceptionBlock):
 
 
 class ValueHead(PerceptionBlock):
-    """What value blocks share: one linear layer to one value, or one per action, of ``width`` numbers each."""
+    """What value blocks share: one linear layer to one value, or one per action, of ``width`` numbers each.
+
+    ``raw_name`` says what these numbers are, where they are not the value itself.
+    """
+
+    raw_name: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -80,7 +85,7 @@ class ValueHead(PerceptionBlock):
         return self.head(x_F)
 
     def to_scalar(self, output: Tensor) -> Tensor:
-        """Expected values (..., 1), or (..., output_units), from what forward returned."""
+        """Expected values (..., 1), or (..., output_units), from what forward returned; needs no weights."""
         raise TypeError(f"{type(self).__name__} must define to_scalar(output)")
 
 
@@ -111,6 +116,8 @@ class QuantileValueBlock(ValueHead):
     >>> QuantileValueBlock([(3,)], num_quantiles=4).fractions
     [0.125, 0.375, 0.625, 0.875]
     """
+
+    raw_name = "quantiles"
 
     def __init__(
         self,
@@ -148,6 +155,8 @@ class CategoricalValueBlock(ValueHead):
     >>> block.two_hot(torch.tensor([0.5])).tolist()
     [[0.0, 0.0, 0.5, 0.5, 0.0]]
     """
+
+    raw_name = "logits"
 
     def __init__(
         self,

@@ -54,12 +54,19 @@ def test_a_critic_that_ends_in_a_value_gets_no_second_layer():
     assert model.critic(torch.randn(5, 3))["value"].shape == (5, 1)
 
 
-@pytest.mark.parametrize(("block", "width"), [("quantile_value", 200), ("categorical_value", 51)])
-def test_a_distribution_of_values_is_never_read_as_a_value(block, width):
-    with pytest.raises(composer.SpecError) as caught:
-        compose(with_block("critic", block=block))
-    message = f"the head 'value' has the shape ({width},), but a critic needs (1,)"
-    assert message in str(caught.value)
+@pytest.mark.parametrize(
+    ("block", "raw", "width"),
+    [("quantile_value", "value_quantiles", 200), ("categorical_value", "value_logits", 51)],
+)
+def test_a_distribution_of_values_is_read_as_its_mean(block, raw, width):
+    critic = compose(with_block("critic", block=block)).critic
+    assert critic is not None
+    values = critic(torch.randn(5, 3))
+    assert list(values) == ["value", raw]
+    assert values["value"].shape == (5, 1)
+    assert values[raw].shape == (5, width)
+    head = critic.get_submodule("value")
+    torch.testing.assert_close(values["value"], head.to_scalar(values[raw]))
 
 
 @pytest.mark.parametrize(
