@@ -59,9 +59,15 @@ def from_space_value(
 ) -> Tensor:
     """A value of the space (array, number, tensor; any leading axes) as a model has it: zero-based int64, or ``dtype``.
 
-    Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for what is not numbers.
+    Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for what is not numbers, and
+    for a choice that the space does not have, which one_hot would make zeros of; in tensors, which may be anywhere, it
+    is not looked for.
     """
-    return KINDS[leaf.kind].inward(leaf, as_tensor(leaf.key, value, device), dtype)
+    if isinstance(value, Tensor) or leaf.port.cardinality is None:
+        return KINDS[leaf.kind].inward(leaf, as_tensor(leaf.key, value, device), dtype)
+    choice = KINDS[leaf.kind].inward(leaf, as_tensor(leaf.key, value), dtype)
+    _refuse_no_choice(leaf, choice.numpy())
+    return choice if device is None else choice.to(device)
 
 
 def to_numpy(leaf: Leaf, value: Tensor) -> Any:
@@ -91,6 +97,20 @@ def as_tensor(key: str, value: Any, device: torch.device | str | None = None) ->
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{key!r} must be numbers, got a {type(value).__name__}")
     return torch.from_numpy(array).to(device)
+
+
+def _refuse_no_choice(leaf: Leaf, choice: np.ndarray) -> None:
+    """Raise ValueError for the first of (zero-based) choices that the space does not have."""
+    space: Any = leaf.space
+    sizes = space.nvec if leaf.kind == "multi_discrete" else space.n
+    wrong = choice.view(np.uint64) >= sizes  # in which a number below 0 is a large one
+    if np.count_nonzero(wrong):
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        start = np.broadcast_to(np.asarray(leaf.start), choice.shape)
+        where = f" at index {index}" if index else ""
+        raise ValueError(
+            f"{leaf.key!r} is {choice[index] + start[index]}{where}, outside of {format_space(space)}"
+        )
 
 
 def format_space(space: Space) -> str:

@@ -1,8 +1,8 @@
 """Integers into features: one-hot and learned vectors.
 
 An integer input has one number of values for all its elements (Discrete), or one for each (MultiDiscrete); the graph
-knows which from the space. An index outside its range is not looked for when the network runs: one_hot gives zeros,
-embedding raises torch's IndexError on the CPU.
+knows which from the space. An index outside its range is not looked for when the network runs (a policy looks at what
+is not yet a tensor): one_hot gives zeros, embedding raises torch's IndexError on the CPU.
 """
 
 from __future__ import annotations

@@ -328,3 +328,37 @@ def test_no_random_state_moves_and_a_tree_copies():
     tree = pickle.loads(pickle.dumps(copy.deepcopy(flatten_space(space, "observation"))))
     assert camera.np_random.bit_generator.state == before
     assert tree.ports == flatten_space(space, "observation").ports
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "message"),
+    [
+        (spaces.Discrete(5), 5, "'gear' is 5, outside of Discrete(5)"),
+        (
+            spaces.Discrete(5),
+            np.array([0, 4, -1]),
+            "'gear' is -1 at index (2,), outside of Discrete(5)",
+        ),
+        (
+            spaces.Discrete(3, start=2),
+            [1],
+            "'gear' is 1 at index (0,), outside of Discrete(3, start=2)",
+        ),
+        (
+            spaces.MultiDiscrete([2, 3], start=[1, 0]),
+            np.array([[1, 2], [2, 0], [3, 0]]),
+            "'gear' is 3 at index (2, 0), outside of MultiDiscrete([2 3], start=[1 0])",
+        ),
+        (
+            spaces.Sequence(spaces.Discrete(4)),
+            ((1, 2), (0, 7)),
+            "'gear' is 7 at index (3,), outside of Discrete(4)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_choice_that_the_space_does_not_have_is_refused(space, value, message):
+    """one_hot would make zeros of it."""
+    tree = flatten_space(spaces.Dict(gear=space), "observation")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        tree.to_tensors({"gear": value}, dtype=torch.float32)
