@@ -12,6 +12,7 @@ from perception_blocks.assemble import BuiltNode, assemble
 from perception_blocks.construct import Construction
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.graph import Graph
+from perception_blocks.lowered import LoweredNetwork
 from perception_blocks.lowering import Program, write_program
 from perception_blocks.port import Port, Shape
 
@@ -146,6 +147,13 @@ class InferenceBlock(nn.Module):
             name: torch.zeros(leading + tuple(shape), device=device, dtype=dtype)  # type: ignore[arg-type]
             for name, shape in self.state_shapes.items()
         }
+
+    def lower(self) -> LoweredNetwork:
+        """The same network as straight-line functional code over its live parameters; called like it, and faster.
+
+        It stays right whatever is done to the network: loading, moving, training, hooks, parametrizations, adapters.
+        """
+        return LoweredNetwork(self, InferenceBlock)
 
     def source(self) -> str:
         """The straight-line forward, as it runs; ``k`` are names, ``v`` values, ``m`` groups of modules."""

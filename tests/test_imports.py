@@ -20,14 +20,16 @@ PERCEPTION_BLOCKS = """
     registry lazy dag port settings init measure block activations direct
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
     recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed language_config language_model moments scale custom
-    lowering graph wiring construct assemble ensemble inference
+    lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble ensemble inference
 """
 COMPOSER = """
-    errors tree files scalars params overlay source trust fields model_spec nodes template_spec references spec
-    block_words blocks_help block_pages spec_diff actors
+    errors tree files scalars params overlay source trust fields model_spec nodes template_spec references wrappers.names spec
+    block_words blocks_help block_pages spec_diff actors pettingzoo_spaces
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
-    network construction demand roles value_heads custom_class build blending policy critic action_inputs state_action critic_parts parts
+    network construction demand roles value_heads custom_class build blending policy group_policy structured critic action_inputs state_action critic_parts
+    wrappers.interface wrappers.slots wrappers.composed wrappers.heads wrappers.samples wrappers.hybrid wrappers.combination
+    wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
     checkpoint model cli __main__
@@ -64,6 +66,8 @@ LIBRARIES = {
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint", "perception_blocks.language_config"],
     "transformers": ["perception_blocks.language_*"],
+    "pettingzoo": ["composer.pettingzoo_spaces"],
+    "mpe2": ["composer.pettingzoo_spaces"],
     "torch_geometric": ["perception_blocks.message_passing"],
 }
 
@@ -103,8 +107,8 @@ def test_every_module_has_its_place_in_the_reading_order():
 
 def test_the_map_in_the_documentation_has_every_module_in_reading_order():
     text = (ROOT / "docs" / "contributing.md").read_text()
-    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", text, re.M)
-    names = [name for cell in cells for name in re.findall(r"\w+", cell)]
+    cells = re.findall(r"^\| (`[\w.]+`(?:, `[\w.]+`)*) \|", text, re.M)
+    names = [name for cell in cells for name in re.findall(r"[\w.]+", cell)]
     assert names == [module.partition(".")[2] for module in READING_ORDER]
 
 

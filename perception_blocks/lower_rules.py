@@ -1,0 +1,220 @@
+"""What layers and blocks compute, as rules of ``lower_code``; all others run the forward of their class."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from perception_blocks.combine import ConcatBlock
+from perception_blocks.conv import (
+    NatureCnnBlock,
+    NatureCnnDenseBlock,
+    StridedConvBlock,
+    StridedConvDenseBlock,
+    VggConvBlock,
+    VggConvDenseBlock,
+)
+from perception_blocks.dense import DenseBlock, FlattenDenseBlock, LinearOutputBlock
+from perception_blocks.embed import EmbeddingBlock
+from perception_blocks.heads import CategoricalValueBlock, QuantileValueBlock, ValueBlock
+from perception_blocks.lower_code import Code, children, fresh, rule
+from perception_blocks.noisy import NoisyDenseBlock
+from perception_blocks.reshape import FlattenBlock
+from perception_blocks.residual_dense import BronetPair, ResidualDenseBlock, SimbaPair
+
+__all__ = ["ANY_LEADING_AXES", "activated"]
+
+# Torch's layers that treat all leading axes alike; other modules are given exactly one batch axis.
+ANY_LEADING_AXES = {nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Identity, nn.Dropout}
+ANY_LEADING_AXES |= {nn.ELU, nn.GELU, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.SELU, nn.Sigmoid, nn.SiLU}
+ANY_LEADING_AXES |= {nn.Softplus, nn.Tanh}
+
+_LINEAR = torch._C._nn.linear  # type: ignore[attr-defined]
+# The same without a Python function around it.
+_SHORTER: dict[Any, Any] = {
+    functional.elu: torch._C._nn.elu,  # type: ignore[attr-defined]
+    functional.gelu: torch._C._nn.gelu,  # type: ignore[attr-defined]
+    functional.leaky_relu: torch._C._nn.leaky_relu,  # type: ignore[attr-defined]
+    functional.silu: torch._C._nn.silu,  # type: ignore[attr-defined]
+}
+_IN_PLACE: dict[Any, Any] = {
+    torch.relu: torch.relu_,
+    torch.sigmoid: torch.sigmoid_,
+    torch.tanh: torch.tanh_,
+}
+_CONVS = {nn.Conv1d: torch.conv1d, nn.Conv2d: torch.conv2d, nn.Conv3d: torch.conv3d}
+
+
+def activated(code: Code, activation: Any, x: str, may_overwrite: bool) -> str:
+    """``activation`` (a function, or a module) of ``x``."""
+    if isinstance(activation, nn.Module):
+        return code.apply(activation, x)
+    known = isinstance(activation, Hashable)
+    if known and may_overwrite and activation in _IN_PLACE:
+        return code.call(_IN_PLACE[activation], x)
+    return code.call(_SHORTER.get(activation, activation) if known else activation, x)
+
+
+@rule(nn.Linear, fresh=True)
+def _linear(code: Code, layer: nn.Linear, x: str) -> str | None:
+    if not _holds(layer, "weight", "bias"):
+        return None
+    return code.call(_LINEAR, x, code.parameter(layer, "weight"), code.parameter(layer, "bias"))
+
+
+@rule(nn.LayerNorm, fresh=True)
+def _layer_norm(code: Code, norm: nn.LayerNorm, x: str) -> str | None:
+    if not _holds(norm, "weight", "bias"):
+        return None
+    affine = code.parameter(norm, "weight"), code.parameter(norm, "bias")
+    shape, eps = code.constant(norm.normalized_shape), code.constant(norm.eps)
+    return code.call(torch.layer_norm, x, shape, *affine, eps)
+
+
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, fresh=True)
+def _conv(code: Code, conv: Any, x: str) -> str | None:
+    if conv.padding_mode != "zeros" or not _holds(conv, "weight", "bias"):
+        return None
+    weights = code.parameter(conv, "weight"), code.parameter(conv, "bias")
+    settings = map(code.constant, (conv.stride, conv.padding, conv.dilation, conv.groups))
+    return code.call(_CONVS[type(conv)], x, *weights, *settings)
+
+
+@rule(nn.Sequential)
+def _sequential(code: Code, sequence: nn.Sequential, x: str) -> str:
+    code.guard.watch_children(sequence)
+    for module in children(sequence):
+        x = code.variable(code.apply(module, x))
+    return x
+
+
+@rule(DenseBlock, NoisyDenseBlock)
+def _dense(code: Code, block: DenseBlock, x: str) -> str:
+    norms = None if block.norms is None else code.list_of(block, "norms")
+    activations = _activations(code, block)
+    for index, layer in enumerate(code.list_of(block, "linears")):
+        last = layer
+        x = code.apply(layer, x)
+        if norms is not None:
+            last = norms[index]
+            x = code.apply(last, x)
+        x = activated(code, activations[index], x, fresh(last))
+        if block.dropout:
+            share, training = code.constant(block.dropout), code.training(block)
+            x = code.call(torch.dropout, x, share, training)
+        x = code.variable(x)
+    return x
+
+
+@rule(FlattenDenseBlock)
+def _flatten_dense(code: Code, block: FlattenDenseBlock, x: str) -> str:
+    flat = f"{x}.flatten({-block.rank})" if block.rank else f"{x}.unsqueeze(-1)"
+    return code.apply(code.child(block, "dense"), flat)
+
+
+@rule(LinearOutputBlock)
+def _linear_output(code: Code, block: LinearOutputBlock, x: str) -> str:
+    y = code.apply(code.child(block, "linear"), x)
+    many = len(block.output_shape) != 1
+    return f"{y}.unflatten(-1, {code.constant(block.output_shape)})" if many else y
+
+
+@rule(ValueBlock, QuantileValueBlock, CategoricalValueBlock)
+def _value(code: Code, block: ValueBlock, x: str) -> str:
+    return code.apply(code.child(block, "head"), x)
+
+
+@rule(StridedConvBlock, VggConvBlock, NatureCnnBlock)
+def _convolutions(code: Code, block: Any, x: str) -> str:
+    rank = code.constant(len(block.in_shapes[0]))
+    pads = getattr(block, "pads", None)
+    activations = _activations(code, block)
+    y = code.variable(code.call(to_batch, x, rank))
+    for index, conv in enumerate(code.list_of(block, "convs")):
+        if pads is not None and pads[index] is not None:
+            y = code.call(functional.pad, y, *map(code.constant, (pads[index], block.pad_mode)))
+        y = activated(code, activations[index], code.apply(conv, y), fresh(conv))
+        if isinstance(block, VggConvBlock) and index % 2:
+            y = code.call(block.max_pool, y, "2")
+        y = code.variable(y)
+    return code.call(from_batch, y, x, rank)
+
+
+@rule(StridedConvDenseBlock, VggConvDenseBlock, NatureCnnDenseBlock)
+def _conv_dense(code: Code, block: nn.Module, x: str) -> str:
+    y = code.variable(code.apply(code.child(block, "conv"), x))
+    return code.apply(code.child(block, "flatten_dense"), y)
+
+
+@rule(ResidualDenseBlock)
+def _residual_dense(code: Code, block: ResidualDenseBlock, x: str) -> str:
+    x = code.apply(code.child(block, "stem"), x)
+    if block.stem_norm is not None:
+        norm = code.child(block, "stem_norm")
+        x = _activation_after(code, block, "stem_activation", norm, code.apply(norm, x))
+    x = code.variable(x)
+    for pair in code.list_of(block, "pairs"):
+        x = code.variable(code.apply(pair, x))
+    return x if block.last_norm is None else code.apply(code.child(block, "last_norm"), x)
+
+
+@rule(SimbaPair)
+def _simba_pair(code: Code, pair: SimbaPair, x: str) -> str:
+    wide = code.child(pair, "wide")
+    h = code.apply(wide, code.apply(code.child(pair, "norm"), x))
+    h = _activation_after(code, pair, "activation", wide, h)
+    return f"{x} + {code.apply(code.child(pair, 'narrow'), h)}"
+
+
+@rule(BronetPair)
+def _bronet_pair(code: Code, pair: BronetPair, x: str) -> str:
+    norm = code.child(pair, "wide_norm")
+    h = code.apply(norm, code.apply(code.child(pair, "wide"), x))
+    h = code.apply(code.child(pair, "narrow"), _activation_after(code, pair, "activation", norm, h))
+    return f"{x} + {code.apply(code.child(pair, 'narrow_norm'), h)}"
+
+
+@rule(ConcatBlock)
+def _concat(code: Code, block: ConcatBlock, *inputs: str) -> str:
+    return code.call(torch.cat, f"({', '.join(inputs)},)", code.constant(block.dim))
+
+
+@rule(FlattenBlock)
+def _flatten(code: Code, block: FlattenBlock, x: str) -> str:
+    return f"{x}.flatten({-block.num_dims})" if block.num_dims else f"{x}.unsqueeze(-1)"
+
+
+@rule(EmbeddingBlock)
+def _embedding(code: Code, block: EmbeddingBlock, x: str) -> str:
+    x = x if block.starts is None else f"{x} + {code.buffer(block, 'starts')}"
+    return code.apply(code.child(block, "table"), x)
+
+
+def _activations(code: Code, block: Any, name: str = "activations") -> list[Any]:
+    """The activations of ``block``, functions or modules."""
+    found = getattr(block, name)
+    return code.list_of(block, name) if isinstance(found, nn.ModuleList) else list(found)
+
+
+def _activation_after(code: Code, block: nn.Module, name: str, last: nn.Module, x: str) -> str:
+    (activation,) = _activations(code, block, name)
+    return activated(code, activation, x, fresh(last))
+
+
+def _holds(module: nn.Module, *names: str) -> bool:
+    """Whether these are parameters of ``module`` (or None), and not computed or assigned as something else."""
+    return all(name in module._parameters for name in names)
+
+
+def to_batch(x: Tensor, rank: int) -> Tensor:
+    """All leading axes as one; ``rank`` axes are features."""
+    return x if x.dim() == rank + 1 else x.reshape(-1, *x.shape[-rank:])
+
+
+def from_batch(y: Tensor, x: Tensor, rank: int) -> Tensor:
+    """``y`` with the leading axes of ``x``."""
+    return y if x.dim() == rank + 1 else y.reshape(*x.shape[:-rank], *y.shape[1:])
