@@ -7,16 +7,21 @@ from perception_blocks.lazy import lazy_attributes
 __version__ = "0.1.0"  # setup.cfg reads it from here
 
 __all__ = [
+    "BaseModelWrapper",
     "Critic",
+    "IModelWrapper",
     "Model",
     "Policy",
     "SpecError",
+    "StructuredPolicy",
     "__version__",
     "blend",
     "compose",
     "draw",
     "first_steps",
     "load",
+    "model_wrap",
+    "register_wrapper",
 ]
 
 if TYPE_CHECKING:
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     from composer.errors import SpecError
     from composer.model import Model, compose, load
     from composer.policy import Policy
+    from composer.structured import StructuredPolicy
+    from composer.wrappers.interface import BaseModelWrapper, IModelWrapper
+    from composer.wrappers.wrapping import model_wrap, register_wrapper
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
@@ -38,5 +46,8 @@ else:
             "errors": "SpecError",
             "model": "Model compose load",
             "policy": "Policy",
+            "structured": "StructuredPolicy",
+            "wrappers.interface": "BaseModelWrapper IModelWrapper",
+            "wrappers.wrapping": "model_wrap register_wrapper",
         },
     )

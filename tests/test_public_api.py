@@ -13,7 +13,8 @@ import perception_blocks
 PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
-    Critic Model Policy SpecError __version__ blend compose draw first_steps load
+    BaseModelWrapper Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ blend compose draw first_steps load
+    model_wrap register_wrapper
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS INITIALIZERS ActionMaskingBlock AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock

@@ -1,0 +1,170 @@
+"""A composed policy as wrappers see it: a dict in, a dict with `logit` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer.continuous_actions import Gaussian, SquashedGaussian
+from composer.discrete_actions import Bernoulli, Categorical, MultiCategorical
+from composer.distributions import ActionDistribution, ActionDistributions
+from composer.network import Tensors
+from composer.policy import Policy
+from composer.spaces import to_environment
+from composer.wrappers.interface import Head, IModelWrapper, Offer, chain
+from composer.wrappers.slots import stacked_rows, unstacked_rows
+
+__all__ = ["OBSERVATION", "ComposedPolicy", "composed_policy", "offer_of", "to_bounds"]
+
+OBSERVATION = "observation"
+
+
+class ComposedPolicy(IModelWrapper):
+    """A policy as a model of dicts.
+
+    It reads an observation as the environment gives it, with `prev_state` beside it where the policy has memory; an
+    observation that is no dict stands under `observation`, or alone. It returns
+
+    - `logit`: of one action a value, of several a list in the order of the action space. That of choices is a tensor
+      (..., n), with the axes of a MultiDiscrete or MultiBinary before the last; that of normals is {mu, sigma}, of a
+      squashed gaussian those before squashing; that of other distributions what the network gives;
+    - `action_mask`: likewise, true where legal and None without a mask; only if something is masked;
+    - `next_state`: with memory; a dict of tensors, or one such dict a row if `prev_state` is given so;
+    - `shared`: the values that the critic reads, if there are any.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(policy)
+        self._families = dict(policy.distributions.items())
+
+    def forward(self, data: Any, *, resets: Any = None) -> dict[str, Any]:
+        policy: Policy = self._model
+        inputs = policy.read(self._observation(data))
+        state = self._state(data, policy.leading(inputs)) if policy.has_memory else None
+        outputs, after = policy.evaluate(inputs, state, resets, "policy")
+        result: dict[str, Any] = {"logit": self._one_or_list(self._logits(outputs))}
+        legal = self._legal(inputs, outputs)
+        if any(mask is not None for mask in legal):
+            result["action_mask"] = self._one_or_list(legal)
+        if policy.has_memory:
+            given_rows = isinstance(data["prev_state"], list | tuple)
+            result["next_state"] = unstacked_rows(after) if given_rows else after
+        if policy.shares:
+            result["shared"] = {name: outputs[name] for name in policy.shares}
+        return result
+
+    def reset(self, data_id: Any = None, **settings: Any) -> None:
+        """Nothing: a policy keeps no state of its own."""
+        if settings:
+            names = ", ".join(map(repr, settings))
+            raise ValueError(f"reset got {names}, which no wrapper around this policy takes")
+
+    def offer(self) -> Offer:
+        """What the policy gives, known before any forward."""
+        return offer_of(self._model.distributions, self._model.has_memory)
+
+    def to_bounds(self, index: int, value: Tensor) -> Tensor:
+        """A value of the normal of action ``index`` on the action's own scale: squashed if its distribution is."""
+        family = list(self._families.values())[index]
+        return family.squash(value) if isinstance(family, SquashedGaussian) else value
+
+    def environment_action(self, action: Any, *, as_numpy: bool = True) -> Any:
+        """An `action` that a wrapper has chosen, as the environment takes it: start, dtype, bounds, structure."""
+        families = self._families
+        if isinstance(action, Mapping):  # of a hybrid wrapper
+            kinds = {_head(family): name for name, family in families.items()}
+            flat = {kinds["choice"]: action["action_type"], kinds["normal"]: action["action_args"]}
+        else:
+            parts = action if isinstance(action, list | tuple) else [action]
+            flat = dict(zip(families, parts, strict=True))
+        return to_environment(self._model.action_tree, flat, as_numpy=as_numpy)
+
+    def _observation(self, data: Any) -> Any:
+        """What the policy reads of ``data``."""
+        if not isinstance(data, Mapping):
+            return data
+        rest = {key: value for key, value in data.items() if key != "prev_state"}
+        if rest.keys() == {OBSERVATION} and OBSERVATION not in self._model.observer.tree.ports:
+            return rest[OBSERVATION]  # a tuple, which hidden_state put into a dict
+        return rest
+
+    def _state(self, data: Any, leading: tuple[int, ...]) -> Tensors:
+        policy: Policy = self._model
+        if not isinstance(data, Mapping) or "prev_state" not in data:
+            raise ValueError(
+                "this policy has memory: wrap it in 'hidden_state', or put 'prev_state' beside the observation"
+            )
+        state = data["prev_state"]
+        if state is None:
+            return policy.initial_state(leading)
+        if isinstance(state, Mapping):
+            return dict(state)
+        if not isinstance(state, Sequence):
+            raise ValueError(
+                f"'prev_state' must be a dict of tensors, or a list of one a row, got a {type(state).__name__}"
+            )
+        return stacked_rows(state, policy.initial_state())
+
+    def _logits(self, outputs: Mapping[str, Tensor]) -> list[Any]:
+        return [_logit(family, outputs[key]) for key, family in self._families.items()]
+
+    def _legal(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+    ) -> list[Tensor | None]:
+        legal: list[Tensor | None] = []
+        for key, family in self._families.items():
+            mask = inputs[self._model.masks[key]] != 0 if key in self._model.masks else None
+            if mask is None and isinstance(family, MultiCategorical) and family.padded:
+                mask = torch.ones_like(outputs[key], dtype=torch.bool)
+            legal.append(None if mask is None else _choices_legal(family, mask))
+        return legal
+
+    def _one_or_list(self, values: list[Any]) -> Any:
+        return values[0] if self._model.action_tree.is_single else values
+
+
+def offer_of(families: ActionDistributions, memory: bool) -> Offer:
+    """What a policy with these distributions gives."""
+    return Offer({key: _head(family) for key, family in families.items()}, memory)
+
+
+def composed_policy(model: Any) -> ComposedPolicy | None:
+    """The composed policy inside of a chain of wrappers, if there is one."""
+    return next((w for w in chain(model) if isinstance(w, ComposedPolicy)), None)
+
+
+def to_bounds(wrapper: IModelWrapper, index: int, value: Tensor) -> Tensor:
+    """What was drawn for action ``index``, on the scale of the action; as it is without a composed policy."""
+    policy = composed_policy(wrapper)
+    return value if policy is None else policy.to_bounds(index, value)
+
+
+def _head(family: ActionDistribution) -> Head:
+    if isinstance(family, Categorical | MultiCategorical | Bernoulli):
+        return "choice"
+    return "normal" if isinstance(family, Gaussian | SquashedGaussian) else "other"
+
+
+def _logit(family: ActionDistribution, logit: Tensor) -> Any:
+    if isinstance(family, MultiCategorical):
+        return family.choices(logit, torch.finfo(logit.dtype).min)
+    if isinstance(family, Bernoulli):  # of 0 and 1
+        bits = logit.reshape(*logit.shape[:-1], *family.action_shape)
+        return torch.stack([torch.zeros_like(bits), bits], -1)
+    if isinstance(family, Gaussian | SquashedGaussian):
+        normals = family.normals(logit, 1.0)
+        return {"mu": normals.mean, "sigma": normals.stddev.expand_as(normals.mean)}
+    return logit
+
+
+def _choices_legal(family: ActionDistribution, mask: Tensor) -> Tensor:
+    """What is legal, in the shape of `_logit`; the places that fill up a MultiDiscrete are not."""
+    if isinstance(family, MultiCategorical):
+        return family.choices(mask, False)
+    if isinstance(family, Bernoulli):
+        bits = mask.reshape(*mask.shape[:-1], *family.action_shape)
+        return torch.stack([torch.ones_like(bits), bits], -1)
+    return mask
