@@ -37,7 +37,7 @@ __all__ = [
     "read_record",
     "read_tensors",
 ]
-__all__ += ["require_blocks", "write_checkpoint"]
+__all__ += ["replace_with", "require_blocks", "write_checkpoint"]
 
 FORMAT = "perception-composer"
 VERSION = 1
@@ -139,7 +139,7 @@ def write_checkpoint(
     }
     header = {key: json.dumps(value, allow_nan=False) for key, value in record.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace_with(Path(path), lambda temporary: save_file(stored, temporary, metadata=header))
+    replace_with(Path(path), lambda temporary: save_file(stored, temporary, metadata=header))
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
@@ -292,7 +292,7 @@ def _read(path: str | os.PathLike[str], use: Any) -> Any:
         raise CheckpointError(f"{name!r} cannot be read: {error}") from error
 
 
-def _replace_with(path: Path, write: Any) -> None:
+def replace_with(path: Path, write: Any) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot be saved: there is no folder {str(path.parent)!r}")
