@@ -259,12 +259,18 @@ class NetworkModule(nn.Module):
             raise ValueError(
                 f"this network has memory; call {call}, beginning with initial_state(batch_size)"
             )
+        if not isinstance(state, Mapping):
+            kind = type(state).__name__
+            raise ValueError(f"the state is a dict of tensors, as {call} returns it, got a {kind}")
         if state.keys() != self.state_shapes.keys():
             expected, got = (
                 ", ".join(map(repr, keys)) or "nothing" for keys in (self.state_shapes, state)
             )
             raise ValueError(f"the state needs {expected}, got {got}")
         for name, shape in self.state_shapes.items():
+            if not isinstance(state[name], Tensor):
+                kind = type(state[name]).__name__
+                raise ValueError(f"the state {name!r} must be a tensor, got a {kind}")
             if tuple(state[name].shape) != (*leading, *shape):
                 expected, got = format_shape((*leading, *shape)), format_shape(state[name].shape)
                 raise ValueError(f"the state {name!r} must have the shape {expected}, got {got}")
