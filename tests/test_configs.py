@@ -319,6 +319,28 @@ def test_a_courier_that_keeps_trying_ways_delivers():
     env.close()
 
 
+def test_an_agent_that_remembers_the_sign_opens_the_right_door():
+    env = gymnasium.make("recall_env:Recall-v0")
+    generator = np.random.default_rng(0)
+    for seed in range(30):
+        observation, _ = env.reset(seed=seed)
+        treasure, over, total = 1 + observation["sign"], False, 0.0
+        while not over:
+            assert observation["legal"][0]
+            walks = bool(observation["legal"][1])
+            assert walks == (not observation["place"][1])
+            at_door = treasure if observation["legal"][treasure] else None
+            assert (at_door is None) == walks
+            action = 1 if walks else at_door
+            if generator.random() < 0.1:
+                action = 0
+            observation, reward, over, truncated, _ = env.step(action)
+            assert observation["sign"] == 0
+            total, over = total + float(reward), over or truncated
+        assert total > 0.85 or truncated
+    env.close()
+
+
 def test_an_agent_that_gathers_and_uses_is_paid_for_everything():
     env = gymnasium.make("complex_env:Complex-v0")
     observation, _ = env.reset(seed=1)
