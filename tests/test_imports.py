@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # In reading order. Whoever adds a module says here what it may know of.
 PERCEPTION_BLOCKS = """
-    registry lazy dag port settings init measure block activations direct
+    registry lazy collector dag port settings init measure block activations direct
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
     recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed language_config language_model moments scale custom
     lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble ensemble inference
@@ -32,7 +32,7 @@ COMPOSER = """
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
-    checkpoint model cli __main__
+    checkpoint model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
@@ -60,9 +60,12 @@ LIBRARIES = {
             "distributions*",
             "parts",
             "model",
+            "adapters.*",
             "cli",
         )
     ],
+    "torchrl": ["composer.adapters.*"],
+    "tensordict": ["composer.adapters.*"],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint", "perception_blocks.language_config"],
     "transformers": ["perception_blocks.language_*"],
