@@ -16,7 +16,7 @@ from composer.network import GraphNetwork, Network
 from composer.template import expand
 from composer.tree import listing
 from composer.trust import PathError, import_trusted
-from composer.value_heads import scalar_shape
+from composer.value_heads import scalar_shape, value_block
 from perception_blocks.block import is_built_in
 from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.inference import InferenceBlock
@@ -93,8 +93,10 @@ def _graph_network(
     context.read |= set(block.in_keys)
     share(block.out_ports, demand, context)
     for head in [name for name in demand.heads if name in block.out_shapes]:
-        is_value = demand.kind == "value"
-        shape = scalar_shape(block, head) if is_value else block.out_shapes[head]
+        shape = block.out_shapes[head]
+        values = value_block(block, head) if demand.kind == "value" else None
+        if values is not None:
+            shape = scalar_shape(values, shape)
         message = width_problem(head, shape, demand)
         if message:
             context.problems.add(place_of(spec, ("heads", head)), message)

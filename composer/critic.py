@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.value_heads import ValueReader
+from perception_blocks.port import Port
 from perception_blocks.registry import Registry
 from perception_blocks.scale import NormalizeBlock
 
@@ -47,6 +48,18 @@ class CriticModule(NetworkModule):
     observer: Observer
     value_normalizer: NormalizeBlock | None
     takes_action = False
+    added: ClassVar[tuple[str, ...]] = ("value_normalizer",)  # children that its network has not
+
+    def own_children(self) -> dict[str, nn.Module]:
+        """What belongs to the critic and not to its network."""
+        children = self._modules.items()
+        return {name: child for name, child in children if name in self.added and child is not None}
+
+    @property
+    def out_ports(self) -> dict[str, Port]:
+        """What it returns."""
+        normalized = self.value_normalizer is not None
+        return self.reader.ports(self.network.out_ports, normalized=normalized)
 
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
         """Count ``returns`` (any shape) into the statistics by which values are scaled.

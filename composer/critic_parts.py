@@ -16,7 +16,7 @@ from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from composer.network import Network
 from composer.observer import Observer
 from composer.spaces import SpaceTree
-from composer.state_action import OWN_CHILDREN, Q_VALUES, StateActionCritic
+from composer.state_action import Q_VALUES, StateActionCritic
 from composer.value_heads import RAW_NAMES, ValueReader
 from perception_blocks.port import Port
 from perception_blocks.scale import NormalizeBlock
@@ -65,7 +65,7 @@ def _state(
     settings: dict[str, Any],
 ) -> tuple[CriticModule, list[SeededConstruction]] | None:
     """A critic of states; of one space the central value and the sum of differences are no other."""
-    demand = _demand(critic, {"value": (1,)}, {"value": "a critic"}, added=OWN_CHILDREN[1:])
+    demand = _demand(critic, {"value": (1,)}, {"value": "a critic"}, added=Critic.added)
     built = build_network("critic", spec, ports, demand, context)
     if built is None:
         return None
@@ -132,7 +132,7 @@ def _demand(
     reasons: Mapping[str, str],
     *,
     injected: Mapping[str, Any] | None = None,
-    added: tuple[str, ...] = OWN_CHILDREN,
+    added: tuple[str, ...] = StateActionCritic.added,
 ) -> Demand:
     extras = tuple(f"{head}_{raw}" for head in heads for raw in RAW_NAMES)
     return Demand(

@@ -12,10 +12,11 @@ from torch import nn
 
 from composer.build import place_of
 from composer.critic import CriticModule
+from composer.demand import ENSEMBLE
 from composer.distributions import DISTRIBUTIONS
 from composer.flops import count_flops, flops_of
 from composer.model_spec import ModelSpec
-from composer.network import CustomNetwork, NetworkModule
+from composer.network import CopiedNetwork, CustomNetwork, NetworkModule
 from composer.policy import Policy
 from perception_blocks.assemble import BuiltNode
 from perception_blocks.ensemble import EnsembleBlock
@@ -132,8 +133,12 @@ class _Reader:
         """A policy or critic: its network, then the parameters of its distributions."""
         if isinstance(part, Policy):
             self._ours |= {part.distributions, part.observer.normalizers}
+        if isinstance(part, CriticModule):
+            self._ours |= set(part.own_children().values())
         if isinstance(part.network, CustomNetwork):
             self._add_custom(path, part.network)
+        elif isinstance(part.network, CopiedNetwork):
+            self._add_copies(path, part.network)
         else:
             self._add(path, path[-1], 0, "graph")
             self._add_nodes(path, part.network.module, 1)  # type: ignore[arg-type]
@@ -182,28 +187,50 @@ class _Reader:
                 network, more = nested
                 self._add_nodes(below, network, depth + 1, repeats * more, copies * more)
 
-    def _add_custom(self, path: RowPath, network: CustomNetwork) -> None:
+    def _add_copies(self, path: RowPath, network: CopiedNetwork) -> None:
+        """The ensemble of a class, of which one copy is listed."""
+        ensemble, below = network.ensemble, (*path, ENSEMBLE)
+        self._add(path, path[-1], 0, "graph")
+        self._add(
+            below,
+            ENSEMBLE,
+            1,
+            "ensemble",
+            in_shapes=tuple(port.shape for port in network.in_ports.values()),
+            out_shapes=tuple(port.shape for port in network.out_ports.values()),
+            settings={"copies": ensemble.copies},
+            why_looped=ensemble.why_looped,
+        )
+        inner = ensemble.network.network
+        self._add_custom((*below, class_name(inner.module)), inner, 2, ensemble.copies)
+
+    def _add_custom(
+        self, path: RowPath, network: CustomNetwork, depth: int = 0, copies: int = 1
+    ) -> None:
         module, names = network.module, list(network.in_ports)
         flops = count_flops(
             module,
             list(network.in_ports.values()),
             lambda *tensors: network.run(dict(zip(names, tensors, strict=True))),
         )
+        if flops is not None:
+            flops = {name: count * copies for name, count in flops.items()}
         self._add(
             path,
             path[-1],
-            0,
+            depth,
             class_name(module),
             module.parameters(recurse=False),
+            copies,
             in_shapes=tuple(port.shape for port in network.in_ports.values()),
             out_shapes=tuple(port.shape for port in network.out_ports.values()),
             flops=0 if isinstance(module, InferenceBlock) else self._own_flops(module, flops),
             memory=_carries(network.state_shapes),
         )
         if isinstance(module, InferenceBlock):  # a class derived from it
-            self._add_nodes(path, module, 1)
+            self._add_nodes(path, module, depth + 1, copies, copies)
         else:
-            self._add_children(path, module, 1, flops)
+            self._add_children(path, module, depth + 1, flops, copies=copies)
 
     def _add_children(
         self,
@@ -212,6 +239,7 @@ class _Reader:
         depth: int,
         flops: dict[str, int] | None,
         prefix: str = "",
+        copies: int = 1,
     ) -> None:
         """A user's class child by child; an InferenceBlock inside is listed node by node."""
         for name, child in module.named_children():
@@ -220,16 +248,17 @@ class _Reader:
                 continue
             if isinstance(child, InferenceBlock):
                 self._add(below, name, depth, "graph")
-                self._add_nodes(below, child, depth + 1)
+                self._add_nodes(below, child, depth + 1, copies, copies)
                 continue
             inside = any(isinstance(m, InferenceBlock) for m in child.modules())
             own = self._own_flops(child, flops, f"{prefix}{name}") if inside else None
             if flops is not None and not inside:
                 own = flops_of(flops, f"{prefix}{name}")
             parameters = child.parameters(recurse=not inside)
-            self._add(below, name, depth, class_name(child), parameters, flops=own)
+            self._add(below, name, depth, class_name(child), parameters, copies, flops=own)
             if inside:
-                self._add_children(below, child, depth + 1, flops, f"{prefix}{name}.")
+                below_it = f"{prefix}{name}."
+                self._add_children(below, child, depth + 1, flops, below_it, copies)
 
     def _own_flops(
         self, module: nn.Module, counts: dict[str, int] | None, name: str = ""

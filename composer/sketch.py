@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
 
 from composer.critic import CriticModule
+from composer.demand import ENSEMBLE
 from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
-from composer.network import Network, NetworkModule
+from composer.network import CopiedNetwork, Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
 from composer.rows import Row, RowPath, class_name, network_in, parts_of
@@ -59,12 +60,14 @@ def _refuse_plain(modules: list[nn.Module]) -> None:
     )
 
 
-def _outermost(module: nn.Module) -> dict[str, InferenceBlock]:
-    """InferenceBlocks that are in no other one, by their path."""
+def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str, InferenceBlock]:
+    """InferenceBlocks that are in no other one and none of ``ours``, by their path."""
     if isinstance(module, InferenceBlock):
         return {"": module}
     found: dict[str, InferenceBlock] = {}
     for name, child in module.named_children():
+        if child in ours:
+            continue
         for path, block in _outermost(child).items():
             found[f"{name}.{path}" if path else name] = block
     return found
@@ -76,6 +79,7 @@ class _Sketcher:
     def __init__(self, summary: Summary) -> None:
         self._rows = {row.path: row for row in summary.rows}
         self._heads = {(head.network, head.name): head for head in summary.heads}
+        self._ours: set[nn.Module] = set()  # what critics add to their networks' children
 
     def networks(self, parts: Mapping[str, NetworkModule]) -> list[Part]:
         """Observations, then policy and critic as clusters."""
@@ -83,6 +87,9 @@ class _Sketcher:
         shared: Values = {}
         clusters: list[Part] = []
         for name, part in parts.items():
+            self._ours |= (
+                set(part.own_children().values()) if isinstance(part, CriticModule) else set()
+            )
             env: Values = {}
             for key, port in _observations(part).items():
                 leaf = inputs.setdefault(key, _input(("", key), key, port, _normalized(part, key)))
@@ -122,28 +129,33 @@ class _Sketcher:
             values = dict(env)
             children = self._graph(module, (name,), values)
             return children, {key: values[value] for key, value in module.outputs.items()}
-        return self._custom(name, network, env)
+        if isinstance(network, CopiedNetwork):
+            inner = network.ensemble.network.network
+            path = (name, ENSEMBLE, class_name(inner.module))
+            children, outputs = self._custom(path, inner, env)
+            remark = _copies(self._rows[path[:2]], network.ensemble.copies)
+            return [Cluster([ENSEMBLE], children, remark=remark)], outputs
+        return self._custom((name,), network, env)
 
-    def _custom(self, name: str, network: Network, env: Values) -> tuple[list[Part], Values]:
+    def _custom(self, base: RowPath, network: Network, env: Values) -> tuple[list[Part], Values]:
         """A user's class: the InferenceBlocks in it, and opaque boxes for what Python does around them.
 
         Blocks that read what the network reads come first, then the class itself, then the blocks that read what it
         makes, and the class again where it makes outputs of theirs.
         """
-        blocks = {
-            path: _outside_inputs(b, network) for path, b in _outermost(network.module).items()
-        }
+        found = _outermost(network.module, self._ours)
+        blocks = {path: _outside_inputs(block, network) for path, block in found.items()}
         early = [path for path, outside in blocks.items() if not outside]
         late = {path: outside for path, outside in blocks.items() if outside}
-        made = [(OUTPUT, name, path, key) for path, outside in late.items() for key in outside]
+        made = [(OUTPUT, *base, path, key) for path, outside in late.items() for key in outside]
         outputs: Values = {}
-        children, loose = self._inside(name, network, early, env, outputs)
-        after, later = self._inside(name, network, late, env, outputs)
+        children, loose = self._inside(base, network, early, env, outputs)
+        after, later = self._inside(base, network, late, env, outputs)
         missing = [key for key in network.out_ports if key not in outputs]
-        forward: list[Value] = [(OUTPUT, name, "", key) for key in missing]
+        forward: list[Value] = [(OUTPUT, *base, "", key) for key in missing]
         read = {value for leaf in leaves([*children, *after]) for value in leaf.reads}
         unread = [env[key] for key in network.in_ports if env[key] not in read]
-        row = self._outside_row(name, leaves([*children, *after]))
+        row = self._outside_row(base, leaves([*children, *after]))
         if late:
             children.append(_opaque(network, bool(blocks), [*loose, *unread], made, row))
             children += after
@@ -156,19 +168,19 @@ class _Sketcher:
         return children, {key: outputs[key] for key in network.out_ports}
 
     def _inside(
-        self, name: str, network: Network, paths: Iterable[str], env: Values, outputs: Values
+        self, base: RowPath, network: Network, paths: Iterable[str], env: Values, outputs: Values
     ) -> tuple[list[Part], list[Value]]:
         """Clusters of the InferenceBlocks at ``paths``, and what they make beside the network's ``outputs``."""
         parts: list[Part] = []
         loose: list[Value] = []
         for path in paths:
-            block = _outermost(network.module)[path]
+            block = _outermost(network.module, self._ours)[path]
             outside = _outside_inputs(block, network)
             values: Values = {
-                key: (OUTPUT, name, path, key) if key in outside else env[key]
+                key: (OUTPUT, *base, path, key) if key in outside else env[key]
                 for key in block.in_ports
             }
-            parts.append(Cluster([path], self._graph(block, (name, *path.split(".")), values)))
+            parts.append(Cluster([path], self._graph(block, (*base, *path.split(".")), values)))
             for key, port in block.out_ports.items():
                 asked = network.out_ports.get(key)
                 value = values[block.outputs[key]]
@@ -178,16 +190,18 @@ class _Sketcher:
                     loose.append(value)
         return parts, loose
 
-    def _outside_row(self, name: str, shown: Iterable[Leaf]) -> Row:
+    def _outside_row(self, base: RowPath, shown: Iterable[Leaf]) -> Row:
         """The row of a class, with the parameters that are in none of the boxes ``shown``."""
         paths = {leaf.row.path for leaf in shown if leaf.row}
         own = [
             row
             for path, row in self._rows.items()
-            if path[0] == name and path not in paths and path[1:2] != ("distributions",)
+            if path[: len(base)] == base
+            and path not in paths
+            and path[len(base) : len(base) + 1] != ("distributions",)
         ]
         parameters, share = sum(row.parameters for row in own), sum(row.share for row in own)
-        return replace(self._rows[(name,)], parameters=parameters, share=share)
+        return replace(self._rows[base], parameters=parameters, share=share)
 
     def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Part]:
         """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
@@ -222,10 +236,7 @@ class _Sketcher:
         for name, own in zip(node.step.outputs, inner_outputs):
             if name is not None:
                 env[name] = values[module.outputs[own]]
-        row = self._rows[path]
-        remark = f"{copies} copies" if row.block == "ensemble" else ""
-        remark += ", one by one" if row.why_looped else ""
-        return Cluster([node.node.name], children, remark=remark)
+        return Cluster([node.node.name], children, remark=_copies(self._rows[path], copies))
 
     # --- outputs ------------------------------------------------------------------------------------------------------
 
@@ -234,13 +245,18 @@ class _Sketcher:
     ) -> Leaf:
         """The tensor at the end of a head, with what an action's distribution makes of it."""
         head = self._heads[network, key]
-        leaf = _tensor_out(
-            (OUTPUT, network, key), key, part.network.out_ports[key], value, head.meaning
-        )
+        port = replace(part.network.out_ports[key], shape=head.shape)
+        leaf = _tensor_out((OUTPUT, network, key), key, port, value, head.meaning)
         if head.mask is not None:
             leaf.masks.append(env[head.mask])
             leaf.reads.append(env[head.mask])
         return leaf
+
+
+def _copies(row: Row, copies: int) -> str:
+    """What stands at the frame around a nested graph."""
+    remark = f"{copies} copies" if row.block == "ensemble" else ""
+    return remark + (", one by one" if row.why_looped else "")
 
 
 def _outside_inputs(block: InferenceBlock, network: Network) -> list[str]:

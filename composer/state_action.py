@@ -18,10 +18,9 @@ from composer.value_heads import ValueReader
 from perception_blocks.port import format_shape
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["OWN_CHILDREN", "Q_VALUES", "StateActionCritic"]
+__all__ = ["Q_VALUES", "StateActionCritic"]
 
 Q_VALUES = "_q_values"  # after an action's name: what its choices are worth
-OWN_CHILDREN = ("target", "value_normalizer")  # of the critic, not of its network
 
 
 @CRITICS.register("state_action")
@@ -38,6 +37,7 @@ class StateActionCritic(CriticModule):
     """
 
     takes_action = True
+    added = ("target", "value_normalizer")
     call_arguments = "observations, action, state, resets"
 
     def __init__(
@@ -115,12 +115,12 @@ class StateActionCritic(CriticModule):
         own = nn.Module()  # what belongs to the network, without the target itself
         own._parameters, own._buffers = self._parameters, self._buffers
         children = self._modules.items()
-        own._modules = {name: child for name, child in children if name not in OWN_CHILDREN}
+        own._modules = {name: child for name, child in children if name not in self.added}
         blend(self.target, own, tau, buffers)
 
     def make_target(self) -> None:
         """Make ``target`` a copy of this critic as it is now, in place of the one before."""
-        own = {name: self._modules[name] for name in OWN_CHILDREN if name in self._modules}
+        own = self.own_children()
         network = copy.deepcopy(self.network, {id(child): nn.Module() for child in own.values()})
         for name in own:
             del network.module._modules[name]

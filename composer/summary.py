@@ -12,6 +12,7 @@ from composer.model_spec import ModelSpec
 from composer.network import NetworkModule
 from composer.policy import Policy
 from composer.rows import Row, distribution_name, parts_of, read_rows
+from composer.state_action import StateActionCritic
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
@@ -28,11 +29,14 @@ class Head:
     distribution: str | None = None
     mask: str | None = None
     shared: bool = False  # a value that the policy hands to the critic
+    note: str = ""  # what a critic's value is made of
 
     @property
     def meaning(self) -> str:
         if self.shared:
             return "shared with the critic"
+        if self.note:
+            return self.note
         masked = f", masked by {self.mask!r}" if self.mask else ""
         return (self.distribution or "") + masked
 
@@ -97,7 +101,7 @@ def summarize(net: nn.Module) -> Summary:
         heads=tuple(heads),
         parameters=sum(row.parameters for row in rows),
         flops=sum(known) if len(known) == len(counts) else None,
-        remarks=(*_looped(rows), *_shared(parts), *_visible(net, parts)),
+        remarks=(*_looped(rows), *_shared(parts), *_targets(parts), *_visible(net, parts)),
     )
 
 
@@ -119,9 +123,13 @@ def percent(share: float) -> str:
 
 
 def _heads(network: str, part: NetworkModule) -> list[Head]:
-    if not isinstance(part, Policy):
-        ports = part.network.out_ports
-        return [Head(network, name, port.shape) for name, port in ports.items()]
+    if isinstance(part, CriticModule):
+        notes = _notes(part)
+        return [
+            Head(network, name, port.shape, note=notes.get(name, ""))
+            for name, port in part.out_ports.items()
+        ]
+    assert isinstance(part, Policy)
     heads = []
     for name, port in part.network.out_ports.items():
         if name in part.distributions:
@@ -130,6 +138,27 @@ def _heads(network: str, part: NetworkModule) -> list[Head]:
         else:
             heads.append(Head(network, name, port.shape, shared=True))
     return heads
+
+
+def _notes(critic: CriticModule) -> dict[str, str]:
+    """What values are made of, where that is more than a number."""
+    notes = {}
+    for name, block in critic.reader.blocks.items():
+        raw = None if block is None else block.raw_name
+        means = {"quantiles": "mean of its quantiles", "logits": "mean of its bins"}
+        scaled = "" if critic.value_normalizer is None else "on the scale of returns"
+        notes[name] = ", ".join(filter(None, [means.get(raw or ""), scaled]))
+    return notes
+
+
+def _targets(parts: Mapping[str, NetworkModule]) -> list[str]:
+    """The copies of critics that are not trained."""
+    return [
+        f"the target copy of {name!r} has as many parameters, {count:,}; update_targets(tau) moves it"
+        for name, part in parts.items()
+        if isinstance(part, StateActionCritic)
+        for count in [sum(p.numel() for p in part.target.parameters())]
+    ]
 
 
 def _looped(rows: Sequence[Row]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from composer.network import Tensors
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.heads import ValueHead
 from perception_blocks.inference import InferenceBlock
-from perception_blocks.port import Shape
+from perception_blocks.port import Port, Shape
 from perception_blocks.scale import NormalizeBlock
 
 __all__ = ["RAW_NAMES", "ValueReader", "scalar_shape", "value_block"]
@@ -31,6 +31,18 @@ class ValueReader:
             name: value_block(module, name) for name in names
         }
 
+    def ports(self, out_ports: Mapping[str, Port], *, normalized: bool) -> dict[str, Port]:
+        """The Ports of what a network with these ``out_ports`` becomes."""
+        found: dict[str, Port] = {}
+        for name, port in out_ports.items():
+            block = self.blocks.get(name)
+            found[name] = port if block is None else Port(scalar_shape(block, port.shape))
+            if block is not None and block.raw_name is not None:
+                found[f"{name}_{block.raw_name}"] = port
+            if normalized and name in self.blocks:
+                found[f"normalized_{name}"] = found[name]
+        return found
+
     def __call__(self, outputs: Tensors, normalizer: NormalizeBlock | None = None) -> Tensors:
         values: Tensors = {}
         for name, output in outputs.items():
@@ -47,12 +59,8 @@ class ValueReader:
         return values
 
 
-def scalar_shape(network: InferenceBlock, name: str) -> Shape:
-    """The shape of an output once quantiles or bins are numbers."""
-    shape = network.out_shapes[name]
-    block = value_block(network, name)
-    if block is None:
-        return shape
+def scalar_shape(block: ValueHead, shape: Shape) -> Shape:
+    """The shape of what ``block`` gives once quantiles or bins are numbers."""
     return (*shape[:-1], 1) if block.single else shape[:-1]
 
 
