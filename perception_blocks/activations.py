@@ -63,13 +63,13 @@ def make_activation(activation: Activation) -> Function:
         return _checked(copy.deepcopy(activation), repr(activation))
     if not isinstance(activation, (str, type)):
         return activation
-    label = f"activation {activation if isinstance(activation, str) else activation.__name__!r}"
     cls = _class_of(activation)
+    if not settings and cls in _FUNCTIONS:
+        return _FUNCTIONS[cls]
+    label = f"activation {activation if isinstance(activation, str) else activation.__name__!r}"
     problems = check_settings(cls, settings, label, skip=0)
     if problems:
         raise SettingsError(problems)
-    if not settings and cls in _FUNCTIONS:
-        return _FUNCTIONS[cls]
     module = cls(**settings)
     return module if cls in _known_classes() else _checked(module, label)
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from perception_blocks.block import PerceptionBlock, block_label, block_name
+from perception_blocks.collector import collection_paused
 from perception_blocks.construct import Construction, Site, construct, outputs_of, resolve_block
 from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.lowering import Step
@@ -62,14 +63,17 @@ def assemble(
 
     Raises GraphError with every problem found; an exception from a user's own class passes through, with a note.
     """
-    problems = graph.problems(outputs)
+    dag = graph.dag(outputs)
+    problems = graph.problems_of(dag)
     if any(problem.blocks_order for problem in problems):
         raise GraphError(problems)
+    if problems:  # all nodes are checked then: a mistake may have cut off others
+        dag = graph.dag(None)
     assembly = _Assembly(graph, root, construction, nest, path)
     nodes = {node.value_name: node for node in graph.nodes}
-    # Where something is wrong, all nodes are checked: a mistake may have cut off others.
-    for step in graph.dag(None if problems else outputs).order():
-        assembly.add(nodes[step.name])
+    with collection_paused():
+        for step in dag.order():
+            assembly.add(nodes[step.name])
     if problems or assembly.problems:
         raise GraphError([*problems, *assembly.problems], assembly.ports)
     return assembly.built
@@ -162,10 +166,10 @@ class _Assembly:
         site = Site(self._path + node.path, block, settings, inner, self._construction)
         module = self._module(source, inner, lambda: construct(site, source))
         outs, single = outputs_of(site, module, arguments)
-        names = output_names(node, len(outs), block_label(block))
+        names = output_names(node, len(outs), block)
         ours = isinstance(module, PerceptionBlock)
         states: Mapping[str, Shape] = module.state_shapes if ours else {}
-        _refuse_each(node, states, block_label(block))
+        _refuse_each(node, states, block)
         dropped = (None,) * (len(outs) - len(names))
         step = Step(
             module=self._register(source, module),
@@ -177,7 +181,7 @@ class _Assembly:
             state=_state_names(node, states),
         )
         mask = kept_mask(node, module, reads, self.ports)
-        outs = [replace(port, mask=mask if node.each or port is outs[0] else None) for port in outs]
+        outs = [_masked(port, mask if node.each or port is outs[0] else None) for port in outs]
         named = {name: port for name, port in zip(names, outs) if name != "_"}
         return _built(node, block_name(block), settings, in_ports, named, axes, step, states)
 
@@ -202,7 +206,7 @@ class _Assembly:
             inner,
             lambda: self._nest(graph, list(out.values()), self._path + node.path, source.copies),
         )
-        _refuse_each(node, net.state_shapes, "a graph")
+        _refuse_each(node, net.state_shapes, None)
         step = Step(
             module=self._register(source, net),
             inputs=tuple(wired[name] for name in net.in_keys),
@@ -215,7 +219,7 @@ class _Assembly:
             _refuse_masked(named)
         if node.each:
             mask = kept_mask(node, net, tuple(wired.values()), self.ports)
-            named = {name: replace(port, mask=mask) for name, port in named.items()}
+            named = {name: _masked(port, mask) for name, port in named.items()}
         in_ports = tuple(self.ports[name] for name in step.inputs)
         label = "graph" if source.copies is None else "ensemble"
         settings = {} if source.copies is None else {"copies": source.copies}
@@ -260,8 +264,14 @@ class _Assembly:
         return (node.group, names[node.name])
 
 
-def _refuse_each(node: Node, states: Mapping[str, Shape], label: str) -> None:
+def _masked(port: Port, mask: str | None) -> Port:
+    return port if port.mask == mask else replace(port, mask=mask)
+
+
+def _refuse_each(node: Node, states: Mapping[str, Shape], block: Any) -> None:
+    """Raise NodeError where a block with memory, or a graph (None) with one inside, is to be repeated."""
     if states and node.each:
+        label = "a graph" if block is None else block_label(block)
         raise NodeError("each", f"'each' cannot repeat {label}: it carries a state")
 
 
@@ -291,6 +301,8 @@ def _built(
     states: Mapping[str, Shape],
 ) -> BuiltNode:
     """``named`` are the outputs as the block gives them; ``axes`` are those that `each` took off."""
-    out_ports = {name: replace(port, shape=axes + port.shape) for name, port in named.items()}
+    out_ports = dict(named)
+    if axes:
+        out_ports = {name: replace(port, shape=axes + port.shape) for name, port in named.items()}
     state_shapes = {name: states[own] for own, name in step.state}
     return BuiltNode(node, label, settings, in_ports, out_ports, step, state_shapes)

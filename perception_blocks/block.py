@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from perception_blocks.init import Rule, draw_parameters
 from perception_blocks.measure import measure_lengths, output_shapes
-from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port, as_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import SettingsError, check_settings
 
@@ -40,8 +40,10 @@ def block_name(block: Any) -> str:
     'torch.nn.ReLU'
     """
     cls = block if isinstance(block, type) else type(block)
-    path = f"torch.nn.{cls.__name__}" if cls.__module__.startswith("torch.nn.") else cls.__name__
-    return BLOCKS.name_of(cls) or path
+    name = BLOCKS.name_of(cls)
+    if name is None:
+        name = f"torch.nn.{cls.__name__}" if _is_in(cls, "torch.nn") else cls.__name__
+    return name
 
 
 def block_label(block: Any) -> str:
@@ -52,7 +54,11 @@ def block_label(block: Any) -> str:
 def is_built_in(block: Any) -> bool:
     """Whether a block class or instance comes with this package; others are a user's, a plugin's or torch's."""
     cls = block if isinstance(block, type) else type(block)
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return _is_in(cls, "perception_blocks")
+
+
+def _is_in(cls: type, package: str) -> bool:
+    return cls.__module__.startswith(f"{package}.")
 
 
 def one_input(in_shapes: Shapes, name: str) -> Shape:
@@ -61,7 +67,7 @@ def one_input(in_shapes: Shapes, name: str) -> Shape:
         got = {index: as_port(shape) for index, shape in enumerate(in_shapes)}
         advice = "put a concat block before it" if in_shapes else "name its input"
         raise InputShapeError(f"{name} takes one input", got, advice)
-    return as_port(in_shapes[0]).shape
+    return as_shape(in_shapes[0])
 
 
 def one_vector(in_shapes: Shapes, name: str) -> int:
@@ -111,8 +117,12 @@ class PerceptionBlock(nn.Module):
 
     def __init__(self, in_shapes: Shapes, *, out_shapes: Shapes | None = None) -> None:
         super().__init__()
-        self.in_shapes: list[Shape] = [as_port(shape).shape for shape in in_shapes]
-        self._out_shapes = None if out_shapes is None else [tuple(shape) for shape in out_shapes]
+        outs = None if out_shapes is None else [tuple(shape) for shape in out_shapes]
+        ins = [as_shape(shape) for shape in in_shapes]
+        vars(self).update(in_shapes=ins, _out_shapes=outs)  # torch's assignment looks for modules
+
+    in_shapes: list[Shape]
+    _out_shapes: list[Shape] | None
 
     @property
     def out_shapes(self) -> list[Shape]:
@@ -128,20 +138,17 @@ class PerceptionBlock(nn.Module):
         Quantities do not go where integers are embedded, integers not where quantities are multiplied, and nothing is
         scaled silently: a value of a uint8 space goes through scale_image, which knows its bounds.
         """
-        name = block_name(cls)
         for index, port in enumerate(in_ports):
             if cls.takes == "integer" and not port.is_integer:
-                raise InputShapeError(
-                    f"{name} takes integers",
-                    {index: port},
-                    "numbers go straight into a dense block",
-                )
-            if cls.takes == "float" and port.is_integer:
+                rule, advice = "takes integers", "numbers go straight into a dense block"
+            elif cls.takes == "float" and port.is_integer:
+                rule = "takes numbers, not integers"
                 advice = "put a one_hot or embedding block before it"
-                raise InputShapeError(f"{name} takes numbers, not integers", {index: port}, advice)
-            if cls.takes == "float" and port.dtype == torch.uint8:
-                advice = "put a scale_image block before it"
-                raise InputShapeError(f"{name} takes scaled numbers", {index: port}, advice)
+            elif cls.takes == "float" and port.dtype == torch.uint8:
+                rule, advice = "takes scaled numbers", "put a scale_image block before it"
+            else:
+                continue
+            raise InputShapeError(f"{block_name(cls)} {rule}", {index: port}, advice)
 
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
         """What is known of the outputs when the inputs are ``in_ports``; floats unless a block says otherwise."""

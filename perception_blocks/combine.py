@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perception_blocks.block import PerceptionBlock
-from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import NegativeInt
 
@@ -26,7 +26,7 @@ class ConcatBlock(PerceptionBlock):
     takes = "any"
 
     def __init__(self, in_shapes: Shapes, *, dim: NegativeInt = -1) -> None:
-        shapes = [as_port(shape).shape for shape in in_shapes]
+        shapes = [as_shape(shape) for shape in in_shapes]
         check_concat(shapes, dim)
         sizes = [shape[dim] for shape in shapes]
         total = None if None in sizes else sum(sizes)  # type: ignore[arg-type]

@@ -216,21 +216,20 @@ def _check_memory(site: Site, block: MemoryBlock) -> None:
 
 
 def _check(site: Site) -> None:
-    """Settings against their types, inputs against what the block takes; both are reported."""
+    """Inputs against what the block takes. Where they are wrong, settings that are wrong too are reported with them.
+
+    Else the block itself checks its settings.
+    """
     cls: type[PerceptionBlock] = site.block
-    problems = check_settings(cls, site.settings, block_label(cls))
-    wrong_input = None
     try:
         cls.check_ports(site.ports)
     except InputShapeError as error:
-        wrong_input = error
+        problems = check_settings(cls, site.settings, block_label(cls))
         filled_in = set(cls.from_ports) - set(site.settings)  # the right input would bring them
         problems = [problem for problem in problems if problem.setting not in filled_in]
-    errors: list[Exception] = [wrong_input] if wrong_input else []
-    if problems:
-        errors.append(SettingsError(problems))
-    if errors:
-        raise CombinedNodeError(errors)
+        raise CombinedNodeError(
+            [error, SettingsError(problems)] if problems else [error]
+        ) from error
 
 
 def _setting_named_in(message: str, site: Site) -> str | None:

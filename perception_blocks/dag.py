@@ -11,6 +11,7 @@ import heapq
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from perception_blocks.registry import did_you_mean
 
@@ -97,21 +98,28 @@ class Dag:
         Only for a Dag without problems of order.
         """
         needed = self.needed()
-        nodes = [node for node in self.nodes if node.name in needed]
-        place = {node.name: index for index, node in enumerate(nodes)}
-        sorter = graphlib.TopologicalSorter(
-            {node.name: [writer.name for writer in self._writers_of(node)] for node in nodes}
-        )
-        sorter.prepare()
-        ready: list[int] = []
-        ordered = []
-        while sorter.is_active():
-            for name in sorter.get_ready():
-                heapq.heappush(ready, place[name])
-            node = nodes[heapq.heappop(ready)]
-            sorter.done(node.name)
-            ordered.append(node)
-        return ordered
+        return [node for node in self._sorted if node.name in needed]
+
+    @cached_property
+    def _sorted(self) -> list[DagNode]:
+        """Each node after all it reads, otherwise as declared; without those in a cycle and what depends on them."""
+        place = {node.name: index for index, node in enumerate(self.nodes)}
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        missing = [0] * len(self.nodes)  # how many of those that it reads from are not in order yet
+        for index, node in enumerate(self.nodes):
+            for writer in {writer.name for writer in self._writers_of(node)}:
+                readers[place[writer]].append(index)
+                missing[index] += 1
+        ready = [index for index, count in enumerate(missing) if not count]  # a heap: it is sorted
+        found = []
+        while ready:
+            first = heapq.heappop(ready)
+            found.append(self.nodes[first])
+            for index in readers[first]:
+                missing[index] -= 1
+                if not missing[index]:
+                    heapq.heappush(ready, index)
+        return found
 
     def needed(self) -> set[str]:
         """Names of the nodes that some output depends on."""
@@ -179,7 +187,9 @@ class Dag:
         return DagProblem("unknown", message, node.name, name)
 
     def _cycles(self) -> list[DagProblem]:
-        problems = []
+        problems: list[DagProblem] = []
+        if len(self._sorted) == len(self.nodes):
+            return problems
         depends = {n.name: {w.name for w in self._writers_of(n)} for n in self.nodes}
         while len(problems) < MAX_CYCLES:
             try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from perception_blocks.block import PerceptionBlock, block_name
-from perception_blocks.port import InputShapeError, Shape, Shapes, as_port
+from perception_blocks.port import InputShapeError, Shape, Shapes, as_shape
 from perception_blocks.registry import BLOCKS
 
 __all__ = ["AddBlock", "CorrelationBlock", "GatedSumBlock", "MultiplyBlock", "broadcast_shape"]
@@ -109,7 +109,7 @@ class CorrelationBlock(ElementwiseBlock):
     """
 
     def __init__(self, in_shapes: Shapes, *, reduce: bool = False) -> None:
-        shapes = [as_port(shape).shape for shape in in_shapes]
+        shapes = [as_shape(shape) for shape in in_shapes]
         got = dict(enumerate(shapes))
         if len(shapes) != 2:
             raise InputShapeError("correlation takes two inputs", got)
@@ -139,7 +139,7 @@ def broadcast_shape(in_shapes: Shapes, name: str) -> Shape:
 
     Raises InputShapeError with the first input and those that do not fit it.
     """
-    shapes = [as_port(shape).shape for shape in in_shapes]
+    shapes = [as_shape(shape) for shape in in_shapes]
     if not shapes:
         raise InputShapeError(f"{name} takes one input or more", {})
     result = shapes[0]

@@ -164,11 +164,11 @@ class Graph:
         ]
         return Dag(nodes, self.inputs, outputs)
 
-    def problems(self, outputs: Iterable[str] | None) -> list[GraphProblem]:
-        """Mistakes that show without shapes: cycles, unknown, unread, duplicate and unused names."""
+    def problems_of(self, dag: Dag) -> list[GraphProblem]:
+        """Mistakes that show without shapes: cycles, unknown, unread, duplicate and unused names of this graph."""
         found = self._same_as_problems()
         by_key = {node.value_name: node for node in self.nodes}
-        for problem in self.dag(outputs).problems():
+        for problem in dag.problems():
             if problem.kind == "unused_input" and problem.name in self.optional:
                 continue
             found.append(_in_node(problem, by_key))

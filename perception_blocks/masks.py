@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from perception_blocks.block import PerceptionBlock
-from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port, format_shape
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_shape, format_shape
 
 __all__ = [
     "MaskedBlock",
@@ -43,7 +43,7 @@ class MaskedBlock(PerceptionBlock):
 
 def shapes_of(in_shapes: Shapes, name: str, least: int, most: int, takes: str) -> list[Shape]:
     """The inputs' shapes. Raises InputShapeError unless there are ``least`` to ``most``; ``takes`` says which."""
-    shapes = [as_port(shape).shape for shape in in_shapes]
+    shapes = [as_shape(shape) for shape in in_shapes]
     if not least <= len(shapes) <= most:
         raise InputShapeError(f"{name} takes {takes}", dict(enumerate(shapes)))
     return shapes

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-__all__ = ["InputShapeError", "Port", "Shape", "Shapes", "as_port", "format_shape"]
+__all__ = ["InputShapeError", "Port", "Shape", "Shapes", "as_port", "as_shape", "format_shape"]
 
 Shape: TypeAlias = tuple[int | None, ...]
 Shapes: TypeAlias = Sequence[Shape]
@@ -88,6 +88,11 @@ class InputShapeError(ValueError):
 def as_port(value: Port | Shape | Sequence[int | None]) -> Port:
     """``value`` itself, or the float Port of a bare shape."""
     return value if isinstance(value, Port) else Port(tuple(value))
+
+
+def as_shape(value: Port | Shape | Sequence[int | None]) -> Shape:
+    """The shape of a Port, or a bare shape."""
+    return value.shape if isinstance(value, Port) else tuple(value)
 
 
 def format_shape(shape: Sequence[int | None]) -> str:

@@ -63,9 +63,11 @@ class _Entry:
 
     @property
     def address(self) -> str:
-        if isinstance(self.value, str):
-            return self.value
-        return f"{getattr(self.value, '__module__', '')}:{getattr(self.value, '__qualname__', '')}"
+        return self.value if isinstance(self.value, str) else _address(self.value)
+
+
+def _address(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
 
 
 class Registry:
@@ -146,7 +148,7 @@ class Registry:
 
     def name_of(self, value: Any) -> str | None:
         """The name under which ``value`` is registered, or None."""
-        return self._names.get(_Entry(value, None).address)
+        return self._names.get(_address(value))
 
     def extra_of(self, name: str) -> str | None:
         """The extra that brings the library which ``name`` needs, or None."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from perception_blocks.block import PerceptionBlock, one_input
-from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_port
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveInt
 
@@ -134,7 +134,7 @@ class RepeatToMatchBlock(PerceptionBlock):
     takes = "any"
 
     def __init__(self, in_shapes: Shapes, *, dim: int) -> None:
-        shapes = [as_port(shape).shape for shape in in_shapes]
+        shapes = [as_shape(shape) for shape in in_shapes]
         if len(shapes) != 2:
             rule = "repeat_to_match takes two inputs, what to repeat and what to match"
             raise InputShapeError(rule, dict(enumerate(shapes)))

@@ -11,7 +11,7 @@ import numbers
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from perception_blocks.registry import (
@@ -95,6 +95,11 @@ class Setting:
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
 
+    @cached_property
+    def fits(self) -> Callable[[Any], bool]:
+        """Whether a value fits the annotation, which is read only once."""
+        return _checker(self.annotation)
+
 
 @dataclass(frozen=True)
 class SettingProblem:
@@ -147,16 +152,18 @@ def check_settings(
     there: set[str | None] = set(given)  # and what a misspelt name was meant to be
     for name, value in given.items():
         if name in settings:
-            wrong = mismatch(settings[name].annotation, value)
-            if wrong:
+            if not settings[name].fits(value):
+                wrong = mismatch(settings[name].annotation, value)
                 problems.append(SettingProblem(name, f"{name!r} {wrong}"))
         elif not takes_any:
             there.add(near_name(name, settings))
             known = f"; it has {', '.join(map(repr, settings))}" if settings else "; it has none"
             message = f"{name!r} is not a setting of {label}{did_you_mean(name, settings) or known}"
             problems.append(SettingProblem(name, message, misspelt=True))
-    missing = [s for s in settings.values() if s.required and s.name not in there]
-    return problems if partial else [*problems, *(_missing(s, label) for s in missing)]
+    if not partial:
+        missing = [s for s in settings.values() if s.required and s.name not in there]
+        problems += [_missing(setting, label) for setting in missing]
+    return problems
 
 
 def _missing(setting: Setting, label: str) -> SettingProblem:
@@ -166,7 +173,7 @@ def _missing(setting: Setting, label: str) -> SettingProblem:
 
 def mismatch(annotation: Any, value: Any) -> str | None:
     """Why ``value`` does not fit, as the end of a sentence that begins with the setting's name."""
-    if _fits(annotation, value):
+    if _checker(annotation)(value):
         return None
     named = next(filter(None, map(_named, _alternatives(annotation))), None)
     if named is not None and isinstance(value, (str, Mapping)):
@@ -263,42 +270,62 @@ def _a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _fits(annotation: Any, value: Any) -> bool:
+def _checker(annotation: Any) -> Callable[[Any], bool]:
+    """Whether a value fits ``annotation``. One that we do not know how to check fits everything."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation is Any or isinstance(annotation, str):
-        return True
+        return lambda value: True
     if origin is Annotated:
-        named = _named(annotation)
-        if named is not None:
-            return _name_mismatch(named, value) is None
-        ranges = [note for note in args[1:] if isinstance(note, Range)]
-        return _fits(args[0], value) and all(value in limits for limits in ranges)
+        return _annotated_checker(annotation, args)
     if origin in (Union, types.UnionType):
-        return any(_fits(arg, value) for arg in args)
+        kinds = [_checker(arg) for arg in args]
+        return lambda value: any(fits(value) for fits in kinds)
     if origin is Literal:
-        return any(value == arg and type(value) is type(arg) for arg in args)
+        return lambda value: any(value == arg and type(value) is type(arg) for arg in args)
     if annotation is None or annotation is type(None):
-        return value is None
-    if annotation is bool:
-        return isinstance(value, bool)
-    if annotation is int:
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return whole and abs(int(value)) < 2**63  # torch counts in 64 bits
-    if annotation is float:
-        return (
-            isinstance(value, numbers.Real)
-            and not isinstance(value, bool)
-            and not math.isnan(value)
-        )
+        return lambda value: value is None
+    if annotation in _PLAIN_CHECKS:
+        return _PLAIN_CHECKS[annotation]
     if origin is tuple and args and Ellipsis not in args:
-        return _is_items(value) and len(value) == len(args) and all(map(_fits, args, value))
+        parts = [_checker(arg) for arg in args]
+        return lambda value: (
+            _is_items(value)
+            and len(value) == len(parts)
+            and all(fits(item) for fits, item in zip(parts, value))
+        )
     if _is_list(annotation):
-        return _is_items(value) and (not args or all(_fits(args[0], item) for item in value))
+        fits = _checker(args[0]) if args else _checker(Any)
+        return lambda value: _is_items(value) and all(map(fits, value))
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
-        return isinstance(value, Mapping)
+        return lambda value: isinstance(value, Mapping)
     if isinstance(annotation, type):
-        return isinstance(value, annotation)
-    return True  # an annotation of the user's that we do not know how to check
+        return lambda value: isinstance(value, annotation)
+    return lambda value: True
+
+
+def _annotated_checker(annotation: Any, args: tuple[Any, ...]) -> Callable[[Any], bool]:
+    named = _named(annotation)
+    if named is not None:
+        return lambda value: _name_mismatch(named, value) is None
+    fits = _checker(args[0])
+    ranges = [note for note in args[1:] if isinstance(note, Range)]
+    return lambda value: fits(value) and all(value in limits for limits in ranges)
+
+
+def _is_integer(value: Any) -> bool:
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and abs(int(value)) < 2**63  # torch counts in 64 bits
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+_PLAIN_CHECKS: dict[Any, Callable[[Any], bool]] = {
+    bool: lambda value: isinstance(value, bool),
+    int: _is_integer,
+    float: _is_number,
+}
 
 
 def _is_list(annotation: Any) -> bool:

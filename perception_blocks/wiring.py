@@ -69,10 +69,13 @@ def with_masks(
     block: Any, reads: tuple[str, ...], names: tuple[str, ...] | None, ports: Mapping[str, Port]
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """The values and argument names of `wires`, and the masks of the inputs where the block takes them."""
+    mask_of = getattr(block, "mask_of", None)
+    if not mask_of:
+        return reads, names
     known = [name for name in inspect.signature(block.forward).parameters if name != "self"]
     given = dict(zip(known if names is None else names, reads))
     added = {}
-    for argument, index in getattr(block, "mask_of", {}).items():
+    for argument, index in mask_of.items():
         masked = given.get(known[index])
         mask = None if masked is None else _element_mask(masked, ports)
         if mask is not None and argument not in given:
@@ -94,6 +97,8 @@ def kept_mask(
 
     Raises NodeError where the mask of another input would be dropped in silence.
     """
+    if all(ports[name].mask is None for name in reads):
+        return None
     free = {reads[index] for index in getattr(module, "mask_free", ()) if index < len(reads)}
     masks = {name: _element_mask(name, ports) for name in reads}
     masked = {name: mask for name, mask in masks.items() if mask and name not in free}
@@ -161,13 +166,15 @@ def filled(block: Any, given: Mapping[str, Any], ports: Sequence[Port]) -> dict[
     return settings
 
 
-def output_names(node: Node, count: int, label: str) -> tuple[str, ...]:
+def output_names(node: Node, count: int, block: Any) -> tuple[str, ...]:
+    """What the ``count`` outputs of ``block`` are called. Raises NodeError where the node names another number."""
     if node.out is None:
         return (node.value_name,)
     if isinstance(node.out, Mapping):
         raise NodeError("out", "'out' is a list of names; only a nested graph takes a mapping")
     if len(node.out) != count:
-        raise NodeError("out", f"'out' names {len(node.out)} outputs, but {label} has {count}")
+        given, label = len(node.out), block_label(block)
+        raise NodeError("out", f"'out' names {given} outputs, but {label} has {count}")
     return node.out
 
 
