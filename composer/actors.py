@@ -27,7 +27,7 @@ ActorKey: TypeAlias = str | int | tuple[str | int, str | int | None]
 MOST_NAMES = 6  # in a message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Actor:
     """Who acts, as the environment calls it. ``observation_space`` and ``action_space`` are its own."""
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
-from composer.space_json import space_from_json
+from composer.group_policy import SeparatePolicies
+from composer.space_json import spaces_from_json
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS, near_name
@@ -62,9 +63,9 @@ class Record:
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
 
     def spaces(self) -> tuple[Any, Any]:
-        """Observation and action space. Raises CheckpointError where they cannot be read."""
+        """Observation and action space, or both by actor. Raises CheckpointError where they cannot be read."""
         try:
-            return space_from_json(self.observation_space), space_from_json(self.action_space)
+            return spaces_from_json(self.observation_space), spaces_from_json(self.action_space)
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
             message = f"the checkpoint is damaged: its spaces cannot be read: {error!r}"
             raise CheckpointError(message) from error
@@ -266,6 +267,8 @@ def _foreign_classes(module: nn.Module) -> Iterator[type]:
     for part in module.modules():
         if not type(part).__module__.startswith(ours):
             yield type(part)
+        elif isinstance(part, SeparatePolicies) and part.ensemble is not None:
+            yield from _foreign_classes(part.ensemble)
         elif isinstance(part, EnsembleBlock):  # its copies are no children where they are stacked
             yield from _foreign_classes(part.network)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -10,6 +10,7 @@ import gymnasium
 import torch
 from torch import nn
 
+from composer.actors import read_actors
 from composer.checkpoint import (
     LoadReport,
     fill,
@@ -20,17 +21,19 @@ from composer.checkpoint import (
     write_checkpoint,
 )
 from composer.construction import chosen_seed
+from composer.critic import CriticModule
 from composer.demand import Context
 from composer.errors import Problems
 from composer.model_spec import ModelSpec
-from composer.network import NetworkModule, State, Tensors
+from composer.network import State, Tensors
 from composer.parts import Parts, build_parts
 from composer.source import Override, Source, dump_yaml, load_source
-from composer.space_json import space_to_json
-from composer.space_lookup import find_spaces
+from composer.space_json import spaces_to_json
+from composer.space_lookup import find_spaces, is_by_actor
 from composer.spec import read_spec
 from composer.trust import allow_list, import_allowed
-from perception_blocks.init import local_generator
+from composer.wrappers.interface import IModelWrapper
+from composer.wrappers.wrapping import wrap_policy
 
 __all__ = ["Model", "compose", "load"]
 
@@ -44,34 +47,46 @@ class Model(nn.Module):
 
     def __init__(self, source: Source, spec: ModelSpec, parts: Parts, seed: int) -> None:
         super().__init__()
-        self.policy = parts.policy
+        self.policy: Any = parts.policy  # a Policy, or a StructuredPolicy of several actors
         self.critic = parts.critic
         self.seed = seed
         self.source = source
         self.spec = spec
         self.load_report: LoadReport | None = None
         self._constructions = parts.constructions
+        self._wrapped: IModelWrapper | None = None
 
     @property
-    def observation_space(self) -> gymnasium.Space:
-        return self.policy.observer.tree.space
+    def observation_space(self) -> Any:
+        """The Space of observations, or those of all actors by key."""
+        return self.policy.observation_space
 
     @property
-    def action_space(self) -> gymnasium.Space:
-        return self.policy.action_tree.space
+    def action_space(self) -> Any:
+        return self.policy.action_space
 
     @property
     def has_memory(self) -> bool:
         return any(part.has_memory for part in self._parts().values())
 
-    def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
+    def forward(
+        self,
+        observations: Any,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        action: Any = None,
+    ) -> Any:
         """(logits, values), both dicts; what policy and critic share runs once.
 
         With memory anywhere, (logits, values, state); its state holds that of both, under ``policy/`` and ``critic/``.
+        A critic of actions values ``action``, which is one as distributions have it.
         """
         if not self.has_memory:
             logits = self.policy(observations)
-            return logits, self._values(observations, logits)
+            if self.critic is None:
+                return logits, {}
+            return logits, self.critic(observations, **self._for_critic(logits, action))
         if state is None:
             raise ValueError(
                 "this model has memory; call model(observations, state, resets), "
@@ -80,10 +95,8 @@ class Model(nn.Module):
         logits, after = _advance(self.policy, "policy", state, observations, resets)
         values: Tensors = {}
         if self.critic is not None:
-            shared = logits if self.critic.shared else None
-            values, more = _advance(
-                self.critic, "critic", state, observations, resets, shared=shared
-            )
+            keywords = self._for_critic(logits, action)
+            values, more = _advance(self.critic, "critic", state, observations, resets, **keywords)
             after |= more
         return logits, values, after
 
@@ -107,12 +120,23 @@ class Model(nn.Module):
         if not self._constructions:
             raise ValueError("this model has its weights already")
         target = torch.device(device)
-        dtype = dtype or self.policy.dtype
+        dtype = self.policy.dtype if dtype is None else dtype
         for construction in self._constructions:
             construction.materialize(target, dtype)
-        self.policy.distributions.reset_parameters(local_generator(self.seed, "distributions"))
+        self.policy.reset_distributions(self.seed)
         self._constructions = []
         return self.to(device=target, dtype=dtype)
+
+    @property
+    def wrapped(self) -> IModelWrapper:
+        """The policy in the wrappers of the spec's `wrap`, the first one innermost: made once, as it keeps states."""
+        if not self.spec.policy.wrap:
+            raise ValueError(
+                "the spec has no 'wrap' in its policy; add one, or wrap model.policy with composer.model_wrap"
+            )
+        if self._wrapped is None:
+            self._wrapped = wrap_policy(self.policy, self.spec.policy.wrap)
+        return self._wrapped
 
     def summary(self) -> str:
         """Shapes, parameters and FLOPs of every node, as an aligned table."""
@@ -136,8 +160,8 @@ class Model(nn.Module):
             path,
             self,
             spec=dump_yaml(plain_spec(self.source.data)),
-            observation_space=space_to_json(self.observation_space),
-            action_space=space_to_json(self.action_space),
+            observation_space=spaces_to_json(self.observation_space),
+            action_space=spaces_to_json(self.action_space),
             seed=self.seed,
             dtype=self.policy.dtype,
         )
@@ -149,30 +173,49 @@ class Model(nn.Module):
         """
         return fill(self, read_tensors(path, read_record(path)), strict=strict)
 
-    def update_normalizers(self, observations: Any, group: Any = None) -> None:
+    def update_normalizers(
+        self, observations: Any = None, returns: Any = None, group: Any = None
+    ) -> None:
         """Count a batch of observations into the running statistics of the spec's ``normalize``.
+
+        ``returns`` (any shape) are counted into those of the critic's ``normalize_value``.
 
         Where torch.distributed runs, every process of ``group`` (None: all of them) must call this, each with its own
         observations, and all of them have the statistics of all; with ``group=False`` this process counts alone.
         """
-        self.policy.observer.update(observations, self.policy.dtype, self.policy.device, group)
+        if observations is not None:
+            self.policy.update_normalizers(observations, group)
+        if returns is not None:
+            self._critic().update_normalizer(returns, group)
 
     def merge_normalizers(self, other: Model) -> None:
         """Count in what the normalisers of ``other`` have seen, none of which may have been seen here."""
-        self.policy.observer.merge(other.policy.observer)
+        self.policy.merge_normalizers(other.policy)
+        if self.critic is not None and self.critic.value_normalizer is not None:
+            self.critic.value_normalizer.merge(other._critic().value_normalizer)
 
-    def _parts(self) -> dict[str, NetworkModule]:
-        parts: dict[str, NetworkModule] = {"policy": self.policy}
+    def _critic(self) -> CriticModule:
+        if self.critic is None:
+            raise ValueError("this model has no critic, and so no returns to normalise")
+        return self.critic
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"policy": self.policy}
         return parts if self.critic is None else {**parts, "critic": self.critic}
 
-    def _values(self, observations: Any, logits: Tensors) -> Tensors:
-        if self.critic is None:
-            return {}
-        return self.critic(observations, shared=logits if self.critic.shared else None)
+    def _for_critic(self, logits: Tensors, action: Any) -> dict[str, Any]:
+        """What the critic takes beside observations."""
+        assert self.critic is not None
+        keywords: dict[str, Any] = {"shared": logits} if self.critic.shared else {}
+        if action is None:
+            return keywords
+        if not self.critic.takes_action:
+            raise ValueError("the critic of this model values states; call it without an action")
+        return {**keywords, "action": action}
 
 
 def _advance(
-    part: NetworkModule, name: str, state: State, observations: Any, resets: Any, **keywords: Any
+    part: Any, name: str, state: State, observations: Any, resets: Any, **keywords: Any
 ) -> tuple[Tensors, State]:
     """Call a part of the model with its share of the state, and return its outputs and that share after."""
     if not part.has_memory:
@@ -180,15 +223,15 @@ def _advance(
     own = {
         key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}/")
     }
-    outputs, after = part(observations, own, resets, **keywords)
+    outputs, after = part(observations, state=own, resets=resets, **keywords)
     return outputs, {f"{name}/{key}": value for key, value in after.items()}
 
 
 def compose(
     spec: Any,
     env: Any = None,
-    observation_space: gymnasium.Space | None = None,
-    action_space: gymnasium.Space | None = None,
+    observation_space: gymnasium.Space | Mapping[Any, gymnasium.Space] | None = None,
+    action_space: gymnasium.Space | Mapping[Any, gymnasium.Space] | None = None,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
     device: torch.device | str = "cpu",
@@ -197,8 +240,9 @@ def compose(
 ) -> Model:
     """A model from ``spec`` (a YAML file, YAML text, a mapping or an OmegaConf config) for an environment's spaces.
 
-    ``env`` is an environment, a vector environment or an id; without it the two spaces, or else the spec's own
-    ``environment``. ``allow`` names modules whose classes the spec may use. ``device="meta"`` composes without weights
+    ``env`` is an environment, a vector environment, one of PettingZoo, or an id; without it the two spaces, or else the
+    spec's own ``environment``. Spaces of steps and agents come as mappings: ``{"pick": space, ("place", 0): space}``.
+    ``allow`` names modules whose classes the spec may use. ``device="meta"`` composes without weights
     until ``model.materialize(device)``. ``seed=None`` draws one from torch's global generator.
 
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
@@ -210,11 +254,12 @@ def compose(
     source = load_source(spec, overrides)
     model_spec = read_spec(source, allow)
     spaces = find_spaces(model_spec, env, observation_space, action_space)
+    actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     seed = chosen_seed(seed)
     target = torch.device(device)
     context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
     with torch.device("cpu"):  # not on torch's default device, where generators may be others
-        parts = build_parts(model_spec, context, *spaces, dtype)
+        parts = build_parts(model_spec, context, spaces, actors, dtype)
         model = Model(source, model_spec, parts, seed)
         return model if context.meta else model.materialize(target, dtype)
 

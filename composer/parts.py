@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import torch
 
+from composer.actors import Actors
 from composer.build import build_network
 from composer.construction import SeededConstruction
 from composer.critic import CriticModule
 from composer.critic_parts import build_critic
 from composer.demand import Context, Demand
-from composer.distributions import (
-    DISTRIBUTIONS,
-    ActionDistributions,
-    DistributionRuleError,
-    build_distributions,
-)
-from composer.errors import Path, SpecError
-from composer.model_spec import ModelSpec, NetworkSpec, PolicySpec
-from composer.observer import Observer
+from composer.distributions import DISTRIBUTIONS
+from composer.group_policy import GroupPolicy, SeparatePolicies, joined, weights_of
+from composer.model_spec import ModelSpec
+from composer.network import Network
 from composer.policy import Policy
-from composer.spaces import SpaceError, SpaceTree, flatten_space
-from composer.tree import listing
-from perception_blocks.port import Port, format_shape
-from perception_blocks.registry import did_you_mean
+from composer.roles import Group, Role, read_groups
+from composer.structured import StructuredPolicy
+from composer.wrappers.composed import offer_of
+from composer.wrappers.wrapping import check_wrap
 
 __all__ = ["Parts", "build_parts"]
+
+BuiltNetwork = tuple[Network, SeededConstruction]
 
 
 @dataclass(frozen=True)
 class Parts:
     """A policy and, where the spec has one, its critic; ``constructions`` give them their weights."""
 
-    policy: Policy
+    policy: Policy | StructuredPolicy
     critic: CriticModule | None
     constructions: list[SeededConstruction]
 
@@ -43,203 +40,118 @@ class Parts:
 def build_parts(
     spec: ModelSpec,
     context: Context,
-    observation_space: gymnasium.Space,
-    action_space: gymnasium.Space,
+    spaces: tuple[Any, Any],
+    actors: Actors | None,
     dtype: torch.dtype,
 ) -> Parts:
-    """Policy and critic, without weights so far.
+    """Policy and critic, without weights so far, of an environment with one Space (``spaces``) or with ``actors``.
 
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
     """
-    return _Builder(spec, context, observation_space, action_space, dtype).parts()
+    groups = read_groups(spec, context, spaces, actors)
+    built = {group.name: _networks(group) for group in groups}
+    _check_wrap(spec, context, actors, groups[0], built[groups[0].name])
+    critic = _critic(spec, actors, groups, context, dtype)
+    if not context.problems:
+        for role in (role for group in groups for role in group.roles):
+            role.refuse_unread()
+    context.problems.raise_if_any()
+    made = [GroupPolicy(g.name, g.actors, _module(g, built[g.name], dtype)) for g in groups]
+    policy = made[0].module if actors is None else StructuredPolicy(actors, made)
+    assert not isinstance(policy, SeparatePolicies)
+    constructions = [construction for networks in built.values() for _, construction in networks]
+    if critic is None:
+        return Parts(policy, None, constructions)
+    return Parts(policy, critic[0], [*constructions, *critic[1]])
 
 
-class _Builder:
-    """One run: trees, distributions, policy, critic; problems are gathered in the context."""
+def _check_wrap(
+    spec: ModelSpec,
+    context: Context,
+    actors: Actors | None,
+    group: Group,
+    built: list[BuiltNetwork],
+) -> None:
+    """Note what is wrong with the wrappers of a policy, as far as what is in them is known."""
+    path, role = (*spec.policy.path, "wrap"), group.roles[0]
+    if actors is not None and spec.policy.wrap:
+        message = "'wrap' is for a policy of one actor; wrap each with composer.model_wrap(model.policy[actor], ...)"
+        context.problems.add(path, message, key=True)
+        return
+    known = built and not role.rules_are_wrong
+    offer = offer_of(role.families, bool(built[0][0].state_shapes)) if known else None
+    check_wrap(spec.policy.wrap, path, offer, context.problems)
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        context: Context,
-        observation_space: gymnasium.Space,
-        action_space: gymnasium.Space,
-        dtype: torch.dtype,
-    ) -> None:
-        self.spec = spec
-        self.context = context
-        self.problems = context.problems
-        self.dtype = dtype
-        observations = self._tree(observation_space, "observation", spec.ignore, spec.texts)
-        actions = self._tree(action_space, "action", (), {})
-        if observations is None or actions is None:
-            raise SpecError(self.problems)  # nothing more can be said
-        self.observations, self.actions = observations, actions
-        self.ports = dict(self.observations.ports)  # as networks see them
 
-    def parts(self) -> Parts:
-        self._refuse_unsupported()
-        before = len(self.problems)
-        families = self._families()
-        rules_are_wrong = len(self.problems) > before
-        observer = self._observer()
-        masks = self._masks(families)
-        built = self._policy_network(families, rules_are_wrong)
-        critic = build_critic(
-            self.spec, observer, self.actions, self._visible, self.context, self.dtype
-        )
-        if built and not self.problems:
-            self._refuse_unread(set(masks.values()))
-        self.problems.raise_if_any()
-        assert built is not None
-        network, construction = built
-        spec = self.spec.policy.networks[None]
-        policy = Policy(
-            network, observer, self.actions, families,
-            masks=masks, shares=spec.shares, dtype=self.dtype,
-        )  # fmt: skip
-        if critic is None:
-            return Parts(policy, None, [construction])
-        return Parts(policy, critic[0], [construction, *critic[1]])
+# --- the policy -------------------------------------------------------------------------------------------------------
 
-    def _tree(
-        self,
-        space: gymnasium.Space,
-        root: str,
-        ignore: tuple[str, ...],
-        texts: dict[str, dict[str, Any]],
-    ) -> SpaceTree | None:
-        try:
-            return flatten_space(space, root, ignore, texts)
-        except SpaceError as error:
-            for place, message in error.problems:
-                if isinstance(place, str):
-                    self.problems.add(("texts", place), message, key=True)
-                else:
-                    self.problems.add(() if place is None else ("ignore", place), message)
-            wrong = {place for place, _ in error.problems}
-            if None in wrong:
-                return None
-            # Only `ignore` and `texts` are wrong: without these entries the rest can be checked.
-            ignored = [key for index, key in enumerate(ignore) if index not in wrong]
-            known = {key: text for key, text in texts.items() if key not in wrong}
-            return flatten_space(space, root, ignored, known)
 
-    def _families(self) -> ActionDistributions:
-        """The distribution of each action; where rules are wrong, as if they were not there."""
-        rules = list(self.spec.distributions)
-        while True:
-            try:
-                return build_distributions(self.actions, [rule.entry for rule in rules])
-            except DistributionRuleError as error:
-                for index, setting, message in error.problems:
-                    path = rules[index].path
-                    self.problems.add((*path, setting) if setting else path, message)
-                wrong = {index for index, _, _ in error.problems}
-                rules = [rule for index, rule in enumerate(rules) if index not in wrong]
+def _networks(group: Group) -> list[BuiltNetwork]:
+    """The network of each role; fewer where problems were noted."""
+    built = []
+    for role in group.roles:
+        network = _policy_network(role)
+        if network is None and group.unlike is None:
+            return []  # the others would fail alike
+        built += [network] if network else []
+    return built
 
-    def _observer(self) -> Observer:
-        known = []
-        for index, key in enumerate(self.spec.normalize):
-            port = self.ports.get(key)
-            if port is None:
-                self._refuse_observation(("normalize", index), key)
-            elif port.is_integer:
-                message = f"{key!r} holds integers that name or count; only numbers are normalised"
-                self.problems.add(("normalize", index), message)
-            elif key in self.observations.masks:
-                message = f"{key!r} is a mask; only numbers are normalised"
-                self.problems.add(("normalize", index), message)
-            else:
-                known.append(key)
-                self.ports[key] = replace(port, dtype=torch.float32, low=None, high=None)
-        return Observer(self.observations, known)
 
-    def _refuse_observation(self, path: Path, key: str) -> None:
-        """Note at ``path`` that ``key`` is no observation that can be used."""
-        if key in self.spec.ignore:
-            reason = "is left out by 'ignore'"
-        else:
-            listed = f"; there is {listing(self.ports)}"
-            reason = f"is not an observation{did_you_mean(key, self.ports) or listed}"
-        self.problems.add(path, f"{key!r} {reason}")
+def _policy_network(role: Role) -> BuiltNetwork | None:
+    spec, problems = role.network, role.context.problems
+    widths = role.families.logits_shapes
+    reasons = {}
+    if not role.rules_are_wrong:
+        for name, family in role.families.items():
+            reasons[name] = f"its distribution {DISTRIBUTIONS.name_of(type(family))!r}"
+    for index, name in enumerate(spec.shares):
+        if name in widths or name in role.ports:
+            what = "an action" if name in widths else "an observation"
+            path = (*spec.path, "shares", index)
+            problems.add(path, f"{name!r} is also {what}; rename the node")
+    shares = tuple(name for name in spec.shares if name not in {**widths, **role.ports})
+    demand = Demand(widths, reasons, shares, "action", {"action_logits_shapes": widths})
+    return build_network(role.name, spec, role.visible(spec), demand, role.context)
 
-    def _refuse_unsupported(self) -> None:
-        """What the spec's format has a key for, but nothing yet does, must not be passed over in silence."""
-        policy = self.spec.policy
-        given = {(*policy.path, "wrap"): policy.wrap, (*policy.path, "separate"): policy.separate}
-        for path, value in given.items():
-            if value:
-                self.problems.add(
-                    path, f"{path[-1]!r} is not supported yet; leave it out", key=True
-                )
 
-    def _masks(self, families: ActionDistributions) -> dict[str, str]:
-        path = (*self.spec.policy.path, "action_mask")
-        masks = {}
-        for action, key in self.spec.policy.action_mask.items():
-            if action not in families:
-                near = did_you_mean(action, families) or f"; there is {listing(families)}"
-                self.problems.add((*path, action), f"{action!r} is no action{near}", key=True)
-            elif key not in self.ports:
-                self._refuse_observation((*path, action), key)
-            elif self.ports[key].shape != families[action].logits_shape:
-                got = format_shape(self.ports[key].shape)
-                needed = format_shape(families[action].logits_shape)
-                message = f"the mask {key!r} has the shape {got}, but the logits of {action!r} have {needed}"
-                self.problems.add((*path, action), message)
-            else:
-                masks[action] = key
-        return masks
+def _module(group: Group, built: list[BuiltNetwork], dtype: torch.dtype) -> Any:
+    """The Policy that a group shares, or the policies of its agents over weights that are stacked where they can be."""
+    networks = [network for network, _ in built]
+    if not group.separate:
+        return _policy(group.roles[0], networks[0], dtype)
+    if group.unlike is not None:
+        return SeparatePolicies(_policies(group, networks, dtype), None, group.unlike)
+    members, ensemble, why_looped = joined(networks)
+    if ensemble is not None:
+        built[-1][1].when_weights_exist(lambda: ensemble.adopt(weights_of(networks)))
+    return SeparatePolicies(_policies(group, members, dtype), ensemble, why_looped)
 
-    def _policy_network(self, families: ActionDistributions, rules_are_wrong: bool) -> Any:
-        spec = self._single_network(self.spec.policy)
-        widths = families.logits_shapes
-        reasons = {}
-        if not rules_are_wrong:
-            for name, family in families.items():
-                reasons[name] = f"its distribution {DISTRIBUTIONS.name_of(type(family))!r}"
-        for index, name in enumerate(spec.shares):
-            if name in widths or name in self.ports:
-                what = "an action" if name in widths else "an observation"
-                self.problems.add(
-                    (*spec.path, "shares", index), f"{name!r} is also {what}; rename the node"
-                )
-        shares = tuple(name for name in spec.shares if name not in {**widths, **self.ports})
-        demand = Demand(widths, reasons, shares, "action", {"action_logits_shapes": widths})
-        return build_network("policy", spec, self._visible(spec), demand, self.context)
 
-    def _single_network(self, spec: PolicySpec) -> NetworkSpec:
-        if None not in spec.networks:
-            self.problems.add(
-                (*spec.path, "networks"),
-                "networks by step or agent need an environment with steps or agents",
-            )
-            self.problems.raise_if_any()
-        return spec.networks[None]
+def _policies(group: Group, networks: list[Network], dtype: torch.dtype) -> list[Policy]:
+    return [_policy(role, net, dtype) for role, net in zip(group.roles, networks, strict=True)]
 
-    def _visible(self, spec: NetworkSpec) -> dict[str, Port]:
-        """The observations that a network may see; all of them while the list itself is wrong."""
-        wanted = self.ports if spec.observations is None else self._with_masks(spec.observations)
-        unknown = [key for key in wanted if key not in self.ports]
-        for key in unknown:
-            index = list(wanted).index(key)
-            self._refuse_observation((*spec.path, "observations", index), key)
-        self.context.hidden = dict.fromkeys(self.spec.ignore, "is left out by 'ignore'")
-        if unknown:
-            return dict(self.ports)
-        out_of_sight = [key for key in self.ports if key not in wanted]
-        reason = "is not among the 'observations' that this network may see"
-        self.context.hidden |= dict.fromkeys(out_of_sight, reason)
-        return {key: port for key, port in self.ports.items() if key in wanted}
 
-    def _with_masks(self, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """``keys``, and the masks of what they name."""
-        masks = [self.ports[key].mask for key in keys if key in self.ports]
-        return (*keys, *dict.fromkeys(mask for mask in masks if mask and mask not in keys))
+def _policy(role: Role, network: Network, dtype: torch.dtype) -> Policy:
+    return Policy(
+        network, role.observer, role.actions, role.families,
+        masks=role.masks, shares=role.network.shares, dtype=dtype,
+    )  # fmt: skip
 
-    def _refuse_unread(self, masks: set[str]) -> None:
-        masking = {port.mask for port in self.ports.values()}  # a mask goes where its value goes
-        for key in self.ports:
-            if key not in masking and key not in self.context.read | masks:
-                message = f"the observation {key!r} is read by no network; name it under 'ignore' if that is meant"
-                self.problems.add(("policy",), message, key=True)
+
+# --- the critic -------------------------------------------------------------------------------------------------------
+
+
+def _critic(
+    spec: ModelSpec,
+    actors: Actors | None,
+    groups: list[Group],
+    context: Context,
+    dtype: torch.dtype,
+) -> tuple[CriticModule, list[SeededConstruction]] | None:
+    if actors is None:
+        role = groups[0].roles[0]
+        return build_critic(spec, role.observer, role.actions, role.visible, role.context, dtype)
+    if spec.critic is not None:
+        message = "critics of several actors are not supported yet; leave the critic out"
+        context.problems.add(spec.critic.path, message, key=True)
+    return None

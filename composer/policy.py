@@ -11,6 +11,7 @@ from composer.distributions import ActionDistributions, Distribution
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.spaces import SpaceTree, holds_tensors, to_environment
+from perception_blocks.init import local_generator
 
 __all__ = ["Policy"]
 
@@ -53,12 +54,12 @@ class Policy(NetworkModule):
 
     def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
         """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state)."""
-        outputs, after = self.evaluate(self._read(observations), state, resets, "policy")
+        outputs, after = self.evaluate(self.read(observations), state, resets, "policy")
         return (outputs, after) if self.has_memory else outputs
 
     def unroll(self, observations: Any, state: State, resets: Any = None) -> tuple[Tensors, State]:
         """All steps of (..., T): logits of every step, and the state after the last; resets (..., T)."""
-        return self.evaluate(self._read(observations), state, resets, "policy", unroll=True)
+        return self.evaluate(self.read(observations), state, resets, "policy", unroll=True)
 
     def distribution(
         self,
@@ -76,9 +77,9 @@ class Policy(NetworkModule):
         logits; by action where there are several) adds to the masks that the spec takes from observations. A
         ``temperature`` below 1 sharpens.
         """
-        inputs = self._read(observations)
+        inputs = self.read(observations)
         outputs, after = self.evaluate(inputs, state, resets, "policy", unroll)
-        distribution = self._distribution(outputs, inputs, mask, temperature)
+        distribution = self.distribution_of(outputs, inputs, mask, temperature)
         return (distribution, after) if self.has_memory else distribution
 
     def act(
@@ -97,7 +98,7 @@ class Policy(NetworkModule):
         With memory it returns (action, state). ``deterministic`` takes the mode. A network class of the user's own that
         defines ``act`` is asked instead.
         """
-        own = self._users_own("act")
+        own = self.users_own("act")
         if own is not None:
             return own(observation) if state is None else own(observation, state, resets)
         with torch.no_grad():
@@ -105,9 +106,7 @@ class Policy(NetworkModule):
                 observation, state, resets, mask=mask, temperature=temperature
             )
             distribution, after = result if self.has_memory else (result, None)
-            value = distribution.mode() if deterministic else distribution.sample(generator)
-            flat = value if isinstance(value, dict) else {self._only: value}
-            action = to_environment(self.action_tree, flat, as_numpy=not holds_tensors(observation))
+            action = self.action_of(distribution, observation, deterministic, generator)
         return (action, after) if self.has_memory else action
 
     def from_environment(self, action: Any) -> Any:
@@ -124,29 +123,78 @@ class Policy(NetworkModule):
         return self.distributions.logits_shapes
 
     @property
-    def _only(self) -> str:
-        return next(iter(self.action_tree.leaves))
+    def observation_space(self) -> Any:
+        return self.observer.tree.space
 
-    def _users_own(self, method: str) -> Any:
-        """A method that the user's network class defines; a node of that name is none."""
-        module = self.network.module
-        return getattr(module, method) if hasattr(type(module), method) else None
+    @property
+    def action_space(self) -> Any:
+        return self.action_tree.space
 
-    def _read(self, observations: Any) -> Tensors:
-        own = self._users_own("preprocess")
+    def reset_distributions(self, seed: int, *path: str | int) -> None:
+        """Set the parameters of distributions to where learning starts."""
+        self.distributions.reset_parameters(local_generator(seed, "distributions", *path))
+
+    def update_normalizers(self, observations: Any, group: Any = None) -> None:
+        """Count observations into the statistics, as `Model.update_normalizers` does."""
+        self.observer.update(observations, self.dtype, self.device, group)
+
+    def merge_normalizers(self, other: Policy) -> None:
+        """Count in what the normalisers of ``other`` have seen."""
+        self.observer.merge(other.observer)
+
+    def with_network(self, network: Network) -> Policy:
+        """The same with another network of this form, which gets the distributions and normalisers as children."""
+        policy = Policy(
+            network, self.observer, self.action_tree, self.distributions,
+            masks=self.masks, shares=self.shares, dtype=self.dtype,
+        )  # fmt: skip
+        policy._device = self.device
+        return policy.train(self.training)
+
+    # --- one part after the other, for policies of several actors ---
+
+    def read(self, observations: Any) -> Tensors:
+        """What the network reads, and the masks of actions, as tensors."""
+        own = self.users_own("preprocess")
         if own is not None:
             observations = own(observations)
         return self.observer.read(observations, self._keys, self.dtype, self.device)
 
-    def _distribution(
+    def distribution_of(
         self, outputs: Tensors, inputs: Tensors, mask: Any, temperature: float
     ) -> Distribution:
+        """The distribution that the network's ``outputs`` stand for, masked by the ``inputs`` and by ``mask``."""
         masks = {action: inputs[key] for action, key in self.masks.items()}
         for action, given in self._given_masks(mask).items():
             given = torch.as_tensor(given, device=self.device)
             masks[action] = given if action not in masks else (masks[action] != 0) & (given != 0)
         joint = self.distributions(outputs, masks, temperature)
         return joint.parts[self._only] if self.action_tree.is_single else joint
+
+    def action_of(
+        self,
+        distribution: Any,
+        observation: Any,
+        deterministic: bool,
+        generator: torch.Generator | None,
+    ) -> Any:
+        """An action that the environment accepts, tensor-valued as ``observation`` is."""
+        if self.device.type == "meta":
+            raise ValueError(
+                "this model has no weights so far, it is on the meta device; call model.materialize(device) before act"
+            )
+        value = distribution.mode() if deterministic else distribution.sample(generator)
+        flat = value if isinstance(value, dict) else {self._only: value}
+        return to_environment(self.action_tree, flat, as_numpy=not holds_tensors(observation))
+
+    def users_own(self, method: str) -> Any:
+        """A method that the user's network class defines; a node of that name is none."""
+        module = self.network.module
+        return getattr(module, method) if hasattr(type(module), method) else None
+
+    @property
+    def _only(self) -> str:
+        return next(iter(self.action_tree.leaves))
 
     def _given_masks(self, mask: Any) -> dict[str, Any]:
         if mask is None:

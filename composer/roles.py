@@ -125,8 +125,10 @@ def read_groups(
     """
     reader = _Reader(spec, context)
     groups = [reader.alone(*spaces)] if actors is None else reader.groups(actors)
-    reader.misses.report(context, sum(len(group.roles) for group in groups))
-    return groups
+    reader.misses.report(context, reader.roles)
+    if None in groups or not groups:
+        raise SpecError(context.problems)  # nothing more can be said
+    return [group for group in groups if group is not None]
 
 
 class _Misses:
@@ -154,8 +156,9 @@ class _Reader:
         self.context = context
         self.problems = context.problems
         self.misses = _Misses()
+        self.roles = 0  # read so far
 
-    def alone(self, observation_space: Any, action_space: Any) -> Group:
+    def alone(self, observation_space: Any, action_space: Any) -> Group | None:
         """The group of an environment that has one Space."""
         policy = self.spec.policy
         if None not in policy.networks:
@@ -167,19 +170,13 @@ class _Reader:
             self.problems.add((*policy.path, "separate"), message, key=True)
         network = policy.networks[None]
         role = self._role("policy", None, (), network, observation_space, action_space)
-        if role is None:
-            raise SpecError(self.problems)  # nothing more can be said
-        return Group(None, (), network, False, (role,))
+        return None if role is None else Group(None, (), network, False, (role,))
 
-    def groups(self, actors: Actors) -> list[Group]:
+    def groups(self, actors: Actors) -> list[Group | None]:
         policy = self.spec.policy
         paths = {key: network.path for key, network in policy.networks.items()}
         served = serve(actors, paths, self.problems, (*policy.path, "networks"))
-        found = [self._group(name, members) for name, members in served.items() if members]
-        groups = [group for group in found if group is not None]
-        if len(groups) < len(found) or not groups:
-            raise SpecError(self.problems)
-        return groups
+        return [self._group(name, members) for name, members in served.items() if members]
 
     def _group(self, name: str | None, actors: tuple[Actor, ...]) -> Group | None:
         policy = self.spec.policy
@@ -221,6 +218,7 @@ class _Reader:
         observation_space: Any,
         action_space: Any,
     ) -> Role | None:
+        self.roles += 1
         prefix = _prefix(group)
         observations = self._tree(observation_space, "observation", prefix)
         actions = self._tree(action_space, "action", prefix, ignore=False)

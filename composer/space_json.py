@@ -11,9 +11,11 @@ from gymnasium import Space, spaces
 
 from composer.spaces import walk_space
 
-__all__ = ["OpaqueSpace", "space_from_json", "space_to_json", "spaces_differ"]
+__all__ = ["OpaqueSpace", "space_from_json", "space_to_json", "spaces_differ", "spaces_from_json"]
+__all__ += ["spaces_to_json"]
 
 Json = dict[str, Any]
+ACTORS = "Actors"  # the type of a mapping from actors to spaces
 
 
 class OpaqueSpace(Space):
@@ -35,6 +37,26 @@ class OpaqueSpace(Space):
         return isinstance(other, Space) and space_to_json(self) == space_to_json(other)
 
     __hash__ = None  # type: ignore[assignment]  # spaces are compared, not hashed
+
+
+def spaces_to_json(space: Space | Mapping[Any, Space]) -> Json:
+    """One space, or the spaces of actors by key, as plain JSON; equal spaces are written once."""
+    if isinstance(space, Space):
+        return space_to_json(space)
+    written = [space_to_json(own) for own in space.values()]
+    distinct = [own for index, own in enumerate(written) if own not in written[:index]]
+    keys = [list(key) if isinstance(key, tuple) else key for key in space]
+    which = [distinct.index(own) for own in written]
+    return {"type": ACTORS, "keys": keys, "spaces": distinct, "which": which}
+
+
+def spaces_from_json(data: Mapping[str, Any]) -> Any:
+    """What `spaces_to_json` wrote. Raises ValueError for a type it does not know."""
+    if data.get("type") != ACTORS:
+        return space_from_json(data)
+    distinct = [space_from_json(own) for own in data["spaces"]]
+    keys = [tuple(key) if isinstance(key, list) else key for key in data["keys"]]
+    return {key: distinct[index] for key, index in zip(keys, data["which"], strict=True)}
 
 
 def space_to_json(space: Space) -> Json:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 
+from composer.actors import counted_spaces
 from composer.errors import Path, Problem, SpecError
 from composer.model_spec import ModelSpec
+from composer.pettingzoo_spaces import (
+    PREFIX,
+    PettingZooError,
+    agent_spaces,
+    is_pettingzoo,
+    make_pettingzoo,
+)
 from composer.source import Source
 
-__all__ = ["find_spaces", "make_environment"]
+__all__ = ["Spaces", "environment_spaces", "find_spaces", "is_by_actor", "make_environment"]
 
 PACKAGE_HINT = "package:id, such as ale_py:ALE/Pong-v5"
 
+Spaces = tuple[Any, Any]
+"""Observation and action space: two Spaces, or two mappings from actors to Spaces."""
+
 
 def find_spaces(
-    spec: ModelSpec,
-    env: Any,
-    observation_space: gymnasium.Space | None,
-    action_space: gymnasium.Space | None,
-) -> tuple[gymnasium.Space, gymnasium.Space]:
-    """Observation and action space: those that the caller gave, else those of ``env``, else of the spec's environment.
+    spec: ModelSpec, env: Any, observation_space: Any = None, action_space: Any = None
+) -> Spaces:
+    """The spaces that the caller gave, else those of ``env``, else of the spec's environment.
 
     Raises ValueError where the caller gave half of it or nothing at all.
     """
     if env is None and observation_space is not None and action_space is not None:
-        return observation_space, action_space
+        return _alike(observation_space, action_space)
     if (observation_space is None) != (action_space is None):
         raise ValueError("give both observation_space and action_space, or an env")
     made = None
@@ -36,26 +45,64 @@ def find_spaces(
         made = env = make_environment(spec.environment, ("environment",), spec.source)
     elif isinstance(env, str):
         made = env = make_environment(env)
-    elif not hasattr(env, "observation_space"):
-        kind = type(env).__name__
-        raise ValueError(f"env is an environment, a vector environment or an id, got a {kind}")
     try:
-        observation = getattr(env, "single_observation_space", None) or env.observation_space
-        action = getattr(env, "single_action_space", None) or env.action_space
+        return environment_spaces(env)
     finally:
         if made is not None:
             made.close()
+
+
+def environment_spaces(env: Any) -> Spaces:
+    """The spaces of an environment of gymnasium or PettingZoo, by actor where it has several.
+
+    An environment of gymnasium has several where it has mappings ``observation_spaces`` and ``action_spaces`` from its
+    steps; ``agent_counts`` may say how many agents a step has, None for any number.
+    """
+    if is_pettingzoo(env):
+        return agent_spaces(env)
+    by_step = [_attribute(env, f"{kind}_spaces") for kind in ("observation", "action")]
+    if all(isinstance(spaces, Mapping) for spaces in by_step):
+        counts = _attribute(env, "agent_counts") or {}
+        observations, actions = (counted_spaces(spaces, counts) for spaces in by_step)
+        return observations, actions
+    if not hasattr(env, "observation_space"):
+        kind = type(env).__name__
+        raise ValueError(f"env is an environment, a vector environment or an id, got a {kind}")
+    observation = getattr(env, "single_observation_space", None) or env.observation_space
+    action = getattr(env, "single_action_space", None) or env.action_space
     return observation, action
 
 
-def make_environment(
-    environment: str, path: Path = (), source: Source | None = None
-) -> gymnasium.Env:
+def is_by_actor(space: Any) -> bool:
+    """Whether it maps actors to spaces; a Dict is one space."""
+    return isinstance(space, Mapping) and not isinstance(space, gymnasium.Space)
+
+
+def make_environment(environment: str, path: Path = (), source: Source | None = None) -> Any:
     """The environment; SpecError where there is none of that name, or a library that it needs is missing."""
     try:
+        if environment.startswith(PREFIX):
+            return make_pettingzoo(environment)
         return gymnasium.make(environment)
-    except (gymnasium.error.Error, ImportError) as error:
+    except (gymnasium.error.Error, ImportError, PettingZooError) as error:
         message = f"the environment {environment!r} cannot be made: {error}"
         if isinstance(error, gymnasium.error.NamespaceNotFound) and ":" not in environment:
             message += f"\nIf a package brings it, name that too: {PACKAGE_HINT}"
         raise SpecError([Problem(message, path, source and source.position(path))]) from error
+
+
+def _alike(observation_space: Any, action_space: Any) -> Spaces:
+    """Both, if both are spaces or both mappings from actors to spaces."""
+    forms = [is_by_actor(space) for space in (observation_space, action_space)]
+    if forms[0] != forms[1]:
+        by, one = ("observation", "action") if forms[0] else ("action", "observation")
+        raise ValueError(
+            f"{by}_space is a mapping by actor, but {one}_space is one Space; give both in one form"
+        )
+    return observation_space, action_space
+
+
+def _attribute(env: Any, name: str) -> Any:
+    """An attribute of an environment, also of one inside wrappers."""
+    inner = getattr(env, "unwrapped", env)
+    return getattr(env, name, None) or getattr(inner, name, None)

@@ -26,7 +26,8 @@ from composer.references import check_graph, check_shares, sinks
 from composer.source import Source
 from composer.template_spec import read_template
 from composer.tree import describe, listing
-from composer.trust import check_trusted
+from composer.trust import PETTINGZOO, check_trusted
+from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.registry import did_you_mean, near_name
 
 __all__ = ["CRITIC_KEYS", "NETWORK_KEYS", "POLICY_KEYS", "POLICY_NETWORK_KEYS", "TOP_KEYS"]
@@ -107,7 +108,7 @@ class _Reader:
             return None
         environment = top.text("environment")
         module, colon, _ = (environment or "").partition(":")
-        if colon:
+        if colon and module != PETTINGZOO:
             problem = check_trusted(module, self._allow)
             if problem:
                 what = f"the environment {environment!r} would run code: {problem}"
@@ -209,10 +210,31 @@ class _Reader:
             fields.wrong("wrap", "a list of wrappers")
             return ()
         for index, entry in enumerate(wrap):
-            if not isinstance(entry, str | dict):
+            path = (*fields.at("wrap"), index)
+            if isinstance(entry, str):
+                self._wrapper(entry, path)
+            elif isinstance(entry, dict) and len(entry) == 1:
+                ((name, settings),) = entry.items()
+                self._wrapper(name, path, key=name)
+                if not isinstance(settings, dict):
+                    message = (
+                        f"the settings of {name!r} must be a mapping, got {describe(settings)}"
+                    )
+                    self._problems.add((*path, name), message)
+            else:
                 message = f"an entry of 'wrap' must be a name, or a name with its settings, got {describe(entry)}"
-                self._problems.add((*fields.at("wrap"), index), message)
+                self._problems.add(path, message)
         return tuple(wrap)
+
+    def _wrapper(self, name: str, path: Path, key: str | None = None) -> None:
+        """Note what is wrong with the name of a wrapper, which stands at ``path`` or is a ``key`` there."""
+        where = path if key is None else (*path, key)
+        if name in ONLY_PYTHON:
+            message = f"the wrapper {name!r} is for Python only: {ONLY_PYTHON[name]}"
+            self._problems.add(where, message, key=key is not None)
+        elif name not in WRAPPERS:
+            hint = WRAPPERS.hint(name)
+            self._problems.add(where, f"unknown wrapper {name!r}{hint}", key=key is not None)
 
     # --- networks ---
 

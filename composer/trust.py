@@ -16,8 +16,18 @@ from typing import Any
 from composer.errors import Problem, SpecError
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["PathError", "allow_list", "check_trusted", "import_allowed", "import_trusted"]
+__all__ = [
+    "PETTINGZOO",
+    "PathError",
+    "allow_list",
+    "check_trusted",
+    "import_allowed",
+    "import_trusted",
+]
 
+PETTINGZOO = (
+    "pettingzoo"  # before the colon of an environment's id: one that PettingZoo itself knows
+)
 _TORCH_NN = re.compile(r"torch\.nn\.(modules\.(\w+\.)*)?[A-Z]\w*")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
