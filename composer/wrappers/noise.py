@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,18 +12,19 @@ from torch import Tensor
 from composer.wrappers.heads import noise_like
 from composer.wrappers.interface import IModelWrapper, Offer, undone, wrapper_label
 from composer.wrappers.slots import slot_ids
-from perception_blocks.settings import SettingsError, check_settings
+from perception_blocks.settings import Range, SettingsError, check_settings
 
 __all__ = ["ActionNoiseWrapper", "GaussNoise", "OuNoise"]
 
 Generator = torch.Generator | None
 Limits = Sequence[float] | Mapping | None
+NonNegativeFloat = Annotated[float, Range(low=0.0)]
 
 
 class GaussNoise:
     """Independent normal noise."""
 
-    def __init__(self, *, mu: float = 0.0, sigma: float = 1.0) -> None:
+    def __init__(self, *, mu: float = 0.0, sigma: NonNegativeFloat = 1.0) -> None:
         self.mu = mu
         self.sigma = sigma
 
@@ -46,7 +47,7 @@ class OuNoise:
         self,
         *,
         mu: float = 0.0,
-        sigma: float = 0.3,
+        sigma: NonNegativeFloat = 0.3,
         theta: float = 0.15,
         dt: float = 0.01,
         x0: float = 0.0,

@@ -123,7 +123,7 @@ def _based(model: Any) -> IModelWrapper:
         return BaseModelWrapper(ComposedPolicy(model))
     if not callable(getattr(model, "forward", None)):
         raise ValueError(
-            f"a model must have a 'forward', which a {type(model).__name__} does not have"
+            f"a model must have a method 'forward', got an object of type {type(model).__name__}"
         )
     return BaseModelWrapper(model)
 
