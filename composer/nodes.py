@@ -157,7 +157,8 @@ class NodeReader:
         if isinstance(value, dict) and value:
             return fields.text_mapping("in", "a mapping from inputs to names")
         names = [value] if isinstance(value, str) else value
-        if isinstance(names, list) and names and all(n and isinstance(n, str) for n in names):
+        # An observation may be called '', as any text.
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
             return {name: name for name in names} if nested else tuple(names)
         fields.wrong("in", "a name, a list of names, or a mapping from inputs to names")
         return ()

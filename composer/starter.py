@@ -78,7 +78,8 @@ def _heading(
         read = {leaf.path for leaf in tree.leaves.values()}
         for key, path, part in walk_space(tree.space, word):
             if path in read:
-                name = "" if key == word else f" {key if key.isprintable() else ascii(key)}"
+                plain = key and key.isprintable()
+                name = "" if not path else f" {key if plain else ascii(key)}"
                 yield f"#   {word}{name}: {format_space(part)}"
 
 

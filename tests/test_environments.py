@@ -108,6 +108,7 @@ SPACES = {
             "words": spaces.Text(4),
         }
     ),
+    "empty names": spaces.Dict({"": BOX, "z": spaces.Dict({"": spaces.Discrete(3)})}),
     "a set": spaces.Sequence(BOX),
     "a set of numbers": spaces.Sequence(spaces.Box(0, 1, ())),
     "a set of choices": spaces.Sequence(spaces.MultiDiscrete([3, 400]), stack=True),
