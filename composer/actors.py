@@ -273,7 +273,7 @@ def _addresses(actors: Actors) -> list[str]:
 def _wrong_key(key: Any) -> str | None:
     parts = key if isinstance(key, tuple) else (key,)
     size = 2 if isinstance(key, tuple) else 1
-    open_end = size == 2 and parts[-1] is None
+    open_end = size == 2 and parts[-1:] == (None,)
     named = [(isinstance(p, str) and p != "") or _is_number(p) for p in parts[: size - open_end]]
     if len(parts) == size and all(named):
         return None

@@ -3,6 +3,9 @@
 For one Space there is one `Role`. For actors there is one for each network: one for a group whose agents share their
 weights, one for each agent with weights of its own. What a spec says by name (``ignore``, ``distributions`` and so on)
 holds in every role that has such a name, and is wrong where none has; ``<group>/<name>`` speaks of one group.
+
+A critic is built over the same roles: `Group.role_of` an actor has the Ports that it sees, in ``context.shared`` those
+of what its policy shares, and the observer that reads for it. What a critic reads it marks in ``context.read``.
 """
 
 from __future__ import annotations
@@ -227,7 +230,7 @@ class _Reader:
         before = len(self.problems)
         families = self._families(actions, prefix)
         role = Role(
-            name, group, actors, network, replace(self.context, read=set(), hidden={}, shared={}),
+            name, group, actors, network, replace(self.context, read=set(), hidden={}, shared={}, origins={}),
             observations, actions, families,
             ignored=tuple(self.spec.ignore),
             rules_are_wrong=len(self.problems) > before,
