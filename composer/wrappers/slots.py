@@ -94,7 +94,7 @@ class StackedSlots:
 
     def put(self, ids: Sequence[int], states: Any, places: Sequence[int]) -> StackedSlots:
         """Raises ValueError unless ``states`` is the state of a batch of ``ids``, or one such dict a row."""
-        row = {name: value[0] for name, value in self._tensors.items()}
+        row = {n: value.new_zeros(value.shape[1:]) for n, value in self._tensors.items()}
         batch = states if isinstance(states, Mapping) else stacked_rows(states, row)
         _check_batch(batch, row, len(ids))
         new = {}
