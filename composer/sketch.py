@@ -14,6 +14,7 @@ from composer.network import CopiedNetwork, Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
 from composer.rows import Row, RowPath, class_name, network_in, parts_of
+from composer.state_action import StateActionCritic
 from composer.summary import Summary, summarize
 from composer.typeset import typeset
 from perception_blocks.assemble import BuiltNode
@@ -92,7 +93,9 @@ class _Sketcher:
             )
             env: Values = {}
             for key, port in _observations(part).items():
-                leaf = inputs.setdefault(key, _input(("", key), key, port, _normalized(part, key)))
+                leaf = inputs.setdefault(
+                    key, _input(("", key), key, port, _remark(name, parts, key))
+                )
                 env[key] = leaf.writes[0]
             for key in getattr(part, "shared", ()):
                 if key not in shared:  # a critic that is drawn without its policy
@@ -108,7 +111,8 @@ class _Sketcher:
                 if key not in read or name == "critic"
             ]
             shared |= outputs
-            clusters.append(Cluster([name], children, network=True))
+            remark = "and its target copy" if isinstance(part, StateActionCritic) else ""
+            clusters.append(Cluster([name], children, network=True, remark=remark))
         return [*inputs.values(), *clusters]
 
     def alone(self, net: InferenceBlock, path: RowPath) -> list[Part]:
@@ -305,6 +309,12 @@ def _observations(part: NetworkModule) -> dict[str, Port]:
     return ports
 
 
-def _normalized(part: NetworkModule, key: str) -> str:
+def _remark(name: str, parts: Mapping[str, NetworkModule], key: str) -> str:
+    """What is said of an input that the network ``name`` is the first to read."""
+    part = parts[name]
+    if isinstance(part, StateActionCritic) and key in part.actions.ports:
+        return "the action"
     observer = part.observer if isinstance(part, Policy | CriticModule) else None
-    return "normalized" if observer is not None and key in observer.keys else ""
+    normalized = "normalized" if observer is not None and key in observer.keys else ""
+    hidden = "only for the critic" if name == "critic" and "policy" in parts else ""
+    return ", ".join(filter(None, [normalized, hidden]))

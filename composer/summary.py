@@ -154,7 +154,7 @@ def _notes(critic: CriticModule) -> dict[str, str]:
 def _targets(parts: Mapping[str, NetworkModule]) -> list[str]:
     """The copies of critics that are not trained."""
     return [
-        f"the target copy of {name!r} has as many parameters, {count:,}; update_targets(tau) moves it"
+        f"the {name} has a target copy of as many parameters ({count:,}); update_targets(tau) moves it"
         for name, part in parts.items()
         if isinstance(part, StateActionCritic)
         for count in [sum(p.numel() for p in part.target.parameters())]

@@ -78,7 +78,8 @@ class _Page:
         remarks = [part.remark, *(f"{count} {how}" for count, how in part.counts)]
         remark = ", ".join(filter(None, remarks))
         if part.network:
-            remark = f"{quantity(self.summary.by_network[part.names[0]])} parameters"
+            count = f"{quantity(self.summary.by_network[part.names[0]])} parameters"
+            remark = " ".join(filter(None, [count, part.remark]))
         self.groups[name] = Group(first_to_last(part.names), remark, parent, part.network)
         return name
 
