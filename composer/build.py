@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from composer.demand import ENSEMBLE, Context, Demand, share, width_problem
 from composer.errors import Path
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec
 from composer.network import GraphNetwork, Network
+from composer.references import origins
 from composer.template import expand
 from composer.tree import listing
 from composer.trust import PathError, import_trusted
@@ -40,10 +42,14 @@ def build_network(
     An exception from a user's own class passes through, with a note that names the node and its line.
     """
     if spec.template is not None:
-        expanded = expand(spec, ports, context.problems)
+        expanded = expand(spec, ports, context.problems, context.origins)
         if expanded is None:
             return None
-        spec = expanded
+        spec = context.expanded[spec.path] = expanded
+        made = tuple(name for name in demand.values if name in (spec.graph or {}))
+        demand = replace(demand, values=made)  # what is not has been noted
+    if spec.graph is not None:
+        context.origins |= origins(spec.graph, demand.values)
 
     def where(path: NodePath) -> str:
         place = place_of(spec, path)

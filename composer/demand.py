@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from composer.errors import Problems
+from composer.errors import Path, Problems
+from composer.model_spec import NetworkSpec
 from composer.source import Source
 from perception_blocks.port import Port, Shape, format_shape
 
@@ -29,6 +30,10 @@ class Context:
     read: set[str] = field(default_factory=set)  # observations that some network reads
     hidden: dict[str, str] = field(default_factory=dict)  # values out of reach, and in words why
     shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic
+    origins: dict[str, frozenset[str]] = field(
+        default_factory=dict
+    )  # the observations that is made of
+    expanded: dict[Path, NetworkSpec] = field(default_factory=dict)  # templates as graphs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from composer.model_spec import NetworkSpec, NodeSpec
 from perception_blocks.dag import Dag, DagNode, DagProblem
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["check_graph", "check_shares", "sinks"]
+__all__ = ["check_graph", "check_shares", "origins", "sinks"]
 
 
 def check_graph(
@@ -45,6 +45,24 @@ def check_shares(network: NetworkSpec, problems: Problems) -> None:
         if name not in values:
             message = f"the graph has no value {name!r} to share{did_you_mean(name, values)}"
             problems.add((*network.path, "shares", index), message)
+
+
+def origins(nodes: dict[str, NodeSpec], names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Of each value called so, the inputs of the graph that it is made of."""
+    written = {name: node for node in nodes.values() for name in node.writes}
+    found = {}
+    for name in names:
+        inputs, seen, left = set(), {name}, [name]
+        while left:
+            current = left.pop()
+            if current not in written:
+                inputs.add(current)
+                continue
+            new = [read for read in written[current].reads if read not in seen]
+            seen.update(new)
+            left += new
+        found[name] = frozenset(inputs)
+    return found
 
 
 def sinks(nodes: dict[str, NodeSpec]) -> list[str]:

@@ -24,7 +24,7 @@ from composer.model_spec import (
 from composer.nodes import NodeReader
 from composer.references import check_graph, check_shares, sinks
 from composer.source import Source
-from composer.template_spec import read_template
+from composer.template_spec import read_template, shared_stages
 from composer.tree import describe, listing
 from composer.trust import PETTINGZOO, check_trusted
 from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
@@ -284,6 +284,7 @@ class _Reader:
         elif not given and not meant & set(KINDS):
             self._problems.add(fields.path, f"a {what} needs one of {listing(KINDS)}")
         graph = self._nodes.graph(fields) if "graph" in given else None
+        shares = fields.texts("shares") if "shares" in keys else ()
         network = NetworkSpec(
             fields.path,
             graph=graph,
@@ -293,7 +294,7 @@ class _Reader:
             heads=self._heads(fields, graph, role, "heads" in meant),
             observations=fields.texts("observations") if "observations" in fields else None,
             init=fields.values.get("init"),
-            shares=fields.texts("shares") if "shares" in keys else (),
+            shares=shared_stages(shares) if "template" in given else shares,
             separate=fields.boolean("separate") if "separate" in keys else False,
         )
         if graph:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from composer.errors import Problems
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec, TemplateSpec
 from composer.template_kinds import Group, channel_order, groups_of, kind_of_observation, sides
+from composer.template_spec import STAGES
 from composer.tree import listing
 from perception_blocks.port import Port
 from perception_blocks.registry import did_you_mean
@@ -40,14 +41,23 @@ GRAPH = {"block": "graph_conv", "hidden_units": [64, 64]}
 POOLED = ("deep_set", "attention_pooling", "point_net", "masked_global_pooling")
 
 
-def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> NetworkSpec | None:
-    """``spec`` with the graph that its template stands for, over the observations ``ports``; heads read its end.
+def expand(
+    spec: NetworkSpec,
+    ports: Mapping[str, Port],
+    problems: Problems,
+    origins: Mapping[str, frozenset[str]] | None = None,
+) -> NetworkSpec | None:
+    """``spec`` with the graph that its template stands for, over the values ``ports``; heads read its end.
 
-    A node's path is where the template says something of it, for messages. What does not fit is noted; None where
-    there is nothing to read.
+    ``origins`` are, of values that a policy shares, the observations that they are made of: the template reads the
+    value in their place, and begins where it comes from. A node's path is where the template says something of it,
+    for messages. What does not fit is noted; None where there is nothing to read.
     """
     template = spec.template
     assert template is not None
+    shared = {name: made_of for name, made_of in (origins or {}).items() if name in ports}
+    template = _continued(template, shared)
+    ports = _without(ports, frozenset().union(*shared.values()))
     groups = groups_of(ports)
     names = list(dict.fromkeys(name for group in groups for name in (group.name, *group.keys)))
     for pattern in template.by_name:
@@ -59,13 +69,34 @@ def expand(spec: NetworkSpec, ports: Mapping[str, Port], problems: Problems) -> 
         problems.add(template.path, "a template needs an observation to read, there is none")
         return None
     nodes, end = _Expansion(template, readable).graph()
-    for index, name in enumerate(spec.shares):
-        if name not in nodes:
-            near = did_you_mean(name, nodes) or f"; it has {listing(nodes) or 'none'}"
-            message = f"the template makes no value {name!r} to share{near}"
-            problems.add((*spec.path, "shares", index), message)
+    _refuse_shares(spec, nodes, problems)
     head = NodeSpec(template.path, "", "linear_output", (end,))
     return replace(spec, graph=nodes, heads=spec.heads or HeadsSpec(template.path, default=head))
+
+
+def _continued(template: TemplateSpec, shared: Iterable[str]) -> TemplateSpec:
+    """``template`` without the default trunk where one comes before it, in what it reads of the policy."""
+    is_default = template.trunk is not None and template.trunk.path == template.path
+    has_one = {STAGES["trunk"], STAGES["memory"]} & set(shared)
+    return replace(template, trunk=None) if is_default and has_one else template
+
+
+def _without(ports: Mapping[str, Port], covered: frozenset[str]) -> dict[str, Port]:
+    """``ports`` but those that are ``covered``, and masks that only these have."""
+    left = {key: port for key, port in ports.items() if key not in covered}
+    needed = {port.mask for port in left.values()}
+    freed = {ports[key].mask for key in covered if key in ports} - needed
+    return {key: port for key, port in left.items() if key not in freed}
+
+
+def _refuse_shares(spec: NetworkSpec, nodes: Mapping[str, NodeSpec], problems: Problems) -> None:
+    stages = {node: stage for stage, node in STAGES.items() if stage != node}
+    for index, name in enumerate(spec.shares):
+        if name not in nodes:
+            near = did_you_mean(name, [*nodes, *STAGES]) or f"; it has {listing(nodes) or 'none'}"
+            said = f"{name!r} (its {stages[name]})" if name in stages else repr(name)
+            message = f"the template makes no value {said} to share{near}"
+            problems.add((*spec.path, "shares", index), message)
 
 
 class _Expansion:
@@ -80,11 +111,11 @@ class _Expansion:
         """The nodes, and the name of the value at the end."""
         groups = groups_of(self.ports)
         parts = [self._group(group, alone=len(groups) == 1) for group in groups]
-        end = self._joined("features", parts)
+        end = self._joined(STAGES["features"], parts)
         if self.template.trunk is not None:
-            end = self._place("latent", self.template.trunk, end)
+            end = self._place(STAGES["trunk"], self.template.trunk, end)
         if self.template.memory is not None:
-            end = self._place("memory", self.template.memory, end)
+            end = self._place(STAGES["memory"], self.template.memory, end)
         return self.nodes, end
 
     def _group(self, group: Group, alone: bool) -> str:

@@ -11,11 +11,13 @@ from composer.model_spec import NodeSpec, TemplateSpec
 from composer.nodes import NodeReader
 from composer.tree import describe
 
-__all__ = ["TEMPLATE_KEYS", "read_template"]
+__all__ = ["STAGES", "TEMPLATE_KEYS", "read_template", "shared_stages"]
 
 KINDS = ("image", "vector", "discrete", "set", "text", "graph")
 TEMPLATE_KEYS = (*KINDS, "by_name", "trunk", "memory")
 TRUNK = {"block": "dense", "hidden_units": [64, 64], "activation": "tanh"}
+# What a template's stages are called as nodes of the graph that it stands for.
+STAGES = {"features": "features", "trunk": "latent", "memory": "memory"}
 _EXAMPLE = "a mapping such as {block: dense, hidden_units: 64}"
 # Keys of a graph's nodes that say how it is wired.
 _WIRING = ("in", "out", "same_as")
@@ -38,6 +40,11 @@ def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
         trunk=reader.optional(template, "trunk", TRUNK),
         memory=reader.optional(template, "memory"),
     )
+
+
+def shared_stages(shares: tuple[str, ...]) -> tuple[str, ...]:
+    """The values that a template's network shares, where it may say ``trunk`` for the node that its trunk becomes."""
+    return tuple(STAGES.get(name, name) for name in shares)
 
 
 class _Reader:
