@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from composer.distributions import DISTRIBUTIONS
@@ -16,6 +16,7 @@ from composer.nodes import NESTED
 from composer.space_kinds import KINDS
 from composer.spec import VERSION
 from composer.template_spec import TEMPLATE_KEYS
+from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.registry import (
     ACTIVATIONS,
     BLOCKS,
@@ -58,6 +59,7 @@ def json_schema() -> Schema:
             "activation": _named(ACTIVATIONS, 0, dotted=True),
             "function": _named(FUNCTIONS, 1),
             "initialiser": _named(INITIALIZERS, 2),
+            "wrapper": _named(WRAPPERS, 1, without=ONLY_PYTHON),
             "inputs": _inputs(),
             "graph": _names_to(_ref("node"), NODE_NAME),
             "node": _node(),
@@ -106,7 +108,9 @@ def _texts() -> Schema:
 def _policy_keys() -> dict[str, Schema]:
     return {
         "action_mask": _names_to(TEXT),
-        "wrap": _list({"type": ["string", "object"]}),
+        "wrap": _said(
+            "How the policy is used; the first wrapper is innermost.", _list(_ref("wrapper"))
+        ),
     }
 
 
@@ -329,14 +333,17 @@ def _array(item: Any) -> Schema:
     return {"type": "array", "items": _value(_typed(item))}
 
 
-def _named(registry: Registry, skip: int, dotted: bool = False) -> Schema:
+def _named(
+    registry: Registry, skip: int, dotted: bool = False, without: Collection[str] = ()
+) -> Schema:
     """A name, or {name: {setting: value}}."""
-    settings = {name: _object(*_settings(registry.get(name), skip)) for name in registry}
+    names = [name for name in registry if name not in without]
+    settings = {name: _object(*_settings(registry.get(name), skip)) for name in names}
     paths = [{"type": "string", "pattern": r"^torch\.nn\.[A-Z]\w*$"}] if dotted else []
     mapping = {"minProperties": 1, "maxProperties": 1, **_object(settings)}
     if dotted:
         mapping["additionalProperties"] = {"type": "object"}
-    return {"anyOf": [{"enum": list(registry)}, *paths, mapping, _ref("placeholder")]}
+    return {"anyOf": [{"enum": names}, *paths, mapping, _ref("placeholder")]}
 
 
 def _settings(function: Callable[..., Any], skip: int) -> tuple[dict[str, Schema], list[str], bool]:

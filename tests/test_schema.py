@@ -14,6 +14,7 @@ from composer.nodes import NESTED
 from composer.schema import json_schema
 from composer.spec import CRITIC_KEYS, NETWORK_KEYS, POLICY_KEYS, POLICY_NETWORK_KEYS, TOP_KEYS
 from composer.template_spec import TEMPLATE_KEYS
+from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.block import PerceptionBlock
 from perception_blocks.registry import ACTIVATIONS, BLOCKS, INITIALIZERS
 from perception_blocks.settings import settings_of
@@ -57,6 +58,8 @@ def test_every_registered_name_is_in_it():
     assert all(f"block_{name}" in definitions for name in named)
     assert definitions["activation"]["anyOf"][0]["enum"] == list(ACTIVATIONS)
     assert definitions["initialiser"]["anyOf"][0]["enum"] == list(INITIALIZERS)
+    in_specs = [name for name in WRAPPERS if name not in ONLY_PYTHON]
+    assert definitions["wrapper"]["anyOf"][0]["enum"] == in_specs
     rules = definitions["distribution"]["properties"]["distribution"]["anyOf"][0]["enum"]
     assert rules == list(DISTRIBUTIONS)
 
