@@ -91,9 +91,10 @@ def _without(ports: Mapping[str, Port], covered: frozenset[str]) -> dict[str, Po
 
 def _refuse_shares(spec: NetworkSpec, nodes: Mapping[str, NodeSpec], problems: Problems) -> None:
     stages = {node: stage for stage, node in STAGES.items() if stage != node}
+    known = [*nodes, *(stage for stage, node in STAGES.items() if node in nodes)]
     for index, name in enumerate(spec.shares):
         if name not in nodes:
-            near = did_you_mean(name, [*nodes, *STAGES]) or f"; it has {listing(nodes) or 'none'}"
+            near = did_you_mean(name, known) or f"; it has {listing(nodes) or 'none'}"
             said = f"{name!r} (its {stages[name]})" if name in stages else repr(name)
             message = f"the template makes no value {said} to share{near}"
             problems.add((*spec.path, "shares", index), message)
