@@ -222,7 +222,10 @@ class _Reader:
                     )
                     self._problems.add((*path, name), message)
             else:
-                message = f"an entry of 'wrap' must be a name, or a name with its settings, got {describe(entry)}"
+                got = f"{len(entry)} names" if isinstance(entry, dict) else describe(entry)
+                message = (
+                    f"an entry of 'wrap' must be a name, or a name with its settings, got {got}"
+                )
                 self._problems.add(path, message)
         return tuple(wrap)
 
