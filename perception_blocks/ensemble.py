@@ -1,20 +1,27 @@
-"""Several networks of one form as one: their weights are stacked, and one batched call computes all of them."""
+"""Several networks of one form as one: their weights are stacked, and one call computes all of them."""
 
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from perception_blocks.block import is_traced
+from perception_blocks.lowered import write_function
 from perception_blocks.measure import probing_tensors, still, with_length
 from perception_blocks.port import Port, Shape
+from perception_blocks.stacked import stack_layers, why_not_stacked
 
 __all__ = ["EnsembleBlock"]
+
+# Numbers that a layer makes of some copies at once: more leave the processor's cache, and all get slower.
+MOST_NUMBERS = 2**16
 
 
 class EnsembleBlock(nn.Module):
@@ -44,17 +51,23 @@ class EnsembleBlock(nn.Module):
         self.state_shapes: dict[str, Shape] = {
             name: (*axis, *shape) for name, shape in first.state_shapes.items()
         }
-        # One copy without weights, which says what to compute. In a tuple, so that it is no child.
-        self._template = (copy.deepcopy(first).to("meta"),)
-        # Where the axis of the copies is in each value.
-        self._in_dims = dict.fromkeys(self.in_keys, 0 if own_inputs else None)
+        # Where the axis of the copies is in outputs and states.
         self._out_dims = {
             name: 0 if own_inputs else -len(port.shape) for name, port in self.out_ports.items()
         }
         self._state_dims = {
             name: 0 if own_inputs else -len(shape) for name, shape in self.state_shapes.items()
         }
-        self.why_looped = _why_looped(first)
+        # One copy without weights, which says what to compute, and the same with stacked layers. In tuples, so that
+        # they are no children.
+        self._template = (copy.deepcopy(first).to("meta"),)
+        self._stacked = (copy.deepcopy(self._template[0]),)
+        self.why_looped = why_not_stacked(first)
+        if self.why_looped is None:
+            stack_layers(self._stacked[0])
+            self.why_looped = _why_not_run(self._stacked[0], self.copies)
+        self._width = max((p.shape[0] for p in first.parameters()), default=1)
+        self._functions: dict[bool | None, Callable[..., Any] | None] = {}
         self.adopt(networks)
 
     def adopt(self, networks: Sequence[Any]) -> None:
@@ -63,9 +76,14 @@ class EnsembleBlock(nn.Module):
             self._modules.update({str(index): net for index, net in enumerate(networks)})
             return
         tensors = [dict(_named_tensors(net)) for net in networks]
+        kept = dict(networks[0].named_parameters()) | networks[0].state_dict()
         self._keys = {name: name.replace(".", "/") for name in tensors[0]}
+        self._common = {name for name in self._keys if name not in kept}  # constants, not stacked
         for name, key in self._keys.items():
             like = tensors[0][name]
+            if name in self._common:
+                self._buffers[key] = like
+                continue
             stacked = _moved_together([own[name] for own in tensors])
             if isinstance(like, nn.Parameter):
                 self._parameters[key] = nn.Parameter(stacked, like.requires_grad)
@@ -89,37 +107,50 @@ class EnsembleBlock(nn.Module):
             raise ValueError("'rows' needs an ensemble with own_inputs=True")
         if self.why_looped is not None:
             return self._one_by_one(inputs, state, resets, unroll, rows)
-        template = self._template[0]
-
-        def run(tensors: dict[str, Tensor], inputs: Any, state: Any, resets: Any) -> Any:
-            arguments = (inputs,) if state is None else (inputs, state, resets, unroll)
-            return torch.func.functional_call(template, tensors, arguments)
-
-        stacked = {name: self._tensor(key) for name, key in self._keys.items()}
-        if rows is not None:
-            chosen = list(rows)
-            stacked = {name: tensor[chosen] for name, tensor in stacked.items()}
-        inputs = {name: inputs[name] for name in self.in_keys}
-        state_dims = None if state is None else self._state_dims
-        reset_dim = 0 if self.own_inputs and resets is not None else None
-        in_dims = (0, self._in_dims, state_dims, reset_dim)
-        out_dims: Any = self._out_dims if state is None else (self._out_dims, self._state_dims)
-        batched = torch.vmap(run, in_dims=in_dims, out_dims=out_dims, randomness="different")
-        return batched(stacked, inputs, state, resets)
+        values: dict[str, Any] = {name: inputs[name] for name in self.in_keys}
+        if not self.own_inputs:
+            values = {n: x.expand(self.copies, *x.shape) for n, x in values.items()}
+            resets = None if resets is None else resets.expand(self.copies, *resets.shape)
+            state = state and {n: s.movedim(self._state_dims[n], 0) for n, s in state.items()}
+        tensors = self._chosen(rows)
+        results = self._in_pieces(tensors, values, state, resets, unroll)
+        if rows is not None and self.training:
+            self._keep_buffers(tensors, rows)
+        if state is None:
+            return self._placed(results, self._out_dims)
+        outputs, after = results
+        return self._placed(outputs, self._out_dims), self._placed(after, self._state_dims)
 
     def copy_of(self, index: int) -> Any:
         """The network of one copy alone, with a copy of its weights."""
         if self.why_looped is not None:
             return copy.deepcopy(self._modules[str(index)])
+
+        def own(tensor: Tensor) -> Tensor:
+            value = tensor[index].detach().clone()
+            return nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
+
+        return self._filled(own)
+
+    def view_of(self, index: int) -> Any:
+        """The network of one copy alone, over the very weights of this ensemble: its tensors are parts of the stacks.
+
+        Gradients reach the stacks. A view is made for the moment: what moves this module leaves it behind.
+        """
+        if self.why_looped is not None:
+            return self._modules[str(index)]
+        with torch.enable_grad():
+            return self._filled(lambda tensor: tensor[index])
+
+    def _filled(self, value_of: Callable[[Tensor], Tensor]) -> Any:
+        """A network of the form of the copies, with ``value_of`` each stack in place of its tensors."""
         network = copy.deepcopy(self._template[0])
         for name, key in self._keys.items():
             owner, _, attribute = name.rpartition(".")
             module = network.get_submodule(owner)
-            value = self._tensor(key)[index].detach().clone()
-            if key in self._parameters:
-                module._parameters[attribute] = nn.Parameter(value)
-            else:
-                module._buffers[attribute] = value
+            registry = module._parameters if key in self._parameters else module._buffers
+            tensor = self._tensor(key)
+            registry[attribute] = tensor if name in self._common else value_of(tensor)
         return network.train(self.training)
 
     @property
@@ -129,6 +160,7 @@ class EnsembleBlock(nn.Module):
 
     def train(self, mode: bool = True) -> EnsembleBlock:
         self._template[0].train(mode)
+        self._stacked[0].train(mode)
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -138,6 +170,76 @@ class EnsembleBlock(nn.Module):
         tensor = self._parameters[key] if key in self._parameters else self._buffers[key]
         assert tensor is not None
         return tensor
+
+    def _chosen(self, rows: Sequence[int] | None) -> dict[str, Tensor]:
+        """The stacks by a copy's names, of all copies or of ``rows``."""
+        tensors = {name: self._tensor(key) for name, key in self._keys.items()}
+        if rows is None:
+            return tensors
+        chosen = list(rows)
+        return {n: t if n in self._common else t[chosen] for n, t in tensors.items()}
+
+    def _keep_buffers(self, tensors: Mapping[str, Tensor], rows: Sequence[int]) -> None:
+        """Running statistics of ``rows`` moved in a copy of them."""
+        for name, tensor in tensors.items():
+            if self._keys[name] in self._buffers and name not in self._common:
+                self._tensor(self._keys[name])[list(rows)] = tensor
+
+    def _in_pieces(
+        self, tensors: dict[str, Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
+    ) -> Any:
+        """All copies, as many at once as are fast: everything has the axis of the copies first."""
+        first = next(iter(inputs.values()))
+        count, size = first.shape[0], self._piece(first)
+        if size >= count:
+            return self._run(tensors, inputs, state, resets, unroll)
+        pieces = {
+            n: [t] * count if n in self._common else t.split(size) for n, t in tensors.items()
+        }
+        results = []
+        for place, start in enumerate(range(0, count, size)):
+            part = slice(start, start + size)
+            own_state = state and {n: value[part] for n, value in state.items()}
+            results.append(
+                self._run(
+                    {n: piece[place] for n, piece in pieces.items()},
+                    {n: value[part] for n, value in inputs.items()},
+                    own_state,
+                    None if resets is None else resets[part],
+                    unroll,
+                )
+            )
+        if state is None:
+            return _joined(results)
+        return _joined([out for out, _ in results]), _joined([after for _, after in results])
+
+    def _piece(self, value: Tensor) -> int:
+        """How many copies run at once; ``value`` is one of the inputs, with the axis of the copies."""
+        count = value.shape[0]
+        if is_traced():  # where sizes may be anything
+            return count
+        name = self.in_keys[0]
+        rank = len(self._template[0].in_ports[name].shape)
+        rows = value[0].numel() // max(1, math.prod(value.shape[value.dim() - rank :]))
+        return max(2, MOST_NUMBERS // max(1, rows * self._width))
+
+    def _run(
+        self, tensors: dict[str, Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
+    ) -> Any:
+        kind = None if state is None else unroll
+        if kind not in self._functions:
+            self._functions[kind] = write_function(self._stacked[0], kind, list(self._keys))
+        function = self._functions[kind]
+        if function is not None:
+            return function(list(tensors.values()), inputs, state, resets)
+        arguments = (inputs,) if state is None else (inputs, state, resets, unroll)
+        return torch.func.functional_call(self._stacked[0], tensors, arguments)
+
+    def _placed(self, values: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str, Tensor]:
+        """``values`` with the axis of the copies, which is the first, where it belongs."""
+        if self.own_inputs:
+            return dict(values)
+        return {name: values[name].movedim(0, dim) for name, dim in dims.items()}
 
     def _one_by_one(
         self,
@@ -150,17 +252,20 @@ class EnsembleBlock(nn.Module):
         results = []
         for place, row in enumerate(range(self.copies) if rows is None else rows):
             network: Any = self._modules[str(row)]
-            own = _share(inputs, self._in_dims, place)
+            own = {n: inputs[n][place] if self.own_inputs else inputs[n] for n in self.in_keys}
             if state is None:
                 results.append(network(own))
                 continue
             own_resets = resets[place] if self.own_inputs and resets is not None else resets
-            own_state = _share(state, self._state_dims, place)
+            own_state = {n: state[n].select(dim, place) for n, dim in self._state_dims.items()}
             results.append(network(own, own_state, own_resets, unroll))
         if state is None:
-            return _stacked(results, self._out_dims)
-        outputs = _stacked([out for out, _ in results], self._out_dims)
-        return outputs, _stacked([after for _, after in results], self._state_dims)
+            return _together(results, self._out_dims)
+        outputs = _together([out for out, _ in results], self._out_dims)
+        return outputs, _together([after for _, after in results], self._state_dims)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_functions": {}}  # generated, and anew when needed
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.why_looped is not None:
@@ -221,31 +326,27 @@ def _moved_together(tensors: Sequence[Tensor]) -> Tensor:
     return together
 
 
-def _share(values: Mapping[str, Tensor], dims: Mapping[str, int | None], place: int) -> Any:
-    """What one copy gets of ``values``."""
-    return {
-        name: values[name] if dim is None else values[name].select(dim, place)
-        for name, dim in dims.items()
-    }
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _stacked(copies: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:
+def _together(copies: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:
     return {name: torch.stack([own[name] for own in copies], dim=dim) for name, dim in dims.items()}
 
 
-def _why_looped(network: Any) -> str | None:
-    """Why copies of ``network`` cannot run as one batched call; None where they can. Nothing is allocated."""
-    template = copy.deepcopy(network).to("meta")
-    ports = [with_length(port) for port in network.in_ports.values()]
-    inputs = dict(zip(network.in_ports, probing_tensors(ports, "meta")))
-    stacked = {n: torch.stack([t.detach(), t.detach()]) for n, t in _named_tensors(template)}
-
-    def run(tensors: dict[str, Tensor]) -> Any:
-        return torch.func.functional_call(template, tensors, (inputs,))
-
+def _why_not_run(stacked: Any, copies: int) -> str | None:
+    """Why the stacked network cannot run after all; None where it can. Nothing is allocated."""
+    ports = [with_length(port) for port in stacked.in_ports.values()]
+    probes = probing_tensors(ports, "meta")
+    inputs = {n: x.expand(copies, *x.shape) for n, x in zip(stacked.in_ports, probes)}
+    common = dict(stacked.named_buffers())
+    tensors = {}
+    for name, tensor in _named_tensors(stacked):
+        kept = name not in common or name in stacked.state_dict()
+        tensors[name] = tensor.expand(copies, *tensor.shape) if kept else tensor
     try:
-        with still(template), torch.device("meta"):
-            torch.vmap(run, randomness="different")(stacked)
-    except Exception as error:  # in its first sentence: what vmap does not know
+        with still(stacked), torch.device("meta"):
+            torch.func.functional_call(stacked, tensors, (inputs,))
+    except Exception as error:
         return re.split(r"[.\n](?:\s|$)", str(error).strip())[0] or type(error).__name__
     return None

@@ -184,6 +184,16 @@ class Code:
         """The forward of its class, without the call around it."""
         return self.call(type(module).forward, self.constant(module), *arguments)
 
-    def call_as_it_is(self, module: nn.Module, *arguments: str) -> str:
+    def calls(self, module: nn.Module) -> None:
+        """Note that ``module`` runs through its own call."""
         self.called[module] = None
+
+    def call_as_it_is(self, module: nn.Module, *arguments: str) -> str:
+        self.calls(module)
         return f"{self.constant(module)}({', '.join(arguments)})"
+
+    def function(self, source: str) -> Callable[..., Any]:
+        """The function ``run`` that ``source`` defines."""
+        namespace = self.constants
+        exec(compile(source, "<lowered network>", "exec"), namespace)
+        return namespace["run"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from perception_blocks.block import MemoryBlock
 from perception_blocks.lower_code import Code
 from perception_blocks.recurrent import GruBlock, LstmBlock, RecurrentBlock, RnnBlock
-from perception_blocks.recurrent_layers import GruLayer, LstmLayer, RecurrentLayer, RnnLayer
+from perception_blocks.recurrent_layers import RecurrentLayer
 
 __all__ = ["memory_call", "step_of"]
 
@@ -71,7 +71,8 @@ def _recurrent(code: Code, block: RecurrentBlock, x: str, state: States) -> tupl
 
 def _layer_step(code: Code, layer: RecurrentLayer, x: str, carry: list[str]) -> str:
     carried = f"({', '.join(carry)},)"
-    if type(layer) not in (LstmLayer, GruLayer, RnnLayer) or not code.runs(layer):
+    if not code.runs(layer):
+        code.calls(layer)
         return f"{code.constant(layer)}.step({x}, {carried})"
     weights = ", ".join(code.parameter(layer, name) for name in WEIGHTS)
     return code.call(layer.step_with, x, carried, f"({weights})")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from perception_blocks.lower_memory import memory_call, step_of
 from perception_blocks.lower_rules import ANY_LEADING_AXES
 from perception_blocks.lowering import Step, one_batch_axis
 
-__all__ = ["LoweredNetwork", "Memory", "write_network"]
+__all__ = ["LoweredNetwork", "write_function"]
 
 
 @dataclass
@@ -56,7 +57,7 @@ def _call(code: Code, step: Step, module: nn.Module, inputs: list[str]) -> str:
     if step.ranks is not None and not (
         type(module) in ANY_LEADING_AXES and step.arguments is None and code.runs(module)
     ):
-        code.called[module] = None
+        code.calls(module)
         arguments = map(code.constant, (module, step.ranks, step.arguments))
         return code.call(one_batch_axis, *arguments, *inputs)
     if step.arguments is None:
@@ -131,6 +132,74 @@ def _called_network(
 
 def _mapping(code: Code, values: Mapping[str, str]) -> str:
     return f"{{{', '.join(f'{code.constant(name)}: {value}' for name, value in values.items())}}}"
+
+
+def write_results(code: Code, network: Any, unroll: bool | None) -> str:
+    """Write the network from its ``inputs``, ``state`` and ``resets``; the expression of what it returns.
+
+    Without ``unroll``, which says whether it runs one step or all, there is no state.
+    """
+    given = {name: code.variable(f"inputs[{code.constant(name)}]") for name in network.in_ports}
+    if unroll is None:
+        return _mapping(code, write_network(code, network, given, None))
+    before = {name: code.variable(f"state[{code.constant(name)}]") for name in network.state_shapes}
+    memory = Memory(unroll, before)
+    outputs = write_network(code, network, given, memory)
+    after = {name: memory.after[name] for name in network.state_shapes}
+    return f"{_mapping(code, outputs)}, {_mapping(code, after)}"
+
+
+def function_text(arguments: str, lines: Sequence[str]) -> str:
+    return f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def write_function(
+    network: Any, unroll: bool | None, names: Sequence[str]
+) -> Callable[..., Any] | None:
+    """The function (tensors, inputs, state, resets) that is ``network`` with other ``tensors`` in place of its own.
+
+    They are in the order of ``names``, those of the network's. None where some of its own would still be read. There is
+    no guard: the network must be one that nobody else has.
+    """
+    code = TensorCode(network, names)
+    results = write_results(code, network, unroll)
+    if not code.complete:
+        return None
+    lines = [f"[{', '.join(code.expected)}] = tensors", *code.lines, f"return {results}"]
+    return code.function(function_text("tensors, inputs, state, resets", lines))
+
+
+class TensorCode(Code):
+    """Code whose parameters and buffers are given to it, as variables ``t`` by their place in ``names``."""
+
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.expected = [f"t{index}" for index in range(len(names))]
+        self.complete = True
+        self._places = dict(zip(names, self.expected))
+        self._paths = {module: path for path, module in network.named_modules()}
+
+    def parameter(self, module: nn.Module, name: str) -> str:
+        if module._parameters[name] is None:
+            return "None"
+        path = self._paths[module]
+        return self._places[f"{path}.{name}" if path else name]
+
+    def buffer(self, module: nn.Module, name: str) -> str:
+        path = self._paths[module]
+        return self._places[f"{path}.{name}" if path else name]
+
+    def forward_of(self, module: nn.Module, *arguments: str) -> str:
+        self._look_into(module)
+        return super().forward_of(module, *arguments)
+
+    def calls(self, module: nn.Module) -> None:
+        self._look_into(module)
+
+    def _look_into(self, module: nn.Module) -> None:
+        """What runs by itself reads its own tensors."""
+        if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
+            self.complete = False
 
 
 class LoweredNetwork:
@@ -218,28 +287,13 @@ class LoweredNetwork:
             return lambda inputs, state, resets: (self._forward(inputs, None, None), {})
         code = Code()
         code.guard.watch(self.network)
-        results = self._results(code, unroll)
+        results = write_results(code, self.network, unroll)
         again = code.constant(functools.partial(self._again, unroll))
         stale = f"if {code.guard.write(code)}: return {again}(inputs, state, resets)"
         lines = [stale, *code.lines, f"return {results}"]
-        source = "def run(inputs, state, resets):\n" + "".join(f"    {line}\n" for line in lines)
-        self._sources.append(source)
+        self._sources.append(function_text("inputs, state, resets", lines))
         self._called |= code.called
-        namespace = code.constants
-        exec(compile(source, "<lowered network>", "exec"), namespace)
-        return namespace["run"]
-
-    def _results(self, code: Code, unroll: bool | None) -> str:
-        """Write the network; the expression of what it returns."""
-        net = self.network
-        given = {name: code.variable(f"inputs[{code.constant(name)}]") for name in net.in_ports}
-        if unroll is None:
-            return _mapping(code, write_network(code, net, given, None))
-        before = {name: code.variable(f"state[{code.constant(name)}]") for name in net.state_shapes}
-        memory = Memory(unroll, before)
-        outputs = write_network(code, net, given, memory)
-        after = {name: memory.after[name] for name in net.state_shapes}
-        return f"{_mapping(code, outputs)}, {_mapping(code, after)}"
+        return code.function(self._sources[-1])
 
     def _again(
         self,

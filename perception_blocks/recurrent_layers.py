@@ -18,6 +18,7 @@ from perception_blocks.block import is_traced
 __all__ = ["Carry", "GruLayer", "LstmLayer", "RecurrentLayer", "RnnLayer"]
 
 Carry: TypeAlias = tuple[Tensor, ...]  # (h,) or (h, c) of one layer, each (..., hidden)
+Weights: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x, weight, bias
 
 
@@ -35,15 +36,15 @@ class RecurrentLayer(nn.RNNBase):
             mode, features, hidden_units, batch_first=True, bidirectional=bidirectional
         )
 
-    def fused(self, x_BTF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        """Torch's kernel: one batch axis, carry (directions, B, hidden)."""
-        raise TypeError(f"{type(self).__name__} must define fused(x_BTF, carry)")
+    def fused(self, x_BTF: Tensor, carry: Carry, weights: Weights) -> tuple[Tensor, Carry]:
+        """Torch's kernel: one batch axis, carry (directions, B, hidden), weights of all directions."""
+        raise TypeError(f"{type(self).__name__} must define fused(x_BTF, carry, weights)")
 
-    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
+    def cell(self, x_F: Tensor, carry: Carry, weights: Weights, linear: Linear) -> Carry:
         """One step of plain operations for any leading axes; ``weights`` as `weights` gives them."""
         raise TypeError(f"{type(self).__name__} must define cell(x_F, carry, weights, linear)")
 
-    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Weights) -> Carry:
         """Torch's kernel for one step: one batch axis."""
         raise TypeError(f"{type(self).__name__} must define kernel(x_BF, carry, weights)")
 
@@ -51,7 +52,7 @@ class RecurrentLayer(nn.RNNBase):
         """One step for any leading axes; torch's kernel for a step is used where it can be."""
         return self.step_with(x_F, carry, self.weights(direction))
 
-    def step_with(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+    def step_with(self, x_F: Tensor, carry: Carry, weights: Weights) -> Carry:
         """The same with ``weights`` in place of its own."""
         if x_F.dim() == 2 and not is_traced():
             return self.kernel(x_F, carry, weights)
@@ -60,6 +61,10 @@ class RecurrentLayer(nn.RNNBase):
     def forward(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
         if is_traced():
             return self._stepwise(x_TF, carry)
+        return self.over(x_TF, carry, self.all_weights_flat())
+
+    def over(self, x_TF: Tensor, carry: Carry | None, weights: Weights) -> tuple[Tensor, Carry]:
+        """The same by torch's kernel, with ``weights`` in place of its own."""
         leading = x_TF.shape[:-2]
         x_BTF = x_TF.reshape(-1, *x_TF.shape[-2:])
         if carry is None:
@@ -68,7 +73,7 @@ class RecurrentLayer(nn.RNNBase):
             flat = (zero,) * len(self.carried)
         else:
             flat = tuple(part.reshape(1, -1, self.hidden_size).contiguous() for part in carry)
-        y_BTF, ends = self.fused(x_BTF, flat)
+        y_BTF, ends = self.fused(x_BTF, flat, weights)
         carry = tuple(end[0].reshape(*leading, self.hidden_size) for end in ends)
         return y_BTF.reshape(*leading, *y_BTF.shape[1:]), carry
 
@@ -109,16 +114,15 @@ class LstmLayer(RecurrentLayer):
     def __init__(self, features: int, hidden_units: int, bidirectional: bool = False) -> None:
         super().__init__("LSTM", features, hidden_units, bidirectional)
 
-    def fused(self, x_BTF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        weights = self.all_weights_flat()
+    def fused(self, x_BTF: Tensor, carry: Carry, weights: Weights) -> tuple[Tensor, Carry]:
         both = self.bidirectional
         y, h, c = torch.lstm(x_BTF, carry, weights, True, 1, 0.0, self.training, both, True)
         return y, (h, c)
 
-    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Weights) -> Carry:
         return torch.lstm_cell(x_BF, carry, *weights)
 
-    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
+    def cell(self, x_F: Tensor, carry: Carry, weights: Weights, linear: Linear) -> Carry:
         h, c = carry
         w_input, w_hidden, b_input, b_hidden = weights
         gates = linear(x_F, w_input, b_input) + linear(h, w_hidden, b_hidden)
@@ -135,16 +139,15 @@ class GruLayer(RecurrentLayer):
     def __init__(self, features: int, hidden_units: int, bidirectional: bool = False) -> None:
         super().__init__("GRU", features, hidden_units, bidirectional)
 
-    def fused(self, x_BTF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-        weights = self.all_weights_flat()
+    def fused(self, x_BTF: Tensor, carry: Carry, weights: Weights) -> tuple[Tensor, Carry]:
         both = self.bidirectional
         y, h = torch.gru(x_BTF, carry[0], weights, True, 1, 0.0, self.training, both, True)
         return y, (h,)
 
-    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Weights) -> Carry:
         return (torch.gru_cell(x_BF, *carry, *weights),)
 
-    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
+    def cell(self, x_F: Tensor, carry: Carry, weights: Weights, linear: Linear) -> Carry:
         (h,) = carry
         w_input, w_hidden, b_input, b_hidden = weights
         from_x = linear(x_F, w_input, b_input).chunk(3, dim=-1)
@@ -166,18 +169,17 @@ class RnnLayer(RecurrentLayer):
         super().__init__(f"RNN_{nonlinearity.upper()}", features, hidden_units, bidirectional)
         self.relu = nonlinearity == "relu"
 
-    def fused(self, x_BTF: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    def fused(self, x_BTF: Tensor, carry: Carry, weights: Weights) -> tuple[Tensor, Carry]:
         kernel = torch.rnn_relu if self.relu else torch.rnn_tanh
-        weights = self.all_weights_flat()
         both = self.bidirectional
         y, h = kernel(x_BTF, carry[0], weights, True, 1, 0.0, self.training, both, True)
         return y, (h,)
 
-    def kernel(self, x_BF: Tensor, carry: Carry, weights: Sequence[Tensor]) -> Carry:
+    def kernel(self, x_BF: Tensor, carry: Carry, weights: Weights) -> Carry:
         cell = torch.rnn_relu_cell if self.relu else torch.rnn_tanh_cell
         return (cell(x_BF, *carry, *weights),)
 
-    def cell(self, x_F: Tensor, carry: Carry, weights: Sequence[Tensor], linear: Linear) -> Carry:
+    def cell(self, x_F: Tensor, carry: Carry, weights: Weights, linear: Linear) -> Carry:
         (h,) = carry
         w_input, w_hidden, b_input, b_hidden = weights
         total = linear(x_F, w_input, b_input) + linear(h, w_hidden, b_hidden)

@@ -16,6 +16,8 @@ from composer.summary import summarize
 from perception_blocks import Graph, GraphError, InferenceBlock
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.init import derive_seed
+from tests.test_block_contract import SAMPLES
+from tests.test_lower import data_of, of_sample
 
 SPEC = """
 version: 1
@@ -233,8 +235,7 @@ def test_a_summary_says_why_copies_run_one_by_one():
     graph.add("all", inner, {"x": "x"}, out=["hidden"], copies=3)
     summary = summarize(InferenceBlock(graph, ["hidden"]))
     assert summary.remarks == (
-        "the copies of 'all' run one by one: vmap: It looks like you're attempting to use a "
-        "Tensor in some data-dependent control flow",
+        "the copies of 'all' run one by one: block 'Stubborn' at 'hidden' has no stacked form",
     )
     assert summary.parameters == 3 * 20
 
@@ -326,3 +327,118 @@ def test_the_weights_of_the_networks_are_held_once():
     stacks = {tensor.untyped_storage().data_ptr() for tensor in ensemble.parameters()}
     for net in networks:
         assert {tensor.untyped_storage().data_ptr() for tensor in net.parameters()} == stacks
+
+
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)
+
+
+def of_copies(sample, own_inputs, copies=3):
+    networks = [of_sample(sample).eval() for _ in range(copies)]
+    alone = copy.deepcopy(networks)
+    return EnsembleBlock(networks, own_inputs=own_inputs).eval(), alone
+
+
+def expect_copies(ensemble, alone, results, expected):
+    """``results`` of an ensemble (one dict, or several) are those of each network ``alone``."""
+    for got, wanted in zip(results, zip(*expected)):
+        for name, value in got.items():
+            dims = ensemble._out_dims if name in ensemble._out_dims else ensemble._state_dims
+            parts = value.unbind(dims[name])
+            for part, own in zip(parts, wanted, strict=True):
+                torch.testing.assert_close(part, own[name], atol=1e-5, rtol=1e-5)
+
+
+@every_sample
+@pytest.mark.parametrize("leading", [(), (5,), (5, 2), (0,)])
+def test_an_ensemble_of_every_block_is_its_copies(sample, leading):
+    ensemble, alone = of_copies(sample, own_inputs=False)
+    inputs = data_of(alone[0], leading)
+    expected = [(net(inputs),) for net in alone]
+    expect_copies(ensemble, alone, (ensemble(inputs),), expected)
+
+
+@every_sample
+@pytest.mark.parametrize("unroll", [False, True])
+def test_so_it_is_with_inputs_states_and_resets_of_their_own(sample, unroll):
+    ensemble, alone = of_copies(sample, own_inputs=True)
+    leading = (3, 5, 4) if unroll else (3, 5)
+    inputs = data_of(alone[0], leading)
+    state = {n: torch.randn(3, 5, *shape) for n, shape in ensemble.state_shapes.items()}
+    resets = torch.rand(leading) < 0.4
+    expected = [
+        net(
+            {n: x[place] for n, x in inputs.items()},
+            {n: s[place] for n, s in state.items()},
+            resets[place],
+            unroll,
+        )
+        for place, net in enumerate(alone)
+    ]
+    expect_copies(ensemble, alone, ensemble(inputs, state, resets, unroll), expected)
+
+
+def gradient_of(ensemble, name) -> torch.Tensor:
+    gradient = dict(ensemble.named_parameters())[name.replace(".", "/")].grad
+    assert gradient is not None
+    return gradient
+
+
+@every_sample
+def test_gradients_of_an_ensemble_are_those_of_its_copies(sample):
+    ensemble, alone = of_copies(sample, own_inputs=False)
+    inputs = data_of(alone[0], (5,))
+    loss = sum(value.square().sum() for value in ensemble(inputs).values())
+    if not loss.requires_grad:
+        return
+    loss.backward()
+    for index, net in enumerate(alone):
+        sum(value.square().sum() for value in net(inputs).values()).backward()
+        for name, parameter in net.named_parameters():
+            if ensemble.why_looped is None:
+                got = gradient_of(ensemble, name)[index]
+            else:
+                got = ensemble.get_submodule(str(index)).get_parameter(name).grad
+            torch.testing.assert_close(got, parameter.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_many_rows_run_in_pieces():
+    ensemble, alone = agents(copies=16, hidden_units=[64])
+    x = {"x": torch.randn(16, 300, 4, requires_grad=True)}
+    outputs = ensemble(x)["out"]
+    outputs.square().sum().backward()
+    expected = torch.stack([net({"x": own})["out"] for net, own in zip(alone, x["x"])])
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-5)
+    expected.square().sum().backward()
+    got = ensemble.view_of(3).get_submodule("hidden").linears[0].weight
+    assert got.shape == (64, 4)
+    torch.testing.assert_close(
+        gradient_of(ensemble, "hidden.linears.0.weight")[3],
+        alone[3].get_submodule("hidden").linears[0].weight.grad,
+        atol=1e-3,
+        rtol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("rows", [None, [2, 0]])
+def test_running_statistics_are_those_of_each_copy(rows):
+    ensemble, alone = agents("dense", hidden_units=[6], norm="batch")
+    ensemble.train()
+    x = torch.randn(3 if rows is None else 2, 50, 4) + 3
+    ensemble({"x": x}, rows=rows)
+    for place, row in enumerate(range(3) if rows is None else rows):
+        alone[row].train()({"x": x[place]})
+    for row in range(3):
+        torch.testing.assert_close(
+            ensemble.copy_of(row).state_dict(), alone[row].state_dict(), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_dropout_is_drawn_for_each_copy():
+    net = network(hidden_units=[64], dropout=0.5).train()
+    ensemble = net.get_submodule("all")
+    with torch.no_grad():
+        for stack in ensemble.parameters():
+            stack.copy_(stack[:1].expand_as(stack))
+    outputs = net({"x": torch.ones(4)})["out"]
+    assert len(outputs[:, 0].unique()) == 5
+    assert len(net.eval()({"x": torch.ones(4)})["out"][:, 0].unique()) == 1

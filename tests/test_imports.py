@@ -20,7 +20,7 @@ PERCEPTION_BLOCKS = """
     registry lazy collector dag port settings init measure block activations direct
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
     recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed language_config language_model moments scale custom
-    lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble ensemble inference
+    lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble stacked ensemble inference
 """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references wrappers.names spec
