@@ -311,7 +311,8 @@ class _Reader:
                 near = did_you_mean(name, role.families) or f"; there is {listing(role.families)}"
                 self.misses.add((*path, name), f"{name!r} is no action{near}", key=True)
             elif key not in role.ports:
-                self.problems.add((*path, name), role.not_an_observation(key))
+                only = "" if role.group is None else f"; '<group>/{action}' masks one group only"
+                self.problems.add((*path, name), role.not_an_observation(key) + only)
             elif role.ports[key].shape != role.families[action].logits_shape:
                 got = format_shape(role.ports[key].shape)
                 needed = format_shape(role.families[action].logits_shape)

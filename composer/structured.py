@@ -283,6 +283,11 @@ class StructuredPolicy(nn.Module):
             if policy.has_memory:
                 names = {node: f"{one.name}/{node}" for node in policy.state_shapes}
                 own = {node: state[name] for node, name in names.items() if name in state}  # type: ignore[index,operator]
+                if not own and one.actor.is_open:
+                    raise ValueError(
+                        f"the state has nothing of {one.name!r}; a new actor begins with "
+                        f"initial_state(batch_size, actors=[{one.name!r}])"
+                    )
                 if by_actor and one.name not in own_resets:
                     raise ValueError(f"resets lack {one.name!r}; it is present and has memory")
             reset = own_resets.get(one.name) if by_actor else resets

@@ -1,0 +1,164 @@
+"""Models of several actors as a whole: saved, copied, moved, normalised; distributions and actions."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+
+import composer
+from tests.structured_models import (
+    AGENT,
+    SEPARATE,
+    SHARED,
+    agents,
+    crowd,
+    observations,
+    pick_and_place,
+    same,
+)
+
+# --- the whole model --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [pick_and_place, agents, crowd])
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_a_loaded_model_is_the_same(make, separate, tmp_path):
+    model = make() if make is crowd else make(separate=separate)
+    model.save(tmp_path / "model.safetensors")
+    loaded = composer.load(tmp_path / "model.safetensors")
+    assert loaded.observation_space == model.observation_space
+    assert loaded.action_space == model.action_space
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values())
+    )
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+def test_a_copy_is_whole_and_its_own(separate, again):
+    model = pick_and_place(separate)
+    other = again(model)
+    seen, state = observations(model), model.policy.initial_state()
+    before = model.policy(seen, state)[0]
+    assert all(same(before[key], other.policy(seen, state)[0][key]) for key in seen)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert all(same(before[key], model.policy(seen, state)[0][key]) for key in seen)
+    assert all(not own["move"].any() for own in other.policy(seen, state)[0].values())
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_materializing_equals_composing_directly(separate):
+    direct = pick_and_place(separate)
+    model = pick_and_place(separate, device="meta")
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.materialize()
+    assert all(
+        torch.equal(a, b) for a, b in zip(direct.state_dict().values(), model.state_dict().values())
+    )
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_weights_go_through_state_dict(separate):
+    model, other = agents(separate=separate), agents(separate=separate, seed=9)
+    other.load_state_dict(model.state_dict())
+    seen = observations(model)
+    assert all(same(model.policy(seen)[key], other.policy(seen)[key]) for key in seen)
+    weights = model.state_dict()
+    weights["policy.stranger"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match=r"policy\.stranger"):
+        other.load_state_dict(weights)
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_a_model_moves_to_another_dtype(separate):
+    model = pick_and_place(separate).double()
+    assert model.policy.dtype == torch.float64
+    logits, _ = model.policy(observations(model), model.policy.initial_state())
+    assert {own["move"].dtype for own in logits.values()} == {torch.float64}
+    assert model.policy["place", 1].dtype == torch.float64
+
+
+def test_the_model_gives_logits_by_actor():
+    model = agents()
+    logits, values = model(observations(model))
+    assert (list(logits), values) == (["agent_0", "agent_1", "agent_2", "agent_3"], {})
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_normalisers_are_of_each_network(separate):
+    spec = AGENT.replace("policy:", "normalize: [observation]\npolicy:")
+    model = agents(spec, separate, number=2)
+    seen = {"agent_0": np.full((8, 3), 5.0), "agent_1": np.full((8, 3), -5.0)}
+    model.update_normalizers(seen)
+    means = [value for name, value in model.state_dict().items() if name.endswith("mean")]
+    expected = [[5.0] * 3, [-5.0] * 3] if separate else [[0.0] * 3]
+    assert [mean.tolist() for mean in means] == expected
+    again = agents(spec, separate, number=2)
+    again.merge_normalizers(model)
+    after = [value for name, value in again.state_dict().items() if name.endswith("mean")]
+    assert [mean.tolist() for mean in after] == expected
+
+
+def test_parameters_of_distributions_are_of_each_agent():
+    spec = AGENT.replace(
+        "policy:",
+        "distributions: [{action: action, distribution: gaussian, log_std: learned}]\npolicy:",
+    )
+    model = agents(spec, SEPARATE, number=2, action=Box(-np.inf, np.inf, (2,)))
+    names = [name for name in model.state_dict() if "distributions" in name]
+    assert [name.split(".")[1] for name in names] == ["0", "1"]
+    again = agents(spec, SEPARATE, number=2, action=Box(-np.inf, np.inf, (2,)), seed=5)
+    again.load_state_dict(model.state_dict())
+
+
+def test_distributions_by_actor_have_log_probs_of_their_actions():
+    model = pick_and_place(SEPARATE)
+    seen, state = observations(model, (4,)), model.policy.initial_state(4)
+    actions, _ = model.policy.act(seen, state)
+    distributions, _ = model.policy.distribution(seen, state)
+    taken = model.policy.from_environment(actions)
+    assert list(distributions) == list(taken) == list(seen)
+    for key, distribution in distributions.items():
+        assert distribution.log_prob(taken[key]).shape == (4,)
+        assert distribution.log_prob(taken[key]).isfinite().all()
+
+
+def test_the_same_generator_draws_the_same_actions():
+    model = agents(separate=SEPARATE)
+    seen = observations(model, (6,))
+    first, second = (
+        model.policy.act(seen, generator=torch.Generator().manual_seed(1)) for _ in range(2)
+    )
+    assert all(np.array_equal(first[key], second[key]) for key in seen)
+
+
+def test_deterministic_actions_are_modes():
+    model = agents()
+    seen = observations(model)
+    actions = model.policy.act(seen, deterministic=True)
+    assert all(actions[k] == int(v["action"].argmax()) for k, v in model.policy(seen).items())
+
+
+def test_tensors_in_tensors_out_for_each_actor():
+    model = agents()
+    actions = model.policy.act({"agent_0": torch.ones(2, 3), "agent_1": np.ones((2, 3))})
+    assert isinstance(actions["agent_0"], torch.Tensor)
+    assert isinstance(actions["agent_1"], np.ndarray)
+
+
+def test_masks_are_by_actor():
+    model = agents()
+    seen = observations(model, (50,))
+    only = np.zeros((50, 5), bool)
+    only[:, 2] = True
+    actions = model.policy.act(seen, mask={"agent_1": only})
+    assert set(actions["agent_1"]) == {2}
+    assert set(actions["agent_0"]) > {2}
