@@ -7,12 +7,16 @@ runs under a seed of its own; torch's global generator does not move.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 from composer.network import REGISTRIES
 from composer.tree import listing
@@ -26,7 +30,7 @@ from perception_blocks.init import (
     random_states_kept,
 )
 
-__all__ = ["SeededConstruction", "chosen_seed"]
+__all__ = ["SeededConstruction", "chosen_seed", "on_cpu"]
 
 NodePath = tuple[str, ...]
 
@@ -39,6 +43,13 @@ def chosen_seed(seed: Any) -> int:
         return operator.index(seed)
     except TypeError:
         raise ValueError(f"seed is a whole number or None, got {seed!r}") from None
+
+
+def on_cpu() -> contextlib.AbstractContextManager[Any]:
+    """Tensors are made on the CPU, whatever torch's default device is: there, generators may be others."""
+    if torch.get_default_device().type == "cpu":
+        return contextlib.nullcontext()  # torch.device slows every call down
+    return torch.device("cpu")
 
 
 class SeededConstruction(Construction):
@@ -65,7 +76,7 @@ class SeededConstruction(Construction):
         self, path: NodePath, factory: Callable[[], nn.Module], *, resettable: bool
     ) -> nn.Module:
         if resettable:
-            with torch.device("meta"):
+            with _WithoutWeights():
                 block = factory()
             assert isinstance(block, PerceptionBlock)
             self._blocks[path] = block
@@ -106,13 +117,15 @@ class SeededConstruction(Construction):
                     self.draw(path, module, self._rules[path])
             module.to(device=device, dtype=dtype)
         for path, block in self._blocks.items():
-            block.to_empty(device=device)
+            block._apply(functools.partial(_allocated, device=device))
+            tensors = (*block.parameters(), *block.buffers())
             if not is_built_in(block):  # a user's may forget a parameter; ours are tested for it
                 _poison(block)
             block.reset_parameters(local_generator(self.seed, self.name, *path))
             if not is_built_in(block):
                 _refuse_undrawn(block, self.where(path))
-            block.to(dtype=dtype)
+            if any(t.is_floating_point() and t.dtype != dtype for t in tensors):
+                block.to(dtype=dtype)
         for inner in self._copies:
             inner.materialize(device, dtype)
         for action in self._actions:
@@ -128,6 +141,37 @@ class SeededConstruction(Construction):
                 return factory()
         except Exception:  # a constructor that looks at its weights: it needs real ones
             return self._seeded(path, factory)
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """As under ``torch.device("meta")``, and no time is spent on drawing what is not there."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        elif func in _device_constructors() and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+_DRAWS = {
+    Tensor.uniform_,
+    Tensor.normal_,
+    nn.init.constant_,
+    nn.init.kaiming_uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+}
+
+
+def _allocated(tensor: Tensor, device: torch.device) -> Tensor:
+    """Memory for ``tensor``; what torch's ``to_empty`` does, which is slow on the meta device."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def _take_over(module: nn.Module, fresh: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 __all__ = ["Path", "Position", "Problem", "Problems", "SpecError", "format_path"]
 
@@ -12,8 +12,7 @@ Path: TypeAlias = tuple[str | int, ...]
 """The keys and list indices that lead to a value of a spec: ``("policy", "graph", "latent", "in", 0)``."""
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """A place in a file, counted from 1; ``line`` is None for what stands in no file (``--set a.b=3``).
 
     >>> str(Position("agent.yaml", 17, 22)), str(Position("--set a.b=3"))

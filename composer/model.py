@@ -20,11 +20,11 @@ from composer.checkpoint import (
     require_blocks,
     write_checkpoint,
 )
-from composer.construction import chosen_seed
+from composer.construction import chosen_seed, on_cpu
 from composer.critic import CriticModule
 from composer.demand import Context
-from composer.errors import Problems
-from composer.model_spec import ModelSpec
+from composer.errors import Path, Problems
+from composer.model_spec import ModelSpec, NetworkSpec
 from composer.network import State, Tensors
 from composer.parts import Parts, build_parts
 from composer.source import Override, Source, dump_yaml, load_source
@@ -34,6 +34,7 @@ from composer.spec import read_spec
 from composer.trust import allow_list, import_allowed
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
+from perception_blocks.collector import collection_paused
 
 __all__ = ["Model", "compose", "load"]
 
@@ -53,6 +54,9 @@ class Model(nn.Module):
         self.source = source
         self.spec = spec
         self.load_report: LoadReport | None = None
+        self.expanded: dict[
+            Path, NetworkSpec
+        ] = {}  # the networks of templates, by their path in the spec
         self._constructions = parts.constructions
         self._wrapped: IModelWrapper | None = None
 
@@ -227,6 +231,7 @@ def _advance(
     return outputs, {f"{name}/{key}": value for key, value in after.items()}
 
 
+@collection_paused()
 def compose(
     spec: Any,
     env: Any = None,
@@ -258,9 +263,10 @@ def compose(
     seed = chosen_seed(seed)
     target = torch.device(device)
     context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
-    with torch.device("cpu"):  # not on torch's default device, where generators may be others
+    with on_cpu():
         parts = build_parts(model_spec, context, spaces, actors, dtype)
         model = Model(source, model_spec, parts, seed)
+        model.expanded = context.expanded
         return model if context.meta else model.materialize(target, dtype)
 
 

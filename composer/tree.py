@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from composer.errors import Path, Position, Problem, SpecError
@@ -16,7 +16,7 @@ MAX_DEPTH = 50
 MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5,000 blocks has about 60,000
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: a spec of 10,000 blocks has 100,000 of them
 class Node:
     """A scalar, or a dict or list of Nodes. Never changed once made, so that two places may hold the same one.
 
@@ -26,13 +26,14 @@ class Node:
     value: Any  # dict[str, Node], list[Node], or a scalar
     position: Position | None = None
     key_position: Position | None = None
-    size: int = field(init=False)
-    depth: int = field(init=False)
+    size: int = field(default=1, init=False)
+    depth: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         below = self.children()
-        object.__setattr__(self, "size", 1 + sum(child.size for child in below))
-        object.__setattr__(self, "depth", 1 + max((child.depth for child in below), default=0))
+        if below:
+            self.size += sum([child.size for child in below])
+            self.depth += max([child.depth for child in below])
 
     def children(self) -> list[Node]:
         if isinstance(self.value, dict):
@@ -41,7 +42,7 @@ class Node:
 
     def under_key(self, key_position: Position | None) -> Node:
         """The same value, reached by the key at ``key_position``."""
-        return replace(self, key_position=key_position)
+        return Node(self.value, self.position, key_position)
 
 
 def check_size(node: Node, where: Position | None, what: str) -> None:

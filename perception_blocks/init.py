@@ -126,7 +126,7 @@ def default(tensor: Tensor, generator: torch.Generator) -> None:
 
 def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
     bound = 1 / math.sqrt(fan_in)
-    nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    tensor.uniform_(-bound, bound, generator=generator)
 
 
 def initializer(rule: Any) -> Rule | None:
@@ -159,12 +159,13 @@ def draw_parameters(module: nn.Module, seed: int, rule: Rule | None = None) -> N
     """
     with torch.no_grad():
         layers = list(module.named_modules())
+        generator = torch.Generator(device="cpu")
         for prefix, layer in layers:
             if isinstance(layer, nn.modules.batchnorm._NormBase):
                 _clear_statistics(layer)
             for name, tensor in _own_tensors(layer):
-                path = f"{prefix}.{name}" if prefix else name
-                _draw(layer, name, tensor, local_generator(seed, path), rule)
+                generator.manual_seed(derive_seed(seed, f"{prefix}.{name}" if prefix else name))
+                _draw(layer, name, tensor, generator, rule)
         for _, layer in reversed(layers):  # inner blocks before those that hold them
             adjust = getattr(layer, "adjust_parameters", None)
             if callable(adjust):
@@ -190,7 +191,7 @@ def draw_in_a_copy(module: nn.Module, seed: int, draw: Callable[[nn.Module], Non
 
 def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Its parameters, and the buffers that its ``drawn_buffers`` names."""
-    if _family(layer) is None:
+    if _family(type(layer)) is None:
         return
     drawn = {name: layer._buffers.get(name) for name in getattr(layer, "drawn_buffers", ())}
     for name, tensor in {**drawn, **layer._parameters}.items():
@@ -201,9 +202,11 @@ def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _draw(
     layer: nn.Module, name: str, tensor: Tensor, generator: torch.Generator, rule: Rule | None
 ) -> None:
-    family = _family(layer)
+    family = _family(type(layer))
     assert family is not None
-    target = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")  # as generators are
+    target = tensor
+    if not _takes_draws(tensor):
+        target = torch.empty(tensor.shape, dtype=torch.float32, device="cpu")
     if rule is not None and family in (_fan_in, _hidden, _embedding):
         if tensor.dim() > 1:
             for gate in target.chunk(_gates(layer)):
@@ -212,7 +215,14 @@ def _draw(
             target.zero_()
     else:
         family(layer, name, target, generator)
-    tensor.copy_(target)
+    if target is not tensor:
+        tensor.copy_(target)
+
+
+def _takes_draws(tensor: Tensor) -> bool:
+    """Whether numbers can be drawn into ``tensor`` itself: a plain one on the CPU, as generators are, in float32."""
+    plain = type(tensor) is nn.Parameter or type(tensor) is Tensor
+    return plain and tensor.dtype == torch.float32 and tensor.is_cpu and tensor.is_contiguous()
 
 
 def stacked_linear(features: int, units: int, count: int, *, bias: bool = True) -> nn.Linear:
@@ -273,10 +283,12 @@ def _own(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> N
     layer.draw_parameter(name, tensor, generator)
 
 
-def _family(layer: nn.Module) -> Callable[..., None] | None:
-    if hasattr(layer, "draw_parameter"):
+@functools.cache
+def _family(cls: type[nn.Module]) -> Callable[..., None] | None:
+    """What draws the parameters of a layer of class ``cls``; None where its own constructor has the only say."""
+    if hasattr(cls, "draw_parameter"):
         return _own
-    return next((draw for kind, draw in _FAMILIES.items() if isinstance(layer, kind)), None)
+    return next((draw for kind, draw in _FAMILIES.items() if issubclass(cls, kind)), None)
 
 
 def _clear_statistics(layer: Any) -> None:
