@@ -16,10 +16,10 @@ from composer.network import (
     GraphNetwork,
     Network,
     NetworkCopy,
+    NetworkModule,
     State,
     Tensors,
 )
-from composer.policy import Policy
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
@@ -32,18 +32,18 @@ TENSORS = [registry for registry in REGISTRIES if registry != "_modules"]
 
 @dataclass(frozen=True)
 class GroupPolicy:
-    """Who acts by what: a Policy that all ``actors`` share, or one for each of them."""
+    """Who acts (or is judged) by what: a Policy (or critic) that all ``actors`` share, or one for each of them."""
 
     name: str | None
     actors: tuple[Actor, ...]
-    module: Policy | SeparatePolicies
+    module: Any  # a Policy, a critic or SeparatePolicies
 
     @property
-    def policies(self) -> list[Policy]:
+    def policies(self) -> list[Any]:
         """What reads the observations of each actor, and makes actions for it."""
-        if isinstance(self.module, Policy):
-            return [self.module] * len(self.actors)
-        return self.module.policies
+        if isinstance(self.module, SeparatePolicies):
+            return self.module.policies
+        return [self.module] * len(self.actors)
 
     def evaluate(
         self,
@@ -74,7 +74,10 @@ class SeparatePolicies(nn.Module):
     """
 
     def __init__(
-        self, policies: Sequence[Policy], ensemble: EnsembleBlock | None, why_looped: str | None
+        self,
+        policies: Sequence[NetworkModule],
+        ensemble: EnsembleBlock | None,
+        why_looped: str | None,
     ) -> None:
         super().__init__()
         object.__setattr__(self, "ensemble", ensemble)  # not a child: its registries are ours
@@ -88,10 +91,10 @@ class SeparatePolicies(nn.Module):
     ensemble: EnsembleBlock | None
 
     @property
-    def policies(self) -> list[Policy]:
+    def policies(self) -> list[Any]:
         return list(self._modules.values())  # type: ignore[arg-type]
 
-    def policy_of(self, index: int) -> Policy:
+    def policy_of(self, index: int) -> Any:
         """The whole policy of one agent, over the weights that are its part of the stacks."""
         policy = self.policies[index]
         if self.ensemble is None:

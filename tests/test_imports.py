@@ -27,12 +27,12 @@ COMPOSER = """
     block_words blocks_help block_pages spec_diff actors pettingzoo_spaces
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
-    network construction demand roles value_heads custom_class build blending policy group_policy structured critic action_inputs state_action critic_parts
+    network construction demand roles value_heads custom_class build blending policy group_policy turns structured critic action_inputs state_action critic_parts
     wrappers.interface wrappers.slots wrappers.composed wrappers.heads wrappers.samples wrappers.hybrid wrappers.combination
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
-    flops rows summary picture folding typeset sketch
+    model_parts flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
-    checkpoint model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym cli __main__
+    checkpoint space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym written_out cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
@@ -72,6 +72,8 @@ LIBRARIES = {
     "pettingzoo": ["composer.pettingzoo_spaces"],
     "mpe2": ["composer.pettingzoo_spaces"],
     "torch_geometric": ["perception_blocks.message_passing"],
+    "onnxscript": ["composer.export_files"],
+    "onnxruntime": ["composer.export_files"],
 }
 
 
