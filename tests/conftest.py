@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from composer.distributions import DISTRIBUTIONS
+from composer.wrappers.names import WRAPPERS
 from perception_blocks.registry import ACTIVATIONS, BLOCKS, FUNCTIONS, INITIALIZERS
 
 torch.set_num_threads(1)
@@ -19,7 +20,7 @@ collect_ignore = ["sample_plugin"]
 @pytest.fixture(autouse=True)
 def _registries_as_before():
     """What a test registers is gone after it: tests run in any order, in any process."""
-    registries = [ACTIVATIONS, BLOCKS, DISTRIBUTIONS, FUNCTIONS, INITIALIZERS]
+    registries = [ACTIVATIONS, BLOCKS, DISTRIBUTIONS, FUNCTIONS, INITIALIZERS, WRAPPERS]
     before = [(vars(r), {name: _copied(v) for name, v in vars(r).items()}) for r in registries]
     yield
     for state, kept in before:

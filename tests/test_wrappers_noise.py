@@ -29,7 +29,7 @@ def test_gauss_has_the_moments_that_are_asked_for():
 def test_ou_has_the_moments_of_the_process():
     settings = {"mu": 1.0, "sigma": 0.3, "theta": 2.0, "dt": 0.1, "x0": -1.0}
     model = wrap(noise_type="ou", noise_kwargs=settings, **FREE)
-    generator, steps = seeded(), 12
+    generator, steps, x = seeded(), 12, torch.zeros(())
     for _ in range(steps):
         x = model({"action": torch.zeros(50_000)}, generator=generator)["action"]
     decay = 1 - settings["theta"] * settings["dt"]
