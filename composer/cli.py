@@ -68,12 +68,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    init = command("init", _init, "write a starting spec from an environment")
-    init.add_argument("env", metavar="ENV", help="an environment id, such as CartPole-v1")
+    init = command("init", _init, "write a starting spec, from an environment or from templates")
+    init.add_argument(
+        "env", metavar="ENV", nargs="?", help="an environment id, such as CartPole-v1"
+    )
+    init.add_argument(
+        "--from", metavar="SPEC", dest="file", help="write out the templates of this spec as graphs"
+    )
     init.add_argument(
         "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
     )
     _add_allow(init, "a module that makes the environment known")
+    init.set_defaults(overrides=[], usage_error=init.error)
     for name, run, text in (
         ("check", _check, "check a spec; with an environment its shapes too"),
         ("show", _show, "print shapes, parameters and FLOPs of every node"),
@@ -155,20 +161,9 @@ def _read(arguments: argparse.Namespace, source: Path | str) -> Any:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from composer.space_lookup import make_environment
-    from composer.starter import starting_spec
-    from composer.trust import import_allowed
-
-    import_allowed(arguments.allow)
-    env = make_environment(arguments.env)
-    try:
-        text = starting_spec(
-            env.observation_space, env.action_space, arguments.env, arguments.allow
-        )
-    except ValueError as error:
-        raise _UserError(str(error)) from error
-    finally:
-        env.close()
+    if arguments.env is None and arguments.file is None:
+        arguments.usage_error("give an environment, or a spec with --from")
+    text = _start(arguments) if arguments.file is None else _written_out(arguments)
     if arguments.output is None:
         print(text, end="")
         return
@@ -178,10 +173,39 @@ def _init(arguments: argparse.Namespace) -> None:
         Path(arguments.output).write_text(text, encoding="utf-8")
     except OSError as error:
         raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
-    module, colon, _ = arguments.env.partition(":")
+    module, colon, _ = (arguments.env or "").partition(":")
     allow = dict.fromkeys([*arguments.allow, *([module] if colon else [])])
     options = "".join(f" --allow {name}" for name in allow)
     print(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
+
+
+def _start(arguments: argparse.Namespace) -> str:
+    """A first spec for an environment."""
+    from composer.space_lookup import make_environment
+    from composer.starter import starting_spec
+    from composer.trust import import_allowed
+
+    import_allowed(arguments.allow)
+    env = make_environment(arguments.env)
+    try:
+        return starting_spec(
+            env.observation_space, env.action_space, arguments.env, arguments.allow
+        )
+    except ValueError as error:
+        raise _UserError(str(error)) from error
+    finally:
+        env.close()
+
+
+def _written_out(arguments: argparse.Namespace) -> str:
+    """A spec with its templates as graphs."""
+    model = _compose(arguments)
+    from composer.written_out import written_out
+
+    try:
+        return written_out(model)
+    except ValueError as error:
+        raise _UserError(f"{arguments.file}: {error}") from error
 
 
 def _check(arguments: argparse.Namespace) -> None:

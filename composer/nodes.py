@@ -32,8 +32,13 @@ class NodeReader:
         self._import_failure = ""
 
     def graph(self, fields: Fields) -> dict[str, NodeSpec]:
-        """The nodes under the key `graph`; those that cannot be read are left out."""
+        """The nodes under the key `graph`; those that cannot be read are left out.
+
+        There may be none where `heads` read what the network is given: a linear network.
+        """
         value = fields.values["graph"]
+        if value == {} and "heads" in fields:
+            return {}
         if not isinstance(value, dict) or not value:
             fields.wrong("graph", "a mapping from names to nodes")
             return {}

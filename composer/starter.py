@@ -13,7 +13,7 @@ from composer.template import expand
 from composer.template_kinds import kind_of_observation
 from composer.template_spec import TRUNK
 
-__all__ = ["starting_spec"]
+__all__ = ["entry", "node_data", "starting_spec"]
 
 
 def starting_spec(
@@ -42,7 +42,7 @@ def starting_spec(
     lines = [
         *_heading(environment, allow, observations, actions),
         "version: 1",
-        *([_entry("environment", environment)] if environment else []),
+        *([entry("environment", environment)] if environment else []),
         *_ignoring(ignored),
         *_networks(observations),
     ]
@@ -107,12 +107,18 @@ def _networks(observations: SpaceTree) -> Iterator[str]:
     yield _node(latent)
 
 
-def _node(node: NodeSpec) -> str:
+def node_data(node: NodeSpec) -> dict[str, Any]:
+    """A node of a template's graph as it stands in a spec."""
     reads = node.reads[0] if len(node.reads) == 1 else list(node.reads)
     each = {"each": node.each} if node.each else {}
-    return "    " + _entry(node.name, {"block": node.block, "in": reads, **each, **node.settings})
+    init = {} if node.init is None else {"init": node.init}
+    return {"block": node.block, "in": reads, **each, **init, **node.settings}
 
 
-def _entry(key: str, value: Any) -> str:
+def entry(key: str, value: Any) -> str:
     """``key: value`` on one line."""
     return dump_flow({key: value})[1:-1]
+
+
+def _node(node: NodeSpec) -> str:
+    return "    " + entry(node.name, node_data(node))
