@@ -231,11 +231,11 @@ def serve(
     return served
 
 
-def shortened(names: Iterable[Any]) -> str:
+def shortened(names: Iterable[Any], most: int = MOST_NAMES) -> str:
     """A few of ``names`` for a message, and how many more there are."""
     names = list(names)
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return listing(names[:MOST_NAMES]) + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return listing(names[:most]) + more
 
 
 def _meant(key: str, actors: Actors) -> tuple[Actor, ...]:

@@ -99,7 +99,7 @@ def _title(group: Group) -> str:
     size = 13 if group.network else 11
     label = f'<font point-size="{size}"><b>{_text(group.title)}</b></font>'
     if group.remark:
-        label += f'<font point-size="10">   {_text(group.remark)}</font>'
+        label += f'<font point-size="10">   {_text(group.remark, 2 * LONGEST)}</font>'
     return f'label=<{label}>, shape=plaintext, style="", fontcolor="{FAINT}", margin=0, height=0, width=0'
 
 

@@ -15,6 +15,7 @@ from composer.critic import CriticModule
 from composer.demand import ENSEMBLE
 from composer.distributions import DISTRIBUTIONS
 from composer.flops import count_flops, flops_of
+from composer.model_parts import casts_of, parts_of
 from composer.model_spec import ModelSpec
 from composer.network import CopiedNetwork, CustomNetwork, NetworkModule
 from composer.policy import Policy
@@ -29,7 +30,6 @@ __all__ = [
     "class_name",
     "distribution_name",
     "network_in",
-    "parts_of",
     "read_rows",
 ]
 
@@ -82,23 +82,13 @@ def read_rows(net: nn.Module) -> list[Row]:
     """The rows of a Model, a Policy, a Critic, an InferenceBlock or any other module, in the order they run."""
     reader = _Reader(_positions(net))
     parts = parts_of(net)
+    casts = casts_of(net)
     for name, part in parts.items():
-        reader.add_part((name,), part)
+        reader.add_part((name,), part, casts[name].copies if name in casts else 1)
     if not parts:
         reader.add_module(net)
     total = sum(row.parameters for row in reader.rows)
     return [replace(row, share=row.parameters / total if total else 0.0) for row in reader.rows]
-
-
-def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
-    """The networks of a Model (or the Policy or Critic itself) by name; empty for any other module."""
-    if isinstance(net, NetworkModule):
-        return {"critic" if isinstance(net, CriticModule) else "policy": net}
-    policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
-    if not isinstance(policy, Policy):
-        return {}
-    parts: dict[str, NetworkModule] = {"policy": policy}
-    return {**parts, "critic": critic} if isinstance(critic, CriticModule) else parts
 
 
 def network_in(module: nn.Module) -> tuple[InferenceBlock, int] | None:
@@ -128,9 +118,11 @@ class _Reader:
         self._position = position
         self._seen: set[int] = set()
         self._ours: set[nn.Module] = set()  # what a Policy adds to its network's children
+        self._copies = 1  # of the part that is being added
 
-    def add_part(self, path: RowPath, part: NetworkModule) -> None:
-        """A policy or critic: its network, then the parameters of its distributions."""
+    def add_part(self, path: RowPath, part: NetworkModule, copies: int = 1) -> None:
+        """A policy or critic: its network (one of ``copies``), then the parameters of its distributions."""
+        self._copies = copies
         if isinstance(part, Policy):
             self._ours |= {part.distributions, part.observer.normalizers}
         if isinstance(part, CriticModule):
@@ -140,7 +132,7 @@ class _Reader:
         elif isinstance(part.network, CopiedNetwork):
             self._add_copies(path, part.network)
         else:
-            self._add(path, path[-1], 0, "graph")
+            self._add(path, path[-1], 0, "graph" if copies == 1 else f"{copies} x graph")
             self._add_nodes(path, part.network.module, 1)  # type: ignore[arg-type]
         if not isinstance(part, Policy):
             return
@@ -283,7 +275,7 @@ class _Reader:
     ) -> None:
         fresh = [parameter for parameter in parameters if id(parameter) not in self._seen]
         self._seen |= {id(parameter) for parameter in fresh}
-        count = sum(parameter.numel() for parameter in fresh) * copies
+        count = sum(parameter.numel() for parameter in fresh) * copies * self._copies
         place = self._position(path)
         self.rows.append(Row(path, name, depth, block, parameters=count, position=place, **data))
 
@@ -323,11 +315,14 @@ def _positions(net: nn.Module) -> Callable[[RowPath], str | None]:
     spec, source = getattr(net, "spec", None), getattr(net, "source", None)
     if not isinstance(spec, ModelSpec):
         return lambda path: None
-    networks = {"policy": spec.policy.networks.get(None)}
-    networks["critic"] = spec.critic.networks.get(None) if spec.critic else None
+    networks = {
+        name if key is None else f"{name}/{key}": network
+        for name, part in (("policy", spec.policy), ("critic", spec.critic))
+        for key, network in (part.networks if part else {}).items()
+    }
 
     def position(path: RowPath) -> str | None:
-        network = networks.get(path[0])
+        network = networks.get(path[0]) or networks.get(path[0].rpartition("/")[0])
         if network is None or source is None:
             return None
         if network.target is not None:

@@ -10,10 +10,11 @@ from torch import nn
 from composer.critic import CriticModule
 from composer.demand import ENSEMBLE
 from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
+from composer.model_parts import casts_of, parts_of, short_name
 from composer.network import CopiedNetwork, Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
-from composer.rows import Row, RowPath, class_name, network_in, parts_of
+from composer.rows import Row, RowPath, class_name, network_in
 from composer.state_action import StateActionCritic
 from composer.summary import Summary, summarize
 from composer.typeset import typeset
@@ -35,7 +36,7 @@ def sketch(net: nn.Module) -> Picture:
     parts = parts_of(net)
     _refuse_plain([part.network.module for part in parts.values()] or [net])
     summary = summarize(net)
-    sketcher = _Sketcher(summary)
+    sketcher = _Sketcher(summary, {name: cast.words(2) for name, cast in casts_of(net).items()})
     sketched: list[Part]
     if parts:
         sketched = sketcher.networks(parts)
@@ -77,7 +78,8 @@ def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str,
 class _Sketcher:
     """Makes leaves and clusters; tensors are named by where they are made."""
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: Summary, acting: Mapping[str, str]) -> None:
+        self._acting = acting  # for whom each part acts, in words
         self._rows = {row.path: row for row in summary.rows}
         self._heads = {(head.network, head.name): head for head in summary.heads}
         self._ours: set[nn.Module] = set()  # what critics add to their networks' children
@@ -93,8 +95,9 @@ class _Sketcher:
             )
             env: Values = {}
             for key, port in _observations(part).items():
+                title = short_name(name, key)
                 leaf = inputs.setdefault(
-                    key, _input(("", key), key, port, _remark(name, parts, key))
+                    title, _input(("", title), title, port, _remark(name, parts, key))
                 )
                 env[key] = leaf.writes[0]
             for key in getattr(part, "shared", ()):
@@ -111,7 +114,9 @@ class _Sketcher:
                 if key not in read or name == "critic"
             ]
             shared |= outputs
-            remark = "and its target copy" if isinstance(part, StateActionCritic) else ""
+            remark = self._acting.get(name, "")
+            if isinstance(part, StateActionCritic):
+                remark = "and its target copy"
             clusters.append(Cluster([name], children, network=True, remark=remark))
         return [*inputs.values(), *clusters]
 

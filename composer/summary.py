@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from composer.critic import CriticModule
+from composer.model_parts import casts_of, parts_of, short_name
 from composer.model_spec import ModelSpec
 from composer.network import NetworkModule
 from composer.policy import Policy
-from composer.rows import Row, distribution_name, parts_of, read_rows
+from composer.rows import Row, distribution_name, read_rows
 from composer.state_action import StateActionCritic
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
@@ -75,7 +76,11 @@ class Summary:
         lines += ["", f"parameters  {parameters}", f"FLOPs       {flops} for one observation"]
         if self.heads:
             cells = [
-                [f"{printable(head.name)}", format_shape(head.shape), head.meaning]
+                [
+                    printable(short_name(head.network, head.name)),
+                    format_shape(head.shape),
+                    head.meaning,
+                ]
                 for head in self.heads
             ]
             lines += ["", *_aligned(["output", "shape", ""], cells)]
@@ -101,7 +106,13 @@ def summarize(net: nn.Module) -> Summary:
         heads=tuple(heads),
         parameters=sum(row.parameters for row in rows),
         flops=sum(known) if len(known) == len(counts) else None,
-        remarks=(*_looped(rows), *_shared(parts), *_targets(parts), *_visible(net, parts)),
+        remarks=(
+            *_acting(net),
+            *_looped(rows),
+            *_shared(parts),
+            *_targets(parts),
+            *_visible(net, parts),
+        ),
     )
 
 
@@ -158,6 +169,15 @@ def _targets(parts: Mapping[str, NetworkModule]) -> list[str]:
         for name, part in parts.items()
         if isinstance(part, StateActionCritic)
         for count in [sum(p.numel() for p in part.target.parameters())]
+    ]
+
+
+def _acting(net: nn.Module) -> list[str]:
+    """For whom each part of a policy acts, and why some of them run one after the other."""
+    return [
+        f"{name} acts {cast.words()}"
+        + (f"; they run one by one: {cast.why_looped}" if cast.why_looped else "")
+        for name, cast in casts_of(net).items()
     ]
 
 

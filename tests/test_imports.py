@@ -27,7 +27,7 @@ COMPOSER = """
     block_words blocks_help block_pages spec_diff actors pettingzoo_spaces
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
-    network construction demand roles value_heads custom_class build blending policy group_policy turns structured critic action_inputs state_action critic_parts
+    network construction demand roles value_heads custom_class build blending lowered_actions lowered_policy policy group_policy turns structured critic action_inputs state_action critic_parts
     wrappers.interface wrappers.slots wrappers.composed wrappers.heads wrappers.samples wrappers.hybrid wrappers.combination
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     model_parts flops rows summary picture folding typeset sketch

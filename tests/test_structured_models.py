@@ -2,13 +2,15 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 
 import composer
+from composer.summary import summarize
 from tests.structured_models import (
     AGENT,
     SEPARATE,
@@ -162,3 +164,68 @@ def test_masks_are_by_actor():
     actions = model.policy.act(seen, mask={"agent_1": only})
     assert set(actions["agent_1"]) == {2}
     assert set(actions["agent_0"]) > {2}
+
+
+# --- what it looks like -----------------------------------------------------------------------------------------------
+
+
+def test_the_summary_has_each_group_and_says_whom_it_is_for():
+    assert (
+        pick_and_place(SEPARATE).summary()
+        == """\
+node          block          shape                parameters   share  FLOPs  notes             line
+policy/pick   graph                                                                            <spec>:7:9
+  target      one_hot        () -> (4,)                                                        <spec>:7:17
+  latent      concat         (5,) + (4,) -> (9,)                                               <spec>:8:17
+  hidden      dense          (9,) -> (8,)                 80  10.0 %    144                    <spec>:9:17
+  heads/move  linear_output  (8,) -> (3,)                 27   3.4 %     48                    <spec>:10:14
+policy/place  2 x graph                                                                        <spec>:14:9
+  latent      dense          (3,) -> (8,)                 64   8.0 %     48                    <spec>:14:17
+  memory      gru            (8,) -> (6,)                576  71.7 %    504  carries h (1, 6)  <spec>:15:17
+  heads/move  linear_output  (6,) -> (4,)                 56   7.0 %     48                    <spec>:16:14
+
+parameters  803 (policy/pick 107, policy/place 696)
+FLOPs       792 for one observation
+
+output      shape
+pick/move   (3,)   categorical
+place/move  (4,)   squashed_gaussian
+
+policy/pick acts for 'pick'
+policy/place acts for 'place/0', 'place/1', one network each"""
+    )
+
+
+def test_the_summary_counts_every_parameter():
+    for model in (pick_and_place(), pick_and_place(SEPARATE), agents(), agents(separate=SEPARATE)):
+        count = sum(parameter.numel() for parameter in model.parameters())
+        assert summarize(model).parameters == summarize(model.policy).parameters == count
+
+
+def test_the_summary_says_why_agents_run_one_by_one():
+    spaces = {"agent_0": Box(-1, 1, (3,)), "agent_1": Box(-1, 1, (4,))}
+    model = composer.compose(
+        AGENT.replace("SEPARATE", SEPARATE),
+        observation_space=spaces, action_space=dict.fromkeys(spaces, Discrete(2)), seed=0,
+    )  # fmt: skip
+    assert summarize(model).remarks == tuple(
+        f"policy/{index} acts for 'agent_{index}'; they run one by one: the observation spaces of 'agent_0' and "
+        "'agent_1' differ ('observation': shape is (4,), expected (3,))"
+        for index in range(2)
+    )
+
+
+def test_the_picture_has_a_frame_for_each_group(tmp_path):
+    text = composer.draw(pick_and_place(SEPARATE), tmp_path / "model.dot").read_text()
+    titles = re.findall(r'<b>(policy[^<]*)</b></font><font point-size="10">   ([^<]*)</font>', text)
+    assert titles == [
+        ("policy/pick", "107 parameters for 'pick'"),
+        ("policy/place", "696 parameters for 'place/0', 'place/1', one network each"),
+    ]
+    inputs = ["pick/camera", "pick/goal", "place/observation"]
+    assert all(f"<b>{name}</b>" in text for name in inputs)
+
+
+def test_an_agents_own_policy_is_drawn_alone(tmp_path):
+    policy = agents(separate=SEPARATE).policy["agent_1"]
+    assert composer.draw(policy, tmp_path / "agent.mmd").stat().st_size > 0
