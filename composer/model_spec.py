@@ -71,7 +71,8 @@ class TemplateSpec:
     """What a user says of a network that follows from its observations; its nodes have no inputs yet.
 
     ``image`` to ``graph`` are the nodes for each kind of observation (None: the template's own choice), ``by_name``
-    those for observations whose name matches a pattern; ``trunk`` and ``memory`` come after, or are None.
+    those for observations whose name matches a pattern; ``kinds`` says of such what they are taken for. ``trunk`` and
+    ``memory`` come after, or are None.
     """
 
     path: Path
@@ -82,6 +83,7 @@ class TemplateSpec:
     text: NodeSpec | None = None
     graph: NodeSpec | None = None
     by_name: dict[str, NodeSpec] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     trunk: NodeSpec | None = None
     memory: NodeSpec | None = None
 

@@ -15,7 +15,7 @@ from composer.model_spec import CRITIC_KINDS
 from composer.nodes import NESTED
 from composer.space_kinds import KINDS
 from composer.spec import VERSION
-from composer.template_spec import TEMPLATE_KEYS
+from composer.template_spec import GIVEN_KINDS, TEMPLATE_KEYS
 from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.registry import (
     ACTIVATIONS,
@@ -179,8 +179,12 @@ def _heads() -> Schema:
 
 def _template() -> Schema:
     node = {"anyOf": [_ref("template_node"), {"type": "null"}]}
-    keys = [key for key in TEMPLATE_KEYS if key != "by_name"]
-    return _object({**dict.fromkeys(keys, node), "by_name": _names_to(_ref("template_node"))})
+    keys = [key for key in TEMPLATE_KEYS if key not in ("by_name", "kinds")]
+    named = {
+        "by_name": _names_to(_ref("template_node")),
+        "kinds": _names_to({"enum": list(GIVEN_KINDS)}),
+    }
+    return _object({**dict.fromkeys(keys, node), **named})
 
 
 def _distribution() -> Schema:

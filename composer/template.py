@@ -15,7 +15,14 @@ import torch
 
 from composer.errors import Problems
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec, TemplateSpec
-from composer.template_kinds import Group, channel_order, groups_of, kind_of_observation, sides
+from composer.template_kinds import (
+    Group,
+    channel_order,
+    groups_of,
+    kind_of_observation,
+    kind_problem,
+    sides,
+)
 from composer.template_spec import STAGES
 from composer.tree import listing
 from perception_blocks.port import Port
@@ -59,11 +66,8 @@ def expand(
     template = _continued(template, shared)
     ports = _without(ports, frozenset().union(*shared.values()))
     groups = groups_of(ports)
-    names = list(dict.fromkeys(name for group in groups for name in (group.name, *group.keys)))
-    for pattern in template.by_name:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            message = f"{pattern!r} matches no observation; there is {listing(names) or 'none'}"
-            problems.add((*template.path, "by_name", pattern), message, key=True)
+    if not _names_are_right(template, groups, ports, problems):
+        template = replace(template, kinds={})
     readable = {key: port for key, port in ports.items() if 0 not in port.shape}
     if not groups_of(readable):
         problems.add(template.path, "a template needs an observation to read, there is none")
@@ -72,6 +76,26 @@ def expand(
     _refuse_shares(spec, nodes, problems)
     head = NodeSpec(template.path, "", "linear_output", (end,))
     return replace(spec, graph=nodes, heads=spec.heads or HeadsSpec(template.path, default=head))
+
+
+def _names_are_right(
+    template: TemplateSpec, groups: list[Group], ports: Mapping[str, Port], problems: Problems
+) -> bool:
+    """Whether ``by_name`` and ``kinds`` name observations, and those that can be so; else it is noted."""
+    before = len(problems)
+    names = list(dict.fromkeys(name for group in groups for name in (group.name, *group.keys)))
+    for where in ("by_name", "kinds"):
+        for pattern in getattr(template, where):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                message = f"{pattern!r} matches no observation; there is {listing(names) or 'none'}"
+                problems.add((*template.path, where, pattern), message, key=True)
+    for pattern, kind in template.kinds.items():
+        for group in groups:
+            if group.kind == "single" and fnmatchcase(group.name, pattern):
+                problem = kind_problem(group.name, ports[group.keys[0]], kind)
+                if problem:
+                    problems.add((*template.path, "kinds", pattern), problem)
+    return len(problems) == before
 
 
 def _continued(template: TemplateSpec, shared: Iterable[str]) -> TemplateSpec:
@@ -175,7 +199,8 @@ class _Expansion:
         self, key: str, port: Port, base: str, chosen: NodeSpec | None, each: int = 0
     ) -> str:
         """Nodes that make a vector of one observation; returns the vector's name."""
-        kind = kind_of_observation(port)
+        given = (k for pattern, k in self.template.kinds.items() if fnmatchcase(key, pattern))
+        kind = next(given, None) or kind_of_observation(port)
         if kind == "image":
             return self._image(key, port, base, chosen or self.template.image, each)
         if chosen is None and kind == "vector":

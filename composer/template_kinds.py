@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
-from perception_blocks.port import InputShapeError, Port
+from perception_blocks.port import InputShapeError, Port, format_shape
 from perception_blocks.scale import find_channels
 
-__all__ = ["Group", "channel_order", "groups_of", "kind_of_observation", "sides"]
+__all__ = ["Group", "channel_order", "groups_of", "kind_of_observation", "kind_problem", "sides"]
 
 Kind = Literal["image", "vector", "discrete"]
 
@@ -72,6 +72,17 @@ def kind_of_observation(port: Port) -> Kind:
         if pictured and len(port.shape) >= 3 and min(sides(port)) >= SMALLEST_IMAGE
         else "vector"
     )
+
+
+def kind_problem(key: str, port: Port, kind: str) -> str | None:
+    """Why a single observation cannot be taken for ``kind``, in words; None where it can."""
+    if port.is_integer != (kind == "discrete"):
+        what = "integers that name or count" if port.is_integer else "numbers, no integers"
+        return f"{key!r} cannot be taken for {kind!r}: it holds {what}"
+    if kind == "image" and (len(port.shape) < 2 or None in port.shape):
+        shape = format_shape(port.shape)
+        return f"{key!r} cannot be taken for an 'image': it has the shape {shape}, not two or more axes of known size"
+    return None
 
 
 def channel_order(port: Port) -> tuple[Literal["first", "last"], bool]:

@@ -9,12 +9,14 @@ from composer.errors import Path, Problems
 from composer.fields import Fields
 from composer.model_spec import NodeSpec, TemplateSpec
 from composer.nodes import NodeReader
-from composer.tree import describe
+from composer.tree import describe, listing
+from perception_blocks.registry import did_you_mean
 
-__all__ = ["STAGES", "TEMPLATE_KEYS", "read_template", "shared_stages"]
+__all__ = ["GIVEN_KINDS", "STAGES", "TEMPLATE_KEYS", "read_template", "shared_stages"]
 
 KINDS = ("image", "vector", "discrete", "set", "text", "graph")
-TEMPLATE_KEYS = (*KINDS, "by_name", "trunk", "memory")
+GIVEN_KINDS = KINDS[:3]  # the others are clear from the space
+TEMPLATE_KEYS = (*KINDS, "by_name", "kinds", "trunk", "memory")
 TRUNK = {"block": "dense", "hidden_units": [64, 64], "activation": "tanh"}
 # What a template's stages are called as nodes of the graph that it stands for.
 STAGES = {"features": "features", "trunk": "latent", "memory": "memory"}
@@ -37,6 +39,7 @@ def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
         text=reader.optional(template, "text"),
         graph=reader.optional(template, "graph"),
         by_name=reader.by_name(template),
+        kinds=reader.kinds(template),
         trunk=reader.optional(template, "trunk", TRUNK),
         memory=reader.optional(template, "memory"),
     )
@@ -68,6 +71,16 @@ class _Reader:
             node = self._node(pattern, value, (*template.at("by_name"), pattern))
             if node is not None:
                 found[pattern] = node
+        return found
+
+    def kinds(self, template: Fields) -> dict[str, str]:
+        expected = f"a mapping from names of observations to {listing(GIVEN_KINDS)}"
+        found = template.text_mapping("kinds", expected)
+        for pattern in [pattern for pattern, kind in found.items() if kind not in GIVEN_KINDS]:
+            kind = found.pop(pattern)
+            near = did_you_mean(kind, GIVEN_KINDS) or f"; known are {listing(GIVEN_KINDS)}"
+            message = f"{kind!r} is no kind of observation that can be given{near}"
+            self._problems.add((*template.at("kinds"), pattern), message)
         return found
 
     def _node(self, name: str, value: Any, path: Path) -> NodeSpec | None:

@@ -102,6 +102,31 @@ def test_blocks_are_chosen_by_kind_and_by_name():
     }
 
 
+def test_a_kind_can_be_given_where_a_space_misleads():
+    ports = {
+        "map": Port((9, 9)),
+        "map_of_bytes": Port((4, 4), torch.uint8, low=0.0, high=255.0),
+        "rows": Port((3, 64, 64), low=0.0, high=1.0),
+    }
+    nodes = nodes_of("{kinds: {'map*': image, rows: vector}}", ports)
+    assert [(name, block) for name, (block, _, _) in nodes.items()] == [
+        ("map_scaled", "scale_image"),
+        ("map_features", "strided_conv_dense"),
+        ("map_of_bytes_scaled", "scale_image"),
+        ("map_of_bytes_features", "strided_conv_dense"),
+        ("rows_flat", "flatten"),
+        ("features", "concat"),
+        ("latent", "dense"),
+    ]
+
+
+def test_a_map_of_numbers_taken_for_an_image_runs():
+    observations = spaces.Dict(map=spaces.Box(-1, 1, (9, 9)), joints=spaces.Box(-1, 1, (7,)))
+    model = compose(spec_text("{kinds: {map: image}}"), observations)
+    assert ACTIONS.contains(model.policy.act(observations.sample()))
+    assert model.policy.get_submodule("map_features").in_shapes == [(1, 9, 9)]
+
+
 UNITS = spaces.Dict(
     units=spaces.Sequence(spaces.Dict(kind=spaces.Discrete(4), at=spaces.Box(-1, 1, (2,)))),
     net=spaces.Graph(spaces.Box(-1, 1, (3,)), spaces.Box(0, 1, (1,))),
@@ -278,7 +303,7 @@ def test_a_template_reads_what_its_network_may_see():
 
 # --- mistakes ---
 
-KEYS = "'image', 'vector', 'discrete', 'set', 'text', 'graph', 'by_name', 'trunk', 'memory'"
+KEYS = "'image', 'vector', 'discrete', 'set', 'text', 'graph', 'by_name', 'kinds', 'trunk', 'memory'"
 
 
 @pytest.mark.parametrize(
@@ -317,6 +342,34 @@ KEYS = "'image', 'vector', 'discrete', 'set', 'text', 'graph', 'by_name', 'trunk
         (
             spec_text("{by_name: {'rada*': {block: dense, hidden_units: 3}}}"),
             "3:24: 'rada*' matches no observation; there is 'camera', 'joints', 'gear'",
+        ),
+        (
+            spec_text("{kinds: {camera: pixels, joints: imge}}"),
+            "3:30: 'pixels' is no kind of observation that can be given; known are 'image', 'vector', 'discrete'",
+        ),
+        (
+            spec_text("{kinds: {camera: pixels, joints: imge}}"),
+            "3:46: 'imge' is no kind of observation that can be given; did you mean 'image'?",
+        ),
+        (
+            spec_text("{kinds: {joints: image}}"),
+            "3:30: 'joints' cannot be taken for an 'image': it has the shape (7,), not two or more axes of known size",
+        ),
+        (
+            spec_text("{kinds: {gear: vector}}"),
+            "3:28: 'gear' cannot be taken for 'vector': it holds integers that name or count",
+        ),
+        (
+            spec_text("{kinds: {joints: discrete}}"),
+            "3:30: 'joints' cannot be taken for 'discrete': it holds numbers, no integers",
+        ),
+        (
+            spec_text("{kinds: {'rada*': image}}"),
+            "3:22: 'rada*' matches no observation; there is 'camera', 'joints', 'gear'",
+        ),
+        (
+            spec_text("{kinds: [camera]}"),
+            "3:21: 'kinds' must be a mapping from names of observations to 'image', 'vector', 'discrete', got a list",
         ),
         (
             spec_text("{}", "  shares: [featurs]\n"),
