@@ -309,6 +309,36 @@ def test_a_policy_with_memory_asks_for_a_state():
         model({"observation": torch.zeros(2, 3), "prev_state": 3})
 
 
+def test_an_observation_may_be_called_prev_state_without_memory():
+    observations = spaces.Dict({"prev_state": BOX})
+    policy = compose(observations, spaces.Discrete(2)).policy
+    data = {"prev_state": torch.zeros(2, 3)}
+    assert composer.model_wrap(policy, "argmax_sample")(data)["action"].shape == (2,)
+    policy = compose(observations, spaces.Discrete(2), MEMORY).policy
+    message = (
+        "this policy observes 'prev_state', under which a wrapper puts the state of its memory"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        composer.model_wrap(policy, "base")
+
+
+def test_a_whole_model_is_not_what_chooses():
+    model = composer.model_wrap(compose(BOX, spaces.Discrete(2)), "argmax_sample")
+    message = "needs a model that returns a dict, got a tuple; wrap its 'policy'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(torch.zeros(3))
+
+
+def test_wrapped_play_with_resets_is_that_of_the_policy():
+    policy = compose(BOX, spaces.Discrete(4), MEMORY).policy
+    model = composer.model_wrap(policy, "hidden_state", state_num=3)
+    state = policy.initial_state(3)
+    for _ in range(10):
+        x, resets = torch.randn(3, 3), torch.rand(3) < 0.3
+        expected, state = policy(x, state, resets)
+        torch.testing.assert_close(model(x, resets=resets)["logit"], expected["action"])
+
+
 def test_a_mask_that_fails_outside_leaves_the_slots():
     observations = spaces.Dict({"x": BOX, "legal": spaces.MultiBinary(2)})
     policy = compose(

@@ -19,7 +19,7 @@ from composer.wrappers.slots import stacked_rows, unstacked_rows
 
 __all__ = ["OBSERVATION", "ComposedPolicy", "composed_policy", "offer_of", "to_bounds"]
 
-OBSERVATION = "observation"
+OBSERVATION, PREV_STATE = "observation", "prev_state"
 
 
 class ComposedPolicy(IModelWrapper):
@@ -38,6 +38,10 @@ class ComposedPolicy(IModelWrapper):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
+        if policy.has_memory and PREV_STATE in policy.observer.tree.ports:
+            raise ValueError(
+                f"this policy observes {PREV_STATE!r}, under which a wrapper puts the state of its memory"
+            )
         self._families = dict(policy.distributions.items())
 
     def forward(self, data: Any, *, resets: Any = None) -> dict[str, Any]:
@@ -50,7 +54,7 @@ class ComposedPolicy(IModelWrapper):
         if any(mask is not None for mask in legal):
             result["action_mask"] = self._one_or_list(legal)
         if policy.has_memory:
-            given_rows = isinstance(data["prev_state"], list | tuple)
+            given_rows = isinstance(data[PREV_STATE], list | tuple)
             result["next_state"] = unstacked_rows(after) if given_rows else after
         if policy.shares:
             result["shared"] = {name: outputs[name] for name in policy.shares}
@@ -86,18 +90,20 @@ class ComposedPolicy(IModelWrapper):
         """What the policy reads of ``data``."""
         if not isinstance(data, Mapping):
             return data
-        rest = {key: value for key, value in data.items() if key != "prev_state"}
+        rest = dict(data)
+        if self._model.has_memory:
+            rest.pop(PREV_STATE, None)
         if rest.keys() == {OBSERVATION} and OBSERVATION not in self._model.observer.tree.ports:
-            return rest[OBSERVATION]  # a tuple, which hidden_state put into a dict
+            return rest[OBSERVATION]  # a tuple, which stands alone
         return rest
 
     def _state(self, data: Any, leading: tuple[int, ...]) -> Tensors:
         policy: Policy = self._model
-        if not isinstance(data, Mapping) or "prev_state" not in data:
+        if not isinstance(data, Mapping) or PREV_STATE not in data:
             raise ValueError(
                 "this policy has memory: wrap it in 'hidden_state', or put 'prev_state' beside the observation"
             )
-        state = data["prev_state"]
+        state = data[PREV_STATE]
         if state is None:
             return policy.initial_state(leading)
         if isinstance(state, Mapping):

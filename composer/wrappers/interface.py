@@ -173,8 +173,10 @@ def wrapper_label(wrapper: IModelWrapper | type[IModelWrapper]) -> str:
 def read_output(output: Any, key: str, wrapper: IModelWrapper) -> Any:
     """What the model returned under ``key``. Raises ValueError where there is none."""
     if not isinstance(output, Mapping):
+        hint = "; wrap its 'policy'" if hasattr(innermost(wrapper), "policy") else ""
+        got = type(output).__name__
         raise ValueError(
-            f"{wrapper_label(wrapper)} needs a model that returns a dict, got a {type(output).__name__}"
+            f"{wrapper_label(wrapper)} needs a model that returns a dict, got a {got}{hint}"
         )
     if key not in output:
         got = ", ".join(map(repr, output)) or "nothing"
