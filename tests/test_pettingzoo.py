@@ -1,0 +1,256 @@
+"""PettingZoo's environments, parallel and AEC, are composed directly and played to the end."""
+
+import re
+import sys
+
+import numpy as np
+import pettingzoo
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+import composer
+from composer import SpecError, StructuredPolicy
+from composer.pettingzoo_spaces import is_pettingzoo
+from composer.space_lookup import environment_spaces, make_environment
+
+KNIGHTS = "butterfly/knights_archers_zombies_v11"
+BY_TYPE = """
+version: 1
+policy:
+  networks:
+    archer:
+      graph: {things: {block: deep_set, in: observation, hidden_units: [8]}}
+      heads: {in: things}
+    knight:
+      separate: true
+      graph:
+        things: {block: deep_set, in: observation, hidden_units: [8]}
+        memory: {block: gru, in: things, hidden_units: 4}
+      heads: {in: memory}
+"""
+BOARD = """
+version: 1
+policy:
+  action_mask: {action: action_mask}
+  graph:
+    board: {block: flatten, in: observation}
+    latent: {block: dense, in: board, hidden_units: [16]}
+  heads: {in: latent}
+"""
+PISTONS = """
+version: 1
+policy:
+  graph:
+    scaled: {block: scale_image, in: observation}
+    seen: {block: strided_conv_dense, in: scaled, hidden_channels: [4, 4], strides: [8, 8], hidden_units: [8]}
+  heads: {in: seen}
+"""
+CHOICE = """
+version: 1
+policy:
+  separate: true
+  graph:
+    seen: {block: one_hot, in: observation}
+    latent: {block: dense, in: seen, hidden_units: [8]}
+  heads: {in: latent}
+"""
+
+
+class Meeting(pettingzoo.ParallelEnv):
+    """Guests come and go; each hears a number and answers with one."""
+
+    metadata = {"name": "meeting"}
+    render_mode = None
+    possible_agents = ["guest_0", "guest_1", "guest_2"]
+    schedule = [[0], [0, 2], [2, 1], [], [1]]  # who is there after each step
+
+    def observation_space(self, agent):
+        return Box(-1, 1, (3,))
+
+    def action_space(self, agent):
+        return Discrete(3)
+
+    def reset(self, seed=None, options=None):
+        self.agents, self._time = ["guest_0"], 0
+        return self._seen(), {}
+
+    def step(self, actions):
+        assert list(actions) == self.agents
+        self._time += 1
+        self.agents = [self.possible_agents[i] for i in self.schedule[self._time % 5]]
+        ends = dict.fromkeys(self.agents, False)
+        return self._seen(), dict.fromkeys(self.agents, 0.0), ends, ends, {}
+
+    def _seen(self):
+        return {agent: np.full(3, self._time / 10, np.float32) for agent in self.agents}
+
+
+GUESTS = """
+version: 1
+policy:
+  graph: {memory: {block: gru, in: observation, hidden_units: 4}}
+  heads: {in: memory}
+"""
+
+
+def test_every_agent_has_a_network_by_its_type():
+    env = pettingzoo.make("parallel", KNIGHTS)
+    model = composer.compose(BY_TYPE, env=env, seed=0)
+    assert isinstance(model.policy, StructuredPolicy)
+    assert {
+        name: list(g.policies) for name, g in zip(["archer", "knight"], model.policy.groups)
+    } == {
+        "archer": [model.policy["archer"]] * 2,
+        "knight": model.policy.groups[1].module.policies,
+    }
+    assert list(model.observation_space) == env.possible_agents
+
+
+def test_agents_that_die_leave_and_the_others_play_on():
+    env = pettingzoo.make("parallel", KNIGHTS, max_cycles=400)
+    model = composer.compose(BY_TYPE, env=env, seed=0)
+    observations, _ = env.reset(seed=1)
+    state, present = model.policy.initial_state(), set()
+    while env.agents:
+        before = dict(state)
+        here = {agent: observations[agent] for agent in env.agents}  # not of who has just died
+        actions, state = model.policy.act(here, state)
+        assert list(actions) == env.agents
+        assert all(env.action_space(agent).contains(a) for agent, a in actions.items())
+        present.add(tuple(env.agents))
+        for name in before:
+            gone = name.partition("/")[0] not in env.agents
+            assert (state[name] is before[name]) == gone
+        observations, *_ = env.step(actions)
+    assert len(present) > 1
+
+
+def test_an_aec_environment_is_played_by_last():
+    env = pettingzoo.make("aec", KNIGHTS, max_cycles=60)
+    model = composer.compose(BY_TYPE, env=env, seed=0)
+    env.reset(seed=1)
+    state, seen = model.policy.initial_state(), set()
+    for agent in env.agent_iter():
+        observation, _, terminated, truncated, _ = env.last()
+        if terminated or truncated:
+            env.step(None)
+            continue
+        actions, state = model.policy.act({agent: observation}, state)
+        assert env.action_space(agent).contains(actions[agent])
+        env.step(actions[agent])
+        seen.add(agent)
+    assert seen == set(env.possible_agents)
+
+
+def test_legal_moves_in_dict_observations_mask_actions():
+    env = pettingzoo.make("aec", "classic/tictactoe_v3")
+    model = composer.compose(BOARD, env=env, seed=0)
+    for seed in range(10):
+        env.reset(seed=seed)
+        for agent in env.agent_iter():
+            observation, _, terminated, truncated, _ = env.last()
+            done = terminated or truncated
+            action = None if done else model.policy.act({agent: observation})[agent]
+            assert done or observation["action_mask"][action] == 1
+            env.step(action)
+        assert not env.agents
+
+
+def test_images_of_many_agents_are_one_call():
+    env = pettingzoo.make("parallel", "butterfly/pistonball_v6", n_pistons=4, max_cycles=3)
+    model = composer.compose(PISTONS, env=env, seed=0)
+    calls = []
+    model.policy.seen.register_forward_hook(lambda *arguments: calls.append(arguments[2].shape))
+    observations, _ = env.reset(seed=0)
+    while env.agents:
+        actions = model.policy.act(observations)
+        assert all(env.action_space(agent).contains(a) for agent, a in actions.items())
+        observations, *_ = env.step(actions)
+    assert calls == [(4, 8)] * 3
+
+
+def test_agents_with_weights_of_their_own_play_against_each_other():
+    env = pettingzoo.make("parallel", "classic/rps_v2", max_cycles=5)
+    model = composer.compose(CHOICE, env=env, seed=0)
+    observations, _ = env.reset(seed=0)
+    while env.agents:
+        observations, *_ = env.step(model.policy.act(observations))
+    first, second = (model.policy[agent].state_dict() for agent in env.possible_agents)
+    assert not torch.equal(
+        first["heads.action.linear.weight"], second["heads.action.linear.weight"]
+    )
+
+
+def test_guests_that_come_back_still_remember():
+    env = Meeting()
+    model = composer.compose(GUESTS, env=env, seed=0)
+    alone = {agent: model.policy[agent].initial_state() for agent in env.possible_agents}
+    observations, _ = env.reset()
+    state = model.policy.initial_state()
+    for _ in range(12):
+        actions, state = model.policy.act(observations, state)
+        for agent, observation in observations.items():
+            _, alone[agent] = model.policy[agent](observation, alone[agent])
+        for agent, own in alone.items():
+            assert torch.allclose(state[f"{agent}/memory/h"], own["memory/h"], atol=1e-6)
+        observations, *_ = env.step(actions)
+
+
+def test_wrapped_environments_are_read_alike():
+    from pettingzoo.utils import BaseParallelWrapper, aec_to_parallel, parallel_to_aec
+
+    env = Meeting()
+    for wrapped in (
+        BaseParallelWrapper(env),
+        parallel_to_aec(env),
+        aec_to_parallel(parallel_to_aec(env)),
+    ):
+        assert is_pettingzoo(wrapped)
+        assert environment_spaces(wrapped) == environment_spaces(env)
+
+
+# --- by id ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [KNIGHTS, "butterfly/pistonball_v6", "classic/tictactoe_v3", "classic/rps_v2"]
+)
+def test_an_environment_is_made_by_its_id(name):
+    env = make_environment(f"pettingzoo:{name}")
+    assert is_pettingzoo(env)
+    assert isinstance(env, pettingzoo.AECEnv) == ("tictactoe" in name)
+    env.close()
+
+
+def test_a_spec_may_name_an_environment_of_pettingzoo_without_permission():
+    model = composer.compose(f"environment: pettingzoo:{KNIGHTS}\n{BY_TYPE}", seed=0)
+    assert model.policy.actors.names == ("archer_0", "archer_1", "knight_0", "knight_1")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("butterfly/pistonbal_v6", "there is no 'butterfly/pistonbal_v6'; did you mean 'butterfly/pistonball_v6'?"),
+        ("os", "there is no 'os'; there is 'atari/basketball_pong_v3', "),
+    ],
+)  # fmt: skip
+def test_an_unknown_environment_hears_of_a_near_name(name, why):
+    spec = f"environment: pettingzoo:{name}\n{BY_TYPE}"
+    message = f"<spec>:1:14: the environment 'pettingzoo:{name}' cannot be made: {why}"
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}"):
+        composer.compose(spec)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "needs"),
+    [("pettingzoo", KNIGHTS, "PettingZoo"), ("mpe2.all_modules", "mpe/simple_tag_v3", "MPE2")],
+)
+def test_a_missing_library_is_said_with_its_extra(module, name, needs, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SpecError) as caught:
+        composer.compose(BY_TYPE, env=f"pettingzoo:{name}")
+    assert str(caught.value) == (
+        f"the environment 'pettingzoo:{name}' cannot be made: it needs {needs}: "
+        'pip install "perception-composer[pettingzoo]"'
+    )
