@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import torch
@@ -35,6 +35,10 @@ from composer.trust import allow_list, import_allowed
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.collector import collection_paused
+
+if TYPE_CHECKING:
+    from composer.export import ExportReport
+    from composer.export_network import ExportPart
 
 __all__ = ["Model", "compose", "load"]
 
@@ -154,6 +158,27 @@ class Model(nn.Module):
         from composer.diagram import draw
 
         return draw(self, path)
+
+    def export(
+        self,
+        path: str | FilePath,
+        *,
+        part: ExportPart = "policy",
+        unroll: int | None = None,
+        actor: Any = None,
+    ) -> ExportReport:
+        """Write a file that runs without this library: ``.onnx``, or ``.pt2`` of torch.export. The batch may vary.
+
+        ``part`` "policy" gives logits and the deterministic action as the environment takes it, "critic" values,
+        "model" both. With memory the state is an input and an output; ``unroll`` makes it so many steps at once. Of
+        several policies, ``actor`` says which. The file is kept if it gives what the model gives over 50 random steps.
+
+        Raises ExportError, and then leaves no file, with everything that stands in the way.
+        """
+        # Not above: torch's exporters take as long to import as torch itself.
+        from composer.export import export_model
+
+        return export_model(self, path, part=part, unroll=unroll, actor=actor)
 
     def save(self, path: str | FilePath) -> None:
         """Write weights, spec, spaces and seed to one safetensors file; it appears whole or not at all.

@@ -1,0 +1,243 @@
+"""A model as a file that runs without this library: ``.onnx`` or ``.pt2``, kept only if it computes the same."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from composer.checkpoint import CheckpointError, plain_spec, replace_with
+from composer.export_files import FORMATS, METADATA, FileFormat, MissingExtraError, trace
+from composer.export_network import ExportedNetwork, ExportPart, Value
+from composer.export_parity import (
+    BATCHES,
+    STEPS,
+    TOLERANCE,
+    Difference,
+    largest_difference,
+    random_inputs,
+)
+from composer.policy import Policy
+from composer.source import dump_yaml
+from composer.space_json import space_to_json
+from perception_blocks.block import PerceptionBlock, block_name
+from perception_blocks.ensemble import EnsembleBlock
+
+__all__ = ["METADATA", "ExportError", "ExportReport", "export_model"]
+
+PARTS: dict[str, str] = {
+    "policy": "logits and the deterministic action",
+    "critic": "values",
+    "model": "both",
+}
+LARGEST_ONNX = 2**31  # bytes; a limit of protobuf
+
+
+class ExportError(ValueError):
+    """Why there is no file; the message says everything that stands in the way, and what to do."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written to ``path``: its inputs and outputs, and how far from the model's they were at most."""
+
+    path: Path
+    inputs: list[Value] = field(repr=False)
+    outputs: list[Value] = field(repr=False)
+    difference: float
+
+    def __str__(self) -> str:
+        lines = ["inputs", *(f"  {value}" for value in self.inputs)]
+        lines += ["outputs", *(f"  {value}" for value in self.outputs)]
+        sizes = ", ".join(map(str, BATCHES[:-1])) + f" and {BATCHES[-1]}"
+        lines += [
+            f"{STEPS} steps with batches of {sizes}: at most {self.difference:.1e} from the model"
+        ]
+        return "\n".join([*lines, f"wrote {self.path}"])
+
+
+def export_model(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    part: ExportPart = "policy",
+    unroll: int | None = None,
+    actor: Any = None,
+) -> ExportReport:
+    """Write ``model`` to ``path``, as `Model.export` says. Raises ExportError, and then writes nothing."""
+    target = Path(path)
+    chosen = _format(target)
+    policy, critic = _parts_of(model, part, actor)
+    problems = [
+        *_problems_of_arguments(part, unroll, critic),
+        *_problems_of(policy, critic, part, chosen),
+    ]
+    if problems:
+        raise ExportError(f"{os.fspath(path)!r} cannot be exported: " + "\n  ".join(problems))
+    network = _network(policy, critic, part, unroll)
+    program = _traced(network)
+    metadata = _metadata(model, network, actor)
+    worst = Difference("", 0.0, 0, 0)
+
+    def write(temporary: str) -> None:
+        nonlocal worst
+        chosen.write(program, network, metadata, temporary)
+        worst = largest_difference(network, chosen.read(temporary))
+        if not worst.size <= TOLERANCE:
+            raise ExportError(_unequal(target, worst))
+
+    try:
+        replace_with(target, write)
+    except CheckpointError as error:
+        raise ExportError(str(error)) from error
+    inputs, outputs = list(network.inputs.values()), list(network.outputs.values())
+    return ExportReport(target, inputs, outputs, worst.size)
+
+
+def _format(path: Path) -> FileFormat:
+    chosen = FORMATS.get(path.suffix)
+    if chosen is None:
+        kinds = " or ".join(FORMATS)
+        raise ExportError(f"{str(path)!r} must end in {kinds}, which says what kind of file it is")
+    try:
+        chosen.require()
+    except MissingExtraError as error:
+        raise ExportError(str(error)) from error
+    return chosen
+
+
+def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy, Any]:
+    """The policy and critic that are exported; of several policies the one of ``actor``."""
+    if isinstance(model.policy, Policy):
+        if actor is not None:
+            raise ExportError(f"this model has one policy, and none of its own for {actor!r}")
+        return model.policy, model.critic
+    names = ", ".join(map(repr, model.policy.actors.names))
+    if actor is None:
+        raise ExportError(f"this model has several policies; export one of them: actor= {names}")
+    if part != "policy":
+        raise ExportError(
+            f"of a model with several policies part='policy' is exported, not {part!r}"
+        )
+    return model.policy[actor], None
+
+
+def _problems_of_arguments(part: str, unroll: Any, critic: Any) -> Iterator[str]:
+    if part not in PARTS:
+        known = ", ".join(f"{name!r} ({what})" for name, what in PARTS.items())
+        yield f"part is one of {known}, got {part!r}"
+    elif part != "policy" and critic is None:
+        yield f"part={part!r} needs a critic, and the spec has none"
+    if unroll is not None and (
+        not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1
+    ):
+        yield f"unroll is a number of steps, got {unroll!r}"
+
+
+def _problems_of(policy: Policy, critic: Any, part: str, chosen: FileFormat) -> Iterator[str]:
+    runs_policy = part != "critic" or bool(getattr(critic, "shared", ()))
+    modules: dict[str, nn.Module] = {"policy": policy} if runs_policy else {}
+    if part != "policy" and critic is not None:
+        modules["critic"] = critic
+    tensors = [t for m in modules.values() for t in m.state_dict(keep_vars=True).values()]
+    if any(tensor.is_meta for tensor in tensors):
+        yield "the model has no weights yet; call materialize first"
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if chosen is FORMATS[".onnx"] and size >= LARGEST_ONNX:
+        yield f"{size / 2**30:.1f} GiB of weights do not fit into an .onnx file; write a .pt2 file"
+    for method, what in (("act", "how it acts"), ("preprocess", "what it reads")):
+        if runs_policy and policy.users_own(method) is not None:
+            owner = type(policy.network.module).__name__
+            yield f"{owner!r} defines {method}(), which decides {what} and is Python that no file holds"
+    if getattr(critic, "takes_action", False) and part != "policy":
+        yield "the critic values actions, which is not exported; part='policy' is what acts"
+    for name, module in modules.items():
+        yield from _limits(name, module)
+
+
+def _limits(name: str, root: nn.Module) -> Iterator[str]:
+    """The blocks that say themselves that they cannot be exported."""
+    for path, module in root.named_modules(prefix=name):
+        if isinstance(module, PerceptionBlock) and "export" in module.limits:
+            yield f"{path!r} is a block {block_name(module)!r}, which cannot: {module.limits['export']}"
+        if isinstance(module, EnsembleBlock):  # its copies are no children where they are stacked
+            yield from _limits(path, module.network)
+
+
+def _network(policy: Policy, critic: Any, part: ExportPart, unroll: int | None) -> ExportedNetwork:
+    """A copy as it is for use: on the CPU, in eval mode, in float32 at least."""
+    policy, critic = copy.deepcopy((policy, critic if part != "policy" else None))
+    narrow = torch.finfo(policy.dtype).bits < 32
+    for module in filter(None, (policy, critic)):
+        module.to(device="cpu", dtype=torch.float32 if narrow else policy.dtype).eval()
+    network = ExportedNetwork(policy, critic, part, unroll).eval()
+    with torch.no_grad():
+        inputs = next(random_inputs(network, 2, 1))
+        states = {k: v[:2] for k, v in network.example(2).items() if k not in inputs}
+        network({**inputs, **states})  # names the outputs, in their order
+    return network
+
+
+def _traced(network: ExportedNetwork) -> Any:
+    try:
+        return trace(network)
+    except Exception as error:
+        place = _failing_module(network, error)
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(f"{place} cannot be traced: {type(error).__name__}: {reason}") from error
+
+
+def _failing_module(network: ExportedNetwork, error: BaseException) -> str:
+    """The innermost module of the model in which ``error`` was raised, by its path and class."""
+    names: dict[int, str] = {}
+    for part, module in (("policy", network.policy), ("critic", network.critic)):
+        if module is not None:
+            names |= {id(inner): name for name, inner in module.named_modules(prefix=part)}
+            names[id(module.network.module)] = part
+    found, trace_back = network, error.__traceback__
+    while trace_back is not None:
+        owner = trace_back.tb_frame.f_locals.get("self")
+        found = owner if id(owner) in names else found
+        trace_back = trace_back.tb_next
+    return f"{names.get(id(found), 'the model')!r} ({type(found).__qualname__})"
+
+
+def _unequal(path: Path, worst: Difference) -> str:
+    return (
+        f"{str(path)!r} is not kept: its output {worst.output!r} differs from the model's by {worst.size:.1e} "
+        f"(step {worst.step} with a batch of {worst.batch}), more than {TOLERANCE:.0e}"
+    )
+
+
+def _metadata(model: Any, network: ExportedNetwork, actor: Any) -> dict[str, Any]:
+    """What a file says of itself, in JSON."""
+    policy = network.policy
+    try:
+        spec = dump_yaml(plain_spec(model.source.data))
+    except CheckpointError:  # it holds a class or function without a name
+        spec = None
+    return {
+        "format_version": 1,
+        "part": network.part,
+        "unroll": network.steps,
+        "actor": None if actor is None else str(actor),
+        "inputs": {name: _described(value) for name, value in network.inputs.items()},
+        "outputs": {name: _described(value) for name, value in network.outputs.items()},
+        "state": {v.name: v.next for v in network.inputs.values() if v.kind == "state"},
+        "observation_space": space_to_json(policy.observation_space),
+        "action_space": space_to_json(policy.action_space),
+        "spec": spec,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def _described(value: Value) -> dict[str, Any]:
+    dtype = str(value.dtype).removeprefix("torch.")
+    return {"kind": value.kind, "key": value.key, "shape": list(value.axes), "dtype": dtype}

@@ -1,0 +1,144 @@
+"""The two kinds of exported files: ONNX, and torch's own program. Each is written, read back and run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from composer.export_network import ExportedNetwork
+
+__all__ = ["FORMATS", "METADATA", "FileFormat", "MissingExtraError", "trace"]
+
+METADATA = "perception_composer"  # the name under which a file says what it is
+Runner = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+EXAMPLE_BATCH = 3  # sizes 0 and 1 would be taken for constants
+
+
+class MissingExtraError(ImportError):
+    """A library that one kind of file needs is not installed."""
+
+
+class FileFormat(NamedTuple):
+    """How to write a program, and how to read the file again as something that runs on tensors by name."""
+
+    write: Callable[[ExportedProgram, ExportedNetwork, Mapping[str, Any], str], None]
+    read: Callable[[str], Runner]
+    needs: tuple[str, ...] = ()
+
+    def require(self) -> None:
+        """Raise MissingExtraError unless the libraries are there."""
+        missing = [name for name in self.needs if not _is_installed(name)]
+        if missing:
+            raise MissingExtraError(
+                f"an .onnx file needs {', '.join(missing)}: pip install 'perception-composer[onnx]'"
+            )
+
+
+def trace(network: ExportedNetwork) -> ExportedProgram:
+    """The program of ``network``; the batch, and every axis that is named, may have any size."""
+    names = {axis for v in network.inputs.values() for axis in v.axes if isinstance(axis, str)}
+    dims = {name: Dim(name) for name in sorted(names)}
+    shapes = {
+        name: {i: dims[axis] for i, axis in enumerate(value.axes) if isinstance(axis, str)}
+        for name, value in network.inputs.items()
+    }
+    example = network.example(EXAMPLE_BATCH)
+    with _silence(), torch.no_grad():
+        return torch.export.export(network, (example,), dynamic_shapes=(shapes,), strict=False)
+
+
+def _write_onnx(
+    program: ExportedProgram, network: ExportedNetwork, metadata: Mapping[str, Any], path: str
+) -> None:
+    with _silence(), torch.no_grad():
+        onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert onnx_program is not None
+    model = onnx_program.model
+    _give_own_outputs(model.graph)
+    for value, name in zip(model.graph.inputs, network.inputs, strict=True):
+        value.name = name
+    for value, name in zip(model.graph.outputs, network.outputs, strict=True):
+        value.name = name
+    model.metadata_props[METADATA] = json.dumps(metadata, allow_nan=False)
+    onnx_program.save(path)
+
+
+def _give_own_outputs(graph: Any) -> None:
+    """An output that is an input, or another output too, gets a value of its own, which can have its own name."""
+    from onnxscript import ir
+
+    taken = {id(value) for value in graph.inputs}
+    for index, value in enumerate(graph.outputs):
+        if id(value) in taken:
+            node = ir.node("Identity", [value])
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            graph.append(node)
+            graph.outputs[index] = value = node.outputs[0]
+        taken.add(id(value))
+
+
+def _read_onnx(path: str) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; what it warns of is the exporter's
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        arrays = session.run(names, {name: value.numpy() for name, value in inputs.items()})
+        return {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}  # type: ignore[arg-type]
+
+    return run
+
+
+def _write_program(
+    program: ExportedProgram, network: ExportedNetwork, metadata: Mapping[str, Any], path: str
+) -> None:
+    with _silence():
+        torch.export.save(
+            program, path, extra_files={METADATA: json.dumps(metadata, allow_nan=False)}
+        )
+
+
+def _read_program(path: str) -> Runner:
+    with _silence():
+        module = torch.export.load(path).module()
+    return lambda inputs: module(dict(inputs))
+
+
+FORMATS: dict[str, FileFormat] = {
+    ".onnx": FileFormat(_write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    ".pt2": FileFormat(_write_program, _read_program),
+}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Torch's exporters warn of their own code, and of libraries that a model has no use for."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
