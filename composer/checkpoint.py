@@ -196,30 +196,51 @@ def require_blocks(record: Record) -> None:
 
 def read_tensors(path: str | os.PathLike[str], record: Record) -> dict[str, Tensor]:
     """All tensors by state_dict name, tied ones included."""
-    tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    tensors = _all_tensors(path)
     return tensors | {
         name: tensors[stored] for name, stored in record.tied.items() if stored in tensors
     }
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, strict: bool) -> LoadReport:
-    """Copy ``tensors`` into ``module`` by name.
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of any safetensors file by name; of a checkpoint of ours, tied ones included."""
+    try:
+        record = read_record(path)
+    except CheckpointError:  # of others; what is no such file at all is refused below
+        return _all_tensors(path)
+    return read_tensors(path, record)
+
+
+def _all_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    strict: bool,
+    stored: Mapping[str, str] | None = None,
+) -> LoadReport:
+    """Copy ``tensors`` into ``module`` by name; ``stored`` says what the file calls those that it calls otherwise.
 
     Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
     """
     own = module.state_dict(keep_vars=True)
     report = LoadReport()
     for name, tensor in own.items():
+        other = (stored or {}).get(name, name)
+        where = "the file" if other == name else f"the file, as {other!r}"
         if name not in tensors:
             near = near_name(name, [n for n in tensors if n not in own])
             hint = f"; the file has {near!r}" if near else ""
             report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in the file{hint}")
         elif tensors[name].shape != tensor.shape:
             got, needed = format_shape(tensors[name].shape), format_shape(tensor.shape)
-            report.skipped.append(f"{name} is {got} in the file, the model needs {needed}")
+            report.skipped.append(f"{name} is {got} in {where}, the model needs {needed}")
         elif tensors[name].is_floating_point() != tensor.is_floating_point():
             got, needed = tensors[name].dtype, tensor.dtype
-            report.skipped.append(f"{name} is {got} in the file, the model needs {needed}")
+            report.skipped.append(f"{name} is {got} in {where}, the model needs {needed}")
         else:
             report.loaded.append(name)
     report.skipped += [

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "allow_list",
     "check_trusted",
     "import_allowed",
+    "import_object",
     "import_trusted",
 ]
 
@@ -96,16 +97,38 @@ def import_trusted(path: str, allow: Iterable[str], expected_base: type) -> type
     found = _find(path, [*allow, *homes, *(["torch.nn"] if homes else [])])
     if not isinstance(found, type):
         raise PathError(f"{path!r} is not a class but {_kind(found)}")
-    if not _is_within(found.__module__, [*allow, *homes]):
-        raise PathError(
-            f"{path!r} lives in {found.__module__!r}, outside the allowed modules "
-            f"({', '.join(allow) or 'none'}); name it by the module that defines it, and allow that one"
-        )
+    _require_home(path, found, allow, homes)
     if not issubclass(found, expected_base):
         home = expected_base.__module__.partition(".modules.")[0]  # torch.nn.Module
         base = f"{home}.{expected_base.__qualname__}"
         raise PathError(f"{path!r} is no subclass of {base}")
     return found
+
+
+def import_object(path: str, allow: Iterable[str]) -> Any:
+    """The function or other object at the dotted ``path``.
+
+    Raises PathError unless ``path`` is allowed and there; functions and classes must be written in an allowed module.
+    """
+    allow = list(allow)
+    problem = check_trusted(path, allow)
+    if problem or not _is_within(path, allow):  # torch.nn is free where a block is named, not here
+        raise PathError(problem or f"{path!r} is outside the allowed modules")
+    import_allowed(allow)
+    found = _find(path, allow)
+    if isinstance(found, type) or inspect.isroutine(found):
+        _require_home(path, found, allow)
+    return found
+
+
+def _require_home(path: str, found: Any, allow: list[str], homes: Sequence[str] = ()) -> None:
+    """Raise PathError unless ``found`` was written in an allowed module or one of ``homes``."""
+    home = getattr(found, "__module__", None) or "builtins"
+    if not _is_within(home, [*allow, *homes]):
+        raise PathError(
+            f"{path!r} lives in {home!r}, outside the allowed modules "
+            f"({', '.join(allow) or 'none'}); name it by the module that defines it, and allow that one"
+        )
 
 
 def _is_within(path: str, allow: Iterable[str]) -> bool:

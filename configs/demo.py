@@ -6,6 +6,7 @@ from pathlib import Path
 import gymnasium
 
 import composer
+from perception_blocks.registry import MissingExtraError
 
 CONFIGS = Path(os.path.relpath(Path(__file__).parent))  # summaries name the lines of these files
 OUT = CONFIGS.parent / "out"
@@ -16,7 +17,11 @@ ALLOW = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "demo"
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     for path in sorted(CONFIGS.glob("*.yaml")):
-        model = composer.compose(path, allow=ALLOW, seed=0)
+        try:
+            model = composer.compose(path, allow=ALLOW, seed=0)
+        except MissingExtraError as error:
+            print(f"\n=== {path} ===\nleft out: {error}")
+            continue
         print(f"\n=== {path} ===\n{model.summary()}")
         try:
             print(f"drawn as {model.draw(OUT / f'{path.stem}.png')}")

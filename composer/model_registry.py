@@ -1,0 +1,264 @@
+"""Models by name: what makes an actor, a critic or both of them, and the files that belong to it.
+
+A training config then says ``model: my_gru`` and nothing more. Nothing is imported until a part is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composer.source import load_source
+from composer.trust import allow_list, import_object
+from perception_blocks.registry import NameTakenError, UnknownNameError, did_you_mean
+
+__all__ = ["MODELS", "MissingPartError", "ModelRecord", "ModelRegistry", "SpecFactory"]
+__all__ += ["find_model", "record_of_spec"]
+
+# Part -> what messages call it, in the order of the 6-tuple.
+PARTS = {
+    "actor": "actor factory",
+    "critic": "critic factory",
+    "actor_critic": "actor-critic factory",
+    "vocabulary": "vocabulary file",
+    "weights": "weights file",
+    "tokenizer": "tokenizer",
+}
+IMPORTED = ("actor", "critic", "actor_critic", "tokenizer")  # text in these is a dotted path
+
+
+class MissingPartError(ValueError, AttributeError):
+    """A model has no such part; the message says which it has."""
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """All that belongs to one model; any part may be missing.
+
+    It unpacks as (actor, critic, actor_critic, vocabulary, weights, tokenizer), with None for what is missing; as an
+    attribute, a missing part raises MissingPartError. ``actor`` and ``critic`` are factories that return (training,
+    inference), ``actor_critic`` returns (actor training, actor inference, critic training, critic inference).
+
+    >>> record = ModelRecord("mine", {"vocabulary": "tokens.txt"})
+    >>> actor, critic, actor_critic, vocabulary, weights, tokenizer = record
+    >>> record.vocabulary
+    'tokens.txt'
+    >>> record.weights
+    Traceback (most recent call last):
+    ...
+    composer.model_registry.MissingPartError: the model 'mine' has no weights file; it has a vocabulary file
+    """
+
+    name: str
+    parts: Mapping[str, Any]
+    allow: tuple[str, ...] = ()  # modules that parts given as dotted paths may come from
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._part(part) for part in PARTS)
+
+    def __len__(self) -> int:
+        return len(PARTS)
+
+    def __getattr__(self, part: str) -> Any:
+        if part not in PARTS:
+            raise AttributeError(f"a model has no {part!r}{did_you_mean(part, PARTS)}", name=part)
+        value = self._part(part)
+        if value is None:
+            has = ", ".join(_article(PARTS[here]) for here in PARTS if here in self.parts)
+            raise MissingPartError(
+                f"the model {self.name!r} has no {PARTS[part]}; it has {has or 'no part at all'}"
+            )
+        return value
+
+    def _part(self, part: str) -> Any:
+        """The part, imported if it is given as a path; None where it is missing."""
+        value = self.parts.get(part)
+        if part in IMPORTED and isinstance(value, str):
+            return import_object(value, self.allow)
+        return value
+
+    def tokens(self, vocabulary_size: int | None = None) -> list[str]:
+        """The vocabulary file's tokens, one of each line, in the order of their numbers.
+
+        Raises ValueError for a file without tokens or with one twice, and where there are not ``vocabulary_size``.
+        """
+        path = Path(self.vocabulary)
+        if not path.is_file():
+            raise ValueError(f"the model {self.name!r}: there is no vocabulary file {str(path)!r}")
+        tokens = path.read_text(encoding="utf-8").splitlines()
+        twice = sorted({token for token in tokens if tokens.count(token) > 1})
+        if twice or not tokens:
+            why = f"holds {', '.join(map(repr, twice))} more than once" if twice else "is empty"
+            raise ValueError(f"the model {self.name!r}: the vocabulary file {str(path)!r} {why}")
+        if vocabulary_size not in (None, len(tokens)):
+            raise ValueError(
+                f"the model {self.name!r}: 'vocabulary_size' is {vocabulary_size}, but the vocabulary file "
+                f"{str(path)!r} has {len(tokens)} tokens"
+            )
+        return tokens
+
+
+@dataclass(frozen=True)
+class SpecFactory:
+    """One part of a model whose networks a spec describes; called with the vocabulary's size and the longest length."""
+
+    spec: Any
+    part: str
+    allow: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        *,
+        vocabulary_size: int,
+        max_length: int,
+        seed: int | None = None,
+        device: Any = "cpu",
+        overrides: Iterable[Any] = (),
+    ) -> tuple[Any, ...]:
+        """(training, inference), or all four of an actor and its critic; see `composer.token_views`."""
+        # Not above: naming a model needs neither torch nor gymnasium.
+        from composer.adapters.token_gym import token_spaces
+        from composer.model import compose
+        from composer.token_views import token_views
+
+        observation_space, action_space = token_spaces(vocabulary_size, max_length)
+        model = compose(
+            self.spec,
+            observation_space=observation_space,
+            action_space=action_space,
+            allow=self.allow,
+            overrides=overrides,
+            device=device,
+            seed=seed,
+        )
+        if self.part == "actor_critic":
+            return token_views(model.policy, model.critic)
+        return token_views(model.policy if self.part == "actor" else model.critic)
+
+
+def record_of_spec(name: str, spec: Any, allow: Iterable[str] = (), **files: Any) -> ModelRecord:
+    """The record of a spec (file, text or mapping); it has a critic where the spec has one."""
+    allow = allow_list(allow)
+    has_critic = "critic" in load_source(spec).data
+    made = ("actor", "critic", "actor_critic") if has_critic else ("actor",)
+    factories = {part: SpecFactory(spec, part, allow) for part in made}
+    return ModelRecord(name, {**factories, **_checked(name, files)}, allow)
+
+
+class ModelRegistry:
+    """Model records by name.
+
+    >>> models = ModelRegistry()
+    >>> @models.register("mine", "actor", vocabulary="tokens.txt")
+    ... def make_actor(vocabulary_size, max_length): ...
+    >>> models.get("mine").actor is make_actor
+    True
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, ModelRecord] = {}
+
+    def register(
+        self,
+        name: str,
+        part: str | None = None,
+        *,
+        spec: Any = None,
+        allow: Iterable[str] = (),
+        replace: bool = False,
+        **parts: Any,
+    ) -> Any:
+        """Give a model its name: by its ``parts``, by a ``spec``, or as the decorator of the factory that is ``part``.
+
+        A factory may be given as a dotted path; it may then be imported from the modules in ``allow``. Decorators of
+        other parts add to the same name. Raises NameTakenError where a part is taken and ``replace`` is not set.
+        """
+        if part is not None:
+            _checked(name, {part: None, **parts})
+
+            def decorate(factory: Any) -> Any:
+                self._add(name, {part: factory, **parts}, allow, replace)
+                return factory
+
+            return decorate
+        if spec is not None:
+            record = record_of_spec(name, spec, allow, **parts)
+            parts = dict(record.parts)
+        return self._add(name, parts, allow, replace)
+
+    def _add(
+        self, name: str, parts: Mapping[str, Any], allow: Iterable[str], replace: bool
+    ) -> None:
+        old = None if replace else self._records.get(name)
+        taken = [part for part in _checked(name, parts) if old is not None and part in old.parts]
+        if taken:
+            words = ", ".join(PARTS[part] for part in taken)
+            raise NameTakenError(
+                f"the model {name!r} has its {words} already; choose another name, or pass replace=True"
+            )
+        before = old or ModelRecord(name, {})
+        allowed = tuple(dict.fromkeys([*before.allow, *allow_list(allow)]))
+        self._records[name] = ModelRecord(name, {**before.parts, **parts}, allowed)
+
+    def get(self, name: str) -> ModelRecord:
+        """Raises UnknownNameError, with a near name, for a model that nobody has registered."""
+        if name not in self._records:
+            known = f"; known are {', '.join(map(repr, self._records)) or 'none'}"
+            raise UnknownNameError(
+                f"unknown model {name!r}{did_you_mean(name, self._records) or known}"
+            )
+        return self._records[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+
+MODELS = ModelRegistry()
+
+
+def find_model(
+    model: Any, allow: Iterable[str] = (), models: ModelRegistry = MODELS
+) -> ModelRecord:
+    """What a training config means by ``model``: a name, the dotted path of a record, or a spec (file or mapping).
+
+    The whole config may be given, a mapping with the key ``model``. Raises ValueError for what is none of these;
+    a dotted path needs ``allow``.
+    """
+    if isinstance(model, ModelRecord):
+        return model
+    if isinstance(model, Mapping):
+        if "policy" in model:
+            return record_of_spec("spec", model, allow)
+        if "model" not in model:
+            raise ValueError("a training config names its 'model'; this one has no such key")
+        return find_model(model["model"], allow, models)
+    if isinstance(model, Path) or (isinstance(model, str) and model.endswith((".yaml", ".yml"))):
+        return record_of_spec(Path(model).stem, model, allow)
+    if not isinstance(model, str):
+        raise ValueError(
+            f"'model' is a name, a dotted path or a spec, got a {type(model).__name__}"
+        )
+    if model in models or "." not in model:
+        return models.get(model)
+    found = import_object(model, allow)
+    if not isinstance(found, ModelRecord):
+        raise ValueError(f"{model!r} is no ModelRecord but a {type(found).__name__}")
+    return found
+
+
+def _checked(name: str, parts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``parts`` themselves. Raises ValueError for one that no model has."""
+    for part in parts:
+        if part not in PARTS:
+            hint = did_you_mean(part, PARTS) or f"; it may have {', '.join(map(repr, PARTS))}"
+            raise ValueError(f"the model {name!r} cannot have a part {part!r}{hint}")
+    return parts
+
+
+def _article(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
