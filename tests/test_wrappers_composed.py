@@ -598,6 +598,21 @@ def test_a_wrong_wrap_is_said_with_its_place(tmp_path, wrap, message):
     assert f"agent.yaml:{message}" in str(error.value)
 
 
+def test_actors_are_wrapped_one_by_one():
+    spec = {"version": 1, "policy": {"template": {}, "wrap": ["argmax_sample"]}}
+    actors = {
+        "observation_space": {"left": BOX, "right": BOX},
+        "action_space": {"left": spaces.Discrete(2), "right": spaces.Discrete(2)},
+    }
+    message = "'wrap' is for a policy of one actor; wrap each with composer.model_wrap(model.policy[actor], ...)"
+    with pytest.raises(composer.SpecError, match=re.escape(message)):
+        composer.compose(spec, **actors)
+    model = composer.compose({"version": 1, "policy": {"template": {}}}, **actors)
+    left = composer.model_wrap(model.policy["left"], "argmax_sample")
+    x = torch.randn(3)
+    assert left(x)["action"] == model.policy.act({"left": x}, deterministic=True)["left"]
+
+
 def test_everything_wrong_with_a_wrap_is_said_at_once(tmp_path):
     with pytest.raises(composer.SpecError) as error:
         compose_text(tmp_path, written("[targte, {hidden_stat: {}}, teacher]"))
