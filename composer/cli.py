@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         ("check", _check, "check a spec; with an environment its shapes too"),
         ("show", _show, "print shapes, parameters and FLOPs of every node"),
         ("draw", _draw, "draw policy and critic in one picture"),
+        ("export", _export, "write a file that runs without this library"),
     ):
         sub = command(name, run, text)
         sub.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="png, svg, pdf, html, dot or mmd by its suffix",
     )
+    _add_export_options(commands.choices["export"])
     blocks = command("blocks", _blocks, "list the blocks, or describe one")
     blocks.add_argument("name", metavar="NAME", nargs="?", help="a block (default: list all)")
     schema = command("schema", _schema, "print the JSON Schema of specs, for editors")
@@ -104,6 +106,20 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("first", metavar="A", help="a spec or a checkpoint")
     diff.add_argument("second", metavar="B", help="another one")
     return parser
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="onnx or pt2 by its suffix"
+    )
+    parser.add_argument(
+        "--part", choices=["policy", "critic", "model"], default="policy",
+        help="policy: logits and the deterministic action (default), critic: values, model: both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unroll", metavar="T", type=int, help="T steps at once (default: one step)"
+    )
+    parser.add_argument("--actor", metavar="KEY", help="which of several policies")
 
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
@@ -237,6 +253,24 @@ def _draw(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
     print(f"wrote {path}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    model = _compose(arguments).materialize()
+    if not _is_checkpoint(arguments.file):
+        print(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
+    from composer.checkpoint import CheckpointError
+    from composer.export import ExportError
+
+    try:
+        if _is_checkpoint(arguments.file):
+            model.load_weights(arguments.file)
+        report = model.export(
+            arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
+        )
+    except (CheckpointError, ExportError) as error:
+        raise _UserError(str(error)) from error
+    print(report)
 
 
 def _blocks(arguments: argparse.Namespace) -> None:
