@@ -48,10 +48,10 @@ def episode(model: composer.Model, name: str, seed: int = 0):
 
 
 @every_config
-def test_an_episode_is_played_to_its_end(name):
+def test_episodes_are_played_to_their_ends_and_not_everyone_is_always_there(name):
     torch.manual_seed(0)
     model = compose(name)
-    present = {tuple(observations) for observations, _ in episode(model, name, seed=1)}
+    present = {tuple(seen) for seed in range(4) for seen, _ in episode(model, name, seed)}
     assert len(present) > 1
 
 
