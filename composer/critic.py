@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,16 +15,76 @@ from perception_blocks.port import Port
 from perception_blocks.registry import Registry
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["CRITICS", "Critic", "CriticModule"]
+__all__ = ["CRITICS", "Critic", "CriticModule", "SpaceCritic", "count_returns", "shared_values"]
 
 CRITICS = Registry("critic kind")
 
 
 class CriticModule(NetworkModule):
-    """What the critics of one network share: reading observations and shared values, and values as numbers.
+    """What all critics of one network share: values as numbers, and on the scale of returns.
 
     ``value_normalizer`` has the statistics of the returns seen so far, where the spec asks for them, else it is None.
+    ``shared`` are the values of a policy that it reads.
     """
+
+    def __init__(
+        self,
+        network: Network,
+        reader: ValueReader,
+        *,
+        shared: tuple[str, ...],
+        dtype: torch.dtype,
+        value_normalizer: NormalizeBlock | None = None,
+    ) -> None:
+        super().__init__(network, dtype)
+        object.__setattr__(self, "value_normalizer", value_normalizer)
+        if value_normalizer is not None:
+            self._modules["value_normalizer"] = value_normalizer
+        self.reader = reader
+        self.shared = shared
+
+    value_normalizer: NormalizeBlock | None
+    takes_action = False
+    added: ClassVar[tuple[str, ...]] = ("value_normalizer",)  # children that its network has not
+
+    @property
+    def out_ports(self) -> dict[str, Port]:
+        """What it returns."""
+        normalized = self.value_normalizer is not None
+        return self.reader.ports(self.network.out_ports, normalized=normalized)
+
+    def own_children(self) -> dict[str, nn.Module]:
+        """What belongs to the critic and not to its network."""
+        children = self._modules.items()
+        return {name: child for name, child in children if name in self.added and child is not None}
+
+    def values_of(self, outputs: Tensors) -> Tensors:
+        """What the critic says of what its network gives."""
+        return self.reader(outputs, self.value_normalizer)
+
+    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+        """Count ``returns`` (any shape) into the statistics by which values are scaled.
+
+        Raises ValueError where the spec does not ask for them.
+        """
+        count_returns(self.value_normalizer, returns, self.device, group)
+
+    def merge_normalizer(self, other: Any) -> None:
+        """Count in the returns that ``other``, a critic of the same spec, has seen."""
+        if self.value_normalizer is not None:
+            self.value_normalizer.merge(other.value_normalizer)
+
+    def _judge(
+        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+    ) -> tuple[Tensors, State]:
+        """Values, and the state after. Raises ValueError for inputs of different batches."""
+        self.leading(inputs)  # else values of another batch would be broadcast
+        outputs, after = self.evaluate(inputs, state, resets, "critic", unroll)
+        return self.values_of(outputs), after
+
+
+class SpaceCritic(CriticModule):
+    """A critic that reads the observations of one Space, and what a policy shares."""
 
     def __init__(
         self,
@@ -36,66 +96,52 @@ class CriticModule(NetworkModule):
         dtype: torch.dtype,
         value_normalizer: NormalizeBlock | None = None,
     ) -> None:
-        super().__init__(network, dtype)
+        shared = tuple(name for name in shared if name in network.in_ports)
+        super().__init__(
+            network, reader, shared=shared, dtype=dtype, value_normalizer=value_normalizer
+        )
         object.__setattr__(self, "observer", observer)
-        object.__setattr__(self, "value_normalizer", value_normalizer)
-        if value_normalizer is not None:
-            self._modules["value_normalizer"] = value_normalizer
-        self.reader = reader
-        self.shared = tuple(name for name in shared if name in network.in_ports)
         self._keys = tuple(name for name in network.in_ports if name in observer.tree.ports)
 
     observer: Observer
-    value_normalizer: NormalizeBlock | None
-    takes_action = False
-    added: ClassVar[tuple[str, ...]] = ("value_normalizer",)  # children that its network has not
 
-    def own_children(self) -> dict[str, nn.Module]:
-        """What belongs to the critic and not to its network."""
-        children = self._modules.items()
-        return {name: child for name, child in children if name in self.added and child is not None}
+    def read(
+        self,
+        observations: Any,
+        shared: Mapping[str, Tensor] | None = None,
+        observer: Observer | None = None,
+    ) -> Tensors:
+        """What the network reads of the environment, by its own ``observer`` or another, and of the policy."""
+        observer = observer or self.observer
+        inputs = observer.read(observations, self._keys, self.dtype, self.device)
+        return inputs | shared_values(self.shared, shared)
 
-    @property
-    def out_ports(self) -> dict[str, Port]:
-        """What it returns."""
-        normalized = self.value_normalizer is not None
-        return self.reader.ports(self.network.out_ports, normalized=normalized)
 
-    def update_normalizer(self, returns: Any, group: Any = None) -> None:
-        """Count ``returns`` (any shape) into the statistics by which values are scaled.
+def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None) -> Tensors:
+    """The values ``names`` of a policy's outputs. Raises ValueError where they are missing."""
+    missing = [name for name in names if name not in (shared or {})]
+    if missing:
+        shown = ", ".join(map(repr, missing))
+        raise ValueError(
+            f"this critic reads {shown} of the policy; call critic(observations, shared=policy(observations)), "
+            "or the model itself"
+        )
+    return {name: shared[name] for name in names}  # type: ignore[index]
 
-        Raises ValueError where the spec does not ask for them.
-        """
-        if self.value_normalizer is None:
-            raise ValueError(
-                "this critic does not normalise its values; write normalize_value: true in it"
-            )
-        self.value_normalizer.update(torch.as_tensor(returns, device=self.device), group)
 
-    def _read(self, observations: Any, shared: Mapping[str, Tensor] | None) -> Tensors:
-        """What the network reads of the environment and of the policy."""
-        inputs = self.observer.read(observations, self._keys, self.dtype, self.device)
-        missing = [name for name in self.shared if name not in (shared or {})]
-        if missing:
-            names = ", ".join(map(repr, missing))
-            raise ValueError(
-                f"this critic reads {names} of the policy; call critic(observations, shared=policy(observations)), "
-                "or the model itself"
-            )
-        return inputs | {name: shared[name] for name in self.shared}  # type: ignore[index]
-
-    def _judge(
-        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
-    ) -> tuple[Tensors, State]:
-        """Values, and the state after. Raises ValueError for inputs of different batches."""
-        if len(inputs) > len(self._keys):
-            self.leading(inputs)  # else values of another batch would be broadcast
-        outputs, after = self.evaluate(inputs, state, resets, "critic", unroll)
-        return self.reader(outputs, self.value_normalizer), after
+def count_returns(
+    normalizer: NormalizeBlock | None, returns: Any, device: torch.device, group: Any
+) -> None:
+    """Count ``returns`` into ``normalizer``. Raises ValueError where there is none."""
+    if normalizer is None:
+        raise ValueError(
+            "this critic does not normalise its values; write normalize_value: true in it"
+        )
+    normalizer.update(torch.as_tensor(returns, device=device), group)
 
 
 @CRITICS.register("state")
-class Critic(CriticModule):
+class Critic(SpaceCritic):
     """The value of a state: ``critic(observations)["value"]`` has the shape (..., 1), ``critic.value`` gives (...).
 
     A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory
@@ -111,7 +157,7 @@ class Critic(CriticModule):
         shared: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """``{"value": (..., 1)}``, and what the value was made of; with memory (values, state)."""
-        values, after = self._judge(self._read(observations, shared), state, resets)
+        values, after = self._judge(self.read(observations, shared), state, resets)
         return (values, after) if self.has_memory else values
 
     def unroll(
@@ -123,7 +169,7 @@ class Critic(CriticModule):
         shared: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensors, State]:
         """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
-        return self._judge(self._read(observations, shared), state, resets, unroll=True)
+        return self._judge(self.read(observations, shared), state, resets, unroll=True)
 
     def value(self, observations: Any, *arguments: Any, **keywords: Any) -> Any:
         """The value alone, of shape (...); with memory (value, state)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,88 +14,72 @@ from composer.critic import Critic, CriticModule
 from composer.demand import Context, Demand
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from composer.network import Network
-from composer.observer import Observer
-from composer.spaces import SpaceTree
+from composer.roles import Role
 from composer.state_action import Q_VALUES, StateActionCritic
 from composer.value_heads import RAW_NAMES, ValueReader
 from perception_blocks.port import Port
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["build_critic"]
+__all__ = ["build_critic", "hide_policy_values", "value_demand", "value_normalizer"]
 
 Ports = Mapping[str, Port]
+Made = tuple[CriticModule, list[SeededConstruction]]
 
 
-def build_critic(
-    spec: ModelSpec,
-    observer: Observer,
-    action_tree: SpaceTree,
-    visible: Callable[[NetworkSpec], dict[str, Port]],
-    context: Context,
-    dtype: torch.dtype,
-) -> tuple[CriticModule, list[SeededConstruction]] | None:
-    """The critic of ``spec``, once its policy is built; None where there is none, or problems were noted.
+def build_critic(spec: ModelSpec, role: Role, dtype: torch.dtype) -> Made | None:
+    """The critic of ``spec`` for an environment with one Space, once its policy (``role``) is built.
 
-    ``visible`` gives the observations that a network may see.
+    None where there is none, or problems were noted.
     """
     if spec.critic is None:
         return None
-    network = _single_network(spec.critic, context)
-    _refuse_settings(spec.critic, context)
-    policy = spec.policy.networks[None]
-    if any(name not in context.shared for name in policy.shares):
+    network = _single_network(spec.critic, role.context)
+    _refuse_settings(spec.critic, role.context)
+    if any(name not in role.context.shared for name in role.network.shares):
         return None  # the policy failed: what it would share is not known
-    ports = {**visible(network), **context.shared}
+    ports = {**role.visible(network), **role.context.shared}
+    hide_policy_values(role.network, role.context)
+    if spec.critic.kind == "state_action":
+        return _state_action(spec.critic, network, ports, role, dtype)
+    return _state(spec.critic, network, ports, role, dtype)
+
+
+def hide_policy_values(policy: NetworkSpec, context: Context) -> None:
+    """Let a critic that reads what a policy does not share be told how to share it."""
     for name in (name for node in (policy.graph or {}).values() for name in node.writes):
         advice = f"share it: write shares: [{name}] in the policy"
         context.hidden.setdefault(name, f"belongs to the policy; {advice}")
-    settings = {"shared": policy.shares, "dtype": dtype}
-    if spec.critic.kind == "state_action":
-        actions = ActionInputs(action_tree)
-        return _state_action(spec.critic, network, ports, observer, actions, context, settings)
-    return _state(spec.critic, network, ports, observer, context, settings)
 
 
 def _state(
-    critic: CriticSpec,
-    spec: NetworkSpec,
-    ports: Ports,
-    observer: Observer,
-    context: Context,
-    settings: dict[str, Any],
-) -> tuple[CriticModule, list[SeededConstruction]] | None:
+    critic: CriticSpec, spec: NetworkSpec, ports: Ports, role: Role, dtype: torch.dtype
+) -> Made | None:
     """A critic of states; of one space the central value and the sum of differences are no other."""
-    demand = _demand(critic, {"value": (1,)}, {"value": "a critic"}, added=Critic.added)
-    built = build_network("critic", spec, ports, demand, context)
+    built = build_network("critic", spec, ports, value_demand(critic), role.context)
     if built is None:
         return None
     network, construction = built
-    reader = ValueReader(network.module, demand.heads)
-    normalizer = _value_normalizer(critic)
-    return Critic(network, observer, reader, value_normalizer=normalizer, **settings), [
-        construction
-    ]
+    made = Critic(
+        network, role.observer, ValueReader(network.module, ["value"]),
+        shared=role.network.shares, dtype=dtype, value_normalizer=value_normalizer(critic),
+    )  # fmt: skip
+    return made, [construction]
 
 
 def _state_action(
-    critic: CriticSpec,
-    spec: NetworkSpec,
-    ports: Ports,
-    observer: Observer,
-    actions: ActionInputs,
-    context: Context,
-    settings: dict[str, Any],
-) -> tuple[CriticModule, list[SeededConstruction]] | None:
+    critic: CriticSpec, spec: NetworkSpec, ports: Ports, role: Role, dtype: torch.dtype
+) -> Made | None:
     """A critic of actions: with a Q value for each choice where all are choices, else with the action as an input."""
-    demand, ports = _of_actions(critic, ports, actions, context)
-    built = build_network("critic", spec, ports, demand, context)
-    if built is None or _refuse_unread_actions(critic, built[0], actions, context):
+    actions = ActionInputs(role.actions)
+    demand, ports = _of_actions(critic, ports, actions, role.context)
+    built = build_network("critic", spec, ports, demand, role.context)
+    if built is None or _refuse_unread_actions(critic, built[0], actions, role.context):
         return None
     network, construction = built
-    reader = ValueReader(network.module, demand.heads)
     made = StateActionCritic(
-        network, observer, reader, actions,
-        copies=critic.ensemble, value_normalizer=_value_normalizer(critic), **settings,
+        network, role.observer, ValueReader(network.module, demand.heads), actions,
+        shared=role.network.shares, dtype=dtype, copies=critic.ensemble,
+        value_normalizer=value_normalizer(critic),
     )  # fmt: skip
     made.make_target()
     construction.when_weights_exist(made.make_target)
@@ -106,6 +90,7 @@ def _of_actions(
     critic: CriticSpec, ports: Ports, actions: ActionInputs, context: Context
 ) -> tuple[Demand, Ports]:
     """What a network that judges actions must give, and what it reads."""
+    added = StateActionCritic.added
     if actions.are_choices:
         reason = "is no input here: each choice of an action has a Q value of its own"
         context.hidden |= dict.fromkeys(actions.ports, reason)
@@ -115,24 +100,28 @@ def _of_actions(
         }
         logits = {name: (width,) for name, width in actions.widths.items()}
         injected = {"action_logits_shapes": logits}
-        return _demand(critic, heads, reasons, injected=injected), ports
+        return _demand(critic, heads, reasons, added, injected), ports
     for name in [name for name in actions.ports if name in ports]:
         message = (
             f"the observation {name!r} is called as the action is that the critic reads; "
             "rename it, or name it under 'ignore'"
         )
         context.problems.add(critic.path, message, key=True)
-    demand = _demand(critic, {"q_value": (1,)}, {"q_value": "a critic"})
+    demand = _demand(critic, {"q_value": (1,)}, {"q_value": "a critic"}, added)
     return demand, {**ports, **actions.ports}
+
+
+def value_demand(critic: CriticSpec) -> Demand:
+    """What a network that values states must give."""
+    return _demand(critic, {"value": (1,)}, {"value": "a critic"}, Critic.added)
 
 
 def _demand(
     critic: CriticSpec,
     heads: Mapping[str, tuple[int, ...]],
     reasons: Mapping[str, str],
-    *,
+    added: tuple[str, ...],
     injected: Mapping[str, Any] | None = None,
-    added: tuple[str, ...] = StateActionCritic.added,
 ) -> Demand:
     extras = tuple(f"{head}_{raw}" for head in heads for raw in RAW_NAMES)
     return Demand(
@@ -165,7 +154,7 @@ def _refuse_settings(critic: CriticSpec, context: Context) -> None:
         context.problems.add((*critic.path, "stack"), message, key=True)
 
 
-def _value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:
+def value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:
     return NormalizeBlock([(1,)], clip=None) if critic.normalize_value else None
 
 

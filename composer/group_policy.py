@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.actors import Actor
+from composer.construction import SeededConstruction
 from composer.network import (
     REGISTRIES,
     CustomNetwork,
@@ -23,8 +24,7 @@ from composer.network import (
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
-__all__ = ["GroupPolicy", "SeparatePolicies", "joined", "refuse_other_axes"]
-__all__ += ["weights_of"]
+__all__ = ["GroupPolicy", "SeparatePolicies", "refuse_other_axes", "stacked_networks"]
 
 Resets = Tensor | None
 TENSORS = [registry for registry in REGISTRIES if registry != "_modules"]
@@ -154,6 +154,19 @@ class SeparatePolicies(nn.Module):
         self.ensemble._load_from_state_dict(
             own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def stacked_networks(
+    built: Sequence[tuple[Network, SeededConstruction]], unlike: str | None
+) -> tuple[list[Network], EnsembleBlock | None, str | None]:
+    """Networks of agents over stacked weights, or as they are and why; ``unlike`` says how their forms differ."""
+    networks = [network for network, _ in built]
+    if unlike is not None:
+        return networks, None, unlike
+    members, ensemble, why_looped = joined(networks)
+    if ensemble is not None:
+        built[-1][1].when_weights_exist(lambda: ensemble.adopt(weights_of(networks)))
+    return members, ensemble, why_looped
 
 
 class _Member(Network):

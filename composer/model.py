@@ -31,6 +31,7 @@ from composer.source import Override, Source, dump_yaml, load_source
 from composer.space_json import spaces_to_json
 from composer.space_lookup import find_spaces, is_by_actor
 from composer.spec import read_spec
+from composer.structured_critic import StructuredCritic
 from composer.trust import allow_list, import_allowed
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
@@ -220,10 +221,10 @@ class Model(nn.Module):
     def merge_normalizers(self, other: Model) -> None:
         """Count in what the normalisers of ``other`` have seen, none of which may have been seen here."""
         self.policy.merge_normalizers(other.policy)
-        if self.critic is not None and self.critic.value_normalizer is not None:
-            self.critic.value_normalizer.merge(other._critic().value_normalizer)
+        if self.critic is not None:
+            self.critic.merge_normalizer(other._critic())
 
-    def _critic(self) -> CriticModule:
+    def _critic(self) -> CriticModule | StructuredCritic:
         if self.critic is None:
             raise ValueError("this model has no critic, and so no returns to normalise")
         return self.critic

@@ -11,15 +11,17 @@ from composer.actors import Actors
 from composer.build import build_network
 from composer.construction import SeededConstruction
 from composer.critic import CriticModule
+from composer.critic_groups import build_actor_critic
 from composer.critic_parts import build_critic
 from composer.demand import Context, Demand
 from composer.distributions import DISTRIBUTIONS
-from composer.group_policy import GroupPolicy, SeparatePolicies, joined, weights_of
+from composer.group_policy import GroupPolicy, SeparatePolicies, stacked_networks
 from composer.model_spec import ModelSpec
 from composer.network import Network
 from composer.policy import Policy
 from composer.roles import Group, Role, read_groups
 from composer.structured import StructuredPolicy
+from composer.structured_critic import StructuredCritic
 from composer.wrappers.composed import offer_of
 from composer.wrappers.wrapping import check_wrap
 
@@ -33,7 +35,7 @@ class Parts:
     """A policy and, where the spec has one, its critic; ``constructions`` give them their weights."""
 
     policy: Policy | StructuredPolicy
-    critic: CriticModule | None
+    critic: CriticModule | StructuredCritic | None
     constructions: list[SeededConstruction]
 
 
@@ -51,7 +53,10 @@ def build_parts(
     groups = read_groups(spec, context, spaces, actors)
     built = {group.name: _networks(group) for group in groups}
     _check_wrap(spec, context, actors, groups[0], built[groups[0].name])
-    critic = _critic(spec, actors, groups, context, dtype)
+    if actors is None:
+        critic = build_critic(spec, groups[0].roles[0], dtype)
+    else:
+        critic = build_actor_critic(spec, actors, groups, context, dtype)
     if not context.problems:
         for role in (role for group in groups for role in group.roles):
             role.refuse_unread()
@@ -116,19 +121,11 @@ def _policy_network(role: Role) -> BuiltNetwork | None:
 
 def _module(group: Group, built: list[BuiltNetwork], dtype: torch.dtype) -> Any:
     """The Policy that a group shares, or the policies of its agents over weights that are stacked where they can be."""
-    networks = [network for network, _ in built]
     if not group.separate:
-        return _policy(group.roles[0], networks[0], dtype)
-    if group.unlike is not None:
-        return SeparatePolicies(_policies(group, networks, dtype), None, group.unlike)
-    members, ensemble, why_looped = joined(networks)
-    if ensemble is not None:
-        built[-1][1].when_weights_exist(lambda: ensemble.adopt(weights_of(networks)))
-    return SeparatePolicies(_policies(group, members, dtype), ensemble, why_looped)
-
-
-def _policies(group: Group, networks: list[Network], dtype: torch.dtype) -> list[Policy]:
-    return [_policy(role, net, dtype) for role, net in zip(group.roles, networks, strict=True)]
+        return _policy(group.roles[0], built[0][0], dtype)
+    networks, ensemble, why_looped = stacked_networks(built, group.unlike)
+    policies = [_policy(role, net, dtype) for role, net in zip(group.roles, networks, strict=True)]
+    return SeparatePolicies(policies, ensemble, why_looped)
 
 
 def _policy(role: Role, network: Network, dtype: torch.dtype) -> Policy:
@@ -136,22 +133,3 @@ def _policy(role: Role, network: Network, dtype: torch.dtype) -> Policy:
         network, role.observer, role.actions, role.families,
         masks=role.masks, shares=role.network.shares, dtype=dtype,
     )  # fmt: skip
-
-
-# --- the critic -------------------------------------------------------------------------------------------------------
-
-
-def _critic(
-    spec: ModelSpec,
-    actors: Actors | None,
-    groups: list[Group],
-    context: Context,
-    dtype: torch.dtype,
-) -> tuple[CriticModule, list[SeededConstruction]] | None:
-    if actors is None:
-        role = groups[0].roles[0]
-        return build_critic(spec, role.observer, role.actions, role.visible, role.context, dtype)
-    if spec.critic is not None:
-        message = "critics of several actors are not supported yet; leave the critic out"
-        context.problems.add(spec.critic.path, message, key=True)
-    return None

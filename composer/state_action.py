@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from composer.action_inputs import ActionInputs
 from composer.blending import Buffers, blend
-from composer.critic import CRITICS, CriticModule
+from composer.critic import CRITICS, SpaceCritic
 from composer.network import Network, State, Tensors
 from composer.observer import Observer
 from composer.value_heads import ValueReader
@@ -24,7 +24,7 @@ Q_VALUES = "_q_values"  # after an action's name: what its choices are worth
 
 
 @CRITICS.register("state_action")
-class StateActionCritic(CriticModule):
+class StateActionCritic(SpaceCritic):
     """What an action is worth in a state, ``q_value`` (..., 1); of an ensemble (..., n, 1).
 
     Where all actions are choices the network gives ``<action>_q_values`` (..., choices), one for each choice, and needs
@@ -149,7 +149,7 @@ class StateActionCritic(CriticModule):
         shared: Mapping[str, Tensor] | None,
         unroll: bool = False,
     ) -> tuple[Tensors, State]:
-        inputs = self._read(observations, shared)
+        inputs = self.read(observations, shared)
         vectors: Tensors = {}
         if action is not None:
             vectors = self.actions.read(action, self.dtype, self.device)

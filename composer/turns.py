@@ -38,6 +38,7 @@ class Turn:
     seat: Seat
     state: State | None
     resets: Any
+    beside: dict[str, Any] = field(default_factory=dict)  # what is read beside the observation
     inputs: Tensors = field(default_factory=dict)
     leading: tuple[int, ...] = ()
     outputs: Tensors = field(default_factory=dict)

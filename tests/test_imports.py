@@ -27,12 +27,12 @@ COMPOSER = """
     block_words blocks_help block_pages spec_diff actors pettingzoo_spaces
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions schema template_kinds template starter
-    network construction demand roles value_heads custom_class build blending lowered_actions lowered_policy policy group_policy turns structured critic action_inputs state_action shared_state structured_critic critic_parts critic_groups
+    network construction demand roles value_heads custom_class build blending lowered_network lowered_actions lowered_policy policy group_policy turns structured critic action_inputs state_action shared_state structured_critic critic_parts critic_groups
     wrappers.interface wrappers.slots wrappers.composed wrappers.heads wrappers.samples wrappers.hybrid wrappers.combination
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     model_parts flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
-    checkpoint weights space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym token_views model_registry written_out cli __main__
+    lowered_model checkpoint weights space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym token_views model_registry written_out cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
