@@ -33,6 +33,10 @@ __all__ += [
 ]
 __all__ += ["wide"]
 
+FEW_NUMBERS = 32
+_is_compiling = torch.compiler.is_compiling
+# What torch.func.vmap and grad are at; None where they are not.
+_transformation = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 RuleProblem = tuple[int, str | None, str]
 DISTRIBUTIONS = Registry("distribution")
 DISTRIBUTIONS.register_all(
@@ -379,24 +383,27 @@ def check_temperature(temperature: float) -> None:
 def on_host(tensor: Tensor) -> bool:
     """Whether values can be looked at: not on an accelerator, which would have to wait, nor where code is traced."""
     return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        tensor.is_cpu
         and type(tensor) is Tensor
-        and not _is_transformed()
+        and not _is_compiling()
+        and _transformation() is None
     )
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func.vmap or grad are at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _refuse_no_numbers(logits: Tensor, key: str) -> None:
     """Raise ValueError for NaN and infinity; minus infinity is a choice that is never taken."""
-    if on_host(logits) and logits.numel() and not logits.max().item() < math.inf:  # NaN is no less
-        where = index_text(logits.isnan() | (logits == math.inf))
+    if not on_host(logits):
+        return
+    if logits.dim() == 1 and logits.numel() <= FEW_NUMBERS:  # Python adds them up in less time
+        total = sum(logits.tolist())
+    else:
+        total = logits.sum().item()
+    if total - total == 0:  # a number, and so are all of them
+        return
+    wrong = logits.isnan() | (logits == math.inf)
+    if bool(wrong.any()):
         raise ValueError(
-            f"the logits of action {key!r} are NaN or infinite{where}; "
+            f"the logits of action {key!r} are NaN or infinite{index_text(wrong)}; "
             "look for NaN in the observations, the state and the weights"
         )
 
