@@ -1,6 +1,7 @@
 """Two views of one network over tokens: one acts step by step, the other reads whole sequences at once to train.
 
-They share every module, so what trains the one changes the other. Inference at length k is training at place k - 1.
+They share every module, train and eval mode included, so what trains the one changes the other. Inference at
+length k is training at place k - 1.
 """
 
 from __future__ import annotations
