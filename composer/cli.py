@@ -190,23 +190,27 @@ def _init(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
     module, colon, _ = (arguments.env or "").partition(":")
-    allow = dict.fromkeys([*arguments.allow, *([module] if colon else [])])
+    from composer.trust import PETTINGZOO
+
+    own = [module] if colon and module != PETTINGZOO else []
+    allow = dict.fromkeys([*arguments.allow, *own])
     options = "".join(f" --allow {name}" for name in allow)
     print(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
 
 
 def _start(arguments: argparse.Namespace) -> str:
     """A first spec for an environment."""
-    from composer.space_lookup import make_environment
+    from composer.actor_starter import starting_actor_spec
+    from composer.space_lookup import environment_spaces, is_by_actor, make_environment
     from composer.starter import starting_spec
     from composer.trust import import_allowed
 
     import_allowed(arguments.allow)
     env = make_environment(arguments.env)
     try:
-        return starting_spec(
-            env.observation_space, env.action_space, arguments.env, arguments.allow
-        )
+        spaces = environment_spaces(env)
+        write = starting_actor_spec if is_by_actor(spaces[0]) else starting_spec
+        return write(*spaces, arguments.env, arguments.allow)
     except ValueError as error:
         raise _UserError(str(error)) from error
     finally:
@@ -257,8 +261,6 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     model = _compose(arguments).materialize()
-    if not _is_checkpoint(arguments.file):
-        print(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
     from composer.checkpoint import CheckpointError
     from composer.export import ExportError
 
@@ -270,6 +272,8 @@ def _export(arguments: argparse.Namespace) -> None:
         )
     except (CheckpointError, ExportError) as error:
         raise _UserError(str(error)) from error
+    if not _is_checkpoint(arguments.file):
+        print(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
     print(report)
 
 

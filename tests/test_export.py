@@ -1,0 +1,517 @@
+"""Exported files give what the model gives, name what they take, and do not exist where they would not."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
+from torch import nn
+
+import composer
+from composer.cli import main
+from composer.export import METADATA, ExportError
+from composer.export_files import FORMATS
+from composer.space_samples import SpaceSampler
+from composer.spaces import flatten_space
+from perception_blocks import BLOCKS, PerceptionBlock
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PATHS = sorted(CONFIGS.glob("*.yaml"))
+MODULES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.name != "demo.py")
+
+MLP = """
+version: 1
+policy:
+  graph:
+    latent: {block: dense, in: observation, hidden_units: [16], activation: tanh}
+  heads: {in: latent}
+critic:
+  graph:
+    value: {block: linear_output, in: observation, output_units: 1}
+"""
+MEMORY = """
+version: 1
+normalize: [speed]
+policy:
+  action_mask: {go: legal}
+  graph:
+    both: {block: concat, in: [speed, place]}
+    memory: {block: lstm, in: both, hidden_units: 8, num_layers: 2}
+  heads: {in: memory}
+  shares: [memory]
+critic:
+  graph:
+    memory_of_values: {block: gru, in: [memory], hidden_units: 4}
+"""
+MEMORY_SPACES = {
+    "observation_space": Dict(
+        speed=Box(-1, 1, (3,), np.float64),
+        place=Box(-np.inf, np.inf, (2,)),
+        legal=MultiBinary(5),
+    ),
+    "action_space": Dict(
+        go=Discrete(5, start=3),
+        turn=Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 4.0], np.float32)),
+        gears=MultiDiscrete([2, 3]),
+    ),
+}
+
+
+def mlp(**keywords):
+    spaces = {"observation_space": Box(-1, 1, (4,)), "action_space": Discrete(2)}
+    return composer.compose(keywords.pop("spec", MLP), **{**spaces, **keywords}, seed=0)
+
+
+def remembering():
+    model = composer.compose(MEMORY, **MEMORY_SPACES, seed=0)
+    model.update_normalizers({"speed": np.random.default_rng(0).normal(3, 2, (64, 3))})
+    return model
+
+
+class OnnxFile:
+    """A file in ONNX Runtime, by name."""
+
+    def __init__(self, path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        self.session = onnxruntime.InferenceSession(str(path))
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+        found = self.session.get_modelmeta().custom_metadata_map[METADATA]
+        self.metadata = json.loads(found)
+
+    def __call__(self, inputs):
+        arrays = {name: np.asarray(value) for name, value in inputs.items()}
+        return dict(zip(self.outputs, self.session.run(None, arrays), strict=True))
+
+
+class ProgramFile:
+    """A file in torch.export."""
+
+    def __init__(self, path):
+        extra = {METADATA: ""}
+        self.module = torch.export.load(path, extra_files=extra).module()
+        self.metadata = json.loads(extra[METADATA])
+        self.inputs, self.outputs = list(self.metadata["inputs"]), list(self.metadata["outputs"])
+
+    def __call__(self, inputs):
+        outputs = self.module({name: torch.as_tensor(value) for name, value in inputs.items()})
+        return {name: value.detach().numpy() for name, value in outputs.items()}
+
+
+READERS = {".onnx": OnnxFile, ".pt2": ProgramFile}
+every_kind = pytest.mark.parametrize("suffix", READERS)
+
+
+def exported(model, folder, suffix, **keywords):
+    path = folder / f"model{suffix}"
+    model.export(path, **keywords)
+    assert [found.name for found in folder.iterdir()] == [path.name]
+    return READERS[suffix](path)
+
+
+def message(model, path, **keywords):
+    with pytest.raises(ExportError) as error:
+        model.export(path, **keywords)
+    assert not Path(path).exists()
+    return str(error.value)
+
+
+# --- what is in a file ---
+
+
+@every_kind
+def test_a_policy_gives_logits_and_the_action_it_would_take(suffix, tmp_path):
+    model = mlp()
+    file = exported(model, tmp_path, suffix)
+    assert (file.inputs, file.outputs) == (["observation"], ["logits", "action"])
+    for batch in (1, 5, 64):
+        observation = np.random.default_rng(0).normal(size=(batch, 4)).astype(np.float32)
+        outputs = file({"observation": observation})
+        expected = model.policy(observation)["action"].detach().numpy()
+        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+        acts = model.policy.act(observation, deterministic=True)
+        np.testing.assert_array_equal(outputs["action"], acts)
+        assert outputs["action"].dtype == acts.dtype
+
+
+@every_kind
+def test_a_file_with_memory_plays_fifty_steps_like_the_model(suffix, tmp_path):
+    model = remembering()
+    file = exported(model, tmp_path, suffix)
+    states = ["memory/h", "memory/c"]
+    assert file.inputs == ["speed", "place", "legal", *states, "resets"]
+    assert file.metadata["state"] == {name: f"next/{name}" for name in states}
+    sampler = SpaceSampler(model.policy.observer.tree, 1)
+    ours = model.policy.initial_state(3)
+    theirs = {name: value.numpy() for name, value in ours.items()}
+    resets = torch.rand(50, 3) < 0.2
+    for t in range(50):
+        observation = sampler.draw((3,), model.policy.observer.tree.leaves)
+        observation["legal"][:, 2] = 1
+        numpy = {name: value.numpy() for name, value in observation.items()}
+        outputs = file({**numpy, **theirs, "resets": resets[t].numpy()})
+        action, ours = model.policy.act(numpy, ours, resets[t], deterministic=True)
+        for name, value in action.items():
+            np.testing.assert_allclose(outputs[f"action/{name}"], value, atol=1e-5)
+            assert outputs[f"action/{name}"].dtype == value.dtype
+        theirs = {name: outputs[f"next/{name}"] for name in theirs}
+
+
+def test_an_unrolled_file_is_as_many_steps_of_the_model(tmp_path):
+    model = remembering().eval()
+    file = exported(model, tmp_path, ".pt2", unroll=4, part="model")
+    sampler = SpaceSampler(model.policy.observer.tree, 2)
+    observation = sampler.draw((3, 4), model.policy.observer.tree.leaves)
+    observation["legal"][:] = 1
+    state, resets = model.initial_state(3), torch.rand(3, 4) < 0.3
+    outputs = file({**observation, **state, "resets": resets})
+    for t in range(4):
+        step = {name: value[:, t] for name, value in observation.items()}
+        logits, values, state = model(step, state, resets[:, t])
+        for name in model.policy.logits_shapes:
+            torch.testing.assert_close(
+                torch.as_tensor(outputs[f"logits/{name}"][:, t]), logits[name], atol=1e-5, rtol=1e-5
+            )
+        np.testing.assert_allclose(outputs["value"][:, t], values["value"].detach(), atol=1e-5)
+    for name, value in state.items():
+        np.testing.assert_allclose(outputs[f"next/{name}"], value.detach(), atol=1e-5)
+
+
+def test_a_critic_that_reads_the_policy_has_it_inside(tmp_path):
+    file = exported(remembering(), tmp_path, ".pt2", part="critic")
+    assert "value" in file.outputs
+    assert not any(name.startswith(("logits", "action")) for name in file.outputs)
+    assert "policy/memory/h" in file.inputs
+
+
+def test_names_that_are_taken_by_observations_are_told_apart(tmp_path):
+    spaces = {"observation_space": Dict(action=Box(-1, 1, (2,)), value=Box(-1, 1, (2,)))}
+    spec = """
+    version: 1
+    policy:
+      graph: {latent: {block: dense, in: action, hidden_units: 8}}
+      heads: {in: latent}
+    critic:
+      graph: {latent: {block: dense, in: value, hidden_units: 8}}
+    """
+    file = exported(mlp(spec=spec, **spaces), tmp_path, ".onnx", part="model")
+    assert file.inputs == ["action", "value"]
+    assert file.outputs == ["logits", "output/action", "output/value"]
+
+
+def test_a_head_that_hands_its_input_through_has_a_name_of_its_own(tmp_path):
+    spaces = {"observation_space": Box(-1, 1, (2,)), "action_space": Box(-np.inf, np.inf, (1,))}
+    spec = """
+    version: 1
+    policy:
+      graph: {same: {block: flatten, in: observation}}
+      heads: {action: {in: same, block: flatten}}
+    """
+    file = exported(mlp(spec=spec, **spaces), tmp_path, ".onnx")
+    assert (file.inputs, file.outputs) == (["observation"], ["logits", "action"])
+
+
+def test_a_set_of_any_size_goes_in_padded_with_its_mask(tmp_path):
+    spaces = {
+        "observation_space": Dict(things=Sequence(Box(-1, 1, (2,)), stack=True)),
+        "action_space": Discrete(3),
+    }
+    spec = """
+    version: 1
+    normalize: [things]
+    policy:
+      graph: {all: {block: deep_set, in: things, hidden_units: 8}}
+      heads: {in: all}
+    """
+    model = mlp(spec=spec, **spaces)
+    file = exported(model, tmp_path, ".onnx")
+    assert file.inputs == ["things", "things:mask"]
+    assert file.metadata["inputs"]["things"]["shape"] == ["batch", "things_mask", 2]
+    for batch, size in ((1, 1), (4, 9)):
+        things = np.random.default_rng(0).normal(size=(batch, size, 2)).astype(np.float32)
+        inputs = {"things": things, "things:mask": np.arange(size) < np.full((batch, 1), size - 1)}
+        expected = model.policy({k: torch.as_tensor(v) for k, v in inputs.items()})["action"]
+        np.testing.assert_allclose(file(inputs)["logits"], expected.detach(), atol=1e-5)
+
+
+def test_a_file_says_what_it_is(tmp_path):
+    file = exported(mlp(), tmp_path, ".onnx")
+    assert file.metadata["part"] == "policy"
+    assert file.metadata["inputs"]["observation"] == {
+        "kind": "observation",
+        "key": "observation",
+        "shape": ["batch", 4],
+        "dtype": "float32",
+    }
+    assert file.metadata["action_space"]["n"] == 2
+    assert composer.compose(file.metadata["spec"], **mlp_spaces()).policy.logits_shapes
+
+
+def mlp_spaces():
+    return {"observation_space": Box(-1, 1, (4,)), "action_space": Discrete(2)}
+
+
+def test_exporting_changes_nothing_in_the_model(tmp_path):
+    model = mlp().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    model.export(tmp_path / "model.pt2")
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_narrow_weights_are_exported_as_float32(tmp_path):
+    model = mlp(dtype=torch.bfloat16)
+    file = exported(model, tmp_path, ".pt2")
+    outputs = file({"observation": np.ones((2, 4), np.float32)})
+    assert outputs["logits"].dtype == np.float32
+    assert model.policy.dtype == torch.bfloat16
+
+
+def test_samples_of_a_space_are_batches_in_its_own_dtypes():
+    space = Dict(a=Discrete(3, start=2), b=Box(0, 255, (2, 2), np.uint8), c=Sequence(Discrete(4)))
+    tree = flatten_space(space, "observation")
+    drawn = SpaceSampler(tree, 0).draw((2, 3), tree.leaves)
+    assert {key: value.dtype for key, value in drawn.items()} == {
+        "a": torch.int64,
+        "b": torch.uint8,
+        "c": torch.int64,
+        "c:mask": torch.bool,
+    }
+    assert drawn["b"].shape == (2, 3, 2, 2)
+    assert int(drawn["a"].min()) >= 2
+    again = SpaceSampler(tree, 0).draw((2, 3), tree.leaves)
+    assert all(torch.equal(value, again[key]) for key, value in drawn.items())
+
+
+# --- what is no file ---
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    path = str(tmp_path / "model.pt")
+    expected = f"{path!r} must end in .onnx or .pt2, which says what kind of file it is"
+    assert message(mlp(), path) == expected
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    expected = "an .onnx file needs onnxscript: pip install 'perception-composer[onnx]'"
+    assert message(mlp(), tmp_path / "model.onnx") == expected
+
+
+def test_everything_that_stands_in_the_way_is_said_at_once(tmp_path):
+    model = mlp(spec=MLP.partition("critic:")[0], device="meta")
+    path = str(tmp_path / "model.pt2")
+    assert message(model, path, part="critic", unroll=0).splitlines() == [
+        f"{path!r} cannot be exported: part='critic' needs a critic, and the spec has none",
+        "  unroll is a number of steps, got 0",
+    ]
+    expected = "the model has no weights yet; call materialize first"
+    assert message(model, path) == f"{path!r} cannot be exported: {expected}"
+    unknown = "part is one of 'policy' (logits and the deterministic action), 'critic' (values), 'model' (both), got 'all'"
+    assert unknown in message(mlp(), path, part="all")
+
+
+def test_a_file_that_would_be_different_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt2"
+    path.write_text("the old one")
+    real = FORMATS[".pt2"]
+
+    def read(name):
+        run = real.read(name)
+        return lambda inputs: {k: v + (v.dtype == torch.float32) for k, v in run(inputs).items()}
+
+    monkeypatch.setitem(FORMATS, ".pt2", real._replace(read=read))
+    with pytest.raises(ExportError) as error:
+        mlp().export(path)
+    assert re.fullmatch(
+        rf"{str(path)!r} is not kept: its output 'logits' differs from the model's by \d\.\de[+-]\d\d "
+        r"\(step \d+ with a batch of \d\), more than 1e-04",
+        str(error.value),
+    )
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 2.0])
+def test_wrong_actions_and_numbers_that_are_none_are_differences(wrong, tmp_path, monkeypatch):
+    real = FORMATS[".pt2"]
+
+    def spoilt(name, value):
+        return value * wrong if name == "logits" else 1 - value if wrong == 2.0 else value
+
+    def read(name):
+        run = real.read(name)
+        return lambda inputs: {
+            k: value if k == "logits" and wrong == 2.0 else spoilt(k, value)
+            for k, value in run(inputs).items()
+        }
+
+    monkeypatch.setitem(FORMATS, ".pt2", real._replace(read=read))
+    output = "action" if wrong == 2.0 else "logits"
+    assert f"its output {output!r} differs" in message(mlp(), tmp_path / "model.pt2")
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    folder = str(tmp_path / "none")
+    expected = f"cannot be saved: there is no folder {folder!r}"
+    assert message(mlp(), f"{folder}/model.pt2") == expected
+
+
+class Limited(PerceptionBlock):
+    """A block that says itself that it cannot be exported."""
+
+    limits = {"export": "its library has no rule for it"}
+
+    def forward(self, x_F):
+        return x_F
+
+
+def test_a_block_that_cannot_be_exported_is_named_with_the_reason(tmp_path):
+    BLOCKS.register("limited", Limited)
+    spec = MLP.replace(
+        "dense, in: observation, hidden_units: [16], activation: tanh", "limited, in: observation"
+    )
+    path = str(tmp_path / "model.pt2")
+    expected = "'policy.latent' is a block 'limited', which cannot: its library has no rule for it"
+    assert message(mlp(spec=spec), path) == f"{path!r} cannot be exported: {expected}"
+
+
+class LooksAtData(nn.Module):
+    """What it computes depends on what the numbers are."""
+
+    def __init__(self, in_features=4):
+        super().__init__()
+        self.linear = nn.Linear(in_features, 4)
+
+    def forward(self, x):
+        return self.linear(x) if x.is_meta or float(x.sum()) > 0 else x
+
+
+class Decides(nn.Module):
+    """A policy that acts by itself, on observations of its own making."""
+
+    def __init__(self, obs_shapes, action_logits_shapes):
+        super().__init__()
+        self.inner = LooksAtData()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, inputs):
+        return {"action": self.out(self.inner(inputs["observation"]))}
+
+
+class Acts(Decides):
+    def act(self, observation):
+        return 0
+
+    def preprocess(self, observation):
+        return observation
+
+
+def test_a_class_that_cannot_be_traced_is_named(tmp_path):
+    spec = {"version": 1, "policy": {"_target_": Decides}}
+    text = message(mlp(spec=spec), tmp_path / "model.pt2")
+    assert text.startswith("'policy.inner' (LooksAtData) cannot be traced: GuardOnDataDependent")
+
+
+def test_a_class_that_acts_by_itself_is_named(tmp_path):
+    spec = {"version": 1, "policy": {"_target_": Acts}}
+    path = str(tmp_path / "model.pt2")
+    assert message(mlp(spec=spec), path).splitlines() == [
+        f"{path!r} cannot be exported: 'Acts' defines act(), which decides how it acts and is Python that no file holds",
+        "  'Acts' defines preprocess(), which decides what it reads and is Python that no file holds",
+    ]
+
+
+def test_an_actor_of_a_model_with_one_policy_is_refused(tmp_path):
+    expected = "this model has one policy, and none of its own for 'left'"
+    assert message(mlp(), tmp_path / "model.pt2", actor="left") == expected
+
+
+# --- the command line ---
+
+
+def test_a_checkpoint_is_exported_with_its_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = composer.compose(CONFIGS / "cartpole.yaml", seed=3)
+    model.save("agent.safetensors")
+    assert main(["export", "agent.safetensors", "-o", "agent.pt2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.fullmatch(
+        r"inputs\n  observation \(batch, 4\) float32\n"
+        r"outputs\n  logits \(batch, 2\) float32\n  action \(batch,\) int64\n"
+        r"50 steps with batches of 1, 2 and 7: at most \S+ from the model\nwrote agent.pt2\n",
+        out,
+    )
+    outputs = ProgramFile("agent.pt2")({"observation": np.ones((1, 4), np.float32)})
+    logits = model.policy(np.ones((1, 4), np.float32))["action"].detach().numpy()
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-5)
+
+
+def test_a_spec_is_exported_with_weights_that_are_not_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "agent.yaml").write_text((CONFIGS / "cartpole.yaml").read_text())
+    command = ["export", "agent.yaml", "-o", "agent.pt2", "--part", "critic"]
+    assert main(command) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "agent.yaml is no checkpoint: its weights are drawn, not trained"
+
+
+def test_what_cannot_be_exported_is_answered_in_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "agent.yaml").write_text((CONFIGS / "cartpole.yaml").read_text())
+    assert main(["export", "agent.yaml", "-o", "agent.tflite"]) == 1
+    out, err = capsys.readouterr()
+    expected = "'agent.tflite' must end in .onnx or .pt2, which says what kind of file it is"
+    assert (out, err) == ("", f"composer export: {expected}\n")
+
+
+# --- every example ---
+
+
+def config(path, monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS)
+    return composer.compose(path, allow=MODULES, seed=0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", ["policy", "model"])
+@every_kind
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_config_is_exported(path, suffix, part, tmp_path, monkeypatch):
+    model = config(path, monkeypatch)
+    if isinstance(model.policy, composer.Policy):
+        exported(model, tmp_path, suffix, part=part)
+    else:
+        for actor in model.policy.actors.names:
+            model.export(tmp_path / f"{actor.replace('/', '_')}{suffix}", actor=actor)
+
+
+@pytest.mark.full
+@every_kind
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_config_with_memory_is_exported_unrolled(path, suffix, tmp_path, monkeypatch):
+    model = config(path, monkeypatch)
+    if isinstance(model.policy, composer.Policy) and model.has_memory:
+        exported(model, tmp_path, suffix, part="model", unroll=4)
+
+
+def test_a_file_plays_its_environment(tmp_path):
+    model = composer.compose(CONFIGS / "continuous.yaml", seed=0)
+    file = exported(model, tmp_path, ".pt2")
+    env = gymnasium.make("Pendulum-v1")
+    observation, _ = env.reset(seed=0)
+    for _ in range(20):
+        action = file({"observation": observation[None]})["action"][0]
+        assert env.action_space.contains(action)
+        observation, *_ = env.step(action)
+    env.close()
