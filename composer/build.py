@@ -62,7 +62,12 @@ def build_network(
         network = custom_network(spec, ports, demand, context, construction)
     else:
         network = _graph_network(spec, ports, demand, context, construction)
-    return None if network is None else (network, construction)
+    if network is None:
+        return None
+    if context.meta:
+        network.has_weights = False
+        construction.when_weights_exist(network.weights_exist)
+    return network, construction
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------

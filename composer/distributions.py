@@ -394,10 +394,8 @@ def _refuse_no_numbers(logits: Tensor, key: str) -> None:
     """Raise ValueError for NaN and infinity; minus infinity is a choice that is never taken."""
     if not on_host(logits):
         return
-    if logits.dim() == 1 and logits.numel() <= FEW_NUMBERS:  # Python adds them up in less time
-        total = sum(logits.tolist())
-    else:
-        total = logits.sum().item()
+    few = logits.dim() == 1 and logits.numel() <= FEW_NUMBERS  # Python adds them up in less time
+    total = sum(logits.tolist()) if few else logits.sum().item()
     if total - total == 0:  # a number, and so are all of them
         return
     wrong = logits.isnan() | (logits == math.inf)

@@ -35,6 +35,11 @@ class Network:
     out_ports: dict[str, Port]
     state_shapes: dict[str, Shape]
     owns_weights = True  # whether ``module`` holds them
+    has_weights = True  # else it is on the meta device so far
+
+    def weights_exist(self) -> None:
+        """Called once they do."""
+        self.has_weights = True
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Outputs; memory starts from zero."""
@@ -229,8 +234,12 @@ class NetworkModule(nn.Module):
     ) -> tuple[Tensors, State]:
         """Outputs and the state after; ``name`` is what the caller of this network calls it.
 
-        Raises ValueError for a state or resets that do not fit the inputs.
+        Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights so far.
         """
+        if not self.network.has_weights:
+            raise ValueError(
+                "this model has no weights so far; call model.materialize(device) first"
+            )
         if not self.has_memory:
             if state:
                 raise ValueError(f"this {name} has no memory; call it without a state")

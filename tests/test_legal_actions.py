@@ -1,9 +1,12 @@
 """Whatever the action space and the distribution: act returns what the space contains, and its log_prob is finite."""
 
+import copy
+import re
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from hypothesis import given, settings
@@ -144,3 +147,105 @@ def test_act_is_legal_and_has_a_finite_log_prob_in_every_space(drawn):
     if all(leaf.space.dtype != np.longdouble for leaf in policy.action_tree.leaves.values()):
         tensors = as_arrays(policy.act(torch.from_numpy(observations[:50]), generator=generator))
         assert all(space.contains(element(tensors, index)) for index in range(50))
+
+
+def head_of(policy):
+    """The layer whose bias the logits are, once its weights are zero."""
+    (linear,) = (
+        m for m in policy.modules() if isinstance(m, torch.nn.Linear) and m.out_features != 8
+    )
+    torch.nn.init.zeros_(linear.weight)
+    return linear.bias
+
+
+@pytest.mark.parametrize(
+    ("name", "logits", "expected"),
+    [
+        # A tanh, or the mode of a beta, between the bounds -2 to 6 and 10 to 11.
+        ("squashed_gaussian", [0.0, 0.5, 0.0, 0.0], [2.0, 10.5 + 0.5 * np.tanh(0.5)]),
+        ("squashed_gaussian", [30.0, -30.0, 0.0, 0.0], [6.0, 10.0]),
+        ("beta", [1.0, 1.0, 1.0, 1.0], [2.0, 10.5]),
+        ("beta", [np.log(np.e**3 - 1), 0.0, np.log(np.e - 1), 40.0], [-2 + 8 * 0.75, 10 + np.log(2) / (40 + np.log(2))]),
+        ("gaussian", [0.5, 12.0, 0.0, 0.0], [0.5, 11.0]),  # clipped: its numbers are the action's own
+    ],
+)  # fmt: skip
+def test_an_action_is_rescaled_to_the_bounds_by_its_distribution(name, logits, expected):
+    space = spaces.Box(np.array([-2, 10], np.float32), np.array([6, 11], np.float32))
+    policy = compose(space, [{"action": "action", "distribution": name}]).policy
+    with torch.no_grad():
+        head_of(policy).copy_(torch.tensor(logits))
+    action = policy.act(np.zeros(3, np.float32), deterministic=True)
+    np.testing.assert_allclose(action, expected, rtol=1e-5)
+
+
+def test_a_discrete_action_counts_from_the_start_of_its_space():
+    policy = compose(spaces.Discrete(3, start=-7), []).policy
+    with torch.no_grad():
+        head_of(policy).copy_(torch.tensor([0.0, 0.0, 30.0]))
+    action = policy.act(np.zeros(3, np.float32))
+    assert action == -5
+    assert policy.from_environment(action) == 2
+
+
+def refuse(message, call, *arguments, **keywords):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call(*arguments, **keywords)
+
+
+def test_what_act_cannot_use_is_refused_in_words():
+    policy = compose(spaces.Dict(move=spaces.Discrete(3), aim=spaces.Box(-1, 1, (2,))), []).policy
+    seen = np.zeros((4, 3), np.float32)
+    refuse(
+        "the mask of action 'move' has the shape (5, 3), its logits have (4, 3)",
+        policy.act, seen, mask={"move": np.ones((5, 3), bool)},
+    )  # fmt: skip
+    none_in_row_2 = np.ones((4, 3), bool)
+    none_in_row_2[2] = False
+    refuse(
+        "the mask of action 'move' leaves no legal choice at index (2,); each row needs a nonzero element",
+        policy.act, seen, mask={"move": none_in_row_2},
+    )  # fmt: skip
+    seen[1, 2] = np.nan
+    refuse(
+        "the logits of action 'move' are NaN or infinite at index (1, 0); "
+        "look for NaN in the observations, the state and the weights",
+        policy.act, seen,
+    )  # fmt: skip
+    refuse(
+        "'move' is 3, outside of Discrete(3)", policy.from_environment, {"move": 3, "aim": [0, 0]}
+    )
+
+
+def test_a_model_without_weights_does_not_act():
+    spec = "version: 1\npolicy:\n  template: {}\n"
+    model = composer.compose(
+        spec, observation_space=SEEN, action_space=spaces.Discrete(2), device="meta"
+    )
+    message = "this model has no weights so far; call model.materialize(device) first"
+    seen = np.zeros(3, np.float32)
+    refuse(message, model.policy.act, seen)
+    copied = copy.deepcopy(model)
+    copied.materialize("cpu").policy.act(seen)
+    refuse(message, model, seen)
+    model.materialize("cpu").policy.act(seen)
+
+
+def test_a_state_that_does_not_fit_is_refused_in_words():
+    spec = "version: 1\npolicy:\n  template: {memory: {block: gru, hidden_units: 4}}\n"
+    policy = composer.compose(spec, observation_space=SEEN, action_space=spaces.Discrete(2)).policy
+    seen = np.zeros((5, 3), np.float32)
+    state = policy.initial_state(5)
+    refuse(
+        "the state 'memory/h' must have the shape (5, 1, 4), got (2, 1, 4)",
+        policy.act, seen, policy.initial_state(2),
+    )  # fmt: skip
+    refuse(
+        "the state is a dict of tensors, as policy(observations, state, resets) returns it, got a ndarray",
+        policy.act, seen, np.ones(5, bool),
+    )  # fmt: skip
+    refuse(
+        "the state 'memory/h' must be a tensor, got a ndarray",
+        policy.act, seen, {"memory/h": np.zeros((5, 1, 4))},
+    )  # fmt: skip
+    refuse("the state needs 'memory/h', got 'h'", policy.act, seen, {"h": state["memory/h"]})
+    refuse("resets must have the shape (5,), got (4,)", policy.act, seen, state, np.ones(4, bool))
