@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,15 @@ class SpaceCritic(CriticModule):
         self._keys = tuple(name for name in network.in_ports if name in observer.tree.ports)
 
     observer: Observer
+
+    def with_network(self, network: Network) -> Self:
+        """The same critic over another network of the same form."""
+        critic = type(self)(
+            network, self.observer, self.reader, shared=self.shared, dtype=self.dtype
+        )
+        critic._device = self.device
+        object.__setattr__(critic, "value_normalizer", self.value_normalizer)
+        return critic
 
     def read(
         self,

@@ -11,7 +11,7 @@ from composer.critic import CriticModule
 from composer.group_policy import GroupPolicy
 from composer.network import NetworkModule
 from composer.policy import Policy
-from composer.structured import StructuredPolicy
+from composer.turns import ActorModule
 
 __all__ = ["Cast", "casts_of", "parts_of", "short_name"]
 
@@ -33,21 +33,14 @@ class Cast:
 def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
     """The networks of a Model (or the policy or critic itself) by name; empty for any other module.
 
-    Those of a policy for several actors are called "policy/<group>".
+    Those of a policy or critic for several actors are called "policy/<group>" and "critic/<group>".
     """
-    if isinstance(net, NetworkModule):
-        return {"critic" if isinstance(net, CriticModule) else "policy": net}
-    policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
-    if isinstance(policy, Policy):
-        parts: dict[str, NetworkModule] = {"policy": policy}
-    else:
-        parts = {name: part for name, part, _ in _group_parts(net)}
-    return {**parts, "critic": critic} if parts and isinstance(critic, CriticModule) else parts
+    return {name: part for name, part, _ in _all_parts(net)}
 
 
 def casts_of(net: nn.Module) -> dict[str, Cast]:
-    """For whom each of the parts acts; empty for a model of one Space."""
-    return {name: cast for name, _, cast in _group_parts(net)}
+    """For whom each of the parts is; empty for a model of one Space."""
+    return {name: cast for name, _, cast in _all_parts(net) if cast is not None}
 
 
 def short_name(part: str, name: str) -> str:
@@ -60,23 +53,27 @@ def short_name(part: str, name: str) -> str:
     return f"{group}/{name}" if group else name
 
 
-def _group_parts(net: nn.Module) -> list[tuple[str, Policy, Cast]]:
-    policy = net if isinstance(net, StructuredPolicy) else getattr(net, "policy", None)
-    if not isinstance(policy, StructuredPolicy):
+def _all_parts(net: nn.Module) -> list[tuple[str, NetworkModule, Cast | None]]:
+    if isinstance(net, NetworkModule):
+        return [("critic" if isinstance(net, CriticModule) else "policy", net, None)]
+    if isinstance(net, ActorModule):
+        return [part for group in net.groups for part in _parts_of_group(net.role, group)]
+    policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
+    if not isinstance(policy, Policy | ActorModule):
         return []
-    return [part for group in policy.groups for part in _parts_of_group(group)]
+    return [*_all_parts(policy), *(_all_parts(critic) if isinstance(critic, nn.Module) else [])]
 
 
-def _parts_of_group(group: GroupPolicy) -> list[tuple[str, Policy, Cast]]:
-    base = "policy" if group.name is None else f"policy/{group.name}"
+def _parts_of_group(role: str, group: GroupPolicy) -> list[tuple[str, NetworkModule, Cast | None]]:
+    base = role if group.name is None else f"{role}/{group.name}"
     names = tuple(actor.name for actor in group.actors)
-    if isinstance(group.module, Policy):
+    if isinstance(group.module, NetworkModule):
         return [(base, group.module, Cast(names))]
-    policies, why = group.module.policies, group.module.why_looped
-    ports = [(policy.network.in_ports, policy.network.out_ports) for policy in policies]
+    networks, why = group.module.policies, group.module.why_looped
+    ports = [(own.network.in_ports, own.network.out_ports) for own in networks]
     if all(own == ports[0] for own in ports):
         return [(base, group.module.policy_of(0), Cast(names, len(names), why))]
     return [
-        (f"{base}/{index}", policy, Cast((names[index],), 1, why))
-        for index, policy in enumerate(policies)
+        (f"{base}/{index}", own, Cast((names[index],), 1, why))
+        for index, own in enumerate(networks)
     ]

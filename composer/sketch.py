@@ -7,15 +7,17 @@ from dataclasses import replace
 
 from torch import nn
 
-from composer.critic import CriticModule
+from composer.critic import CriticModule, SpaceCritic
 from composer.demand import ENSEMBLE
 from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
-from composer.model_parts import casts_of, parts_of, short_name
+from composer.model_parts import Cast, casts_of, parts_of, short_name
 from composer.network import CopiedNetwork, Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
 from composer.rows import Row, RowPath, class_name, network_in
+from composer.shared_state import SharedStateCritic
 from composer.state_action import StateActionCritic
+from composer.structured_critic import PREV_VALUE
 from composer.summary import Summary, summarize
 from composer.typeset import typeset
 from perception_blocks.assemble import BuiltNode
@@ -36,7 +38,7 @@ def sketch(net: nn.Module) -> Picture:
     parts = parts_of(net)
     _refuse_plain([part.network.module for part in parts.values()] or [net])
     summary = summarize(net)
-    sketcher = _Sketcher(summary, {name: cast.words(2) for name, cast in casts_of(net).items()})
+    sketcher = _Sketcher(summary, casts_of(net))
     sketched: list[Part]
     if parts:
         sketched = sketcher.networks(parts)
@@ -78,47 +80,99 @@ def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str,
 class _Sketcher:
     """Makes leaves and clusters; tensors are named by where they are made."""
 
-    def __init__(self, summary: Summary, acting: Mapping[str, str]) -> None:
-        self._acting = acting  # for whom each part acts, in words
+    def __init__(self, summary: Summary, casts: Mapping[str, Cast]) -> None:
+        self._casts = casts
         self._rows = {row.path: row for row in summary.rows}
         self._heads = {(head.network, head.name): head for head in summary.heads}
         self._ours: set[nn.Module] = set()  # what critics add to their networks' children
+        self._inputs: dict[str, Leaf] = {}
+        self._made: dict[str, Values] = {}  # by network, its outputs
 
     def networks(self, parts: Mapping[str, NetworkModule]) -> list[Part]:
-        """Observations, then policy and critic as clusters."""
-        inputs: dict[str, Leaf] = {}
-        shared: Values = {}
+        """Observations, then policies and critics as clusters."""
         clusters: list[Part] = []
+        read = {key for part in parts.values() for key in getattr(part, "shared", ())}
         for name, part in parts.items():
-            self._ours |= (
-                set(part.own_children().values()) if isinstance(part, CriticModule) else set()
-            )
-            env: Values = {}
-            for key, port in _observations(part).items():
-                title = short_name(name, key)
-                leaf = inputs.setdefault(
-                    title, _input(("", title), title, port, _remark(name, parts, key))
-                )
-                env[key] = leaf.writes[0]
-            for key in getattr(part, "shared", ()):
-                if key not in shared:  # a critic that is drawn without its policy
-                    port = part.network.in_ports[key]
-                    leaf = inputs[f"policy: {key}"] = _input(("policy", key), key, port, "from the policy")  # fmt: skip
-                    shared[key] = leaf.writes[0]
-                env[key] = shared[key]
+            judges = isinstance(part, CriticModule)
+            self._ours |= set(part.own_children().values()) if judges else set()
+            env = self._observed(name, part, parts)
+            stacks = self._handed(name, part, env) if judges else []
             children, outputs = self._network(name, part.network, env)
-            read = getattr(parts.get("critic"), "shared", ())
+            children = [*stacks, *children]
             children += [
                 self._output(name, part, key, value, env)
                 for key, value in outputs.items()
-                if key not in read or name == "critic"
+                if key not in read or judges
             ]
-            shared |= outputs
-            remark = self._acting.get(name, "")
-            if isinstance(part, StateActionCritic):
-                remark = "and its target copy"
-            clusters.append(Cluster([name], children, network=True, remark=remark))
-        return [*inputs.values(), *clusters]
+            self._made[name] = outputs
+            clusters.append(Cluster([name], children, network=True, remark=self._about(name, part)))
+        return [*self._inputs.values(), *clusters]
+
+    def _about(self, name: str, part: NetworkModule) -> str:
+        """What stands beside a network's name."""
+        if isinstance(part, StateActionCritic):
+            return "and its target copy"
+        return self._casts[name].words(most=2) if name in self._casts else ""
+
+    def _observed(
+        self, name: str, part: NetworkModule, parts: Mapping[str, NetworkModule]
+    ) -> Values:
+        """The observations that a network reads."""
+        env: Values = {}
+        for key, port in _observations(part).items():
+            title = short_name(name, key)
+            leaf = self._inputs.setdefault(
+                title, _input(("", title), title, port, self._remark(name, parts, key))
+            )
+            env[key] = leaf.writes[0]
+        return env
+
+    def _remark(self, name: str, parts: Mapping[str, NetworkModule], key: str) -> str:
+        """What is said of an input that the network ``name`` is the first to read."""
+        part = parts[name]
+        if isinstance(part, StateActionCritic) and key in part.actions.ports:
+            return "the action"
+        owners, own, stacked = self._actors(name), key, ""
+        observers = [part.observer] if isinstance(part, Policy | SpaceCritic) else []
+        if isinstance(part, SharedStateCritic):
+            source = part.sources[key]
+            owners, own = source.actors, source.key
+            stacked = f"of {len(owners)} actors" if source.stacked else ""
+            observers = [part.observers[actor] for actor in owners]
+        normalized = "normalized" if any(own in one.keys for one in observers) else ""
+        acting = [parts[made] for made in self._makers(owners) if made in parts]
+        seen = any(own in _observations(policy) for policy in acting)
+        hidden = "only for the critic" if acting and not seen and part not in acting else ""
+        return ", ".join(filter(None, [stacked, normalized, hidden]))
+
+    def _handed(self, name: str, critic: CriticModule, env: Values) -> list[Part]:
+        """Put into ``env`` what a critic gets of other networks; what several of them share is stacked first."""
+        stacks: list[Part] = []
+        for key, (value, owners) in _handed_over(critic, self._actors(name)).items():
+            judged = [made for made in self._made if made.startswith("critic")]
+            makers = judged[-1:] if key == PREV_VALUE else self._makers(owners)
+            values = [self._made[made][value] for made in makers if value in self._made[made]]
+            if not values:  # a critic that is drawn without its policy
+                said = "of the step before" if key == PREV_VALUE else "from the policy"
+                title = short_name(name, key)
+                leaf = _input(("policy", title), title, critic.network.in_ports[key], said)
+                self._inputs[f"policy: {title}"] = leaf
+                values = leaf.writes
+            if len(values) > 1:
+                made = (OUTPUT, name, "stack", key)
+                lines = (f"{key} of {len(values)} groups",)
+                stacks.append(Leaf("opaque", ["stack"], ("stack", key), values, [made], lines))
+                values = [made]
+            env[key] = values[0]
+        return stacks
+
+    def _actors(self, name: str) -> tuple[str, ...]:
+        return self._casts[name].actors if name in self._casts else ()
+
+    def _makers(self, actors: Collection[str]) -> list[str]:
+        """The policies that act for any of ``actors``; of one Space, the only one."""
+        policies = [made for made in self._made if made.startswith("policy")]
+        return [made for made in policies if not actors or set(self._actors(made)) & set(actors)]
 
     def alone(self, net: InferenceBlock, path: RowPath) -> list[Part]:
         """An InferenceBlock with tensors of its own around it."""
@@ -306,20 +360,23 @@ def _kind_of(port: Port) -> str:
 
 def _observations(part: NetworkModule) -> dict[str, Port]:
     """What a network reads of the environment, and the observations that mask a policy's actions."""
-    shared = getattr(part, "shared", ())
-    ports = {key: port for key, port in part.network.in_ports.items() if key not in shared}
+    handed = _handed_over(part, ()) if isinstance(part, CriticModule) else ()
+    ports = {key: port for key, port in part.network.in_ports.items() if key not in handed}
     if isinstance(part, Policy):
         for key in part.masks.values():
             ports.setdefault(key, part.observer.tree.ports[key])
     return ports
 
 
-def _remark(name: str, parts: Mapping[str, NetworkModule], key: str) -> str:
-    """What is said of an input that the network ``name`` is the first to read."""
-    part = parts[name]
-    if isinstance(part, StateActionCritic) and key in part.actions.ports:
-        return "the action"
-    observer = part.observer if isinstance(part, Policy | CriticModule) else None
-    normalized = "normalized" if observer is not None and key in observer.keys else ""
-    hidden = "only for the critic" if name == "critic" and "policy" in parts else ""
-    return ", ".join(filter(None, [normalized, hidden]))
+def _handed_over(
+    critic: CriticModule, actors: tuple[str, ...]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The inputs of a critic that other networks make: what these call them, and of whom they are."""
+    if isinstance(critic, SharedStateCritic):
+        sources = critic.sources.items()
+        return {name: (own.key, own.actors) for name, own in sources if own.is_shared}
+    found = {name: (name, actors) for name in critic.shared}
+    known = critic.observer.tree.ports if isinstance(critic, SpaceCritic) else {}
+    if PREV_VALUE in critic.network.in_ports and PREV_VALUE not in known:
+        found.setdefault(PREV_VALUE, ("value", actors))
+    return found

@@ -173,9 +173,9 @@ def _targets(parts: Mapping[str, NetworkModule]) -> list[str]:
 
 
 def _acting(net: nn.Module) -> list[str]:
-    """For whom each part of a policy acts, and why some of them run one after the other."""
+    """For whom each part of a model is, and why some of them run one after the other."""
     return [
-        f"{name} acts {cast.words()}"
+        f"{name} {'is' if name.startswith('critic') else 'acts'} {cast.words()}"
         + (f"; they run one by one: {cast.why_looped}" if cast.why_looped else "")
         for name, cast in casts_of(net).items()
     ]
@@ -191,10 +191,11 @@ def _looped(rows: Sequence[Row]) -> list[str]:
 
 
 def _shared(parts: Mapping[str, NetworkModule]) -> list[str]:
-    critic = parts.get("critic")
-    if not isinstance(critic, CriticModule) or not critic.shared:
-        return []
-    return [f"the critic reads of the policy: {_names(critic.shared)}"]
+    return [
+        f"the {name} reads of the policy: {_names(part.shared)}"
+        for name, part in parts.items()
+        if isinstance(part, CriticModule) and part.shared
+    ]
 
 
 def _visible(net: nn.Module, parts: Mapping[str, NetworkModule]) -> list[str]:
