@@ -31,7 +31,7 @@ __all__ += [
     "on_host",
     "refuse_actions",
 ]
-__all__ += ["wide"]
+__all__ += ["refuse_no_numbers", "wide"]
 
 FEW_NUMBERS = 32
 _is_compiling = torch.compiler.is_compiling
@@ -184,7 +184,7 @@ class ActionDistributions(nn.Module):
         """
         parts = {}
         for key, name in self._names.items():
-            _refuse_no_numbers(logits[key], key)
+            refuse_no_numbers(logits[key], key)
             mask = None if masks is None else masks.get(key)
             parts[key] = self._modules[name](logits[key], mask, temperature)  # type: ignore[misc]
         return CompositeDistribution(parts)
@@ -390,7 +390,7 @@ def on_host(tensor: Tensor) -> bool:
     )
 
 
-def _refuse_no_numbers(logits: Tensor, key: str) -> None:
+def refuse_no_numbers(logits: Tensor, key: str) -> None:
     """Raise ValueError for NaN and infinity; minus infinity is a choice that is never taken."""
     if not on_host(logits):
         return
