@@ -319,7 +319,7 @@ class SquashedGaussian(_Normals):
         if not is_bounded(leaf):
             raise misfit("squashed_gaussian", leaf, "a Box action with finite bounds")
         super().__init__(leaf, log_std, init_log_std, log_std_range)
-        self._same_bounds = _keep_bounds(self, leaf)
+        self.same_bounds = _keep_bounds(self, leaf)
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
@@ -333,7 +333,7 @@ class SquashedGaussian(_Normals):
         return squashed(u, self._bounds(u.dtype))
 
     def _bounds(self, dtype: torch.dtype) -> Bounds:
-        return self._same_bounds or _kept_bounds(self, dtype)
+        return self.same_bounds or _kept_bounds(self, dtype)
 
 
 class Beta(ActionDistribution):
@@ -347,7 +347,7 @@ class Beta(ActionDistribution):
         if not is_bounded(leaf):
             raise misfit("beta", leaf, "a Box action with finite bounds")
         super().__init__(leaf, 2 * math.prod(leaf.shape))
-        self._same_bounds = _keep_bounds(self, leaf)
+        self.same_bounds = _keep_bounds(self, leaf)
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
@@ -357,7 +357,7 @@ class Beta(ActionDistribution):
         excess = functional.softplus(wide(logits)) / temperature
         shape = (*excess.shape[:-1], *self.action_shape)
         a, b = (part.reshape(shape) for part in excess.chunk(2, -1))
-        bounds = self._same_bounds or _kept_bounds(self, a.dtype)
+        bounds = self.same_bounds or _kept_bounds(self, a.dtype)
         return BetaDistribution(a, b, bounds, len(self.action_shape), key=self.key)
 
 

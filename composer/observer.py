@@ -42,6 +42,10 @@ class Observer:
         tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=wanted)
         if len(tensors) > 1:
             self.tree.leading(tensors)  # else a batch of one and one of many would be broadcast
+        return self.normalized(tensors, keys)
+
+    def normalized(self, tensors: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+        """The ``tensors`` called ``keys``, those to be normalised after it; their masks are among the tensors."""
         for key in self.keys:
             if key in keys:
                 tensors[key] = self._normalized(key, tensors)

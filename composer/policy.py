@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from composer.distributions import ActionDistributions, Distribution
+from composer.lowered_policy import LoweredPolicy
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.spaces import SpaceTree, holds_tensors, to_environment
@@ -40,7 +41,7 @@ class Policy(NetworkModule):
         self.action_tree = action_tree
         self.masks = dict(masks)  # action -> observation
         self.shares = shares
-        self._keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
+        self.read_keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
         self._modules["distributions"] = distributions
         if observer.normalizers:
             self._modules["normalizers"] = observer.normalizers
@@ -109,6 +110,10 @@ class Policy(NetworkModule):
             action = self.action_of(distribution, observation, deterministic, generator)
         return (action, after) if self.has_memory else action
 
+    def lower(self) -> LoweredPolicy:
+        """The same for acting, fast: straight-line code over the live parameters; it has ``act`` and can be called."""
+        return LoweredPolicy(self, Policy)
+
     def from_environment(self, action: Any) -> Any:
         """An environment's action (any leading axes) as the distribution has it: zero-based, tensors, flat keys.
 
@@ -158,7 +163,7 @@ class Policy(NetworkModule):
         own = self.users_own("preprocess")
         if own is not None:
             observations = own(observations)
-        return self.observer.read(observations, self._keys, self.dtype, self.device)
+        return self.observer.read(observations, self.read_keys, self.dtype, self.device)
 
     def distribution_of(
         self, outputs: Tensors, inputs: Tensors, mask: Any, temperature: float
@@ -179,10 +184,6 @@ class Policy(NetworkModule):
         generator: torch.Generator | None,
     ) -> Any:
         """An action that the environment accepts, tensor-valued as ``observation`` is."""
-        if self.device.type == "meta":
-            raise ValueError(
-                "this model has no weights so far, it is on the meta device; call model.materialize(device) before act"
-            )
         value = distribution.mode() if deterministic else distribution.sample(generator)
         flat = value if isinstance(value, dict) else {self._only: value}
         return to_environment(self.action_tree, flat, as_numpy=not holds_tensors(observation))

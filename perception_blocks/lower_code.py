@@ -96,6 +96,11 @@ class Guard:
         hooked = code.constant((*hooks, *GLOBAL_HOOKS))
         return f"any({hooked}) or [{seen}] != {code.constant(found)}"
 
+    def changed(self) -> Callable[[], bool]:
+        """A function that says whether something has changed."""
+        code = Code()
+        return code.function(f"def run(): return {self.write(code)}\n")
+
 
 def _hooks(module: nn.Module) -> Iterable[dict]:
     yield module._forward_pre_hooks
