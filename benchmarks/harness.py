@@ -111,8 +111,8 @@ def medians(
 ) -> list[float]:
     """Median seconds of one call of each, measured in turns, so that a slower minute slows all of them.
 
-    ``repeat`` calls make one measurement; by default as many as fill two milliseconds. The first ones warm up. The clock
-    counts the time that this process computes; what waits for a device or a file needs ``time.perf_counter``.
+    ``repeat`` calls make one measurement; by default as many as fill two milliseconds. The first ones warm up. The
+    clock counts the time that this process computes; what waits for a device or a file needs ``time.perf_counter``.
     """
     repeats = [repeat or repeats_of(call) for call in calls]
     times: list[list[float]] = [[] for _ in calls]

@@ -8,15 +8,12 @@ runs under a seed of its own; torch's global generator does not move.
 from __future__ import annotations
 
 import contextlib
-import functools
 import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 
 from composer.network import REGISTRIES
 from composer.tree import listing
@@ -29,6 +26,7 @@ from perception_blocks.init import (
     local_generator,
     random_states_kept,
 )
+from perception_blocks.meta import MetaMode
 
 __all__ = ["SeededConstruction", "chosen_seed", "on_cpu"]
 
@@ -76,7 +74,7 @@ class SeededConstruction(Construction):
         self, path: NodePath, factory: Callable[[], nn.Module], *, resettable: bool
     ) -> nn.Module:
         if resettable:
-            with _WithoutWeights():
+            with MetaMode():
                 block = factory()
             assert isinstance(block, PerceptionBlock)
             self._blocks[path] = block
@@ -117,7 +115,7 @@ class SeededConstruction(Construction):
                     self.draw(path, module, self._rules[path])
             module.to(device=device, dtype=dtype)
         for path, block in self._blocks.items():
-            block._apply(functools.partial(_allocated, device=device))
+            _allocate(block, device)
             tensors = (*block.parameters(), *block.buffers())
             if not is_built_in(block):  # a user's may forget a parameter; ours are tested for it
                 _poison(block)
@@ -143,35 +141,26 @@ class SeededConstruction(Construction):
             return self._seeded(path, factory)
 
 
-class _WithoutWeights(TorchFunctionMode):
-    """As under ``torch.device("meta")``, and no time is spent on drawing what is not there."""
+def _allocate(block: nn.Module, device: torch.device) -> None:
+    """Memory for all tensors of ``block``: what torch's ``to_empty`` does in three times the time.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _DRAWS:
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
-        elif func in _device_constructors() and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+    Modules that have something to add to a move (``_apply``) are asked to.
+    """
 
+    def memory(t: Tensor) -> Tensor:
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
 
-_DRAWS = {
-    Tensor.uniform_,
-    Tensor.normal_,
-    nn.init.constant_,
-    nn.init.kaiming_uniform_,
-    nn.init.normal_,
-    nn.init.uniform_,
-}
-
-
-def _allocated(tensor: Tensor, device: torch.device) -> Tensor:
-    """Memory for ``tensor``; what torch's ``to_empty`` does, which is slow on the meta device."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    for module in reversed(list(block.modules())):  # inner ones before those that hold them
+        if type(module)._apply is not nn.Module._apply:
+            module._apply(memory, recurse=False)
+            continue
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fresh = nn.Parameter(memory(parameter), parameter.requires_grad)
+                module._parameters[name] = fresh
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = memory(buffer)
 
 
 def _take_over(module: nn.Module, fresh: nn.Module) -> None:

@@ -20,6 +20,7 @@ from composer.model_spec import ModelSpec
 from composer.network import CopiedNetwork, CustomNetwork, NetworkModule
 from composer.policy import Policy
 from perception_blocks.assemble import BuiltNode
+from perception_blocks.block import is_built_in, is_torchs
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
@@ -119,6 +120,7 @@ class _Reader:
         self._seen: set[int] = set()
         self._ours: set[nn.Module] = set()  # what a Policy adds to its network's children
         self._copies = 1  # of the part that is being added
+        self._flops: dict[Any, int | None] = {}  # what nodes that do the same compute
 
     def add_part(self, path: RowPath, part: NetworkModule, copies: int = 1) -> None:
         """A policy or critic: its network (one of ``copies``), then the parameters of its distributions."""
@@ -169,7 +171,7 @@ class _Reader:
                 copies,
                 in_shapes=tuple(port.shape for port in node.in_ports),
                 out_shapes=tuple(port.shape for port in node.out_ports.values()),
-                flops=0 if nested else _node_flops(node, module, repeats),
+                flops=0 if nested else self._node_flops(node, module, repeats),
                 settings=node.settings,
                 memory="" if nested else _memory(node, module),
                 same_as=node.node.same_as,
@@ -178,6 +180,14 @@ class _Reader:
             if nested:
                 network, more = nested
                 self._add_nodes(below, network, depth + 1, repeats * more, copies * more)
+
+    def _node_flops(self, node: BuiltNode, module: nn.Module, repeats: int) -> int | None:
+        """FLOPs of ``repeats`` applications; nodes that do the same are counted once: a deep network has many."""
+        key = _same_work(node, module)
+        if key is None or key not in self._flops:
+            self._flops[key] = _flops_once(node, module)
+        flops = self._flops[key]
+        return None if flops is None else flops * repeats
 
     def _add_copies(self, path: RowPath, network: CopiedNetwork) -> None:
         """The ensemble of a class, of which one copy is listed."""
@@ -280,7 +290,19 @@ class _Reader:
         self.rows.append(Row(path, name, depth, block, parameters=count, position=place, **data))
 
 
-def _node_flops(node: BuiltNode, module: nn.Module, repeats: int) -> int | None:
+def _same_work(node: BuiltNode, module: nn.Module) -> Any:
+    """What nodes have in common that compute as much as each other; None where only the module itself could tell."""
+    made_here = isinstance(
+        node.node.block, str | type
+    )  # and so all that matters is in its settings
+    if not (made_here and (is_built_in(module) or is_torchs(module))):
+        return None
+    inputs = [(port.shape, port.dtype, port.cardinality) for port in node.in_ports]
+    settings = sorted((name, repr(value)) for name, value in node.settings.items())
+    return type(module), repr(settings), repr(inputs), node.node.each, node.step.arguments
+
+
+def _flops_once(node: BuiltNode, module: nn.Module) -> int | None:
     ports = [replace(port, shape=port.shape[node.node.each :]) for port in node.in_ports]
     names = node.step.arguments
 
@@ -290,7 +312,7 @@ def _node_flops(node: BuiltNode, module: nn.Module, repeats: int) -> int | None:
         return module(**dict(zip(names, tensors, strict=True)))
 
     counts = count_flops(module, ports, call)
-    return None if counts is None else counts[""] * repeats
+    return None if counts is None else counts[""]
 
 
 def _repeats(node: BuiltNode) -> int:

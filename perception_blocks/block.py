@@ -27,6 +27,7 @@ __all__ = [
     "block_label",
     "block_name",
     "is_built_in",
+    "is_torchs",
 ]
 __all__ += ["one_input", "one_vector"]
 
@@ -55,6 +56,11 @@ def is_built_in(block: Any) -> bool:
     """Whether a block class or instance comes with this package; others are a user's, a plugin's or torch's."""
     cls = block if isinstance(block, type) else type(block)
     return _is_in(cls, "perception_blocks")
+
+
+def is_torchs(block: Any) -> bool:
+    """Whether a module class or instance is torch's own."""
+    return _is_in(block if isinstance(block, type) else type(block), "torch")
 
 
 def _is_in(cls: type, package: str) -> bool:

@@ -20,6 +20,7 @@ from perception_blocks.block import (
     block_label,
     block_name,
     is_built_in,
+    is_torchs,
 )
 from perception_blocks.custom import FunctionalBlock
 from perception_blocks.graph import Node
@@ -123,7 +124,7 @@ def outputs_of(
     try:
         results = measure_lengths(module, site.ports, call)
     except Exception as error:
-        if not _is_torchs(site):
+        if not is_torchs(site.block):
             raise site.note(error) from None
         rule = f"{block_name(module)} refuses: {_reason(error)}"
         raise InputShapeError(rule, dict(enumerate(site.ports))) from error
@@ -251,16 +252,10 @@ def _foreign(site: Site) -> nn.Module:
     except Exception as error:
         if problems:  # its annotations are right after all
             raise SettingsError(problems) from error
-        if not _is_torchs(site):
+        if not is_torchs(site.block):  # whose own class has a bug to be seen whole
             raise site.note(error) from None
         message = f"{block_label(site.block)} cannot be built: {_reason(error)}"
         raise NodeError(None, message) from error
-
-
-def _is_torchs(site: Site) -> bool:
-    """torch's own classes were given wrong settings or shapes; a user's own class has a bug to be seen whole."""
-    cls = site.block if isinstance(site.block, type) else type(site.block)
-    return cls.__module__.startswith("torch.")
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from perception_blocks.init import random_states_kept
+from perception_blocks.meta import MetaMode
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes"]
@@ -176,7 +177,7 @@ def _run(
 
 
 def _on_meta(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
-    with torch.device("meta"):
+    with MetaMode():
         return _run(
             module, call, _state(module, lambda t: t.to("meta")), probing_tensors(ports, "meta")
         )

@@ -7,7 +7,6 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, TypeVar
 
 __all__ = [
@@ -188,6 +187,8 @@ def load_plugins() -> None:
     if _plugins_loaded:
         return
     _plugins_loaded = True
+    from importlib import metadata  # takes longer to import than all that reads a spec
+
     for point in metadata.entry_points(group=PLUGIN_GROUP):
         try:
             point.load()
