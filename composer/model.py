@@ -135,6 +135,10 @@ class Model(nn.Module):
             construction.materialize(target, dtype)
         self.policy.reset_distributions(self.seed)
         self._constructions = []
+        if target == self.policy.device and dtype == self.policy.dtype == torch.get_default_dtype():
+            return (
+                self  # all there is was made there, as that: a walk over a large model takes time
+            )
         return self.to(device=target, dtype=dtype)
 
     @property
