@@ -290,15 +290,17 @@ class _Builder:
     def _stacked(self, key: str, members: Sequence[Actor]) -> CentralInput | None:
         """The value ``key`` of several actors on a new first axis; None where theirs differ."""
         named = self.critic.networks[None].observations
+        is_shared = self._is_shared(key, members[0])
         ports = [self._ports(actor)[key] for actor in members]
         for actor, port in zip(members, ports):
-            if not _alike(ports[0], port) and named is not None and key not in named:
-                return None  # the network may not see it
-            if not _alike(ports[0], port):
+            if _alike(ports[0], port):
+                continue
+            if is_shared or named is None or key in named:  # else the network may not see it
                 difference = _difference(key, members[0].name, ports[0], actor.name, port)
-                message = f"'stack' needs values of one form, but {difference}; leave 'stack' out, or name other 'observations'"
+                way_out = "leave 'stack' out, or name other 'observations'"
+                message = f"'stack' needs values of one form, but {difference}; {way_out}"
                 self.problems.add((*self.critic.path, "stack"), message, key=True)
-                return None
+            return None
         port = ports[0]
         cardinality = port.cardinality
         if isinstance(cardinality, tuple):
@@ -307,9 +309,7 @@ class _Builder:
             port, shape=(len(members), *port.shape), cardinality=cardinality, **_bounds(port)
         )
         names = tuple(actor.name for actor in members)
-        return CentralInput(
-            names, key, port, stacked=True, is_shared=self._is_shared(key, members[0])
-        )
+        return CentralInput(names, key, port, stacked=True, is_shared=is_shared)
 
     def _is_shared(self, key: str, actor: Actor) -> bool:
         return key not in self.roles[actor.name].ports
@@ -349,4 +349,4 @@ def _difference(key: str, first: str, ours: Port, second: str, theirs: Port) -> 
     if ours.shape != theirs.shape:
         shapes = f"{format_shape(ours.shape)} and {format_shape(theirs.shape)}"
         return f"{key!r} of {first!r} and {second!r} has the shapes {shapes}"
-    return f"{key!r} of {first!r} and {second!r} differs: {ours} and {theirs}"
+    return f"{key!r} of {first!r} and {second!r} differs in its kind of numbers, its bounds or its mask"

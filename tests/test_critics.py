@@ -1,0 +1,467 @@
+"""Critics of several actors: a value for each, values that build on one another, and one of what all observe."""
+
+import re
+
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+import composer
+from composer import SpecError
+
+GOAL, ARM, EYE = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (4,))
+OBSERVATIONS = {
+    "pick": spaces.Dict(view=EYE, goal=GOAL),
+    ("place", 0): spaces.Dict(view=ARM, goal=GOAL),
+    ("place", 1): spaces.Dict(view=ARM, goal=GOAL),
+}
+ACTIONS = {
+    "pick": spaces.Discrete(3),
+    ("place", 0): spaces.Box(-1, 1, (2,)),
+    ("place", 1): spaces.Box(-1, 1, (2,)),
+}
+
+
+def network(*reads, node="own", **more):
+    """A graph of one dense layer over ``reads``."""
+    both = {"block": "concat", "in": list(reads)}
+    return {
+        "graph": {"all": both, node: {"block": "dense", "in": "all", "hidden_units": 8}},
+        **more,
+    }
+
+
+def linear(*reads):
+    """A value that is a plain sum of ``reads``."""
+    both = {"block": "concat", "in": list(reads)}
+    value = {"block": "linear_output", "in": "all", "output_units": 1}
+    return {"graph": {"all": both, "sum": value}}
+
+
+def policy(shares=()):
+    own = network("view", "goal", node="latent", heads={"in": "latent"}, shares=list(shares))
+    return {"networks": {"pick": own, "place": own}}
+
+
+def compose(critic, shares=(), observations=OBSERVATIONS, actions=ACTIONS, **keywords):
+    spec = {"version": 1, "policy": policy(shares), "critic": critic, "ignore": keywords.pop("ignore", [])}  # fmt: skip
+    keywords = {"seed": 0, **keywords}
+    return composer.compose(spec, observation_space=observations, action_space=actions, **keywords)
+
+
+def observe(batch=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(batch, *shape, generator=generator)  # noqa: E731
+    return {
+        "pick": {"view": draw(4), "goal": draw(2)},
+        ("place", 0): {"view": draw(3), "goal": draw(2)},
+        ("place", 1): {"view": draw(3), "goal": draw(2)},
+    }
+
+
+def summed(critic, *values):
+    """What the last layer of a `linear` network makes of ``values``."""
+    layer = critic.get_submodule("sum").linear
+    return torch.cat(values, dim=-1) @ layer.weight.T + layer.bias
+
+
+BY_STEP = {"networks": {"pick": linear("view"), "place": linear("view", "goal")}}
+CHAINED = {
+    "kind": "delta_state",
+    "networks": {"pick": linear("view"), "place": linear("goal", "prev_value")},
+}
+CENTRAL = {
+    "kind": "shared_state",
+    **linear("pick/view", "place/0/view", "place/1/view", "pick/goal"),
+}
+STACKED = {
+    "kind": "shared_state",
+    "stack": True,
+    "observations": ["goal"],
+    "graph": {
+        "flat": {"block": "flatten", "in": "goal"},
+        "sum": {"block": "linear_output", "in": "flat", "output_units": 1},
+    },
+}
+
+
+# --- a value for each actor ---
+
+
+def test_everyone_present_gets_the_value_of_its_network():
+    critic = compose(BY_STEP).critic
+    seen = observe()
+    values = critic(seen)
+    assert list(values) == ["pick", ("place", 0), ("place", 1)]
+    torch.testing.assert_close(
+        values["pick"]["value"], summed(critic.get_submodule("pick"), seen["pick"]["view"])
+    )
+    place = critic.get_submodule("place")
+    for key in (("place", 0), ("place", 1)):
+        expected = summed(place, seen[key]["view"], seen[key]["goal"])
+        torch.testing.assert_close(values[key]["value"], expected)
+        torch.testing.assert_close(critic.value(seen)[key], expected.squeeze(-1))
+    alone = critic.value({"place/1": seen["place", 1]})
+    torch.testing.assert_close(alone, {"place/1": critic.value(seen)["place", 1]})
+
+
+def test_one_network_may_value_actors_whose_policies_differ():
+    observations = {"a": ARM, "b": ARM}
+    actions = {"a": spaces.Discrete(2), "b": GOAL}
+    graph = {"latent": {"block": "dense", "in": "observation", "hidden_units": 4}}
+    of_policy = {"graph": graph, "heads": {"in": "latent"}}
+    spec = {
+        "version": 1,
+        "normalize": ["observation"],
+        "policy": {"networks": {"a": of_policy, "b": of_policy}},
+        "critic": linear("observation"),
+    }
+    model = composer.compose(spec, observation_space=observations, action_space=actions, seed=0)
+    seen = {"a": torch.randn(5, 3), "b": torch.randn(5, 3)}
+    model.update_normalizers({"a": torch.randn(9, 3) * 4 + 2, "b": torch.randn(9, 3) - 3})
+    values = model.critic(seen)
+    for key, own in values.items():
+        scaled = model.policy[key].observer.normalizers["observation"](seen[key])
+        torch.testing.assert_close(own["value"], summed(model.critic, scaled))
+    assert [name for name in model.state_dict() if name.startswith("critic.")] == [
+        "critic.sum.linear.weight",
+        "critic.sum.linear.bias",
+    ]
+
+
+def test_separate_critics_have_weights_of_their_own_in_one_call():
+    networks = {"pick": linear("view"), "place": {**network("view"), "separate": True}}
+    model = compose({"networks": networks})
+    seen = observe()
+    same = {**seen, ("place", 1): seen["place", 0]}
+    values = model.critic.value(same)
+    assert not torch.isclose(values["place", 0], values["place", 1]).any()
+    assert model.critic.groups[1].module.ensemble is not None
+    for index in range(2):
+        view = model.critic.groups[1].module.policy_of(index)
+        expected = view.value(seen["place", 0])
+        torch.testing.assert_close(values["place", index], expected)
+
+
+def test_each_actor_reads_what_its_own_policy_shares():
+    networks = {"pick": linear("latent"), "place": linear("latent", "view")}
+    model = compose({"networks": networks}, shares=["latent"])
+    seen = observe()
+    logits, values = model(seen)
+    pick, place = model.critic.get_submodule("pick"), model.critic.get_submodule("place")
+    torch.testing.assert_close(values["pick"]["value"], summed(pick, logits["pick"]["latent"]))
+    key = ("place", 1)
+    expected = summed(place, logits[key]["latent"], seen[key]["view"])
+    torch.testing.assert_close(values[key]["value"], expected)
+    message = (
+        "for 'pick': this critic reads 'latent' of the policy; call critic(observations, shared="
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.critic(seen)
+
+
+# --- values that build on one another ---
+
+
+def test_a_later_step_adds_to_the_value_before_it():
+    critic = compose(CHAINED).critic
+    seen = observe()
+    values = critic(seen)
+    first = summed(critic.get_submodule("pick"), seen["pick"]["view"])
+    assert list(values["pick"]) == ["value"]
+    torch.testing.assert_close(values["pick"]["value"], first)
+    for key in (("place", 0), ("place", 1)):
+        delta = summed(critic.get_submodule("place"), seen[key]["goal"], first)
+        torch.testing.assert_close(values[key], {"value": first + delta, "delta": delta})
+
+
+def test_no_gradient_flows_into_the_value_before():
+    critic = compose(CHAINED).critic
+    critic.value(observe())["place", 0].sum().backward()
+    assert all(p.grad is None for p in critic.get_submodule("pick").parameters())
+    assert all(p.grad is not None for p in critic.get_submodule("place").parameters())
+
+
+def test_a_later_step_alone_is_told_the_value_before():
+    critic = compose(CHAINED).critic
+    seen = observe()
+    place = {("place", 0): seen["place", 0]}
+    before = torch.full((5, 1), 2.0, requires_grad=True)
+    values = critic(place, prev_value=before)
+    delta = summed(critic.get_submodule("place"), seen["place", 0]["goal"], torch.full((5, 1), 2.0))
+    torch.testing.assert_close(values["place", 0]["value"], 2.0 + delta)
+    values["place", 0]["value"].sum().backward()
+    assert before.grad is None
+
+
+def test_the_value_of_a_step_of_several_agents_is_their_mean():
+    networks = {"place": linear("view"), "pick": linear("prev_value")}
+    spec = {
+        "version": 1,
+        "policy": {"networks": dict(reversed(policy()["networks"].items()))},
+        "critic": {"kind": "delta_state", "networks": networks},
+        "ignore": [],
+    }
+    model = composer.compose(spec, observation_space=OBSERVATIONS, action_space=ACTIONS, seed=0)
+    values = model.critic(observe())
+    before = (values["place", 0]["value"] + values["place", 1]["value"]) / 2
+    delta = summed(model.critic.get_submodule("pick"), before)
+    torch.testing.assert_close(values["pick"]["value"], before + delta)
+
+
+@pytest.mark.parametrize(
+    ("actors", "prev_value", "message"),
+    [
+        ([("place", 0)], None, "the first step is absent: 'place/0' builds on the value before it; call critic(observations, prev_value=value) with it, (..., 1)"),
+        (["pick"], torch.zeros(5, 1), "the first step has no value before it; leave prev_value out"),
+        ([("place", 0)], torch.zeros(5), "prev_value must have the shape (5, 1), got (5,)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_before_is_refused(actors, prev_value, message):
+    seen = observe()
+    critic = compose(
+        {**CHAINED, "networks": {**CHAINED["networks"], "place": linear("goal")}}
+    ).critic
+    with pytest.raises(ValueError, match=re.escape(message)):
+        critic({key: seen[key] for key in actors}, prev_value=prev_value)
+
+
+def test_values_that_build_on_one_another_share_one_scale():
+    model = compose({**CHAINED, "normalize_value": True})
+    seen = observe()
+    before = model.critic(seen)
+    model.update_normalizers(returns={"pick": [10.0, 20.0], ("place", 0): [30.0, 40.0]})
+    values = model.critic(seen)
+    for key, own in values.items():
+        torch.testing.assert_close(own["normalized_value"], before[key]["value"])
+        torch.testing.assert_close(own["value"], own["normalized_value"] * 125**0.5 + 25.0)
+    place = {("place", 0): seen["place", 0]}
+    later = model.critic(place, prev_value=values["pick"]["value"])
+    torch.testing.assert_close(later["place", 0]["value"], values["place", 0]["value"])
+
+
+# --- one value of what all observe ---
+
+
+def test_the_central_value_is_made_of_everything_under_its_actors_name():
+    critic = compose(CENTRAL).critic
+    seen = observe()
+    views = [seen[key]["view"] for key in OBSERVATIONS]
+    expected = summed(critic, *views, seen["pick"]["goal"])
+    torch.testing.assert_close(critic(seen)["value"], expected)
+    torch.testing.assert_close(critic.value(seen), expected.squeeze(-1))
+
+
+def test_stacked_observations_have_the_actors_first():
+    critic = compose(STACKED).critic
+    assert critic.network.in_ports["goal"].shape == (3, 2)
+    seen = observe()
+    stacked = torch.stack([seen[key]["goal"] for key in OBSERVATIONS], dim=1)
+    torch.testing.assert_close(critic(seen)["value"], summed(critic, stacked.flatten(1)))
+    one = {key: {name: value[0] for name, value in own.items()} for key, own in seen.items()}
+    torch.testing.assert_close(critic.value(one), critic.value(seen)[0])
+    shuffled = dict(reversed(seen.items()))
+    torch.testing.assert_close(critic.value(shuffled), critic.value(seen))
+
+
+def test_stacked_values_of_policies_have_the_actors_first():
+    graph = {
+        "each_actor": {"block": "dense", "in": "latent", "each": 1, "hidden_units": 4},
+        "flat": {"block": "flatten", "in": "each_actor"},
+        "sum": {"block": "linear_output", "in": "flat", "output_units": 1},
+    }
+    spec = {"kind": "shared_state", "stack": True, "observations": [], "graph": graph}
+    model = compose(spec, shares=["latent"])
+    logits, values = model(observe())
+    stacked = torch.stack([logits[key]["latent"] for key in OBSERVATIONS], dim=1)
+    each = model.critic.get_submodule("each_actor")(stacked).flatten(1)
+    torch.testing.assert_close(values["value"], summed(model.critic, each))
+    values["value"].sum().backward()
+    assert all(
+        model.policy[key].get_submodule("latent").linears[0].weight.grad.any()
+        for key in OBSERVATIONS
+    )
+
+
+def test_choices_of_several_actors_are_stacked_as_integers():
+    kinds = spaces.MultiDiscrete([2, 3])
+    observations = {"a": kinds, "b": kinds}
+    actions = {"a": spaces.Discrete(2), "b": spaces.Discrete(2)}
+    graph = {"codes": {"block": "one_hot", "in": "observation"}}
+    spec = {
+        "version": 1,
+        "policy": {"graph": graph, "heads": {"in": "codes"}},
+        "critic": {"kind": "shared_state", "stack": True, "graph": {**graph, "sum": {"block": "linear_output", "in": "codes", "output_units": 1}}},
+    }  # fmt: skip
+    critic = composer.compose(
+        spec, observation_space=observations, action_space=actions, seed=0
+    ).critic
+    codes = torch.tensor([1.0, 0, 0, 0, 1, 0, 1, 1, 0, 0])
+    torch.testing.assert_close(critic({"a": [0, 2], "b": [1, 0]})["value"], summed(critic, codes))
+
+
+def test_a_central_critic_needs_everyone_it_reads():
+    critic = compose(CENTRAL).critic
+    seen = observe()
+    del seen["place", 1]
+    message = "this critic values what all actors observe; missing: 'place/1'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        critic(seen)
+    only_pick = compose({"kind": "shared_state", **linear("pick/view")}).critic
+    assert only_pick.value(seen).shape == (5,)
+
+
+def test_actors_of_other_batches_are_refused():
+    seen = {**observe(), "pick": observe(batch=4)["pick"]}
+    with pytest.raises(ValueError, match=r"differ in their leading \(batch\) axes"):
+        compose(CENTRAL).critic(seen)
+    with pytest.raises(ValueError, match=r"differ in their leading \(batch\) axes"):
+        compose(STACKED).critic(seen)
+
+
+# --- of any kind ---
+
+KINDS = pytest.mark.parametrize("critic", [BY_STEP, CHAINED, CENTRAL, STACKED])
+
+
+@KINDS
+def test_a_critic_comes_back_from_a_file_and_from_the_meta_device(critic, tmp_path):
+    model = compose({**critic, "normalize_value": True})
+    model.save(tmp_path / "model.safetensors")
+    loaded = composer.load(tmp_path / "model.safetensors")
+    later = compose({**critic, "normalize_value": True}, device="meta").materialize()
+    for other in (loaded, later, model.to(torch.float64).float()):
+        torch.testing.assert_close(other(observe()), model(observe()), rtol=0, atol=0)
+    assert "critic" in model.summary()
+    assert model.draw(tmp_path / "model.mmd").read_text().count("critic") >= 1
+
+
+@KINDS
+def test_the_weights_of_a_critic_depend_on_the_seed_alone(critic):
+    first, second = compose(critic).critic.state_dict(), compose(critic).critic.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = compose(critic, seed=1).critic.state_dict()
+    assert not any(torch.equal(first[name], other[name]) for name in first if "weight" in name)
+
+
+def remembering(critic):
+    """The same critic with memory before its value."""
+    if "networks" in critic:
+        networks = {key: remembering(own) for key, own in critic["networks"].items()}
+        return {**critic, "networks": networks}
+    graph = dict(critic["graph"])
+    last = graph.pop("sum")
+    graph["memory"] = {"block": "gru", "in": last["in"], "hidden_units": 4}
+    return {**critic, "graph": {**graph, "sum": {**last, "in": "memory"}}}
+
+
+@KINDS
+def test_memory_of_a_critic_steps_as_it_unrolls(critic):
+    net = compose(remembering(critic)).critic.eval()
+    states = [observe(batch=2, seed=seed) for seed in range(4)]
+    whole = {
+        key: {name: torch.stack([one[key][name] for one in states], dim=1) for name in own}
+        for key, own in states[0].items()
+    }
+    resets = torch.tensor([[True, False, True, False], [False, False, False, True]])
+    start = {name: torch.randn_like(value) for name, value in net.initial_state(2).items()}
+    expected, end = net.unroll(whole, start, resets)
+    state = start
+    for t in range(4):
+        values, state = net(states[t], state, resets[:, t])
+        for key, own in values.items() if "value" not in values else [(None, values)]:
+            all_steps = expected if key is None else expected[key]
+            torch.testing.assert_close(own["value"], all_steps["value"][:, t], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(state, end, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="has memory; call critic"):
+        net(states[0])
+
+
+class Sum(nn.Module):
+    """A user's critic: a weighted sum of all that it is told of."""
+
+    def __init__(self, obs_shapes):
+        super().__init__()
+        self.shapes = dict(obs_shapes)
+        self.sum = nn.Linear(sum(torch.Size(shape).numel() for shape in obs_shapes.values()), 1)
+
+    def forward(self, inputs):
+        flat = [inputs[name].flatten(1) for name in self.shapes]
+        return {"value": self.sum(torch.cat(flat, dim=-1))}
+
+
+@pytest.mark.parametrize(
+    ("critic", "shapes"),
+    [
+        ({"networks": {"pick": {"_target_": Sum}, "place": {"_target_": Sum}}}, {"view": (4,), "goal": (2,)}),
+        ({"kind": "delta_state", "networks": {"pick": {"_target_": Sum}, "place": {"_target_": Sum}}}, {"view": (3,), "goal": (2,), "prev_value": (1,)}),
+        ({"kind": "shared_state", "_target_": Sum, "observations": ["pick/view", "place/1/goal"]}, {"pick/view": (4,), "place/1/goal": (2,)}),
+        ({"kind": "shared_state", "stack": True, "_target_": Sum, "observations": ["goal"]}, {"goal": (3, 2)}),
+    ],
+)  # fmt: skip
+def test_a_class_is_told_what_it_reads(critic, shapes):
+    made = compose(critic).critic
+    module = made.get_submodule("place") if "prev_value" in shapes else made
+    module = made.get_submodule("pick") if "networks" in critic and module is made else module
+    assert module.network.module.shapes == shapes
+    assert all(torch.isfinite(v).all() for v in torch.utils._pytree.tree_leaves(made(observe())))
+
+
+# --- what cannot be ---
+
+
+@pytest.mark.parametrize(
+    ("critic", "message"),
+    [
+        ({"kind": "shared_state", "stack": True, "template": {}},
+         "critic.stack: 'stack' needs values of one form, but 'view' of 'pick' and 'place/0' has the shapes (4,) and (3,); leave 'stack' out, or name other 'observations'"),
+        ({"kind": "delta_state", "template": {}},
+         "critic: the first step gives a value and each later one a difference: a critic of kind 'delta_state' needs 'networks' by step"),
+        ({"kind": "state_action", "template": {}},
+         "critic.kind: a critic of actions is for an environment with one space; of several actors there are critics of 'state', 'shared_state' and 'delta_state'"),
+        ({"stack": True, "template": {}},
+         "critic.stack: 'stack' puts the observations of all actors together, for kind: shared_state"),
+        ({**CHAINED, "ensemble": 2},
+         "critic.ensemble: a value that builds on the one before is one number; leave 'ensemble' out"),
+        ({"kind": "shared_state", "separate": True, "template": {}},
+         "critic.separate: 'separate' gives each agent a critic of its own, for kind: state"),
+        ({"kind": "shared_state", "networks": {"pick": {"template": {}}}},
+         "critic.networks: one network values what all actors observe; write it directly, without 'networks'"),
+        ({"template": {}},
+         "critic: one network values them, but 'view' of 'pick' and 'place/0' has the shapes (4,) and (3,); give them networks of their own under 'networks', or write separate: true"),
+        ({"networks": {"pick": {"template": {}}, "plaec": {"template": {}}}},
+         "critic.networks.plaec: the network 'plaec' serves no actor; did you mean 'place'?"),
+        ({"kind": "shared_state", "observations": ["pick/veiw"], "template": {}},
+         "critic.observations.0: 'pick/veiw' is not an observation; did you mean 'pick/view'?"),
+        ({"kind": "shared_state", **linear("pick/view", "latent")},
+         "critic.graph.all.in: 'all' reads 'latent', which belongs to the policy; share it: write shares: [latent] in the policy"),
+        ({"networks": {"pick": linear("view", "prev_value"), "place": {"template": {}}}},
+         "critic.networks.pick.graph.all.in: 'all' reads 'prev_value', which is neither an input nor a node's output"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said(critic, message):
+    with pytest.raises(SpecError) as caught:
+        compose(critic)
+    assert message in str(caught.value)
+
+
+def test_what_policies_share_in_other_shapes_is_not_stacked():
+    wide = network("view", "goal", node="latent", heads={"in": "latent"}, shares=["latent"])
+    narrow = {**wide, "graph": {**wide["graph"], "latent": {**wide["graph"]["latent"], "hidden_units": 5}}}  # fmt: skip
+    spec = {
+        "version": 1,
+        "policy": {"networks": {"pick": wide, "place": narrow}},
+        "critic": {"kind": "shared_state", "stack": True, "observations": [], "graph": {"flat": {"block": "flatten", "in": "latent"}}},
+    }  # fmt: skip
+    message = "'latent' of 'pick' and 'place/0' has the shapes (8,) and (5,)"
+    with pytest.raises(SpecError, match=re.escape(message)):
+        composer.compose(spec, observation_space=OBSERVATIONS, action_space=ACTIONS)
+
+
+def test_a_central_critic_counts_its_actors():
+    observations, actions = {("agent", None): ARM}, {("agent", None): spaces.Discrete(2)}
+    spec = {"version": 1, "policy": {"template": {}}, "critic": {"kind": "shared_state", "template": {}}}  # fmt: skip
+    message = "a critic of what all actors observe needs to know how many there are; those of 'agent' are not counted"
+    with pytest.raises(SpecError, match=re.escape(message)):
+        composer.compose(spec, observation_space=observations, action_space=actions)
