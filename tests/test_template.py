@@ -291,7 +291,7 @@ def test_a_critic_reads_what_the_policys_template_shares():
     critic = "critic:\n  graph:\n    latent: {block: dense, in: features, hidden_units: 8}\n"
     model = compose(spec_text("{}", "  shares: [features]\n", critic))
     assert model.critic is not None
-    assert [*model.critic.network.in_ports] == ["features"]
+    assert list(model.critic.network.in_ports) == ["features"]  # type: ignore[union-attr]
 
 
 def test_a_template_reads_what_its_network_may_see():
