@@ -24,7 +24,7 @@ from composer.distributions import (
 from composer.space_kinds import Leaf
 
 __all__ = ["Beta", "BetaDistribution", "Gaussian", "GaussianDistribution", "SquashedGaussian"]
-__all__ += ["SquashedGaussianDistribution"]
+__all__ += ["SquashedGaussianDistribution", "keep_bounds", "kept_bounds", "refuse_mask", "squashed"]
 
 LogStd = Literal["state", "learned"]
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -301,7 +301,7 @@ class Gaussian(_Normals):
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> GaussianDistribution:
-        _refuse_mask(mask, "gaussian", self.key)
+        refuse_mask(mask, "gaussian", self.key)
         return self.normals(logits, temperature)
 
 
@@ -319,12 +319,12 @@ class SquashedGaussian(_Normals):
         if not is_bounded(leaf):
             raise misfit("squashed_gaussian", leaf, "a Box action with finite bounds")
         super().__init__(leaf, log_std, init_log_std, log_std_range)
-        self.same_bounds = _keep_bounds(self, leaf)
+        self.same_bounds = keep_bounds(self, leaf)
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> SquashedGaussianDistribution:
-        _refuse_mask(mask, "squashed_gaussian", self.key)
+        refuse_mask(mask, "squashed_gaussian", self.key)
         normals = self.normals(logits, temperature)
         return SquashedGaussianDistribution(normals, self._bounds(normals.mean.dtype), key=self.key)
 
@@ -333,7 +333,7 @@ class SquashedGaussian(_Normals):
         return squashed(u, self._bounds(u.dtype))
 
     def _bounds(self, dtype: torch.dtype) -> Bounds:
-        return self.same_bounds or _kept_bounds(self, dtype)
+        return self.same_bounds or kept_bounds(self, dtype)
 
 
 class Beta(ActionDistribution):
@@ -347,21 +347,21 @@ class Beta(ActionDistribution):
         if not is_bounded(leaf):
             raise misfit("beta", leaf, "a Box action with finite bounds")
         super().__init__(leaf, 2 * math.prod(leaf.shape))
-        self.same_bounds = _keep_bounds(self, leaf)
+        self.same_bounds = keep_bounds(self, leaf)
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> BetaDistribution:
-        _refuse_mask(mask, "beta", self.key)
+        refuse_mask(mask, "beta", self.key)
         check_temperature(temperature)
         excess = functional.softplus(wide(logits)) / temperature
         shape = (*excess.shape[:-1], *self.action_shape)
         a, b = (part.reshape(shape) for part in excess.chunk(2, -1))
-        bounds = self.same_bounds or _kept_bounds(self, a.dtype)
+        bounds = self.same_bounds or kept_bounds(self, a.dtype)
         return BetaDistribution(a, b, bounds, len(self.action_shape), key=self.key)
 
 
-def _keep_bounds(family: ActionDistribution, leaf: Leaf) -> Bounds | None:
+def keep_bounds(family: ActionDistribution, leaf: Leaf) -> Bounds | None:
     """The bounds if they are the same for all elements; else None, and they are constants of ``family``."""
     low, high = leaf.port.low, leaf.port.high
     if isinstance(low, float) and isinstance(high, float):
@@ -375,11 +375,11 @@ def _keep_bounds(family: ActionDistribution, leaf: Leaf) -> Bounds | None:
     return None
 
 
-def _kept_bounds(family: ActionDistribution, dtype: torch.dtype) -> Bounds:
+def kept_bounds(family: ActionDistribution, dtype: torch.dtype) -> Bounds:
     return bounds_between(family.low.to(dtype), family.high.to(dtype))
 
 
-def _refuse_mask(mask: Tensor | None, name: str, key: str) -> None:
+def refuse_mask(mask: Tensor | None, name: str, key: str) -> None:
     if mask is not None:
         raise ValueError(f"action {key!r} is {name}, which takes no mask; only choices have one")
 

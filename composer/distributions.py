@@ -1,7 +1,8 @@
 """From logits to actions: which distribution an action has, and all actions together as one.
 
 A family (`ActionDistribution`) is chosen per action of the space; called with logits it gives a `Distribution`. The
-families themselves are in `discrete_actions` and `continuous_actions`; others come by registration.
+families themselves are in `discrete_actions`, `continuous_actions` and `deterministic_actions`; others come by
+registration.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ DISTRIBUTIONS.register_all(
     "composer.continuous_actions",
     {"gaussian": "Gaussian", "squashed_gaussian": "SquashedGaussian", "beta": "Beta"},
 )
+DISTRIBUTIONS.register_all("composer.deterministic_actions", {"deterministic": "Deterministic"})
 
 
 class Distribution(ABC):

@@ -149,7 +149,7 @@ def test_everything_wrong_with_the_rules_is_told_at_once():
         build_distributions(ROBOT, rules)
     actions = "'gas', 'gear.box', 'steer', 'thrust', 'type'"
     names = (
-        "'categorical', 'multi_categorical', 'bernoulli', 'gaussian', 'squashed_gaussian', 'beta'"
+        "'categorical', 'multi_categorical', 'bernoulli', 'gaussian', 'squashed_gaussian', 'beta', 'deterministic'"
     )
     assert error.value.problems == [
         (0, "action", "no action 'stear' in the action space; did you mean 'steer'?"),
