@@ -46,6 +46,12 @@ class Actor:
         return str(self.key[0]) if isinstance(self.key, tuple) else None
 
     @property
+    def type(self) -> str | None:
+        """What PettingZoo calls agents by, with a number: the "adversary" of "adversary_0"."""
+        match = re.fullmatch(r"(.+)_\d+", self.name)
+        return match[1] if match else None
+
+    @property
     def is_open(self) -> bool:
         """Whether it stands for any number of agents of its step."""
         return isinstance(self.key, tuple) and self.key[1] is None
@@ -255,18 +261,12 @@ def _is_of_step(actor: Actor, key: str) -> bool:
 
 
 def _is_of_type(actor: Actor, key: str) -> bool:
-    return _type_of(actor) == key
-
-
-def _type_of(actor: Actor) -> str | None:
-    """PettingZoo calls agents by their type and a number: "adversary_0"."""
-    match = re.fullmatch(r"(.+)_\d+", actor.name)
-    return match[1] if match else None
+    return actor.type == key
 
 
 def _addresses(actors: Actors) -> list[str]:
     """All keys by which networks may speak of actors."""
-    found = [address for a in actors for address in (a.name, a.step, _type_of(a)) if address]
+    found = [address for a in actors for address in (a.name, a.step, a.type) if address]
     return list(dict.fromkeys(found))
 
 

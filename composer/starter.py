@@ -12,8 +12,10 @@ from composer.spaces import SpaceError, SpaceTree, flatten_space, format_space, 
 from composer.template import expand
 from composer.template_kinds import kind_of_observation
 from composer.template_spec import TRUNK
+from composer.trust import PETTINGZOO
 
-__all__ = ["entry", "node_data", "starting_spec"]
+__all__ = ["default_nodes", "described", "entry", "heading", "ignoring", "node_data", "node_line"]
+__all__ += ["readable", "starting_spec"]
 
 
 def starting_spec(
@@ -27,26 +29,36 @@ def starting_spec(
     Where there is an image, the critic shares what the policy sees in it. Observations that no network can read are
     ignored, with a comment. Raises ValueError where none is left, and SpaceError for an action that is not supported.
     """
+    observations, ignored = readable(observation_space)
+    actions = flatten_space(action_space, "action")
+    lines = [
+        *heading(environment, allow, "policy and critic"),
+        *described(observations, actions),
+        "version: 1",
+        *([entry("environment", environment)] if environment else []),
+        *ignoring(ignored),
+        *_networks(observations),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def readable(observation_space: Any) -> tuple[SpaceTree, dict[str, str]]:
+    """What networks can read of a space, and what has to be ignored, with the reason.
+
+    Raises ValueError where nothing is left.
+    """
     ignored = _unreadable(observation_space)
     observations = flatten_space(observation_space, "observation", list(ignored))
     empty = [key for key, port in observations.ports.items() if 0 in port.shape]
     if empty:
         ignored |= dict.fromkeys(empty, "empty")
         observations = flatten_space(observation_space, "observation", list(ignored))
-    actions = flatten_space(action_space, "action")
     if not observations.leaves:
         what = ", ".join(f"{key!r} is {reason}" for key, reason in ignored.items())
         raise ValueError(
             f"there is no observation that a network can read: {what or 'the space is empty'}"
         )
-    lines = [
-        *_heading(environment, allow, observations, actions),
-        "version: 1",
-        *([entry("environment", environment)] if environment else []),
-        *_ignoring(ignored),
-        *_networks(observations),
-    ]
-    return "\n".join(lines) + "\n"
+    return observations, ignored
 
 
 def _unreadable(space: Any) -> dict[str, str]:
@@ -64,47 +76,54 @@ def _unreadable(space: Any) -> dict[str, str]:
     return found
 
 
-def _heading(
-    environment: str | None, allow: Iterable[str], observations: SpaceTree, actions: SpaceTree
-) -> Iterator[str]:
-    yield f"# A first policy and critic for {environment or 'these spaces'}, to be changed at will."
+def heading(environment: str | None, allow: Iterable[str], what: str) -> Iterator[str]:
+    """The comment above a spec."""
+    yield f"# A first {what} for {environment or 'these spaces'}, to be changed at will."
     module, colon, _ = (environment or "").partition(":")
-    needed = " ".join(
-        f"--allow {name}" for name in dict.fromkeys([*allow, *([module] if colon else [])])
-    )
+    own = [module] if colon and module != PETTINGZOO else []
+    needed = " ".join(f"--allow {name}" for name in dict.fromkeys([*allow, *own]))
     if needed:
         yield f"# The environment is code: composer check FILE {needed}"
+
+
+def described(observations: SpaceTree, actions: SpaceTree, margin: str = "") -> Iterator[str]:
+    """Comments that say what there is to see and to do."""
     for tree, word in ((observations, "observation"), (actions, "action")):
         read = {leaf.path for leaf in tree.leaves.values()}
         for key, path, part in walk_space(tree.space, word):
             if path in read:
                 plain = key and key.isprintable()
                 name = "" if not path else f" {key if plain else ascii(key)}"
-                yield f"#   {word}{name}: {format_space(part)}"
+                yield f"{margin}#   {word}{name}: {format_space(part)}"
 
 
-def _ignoring(ignored: dict[str, str]) -> Iterator[str]:
+def ignoring(ignored: dict[str, str]) -> Iterator[str]:
     if ignored:
         yield "ignore:"
         for key, reason in ignored.items():
             yield f"  - {dump_flow({'key': key})[6:-1]} # {reason}"
 
 
-def _networks(observations: SpaceTree) -> Iterator[str]:
+def default_nodes(observations: SpaceTree) -> list[NodeSpec]:
+    """The nodes of the default template, the last of which is its trunk."""
     trunk = NodeSpec((), "", "dense", (), settings={k: v for k, v in TRUNK.items() if k != "block"})
     template = TemplateSpec((), trunk=trunk)
     network = expand(NetworkSpec((), template=template), observations.ports, Problems())
     assert network is not None
     assert network.graph is not None
-    *features, latent = network.graph.values()
+    return list(network.graph.values())
+
+
+def _networks(observations: SpaceTree) -> Iterator[str]:
+    *features, latent = default_nodes(observations)
     pictured = any(kind_of_observation(port) == "image" for port in observations.ports.values())
-    yield from ("", "policy:", "  graph:", *map(_node, network.graph.values()))
+    yield from ("", "policy:", "  graph:", *map(node_line, (*features, latent)))
     yield f"  heads: {{in: {latent.name}}}"
     if pictured:
         yield f"  shares: [{latent.reads[0]}] # the critic sees through the policy's eyes"
     yield from ("", "critic:", "  graph:")
-    yield from (_node(node) for node in (() if pictured else features))
-    yield _node(latent)
+    yield from (node_line(node) for node in (() if pictured else features))
+    yield node_line(latent)
 
 
 def node_data(node: NodeSpec) -> dict[str, Any]:
@@ -120,5 +139,6 @@ def entry(key: str, value: Any) -> str:
     return dump_flow({key: value})[1:-1]
 
 
-def _node(node: NodeSpec) -> str:
-    return "    " + entry(node.name, node_data(node))
+def node_line(node: NodeSpec, margin: str = "    ") -> str:
+    """A node of a graph on one line of a spec."""
+    return margin + entry(node.name, node_data(node))

@@ -7,10 +7,12 @@ import numpy as np
 import pettingzoo
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Space
 
 import composer
 from composer import SpecError, StructuredPolicy
+from composer.actor_starter import starting_actor_spec
+from composer.cli import main
 from composer.pettingzoo_spaces import is_pettingzoo
 from composer.space_lookup import environment_spaces, make_environment
 
@@ -254,3 +256,66 @@ def test_a_missing_library_is_said_with_its_extra(module, name, needs, monkeypat
         f"the environment 'pettingzoo:{name}' cannot be made: it needs {needs}: "
         'pip install "perception-composer[pettingzoo]"'
     )
+
+
+# --- on the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "agents.yaml"
+    path.write_text(BY_TYPE)
+    return str(path)
+
+
+def test_a_spec_is_checked_shown_and_drawn_for_an_id(file, tmp_path, capsys):
+    environment = ["--env", f"pettingzoo:{KNIGHTS}"]
+    assert main(["check", file, *environment]) == 0
+    assert capsys.readouterr().out == f"{file}: good; 810 parameters\n"
+    assert main(["show", file, *environment]) == 0
+    assert (
+        "policy/knight acts for 'knight_0', 'knight_1', one network each" in capsys.readouterr().out
+    )
+    assert main(["draw", file, *environment, "-o", str(tmp_path / "agents.png")]) == 0
+    assert (tmp_path / "agents.png").stat().st_size > 10_000
+
+
+def test_a_spec_for_other_agents_is_refused_without_traceback(file, capsys):
+    assert main(["check", file, "--env", "pettingzoo:classic/rps_v2"]) == 1
+    assert capsys.readouterr().err.splitlines()[0] == (
+        f"{file}:5:5: the network 'archer' serves no actor; there is 'player_0', 'player_1'"
+    )
+
+
+@pytest.mark.parametrize("name", [KNIGHTS, "classic/tictactoe_v3", "butterfly/pistonball_v6"])
+def test_a_first_spec_has_a_network_for_each_type(name, tmp_path, capsys):
+    path = str(tmp_path / "first.yaml")
+    assert main(["init", f"pettingzoo:{name}", "-o", path]) == 0
+    assert capsys.readouterr().out == f"wrote {path}; next: composer check {path}\n"
+    assert main(["check", path]) == 0
+    groups = composer.compose(path, seed=0).policy.groups
+    assert [group.name for group in groups] == {
+        KNIGHTS: ["archer", "knight"],
+        "classic/tictactoe_v3": ["player"],
+        "butterfly/pistonball_v6": ["piston"],
+    }[name]
+
+
+def test_a_first_spec_has_names_of_their_own_for_agents_that_differ():
+    spaces = {
+        "a_0": Box(-1, 1, (2,)),
+        "a_1": Box(-1, 1, (3,)),
+        ("go", 0): Dict(),
+        ("go", 1): Dict(),
+    }
+    spaces |= dict.fromkeys([("go", 0), ("go", 1)], Dict(x=Box(-1, 1, (2,)), y=Space()))
+    actions = dict.fromkeys(spaces, Discrete(2))
+    text = starting_actor_spec(spaces, actions)
+    assert text.splitlines()[:4] == [
+        "# A first policy for these spaces, to be changed at will.",
+        "version: 1",
+        "ignore:",
+        "  - go/y # a Space space, which no block reads yet",
+    ]
+    model = composer.compose(text, observation_space=spaces, action_space=actions, seed=0)
+    assert [group.name for group in model.policy.groups] == ["a_0", "a_1", "go"]
