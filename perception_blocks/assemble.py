@@ -158,8 +158,7 @@ class _Assembly:
             return self._build_nested(node, source)
         block, settings = resolve_block(source.block, source.settings)
         reads, arguments = wires(node, block)
-        if not node.each:
-            reads, arguments = with_masks(block, reads, arguments, self.ports)
+        reads, arguments = with_masks(block, reads, arguments, self.ports, node.each)
         in_ports = tuple(self.ports[name] for name in reads)
         inner, axes = strip_each(node, list(in_ports))
         settings = filled(block, settings, inner)

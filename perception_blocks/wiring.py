@@ -66,9 +66,16 @@ def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | No
 
 
 def with_masks(
-    block: Any, reads: tuple[str, ...], names: tuple[str, ...] | None, ports: Mapping[str, Port]
+    block: Any,
+    reads: tuple[str, ...],
+    names: tuple[str, ...] | None,
+    ports: Mapping[str, Port],
+    each: int = 0,
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The values and argument names of `wires`, and the masks of the inputs where the block takes them."""
+    """The values and argument names of `wires`, and the masks of the inputs where the block takes them.
+
+    Of a mask that ``each`` takes all axes off nothing is left to take.
+    """
     mask_of = getattr(block, "mask_of", None)
     if not mask_of:
         return reads, names
@@ -78,7 +85,7 @@ def with_masks(
     for argument, index in mask_of.items():
         masked = given.get(known[index])
         mask = None if masked is None else _element_mask(masked, ports)
-        if mask is not None and argument not in given:
+        if mask is not None and argument not in given and len(ports[mask].shape) > each:
             added[argument] = mask
     if not added:
         return reads, names
@@ -103,9 +110,15 @@ def kept_mask(
     masks = {name: _element_mask(name, ports) for name in reads}
     masked = {name: mask for name, mask in masks.items() if mask and name not in free}
     first = masks[reads[0]] if reads else None
-    kept = None
-    if node.each or getattr(module, "keeps_mask", False):
-        kept = first or next((mask for mask in masked.values() if mask not in reads), None)
+
+    def outlasts(mask: str) -> bool:
+        return getattr(module, "keeps_mask", False) or len(ports[mask].shape) <= node.each
+
+    if first is not None and outlasts(first):
+        kept = first
+    else:
+        others = (mask for mask in masked.values() if mask not in reads and outlasts(mask))
+        kept = next(others, None)
     for name, mask in masked.items():
         if mask in reads or mask == kept:
             continue

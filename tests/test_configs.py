@@ -93,17 +93,18 @@ def loss_of(model, observations, actions, steps):
     total = torch.zeros(())
     for t in range(steps):
         seen = step_of(observations, t)
+        action = own_action(model, step_of(actions, t))
+        taken = {"action": action} if model.critic.takes_action else {}
         if model.has_memory:
-            _, values, state = model(seen, state)
+            _, values, state = model(seen, state, **taken)
         else:
-            _, values = model(seen)
+            _, values = model(seen, **taken)
         if model.policy.has_memory:
             distribution, policy_state = model.policy.distribution(seen, policy_state)
         else:
             distribution = model.policy.distribution(seen)
-        action = own_action(model, step_of(actions, t))
         total = total - distribution.log_prob(action).sum() - 0.01 * distribution.entropy().sum()
-        total = total + (values["value"] - 1.0).pow(2).sum()
+        total = total + sum((value - 1.0).pow(2).sum() for value in values.values())
     return total
 
 
@@ -135,9 +136,12 @@ def test_one_step_of_training_reaches_every_parameter(path):
     loss.backward()
     optimizer.step()
     untouched = [
-        n for n, p in model.named_parameters() if p.grad is None or torch.equal(p, before[n])
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or torch.equal(p, before[n]))
     ]
     assert untouched == []
+    assert all(p.requires_grad for n, p in model.named_parameters() if ".target." not in n)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
@@ -156,7 +160,13 @@ def test_a_config_is_the_same_after_save_and_load(path, tmp_path):
 
 
 def outputs(model, observation):
-    result = model(observation, model.initial_state()) if model.has_memory else model(observation)
+    given = (
+        {"action": model.policy.distribution(observation).mode()}
+        if model.critic.takes_action
+        else {}
+    )
+    state = [model.initial_state()] if model.has_memory else []
+    result = model(observation, *state, **given)
     return [tensor for part in result for tensor in part.values()]
 
 

@@ -301,6 +301,29 @@ def test_choices_of_several_actors_are_stacked_as_integers():
     torch.testing.assert_close(critic({"a": [0, 2], "b": [1, 0]})["value"], summed(critic, codes))
 
 
+def test_sets_of_several_actors_are_padded_to_the_longest_and_padding_changes_nothing():
+    seen = spaces.Sequence(ARM, stack=True)
+    graph = {
+        "each_actor": {"block": "deep_set", "in": "observation", "each": 1, "hidden_units": 4},
+        "flat": {"block": "flatten", "in": "each_actor"},
+        "sum": {"block": "linear_output", "in": "flat", "output_units": 1},
+    }
+    spec = {
+        "version": 1,
+        "policy": {"template": {}},
+        "critic": {"kind": "shared_state", "stack": True, "graph": graph},
+    }
+    actions = {"a": spaces.Discrete(2), "b": spaces.Discrete(2)}
+    critic = composer.compose(
+        spec, observation_space={"a": seen, "b": seen}, action_space=actions, seed=0
+    ).critic
+    near, far = torch.randn(2, 3), torch.randn(4, 3)
+    pool = critic.get_submodule("each_actor")
+    pools = [pool(x, torch.ones(len(x), dtype=torch.bool)) for x in (near, far)]
+    value = critic({"a": near.numpy(), "b": far.numpy()})["value"]
+    torch.testing.assert_close(value, summed(critic, *pools))
+
+
 def test_a_central_critic_needs_everyone_it_reads():
     critic = compose(CENTRAL).critic
     seen = observe()

@@ -177,6 +177,31 @@ critic:
     torch.testing.assert_close(values["value"], expected)
 
 
+def test_10_a_stacked_critic_has_its_actors_first_also_of_what_policies_share():
+    """Shared values of several agents were stacked along another axis than their observations."""
+    text = """version: 1
+policy:
+  graph:
+    latent: {block: dense, in: observation, hidden_units: 5}
+  heads: {in: latent}
+  shares: [latent]
+critic:
+  kind: shared_state
+  stack: true
+  graph:
+    both: {block: concat, in: [observation, latent]}
+    flat: {block: flatten, in: both}
+    value: {block: linear_output, in: flat, output_units: 1}
+"""
+    actors = {"a": VECTOR, "b": VECTOR, "c": VECTOR}
+    model = compose(text, actors, dict.fromkeys(actors, MOVE))
+    seen = {name: torch.randn(7, 4) for name in actors}
+    logits, values = model(seen)
+    rows = [torch.cat([seen[name], logits[name]["latent"]], dim=-1) for name in actors]
+    expected = model.critic.get_submodule("value")(torch.stack(rows, dim=1).flatten(1))
+    torch.testing.assert_close(values["value"], expected)
+
+
 @pytest.mark.parametrize(
     "space", [spaces.Box(-np.inf, np.inf, (3,)), spaces.Box(-2, 3, (3,)), MOVE]
 )
@@ -280,6 +305,42 @@ def test_15_twin_critics_differ_and_targets_do_not():
     before = {name: tensor.clone() for name, tensor in weights.items()}
     _ = (model.critic, model.policy, model.summary(), repr(model), model.parameters())
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_15_twins_of_a_critic_differ_and_its_targets_begin_as_copies():
+    """The same of critics with an ensemble: targets did not begin with the weights of the critic."""
+    text = """version: 1
+policy:
+  graph: {latent: {block: dense, in: observation, hidden_units: 8}}
+  heads: {in: latent}
+critic:
+  kind: state_action
+  ensemble: 2
+  graph: {latent: {block: dense, in: observation, hidden_units: 8}}
+"""
+    critic = compose(text).critic
+    values = critic(STATE)["action_q_values"]
+    assert not torch.isclose(values[..., 0, :], values[..., 1, :]).any()
+    assert torch.equal(critic.target(STATE)["action_q_values"], values)
+    before = {name: tensor.clone() for name, tensor in critic.state_dict().items()}
+    _ = (critic.target, list(critic.target.parameters()), repr(critic))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in critic.state_dict().items())
+
+
+def test_16_a_critic_of_bins_values_every_sample():
+    """The value of the first sample was taken for all of a batch, in a critic too."""
+    text = (
+        SPEC
+        + """critic:
+  graph: {latent: {block: dense, in: observation, hidden_units: 8}}
+  heads: {block: categorical_value, in: latent, num_bins: 5, low: -2, high: 2}
+"""
+    )
+    critic = compose(text).critic
+    many = torch.randn(6, 4)
+    alone = torch.stack([critic.value(one) for one in many])
+    torch.testing.assert_close(critic.value(many), alone)
+    assert len(set(alone.tolist())) == 6
 
 
 def test_16_every_sample_has_a_value_of_its_own():
