@@ -63,4 +63,6 @@ class PickPlaceEnv(gymnasium.Env):
         return {"pick": {"things": things}}
 
 
-gymnasium.register("PickPlace-v0", entry_point=PickPlaceEnv, disable_env_checker=True)
+gymnasium.register(
+    "PickPlace-v0", entry_point="pick_place_env:PickPlaceEnv", disable_env_checker=True
+)

@@ -55,11 +55,8 @@ def test_an_actor_is_found_in_either_form(key):
 
 def test_agents_that_are_not_counted_are_found_by_any_name():
     both = actors("pick", ("look", None))
-    assert [both.find(key) and both.find(key)[0] for key in ("look", ("look", 7), "look/x")] == [
-        "look",
-        "look/7",
-        "look/x",
-    ]
+    found = [both.find(key) for key in ("look", ("look", 7), "look/x")]
+    assert [one and one[0] for one in found] == ["look", "look/7", "look/x"]
     assert both.find(("pick", 7)) is None
     assert both.find("look/") is None
 

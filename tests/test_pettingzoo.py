@@ -152,9 +152,12 @@ def test_legal_moves_in_dict_observations_mask_actions():
         env.reset(seed=seed)
         for agent in env.agent_iter():
             observation, _, terminated, truncated, _ = env.last()
-            done = terminated or truncated
-            action = None if done else model.policy.act({agent: observation})[agent]
-            assert done or observation["action_mask"][action] == 1
+            if terminated or truncated:
+                env.step(None)
+                continue
+            action = model.policy.act({agent: observation})[agent]
+            assert observation is not None
+            assert observation["action_mask"][action] == 1
             env.step(action)
         assert not env.agents
 
