@@ -1,8 +1,8 @@
 """Seek: find a goal in the plane by smell alone; where the goal and the wind are is known to the critic only.
 
 A walker sees where it is and how strong it smells the goal, with noise; the wind pushes it about. The critic of a
-training run may know more than the agent will ever see: ``goal`` and ``wind`` are the simulator's own. Each step is worth
-minus the distance to the goal. An episode takes 40 steps.
+training run may know more than the agent will ever see: ``goal`` and ``wind`` are the simulator's own. Each step is
+worth minus the distance to the goal. An episode takes 40 steps.
 """
 
 import gymnasium

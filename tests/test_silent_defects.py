@@ -329,14 +329,8 @@ critic:
 
 def test_16_a_critic_of_bins_values_every_sample():
     """The value of the first sample was taken for all of a batch, in a critic too."""
-    text = (
-        SPEC
-        + """critic:
-  graph: {latent: {block: dense, in: observation, hidden_units: 8}}
-  heads: {block: categorical_value, in: latent, num_bins: 5, low: -2, high: 2}
-"""
-    )
-    critic = compose(text).critic
+    heads = "  heads: {block: categorical_value, in: latent, num_bins: 5, low: -2, high: 2}\n"
+    critic = compose(SPEC + heads).critic
     many = torch.randn(6, 4)
     alone = torch.stack([critic.value(one) for one in many])
     torch.testing.assert_close(critic.value(many), alone)
