@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from composer.actors import Actors
-from composer.critic import count_returns
+from composer.critic import CRITICS, count_returns
 from composer.group_policy import GroupPolicy
 from composer.network import State, Tensors
 from composer.observer import Observer
@@ -113,6 +113,7 @@ class StructuredCritic(ActorModule):
         return turn.network.read(turn.present.value, turn.beside["shared"], observer)
 
 
+@CRITICS.register("delta_state")
 class DeltaStateCritic(StructuredCritic):
     """Values of steps, one after the other: that of the first, and of each later one what it adds to the one before.
 

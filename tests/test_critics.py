@@ -1,5 +1,7 @@
 """Critics of several actors: a value for each, values that build on one another, and one of what all observe."""
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -9,6 +11,11 @@ from torch import nn
 
 import composer
 from composer import SpecError
+from composer.critic import CRITICS
+from composer.model_spec import CRITIC_KINDS
+from composer.shared_state import SharedStateCritic
+from composer.state_action import StateActionCritic
+from composer.structured_critic import DeltaStateCritic
 
 GOAL, ARM, EYE = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (4,))
 OBSERVATIONS = {
@@ -84,6 +91,13 @@ STACKED = {
         "sum": {"block": "linear_output", "in": "flat", "output_units": 1},
     },
 }
+
+
+def test_every_kind_that_a_spec_can_name_has_a_class():
+    assert sorted(CRITICS) == sorted(CRITIC_KINDS)
+    kinds = {"state_action": StateActionCritic, "shared_state": SharedStateCritic}
+    for kind, cls in {**kinds, "delta_state": DeltaStateCritic}.items():
+        assert CRITICS.get(kind) is cls
 
 
 # --- a value for each actor ---
@@ -358,6 +372,24 @@ def test_a_critic_comes_back_from_a_file_and_from_the_meta_device(critic, tmp_pa
         torch.testing.assert_close(other(observe()), model(observe()), rtol=0, atol=0)
     assert "critic" in model.summary()
     assert model.draw(tmp_path / "model.mmd").read_text().count("critic") >= 1
+
+
+@KINDS
+def test_a_copy_of_a_critic_is_a_critic_of_its_own(critic):
+    model = compose({**critic, "normalize_value": True})
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(other(observe()), model(observe()), rtol=0, atol=0)
+        with torch.no_grad():
+            for parameter in other.critic.parameters():
+                parameter.add_(1.0)
+        assert not torch.equal(flat(other.critic(observe())), flat(model.critic(observe())))
+        other.update_normalizers(returns={"pick": [5.0]} if "networks" in critic else [5.0])
+        other.update_normalizers(observe())
+
+
+def flat(values):
+    """All values as one tensor."""
+    return torch.cat([leaf.flatten() for leaf in torch.utils._pytree.tree_leaves(values)])
 
 
 @KINDS

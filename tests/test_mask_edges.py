@@ -121,6 +121,26 @@ def test_joining_elements_drops_the_mask_and_is_refused_joining_features_is_not(
     assert InferenceBlock(graph, ["mean"]).out_shapes == {"mean": (8,)}
 
 
+def test_sets_of_a_set_are_pooled_one_by_one_with_their_own_masks():
+    graph = Graph(
+        {
+            "squads": Port((2, None, 4), mask="squads:mask"),
+            "squads:mask": Port((2, None), dtype=torch.bool),
+        },
+        optional=["squads:mask"],
+    )
+    graph.add("units", "dense", "squads", each=2, hidden_units=5)
+    graph.add("means", "masked_global_pooling", "units", each=1)
+    net = InferenceBlock(graph, ["means"])
+    assert net.out_ports["means"] == Port((2, 5))
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    squads = torch.randn(2, 3, 4).masked_fill(~mask[..., None], 1e30)
+    dense = net.get_submodule("units")
+    expected = [dense(squads[0, :1]).mean(0), dense(squads[1, :2]).mean(0)]
+    means = net({"squads": squads, "squads:mask": mask})["means"]
+    torch.testing.assert_close(means, torch.stack(expected))
+
+
 def test_a_nested_graph_gets_the_mask_with_what_it_masks():
     inner = Graph({})
     inner.add("latent", "dense", "x", each=1, hidden_units=[8])
