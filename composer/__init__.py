@@ -15,6 +15,7 @@ __all__ = [
     "SpecError",
     "StructuredPolicy",
     "__version__",
+    "any_batch",
     "blend",
     "compose",
     "draw",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from composer.batch_axes import any_batch
     from composer.blending import blend
     from composer.critic import Critic
     from composer.diagram import draw
@@ -39,6 +41,7 @@ else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "batch_axes": "any_batch",
             "blending": "blend",
             "critic": "Critic",
             "diagram": "draw",

@@ -47,6 +47,9 @@ class TransformerBlock(MaskedBlock):
 
     takes = "integer"
     mask_of = {"mask": 0}
+    limits = {
+        "cuda_graph": "transformers looks at the places of tokens to make masks; compiled, it does not"
+    }
     from_ports = ("vocab_size",)
 
     def __init__(

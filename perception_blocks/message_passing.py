@@ -87,7 +87,8 @@ class MessagePassingBlock(PerceptionBlock):
     mask_of = {"node_mask": 0, "edge_mask": 1}
     keeps_mask = True
     limits = {
-        "vmap": "some convolutions pick self-loops out of the edges, whose number vmap cannot follow"
+        "vmap": "some convolutions pick self-loops out of the edges, whose number vmap cannot follow",
+        "cuda_graph": "some convolutions pick self-loops out of the edges, and wait for their number",
     }
 
     def __init__(

@@ -17,6 +17,7 @@ from perception_blocks.block import MemoryBlock, PerceptionBlock
 from perception_blocks.port import Port, as_port
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import settings_of
+from tests.host_reads import NoHostReads
 
 LEADING = [(), (1,), (5, 2), (0,)]
 
@@ -442,8 +443,21 @@ def vmap(sample: Sample) -> None:
     torch.testing.assert_close(torch.func.vmap(block)(*data), block(*data), atol=1e-5, rtol=1e-5)
 
 
+def run_without_host_reads(sample: Sample) -> None:
+    with torch.device("meta"):
+        block = sample.build().eval()
+    inputs = [value.to("meta") for value in sample.data((5,))]
+    with NoHostReads():
+        block(*inputs)
+
+
 # What a wrapped library may make impossible; its block's class says so in `limits`, under these names.
-ABILITIES = {"compile": compile_whole, "export": export_with_a_dynamic_batch, "vmap": vmap}
+ABILITIES = {
+    "compile": compile_whole,
+    "export": export_with_a_dynamic_batch,
+    "vmap": vmap,
+    "cuda_graph": run_without_host_reads,
+}
 
 
 # Of other libraries' code, whose numbers are right all the same.

@@ -13,7 +13,7 @@ import perception_blocks
 PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
-    BaseModelWrapper Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ blend compose draw first_steps load
+    BaseModelWrapper Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ any_batch blend compose draw first_steps load
     model_wrap register_wrapper
 """
 PERCEPTION_BLOCKS = """
