@@ -236,13 +236,18 @@ def _node() -> Schema:
 
 
 def _head() -> Schema:
-    """A node whose block is linear_output unless it says otherwise."""
-    return {
-        "type": "object",
-        "required": ["in"],
+    """A node whose block is linear_output unless it says otherwise; how wide a head is need not be said."""
+    node = {
         "if": {"anyOf": [{"required": ["block"]}, {"required": ["same_as"]}]},
         "then": _ref("node"),
         "else": _ref("block_linear_output"),
+    }
+    return {
+        "type": "object",
+        "required": ["in"],
+        "if": {"properties": {"block": {"const": "dueling"}}, "required": ["block"]},
+        "then": {**_block("dueling"), "required": ["in"]},
+        "else": node,
     }
 
 
