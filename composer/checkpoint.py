@@ -34,6 +34,7 @@ __all__ = [
     "LoadReport",
     "Record",
     "fill",
+    "foreign_modules",
     "plain_spec",
     "read_record",
     "read_tensors",
@@ -133,7 +134,7 @@ def write_checkpoint(
         "action_space": action_space,
         "seed": seed,
         "dtype": str(dtype).removeprefix("torch."),
-        "modules": _foreign_modules(module),
+        "modules": foreign_modules(module),
         "versions": _versions(),
         "tied": tied,
         "blocks": _foreign_blocks(module),
@@ -273,7 +274,8 @@ def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
     return tensors, tied
 
 
-def _foreign_modules(module: nn.Module) -> list[str]:
+def foreign_modules(module: nn.Module) -> list[str]:
+    """The modules that provided classes of ``module``, beside ours and torch's."""
     return sorted({cls.__module__ for cls in _foreign_classes(module)})
 
 

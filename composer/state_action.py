@@ -67,6 +67,15 @@ class StateActionCritic(SpaceCritic):
             raise AttributeError("a target has no target of its own")
         return found  # type: ignore[return-value]
 
+    @property
+    def online(self) -> nn.Module:
+        """The weights of the network alone, without those of its target: what an optimiser takes, a target follows."""
+        own = nn.Module()
+        own._parameters, own._buffers = self._parameters, self._buffers
+        children = self._modules.items()
+        own._modules = {name: child for name, child in children if name not in self.added}
+        return own
+
     def forward(
         self,
         observations: Any,
@@ -112,11 +121,7 @@ class StateActionCritic(SpaceCritic):
 
         ``buffers`` says what becomes of statistics such as those of batch normalisation.
         """
-        own = nn.Module()  # what belongs to the network, without the target itself
-        own._parameters, own._buffers = self._parameters, self._buffers
-        children = self._modules.items()
-        own._modules = {name: child for name, child in children if name not in self.added}
-        blend(self.target, own, tau, buffers)
+        blend(self.target, self.online, tau, buffers)
 
     def make_target(self) -> None:
         """Make ``target`` a copy of this critic as it is now, in place of the one before."""

@@ -32,7 +32,7 @@ COMPOSER = """
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     model_parts flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
-    lowered_model batch_axes checkpoint weights space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym token_views model_registry written_out cli __main__
+    lowered_model batch_axes checkpoint weights space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 token_views model_registry written_out cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
@@ -67,6 +67,8 @@ LIBRARIES = {
     ],
     "torchrl": ["composer.adapters.*"],
     "tensordict": ["composer.adapters.*"],
+    "stable_baselines3": ["composer.adapters.sb3*"],
+    "sb3_contrib": ["composer.adapters.sb3*"],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint", "perception_blocks.language_config"],
     "transformers": ["perception_blocks.language_*"],

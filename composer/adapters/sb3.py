@@ -1,0 +1,238 @@
+"""Composed models trained by Stable-Baselines3 (PPO, A2C, DQN, SAC, TD3) and sb3-contrib (MaskablePPO, RecurrentPPO).
+
+`agent` makes one of their agents whose policy is a composed model, ``agent.policy.model``. Needs the extra ``sb3``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+import torch
+
+from composer.adapters.extras import missing_extra
+from composer.adapters.sb3_checks import refuse, several_actors
+from composer.adapters.sb3_contrib import MaskableActorCritic, RecurrentActorCritic
+from composer.adapters.sb3_off_policy import QPolicy, SACPolicy, TD3Policy
+from composer.adapters.sb3_policies import ActorCritic, ComposedPolicy
+from composer.adapters.sb3_spaces import FlatEnv, HostActions, HostObservations
+from composer.checkpoint import foreign_modules, plain_spec
+from composer.model import Model, compose
+from composer.source import Override, dump_yaml, load_source
+from composer.space_json import spaces_differ, spaces_to_json
+from composer.space_lookup import Spaces, environment_spaces, is_by_actor, make_environment
+from composer.trust import PETTINGZOO, allow_list, import_allowed
+
+try:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.utils import obs_as_tensor
+    from stable_baselines3.common.vec_env import VecEnv
+except ImportError as error:
+    raise missing_extra("composer.adapters.sb3", error, "sb3") from error
+
+__all__ = ["POLICIES", "UpdateNormalizers", "agent", "wrap"]
+
+POLICIES: dict[str, type[ComposedPolicy]] = {
+    "PPO": ActorCritic,
+    "A2C": ActorCritic,
+    "MaskablePPO": MaskableActorCritic,
+    "RecurrentPPO": RecurrentActorCritic,
+    "DQN": QPolicy,
+    "SAC": SACPolicy,
+    "TD3": TD3Policy,
+}
+"""The policy class of each algorithm, by the algorithm's name."""
+
+
+def agent(
+    algorithm: type,
+    spec: Any,
+    env: Any = None,
+    *,
+    allow: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    policy_kwargs: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """``algorithm(policy, env, **settings)`` with a composed model as its policy: an agent as that class makes it.
+
+    ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with. ``env`` is an
+    environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None makes the spec's own. What it cannot store
+    (nested observations, several actions) is made flat by `wrap`. ``seed`` is that of the initial weights and of the
+    algorithm. ``policy_kwargs`` may give ``optimizer_class`` and ``optimizer_kwargs``.
+
+    ``agent.save`` and ``algorithm.load`` work as always, ``agent.policy.model.save`` writes a checkpoint of ours.
+    Raises ValueError with every reason why the algorithm cannot train the model.
+    """
+    name = _name_of(algorithm)
+    allow = allow_list(allow)
+    import_allowed(allow)
+    env = _environment(spec, env, overrides)
+    model = _model(spec, _model_spaces(env), allow, overrides, seed, dtype)
+    refuse(model, name)
+    observations, actions = _hosts(model)
+    if not isinstance(env, VecEnv) and not _is_flat(env):
+        env = _wrapped(env, observations, actions)
+    arguments = {**_arguments(model, allow), **(policy_kwargs or {})}
+    made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
+    if isinstance(spec, Model):
+        made.policy.use_weights(spec)
+    return made
+
+
+def wrap(env: gymnasium.Env, spec: Any, allow: Iterable[str] = ()) -> gymnasium.Env:
+    """``env`` with observations and actions that Stable-Baselines3 can store; ``env`` itself where they are such.
+
+    ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
+    (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
+    """
+    if _is_flat(env):
+        return env
+    model = _model(spec, environment_spaces(env), allow_list(allow), (), None, torch.float32)
+    _refuse_actors(model.observation_space)
+    return _wrapped(env, *_hosts(model))
+
+
+class UpdateNormalizers(BaseCallback):
+    """Counts what the agent sees into the running statistics of the spec's ``normalize``, between two rollouts.
+
+    Those of a critic's ``normalize_value`` count the returns of rollouts, for algorithms that have them. Statistics
+    stay the same while a rollout is collected and learned from. Without this callback they stay what they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[Any] = []
+        self._returns: Any = None
+
+    def _on_step(self) -> bool:
+        self._seen.append(self.locals["new_obs"])
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._count()
+
+    def _on_rollout_end(self) -> None:
+        buffer = getattr(self.model, "rollout_buffer", None)
+        self._returns = None if buffer is None else buffer.returns
+
+    def _on_training_end(self) -> None:
+        self._count()
+
+    def _count(self) -> None:
+        policy: Any = self.model.policy
+        model: Model = policy.model
+        if model.policy.observer.keys:
+            for seen in self._seen:
+                model.update_normalizers(policy.read(obs_as_tensor(seen, policy.device)))
+        critic: Any = model.critic
+        if self._returns is not None and critic.value_normalizer is not None:
+            model.update_normalizers(returns=self._returns)
+        self._seen, self._returns = [], None
+
+
+# --- the model and its environment ---
+
+
+def _name_of(algorithm: Any) -> str:
+    """The name of the algorithm that a class is, or is derived from."""
+    classes = algorithm.__mro__ if isinstance(algorithm, type) else ()
+    for cls in classes:
+        if cls.__name__ in POLICIES:
+            return cls.__name__
+    shown = algorithm.__name__ if classes else repr(algorithm)
+    raise ValueError(
+        f"algorithm is a class of Stable-Baselines3 or sb3-contrib, one of {', '.join(POLICIES)}; got {shown}"
+    )
+
+
+def _environment(spec: Any, env: Any, overrides: Iterable[Override]) -> Any:
+    """The environment itself, made if it is an id or the spec's own."""
+    if env is None:
+        data = (spec.source if isinstance(spec, Model) else load_source(spec, overrides)).data
+        env = data.get("environment") if isinstance(data, dict) else None
+        if env is None:
+            raise ValueError("agent needs an env, or a spec with an 'environment'")
+    if isinstance(env, str):
+        env = make_environment(env)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise ValueError(
+            "Stable-Baselines3 has vector environments of its own; make one of them instead of gymnasium's: "
+            "stable_baselines3.common.env_util.make_vec_env(id, n_envs)"
+        )
+    return env
+
+
+def _model_spaces(env: Any) -> Spaces:
+    """The spaces that a model is composed for: those of the environment inside of `FlatEnv`."""
+    if isinstance(env, VecEnv):
+        if env.has_attr("model_spaces"):
+            return env.get_attr("model_spaces")[0]
+        return env.observation_space, env.action_space
+    return env.get_wrapper_attr("model_spaces") if _is_flat(env) else environment_spaces(env)
+
+
+def _is_flat(env: Any) -> bool:
+    return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
+
+
+def _model(
+    spec: Any,
+    own: Spaces,
+    allow: tuple[str, ...],
+    overrides: Iterable[Override],
+    seed: int | None,
+    dtype: torch.dtype,
+) -> Model:
+    """The model, without weights where it is only to be looked at. Raises ValueError for one of other spaces."""
+    if not isinstance(spec, Model):
+        return compose(
+            spec, observation_space=own[0], action_space=own[1],
+            allow=allow, overrides=overrides, seed=seed, dtype=dtype, device="meta",
+        )  # fmt: skip
+    if is_by_actor(spec.observation_space):
+        return spec  # which is refused, whatever the environment
+    _refuse_actors(own[0])
+    needed = (spec.observation_space, spec.action_space)
+    differences = [
+        difference
+        for root, mine, theirs in zip(("observation", "action"), needed, own, strict=True)
+        for difference in spaces_differ(mine, theirs, root)
+    ]
+    if differences:
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        raise ValueError(f"the environment's spaces are not those of the model:{lines}")
+    return spec
+
+
+def _refuse_actors(space: Any) -> None:
+    if is_by_actor(space):
+        raise ValueError(f"the environment has {several_actors(space)}")
+
+
+def _hosts(model: Model) -> tuple[HostObservations, HostActions]:
+    return HostObservations(model.policy.observer.tree), HostActions(model.policy.action_tree)
+
+
+def _wrapped(env: Any, observations: HostObservations, actions: HostActions) -> Any:
+    return FlatEnv(env, observations, actions) if observations.is_flat or actions.is_flat else env
+
+
+def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
+    """What a policy needs to compose this model again: plain data."""
+    environment = model.spec.environment or ""
+    home = environment.partition(":")[0] if ":" in environment else PETTINGZOO
+    # What a model is made of needs no more permission.
+    homes = [*foreign_modules(model), *([] if home == PETTINGZOO else [home])]
+    return {
+        "spec": dump_yaml(plain_spec(model.source.data)),
+        "allow": list(dict.fromkeys([*allow, *homes])),
+        "seed": model.seed,
+        "dtype": str(model.policy.dtype).removeprefix("torch."),
+        "spaces": [
+            spaces_to_json(space) for space in (model.observation_space, model.action_space)
+        ],
+    }
