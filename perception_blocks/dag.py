@@ -46,13 +46,15 @@ class DagNode:
     name: str
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = field(default=())
-    label: str = ""  # how messages call it: its name in quotes, unless it is known by another one
+    title: str | None = None  # how messages call it, if not by its name in quotes
 
     def __post_init__(self) -> None:
         if not self.writes:
             object.__setattr__(self, "writes", (self.name,))
-        if not self.label:
-            object.__setattr__(self, "label", repr(self.name))
+
+    @property
+    def label(self) -> str:
+        return self.title or repr(self.name)
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,7 @@ class Dag:
     def _unknown_read(self, node: DagNode, name: str) -> DagProblem:
         """Suggests inputs and what other nodes write; one that has a label of its own is not to be read."""
         known = [*(self.inputs or ())]
-        known += [
-            value for value, writer in self.writer.items() if writer.label == repr(writer.name)
-        ]
+        known += [value for value, writer in self.writer.items() if writer.title is None]
         others = [value for value in known if value not in node.writes]
         near = did_you_mean(name, others) or _listing(others)
         message = (

@@ -67,8 +67,7 @@ class Node:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        values = self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs
-        return tuple(values)
+        return self.inputs if isinstance(self.inputs, tuple) else tuple(self.inputs.values())
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -130,8 +129,9 @@ class Graph:
 
         Raises ValueError for a malformed node; what is wrong between nodes is found by InferenceBlock, all at once.
         """
-        wires: Any = (inputs,) if isinstance(inputs, str) else inputs
-        wires = dict(wires) if isinstance(wires, Mapping) else tuple(wires)
+        wires: Any = (inputs,)
+        if not isinstance(inputs, str):
+            wires = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
         outs: Any = dict(out) if isinstance(out, Mapping) else out and tuple(out)
         node = Node(name, block, wires, settings, outs, each, same_as, init, group, copies)
         self.add_node(node)
@@ -160,7 +160,8 @@ class Graph:
     def dag(self, outputs: Iterable[str] | None) -> Dag:
         """The order of the nodes towards ``outputs``, and what is wrong with it."""
         nodes = [
-            DagNode(node.value_name, node.reads, node.writes, node.title) for node in self.nodes
+            DagNode(node.value_name, node.reads, node.writes, node.group and node.title)
+            for node in self.nodes
         ]
         return Dag(nodes, self.inputs, outputs)
 

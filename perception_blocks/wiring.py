@@ -47,7 +47,7 @@ class CombinedNodeError(Exception):
 
 def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """The values that the block reads in the order of its forward, and keyword names where positions do not do."""
-    if not isinstance(node.inputs, Mapping):
+    if isinstance(node.inputs, tuple):
         return node.inputs, None
     parameters = inspect.signature(block.forward).parameters
     known = [name for name in parameters if name != "self"]
