@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 
 import decoder
-
 from harness import Row, main
 
 ROUNDS = 7
