@@ -60,11 +60,13 @@ def _squashed_gaussian(family: SquashedGaussian, leaf: Leaf) -> Draw | None:
     if clip is None or bounds is None or (bounds.low, bounds.high) != leaf.bounds:
         return None  # else what clips to the one clips to the other
     middle, half = bounds.middle, bounds.half
-    stretched = middle != 0 or half != 1
+    stretched = middle != 0 or half != 1 or str(leaf.space.dtype) != "float32"
 
     def draw(logits: Tensor, deterministic: bool, generator: Generator) -> Any:
         inside = _normal(family, wide(logits), deterministic, generator).tanh()
-        return clip(middle + half * inside if stretched else inside)
+        if stretched or inside.dtype != torch.float32:
+            return clip(middle + half * inside)
+        return inside.numpy()  # which are the bounds of tanh
 
     return draw
 
@@ -75,7 +77,8 @@ def _normal(
     """As `GaussianDistribution.sample` and ``mode``, without what only densities need."""
     own = family._parameters.get("log_std")
     if own is None:
-        mean, log_std = logits.split(logits.shape[-1] // 2, -1)
+        width = logits.shape[-1] // 2
+        mean, log_std = torch.split_with_sizes(logits, (width, width), -1)
     else:
         mean, log_std = logits, own
     if len(family.action_shape) != 1:
@@ -83,7 +86,10 @@ def _normal(
     if deterministic:
         return mean
     if own is None:
-        log_std = log_std.reshape(family.action_shape) + family.init_log_std
+        if len(family.action_shape) != 1:
+            log_std = log_std.reshape(family.action_shape)
+        if family.init_log_std != 0:
+            log_std = log_std + family.init_log_std
     elif own.dtype != logits.dtype:
         log_std = own.to(logits.dtype)
     low, high = family.log_std_range

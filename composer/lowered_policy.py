@@ -66,7 +66,10 @@ class LoweredPolicy:
         torch._C._set_grad_enabled(False)  # torch.no_grad takes five times as long
         try:
             inputs, single = self._read(observation)
-            outputs, after = policy.evaluate(inputs, state, resets, "policy")
+            if self._has_memory or state:
+                outputs, after = policy.evaluate(inputs, state, resets, "policy")
+            else:
+                outputs, after = policy.network.run(inputs), None
             plain = single and mask is None and not self._masked and temperature == 1.0
             if plain and self._drawers and not self._changed():
                 action = self._drawn(outputs, deterministic, generator)

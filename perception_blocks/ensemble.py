@@ -16,12 +16,13 @@ from perception_blocks.block import is_traced
 from perception_blocks.lowered import write_function
 from perception_blocks.measure import probing_tensors, still, with_length
 from perception_blocks.port import Port, Shape
-from perception_blocks.stacked import stack_layers, why_not_stacked
+from perception_blocks.stacked import has_norms, names_across, stack_layers, why_not_stacked
 
 __all__ = ["EnsembleBlock"]
 
-# Numbers that a layer makes of some copies at once: more leave the processor's cache, and all get slower.
-MOST_NUMBERS = 2**16
+# Numbers that a layer makes at once: with more, they leave the processor's cache and all gets slower; sooner with norms,
+# which take one operation more where weights are stacked.
+MOST_NUMBERS, MOST_NORMED = 2**18, 2**16
 
 
 class EnsembleBlock(nn.Module):
@@ -66,8 +67,14 @@ class EnsembleBlock(nn.Module):
         if self.why_looped is None:
             stack_layers(self._stacked[0])
             self.why_looped = _why_not_run(self._stacked[0], self.copies)
-        self._width = max((p.shape[0] for p in first.parameters()), default=1)
-        self._functions: dict[bool | None, Callable[..., Any] | None] = {}
+        # The numbers that a row has in the first input, and at its widest.
+        port = with_length(first.in_ports[self.in_keys[0]])
+        self._in_size = max(1, math.prod(port.shape))  # type: ignore[arg-type]
+        self._width = max((p.shape[0] for p in first.parameters() if p.dim()), default=1)
+        self._across = names_across(self._template[0])
+        self._has_norms = has_norms(self._template[0])
+        self._functions: dict[tuple[bool, bool | None], Callable[..., Any] | None] = {}
+        self._lowered: dict[int, Any] = {}
         self.adopt(networks)
 
     def adopt(self, networks: Sequence[Any]) -> None:
@@ -84,7 +91,8 @@ class EnsembleBlock(nn.Module):
             if name in self._common:
                 self._buffers[key] = like
                 continue
-            stacked = _moved_together([own[name] for own in tensors])
+            across = name in self._across
+            stacked = _moved_together([own[name] for own in tensors], across)
             if isinstance(like, nn.Parameter):
                 self._parameters[key] = nn.Parameter(stacked, like.requires_grad)
             else:
@@ -171,69 +179,107 @@ class EnsembleBlock(nn.Module):
         assert tensor is not None
         return tensor
 
-    def _chosen(self, rows: Sequence[int] | None) -> dict[str, Tensor]:
-        """The stacks by a copy's names, of all copies or of ``rows``."""
-        tensors = {name: self._tensor(key) for name, key in self._keys.items()}
+    def _chosen(self, rows: Sequence[int] | None) -> list[Tensor]:
+        """The stacks in the order of a copy's names, of all copies or of ``rows``."""
+        parameters, buffers = self._parameters, self._buffers
+        tensors: list[Any] = [
+            parameters[key] if key in parameters else buffers[key] for key in self._keys.values()
+        ]
         if rows is None:
             return tensors
         chosen = list(rows)
-        return {n: t if n in self._common else t[chosen] for n, t in tensors.items()}
+        return [t if name in self._common else t[chosen] for name, t in zip(self._keys, tensors)]
 
-    def _keep_buffers(self, tensors: Mapping[str, Tensor], rows: Sequence[int]) -> None:
+    def _keep_buffers(self, tensors: Sequence[Tensor], rows: Sequence[int]) -> None:
         """Running statistics of ``rows`` moved in a copy of them."""
-        for name, tensor in tensors.items():
-            if self._keys[name] in self._buffers and name not in self._common:
-                self._tensor(self._keys[name])[list(rows)] = tensor
+        for (name, key), tensor in zip(self._keys.items(), tensors):
+            if key in self._buffers and name not in self._common:
+                self._tensor(key)[list(rows)] = tensor
 
     def _in_pieces(
-        self, tensors: dict[str, Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
+        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
     ) -> Any:
         """All copies, as many at once as are fast: everything has the axis of the copies first."""
-        first = next(iter(inputs.values()))
+        first = inputs[self.in_keys[0]]
         count, size = first.shape[0], self._piece(first)
         if size >= count:
             return self._run(tensors, inputs, state, resets, unroll)
-        pieces = {
-            n: [t] * count if n in self._common else t.split(size) for n, t in tensors.items()
-        }
+        if size == 1:
+            return self._copy_by_copy(tensors, inputs, state, resets, unroll)
+        pieces = [
+            [t] * count if name in self._common else t.split(size)
+            for name, t in zip(self._keys, tensors)
+        ]
         results = []
         for place, start in enumerate(range(0, count, size)):
             part = slice(start, start + size)
-            own_state = state and {n: value[part] for n, value in state.items()}
-            results.append(
-                self._run(
-                    {n: piece[place] for n, piece in pieces.items()},
-                    {n: value[part] for n, value in inputs.items()},
-                    own_state,
-                    None if resets is None else resets[part],
-                    unroll,
-                )
-            )
-        if state is None:
-            return _joined(results)
-        return _joined([out for out, _ in results]), _joined([after for _, after in results])
+            own_inputs, own_state = _parts(inputs, part), state and _parts(state, part)
+            own_resets = None if resets is None else resets[part]
+            own = [piece[place] for piece in pieces]
+            results.append(self._run(own, own_inputs, own_state, own_resets, unroll))
+        return _in_pairs(results, torch.cat, state is None)
+
+    def _copy_by_copy(
+        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
+    ) -> Any:
+        count = inputs[self.in_keys[0]].shape[0]
+        pieces = [
+            [t] * count if name in self._common else t.unbind(0)
+            for name, t in zip(self._keys, tensors)
+        ]
+        results = []
+        for place, own in enumerate(zip(*pieces)):
+            own_inputs, own_state = _parts(inputs, place), state and _parts(state, place)
+            own_resets = None if resets is None else resets[place]
+            results.append(self._run_one(list(own), own_inputs, own_state, own_resets, unroll))
+        return _in_pairs(results, torch.stack, state is None)
 
     def _piece(self, value: Tensor) -> int:
-        """How many copies run at once; ``value`` is one of the inputs, with the axis of the copies."""
+        """How many copies run at once; ``value`` is the first of the inputs, with the axis of the copies."""
         count = value.shape[0]
         if is_traced():  # where sizes may be anything
             return count
-        name = self.in_keys[0]
-        rank = len(self._template[0].in_ports[name].shape)
-        rows = value[0].numel() // max(1, math.prod(value.shape[value.dim() - rank :]))
-        return max(2, MOST_NUMBERS // max(1, rows * self._width))
+        rows = value.numel() // (count * self._in_size)
+        numbers = max(1, rows * self._width)
+        if self._has_norms:
+            return count if count * numbers <= MOST_NORMED else 1
+        return max(1, MOST_NUMBERS // numbers)
 
     def _run(
-        self, tensors: dict[str, Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
+        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
     ) -> Any:
-        kind = None if state is None else unroll
-        if kind not in self._functions:
-            self._functions[kind] = write_function(self._stacked[0], kind, list(self._keys))
-        function = self._functions[kind]
+        function = self._function(True, None if state is None else unroll)
         if function is not None:
-            return function(list(tensors.values()), inputs, state, resets)
+            return function(tensors, inputs, state, resets)
+        return self._swapped(self._stacked[0], tensors, inputs, state, resets, unroll)
+
+    def _run_one(
+        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
+    ) -> Any:
+        """The same for one copy, without an axis of copies."""
+        function = self._function(False, None if state is None else unroll)
+        if function is not None:
+            return function(tensors, inputs, state, resets)
+        return self._swapped(self._template[0], tensors, inputs, state, resets, unroll)
+
+    def _function(self, stacked: bool, kind: bool | None) -> Callable[..., Any] | None:
+        """Code of the network, of all copies or of one; None where not all of it can be written."""
+        if (stacked, kind) not in self._functions:
+            network = (self._stacked if stacked else self._template)[0]
+            self._functions[stacked, kind] = write_function(network, kind, list(self._keys))
+        return self._functions[stacked, kind]
+
+    def _swapped(
+        self,
+        network: Any,
+        tensors: list[Tensor],
+        inputs: Any,
+        state: Any,
+        resets: Any,
+        unroll: bool,
+    ) -> Any:
         arguments = (inputs,) if state is None else (inputs, state, resets, unroll)
-        return torch.func.functional_call(self._stacked[0], tensors, arguments)
+        return torch.func.functional_call(network, dict(zip(self._keys, tensors)), arguments)
 
     def _placed(self, values: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str, Tensor]:
         """``values`` with the axis of the copies, which is the first, where it belongs."""
@@ -251,7 +297,7 @@ class EnsembleBlock(nn.Module):
     ) -> Any:
         results = []
         for place, row in enumerate(range(self.copies) if rows is None else rows):
-            network: Any = self._modules[str(row)]
+            network = self._network_at(row)
             own = {n: inputs[n][place] if self.own_inputs else inputs[n] for n in self.in_keys}
             if state is None:
                 results.append(network(own))
@@ -264,8 +310,17 @@ class EnsembleBlock(nn.Module):
         outputs = _together([out for out, _ in results], self._out_dims)
         return outputs, _together([after for _, after in results], self._state_dims)
 
+    def _network_at(self, row: int) -> Any:
+        """The network of one copy, lowered where it can be and nothing is traced."""
+        network: Any = self._modules[str(row)]
+        if is_traced() or not hasattr(network, "lower"):
+            return network
+        if row not in self._lowered or self._lowered[row].network is not network:
+            self._lowered[row] = network.lower()
+        return self._lowered[row]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_functions": {}}  # generated, and anew when needed
+        return {**self.__dict__, "_functions": {}, "_lowered": {}}  # generated, anew when needed
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.why_looped is not None:
@@ -316,18 +371,31 @@ def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(), *network.named_buffers()]
 
 
-def _moved_together(tensors: Sequence[Tensor]) -> Tensor:
-    """One tensor of all; each of ``tensors`` becomes its part of that, so that nothing is held twice."""
+def _moved_together(tensors: Sequence[Tensor], across: bool) -> Tensor:
+    """One tensor of all; each of ``tensors`` becomes its part of that, so that nothing is held twice.
+
+    Those that are multiplied ``across`` lie in memory as they are read, which spares gradients a copy.
+    """
     first = tensors[0].detach()
-    together = first.new_empty((len(tensors), *first.shape))
+    if across:
+        together = first.new_empty((len(tensors), *first.mT.shape)).mT
+    else:
+        together = first.new_empty((len(tensors), *first.shape))
     for part, tensor in zip(together, tensors):
         part.copy_(tensor.detach())
         tensor.data = part
     return together
 
 
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _parts(values: Mapping[str, Tensor], place: int | slice) -> dict[str, Tensor]:
+    return {name: value[place] for name, value in values.items()}
+
+
+def _in_pairs(results: Sequence[Any], join: Callable[..., Tensor], outputs_alone: bool) -> Any:
+    """Outputs, or outputs and states, of some copies each, joined along the axis of the copies."""
+    if outputs_alone:
+        return {name: join([part[name] for part in results]) for name in results[0]}
+    return tuple(_in_pairs(parts, join, True) for parts in zip(*results))
 
 
 def _together(copies: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from perception_blocks.recurrent_layers import (
     Weights,
 )
 
-__all__ = ["stack_layers", "stacked_linear", "why_not_stacked"]
+__all__ = ["has_norms", "names_across", "stack_layers", "stacked_linear", "why_not_stacked"]
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -152,6 +152,7 @@ _STACKED: dict[type[nn.Module], type[nn.Module]] = {
     GruLayer: StackedGruLayer,
     RnnLayer: StackedRnnLayer,
 }
+NARROW = 16  # units of a layer whose weights are best left as they are
 _CONTAINERS = (nn.Module, nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
@@ -159,6 +160,22 @@ def stack_layers(network: nn.Module) -> None:
     """Make every layer of ``network`` the stacked one of its kind; its tensors are then put in call by call."""
     for module in network.modules():
         module.__class__ = _STACKED.get(type(module), type(module))
+
+
+def has_norms(network: nn.Module) -> bool:
+    norms = (nn.LayerNorm, nn.RMSNorm, FeatureBatchNorm)
+    return any(isinstance(module, norms) for module in network.modules())
+
+
+def names_across(network: nn.Module) -> set[str]:
+    """The weights of ``network`` that `stacked_linear` reads faster if they lie in memory as it multiplies them."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in network.named_modules()
+        if isinstance(module, (nn.Linear, RecurrentLayer))
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() == 2 and len(parameter) >= NARROW
+    }
 
 
 def why_not_stacked(network: nn.Module) -> str | None:

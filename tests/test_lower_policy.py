@@ -200,9 +200,12 @@ def test_every_config_computes_the_same_lowered(path):
     arguments = ()
     if model.has_memory:
         arguments = (model.initial_state(), None)
+    keywords = {}
+    if getattr(model.critic, "takes_action", False):
+        keywords["action"] = model.policy.distribution(observation).mode()
     with torch.no_grad():
-        expected = model(observation, *arguments)
-        torch.testing.assert_close(lowered(observation, *arguments), expected)
+        expected = model(observation, *arguments, **keywords)
+        torch.testing.assert_close(lowered(observation, *arguments, **keywords), expected)
         arguments = (model.policy.initial_state(), None) if model.policy.has_memory else ()
         expected = model.policy(observation, *arguments)
         torch.testing.assert_close(lowered.policy(observation, *arguments), expected)
