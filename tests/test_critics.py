@@ -3,7 +3,10 @@
 import copy
 import pickle
 import re
+from pathlib import Path
 
+import gymnasium
+import pettingzoo
 import pytest
 import torch
 from gymnasium import spaces
@@ -14,6 +17,7 @@ from composer import SpecError
 from composer.critic import CRITICS
 from composer.model_spec import CRITIC_KINDS
 from composer.shared_state import SharedStateCritic
+from composer.source import load_source
 from composer.state_action import StateActionCritic
 from composer.structured_critic import DeltaStateCritic
 
@@ -520,3 +524,80 @@ def test_a_central_critic_counts_its_actors():
     message = "a critic of what all actors observe needs to know how many there are; those of 'agent' are not counted"
     with pytest.raises(SpecError, match=re.escape(message)):
         composer.compose(spec, observation_space=observations, action_space=actions)
+
+
+# --- in real environments ---
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_all_knights_and_archers_have_one_value_together():
+    spec = load_source(CONFIGS / "knights_archers.yaml").data
+    graph = {
+        "things": {"block": "deep_set", "in": "observation", "each": 1, "hidden_units": 16},
+        "flat": {"block": "flatten", "in": "things"},
+        "latent": {"block": "dense", "in": "flat", "hidden_units": 32},
+    }
+    critic = {"kind": "shared_state", "stack": True, "graph": graph}
+    model = composer.compose({**spec, "critic": critic}, seed=0)
+    assert model.critic.network.in_ports["observation"].shape[0] == 4
+    env = pettingzoo.make("parallel", "butterfly/knights_archers_zombies_v11", max_cycles=10)
+    observations, _ = env.reset(seed=0)
+    state = model.policy.initial_state()
+    for _ in range(5):
+        assert model.critic.value(observations).shape == ()
+        actions, state = model.policy.act(observations, state)
+        observations, *_ = env.step(actions)
+    env.close()
+
+
+def test_placing_builds_on_the_value_of_picking(monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS)
+    spec = load_source(CONFIGS / "pick_place.yaml").data
+    networks = {"pick": {"template": {}}, "place": {"template": {}}}
+    critic = {"kind": "delta_state", "networks": networks}
+    model = composer.compose({**spec, "critic": critic}, allow=["pick_place_env"], seed=0)
+    env = gymnasium.make("pick_place_env:PickPlace-v0").unwrapped
+    observation, _ = env.reset(seed=0)
+    picked, placed = None, 0
+    for _ in range(20):
+        if "pick" in observation:
+            picked = model.critic(observation)["pick"]["value"]
+        else:
+            values = model.critic(observation, prev_value=picked)["place"]
+            torch.testing.assert_close(values["value"], picked + values["delta"])
+            placed += 1
+        observation, _, over, truncated, _ = env.step(model.policy.act(observation))
+        if over or truncated:
+            observation, _ = env.reset()
+    assert placed
+
+
+def test_a_critic_that_knows_more_than_its_policy_says_so(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(CONFIGS)
+    model = composer.compose(CONFIGS / "asymmetric.yaml", allow=["seek_env"], seed=0)
+    summary = model.summary()
+    assert "the policy may see: 'place', 'smell'" in summary
+    assert "the critic may see: 'goal', 'wind'" in summary
+    drawn = model.draw(tmp_path / "model.mmd").read_text()
+    assert drawn.count("only for the critic") == 2
+    env = gymnasium.make("seek_env:Seek-v0")
+    observation, _ = env.reset(seed=0)
+    for hidden in ("goal", "wind"):
+        blind = {key: value for key, value in observation.items() if key != hidden}
+        model.policy.act(blind, model.policy.initial_state())
+        outputs, _ = model.policy(observation, model.policy.initial_state())
+        with pytest.raises(ValueError, match=f"observation '{hidden}' is missing"):
+            model.critic(blind, shared=outputs)
+    env.close()
+
+
+def test_a_state_of_another_batch_is_refused():
+    critic = compose(remembering(CENTRAL)).critic
+    message = "the state 'memory/h' must have the shape (5, 1, 4), got (4, 1, 4)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        critic(observe(), critic.initial_state(4))
+    by_step = compose(remembering(BY_STEP)).critic
+    message = "for 'pick': the state 'memory/h' must have the shape (5, 1, 4), got (4, 1, 4)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        by_step(observe(), by_step.initial_state(4))
