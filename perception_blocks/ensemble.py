@@ -20,8 +20,8 @@ from perception_blocks.stacked import has_norms, names_across, stack_layers, why
 
 __all__ = ["EnsembleBlock"]
 
-# Numbers that a layer makes at once: with more, they leave the processor's cache and all gets slower; sooner with norms,
-# which take one operation more where weights are stacked.
+# Numbers that a layer makes at once: with more they leave the processor's cache, and all gets slower. Sooner with
+# norms, which take one operation more where weights are stacked.
 MOST_NUMBERS, MOST_NORMED = 2**18, 2**16
 
 
@@ -175,15 +175,21 @@ class EnsembleBlock(nn.Module):
         return f"{self.copies} x {self._template[0]}"
 
     def _tensor(self, key: str) -> Tensor:
-        tensor = self._parameters[key] if key in self._parameters else self._buffers[key]
-        assert tensor is not None
-        return tensor
+        for registry in (
+            self._parameters,
+            self._buffers,
+            self.__dict__,
+        ):  # the last one: swapped in by others
+            if key in registry:
+                return registry[key]  # type: ignore[return-value]
+        raise KeyError(key)
 
     def _chosen(self, rows: Sequence[int] | None) -> list[Tensor]:
         """The stacks in the order of a copy's names, of all copies or of ``rows``."""
-        parameters, buffers = self._parameters, self._buffers
+        parameters = self._parameters
         tensors: list[Any] = [
-            parameters[key] if key in parameters else buffers[key] for key in self._keys.values()
+            parameters[key] if key in parameters else self._tensor(key)
+            for key in self._keys.values()
         ]
         if rows is None:
             return tensors
@@ -263,7 +269,9 @@ class EnsembleBlock(nn.Module):
         return self._swapped(self._template[0], tensors, inputs, state, resets, unroll)
 
     def _function(self, stacked: bool, kind: bool | None) -> Callable[..., Any] | None:
-        """Code of the network, of all copies or of one; None where not all of it can be written."""
+        """Code of the network, of all copies or of one; None where not all of it can be written, or it is traced."""
+        if is_traced():
+            return None
         if (stacked, kind) not in self._functions:
             network = (self._stacked if stacked else self._template)[0]
             self._functions[stacked, kind] = write_function(network, kind, list(self._keys))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from perception_blocks.block import MemoryBlock
 from perception_blocks.direct import is_plain
@@ -226,6 +227,8 @@ class LoweredNetwork:
         unroll: bool = False,
     ) -> Any:
         """Outputs alone without a ``state`` (memory then starts from zero), else (outputs, state)."""
+        if is_dynamo_compiling():  # which makes code of its own, and cannot trace the guard
+            return self.network(inputs, state, resets, unroll)
         if state is None:
             return self._forward(inputs, None, None)
         return (self._unroll if unroll else self._step)(inputs, state, resets)
@@ -237,7 +240,7 @@ class LoweredNetwork:
         resets: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One step: inputs (...) + shapes, state (...) + shapes, resets (...), true at an episode's first step."""
-        return self._step(inputs, state, resets)
+        return self(inputs, state, resets)
 
     def unroll(
         self,
@@ -246,7 +249,7 @@ class LoweredNetwork:
         resets: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """All steps: inputs (..., T) + shapes with T >= 1, state (...) + shapes, resets (..., T)."""
-        return self._unroll(inputs, state, resets)
+        return self(inputs, state, resets, unroll=True)
 
     def initial_state(self, *arguments: Any, **keywords: Any) -> dict[str, Tensor]:
         return self.network.initial_state(*arguments, **keywords)

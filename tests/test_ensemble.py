@@ -442,3 +442,23 @@ def test_dropout_is_drawn_for_each_copy():
     outputs = net({"x": torch.ones(4)})["out"]
     assert len(outputs[:, 0].unique()) == 5
     assert len(net.eval()({"x": torch.ones(4)})["out"][:, 0].unique()) == 1
+
+
+@pytest.mark.parametrize("block", ["dense", "gru", "strided_conv_dense"])
+def test_an_ensemble_is_compiled_and_exported_whole(block):
+    shape = (2, 6, 6) if block == "strided_conv_dense" else (4,)
+    settings = {"hidden_channels": [3]} if block == "strided_conv_dense" else {}
+    graph = Graph({"x": shape})
+    inner = Graph({})
+    inner.add("hidden", block, "x", hidden_units=6, **settings)
+    graph.add("all", inner, {"x": "x"}, out=["hidden"], copies=3)
+    net = InferenceBlock(graph, ["hidden"]).eval()
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    inputs = {"x": torch.randn(4, *shape)}
+    exported = torch.export.export(net, (inputs,), dynamic_shapes=({"x": batch},)).module()
+    for rows in (3, 7):
+        inputs = {"x": torch.randn(rows, *shape)}
+        for run in (compiled, exported):
+            torch.testing.assert_close(run(inputs), net(inputs), atol=1e-5, rtol=1e-5)

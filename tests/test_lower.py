@@ -403,3 +403,14 @@ def test_a_parameter_of_a_class_of_its_own_meets_the_same_operation():
     layer._parameters["weight"] = weight
     torch.testing.assert_close(lowered(x), net(x))
     torch.testing.assert_close(lowered(x)["y"].as_subclass(torch.Tensor), 2 * before)
+
+
+def test_a_lowered_network_compiles_as_the_network_does():
+    graph = Graph({"x": (4,)})
+    graph.add("y", "dense", "x", hidden_units=3)
+    net = InferenceBlock(graph, ["y"])
+    lowered = net.lower()
+    compiled = torch.compile(lambda x: lowered(x), fullgraph=True, backend="eager")
+    for rows in (2, 5):
+        x = {"x": torch.randn(rows, 4)}
+        torch.testing.assert_close(compiled(x), net(x))
