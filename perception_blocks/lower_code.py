@@ -68,6 +68,12 @@ class Guard:
     def __init__(self) -> None:
         self._plain: dict[nn.Module, None] = {}
         self._parents: dict[nn.Module, None] = {}
+        self._hooked: dict[nn.Module, None] = {}
+
+    def watch_hooks(self, module: nn.Module) -> None:
+        """Code calls ``module`` because it has hooks: without them it could run it."""
+        if any(_hooks(module)):
+            self._hooked[module] = None
 
     def watch(self, module: nn.Module) -> None:
         """Code runs ``module`` itself: hooks, another class or another forward would be missed."""
@@ -94,7 +100,11 @@ class Guard:
             ]
         )
         hooked = code.constant((*hooks, *GLOBAL_HOOKS))
-        return f"any({hooked}) or [{seen}] != {code.constant(found)}"
+        changed = f"any({hooked}) or [{seen}] != {code.constant(found)}"
+        if not self._hooked:
+            return changed
+        still = code.constant([tuple(_hooks(module)) for module in self._hooked])
+        return f"{changed} or not all(map(any, {still}))"
 
     def changed(self) -> Callable[[], bool]:
         """A function that says whether something has changed."""
@@ -180,7 +190,10 @@ class Code:
         known = (
             cls in _RULES or is_built_in(module) or cls.__module__.startswith("torch.nn.modules.")
         )
-        if not known or cls.__call__ is not nn.Module.__call__ or not is_plain(module, cls):
+        if not known or cls.__call__ is not nn.Module.__call__:
+            return False
+        if not is_plain(module, cls):
+            self.guard.watch_hooks(module)
             return False
         self.guard.watch(module)
         return True
