@@ -59,7 +59,8 @@ def agent(
 ) -> Any:
     """``algorithm(policy, env, **settings)`` with a composed model as its policy: an agent as that class makes it.
 
-    ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with. ``env`` is an
+    ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with (and does not
+    train where they are frozen). ``env`` is an
     environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None makes the spec's own. What it cannot store
     (nested observations, several actions) is made flat by `wrap`. ``seed`` is that of the initial weights and of the
     algorithm. ``policy_kwargs`` may give ``optimizer_class`` and ``optimizer_kwargs``.
@@ -227,6 +228,11 @@ def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
     home = environment.partition(":")[0] if ":" in environment else PETTINGZOO
     # What a model is made of needs no more permission.
     homes = [*foreign_modules(model), *([] if home == PETTINGZOO else [home])]
+    frozen = [
+        name
+        for name, parameter in model.named_parameters()
+        if not (parameter.requires_grad or name.startswith("critic.target."))
+    ]
     return {
         "spec": dump_yaml(plain_spec(model.source.data)),
         "allow": list(dict.fromkeys([*allow, *homes])),
@@ -235,4 +241,5 @@ def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
         "spaces": [
             spaces_to_json(space) for space in (model.observation_space, model.action_space)
         ],
+        "frozen": frozen,
     }

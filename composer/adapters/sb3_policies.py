@@ -29,8 +29,8 @@ class ComposedPolicy(BasePolicy):
 
     Its arguments are plain data, so that Stable-Baselines3 saves them and makes the policy anew when it loads: ``spec``
     (a file, YAML text or mapping), ``allow``, ``seed`` and ``dtype`` as for `composer.compose`. ``spaces`` are those of
-    the environment, as JSON, where they are others than those that the host sees. Nothing here draws or changes a
-    weight: they are what composing gave.
+    the environment, as JSON, where they are others than those that the host sees; ``frozen`` names the weights that do
+    not learn. Nothing here draws or changes a weight: they are what composing gave.
     """
 
     algorithm: ClassVar[str]  # that of which messages speak
@@ -47,6 +47,7 @@ class ComposedPolicy(BasePolicy):
         seed: int | None = None,
         dtype: str = "float32",
         spaces: Sequence[dict[str, Any]] | None = None,
+        frozen: Sequence[str] = (),
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -67,7 +68,8 @@ class ComposedPolicy(BasePolicy):
         if spaces is not None:
             own = tuple(map(spaces_from_json, spaces))  # type: ignore[assignment]
         self._arguments = {
-            "spec": spec, "allow": list(allow), "seed": seed, "dtype": dtype, "spaces": spaces
+            "spec": spec, "allow": list(allow), "seed": seed, "dtype": dtype,
+            "spaces": spaces, "frozen": list(frozen),
         }  # fmt: skip
         self.model = compose(
             spec,
@@ -78,6 +80,9 @@ class ComposedPolicy(BasePolicy):
             dtype=getattr(torch, dtype),
         )
         refuse(self.model, self.algorithm)
+        parameters = dict(self.model.named_parameters())
+        for name in frozen:
+            parameters[name].requires_grad_(False)
         policy = self.model.policy
         self.observations = HostObservations(policy.observer.tree)
         self.actions = HostActions(policy.action_tree)

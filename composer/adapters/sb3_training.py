@@ -1,0 +1,227 @@
+"""`composer train --trainer sb3`: the algorithms of Stable-Baselines3 and sb3-contrib."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from operator import or_
+from typing import Any, ClassVar, Optional, get_args, get_origin
+
+import gymnasium
+import numpy as np
+import torch
+
+from composer.adapters.extras import missing_extra
+from composer.adapters.sb3 import UpdateNormalizers, agent, wrap
+from composer.model import Model
+from composer.space_lookup import make_environment
+from composer.spaces import to_environment
+from composer.state_action import Q_VALUES
+from composer.training.evaluation import Act, greedy
+from composer.training.trainer import Episode, Report, Task
+from perception_blocks.registry import did_you_mean
+from perception_blocks.settings import PositiveFloat, mismatch
+
+try:
+    from sb3_contrib import MaskablePPO, RecurrentPPO
+    from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.noise import NormalActionNoise
+    from stable_baselines3.common.vec_env import DummyVecEnv
+except ImportError as error:
+    raise missing_extra("composer train --trainer sb3", error, "sb3") from error
+
+__all__ = ["Sb3Trainer"]
+
+ALGORITHMS: dict[str, type] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "dqn": DQN,
+    "sac": SAC,
+    "td3": TD3,
+    "maskable_ppo": MaskablePPO,
+    "recurrent_ppo": RecurrentPPO,
+}
+NoiseSetting = Optional[PositiveFloat]  # noqa: UP045
+# What the task and the spec say already, or what no text can say.
+NOT_SETTINGS = (
+    "seed",
+    "verbose",
+    "tensorboard_log",
+    "policy_kwargs",
+    "policy_base",
+    "_init_setup_model",
+)
+NOT_SETTINGS += ("use_sde", "sde_sample_freq", "use_sde_at_warmup", "monitor_wrapper")
+NOT_SETTINGS += ("rollout_buffer_class", "rollout_buffer_kwargs")
+NOT_SETTINGS += ("replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage")
+
+
+class Sb3Trainer:
+    """A composed model in the hands of an algorithm of Stable-Baselines3, all of whose defaults stay what they are.
+
+    ``action_noise``, where an algorithm has it, is the standard deviation of normal noise on a scale from -1 to 1.
+    """
+
+    algorithms: ClassVar[Sequence[str]] = tuple(ALGORITHMS)
+
+    def __init__(self, task: Task, model: Model) -> None:
+        self._task = task
+        algorithm = ALGORITHMS[task.algorithm]
+        self._envs = DummyVecEnv([partial(_environment, task.environment, model)] * task.envs)
+        settings = dict(task.settings)
+        if settings.get("action_noise") is not None:
+            settings["action_noise"] = _noise(model.action_space, settings["action_noise"])
+        try:
+            self._agent = agent(algorithm, model, self._envs, seed=task.seed, **settings)
+        except AssertionError as error:  # so the library refuses numbers
+            raise ValueError(f"{algorithm.__name__} of Stable-Baselines3: {error}") from error
+        except BaseException:
+            self._envs.close()
+            raise
+        self.model: Model = self._agent.policy.model
+        self._act = _greedy(self.model, task.algorithm)
+
+    @classmethod
+    def wrong_settings(cls, task: Task) -> list[str]:
+        """What is wrong with the settings of the task's algorithm, in words."""
+        algorithm = ALGORITHMS[task.algorithm]
+        known = _settings(algorithm)
+        problems = []
+        for name, value in task.settings.items():
+            if name not in known:
+                near = did_you_mean(name, known) or f"; it has {', '.join(map(repr, known))}"
+                problems.append(f"{name!r} is not a setting of {algorithm.__name__}{near}")
+            elif wrong := mismatch(known[name], value):
+                problems.append(f"{name!r} {wrong}")
+        return problems
+
+    def learn(self, steps: int, report: Report) -> None:
+        """Train until ``steps`` steps have been made, or a few more: PPO and A2C learn from whole rollouts."""
+        self._agent.learn(
+            steps - self._agent.num_timesteps,
+            callback=[_Reporting(report), UpdateNormalizers()],
+            reset_num_timesteps=False,
+        )
+
+    def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+        return self._act(observation, state, first, mask)
+
+    def state(self) -> dict[str, Any]:
+        trained = self._agent
+        _, names = trained._get_torch_save_params()
+        state = {
+            "parameters": trained.get_parameters(),
+            "tensors": {name: getattr(trained, name) for name in names if hasattr(trained, name)},
+            "updates": trained._n_updates,
+        }
+        buffer = getattr(trained, "replay_buffer", None)
+        return state if buffer is None else {**state, "buffer": _kept(buffer)}
+
+    def restore(self, state: Mapping[str, Any], steps: int) -> None:
+        trained = self._agent
+        trained.set_parameters(state["parameters"])
+        for name, value in state["tensors"].items():
+            getattr(trained, name).data.copy_(value)
+        trained._n_updates = state["updates"]
+        trained.num_timesteps = steps
+        trained.set_random_seed(self._task.seed + steps)  # not the episodes of the beginning again
+        if "buffer" in state:
+            _fill(trained.replay_buffer, state["buffer"])
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+class _Reporting(BaseCallback):
+    """Reports every step, and the episodes that ended in it; stops where the answer is False."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def _on_step(self) -> bool:
+        ended = [info["episode"] for info in self.locals["infos"] if "episode" in info]
+        episodes = [Episode(float(each["r"]), int(each["l"])) for each in ended]
+        return self._report(self.num_timesteps, episodes)
+
+
+def _environment(environment: str, model: Model) -> gymnasium.Env:
+    return wrap(Monitor(make_environment(environment)), model)
+
+
+def _noise(space: Any, deviation: float) -> NormalActionNoise:
+    size = gymnasium.spaces.flatdim(space)
+    return NormalActionNoise(np.zeros(size), np.full(size, deviation))
+
+
+def _greedy(model: Model, algorithm: str) -> Act:
+    """The mode of the policy; under DQN with a critic, of which alone it learns, the choice of the highest value."""
+    if algorithm != "dqn" or model.critic is None:
+        return greedy(model.policy, masked=algorithm == "maskable_ppo")
+    critic: Any = model.critic
+    tree = model.policy.action_tree
+    (name,) = tree.leaves
+
+    def act(observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+        with torch.no_grad():
+            best = critic(observation)[name + Q_VALUES].argmax(-1)
+        return to_environment(tree, {name: best}, as_numpy=True), None
+
+    return act
+
+
+# --- settings ---
+
+
+def _settings(algorithm: type) -> dict[str, Any]:
+    """The settings that a text can give, and what each of them may be."""
+    parameters = list(inspect.signature(algorithm).parameters.values())[2:]  # after policy and env
+    known = {p.name: _said(p.annotation) for p in parameters if p.name not in NOT_SETTINGS}
+    if "action_noise" in known:
+        known["action_noise"] = NoiseSetting
+    return known
+
+
+def _said(annotation: Any) -> Any:
+    """An annotation without functions, such as schedules, among its alternatives."""
+    kinds = [kind for kind in get_args(annotation) if get_origin(kind) is not Callable]
+    if len(kinds) == len(get_args(annotation)):
+        return annotation
+    return reduce(or_, kinds)
+
+
+# --- replay buffers as tensors ---
+
+
+def _kept(buffer: Any) -> dict[str, Any]:
+    """What has been collected, by the names of the buffer's arrays."""
+    size = buffer.size()
+    arrays = {name: value for name, value in vars(buffer).items() if _is_stored(value, buffer)}
+    kept = {
+        name: {key: _tensor(part, size) for key, part in value.items()}
+        if isinstance(value, dict)
+        else _tensor(value, size)
+        for name, value in arrays.items()
+    }
+    return {"arrays": kept, "at": buffer.pos, "full": bool(buffer.full)}
+
+
+def _fill(buffer: Any, kept: Mapping[str, Any]) -> None:
+    for name, value in kept["arrays"].items():
+        stored = getattr(buffer, name)
+        parts = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, part in parts:
+            (stored if key is None else stored[key])[: len(part)] = part.numpy()
+    buffer.pos, buffer.full = kept["at"], kept["full"]
+
+
+def _is_stored(value: Any, buffer: Any) -> bool:
+    first = next(iter(value.values()), None) if isinstance(value, dict) else value
+    return isinstance(first, np.ndarray) and len(first) == buffer.buffer_size
+
+
+def _tensor(array: np.ndarray, size: int) -> torch.Tensor:
+    return torch.from_numpy(array[:size].copy())
