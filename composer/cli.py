@@ -1,7 +1,7 @@
 """The command line: a verb and a file. It calls the library, prints, and returns the exit status.
 
-0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. Only an exception in a user's own class is
-shown with its traceback.
+0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. 128 and a signal's number: a training that it
+has interrupted. Only an exception in a user's own class is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.errors import SpecError
+from composer.training.command import add_train_options, run_train
 
 __all__ = ["main"]
 
@@ -26,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _look_for_modules(arguments)
     from perception_blocks.registry import NameTakenError
 
+    status = 0
     try:
-        arguments.run(arguments)
+        status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be caught
     except SpecError as error:
         return _fail(str(error))
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"composer {arguments.command}: {error}")
     except BrokenPipeError:  # `composer blocks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return status
 
 
 def _look_for_modules(arguments: argparse.Namespace) -> None:
@@ -97,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         help="png, svg, pdf, html, dot or mmd by its suffix",
     )
     _add_export_options(commands.choices["export"])
+    train = command("train", _train, "train a model, or go on with a run")
+    train.add_argument(
+        "file", metavar="SPEC", nargs="?", help="a spec, or a checkpoint to begin with"
+    )
+    _add_spec_options(train)
+    add_train_options(train)
     blocks = command("blocks", _blocks, "list the blocks, or describe one")
     blocks.add_argument("name", metavar="NAME", nargs="?", help="a block (default: list all)")
     schema = command("schema", _schema, "print the JSON Schema of specs, for editors")
@@ -275,6 +283,26 @@ def _export(arguments: argparse.Namespace) -> None:
     if not _is_checkpoint(arguments.file):
         print(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
     print(report)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.resume is None and None in (arguments.file, arguments.output, arguments.steps):
+        arguments.usage_error("give SPEC, --steps N and -o DIR, or --resume DIR")
+    if arguments.resume is not None and arguments.output is not None:
+        arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
+    source, weights = None, None
+    if arguments.file is not None:
+        source, _ = _source_and_spaces(arguments)
+        _read(arguments, source)
+        weights = arguments.file if _is_checkpoint(arguments.file) else None
+    from composer.checkpoint import CheckpointError
+    from composer.training.trainer import TrainingError
+    from perception_blocks.registry import MissingExtraError
+
+    try:
+        return run_train(arguments, source, weights)
+    except (CheckpointError, TrainingError, MissingExtraError) as error:
+        raise _UserError(str(error)) from error
 
 
 def _blocks(arguments: argparse.Namespace) -> None:

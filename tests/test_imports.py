@@ -20,7 +20,7 @@ PERCEPTION_BLOCKS = """
     registry lazy collector dag port settings init meta measure block activations direct
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
     recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed language_config language_model moments scale custom
-    lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble stacked ensemble inference
+    lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble stacked stacked_network ensemble inference
 """
 COMPOSER = """
     errors tree files scalars params overlay source trust fields model_spec nodes template_spec references wrappers.names spec
@@ -32,7 +32,9 @@ COMPOSER = """
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     model_parts flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
-    lowered_model batch_axes checkpoint weights space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 token_views model_registry written_out cli __main__
+    lowered_model batch_axes checkpoint weights space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 token_views model_registry
+    training.trainer training.evaluation adapters.sb3_training training.curve training.folder training.interruption training.progress training.session training.command
+    written_out cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]
@@ -69,6 +71,8 @@ LIBRARIES = {
     "tensordict": ["composer.adapters.*"],
     "stable_baselines3": ["composer.adapters.sb3*"],
     "sb3_contrib": ["composer.adapters.sb3*"],
+    "matplotlib": ["composer.training.curve"],
+    "tqdm": ["composer.training.progress"],
     "pygraphviz": ["composer.diagram*"],
     "safetensors": ["composer.checkpoint", "perception_blocks.language_config"],
     "transformers": ["perception_blocks.language_*"],

@@ -1,0 +1,82 @@
+"""The command `composer train`: its options, and what it says. Until it runs, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+__all__ = ["add_train_options", "run_train"]
+
+OF_THE_TASK = ("trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings")
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """The options that a spec's other commands do not have. Those that were not given are None."""
+    add = parser.add_argument
+    add("-o", "--output", metavar="DIR", help="the folder to make, with all that comes of it")
+    add("--resume", metavar="DIR", help="go on with the run in this folder; --steps may be more")
+    add("--trainer", metavar="NAME", help="sb3 (default) or torchrl")
+    add("--algorithm", metavar="NAME", help="one of the trainer's: ppo (default), dqn, sac, ...")
+    add("--steps", metavar="N", type=int, help="of all environments together")
+    add("--seed", metavar="N", type=int, help="of weights, trainer and environments (default: 0)")
+    add("--envs", metavar="N", type=int, help="environments side by side (default: 1)")
+    add(
+        "--set-algorithm", metavar="KEY=VALUE", action="append", default=[], dest="settings",
+        help="a setting of the algorithm, such as learning_rate=1e-3 (repeatable)",
+    )  # fmt: skip
+    add(
+        "--eval-episodes", metavar="N", type=int,
+        help="episodes without exploration at the end (default: 20)",
+    )  # fmt: skip
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> int:
+    """Train, or go on; returns the exit status. ``spec`` is None where only --resume was given."""
+    from composer.training.session import resume, train
+
+    given = {name: getattr(arguments, name) for name in OF_THE_TASK}
+    given["settings"] = _settings(arguments.settings) or None
+    given = {name: value for name, value in given.items() if value is not None}
+    common = {"allow": arguments.allow, "overrides": arguments.overrides}
+    if arguments.resume is None:
+        outcome = train(
+            spec, arguments.output, env=arguments.env, weights=weights, **common, **given
+        )
+    else:
+        if arguments.env is not None:
+            given["environment"] = arguments.env
+        outcome = resume(arguments.resume, spec=spec, **common, **given)
+    return _say(outcome, arguments.allow)
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """Raises TrainingError for what is no ``key=value``."""
+    from composer.errors import SpecError
+    from composer.source import load_source
+    from composer.training.trainer import TrainingError
+
+    settings = {}
+    for setting in given:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise TrainingError(f"--set-algorithm takes key=value, got {setting!r}")
+        try:
+            settings[key.strip()] = load_source(f"value: {text}\n").data["value"]
+        except SpecError as error:
+            messages = "; ".join(problem.message for problem in error.problems)
+            raise TrainingError(f"--set-algorithm {setting}: {messages}") from error
+    return settings
+
+
+def _say(outcome: Any, allow: list[str]) -> int:
+    if outcome.evaluation is None:
+        options = "".join(f" --allow {module}" for module in allow)
+        print(
+            f"interrupted after {outcome.steps:,} steps; what it had is in {outcome.folder}\n"
+            f"go on with: composer train --resume {outcome.folder}{options}"
+        )
+        return 128 + outcome.signal
+    print(f"trained for {outcome.steps:,} steps; without exploration: {outcome.evaluation}")
+    print(f"wrote {outcome.folder}: model.safetensors, curve.csv, curve.png, evaluation.json")
+    return 0

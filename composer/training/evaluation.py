@@ -1,0 +1,84 @@
+"""How good a policy is: whole episodes, without exploration, in an environment that training has not seen."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from composer.space_lookup import make_environment
+
+__all__ = ["Evaluation", "evaluate", "greedy"]
+
+FIRST_SEED = 2**30  # added to that of the run: no episode of training begins from one of these
+
+Act = Callable[[Any, Any, bool, Any], tuple[Any, Any]]
+"""(observation, state, whether it is the episode's first, mask) -> (action, state after).
+
+The state is None at first. The mask is what the environment's ``action_masks()`` says, None where it has none.
+"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The sums of rewards and the lengths of all episodes, in order."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.returns)
+
+    @property
+    def std(self) -> float:
+        """Of these episodes themselves (divided by their number)."""
+        return statistics.pstdev(self.returns)
+
+    def __str__(self) -> str:
+        return f"mean return {self.mean:.2f}, std {self.std:.2f}, {len(self.returns)} episodes"
+
+
+def evaluate(
+    act: Act,
+    environment: str,
+    episodes: int,
+    seed: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Play whole episodes, the n-th of them seeded with ``seed + FIRST_SEED + n``; None where ``stop()`` said so."""
+    env = make_environment(environment)
+    masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+    returns, lengths = [], []
+    try:
+        for number in range(episodes):
+            observation, _ = env.reset(seed=seed + FIRST_SEED + number)
+            total, length, over, state = 0.0, 0, False, None
+            while not over:
+                if stop():
+                    return None
+                mask = masks() if masks else None
+                action, state = act(observation, state, length == 0, mask)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total, length = total + float(reward), length + 1
+                over = bool(terminated or truncated)
+            returns.append(total)
+            lengths.append(length)
+    finally:
+        env.close()
+    return Evaluation(tuple(returns), tuple(lengths))
+
+
+def greedy(policy: Any, *, masked: bool = False) -> Act:
+    """How ``policy`` acts without exploration: the mode of its distribution; ``masked`` also by the environment."""
+
+    def act(observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+        keywords = {"deterministic": True, "mask": mask if masked else None}
+        if not policy.has_memory:
+            return policy.act(observation, **keywords), None
+        if state is None:
+            state = policy.initial_state()
+        return policy.act(observation, state, first, **keywords)
+
+    return act

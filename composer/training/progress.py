@@ -1,0 +1,32 @@
+"""A progress bar on standard error, where that is a terminal."""
+
+from __future__ import annotations
+
+from composer.adapters.extras import missing_extra
+
+try:
+    from tqdm import tqdm
+except ImportError as error:
+    raise missing_extra("composer train", error, "train") from error
+
+__all__ = ["ProgressBar"]
+
+
+class ProgressBar:
+    """Steps made of all steps, with the mean return of late; a context manager."""
+
+    def __init__(self, steps: int, done: int = 0) -> None:
+        self._bar = tqdm(
+            total=steps, initial=done, unit="step", unit_scale=True, dynamic_ncols=True, disable=None
+        )  # fmt: skip
+
+    def show(self, done: int, return_mean: float | None = None) -> None:
+        if return_mean is not None:
+            self._bar.set_postfix_str(f"return {return_mean:.1f}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()

@@ -1,0 +1,280 @@
+"""A run of training, from its beginning or from where it was interrupted, to the evaluation at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from composer.checkpoint import plain_spec, read_record
+from composer.errors import Problem, SpecError
+from composer.model import Model, compose
+from composer.source import Override, dump_yaml, load_source
+from composer.space_json import spaces_differ
+from composer.space_lookup import is_by_actor
+from composer.spec_diff import diff_specs
+from composer.training.curve import LearningCurve
+from composer.training.evaluation import Evaluation, evaluate
+from composer.training.folder import RunFolder, refuse_taken
+from composer.training.interruption import Interruption, interruption_noted
+from composer.training.progress import ProgressBar
+from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
+from composer.trust import PETTINGZOO, check_trusted
+from perception_blocks.registry import UnknownNameError, did_you_mean
+
+__all__ = ["Outcome", "resume", "train"]
+
+ROWS = 100  # of a learning curve
+SAVE_EVERY = 30.0  # seconds
+SAVING_SHARE = 20  # saving may take this part of the time
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: ``evaluation`` is None where a ``signal`` came before it was over."""
+
+    folder: Path
+    task: Task
+    steps: int
+    evaluation: Evaluation | None
+    signal: int | None
+
+
+def train(
+    spec: Any,
+    out: str | Path,
+    *,
+    env: str | None = None,
+    weights: str | Path | None = None,
+    allow: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
+    **options: Any,
+) -> Outcome:
+    """Train a model of ``spec``, and write what comes of it to the new folder ``out``.
+
+    ``weights`` is a checkpoint to begin with; ``options`` are the other fields of `Task`.
+
+    Raises SpecError for a wrong spec, MissingExtraError where a library is missing, TrainingError for all else that a
+    user gave wrongly. In each of these cases there is no folder afterwards.
+    """
+    out = Path(out)
+    task = Task(spec="", environment=env or _environment_of(spec, overrides), **options)
+    trainer_class = _trainer_class(task)
+    refuse_taken(out)
+    model = compose(spec, env=task.environment, allow=allow, overrides=overrides, seed=task.seed)
+    task = replace(task, spec=dump_yaml(plain_spec(model.source.data)))
+    if weights is not None:
+        _begin_with(model, weights)
+    trainer = _trainer(trainer_class, task, model)
+    try:
+        curve = LearningCurve(every=max(1, task.steps // ROWS))
+        folder = RunFolder.create(out, task, trainer, curve)
+        return _run(folder, trainer, curve, 0)
+    finally:
+        trainer.close()
+
+
+def resume(
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    spec: Any = None,
+    allow: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
+    **given: Any,
+) -> Outcome:
+    """Go on with the run in the folder ``path``, to more ``steps`` if those are given.
+
+    ``spec`` and what else is ``given`` of a `Task` must be those of the run. Raises as `train`; the folder is then as
+    it was.
+    """
+    folder = RunFolder.open(Path(path))
+    _refuse_another(folder, given, spec, overrides)
+    if steps is not None:
+        folder = RunFolder(folder.path, replace(folder.task, steps=steps))
+    task = folder.task
+    _check_environment(task, allow)
+    trainer_class = _trainer_class(task)
+    saved = folder.load()
+    if saved["steps"] >= task.steps and (folder.path / "evaluation.json").exists():
+        raise TrainingError(
+            f"the run in {str(path)!r} has made its {saved['steps']:,} steps; "
+            "to go on, say how many there shall be in all: --steps"
+        )
+    model = compose(task.spec, env=task.environment, allow=allow, seed=task.seed)
+    trainer = _trainer(trainer_class, task, model)
+    try:
+        try:
+            trainer.restore(saved["trainer"], saved["steps"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise TrainingError(
+                f"what is in {str(path)!r} does not fit the run: {error}"
+            ) from error
+        folder.write_task()
+        curve = LearningCurve(max(1, task.steps // ROWS), saved["curve"])
+        return _run(folder, trainer, curve, saved["steps"])
+    finally:
+        trainer.close()
+
+
+# --- the run itself ---
+
+
+class _Recorder:
+    """What a trainer reports to: it fills the curve, moves the bar, saves now and then, and stops at a signal."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        trainer: Trainer,
+        curve: LearningCurve,
+        bar: ProgressBar,
+        interruption: Interruption,
+    ) -> None:
+        self._folder, self._trainer, self._curve = folder, trainer, curve
+        self._bar, self._interruption = bar, interruption
+        self._save_at = time.monotonic() + SAVE_EVERY
+
+    def __call__(self, steps: int, episodes: Sequence[Episode]) -> bool:
+        self.steps = steps
+        self._curve.add(steps, episodes)
+        rows = self._curve.rows
+        self._bar.show(steps, rows[-1].return_mean if rows else None)
+        if time.monotonic() >= self._save_at:
+            self.save()
+        return not self._interruption
+
+    def save(self) -> None:
+        begun = time.monotonic()
+        self._folder.save(self._trainer, self._curve, self.steps)
+        now = time.monotonic()
+        self._save_at = now + max(SAVE_EVERY, SAVING_SHARE * (now - begun))
+
+
+def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -> Outcome:
+    task = folder.task
+    with interruption_noted() as interruption:
+        with ProgressBar(task.steps, done) as bar:
+            recorder = _Recorder(folder, trainer, curve, bar, interruption)
+            recorder.steps = done
+            if done < task.steps:
+                trainer.learn(task.steps, recorder)
+        if not interruption:
+            curve.close_row(recorder.steps)
+        recorder.save()
+        evaluation = None
+        if not interruption:
+            evaluation = evaluate(
+                trainer.act, task.environment, task.eval_episodes, task.seed,
+                stop=lambda: bool(interruption),
+            )  # fmt: skip
+        if evaluation is not None:
+            folder.write_evaluation(evaluation, recorder.steps)
+        return Outcome(folder.path, task, recorder.steps, evaluation, interruption.signal)
+
+
+# --- what a user may have given wrongly ---
+
+
+def _environment_of(spec: Any, overrides: Iterable[Override]) -> str:
+    data = load_source(spec, overrides).data
+    environment = data.get("environment")
+    if not isinstance(environment, str):
+        raise TrainingError("the spec names no environment; give one with --env ID")
+    return environment
+
+
+def _trainer_class(task: Task) -> type[Trainer]:
+    """The class of the task's trainer. Raises TrainingError with all that is wrong with the task."""
+    problems = [
+        f"{_option(name)} must be a positive integer, got {value!r}"
+        for name in ("steps", "envs", "eval_episodes")
+        if not _is_count(value := getattr(task, name))
+    ]
+    if not _is_count(task.seed, least=0):
+        problems.append(f"--seed must be an integer of 0 or more, got {task.seed!r}")
+    trainer_class = None
+    try:
+        trainer_class = TRAINERS.get(task.trainer)
+    except UnknownNameError as error:
+        problems.append(str(error))
+    if trainer_class is not None:
+        problems += _algorithm_problems(trainer_class, task)
+    if problems or trainer_class is None:
+        raise TrainingError("\n  ".join(problems))
+    return trainer_class
+
+
+def _algorithm_problems(trainer_class: type[Trainer], task: Task) -> list[str]:
+    known = trainer_class.algorithms
+    if task.algorithm in known:
+        return trainer_class.wrong_settings(task)
+    near = did_you_mean(task.algorithm, known) or f"; it has {', '.join(map(repr, known))}"
+    return [f"trainer {task.trainer!r} has no algorithm {task.algorithm!r}{near}"]
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _begin_with(model: Model, weights: str | Path) -> None:
+    """Load a checkpoint. Raises TrainingError where it is of an environment with other spaces."""
+    needed = read_record(weights).spaces()
+    spaces = (model.observation_space, model.action_space)
+    differences = [
+        difference
+        for root, mine, theirs in zip(("observation", "action"), needed, spaces, strict=True)
+        for difference in spaces_differ(mine, theirs, root)
+    ]
+    if differences:
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        raise TrainingError(
+            f"{str(weights)!r} is a model for other spaces than the environment's:{lines}"
+        )
+    model.load_weights(weights)
+
+
+def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
+    if is_by_actor(model.observation_space):
+        actors = ", ".join(repr(actor) for actor in model.observation_space)
+        raise TrainingError(
+            f"composer train trains one policy of one agent, but this spec is of several steps or agents: {actors}"
+        )
+    try:
+        return trainer_class(task, model)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _refuse_another(
+    folder: RunFolder, given: Mapping[str, Any], spec: Any, overrides: Iterable[Override]
+) -> None:
+    """Raise TrainingError where what is given is not what the run in ``folder`` has."""
+    has = asdict(folder.task)
+    problems = [
+        f"{_option(name)} is {value!r} here, but {has[name]!r} in the run"
+        for name, value in given.items()
+        if value != has[name]
+    ]
+    if spec is not None:
+        source = load_source(spec, overrides)
+        differences = diff_specs(load_source(has["spec"]).data, plain_spec(source.data))
+        problems += [f"the spec differs: {line}" for line in differences]
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise TrainingError(f"the run in {str(folder.path)!r} is another one:{lines}")
+
+
+def _check_environment(task: Task, allow: Iterable[str]) -> None:
+    """The file names the environment: what that would import, only the caller can allow."""
+    module, colon, _ = task.environment.partition(":")
+    problem = check_trusted(module, allow) if colon and module != PETTINGZOO else None
+    if problem:
+        message = f"the environment {task.environment!r} would run code: {problem}"
+        raise SpecError([Problem(message)])

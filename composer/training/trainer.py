@@ -1,0 +1,84 @@
+"""What a run of training is, and what a trainer must be able to do. No trainer's library is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+from composer.model import Model
+from perception_blocks.registry import Registry
+
+__all__ = ["TRAINERS", "Episode", "Report", "Task", "Trainer", "TrainingError"]
+
+TRAINERS = Registry("trainer")
+TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3")
+
+
+class TrainingError(ValueError):
+    """A run that cannot begin or go on; the message says why and what to do."""
+
+
+class Episode(NamedTuple):
+    """One that was finished in training: the sum of its rewards, as the environment gave them, and its steps."""
+
+    total: float
+    length: int
+
+
+Report = Callable[[int, Sequence[Episode]], bool]
+"""Told the number of steps so far and the episodes that ended since; the trainer stops where it answers False."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained, and how: all that makes a run what it is. ``spec`` is the resolved spec as YAML text.
+
+    ``settings`` are the algorithm's own, by the names that the trainer's library gives them.
+    """
+
+    spec: str
+    environment: str
+    trainer: str = "sb3"
+    algorithm: str = "ppo"
+    steps: int = 0
+    seed: int = 0
+    envs: int = 1
+    eval_episodes: int = 20
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Trainer(Protocol):
+    """Trains one model on ``task.envs`` copies of an environment, the first of them seeded with ``task.seed``.
+
+    ``algorithms`` are the names it knows, ``model`` what learns: the one given, or a copy of it. Raises ValueError,
+    when it is made, with every reason why the algorithm cannot train the model.
+    """
+
+    algorithms: ClassVar[Sequence[str]]
+    model: Model
+
+    def __init__(self, task: Task, model: Model) -> None: ...
+
+    @classmethod
+    def wrong_settings(cls, task: Task) -> list[str]:
+        """What is wrong with the settings of the task's algorithm, in words, before anything is made."""
+        ...
+
+    def learn(self, steps: int, report: Report) -> None:
+        """Train until ``steps`` steps, those before `restore` included, have been made in all environments together."""
+        ...
+
+    def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+        """The action that it takes for the best, as `evaluation.Act` says."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs to go on: weights, optimisers, what was collected. Tensors and plain data."""
+        ...
+
+    def restore(self, state: Mapping[str, Any], steps: int) -> None:
+        """Be as the trainer was that gave ``state`` after ``steps`` steps; its episodes begin anew."""
+        ...
+
+    def close(self) -> None: ...
