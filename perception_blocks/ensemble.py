@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,16 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from perception_blocks.block import is_traced
-from perception_blocks.lowered import write_function
-from perception_blocks.measure import probing_tensors, still, with_length
 from perception_blocks.port import Port, Shape
-from perception_blocks.stacked import has_norms, names_across, stack_layers, why_not_stacked
+from perception_blocks.stacked_network import StackedNetwork
 
 __all__ = ["EnsembleBlock"]
-
-# Numbers that a layer makes at once: with more they leave the processor's cache, and all gets slower. Sooner with
-# norms, which take one operation more where weights are stacked.
-MOST_NUMBERS, MOST_NORMED = 2**18, 2**16
 
 
 class EnsembleBlock(nn.Module):
@@ -59,21 +51,8 @@ class EnsembleBlock(nn.Module):
         self._state_dims = {
             name: 0 if own_inputs else -len(shape) for name, shape in self.state_shapes.items()
         }
-        # One copy without weights, which says what to compute, and the same with stacked layers. In tuples, so that
-        # they are no children.
-        self._template = (copy.deepcopy(first).to("meta"),)
-        self._stacked = (copy.deepcopy(self._template[0]),)
-        self.why_looped = why_not_stacked(first)
-        if self.why_looped is None:
-            stack_layers(self._stacked[0])
-            self.why_looped = _why_not_run(self._stacked[0], self.copies)
-        # The numbers that a row has in the first input, and at its widest.
-        port = with_length(first.in_ports[self.in_keys[0]])
-        self._in_size = max(1, math.prod(port.shape))  # type: ignore[arg-type]
-        self._width = max((p.shape[0] for p in first.parameters() if p.dim()), default=1)
-        self._across = names_across(self._template[0])
-        self._has_norms = has_norms(self._template[0])
-        self._functions: dict[tuple[bool, bool | None], Callable[..., Any] | None] = {}
+        self._networks = StackedNetwork(first)
+        self.why_looped = self._networks.why_not
         self._lowered: dict[int, Any] = {}
         self.adopt(networks)
 
@@ -82,16 +61,14 @@ class EnsembleBlock(nn.Module):
         if self.why_looped is not None:
             self._modules.update({str(index): net for index, net in enumerate(networks)})
             return
-        tensors = [dict(_named_tensors(net)) for net in networks]
-        kept = dict(networks[0].named_parameters()) | networks[0].state_dict()
-        self._keys = {name: name.replace(".", "/") for name in tensors[0]}
-        self._common = {name for name in self._keys if name not in kept}  # constants, not stacked
+        tensors = [dict(net.named_parameters()) | dict(net.named_buffers()) for net in networks]
+        self._keys = {name: name.replace(".", "/") for name in self._networks.names}
         for name, key in self._keys.items():
             like = tensors[0][name]
-            if name in self._common:
+            if name in self._networks.common:
                 self._buffers[key] = like
                 continue
-            across = name in self._across
+            across = name in self._networks.across
             stacked = _moved_together([own[name] for own in tensors], across)
             if isinstance(like, nn.Parameter):
                 self._parameters[key] = nn.Parameter(stacked, like.requires_grad)
@@ -121,7 +98,7 @@ class EnsembleBlock(nn.Module):
             resets = None if resets is None else resets.expand(self.copies, *resets.shape)
             state = state and {n: s.movedim(self._state_dims[n], 0) for n, s in state.items()}
         tensors = self._chosen(rows)
-        results = self._in_pieces(tensors, values, state, resets, unroll)
+        results = self._networks(tensors, values, state, resets, unroll)
         if rows is not None and self.training:
             self._keep_buffers(tensors, rows)
         if state is None:
@@ -152,27 +129,26 @@ class EnsembleBlock(nn.Module):
 
     def _filled(self, value_of: Callable[[Tensor], Tensor]) -> Any:
         """A network of the form of the copies, with ``value_of`` each stack in place of its tensors."""
-        network = copy.deepcopy(self._template[0])
+        network = copy.deepcopy(self._networks.alone)
         for name, key in self._keys.items():
             owner, _, attribute = name.rpartition(".")
             module = network.get_submodule(owner)
             registry = module._parameters if key in self._parameters else module._buffers
             tensor = self._tensor(key)
-            registry[attribute] = tensor if name in self._common else value_of(tensor)
+            registry[attribute] = tensor if name in self._networks.common else value_of(tensor)
         return network.train(self.training)
 
     @property
     def network(self) -> Any:
         """What each of the copies computes: one of them, without weights (on the meta device)."""
-        return self._template[0]
+        return self._networks.alone
 
     def train(self, mode: bool = True) -> EnsembleBlock:
-        self._template[0].train(mode)
-        self._stacked[0].train(mode)
+        self._networks.train(mode)
         return super().train(mode)
 
     def extra_repr(self) -> str:
-        return f"{self.copies} x {self._template[0]}"
+        return f"{self.copies} x {self.network}"
 
     def _tensor(self, key: str) -> Tensor:
         for registry in (
@@ -194,100 +170,16 @@ class EnsembleBlock(nn.Module):
         if rows is None:
             return tensors
         chosen = list(rows)
-        return [t if name in self._common else t[chosen] for name, t in zip(self._keys, tensors)]
+        return [
+            t if name in self._networks.common else t[chosen]
+            for name, t in zip(self._keys, tensors)
+        ]
 
     def _keep_buffers(self, tensors: Sequence[Tensor], rows: Sequence[int]) -> None:
         """Running statistics of ``rows`` moved in a copy of them."""
         for (name, key), tensor in zip(self._keys.items(), tensors):
-            if key in self._buffers and name not in self._common:
+            if key in self._buffers and name not in self._networks.common:
                 self._tensor(key)[list(rows)] = tensor
-
-    def _in_pieces(
-        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
-    ) -> Any:
-        """All copies, as many at once as are fast: everything has the axis of the copies first."""
-        first = inputs[self.in_keys[0]]
-        count, size = first.shape[0], self._piece(first)
-        if size >= count:
-            return self._run(tensors, inputs, state, resets, unroll)
-        if size == 1:
-            return self._copy_by_copy(tensors, inputs, state, resets, unroll)
-        pieces = [
-            [t] * count if name in self._common else t.split(size)
-            for name, t in zip(self._keys, tensors)
-        ]
-        results = []
-        for place, start in enumerate(range(0, count, size)):
-            part = slice(start, start + size)
-            own_inputs, own_state = _parts(inputs, part), state and _parts(state, part)
-            own_resets = None if resets is None else resets[part]
-            own = [piece[place] for piece in pieces]
-            results.append(self._run(own, own_inputs, own_state, own_resets, unroll))
-        return _in_pairs(results, torch.cat, state is None)
-
-    def _copy_by_copy(
-        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
-    ) -> Any:
-        count = inputs[self.in_keys[0]].shape[0]
-        pieces = [
-            [t] * count if name in self._common else t.unbind(0)
-            for name, t in zip(self._keys, tensors)
-        ]
-        results = []
-        for place, own in enumerate(zip(*pieces)):
-            own_inputs, own_state = _parts(inputs, place), state and _parts(state, place)
-            own_resets = None if resets is None else resets[place]
-            results.append(self._run_one(list(own), own_inputs, own_state, own_resets, unroll))
-        return _in_pairs(results, torch.stack, state is None)
-
-    def _piece(self, value: Tensor) -> int:
-        """How many copies run at once; ``value`` is the first of the inputs, with the axis of the copies."""
-        count = value.shape[0]
-        if is_traced():  # where sizes may be anything
-            return count
-        rows = value.numel() // (count * self._in_size)
-        numbers = max(1, rows * self._width)
-        if self._has_norms:
-            return count if count * numbers <= MOST_NORMED else 1
-        return max(1, MOST_NUMBERS // numbers)
-
-    def _run(
-        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
-    ) -> Any:
-        function = self._function(True, None if state is None else unroll)
-        if function is not None:
-            return function(tensors, inputs, state, resets)
-        return self._swapped(self._stacked[0], tensors, inputs, state, resets, unroll)
-
-    def _run_one(
-        self, tensors: list[Tensor], inputs: Any, state: Any, resets: Any, unroll: bool
-    ) -> Any:
-        """The same for one copy, without an axis of copies."""
-        function = self._function(False, None if state is None else unroll)
-        if function is not None:
-            return function(tensors, inputs, state, resets)
-        return self._swapped(self._template[0], tensors, inputs, state, resets, unroll)
-
-    def _function(self, stacked: bool, kind: bool | None) -> Callable[..., Any] | None:
-        """Code of the network, of all copies or of one; None where not all of it can be written, or it is traced."""
-        if is_traced():
-            return None
-        if (stacked, kind) not in self._functions:
-            network = (self._stacked if stacked else self._template)[0]
-            self._functions[stacked, kind] = write_function(network, kind, list(self._keys))
-        return self._functions[stacked, kind]
-
-    def _swapped(
-        self,
-        network: Any,
-        tensors: list[Tensor],
-        inputs: Any,
-        state: Any,
-        resets: Any,
-        unroll: bool,
-    ) -> Any:
-        arguments = (inputs,) if state is None else (inputs, state, resets, unroll)
-        return torch.func.functional_call(network, dict(zip(self._keys, tensors)), arguments)
 
     def _placed(self, values: Mapping[str, Tensor], dims: Mapping[str, int]) -> dict[str, Tensor]:
         """``values`` with the axis of the copies, which is the first, where it belongs."""
@@ -328,7 +220,7 @@ class EnsembleBlock(nn.Module):
         return self._lowered[row]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_functions": {}, "_lowered": {}}  # generated, anew when needed
+        return {**self.__dict__, "_lowered": {}}  # generated, and anew when needed
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.why_looped is not None:
@@ -372,11 +264,7 @@ class EnsembleBlock(nn.Module):
         ]
 
     def _saved_names(self) -> list[str]:
-        return list(self._template[0].state_dict())
-
-
-def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*network.named_parameters(), *network.named_buffers()]
+        return list(self.network.state_dict())
 
 
 def _moved_together(tensors: Sequence[Tensor], across: bool) -> Tensor:
@@ -395,34 +283,5 @@ def _moved_together(tensors: Sequence[Tensor], across: bool) -> Tensor:
     return together
 
 
-def _parts(values: Mapping[str, Tensor], place: int | slice) -> dict[str, Tensor]:
-    return {name: value[place] for name, value in values.items()}
-
-
-def _in_pairs(results: Sequence[Any], join: Callable[..., Tensor], outputs_alone: bool) -> Any:
-    """Outputs, or outputs and states, of some copies each, joined along the axis of the copies."""
-    if outputs_alone:
-        return {name: join([part[name] for part in results]) for name in results[0]}
-    return tuple(_in_pairs(parts, join, True) for parts in zip(*results))
-
-
 def _together(copies: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:
     return {name: torch.stack([own[name] for own in copies], dim=dim) for name, dim in dims.items()}
-
-
-def _why_not_run(stacked: Any, copies: int) -> str | None:
-    """Why the stacked network cannot run after all; None where it can. Nothing is allocated."""
-    ports = [with_length(port) for port in stacked.in_ports.values()]
-    probes = probing_tensors(ports, "meta")
-    inputs = {n: x.expand(copies, *x.shape) for n, x in zip(stacked.in_ports, probes)}
-    common = dict(stacked.named_buffers())
-    tensors = {}
-    for name, tensor in _named_tensors(stacked):
-        kept = name not in common or name in stacked.state_dict()
-        tensors[name] = tensor.expand(copies, *tensor.shape) if kept else tensor
-    try:
-        with still(stacked), torch.device("meta"):
-            torch.func.functional_call(stacked, tensors, (inputs,))
-    except Exception as error:
-        return re.split(r"[.\n](?:\s|$)", str(error).strip())[0] or type(error).__name__
-    return None

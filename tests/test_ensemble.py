@@ -401,9 +401,10 @@ def test_gradients_of_an_ensemble_are_those_of_its_copies(sample):
             torch.testing.assert_close(got, parameter.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_many_rows_run_in_pieces():
-    ensemble, alone = agents(copies=16, hidden_units=[64])
-    x = {"x": torch.randn(16, 300, 4, requires_grad=True)}
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_many_rows_run_in_pieces(norm):
+    ensemble, alone = agents(copies=16, hidden_units=[64], norm=norm)
+    x = {"x": torch.randn(16, 500, 4, requires_grad=True)}
     outputs = ensemble(x)["out"]
     outputs.square().sum().backward()
     expected = torch.stack([net({"x": own})["out"] for net, own in zip(alone, x["x"])])
@@ -420,10 +421,11 @@ def test_many_rows_run_in_pieces():
 
 
 @pytest.mark.parametrize("rows", [None, [2, 0]])
-def test_running_statistics_are_those_of_each_copy(rows):
+@pytest.mark.parametrize("size", [50, 4000])  # the latter run copy by copy
+def test_running_statistics_are_those_of_each_copy(rows, size):
     ensemble, alone = agents("dense", hidden_units=[6], norm="batch")
     ensemble.train()
-    x = torch.randn(3 if rows is None else 2, 50, 4) + 3
+    x = torch.randn(3 if rows is None else 2, size, 4) + 3
     ensemble({"x": x}, rows=rows)
     for place, row in enumerate(range(3) if rows is None else rows):
         alone[row].train()({"x": x[place]})
