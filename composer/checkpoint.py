@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
 from composer.group_policy import SeparatePolicies
+from composer.network import NetworkModule
 from composer.space_json import spaces_from_json
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
@@ -287,7 +288,10 @@ def _foreign_blocks(module: nn.Module) -> dict[str, str]:
 def _foreign_classes(module: nn.Module) -> Iterator[type]:
     """The classes in a model that are neither ours nor torch's."""
     ours = ("torch.", "perception_blocks.", "composer.")
-    for part in module.modules():
+    parts = list(module.modules())
+    # The module of a network is no child: what stands for it has its children.
+    parts += [part.network.module for part in parts if isinstance(part, NetworkModule)]
+    for part in parts:
         if not type(part).__module__.startswith(ours):
             yield type(part)
         elif isinstance(part, SeparatePolicies) and part.ensemble is not None:

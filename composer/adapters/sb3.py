@@ -16,7 +16,12 @@ from composer.adapters.sb3_checks import refuse, several_actors
 from composer.adapters.sb3_contrib import MaskableActorCritic, RecurrentActorCritic
 from composer.adapters.sb3_off_policy import QPolicy, SACPolicy, TD3Policy
 from composer.adapters.sb3_policies import ActorCritic, ComposedPolicy
-from composer.adapters.sb3_spaces import FlatEnv, HostActions, HostObservations
+from composer.adapters.sb3_spaces import (
+    FlatEnv,
+    HostActions,
+    HostObservations,
+    refuse_other_spaces,
+)
 from composer.checkpoint import foreign_modules, plain_spec
 from composer.model import Model, compose
 from composer.source import Override, dump_yaml, load_source
@@ -77,6 +82,7 @@ def agent(
     observations, actions = _hosts(model)
     if not isinstance(env, VecEnv) and not _is_flat(env):
         env = _wrapped(env, observations, actions)
+    refuse_other_spaces(observations, actions, env.observation_space, env.action_space)
     arguments = {**_arguments(model, allow), **(policy_kwargs or {})}
     made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
     if isinstance(spec, Model):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_checks import refuse
-from composer.adapters.sb3_spaces import HostActions, HostObservations
+from composer.adapters.sb3_spaces import HostActions, HostObservations, refuse_other_spaces
 from composer.distributions import Distribution
 from composer.model import Model, compose
 from composer.network import Tensors
-from composer.space_json import spaces_differ, spaces_from_json
+from composer.space_json import spaces_from_json
 
 try:
     from stable_baselines3.common.policies import BasePolicy
@@ -86,7 +86,7 @@ class ComposedPolicy(BasePolicy):
         policy = self.model.policy
         self.observations = HostObservations(policy.observer.tree)
         self.actions = HostActions(policy.action_tree)
-        self._refuse_other_spaces()
+        refuse_other_spaces(self.observations, self.actions, observation_space, action_space)
         self._build(lr_schedule)
 
     model: Model
@@ -140,16 +140,6 @@ class ComposedPolicy(BasePolicy):
             "optimizer_kwargs": self.optimizer_kwargs,
             **self._arguments,
         }
-
-    def _refuse_other_spaces(self) -> None:
-        differences = self.observations.differences(self.observation_space)
-        differences += spaces_differ(self.actions.space, self.action_space, "action")
-        if differences:
-            lines = "".join(f"\n  {difference}" for difference in differences)
-            raise ValueError(
-                f"the environment's spaces are not those that the model needs:{lines}\n"
-                "Wrap each environment in composer.adapters.sb3.wrap(env, spec), or compose the model for this one"
-            )
 
 
 class ActorCritic(ComposedPolicy):

@@ -22,7 +22,7 @@ from composer.space_kinds import Leaf, to_space_value
 from composer.spaces import SpaceTree, to_environment
 from perception_blocks.port import format_shape
 
-__all__ = ["VARIABLE", "FlatEnv", "HostActions", "HostObservations"]
+__all__ = ["VARIABLE", "FlatEnv", "HostActions", "HostObservations", "refuse_other_spaces"]
 
 VARIABLE = ("variable", "mask")  # kinds of leaves whose values are padded
 _LARGEST = float(np.finfo(np.float32).max)
@@ -139,6 +139,23 @@ class FlatEnv(gymnasium.Wrapper):
 
     def _observed(self, observation: Any) -> Any:
         return self._observations.flat(observation) if self._observations.is_flat else observation
+
+
+def refuse_other_spaces(
+    observations: HostObservations,
+    actions: HostActions,
+    observation_space: Space,
+    action_space: Space,
+) -> None:
+    """Raise ValueError unless the spaces that the host has are those that a model needs."""
+    differences = observations.differences(observation_space)
+    differences += spaces_differ(actions.space, action_space, "action")
+    if differences:
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        raise ValueError(
+            f"the environment's spaces are not those that the model needs:{lines}\n"
+            "Wrap each environment in composer.adapters.sb3.wrap(env, spec), or compose the model for this one"
+        )
 
 
 # --- observations ---

@@ -1,0 +1,295 @@
+"""What cannot be trained by an algorithm is refused before anything is, with every reason and a way out."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import composer
+from composer.adapters import sb3
+from perception_blocks.registry import MissingExtraError
+from tests.sb3_agents import (
+    ACTOR,
+    CARTPOLE,
+    CHOICES,
+    CONFIGS,
+    DETERMINISTIC,
+    NESTED,
+    NESTED_ACTIONS,
+    NESTED_SPEC,
+    TWINS,
+    VALUES,
+    Walk,
+    agent,
+)
+
+SEEN = spaces.Box(-1, 1, (3,))
+DISCRETE = Walk(SEEN, spaces.Discrete(2))
+BOX = Walk(SEEN, spaces.Box(-1, 1, (2,)))
+MEMORY = ACTOR.replace(
+    "block: dense, in: observation, hidden_units: [16]",
+    "block: gru, in: observation, hidden_units: 4",
+)
+RULE = "write under 'distributions': - {action: action, distribution: "
+
+# algorithm, spec, environment, the problems
+REFUSED = {
+    "DQN of numbers": (
+        DQN, ACTOR + TWINS.replace("ensemble: 2", "ensemble: 1"), BOX,
+        ["it learns a value for each choice of one Discrete action, got Box(-1.0, 1.0, (2,), float32); use PPO, SAC or TD3"],
+    ),
+    "DQN of state values": (
+        DQN, ACTOR + VALUES, DISCRETE,
+        ["DQN needs a value of each choice, but the critic is of kind 'state'; write kind: state_action, or leave out "
+         "the critic: the policy's logits are the values then"],
+    ),
+    "DQN of an ensemble": (
+        DQN, ACTOR + CHOICES.replace("graph:", "ensemble: 3\n  graph:"), DISCRETE,
+        ["DQN learns one value of each choice, but the critic gives 3; leave out 'ensemble'"],
+    ),
+    "DQN of what is shared": (
+        DQN,
+        ACTOR.replace("heads: {", "shares: [latent]\n  heads: {")
+        + CHOICES.replace("latent: {block: dense, in: observation", "judged: {block: dense, in: latent"),
+        DISCRETE,
+        ["DQN trains the critic alone, so that what it reads of the policy would never learn: 'latent'"],
+    ),
+    "DQN of masks": (
+        DQN, ACTOR.replace("heads: {", "action_mask: {action: legal}\n  heads: {") + CHOICES,
+        Walk(spaces.Dict(observation=SEEN, legal=spaces.MultiBinary(2)), spaces.Discrete(2)),
+        ["DQN explores with any action, legal or not, so no 'action_mask' can be kept; use PPO"],
+    ),
+    "TD3 of chances": (
+        TD3, ACTOR + TWINS, BOX,
+        [f"its actor is deterministic, but 'action' has the distribution 'squashed_gaussian'; {RULE}deterministic}}"],
+    ),
+    "TD3 of choices": (
+        TD3, ACTOR + CHOICES, DISCRETE,
+        ["it needs Box actions, but 'action' is Discrete(2); use PPO or DQN"],
+    ),
+    "SAC of choices, without a critic of actions": (
+        SAC, ACTOR + VALUES, DISCRETE,
+        ["it needs Box actions, but 'action' is Discrete(2); use PPO or DQN",
+         "SAC needs the value of an action, but the critic is of kind 'state'; write kind: state_action, and ensemble: 2"],
+    ),
+    "SAC without chance": (
+        SAC, DETERMINISTIC + ACTOR + TWINS, BOX,
+        [f"it learns from chances, but 'action' is deterministic; {RULE}squashed_gaussian}}"],
+    ),
+    "SAC beyond the bounds": (
+        SAC, DETERMINISTIC.replace("deterministic", "gaussian") + ACTOR, BOX,
+        [f"it needs actions within their bounds, which the gaussian of 'action' leaves; {RULE}squashed_gaussian}}",
+         "SAC needs the value of an action; add a critic of kind state_action, with ensemble: 2"],
+    ),
+    "SAC of memory": (
+        SAC, MEMORY + TWINS, BOX,
+        ["it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; use that"],
+    ),
+    "PPO of memory": (
+        PPO, MEMORY + VALUES, DISCRETE,
+        ["it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; use that"],
+    ),
+    "PPO without a critic": (
+        PPO, ACTOR, DISCRETE, ["PPO needs the value of a state; add a critic to the spec"],
+    ),
+    "A2C of action values, without chance": (
+        A2C, DETERMINISTIC + ACTOR + TWINS, BOX,
+        [f"it learns from chances, but 'action' is deterministic; {RULE}squashed_gaussian}}",
+         "A2C needs the value of a state, but the critic is of kind 'state_action'; write kind: state"],
+    ),
+    "PPO of an ensemble": (
+        PPO, ACTOR + VALUES.replace("graph:", "ensemble: 2\n  graph:"), DISCRETE,
+        ["PPO needs one value of a state, but the critic gives 2; leave out 'ensemble'"],
+    ),
+    "RecurrentPPO without memory": (
+        RecurrentPPO, ACTOR + VALUES, DISCRETE,
+        ["neither its policy nor its critic has memory; use PPO"],
+    ),
+    "MaskablePPO of numbers": (
+        MaskablePPO, ACTOR + VALUES, BOX,
+        ["it masks the choices of one Discrete, MultiDiscrete or MultiBinary action, got Box(-1.0, 1.0, (2,), float32); "
+         "use PPO, which keeps to the spec's 'action_mask'"],
+    ),
+}  # fmt: skip
+
+
+def refuses(text):
+    """All of the message is ``text``."""
+    return pytest.raises(ValueError, match=f"^{re.escape(text)}$")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_trained_is_refused(name):
+    algorithm, spec, env, problems = REFUSED[name]
+    expected = "".join(
+        [f"{algorithm.__name__} cannot train this model:", *(f"\n  {p}" for p in problems)]
+    )
+    with refuses(expected):
+        agent(algorithm, spec, env)
+    model = composer.compose(spec, env=env, seed=0)
+    with refuses(expected):
+        agent(algorithm, model, env)
+
+
+def test_the_policy_itself_refuses_too():
+    expected = (
+        "PPO cannot train this model:\n  PPO needs the value of a state; add a critic to the spec"
+    )
+    with refuses(expected):
+        PPO(sb3.POLICIES["PPO"], "CartPole-v1", policy_kwargs={"spec": ACTOR})
+
+
+def test_several_actors_are_refused(monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS)
+    spec, allow = CONFIGS / "pick_place.yaml", ["pick_place_env"]
+    actors = (
+        "('pick', ('place', 0), ('place', 1)); Stable-Baselines3 trains one policy of one agent"
+    )
+    model = composer.compose(spec, allow=allow)
+    actors = actors.replace(
+        "'pick', ('place', 0), ('place', 1)", ", ".join(map(repr, model.observation_space))
+    )
+    for given in (spec, model):
+        expected = f"PPO cannot train this model:\n  it acts for several steps or agents {actors}"
+        with refuses(expected):
+            agent(PPO, given, allow=allow)
+    env = composer.space_lookup.make_environment("pick_place_env:PickPlace-v0")
+    with refuses(f"the environment has several steps or agents {actors}"):
+        sb3.wrap(env, spec, allow=allow)
+    with refuses(f"the environment has several steps or agents {actors}"):
+        agent(PPO, composer.compose(CARTPOLE), env)
+
+
+def test_other_spaces_than_the_models_are_refused():
+    model = composer.compose(ACTOR + VALUES, env=DISCRETE)
+    expected = (
+        "the environment's spaces are not those of the model:\n"
+        "  'observation': shape is (4,), expected (3,)\n"
+        "  'action': n is 3, expected 2"
+    )
+    with refuses(expected):
+        agent(PPO, model, Walk(spaces.Box(-1, 1, (4,)), spaces.Discrete(3)))
+
+
+def test_environments_that_are_not_wrapped_are_refused():
+    envs = DummyVecEnv([lambda: Walk(spaces.Dict(a=SEEN), spaces.MultiBinary([2, 2]))])
+    expected = (
+        "the environment's spaces are not those that the model needs:\n"
+        "  'action': is MultiBinary, expected Box\n"
+        "Wrap each environment in composer.adapters.sb3.wrap(env, spec), or compose the model for this one"
+    )
+    with refuses(expected):
+        agent(PPO, NESTED_SPEC.replace("ignore: [note]\n", ""), envs)
+
+
+def test_an_environment_in_another_wrapping_is_refused_when_loading(tmp_path):
+    made = agent(PPO, NESTED_SPEC, Walk(NESTED, NESTED_ACTIONS))
+    made.save(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        PPO.load(tmp_path / "agent.zip", env=gymnasium.make("CartPole-v1"))
+
+
+def test_what_varies_in_size_is_refused():
+    space = spaces.Dict(observation=SEEN, items=spaces.Sequence(SEEN, stack=True))
+    env = Walk(space, spaces.Discrete(2))
+    spec = "version: 1\npolicy:\n  template: {}\ncritic:\n  template: {}\n"
+    expected = (
+        "Stable-Baselines3 stores observations of one size, but these vary: 'items' (?, 3), 'items:mask' (?,); "
+        "pad them in a wrapper of the environment, or name them under 'ignore'"
+    )
+    with refuses(expected):
+        agent(PPO, spec, env)
+    agent(PPO, "ignore: [items]\n" + spec, env).learn(32)  # and so it can be trained
+
+
+def test_an_unknown_algorithm_is_refused():
+    known = "PPO, A2C, MaskablePPO, RecurrentPPO, DQN, SAC, TD3"
+    start = "algorithm is a class of Stable-Baselines3 or sb3-contrib, one of "
+    for given, shown in ((dict, "dict"), ("ppo", "'ppo'")):
+        with refuses(f"{start}{known}; got {shown}"):
+            sb3.agent(given, CARTPOLE)
+
+
+def test_a_class_of_ones_own_is_the_algorithm_that_it_is_derived_from():
+    class Mine(PPO):
+        pass
+
+    made = sb3.agent(Mine, CARTPOLE, n_steps=32, batch_size=32)
+    assert type(made) is Mine
+
+
+def test_vector_environments_of_gymnasium_are_refused():
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=2)
+    expected = (
+        "Stable-Baselines3 has vector environments of its own; make one of them instead of gymnasium's: "
+        "stable_baselines3.common.env_util.make_vec_env(id, n_envs)"
+    )
+    with refuses(expected):
+        agent(PPO, CARTPOLE, envs)
+    envs.close()
+
+
+def test_no_environment_is_refused():
+    with pytest.raises(ValueError, match="agent needs an env, or a spec with an 'environment'"):
+        agent(PPO, ACTOR + VALUES)
+
+
+def test_noise_of_the_host_is_refused():
+    expected = (
+        "use_sde explores with noise of Stable-Baselines3's own policies; "
+        "the distributions of a composed model explore by themselves: leave it out"
+    )
+    with refuses(expected):
+        agent(PPO, ACTOR + VALUES, BOX, use_sde=True)
+
+
+def test_another_number_of_critics_is_refused():
+    kwargs = {"n_critics": 1}
+    expected = "n_critics is 1, but the critic of the spec has ensemble: 2; write ensemble: 1"
+    with refuses(expected):
+        agent(TD3, DETERMINISTIC + ACTOR + TWINS, BOX, policy_kwargs=kwargs)
+
+
+def test_a_class_that_is_not_allowed_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS)
+    spec = CONFIGS / "cartpole_torch_class.yaml"
+    with pytest.raises(composer.SpecError, match="outside the allowed modules"):
+        agent(PPO, spec, "CartPole-v1")
+    made = agent(PPO, spec, "CartPole-v1", allow=["cartpole_nets"])
+    made.learn(32)
+    model = composer.compose(spec, env="CartPole-v1", allow=["cartpole_nets"])
+    agent(PPO, model, "CartPole-v1")  # what a model is made of is allowed already
+
+
+@pytest.mark.parametrize("library", ["stable_baselines3", "sb3_contrib"])
+def test_a_missing_library_names_the_extra(library):
+    code = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        "try: import composer.adapters.sb3\n"
+        "except ImportError as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == (
+        f"{MissingExtraError.__name__} composer.adapters.sb3 needs {library!r}; "
+        'install it with: pip install "perception-composer[sb3]"'
+    )
+
+
+def test_a_mask_without_a_legal_action_is_refused():
+    space = spaces.Dict(observation=SEEN, legal=spaces.MultiBinary(2))
+    spec = ACTOR.replace("heads: {", "action_mask: {action: legal}\n  heads: {") + VALUES
+    made = agent(PPO, spec, Walk(space, spaces.Discrete(2)))
+    observation = {"observation": np.zeros(3, np.float32), "legal": np.zeros(2, np.int8)}
+    with pytest.raises(ValueError, match="the mask of action 'action' leaves no legal choice"):
+        made.predict(observation)
