@@ -36,7 +36,7 @@ test-full: lint docs
 	$(PY) -m pytest -q -n 2
 
 bench: .venv/.dev
-	@for file in $(wildcard benchmarks/bench_*.py); do echo "== $$file"; $(PY) $$file || exit 1; done
+	$(PY) benchmarks/table.py
 
 docs: .venv/.dev
 	$(PY) -m mkdocs build --quiet --strict -f .ci/mkdocs.yml

@@ -5,15 +5,13 @@ form; one whose structure is wrong is refused by the command line.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 import decoder
-from harness import Row, main
+from harness import Row, main, run_python
 
 ROUNDS = 7
 SCRIPT = """
@@ -55,14 +53,21 @@ policy:
 TORCH_FREE = """
 import sys
 from composer.cli import main
-status = main(["check", {file!r}])
+status = main(["check", sys.argv[1]])
 assert status == 1 and "torch" not in sys.modules
+"""
+# Runs Python with its arguments, and prints what that process computed from its start to its end.
+CHILD = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-c", *sys.argv[1:]], check=True, capture_output=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
 """
 
 
 def decoder_rows() -> Iterator[Row]:
     script = SCRIPT.format(folder=str(Path(__file__).parent))
-    runs = [json.loads(run([sys.executable, "-c", script])) for _ in range(ROUNDS)]
+    runs = [json.loads(run_python(script)) for _ in range(ROUNDS)]
     for parameters, flops, *_ in runs:
         assert parameters == decoder.parameters(), parameters
         assert flops == decoder.flops(), flops
@@ -78,22 +83,8 @@ def wrong_row() -> Row:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "wrong.yaml"
         file.write_text(WRONG)
-        command = [sys.executable, "-c", TORCH_FREE.format(file=str(file))]
-        times = [cpu_seconds(command) for _ in range(ROUNDS)]
+        times = [float(run_python(CHILD, TORCH_FREE, str(file))) for _ in range(ROUNDS)]
     return Row("check of a wrong structure", median(times), "limit", 0.3, at_most=1)
-
-
-def run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def cpu_seconds(command: list[str]) -> float:
-    """What the process and those that it started computed."""
-    script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
-    script += (
-        "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime)"
-    )
-    return float(run([sys.executable, "-c", script, *command]))
 
 
 def rows() -> Iterator[Row]:

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -79,7 +80,7 @@ def from_python(reads: Reads) -> InferenceBlock:
     graph = Graph({"observation": (WIDTH,)})
     for i, names in enumerate(reads):
         block = block_of(names)
-        settings = {"hidden_units": WIDTH} if block == "dense" else {}
+        settings: dict[str, Any] = {"hidden_units": WIDTH} if block == "dense" else {}
         graph.add(f"n{i}", block, names, **settings)
     return InferenceBlock(graph, [f"n{len(reads) - 1}"])
 

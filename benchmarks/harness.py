@@ -20,13 +20,14 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["Row", "Table", "main", "medians", "versions"]
+__all__ = ["Row", "Table", "main", "medians", "run_python", "seconds", "versions"]
 
 ROUNDS = 150
 ROUND_SECONDS = 0.002  # of one call in a round: above the clock's grain, below the scheduler's
@@ -38,6 +39,7 @@ STEADY = {
     "MALLOC_TOP_PAD_": str(2**26),
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
 }
+BYTECODE = Path(__file__).parent.parent / "build" / "bytecode"
 Clock = Callable[[], float]
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 
@@ -143,6 +145,15 @@ def repeats_of(call: Callable[[], object]) -> int:
     if warm > ROUND_SECONDS:
         return 1
     return max(1, round(ROUND_SECONDS / seconds(call, 20)))
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """What ``code`` prints in a new process, which finds compiled modules as an installed package has them."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(BYTECODE)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [sys.executable, "-c", code, *arguments]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return run.stdout
 
 
 def amount(value: float, unit: str) -> str:
