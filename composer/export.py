@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from composer.checkpoint import CheckpointError, plain_spec, replace_with
 from composer.export_files import FORMATS, METADATA, FileFormat, MissingExtraError, trace
@@ -121,12 +121,15 @@ def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy, Any]:
         return model.policy, model.critic
     names = ", ".join(map(repr, model.policy.actors.names))
     if actor is None:
-        raise ExportError(f"this model has several policies; export one of them: actor= {names}")
+        raise ExportError(f"this model has several policies; actor says which to export: {names}")
     if part != "policy":
         raise ExportError(
             f"of a model with several policies part='policy' is exported, not {part!r}"
         )
-    return model.policy[actor], None
+    try:
+        return model.policy[actor], None
+    except KeyError as error:
+        raise ExportError(error.args[0]) from error
 
 
 def _problems_of_arguments(part: str, unroll: Any, critic: Any) -> Iterator[str]:
@@ -146,7 +149,7 @@ def _problems_of(policy: Policy, critic: Any, part: str, chosen: FileFormat) -> 
     modules: dict[str, nn.Module] = {"policy": policy} if runs_policy else {}
     if part != "policy" and critic is not None:
         modules["critic"] = critic
-    tensors = [t for m in modules.values() for t in m.state_dict(keep_vars=True).values()]
+    tensors = [tensor for module in modules.values() for tensor in _tensors(module)]
     if any(tensor.is_meta for tensor in tensors):
         yield "the model has no weights yet; call materialize first"
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -156,10 +159,12 @@ def _problems_of(policy: Policy, critic: Any, part: str, chosen: FileFormat) -> 
         if runs_policy and policy.users_own(method) is not None:
             owner = type(policy.network.module).__name__
             yield f"{owner!r} defines {method}(), which decides {what} and is Python that no file holds"
-    if getattr(critic, "takes_action", False) and part != "policy":
-        yield "the critic values actions, which is not exported; part='policy' is what acts"
     for name, module in modules.items():
         yield from _limits(name, module)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _limits(name: str, root: nn.Module) -> Iterator[str]:
@@ -173,7 +178,11 @@ def _limits(name: str, root: nn.Module) -> Iterator[str]:
 
 def _network(policy: Policy, critic: Any, part: ExportPart, unroll: int | None) -> ExportedNetwork:
     """A copy as it is for use: on the CPU, in eval mode, in float32 at least."""
-    policy, critic = copy.deepcopy((policy, critic if part != "policy" else None))
+    critic = critic if part != "policy" else None
+    weights = [t for module in (policy, critic) if module is not None for t in _tensors(module)]
+    # Parts of stacks, as networks of one form have them, cannot be copied as they are.
+    memo = {id(t): nn.Parameter(t.detach().clone(), False) for t in weights if not t.is_leaf}
+    policy, critic = copy.deepcopy((policy, critic), memo)
     narrow = torch.finfo(policy.dtype).bits < 32
     for module in filter(None, (policy, critic)):
         module.to(device="cpu", dtype=torch.float32 if narrow else policy.dtype).eval()

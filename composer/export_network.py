@@ -18,14 +18,15 @@ from composer.space_samples import space_dtype
 __all__ = ["ExportedNetwork", "ExportPart", "Value"]
 
 ExportPart = Literal["policy", "critic", "model"]
-Kind = Literal["observation", "state", "resets", "logits", "action", "value"]
+Kind = Literal["observation", "taken", "state", "resets", "logits", "action", "value"]
 
 
 @dataclass(frozen=True)
 class Value:
     """An input or output: its ``name`` in the file, the ``key`` that the model knows it by, and its form.
 
-    An axis is a number, or the name of one whose size varies. ``next`` is the output that a state becomes.
+    An axis is a number, or the name of one whose size varies. ``next`` is the output that a state becomes. ``taken`` is
+    an action, as the environment takes it, that a critic of actions is asked about.
     """
 
     name: str
@@ -64,9 +65,10 @@ class ExportedNetwork(nn.Module):
         self._adopt("policy", policy if self.runs_policy else None)
         self._adopt("critic", critic)
         self._names: set[str] = set()
-        observations = self._observations()
+        observations, taken = self._observations(), self._taken()
         states, resets, self._next = self._states()
-        self.inputs = {value.name: value for value in (*observations, *states, *resets)}
+        inputs = (*observations, *taken, *states, *resets)
+        self.inputs = {value.name: value for value in inputs}
         self.outputs: dict[str, Value] = {}  # filled by the first run
 
     policy: Policy
@@ -90,7 +92,8 @@ class ExportedNetwork(nn.Module):
             found |= {("state", self._state_key("policy", k)): v for k, v in after.items()}
         if self.critic is not None:
             own = self._own(state, "critic")
-            values, after = self._run_critic(observations, own, resets, shared)
+            taken = self._of_kind("taken", inputs)
+            values, after = self._run_critic(observations, taken, own, resets, shared)
             found |= {("value", key): value for key, value in values.items()}
             found |= {("state", self._state_key("critic", k)): v for k, v in after.items()}
         if not self.outputs:
@@ -130,13 +133,21 @@ class ExportedNetwork(nn.Module):
         return outputs, after
 
     def _run_critic(
-        self, observations: Tensors, state: State, resets: Tensor | None, shared: Tensors
+        self,
+        observations: Tensors,
+        taken: Tensors,
+        state: State,
+        resets: Tensor | None,
+        shared: Tensors,
     ) -> tuple[Tensors, State]:
         critic: Any = self.critic
+        arguments: list[Any] = [observations]
+        if critic.takes_action:
+            arguments.append(self.policy.from_environment(taken) if taken else None)
         if not critic.has_memory:
-            return critic(observations, shared=shared), {}
+            return critic(*arguments, shared=shared), {}
         call = critic if self.steps is None else critic.unroll
-        return call(observations, state, resets, shared=shared)
+        return call(*arguments, state, resets, shared=shared)
 
     def _adopt(self, part: str, root: nn.Module | None) -> None:
         """Give the weights of ``root`` addresses of one step: ``weights/policy/latent/linears/0``, and their own name.
@@ -167,6 +178,23 @@ class ExportedNetwork(nn.Module):
             )
             for key, leaf in tree.leaves.items()
             if key in self._keys()
+        ]
+
+    def _taken(self) -> list[Value]:
+        """The action that the critic values; one with a value for each choice needs none."""
+        critic: Any = self.critic
+        if critic is None or not critic.takes_action or critic.actions.are_choices:
+            return []
+        tree = self.policy.action_tree
+        return [
+            Value(
+                self._unused("taken" if tree.is_single else f"taken/{key}", "input"),
+                "taken",
+                key,
+                (*self.leading, *leaf.shape),
+                space_dtype(leaf),
+            )
+            for key, leaf in tree.leaves.items()
         ]
 
     def _keys(self) -> set[str]:

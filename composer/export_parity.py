@@ -55,14 +55,17 @@ def largest_difference(network: ExportedNetwork, run: Run) -> Difference:
 def random_inputs(
     network: ExportedNetwork, batch: int, steps: int, seed: int = 0
 ) -> Iterator[dict[str, Tensor]]:
-    """Observations and resets, as many times as ``steps`` says; the first of them begins episodes."""
-    sampler = SpaceSampler(network.policy.observer.tree, seed)
+    """Observations, actions and resets, as many times as ``steps`` says; the first of them begins episodes."""
+    seen = SpaceSampler(network.policy.observer.tree, seed)
+    acted = SpaceSampler(network.policy.action_tree, seed)
     generator = torch.Generator().manual_seed(seed)
     named = {v.key: name for name, v in network.inputs.items() if v.kind == "observation"}
+    taken = {v.key: name for name, v in network.inputs.items() if v.kind == "taken"}
     leading = (batch,) if network.steps is None else (batch, network.steps)
     for step in range(steps):
-        drawn = sampler.draw(leading, named)
+        drawn = seen.draw(leading, named)
         inputs = {name: _legal(network, key, drawn[key]) for key, name in named.items()}
+        inputs |= {taken[key]: action for key, action in acted.draw(leading, taken).items()}
         for name, value in network.inputs.items():
             if value.kind == "resets":
                 inputs[name] = (torch.rand(leading, generator=generator) < RESET_RATE) | (step == 0)

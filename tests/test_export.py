@@ -189,6 +189,55 @@ def test_a_critic_that_reads_the_policy_has_it_inside(tmp_path):
     assert "policy/memory/h" in file.inputs
 
 
+def test_a_critic_of_actions_is_asked_about_one(tmp_path):
+    model = composer.compose(CONFIGS / "twin_q.yaml", seed=0)
+    file = exported(model, tmp_path, ".pt2", part="model")
+    assert file.inputs == ["observation", "taken"]
+    assert file.outputs == ["logits", "action", "q_value"]
+    observation, action = np.ones((3, 3), np.float32), np.float32([[-2.0], [0.5], [1.5]])
+    expected = model.critic(observation, model.policy.from_environment(action))["q_value"]
+    outputs = file({"observation": observation, "taken": action})
+    np.testing.assert_allclose(outputs["q_value"], expected.detach(), atol=1e-5)
+
+
+def test_a_critic_of_choices_values_all_of_them(tmp_path):
+    model = composer.compose(CONFIGS / "double_dqn.yaml", seed=0)
+    file = exported(model, tmp_path, ".pt2", part="critic")
+    assert (file.inputs, file.outputs) == (["observation"], ["action_q_values"])
+
+
+TEAM = """
+version: 1
+policy:
+  networks:
+    player:
+      separate: true
+      graph: {latent: {block: dense, in: observation, hidden_units: [8]}}
+      heads: {in: latent}
+"""
+
+
+def test_each_actor_is_a_file_of_its_own(tmp_path):
+    names = ["player_0", "player_1"]
+    spaces = {
+        "observation_space": {name: Box(-1, 1, (3,)) for name in names},
+        "action_space": {name: Discrete(2) for name in names},
+    }
+    model = composer.compose(TEAM, **spaces, seed=0)
+    observation = np.ones((2, 3), np.float32)
+    for name in names:
+        model.export(tmp_path / f"{name}.pt2", actor=name)
+        outputs = ProgramFile(tmp_path / f"{name}.pt2")({"observation": observation})
+        expected = model.policy[name](observation)["action"].detach()
+        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
+    path = tmp_path / "team.pt2"
+    several = "this model has several policies; actor says which to export: 'player_0', 'player_1'"
+    assert message(model, path) == several
+    assert "'player_3'" in message(model, path, actor="player_3")
+    text = "of a model with several policies part='policy' is exported, not 'model'"
+    assert message(model, path, actor="player_0", part="model") == text
+
+
 def test_names_that_are_taken_by_observations_are_told_apart(tmp_path):
     spaces = {"observation_space": Dict(action=Box(-1, 1, (2,)), value=Box(-1, 1, (2,)))}
     spec = """
