@@ -20,7 +20,12 @@ from perception_blocks.conv import (
 )
 from perception_blocks.dense import DenseBlock, FlattenDenseBlock, LinearOutputBlock
 from perception_blocks.embed import EmbeddingBlock
-from perception_blocks.heads import CategoricalValueBlock, QuantileValueBlock, ValueBlock
+from perception_blocks.heads import (
+    CategoricalValueBlock,
+    DuelingBlock,
+    QuantileValueBlock,
+    ValueBlock,
+)
 from perception_blocks.lower_code import Code, children, fresh, rule
 from perception_blocks.noisy import NoisyDenseBlock
 from perception_blocks.reshape import FlattenBlock
@@ -75,6 +80,14 @@ def _layer_norm(code: Code, norm: nn.LayerNorm, x: str) -> str | None:
     return code.call(torch.layer_norm, x, shape, *affine, eps)
 
 
+@rule(nn.RMSNorm, fresh=True)
+def _rms_norm(code: Code, norm: nn.RMSNorm, x: str) -> str | None:
+    if not _holds(norm, "weight"):
+        return None
+    shape, eps = code.constant(norm.normalized_shape), code.constant(norm.eps)
+    return code.call(torch.rms_norm, x, shape, code.parameter(norm, "weight"), eps)
+
+
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, fresh=True)
 def _conv(code: Code, conv: Any, x: str) -> str | None:
     if conv.padding_mode != "zeros" or not _holds(conv, "weight", "bias"):
@@ -126,6 +139,14 @@ def _linear_output(code: Code, block: LinearOutputBlock, x: str) -> str:
 @rule(ValueBlock, QuantileValueBlock, CategoricalValueBlock)
 def _value(code: Code, block: ValueBlock, x: str) -> str:
     return code.apply(code.child(block, "head"), x)
+
+
+@rule(DuelingBlock)
+def _dueling(code: Code, block: DuelingBlock, x: str) -> str:
+    advantage = code.variable(code.apply(code.child(block, "advantage"), x))
+    value = code.apply(code.child(block, "value"), x)
+    baseline = "mean" if block.from_mean else "amax"
+    return f"{value} + {advantage} - {advantage}.{baseline}(-1, True)"
 
 
 @rule(StridedConvBlock, VggConvBlock, NatureCnnBlock)

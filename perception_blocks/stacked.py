@@ -74,8 +74,13 @@ def stacked_layer_norm(
 
 class StackedRMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.rms_norm(x, self.normalized_shape, eps=self.eps)
-        return scaled(y, self.weight, None, len(self.normalized_shape))
+        return stacked_rms_norm(x, self.weight, self.normalized_shape, self.eps)
+
+
+def stacked_rms_norm(
+    x: Tensor, weight: Tensor | None, shape: tuple[int, ...], eps: float | None
+) -> Tensor:
+    return scaled(torch.rms_norm(x, shape, eps=eps), weight, None, len(shape))
 
 
 class StackedPReLU(nn.PReLU):
@@ -224,3 +229,9 @@ def _layer_norm(code: Code, norm: StackedLayerNorm, x: str) -> str:
     affine = code.parameter(norm, "weight"), code.parameter(norm, "bias")
     settings = map(code.constant, (norm.normalized_shape, norm.eps))
     return code.call(stacked_layer_norm, x, *affine, *settings)
+
+
+@rule(StackedRMSNorm, fresh=True)
+def _rms_norm(code: Code, norm: StackedRMSNorm, x: str) -> str:
+    settings = map(code.constant, (norm.normalized_shape, norm.eps))
+    return code.call(stacked_rms_norm, x, code.parameter(norm, "weight"), *settings)
