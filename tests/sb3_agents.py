@@ -69,13 +69,16 @@ class Walk(gymnasium.Env):
         if seed is not None:
             self.observation_space.seed(seed)
         self._step = 0
-        return self.observation_space.sample(), {}
+        return self.observed(), {}
 
     def step(self, action):
         assert self.action_space.contains(action), action
         self.seen.append(action)
         self._step += 1
-        return self.observation_space.sample(), 1.0, self._step == self._length, False, {}
+        return self.observed(), 1.0, self._step == self._length, False, {}
+
+    def observed(self):
+        return self.observation_space.sample()
 
 
 NESTED = spaces.Dict(

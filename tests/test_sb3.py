@@ -355,20 +355,13 @@ def test_masks_of_the_spec_hold_without_masks_of_the_host():
     space = spaces.Dict(observation=spaces.Box(-1, 1, (3,)), legal=spaces.MultiBinary(3))
 
     class Masked(Walk):
+        def observed(self):
+            self._legal = np.eye(3, dtype=np.int8)[self.np_random.integers(3)]
+            return {**super().observed(), "legal": self._legal}
+
         def step(self, action):
             assert self._legal[action]
-            observation, *rest = super().step(action)
-            return (self._only(observation), *rest)
-
-        def reset(self, **settings):
-            observation, info = super().reset(**settings)
-            return self._only(observation), info
-
-        def _only(self, observation):
-            self._legal = observation["legal"] = np.eye(3, dtype=np.int8)[
-                self.np_random.integers(3)
-            ]
-            return observation
+            return super().step(action)
 
     spec = ACTOR.replace("heads:", "action_mask: {action: legal}\n  heads:") + VALUES
     agent(PPO, spec, Masked(space, spaces.Discrete(3))).learn(64)

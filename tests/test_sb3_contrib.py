@@ -172,13 +172,8 @@ critic:
 """
 
     class Legal(Walk):
-        def reset(self, **settings):
-            observation, info = super().reset(**settings)
-            return {**observation, "legal": np.ones(2, np.int8)}, info
-
-        def step(self, action):
-            observation, *rest = super().step(action)
-            return ({**observation, "legal": np.ones(2, np.int8)}, *rest)
+        def observed(self):
+            return {**super().observed(), "legal": np.ones(2, np.int8)}
 
     envs = DummyVecEnv([lambda n=n: Legal(space, spaces.Discrete(2), n) for n in (2, 7)])
     agent(RecurrentPPO, spec, envs, n_steps=16, batch_size=16).learn(64)
