@@ -184,9 +184,15 @@ class Policy(NetworkModule):
         generator: torch.Generator | None,
     ) -> Any:
         """An action that the environment accepts, tensor-valued as ``observation`` is."""
+        drawn = self.drawn(distribution, deterministic, generator)
+        return to_environment(self.action_tree, drawn, as_numpy=not holds_tensors(observation))
+
+    def drawn(
+        self, distribution: Any, deterministic: bool, generator: torch.Generator | None
+    ) -> Tensors:
+        """The mode or a sample, by flat key."""
         value = distribution.mode() if deterministic else distribution.sample(generator)
-        flat = value if isinstance(value, dict) else {self._only: value}
-        return to_environment(self.action_tree, flat, as_numpy=not holds_tensors(observation))
+        return value if isinstance(value, dict) else {self._only: value}
 
     def users_own(self, method: str) -> Any:
         """A method that the user's network class defines; a node of that name is none."""

@@ -34,7 +34,8 @@ from perception_blocks.port import format_shape
 from perception_blocks.registry import did_you_mean
 
 __all__ = ["Leaf", "SpaceError", "SpaceTree", "flatten_space", "format_space", "walk_space"]
-__all__ += ["from_space_value", "holds_tensors", "to_environment", "to_space_value"]
+__all__ += ["from_space_value", "holds_tensors", "to_environment", "to_environments"]
+__all__ += ["alike", "to_space_value"]
 
 Path = tuple[Any, ...]
 X = TypeVar("X")
@@ -132,6 +133,23 @@ class SpaceTree:
             elif axes != found:
                 raise ValueError(self._differing(tensors))
         return tuple(found or ())
+
+    def side_by_side(self, values: Sequence[Any], keys: Iterable[str]) -> dict[str, Any]:
+        """What ``values`` of the space have under flat ``keys``, each stacked on a new first axis.
+
+        Raises ValueError for what varies in size, or is not `alike`.
+        """
+        for value in values:
+            self._refuse_unknown(value)
+        varying = [key for key in keys if key in self._variables]
+        if varying:
+            raise ValueError(
+                f"{', '.join(map(repr, varying))} cannot be stacked: they vary in size"
+            )
+        paths = {key: self.leaves[key].path for key in keys}
+        return {
+            key: alike([self._pick(v, key, path) for v in values]) for key, path in paths.items()
+        }
 
     def unflatten(self, flat: Mapping[str, X]) -> Any:
         """The structure of the space (dicts and tuples) around values by flat keys.
@@ -317,6 +335,46 @@ def to_environment(tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy
         value = to_space_value(leaf, flat_tensors[key])
         flat[key] = to_numpy(leaf, value) if as_numpy else value
     return tree.unflatten(flat)
+
+
+def to_environments(
+    tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy: bool
+) -> list[Any]:
+    """What `to_environment` makes of each row of the first axis."""
+    columns = {}
+    for key, leaf in tree.leaves.items():
+        value = to_space_value(leaf, flat_tensors[key])
+        columns[key] = _rows(leaf, value) if as_numpy else value.unbind()
+    return [
+        tree.unflatten(dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def _rows(leaf: Leaf, value: Tensor) -> list[Any]:
+    """The rows of a batch, each as `to_numpy` would make it alone."""
+    array = to_numpy(leaf, value)
+    if leaf.kind == "discrete":
+        return list(array)
+    return [array[row, ...] for row in range(len(array))]
+
+
+def alike(values: Sequence[Any]) -> Any:
+    """Arrays, numbers or tensors on a new first axis. Raises ValueError unless they have one type, shape and dtype."""
+    first = values[0]
+    numbers = isinstance(first, int | float)
+    arrays = isinstance(first, Tensor | np.ndarray | np.generic)
+    if any(type(value) is not type(first) for value in values) or not (numbers or arrays):
+        raise ValueError("values of several kinds cannot be stacked")
+    if numbers:
+        return np.array(values)
+    if any(value.shape != first.shape or value.dtype != first.dtype for value in values):
+        raise ValueError("values of several shapes or dtypes cannot be stacked")
+    if not isinstance(first, Tensor):
+        return np.stack(values)
+    if any(value.device != first.device for value in values):
+        raise ValueError("values on several devices cannot be stacked")
+    return torch.stack(list(values))
 
 
 def _flat_key(path: Path, root: str) -> str:

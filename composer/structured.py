@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from composer.distributions import Distribution
 from composer.group_policy import SeparatePolicies
 from composer.network import State, Tensors
 from composer.policy import Policy
+from composer.together import Crew, crews
 from composer.turns import ActorModule, Turn, blamed
 from perception_blocks.registry import did_you_mean
 
@@ -131,15 +132,17 @@ class StructuredPolicy(ActorModule):
         with torch.no_grad():
             turns = self._turns(observations, state, resets)
             masks = self._by_name(mask, "masks")
-            self._compute([turn for turn in turns if not turn.network.users_own("act")])
-            for turn in turns:
-                if turn.network.users_own("act"):
-                    _ask(turn)
-                else:
-                    distribution = _distribution(turn, masks, temperature)
-                    turn.action = turn.network.action_of(
-                        distribution, turn.present.value, deterministic, generator
-                    )
+            together, alone, asked = _by_manner(turns, masks, temperature)
+            self._compute(alone)
+            distributions = [_distribution(turn, masks, temperature) for turn in alone]
+            for crew in together:
+                crew.draw(deterministic, generator)
+            for turn, distribution in zip(alone, distributions, strict=True):
+                turn.action = turn.network.action_of(
+                    distribution, turn.present.value, deterministic, generator
+                )
+            for turn in asked:
+                _ask(turn)
             actions = {turn.present.key: turn.action for turn in turns}
         return (actions, self._after(state, turns)) if self.has_memory else actions
 
@@ -180,6 +183,20 @@ class StructuredPolicy(ActorModule):
         seat = self._seats[actor.name]
         module = seat.group.module
         return module.policy_of(seat.row) if isinstance(module, SeparatePolicies) else module
+
+
+def _by_manner(
+    turns: Sequence[Turn], masks: Mapping[str, Any], temperature: float
+) -> tuple[list[Crew], list[Turn], list[Turn]]:
+    """Those who have decided together; who decides alone; whose own class is to be asked."""
+    together, rest = [], []
+    for crew in crews(turns):
+        if crew.decide(masks, temperature):
+            together.append(crew)
+        else:
+            rest += crew.turns
+    asked = [turn for turn in rest if turn.network.users_own("act")]
+    return together, [turn for turn in rest if not turn.network.users_own("act")], asked
 
 
 def _distribution(turn: Turn, masks: Mapping[str, Any], temperature: float) -> Distribution:

@@ -27,13 +27,13 @@ COMPOSER = """
     block_words blocks_help block_pages spec_diff actors pettingzoo_spaces
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions deterministic_actions schema template_kinds template starter actor_starter
-    network construction demand roles value_heads custom_class build blending lowered_network lowered_actions lowered_policy policy group_policy turns structured critic action_inputs state_action shared_state structured_critic critic_parts critic_groups
+    network construction demand roles value_heads custom_class build blending lowered_network lowered_actions lowered_policy policy group_policy turns together structured critic action_inputs targets state_action shared_state structured_critic structured_state_action critic_parts critic_groups
     wrappers.interface wrappers.slots wrappers.composed wrappers.heads wrappers.samples wrappers.hybrid wrappers.combination
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     model_parts flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
     lowered_model batch_axes checkpoint weights space_samples export_network export_files export_parity export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 adapters.torchrl_fields adapters.torchrl_distribution adapters.torchrl_checks adapters.torchrl_parts adapters.torchrl_modules adapters.torchrl token_views model_registry
-    training.trainer training.evaluation adapters.sb3_training training.curve training.folder training.interruption training.progress training.session training.command
+    training.trainer training.evaluation adapters.sb3_training adapters.torchrl_ppo adapters.torchrl_training training.curve training.folder training.interruption training.progress training.session training.command
     written_out cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
