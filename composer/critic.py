@@ -110,8 +110,12 @@ class SpaceCritic(CriticModule):
         critic = type(self)(
             network, self.observer, self.reader, shared=self.shared, dtype=self.dtype
         )
+        return self._over(critic)
+
+    def _over(self, critic: Self) -> Self:
+        """``critic``, which is this one over another network, where this one is and on its scale."""
         critic._device = self.device
-        object.__setattr__(critic, "value_normalizer", self.value_normalizer)
+        object.__setattr__(critic, "value_normalizer", self.value_normalizer)  # no second child
         return critic
 
     def read(
@@ -184,5 +188,9 @@ class Critic(SpaceCritic):
         """The value alone, of shape (...); with memory (value, state)."""
         result = self(observations, *arguments, **keywords)
         if self.has_memory:
-            return result[0]["value"].squeeze(-1), result[1]
-        return result["value"].squeeze(-1)
+            return self.number_of(result[0]), result[1]
+        return self.number_of(result)
+
+    def number_of(self, values: Tensors) -> Tensor:
+        """The value alone among ``values``."""
+        return values["value"].squeeze(-1)

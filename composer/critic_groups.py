@@ -8,18 +8,32 @@ from typing import Any
 
 import torch
 
+from composer.action_inputs import ActionInputs
 from composer.actors import Actor, Actors, serve, shortened
 from composer.build import build_network
 from composer.construction import SeededConstruction
-from composer.critic import Critic
-from composer.critic_parts import hide_policy_values, value_demand, value_normalizer
+from composer.critic import SpaceCritic
+from composer.critic_parts import (
+    critic_network,
+    critic_over,
+    hide_policy_values,
+    value_demand,
+    value_normalizer,
+)
 from composer.demand import Context
 from composer.group_policy import GroupPolicy, SeparatePolicies, stacked_networks
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from composer.network import Network
 from composer.roles import Group
 from composer.shared_state import CentralInput, SharedStateCritic
-from composer.structured_critic import PREV_VALUE, DeltaStateCritic, StructuredCritic
+from composer.state_action import StateActionCritic
+from composer.structured_critic import (
+    PREV_VALUE,
+    ActorCritic,
+    DeltaStateCritic,
+    StructuredCritic,
+)
+from composer.structured_state_action import StructuredStateActionCritic
 from composer.tree import listing
 from composer.value_heads import ValueReader
 from perception_blocks.port import Port, format_shape
@@ -68,6 +82,7 @@ class _Builder:
         self.dtype = dtype
         self.roles = {a.name: group.role_of(a) for group in groups for a in group.actors}
         self.observers = {name: role.observer for name, role in self.roles.items()}
+        self.chained = critic.kind == "delta_state" and len(actors) > 1  # values of steps in turn
 
     def policy_failed(self) -> bool:
         """Whether it is not known what some policy would share."""
@@ -82,11 +97,6 @@ class _Builder:
         separate = [n.path for n in self.critic.networks.values() if n.separate]
         separate += [self.critic.path] if self.critic.separate else []
         found: dict[str, tuple[list[Any], str]] = {
-            "kind": (
-                [self.critic.path] if kind == "state_action" else [],
-                "a critic of actions is for an environment with one space; of several actors there are critics of "
-                "'state', 'shared_state' and 'delta_state'",
-            ),
             "stack": (
                 [self.critic.path] if self.critic.stack and kind != "shared_state" else [],
                 "'stack' puts the observations of all actors together, for kind: shared_state",
@@ -96,8 +106,8 @@ class _Builder:
                 "a value that builds on the one before is one number; leave 'ensemble' out",
             ),
             "separate": (
-                separate if kind != "state" else [],
-                "'separate' gives each agent a critic of its own, for kind: state",
+                separate if kind not in ("state", "state_action") else [],
+                "'separate' gives each agent a critic of its own, for kind: state and kind: state_action",
             ),
         }
         for key, (paths, message) in found.items():
@@ -111,29 +121,44 @@ class _Builder:
         paths = {key: network.path for key, network in networks.items()}
         before = len(self.problems)
         served = serve(self.actors, paths, self.problems, (*self.critic.path, "networks"))
+        for key in served:
+            if str(key) in StateActionCritic.added:
+                message = f"{str(key)!r} is what a part of the critic itself is called; rename the step or agent"
+                self.problems.add(paths[key], message, key=True)
         if len(self.problems) > before:
             return None
-        chained = self.critic.kind == "delta_state" and len(self.actors) > 1
-        if chained and len(served) == 1:
+        if self.chained and len(served) == 1:
             message = (
                 "the first step gives a value and each later one a difference: a critic of kind 'delta_state' needs "
                 "'networks' by step"
             )
             self.problems.add(self.critic.path, message, key=True)
             return None
-        names = sorted(served, key=lambda key: self._place(served[key][0])) if chained else served
+        names = (
+            sorted(served, key=lambda key: self._place(served[key][0])) if self.chained else served
+        )
         made: list[GroupPolicy] = []
         constructions: list[SeededConstruction] = []
         for key in names:
-            group = self._group(key, served[key], later=chained and bool(made))
+            group = self._group(key, served[key], later=self.chained and bool(made))
             if group is None:
                 return None
             made.append(group[0])
             constructions += group[1]
-        if not chained:
-            return StructuredCritic(self.actors, made, self.observers), constructions
-        normalizer = value_normalizer(self.critic)
-        return DeltaStateCritic(self.actors, made, self.observers, normalizer), constructions
+        return self._together(made, constructions[-1]), constructions
+
+    def _together(self, made: Sequence[GroupPolicy], last: SeededConstruction) -> ActorCritic:
+        """The critics of all groups as one; ``last`` of its constructions gives weights."""
+        if self.chained:
+            normalizer = value_normalizer(self.critic)
+            return DeltaStateCritic(self.actors, made, self.observers, normalizer)
+        if self.critic.kind != "state_action":
+            return StructuredCritic(self.actors, made, self.observers)
+        actions = {name: ActionInputs(role.actions) for name, role in self.roles.items()}
+        critic = StructuredStateActionCritic(self.actors, made, self.observers, actions)
+        critic.make_target()
+        last.when_weights_exist(critic.make_target)
+        return critic
 
     def _place(self, actor: Actor) -> int:
         """Where an actor's network stands among those of the policy."""
@@ -180,7 +205,7 @@ class _Builder:
         if later:
             self._refuse_taken(spec, ports)
             ports[PREV_VALUE] = Port((1,))
-        built = build_network(name, spec, ports, value_demand(self.critic), role.context)
+        built = critic_network(name, self.critic, spec, ports, role)
         if built is not None:
             for member in members:
                 self.roles[member.name].context.read |= set(built[0].in_ports)
@@ -193,19 +218,15 @@ class _Builder:
             )
             self.problems.add(spec.path, message)
 
-    def _critic(self, actor: Actor, network: Network) -> Critic:
-        role = self.roles[actor.name]
-        normalizer = None if self.critic.kind == "delta_state" else value_normalizer(self.critic)
-        return Critic(
-            network, role.observer, ValueReader(network.module, ["value"]),
-            shared=role.network.shares, dtype=self.dtype, value_normalizer=normalizer,
-        )  # fmt: skip
+    def _critic(self, actor: Actor, network: Network) -> SpaceCritic:
+        spec = replace(self.critic, normalize_value=False) if self.chained else self.critic
+        return critic_over(network, spec, self.roles[actor.name], self.dtype)
 
     def _unlike(self, members: Sequence[Actor]) -> str | None:
         """How what two of ``members`` observe and share differs, in words; None where all is equal."""
         first = members[0]
         for actor in members[1:]:
-            ours, theirs = self._ports(first), self._ports(actor)
+            ours, theirs = (self._ports(a) | self._actions(a) for a in (first, actor))
             for key in [*ours, *theirs]:
                 if key not in ours or key not in theirs:
                     owner = first if key in ours else actor
@@ -215,8 +236,16 @@ class _Builder:
         return None
 
     def _ports(self, actor: Actor) -> dict[str, Port]:
+        """What the critic may read of an actor, by key."""
         role = self.roles[actor.name]
         return {**role.ports, **role.context.shared}
+
+    def _actions(self, actor: Actor) -> dict[str, Port]:
+        """The actions of an actor, by the names under which a critic of actions has them."""
+        if self.critic.kind != "state_action":
+            return {}
+        leaves = self.roles[actor.name].actions.leaves
+        return {f"action/{key}": leaf.port for key, leaf in leaves.items()}
 
     # --- one value of what all observe ---
 

@@ -10,7 +10,7 @@ import torch
 from composer.action_inputs import ActionInputs
 from composer.build import build_network
 from composer.construction import SeededConstruction
-from composer.critic import Critic, CriticModule
+from composer.critic import Critic, CriticModule, SpaceCritic
 from composer.demand import Context, Demand
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from composer.network import Network
@@ -20,7 +20,8 @@ from composer.value_heads import RAW_NAMES, ValueReader
 from perception_blocks.port import Port
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["build_critic", "hide_policy_values", "value_demand", "value_normalizer"]
+__all__ = ["build_critic", "critic_network", "critic_over", "hide_policy_values", "value_demand"]
+__all__ += ["value_normalizer"]
 
 Ports = Mapping[str, Port]
 Made = tuple[CriticModule, list[SeededConstruction]]
@@ -39,9 +40,14 @@ def build_critic(spec: ModelSpec, role: Role, dtype: torch.dtype) -> Made | None
         return None  # the policy failed: what it would share is not known
     ports = {**role.visible(network), **role.context.shared}
     hide_policy_values(role.network, role.context)
-    if spec.critic.kind == "state_action":
-        return _state_action(spec.critic, network, ports, role, dtype)
-    return _state(spec.critic, network, ports, role, dtype)
+    built = critic_network("critic", spec.critic, network, ports, role)
+    if built is None:
+        return None
+    made, construction = critic_over(built[0], spec.critic, role, dtype), built[1]
+    if isinstance(made, StateActionCritic):
+        made.make_target()
+        construction.when_weights_exist(made.make_target)
+    return made, [construction]
 
 
 def hide_policy_values(policy: NetworkSpec, context: Context) -> None:
@@ -51,50 +57,61 @@ def hide_policy_values(policy: NetworkSpec, context: Context) -> None:
         context.hidden.setdefault(name, f"belongs to the policy; {advice}")
 
 
-def _state(
-    critic: CriticSpec, spec: NetworkSpec, ports: Ports, role: Role, dtype: torch.dtype
-) -> Made | None:
-    """A critic of states; of one space the central value and the sum of differences are no other."""
-    built = build_network("critic", spec, ports, value_demand(critic), role.context)
-    if built is None:
-        return None
-    network, construction = built
-    made = Critic(
-        network, role.observer, ValueReader(network.module, ["value"]),
-        shared=role.network.shares, dtype=dtype, value_normalizer=value_normalizer(critic),
-    )  # fmt: skip
-    return made, [construction]
-
-
-def _state_action(
-    critic: CriticSpec, spec: NetworkSpec, ports: Ports, role: Role, dtype: torch.dtype
-) -> Made | None:
-    """A critic of actions: with a Q value for each choice where all are choices, else with the action as an input."""
+def critic_network(
+    name: str, critic: CriticSpec, spec: NetworkSpec, ports: Ports, role: Role
+) -> tuple[Network, SeededConstruction] | None:
+    """The network ``spec`` of a critic, called ``name``, which may read ``ports``; None where problems were noted."""
+    if critic.kind != "state_action":
+        return build_network(name, spec, ports, value_demand(critic), role.context)
     actions = ActionInputs(role.actions)
-    demand, ports = _of_actions(critic, ports, actions, role.context)
-    built = build_network("critic", spec, ports, demand, role.context)
-    if built is None or _refuse_unread_actions(critic, built[0], actions, role.context):
+    demand, ports = _of_actions(critic, spec, ports, actions, role.context)
+    built = build_network(name, spec, ports, demand, role.context)
+    if built is None or _refuse_unread_actions(spec, built[0], actions, role.context):
         return None
-    network, construction = built
-    made = StateActionCritic(
-        network, role.observer, ValueReader(network.module, demand.heads), actions,
-        shared=role.network.shares, dtype=dtype, copies=critic.ensemble,
-        value_normalizer=value_normalizer(critic),
-    )  # fmt: skip
-    made.make_target()
-    construction.when_weights_exist(made.make_target)
-    return made, [construction]
+    return built
+
+
+def critic_over(
+    network: Network, critic: CriticSpec, role: Role, dtype: torch.dtype
+) -> SpaceCritic:
+    """The critic that ``network`` is for. One of actions has no target so far.
+
+    Of one Space the central value and the sum of differences are no other than the value of a state.
+    """
+    keywords: dict[str, Any] = {
+        "shared": role.network.shares,
+        "dtype": dtype,
+        "value_normalizer": value_normalizer(critic),
+    }
+    if critic.kind != "state_action":
+        reader = ValueReader(network.form, ["value"])
+        return Critic(network, role.observer, reader, **keywords)
+    actions = ActionInputs(role.actions)
+    reader = ValueReader(network.form, _heads_of(actions))
+    return StateActionCritic(
+        network, role.observer, reader, actions, copies=critic.ensemble, **keywords
+    )
+
+
+def _heads_of(actions: ActionInputs) -> dict[str, tuple[int, ...]]:
+    """What a network that judges actions must give."""
+    if actions.are_choices:
+        return {name + Q_VALUES: (width,) for name, width in actions.widths.items()}
+    return {"q_value": (1,)}
 
 
 def _of_actions(
-    critic: CriticSpec, ports: Ports, actions: ActionInputs, context: Context
+    critic: CriticSpec,
+    spec: NetworkSpec,
+    ports: Ports,
+    actions: ActionInputs,
+    context: Context,
 ) -> tuple[Demand, Ports]:
-    """What a network that judges actions must give, and what it reads."""
-    added = StateActionCritic.added
+    """What is asked of a network that judges actions, and what it may read."""
+    heads, added = _heads_of(actions), StateActionCritic.added
     if actions.are_choices:
         reason = "is no input here: each choice of an action has a Q value of its own"
         context.hidden |= dict.fromkeys(actions.ports, reason)
-        heads = {name + Q_VALUES: (width,) for name, width in actions.widths.items()}
         reasons = {
             name + Q_VALUES: f"a Q value for each choice of {name!r}" for name in actions.widths
         }
@@ -106,8 +123,8 @@ def _of_actions(
             f"the observation {name!r} is called as the action is that the critic reads; "
             "rename it, or name it under 'ignore'"
         )
-        context.problems.add(critic.path, message, key=True)
-    demand = _demand(critic, {"q_value": (1,)}, {"q_value": "a critic"}, added)
+        context.problems.add(spec.path, message, key=True)
+    demand = _demand(critic, heads, {"q_value": "a critic"}, added)
     return demand, {**ports, **actions.ports}
 
 
@@ -131,7 +148,7 @@ def _demand(
 
 
 def _refuse_unread_actions(
-    critic: CriticSpec, network: Network, actions: ActionInputs, context: Context
+    spec: NetworkSpec, network: Network, actions: ActionInputs, context: Context
 ) -> bool:
     """Whether the network leaves out an action: its value would not depend on it."""
     if actions.are_choices:
@@ -141,7 +158,7 @@ def _refuse_unread_actions(
         message = (
             f"the critic does not read {name!r}; the value of an action must depend on all of it"
         )
-        context.problems.add(critic.path, message, key=True)
+        context.problems.add(spec.path, message, key=True)
     return bool(unread)
 
 

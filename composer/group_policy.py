@@ -92,7 +92,7 @@ class SeparatePolicies(nn.Module):
 
     @property
     def policies(self) -> list[Any]:
-        return list(self._modules.values())  # type: ignore[arg-type]
+        return [own for name, own in self._modules.items() if name.isdigit()]
 
     def policy_of(self, index: int) -> Any:
         """The whole policy of one agent, over the weights that are its part of the stacks."""
@@ -181,6 +181,10 @@ class _Member(Network):
         self.in_ports = ensemble.network.in_ports
         self.out_ports = ensemble.out_ports
         self.state_shapes = ensemble.state_shapes
+
+    @property
+    def form(self) -> nn.Module:
+        return self.ensemble.network
 
     def run(self, inputs: Any) -> Tensors:
         return _part(self.ensemble(_stacked([_only(inputs, self.in_ports)]), rows=[self.row]), 0)

@@ -37,6 +37,11 @@ class Network:
     owns_weights = True  # whether ``module`` holds them
     has_weights = True  # else it is on the meta device so far
 
+    @property
+    def form(self) -> nn.Module:
+        """Of which blocks it is made: the module, or one like it that has no weights."""
+        return self.module
+
     def weights_exist(self) -> None:
         """Called once they do."""
         self.has_weights = True

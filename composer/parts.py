@@ -21,7 +21,7 @@ from composer.network import Network
 from composer.policy import Policy
 from composer.roles import Group, Role, read_groups
 from composer.structured import StructuredPolicy
-from composer.structured_critic import StructuredCritic
+from composer.structured_critic import ActorCritic
 from composer.wrappers.composed import offer_of
 from composer.wrappers.wrapping import check_wrap
 
@@ -35,7 +35,7 @@ class Parts:
     """A policy and, where the spec has one, its critic; ``constructions`` give them their weights."""
 
     policy: Policy | StructuredPolicy
-    critic: CriticModule | StructuredCritic | None
+    critic: CriticModule | ActorCritic | None
     constructions: list[SeededConstruction]
 
 

@@ -110,9 +110,9 @@ class _Sketcher:
 
     def _about(self, name: str, part: NetworkModule) -> str:
         """What stands beside a network's name."""
-        if isinstance(part, StateActionCritic):
-            return "and its target copy"
-        return self._casts[name].words(most=2) if name in self._casts else ""
+        whose = self._casts[name].words(most=2) if name in self._casts else ""
+        twin = "and its target copy" if isinstance(part, StateActionCritic) else ""
+        return ", ".join(filter(None, [whose, twin]))
 
     def _observed(
         self, name: str, part: NetworkModule, parts: Mapping[str, NetworkModule]

@@ -17,13 +17,13 @@ from composer.turns import ActorModule, Turn
 from perception_blocks.port import format_shape
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["PREV_VALUE", "DeltaStateCritic", "StructuredCritic"]
+__all__ = ["PREV_VALUE", "ActorCritic", "DeltaStateCritic", "StructuredCritic"]
 
 PREV_VALUE = "prev_value"
 
 
-class StructuredCritic(ActorModule):
-    """A value for each actor: ``critic({actor: observation})`` is {actor: {"value": (..., 1)}}.
+class ActorCritic(ActorModule):
+    """What critics with a value for each actor have in common.
 
     ``observers`` read the observations of each actor by its flat name, as its policy does. Values that the policy
     shares are taken as ``critic(observations, shared=policy_outputs)``.
@@ -44,38 +44,15 @@ class StructuredCritic(ActorModule):
         names = [name for seat in self._seats.values() for name in seat.network.shared]
         return tuple(dict.fromkeys(names))
 
-    def forward(
-        self,
-        observations: Mapping[Any, Any],
-        state: State | None = None,
-        resets: Any = None,
-        *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
-    ) -> Any:
-        """{actor: {"value": (..., 1)}} of everyone present; with memory (these, state)."""
-        turns = self._prepared(observations, state, resets, shared)
-        self._run(turns)
-        return self._answer(state, turns)
-
-    def unroll(
-        self,
-        observations: Mapping[Any, Any],
-        state: State,
-        resets: Any = None,
-        *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
-    ) -> tuple[dict[Any, Tensors], State]:
-        """All steps of (..., T) of everyone present, and the state after the last; resets (..., T)."""
-        turns = self._prepared(observations, state, resets, shared)
-        self._run(turns, unroll=True)
-        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
-
-    def value(self, observations: Mapping[Any, Any], *arguments: Any, **keywords: Any) -> Any:
-        """The values alone, {actor: (...)}; with memory (these, state)."""
-        result = self(observations, *arguments, **keywords)
+    def value(self, *arguments: Any, **keywords: Any) -> Any:
+        """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
+        result = self(*arguments, **keywords)
         values, after = result if self.has_memory else (result, None)
-        alone = {key: own["value"].squeeze(-1) for key, own in values.items()}
-        return (alone, after) if self.has_memory else alone
+        numbers = {
+            one.key: self._seats[one.actor.name].network.number_of(one.value)
+            for one in self.actors.present(values, "values")
+        }
+        return (numbers, after) if self.has_memory else numbers
 
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
         """Count returns {actor: (...)} into the statistics of each actor's network."""
@@ -111,6 +88,36 @@ class StructuredCritic(ActorModule):
     def _read_inputs(self, turn: Turn) -> Tensors:
         observer = self.observers[turn.present.actor.name]
         return turn.network.read(turn.present.value, turn.beside["shared"], observer)
+
+
+class StructuredCritic(ActorCritic):
+    """A value for each actor: ``critic({actor: observation})`` is {actor: {"value": (..., 1)}}."""
+
+    def forward(
+        self,
+        observations: Mapping[Any, Any],
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+    ) -> Any:
+        """{actor: {"value": (..., 1)}} of everyone present; with memory (these, state)."""
+        turns = self._prepared(observations, state, resets, shared)
+        self._run(turns)
+        return self._answer(state, turns)
+
+    def unroll(
+        self,
+        observations: Mapping[Any, Any],
+        state: State,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+    ) -> tuple[dict[Any, Tensors], State]:
+        """All steps of (..., T) of everyone present, and the state after the last; resets (..., T)."""
+        turns = self._prepared(observations, state, resets, shared)
+        self._run(turns, unroll=True)
+        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
 
 
 @CRITICS.register("delta_state")

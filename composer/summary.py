@@ -13,7 +13,7 @@ from composer.model_spec import ModelSpec
 from composer.network import NetworkModule
 from composer.policy import Policy
 from composer.rows import Row, distribution_name, read_rows
-from composer.state_action import StateActionCritic
+from composer.targets import Targeted
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
@@ -110,7 +110,7 @@ def summarize(net: nn.Module) -> Summary:
             *_acting(net),
             *_looped(rows),
             *_shared(parts),
-            *_targets(parts),
+            *_targets(net),
             *_visible(net, parts),
         ),
     )
@@ -162,13 +162,14 @@ def _notes(critic: CriticModule) -> dict[str, str]:
     return notes
 
 
-def _targets(parts: Mapping[str, NetworkModule]) -> list[str]:
-    """The copies of critics that are not trained."""
+def _targets(net: nn.Module) -> list[str]:
+    """The copy of a critic that is not trained."""
+    critic = getattr(net, "critic", net)
+    if not isinstance(critic, Targeted) or not critic.has_target:
+        return []
+    count = sum(p.numel() for p in critic.target.parameters())
     return [
-        f"the {name} has a target copy of as many parameters ({count:,}); update_targets(tau) moves it"
-        for name, part in parts.items()
-        if isinstance(part, StateActionCritic)
-        for count in [sum(p.numel() for p in part.target.parameters())]
+        f"the critic has a target copy of as many parameters ({count:,}); update_targets(tau) moves it"
     ]
 
 

@@ -58,6 +58,7 @@ class ActorModule(nn.Module):
     """
 
     role: ClassVar[str]  # "policy", "critic"
+    call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
 
     def __init__(self, actors: Actors, groups: Sequence[GroupPolicy]) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class ActorModule(nn.Module):
         turn.inputs = self._read_inputs(turn)
         turn.leading = turn.network.leading(turn.inputs)
         if turn.network.has_memory:
-            call = f"{'unroll' if unroll else self.role}(observations, state, resets)"
+            call = f"{'unroll' if unroll else self.role}({self.call_arguments})"
             turn.network.check_state(
                 turn.state, turn.leading[:-1] if unroll else turn.leading, call
             )
@@ -197,7 +198,7 @@ class ActorModule(nn.Module):
             return
         if state is None:
             raise ValueError(
-                f"this {self.role} has memory; call {self.role}(observations, state, resets), "
+                f"this {self.role} has memory; call {self.role}({self.call_arguments}), "
                 "beginning with initial_state(batch_size)"
             )
         known = self.state_shapes

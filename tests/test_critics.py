@@ -477,8 +477,6 @@ def test_a_class_is_told_what_it_reads(critic, shapes):
          "critic.stack: 'stack' needs values of one form, but 'view' of 'pick' and 'place/0' has the shapes (4,) and (3,); leave 'stack' out, or name other 'observations'"),
         ({"kind": "delta_state", "template": {}},
          "critic: the first step gives a value and each later one a difference: a critic of kind 'delta_state' needs 'networks' by step"),
-        ({"kind": "state_action", "template": {}},
-         "critic.kind: a critic of actions is for an environment with one space; of several actors there are critics of 'state', 'shared_state' and 'delta_state'"),
         ({"stack": True, "template": {}},
          "critic.stack: 'stack' puts the observations of all actors together, for kind: shared_state"),
         ({**CHAINED, "ensemble": 2},
