@@ -150,7 +150,7 @@ def count_returns(
         raise ValueError(
             "this critic does not normalise its values; write normalize_value: true in it"
         )
-    normalizer.update(torch.as_tensor(returns, device=device), group)
+    normalizer.update(torch.as_tensor(returns, device=device).unsqueeze(-1), group)
 
 
 @CRITICS.register("state")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,18 +58,31 @@ class Observer:
 
         Raises ValueError, with nothing changed, where one of them holds NaN or an infinite number.
         """
+        self.count([self.seen(observations, dtype, device)], group)
+
+    def seen(
+        self, observations: Any, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """What there is to count in a batch of observations, rows (n, *shape); ValueError as `update` says."""
         keys = dict.fromkeys([*self.keys, *filter(None, self._masks.values())])
         tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
-        seen: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
         for key, mask in self._masks.items():
-            seen[key] = tensors[key] if mask is None else tensors[key][tensors[mask]]
-            if not bool(seen[key].isfinite().all()):
+            values = tensors[key] if mask is None else tensors[key][tensors[mask]]
+            rows[key] = values.reshape(-1, *self._element(key))  # type: ignore[arg-type]
+            if not bool(values.isfinite().all()):
                 raise ValueError(
                     f"the observation {key!r} has a NaN or infinite number in it, of which there are no statistics; "
                     "leave out that row"
                 )
-        for key, values in seen.items():
-            self._normalizer(key).update(values, group)
+        return rows
+
+    def count(self, seen: Sequence[Mapping[str, Tensor]], group: Any = None) -> None:
+        """Count several of what `seen` gives, of any number, in one update."""
+        for key in self.keys:
+            none = torch.zeros((0, *self._element(key)))  # type: ignore[arg-type]
+            rows = torch.cat([own[key] for own in seen]) if seen else none
+            self._normalizer(key).update(rows, group)
 
     def merge(self, other: Observer) -> None:
         """Count in what ``other`` has seen, of the same observations."""

@@ -155,10 +155,16 @@ class StructuredPolicy(ActorModule):
         }
 
     def update_normalizers(self, observations: Mapping[Any, Any], group: Any = None) -> None:
-        """Count the observations of everyone present into the statistics."""
+        """Count the observations of everyone present into the statistics; nothing if those of one are wrong."""
+        seen: dict[int, list[Tensors]] = {}
         for one in self.actors.present(observations, "observations"):
+            policy = self._seats[one.actor.name].network
             with blamed(one.name):
-                self._seats[one.actor.name].network.update_normalizers(one.value, group)
+                rows = policy.observer.seen(one.value, policy.dtype, policy.device)
+            seen.setdefault(id(policy), []).append(rows)
+        # Everyone's, in one order: other processes, which may have others present, count along with this one.
+        for number, policy in {id(policy): policy for policy in self.policies.values()}.items():
+            policy.observer.count(seen.get(number, []), group)
 
     def merge_normalizers(self, other: StructuredPolicy) -> None:
         """Count in what the normalisers of ``other`` have seen."""

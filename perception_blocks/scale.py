@@ -144,13 +144,26 @@ class NormalizeBlock(PerceptionBlock):
 
         Where torch.distributed runs, also those of the other processes of ``group`` (None: of all of them; False: of
         this one alone), each of which must call this, if need be with no values (0, ...).
+
+        Raises ValueError, with nothing changed, for another shape and for NaN and infinite numbers.
         """
-        rows = x.reshape(-1, *self.mean.shape).to(self.mean.device)
+        shape = tuple(self.mean.shape)
+        if tuple(x.shape[max(x.dim() - len(shape), 0) :]) != shape:
+            got = format_shape(x.shape)
+            raise ValueError(f"normalize counts values of {format_shape(shape)}, got {got}")
+        if not bool(x.isfinite().all()):
+            raise ValueError(
+                "normalize cannot count NaN or infinite numbers, of which there are no statistics"
+            )
+        rows = x.reshape(-1, *shape).to(self.mean.device)
         self._count_in(gathered(moments_of(rows), group))
 
     @torch.no_grad()
     def merge(self, other: NormalizeBlock) -> None:
-        """Count in all that ``other`` has seen, which must not have been seen here."""
+        """Count in all that ``other`` has seen, which must not have been seen here; ValueError for another shape."""
+        if other.mean.shape != self.mean.shape:
+            ours, theirs = (format_shape(block.mean.shape) for block in (self, other))
+            raise ValueError(f"this normalize block is for {ours}, the other one for {theirs}")
         wide = accumulator(self.mean.device)
         theirs = (tensor.to(self.mean.device, wide) for tensor in other.moments())
         self._count_in(Moments(*theirs))

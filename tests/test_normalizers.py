@@ -131,6 +131,27 @@ def test_moments_of_nothing_change_nothing():
         assert [m.tolist() for m in result] == [2.0, [2.0], [1.0]]
 
 
+TEAM = {
+    "x_0": spaces.Box(-1, 1, (2,)),
+    "x_1": spaces.Box(-1, 1, (2,)),
+    "y": spaces.Box(-1, 1, (1,)),
+}
+
+
+def compose_team():
+    return composer.compose(
+        "version: 1\nnormalize: [observation]\npolicy:\n  networks: {x: {template: {}}, y: {template: {}}}\n",
+        observation_space=TEAM,
+        action_space=dict.fromkeys(TEAM, spaces.Discrete(2)),
+        seed=0,
+    )
+
+
+def statistics(model, actor):
+    (block,) = model.policy[actor].observer.normalizers.values()
+    return int(block.count), block.mean.tolist()
+
+
 def worker(rank, path, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
@@ -142,6 +163,9 @@ def worker(rank, path, folder):
     alone = compose()
     if rank:
         alone.update_normalizers(batch(4, 0), group=False)
+    team = compose_team()  # with others present in each process
+    team.update_normalizers({"y": [4.0]} if rank else {"x_0": [0.0, 2.0], "x_1": [[2.0, 4.0]] * 3})
+    team.save(f"{folder}/team{rank}.safetensors")
     model.save(f"{folder}/model{rank}.safetensors")
     alone.save(f"{folder}/alone{rank}.safetensors")
     dist.destroy_process_group()
@@ -163,6 +187,10 @@ def test_processes_have_the_statistics_of_all_of_them(tmp_path):
         assert torch.equal(tensor, models[1].state_dict()[name]), name
     alone = [composer.load(tmp_path / f"alone{rank}.safetensors") for rank in (0, 1)]
     assert [int(normalizers(model)["speed"].count) for model in alone] == [0, 4]
+    for rank in (0, 1):
+        team = composer.load(tmp_path / f"team{rank}.safetensors")
+        assert statistics(team, "x") == (4, [1.5, 3.5])
+        assert statistics(team, "y") == (1, [4.0])
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -179,6 +207,17 @@ def test_what_would_spoil_the_statistics_is_refused_and_changes_nothing(wrong):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         model.update_normalizers(observations)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_is_wrong_with_one_actor_counts_nobody():
+    team = compose_team()
+    message = (
+        "for 'y': the observation 'observation' has a NaN or infinite number in it, of which there are no "
+        "statistics; leave out that row"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        team.update_normalizers({"x_0": [1.0, 1.0], "y": [np.nan]})
+    assert statistics(team, "x") == (0, [0.0, 0.0])
 
 
 def test_models_that_normalize_other_things_do_not_merge():

@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -113,6 +114,29 @@ def test_two_normalizers_merge_into_one_that_saw_both():
     first.merge(second)
     first.merge(NormalizeBlock([(3,)]))
     torch.testing.assert_close(first.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda b: b.update(torch.ones(2, 4)), "normalize counts values of (3,), got (2, 4)"),
+        (lambda b: b.update(torch.ones(())), "normalize counts values of (3,), got ()"),
+        (
+            lambda b: b.update(torch.tensor([1.0, 2.0, math.nan])),
+            "normalize cannot count NaN or infinite numbers, of which there are no statistics",
+        ),
+        (
+            lambda b: b.merge(NormalizeBlock([(4,)])),
+            "this normalize block is for (3,), the other one for (4,)",
+        ),
+    ],
+)
+def test_what_cannot_be_counted_is_refused_and_changes_nothing(use, message):
+    block = NormalizeBlock([(3,)])
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        use(block)
+    assert int(block.count) == 0
+    assert torch.equal(block.mean, torch.zeros(3))
 
 
 def test_statistics_hold_far_from_zero():
