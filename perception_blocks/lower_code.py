@@ -139,7 +139,9 @@ class Code:
         return self._names[id(value)]
 
     def variable(self, expression: str) -> str:
-        """A new name for what ``expression`` is."""
+        """A name for what ``expression`` is: a new one, unless it is a name."""
+        if expression.isidentifier():
+            return expression
         (name,) = self.variables(1)
         self.lines.append(f"{name} = {expression}")
         return name
@@ -180,7 +182,7 @@ class Code:
         cls = type(module)
         if not self.runs(module):
             return self.call_as_it_is(module, *inputs)
-        inputs = tuple(x if x.isidentifier() else self.variable(x) for x in inputs)
+        inputs = tuple(map(self.variable, inputs))
         written = _RULES[cls](self, module, *inputs) if cls in _RULES else None
         return self.forward_of(module, *inputs) if written is None else written
 

@@ -88,7 +88,7 @@ def _with_memory(
     else:
         output, after = step_of(code, module, x, state)
     memory.after |= {name: after[own] for own, name in step.state}
-    return [output if output.isidentifier() else code.variable(output)]
+    return [code.variable(output)]
 
 
 def _nested(
