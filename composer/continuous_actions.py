@@ -13,6 +13,7 @@ from composer.distributions import (
     ActionDistribution,
     Distribution,
     check_action,
+    check_family,
     check_temperature,
     event_sum,
     is_bounded,
@@ -101,6 +102,7 @@ class GaussianDistribution(Distribution):
         return event_sum(self.entropies(), self.event_dims)
 
     def kl(self, other: GaussianDistribution) -> Tensor:
+        check_family(self, other)
         ratio = (2 * (self.log_std - other.log_std)).exp()
         distance = ((self.mean - other.mean) * (-other.log_std).exp()).square()
         terms = other.log_std - self.log_std + 0.5 * (ratio + distance - 1)
@@ -168,6 +170,7 @@ class SquashedGaussianDistribution(Distribution):
 
     def kl(self, other: SquashedGaussianDistribution) -> Tensor:
         """That of the normals: squashing both alike changes nothing."""
+        check_family(self, other)
         return self.base.kl(other.base)
 
     def _unsquash(self, action: Tensor) -> Tensor:
@@ -224,6 +227,7 @@ class BetaDistribution(Distribution):
         return event_sum(terms, self.event_dims)
 
     def kl(self, other: BetaDistribution) -> Tensor:
+        check_family(self, other)
         alpha, beta = self.concentrations
         da, db = alpha - other.concentrations[0], beta - other.concentrations[1]
         terms = other._log_norm() - self._log_norm() + da * alpha.digamma() + db * beta.digamma()
@@ -245,6 +249,8 @@ class _Normals(ActionDistribution):
         self, leaf: Leaf, log_std: LogStd, init_log_std: float, log_std_range: tuple[float, float]
     ) -> None:
         low, high = log_std_range
+        if low > high:
+            raise ValueError(f"'log_std_range' must be (low, high), got ({low}, {high})")
         if not low <= init_log_std <= high:
             raise ValueError(
                 f"'init_log_std' must be within 'log_std_range' ({low}, {high}), got {init_log_std}"

@@ -17,6 +17,7 @@ from composer.distributions import (
     ActionDistribution,
     Distribution,
     check_action,
+    check_family,
     event_sum,
     index_text,
     misfit,
@@ -77,6 +78,7 @@ class ChoiceDistribution(Distribution):
 
     def kl(self, other: ChoiceDistribution) -> Tensor:
         """Very large (infinite in truth) where ``other`` forbids what this one allows."""
+        check_family(self, other)
         difference = self.log_probs.exp() * (self.log_probs - other.log_probs)
         return event_sum(difference.sum(-1), self._event_dims)
 
@@ -115,6 +117,7 @@ class BitDistribution(Distribution):
 
     def kl(self, other: BitDistribution) -> Tensor:
         """Very large (infinite in truth) where ``other`` forbids what this one allows."""
+        check_family(self, other)
         difference = self._expected(self.logits) - self._expected(other.logits)
         return event_sum(difference, self._event_dims)
 

@@ -24,6 +24,7 @@ from perception_blocks.wiring import module_name
 
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
 __all__ += ["Distribution", "DistributionRuleError", "build_distributions", "check_action"]
+__all__ += ["check_family"]
 __all__ += [
     "default_distribution",
     "event_sum",
@@ -143,19 +144,24 @@ class CompositeDistribution(Distribution):
 
     def log_prob(self, action: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
         if not isinstance(action, Mapping):
-            names = ", ".join(map(repr, self.parts))
-            raise ValueError(f"log_prob takes a dict of {names}, got a {type(action).__name__}")
+            got = type(action).__name__
+            raise ValueError(f"log_prob takes a dict of {_list(self.parts)}, got a {got}")
         missing = [key for key in self.parts if key not in action]
         if missing:
-            raise ValueError(
-                f"log_prob needs every action; missing: {', '.join(map(repr, missing))}"
-            )
+            raise ValueError(f"log_prob needs every action; missing: {_list(missing)}")
+        for key in action:
+            if key not in self.parts:
+                near = did_you_mean(str(key), self.parts) or f"; there is {_list(self.parts)}"
+                raise ValueError(f"log_prob got {key!r}, which is no action{near}")
         return _total(part.log_prob(action[key]) for key, part in self.parts.items())
 
     def entropy(self) -> Tensor:
         return _total(part.entropy() for part in self.parts.values())
 
     def kl(self, other: CompositeDistribution) -> Tensor:
+        check_family(self, other)
+        if other.parts.keys() != self.parts.keys():
+            raise ValueError(f"kl of {_list(self.parts)} cannot be to {_list(other.parts)}")
         return _total(part.kl(other.parts[key]) for key, part in self.parts.items())
 
 
@@ -426,6 +432,13 @@ def index_text(wrong: Tensor) -> str:
     return f" at index {index}" if index else ""
 
 
+def check_family(own: Distribution, other: Any) -> None:
+    """Raise ValueError unless ``other`` is a distribution of the same family."""
+    if type(other) is not type(own):
+        name, got = type(own).__name__, type(other).__name__
+        raise ValueError(f"kl of a {name} is to another one, got a {got}")
+
+
 def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
     """Raise ValueError unless ``action`` is one for a distribution of batch and action axes ``shape``.
 
@@ -441,6 +454,10 @@ def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
     if action.shape[own:] != shape[first:] or one_axis_more:
         expected, got = format_shape(tuple(shape)), format_shape(tuple(action.shape))
         raise ValueError(f"an action of this distribution has the shape {expected}, got {got}")
+    for size, batch in zip(reversed(action.shape[:own]), reversed(shape[:first]), strict=False):
+        if size != batch and size != 1 and batch != 1:
+            expected, got = format_shape(tuple(shape)), format_shape(tuple(action.shape))
+            raise ValueError(f"actions of the shape {got} are no batch for this one, {expected}")
 
 
 def event_sum(values: Tensor, event_dims: int) -> Tensor:

@@ -11,6 +11,7 @@ from composer.distributions import ActionDistributions, Distribution
 from composer.lowered_policy import LoweredPolicy
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
+from composer.space_kinds import as_tensor
 from composer.spaces import SpaceTree, holds_tensors, to_environment
 from perception_blocks.init import local_generator
 
@@ -171,7 +172,7 @@ class Policy(NetworkModule):
         """The distribution that the network's ``outputs`` stand for, masked by the ``inputs`` and by ``mask``."""
         masks = {action: inputs[key] for action, key in self.masks.items()}
         for action, given in self._given_masks(mask).items():
-            given = torch.as_tensor(given, device=self.device)
+            given = as_tensor("mask", given, self.device)
             masks[action] = given if action not in masks else (masks[action] != 0) & (given != 0)
         joint = self.distributions(outputs, masks, temperature)
         return joint.parts[self._only] if self.action_tree.is_single else joint

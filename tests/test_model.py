@@ -264,6 +264,8 @@ def test_masks_come_from_an_observation_or_from_the_call():
         ValueError, match="has several actions: give mask as a dict of 'move', 'use'"
     ):
         compose().policy.act(observations(2), mask=np.ones(4))
+    with pytest.raises(ValueError, match="'mask' must be numbers, got a str"):
+        policy.act(batch, mask="all")
 
 
 def test_acting_in_a_vector_environment():

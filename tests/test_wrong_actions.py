@@ -111,3 +111,48 @@ def test_densities_are_mapped_and_differentiated_by_torch_func():
         torch.testing.assert_close(torch.func.vmap(log_prob)(logits, actions), expected)
         gradients = torch.func.vmap(torch.func.grad(log_prob))(logits, actions)
         assert gradients.isfinite().all()
+
+
+def test_actions_of_another_batch_are_refused():
+    distribution = build("categorical", spaces.Discrete(4))(torch.zeros(6, 4))
+    assert distribution.log_prob(torch.zeros(5, 1, dtype=torch.int64)).shape == (5, 6)
+    message = "actions of the shape (4,) are no batch for this one, (6,)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        distribution.log_prob(torch.zeros(4, dtype=torch.int64))
+
+
+ROBOT = spaces.Dict(grip=spaces.Discrete(3), move=spaces.Box(-1, 1, (2,)))
+
+
+def robot(space=ROBOT):
+    families = build_distributions(flatten_space(space, "action"))
+    return families({key: torch.zeros(2, *shape) for key, shape in families.logits_shapes.items()})
+
+
+def test_an_action_that_the_space_does_not_have_is_refused():
+    joint = robot()
+    message = "log_prob got 'grp', which is no action; did you mean 'grip'?"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        joint.log_prob({**joint.sample(), "grp": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(("name", "space"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_a_divergence_is_to_the_same_family(name, space):
+    family = build(name, space)
+    distribution = family(torch.zeros(6, *family.logits_shape))
+    message = f"kl of a {type(distribution).__name__} is to another one, got a int"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        distribution.kl(3)
+
+
+def test_a_joint_divergence_is_to_the_same_actions():
+    other = robot(spaces.Dict(grip=spaces.Discrete(3)))
+    with pytest.raises(ValueError, match="kl of 'grip', 'move' cannot be to 'grip'"):
+        robot().kl(other)
+
+
+def test_a_range_of_log_std_is_from_low_to_high():
+    leaf = flatten_space(spaces.Box(-1, 1, (1,)), "action").leaves["action"]
+    message = "'log_std_range' must be (low, high), got (1.0, -1.0)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        DISTRIBUTIONS.get("gaussian")(leaf, log_std_range=(1.0, -1.0))
