@@ -12,7 +12,8 @@ from perception_blocks.registry import Registry
 __all__ = ["TRAINERS", "Episode", "Report", "Task", "Trainer", "TrainingError"]
 
 TRAINERS = Registry("trainer")
-TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3")
+TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer")
+TRAINERS.register("torchrl", "composer.adapters.torchrl_training:TorchrlTrainer")
 
 
 class TrainingError(ValueError):
