@@ -45,9 +45,11 @@ def write_program(steps: Sequence[Step], outputs: Mapping[str, str], *, memory: 
 
     ``outputs`` maps output names to values. The latter also returns the state after the last step.
     """
+    last_read = {name: index for index, step in enumerate(steps) for name in step.inputs}
+    kept = set(outputs.values())
     writer = _Writer(memory)
-    for step in steps:
-        writer.write(step)
+    for index, step in enumerate(steps):
+        writer.write(step, {n for n in step.inputs if last_read[n] == index and n not in kept})
     writer.finish(outputs)
     arguments = "modules, inputs, state, resets, unroll" if memory else "modules, inputs"
     source = f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in writer.lines)
@@ -57,23 +59,29 @@ def write_program(steps: Sequence[Step], outputs: Mapping[str, str], *, memory: 
 
 
 class _Writer:
-    """Collects lines, and numbers values (v), constants (k), nested modules (m) and states (s)."""
+    """Collects lines, and numbers values (v), constants (k), nested modules (m) and states (s).
+
+    The number of a value that nothing reads any more is given to the next one, so that its memory is free for others.
+    """
 
     def __init__(self, memory: bool) -> None:
         self.memory = memory
         self.lines: list[str] = []
         self.constants: dict[str, Any] = {}
         self._values: dict[str, str] = {}
+        self._free: list[str] = []
         self._keys: dict[Any, str] = {}
         self._containers: dict[tuple[str, ...], str] = {(): "modules"}
         self._states: list[tuple[str, str]] = []  # (network's name, expression)
         self._count = 0
 
-    def write(self, step: Step) -> None:
+    def write(self, step: Step, done: set[str]) -> None:
+        """A line for ``step``, the last one that reads the values ``done``."""
         inputs = [self._value(name) for name in step.inputs]
         module = self._module(step.module)
         with_state = bool(step.state) and self.memory
         call = self._call(step, module, inputs, with_state)
+        self._free += sorted(self._values[name] for name in done)
         self._assign(step, call, with_state)
 
     def finish(self, outputs: Mapping[str, str]) -> None:
@@ -139,7 +147,7 @@ class _Writer:
         return self._values[name]
 
     def _new_value(self, name: str | None) -> str:
-        number = self._number("v")
+        number = self._free.pop() if self._free else self._number("v")
         if name is not None:
             self._values[name] = number
         return number
