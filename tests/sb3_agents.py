@@ -4,6 +4,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
@@ -104,3 +105,19 @@ policy:
 critic:
   template: {}
 """
+
+
+class Preprocessing(torch.nn.Module):
+    """Reads nested observations, doubled."""
+
+    def __init__(self, obs_shapes, action_logits_shapes):
+        super().__init__()
+        self.layer = torch.nn.Linear(
+            obs_shapes["body/joints"][0], action_logits_shapes["action"][0]
+        )
+
+    def preprocess(self, observation):
+        return {"body": {"joints": 2 * observation["body"]["joints"]}}
+
+    def forward(self, inputs):
+        return {"action": self.layer(inputs["body/joints"])}

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 import composer
 from composer.adapters import sb3
@@ -414,3 +414,56 @@ def test_wrapping_what_needs_no_wrapping_changes_nothing():
     assert sb3.wrap(env, CARTPOLE) is env
     once = sb3.wrap(Walk(NESTED, NESTED_ACTIONS), NESTED_SPEC)
     assert sb3.wrap(once, NESTED_SPEC) is once
+
+
+def test_statistics_of_the_host_move_bounds_which_are_still_the_models():
+    envs = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    for given in (CARTPOLE, composer.compose(CARTPOLE, seed=0)):
+        made = agent(PPO, given, envs)
+        made.learn(32)
+
+
+def test_statistics_of_the_host_fit_around_what_is_flat():
+    inner = DummyVecEnv([lambda: sb3.wrap(Walk(NESTED, NESTED_ACTIONS), NESTED_SPEC)])
+    envs = VecNormalize(inner, norm_obs_keys=["body/joints"])
+    made = agent(PPO, NESTED_SPEC, envs)
+    made.learn(32)
+    assert made.policy.model.observation_space == NESTED
+
+
+def make_walk():
+    return sb3.wrap(Walk(NESTED, NESTED_ACTIONS), NESTED_SPEC)
+
+
+def test_environments_in_other_processes_are_wrapped_there():
+    envs = SubprocVecEnv([make_walk], start_method="spawn")
+    try:
+        made = agent(PPO, NESTED_SPEC, envs)
+        made.learn(32)
+        assert made.policy.model.observation_space == NESTED
+    finally:
+        envs.close()
+
+
+def test_a_model_without_weights_gets_those_of_its_seed():
+    meta = composer.compose(CARTPOLE, seed=3, device="meta")
+    model = composer.compose(CARTPOLE, seed=3)
+    made = agent(PPO, meta, "CartPole-v1")
+    assert_same_weights(weights(model), weights(made.policy.model))
+
+
+def test_a_networks_own_preprocessing_gets_observations_as_the_environment_has_them():
+    spec = """
+version: 1
+policy: {_target_: tests.sb3_agents.Preprocessing}
+critic: {template: {}}
+"""
+    space = spaces.Dict(body=spaces.Dict(joints=spaces.Box(-1, 1, (2,))))
+    env = Walk(space, spaces.Discrete(2))
+    made = agent(PPO, spec, env, allow=["tests.sb3_agents"])
+    made.learn(32)
+    model = made.policy.model
+    observation = space.sample()
+    seen, _ = made.policy.obs_to_tensor({"body/joints": observation["body"]["joints"]})
+    theirs, ours = model.policy(made.policy.read(seen)), model.policy(observation)
+    torch.testing.assert_close(theirs["action"][0], ours["action"])

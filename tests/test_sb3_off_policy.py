@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3 import DDPG, DQN, SAC, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 
 import composer
+from composer.adapters import sb3
 from tests.sb3_agents import (
     ACTOR,
     CHOICES,
@@ -288,3 +289,10 @@ def test_sac_gets_better_at_a_task_of_one_step():
     made.learn(300)
     seen = np.linspace(-1.5, 1.5, 9, dtype=np.float32).reshape(-1, 1)
     assert np.abs(made.predict(seen, deterministic=True)[0] - seen).mean() < 0.4
+
+
+def test_ddpg_is_td3_with_one_critic():
+    spec = PENDULUM + DETERMINISTIC + ACTOR + TWINS.replace("ensemble: 2", "ensemble: 1")
+    made = sb3.agent(DDPG, spec, seed=0, learning_starts=8, buffer_size=100, batch_size=8)
+    made.learn(20)
+    assert made.policy.model.critic.copies == 1

@@ -20,6 +20,7 @@ from composer.adapters.sb3_spaces import (
     FlatEnv,
     HostActions,
     HostObservations,
+    differing,
     refuse_other_spaces,
 )
 from composer.checkpoint import foreign_modules, plain_spec
@@ -32,7 +33,7 @@ from composer.trust import PETTINGZOO, allow_list, import_allowed
 try:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.utils import obs_as_tensor
-    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 except ImportError as error:
     raise missing_extra("composer.adapters.sb3", error, "sb3") from error
 
@@ -65,27 +66,36 @@ def agent(
     """``algorithm(policy, env, **settings)`` with a composed model as its policy: an agent as that class makes it.
 
     ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with (and does not
-    train where they are frozen). ``env`` is an
-    environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None makes the spec's own. What it cannot store
-    (nested observations, several actions) is made flat by `wrap`. ``seed`` is that of the initial weights and of the
-    algorithm. ``policy_kwargs`` may give ``optimizer_class`` and ``optimizer_kwargs``.
+    train where they are frozen). ``env`` is an environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None
+    makes the spec's own. What cannot be stored (nested observations, several actions) is made flat by `wrap`. ``seed``
+    is that of the initial weights and of the algorithm. ``policy_kwargs`` may give ``optimizer_class`` and
+    ``optimizer_kwargs``.
 
     ``agent.save`` and ``algorithm.load`` work as always, ``agent.policy.model.save`` writes a checkpoint of ours.
     Raises ValueError with every reason why the algorithm cannot train the model.
     """
     name = _name_of(algorithm)
-    allow = allow_list(allow)
+    allow, overrides = allow_list(allow), tuple(overrides)
     import_allowed(allow)
     env = _environment(spec, env, overrides)
-    model = _model(spec, _model_spaces(env), allow, overrides, seed, dtype)
+    own = _model_spaces(env)
+    model = spec
+    if not isinstance(model, Model):
+        model = compose(
+            spec, observation_space=own[0], action_space=own[1],
+            allow=allow, overrides=overrides, seed=seed, dtype=dtype, device="meta",
+        )  # fmt: skip
     refuse(model, name)
     observations, actions = _hosts(model)
-    if not isinstance(env, VecEnv) and not _is_flat(env):
+    bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
+    _refuse_unlike(model, own, bounds)
+    if not isinstance(env, VecEnv):
         env = _wrapped(env, observations, actions)
-    refuse_other_spaces(observations, actions, env.observation_space, env.action_space)
+    seen = (env.observation_space, env.action_space)
+    refuse_other_spaces(observations, actions, *seen, bounds=bounds)
     arguments = {**_arguments(model, allow), **(policy_kwargs or {})}
     made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
-    if isinstance(spec, Model):
+    if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
         made.policy.use_weights(spec)
     return made
 
@@ -96,11 +106,14 @@ def wrap(env: gymnasium.Env, spec: Any, allow: Iterable[str] = ()) -> gymnasium.
     ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
     (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
     """
-    if _is_flat(env):
-        return env
-    model = _model(spec, environment_spaces(env), allow_list(allow), (), None, torch.float32)
-    _refuse_actors(model.observation_space)
-    return _wrapped(env, *_hosts(model))
+    own = _model_spaces(env)
+    _refuse_actors(own[0])
+    if not isinstance(spec, Model):
+        spec = compose(
+            spec, observation_space=own[0], action_space=own[1], allow=allow, device="meta"
+        )
+    _refuse_unlike(spec, own)
+    return _wrapped(env, *_hosts(spec))
 
 
 class UpdateNormalizers(BaseCallback):
@@ -186,33 +199,15 @@ def _is_flat(env: Any) -> bool:
     return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
 
 
-def _model(
-    spec: Any,
-    own: Spaces,
-    allow: tuple[str, ...],
-    overrides: Iterable[Override],
-    seed: int | None,
-    dtype: torch.dtype,
-) -> Model:
-    """The model, without weights where it is only to be looked at. Raises ValueError for one of other spaces."""
-    if not isinstance(spec, Model):
-        return compose(
-            spec, observation_space=own[0], action_space=own[1],
-            allow=allow, overrides=overrides, seed=seed, dtype=dtype, device="meta",
-        )  # fmt: skip
-    if is_by_actor(spec.observation_space):
-        return spec  # which is refused, whatever the environment
+def _refuse_unlike(model: Model, own: Spaces, bounds: bool = True) -> None:
+    """Raise ValueError unless the spaces of an environment are those of ``model``."""
     _refuse_actors(own[0])
-    needed = (spec.observation_space, spec.action_space)
-    differences = [
-        difference
-        for root, mine, theirs in zip(("observation", "action"), needed, own, strict=True)
-        for difference in spaces_differ(mine, theirs, root)
-    ]
+    needed = (model.observation_space, model.action_space)
+    differences = differing(needed[0], own[0], "observation", bounds=bounds)
+    differences += spaces_differ(needed[1], own[1], "action")
     if differences:
         lines = "".join(f"\n  {difference}" for difference in differences)
         raise ValueError(f"the environment's spaces are not those of the model:{lines}")
-    return spec
 
 
 def _refuse_actors(space: Any) -> None:
@@ -225,7 +220,9 @@ def _hosts(model: Model) -> tuple[HostObservations, HostActions]:
 
 
 def _wrapped(env: Any, observations: HostObservations, actions: HostActions) -> Any:
-    return FlatEnv(env, observations, actions) if observations.is_flat or actions.is_flat else env
+    if _is_flat(env) or not (observations.is_flat or actions.is_flat):
+        return env
+    return FlatEnv(env, observations, actions)
 
 
 def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:

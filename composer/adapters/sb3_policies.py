@@ -86,7 +86,9 @@ class ComposedPolicy(BasePolicy):
         policy = self.model.policy
         self.observations = HostObservations(policy.observer.tree)
         self.actions = HostActions(policy.action_tree)
-        refuse_other_spaces(self.observations, self.actions, observation_space, action_space)
+        refuse_other_spaces(
+            self.observations, self.actions, observation_space, action_space, bounds=False
+        )
         self._build(lr_schedule)
 
     model: Model

@@ -22,7 +22,14 @@ from composer.space_kinds import Leaf, to_space_value
 from composer.spaces import SpaceTree, to_environment
 from perception_blocks.port import format_shape
 
-__all__ = ["VARIABLE", "FlatEnv", "HostActions", "HostObservations", "refuse_other_spaces"]
+__all__ = [
+    "VARIABLE",
+    "FlatEnv",
+    "HostActions",
+    "HostObservations",
+    "differing",
+    "refuse_other_spaces",
+]
 
 VARIABLE = ("variable", "mask")  # kinds of leaves whose values are padded
 _LARGEST = float(np.finfo(np.float32).max)
@@ -46,10 +53,6 @@ class HostObservations:
                 values[key] = _at(observation, leaf)
         parts = self.space.spaces  # type: ignore[attr-defined]
         return {key: np.asarray(values[key], dtype=part.dtype) for key, part in parts.items()}
-
-    def differences(self, host: Space) -> list[str]:
-        """How the space that the host has differs from what this model's observations need, in words."""
-        return spaces_differ(_turned(self.space, host), host, self.tree.root)
 
     def read(
         self, observations: Any, host: Space, leading: tuple[int, ...] = (-1,)
@@ -141,14 +144,25 @@ class FlatEnv(gymnasium.Wrapper):
         return self._observations.flat(observation) if self._observations.is_flat else observation
 
 
+def differing(needed: Space, host: Space, root: str, *, bounds: bool = True) -> list[str]:
+    """How the space of observations that the host has differs from the one that is needed, in words.
+
+    Images may be turned. Without ``bounds`` those of numbers do not count: statistics of the host move them.
+    """
+    return spaces_differ(_turned(needed, host, bounds), host, root)
+
+
 def refuse_other_spaces(
     observations: HostObservations,
     actions: HostActions,
     observation_space: Space,
     action_space: Space,
+    *,
+    bounds: bool = True,
 ) -> None:
     """Raise ValueError unless the spaces that the host has are those that a model needs."""
-    differences = observations.differences(observation_space)
+    root = observations.tree.root
+    differences = differing(observations.space, observation_space, root, bounds=bounds)
     differences += spaces_differ(actions.space, action_space, "action")
     if differences:
         lines = "".join(f"\n  {difference}" for difference in differences)
@@ -209,18 +223,19 @@ def _part(space: Space, key: str) -> Space[Any]:
     return space.spaces[key] if isinstance(space, spaces.Dict) else space
 
 
-def _turned(space: Space, host: Space) -> Space:
-    """``space`` with those images turned to channels first that ``host`` has so."""
+def _turned(space: Space, host: Space, bounds: bool) -> Space:
+    """``space`` with those images turned to channels first that ``host`` has so; its bounds, without ``bounds``."""
     if isinstance(space, spaces.Dict) and isinstance(host, spaces.Dict):
-        parts = {k: _turned(s, host.spaces.get(k, s)) for k, s in space.spaces.items()}
+        parts = {k: _turned(s, host.spaces.get(k, s), bounds) for k, s in space.spaces.items()}
         return spaces.Dict(parts)
-    if not (isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8):
+    if not (isinstance(space, spaces.Box) and isinstance(host, spaces.Box)):
         return space
-    height, width, channels = space.shape
-    if host.shape == space.shape or host.shape != (channels, height, width):
+    if host.shape == space.shape:
+        return host if not bounds and np.issubdtype(host.dtype, np.floating) else space
+    if len(space.shape) != 3 or space.dtype != np.uint8:
         return space
     low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
-    return spaces.Box(low, high, dtype=np.uint8)
+    return spaces.Box(low, high, dtype=np.uint8) if low.shape == host.shape else space
 
 
 # --- actions ---
