@@ -1,9 +1,4 @@
-"""Models in TorchRL: actors, critics and environment transforms over one set of weights.
-
-modules = to_torchrl(model, env)
-collector = Collector(TransformedEnv(env, primers(model)), modules.collecting, frames_per_batch=1000)
-loss = ClipPPOLoss(modules.actor_training, modules.critic_training)
-"""
+"""Models in TorchRL: actors, critics and environment transforms over one set of weights."""
 
 from __future__ import annotations
 
@@ -14,6 +9,16 @@ from typing import Any
 import torch
 
 from composer.adapters.extras import missing_extra
+
+try:
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.data import Composite, Unbounded
+    from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
+    from torchrl.modules import ActorValueOperator, ProbabilisticActor, QValueActor, ValueOperator
+    from torchrl.objectives import LossModule
+except ImportError as error:
+    raise missing_extra("composer.adapters.torchrl", error, "torchrl") from error
+
 from composer.adapters.torchrl_checks import (
     encoding_of,
     refuse_loss,
@@ -27,15 +32,6 @@ from composer.adapters.torchrl_modules import Builder, ensemble_of
 from composer.adapters.torchrl_parts import state_keys
 from composer.model import Model
 from composer.state_action import StateActionCritic
-
-try:
-    from tensordict.nn import TensorDictModuleBase
-    from torchrl.data import Composite, Unbounded
-    from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
-    from torchrl.modules import ActorValueOperator, ProbabilisticActor, QValueActor, ValueOperator
-    from torchrl.objectives import LossModule
-except ImportError as error:
-    raise missing_extra("composer.adapters.torchrl", error, "torchrl") from error
 
 __all__ = ["ComposedDistribution", "TorchRLModules", "primers", "to_torchrl"]
 

@@ -14,25 +14,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    MultiCategorical,
+    MultiOneHot,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
 
-from composer.adapters.extras import missing_extra
 from composer.space_kinds import Leaf, from_space_value, to_space_value
 from composer.spaces import SpaceTree
 from perception_blocks.registry import did_you_mean
-
-try:
-    from torchrl.data import (
-        Binary,
-        Bounded,
-        Categorical,
-        MultiCategorical,
-        MultiOneHot,
-        OneHot,
-        TensorSpec,
-        Unbounded,
-    )
-except ImportError as error:
-    raise missing_extra("composer.adapters.torchrl", error, "torchrl") from error
 
 __all__ = ["CHOICES", "Encoding", "Field", "Key", "choice_sizes", "fields_of", "shown"]
 

@@ -1,0 +1,150 @@
+"""What the adapter to TorchRL refuses, word by word."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gymnasium import spaces
+from tensordict import TensorDict
+from torchrl.envs.libs.gym import GymEnv, GymWrapper
+from torchrl.objectives import A2CLoss, ClipPPOLoss, DQNLoss, SACLoss
+from torchrl_models import DENSE, TEMPLATES, VALUES, Playground, compose, refusal
+
+from composer.adapters.torchrl import primers, to_torchrl
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torchrl's own
+
+
+def test_environments_with_other_specs_are_refused():
+    model = compose({"environment": "MountainCar-v0", "policy": DENSE})
+    assert refusal(to_torchrl, model, GymEnv("CartPole-v1")) == (
+        "this environment is not the one that the model was composed for:\n"
+        "  the observation 'observation' is Box([-1.2 -0.07], [0.6 0.07], (2,), float32) for the model, "
+        "BoundedContinuous (4,) in the environment\n"
+        "  the action 'action' is Discrete(3) as one-hot for the model, OneHot (2,) of 2 choices in the environment"
+    )
+    model = compose({"environment": "CartPole-v1", "policy": DENSE})
+    assert refusal(to_torchrl, model, GymEnv("CartPole-v1"), encoding="categorical") == (
+        "this environment is not the one that the model was composed for:\n"
+        "  the action 'action' is Discrete(2) as an index for the model, OneHot (2,) of 2 choices in the environment"
+    )
+    two = spaces.Dict(move=spaces.Discrete(2), use=spaces.Discrete(2))
+    seen = spaces.Dict(other=spaces.Box(-1, 1, (4,)))
+    assert refusal(to_torchrl, model, GymWrapper(Playground(two, seen))) == (
+        "this environment is not the one that the model was composed for:\n"
+        "  the observation 'observation' is Box([-4.8 -inf -0.41887903 -inf], [4.8 inf 0.41887903 inf], (4,), float32) "
+        "for the model; the environment has 'other'\n"
+        "  the action 'action' is Discrete(2) as one-hot for the model; the environment has 'move', 'use'\n"
+        "  the environment takes the action 'move', which the model does not give\n"
+        "  the environment takes the action 'use', which the model does not give"
+    )
+
+
+LOSSES = [
+    (
+        ClipPPOLoss,
+        None,
+        "ClipPPOLoss needs the value of a state, and this model has no critic; give it one of kind: state",
+    ),
+    (
+        A2CLoss,
+        {**VALUES, "kind": "state_action"},
+        "A2CLoss needs the value of a state, and this critic values actions; write kind: state in it",
+    ),
+    (
+        ClipPPOLoss,
+        {**VALUES, "ensemble": 2},
+        "ClipPPOLoss needs one value of a state, and this critic is an ensemble; leave out 'ensemble'",
+    ),
+    (
+        DQNLoss,
+        VALUES,
+        "DQNLoss needs a value for each choice of one Discrete action; write kind: state_action in the critic",
+    ),
+    (
+        DQNLoss,
+        {**VALUES, "kind": "state_action", "ensemble": 2},
+        "DQNLoss needs a value for each choice of one Discrete action, once; this critic is an ensemble; leave out "
+        "'ensemble'",
+    ),
+    (
+        SACLoss,
+        VALUES,
+        "SACLoss needs the value of an action; write kind: state_action in the critic",
+    ),
+    (
+        SACLoss,
+        {**VALUES, "kind": "state_action"},
+        "SACLoss needs gradients through one action, which a Box has; the action here is Discrete(2). For a Discrete "
+        "one there are DiscreteSACLoss and DQNLoss",
+    ),
+    (
+        int,
+        VALUES,
+        "loss must be a class of torchrl.objectives such as ClipPPOLoss, got <class 'int'>",
+    ),
+]
+
+
+@pytest.mark.parametrize(("loss", "critic", "message"), LOSSES)
+def test_losses_that_the_critic_cannot_serve_are_refused(loss, critic, message):
+    spec = {"environment": "CartPole-v1", "policy": DENSE}
+    model = compose(spec if critic is None else {**spec, "critic": critic})
+    assert refusal(to_torchrl, model, loss=loss) == message
+
+
+def test_several_actions_are_trained_by_ppo_alone():
+    space = spaces.Dict(move=spaces.Discrete(2), use=spaces.Discrete(2))
+    model = compose(TEMPLATES, env=Playground(space))
+    assert refusal(to_torchrl, model, loss=A2CLoss) == (
+        "A2CLoss trains one action, and this model has several; ClipPPOLoss trains them"
+    )
+
+
+def test_models_of_several_actors_are_refused():
+    box, choice = spaces.Box(-1, 1, (4,)), spaces.Discrete(2)
+    model = compose(
+        {"policy": DENSE},
+        observation_space={"left": box, "right": box},
+        action_space={"left": choice, "right": choice},
+    )
+    message = (
+        "to_torchrl takes a model of one space; this one has the actors 'left', 'right', whose observations come at "
+        "different times. Compose a model for each of them, or train in a loop of your own with "
+        "model.policy.act({actor: observation})"
+    )
+    assert refusal(to_torchrl, model) == message
+    assert refusal(primers, model) == message
+
+
+def test_wrong_arguments_are_answered_by_name():
+    model = compose({"environment": "CartPole-v1", "policy": DENSE})
+    assert refusal(to_torchrl, model, keys={"observatoin": "seen"}) == (
+        "keys names 'observatoin', which is no observation or action; did you mean 'observation'?"
+    )
+    assert refusal(to_torchrl, model, encoding="one-hot") == (
+        "encoding must be 'categorical' or 'one_hot', got 'one-hot'; did you mean 'one_hot'?"
+    )
+    assert refusal(to_torchrl(model).actor_inference, TensorDict(batch_size=[2])) == (
+        "the TensorDict lacks 'observation', which the actor reads; if an observation has another key there, say so "
+        "in to_torchrl(..., keys={name: key})"
+    )
+    counts = compose(TEMPLATES, env=Playground(spaces.Discrete(3, start=2)))
+    assert refusal(to_torchrl, counts, encoding="one_hot") == (
+        "'action' counts from 2, which one-hot vectors do not tell; use an environment with "
+        "categorical_action_encoding=True"
+    )
+
+
+def test_without_torchrl_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['torchrl'] = None\n"
+        "try:\n    import composer.adapters.torchrl\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert run.stdout.strip() == (
+        "composer.adapters.torchrl needs 'torchrl'; install it with: pip install \"perception-composer[torchrl]\""
+    )
