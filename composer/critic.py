@@ -15,7 +15,8 @@ from perception_blocks.port import Port
 from perception_blocks.registry import Registry
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["CRITICS", "Critic", "CriticModule", "SpaceCritic", "count_returns", "shared_values"]
+__all__ = ["CRITICS", "Critic", "CriticModule", "SpaceCritic", "count_returns", "read_returns"]
+__all__ += ["shared_values"]
 
 CRITICS = Registry("critic kind")
 
@@ -67,7 +68,7 @@ class CriticModule(NetworkModule):
 
         Raises ValueError where the spec does not ask for them.
         """
-        count_returns(self.value_normalizer, returns, self.device, group)
+        count_returns(self.value_normalizer, [read_returns(returns, self.device)], group)
 
     def merge_normalizer(self, other: Any) -> None:
         """Count in the returns that ``other``, a critic of the same spec, has seen."""
@@ -142,15 +143,24 @@ def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None) -> 
     return {name: shared[name] for name in names}  # type: ignore[index]
 
 
-def count_returns(
-    normalizer: NormalizeBlock | None, returns: Any, device: torch.device, group: Any
-) -> None:
-    """Count ``returns`` into ``normalizer``. Raises ValueError where there is none."""
+def read_returns(returns: Any, device: torch.device) -> Tensor:
+    """``returns`` of any shape as rows (n, 1). Raises ValueError where one is NaN or infinite."""
+    rows = torch.as_tensor(returns, device=device).reshape(-1, 1)
+    if not bool(rows.isfinite().all()):
+        raise ValueError(
+            "the returns have a NaN or infinite number in them, of which there are no statistics"
+        )
+    return rows
+
+
+def count_returns(normalizer: NormalizeBlock | None, rows: Sequence[Tensor], group: Any) -> None:
+    """Count what `read_returns` gives into ``normalizer``. Raises ValueError where there is none."""
     if normalizer is None:
         raise ValueError(
             "this critic does not normalise its values; write normalize_value: true in it"
         )
-    normalizer.update(torch.as_tensor(returns, device=device).unsqueeze(-1), group)
+    none = normalizer.mean.new_zeros((0, 1))
+    normalizer.update(torch.cat([none, *rows]), group)
 
 
 @CRITICS.register("state")

@@ -152,8 +152,5 @@ class StateActionCritic(Targeted, SpaceCritic):
         values, after = self._judge(inputs, state, resets, unroll)
         return values | self.chosen(values, vectors), after
 
-    def _networks(self) -> Sequence[Self]:
-        return [self]
-
     def _common(self) -> Sequence[Any]:
         return [self.observer, self.actions, self.value_normalizer]

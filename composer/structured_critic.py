@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from composer.actors import Actors
-from composer.critic import CRITICS, count_returns
+from composer.critic import CRITICS, count_returns, read_returns
 from composer.group_policy import GroupPolicy
 from composer.network import State, Tensors
 from composer.observer import Observer
-from composer.turns import ActorModule, Turn
+from composer.turns import ActorModule, Turn, blamed
 from perception_blocks.port import format_shape
 from perception_blocks.scale import NormalizeBlock
 
@@ -44,6 +44,11 @@ class ActorCritic(ActorModule):
         names = [name for seat in self._seats.values() for name in seat.network.shared]
         return tuple(dict.fromkeys(names))
 
+    @property
+    def networks(self) -> list[Any]:
+        """The critics that it is made of, each once."""
+        return list({id(seat.network): seat.network for seat in self._seats.values()}.values())
+
     def value(self, *arguments: Any, **keywords: Any) -> Any:
         """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
         result = self(*arguments, **keywords)
@@ -55,16 +60,25 @@ class ActorCritic(ActorModule):
         return (numbers, after) if self.has_memory else numbers
 
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
-        """Count returns {actor: (...)} into the statistics of each actor's network."""
-        for one in self.actors.present(returns, "returns"):
-            self._seats[one.actor.name].network.update_normalizer(one.value, group)
+        """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""
+        rows = self._rows_of(returns)
+        # Everyone's, in one order: other processes, which may have others present, count along with this one.
+        for network in self.networks:
+            own = [row for actor, row in rows if self._seats[actor].network is network]
+            count_returns(network.value_normalizer, own, group)
 
     def merge_normalizer(self, other: Any) -> None:
         """Count in the returns that ``other``, a critic of the same spec, has seen."""
-        for mine, theirs in zip(self.groups, other.groups, strict=True):
-            pairs = {id(own): (own, their) for own, their in zip(mine.policies, theirs.policies)}
-            for own, their in pairs.values():
-                own.merge_normalizer(their)
+        for own, their in zip(self.networks, other.networks, strict=True):
+            own.merge_normalizer(their)
+
+    def _rows_of(self, returns: Any) -> list[tuple[str, Tensor]]:
+        """By flat names of actors (an actor may have several) their returns as rows (n, 1)."""
+        found = []
+        for one in self.actors.present(returns, "returns"):
+            with blamed(one.name):
+                found.append((one.actor.name, read_returns(one.value, self.device)))
+        return found
 
     def _prepared(
         self, observations: Any, state: State | None, resets: Any, shared: Any
@@ -174,10 +188,10 @@ class DeltaStateCritic(StructuredCritic):
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
         """Count returns, {actor: (...)} or of any shape, into the statistics that all steps share."""
         if not isinstance(returns, Mapping):
-            count_returns(self.value_normalizer, returns, self.device, group)
-            return
-        for one in self.actors.present(returns, "returns"):
-            count_returns(self.value_normalizer, one.value, self.device, group)
+            rows = [read_returns(returns, self.device)]
+        else:
+            rows = [row for _, row in self._rows_of(returns)]
+        count_returns(self.value_normalizer, rows, group)
 
     def merge_normalizer(self, other: Any) -> None:
         """Count in the returns that ``other``, a critic of the same spec, has seen."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from composer.action_inputs import ActionInputs
 from composer.actors import Actors
 from composer.group_policy import GroupPolicy
-from composer.network import NetworkModule, State, Tensors
+from composer.network import State, Tensors
 from composer.observer import Observer
 from composer.structured_critic import ActorCritic
 from composer.targets import Targeted
@@ -19,7 +19,7 @@ from composer.turns import Turn, blamed
 __all__ = ["StructuredStateActionCritic"]
 
 
-class StructuredStateActionCritic(Targeted, ActorCritic):
+class StructuredStateActionCritic(ActorCritic, Targeted):
     """What the action of each actor is worth: ``critic({actor: observation}, {actor: action})`` is {actor: {...}}.
 
     Each actor has the values that a `StateActionCritic` gives. ``actions`` read the action of each actor by its flat
@@ -89,9 +89,6 @@ class StructuredStateActionCritic(Targeted, ActorCritic):
             with blamed(turn.present.name):
                 turn.outputs |= turn.network.chosen(turn.outputs, turn.beside["vectors"])
 
-    def _networks(self) -> Sequence[NetworkModule]:
-        return list({id(seat.network): seat.network for seat in self._seats.values()}.values())
-
     def _common(self) -> Sequence[Any]:
-        normalizers = [network.value_normalizer for network in self._networks()]  # pyright: ignore[reportAttributeAccessIssue]
+        normalizers = [network.value_normalizer for network in self.networks]
         return [self.actors, *self.observers.values(), *self.actions.values(), *normalizers]

@@ -26,6 +26,11 @@ class Targeted(nn.Module):
     added: ClassVar[tuple[str, ...]] = ("target", "value_normalizer")  # children beside the network
 
     @property
+    def networks(self) -> list[Any]:
+        """The critics that it is made of, each once: of one Space, itself."""
+        return [self]
+
+    @property
     def has_target(self) -> bool:
         """A target has none of its own."""
         return "target" in self._modules
@@ -46,7 +51,7 @@ class Targeted(nn.Module):
         """Make ``target`` a copy of this critic as it is now, in place of the one before."""
         self._modules.pop("target", None)
         target = copy.deepcopy(self, {id(one): one for one in self._common()})
-        for critic in target._networks():
+        for critic in target.networks:
             critic._modules.pop("value_normalizer", None)  # it is a child of the online one alone
         self._modules["target"] = target.requires_grad_(False).eval()
 
@@ -55,10 +60,6 @@ class Targeted(nn.Module):
         if self.has_target:
             self.target.eval()
         return self
-
-    def _networks(self) -> Sequence[NetworkModule]:
-        """The critics of one network each that this one is made of."""
-        raise TypeError(f"{type(self).__name__} must define _networks")
 
     def _common(self) -> Sequence[Any]:
         """What target and online critic have in common."""

@@ -56,7 +56,8 @@ def policy(shares=()):
 
 
 def compose(critic, shares=(), observations=OBSERVATIONS, actions=ACTIONS, **keywords):
-    spec = {"version": 1, "policy": policy(shares), "critic": critic, "ignore": keywords.pop("ignore", [])}  # fmt: skip
+    own = keywords.pop("policy", None) or policy(shares)
+    spec = {"version": 1, "policy": own, "critic": critic, "ignore": keywords.pop("ignore", [])}
     keywords = {"seed": 0, **keywords}
     return composer.compose(spec, observation_space=observations, action_space=actions, **keywords)
 
@@ -599,3 +600,28 @@ def test_a_state_of_another_batch_is_refused():
     message = "for 'pick': the state 'memory/h' must have the shape (5, 1, 4), got (4, 1, 4)"
     with pytest.raises(ValueError, match=re.escape(message)):
         by_step(observe(), by_step.initial_state(4))
+
+
+@pytest.mark.parametrize("critic", [BY_STEP, CHAINED])
+def test_returns_are_counted_all_or_none(critic):
+    model = compose({**critic, "normalize_value": True})
+    before = {name: value.clone() for name, value in model.critic.state_dict().items()}
+    message = "for 'place/1': the returns have a NaN or infinite number in them, of which there are no statistics"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.update_normalizers(returns={"pick": [5.0], "place/1": [1.0, float("nan")]})
+    torch.testing.assert_close(dict(model.critic.state_dict()), before, rtol=0, atol=0)
+    unscaled = "this critic does not normalise its values; write normalize_value: true in it"
+    with pytest.raises(ValueError, match=re.escape(unscaled)):
+        compose(critic).update_normalizers(returns={"pick": [5.0]})
+
+
+def test_values_of_one_step_alone_have_a_scale_too():
+    model = compose(
+        {"kind": "delta_state", "template": {}, "normalize_value": True},
+        observations={"pick": OBSERVATIONS["pick"]},
+        actions={"pick": ACTIONS["pick"]},
+        policy={"template": {}},
+    )
+    model.update_normalizers(returns={"pick": [10.0, 20.0]})
+    values = model.critic({"pick": observe()["pick"]})["pick"]
+    torch.testing.assert_close(values["value"], values["normalized_value"] * 5 + 15)
