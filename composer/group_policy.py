@@ -101,6 +101,7 @@ class SeparatePolicies(nn.Module):
             return policy
         view = self.ensemble.view_of(index)
         network = view.network if isinstance(view, NetworkCopy) else GraphNetwork(view)
+        network.has_weights = policy.network.has_weights
         return policy.with_network(network)
 
     def evaluate(
@@ -118,6 +119,7 @@ class SeparatePolicies(nn.Module):
                 policies[row].evaluate(own, state, reset, "policy", unroll)
                 for row, own, state, reset in zip(rows, inputs, states, resets)
             ]
+        policies[0].require_weights()
         names = self.ensemble.in_keys
         together = _stacked([_only(own, names) for own in inputs])
         chosen = None if list(rows) == list(range(len(policies))) else list(rows)
@@ -165,7 +167,10 @@ def stacked_networks(
         return networks, None, unlike
     members, ensemble, why_looped = joined(networks)
     if ensemble is not None:
-        built[-1][1].when_weights_exist(lambda: ensemble.adopt(weights_of(networks)))
+        construction = built[-1][1]
+        construction.when_weights_exist(lambda: ensemble.adopt(weights_of(networks)))
+        for member in members:
+            construction.when_weights_exist(member.weights_exist)
     return members, ensemble, why_looped
 
 
@@ -174,8 +179,9 @@ class _Member(Network):
 
     owns_weights = False
 
-    def __init__(self, ensemble: EnsembleBlock, row: int) -> None:
+    def __init__(self, ensemble: EnsembleBlock, row: int, has_weights: bool) -> None:
         self.module = nn.Module()
+        self.has_weights = has_weights
         self.ensemble = ensemble
         self.row = row
         self.in_ports = ensemble.network.in_ports
@@ -209,7 +215,8 @@ def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | 
     ensemble = EnsembleBlock(weights_of(networks), own_inputs=True)
     if ensemble.why_looped is not None:
         return list(networks), None, ensemble.why_looped
-    return [_Member(ensemble, row) for row in range(len(networks))], ensemble, None
+    have = all(network.has_weights for network in networks)
+    return [_Member(ensemble, row, have) for row in range(len(networks))], ensemble, None
 
 
 def weights_of(networks: Sequence[Network]) -> list[Any]:

@@ -10,7 +10,7 @@ import gymnasium
 import torch
 from torch import nn
 
-from composer.actors import read_actors
+from composer.actors import ActorKey, read_actors
 from composer.checkpoint import (
     LoadReport,
     fill,
@@ -34,6 +34,7 @@ from composer.space_lookup import find_spaces, is_by_actor
 from composer.spec import read_spec
 from composer.structured_critic import ActorCritic
 from composer.trust import allow_list, import_allowed
+from composer.turns import ActorModule
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.collector import collection_paused
@@ -115,13 +116,19 @@ class Model(nn.Module):
         batch_size: int | tuple[int, ...] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        actors: Iterable[ActorKey] | None = None,
     ) -> State:
-        """A zero state of policy and critic for ``batch_size`` environments."""
-        return {
-            f"{name}/{key}": value
-            for name, part in self._parts().items()
-            for key, value in part.initial_state(batch_size, device, dtype).items()
-        }
+        """A zero state of policy and critic for ``batch_size`` environments, of ``actors`` or else of all counted."""
+        if actors is not None and not isinstance(self.policy, ActorModule):
+            raise ValueError("'actors' is for steps and agents, of which this model has none")
+        chosen = {} if actors is None else {"actors": list(actors)}
+        state = {}
+        for name, part in self._parts().items():
+            keywords: dict[str, Any] = chosen if isinstance(part, ActorModule) else {}
+            own = part.initial_state(batch_size, device, dtype, **keywords)
+            state |= {f"{name}/{key}": value for key, value in own.items()}
+        return state
 
     def materialize(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -130,16 +137,19 @@ class Model(nn.Module):
         if not self._constructions:
             raise ValueError("this model has its weights already")
         target = torch.device(device)
-        dtype = self.policy.dtype if dtype is None else dtype
+        wanted: torch.dtype = self.policy.dtype if dtype is None else dtype
         for construction in self._constructions:
-            construction.materialize(target, dtype)
+            construction.materialize(target, wanted)
         self.policy.reset_distributions(self.seed)
         self._constructions = []
-        if target == self.policy.device and dtype == self.policy.dtype == torch.get_default_dtype():
+        if (
+            target == self.policy.device
+            and wanted == self.policy.dtype == torch.get_default_dtype()
+        ):
             return (
                 self  # all there is was made there, as that: a walk over a large model takes time
             )
-        return self.to(device=target, dtype=dtype)
+        return self.to(device=target, dtype=wanted)
 
     @property
     def wrapped(self) -> IModelWrapper:

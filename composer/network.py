@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composer.space_kinds import as_tensor
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock, submodule_at
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["CopiedNetwork", "CustomNetwork", "GraphNetwork", "Network", "NetworkCopy"]
-__all__ += ["NetworkModule", "State", "Tensors"]
+__all__ += ["NetworkModule", "State", "Tensors", "state_axes"]
 
 # Where nn.Module keeps what belongs to it.
 REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -214,7 +216,7 @@ class NetworkModule(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> State:
         """A zero state for ``batch_size`` environments (a number, or leading axes; () is the unbatched case)."""
-        leading = (batch_size,) if isinstance(batch_size, int) else tuple(batch_size)
+        leading = _axes(batch_size)
         where = self.device if device is None else torch.device(device)
         return self.network.initial_state(leading, where, dtype or self.dtype)
 
@@ -241,19 +243,23 @@ class NetworkModule(nn.Module):
 
         Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights so far.
         """
-        if not self.network.has_weights:
-            raise ValueError(
-                "this model has no weights so far; call model.materialize(device) first"
-            )
+        self.require_weights()
         if not self.has_memory:
             if state:
                 raise ValueError(f"this {name} has no memory; call it without a state")
             return self.network.run(inputs), {}
         leading = self.leading(inputs)
         call = f"{'unroll' if unroll else name}({self.call_arguments})"
-        self.check_state(state, leading[:-1] if unroll else leading, call)
+        self.check_state(state, state_axes(leading, unroll), call)
         resets = self.read_resets(resets, leading)
         return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+
+    def require_weights(self) -> None:
+        """Raise ValueError where there are no weights so far."""
+        if not self.network.has_weights:
+            raise ValueError(
+                "this model has no weights so far; call model.materialize(device) first"
+            )
 
     def leading(self, inputs: Tensors) -> tuple[int, ...]:
         """The axes before those of the inputs' own shapes. Raises ValueError unless all share them."""
@@ -293,7 +299,7 @@ class NetworkModule(nn.Module):
         """``resets`` as a tensor of booleans. Raises ValueError unless there is one for each observation."""
         if resets is None:
             return None
-        resets = torch.as_tensor(resets, device=self.device)
+        resets = as_tensor("resets", resets, self.device)
         if tuple(resets.shape) != leading:
             expected, got = format_shape(leading), format_shape(resets.shape)
             raise ValueError(f"resets must have the shape {expected}, got {got}")
@@ -319,6 +325,31 @@ class NetworkCopy(NetworkModule):
         if state is None:
             return self.network.run(inputs)
         return self.network.advance(inputs, state, resets, unroll)
+
+
+def state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
+    """The leading axes of a state for inputs of these; with ``unroll`` those before time.
+
+    Raises ValueError where there are no steps to unroll.
+    """
+    if not unroll:
+        return leading
+    if not leading or leading[-1] == 0:
+        got = format_shape(leading)
+        raise ValueError(f"unroll takes sequences (..., T) of at least one step, got {got}")
+    return leading[:-1]
+
+
+def _axes(batch_size: Any) -> tuple[int, ...]:
+    try:
+        leading = (batch_size,) if isinstance(batch_size, int) else tuple(map(index, batch_size))
+    except TypeError:
+        leading = (-1,)
+    if any(size < 0 for size in leading):
+        raise ValueError(
+            f"batch_size is a number, or the sizes of several leading axes, got {batch_size!r}"
+        )
+    return leading
 
 
 def _flattened(

@@ -35,7 +35,7 @@ def find_spaces(
     Raises ValueError where the caller gave half of it or nothing at all.
     """
     if env is None and observation_space is not None and action_space is not None:
-        return _alike(observation_space, action_space)
+        return _in_one_form(observation_space, action_space)
     if (observation_space is None) != (action_space is None):
         raise ValueError("give both observation_space and action_space, or an env")
     made = None
@@ -46,7 +46,7 @@ def find_spaces(
     elif isinstance(env, str):
         made = env = make_environment(env)
     try:
-        return environment_spaces(env)
+        return _checked(*environment_spaces(env))
     finally:
         if made is not None:
             made.close()
@@ -63,6 +63,9 @@ def environment_spaces(env: Any) -> Spaces:
     by_step = [_attribute(env, f"{kind}_spaces") for kind in ("observation", "action")]
     if all(isinstance(spaces, Mapping) for spaces in by_step):
         counts = _attribute(env, "agent_counts") or {}
+        if not isinstance(counts, Mapping):
+            got = type(counts).__name__
+            raise ValueError(f"agent_counts is a mapping from steps to numbers, got a {got}")
         observations, actions = (counted_spaces(spaces, counts) for spaces in by_step)
         return observations, actions
     if not hasattr(env, "observation_space"):
@@ -91,7 +94,7 @@ def make_environment(environment: str, path: Path = (), source: Source | None = 
         raise SpecError([Problem(message, path, source and source.position(path))]) from error
 
 
-def _alike(observation_space: Any, action_space: Any) -> Spaces:
+def _in_one_form(observation_space: Any, action_space: Any) -> Spaces:
     """Both, if both are spaces or both mappings from actors to spaces."""
     forms = [is_by_actor(space) for space in (observation_space, action_space)]
     if forms[0] != forms[1]:
@@ -99,6 +102,19 @@ def _alike(observation_space: Any, action_space: Any) -> Spaces:
         raise ValueError(
             f"{by}_space is a mapping by actor, but {one}_space is one Space; give both in one form"
         )
+    return _checked(observation_space, action_space)
+
+
+def _checked(observation_space: Any, action_space: Any) -> Spaces:
+    """Both, if they are spaces of gymnasium, or mappings to such."""
+    for name, given in (("observation", observation_space), ("action", action_space)):
+        spaces = given if is_by_actor(given) else {None: given}
+        for key, space in spaces.items():
+            if not isinstance(space, gymnasium.Space):
+                of = "" if key is None else f" of {key!r}"
+                raise ValueError(
+                    f"the {name} space{of} is a Space of gymnasium, got a {type(space).__name__}"
+                )
     return observation_space, action_space
 
 

@@ -149,10 +149,11 @@ class StructuredPolicy(ActorModule):
     def from_environment(self, actions: Mapping[Any, Any]) -> dict[Any, Any]:
         """Actions of an environment by actor as the distributions have them, as `Policy.from_environment` does."""
         present = self.actors.present(actions, "actions")
-        return {
-            one.key: self._seats[one.actor.name].network.from_environment(one.value)
-            for one in present
-        }
+        found = {}
+        for one in present:
+            with blamed(one.name):
+                found[one.key] = self._seats[one.actor.name].network.from_environment(one.value)
+        return found
 
     def update_normalizers(self, observations: Mapping[Any, Any], group: Any = None) -> None:
         """Count the observations of everyone present into the statistics; nothing if those of one are wrong."""

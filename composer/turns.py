@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from composer.actors import ActorKey, Actors, Present, shortened
 from composer.group_policy import GroupPolicy, refuse_other_axes
-from composer.network import REGISTRIES, State, Tensors
+from composer.network import REGISTRIES, State, Tensors, state_axes
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
 from perception_blocks.registry import did_you_mean
@@ -180,9 +180,7 @@ class ActorModule(nn.Module):
         turn.leading = turn.network.leading(turn.inputs)
         if turn.network.has_memory:
             call = f"{'unroll' if unroll else self.role}({self.call_arguments})"
-            turn.network.check_state(
-                turn.state, turn.leading[:-1] if unroll else turn.leading, call
-            )
+            turn.network.check_state(turn.state, state_axes(turn.leading, unroll), call)
             turn.resets = turn.network.read_resets(turn.resets, turn.leading)
 
     def _after(self, state: State | None, turns: list[Turn]) -> State:
@@ -201,6 +199,9 @@ class ActorModule(nn.Module):
                 f"this {self.role} has memory; call {self.role}({self.call_arguments}), "
                 "beginning with initial_state(batch_size)"
             )
+        if not isinstance(state, Mapping):
+            got = type(state).__name__
+            raise ValueError(f"a state is a dict of tensors by name, got a {got}")
         known = self.state_shapes
         open_steps = tuple(f"{actor.name}/" for actor in self.actors if actor.is_open)
         for name in state:

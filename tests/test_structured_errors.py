@@ -296,3 +296,90 @@ def test_an_agent_without_a_state_is_told_how_to_begin():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         model.policy.act({("look", 7): np.ones(3)}, model.policy.initial_state())
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda p, o: p.act(o, 3), "a state is a dict of tensors by name, got a int"),
+        (
+            lambda p, o: p.act(o, p.initial_state(2), "now"),
+            "for 'agent_0': 'resets' must be numbers, got a str",
+        ),
+        (
+            lambda p, o: p.initial_state(-2),
+            "batch_size is a number, or the sizes of several leading axes, got -2",
+        ),
+        (
+            lambda p, o: p.initial_state("two"),
+            "batch_size is a number, or the sizes of several leading axes, got 'two'",
+        ),
+        (
+            lambda p, o: p.unroll({"agent_0": np.ones((2, 0, 3))}, p.initial_state(2)),
+            "for 'agent_0': unroll takes sequences (..., T) of at least one step, got (2, 0)",
+        ),
+        (
+            lambda p, o: p.unroll({"agent_0": np.ones(3)}, p.initial_state()),
+            "for 'agent_0': unroll takes sequences (..., T) of at least one step, got ()",
+        ),
+        (
+            lambda p, o: p["agent_0"].unroll(np.ones((0, 3)), p["agent_0"].initial_state()),
+            "unroll takes sequences (..., T) of at least one step, got (0,)",
+        ),
+        (
+            lambda p, o: p.from_environment({"agent_1": 7}),
+            "for 'agent_1': 'action' is 7, outside of Discrete(5)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_what_no_policy_can_do_is_said_in_words(separate, use, message):
+    model = agents(MEMORY, separate)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        use(model.policy, observations(model, (2,)))
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+@pytest.mark.parametrize("key", [None, "agent_1"])
+def test_without_weights_nobody_acts(separate, key):
+    model = agents(separate=separate, device="meta")
+    policy = model.policy if key is None else model.policy[key]
+    seen = observations(model) if key is None else np.ones(3)
+    message = "this model has no weights so far; call model.materialize(device) first"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        policy.act(seen)
+    model.materialize("cpu")
+    policy = model.policy if key is None else model.policy[key]
+    policy.act(seen)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"observation_space": 3, "action_space": Discrete(2)},
+            "the observation space is a Space of gymnasium, got a int",
+        ),
+        (
+            {
+                "observation_space": {"a": V3, "b": V3},
+                "action_space": {"a": Discrete(2), "b": None},
+            },
+            "the action space of 'b' is a Space of gymnasium, got a NoneType",
+        ),
+    ],
+)
+def test_what_is_no_space_is_refused(given, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        composer.compose(AGENT.replace("SEPARATE", "init: orthogonal"), **given)
+
+
+def test_agent_counts_are_a_mapping():
+    class Steps(gymnasium.Env):
+        observation_spaces = {"a": V3}
+        action_spaces = {"a": Discrete(2)}
+        agent_counts = [2]
+
+    message = "agent_counts is a mapping from steps to numbers, got a list"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        composer.compose(AGENT.replace("SEPARATE", "init: orthogonal"), env=Steps())

@@ -13,6 +13,8 @@ import composer
 from composer.summary import summarize
 from tests.structured_models import (
     AGENT,
+    MEMORY,
+    PLACE,
     SEPARATE,
     SHARED,
     agents,
@@ -229,3 +231,26 @@ def test_the_picture_has_a_frame_for_each_group(tmp_path):
 def test_an_agents_own_policy_is_drawn_alone(tmp_path):
     policy = agents(separate=SEPARATE).policy["agent_1"]
     assert composer.draw(policy, tmp_path / "agent.mmd").stat().st_size > 0
+
+
+def test_a_model_begins_with_a_state_for_agents_that_are_not_counted():
+    spec = (
+        MEMORY.replace("SEPARATE", "init: orthogonal")
+        + "critic: {template: {memory: {block: gru, hidden_units: 2}}}\n"
+    )
+    key = ("look", None)
+    model = composer.compose(
+        spec, observation_space={key: PLACE}, action_space={key: Discrete(2)}, seed=0
+    )
+    state = model.initial_state(3, actors=[("look", 7)])
+    assert list(state) == ["policy/look/7/memory/h", "critic/look/7/memory/h"]
+    logits, values, after = model({("look", 7): np.zeros((3, 3))}, state)
+    assert logits.keys() == values.keys() == {("look", 7)}
+    assert after.keys() == state.keys()
+
+
+def test_a_model_of_one_has_no_actors_to_begin_with():
+    model = composer.compose("version: 1\npolicy: {template: {}}\n", env="CartPole-v1")
+    message = "'actors' is for steps and agents, of which this model has none"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        model.initial_state(actors=["a"])

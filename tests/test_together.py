@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
-from structured_models import MEMORY, PLACE, agents
 
 from composer.together import Crew
+from tests.structured_models import MEMORY, PLACE, agents
 
 RICH = Dict(camera=Box(-1, 1, (2, 2)), parts=Tuple([Discrete(3, start=1), Box(-1, 1, ())]))
 RICH_ACTION = Dict(move=Discrete(4, start=2), grip=Box(-2, 3, ()), keys=MultiBinary(3))
