@@ -79,12 +79,7 @@ def agent(
     import_allowed(allow)
     env = _environment(spec, env, overrides)
     own = _model_spaces(env)
-    model = spec
-    if not isinstance(model, Model):
-        model = compose(
-            spec, observation_space=own[0], action_space=own[1],
-            allow=allow, overrides=overrides, seed=seed, dtype=dtype, device="meta",
-        )  # fmt: skip
+    model = _composed(spec, own, allow, overrides=overrides, seed=seed, dtype=dtype)
     refuse(model, name)
     observations, actions = _hosts(model)
     bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
@@ -108,12 +103,9 @@ def wrap(env: gymnasium.Env, spec: Any, allow: Iterable[str] = ()) -> gymnasium.
     """
     own = _model_spaces(env)
     _refuse_actors(own[0])
-    if not isinstance(spec, Model):
-        spec = compose(
-            spec, observation_space=own[0], action_space=own[1], allow=allow, device="meta"
-        )
-    _refuse_unlike(spec, own)
-    return _wrapped(env, *_hosts(spec))
+    model = _composed(spec, own, allow)
+    _refuse_unlike(model, own)
+    return _wrapped(env, *_hosts(model))
 
 
 class UpdateNormalizers(BaseCallback):
@@ -197,6 +189,14 @@ def _model_spaces(env: Any) -> Spaces:
 
 def _is_flat(env: Any) -> bool:
     return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
+
+
+def _composed(spec: Any, own: Spaces, allow: Iterable[str], **settings: Any) -> Model:
+    """The model of ``spec``, without weights: it is only looked at. A `Model` is itself."""
+    if isinstance(spec, Model):
+        return spec
+    spaces = {"observation_space": own[0], "action_space": own[1]}
+    return compose(spec, **spaces, allow=allow, device="meta", **settings)
 
 
 def _refuse_unlike(model: Model, own: Spaces, bounds: bool = True) -> None:
