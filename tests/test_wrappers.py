@@ -215,6 +215,9 @@ def test_any_object_with_a_forward_is_a_model():
     model = composer.model_wrap(Plain(), wrapper_name="argmax_sample")
     assert model({"logit": DATA["x"]})["action"].tolist() == [1, 0]
     assert model.reset() is None
+    message = "a model must be an object, got the class Plain; make one of it"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        composer.model_wrap(Plain, wrapper_name="argmax_sample")
     message = "a model must have a method 'forward', got an object of type int"
     with pytest.raises(ValueError, match=message):
         composer.model_wrap(3, "base")

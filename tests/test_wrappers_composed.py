@@ -259,7 +259,8 @@ def test_memory_with_a_tuple_of_observations():
         (
             torch.zeros(3, 3),
             {},
-            "the state 'memory/h' must have the shape (3, 1, 8), got (2, 1, 8)",
+            "there are states for (2,), but observations for (3,); "
+            "data_id=[...] says which of the environments of 'hidden_state' these are",
         ),
         (torch.zeros(2, 4), {}, "observation 'observation' has shape (2, 4), expected (..., 3)"),
     ],

@@ -330,7 +330,31 @@ def test_combinations_are_drawn_one_after_the_other():
             "deterministic_sample",
             {"logit": LOGITS},
             {},
-            "'deterministic_sample' needs a logit {mu, sigma} with a tensor 'mu', got a Tensor",
+            "'deterministic_sample' needs a logit {mu, sigma} with a tensor 'mu', got a tensor of the shape (2, 3)",
+        ),
+        (
+            "argmax_sample",
+            {"logit": torch.zeros(2, 0)},
+            {},
+            "'argmax_sample' needs choices, a tensor of logits (..., n), got a tensor of the shape (2, 0)",
+        ),
+        (
+            "multinomial_sample",
+            {"logit": torch.tensor([[1.0, 2.0], [3.0, torch.nan]])},
+            {},
+            "'multinomial_sample' got logits that are NaN at index (1, 1)",
+        ),
+        (
+            "argmax_sample",
+            {"logit": LOGITS, "action_mask": "all"},
+            {},
+            "'action_mask' must be numbers, got a str",
+        ),
+        (
+            "reparam_sample",
+            {"logit": {"mu": ARGS, "sigma": -torch.ones_like(ARGS)}},
+            {},
+            "'reparam_sample' got a 'sigma' below 0; a log needs its exp()",
         ),
         (
             "reparam_sample",

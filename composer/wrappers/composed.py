@@ -16,6 +16,7 @@ from composer.policy import Policy
 from composer.spaces import to_environment
 from composer.wrappers.interface import Head, IModelWrapper, Offer, chain
 from composer.wrappers.slots import stacked_rows, unstacked_rows
+from perception_blocks.port import format_shape
 
 __all__ = ["OBSERVATION", "ComposedPolicy", "composed_policy", "offer_of", "to_bounds"]
 
@@ -107,12 +108,25 @@ class ComposedPolicy(IModelWrapper):
         if state is None:
             return policy.initial_state(leading)
         if isinstance(state, Mapping):
+            self._refuse_other_batch(state, leading)
             return dict(state)
         if not isinstance(state, Sequence):
             raise ValueError(
                 f"'prev_state' must be a dict of tensors, or a list of one a row, got a {type(state).__name__}"
             )
         return stacked_rows(state, policy.initial_state())
+
+    def _refuse_other_batch(self, state: Mapping[str, Any], leading: tuple[int, ...]) -> None:
+        """Raise ValueError if there is not one state for each observation; all else the policy itself looks at."""
+        name, shape = next(iter(self._model.state_shapes.items()))
+        found = state.get(name)
+        if isinstance(found, Tensor) and tuple(found.shape[found.dim() - len(shape) :]) == shape:
+            axes = tuple(found.shape[: found.dim() - len(shape)])
+            if axes != leading:
+                raise ValueError(
+                    f"there are states for {format_shape(axes)}, but observations for {format_shape(leading)}; "
+                    "data_id=[...] says which of the environments of 'hidden_state' these are"
+                )
 
     def _logits(self, outputs: Mapping[str, Tensor]) -> list[Any]:
         return [_logit(family, outputs[key]) for key, family in self._families.items()]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from composer.discrete_actions import ChoiceDistribution
-from composer.distributions import wide
+from composer.distributions import index_text, on_host, wide
+from composer.space_kinds import as_tensor
 from composer.wrappers.interface import IModelWrapper, read_output, wrapper_label
 from perception_blocks.port import format_shape
 
@@ -68,16 +69,18 @@ def read_choices(logit: Any, mask: Any, wrapper: IModelWrapper) -> list[Choices]
 
 
 def _choices(logit: Any, mask: Any, label: str) -> Choices:
-    if not isinstance(logit, Tensor) or logit.dim() == 0:
+    if not isinstance(logit, Tensor) or logit.dim() == 0 or logit.shape[-1] == 0:
         raise ValueError(
             f"{label} needs choices, a tensor of logits (..., n), got {_described(logit)}"
         )
     logit = wide(logit) if logit.is_floating_point() else logit.to(torch.get_default_dtype())
+    if on_host(logit) and bool(logit.isnan().any()):
+        raise ValueError(f"{label} got logits that are NaN{index_text(logit.isnan())}")
     return Choices(logit, None if mask is None else _legal(mask, logit, label))
 
 
 def _legal(mask: Any, logit: Tensor, label: str) -> Tensor:
-    mask = torch.as_tensor(mask, device=logit.device)
+    mask = as_tensor("action_mask", mask, logit.device)
     try:
         legal = (mask != 0).expand(logit.shape)
     except RuntimeError:
@@ -85,7 +88,7 @@ def _legal(mask: Any, logit: Tensor, label: str) -> Tensor:
         raise ValueError(
             f"{label} got a mask of the shape {got} for logits of the shape {expected}"
         ) from None
-    if legal.device.type == "cpu" and not bool(legal.any(-1).all()):
+    if on_host(legal) and not bool(legal.any(-1).all()):
         row = (~legal.any(-1)).nonzero()[0].tolist()
         where = f" in row {', '.join(map(str, row))}" if row else ""
         raise ValueError(f"{label} got a mask without a legal action{where}")
@@ -119,6 +122,8 @@ def sample_of(logit: Any, wrapper: IModelWrapper, generator: torch.Generator | N
         raise ValueError(
             f"{wrapper_label(wrapper)} got a 'sigma' of the shape {got} for a 'mu' of the shape {expected}"
         ) from None
+    if on_host(sigma) and bool((sigma < 0).any()):
+        raise ValueError(f"{wrapper_label(wrapper)} got a 'sigma' below 0; a log needs its exp()")
     return mu + sigma * noise_like(mu, generator)
 
 
@@ -184,4 +189,6 @@ def explored(
 def _described(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(map(str, value)) + "}"
+    if isinstance(value, Tensor):
+        return f"a tensor of the shape {format_shape(value.shape)}"
     return f"a {type(value).__name__}"

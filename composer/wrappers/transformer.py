@@ -175,8 +175,9 @@ def _first(value: Any) -> Tensor:
 
 def _appended(seq: Tensor, x: Tensor, ids: Sequence[int], filled: Sequence[int]) -> Tensor:
     """``seq`` (T, B, ...) with a new element x[i] for each of ``ids``; where it is full the oldest makes room."""
-    if x.shape[1:] != seq.shape[2:]:
-        expected, got = format_shape(seq.shape[2:]), format_shape(x.shape[1:])
+    if not isinstance(x, Tensor) or x.shape[1:] != seq.shape[2:]:
+        expected = format_shape(seq.shape[2:])
+        got = format_shape(x.shape[1:]) if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise ValueError(f"observations had the shape {expected} so far, got {got}")
     seq = seq.clone()
     for i, env in enumerate(ids):

@@ -121,6 +121,10 @@ def _based(model: Any) -> IModelWrapper:
     """``model`` in its innermost wrapper."""
     if isinstance(model, Policy):
         return BaseModelWrapper(ComposedPolicy(model))
+    if isinstance(model, type):
+        raise ValueError(
+            f"a model must be an object, got the class {model.__name__}; make one of it"
+        )
     if not callable(getattr(model, "forward", None)):
         raise ValueError(
             f"a model must have a method 'forward', got an object of type {type(model).__name__}"
