@@ -137,6 +137,15 @@ def test_wrong_arguments_are_answered_by_name():
     )
 
 
+def test_observations_that_the_modules_would_overwrite_are_refused():
+    observed = spaces.Dict(logits=spaces.Box(-1, 1, (2,)), action=spaces.Discrete(2))
+    model = compose({"policy": {"template": {}}}, env=Playground(spaces.Discrete(2), observed))
+    assert refusal(to_torchrl, model) == (
+        "the modules write 'logits', 'action' themselves, which are observations here; rename them in the environment "
+        "with RenameTransform, and say so in to_torchrl(..., keys={name: key})"
+    )
+
+
 def test_without_torchrl_the_extra_is_named():
     code = (
         "import sys; sys.modules['torchrl'] = None\n"

@@ -24,6 +24,7 @@ from composer.adapters.torchrl_checks import (
     refuse_loss,
     refuse_model,
     refuse_specs,
+    refuse_taken_keys,
     serves_choices,
 )
 from composer.adapters.torchrl_distribution import ComposedDistribution
@@ -105,6 +106,7 @@ def to_torchrl(
     build = Builder.of(
         model, chosen, keys or {}, mask_training=mask_training, return_log_prob=return_log_prob
     )
+    refuse_taken_keys(build.observations.values(), build.actions.values())
     if env is not None:
         refuse_specs(env, build.observations.values(), build.actions.values())
     actor_training, actor_inference = build.actor(training=True), build.actor(training=False)

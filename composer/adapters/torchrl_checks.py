@@ -32,7 +32,8 @@ from composer.spaces import format_space
 from composer.state_action import StateActionCritic
 from perception_blocks.port import format_shape
 
-__all__ = ["encoding_of", "refuse_loss", "refuse_model", "refuse_specs", "serves_choices"]
+__all__ = ["encoding_of", "refuse_loss", "refuse_model", "refuse_specs"]
+__all__ += ["refuse_taken_keys", "serves_choices"]
 
 Specs = Mapping[Any, TensorSpec]
 _INDICES = (Categorical, MultiCategorical)
@@ -42,6 +43,7 @@ _FORMS = {
     "one_hot": " as one-hot",
     "flat_one_hot": " as one-hot",
 }
+_WRITTEN = ("logits", "params", "state_value", "action_value", "state_action_value", "is_init")
 _VALUES_STATES = (PPOLoss, A2CLoss, ReinforceLoss)
 
 
@@ -59,6 +61,18 @@ def refuse_model(model: Model) -> None:
         raise ValueError(
             f"the class {name!r} defines act() itself, which has no distribution that a loss could differentiate; "
             "remove act() to train it with TorchRL"
+        )
+
+
+def refuse_taken_keys(observations: Iterable[Field], actions: Iterable[Field]) -> None:
+    """Raise ValueError for an observation under a key that the modules write: it would be gone after the actor."""
+    taken = {*_WRITTEN, *(field.key for field in actions)}
+    found = [field for field in observations if field.key in taken]
+    if found:
+        names = ", ".join(shown(field.key) for field in found)
+        raise ValueError(
+            f"the modules write {names} themselves, which are observations here; rename them in the environment with "
+            "RenameTransform, and say so in to_torchrl(..., keys={name: key})"
         )
 
 
