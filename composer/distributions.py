@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from composer.space_kinds import KINDS, Leaf
 from composer.spaces import SpaceTree, format_space
+from composer.tree import listing
 from perception_blocks.port import format_shape
 from perception_blocks.registry import Registry, did_you_mean
 from perception_blocks.settings import check_settings
@@ -145,13 +146,13 @@ class CompositeDistribution(Distribution):
     def log_prob(self, action: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
         if not isinstance(action, Mapping):
             got = type(action).__name__
-            raise ValueError(f"log_prob takes a dict of {_list(self.parts)}, got a {got}")
+            raise ValueError(f"log_prob takes a dict of {listing(self.parts)}, got a {got}")
         missing = [key for key in self.parts if key not in action]
         if missing:
-            raise ValueError(f"log_prob needs every action; missing: {_list(missing)}")
+            raise ValueError(f"log_prob needs every action; missing: {listing(missing)}")
         for key in action:
             if key not in self.parts:
-                near = did_you_mean(str(key), self.parts) or f"; there is {_list(self.parts)}"
+                near = did_you_mean(str(key), self.parts) or f"; there is {listing(self.parts)}"
                 raise ValueError(f"log_prob got {key!r}, which is no action{near}")
         return _total(part.log_prob(action[key]) for key, part in self.parts.items())
 
@@ -161,7 +162,7 @@ class CompositeDistribution(Distribution):
     def kl(self, other: CompositeDistribution) -> Tensor:
         check_family(self, other)
         if other.parts.keys() != self.parts.keys():
-            raise ValueError(f"kl of {_list(self.parts)} cannot be to {_list(other.parts)}")
+            raise ValueError(f"kl of {listing(self.parts)} cannot be to {listing(other.parts)}")
         return _total(part.kl(other.parts[key]) for key, part in self.parts.items())
 
 
@@ -301,16 +302,16 @@ def _matching(
         name = rule["action"]
         if name in tree.leaves:
             return [name]
-        near = did_you_mean(name, tree.leaves) or f"; it has {_list(tree.leaves)}"
+        near = did_you_mean(name, tree.leaves) or f"; it has {listing(tree.leaves)}"
         problems.append((index, "action", f"no action {name!r} in the action space{near}"))
         return []
     kind = rule["space"]
     matched = [key for key, leaf in tree.leaves.items() if leaf.kind == kind]
     if kind not in KINDS:
-        near = did_you_mean(kind, KINDS) or f"; known are {_list(KINDS)}"
+        near = did_you_mean(kind, KINDS) or f"; known are {listing(KINDS)}"
         problems.append((index, "space", f"unknown kind of space {kind!r}{near}"))
     elif not matched:
-        kinds = _list(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))
+        kinds = listing(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))
         problems.append((index, "space", f"no action is a {kind!r}; the actions are {kinds}"))
     return matched
 
@@ -344,10 +345,6 @@ def _settings(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 def _subject(rule: Mapping[str, Any]) -> str:
     return repr(rule.get("action", rule.get("space")))
-
-
-def _list(names: Iterable[Any]) -> str:
-    return ", ".join(repr(name) for name in names)
 
 
 def is_bounded(leaf: Leaf) -> bool:
