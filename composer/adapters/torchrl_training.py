@@ -36,7 +36,7 @@ except ImportError as error:
 __all__ = ["TorchrlTrainer"]
 
 ALGORITHMS: dict[str, Any] = {"ppo": Ppo}
-TOTAL, LENGTH = "episode_reward", "step_count"
+TOTAL, LENGTH = "episode_reward", "step_count"  # what the transforms call them
 
 
 class TorchrlTrainer:
@@ -113,14 +113,13 @@ def _environment(task: Task, model: Model) -> EnvBase:
     """``task.envs`` environments one after the other, with memory carried and episodes summed up."""
 
     def make() -> EnvBase:
-        wrapper: Any = GymWrapper
-        return wrapper(make_environment(task.environment), categorical_action_encoding=True)
+        return GymWrapper(make_environment(task.environment), categorical_action_encoding=True)
 
-    env: EnvBase = SerialEnv(task.envs, [make] * task.envs)
+    env = SerialEnv(task.envs, create_env_fn=[make] * task.envs)
     env.set_seed(task.seed)
-    sums: list[Any] = [RewardSum(in_keys=["reward"], out_keys=[TOTAL])]
-    sums += [StepCounter(step_count_key=LENGTH)]
-    return TransformedEnv(env, Compose(*sums, primers(model)))
+    total = RewardSum(in_keys=["reward"], out_keys=[TOTAL])
+    transforms: Any = Compose(total, StepCounter(), primers(model))
+    return TransformedEnv(env, transforms)
 
 
 def _whole(frames: int, envs: int) -> int:
