@@ -26,7 +26,7 @@ from composer.demand import Context
 from composer.errors import Path, Problems
 from composer.lowered_model import LoweredModel
 from composer.model_spec import ModelSpec, NetworkSpec
-from composer.network import State, Tensors
+from composer.network import State, Tensors, share_of, under
 from composer.parts import Parts, build_parts
 from composer.source import Override, Source, dump_yaml, load_source
 from composer.space_json import spaces_to_json
@@ -126,8 +126,7 @@ class Model(nn.Module):
         state = {}
         for name, part in self._parts().items():
             keywords: dict[str, Any] = chosen if isinstance(part, ActorModule) else {}
-            own = part.initial_state(batch_size, device, dtype, **keywords)
-            state |= {f"{name}/{key}": value for key, value in own.items()}
+            state |= under(name, part.initial_state(batch_size, device, dtype, **keywords))
         return state
 
     def materialize(
@@ -269,11 +268,9 @@ def _advance(
     """Call a part of the model with its share of the state, and return its outputs and that share after."""
     if not part.has_memory:
         return part(observations, **keywords), {}
-    own = {
-        key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(f"{name}/")
-    }
+    own = share_of(name, state)
     outputs, after = part(observations, state=own, resets=resets, **keywords)
-    return outputs, {f"{name}/{key}": value for key, value in after.items()}
+    return outputs, under(name, after)
 
 
 @collection_paused()

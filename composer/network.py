@@ -20,7 +20,7 @@ from perception_blocks.inference import InferenceBlock, submodule_at
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["CopiedNetwork", "CustomNetwork", "GraphNetwork", "Network", "NetworkCopy"]
-__all__ += ["NetworkModule", "State", "Tensors", "state_axes"]
+__all__ += ["NetworkModule", "OwnAttributes", "State", "Tensors", "share_of", "state_axes", "under"]
 
 # Where nn.Module keeps what belongs to it.
 REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -173,7 +173,17 @@ class CopiedNetwork(Network):
         return self.ensemble(inputs, state, resets, unroll)
 
 
-class NetworkModule(nn.Module):
+class OwnAttributes(nn.Module):
+    """A module whose children have names that others chose: an attribute that is called as a child does not touch it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is None or isinstance(value, nn.Module | Tensor):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+
+class NetworkModule(OwnAttributes):
     """The ``nn.Module`` of a network: same parameters, buffers and children, under the same names.
 
     Children that are added to it are children of the network's module too.
@@ -338,6 +348,17 @@ def state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
         got = format_shape(leading)
         raise ValueError(f"unroll takes sequences (..., T) of at least one step, got {got}")
     return leading[:-1]
+
+
+def share_of(part: str, state: State) -> State:
+    """What of a whole model's state is of its ``part`` ("policy", "critic"), under that part's own names."""
+    prefix = f"{part}/"
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+def under(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back: values of a part under the names that a whole model has for them."""
+    return {f"{part}/{key}": value for key, value in values.items()}
 
 
 def _axes(batch_size: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_policies import ActorCritic
 from composer.adapters.sb3_spaces import VARIABLE
-from composer.network import State, Tensors
+from composer.network import State, Tensors, share_of, under
 
 try:
     from gymnasium import spaces
@@ -120,12 +120,12 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         """The model's own distribution, and the state after."""
         state = self._unpack(lstm_states)
         resets = episode_starts > 0.5
-        observations, own = self.read(obs), _of("policy", state)
+        observations, own = self.read(obs), share_of("policy", state)
         policy = self.model.policy
         if not policy.has_memory:
             return policy.distribution(observations), lstm_states
         distribution, after = policy.distribution(observations, own, resets)
-        return distribution, self._pack(state | _named("policy", after))
+        return distribution, self._pack(state | under("policy", after))
 
     def predict_values(  # type: ignore[override]
         self, obs: Any, lstm_states: Packed, episode_starts: Tensor
@@ -152,12 +152,12 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         if unroll:
             state, resets = _begun(state, starts > 0.5)
         inputs = policy.read(observations)
-        own = _of("policy", state)
+        own = share_of("policy", state)
         outputs, after = policy.evaluate(inputs, own, resets, "policy", unroll)
         values, more = self._values(
-            critic, observations, _of("critic", state), resets, outputs, unroll
+            critic, observations, share_of("critic", state), resets, outputs, unroll
         )
-        after = _named("policy", after) | _named("critic", more)
+        after = under("policy", after) | under("critic", more)
         return policy.distribution_of(outputs, inputs, None, 1.0), values.float(), after
 
     def _values(
@@ -179,7 +179,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole model's state, in the order in which it is packed."""
         policy, critic = self.model.policy, self.model.critic
-        return _named("policy", policy.state_shapes) | _named("critic", critic.state_shapes)  # type: ignore[union-attr]
+        return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)  # type: ignore[union-attr]
 
     def _pack(self, state: State) -> Packed:
         rows = [state[name].flatten(1) for name in self._shapes]
@@ -224,12 +224,3 @@ def _begun(state: State, starts: Tensor) -> tuple[State, Tensor | None]:
 def _like(flags: Tensor, value: Tensor) -> Tensor:
     """``flags`` of the leading axes with axes of size 1 for the others of ``value``."""
     return flags.reshape((*flags.shape, *[1] * (value.dim() - flags.dim())))
-
-
-def _of(part: str, state: State) -> State:
-    """The share of a part of the model."""
-    return {key[len(part) + 1 :]: v for key, v in state.items() if key.startswith(f"{part}/")}
-
-
-def _named(part: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {f"{part}/{key}": value for key, value in values.items()}
