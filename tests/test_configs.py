@@ -338,7 +338,8 @@ def test_an_agent_that_remembers_the_sign_opens_the_right_door():
     generator = np.random.default_rng(0)
     for seed in range(30):
         observation, _ = env.reset(seed=seed)
-        treasure, over, total = 1 + observation["sign"], False, 0.0
+        treasure, total = 1 + observation["sign"], 0.0
+        over = truncated = False
         while not over:
             assert observation["legal"][0]
             walks = bool(observation["legal"][1])

@@ -5,6 +5,7 @@ The numbers are those of the project's list; each docstring says what was wrong 
 
 import copy
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,8 @@ def test_7_a_misspelt_head_is_no_input_of_the_critic():
         "<spec>:5:3: there is no head for the action 'action'\n"
         "<spec>:5:11: 'actoin' is no action; did you mean 'action'?"
     )
-    assert [*compose().critic.network.in_ports] == ["observation"]
+    critic: Any = compose().critic
+    assert [*critic.network.in_ports] == ["observation"]
 
 
 def test_8_a_head_has_the_width_of_its_action():

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 import pickle
 import sys
 import typing
@@ -164,7 +165,7 @@ def test_the_collector_goes_on_after_an_error_and_stays_off_where_it_was_off():
 
 def test_70_billion_parameters_are_counted_exactly_and_not_made(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    import decoder
+    decoder = importlib.import_module("decoder")
 
     words = gymnasium.spaces.MultiDiscrete([decoder.WORDS] * decoder.LENGTH)
     action = gymnasium.spaces.Discrete(decoder.WORDS)
