@@ -14,6 +14,7 @@ from composer.starter import (
     entry,
     heading,
     ignoring,
+    masked_actions,
     node_line,
     readable,
 )
@@ -32,11 +33,14 @@ def starting_actor_spec(
     Agents of one step, or of one type (``knight_0``, ``knight_1``), share a network if their spaces are equal.
     """
     ignored: dict[str, str] = {}
+    masked: dict[str, str] = {}
     networks: list[str] = []
     for key, members in _kinds(read_actors(observation_space, action_space)).items():
         observations, unread = readable(members[0].observation_space)
         actions = flatten_space(members[0].action_space, "action")
         ignored |= {f"{key}/{name}": reason for name, reason in unread.items()}
+        masks = masked_actions(observations, actions)
+        masked |= {f"{key}/{action}": mask for action, mask in masks.items()}
         nodes = default_nodes(observations)
         names = shortened(actor.name for actor in members)
         networks += [
@@ -51,7 +55,9 @@ def starting_actor_spec(
         "version: 1",
         *([entry("environment", environment)] if environment else []),
         *ignoring(ignored),
-        *("", "policy:", "  networks:"),
+        *("", "policy:"),
+        *([f"  {entry('action_mask', masked)}"] if masked else []),
+        "  networks:",
         *networks,
     ]
     return "\n".join(lines) + "\n"

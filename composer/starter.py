@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from composer.distributions import build_distributions
 from composer.errors import Problems
 from composer.model_spec import NetworkSpec, NodeSpec, TemplateSpec
 from composer.source import dump_flow
@@ -15,7 +16,9 @@ from composer.template_spec import TRUNK
 from composer.trust import PETTINGZOO
 
 __all__ = ["default_nodes", "described", "entry", "heading", "ignoring", "node_data", "node_line"]
-__all__ += ["readable", "starting_spec"]
+__all__ += ["masked_actions", "readable", "starting_spec"]
+
+ACTION_MASK = "action_mask"  # what PettingZoo's environments call the observation of what is legal
 
 
 def starting_spec(
@@ -37,7 +40,7 @@ def starting_spec(
         "version: 1",
         *([entry("environment", environment)] if environment else []),
         *ignoring(ignored),
-        *_networks(observations),
+        *_networks(observations, masked_actions(observations, actions)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -104,6 +107,15 @@ def ignoring(ignored: dict[str, str]) -> Iterator[str]:
             yield f"  - {dump_flow({'key': key})[6:-1]} # {reason}"
 
 
+def masked_actions(observations: SpaceTree, actions: SpaceTree) -> dict[str, str]:
+    """The only action, if it is a choice, by the observation ``action_mask`` (as PettingZoo names it) that masks it."""
+    mask, leaves = observations.ports.get(ACTION_MASK), list(actions.leaves.values())
+    if mask is None or len(leaves) != 1 or leaves[0].kind == "box":
+        return {}
+    fits = mask.shape == build_distributions(actions)[leaves[0].key].logits_shape
+    return {leaves[0].key: ACTION_MASK} if fits and (mask.low, mask.high) == (0.0, 1.0) else {}
+
+
 def default_nodes(observations: SpaceTree) -> list[NodeSpec]:
     """The nodes of the default template, the last of which is its trunk."""
     trunk = NodeSpec((), "", "dense", (), settings={k: v for k, v in TRUNK.items() if k != "block"})
@@ -114,11 +126,13 @@ def default_nodes(observations: SpaceTree) -> list[NodeSpec]:
     return list(network.graph.values())
 
 
-def _networks(observations: SpaceTree) -> Iterator[str]:
+def _networks(observations: SpaceTree, masked: dict[str, str]) -> Iterator[str]:
     *features, latent = default_nodes(observations)
     pictured = any(kind_of_observation(port) == "image" for port in observations.ports.values())
     yield from ("", "policy:", "  graph:", *map(node_line, (*features, latent)))
     yield f"  heads: {{in: {latent.name}}}"
+    if masked:
+        yield f"  {entry('action_mask', masked)}"
     if pictured:
         yield f"  shares: [{latent.reads[0]}] # the critic sees through the policy's eyes"
     yield from ("", "critic:", "  graph:")

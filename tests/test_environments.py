@@ -172,6 +172,24 @@ critic:
 
 
 @pytest.mark.parametrize(
+    ("mask", "action", "masked"),
+    [
+        (spaces.MultiBinary(3), spaces.Discrete(3), True),
+        (spaces.Box(0, 1, (5,), np.int8), spaces.MultiDiscrete([2, 3]), True),
+        (spaces.MultiBinary(4), spaces.Discrete(3), False),
+        (spaces.Box(-1, 1, (3,)), spaces.Discrete(3), False),
+        (spaces.MultiBinary(3), spaces.Box(-1, 1, (3,)), False),
+        (spaces.MultiBinary(3), spaces.Dict(a=spaces.Discrete(3), b=spaces.Discrete(3)), False),
+    ],
+)
+def test_a_starting_spec_masks_the_only_choice_by_the_mask_that_fits_it(mask, action, masked):
+    space = spaces.Dict(action_mask=mask, speed=spaces.Box(-1, 1, (2,)))
+    text = starting_spec(space, action)
+    assert ("  action_mask: {action: action_mask}\n" in text) == masked
+    composer.compose(text, observation_space=space, action_space=action, seed=0)
+
+
+@pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
         (
