@@ -63,6 +63,20 @@ class CriticModule(NetworkModule):
         """What the critic says of what its network gives."""
         return self.reader(outputs, self.value_normalizer)
 
+    def value(self, *arguments: Any, **keywords: Any) -> Any:
+        """The value alone, of shape (...), of an ensemble (..., n); with memory (value, state).
+
+        It is called as the critic is.
+        """
+        result = self(*arguments, **keywords)
+        if self.has_memory:
+            return self.number_of(result[0]), result[1]
+        return self.number_of(result)
+
+    def number_of(self, values: Tensors) -> Tensor:
+        """The value alone among ``values``, what a call gave."""
+        return values["value"].squeeze(-1)
+
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
         """Count ``returns`` (any shape) into the statistics by which values are scaled.
 
@@ -193,14 +207,3 @@ class Critic(SpaceCritic):
     ) -> tuple[Tensors, State]:
         """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
         return self._judge(self.read(observations, shared), state, resets, unroll=True)
-
-    def value(self, observations: Any, *arguments: Any, **keywords: Any) -> Any:
-        """The value alone, of shape (...); with memory (value, state)."""
-        result = self(observations, *arguments, **keywords)
-        if self.has_memory:
-            return self.number_of(result[0]), result[1]
-        return self.number_of(result)
-
-    def number_of(self, values: Tensors) -> Tensor:
-        """The value alone among ``values``."""
-        return values["value"].squeeze(-1)

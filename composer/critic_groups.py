@@ -9,15 +9,14 @@ from typing import Any
 import torch
 
 from composer.action_inputs import ActionInputs
-from composer.actors import Actor, Actors, serve, shortened
-from composer.build import build_network
+from composer.actors import Actor, Actors, serve
+from composer.central_critic import alike, build_central_critic, difference, readable_ports
 from composer.construction import SeededConstruction
 from composer.critic import SpaceCritic
 from composer.critic_parts import (
     critic_network,
     critic_over,
     hide_policy_values,
-    value_demand,
     value_normalizer,
 )
 from composer.demand import Context
@@ -25,7 +24,6 @@ from composer.group_policy import GroupPolicy, SeparatePolicies, stacked_network
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from composer.network import Network
 from composer.roles import Group
-from composer.shared_state import CentralInput, SharedStateCritic
 from composer.state_action import StateActionCritic
 from composer.structured_critic import (
     PREV_VALUE,
@@ -35,9 +33,7 @@ from composer.structured_critic import (
 )
 from composer.structured_state_action import StructuredStateActionCritic
 from composer.tree import listing
-from composer.value_heads import ValueReader
-from perception_blocks.port import Port, format_shape
-from perception_blocks.registry import did_you_mean
+from perception_blocks.port import Port
 
 __all__ = ["build_actor_critic"]
 
@@ -60,7 +56,9 @@ def build_actor_critic(
     builder.refuse_settings()
     if len(context.problems) > before or builder.policy_failed():
         return None
-    return builder.central() if spec.critic.kind == "shared_state" else builder.by_actor()
+    if spec.critic.kind == "shared_state":
+        return build_central_critic(spec.critic, actors, builder.roles, context, dtype)
+    return builder.by_actor()
 
 
 class _Builder:
@@ -113,8 +111,6 @@ class _Builder:
         for key, (paths, message) in found.items():
             for path in paths:
                 self.problems.add((*path, key), message, key=True)
-
-    # --- a value for each actor ---
 
     def by_actor(self) -> Made | None:
         networks = self.critic.networks
@@ -226,156 +222,19 @@ class _Builder:
         """How what two of ``members`` observe and share differs, in words; None where all is equal."""
         first = members[0]
         for actor in members[1:]:
-            ours, theirs = (self._ports(a) | self._actions(a) for a in (first, actor))
+            ours, theirs = (self._read_of(a) for a in (first, actor))
             for key in [*ours, *theirs]:
                 if key not in ours or key not in theirs:
                     owner = first if key in ours else actor
                     return f"of {first.name!r} and {actor.name!r} only {owner.name!r} has {key!r}"
-                if not _alike(ours[key], theirs[key]):
-                    return _difference(key, first.name, ours[key], actor.name, theirs[key])
+                if not alike(ours[key], theirs[key]):
+                    return difference(key, first.name, ours[key], actor.name, theirs[key])
         return None
 
-    def _ports(self, actor: Actor) -> dict[str, Port]:
-        """What the critic may read of an actor, by key."""
+    def _read_of(self, actor: Actor) -> dict[str, Port]:
+        """What the critic may read of an actor; its actions by the names under which a critic of actions has them."""
         role = self.roles[actor.name]
-        return {**role.ports, **role.context.shared}
-
-    def _actions(self, actor: Actor) -> dict[str, Port]:
-        """The actions of an actor, by the names under which a critic of actions has them."""
         if self.critic.kind != "state_action":
-            return {}
-        leaves = self.roles[actor.name].actions.leaves
-        return {f"action/{key}": leaf.port for key, leaf in leaves.items()}
-
-    # --- one value of what all observe ---
-
-    def central(self) -> Made | None:
-        if None not in self.critic.networks:
-            message = (
-                "one network values what all actors observe; write it directly, without 'networks'"
-            )
-            self.problems.add((*self.critic.path, "networks"), message, key=True)
-            return None
-        uncounted = [actor.name for actor in self.actors if actor.is_open]
-        if uncounted:
-            message = (
-                f"a critic of what all actors observe needs to know how many there are; those of {listing(uncounted)} "
-                "are not counted"
-            )
-            self.problems.add(self.critic.path, message, key=True)
-            return None
-        spec = self.critic.networks[None]
-        sources = self._sources()
-        seen = self._visible(spec, sources)
-        if sources is None or seen is None:
-            return None
-        context = replace(self.context, read=set(), hidden={}, shared={})
-        for role in self.roles.values():
-            hide_policy_values(role.network, context)
-        out_of_sight = [name for name in sources if name not in seen]
-        reason = "is not among the 'observations' that this network may see"
-        context.hidden |= dict.fromkeys(out_of_sight, reason)
-        ports = {name: source.port for name, source in seen.items()}
-        built = build_network("critic", spec, ports, value_demand(self.critic), context)
-        if built is None:
-            return None
-        network, construction = built
-        for source in (sources[name] for name in network.in_ports):
-            for actor in source.actors:
-                self.roles[actor].context.read.add(source.key)
-        critic = SharedStateCritic(
-            network, ValueReader(network.module, ["value"]), self.actors, self.observers, sources,
-            dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
-        )  # fmt: skip
-        return critic, [construction]
-
-    def _sources(self) -> dict[str, CentralInput] | None:
-        """The inputs of a central network by name; None where they cannot be put together."""
-        owners: dict[str, list[Actor]] = {}
-        for actor in self.actors:
-            for key in self._ports(actor):
-                owners.setdefault(key, []).append(actor)
-        sources: dict[str, CentralInput] = {}
-        before = len(self.problems)
-        for key, members in owners.items():
-            together = self.critic.stack and len(members) > 1
-            for one in [members] if together else [[actor] for actor in members]:
-                name = key if together else f"{one[0].name}/{key}"
-                source = self._stacked(key, one) if together else self._single(key, one[0])
-                if name in sources:
-                    first = sources[name].actors[0]
-                    message = f"two inputs are called {name!r}: of {first!r} and of {one[0].name!r}; rename one"
-                    self.problems.add(self.critic.path, message, key=True)
-                if source is not None:
-                    sources[name] = source
-        return None if len(self.problems) > before else sources
-
-    def _single(self, key: str, actor: Actor) -> CentralInput:
-        port = self._ports(actor)[key]
-        if port.mask is not None:
-            port = replace(port, mask=f"{actor.name}/{port.mask}")
-        return CentralInput((actor.name,), key, port, is_shared=self._is_shared(key, actor))
-
-    def _stacked(self, key: str, members: Sequence[Actor]) -> CentralInput | None:
-        """The value ``key`` of several actors on a new first axis; None where theirs differ."""
-        named = self.critic.networks[None].observations
-        is_shared = self._is_shared(key, members[0])
-        ports = [self._ports(actor)[key] for actor in members]
-        for actor, port in zip(members, ports):
-            if _alike(ports[0], port):
-                continue
-            if is_shared or named is None or key in named:  # else the network may not see it
-                difference = _difference(key, members[0].name, ports[0], actor.name, port)
-                way_out = "leave 'stack' out, or name other 'observations'"
-                message = f"'stack' needs values of one form, but {difference}; {way_out}"
-                self.problems.add((*self.critic.path, "stack"), message, key=True)
-            return None
-        port = ports[0]
-        cardinality = port.cardinality
-        if isinstance(cardinality, tuple):
-            cardinality = cardinality * len(members)
-        port = replace(
-            port, shape=(len(members), *port.shape), cardinality=cardinality, **_bounds(port)
-        )
-        names = tuple(actor.name for actor in members)
-        return CentralInput(names, key, port, stacked=True, is_shared=is_shared)
-
-    def _is_shared(self, key: str, actor: Actor) -> bool:
-        return key not in self.roles[actor.name].ports
-
-    def _visible(
-        self, spec: NetworkSpec, sources: Mapping[str, CentralInput] | None
-    ) -> dict[str, CentralInput] | None:
-        """The inputs that the network may see, with the masks of these."""
-        if sources is None or spec.observations is None:
-            return None if sources is None else dict(sources)
-        before = len(self.problems)
-        for index, name in enumerate(spec.observations):
-            if name not in sources:
-                near = did_you_mean(name, sources) or f"; there is {shortened(sources)}"
-                path = (*spec.path, "observations", index)
-                self.problems.add(path, f"{name!r} is not an observation{near}")
-        if len(self.problems) > before:
-            return None
-        masks = {sources[name].port.mask for name in spec.observations}
-        wanted = {*spec.observations, *masks}
-        return {n: s for n, s in sources.items() if n in wanted or s.is_shared}
-
-
-def _bounds(port: Port) -> dict[str, Any]:
-    """Bounds of a stack: those that hold for all elements alike."""
-    known = {"low": port.low, "high": port.high}
-    return {
-        name: bound if isinstance(bound, int | float) else None for name, bound in known.items()
-    }
-
-
-def _alike(first: Port, second: Port) -> bool:
-    return replace(first, source=()) == replace(second, source=())
-
-
-def _difference(key: str, first: str, ours: Port, second: str, theirs: Port) -> str:
-    if ours.shape != theirs.shape:
-        shapes = f"{format_shape(ours.shape)} and {format_shape(theirs.shape)}"
-        return f"{key!r} of {first!r} and {second!r} has the shapes {shapes}"
-    return f"{key!r} of {first!r} and {second!r} differs in its kind of numbers, its bounds or its mask"
+            return readable_ports(role)
+        actions = {f"action/{key}": leaf.port for key, leaf in role.actions.leaves.items()}
+        return readable_ports(role) | actions

@@ -174,11 +174,11 @@ class CopiedNetwork(Network):
 
 
 class OwnAttributes(nn.Module):
-    """A module whose children have names that others chose: an attribute that is called as a child does not touch it."""
+    """A module whose children have names that others chose: an attribute called as a child does not touch that."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if value is None or isinstance(value, nn.Module | Tensor):
-            super().__setattr__(name, value)
+            super().__setattr__(name, value)  # type: ignore[arg-type]
         else:
             object.__setattr__(self, name, value)
 

@@ -17,10 +17,12 @@ from composer.network import Network, State, Tensors
 from composer.observer import Observer
 from composer.turns import blamed
 from composer.value_heads import ValueReader
-from perception_blocks.port import Port
+from perception_blocks.port import Port, format_shape
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["CentralInput", "SharedStateCritic"]
+__all__ = ["PRESENT", "CentralInput", "SharedStateCritic"]
+
+PRESENT = "present"  # the input that says who is there
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,25 @@ class CentralInput:
     stacked: bool = False
     is_shared: bool = False
 
+    @property
+    def rank(self) -> int:
+        """How many axes the value of one actor has, beside leading ones."""
+        return len(self.port.shape) - self.stacked
+
     def value(self, parts: list[Tensor]) -> Tensor:
         """The input, of the value of each of its actors."""
         if not self.stacked:
             return parts[0]
-        rank = len(self.port.shape) - 1
-        return torch.stack(padded(parts, rank), dim=parts[0].dim() - rank)
+        return torch.stack(padded(parts, self.rank), dim=parts[0].dim() - self.rank)
+
+    def nothing(self, leading: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros in place of what an actor that is absent would have; sets of varying size have one masked element."""
+        shape = [1 if size is None else size for size in self.port.shape[self.stacked :]]
+        if self.port.dtype == torch.bool:
+            dtype = torch.bool
+        elif self.port.is_integer:
+            dtype = torch.int64
+        return torch.zeros((*leading, *shape), dtype=dtype, device=device)
 
 
 def padded(parts: list[Tensor], rank: int) -> list[Tensor]:
@@ -61,8 +76,10 @@ def padded(parts: list[Tensor], rank: int) -> list[Tensor]:
 class SharedStateCritic(CriticModule):
     """One value of what all actors observe: ``critic({actor: observation})["value"]`` has the shape (..., 1).
 
-    ``sources`` says of each input of the network where it comes from, ``observers`` read the observations of each actor.
-    Everyone whom the network reads must be present.
+    ``sources`` says of each input of the network where it comes from, ``observers`` read what each actor observes.
+    Everyone whom the network reads must be present, unless it reads ``present`` (..., n), which is 1 where an actor is
+    there: then what it reads of the others is zeros. In a batch ``critic(observations, present={actor: (...)})`` tells
+    for each sample whether the actor was there.
     """
 
     def __init__(
@@ -76,7 +93,8 @@ class SharedStateCritic(CriticModule):
         dtype: torch.dtype,
         value_normalizer: NormalizeBlock | None = None,
     ) -> None:
-        self.sources = {name: sources[name] for name in network.in_ports}
+        self.sources = {name: sources[name] for name in network.in_ports if name in sources}
+        self.reads_presence = len(self.sources) < len(network.in_ports)
         shared = [source.key for source in self.sources.values() if source.is_shared]
         super().__init__(
             network, reader, shared=tuple(dict.fromkeys(shared)),
@@ -84,6 +102,10 @@ class SharedStateCritic(CriticModule):
         )  # fmt: skip
         self.actors = actors
         self.observers = dict(observers)
+        self._wanted: dict[str, tuple[list[str], list[str]]] = {}  # of each actor: seen, shared
+        for source in self.sources.values():
+            for actor in source.actors:
+                self._wanted.setdefault(actor, ([], []))[source.is_shared].append(source.key)
 
     def forward(
         self,
@@ -92,9 +114,10 @@ class SharedStateCritic(CriticModule):
         resets: Any = None,
         *,
         shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        present: Mapping[Any, Any] | None = None,
     ) -> Any:
         """``{"value": (..., 1)}``; with memory (values, state)."""
-        values, after = self._judge(self.read(observations, shared), state, resets)
+        values, after = self._judge(self.read(observations, shared, present), state, resets)
         return (values, after) if self.has_memory else values
 
     def unroll(
@@ -104,53 +127,101 @@ class SharedStateCritic(CriticModule):
         resets: Any = None,
         *,
         shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        present: Mapping[Any, Any] | None = None,
     ) -> tuple[Tensors, State]:
         """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
-        return self._judge(self.read(observations, shared), state, resets, unroll=True)
+        return self._judge(self.read(observations, shared, present), state, resets, unroll=True)
 
-    def value(self, observations: Mapping[Any, Any], *arguments: Any, **keywords: Any) -> Any:
-        """The value alone, of shape (...); with memory (value, state)."""
-        result = self(observations, *arguments, **keywords)
-        if self.has_memory:
-            return result[0]["value"].squeeze(-1), result[1]
-        return result["value"].squeeze(-1)
-
-    def read(self, observations: Any, shared: Any = None) -> Tensors:
+    def read(self, observations: Any, shared: Any = None, present: Any = None) -> Tensors:
         """The inputs of the network. Raises ValueError where somebody is missing, or of another batch."""
-        wanted = self._wanted(is_shared=False)
-        seen = {one.name: one.value for one in self.actors.present(observations, "observations")}
-        missing = [name for name in wanted if name not in seen]
-        if missing:
-            raise ValueError(
-                f"this critic values what all actors observe; missing: {shortened(missing)}"
-            )
-        values: dict[str, Tensors] = {}
-        for name, keys in wanted.items():
-            with blamed(name):
-                values[name] = self.observers[name].read(seen[name], keys, self.dtype, self.device)
-        handed = self._shared(shared)
-        parts = {
-            name: [(handed if source.is_shared else values)[a][source.key] for a in source.actors]
-            for name, source in self.sources.items()
+        seen = self._by_name(observations, "observations")
+        handed = self._by_name(shared, "shared values")
+        if shared is None:
+            shared_values(self.shared, None)  # nobody's are there: says so
+        gone = [
+            name
+            for name, (keys, _) in self._wanted.items()
+            if name not in (seen if keys else handed)
+        ]
+        self._refuse_gone(gone, present)
+        values = {
+            name: self._values_of(name, seen.get(name), handed.get(name))
+            for name in self._wanted
+            if name not in gone
         }
-        for name, source in self.sources.items():
-            rank = len(source.port.shape) - source.stacked
-            axes = zip(source.actors, parts[name])
-            refuse_other_axes({a: tuple(part.shape[: part.dim() - rank]) for a, part in axes})
-        return {name: source.value(parts[name]) for name, source in self.sources.items()}
+        leading = self._leading(values)
+        there = [name not in gone and name in (seen | handed) for name in self.actors.names]
+        here = self._presence(there, present, leading)
+        hidden = None if present is None else ~here
+        inputs = {n: self._input(s, values, hidden, leading) for n, s in self.sources.items()}
+        return inputs | ({PRESENT: here.to(self.dtype)} if self.reads_presence else {})
 
-    def _wanted(self, *, is_shared: bool) -> dict[str, list[str]]:
-        """What the network reads of each actor."""
-        wanted: dict[str, list[str]] = {}
+    # --- inside ---
+
+    def _by_name(self, values: Any, what: str) -> dict[str, Any]:
+        if values is None:
+            return {}
+        return {one.name: one.value for one in self.actors.present(values, what)}
+
+    def _values_of(self, name: str, observation: Any, shared: Any) -> Tensors:
+        """What the network reads of one actor."""
+        keys, handed = self._wanted[name]
+        with blamed(name):
+            seen = {}
+            if keys:
+                seen = self.observers[name].read(observation, keys, self.dtype, self.device)
+            return seen | shared_values(handed, shared)
+
+    def _refuse_gone(self, gone: list[str], present: Any) -> None:
+        """Raise ValueError where the network cannot be told of absent actors, or nobody is there."""
+        if present is not None and not self.reads_presence:
+            raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
+        if gone and not self.reads_presence:
+            raise ValueError(
+                f"this critic values what all actors observe; missing: {shortened(gone)}. Where actors may be absent "
+                f"let its network read {PRESENT!r}, which says who is there: of the others it gets zeros"
+            )
+        if not self._wanted.keys() - gone:
+            raise ValueError("nobody is present of whom this critic reads anything")
+
+    def _leading(self, values: Mapping[str, Tensors]) -> tuple[int, ...]:
+        """The leading axes that the values of everyone present share."""
+        axes: dict[str, tuple[int, ...]] = {}
         for source in self.sources.values():
-            for actor in source.actors if source.is_shared == is_shared else ():
-                wanted.setdefault(actor, []).append(source.key)
-        return wanted
+            here = [actor for actor in source.actors if actor in values]
+            parts = {actor: values[actor][source.key] for actor in here}
+            axes |= {a: tuple(part.shape[: part.dim() - source.rank]) for a, part in parts.items()}
+            refuse_other_axes(axes)
+        return next(iter(axes.values()))
 
-    def _shared(self, shared: Any) -> dict[str, Tensors]:
-        """What the policies share of each actor, as far as the network reads it."""
-        wanted = self._wanted(is_shared=True)
-        given = {}
-        if shared is not None:
-            given = {one.name: one.value for one in self.actors.present(shared, "shared values")}
-        return {name: shared_values(keys, given.get(name)) for name, keys in wanted.items()}
+    def _presence(self, there: list[bool], present: Any, leading: tuple[int, ...]) -> Tensor:
+        """(..., n): which actors are present, in their order; of those in ``present`` as that says."""
+        said = self._by_name(present, "present")
+        rows = []
+        for name, is_there in zip(self.actors.names, there):
+            row = torch.as_tensor(said.get(name, is_there), device=self.device) != 0
+            if row.dim() and tuple(row.shape) != leading:
+                got, needed = format_shape(row.shape), format_shape(leading)
+                raise ValueError(f"{PRESENT!r} of {name!r} must have the shape {needed}, got {got}")
+            rows.append((row & is_there).expand(leading))
+        return torch.stack(rows, dim=-1)
+
+    def _input(
+        self,
+        source: CentralInput,
+        values: Mapping[str, Tensors],
+        hidden: Tensor | None,
+        leading: tuple[int, ...],
+    ) -> Tensor:
+        """One input of the network: zeros for actors that are absent, or ``hidden`` (..., n) in some of the samples."""
+        parts = []
+        for actor in source.actors:
+            if actor not in values:
+                parts.append(source.nothing(leading, self.dtype, self.device))
+                continue
+            part = values[actor][source.key]
+            if hidden is not None:
+                own = hidden[..., self.actors.names.index(actor)]
+                part = part.masked_fill(own[(..., *[None] * source.rank)], 0)
+            parts.append(part)
+        return source.value(parts)

@@ -135,7 +135,9 @@ class _Sketcher:
         owners, own, stacked = self._actors(name), key, ""
         observers = [part.observer] if isinstance(part, Policy | SpaceCritic) else []
         if isinstance(part, SharedStateCritic):
-            source = part.sources[key]
+            source = part.sources.get(key)
+            if source is None:
+                return "who is there"
             owners, own = source.actors, source.key
             stacked = f"of {len(owners)} actors" if source.stacked else ""
             observers = [part.observers[actor] for actor in owners]

@@ -87,18 +87,8 @@ class StateActionCritic(Targeted, SpaceCritic):
         """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
         return self._evaluate(observations, action, state, resets, shared, unroll=True)
 
-    def value(self, observations: Any, action: Any = None, *arguments: Any, **keywords: Any) -> Any:
-        """The Q value alone, of shape (...), of an ensemble (..., n); with memory (value, state).
-
-        Without an action that of the best one, for critics with a Q value for each choice.
-        """
-        result = self(observations, action, *arguments, **keywords)
-        if self.has_memory:
-            return self.number_of(result[0]), result[1]
-        return self.number_of(result)
-
     def number_of(self, values: Tensors) -> Tensor:
-        """The Q value alone among ``values``: of the action that was given, else of the best one."""
+        """The Q value alone among ``values``, what a call gave: of its action, or without one of the best choices."""
         if "q_value" in values:
             return values["q_value"].squeeze(-1)
         q_values = {name: values[name + Q_VALUES] for name in self.actions.counts}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from composer.actors import ActorKey, Actors, Present, shortened
 from composer.group_policy import GroupPolicy, refuse_other_axes
-from composer.network import REGISTRIES, State, Tensors, state_axes
+from composer.network import REGISTRIES, OwnAttributes, State, Tensors, state_axes
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
 from perception_blocks.registry import did_you_mean
@@ -50,7 +50,7 @@ class Turn:
         return self.seat.network
 
 
-class ActorModule(nn.Module):
+class ActorModule(OwnAttributes):
     """The networks of groups of actors: one child for each group, or the only group itself, under its own names.
 
     It keeps no state: with memory, calls take and return one flat state, ``{"<actor>/<node>/h": ...}``; what belongs to

@@ -20,82 +20,23 @@ from composer.shared_state import SharedStateCritic
 from composer.source import load_source
 from composer.state_action import StateActionCritic
 from composer.structured_critic import DeltaStateCritic
-
-GOAL, ARM, EYE = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (4,))
-OBSERVATIONS = {
-    "pick": spaces.Dict(view=EYE, goal=GOAL),
-    ("place", 0): spaces.Dict(view=ARM, goal=GOAL),
-    ("place", 1): spaces.Dict(view=ARM, goal=GOAL),
-}
-ACTIONS = {
-    "pick": spaces.Discrete(3),
-    ("place", 0): spaces.Box(-1, 1, (2,)),
-    ("place", 1): spaces.Box(-1, 1, (2,)),
-}
-
-
-def network(*reads, node="own", **more):
-    """A graph of one dense layer over ``reads``."""
-    both = {"block": "concat", "in": list(reads)}
-    return {
-        "graph": {"all": both, node: {"block": "dense", "in": "all", "hidden_units": 8}},
-        **more,
-    }
-
-
-def linear(*reads):
-    """A value that is a plain sum of ``reads``."""
-    both = {"block": "concat", "in": list(reads)}
-    value = {"block": "linear_output", "in": "all", "output_units": 1}
-    return {"graph": {"all": both, "sum": value}}
-
-
-def policy(shares=()):
-    own = network("view", "goal", node="latent", heads={"in": "latent"}, shares=list(shares))
-    return {"networks": {"pick": own, "place": own}}
-
-
-def compose(critic, shares=(), observations=OBSERVATIONS, actions=ACTIONS, **keywords):
-    own = keywords.pop("policy", None) or policy(shares)
-    spec = {"version": 1, "policy": own, "critic": critic, "ignore": keywords.pop("ignore", [])}
-    keywords = {"seed": 0, **keywords}
-    return composer.compose(spec, observation_space=observations, action_space=actions, **keywords)
-
-
-def observe(batch=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(batch, *shape, generator=generator)  # noqa: E731
-    return {
-        "pick": {"view": draw(4), "goal": draw(2)},
-        ("place", 0): {"view": draw(3), "goal": draw(2)},
-        ("place", 1): {"view": draw(3), "goal": draw(2)},
-    }
-
-
-def summed(critic, *values):
-    """What the last layer of a `linear` network makes of ``values``."""
-    layer = critic.get_submodule("sum").linear
-    return torch.cat(values, dim=-1) @ layer.weight.T + layer.bias
-
-
-BY_STEP = {"networks": {"pick": linear("view"), "place": linear("view", "goal")}}
-CHAINED = {
-    "kind": "delta_state",
-    "networks": {"pick": linear("view"), "place": linear("goal", "prev_value")},
-}
-CENTRAL = {
-    "kind": "shared_state",
-    **linear("pick/view", "place/0/view", "place/1/view", "pick/goal"),
-}
-STACKED = {
-    "kind": "shared_state",
-    "stack": True,
-    "observations": ["goal"],
-    "graph": {
-        "flat": {"block": "flatten", "in": "goal"},
-        "sum": {"block": "linear_output", "in": "flat", "output_units": 1},
-    },
-}
+from tests.actor_critics import (
+    ACTIONS,
+    ARM,
+    BY_STEP,
+    CENTRAL,
+    CHAINED,
+    GOAL,
+    OBSERVATIONS,
+    STACKED,
+    Sum,
+    compose,
+    linear,
+    network,
+    observe,
+    policy,
+    summed,
+)
 
 
 def test_every_kind_that_a_spec_can_name_has_a_class():
@@ -260,108 +201,6 @@ def test_values_that_build_on_one_another_share_one_scale():
     torch.testing.assert_close(later["place", 0]["value"], values["place", 0]["value"])
 
 
-# --- one value of what all observe ---
-
-
-def test_the_central_value_is_made_of_everything_under_its_actors_name():
-    critic = compose(CENTRAL).critic
-    seen = observe()
-    views = [seen[key]["view"] for key in OBSERVATIONS]
-    expected = summed(critic, *views, seen["pick"]["goal"])
-    torch.testing.assert_close(critic(seen)["value"], expected)
-    torch.testing.assert_close(critic.value(seen), expected.squeeze(-1))
-
-
-def test_stacked_observations_have_the_actors_first():
-    critic = compose(STACKED).critic
-    assert critic.network.in_ports["goal"].shape == (3, 2)
-    seen = observe()
-    stacked = torch.stack([seen[key]["goal"] for key in OBSERVATIONS], dim=1)
-    torch.testing.assert_close(critic(seen)["value"], summed(critic, stacked.flatten(1)))
-    one = {key: {name: value[0] for name, value in own.items()} for key, own in seen.items()}
-    torch.testing.assert_close(critic.value(one), critic.value(seen)[0])
-    shuffled = dict(reversed(seen.items()))
-    torch.testing.assert_close(critic.value(shuffled), critic.value(seen))
-
-
-def test_stacked_values_of_policies_have_the_actors_first():
-    graph = {
-        "each_actor": {"block": "dense", "in": "latent", "each": 1, "hidden_units": 4},
-        "flat": {"block": "flatten", "in": "each_actor"},
-        "sum": {"block": "linear_output", "in": "flat", "output_units": 1},
-    }
-    spec = {"kind": "shared_state", "stack": True, "observations": [], "graph": graph}
-    model = compose(spec, shares=["latent"])
-    logits, values = model(observe())
-    stacked = torch.stack([logits[key]["latent"] for key in OBSERVATIONS], dim=1)
-    each = model.critic.get_submodule("each_actor")(stacked).flatten(1)
-    torch.testing.assert_close(values["value"], summed(model.critic, each))
-    values["value"].sum().backward()
-    assert all(
-        model.policy[key].get_submodule("latent").linears[0].weight.grad.any()
-        for key in OBSERVATIONS
-    )
-
-
-def test_choices_of_several_actors_are_stacked_as_integers():
-    kinds = spaces.MultiDiscrete([2, 3])
-    observations = {"a": kinds, "b": kinds}
-    actions = {"a": spaces.Discrete(2), "b": spaces.Discrete(2)}
-    graph = {"codes": {"block": "one_hot", "in": "observation"}}
-    spec = {
-        "version": 1,
-        "policy": {"graph": graph, "heads": {"in": "codes"}},
-        "critic": {"kind": "shared_state", "stack": True, "graph": {**graph, "sum": {"block": "linear_output", "in": "codes", "output_units": 1}}},
-    }  # fmt: skip
-    critic = composer.compose(
-        spec, observation_space=observations, action_space=actions, seed=0
-    ).critic
-    codes = torch.tensor([1.0, 0, 0, 0, 1, 0, 1, 1, 0, 0])
-    torch.testing.assert_close(critic({"a": [0, 2], "b": [1, 0]})["value"], summed(critic, codes))
-
-
-def test_sets_of_several_actors_are_padded_to_the_longest_and_padding_changes_nothing():
-    seen = spaces.Sequence(ARM, stack=True)
-    graph = {
-        "each_actor": {"block": "deep_set", "in": "observation", "each": 1, "hidden_units": 4},
-        "flat": {"block": "flatten", "in": "each_actor"},
-        "sum": {"block": "linear_output", "in": "flat", "output_units": 1},
-    }
-    spec = {
-        "version": 1,
-        "policy": {"template": {}},
-        "critic": {"kind": "shared_state", "stack": True, "graph": graph},
-    }
-    actions = {"a": spaces.Discrete(2), "b": spaces.Discrete(2)}
-    critic = composer.compose(
-        spec, observation_space={"a": seen, "b": seen}, action_space=actions, seed=0
-    ).critic
-    near, far = torch.randn(2, 3), torch.randn(4, 3)
-    pool = critic.get_submodule("each_actor")
-    pools = [pool(x, torch.ones(len(x), dtype=torch.bool)) for x in (near, far)]
-    value = critic({"a": near.numpy(), "b": far.numpy()})["value"]
-    torch.testing.assert_close(value, summed(critic, *pools))
-
-
-def test_a_central_critic_needs_everyone_it_reads():
-    critic = compose(CENTRAL).critic
-    seen = observe()
-    del seen["place", 1]
-    message = "this critic values what all actors observe; missing: 'place/1'"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        critic(seen)
-    only_pick = compose({"kind": "shared_state", **linear("pick/view")}).critic
-    assert only_pick.value(seen).shape == (5,)
-
-
-def test_actors_of_other_batches_are_refused():
-    seen = {**observe(), "pick": observe(batch=4)["pick"]}
-    with pytest.raises(ValueError, match=r"differ in their leading \(batch\) axes"):
-        compose(CENTRAL).critic(seen)
-    with pytest.raises(ValueError, match=r"differ in their leading \(batch\) axes"):
-        compose(STACKED).critic(seen)
-
-
 # --- of any kind ---
 
 KINDS = pytest.mark.parametrize("critic", [BY_STEP, CHAINED, CENTRAL, STACKED])
@@ -438,17 +277,22 @@ def test_memory_of_a_critic_steps_as_it_unrolls(critic):
         net(states[0])
 
 
-class Sum(nn.Module):
-    """A user's critic: a weighted sum of all that it is told of."""
-
-    def __init__(self, obs_shapes):
-        super().__init__()
-        self.shapes = dict(obs_shapes)
-        self.sum = nn.Linear(sum(torch.Size(shape).numel() for shape in obs_shapes.values()), 1)
-
-    def forward(self, inputs):
-        flat = [inputs[name].flatten(1) for name in self.shapes]
-        return {"value": self.sum(torch.cat(flat, dim=-1))}
+@pytest.mark.parametrize("name", ["shared", "reader", "observers", "sources", "groups", "actors"])
+def test_nodes_and_steps_may_be_called_as_attributes_of_a_critic_are(name):
+    graph = {name: {"block": "linear_output", "in": "observation", "output_units": 1}}
+    critics = [{"graph": graph}, {"kind": "shared_state", "graph": {name: {**graph[name], "in": f"{name}/observation"}}}]  # fmt: skip
+    for critic in [*critics, {"networks": {name: {"graph": graph}, "other": {"graph": graph}}}]:
+        model = compose(
+            critic,
+            observations={name: ARM, "other": ARM},
+            actions={name: spaces.Discrete(2), "other": spaces.Discrete(2)},
+            policy={"template": {}},
+        )
+        seen = {name: torch.randn(5, 3), "other": torch.randn(5, 3)}
+        layer = next(m for m in model.critic.modules() if isinstance(m, nn.Linear))
+        values = model.critic.value(seen)
+        value = values[name] if isinstance(values, dict) else values
+        torch.testing.assert_close(value, layer(seen[name]).squeeze(-1))
 
 
 @pytest.mark.parametrize(

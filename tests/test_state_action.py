@@ -457,6 +457,29 @@ def test_what_a_class_returns_is_checked():
         compose({"kind": "state_action", "_target_": WrongNet})
 
 
+@pytest.mark.parametrize("name", ["shared", "reader", "actions", "copies", "observer", "masks"])
+def test_nodes_and_children_of_a_class_may_be_called_as_attributes_of_ours_are(name):
+    policy = {"graph": {name: POLICY["graph"]["latent"]}, "heads": {"in": name}}
+    graph = {name: OF_ACTION["graph"]["both"]}
+    model = compose({"kind": "state_action", "graph": graph}, policy=policy)
+    assert model.critic.value(batch(), torques()).shape == (5,)
+    assert model.policy.act(batch()).shape == (5, 2)
+
+    class Named(QNet):
+        def __init__(self, obs_shapes):
+            super().__init__(obs_shapes)
+            self.add_module(name, self.out)
+            del self.out
+
+        def forward(self, inputs):
+            both = torch.cat([inputs[key] for key in self.names], dim=-1)
+            return {"q_value": self._modules[name](self.body(both))}
+
+    critic = compose({"kind": "state_action", "_target_": Named}).critic
+    assert critic.value(batch(), torques()).shape == (5,)
+    assert f"{name}.weight" in critic.state_dict()
+
+
 # --- what cannot be ---
 
 
