@@ -114,10 +114,11 @@ def test_agents_that_die_leave_and_the_others_play_on():
     model = composer.compose(BY_TYPE, env=env, seed=0)
     observations, _ = env.reset(seed=1)
     state, present = model.policy.initial_state(), set()
+    generator = torch.Generator().manual_seed(1)  # with which somebody dies
     while env.agents:
         before = dict(state)
         here = {agent: observations[agent] for agent in env.agents}  # not of who has just died
-        actions, state = model.policy.act(here, state)
+        actions, state = model.policy.act(here, state, generator=generator)
         assert list(actions) == env.agents
         assert all(env.action_space(agent).contains(a) for agent, a in actions.items())
         present.add(tuple(env.agents))
@@ -145,9 +146,11 @@ def test_an_aec_environment_is_played_by_last():
     assert seen == set(env.possible_agents)
 
 
-def test_legal_moves_in_dict_observations_mask_actions():
+@pytest.mark.parametrize("first", [False, True])
+def test_legal_moves_in_dict_observations_mask_actions(first):
     env = pettingzoo.make("aec", "classic/tictactoe_v3")
-    model = composer.compose(BOARD, env=env, seed=0)
+    spec = starting_actor_spec(*environment_spaces(env)) if first else BOARD
+    model = composer.compose(spec, env=env, seed=0)
     for seed in range(10):
         env.reset(seed=seed)
         for agent in env.agent_iter():
