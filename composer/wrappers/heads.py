@@ -15,7 +15,7 @@ from composer.space_kinds import as_tensor
 from composer.wrappers.interface import IModelWrapper, read_output, wrapper_label
 from perception_blocks.port import format_shape
 
-__all__ = ["Choices", "check_eps", "check_positive", "choices_of", "coins", "explored"]
+__all__ = ["Choices", "check_eps", "check_positive", "choices_of", "explored"]
 __all__ += ["like_logit", "normal_of", "noise_like", "read_choices", "sample_of", "several"]
 
 
@@ -157,9 +157,22 @@ def check_eps(eps: Any, wrapper: IModelWrapper) -> float | Tensor:
     return rates if rates.dim() else float(rates)
 
 
-def coins(
-    eps: float | Tensor,
+def explored(
     heads: list[Choices],
+    actions: list[Tensor],
+    eps: float | Tensor,
+    wrapper: IModelWrapper,
+    generator: torch.Generator | None,
+) -> list[Tensor]:
+    """``actions``, or with probability ``eps`` any legal ones."""
+    coins = _coins(heads, eps, wrapper, generator)
+    drawn = [head.uniform(generator) for head in heads]
+    return [torch.where(*triple) for triple in zip(coins, drawn, actions, strict=True)]
+
+
+def _coins(
+    heads: list[Choices],
+    eps: float | Tensor,
     wrapper: IModelWrapper,
     generator: torch.Generator | None,
 ) -> list[Tensor]:
@@ -173,17 +186,6 @@ def coins(
         raise ValueError(f"{wrapper_label(wrapper)}: 'eps' has {len(eps)} rows, the logits {got}")
     coin = torch.rand(len(eps), generator=generator, device=device) < eps.to(device)
     return [coin.reshape(-1, *[1] * (head.logit.dim() - 2)) for head in heads]
-
-
-def explored(
-    heads: list[Choices],
-    explore: list[Tensor],
-    actions: list[Tensor],
-    generator: torch.Generator | None,
-) -> list[Tensor]:
-    """``actions``, or any legal ones where to explore."""
-    drawn = [head.uniform(generator) for head in heads]
-    return [torch.where(*triple) for triple in zip(explore, drawn, actions, strict=True)]
 
 
 def _described(value: Any) -> str:

@@ -17,7 +17,6 @@ from composer.wrappers.heads import (
     Choices,
     check_eps,
     check_positive,
-    coins,
     explored,
     like_logit,
     normal_of,
@@ -59,9 +58,8 @@ class HybridEpsGreedySampleWrapper(IModelWrapper):
         output = self._run(*args, **kwargs)
         with undone(self):
             parts = _parts(output, self)
-            explore = coins(rate, parts.types, self, generator)
             greedy = [head.greedy() for head in parts.types]
-            types = explored(parts.types, explore, greedy, generator)
+            types = explored(parts.types, greedy, rate, self, generator)
             return parts.chosen(types, parts.given(self))
 
 
@@ -84,9 +82,8 @@ class HybridEpsGreedyMultinomialSampleWrapper(IModelWrapper):
         output = self._run(*args, **kwargs)
         with undone(self):
             parts = _parts(output, self)
-            explore = coins(rate, parts.types, self, generator)
             drawn = [head.sample(alpha, generator) for head in parts.types]
-            types = explored(parts.types, explore, drawn, generator)
+            types = explored(parts.types, drawn, rate, self, generator)
             return parts.chosen(types, parts.given(self))
 
 

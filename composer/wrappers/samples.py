@@ -14,7 +14,6 @@ from composer.wrappers.heads import (
     check_eps,
     check_positive,
     choices_of,
-    coins,
     explored,
     like_logit,
     normal_of,
@@ -74,9 +73,8 @@ class EpsGreedySampleWrapper(IModelWrapper):
         output = self._run(*args, **kwargs)
         with undone(self):
             heads = choices_of(output, self)
-            explore = coins(rate, heads, self, generator)
             greedy = [head.greedy() for head in heads]
-            return _with(output, explored(heads, explore, greedy, generator))
+            return _with(output, explored(heads, greedy, rate, self, generator))
 
 
 class EpsGreedyMultinomialSampleWrapper(IModelWrapper):
@@ -98,9 +96,8 @@ class EpsGreedyMultinomialSampleWrapper(IModelWrapper):
         output = self._run(*args, **kwargs)
         with undone(self):
             heads = choices_of(output, self)
-            explore = coins(rate, heads, self, generator)
             drawn = [head.sample(alpha, generator) for head in heads]
-            return _with(output, explored(heads, explore, drawn, generator))
+            return _with(output, explored(heads, drawn, rate, self, generator))
 
 
 class DeterministicSampleWrapper(IModelWrapper):
