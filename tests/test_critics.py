@@ -17,7 +17,6 @@ from composer import SpecError
 from composer.critic import CRITICS
 from composer.model_spec import CRITIC_KINDS
 from composer.shared_state import SharedStateCritic
-from composer.source import load_source
 from composer.state_action import StateActionCritic
 from composer.structured_critic import DeltaStateCritic
 from tests.actor_critics import (
@@ -374,21 +373,17 @@ def test_a_central_critic_counts_its_actors():
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def test_all_knights_and_archers_have_one_value_together():
-    spec = load_source(CONFIGS / "knights_archers.yaml").data
-    graph = {
-        "things": {"block": "deep_set", "in": "observation", "each": 1, "hidden_units": 16},
-        "flat": {"block": "flatten", "in": "things"},
-        "latent": {"block": "dense", "in": "flat", "hidden_units": 32},
-    }
-    critic = {"kind": "shared_state", "stack": True, "graph": graph}
-    model = composer.compose({**spec, "critic": critic}, seed=0)
+def test_all_knights_and_archers_have_one_value_together_dead_or_alive():
+    model = composer.compose(CONFIGS / "knights_archers.yaml", seed=0)
     assert model.critic.network.in_ports["observation"].shape[0] == 4
     env = pettingzoo.make("parallel", "butterfly/knights_archers_zombies_v11", max_cycles=10)
     observations, _ = env.reset(seed=0)
     state = model.policy.initial_state()
     for _ in range(5):
-        assert model.critic.value(observations).shape == ()
+        value = model.critic.value(observations)
+        without = {key: own for key, own in observations.items() if key != "knight_0"}
+        assert value.shape == ()
+        assert model.critic.value(without) != value
         actions, state = model.policy.act(observations, state)
         observations, *_ = env.step(actions)
     env.close()
@@ -396,10 +391,7 @@ def test_all_knights_and_archers_have_one_value_together():
 
 def test_placing_builds_on_the_value_of_picking(monkeypatch):
     monkeypatch.syspath_prepend(CONFIGS)
-    spec = load_source(CONFIGS / "pick_place.yaml").data
-    networks = {"pick": {"template": {}}, "place": {"template": {}}}
-    critic = {"kind": "delta_state", "networks": networks}
-    model = composer.compose({**spec, "critic": critic}, allow=["pick_place_env"], seed=0)
+    model = composer.compose(CONFIGS / "pick_place.yaml", allow=["pick_place_env"], seed=0)
     env = gymnasium.make("pick_place_env:PickPlace-v0").unwrapped
     observation, _ = env.reset(seed=0)
     picked, placed = None, 0

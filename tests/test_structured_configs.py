@@ -55,13 +55,22 @@ def test_episodes_are_played_to_their_ends_and_not_everyone_is_always_there(name
     assert len(present) > 1
 
 
+def flat(values):
+    """All values as one tensor."""
+    return torch.cat([leaf.flatten() for leaf in torch.utils._pytree.tree_leaves(values)])
+
+
 @every_config
 def test_one_step_of_training_reaches_every_parameter(name):
     model = compose(name)
     before = copy.deepcopy(dict(model.named_parameters()))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    loss, state = torch.zeros(()), model.policy.initial_state()
+    loss, state, picked = torch.zeros(()), model.policy.initial_state(), None
     for observations, actions in list(episode(model, name))[:8]:
+        told = {"prev_value": picked} if "place" in observations else {}
+        values = model.critic(observations, **told)
+        picked = values["pick"]["value"] if "pick" in values else None
+        loss = loss + flat(values).square().sum()
         result = model.policy.distribution(observations, state)
         distributions, state = result if model.policy.has_memory else (result, state)
         taken = model.policy.from_environment(actions)
