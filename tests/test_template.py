@@ -303,7 +303,9 @@ def test_a_template_reads_what_its_network_may_see():
 
 # --- mistakes ---
 
-KEYS = "'image', 'vector', 'discrete', 'set', 'text', 'graph', 'by_name', 'kinds', 'trunk', 'memory'"
+KEYS = (
+    "'image', 'vector', 'discrete', 'set', 'text', 'graph', 'by_name', 'kinds', 'trunk', 'memory'"
+)
 
 
 @pytest.mark.parametrize(
