@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.checkpoint import CheckpointError, plain_spec, replace_with
-from composer.export_files import FORMATS, METADATA, FileFormat, MissingExtraError, trace
+from composer.export_files import FORMATS, METADATA, FileFormat, trace
 from composer.export_network import ExportedNetwork, ExportPart, Value
 from composer.export_parity import (
     BATCHES,
@@ -29,6 +29,7 @@ from composer.source import dump_yaml
 from composer.space_json import space_to_json
 from perception_blocks.block import PerceptionBlock, block_name
 from perception_blocks.ensemble import EnsembleBlock
+from perception_blocks.registry import MissingExtraError
 
 __all__ = ["METADATA", "ExportError", "ExportReport", "export_model"]
 

@@ -15,16 +15,13 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from composer.export_network import ExportedNetwork
+from perception_blocks.registry import MissingExtraError
 
-__all__ = ["FORMATS", "METADATA", "FileFormat", "MissingExtraError", "trace"]
+__all__ = ["FORMATS", "METADATA", "FileFormat", "trace"]
 
 METADATA = "perception_composer"  # the name under which a file says what it is
 Runner = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 EXAMPLE_BATCH = 3  # sizes 0 and 1 would be taken for constants
-
-
-class MissingExtraError(ImportError):
-    """A library that one kind of file needs is not installed."""
 
 
 class FileFormat(NamedTuple):

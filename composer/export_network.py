@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from composer.network import NetworkModule, State, Tensors
+from composer.network import NetworkModule, State, Tensors, share_of
 from composer.policy import Policy
 from composer.space_kinds import to_space_value
 from composer.space_samples import space_dtype
@@ -252,9 +252,7 @@ class ExportedNetwork(nn.Module):
         return f"{part}/{key}" if self._prefixed else key
 
     def _own(self, state: State, part: str) -> State:
-        if not self._prefixed:
-            return state
-        return {k.removeprefix(f"{part}/"): v for k, v in state.items() if k.startswith(f"{part}/")}
+        return share_of(part, state) if self._prefixed else state
 
     def _of_kind(self, kind: Kind, tensors: Mapping[str, Tensor]) -> Tensors:
         return {v.key: tensors[name] for name, v in self.inputs.items() if v.kind == kind}

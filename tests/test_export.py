@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
@@ -73,7 +74,6 @@ class OnnxFile:
     """A file in ONNX Runtime, by name."""
 
     def __init__(self, path):
-        onnxruntime = pytest.importorskip("onnxruntime")
         self.session = onnxruntime.InferenceSession(str(path))
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
