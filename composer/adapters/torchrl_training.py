@@ -118,8 +118,8 @@ def _environment(task: Task, model: Model) -> EnvBase:
     env = SerialEnv(task.envs, create_env_fn=[make] * task.envs)
     env.set_seed(task.seed)
     total = RewardSum(in_keys=["reward"], out_keys=[TOTAL])
-    transforms: Any = Compose(total, StepCounter(), primers(model))
-    return TransformedEnv(env, transforms)
+    transforms = [total, StepCounter(), primers(model)]
+    return TransformedEnv(env, Compose(*transforms))
 
 
 def _whole(frames: int, envs: int) -> int:

@@ -60,7 +60,7 @@ class RunFolder:
         try:
             record = json.loads((path / "run.json").read_text(encoding="utf-8"))
             if record.pop("format") != FORMAT or record.pop("version") != VERSION:
-                raise ValueError("of another version")
+                raise ValueError("it is of another version")
             return cls(path, Task(**record))
         except FileNotFoundError:
             raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json") from None
@@ -69,6 +69,11 @@ class RunFolder:
 
     def write_task(self) -> None:
         self._write_json("run.json", {"format": FORMAT, "version": VERSION, **asdict(self.task)})
+
+    def begin_again(self) -> None:
+        """Prepare for more steps, maybe more than were asked for at first."""
+        self.write_task()
+        (self.path / "evaluation.json").unlink(missing_ok=True)
 
     def save(self, trainer: Trainer, curve: LearningCurve, steps: int) -> None:
         """All there is after ``steps`` steps, each file at once."""

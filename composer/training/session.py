@@ -112,7 +112,7 @@ def resume(
             raise TrainingError(
                 f"what is in {str(path)!r} does not fit the run: {error}"
             ) from error
-        folder.write_task()
+        folder.begin_again()
         curve = LearningCurve(max(1, task.steps // ROWS), saved["curve"])
         return _run(folder, trainer, curve, saved["steps"])
     finally:
@@ -220,7 +220,8 @@ def _is_count(value: Any, least: int = 1) -> bool:
 
 
 def _option(field: str) -> str:
-    return "--" + field.replace("_", "-")
+    named = {"settings": "set-algorithm", "environment": "env"}
+    return "--" + named.get(field, field).replace("_", "-")
 
 
 def _begin_with(model: Model, weights: str | Path) -> None:
@@ -244,7 +245,7 @@ def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
     if is_by_actor(model.observation_space):
         actors = ", ".join(repr(actor) for actor in model.observation_space)
         raise TrainingError(
-            f"composer train trains one policy of one agent, but this spec is of several steps or agents: {actors}"
+            f"one policy of one agent is trained here, but the spec is of several steps or agents: {actors}"
         )
     try:
         return trainer_class(task, model)

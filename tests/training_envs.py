@@ -1,0 +1,68 @@
+"""Environments for the tests of training: what may not be done raises, and one sends its process a signal."""
+
+import signal
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from recall_env import RecallEnv
+
+
+class StrictRecall(RecallEnv):
+    """Recall where an illegal action is an error; with ``told`` the sign is seen in every step, so nobody need remember."""
+
+    def __init__(self, told=False):
+        self._told = told
+
+    def step(self, action):
+        if not self.action_masks()[action]:
+            raise AssertionError(f"the action {action} is not legal")
+        return super().step(action)
+
+    def action_masks(self):
+        return self._observe()["legal"].astype(bool)
+
+    def _observe(self, sign=0):
+        return super()._observe(1 + self._treasure if self._told else sign)
+
+
+class Sort(gymnasium.Env):
+    """Say which of three numbers is the largest: ten times, for 1 each. The numbers are two observations."""
+
+    observation_space = spaces.Dict(
+        pair=spaces.Box(-1, 1, (2,), np.float32), third=spaces.Box(-1, 1, (1,), np.float32)
+    )
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._draw(), {}
+
+    def step(self, action):
+        reward = float(action == self._numbers.argmax())
+        return self._draw(), reward, False, False, {}
+
+    def _draw(self):
+        self._numbers = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return {"pair": self._numbers[:2], "third": self._numbers[2:]}
+
+
+class Interrupting(Sort):
+    """Sends a signal to its own process at its 300th step, the first time that it gets there."""
+
+    steps = 0
+    number = signal.SIGINT
+
+    def step(self, action):
+        Interrupting.steps += 1
+        if Interrupting.steps == 300:
+            signal.raise_signal(self.number)
+        return super().step(action)
+
+
+gymnasium.register("StrictRecall-v0", "training_envs:StrictRecall", max_episode_steps=12)
+gymnasium.register("Sort-v0", "training_envs:Sort", max_episode_steps=10)
+gymnasium.register("Interrupting-v0", "training_envs:Interrupting", max_episode_steps=10)
+gymnasium.register(
+    "ToldRecall-v0", "training_envs:StrictRecall", max_episode_steps=12, kwargs={"told": True}
+)
