@@ -21,6 +21,7 @@ from composer.network import (
     State,
     Tensors,
 )
+from perception_blocks.block import is_traced
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
@@ -102,6 +103,8 @@ class SeparatePolicies(nn.Module):
         view = self.ensemble.view_of(index)
         network = view.network if isinstance(view, NetworkCopy) else GraphNetwork(view)
         network.has_weights = policy.network.has_weights
+        ensemble, start = self.ensemble, self.ensemble.addresses()
+        network.is_outdated = lambda: not is_traced() and ensemble.addresses() != start
         return policy.with_network(network)
 
     def evaluate(

@@ -36,8 +36,7 @@ class LoweredModel:
     @property
     def policy(self) -> Any:
         """The policy lowered, with ``act``; one of several actors as it is."""
-        policy = self.model.policy
-        return policy.lower() if hasattr(policy, "lower") else policy
+        return self.model.policy.lower()
 
     def __repr__(self) -> str:
         return f"LoweredModel({type(self.model.policy).__name__})"

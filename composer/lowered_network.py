@@ -19,12 +19,16 @@ M = TypeVar("M", bound=NetworkModule)
 class LoweredGraph(Network):
     """A graph of blocks, lowered."""
 
-    def __init__(self, block: InferenceBlock) -> None:
+    def __init__(self, network: GraphNetwork, block: InferenceBlock) -> None:
+        self.original = network
         self.module = block
         self.in_ports = block.in_ports
         self.out_ports = block.out_ports
         self.state_shapes = block.state_shapes
         self.lowered = block.lower()
+
+    def require_weights(self) -> None:
+        self.original.require_weights()
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         return self.lowered(inputs)
@@ -37,11 +41,12 @@ class LoweredGraph(Network):
 
 def twin_of(module: M) -> M | None:
     """``module`` over the same weights, children and hooks, its network lowered; None where that is no graph."""
-    block = module.network.module
-    if type(module.network) is not GraphNetwork or type(block) is not InferenceBlock:
+    network = module.network
+    block = network.module
+    if type(network) is not GraphNetwork or type(block) is not InferenceBlock:
         return None
     twin = copy.copy(module)
-    object.__setattr__(twin, "network", LoweredGraph(block))
+    object.__setattr__(twin, "network", LoweredGraph(network, block))
     return twin
 
 

@@ -69,6 +69,7 @@ class LoweredPolicy:
             if self._has_memory or state:
                 outputs, after = policy.evaluate(inputs, state, resets, "policy")
             else:
+                policy.network.require_weights()
                 outputs, after = policy.network.run(inputs), None
             plain = single and mask is None and not self._masked and temperature == 1.0
             if plain and self._drawers and not self._changed():

@@ -38,6 +38,8 @@ class Network:
     state_shapes: dict[str, Shape]
     owns_weights = True  # whether ``module`` holds them
     has_weights = True  # else it is on the meta device so far
+    # Of one over another module's weights: whether they are elsewhere by now.
+    is_outdated: Callable[[], bool] | None = None
 
     @property
     def form(self) -> nn.Module:
@@ -47,6 +49,21 @@ class Network:
     def weights_exist(self) -> None:
         """Called once they do."""
         self.has_weights = True
+
+    def require_weights(self) -> None:
+        """Raise ValueError where there are no weights so far, or not those of the model any more."""
+        if not self.has_weights:
+            raise ValueError(
+                "this model has no weights so far; call model.materialize(device) first"
+            )
+        if self.is_outdated is not None and self.is_outdated():
+            raise ValueError(
+                "the model has been moved, or has new parameters, since this policy was taken from it; "
+                "ask for it again: model.policy[...]"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "is_outdated": None}  # a copy has weights of its own
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Outputs; memory starts from zero."""
@@ -265,11 +282,7 @@ class NetworkModule(OwnAttributes):
         return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
 
     def require_weights(self) -> None:
-        """Raise ValueError where there are no weights so far."""
-        if not self.network.has_weights:
-            raise ValueError(
-                "this model has no weights so far; call model.materialize(device) first"
-            )
+        self.network.require_weights()
 
     def leading(self, inputs: Tensors) -> tuple[int, ...]:
         """The axes before those of the inputs' own shapes. Raises ValueError unless all share them."""

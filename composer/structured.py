@@ -146,6 +146,10 @@ class StructuredPolicy(ActorModule):
             actions = {turn.present.key: turn.action for turn in turns}
         return (actions, self._after(state, turns)) if self.has_memory else actions
 
+    def lower(self) -> StructuredPolicy:
+        """Itself: networks of one form are one call already. That of one actor alone is ``policy[key].lower()``."""
+        return self
+
     def from_environment(self, actions: Mapping[Any, Any]) -> dict[Any, Any]:
         """Actions of an environment by actor as the distributions have them, as `Policy.from_environment` does."""
         present = self.actors.present(actions, "actions")

@@ -127,6 +127,10 @@ class EnsembleBlock(nn.Module):
         with torch.enable_grad():
             return self._filled(lambda tensor: tensor[index])
 
+    def addresses(self) -> list[int]:
+        """Where the stacks lie in memory; elsewhere once they were moved or replaced, which leaves views behind."""
+        return [self._tensor(key).data_ptr() for key in self._keys.values()]
+
     def _filled(self, value_of: Callable[[Tensor], Tensor]) -> Any:
         """A network of the form of the copies, with ``value_of`` each stack in place of its tensors."""
         network = copy.deepcopy(self._networks.alone)

@@ -10,23 +10,25 @@ The text contains only identifiers that are numbered here; names from a spec sta
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from perception_blocks.block import is_built_in
 from perception_blocks.direct import is_plain
 
-__all__ = ["Code", "Guard", "children", "fresh", "rule"]
+__all__ = ["Code", "Guard", "children", "fresh", "is_ordinary", "rule"]
 
 Rule = Callable[..., "str | None"]
 
 _RULES: dict[type[nn.Module], Rule] = {}
 # Classes whose output is a new tensor that no gradient needs: what follows may be computed in place.
 _FRESH: set[type[nn.Module]] = set()
+
+# Classes of parameters whose operations are torch's own; sharded and quantised ones say themselves what happens.
+_ORDINARY = frozenset({nn.Parameter, Tensor, type(None)})
 
 GLOBAL_HOOKS = (
     torch_module._global_forward_pre_hooks,
@@ -59,11 +61,19 @@ def children(module: nn.Module) -> list[nn.Module]:
 
 def fresh(module: nn.Module) -> bool:
     """Whether what ``module`` returns may be overwritten."""
-    return type(module) in _FRESH and is_plain(module, type(module))
+    return type(module) in _FRESH and is_ordinary(module, type(module))
+
+
+def is_ordinary(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling ``module`` does nothing but run the forward of ``cls``, over parameters of torch's own class."""
+    parameters = module._parameters.values()
+    return is_plain(module, cls) and _ORDINARY.issuperset(map(type, parameters))
 
 
 class Guard:
-    """What code takes for granted: modules without hooks whose class, attributes and children are those it met."""
+    """What code takes for granted: modules without hooks, parameters of torch's own class, and everywhere the class,
+    attributes and children that it met.
+    """
 
     def __init__(self) -> None:
         self._plain: dict[nn.Module, None] = {}
@@ -88,19 +98,22 @@ class Guard:
         hooks = [hooks for module in self._plain for hooks in _hooks(module)]
         # A forward or a compiled call put on an instance is an attribute more.
         attributes = [vars(module) for module in self._plain]
-        modules, families = [*self._plain], [module._modules for module in self._parents]
-        found = [*map(len, attributes), *map(type, modules)]
-        found += [child for family in families for child in family.values()]
+        modules, families = [*self._plain], [module._modules.values() for module in self._parents]
+        tensors = [module._parameters.values() for module in modules if module._parameters]
+        found = [*map(len, attributes), *map(type, modules), *itertools.chain(*families)]
+        every = code.constant(itertools.chain.from_iterable)
         seen = ", ".join(
             [
                 f"*map(len, {code.constant(attributes)})",
                 f"*map(type, {code.constant(modules)})",
-                f"*{code.constant(itertools.chain.from_iterable)}"
-                f"(map({code.constant(operator.methodcaller('values'))}, {code.constant(families)}))",
+                f"*{every}({code.constant(families)})",
             ]
         )
         hooked = code.constant((*hooks, *GLOBAL_HOOKS))
         changed = f"any({hooked}) or [{seen}] != {code.constant(found)}"
+        if tensors:
+            classes = f"map(type, {every}({code.constant(tensors)}))"
+            changed += f" or not {code.constant(_ORDINARY.issuperset)}({classes})"
         if not self._hooked:
             return changed
         still = code.constant([tuple(_hooks(module)) for module in self._hooked])
@@ -194,7 +207,7 @@ class Code:
         )
         if not known or cls.__call__ is not nn.Module.__call__:
             return False
-        if not is_plain(module, cls):
+        if not is_ordinary(module, cls):
             self.guard.watch_hooks(module)
             return False
         self.guard.watch(module)

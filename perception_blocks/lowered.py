@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from perception_blocks.block import MemoryBlock
-from perception_blocks.direct import is_plain
-from perception_blocks.lower_code import GLOBAL_HOOKS, Code
+from perception_blocks.lower_code import GLOBAL_HOOKS, Code, is_ordinary
 from perception_blocks.lower_memory import memory_call, step_of
 from perception_blocks.lower_rules import ANY_LEADING_AXES
 from perception_blocks.lowering import Step, one_batch_axis
@@ -278,7 +277,7 @@ class LoweredNetwork:
         """Write the code for the network as it is now; one with hooks of its own is called as it is."""
         self._sources: list[str] = []
         self._called: dict[nn.Module, None] = {}
-        self._is_code = not any(GLOBAL_HOOKS) and is_plain(self.network, self._class)
+        self._is_code = not any(GLOBAL_HOOKS) and is_ordinary(self.network, self._class)
         self._forward, self._step, self._unroll = map(self._function, (None, False, True))
 
     def _function(self, unroll: bool | None) -> Callable[..., Any]:

@@ -320,7 +320,7 @@ def test_the_code_holds_only_what_is_numbered():
     source = InferenceBlock(graph, {"__import__('os')": "evil"}).lower().source()
     words = set(re.findall(r"[A-Za-z_]\w*", source))
     known = {"def", "run", "inputs", "state", "resets", "if", "or", "return", "any", "map", "len"}
-    assert {word for word in words - known if not re.fullmatch(r"[kv]\d+", word)} == {"type"}
+    assert {word for word in words - known if not re.fullmatch(r"[kv]\d+", word)} == {"not", "type"}
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
@@ -382,27 +382,41 @@ def test_torch_func_finds_the_weights_that_it_puts_in():
     assert not torch.func.functional_call(Both(), swapped, (x,))["y"].any()
 
 
-def test_a_parameter_of_a_class_of_its_own_meets_the_same_operation():
-    """As sharded and quantised ones do: their class says what the operation is."""
+class Doubled(torch.Tensor):
+    """As sharded and quantised weights: the class says what an operation is, and which there are."""
 
-    class Doubled(torch.Tensor):
-        @classmethod
-        def __torch_function__(cls, function, types, args=(), kwargs=None):
-            with torch._C.DisableTorchFunctionSubclass():
-                result = function(*args, **(kwargs or {}))
-                return 2 * result if function is nn.functional.linear else result
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function is not torch.relu_
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*args, **(kwargs or {}))
+        return 2 * result.as_subclass(cls) if function is nn.functional.linear else result
 
+
+def test_a_layer_whose_weight_has_a_class_of_its_own_is_called():
     graph = Graph({"x": (4,)})
-    graph.add("y", "linear_output", "x", output_units=3)
+    graph.add("y", "dense", "x", hidden_units=3, activation="relu")
     net = InferenceBlock(graph, ["y"])
     lowered = net.lower()
     x = {"x": torch.randn(2, 4)}
     before = lowered(x)["y"]
-    layer = net.get_submodule("y").linear
-    weight = layer.weight.detach().as_subclass(Doubled)
-    layer._parameters["weight"] = weight
-    torch.testing.assert_close(lowered(x), net(x))
+    layer = net.get_submodule("y").linears[0]
+    plain = layer.weight
+    layer._parameters["weight"] = plain.detach().as_subclass(Doubled)
     torch.testing.assert_close(lowered(x)["y"].as_subclass(torch.Tensor), 2 * before)
+    assert lowered.called == ["y.linears.0"]
+    layer._parameters["weight"] = plain
+    torch.testing.assert_close(lowered(x)["y"], before)
+
+
+def test_a_network_with_such_a_parameter_of_its_own_is_called():
+    graph = Graph({"x": (4,)})
+    graph.add("y", "dense", "x", hidden_units=3)
+    net = InferenceBlock(graph, ["y"])
+    net._parameters["own"] = torch.ones(1).as_subclass(Doubled)
+    lowered, x = net.lower(), {"x": torch.randn(2, 4)}
+    torch.testing.assert_close(lowered(x), net(x))
+    assert lowered.called == [""]
 
 
 def test_a_lowered_network_compiles_as_the_network_does():

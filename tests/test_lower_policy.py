@@ -13,6 +13,7 @@ from torch import nn
 import composer
 from composer.lowered_policy import LoweredPolicy
 from composer.policy import Policy
+from tests.structured_models import SEPARATE, SHARED, agents, observations
 from tests.test_configs import MODULES, PATHS, every_config, make_env
 
 GRAPH = """
@@ -254,6 +255,35 @@ def test_another_policy_in_its_place_is_the_one_that_runs():
     lowered(observation)
     model.policy = other.policy
     torch.testing.assert_close(lowered(observation), model(observation))
+
+
+def test_a_model_without_weights_says_so_and_has_them_later():
+    model = compose(spaces.Discrete(3), device="meta")
+    policy, whole = model.policy.lower(), model.lower()
+    observation = np.ones(4, np.float32)
+    message = "^this model has no weights so far; call model.materialize\\(device\\) first$"
+    for call in (policy, policy.act, whole):
+        with pytest.raises(ValueError, match=message):
+            call(observation)
+    model.materialize("cpu")
+    torch.testing.assert_close(whole(observation), model(observation))
+    expect_same_actions(model, policy, observation)
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_a_policy_of_several_actors_is_lowered_actor_by_actor(separate):
+    model = agents(separate=separate)
+    seen = observations(model)
+    policy = model.policy.lower()
+    assert policy is model.policy
+    assert model.lower().policy is policy
+    one, lowered = policy["agent_1"], policy["agent_1"].lower()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    torch.testing.assert_close(lowered(seen["agent_1"]), one(seen["agent_1"]))
+    expected = policy.act(seen, deterministic=True)["agent_1"]
+    assert lowered.act(seen["agent_1"], deterministic=True) == expected
 
 
 def test_hooks_of_policy_and_model_are_called():

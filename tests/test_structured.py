@@ -1,5 +1,8 @@
 """Policies of several actors: steps and agents with spaces of their own, shared networks and separate ones."""
 
+import pickle
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -213,6 +216,31 @@ def test_the_policy_of_a_separate_agent_is_over_its_own_weights():
     alone(seen["agent_2"])["action"].sum().backward()
     stack = dict(model.policy.named_parameters())["latent/linears/0/weight"]
     assert [bool(row.any()) for row in stack.grad] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("moved", ["model", "parameter"])
+def test_the_policy_of_a_separate_agent_refuses_weights_that_the_model_has_left(moved):
+    model = agents(separate=SEPARATE)
+    seen = observations(model)["agent_2"]
+    alone = model.policy["agent_2"]
+    lowered, copied = alone.lower(), pickle.loads(pickle.dumps(alone))
+    before = alone(seen)
+    torch.testing.assert_close(lowered(seen), before)
+    if moved == "model":
+        model.double().float()
+    else:
+        name, stack = next(iter(model.policy.named_parameters()))
+        model.policy._parameters[name] = nn.Parameter(stack.detach() + 1)
+    message = (
+        "the model has been moved, or has new parameters, since this policy was taken from it; "
+        "ask for it again: model.policy[...]"
+    )
+    for call in (alone, alone.act, lowered, lowered.act):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            call(seen)
+    torch.testing.assert_close(copied(seen), before)
+    again = model.policy["agent_2"]
+    torch.testing.assert_close(again.lower()(seen), again(seen))
 
 
 def test_separate_agents_of_other_spaces_run_one_by_one():
