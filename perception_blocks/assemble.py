@@ -38,7 +38,7 @@ __all__ = ["BuiltNode", "assemble"]
 Nest = Callable[[Graph, list[str], tuple[str, ...], int | None], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: there is one for each node
 class BuiltNode:
     """A node and what is known of it now; its module is found at ``step.module`` below the network."""
 

@@ -59,7 +59,7 @@ class Construction:
         return f"node {'/'.join(path)!r}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: there is one for each node
 class Site:
     """All that is needed to make the module of one node; ``ports`` are its inputs as the block sees them."""
 

@@ -39,7 +39,7 @@ def node_name_problem(name: str) -> str | None:
     return f"the node name {name!r} {rule}"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: there is one for each node
 class DagNode:
     """A step that reads some names and writes others; by default it writes its own name."""
 
@@ -50,7 +50,7 @@ class DagNode:
 
     def __post_init__(self) -> None:
         if not self.writes:
-            object.__setattr__(self, "writes", (self.name,))
+            self.writes = (self.name,)
 
     @property
     def label(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 __all__ = ["Program", "Step", "write_program"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: there is one for each node
 class Step:
     """One call. ``module`` is the path of module names below the network; values are names of the graph."""
 
