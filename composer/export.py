@@ -82,15 +82,30 @@ def export_model(
     ]
     if problems:
         raise ExportError(f"{os.fspath(path)!r} cannot be exported: " + "\n  ".join(problems))
-    network = _network(policy, critic, part, unroll)
+    with torch.autocast("cpu", enabled=False):  # what runs the file knows nothing of the caller's
+        network = _network(policy, critic, part, unroll)
+        worst = _write(network, chosen, target, _metadata(model, network, actor))
+    inputs, outputs = list(network.inputs.values()), list(network.outputs.values())
+    return ExportReport(target, inputs, outputs, worst.size)
+
+
+def _write(
+    network: ExportedNetwork, chosen: FileFormat, target: Path, metadata: dict[str, Any]
+) -> Difference:
+    """Put the file in its place, if it computes what ``network`` does; the largest difference between them."""
     program = _traced(network)
-    metadata = _metadata(model, network, actor)
     worst = Difference("", 0.0, 0, 0)
 
     def write(temporary: str) -> None:
         nonlocal worst
-        chosen.write(program, network, metadata, temporary)
-        worst = largest_difference(network, chosen.read(temporary))
+        try:
+            chosen.write(program, network, metadata, temporary)
+            run = chosen.read(temporary)
+        except Exception as error:
+            raise ExportError(
+                f"{str(target)!r} cannot be written: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+        worst = largest_difference(network, run)
         if not worst.size <= TOLERANCE:
             raise ExportError(_unequal(target, worst))
 
@@ -98,8 +113,7 @@ def export_model(
         replace_with(target, write)
     except CheckpointError as error:
         raise ExportError(str(error)) from error
-    inputs, outputs = list(network.inputs.values()), list(network.outputs.values())
-    return ExportReport(target, inputs, outputs, worst.size)
+    return worst
 
 
 def _format(path: Path) -> FileFormat:
@@ -180,9 +194,12 @@ def _limits(name: str, root: nn.Module) -> Iterator[str]:
 def _network(policy: Policy, critic: Any, part: ExportPart, unroll: int | None) -> ExportedNetwork:
     """A copy as it is for use: on the CPU, in eval mode, in float32 at least."""
     critic = critic if part != "policy" else None
-    weights = [t for module in (policy, critic) if module is not None for t in _tensors(module)]
-    # Parts of stacks, as networks of one form have them, cannot be copied as they are.
-    memo = {id(t): nn.Parameter(t.detach().clone(), False) for t in weights if not t.is_leaf}
+    modules = [m for root in (policy, critic) if root is not None for m in root.modules()]
+    weights = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
+    computed = [t for m in modules for t in vars(m).values()]  # as pruning has it
+    # What is computed of others cannot be copied as it is; parts of stacks are, those of networks of one form.
+    memo: dict[int, Tensor] = {id(t): t.detach().clone() for t in computed if _has_history(t)}
+    memo |= {id(t): nn.Parameter(t.detach().clone(), False) for t in weights if _has_history(t)}
     policy, critic = copy.deepcopy((policy, critic), memo)
     narrow = torch.finfo(policy.dtype).bits < 32
     for module in filter(None, (policy, critic)):
@@ -195,13 +212,21 @@ def _network(policy: Policy, critic: Any, part: ExportPart, unroll: int | None) 
     return network
 
 
+def _has_history(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_leaf
+
+
 def _traced(network: ExportedNetwork) -> Any:
     try:
         return trace(network)
     except Exception as error:
         place = _failing_module(network, error)
-        reason = str(error).strip().partition("\n")[0]
+        reason = _first_line(error)
         raise ExportError(f"{place} cannot be traced: {type(error).__name__}: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _failing_module(network: ExportedNetwork, error: BaseException) -> str:

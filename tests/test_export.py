@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
+from torch.nn.utils import prune
 
 import composer
 from composer.cli import main
@@ -311,6 +312,25 @@ def test_exporting_changes_nothing_in_the_model(tmp_path):
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@every_kind
+def test_a_pruned_layer_is_exported(suffix, tmp_path):
+    model = mlp()
+    layer = model.policy.get_submodule("latent").linears[0]
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+    file = exported(model, tmp_path, suffix)
+    observation = np.ones((2, 4), np.float32)
+    logits = model.policy(observation)["action"].detach()
+    np.testing.assert_allclose(file({"observation": observation})["logits"], logits, atol=1e-5)
+
+
+@every_kind
+def test_autocast_around_it_is_not_in_the_file(suffix, tmp_path):
+    model = mlp()
+    with torch.autocast("cpu", torch.bfloat16):
+        file = exported(model, tmp_path, suffix)
+    assert file({"observation": np.ones((2, 4), np.float32)})["logits"].dtype == np.float32
 
 
 def test_narrow_weights_are_exported_as_float32(tmp_path):

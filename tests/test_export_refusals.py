@@ -59,6 +59,20 @@ def test_a_file_that_would_be_different_is_not_kept(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_cannot_be_read_is_not_kept(tmp_path, monkeypatch):
+    def read(name):
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setitem(FORMATS, ".pt2", FORMATS[".pt2"]._replace(read=read))
+    path = tmp_path / "model.pt2"
+    path.write_text("the old one")
+    expected = f"{str(path)!r} cannot be written: RuntimeError: no such operator"
+    with pytest.raises(ExportError, match=f"^{re.escape(expected)}$"):
+        mlp().export(path)
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("wrong", [float("nan"), 2.0])
 def test_wrong_actions_and_numbers_that_are_none_are_differences(wrong, tmp_path, monkeypatch):
     real = FORMATS[".pt2"]
