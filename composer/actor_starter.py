@@ -9,13 +9,14 @@ from composer.actors import Actor, Actors, read_actors, shortened
 from composer.space_json import spaces_differ
 from composer.spaces import flatten_space
 from composer.starter import (
-    default_nodes,
+    critic_lines,
     described,
     entry,
     heading,
     ignoring,
     masked_actions,
-    node_line,
+    masking,
+    policy_lines,
     readable,
 )
 
@@ -34,31 +35,31 @@ def starting_actor_spec(
     """
     ignored: dict[str, str] = {}
     masked: dict[str, str] = {}
-    networks: list[str] = []
+    policies: list[str] = []
+    critics: list[str] = []
     for key, members in _kinds(read_actors(observation_space, action_space)).items():
         observations, unread = readable(members[0].observation_space)
         actions = flatten_space(members[0].action_space, "action")
         ignored |= {f"{key}/{name}": reason for name, reason in unread.items()}
         masks = masked_actions(observations, actions)
         masked |= {f"{key}/{action}": mask for action, mask in masks.items()}
-        nodes = default_nodes(observations)
+        title = f"    {entry(key, {}).removesuffix('{}')}"
         names = shortened(actor.name for actor in members)
-        networks += [
-            f"    {entry(key, {}).removesuffix('{}')}# {names}",
-            *described(observations, actions, "      "),
-            "      graph:",
-            *(node_line(node, "        ") for node in nodes),
-            f"      heads: {{in: {nodes[-1].name}}}",
-        ]
+        policies += [f"{title}# {names}", *described(observations, actions, "      ")]
+        policies += policy_lines(observations, "      ")
+        critics += [title.rstrip(), *critic_lines(observations, "      ")]
     lines = [
-        *heading(environment, allow, "policy"),
+        *heading(environment, allow, "policy and critic"),
         "version: 1",
         *([entry("environment", environment)] if environment else []),
         *ignoring(ignored),
-        *("", "policy:"),
-        *([f"  {entry('action_mask', masked)}"] if masked else []),
-        "  networks:",
-        *networks,
+        *("", "policy:", *masking(masked), "  networks:", *policies),
+        *(
+            "",
+            "critic: # a value for each of them, of its own observations",
+            "  networks:",
+            *critics,
+        ),
     ]
     return "\n".join(lines) + "\n"
 

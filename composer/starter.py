@@ -15,8 +15,8 @@ from composer.template_kinds import kind_of_observation
 from composer.template_spec import TRUNK
 from composer.trust import PETTINGZOO
 
-__all__ = ["default_nodes", "described", "entry", "heading", "ignoring", "node_data", "node_line"]
-__all__ += ["masked_actions", "readable", "starting_spec"]
+__all__ = ["critic_lines", "described", "entry", "heading", "ignoring", "masked_actions", "masking"]
+__all__ += ["node_data", "node_line", "policy_lines", "readable", "starting_spec"]
 
 ACTION_MASK = "action_mask"  # what PettingZoo's environments call the observation of what is legal
 
@@ -40,7 +40,9 @@ def starting_spec(
         "version: 1",
         *([entry("environment", environment)] if environment else []),
         *ignoring(ignored),
-        *_networks(observations, masked_actions(observations, actions)),
+        *("", "policy:", *masking(masked_actions(observations, actions))),
+        *policy_lines(observations),
+        *("", "critic:", *critic_lines(observations)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -116,6 +118,11 @@ def masked_actions(observations: SpaceTree, actions: SpaceTree) -> dict[str, str
     return {leaves[0].key: ACTION_MASK} if fits and (mask.low, mask.high) == (0.0, 1.0) else {}
 
 
+def masking(masked: dict[str, str]) -> Iterator[str]:
+    if masked:
+        yield f"  {entry('action_mask', masked)}"
+
+
 def default_nodes(observations: SpaceTree) -> list[NodeSpec]:
     """The nodes of the default template, the last of which is its trunk."""
     trunk = NodeSpec((), "", "dense", (), settings={k: v for k, v in TRUNK.items() if k != "block"})
@@ -126,18 +133,26 @@ def default_nodes(observations: SpaceTree) -> list[NodeSpec]:
     return list(network.graph.values())
 
 
-def _networks(observations: SpaceTree, masked: dict[str, str]) -> Iterator[str]:
+def policy_lines(observations: SpaceTree, margin: str = "  ") -> Iterator[str]:
+    """A policy's network; where there is an image, it shares what it sees with the critic."""
+    nodes = default_nodes(observations)
+    yield f"{margin}graph:"
+    yield from (node_line(node, f"{margin}  ") for node in nodes)
+    yield f"{margin}heads: {{in: {nodes[-1].name}}}"
+    if _is_pictured(observations):
+        yield f"{margin}shares: [{nodes[-1].reads[0]}] # the critic sees through the policy's eyes"
+
+
+def critic_lines(observations: SpaceTree, margin: str = "  ") -> Iterator[str]:
+    """The network of a critic beside that policy."""
     *features, latent = default_nodes(observations)
-    pictured = any(kind_of_observation(port) == "image" for port in observations.ports.values())
-    yield from ("", "policy:", "  graph:", *map(node_line, (*features, latent)))
-    yield f"  heads: {{in: {latent.name}}}"
-    if masked:
-        yield f"  {entry('action_mask', masked)}"
-    if pictured:
-        yield f"  shares: [{latent.reads[0]}] # the critic sees through the policy's eyes"
-    yield from ("", "critic:", "  graph:")
-    yield from (node_line(node) for node in (() if pictured else features))
-    yield node_line(latent)
+    yield f"{margin}graph:"
+    for node in (*(() if _is_pictured(observations) else features), latent):
+        yield node_line(node, f"{margin}  ")
+
+
+def _is_pictured(observations: SpaceTree) -> bool:
+    return any(kind_of_observation(port) == "image" for port in observations.ports.values())
 
 
 def node_data(node: NodeSpec) -> dict[str, Any]:

@@ -318,10 +318,14 @@ def test_a_first_spec_has_names_of_their_own_for_agents_that_differ():
     actions = dict.fromkeys(spaces, Discrete(2))
     text = starting_actor_spec(spaces, actions)
     assert text.splitlines()[:4] == [
-        "# A first policy for these spaces, to be changed at will.",
+        "# A first policy and critic for these spaces, to be changed at will.",
         "version: 1",
         "ignore:",
         "  - go/y # a Space space, which no block reads yet",
     ]
     model = composer.compose(text, observation_space=spaces, action_space=actions, seed=0)
-    assert [group.name for group in model.policy.groups] == ["a_0", "a_1", "go"]
+    for part in (model.policy, model.critic):
+        assert [group.name for group in part.groups] == ["a_0", "a_1", "go"]
+    observation = {"x": torch.zeros(4, 2)}
+    values = model.critic.value({"a_0": torch.zeros(4, 2), ("go", 1): observation})
+    assert [value.shape for value in values.values()] == [(4,), (4,)]
