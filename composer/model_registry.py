@@ -26,7 +26,8 @@ PARTS = {
     "weights": "weights file",
     "tokenizer": "tokenizer",
 }
-IMPORTED = ("actor", "critic", "actor_critic", "tokenizer")  # text in these is a dotted path
+FACTORIES = ("actor", "critic", "actor_critic")
+IMPORTED = (*FACTORIES, "tokenizer")  # text in these is a dotted path
 
 
 class MissingPartError(ValueError, AttributeError):
@@ -54,6 +55,9 @@ class ModelRecord:
     name: str
     parts: Mapping[str, Any]
     allow: tuple[str, ...] = ()  # modules that parts given as dotted paths may come from
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", _checked(self.name, self.parts))
 
     def __iter__(self) -> Iterator[Any]:
         return (self._part(part) for part in PARTS)
@@ -87,7 +91,9 @@ class ModelRecord:
         path = Path(self.vocabulary)
         if not path.is_file():
             raise ValueError(f"the model {self.name!r}: there is no vocabulary file {str(path)!r}")
-        tokens = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        # Not splitlines(): a token may hold what that takes for the end of a line, such as U+2028.
+        tokens = text.removesuffix("\n").split("\n") if text else []
         twice = sorted({token for token in tokens if tokens.count(token) > 1})
         if twice or not tokens:
             why = f"holds {', '.join(map(repr, twice))} more than once" if twice else "is empty"
@@ -144,7 +150,7 @@ def record_of_spec(name: str, spec: Any, allow: Iterable[str] = (), **files: Any
     has_critic = "critic" in load_source(spec).data
     made = ("actor", "critic", "actor_critic") if has_critic else ("actor",)
     factories = {part: SpecFactory(spec, part, allow) for part in made}
-    return ModelRecord(name, {**factories, **_checked(name, files)}, allow)
+    return ModelRecord(name, {**factories, **files}, allow)
 
 
 class ModelRegistry:
@@ -173,9 +179,14 @@ class ModelRegistry:
         """Give a model its name: by its ``parts``, by a ``spec``, or as the decorator of the factory that is ``part``.
 
         A factory may be given as a dotted path; it may then be imported from the modules in ``allow``. Decorators of
-        other parts add to the same name. Raises NameTakenError where a part is taken and ``replace`` is not set.
+        other parts add to the same name. Raises NameTakenError where a part is taken and ``replace`` is not set, and
+        ValueError for parts that no model has and factories that cannot be called.
         """
         if part is not None:
+            if spec is not None:
+                raise ValueError(
+                    f"the model {name!r} has a spec and is a decorator of its {part!r}; register one, then the other"
+                )
             _checked(name, {part: None, **parts})
 
             def decorate(factory: Any) -> Any:
@@ -191,8 +202,9 @@ class ModelRegistry:
     def _add(
         self, name: str, parts: Mapping[str, Any], allow: Iterable[str], replace: bool
     ) -> None:
+        parts = _checked(name, parts)
         old = None if replace else self._records.get(name)
-        taken = [part for part in _checked(name, parts) if old is not None and part in old.parts]
+        taken = [part for part in parts if old is not None and part in old.parts]
         if taken:
             words = ", ".join(PARTS[part] for part in taken)
             raise NameTakenError(
@@ -251,13 +263,17 @@ def find_model(
     return found
 
 
-def _checked(name: str, parts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``parts`` themselves. Raises ValueError for one that no model has."""
-    for part in parts:
+def _checked(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``parts`` that are there. Raises ValueError for one that no model has, and for a factory that is none."""
+    for part, value in parts.items():
         if part not in PARTS:
             hint = did_you_mean(part, PARTS) or f"; it may have {', '.join(map(repr, PARTS))}"
             raise ValueError(f"the model {name!r} cannot have a part {part!r}{hint}")
-    return parts
+        if part in FACTORIES and not (value is None or isinstance(value, str) or callable(value)):
+            raise ValueError(
+                f"the model {name!r}: its {PARTS[part]} must be a function or a dotted path, got {value!r}"
+            )
+    return {part: value for part, value in parts.items() if value is not None}
 
 
 def _article(words: str) -> str:

@@ -42,6 +42,11 @@ def test_a_missing_part_is_said_when_it_is_asked_for(models):
         lambda: record.weights,
     )
     assert not hasattr(record, "tokenizer")
+    models.register("none", actor=None, vocabulary="tokens.txt")
+    refused(
+        "the model 'none' has no actor factory; it has a vocabulary file",
+        lambda: models.get("none").actor,
+    )
     refused(
         "the model 'empty' has no actor factory; it has no part at all",
         lambda: ModelRecord("empty", {}).actor,
@@ -166,6 +171,19 @@ def test_what_is_no_model_is_refused(models):
         "the model 'mine' cannot have a part 'wieghts'; did you mean 'weights'?",
         lambda: models.register("mine", wieghts="prior.safetensors"),
     )
+    refused(
+        "the model 'mine' cannot have a part 'wieghts'; did you mean 'weights'?",
+        lambda: ModelRecord("mine", {"wieghts": "prior.safetensors"}),
+    )
+    refused(
+        "the model 'mine': its actor factory must be a function or a dotted path, got 3",
+        lambda: models.register("mine", actor=3),
+    )
+    refused(
+        "the model 'mine' has a spec and is a decorator of its 'actor'; register one, then the other",
+        lambda: models.register("mine", "actor", spec=CONFIGS / "token_gru.yaml"),
+    )
+    assert "mine" not in models  # what was refused left nothing behind
 
 
 def test_a_vocabulary_file_that_does_not_fit_is_refused(models, tmp_path):
@@ -182,6 +200,9 @@ def test_a_vocabulary_file_that_does_not_fit_is_refused(models, tmp_path):
     )
     path.write_text("^\n$\nC\nN\n")
     assert record.tokens(4) == ["^", "$", "C", "N"]
+    path.write_bytes("a\u2028b\r\n\r\nc".encode())  # a token may be such a character, or empty
+    assert record.tokens(3) == ["a\u2028b", "", "c"]
+    path.write_text("^\n$\nC\nN\n")
     refused(
         f"the model 'mine': 'vocabulary_size' is 8, but the vocabulary file {str(path)!r} has 4 tokens",
         lambda: record.tokens(8),

@@ -126,10 +126,15 @@ def refused(message, action):
 def test_rules_that_contradict_each_other_are_refused(cls):
     refused(
         "'start_token' must be a token below the vocabulary's size 4, got 4; "
-        "'end_token' must be a token below the vocabulary's size 4, got -1; "
-        "'max_length' must be at least 2, got 1",
-        lambda: cls(vocabulary_size=4, max_length=1, start_token=4, end_token=-1),
+        "'end_token' must be a token below the vocabulary's size 4, got -1",
+        lambda: cls(vocabulary_size=4, max_length=4, start_token=4, end_token=-1),
     )
+    sizes = (
+        "'vocabulary_size' must be a whole number of at least 2, got '4'; "
+        "'max_length' must be a whole number of at least 2, got 1"
+    )
+    refused(sizes, lambda: cls(vocabulary_size="4", max_length=1))
+    refused(sizes, lambda: token_spaces("4", 1))
     refused(
         "'start_token' and 'end_token' must differ, both are 1",
         lambda: cls(vocabulary_size=4, max_length=4, start_token=1),
@@ -139,6 +144,18 @@ def test_rules_that_contradict_each_other_are_refused(cls):
 def test_what_the_environment_cannot_use_is_refused():
     env = TokenEnv(batch_size=2, **SIZES)
     refused("'action' holds 4, but the vocabulary has 4 tokens", lambda: play(env, [[2, 4]]))
+    refused(
+        "'action' must hold one token for each row, whole numbers (2,), got torch.float32 (2,)",
+        lambda: play(env, [[2.5, 3.0]]),
+    )
+    refused(
+        "'action' must hold one token for each row, whole numbers (1,), got torch.float64 (1,)",
+        lambda: TokenGym(**SIZES).step(np.float64(2.5)),
+    )
+    refused(
+        "'action' must hold one token for each row, whole numbers (1,), got torch.int64 (4,)",
+        lambda: TokenGym(**SIZES).step(np.array([0, 0, 1, 0])),
+    )
     stuck = TokenEnv(
         batch_size=2, legal=lambda s, m: (s[:, 1] != 3)[:, None].expand(-1, 4), **SIZES
     )

@@ -13,13 +13,18 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from composer.adapters.token_sequences import Judge, TokenRules, TokenSequences
+from composer.adapters.token_sequences import Judge, TokenRules, TokenSequences, wrong_sizes
 
 __all__ = ["TokenGym", "token_spaces"]
 
 
 def token_spaces(vocabulary_size: int, max_length: int) -> tuple[spaces.Dict, spaces.Discrete]:
-    """Observation and action space of a token environment, to compose a model for one that is not there yet."""
+    """Observation and action space of a token environment, to compose a model for one that is not there yet.
+
+    Raises ValueError for sizes below 2.
+    """
+    if wrong := wrong_sizes(vocabulary_size, max_length):
+        raise ValueError("; ".join(wrong))
     observation_space = spaces.Dict(
         observation=spaces.Discrete(vocabulary_size),
         sequence=spaces.MultiDiscrete([vocabulary_size] * max_length),
@@ -62,7 +67,7 @@ class TokenGym(gymnasium.Env):
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        reward, terminated, truncated = self._row.step(torch.tensor([int(action)]))
+        reward, terminated, truncated = self._row.step(torch.as_tensor(action).reshape(-1))
         over = bool(terminated), bool(truncated)
         return self._observation(), float(reward), *over, {}
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from perception_blocks.port import format_shape
 
-__all__ = ["Judge", "TokenRules", "TokenSequences"]
+__all__ = ["Judge", "TokenRules", "TokenSequences", "wrong_sizes"]
 
 # (sequence (n, max_length), sequence_mask (n, max_length)) -> scores (n,), or legal tokens (n, vocabulary_size)
 Judge = Callable[[Tensor, Tensor], Tensor]
+
+
+def wrong_sizes(vocabulary_size: int, max_length: int) -> list[str]:
+    """What is wrong with the sizes of sequences: there are two tokens at least, and room for two."""
+    sizes = {"vocabulary_size": vocabulary_size, "max_length": max_length}
+    return [
+        f"{name!r} must be a whole number of at least 2, got {size!r}"
+        for name, size in sizes.items()
+        if not isinstance(size, Integral) or size < 2
+    ]
 
 
 @dataclass(frozen=True)
@@ -31,15 +42,16 @@ class TokenRules:
     legal: Judge | None = None
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"{name!r} must be a token below the vocabulary's size {self.vocabulary_size}, got {token!r}"
-            for name, token in (("start_token", self.start_token), ("end_token", self.end_token))
-            if not 0 <= token < self.vocabulary_size
-        ]
+        wrong = wrong_sizes(self.vocabulary_size, self.max_length)
+        if not wrong:
+            tokens = {"start_token": self.start_token, "end_token": self.end_token}
+            wrong = [
+                f"{name!r} must be a token below the vocabulary's size {self.vocabulary_size}, got {token!r}"
+                for name, token in tokens.items()
+                if not isinstance(token, Integral) or not 0 <= token < self.vocabulary_size
+            ]
         if self.start_token == self.end_token:
             wrong.append(f"'start_token' and 'end_token' must differ, both are {self.end_token!r}")
-        if self.max_length < 2:
-            wrong.append(f"'max_length' must be at least 2, got {self.max_length!r}")
         if wrong:
             raise ValueError("; ".join(wrong))
 
@@ -73,8 +85,13 @@ class TokenSequences:
         """Add a token (rows,) to each row: reward, terminated and truncated, each (rows,).
 
         The end token is not written, nor is what comes with the last step; finished rows do not grow.
-        Raises ValueError for an action that is no token.
+        Raises ValueError for an action that is no token, and where there is not one for each row.
         """
+        if action.shape != self.last.shape or action.is_floating_point():
+            needed, got = format_shape(self.last.shape), format_shape(action.shape)
+            raise ValueError(
+                f"'action' must hold one token for each row, whole numbers {needed}, got {action.dtype} {got}"
+            )
         wrong = action[(action < 0) | (action >= self.rules.vocabulary_size)]
         if wrong.numel():
             size, token = self.rules.vocabulary_size, int(wrong[0])
