@@ -137,6 +137,12 @@ def test_wrong_arguments_are_answered_by_name():
     )
 
 
+@pytest.mark.parametrize("what", [to_torchrl, primers])
+def test_a_spec_is_no_model(what):
+    message = "to_torchrl and primers take a model, as composer.compose makes it, got a dict"
+    assert refusal(what, TEMPLATES) == message
+
+
 def test_observations_that_the_modules_would_overwrite_are_refused():
     observed = spaces.Dict(logits=spaces.Box(-1, 1, (2,)), action=spaces.Discrete(2))
     model = compose({"policy": {"template": {}}}, env=Playground(spaces.Discrete(2), observed))

@@ -48,7 +48,11 @@ _VALUES_STATES = (PPOLoss, A2CLoss, ReinforceLoss)
 
 
 def refuse_model(model: Model) -> None:
-    """Raise ValueError for a model that one actor and one critic of TorchRL cannot stand for."""
+    """Raise ValueError for what is no model, and for one that one actor and one critic of TorchRL cannot stand for."""
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"to_torchrl and primers take a model, as composer.compose makes it, got a {type(model).__name__}"
+        )
     if not isinstance(model.policy, Policy):
         actors = ", ".join(repr(key) for key in model.observation_space)
         raise ValueError(
