@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import composer
 from composer.adapters import sb3
+from composer.checkpoint import CheckpointError
 from perception_blocks.registry import MissingExtraError
 from tests.sb3_agents import (
     ACTOR,
@@ -249,6 +251,18 @@ def test_noise_of_the_host_is_refused():
     )
     with refuses(expected):
         agent(PPO, ACTOR + VALUES, BOX, use_sde=True)
+
+
+@pytest.mark.parametrize(("algorithm", "critic"), [(PPO, VALUES), (DQN, CHOICES)])
+def test_weights_of_another_network_are_refused_and_nothing_is_written(algorithm, critic, tmp_path):
+    agent(algorithm, ACTOR + critic, DISCRETE).save(tmp_path / "wide.zip")
+    narrow = agent(algorithm, (ACTOR + critic).replace("[16]", "[8]"), DISCRETE, seed=1)
+    before = {name: tensor.clone() for name, tensor in narrow.policy.state_dict().items()}
+    expected = "model.policy.latent.linears.0.weight is (16, 3) in the file, the model needs (8, 3)"
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        narrow.set_parameters(str(tmp_path / "wide.zip"))
+    after = narrow.policy.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def test_another_number_of_critics_is_refused():

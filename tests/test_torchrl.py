@@ -337,6 +337,12 @@ def test_collectors_and_losses_of_state_values(loss, spec):
     assert trained(model)
 
 
+WIDE_VALUES = {
+    "both": {"block": "concat", "in": ["observation", "action/action"]},
+    "latent": {"block": "dense", "in": "both", "hidden_units": [33]},
+}
+
+
 def sac(model, modules):
     critic = list(modules.critic_copies) or modules.critic_training
     loss = SACLoss(modules.actor_training, critic)
@@ -370,6 +376,19 @@ def test_sac_trains_the_copies_of_an_ensemble_and_the_model_takes_them_back():
     with loss.qvalue_network_params[1].to_module(loss.qvalue_network):
         own = loss.qvalue_network(data.clone())["state_action_value"]
     assert torch.allclose(own, after[:, 1], atol=1e-6)
+
+
+def test_the_copies_of_another_network_are_not_taken():
+    spec = {"environment": "Pendulum-v1", "policy": DENSE}
+    own, other = (
+        compose({**spec, "critic": {"kind": "state_action", "ensemble": 2, "graph": graph}})
+        for graph in (ACTION_VALUES["graph"], WIDE_VALUES)
+    )
+    loss = sac(other, to_torchrl(other))
+    before = [weight.clone() for weight in own.critic.parameters()]
+    with pytest.raises(ValueError, match="this loss was not made of the critic_copies of this"):
+        to_torchrl(own).adopt(loss)
+    assert all(torch.equal(*pair) for pair in zip(before, own.critic.parameters(), strict=True))
 
 
 def test_sac_with_one_critic_makes_its_own_copies():

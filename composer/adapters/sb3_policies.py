@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_checks import refuse
 from composer.adapters.sb3_spaces import HostActions, HostObservations, refuse_other_spaces
+from composer.checkpoint import fill
 from composer.distributions import Distribution
 from composer.model import Model, compose
 from composer.network import Tensors
@@ -100,6 +101,14 @@ class ComposedPolicy(BasePolicy):
     def use_weights(self, model: Model) -> None:
         """Copy the weights of ``model``, one of the same spec, and make targets equal to what they follow."""
         self.model.load_state_dict(model.state_dict())
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As torch's; with ``strict``, CheckpointError names every difference before anything is written."""
+        if strict:
+            fill(self, state_dict, strict=True)  # torch's own writes what fits, and then raises
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def set_training_mode(self, mode: bool) -> None:
         self.model.train(mode)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from composer.adapters.extras import missing_extra
 
 try:
+    from tensordict import TensorDict
     from tensordict.nn import TensorDictModuleBase
     from torchrl.data import Composite, Unbounded
     from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
@@ -65,17 +67,19 @@ class TorchRLModules:
         """
         ensemble = ensemble_of(self.model.critic)
         params = getattr(loss, "qvalue_network_params", None)
-        if ensemble is None or params is None or params.batch_size[:1] != (ensemble.copies,):
+        state = {}
+        if ensemble is not None and params is not None:
+            own = params.get(("module", "weights"), TensorDict()).data.flatten_keys(".")
+            state = {
+                f"{index}.{name}": copy
+                for name, copies in own.items()
+                for index, copy in enumerate(copies)
+            }
+        if ensemble is None or _shapes(state) != _shapes(ensemble.state_dict()):
             raise ValueError(
                 "this loss was not made of the critic_copies of this model; give it "
                 "qvalue_network=list(modules.critic_copies) and as many num_qvalue_nets"
             )
-        own = params["module", "weights"].data.flatten_keys(".")
-        state = {
-            f"{index}.{name}": value[index]
-            for name, value in own.items()
-            for index in range(ensemble.copies)
-        }
         ensemble.load_state_dict(state)
 
 
@@ -142,3 +146,7 @@ def primers(model: Model) -> Compose:
     if len(specs.keys()):
         transforms.append(TensorDictPrimer(specs, expand_specs=True))
     return Compose(*transforms)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
