@@ -13,8 +13,9 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
 
-# A package that is installed by its test; collecting doctests in it would register its block here.
-collect_ignore = ["sample_plugin"]
+# Collecting doctests would import them: a package that is installed by its test and registers a block, and
+# environments that need the folder of the configs on the path.
+collect_ignore = ["sample_plugin", "training_envs.py"]
 
 
 @pytest.fixture(autouse=True)

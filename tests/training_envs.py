@@ -5,7 +5,7 @@ import signal
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from recall_env import RecallEnv
+from recall_env import RecallEnv  # pyright: ignore[reportMissingImports]  (of configs/)
 
 
 class StrictRecall(RecallEnv):
