@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -44,7 +45,7 @@ def blend(target: nn.Module, source: nn.Module, tau: float, buffers: Buffers = "
 
 
 def _check(tau: float, buffers: str) -> None:
-    if not 0 <= tau <= 1:
+    if not isinstance(tau, Real) or not 0 <= float(tau) <= 1:
         raise ValueError(f"tau must be between 0 and 1, got {tau!r}")
     if buffers not in get_args(Buffers):
         known = ", ".join(map(repr, get_args(Buffers)))

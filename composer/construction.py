@@ -110,10 +110,12 @@ class SeededConstruction(Construction):
         """Give every module weights on ``device``; the objects stay the same."""
         for path, (module, factory) in self._others.items():
             if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
-                _take_over(module, self._seeded(path, factory))
+                fresh = self._seeded(path, factory)
                 if path in self._rules:
-                    self.draw(path, module, self._rules[path])
-            module.to(device=device, dtype=dtype)
+                    self.draw(path, fresh, self._rules[path])
+                _take_over(module, fresh.to(device=device, dtype=dtype))
+            else:
+                module.to(device=device, dtype=dtype)
         for path, block in self._blocks.items():
             dtypes = _allocate(block, device)
             if not is_built_in(block):  # a user's may forget a parameter; ours are tested for it

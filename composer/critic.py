@@ -15,8 +15,8 @@ from perception_blocks.port import Port
 from perception_blocks.registry import Registry
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["CRITICS", "Critic", "CriticModule", "SpaceCritic", "count_returns", "read_returns"]
-__all__ += ["shared_values"]
+__all__ = ["CRITICS", "Critic", "CriticModule", "SpaceCritic", "as_numbers"]
+__all__ += ["count_returns", "read_returns", "shared_values"]
 
 CRITICS = Registry("critic kind")
 
@@ -158,13 +158,24 @@ def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None) -> 
 
 
 def read_returns(returns: Any, device: torch.device) -> Tensor:
-    """``returns`` of any shape as rows (n, 1). Raises ValueError where one is NaN or infinite."""
-    rows = torch.as_tensor(returns, device=device).reshape(-1, 1)
+    """``returns`` of any shape as rows (n, 1). Raises ValueError for what are no numbers, for NaN and infinite ones."""
+    rows = as_numbers(returns, "returns", device).reshape(-1, 1)
     if not bool(rows.isfinite().all()):
         raise ValueError(
             "the returns have a NaN or infinite number in them, of which there are no statistics"
         )
     return rows
+
+
+def as_numbers(
+    values: Any, what: str, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``values`` as a tensor. Raises ValueError where they are none; ``what`` they are is for the message."""
+    try:
+        return torch.as_tensor(values, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(values).__name__
+        raise ValueError(f"{what} must be numbers or an array of them, got a {kind}") from error
 
 
 def count_returns(normalizer: NormalizeBlock | None, rows: Sequence[Tensor], group: Any) -> None:

@@ -169,6 +169,9 @@ def _refuse_settings(critic: CriticSpec, context: Context) -> None:
             "'stack' puts the observations of several actors together; there is one space only"
         )
         context.problems.add((*critic.path, "stack"), message, key=True)
+    if critic.separate:
+        message = "'separate' gives each agent a critic of its own, but this environment has no agents; leave it out"
+        context.problems.add((*critic.path, "separate"), message, key=True)
 
 
 def value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:

@@ -20,7 +20,16 @@ from perception_blocks.inference import InferenceBlock, submodule_at
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["CopiedNetwork", "CustomNetwork", "GraphNetwork", "Network", "NetworkCopy"]
-__all__ += ["NetworkModule", "OwnAttributes", "State", "Tensors", "share_of", "state_axes", "under"]
+__all__ += [
+    "NetworkModule",
+    "OwnAttributes",
+    "State",
+    "Tensors",
+    "is_empty",
+    "share_of",
+    "state_axes",
+    "under",
+]
 
 # Where nn.Module keeps what belongs to it.
 REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -272,7 +281,7 @@ class NetworkModule(OwnAttributes):
         """
         self.require_weights()
         if not self.has_memory:
-            if state:
+            if not is_empty(state):
                 raise ValueError(f"this {name} has no memory; call it without a state")
             return self.network.run(inputs), {}
         leading = self.leading(inputs)
@@ -361,6 +370,11 @@ def state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
         got = format_shape(leading)
         raise ValueError(f"unroll takes sequences (..., T) of at least one step, got {got}")
     return leading[:-1]
+
+
+def is_empty(state: Any) -> bool:
+    """Whether what is given as a state is none, as of a network without memory."""
+    return state is None or (isinstance(state, Mapping) and not state)
 
 
 def share_of(part: str, state: State) -> State:

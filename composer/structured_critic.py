@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from composer.actors import Actors
-from composer.critic import CRITICS, count_returns, read_returns
+from composer.critic import CRITICS, as_numbers, count_returns, read_returns
 from composer.group_policy import GroupPolicy
 from composer.network import State, Tensors
 from composer.observer import Observer
@@ -231,7 +231,7 @@ class DeltaStateCritic(StructuredCritic):
                 f"the first step is absent: {name!r} builds on the value before it; call "
                 "critic(observations, prev_value=value) with it, (..., 1)"
             )
-        before = torch.as_tensor(prev_value, dtype=self.dtype, device=self.device).detach()
+        before = as_numbers(prev_value, PREV_VALUE, self.device, self.dtype).detach()
         return before if self.value_normalizer is None else self.value_normalizer(before)
 
     def _read_inputs(self, turn: Turn) -> Tensors:
@@ -239,7 +239,11 @@ class DeltaStateCritic(StructuredCritic):
         before = turn.beside[PREV_VALUE]
         if before is None:
             return inputs
-        axes = turn.network.leading(inputs | {PREV_VALUE: before})
+        axes = tuple(before.shape[:-1])
+        for name, port in turn.network.network.in_ports.items():
+            if name != PREV_VALUE:
+                axes = tuple(inputs[name].shape[: inputs[name].dim() - len(port.shape)])
+                break
         if tuple(before.shape) != (*axes, 1):
             got, needed = format_shape(before.shape), format_shape((*axes, 1))
             raise ValueError(f"prev_value must have the shape {needed}, got {got}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from composer.actors import ActorKey, Actors, Present, shortened
 from composer.group_policy import GroupPolicy, refuse_other_axes
-from composer.network import REGISTRIES, OwnAttributes, State, Tensors, state_axes
+from composer.network import REGISTRIES, OwnAttributes, State, Tensors, is_empty, state_axes
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
 from perception_blocks.registry import did_you_mean
@@ -191,7 +191,7 @@ class ActorModule(OwnAttributes):
 
     def _check_memory(self, state: State | None) -> None:
         if not self.has_memory:
-            if state:
+            if not is_empty(state):
                 raise ValueError(f"this {self.role} has no memory; call it without a state")
             return
         if state is None:

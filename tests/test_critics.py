@@ -173,6 +173,8 @@ def test_the_value_of_a_step_of_several_agents_is_their_mean():
     ("actors", "prev_value", "message"),
     [
         ([("place", 0)], None, "the first step is absent: 'place/0' builds on the value before it; call critic(observations, prev_value=value) with it, (..., 1)"),
+        ([("place", 0)], torch.zeros(4, 1), "for 'place/0': prev_value must have the shape (5, 1), got (4, 1)"),
+        ([("place", 0)], "high", "prev_value must be numbers or an array of them, got a str"),
         (["pick"], torch.zeros(5, 1), "the first step has no value before it; leave prev_value out"),
         ([("place", 0)], torch.zeros(5), "prev_value must have the shape (5, 1), got (5,)"),
     ],
@@ -446,6 +448,10 @@ def test_returns_are_counted_all_or_none(critic):
     with pytest.raises(ValueError, match=re.escape(message)):
         model.update_normalizers(returns={"pick": [5.0], "place/1": [1.0, float("nan")]})
     torch.testing.assert_close(dict(model.critic.state_dict()), before, rtol=0, atol=0)
+    with pytest.raises(
+        ValueError, match=re.escape("returns must be numbers or an array of them, got a str")
+    ):
+        model.update_normalizers(returns={"pick": "high"})
     unscaled = "this critic does not normalise its values; write normalize_value: true in it"
     with pytest.raises(ValueError, match=re.escape(unscaled)):
         compose(critic).update_normalizers(returns={"pick": [5.0]})

@@ -268,8 +268,11 @@ def test_a_target_moves_by_tau():
     critic.update_targets(1.0)
     values = critic.value(batch(), torques())
     assert torch.equal(critic.target.value(batch(), torques()), values)
-    with pytest.raises(ValueError, match=re.escape("tau must be between 0 and 1, got 2")):
-        critic.update_targets(2)
+    for tau in (2, float("nan"), "fast"):
+        with pytest.raises(
+            ValueError, match=re.escape(f"tau must be between 0 and 1, got {tau!r}")
+        ):
+            critic.update_targets(tau)
 
 
 def test_a_target_is_always_in_eval_mode():
@@ -419,6 +422,14 @@ def test_a_class_reads_the_action_under_its_name():
     assert torch.equal(critic.target(batch(), torques())["q_value"], expected["q_value"])
 
 
+def test_a_class_gets_its_weights_later_and_its_target_with_them():
+    spec = {"kind": "state_action", "_target_": QNet, "init": "orthogonal", "normalize_value": True}
+    direct, later = compose(spec), compose(spec, device="meta")
+    assert all(parameter.is_meta for parameter in later.critic.target.parameters())
+    later.materialize(dtype=torch.float64)
+    torch.testing.assert_close(tensors(later.to(torch.float32)), tensors(direct), rtol=0, atol=0)
+
+
 def test_a_class_is_told_how_many_choices_there_are():
     critic = compose({"kind": "state_action", "_target_": ChoiceNet}, MOVE).critic
     assert critic(batch())["action_q_values"].shape == (5, 4)
@@ -494,6 +505,17 @@ def test_nodes_and_children_of_a_class_may_be_called_as_attributes_of_ours_are(n
 def test_an_action_that_does_not_fit_is_refused(action, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         compose(OF_ACTION).critic(batch(), action)
+
+
+def test_a_critic_of_states_takes_no_action_and_no_agents():
+    with pytest.raises(ValueError, match="this critic has no memory; call it without a state"):
+        compose({"template": {}}).critic(batch(), torques())
+    message = (
+        "critic.separate: 'separate' gives each agent a critic of its own, but this environment has no agents; "
+        "leave it out"
+    )
+    with pytest.raises(SpecError, match=re.escape(message)):
+        compose({"template": {}, "separate": True})
 
 
 @pytest.mark.parametrize(
