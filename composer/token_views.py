@@ -16,6 +16,7 @@ from composer.network import NetworkModule, Tensors
 from composer.policy import Policy
 from perception_blocks.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import format_shape
 
 __all__ = ["SequenceView", "token_views"]
 
@@ -26,7 +27,8 @@ def token_views(policy: Any, critic: Any = None) -> tuple[Any, ...]:
     """(training, inference) of a token policy; with its critic (actor training, inference, critic training, inference).
 
     The inference views are ``policy`` and ``critic`` themselves. Raises ValueError for a network that cannot read a
-    whole sequence at once: one needs memory, or transformer blocks and nothing else that reads observations.
+    whole sequence at once: one needs memory, or transformer blocks with ``read: last`` and nothing else that reads
+    observations.
     """
     actor = SequenceView(policy)
     if critic is None:
@@ -43,6 +45,9 @@ class SequenceView(nn.Module):
 
     def __init__(self, network: NetworkModule, actor: SequenceView | None = None) -> None:
         super().__init__()
+        if not isinstance(network, NetworkModule):
+            kind = type(network).__name__
+            raise ValueError(f"token_views takes model.policy and model.critic, got a {kind}")
         module = network.network.module
         if not isinstance(module, InferenceBlock):
             raise ValueError(
@@ -83,6 +88,7 @@ class SequenceView(nn.Module):
     def _outputs(self, sequence: Tensor, sequence_mask: Tensor | None) -> Tensors:
         if sequence_mask is None:
             sequence_mask = torch.ones_like(sequence, dtype=torch.bool)
+        refuse_other_inputs(sequence, sequence_mask)
         given = {"sequence": sequence.long(), "mask": sequence_mask}
         inputs = {name: given[what] for name, what in self.reads.items()}
         if self.actor is not None:
@@ -92,6 +98,15 @@ class SequenceView(nn.Module):
             return self.network.evaluate(inputs, None, None, "view")[0]
         state = self.network.initial_state(sequence.shape[:-1])
         return self.network.evaluate(inputs, state, None, "view", unroll=True)[0]
+
+
+def refuse_other_inputs(sequence: Tensor, sequence_mask: Tensor) -> None:
+    """Raise ValueError unless there are tokens, and a mask of the same shape."""
+    if sequence.is_floating_point():
+        raise ValueError(f"'sequence' must hold tokens, whole numbers, got {sequence.dtype}")
+    if sequence_mask.shape != sequence.shape:
+        needed, got = format_shape(sequence.shape), format_shape(sequence_mask.shape)
+        raise ValueError(f"'sequence_mask' must have the shape of 'sequence', {needed}, got {got}")
 
 
 def sequence_inputs(network: NetworkModule, module: InferenceBlock) -> dict[str, str]:
@@ -114,6 +129,11 @@ def sequence_inputs(network: NetworkModule, module: InferenceBlock) -> dict[str,
         if node.label == READER:
             reads |= dict(zip(node.step.inputs, ("sequence", "mask")))
     others = [shown for node in module.nodes if (shown := _other(node, observed))]
+    others += [
+        f"{READER} {node.node.name!r} has read: all, so what follows sees all places at once; write read: last"
+        for node in module.nodes
+        if node.label == READER and module.module_of(node).read == "all"
+    ]
     if others or (observed and not reads):
         why = "; ".join(others) or "nothing in it has memory or is a transformer"
         raise ValueError(f"the network cannot read a whole sequence at once: {why}")

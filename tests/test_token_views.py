@@ -173,3 +173,31 @@ def test_memory_beside_something_else_is_refused():
         "with memory, a token network reads one token at each step; it reads 'observation', 'seen'",
         model.policy,
     )
+
+
+def test_reading_every_place_into_one_value_is_refused():
+    every = {**MEMORIES["gpt2"], "read": "all"}
+    spec = spec_of("gpt2", latent=every, flat={"block": "flatten", "in": "latent"})
+    spec["policy"]["graph"].pop("hidden")
+    spec["policy"].pop("shares")
+    spec.pop("critic")
+    refused(
+        "the network cannot read a whole sequence at once: transformer 'latent' has read: all, so what follows sees all "
+        "places at once; write read: last",
+        compose(spec).policy,
+    )
+
+
+def test_inputs_that_are_no_sequences_of_tokens_are_refused():
+    model = compose(spec_of("gru"))
+    refused("token_views takes model.policy and model.critic, got a Model", model)
+    training, _ = token_views(model.policy)
+    for message, inputs in {
+        "'sequence' must hold tokens, whole numbers, got torch.float32": (torch.ones(2, 9),),
+        "'sequence_mask' must have the shape of 'sequence', (2, 9), got (2, 8)": (
+            tokens(2),
+            torch.ones(2, 8, dtype=torch.bool),
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            training(*inputs)
