@@ -195,7 +195,8 @@ def _network(policy: Policy, critic: Any, part: ExportPart, unroll: int | None) 
     """A copy as it is for use: on the CPU, in eval mode, in float32 at least."""
     critic = critic if part != "policy" else None
     modules = [m for root in (policy, critic) if root is not None for m in root.modules()]
-    weights = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
+    own = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
+    weights = [t for t in own if t is not None]
     computed = [t for m in modules for t in vars(m).values()]  # as pruning has it
     # What is computed of others cannot be copied as it is; parts of stacks are, those of networks of one form.
     memo: dict[int, Tensor] = {id(t): t.detach().clone() for t in computed if _has_history(t)}

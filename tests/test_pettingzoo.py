@@ -2,6 +2,7 @@
 
 import re
 import sys
+from typing import Any
 
 import numpy as np
 import pettingzoo
@@ -324,7 +325,8 @@ def test_a_first_spec_has_names_of_their_own_for_agents_that_differ():
         "  - go/y # a Space space, which no block reads yet",
     ]
     model = composer.compose(text, observation_space=spaces, action_space=actions, seed=0)
-    for part in (model.policy, model.critic):
+    parts: list[Any] = [model.policy, model.critic]
+    for part in parts:
         assert [group.name for group in part.groups] == ["a_0", "a_1", "go"]
     observation = {"x": torch.zeros(4, 2)}
     values = model.critic.value({"a_0": torch.zeros(4, 2), ("go", 1): observation})
