@@ -110,9 +110,10 @@ class _Sketcher:
 
     def _about(self, name: str, part: NetworkModule) -> str:
         """What stands beside a network's name."""
-        whose = self._casts[name].words(most=2) if name in self._casts else ""
-        twin = "and its target copy" if isinstance(part, StateActionCritic) else ""
-        return ", ".join(filter(None, [whose, twin]))
+        has_target = isinstance(part, StateActionCritic)
+        if name not in self._casts:
+            return "and its target copy" if has_target else ""
+        return self._casts[name].words(most=2) + (", with target" if has_target else "")
 
     def _observed(
         self, name: str, part: NetworkModule, parts: Mapping[str, NetworkModule]

@@ -310,7 +310,7 @@ def test_a_table_and_a_picture_show_it(critic, tmp_path):
         f"the critic has a target copy of as many parameters ({count:,}); update_targets(tau) moves it"
     )
     drawn = model.draw(tmp_path / "model.mmd").read_text()
-    assert "and its target copy" in drawn
+    assert ", with target" in drawn
     assert "the action" in drawn
 
 
