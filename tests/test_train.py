@@ -1,6 +1,7 @@
 """composer train: what it writes, that it learns, that it goes on where it was interrupted, and what it refuses."""
 
 import copy
+import importlib
 import json
 import os
 import signal
@@ -61,15 +62,6 @@ SHORT = {
         "frames_per_batch": 512, "minibatch_size": 128, "learning_rate": 3e-3, "gamma": 0.9,
     },
 }  # fmt: skip
-# Of CartPole: https://github.com/DLR-RM/rl-baselines3-zoo has found most of these numbers.
-BALANCE = {"gamma": 0.98, "learning_rate": 1e-3}
-CARTPOLE_SETTINGS = {
-    "sb3": {**BALANCE, "n_steps": 32, "batch_size": 256, "n_epochs": 20, "gae_lambda": 0.8},
-    "torchrl": {
-        **BALANCE, "frames_per_batch": 256, "minibatch_size": 256, "epochs": 20, "lmbda": 0.8,
-    },
-}  # fmt: skip
-
 # TorchRL's own modules warn of each other when they are imported.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*WeightUpdaterBase is deprecated:DeprecationWarning")
@@ -80,8 +72,15 @@ both = pytest.mark.parametrize("trainer", ["sb3", "torchrl"])
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(CONFIGS), str(TESTS), *sys.path])
+    folders = (CONFIGS, TESTS, TESTS.parent / "benchmarks")
+    monkeypatch.setattr(sys, "path", [*map(str, folders), *sys.path])
     return tmp_path
+
+
+def cartpole(trainer, steps, **options):
+    """The benchmark's run, of as many steps."""
+    settings = importlib.import_module("train_cartpole").SETTINGS[trainer]
+    return learn(CARTPOLE, trainer, steps, settings=settings, **options)
 
 
 def learn(spec, trainer, steps, out="run", **options):
@@ -222,15 +221,13 @@ def test_memory_solves_it_with_both_trainers(trainer):
 
 @both
 def test_cartpole_is_learned_in_a_few_steps(trainer):
-    outcome = learn(CARTPOLE, trainer, 5120, settings=CARTPOLE_SETTINGS[trainer], eval_episodes=5)
-    assert outcome.evaluation.mean > 80
+    assert cartpole(trainer, 6400, eval_episodes=5).evaluation.mean > 80
 
 
 @pytest.mark.full
 @both
 def test_cartpole_is_learned(trainer):
-    outcome = learn(CARTPOLE, trainer, 30_000, settings=CARTPOLE_SETTINGS[trainer])
-    assert outcome.evaluation.mean >= 475
+    assert cartpole(trainer, 50_000).evaluation.mean >= 475
 
 
 # --- that it goes on ---
