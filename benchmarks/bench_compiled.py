@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import composer
-from bench_eager import Complex, Mlp, composed_complex, composed_mlp, outputs_of, same_weights
+from bench_eager import Mlp, complex_case, composed_mlp, outputs_of, same_weights
 from harness import Row, main, medians
 from perception_blocks import Graph, InferenceBlock
 
@@ -69,17 +69,6 @@ def mlp_rows(batch: int) -> Iterator[Row]:
     return compared(f"MLP 4-64-64-2, batch {batch}", composed_mlp(), Mlp(), (inputs,), (inputs,))
 
 
-def complex_rows(batch: int) -> Iterator[Row]:
-    inputs = {
-        "screen": torch.randint(256, (batch, 64, 64, 3), dtype=torch.uint8),
-        "inventory": torch.randn(batch, 16),
-    }
-    ours, by_hand = composed_complex(), Complex()
-    theirs = {name: torch.zeros(batch, 64) for name in ("h", "c")}
-    name = f"configs/complex.yaml, batch {batch}"
-    return compared(name, ours, by_hand, (inputs, ours.initial_state(batch)), (inputs, theirs))  # type: ignore[operator]
-
-
 def unrolled_rows(steps: int) -> Iterator[Row]:
     """A loop over time inside the graph, against the fused kernel that eager code calls."""
     graph = Graph({"x": (64,)})
@@ -98,7 +87,7 @@ def rows() -> Iterator[Row]:
     torch.manual_seed(0)
     for batch in (2, 256):
         yield from mlp_rows(batch)
-    yield from complex_rows(32)
+    yield from compared(*complex_case(32))
     for steps in STEPS:
         yield from unrolled_rows(steps)
 

@@ -161,7 +161,8 @@ def vectors(name: str, ours: nn.Module, by_hand: nn.Module, size: int, batch: in
     return compared(f"{name}, batch {batch}", ours, by_hand, (inputs,), (inputs,))
 
 
-def complex_rows(batch: int) -> Iterator[Row]:
+def complex_case(batch: int) -> tuple[str, nn.Module, nn.Module, tuple, tuple]:
+    """What is compared: a name, ours, the one by hand, and the arguments of each."""
     inputs = {
         "screen": torch.randint(256, (batch, 64, 64, 3), dtype=torch.uint8),
         "inventory": torch.randn(batch, 16),
@@ -169,7 +170,7 @@ def complex_rows(batch: int) -> Iterator[Row]:
     ours, by_hand = composed_complex(), Complex()
     theirs = {name: torch.zeros(batch, 64) for name in ("h", "c")}
     name = f"configs/complex.yaml, batch {batch}"
-    return compared(name, ours, by_hand, (inputs, ours.initial_state(batch)), (inputs, theirs))  # type: ignore[operator]
+    return name, ours, by_hand, (inputs, ours.initial_state(batch)), (inputs, theirs)  # type: ignore[operator]
 
 
 def rows() -> Iterator[Row]:
@@ -177,7 +178,7 @@ def rows() -> Iterator[Row]:
     for batch in (1, 256):
         yield from vectors("MLP 4-64-64-2", composed_mlp(), Mlp(), 4, batch)
     for batch in (1, 32):
-        yield from complex_rows(batch)
+        yield from compared(*complex_case(batch))
     yield from vectors("64 branches and concat", composed_branches(), Branches(), 16, 1)
     yield from vectors("chain of 100 dense", composed_chain(), Chain(), 64, 1)
 

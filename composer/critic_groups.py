@@ -27,7 +27,7 @@ from composer.roles import Group
 from composer.state_action import StateActionCritic
 from composer.structured_critic import (
     PREV_VALUE,
-    ActorCritic,
+    CriticByActor,
     DeltaStateCritic,
     StructuredCritic,
 )
@@ -35,13 +35,13 @@ from composer.structured_state_action import StructuredStateActionCritic
 from composer.tree import listing
 from perception_blocks.port import Port
 
-__all__ = ["build_actor_critic"]
+__all__ = ["build_critic_by_actor"]
 
 Built = tuple[Network, SeededConstruction]
 Made = tuple[Any, list[SeededConstruction]]
 
 
-def build_actor_critic(
+def build_critic_by_actor(
     spec: ModelSpec,
     actors: Actors,
     groups: Sequence[Group],
@@ -143,7 +143,7 @@ class _Builder:
             constructions += group[1]
         return self._together(made, constructions[-1]), constructions
 
-    def _together(self, made: Sequence[GroupPolicy], last: SeededConstruction) -> ActorCritic:
+    def _together(self, made: Sequence[GroupPolicy], last: SeededConstruction) -> CriticByActor:
         """The critics of all groups as one; ``last`` of its constructions gives weights."""
         if self.chained:
             normalizer = value_normalizer(self.critic)

@@ -32,7 +32,7 @@ from composer.source import Override, Source, dump_yaml, load_source
 from composer.space_json import spaces_to_json
 from composer.space_lookup import find_spaces, is_by_actor
 from composer.spec import read_spec
-from composer.structured_critic import ActorCritic
+from composer.structured_critic import CriticByActor
 from composer.trust import allow_list, import_allowed
 from composer.turns import ActorModule
 from composer.wrappers.interface import IModelWrapper
@@ -242,7 +242,7 @@ class Model(nn.Module):
         if self.critic is not None:
             self.critic.merge_normalizer(other._critic())
 
-    def _critic(self) -> CriticModule | ActorCritic:
+    def _critic(self) -> CriticModule | CriticByActor:
         if self.critic is None:
             raise ValueError("this model has no critic, and so no returns to normalise")
         return self.critic

@@ -11,7 +11,7 @@ from composer.actors import Actors
 from composer.build import build_network
 from composer.construction import SeededConstruction
 from composer.critic import CriticModule
-from composer.critic_groups import build_actor_critic
+from composer.critic_groups import build_critic_by_actor
 from composer.critic_parts import build_critic
 from composer.demand import Context, Demand
 from composer.distributions import DISTRIBUTIONS
@@ -21,7 +21,7 @@ from composer.network import Network
 from composer.policy import Policy
 from composer.roles import Group, Role, read_groups
 from composer.structured import StructuredPolicy
-from composer.structured_critic import ActorCritic
+from composer.structured_critic import CriticByActor
 from composer.wrappers.composed import offer_of
 from composer.wrappers.wrapping import check_wrap
 
@@ -35,7 +35,7 @@ class Parts:
     """A policy and, where the spec has one, its critic; ``constructions`` give them their weights."""
 
     policy: Policy | StructuredPolicy
-    critic: CriticModule | ActorCritic | None
+    critic: CriticModule | CriticByActor | None
     constructions: list[SeededConstruction]
 
 
@@ -56,7 +56,7 @@ def build_parts(
     if actors is None:
         critic = build_critic(spec, groups[0].roles[0], dtype)
     else:
-        critic = build_actor_critic(spec, actors, groups, context, dtype)
+        critic = build_critic_by_actor(spec, actors, groups, context, dtype)
     if not context.problems:
         for role in (role for group in groups for role in group.roles):
             role.refuse_unread()

@@ -17,12 +17,12 @@ from composer.turns import ActorModule, Turn, blamed
 from perception_blocks.port import format_shape
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["PREV_VALUE", "ActorCritic", "DeltaStateCritic", "StructuredCritic"]
+__all__ = ["PREV_VALUE", "CriticByActor", "DeltaStateCritic", "StructuredCritic"]
 
 PREV_VALUE = "prev_value"
 
 
-class ActorCritic(ActorModule):
+class CriticByActor(ActorModule):
     """What critics with a value for each actor have in common.
 
     ``observers`` read the observations of each actor by its flat name, as its policy does. Values that the policy
@@ -104,7 +104,7 @@ class ActorCritic(ActorModule):
         return turn.network.read(turn.present.value, turn.beside["shared"], observer)
 
 
-class StructuredCritic(ActorCritic):
+class StructuredCritic(CriticByActor):
     """A value for each actor: ``critic({actor: observation})`` is {actor: {"value": (..., 1)}}."""
 
     def forward(

@@ -12,14 +12,14 @@ from composer.actors import Actors
 from composer.group_policy import GroupPolicy
 from composer.network import State, Tensors
 from composer.observer import Observer
-from composer.structured_critic import ActorCritic
+from composer.structured_critic import CriticByActor
 from composer.targets import Targeted
 from composer.turns import Turn, blamed
 
 __all__ = ["StructuredStateActionCritic"]
 
 
-class StructuredStateActionCritic(ActorCritic, Targeted):
+class StructuredStateActionCritic(CriticByActor, Targeted):
     """What the action of each actor is worth: ``critic({actor: observation}, {actor: action})`` is {actor: {...}}.
 
     Each actor has the values that a `StateActionCritic` gives. ``actions`` read the action of each actor by its flat
