@@ -40,6 +40,10 @@ MEMORY = ACTOR.replace(
     "block: dense, in: observation, hidden_units: [16]",
     "block: gru, in: observation, hidden_units: 4",
 )
+NO_CRITIC = (
+    "DQN learns one network, whose values choose the action: the policy, whose logits they are. "
+    "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
+)
 RULE = "write under 'distributions': - {action: action, distribution: "
 
 # algorithm, spec, environment, the problems
@@ -48,24 +52,10 @@ REFUSED = {
         DQN, ACTOR + TWINS.replace("ensemble: 2", "ensemble: 1"), BOX,
         ["it learns a value for each choice of one Discrete action, got Box(-1.0, 1.0, (2,), float32); use PPO, SAC or TD3"],
     ),
-    "DQN of state values": (
-        DQN, ACTOR + VALUES, DISCRETE,
-        ["DQN needs a value of each choice, but the critic is of kind 'state'; write kind: state_action, or leave out "
-         "the critic: the policy's logits are the values then"],
-    ),
-    "DQN of an ensemble": (
-        DQN, ACTOR + CHOICES.replace("graph:", "ensemble: 3\n  graph:"), DISCRETE,
-        ["DQN learns one value of each choice, but the critic gives 3; leave out 'ensemble'"],
-    ),
-    "DQN of what is shared": (
-        DQN,
-        ACTOR.replace("heads: {", "shares: [latent]\n  heads: {")
-        + CHOICES.replace("latent: {block: dense, in: observation", "judged: {block: dense, in: latent"),
-        DISCRETE,
-        ["DQN trains the critic alone, so that what it reads of the policy would never learn: 'latent'"],
-    ),
+    "DQN of state values": (DQN, ACTOR + VALUES, DISCRETE, [NO_CRITIC]),
+    "DQN of a critic of choices": (DQN, ACTOR + CHOICES, DISCRETE, [NO_CRITIC]),
     "DQN of masks": (
-        DQN, ACTOR.replace("heads: {", "action_mask: {action: legal}\n  heads: {") + CHOICES,
+        DQN, ACTOR.replace("heads: {", "action_mask: {action: legal}\n  heads: {"),
         Walk(spaces.Dict(observation=SEEN, legal=spaces.MultiBinary(2)), spaces.Discrete(2)),
         ["DQN explores with any action, legal or not, so no 'action_mask' can be kept; use PPO"],
     ),
@@ -253,7 +243,7 @@ def test_noise_of_the_host_is_refused():
         agent(PPO, ACTOR + VALUES, BOX, use_sde=True)
 
 
-@pytest.mark.parametrize(("algorithm", "critic"), [(PPO, VALUES), (DQN, CHOICES)])
+@pytest.mark.parametrize(("algorithm", "critic"), [(PPO, VALUES), (DQN, "")])
 def test_weights_of_another_network_are_refused_and_nothing_is_written(algorithm, critic, tmp_path):
     agent(algorithm, ACTOR + critic, DISCRETE).save(tmp_path / "wide.zip")
     narrow = agent(algorithm, (ACTOR + critic).replace("[16]", "[8]"), DISCRETE, seed=1)

@@ -12,9 +12,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 
 import composer
 from composer.adapters import sb3
+from composer.training.evaluation import greedy
 from tests.sb3_agents import (
     ACTOR,
-    CHOICES,
     DETERMINISTIC,
     NESTED,
     NESTED_SPEC,
@@ -23,6 +23,7 @@ from tests.sb3_agents import (
     agent,
 )
 
+DUELING = ACTOR.replace("heads: {in", "heads: {block: dueling, in")
 PENDULUM = "environment: Pendulum-v1\n"
 CARTPOLE = "environment: CartPole-v1\n"
 CONTINUOUS = pytest.mark.parametrize(
@@ -33,13 +34,13 @@ CONTINUOUS = pytest.mark.parametrize(
 EVERY = pytest.mark.parametrize(
     ("algorithm", "spec"),
     [
-        (DQN, CARTPOLE + ACTOR + CHOICES),
         (DQN, CARTPOLE + ACTOR),
+        (DQN, CARTPOLE + DUELING),
         (SAC, PENDULUM + ACTOR + TWINS),
         (SAC, PENDULUM + ACTOR + TWINS.replace("ensemble: 2", "ensemble: 1")),
         (TD3, PENDULUM + DETERMINISTIC + ACTOR + TWINS),
     ],
-    ids=["DQN", "DQN of the policy", "SAC", "SAC of one critic", "TD3"],
+    ids=["DQN", "DQN with a dueling head", "SAC", "SAC of one critic", "TD3"],
 )
 
 
@@ -67,9 +68,8 @@ def test_it_learns_and_is_the_same_after_save_and_load(algorithm, spec, tmp_path
     before = state(made.policy)
     made.learn(30)
     assert before.keys() == made.policy.state_dict().keys()
-    unused = "model.policy." if algorithm is DQN and made.policy.model.critic else "nothing"
     for name, tensor in made.policy.state_dict().items():
-        assert torch.equal(tensor, before[name]) == name.startswith(unused), name
+        assert not torch.equal(tensor, before[name]), name
     made.save(tmp_path / "agent.zip")
     loaded = algorithm.load(tmp_path / "agent.zip", env=made.env)
     for name, tensor in loaded.policy.state_dict().items():
@@ -111,7 +111,7 @@ def targets(made):
     """(what is followed, its target)."""
     policy, critic = made.policy.model.policy, made.policy.model.critic
     pairs = [] if critic is None else [(critic.online, critic.target.online)]
-    if critic is None or isinstance(made, TD3):
+    if not isinstance(made, SAC):
         pairs.append((policy, made.policy.policy_target))
     return pairs
 
@@ -121,7 +121,7 @@ def test_each_optimiser_has_its_own_weights_once(algorithm, spec):
     made = agent(algorithm, spec)
     model = made.policy.model
     if algorithm is DQN:
-        parts = [(made.policy, model.policy if model.critic is None else model.critic.online)]
+        parts = [(made.policy, model.policy)]
     else:
         parts = [(made.actor, model.policy), (made.critic, model.critic.online)]
     for part, module in parts:
@@ -130,22 +130,23 @@ def test_each_optimiser_has_its_own_weights_once(algorithm, spec):
     assert not any(p.requires_grad for _, target in targets(made) for p in target.parameters())
 
 
-def test_dqn_reads_the_critics_values():
-    made = agent(DQN, CARTPOLE + ACTOR + CHOICES)
-    seen, model = some(made), made.policy.model
-    assert torch.equal(made.q_net(seen), model.critic(seen)["action_q_values"])
-    assert torch.equal(made.q_net_target(seen), model.critic.target(seen)["action_q_values"])
-    best = model.critic(seen)["action_q_values"].argmax(-1).numpy()
-    assert np.array_equal(made.predict(seen.numpy(), deterministic=True)[0], best)
-
-
-def test_without_a_critic_dqn_makes_the_policy_greedy():
-    made = agent(DQN, CARTPOLE + ACTOR)
+@pytest.mark.parametrize("spec", [ACTOR, DUELING], ids=["linear", "dueling"])
+def test_what_dqn_learns_is_the_policy_wherever_it_acts(spec, tmp_path):
+    """`predict`, the model of the agent, its checkpoint, and how `composer train` evaluates take the same action."""
+    made = agent(DQN, CARTPOLE + spec, learning_rate=0.02)
     made.learn(40)
-    seen, model = some(made), made.policy.model
-    assert torch.equal(made.q_net(seen), model.policy(seen)["action"])
-    theirs = made.predict(seen.numpy(), deterministic=True)[0]
-    assert np.array_equal(theirs, model.policy.act(seen.numpy(), deterministic=True))
+    model, seen = made.policy.model, some(made, 200)
+    logits = model.policy(seen)["action"]
+    assert torch.equal(made.q_net(seen), logits)
+    best = logits.argmax(-1).numpy()
+    model.save(tmp_path / "trained.safetensors")
+    loaded = composer.load(tmp_path / "trained.safetensors")
+    assert torch.equal(loaded.policy(seen)["action"], logits)
+    assert np.array_equal(made.predict(seen.numpy(), deterministic=True)[0], best)
+    for policy in (model.policy, loaded.policy):
+        assert np.array_equal(policy.act(seen.numpy(), deterministic=True), best)
+    act = greedy(model.policy)
+    assert [act(each.numpy(), None, True, None)[0] for each in seen] == list(best)
 
 
 UNEVEN = spaces.Box(np.float32([[-3.0], [0.5]]), np.float32([[1.0], [0.75]]))
@@ -223,9 +224,11 @@ def test_a_critic_may_see_more_than_the_actor():
 
 @pytest.mark.parametrize("algorithm", [DQN, SAC])
 def test_nested_observations_are_flat_in_the_replay_buffer(algorithm):
-    choices, kind = spaces.Discrete(2), "{kind: state_action, template: {}}"
-    action = choices if algorithm is DQN else spaces.Dict(a=UNEVEN, b=spaces.Box(0.0, 1.0, ()))
-    spec = NESTED_SPEC.replace("critic:\n  template: {}", f"critic: {kind}")
+    action, critic = spaces.Discrete(2), ""
+    if algorithm is SAC:
+        action = spaces.Dict(a=UNEVEN, b=spaces.Box(0.0, 1.0, ()))
+        critic = "critic: {kind: state_action, template: {}}"
+    spec = NESTED_SPEC.replace("critic:\n  template: {}", critic)
     env = Walk(NESTED, action)
     agent(algorithm, spec, env).learn(32)
     assert len(env.seen) == 32

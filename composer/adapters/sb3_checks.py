@@ -44,8 +44,8 @@ def _problems(model: Model, algorithm: str) -> Iterator[str]:
         yield from _of_state_critic(model, algorithm)
     elif algorithm in CONTINUOUS:
         yield from _of_action_critic(model, algorithm)
-    else:
-        yield from _of_choice_critic(model)
+    elif isinstance(model.policy.action_space, spaces.Discrete):
+        yield from _of_choices(model)
 
 
 def _of_actions(policy: Any, algorithm: str) -> Iterator[str]:
@@ -116,23 +116,14 @@ def _of_action_critic(model: Model, algorithm: str) -> Iterator[str]:
         )
 
 
-def _of_choice_critic(model: Model) -> Iterator[str]:
+def _of_choices(model: Model) -> Iterator[str]:
     if model.policy.masks:
         yield "DQN explores with any action, legal or not, so no 'action_mask' can be kept; use PPO"
-    critic = model.spec.critic
-    if critic is None:
-        return
-    if critic.kind != "state_action":
+    if model.spec.critic is not None:
         yield (
-            f"DQN needs a value of each choice, but the critic is of kind {critic.kind!r}; "
-            "write kind: state_action, or leave out the critic: the policy's logits are the values then"
+            "DQN learns one network, whose values choose the action: the policy, whose logits they are. "
+            "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
         )
-        return
-    if critic.ensemble > 1:
-        yield f"DQN learns one value of each choice, but the critic gives {critic.ensemble}; leave out 'ensemble'"
-    if model.critic is not None and model.critic.shared:
-        shared = ", ".join(map(repr, model.critic.shared))
-        yield f"DQN trains the critic alone, so that what it reads of the policy would never learn: {shared}"
 
 
 def _are_choices(space: Space) -> bool:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from composer.adapters.sb3_policies import ComposedPolicy
 from composer.model import Model
 from composer.policy import Policy
-from composer.state_action import Q_VALUES
 
 __all__ = ["ContinuousPolicy", "QPolicy", "SACPolicy", "TD3Policy"]
 
@@ -39,42 +38,28 @@ class Part:
 
 
 class QNetwork(Part):
-    """Values (B, choices): those of a critic of choices, or without one what the policy says of them."""
-
-    def __init__(self, policy: QPolicy, module: nn.Module, source: Any) -> None:
-        super().__init__(policy, module)
-        self.source = source
+    """Values (B, choices): the logits of a policy."""
 
     def __call__(self, obs: Any) -> Tensor:
-        outputs = self.source(self.policy.read(obs))
-        name = self.policy.action_name
-        return outputs[name if isinstance(self.source, Policy) else name + Q_VALUES].float()
+        logits = self.module(self.policy.read(obs))
+        (name,) = self.policy.model.policy.logits_shapes
+        return logits[name].float()
 
 
 class QPolicy(ComposedPolicy):
-    """A composed model for DQN: its critic of kind state_action learns, or the policy where there is no critic."""
+    """A composed model for DQN: the policy's logits are the values of its choices, so that its mode is greedy."""
 
     algorithm = "DQN"
 
     def _build(self, lr_schedule: Any) -> None:
-        critic: Any = self.model.critic
-        if critic is None:
-            self.policy_target = _target_of(self.model.policy)
-            self.q_net = QNetwork(self, self.model.policy, self.model.policy)
-            self.q_net_target = QNetwork(self, self.policy_target, self.policy_target)
-        else:
-            self.q_net = QNetwork(self, critic.online, critic)
-            self.q_net_target = QNetwork(self, critic.target.online, critic.target)
-        self.optimizer = self.make_optimizer(self.q_net.parameters(), lr_schedule)
-
-    @property
-    def action_name(self) -> str:
-        return next(iter(self.model.policy.action_tree.leaves))
+        self.policy_target = _target_of(self.model.policy)
+        self.q_net = QNetwork(self, self.model.policy)
+        self.q_net_target = QNetwork(self, self.policy_target)
+        self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
 
     def use_weights(self, model: Model) -> None:
         super().use_weights(model)
-        if self.model.critic is None:
-            self.policy_target.load_state_dict(self.model.policy.state_dict())
+        self.policy_target.load_state_dict(self.model.policy.state_dict())
 
     def forward(self, obs: Any, deterministic: bool = True) -> Tensor:
         return self._predict(obs, deterministic)

@@ -16,9 +16,7 @@ from composer.adapters.extras import missing_extra
 from composer.adapters.sb3 import UpdateNormalizers, agent, wrap
 from composer.model import Model
 from composer.space_lookup import make_environment
-from composer.spaces import to_environment
-from composer.state_action import Q_VALUES
-from composer.training.evaluation import Act, greedy
+from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Report, Task
 from perception_blocks.registry import did_you_mean
 from perception_blocks.settings import PositiveFloat, mismatch
@@ -82,7 +80,7 @@ class Sb3Trainer:
             self._envs.close()
             raise
         self.model: Model = self._agent.policy.model
-        self._act = _greedy(self.model, task.algorithm)
+        self._act = greedy(self.model.policy, masked=task.algorithm == "maskable_ppo")
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
@@ -155,22 +153,6 @@ def _environment(environment: str, model: Model) -> gymnasium.Env:
 def _noise(space: Any, deviation: float) -> NormalActionNoise:
     size = gymnasium.spaces.flatdim(space)
     return NormalActionNoise(np.zeros(size), np.full(size, deviation))
-
-
-def _greedy(model: Model, algorithm: str) -> Act:
-    """The mode of the policy; under DQN with a critic, of which alone it learns, the choice of the highest value."""
-    if algorithm != "dqn" or model.critic is None:
-        return greedy(model.policy, masked=algorithm == "maskable_ppo")
-    critic: Any = model.critic
-    tree = model.policy.action_tree
-    (name,) = tree.leaves
-
-    def act(observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
-        with torch.no_grad():
-            best = critic(observation)[name + Q_VALUES].argmax(-1)
-        return to_environment(tree, {name: best}, as_numpy=True), None
-
-    return act
 
 
 # --- settings ---
