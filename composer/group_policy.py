@@ -229,7 +229,8 @@ def weights_of(networks: Sequence[Network]) -> list[Any]:
 
 def refuse_other_axes(axes: dict[str, tuple[int, ...]]) -> None:
     """Raise ValueError unless all actors of one network have the same leading axes."""
-    if len(set(axes.values())) > 1:
+    first = next(iter(axes.values()), None)
+    if any(shape != first for shape in axes.values()):  # no set: hashing would fix the size
         shown = ", ".join(f"{name!r} {format_shape(shape)}" for name, shape in axes.items())
         raise ValueError(
             f"the observations of one network differ in their leading (batch) axes: {shown}"

@@ -62,7 +62,7 @@ class CentralInput:
 def padded(parts: list[Tensor], rank: int) -> list[Tensor]:
     """``parts`` with their last ``rank`` axes as long as the longest of them; what is added is zero, or false."""
     ends = [part.shape[part.dim() - rank :] for part in parts]
-    if len(set(ends)) == 1:
+    if all(end == ends[0] for end in ends):  # no set: hashing would fix the size
         return parts
     longest = [max(sizes) for sizes in zip(*ends)]
     missing = [[size - own for size, own in zip(longest, end)] for end in ends]
