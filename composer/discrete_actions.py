@@ -29,6 +29,25 @@ from composer.space_kinds import Leaf
 from perception_blocks.port import format_shape
 
 __all__ = ["Bernoulli", "BitDistribution", "Categorical", "ChoiceDistribution", "MultiCategorical"]
+__all__ += ["NoLegalChoiceError", "require_choice"]
+
+
+class NoLegalChoiceError(ValueError):
+    """The mask of ``action`` leaves nothing to choose in the row that ``row`` names."""
+
+    def __init__(self, action: str, row: str, source: str = "") -> None:
+        self.action = action
+        self.row = row
+        self.source = source
+        mask = f"the mask of action {action!r}" + (f" ({source})" if source else "")
+        super().__init__(f"{mask} leaves no legal choice{row}; each row needs a nonzero element")
+
+    def of(self, source: str) -> NoLegalChoiceError:
+        """The same, told by one who knows where the mask is from: ``"observation 'legal'"``."""
+        return NoLegalChoiceError(self.action, self.row, source)
+
+    def __reduce__(self) -> tuple:
+        return (type(self), (self.action, self.row, self.source))
 
 
 class ChoiceDistribution(Distribution):
@@ -143,7 +162,7 @@ class Categorical(ActionDistribution):
         logits = tempered(logits, temperature)
         if mask is not None:
             legal = _legal(mask, logits, self.key)
-            _require_choice(legal, self.key)
+            require_choice(legal, self.key)
             logits = _without(logits, legal)
         return ChoiceDistribution(logits, key=self.key)
 
@@ -175,7 +194,7 @@ class MultiCategorical(ActionDistribution):
         logits = tempered(logits, temperature)
         if mask is not None:
             legal = _legal(mask, logits, self.key)
-            _require_choice(self.choices(legal, False), self.key)
+            require_choice(self.choices(legal, False), self.key)
             logits = _without(logits, legal)
         padded = self.choices(logits, torch.finfo(logits.dtype).min)
         sizes = self.sizes.reshape(self.action_shape) if self.padded else None
@@ -243,12 +262,10 @@ def _without(logits: Tensor, legal: Tensor) -> Tensor:
     return logits.masked_fill(~legal, torch.finfo(logits.dtype).min / 2)
 
 
-def _require_choice(legal: Tensor, key: str) -> None:
-    """Raise ValueError if a row has no legal choice; where `on_host` says not to look, such a row is uniform."""
+def require_choice(legal: Tensor, key: str) -> None:
+    """Raise NoLegalChoiceError if a row has no legal choice; where `on_host` says not to look, it is uniform."""
     if not on_host(legal):
         return
     some = legal.any(-1)
     if not bool(some.all()):
-        raise ValueError(
-            f"the mask of action {key!r} leaves no legal choice{index_text(~some)}; each row needs a nonzero element"
-        )
+        raise NoLegalChoiceError(key, index_text(~some))

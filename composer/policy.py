@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from composer.discrete_actions import NoLegalChoiceError
 from composer.distributions import ActionDistributions, Distribution
 from composer.lowered_policy import LoweredPolicy
 from composer.network import Network, NetworkModule, State, Tensors
@@ -171,10 +172,17 @@ class Policy(NetworkModule):
     ) -> Distribution:
         """The distribution that the network's ``outputs`` stand for, masked by the ``inputs`` and by ``mask``."""
         masks = {action: inputs[key] for action, key in self.masks.items()}
-        for action, given in self._given_masks(mask).items():
+        added = self._given_masks(mask)
+        for action, given in added.items():
             given = as_tensor("mask", given, self.device)
             masks[action] = given if action not in masks else (masks[action] != 0) & (given != 0)
-        joint = self.distributions(outputs, masks, temperature)
+        try:
+            joint = self.distributions(outputs, masks, temperature)
+        except NoLegalChoiceError as error:
+            if error.action not in self.masks:
+                raise
+            also = " within the mask that was given" if error.action in added else ""
+            raise error.of(f"observation {self.masks[error.action]!r}{also}") from None
         return joint.parts[self._only] if self.action_tree.is_single else joint
 
     def action_of(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from composer.discrete_actions import NoLegalChoiceError
 from composer.network import NetworkModule, Tensors
 from composer.policy import Policy
 from perception_blocks.assemble import BuiltNode
@@ -83,7 +84,10 @@ class SequenceView(nn.Module):
         (action,) = policy.distributions
         masks = {} if action_mask is None else {action: action_mask}
         logits = self._outputs(sequence, sequence_mask)
-        return policy.distributions(logits, masks, temperature).parts[action]
+        try:
+            return policy.distributions(logits, masks, temperature).parts[action]
+        except NoLegalChoiceError as error:
+            raise error.of("'action_mask'") from None
 
     def _outputs(self, sequence: Tensor, sequence_mask: Tensor | None) -> Tensors:
         if sequence_mask is None:

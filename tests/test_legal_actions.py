@@ -1,6 +1,7 @@
 """Whatever the action space and the distribution: act returns what the space contains, and its log_prob is finite."""
 
 import copy
+import pickle
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 
 import composer
+from composer.discrete_actions import NoLegalChoiceError
 from composer.distributions import is_bounded
 from composer.spaces import flatten_space
 
@@ -249,3 +251,23 @@ def test_a_state_that_does_not_fit_is_refused_in_words():
     )  # fmt: skip
     refuse("the state needs 'memory/h', got 'h'", policy.act, seen, {"h": state["memory/h"]})
     refuse("resets must have the shape (5,), got (4,)", policy.act, seen, state, np.ones(4, bool))
+
+
+@pytest.mark.parametrize("lowered", [False, True])
+def test_a_mask_that_leaves_nothing_names_its_observation_and_its_action(lowered):
+    observed = spaces.Dict(x=SEEN, legal=spaces.MultiBinary(3))
+    spec = {"version": 1, "policy": {"template": {}, "action_mask": {"action": "legal"}}}
+    model = composer.compose(spec, observation_space=observed, action_space=spaces.Discrete(3))
+    act = model.policy.lower().act if lowered else model.policy.act
+    seen = {"x": np.zeros((2, 3), np.float32), "legal": np.int8([[1, 0, 1], [0, 0, 0]])}
+    message = (
+        "the mask of action 'action' (observation 'legal'{}) leaves no legal choice at index (1,); "
+        "each row needs a nonzero element"
+    )
+    refuse(message.format(""), act, seen)
+    seen["legal"][1, 1] = 1
+    within = message.format(" within the mask that was given")
+    refuse(within, act, seen, mask=np.array([True, False, True]))
+    with pytest.raises(NoLegalChoiceError) as caught:
+        act(seen, mask=np.array([True, False, True]))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == within

@@ -295,5 +295,27 @@ def test_a_mask_without_a_legal_action_is_refused():
     spec = ACTOR.replace("heads: {", "action_mask: {action: legal}\n  heads: {") + VALUES
     made = agent(PPO, spec, Walk(space, spaces.Discrete(2)))
     observation = {"observation": np.zeros(3, np.float32), "legal": np.zeros(2, np.int8)}
-    with pytest.raises(ValueError, match="the mask of action 'action' leaves no legal choice"):
+    message = (
+        "the mask of action 'action' (observation 'legal'{}) leaves no legal choice at index (0,); "
+        "each row needs a nonzero element"
+    )
+    with refuses(message.format("")):
         made.predict(observation)
+    observation["legal"][:] = [0, 1]
+    masked = agent(MaskablePPO, spec, Walk(space, spaces.Discrete(2)))
+    with refuses(message.format(" within the mask that was given")):
+        masked.predict(observation, action_masks=np.array([[True, False]]))
+
+
+@pytest.mark.parametrize("algorithm", [PPO, RecurrentPPO])
+def test_a_mask_without_a_legal_action_stops_training(algorithm):
+    class Stuck(Walk):
+        def observed(self):
+            return super().observed() | {"legal": np.zeros(2, np.int8)}
+
+    spec = (ACTOR if algorithm is PPO else MEMORY) + VALUES
+    spec = spec.replace("heads: {", "action_mask: {action: legal}\n  heads: {", 1)
+    space = spaces.Dict(observation=SEEN, legal=spaces.MultiBinary(2))
+    made = agent(algorithm, spec, Stuck(space, spaces.Discrete(2)))
+    with pytest.raises(ValueError, match=r"^the mask of action 'action' \(observation 'legal'\)"):
+        made.learn(8)

@@ -128,7 +128,7 @@ def test_a_mask_of_actions_is_taken_when_it_is_given():
     mask[..., 3:] = False
     distribution = training.distribution(tokens(2), action_mask=mask)
     assert distribution.sample().max() < 3
-    message = "the mask of action 'action' leaves no legal choice at index (1, 2); each row needs a nonzero element"
+    message = "the mask of action 'action' ('action_mask') leaves no legal choice at index (1, 2); each row needs a nonzero element"
     mask[1, 2, :] = False
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         training.distribution(tokens(2), action_mask=mask)

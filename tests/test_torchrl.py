@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -212,9 +213,23 @@ def test_a_mask_that_leaves_nothing_is_refused():
     spec["ignore"] = ["action_mask"]
     modules = to_torchrl(compose(spec, env=Playground(spaces.Discrete(3), MASKED)))
     td = TensorDict(near=torch.zeros(1, 2), action_mask=torch.zeros(1, 3), batch_size=[1])
+    message = (
+        "the mask of action 'action' (observation 'action_mask') leaves no legal choice at index (0,); "
+        "each row needs a nonzero element"
+    )
     for module in (modules.actor_inference, modules.q_actor):
-        with pytest.raises(ValueError, match="the mask of action 'action' leaves no legal choice"):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             module(td.clone())
+
+
+def test_a_mask_of_one_of_several_actions_that_leaves_nothing_is_refused():
+    actions = spaces.Dict(move=spaces.Discrete(3), jump=spaces.Discrete(2))
+    spec = {"policy": {"template": {}, "action_mask": {"move": "action_mask"}}}
+    actor = to_torchrl(compose(spec, env=Playground(actions, MASKED))).actor_inference
+    td = TensorDict(near=torch.zeros(1, 2), action_mask=torch.zeros(1, 3), batch_size=[1])
+    message = "the mask of action 'move' (observation 'action_mask') leaves no legal choice"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        actor(td)
 
 
 # --- memory ---

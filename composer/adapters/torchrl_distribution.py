@@ -11,7 +11,7 @@ from torch.distributions import Distribution as TorchDistribution
 
 from composer.adapters.torchrl_fields import Field
 from composer.continuous_actions import Beta, SquashedGaussian
-from composer.discrete_actions import ChoiceDistribution
+from composer.discrete_actions import ChoiceDistribution, NoLegalChoiceError
 from composer.distributions import ActionDistribution, Distribution
 
 __all__ = ["ComposedDistribution", "draws_with_gradient"]
@@ -21,7 +21,8 @@ class ComposedDistribution(TorchDistribution):
     """The distribution that ``family`` makes of ``logits`` (..., k), over actions as the environment has them.
 
     ``field`` says how these differ from what the family draws: encoding, start, dtype, bounds. log_prob and entropy are
-    sums over the action's dimensions, shape (...). ``mask`` (true = legal) has the shape of the logits.
+    sums over the action's dimensions, shape (...). ``mask`` (true = legal) has the shape of the logits; ``mask_key`` is
+    what it is called, for messages.
     """
 
     arg_constraints: dict[str, Any] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -33,10 +34,14 @@ class ComposedDistribution(TorchDistribution):
         *,
         family: ActionDistribution,
         field: Field,
+        mask_key: Any = None,
     ) -> None:
         self.family = family
         self.field = field
-        self.base = family(logits, mask)
+        try:
+            self.base = family(logits, mask)
+        except NoLegalChoiceError as error:
+            raise error.of(f"observation {mask_key!r}") from None
         self._logits, self._mask = logits, mask
         self.has_rsample = draws_with_gradient(self.base)
         super().__init__(logits.shape[:-1], torch.Size(field.shape), validate_args=False)
@@ -91,6 +96,7 @@ class ComposedDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ComposedDistribution:
         logits, mask = self._expanded(batch_shape)
+        # Without its key: this mask has been looked at already.
         return ComposedDistribution(logits, mask, family=self.family, field=self.field)
 
     # --- inside ---

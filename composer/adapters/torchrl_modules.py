@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from composer.adapters.torchrl_distribution import ComposedDistribution
 from composer.adapters.torchrl_fields import Encoding, Field, Key, fields_of
 from composer.adapters.torchrl_parts import PARAMS, CriticPart, Part, PolicyPart
 from composer.critic import SpaceCritic
+from composer.discrete_actions import NoLegalChoiceError, require_choice
 from composer.model import Model
 from composer.network import Network, State, Tensors
 from composer.policy import Policy
@@ -36,7 +38,7 @@ from composer.state_action import Q_VALUES, StateActionCritic
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Builder", "ensemble_of"]
+__all__ = ["LEGAL", "Builder", "ensemble_of"]
 
 LEGAL = "legal_actions"
 
@@ -139,9 +141,16 @@ class Builder:
         if self._is_single:
             ((name, field),) = self.actions.items()
             arguments: dict[str, Any] = {"family": families[name], "field": field}
+            arguments["mask_key"] = self.mask_key
             return {"distribution_class": ComposedDistribution, "distribution_kwargs": arguments}
+        masks = self.model.policy.masks
         parts = {
-            field.key: partial(ComposedDistribution, family=families[name], field=field)
+            field.key: partial(
+                ComposedDistribution,
+                family=families[name],
+                field=field,
+                mask_key=masks.get(name),
+            )
             for name, field in self.actions.items()
         }
         return {
@@ -178,15 +187,16 @@ class Builder:
         return _sequence(self.trunk(training=training), value)
 
     def copies(self) -> tuple[ValueOperator, ...]:
-        """The copies of an ensemble as critics of their own, with copies of its weights."""
+        """The copies of an ensemble, or of a critic alone, as critics of their own with copies of its weights."""
         critic = self._critic
-        ensemble = ensemble_of(critic)
-        if ensemble is None or critic.shared or critic.has_memory:
+        if critic.shared or critic.has_memory:
             return ()
-        return tuple(
-            _value_operator(self._critic_part(_single(critic, ensemble, index), True))
-            for index in range(ensemble.copies)
-        )
+        ensemble = ensemble_of(critic)
+        if ensemble is None:
+            singles = [critic.with_network(copy.deepcopy(critic.network))]
+        else:
+            singles = [_single(critic, ensemble, index) for index in range(ensemble.copies)]
+        return tuple(_value_operator(self._critic_part(single, True)) for single in singles)
 
     def actor_critic(self, actor: ProbabilisticActor) -> ActorValueOperator:
         """Policy and critic in one pass of what they share; ``actor`` is the one for training."""
@@ -195,12 +205,19 @@ class Builder:
         return ActorValueOperator(self.trunk(training=True), head, self.value(training=True))
 
     def q_actor(self) -> QValueActor:
-        """Takes the choice of the highest Q value, among those that are legal where there is a mask."""
-        value: Any = self.critic(training=False)
-        ((_, field),) = self.actions.items()
+        """Takes the choice of the highest Q value, among those that are legal where there is a mask.
+
+        Without a critic the policy's logits are the values.
+        """
+        ((name, field),) = self.actions.items()
+        value: Any = (
+            _module(self._policy_part({name: "action_value"}, training=False, masks={}))
+            if self.model.critic is None
+            else self.critic(training=False)
+        )
         if self.mask_key is not None:
             legal = TensorDictModule(
-                _Legal(field.leaf.key), in_keys=[self.mask_key], out_keys=[LEGAL]
+                _Legal(field.leaf.key, self.mask_key), in_keys=[self.mask_key], out_keys=[LEGAL]
             )
             value = _sequence(value, legal)
         return QValueActor(
@@ -264,14 +281,17 @@ class OneCopy(Network):
 class _Legal(nn.Module):
     """A mask of any dtype as booleans. Raises ValueError where it leaves nothing."""
 
-    def __init__(self, action: str) -> None:
+    def __init__(self, action: str, key: Key) -> None:
         super().__init__()
         self.action = action
+        self.key = key
 
     def forward(self, mask: Tensor) -> Tensor:
         legal = mask != 0
-        if legal.is_cpu and not bool(legal.any(-1).all()):
-            raise ValueError(f"the mask of action {self.action!r} leaves no legal choice")
+        try:
+            require_choice(legal, self.action)
+        except NoLegalChoiceError as error:
+            raise error.of(f"observation {self.key!r}") from None
         return legal
 
 
