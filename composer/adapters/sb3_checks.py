@@ -7,7 +7,13 @@ from typing import Any
 
 from gymnasium import Space, spaces
 
-from composer.continuous_actions import Gaussian
+from composer.adapters.algorithm_needs import (
+    ONE_NETWORK,
+    action_values,
+    bounded_chances,
+    chances,
+    state_values,
+)
 from composer.deterministic_actions import Deterministic
 from composer.distributions import DISTRIBUTIONS
 from composer.model import Model
@@ -41,9 +47,9 @@ def _problems(model: Model, algorithm: str) -> Iterator[str]:
     yield from _of_actions(model.policy, algorithm)
     yield from _of_memory(model, algorithm)
     if algorithm in ON_POLICY:
-        yield from _of_state_critic(model, algorithm)
+        yield from state_values(model, algorithm)
     elif algorithm in CONTINUOUS:
-        yield from _of_action_critic(model, algorithm)
+        yield from action_values(model, algorithm)
     elif isinstance(model.policy.action_space, spaces.Discrete):
         yield from _of_choices(model)
 
@@ -68,23 +74,15 @@ def _of_actions(policy: Any, algorithm: str) -> Iterator[str]:
 
 
 def _of_distribution(key: str, family: Any, algorithm: str) -> Iterator[str]:
-    deterministic = isinstance(family, Deterministic)
-    name = DISTRIBUTIONS.name_of(type(family)) or type(family).__name__
-    rule = f"- {{action: {key}, distribution: "
-    if algorithm == "TD3" and not deterministic:
+    if algorithm == "SAC":
+        yield from bounded_chances(key, family)
+    elif algorithm in ON_POLICY:
+        yield from chances(key, family)
+    elif algorithm == "TD3" and not isinstance(family, Deterministic):
+        name = DISTRIBUTIONS.name_of(type(family)) or type(family).__name__
         yield (
             f"its actor is deterministic, but {key!r} has the distribution {name!r}; "
-            f"write under 'distributions': {rule}deterministic}}"
-        )
-    elif algorithm in ("SAC", *ON_POLICY) and deterministic:
-        yield (
-            f"it learns from chances, but {key!r} is deterministic; "
-            f"write under 'distributions': {rule}squashed_gaussian}}"
-        )
-    elif algorithm == "SAC" and isinstance(family, Gaussian):
-        yield (
-            f"it needs actions within their bounds, which the gaussian of {key!r} leaves; "
-            f"write under 'distributions': {rule}squashed_gaussian}}"
+            f"write under 'distributions': - {{action: {key}, distribution: deterministic}}"
         )
 
 
@@ -95,35 +93,11 @@ def _of_memory(model: Model, algorithm: str) -> Iterator[str]:
         yield "it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; use that"
 
 
-def _of_state_critic(model: Model, algorithm: str) -> Iterator[str]:
-    critic = model.spec.critic
-    if critic is None:
-        yield f"{algorithm} needs the value of a state; add a critic to the spec"
-    elif critic.kind == "state_action":
-        yield f"{algorithm} needs the value of a state, but the critic is of kind 'state_action'; write kind: state"
-    elif critic.ensemble > 1:
-        yield f"{algorithm} needs one value of a state, but the critic gives {critic.ensemble}; leave out 'ensemble'"
-
-
-def _of_action_critic(model: Model, algorithm: str) -> Iterator[str]:
-    critic = model.spec.critic
-    if critic is None:
-        yield f"{algorithm} needs the value of an action; add a critic of kind state_action, with ensemble: 2"
-    elif critic.kind != "state_action":
-        yield (
-            f"{algorithm} needs the value of an action, but the critic is of kind {critic.kind!r}; "
-            "write kind: state_action, and ensemble: 2"
-        )
-
-
 def _of_choices(model: Model) -> Iterator[str]:
     if model.policy.masks:
         yield "DQN explores with any action, legal or not, so no 'action_mask' can be kept; use PPO"
     if model.spec.critic is not None:
-        yield (
-            "DQN learns one network, whose values choose the action: the policy, whose logits they are. "
-            "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
-        )
+        yield ONE_NETWORK
 
 
 def _are_choices(space: Space) -> bool:

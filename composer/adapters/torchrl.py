@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from composer.adapters.extras import missing_extra
 
 try:
-    from tensordict import TensorDict
     from tensordict.nn import TensorDictModuleBase
     from torchrl.data import Composite, Unbounded
     from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
@@ -21,6 +19,7 @@ try:
 except ImportError as error:
     raise missing_extra("composer.adapters.torchrl", error, "torchrl") from error
 
+from composer.adapters.torchrl_adoption import adopt
 from composer.adapters.torchrl_checks import (
     encoding_of,
     refuse_loss,
@@ -31,7 +30,7 @@ from composer.adapters.torchrl_checks import (
 )
 from composer.adapters.torchrl_distribution import ComposedDistribution
 from composer.adapters.torchrl_fields import Encoding, Key
-from composer.adapters.torchrl_modules import Builder, ensemble_of
+from composer.adapters.torchrl_modules import Builder
 from composer.adapters.torchrl_parts import state_keys
 from composer.model import Model
 from composer.state_action import StateActionCritic
@@ -45,8 +44,9 @@ class TorchRLModules:
 
     Those for training read sequences (..., T) if they have memory and draw from all choices; those for inference go
     step by step and keep to the action mask. ``actor_critic`` is there where the critic shares values of the policy,
-    ``q_actor`` where the critic has a value for each choice of one Discrete action. ``collecting`` is what goes into a
-    collector: the actor for inference, and behind it the memory of the critic where that has one.
+    ``q_actor`` where the critic, or without one the policy, has a value for each choice of one Discrete action.
+    ``collecting`` is what goes into a collector: the actor for inference, and behind it the memory of the critic where
+    that has one.
     """
 
     model: Model
@@ -60,27 +60,12 @@ class TorchRLModules:
     critic_copies: tuple[ValueOperator, ...] = ()
 
     def adopt(self, loss: LossModule) -> None:
-        """Take into the model the weights of an ensemble that ``loss`` trains as stacks of ``critic_copies``.
+        """Take into the model the weights of ``critic_copies`` that ``loss`` trains, and those of their targets.
 
         ``SACLoss(actor, list(critic_copies))`` makes parameters of its own of them. Raises ValueError for a loss that
         was not made so.
         """
-        ensemble = ensemble_of(self.model.critic)
-        params = getattr(loss, "qvalue_network_params", None)
-        state = {}
-        if ensemble is not None and params is not None:
-            own = params.get(("module", "weights"), TensorDict()).data.flatten_keys(".")
-            state = {
-                f"{index}.{name}": copy
-                for name, copies in own.items()
-                for index, copy in enumerate(copies)
-            }
-        if ensemble is None or _shapes(state) != _shapes(ensemble.state_dict()):
-            raise ValueError(
-                "this loss was not made of the critic_copies of this model; give it "
-                "qvalue_network=list(modules.critic_copies) and as many num_qvalue_nets"
-            )
-        ensemble.load_state_dict(state)
+        adopt(self.model.critic, loss)
 
 
 def to_torchrl(
@@ -114,17 +99,20 @@ def to_torchrl(
     if env is not None:
         refuse_specs(env, build.observations.values(), build.actions.values())
     actor_training, actor_inference = build.actor(training=True), build.actor(training=False)
-    if model.critic is None:
-        return TorchRLModules(model, actor_training, actor_inference, actor_inference)
-    return TorchRLModules(
+    made = TorchRLModules(
         model,
         actor_training,
         actor_inference,
         collecting=build.collecting(actor_inference),
+        q_actor=build.q_actor() if serves_choices(model) else None,
+    )
+    if model.critic is None:
+        return made
+    return replace(
+        made,
         critic_training=build.critic(training=True),
         critic_inference=build.critic(training=False),
         actor_critic=build.actor_critic(actor_training) if model.critic.shared else None,
-        q_actor=build.q_actor() if serves_choices(model) else None,
         critic_copies=build.copies() if isinstance(model.critic, StateActionCritic) else (),
     )
 
@@ -146,7 +134,3 @@ def primers(model: Model) -> Compose:
     if len(specs.keys()):
         transforms.append(TensorDictPrimer(specs, expand_specs=True))
     return Compose(*transforms)
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state.items()}

@@ -161,7 +161,7 @@ def refuse_loss(loss: type[LossModule], model: Model) -> None:
     elif issubclass(loss, DiscreteSACLoss):
         message = _not_of_choices(model, ensemble=True)
     elif issubclass(loss, DQNLoss):
-        message = _not_of_choices(model)
+        message = _not_of_choices(model, policy=True)
     elif issubclass(loss, (SACLoss, DDPGLoss)):
         message = _not_of_actions(model)
     if message:
@@ -183,14 +183,17 @@ def _not_of_states(model: Model) -> str | None:
 
 
 def serves_choices(model: Model) -> bool:
-    """Whether the critic has one value for each choice of one Discrete action."""
-    return _not_of_choices(model) is None
+    """Whether the critic, or without one the policy, has one value for each choice of one Discrete action."""
+    return _not_of_choices(model, policy=True) is None
 
 
-def _not_of_choices(model: Model, *, ensemble: bool = False) -> str | None:
+def _not_of_choices(
+    model: Model, *, ensemble: bool = False, policy: bool = False
+) -> str | None:
+    """``policy`` says whether its logits may be the values where there is no critic."""
     critic = model.critic
     needed = "needs a value for each choice of one Discrete action"
-    if not isinstance(critic, StateActionCritic):
+    if not (isinstance(critic, StateActionCritic) or (policy and critic is None)):
         return f"{needed}; write kind: state_action in the critic"
     leaves = [*model.policy.action_tree.leaves.values()]
     if len(leaves) > 1 or leaves[0].kind not in CHOICES[:1]:
@@ -198,7 +201,7 @@ def _not_of_choices(model: Model, *, ensemble: bool = False) -> str | None:
         return f"{needed}; the action here is {spaces}"
     if leaves[0].start != 0:
         return f"counts choices from 0; the action here is {format_space(leaves[0].space)}"
-    if critic.copies > 1 and not ensemble:
+    if critic is not None and critic.copies > 1 and not ensemble:
         return f"{needed}, once; this critic is an ensemble; leave out 'ensemble'"
     return None
 

@@ -38,7 +38,7 @@ from composer.state_action import Q_VALUES, StateActionCritic
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["LEGAL", "Builder", "ensemble_of"]
+__all__ = ["Builder", "ensemble_of"]
 
 LEGAL = "legal_actions"
 

@@ -29,13 +29,16 @@ try:
 
     from composer.adapters.torchrl import primers
     from composer.adapters.torchrl_fields import fields_of
-    from composer.adapters.torchrl_ppo import Ppo
+    from composer.adapters.torchrl_algorithm import Algorithm
+    from composer.adapters.torchrl_off_policy import Dqn, Sac
+    from composer.adapters.torchrl_on_policy import A2c, Ppo
+    from composer.adapters.torchrl_training_checks import refuse
 except ImportError as error:
     raise missing_extra("composer train --trainer torchrl", error, "torchrl") from error
 
 __all__ = ["TorchrlTrainer"]
 
-ALGORITHMS: dict[str, Any] = {"ppo": Ppo}
+ALGORITHMS: dict[str, Any] = {"ppo": Ppo, "a2c": A2c, "dqn": Dqn, "sac": Sac}
 TOTAL, LENGTH = "episode_reward", "step_count"  # what the transforms call them
 
 
@@ -45,6 +48,7 @@ class TorchrlTrainer:
     algorithms: ClassVar[Sequence[str]] = tuple(ALGORITHMS)
 
     def __init__(self, task: Task, model: Model) -> None:
+        refuse(model, task.algorithm)
         torch.manual_seed(task.seed)
         self.model = model
         self._task = task
@@ -53,11 +57,11 @@ class TorchrlTrainer:
         settings = algorithm.settings_type(**task.settings)
         self._env = _environment(task, model)
         try:
-            self._algorithm = algorithm(model, self._env, settings, task.steps)
+            self._algorithm: Algorithm = algorithm(model, self._env, settings)
         except BaseException:
             self._env.close()
             raise
-        self._frames = _whole(settings.frames_per_batch, task.envs)
+        self._frames = _multiple(settings.frames_per_batch, task.envs)
         self._act = greedy(model.policy)
 
     @classmethod
@@ -70,8 +74,9 @@ class TorchrlTrainer:
     def learn(self, steps: int, report: Report) -> None:
         """Train until ``steps`` steps have been made; the last batch may go beyond."""
         collector = Collector(
-            self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1
-        )
+            self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1,
+            init_random_frames=_multiple(self._algorithm.random_frames - self._steps, self._frames),
+        )  # fmt: skip
         try:
             for batch in collector:
                 self._steps += batch.numel()
@@ -122,9 +127,9 @@ def _environment(task: Task, model: Model) -> EnvBase:
     return TransformedEnv(env, Compose(*transforms))
 
 
-def _whole(frames: int, envs: int) -> int:
-    """``frames`` up to a multiple of ``envs``."""
-    return -(-frames // envs) * envs
+def _multiple(count: int, of: int) -> int:
+    """``count`` up to a multiple of ``of``, 0 where it is less."""
+    return -(-max(0, count) // of) * of
 
 
 def _episodes(batch: TensorDictBase) -> list[Episode]:

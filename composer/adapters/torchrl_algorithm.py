@@ -1,0 +1,67 @@
+"""What all algorithms that train with TorchRL have in common: a loss, who explores, and one step of an optimiser."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.objectives import LossModule
+
+from composer.model import Model
+from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
+
+__all__ = ["Algorithm", "Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of all algorithms. ``frames_per_batch`` counts the steps of all environments between two updates."""
+
+    learning_rate: PositiveFloat = 3e-4
+    frames_per_batch: PositiveInt = 2048
+    gamma: Probability = 0.99
+    max_grad_norm: PositiveFloat = 0.5
+
+
+class Algorithm(ABC):
+    """Learns by ``loss`` from what ``explorer`` collects; what it trains is ``model``.
+
+    Made as ``(model, env, settings)``, with ``settings`` of ``settings_type``.
+    """
+
+    settings_type: ClassVar[type[Settings]]
+    random_frames = 0  # so many steps at the beginning of a run are drawn without the explorer
+
+    def __init__(
+        self, model: Model, settings: Any, loss: LossModule, explorer: TensorDictModuleBase
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.loss, self.explorer = loss, explorer
+        self._learning = [each for each in loss.parameters() if each.requires_grad]
+        self._optimizer = torch.optim.Adam(self._learning, lr=settings.learning_rate, eps=1e-5)
+
+    @abstractmethod
+    def learn(self, batch: TensorDictBase, steps: int) -> None:
+        """Learn from ``batch`` (environments, steps), after which ``steps`` have been made in all."""
+
+    def state(self) -> dict[str, Any]:
+        """What there is beside the weights of the model."""
+        return {"optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _update(self, data: TensorDictBase) -> None:
+        """One step of the optimiser by all that the loss says of ``data``."""
+        found: Any = self.loss(data)
+        total: Any = sum(value for name, value in found.items() if name.startswith("loss"))
+        self._optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(self._learning, self.settings.max_grad_norm)
+        self._optimizer.step()
