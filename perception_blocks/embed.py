@@ -2,7 +2,7 @@
 
 An integer input has one number of values for all its elements (Discrete), or one for each (MultiDiscrete); the graph
 knows which from the space. An index outside its range is not looked for when the network runs (a policy looks at what
-is not yet a tensor): one_hot gives zeros, embedding raises torch's IndexError on the CPU.
+is not yet a tensor): one_hot gives zeros; where embedding fails on the CPU, the network says what it got.
 """
 
 from __future__ import annotations

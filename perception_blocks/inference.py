@@ -15,6 +15,7 @@ from perception_blocks.graph import Graph
 from perception_blocks.lowered import LoweredNetwork
 from perception_blocks.lowering import Program, write_program
 from perception_blocks.port import Port, Shape
+from perception_blocks.ranges import tell_out_of_range
 
 __all__ = ["InferenceBlock", "submodule_at"]
 
@@ -108,11 +109,15 @@ class InferenceBlock(nn.Module):
         unroll: bool = False,
     ) -> Any:
         """Outputs alone without a ``state`` (memory then starts from zero), else (outputs, state)."""
-        if state is None:
-            return self._run(self._modules, inputs)
-        if self._run_memory is None:
-            return self._run(self._modules, inputs), {}
-        return self._run_memory(self._modules, inputs, state, resets, unroll)
+        try:
+            if state is None:
+                return self._run(self._modules, inputs)
+            if self._run_memory is None:
+                return self._run(self._modules, inputs), {}
+            return self._run_memory(self._modules, inputs, state, resets, unroll)
+        except IndexError as error:
+            tell_out_of_range(error, inputs, self.in_ports, self.nodes)
+            raise
 
     def step(
         self,

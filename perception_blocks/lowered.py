@@ -16,6 +16,7 @@ from perception_blocks.lower_code import GLOBAL_HOOKS, Code, is_ordinary
 from perception_blocks.lower_memory import memory_call, step_of
 from perception_blocks.lower_rules import ANY_LEADING_AXES
 from perception_blocks.lowering import Step, one_batch_axis
+from perception_blocks.ranges import tell_out_of_range
 
 __all__ = ["LoweredNetwork", "write_function"]
 
@@ -228,9 +229,13 @@ class LoweredNetwork:
         """Outputs alone without a ``state`` (memory then starts from zero), else (outputs, state)."""
         if is_dynamo_compiling():  # which makes code of its own, and cannot trace the guard
             return self.network(inputs, state, resets, unroll)
-        if state is None:
-            return self._forward(inputs, None, None)
-        return (self._unroll if unroll else self._step)(inputs, state, resets)
+        try:
+            if state is None:
+                return self._forward(inputs, None, None)
+            return (self._unroll if unroll else self._step)(inputs, state, resets)
+        except IndexError as error:
+            tell_out_of_range(error, inputs, self.network.in_ports, self.network.nodes)
+            raise
 
     def step(
         self,
