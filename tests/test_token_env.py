@@ -143,7 +143,10 @@ def test_rules_that_contradict_each_other_are_refused(cls):
 
 def test_what_the_environment_cannot_use_is_refused():
     env = TokenEnv(batch_size=2, **SIZES)
-    refused("'action' holds 4, but the vocabulary has 4 tokens", lambda: play(env, [[2, 4]]))
+    refused(
+        "'action' is 4 in row 1 at step 2, but the vocabulary has 4 tokens",
+        lambda: play(env, [[2, 3], [3, 4]]),
+    )
     refused(
         "'action' must hold one token for each row, whole numbers (2,), got torch.float32 (2,)",
         lambda: play(env, [[2.5, 3.0]]),
@@ -165,11 +168,67 @@ def test_what_the_environment_cannot_use_is_refused():
     )
     flat = TokenEnv(batch_size=2, legal=lambda s, m: m.any(-1), **SIZES)
     refused("'legal' must give an action_mask of shape (2, 4), got (2,)", flat.reset)
-    wide = TokenEnv(batch_size=2, score=lambda s, m: s, **SIZES)
-    refused(
-        "'score' must give one number for each sequence, (1,), got (1, 4)",
-        lambda: play(wide, [[2, 1]]),
-    )
+    none = TokenEnv(batch_size=2, legal=lambda s, m: None, **SIZES)
+    refused("'legal' must give an action_mask of shape (2, 4), got a NoneType", none.reset)
+
+
+@pytest.mark.parametrize(
+    ("score", "actions", "message"),
+    [
+        (
+            lambda s, m: s, [[2, 1]],
+            "'score' must give one number for each sequence (row 1), the shape (1,), got (1, 4)",
+        ),
+        (
+            lambda s, m: s.sum(), [[1, 2, 1]],
+            "'score' must give one number for each sequence (rows 0, 2), the shape (2,), got ()",
+        ),
+        (
+            lambda s, m: None, [[2, 1]],
+            "'score' must give one number for each sequence (row 1), the shape (1,), got a NoneType",
+        ),
+        (
+            lambda s, m: torch.where(s[:, 1] == 3, float("nan"), 1.0), [[2, 2, 3], [1, 2, 1]],
+            "'score' gives nan for row 2, [0, 3]; it must be a finite number",
+        ),
+        (
+            lambda s, m: m.sum(-1) / 0, [[2, 1]],
+            "'score' gives inf for row 1, [0]; it must be a finite number",
+        ),
+    ],
+)  # fmt: skip
+def test_scores_that_are_no_numbers_are_refused(score, actions, message):
+    env = TokenEnv(batch_size=len(actions[0]), score=score, **SIZES)
+    refused(message, lambda: play(env, actions))
+
+
+def never_twice(sequence, sequence_mask):
+    """All tokens but the one that was said last."""
+    last = sequence.gather(-1, sequence_mask.sum(-1, keepdim=True) - 1)
+    return torch.arange(4) != last
+
+
+def test_an_action_that_the_mask_forbids_is_refused():
+    env = TokenEnv(batch_size=2, legal=never_twice, **SIZES)
+    message = "'action' is 3 in row 1 at step 2, which 'action_mask' forbids after [0, 3]"
+    refused(message, lambda: play(env, [[2, 3], [3, 3]]))
+    play(env, [[2, 1], [3, 3]])  # of a finished row nothing is asked
+    one = TokenGym(legal=never_twice, **SIZES)
+    one.reset()
+    message = "'action' is 0 in row 0 at step 1, which 'action_mask' forbids after [0]"
+    refused(message, lambda: one.step(0))
+    assert one.step(2)[0]["sequence"].tolist() == [0, 2, 0, 0]  # nothing was written
+
+
+def test_what_is_legal_is_asked_once_a_step():
+    asked = []
+
+    def legal(sequence, sequence_mask):
+        asked.append(len(sequence))
+        return torch.ones(len(sequence), 4)
+
+    play(TokenEnv(batch_size=2, legal=legal, **SIZES), [[2, 3], [3, 2]])
+    assert asked == [2, 2, 2]  # with the reset
 
 
 def test_the_gymnasium_view_follows_the_same_rules():

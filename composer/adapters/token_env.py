@@ -29,7 +29,7 @@ class TokenEnv(EnvBase):
     ``max_length``; finished rows do not grow. The reward (B, 1) is zero until a row is finished: then it is what
     ``score(sequence, sequence_mask)`` says of the finished rows, one number each. ``legal``, a function of the same
     arguments, gives the action mask, which is true everywhere without it. Raises ValueError for rules that contradict
-    each other, for actions that are no tokens and where no token is legal.
+    each other, for actions that are no tokens or not legal, where no token is legal, and for scores without a number.
 
     >>> env = TokenEnv(vocabulary_size=4, max_length=4, batch_size=2)
     >>> env.step(env.reset().set("action", torch.tensor([2, 3])))["next", "sequence"].tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class TokenSequences:
         self.last = self.sequence[:, 0]
         self.steps = torch.zeros_like(self.last)
         self.finished = torch.zeros_like(self.last, dtype=torch.bool)
+        self._legal: Tensor | None = None  # what `action_mask` said last, until it no longer holds
 
     def reset(self, rows: Tensor) -> None:
         """Begin anew where ``rows`` is true."""
@@ -80,22 +82,22 @@ class TokenSequences:
         self.last = torch.where(rows, self.rules.start_token, self.last)
         self.steps = torch.where(rows, 0, self.steps)
         self.finished = self.finished & ~rows
+        self._legal = None
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Add a token (rows,) to each row: reward, terminated and truncated, each (rows,).
 
         The end token is not written, nor is what comes with the last step; finished rows do not grow.
-        Raises ValueError for an action that is no token, and where there is not one for each row.
+        Raises ValueError for an action that is no token or that `action_mask` forbids, and where there is not one for
+        each row.
         """
         if action.shape != self.last.shape or action.is_floating_point():
             needed, got = format_shape(self.last.shape), format_shape(action.shape)
             raise ValueError(
                 f"'action' must hold one token for each row, whole numbers {needed}, got {action.dtype} {got}"
             )
-        wrong = action[(action < 0) | (action >= self.rules.vocabulary_size)]
-        if wrong.numel():
-            size, token = self.rules.vocabulary_size, int(wrong[0])
-            raise ValueError(f"'action' holds {token}, but the vocabulary has {size} tokens")
+        self._refuse_wrong(action)
+        self._legal = None
         self.steps = self.steps + 1
         terminated = action == self.rules.end_token
         truncated = self.steps >= self.rules.max_length - 1
@@ -114,34 +116,66 @@ class TokenSequences:
         Raises ValueError where no token is legal.
         """
         size = (self.sequence.shape[0], self.rules.vocabulary_size)
-        everything = torch.ones(size, dtype=torch.bool, device=self.sequence.device)
         if self.rules.legal is None:
-            return everything
-        legal = self.rules.legal(self.sequence, self.sequence_mask) != 0
-        if legal.shape != everything.shape:
-            needed, got = format_shape(everything.shape), format_shape(legal.shape)
-            raise ValueError(f"'legal' must give an action_mask of shape {needed}, got {got}")
-        legal = legal | self.finished[:, None]
+            return torch.ones(size, dtype=torch.bool, device=self.sequence.device)
+        if self._legal is not None:
+            return self._legal
+        answer = self.rules.legal(self.sequence, self.sequence_mask)
+        what = "'legal' must give an action_mask of shape"
+        legal = (_tensor_of(answer, size, what) != 0) | self.finished[:, None]
         stuck = (~legal.any(-1)).nonzero().flatten().tolist()
         if stuck:
-            sequence = self.sequence[stuck[0]][self.sequence_mask[stuck[0]]].tolist()
             raise ValueError(
-                f"'action_mask' is all false in row {stuck[0]}: 'legal' allows no token after {sequence}"
+                f"'action_mask' is all false in row {stuck[0]}: 'legal' allows no token after {self._said(stuck[0])}"
             )
+        self._legal = legal
         return legal
+
+    def _refuse_wrong(self, action: Tensor) -> None:
+        """Raise ValueError for the first action that is no token, or one that may not come next."""
+        size = self.rules.vocabulary_size
+        wrong = ((action < 0) | (action >= size)).nonzero().flatten().tolist()
+        why = f"but the vocabulary has {size} tokens"
+        if not wrong and self.rules.legal is not None:
+            legal = self.action_mask().gather(-1, action[:, None].long()).squeeze(-1)
+            wrong = (~legal).nonzero().flatten().tolist()
+            why = "which 'action_mask' forbids after {}"
+        if wrong:
+            row = wrong[0]
+            place = f"in row {row} at step {int(self.steps[row]) + 1}"
+            raise ValueError(
+                f"'action' is {int(action[row])} {place}, {why.format(self._said(row))}"
+            )
+
+    def _said(self, row: int) -> list[int]:
+        """The tokens of a row."""
+        return self.sequence[row][self.sequence_mask[row]].tolist()
 
     def _reward(self, over: Tensor) -> Tensor:
         """The scores of the rows that are ``over`` now, zeros for the others."""
         reward = torch.zeros(over.shape, device=over.device)
         if self.rules.score is not None and over.any():
-            count = int(over.sum())
-            scores = torch.as_tensor(
-                self.rules.score(self.sequence[over], self.sequence_mask[over])
-            )
-            if tuple(scores.shape) != (count,):
-                needed, got = format_shape((count,)), format_shape(scores.shape)
+            rows = over.nonzero().flatten().tolist()
+            answer = self.rules.score(self.sequence[over], self.sequence_mask[over])
+            shown = f"row {rows[0]}" if len(rows) == 1 else f"rows {', '.join(map(str, rows))}"
+            what = f"'score' must give one number for each sequence ({shown}), the shape"
+            scores = _tensor_of(answer, (len(rows),), what).to(reward)
+            wrong = (~scores.isfinite()).nonzero().flatten().tolist()
+            if wrong:
+                row, score = rows[wrong[0]], float(scores[wrong[0]])
                 raise ValueError(
-                    f"'score' must give one number for each sequence, {needed}, got {got}"
+                    f"'score' gives {score} for row {row}, {self._said(row)}; it must be a finite number"
                 )
-            reward[over] = scores.to(reward)
+            reward[over] = scores
         return reward
+
+
+def _tensor_of(answer: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    """What a function of the user's says. Raises ValueError, which begins with ``what``, for another shape."""
+    try:
+        tensor = torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{what} {format_shape(shape)}, got a {type(answer).__name__}") from None
+    if tensor.shape != shape:
+        raise ValueError(f"{what} {format_shape(shape)}, got {format_shape(tensor.shape)}")
+    return tensor
