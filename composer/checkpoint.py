@@ -81,8 +81,12 @@ class LoadReport:
     skipped: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        head = f"{len(self.loaded)} tensors loaded, {len(self.skipped)} differences"
+        head = f"{_counted(self.loaded, 'tensor')} loaded, {_counted(self.skipped, 'difference')}"
         return "\n  ".join([head, *self.skipped])
+
+
+def _counted(things: list[str], word: str) -> str:
+    return f"{len(things)} {word}" if len(things) == 1 else f"{len(things)} {word}s"
 
 
 def plain_spec(data: Any, path: SpecPath = ()) -> Any:
@@ -142,7 +146,15 @@ def write_checkpoint(
     }
     header = {key: json.dumps(value, allow_nan=False) for key, value in record.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_with(Path(path), lambda temporary: save_file(stored, temporary, metadata=header))
+    replace_with(Path(path), lambda temporary: _write_tensors(stored, temporary, header))
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: str, header: dict[str, str]) -> None:
+    """Raises OSError where the file cannot be written, which safetensors has an error of its own for."""
+    try:
+        save_file(dict(tensors), path, metadata=header)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
@@ -223,8 +235,11 @@ def fill(
     *,
     strict: bool,
     stored: Mapping[str, str] | None = None,
+    source: str = "the file",
 ) -> LoadReport:
-    """Copy ``tensors`` into ``module`` by name; ``stored`` says what the file calls those that it calls otherwise.
+    """Copy ``tensors`` into ``module`` by name; ``stored`` says what the source calls those that it calls otherwise.
+
+    ``source`` is what messages call that which held the tensors.
 
     Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
     """
@@ -232,11 +247,11 @@ def fill(
     report = LoadReport()
     for name, tensor in own.items():
         other = (stored or {}).get(name, name)
-        where = "the file" if other == name else f"the file, as {other!r}"
+        where = source if other == name else f"{source}, as {other!r}"
         if name not in tensors:
             near = near_name(name, [n for n in tensors if n not in own])
-            hint = f"; the file has {near!r}" if near else ""
-            report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in the file{hint}")
+            hint = f"; {source} has {near!r}" if near else ""
+            report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in {source}{hint}")
         elif tensors[name].shape != tensor.shape:
             got, needed = format_shape(tensors[name].shape), format_shape(tensor.shape)
             report.skipped.append(f"{name} is {got} in {where}, the model needs {needed}")
@@ -246,7 +261,7 @@ def fill(
         else:
             report.loaded.append(name)
     report.skipped += [
-        f"{name} {format_shape(tensor.shape)} is in the file, the model has no such tensor"
+        f"{name} {format_shape(tensor.shape)} is in {source}, the model has no such tensor"
         for name, tensor in tensors.items()
         if name not in own
     ]

@@ -35,7 +35,8 @@ def load_weights(
     stored: dict[str, str] = {}
     if by == "position":
         stored, tensors = _by_position(module, tensors)
-    report = fill(module, tensors, strict=strict, stored=stored)
+    held = "the mapping" if isinstance(source, Mapping) else "the file"
+    report = fill(module, tensors, strict=strict, stored=stored, source=held)
     if not report.loaded:
         lines = "\n  ".join(report.skipped)
         raise CheckpointError(

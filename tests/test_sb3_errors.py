@@ -248,7 +248,7 @@ def test_weights_of_another_network_are_refused_and_nothing_is_written(algorithm
     agent(algorithm, ACTOR + critic, DISCRETE).save(tmp_path / "wide.zip")
     narrow = agent(algorithm, (ACTOR + critic).replace("[16]", "[8]"), DISCRETE, seed=1)
     before = {name: tensor.clone() for name, tensor in narrow.policy.state_dict().items()}
-    expected = "model.policy.latent.linears.0.weight is (16, 3) in the file, the model needs (8, 3)"
+    expected = "model.policy.latent.linears.0.weight is (16, 3) in the state_dict, the model needs (8, 3)"
     with pytest.raises(CheckpointError, match=re.escape(expected)):
         narrow.set_parameters(str(tmp_path / "wide.zip"))
     after = narrow.policy.state_dict()

@@ -51,13 +51,24 @@ def test_the_report_says_what_was_left_out_and_why():
     report = load_weights(Net(), weights)
     assert str(report) == "\n  ".join(
         [
-            "1 tensors loaded, 4 differences",
-            "table.weight is torch.int64 in the file, the model needs torch.float32",
-            "head.bias (5,) is not in the file; the file has 'head.bais'",
-            "head.scale (2,) is in the file, the model has no such tensor",
-            "head.bais (6,) is in the file, the model has no such tensor",
+            "1 tensor loaded, 4 differences",
+            "table.weight is torch.int64 in the mapping, the model needs torch.float32",
+            "head.bias (5,) is not in the mapping; the mapping has 'head.bais'",
+            "head.scale (2,) is in the mapping, the model has no such tensor",
+            "head.bais (6,) is in the mapping, the model has no such tensor",
         ]
     )
+
+
+def test_the_report_counts_in_proper_words_and_names_the_source(tmp_path):
+    weights = Net().state_dict()
+    weights["head.scale"] = torch.ones(2)
+    difference = "head.scale (2,) is in the {}, the model has no such tensor"
+    start = "3 tensors loaded, 1 difference\n  "
+    assert str(load_weights(Net(), weights)) == start + difference.format("mapping")
+    save_file(weights, tmp_path / "net.safetensors")
+    report = load_weights(Net(), tmp_path / "net.safetensors")
+    assert str(report) == start + difference.format("file")
 
 
 def test_the_report_of_positions_names_both():
@@ -66,8 +77,8 @@ def test_the_report_of_positions_names_both():
     report = load_weights(Net(), weights, by="position")
     assert report.loaded == ["table.weight", "head.bias"]
     assert report.skipped == [
-        "head.weight is (6, 3) in the file, as 'out.weight', the model needs (5, 3)",
-        "more (at position 3) (2,) is in the file, the model has no such tensor",
+        "head.weight is (6, 3) in the mapping, as 'out.weight', the model needs (5, 3)",
+        "more (at position 3) (2,) is in the mapping, the model has no such tensor",
     ]
 
 
@@ -81,9 +92,9 @@ def test_weights_of_another_network_are_refused_and_nothing_changes():
     before.load_state_dict(net.state_dict())
     refused(
         "nothing of the weights fits: they are of another network\n"
-        "  table.weight is (6, 3) in the file, the model needs (5, 3)\n"
-        "  head.weight is (6, 3) in the file, the model needs (5, 3)\n"
-        "  head.bias is (6,) in the file, the model needs (5,)",
+        "  table.weight is (6, 3) in the mapping, the model needs (5, 3)\n"
+        "  head.weight is (6, 3) in the mapping, the model needs (5, 3)\n"
+        "  head.bias is (6,) in the mapping, the model needs (5,)",
         net,
         Net(6).state_dict(),
     )

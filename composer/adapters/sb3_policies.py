@@ -107,7 +107,8 @@ class ComposedPolicy(BasePolicy):
     ) -> Any:
         """As torch's; with ``strict``, CheckpointError names every difference before anything is written."""
         if strict:
-            fill(self, state_dict, strict=True)  # torch's own writes what fits, and then raises
+            # Torch's own writes what fits, and then raises.
+            fill(self, state_dict, strict=True, source="the state_dict")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def set_training_mode(self, mode: bool) -> None:
