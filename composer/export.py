@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from composer.checkpoint import CheckpointError, plain_spec, replace_with
 from composer.export_files import FORMATS, METADATA, FileFormat, trace
-from composer.export_network import ExportedNetwork, ExportPart, Value
+from composer.export_network import ExportedNetwork
 from composer.export_parity import (
     BATCHES,
     STEPS,
@@ -23,10 +23,18 @@ from composer.export_parity import (
     Difference,
     largest_difference,
     random_inputs,
+    zero_state,
 )
+from composer.export_values import Cast, ExportPart, Value
+from composer.export_wrappers import Steadied, steadied, wrapped_policy
+from composer.network import Network, NetworkModule
 from composer.policy import Policy
+from composer.shared_state import SharedStateCritic
 from composer.source import dump_yaml
-from composer.space_json import space_to_json
+from composer.space_json import spaces_to_json
+from composer.structured import StructuredPolicy
+from composer.structured_critic import DeltaStateCritic
+from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.block import PerceptionBlock, block_name
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.registry import MissingExtraError
@@ -38,6 +46,7 @@ PARTS: dict[str, str] = {
     "critic": "values",
     "model": "both",
 }
+EXAMPLE_BATCH = 2
 LARGEST_ONNX = 2**31  # bytes; a limit of protobuf
 
 
@@ -64,6 +73,18 @@ class ExportReport:
         return "\n".join([*lines, f"wrote {self.path}"])
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What is to be in a file, and what stands in the way."""
+
+    policy: Policy | StructuredPolicy
+    critic: Any
+    part: ExportPart
+    unroll: int | None
+    wrappers: list[Steadied]
+    problems: list[str]
+
+
 def export_model(
     model: Any,
     path: str | os.PathLike[str],
@@ -71,22 +92,38 @@ def export_model(
     part: ExportPart = "policy",
     unroll: int | None = None,
     actor: Any = None,
+    wrapped: Any = None,
 ) -> ExportReport:
     """Write ``model`` to ``path``, as `Model.export` says. Raises ExportError, and then writes nothing."""
     target = Path(path)
     chosen = _format(target)
-    policy, critic = _parts_of(model, part, actor)
-    problems = [
-        *_problems_of_arguments(part, unroll, critic),
-        *_problems_of(policy, critic, part, chosen),
-    ]
+    order = _ordered(model, part, unroll, actor, wrapped)
+    problems = [*order.problems, *_problems_of(order, chosen)]
     if problems:
         raise ExportError(f"{os.fspath(path)!r} cannot be exported: " + "\n  ".join(problems))
     with torch.autocast("cpu", enabled=False):  # what runs the file knows nothing of the caller's
-        network = _network(policy, critic, part, unroll)
+        network = _network(order)
         worst = _write(network, chosen, target, _metadata(model, network, actor))
     inputs, outputs = list(network.inputs.values()), list(network.outputs.values())
     return ExportReport(target, inputs, outputs, worst.size)
+
+
+def _ordered(model: Any, part: Any, unroll: Any, actor: Any, wrapped: Any) -> _Order:
+    policy, critic = _parts_of(model, part, actor)
+    problems = list(_problems_of_arguments(part, unroll, critic))
+    wrappers: list[Steadied] = []
+    if wrapped is not None:
+        inner = wrapped_policy(wrapped)
+        if inner is None or isinstance(policy, StructuredPolicy):
+            problems.append(
+                "wrapped is what composer.model_wrap(model.policy, ...) made, or of one of several actors; "
+                f"got a {type(wrapped).__name__}"
+            )
+        else:
+            wrappers = steadied(wrapped, problems)
+    elif part != "critic" and isinstance(policy, Policy) and model.spec.policy.wrap:
+        wrappers = steadied(wrap_policy(policy, model.spec.policy.wrap), problems)
+    return _Order(policy, critic, part, unroll, wrappers, problems)
 
 
 def _write(
@@ -128,21 +165,22 @@ def _format(path: Path) -> FileFormat:
     return chosen
 
 
-def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy, Any]:
-    """The policy and critic that are exported; of several policies the one of ``actor``."""
-    if isinstance(model.policy, Policy):
-        if actor is not None:
-            raise ExportError(f"this model has one policy, and none of its own for {actor!r}")
-        return model.policy, model.critic
-    names = ", ".join(map(repr, model.policy.actors.names))
+def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy | StructuredPolicy, Any]:
+    """The policy and critic that are exported: of several actors those of all, or of ``actor`` alone."""
+    critic = None if part == "policy" else model.critic
     if actor is None:
-        raise ExportError(f"this model has several policies; actor says which to export: {names}")
-    if part != "policy":
+        return model.policy, critic
+    if isinstance(model.policy, Policy):
+        raise ExportError(f"this model has one policy, and none of its own for {actor!r}")
+    if isinstance(critic, SharedStateCritic | DeltaStateCritic):
+        why = "all actors observe together"
+        if isinstance(critic, DeltaStateCritic):
+            why = "steps are worth one after the other"
         raise ExportError(
-            f"of a model with several policies part='policy' is exported, not {part!r}"
+            f"the critic gives what {why}, and none of {actor!r} alone; export all actors, or part='policy'"
         )
     try:
-        return model.policy[actor], None
+        return model.policy[actor], None if critic is None else critic[actor]
     except KeyError as error:
         raise ExportError(error.args[0]) from error
 
@@ -159,10 +197,11 @@ def _problems_of_arguments(part: str, unroll: Any, critic: Any) -> Iterator[str]
         yield f"unroll is a number of steps, got {unroll!r}"
 
 
-def _problems_of(policy: Policy, critic: Any, part: str, chosen: FileFormat) -> Iterator[str]:
-    runs_policy = part != "critic" or bool(getattr(critic, "shared", ()))
+def _problems_of(order: _Order, chosen: FileFormat) -> Iterator[str]:
+    policy, critic = order.policy, order.critic
+    runs_policy = order.part != "critic" or bool(getattr(critic, "shared", ()))
     modules: dict[str, nn.Module] = {"policy": policy} if runs_policy else {}
-    if part != "policy" and critic is not None:
+    if critic is not None:
         modules["critic"] = critic
     tensors = [tensor for module in modules.values() for tensor in _tensors(module)]
     if any(tensor.is_meta for tensor in tensors):
@@ -170,12 +209,32 @@ def _problems_of(policy: Policy, critic: Any, part: str, chosen: FileFormat) -> 
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if chosen is FORMATS[".onnx"] and size >= LARGEST_ONNX:
         yield f"{size / 2**30:.1f} GiB of weights do not fit into an .onnx file; write a .pt2 file"
-    for method, what in (("act", "how it acts"), ("preprocess", "what it reads")):
-        if runs_policy and policy.users_own(method) is not None:
-            owner = type(policy.network.module).__name__
-            yield f"{owner!r} defines {method}(), which decides {what} and is Python that no file holds"
+    if runs_policy:
+        yield from _own_python(policy)
+    yield from _chained_crowds(critic)
     for name, module in modules.items():
         yield from _limits(name, module)
+
+
+def _own_python(policy: Policy | StructuredPolicy) -> Iterator[str]:
+    """Methods of users' classes that decide in Python."""
+    owners: dict[str, dict[str, str]] = {}
+    for one in Cast(policy, None).policies.values():
+        for method, what in (("act", "how it acts"), ("preprocess", "what it reads")):
+            if one.users_own(method) is not None:
+                owners.setdefault(type(one.network.module).__name__, {})[method] = what
+    for owner, methods in owners.items():
+        for method, what in methods.items():
+            yield f"{owner!r} defines {method}(), which decides {what} and is Python that no file holds"
+
+
+def _chained_crowds(critic: Any) -> Iterator[str]:
+    if isinstance(critic, DeltaStateCritic):
+        for name in (actor.name for actor in critic.actors if actor.is_open):
+            yield (
+                f"the values of steps build on one another, and the agents of {name!r}, which are not counted, are an "
+                "axis that the other steps have not"
+            )
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -191,25 +250,26 @@ def _limits(name: str, root: nn.Module) -> Iterator[str]:
             yield from _limits(path, module.network)
 
 
-def _network(policy: Policy, critic: Any, part: ExportPart, unroll: int | None) -> ExportedNetwork:
+def _network(order: _Order) -> ExportedNetwork:
     """A copy as it is for use: on the CPU, in eval mode, in float32 at least."""
-    critic = critic if part != "policy" else None
-    modules = [m for root in (policy, critic) if root is not None for m in root.modules()]
+    roots = [root for root in (order.policy, order.critic) if root is not None]
+    modules = [module for root in roots for module in root.modules()]
     own = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
     weights = [t for t in own if t is not None]
     computed = [t for m in modules for t in vars(m).values()]  # as pruning has it
     # What is computed of others cannot be copied as it is; parts of stacks are, those of networks of one form.
     memo: dict[int, Tensor] = {id(t): t.detach().clone() for t in computed if _has_history(t)}
     memo |= {id(t): nn.Parameter(t.detach().clone(), False) for t in weights if _has_history(t)}
-    policy, critic = copy.deepcopy((policy, critic), memo)
+    policy, critic = copy.deepcopy((order.policy, order.critic), memo)
     narrow = torch.finfo(policy.dtype).bits < 32
     for module in filter(None, (policy, critic)):
         module.to(device="cpu", dtype=torch.float32 if narrow else policy.dtype).eval()
-    network = ExportedNetwork(policy, critic, part, unroll).eval()
+    network = ExportedNetwork(policy, critic, order.part, order.unroll, order.wrappers).eval()
     with torch.no_grad():
-        inputs = next(random_inputs(network, 2, 1))
-        states = {k: v[:2] for k, v in network.example(2).items() if k not in inputs}
-        network({**inputs, **states})  # names the outputs, in their order
+        inputs = next(random_inputs(network, EXAMPLE_BATCH, 1))
+        network(
+            dict(zero_state(network, EXAMPLE_BATCH)) | inputs
+        )  # names the outputs, in their order
     return network
 
 
@@ -236,13 +296,20 @@ def _failing_module(network: ExportedNetwork, error: BaseException) -> str:
     for part, module in (("policy", network.policy), ("critic", network.critic)):
         if module is not None:
             names |= {id(inner): name for name, inner in module.named_modules(prefix=part)}
-            names[id(module.network.module)] = part
+            names |= {id(net.module): part for net in _networks_of(module)}
     found, trace_back = network, error.__traceback__
     while trace_back is not None:
         owner = trace_back.tb_frame.f_locals.get("self")
         found = owner if id(owner) in names else found
         trace_back = trace_back.tb_next
     return f"{names.get(id(found), 'the model')!r} ({type(found).__qualname__})"
+
+
+def _networks_of(module: Any) -> list[Network]:
+    """The networks that a policy or critic runs itself."""
+    if isinstance(module, NetworkModule):
+        return [module.network]
+    return [seat.network for group in module.groups for seat in group.policies]
 
 
 def _unequal(path: Path, worst: Difference) -> str:
@@ -267,8 +334,8 @@ def _metadata(model: Any, network: ExportedNetwork, actor: Any) -> dict[str, Any
         "inputs": {name: _described(value) for name, value in network.inputs.items()},
         "outputs": {name: _described(value) for name, value in network.outputs.items()},
         "state": {v.name: v.next for v in network.inputs.values() if v.kind == "state"},
-        "observation_space": space_to_json(policy.observation_space),
-        "action_space": space_to_json(policy.action_space),
+        "observation_space": spaces_to_json(policy.observation_space),
+        "action_space": spaces_to_json(policy.action_space),
         "spec": spec,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
@@ -276,4 +343,5 @@ def _metadata(model: Any, network: ExportedNetwork, actor: Any) -> dict[str, Any
 
 def _described(value: Value) -> dict[str, Any]:
     dtype = str(value.dtype).removeprefix("torch.")
-    return {"kind": value.kind, "key": value.key, "shape": list(value.axes), "dtype": dtype}
+    described = {"kind": value.kind, "key": value.key, "shape": list(value.axes), "dtype": dtype}
+    return described if value.actor is None else {**described, "actor": value.actor}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from composer.export_network import ExportedNetwork
 from perception_blocks.registry import MissingExtraError
@@ -50,7 +51,27 @@ def trace(network: ExportedNetwork) -> ExportedProgram:
     }
     example = network.example(EXAMPLE_BATCH)
     with _silence(), torch.no_grad():
-        return torch.export.export(network, (example,), dynamic_shapes=(shapes,), strict=False)
+        program = torch.export.export(network, (example,), dynamic_shapes=(shapes,), strict=False)
+    _leave_out_unread(program)
+    return program
+
+
+def _leave_out_unread(program: ExportedProgram) -> None:
+    """Take out the weights that nothing in the program reads, such as those of targets."""
+    graph, signature = program.graph_module.graph, program.graph_signature
+    unused = {node.name for node in graph.nodes if node.op == "placeholder" and not node.users}
+    unread = {
+        spec.arg.name: str(spec.target)
+        for spec in signature.input_specs
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.arg.name in unused
+    }
+    for node in [node for node in graph.nodes if node.name in unread]:
+        graph.erase_node(node)
+    signature.input_specs[:] = [s for s in signature.input_specs if s.arg.name not in unread]
+    for name in unread.values():
+        program.state_dict.pop(name, None)
+        program.constants.pop(name, None)  # where buffers are that state_dict leaves out
+    program.graph_module.recompile()
 
 
 def _write_onnx(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from composer.export_network import ExportedNetwork, Value
+from composer.export_network import ExportedNetwork
+from composer.export_values import Value
 from composer.space_samples import SpaceSampler
 
 __all__ = ["BATCHES", "STEPS", "TOLERANCE", "Difference", "largest_difference", "random_inputs"]
+__all__ += ["zero_state"]
 
 STEPS = 50
 BATCHES = (1, 2, 7)
+AGENTS: dict[int, int] = dict(zip(BATCHES, (2, 1, 3), strict=True))  # where they are not counted
 TOLERANCE = 1e-4
 RESET_RATE = 0.1
+PRESENCE_RATE = 0.7
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -39,7 +44,7 @@ def largest_difference(network: ExportedNetwork, run: Run) -> Difference:
     """
     worst = Difference("", -1.0, 0, 0)
     for batch in BATCHES:
-        ours, theirs = dict(_zero_state(network, batch)), dict(_zero_state(network, batch))
+        ours, theirs = dict(zero_state(network, batch)), dict(zero_state(network, batch))
         for step, inputs in enumerate(random_inputs(network, batch, STEPS)):
             with torch.no_grad():
                 expected = network({**inputs, **ours})
@@ -55,36 +60,70 @@ def largest_difference(network: ExportedNetwork, run: Run) -> Difference:
 def random_inputs(
     network: ExportedNetwork, batch: int, steps: int, seed: int = 0
 ) -> Iterator[dict[str, Tensor]]:
-    """Observations, actions and resets, as many times as ``steps`` says; the first of them begins episodes."""
-    seen = SpaceSampler(network.policy.observer.tree, seed)
-    acted = SpaceSampler(network.policy.action_tree, seed)
+    """Observations, actions, resets and who is there, ``steps`` times; the first of them begins episodes.
+
+    What varies in size is as long for all whose sizes have one name: padded to the longest.
+    """
+    policies = network.cast.policies.items()
+    samplers = [
+        (kind, actor, SpaceSampler(tree, seed + place))
+        for place, (actor, policy) in enumerate(policies)
+        for kind, tree in (("observation", policy.observer.tree), ("taken", policy.action_tree))
+    ]
     generator = torch.Generator().manual_seed(seed)
-    named = {v.key: name for name, v in network.inputs.items() if v.kind == "observation"}
-    taken = {v.key: name for name, v in network.inputs.items() if v.kind == "taken"}
-    leading = (batch,) if network.steps is None else (batch, network.steps)
+    values = network.inputs.values()
     for step in range(steps):
-        drawn = seen.draw(leading, named)
-        inputs = {name: _legal(network, key, drawn[key]) for key, name in named.items()}
-        inputs |= {taken[key]: action for key, action in acted.draw(leading, taken).items()}
-        for name, value in network.inputs.items():
-            if value.kind == "resets":
-                inputs[name] = (torch.rand(leading, generator=generator) < RESET_RATE) | (step == 0)
-        yield inputs
+        inputs: dict[str, Tensor] = {}
+        for kind, actor, sampler in samplers:
+            own = {v.key: v for v in values if (v.kind, v.actor) == (kind, actor)}
+            if not own:
+                continue
+            leading = _sizes(network.cast.leading(actor, network.steps), batch)
+            for key, drawn in sampler.draw(leading, own).items():
+                inputs[own[key].name] = _legal(network, own[key], drawn)
+        for value in values:
+            rate = {"resets": RESET_RATE, "present": PRESENCE_RATE}.get(value.kind)
+            if rate is not None:
+                drawn = torch.rand(_sizes(value.axes, batch), generator=generator) < rate
+                inputs[value.name] = drawn | (step == 0)
+        yield _equally_long(network, inputs)
 
 
-def _legal(network: ExportedNetwork, key: str, value: Tensor) -> Tensor:
+def _sizes(axes: Iterable[int | str], batch: int) -> tuple[int, ...]:
+    """Axes as numbers; those that are neither numbers nor the batch are of agents."""
+    agents = AGENTS.get(batch, batch)
+    named = {"batch": batch}
+    return tuple(axis if isinstance(axis, int) else named.get(axis, agents) for axis in axes)
+
+
+def _equally_long(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    longest: dict[str, int] = {}
+    for name, value in inputs.items():
+        for axis, size in zip(network.inputs[name].axes, value.shape, strict=True):
+            longest[str(axis)] = max(size, longest.get(str(axis), 0))
+    padded = {}
+    for name, value in inputs.items():
+        wanted = [longest[str(axis)] for axis in network.inputs[name].axes]
+        missing = [want - size for want, size in zip(wanted, value.shape, strict=True)]
+        padded[name] = functional.pad(value, [n for size in reversed(missing) for n in (0, size)])
+    return padded
+
+
+def _legal(network: ExportedNetwork, value: Value, drawn: Tensor) -> Tensor:
     """A mask of actions that allows at least every other choice, and so one of any two."""
-    if not network.runs_policy or key not in network.policy.masks.values():
-        return value
-    allowed = value.clone()
+    masks = network.cast.policies[value.actor].masks.values()
+    if value.kind != "observation" or not network.runs_policy or value.key not in masks:
+        return drawn
+    allowed = drawn.clone()
     allowed[..., 0::2] = 1
     return allowed
 
 
-def _zero_state(network: ExportedNetwork, batch: int) -> Iterator[tuple[str, Tensor]]:
+def zero_state(network: ExportedNetwork, batch: int) -> Iterator[tuple[str, Tensor]]:
+    """The state before the first episode, by name."""
     for name, value in network.inputs.items():
         if value.kind == "state":
-            yield name, torch.zeros(batch, *value.axes[1:], dtype=value.dtype)  # type: ignore[arg-type]
+            yield name, torch.zeros(_sizes(value.axes, batch), dtype=value.dtype)
 
 
 def _state_after(network: ExportedNetwork, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,11 +150,13 @@ def _less_likely(
     network: ExportedNetwork, value: Value, expected: Mapping[str, Tensor], theirs: Tensor
 ) -> float:
     """How far apart in log-probability two actions are; rounding may decide between those that are equally likely."""
-    (logits,) = (n for n, v in network.outputs.items() if (v.kind, v.key) == ("logits", value.key))
-    distribution = network.policy.distributions[value.key](expected[logits])
-    read = network.policy.action_tree.to_tensors
+    place = ("logits", value.actor, value.key)
+    (logits,) = (name for name, v in network.outputs.items() if v.place == place)
+    policy, key = network.cast.policies[value.actor], value.key
+    distribution = policy.distributions[key](expected[logits])
+    read = policy.action_tree.to_tensors
     chosen = [
-        read({value.key: action}, dtype=torch.float32, keys=[value.key])[value.key]
+        read({key: action}, dtype=torch.float32, keys=[key])[key]
         for action in (expected[value.name], theirs)
     ]
     return float((distribution.log_prob(chosen[0]) - distribution.log_prob(chosen[1])).abs().max())

@@ -41,7 +41,7 @@ from perception_blocks.collector import collection_paused
 
 if TYPE_CHECKING:
     from composer.export import ExportReport
-    from composer.export_network import ExportPart
+    from composer.export_values import ExportPart
 
 __all__ = ["Model", "compose", "load"]
 
@@ -185,19 +185,22 @@ class Model(nn.Module):
         part: ExportPart = "policy",
         unroll: int | None = None,
         actor: Any = None,
+        wrapped: IModelWrapper | None = None,
     ) -> ExportReport:
         """Write a file that runs without this library: ``.onnx``, or ``.pt2`` of torch.export. The batch may vary.
 
         ``part`` "policy" gives logits and the deterministic action as the environment takes it, "critic" values,
         "model" both. With memory the state is an input and an output; ``unroll`` makes it so many steps at once. Of
-        several policies, ``actor`` says which. The file is kept if it gives what the model gives over 50 random steps.
+        several actors ``actor`` says whose; without it one file has all. In the wrappers of the spec's `wrap`, or of
+        ``wrapped``, the policy acts without chance and noise. The file is kept if it gives what the model gives over 50
+        random steps.
 
         Raises ExportError, and then leaves no file, with everything that stands in the way.
         """
         # Not above: torch's exporters take as long to import as torch itself.
         from composer.export import export_model
 
-        return export_model(self, path, part=part, unroll=unroll, actor=actor)
+        return export_model(self, path, part=part, unroll=unroll, actor=actor, wrapped=wrapped)
 
     def save(self, path: str | FilePath) -> None:
         """Write weights, spec, spaces and seed to one safetensors file; it appears whole or not at all.

@@ -221,7 +221,8 @@ class SharedStateCritic(CriticModule):
                 continue
             part = values[actor][source.key]
             if hidden is not None:
-                own = hidden[..., self.actors.names.index(actor)]
-                part = part.masked_fill(own[(..., *[None] * source.rank)], 0)
+                own = hidden[..., self.actors.names.index(actor)][(..., *[None] * source.rank)]
+                # ONNX Runtime does not choose between truth values.
+                part = part & ~own if part.dtype == torch.bool else part.masked_fill(own, 0)
             parts.append(part)
         return source.value(parts)

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from composer.actors import Actor, ActorKey, shortened
+from composer.actors import ActorKey
 from composer.distributions import Distribution
-from composer.group_policy import SeparatePolicies
 from composer.network import State, Tensors
 from composer.policy import Policy
 from composer.together import Crew, crews
 from composer.turns import ActorModule, Turn, blamed
-from perception_blocks.registry import did_you_mean
 
 __all__ = ["StructuredPolicy"]
 
@@ -41,22 +39,7 @@ class StructuredPolicy(ActorModule):
 
         Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own.
         """
-        found = self.actors.find(key)
-        if found is not None:
-            return self._whole(found[1])
-        name = str(key)
-        members = [a for group in self.groups if group.name == name for a in group.actors]
-        members = members or [actor for actor in self.actors if actor.step == name]
-        if not members:
-            known = [*self.actors.names, *(str(g.name) for g in self.groups if g.name is not None)]
-            near = did_you_mean(name, known) or f"; there is {shortened(self.actors.names)}"
-            raise KeyError(f"there is no actor or group {key!r}{near}")
-        if len({id(self._seats[actor.name].network) for actor in members}) > 1:
-            names = shortened(actor.name for actor in members)
-            raise KeyError(
-                f"the actors of {key!r} have networks of their own; ask for one of {names}"
-            )
-        return self._whole(members[0])
+        return self._whole(self.actor_of(key))
 
     @property
     def observation_space(self) -> dict[ActorKey, Any]:
@@ -189,11 +172,6 @@ class StructuredPolicy(ActorModule):
             else:
                 for index, policy in enumerate(group.module.policies):
                     policy.reset_distributions(seed, *name, index)
-
-    def _whole(self, actor: Actor) -> Policy:
-        seat = self._seats[actor.name]
-        module = seat.group.module
-        return module.policy_of(seat.row) if isinstance(module, SeparatePolicies) else module
 
 
 def _by_manner(

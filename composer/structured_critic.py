@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.actors import Actors
-from composer.critic import CRITICS, as_numbers, count_returns, read_returns
+from composer.actors import ActorKey, Actors
+from composer.critic import CRITICS, SpaceCritic, as_numbers, count_returns, read_returns
 from composer.group_policy import GroupPolicy
 from composer.network import State, Tensors
 from composer.observer import Observer
@@ -43,6 +43,22 @@ class CriticByActor(ActorModule):
         """The values of the policy that any of the networks reads."""
         names = [name for seat in self._seats.values() for name in seat.network.shared]
         return tuple(dict.fromkeys(names))
+
+    @property
+    def critics(self) -> dict[str, Any]:
+        """The critic of each actor by flat name; actors of one group share one unless they are separate."""
+        return {actor.name: self._seats[actor.name].network for actor in self.actors}
+
+    def __getitem__(self, key: ActorKey) -> SpaceCritic:
+        """The critic of one actor alone, over its part of the weights. It has no target.
+
+        Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own.
+        """
+        actor = self.actor_of(key)
+        whole = self._whole(actor)
+        critic = whole.with_network(whole.network)
+        object.__setattr__(critic, "observer", self.observers[actor.name])
+        return critic
 
     @property
     def networks(self) -> list[Any]:
@@ -156,6 +172,9 @@ class DeltaStateCritic(StructuredCritic):
             self._modules["value_normalizer"] = value_normalizer
 
     value_normalizer: NormalizeBlock | None
+
+    def __getitem__(self, key: ActorKey) -> SpaceCritic:
+        raise KeyError("values of steps build on one another, and there is no critic of one alone")
 
     def forward(
         self,

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from composer.action_inputs import ActionInputs
-from composer.actors import Actors
+from composer.actors import ActorKey, Actors
 from composer.group_policy import GroupPolicy
 from composer.network import State, Tensors
 from composer.observer import Observer
+from composer.state_action import StateActionCritic
 from composer.structured_critic import CriticByActor
 from composer.targets import Targeted
 from composer.turns import Turn, blamed
@@ -38,6 +39,12 @@ class StructuredStateActionCritic(CriticByActor, Targeted):
     ) -> None:
         super().__init__(actors, groups, observers)
         self.actions = dict(actions)
+
+    def __getitem__(self, key: ActorKey) -> StateActionCritic:
+        critic = super().__getitem__(key)
+        assert isinstance(critic, StateActionCritic)
+        critic.actions = self.actions[self.actor_of(key).name]
+        return critic
 
     def forward(
         self,

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from composer.actors import ActorKey, Actors, Present, shortened
-from composer.group_policy import GroupPolicy, refuse_other_axes
+from composer.actors import Actor, ActorKey, Actors, Present, shortened
+from composer.group_policy import GroupPolicy, SeparatePolicies, refuse_other_axes
 from composer.network import REGISTRIES, OwnAttributes, State, Tensors, is_empty, state_axes
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
@@ -121,7 +121,35 @@ class ActorModule(OwnAttributes):
             .items()
         }
 
+    def actor_of(self, key: ActorKey) -> Actor:
+        """The actor that ``key`` means, or the first of a group or step that has one network.
+
+        Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own.
+        """
+        found = self.actors.find(key)
+        if found is not None:
+            return found[1]
+        name = str(key)
+        members = [a for group in self.groups if group.name == name for a in group.actors]
+        members = members or [actor for actor in self.actors if actor.step == name]
+        if not members:
+            known = [*self.actors.names, *(str(g.name) for g in self.groups if g.name is not None)]
+            near = did_you_mean(name, known) or f"; there is {shortened(self.actors.names)}"
+            raise KeyError(f"there is no actor or group {key!r}{near}")
+        if len({id(self._seats[actor.name].network) for actor in members}) > 1:
+            names = shortened(actor.name for actor in members)
+            raise KeyError(
+                f"the actors of {key!r} have networks of their own; ask for one of {names}"
+            )
+        return members[0]
+
     # --- one call ---
+
+    def _whole(self, actor: Actor) -> Any:
+        """The network of ``actor`` as a module of its own: that of a separate agent over its part of the weights."""
+        seat = self._seats[actor.name]
+        module = seat.group.module
+        return module.policy_of(seat.row) if isinstance(module, SeparatePolicies) else module
 
     def _read_inputs(self, turn: Turn) -> Tensors:
         """What the network of ``turn`` reads. A subclass may hand over more than the observation."""

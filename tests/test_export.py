@@ -203,38 +203,6 @@ def test_a_critic_of_choices_values_all_of_them(tmp_path):
     assert (file.inputs, file.outputs) == (["observation"], ["action_q_values"])
 
 
-TEAM = """
-version: 1
-policy:
-  networks:
-    player:
-      separate: true
-      graph: {latent: {block: dense, in: observation, hidden_units: [8]}}
-      heads: {in: latent}
-"""
-
-
-def test_each_actor_is_a_file_of_its_own(tmp_path):
-    names = ["player_0", "player_1"]
-    spaces = {
-        "observation_space": {name: Box(-1, 1, (3,)) for name in names},
-        "action_space": {name: Discrete(2) for name in names},
-    }
-    model = composer.compose(TEAM, **spaces, seed=0)
-    observation = np.ones((2, 3), np.float32)
-    for name in names:
-        model.export(tmp_path / f"{name}.pt2", actor=name)
-        outputs = ProgramFile(tmp_path / f"{name}.pt2")({"observation": observation})
-        expected = model.policy[name](observation)["action"].detach()
-        np.testing.assert_allclose(outputs["logits"], expected, atol=1e-5)
-    path = tmp_path / "team.pt2"
-    several = "this model has several policies; actor says which to export: 'player_0', 'player_1'"
-    assert message(model, path) == several
-    assert "'player_3'" in message(model, path, actor="player_3")
-    text = "of a model with several policies part='policy' is exported, not 'model'"
-    assert message(model, path, actor="player_0", part="model") == text
-
-
 def test_names_that_are_taken_by_observations_are_told_apart(tmp_path):
     spaces = {"observation_space": Dict(action=Box(-1, 1, (2,)), value=Box(-1, 1, (2,)))}
     spec = """
@@ -405,25 +373,19 @@ def config(path, monkeypatch):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("part", ["policy", "model"])
+@pytest.mark.parametrize("part", ["policy", "critic", "model"])
 @every_kind
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_every_config_is_exported(path, suffix, part, tmp_path, monkeypatch):
     model = config(path, monkeypatch)
-    if isinstance(model.policy, composer.Policy):
-        exported(model, tmp_path, suffix, part=part)
-    else:
-        for actor in model.policy.actors.names:
-            model.export(tmp_path / f"{actor.replace('/', '_')}{suffix}", actor=actor)
-
-
-@pytest.mark.full
-@every_kind
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_every_config_with_memory_is_exported_unrolled(path, suffix, tmp_path, monkeypatch):
-    model = config(path, monkeypatch)
-    if isinstance(model.policy, composer.Policy) and model.has_memory:
-        exported(model, tmp_path, suffix, part="model", unroll=4)
+    if part != "policy" and model.critic is None:
+        assert "needs a critic, and the spec has none" in message(
+            model, tmp_path / "a.pt2", part=part
+        )
+        return
+    exported(model, tmp_path, suffix, part=part)
+    if model.has_memory:
+        exported(model, tmp_path, suffix, part=part, unroll=3)
 
 
 def test_a_file_plays_its_environment(tmp_path):

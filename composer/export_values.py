@@ -1,0 +1,262 @@
+"""What goes into an exported file and what comes out: names, kinds and axes, of one actor or of several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from composer.network import Tensors
+from composer.policy import Policy
+from composer.shared_state import PRESENT, SharedStateCritic
+from composer.space_kinds import Leaf
+from composer.space_samples import space_dtype
+from composer.structured import StructuredPolicy
+from composer.structured_critic import CriticByActor
+from composer.turns import ActorModule
+
+__all__ = ["Cast", "ExportPart", "Interface", "Place", "Value"]
+
+ExportPart = Literal["policy", "critic", "model"]
+Kind = Literal["observation", "taken", "present", "state", "resets", "logits", "action", "value"]
+Place = tuple[Kind, str | None, str]  # kind, actor, key
+Axes = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output: its ``name`` in the file, the ``key`` that the model knows it by, and its form.
+
+    An axis is a number, or the name of one whose size varies. ``next`` is the output that a state becomes. ``taken`` is
+    an action, as the environment takes it, that a critic of actions is asked about. ``actor`` is whose it is, where
+    there are several; of a state, that is in its key.
+    """
+
+    name: str
+    kind: Kind
+    key: str
+    axes: Axes
+    dtype: torch.dtype
+    next: str | None = None
+    actor: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """What tells it from all others."""
+        return self.kind, self.actor, self.key
+
+    def zeros(self, sizes: Mapping[str, int]) -> Tensor:
+        """Zeros of its form; ``sizes`` has those of axes that vary."""
+        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in self.axes]
+        return torch.zeros(shape, dtype=self.dtype)
+
+    def __str__(self) -> str:
+        axes = ", ".join(map(str, self.axes)) + ("," if len(self.axes) == 1 else "")
+        return f"{self.name} ({axes}) {str(self.dtype).removeprefix('torch.')}"
+
+
+class Cast:
+    """Whose networks are in a file: the policies by actor, or the only one under None, and what the critic reads.
+
+    ``runs_policy`` is false where the critic alone is in the file and reads nothing of the policy.
+    """
+
+    def __init__(
+        self, policy: Policy | StructuredPolicy, critic: Any, runs_policy: bool = True
+    ) -> None:
+        self.several = isinstance(policy, StructuredPolicy)
+        self.policies: dict[str | None, Policy] = {None: policy}  # type: ignore[dict-item]
+        if isinstance(policy, StructuredPolicy):
+            self.policies = {**policy.policies}
+        actors = policy.actors if isinstance(policy, StructuredPolicy) else ()
+        self.crowds = {a.name: f"{_identifier(a.name)}_agents" for a in actors if a.is_open}
+        self.critic = critic
+        self.runs_policy = runs_policy
+
+    def whole(self, by_actor: Mapping[str | None, Any]) -> Any:
+        """Values by actor as a policy or critic takes them: those of the only one alone."""
+        return by_actor if self.several else by_actor[None]
+
+    def parts(self, whole: Any) -> dict[str | None, Any]:
+        """The way back."""
+        return dict(whole) if self.several else {None: whole}
+
+    def critic_of(self, actor: str | None) -> Any:
+        """The critic of ``actor`` alone; None where there is none, and where one judges all together."""
+        if isinstance(self.critic, CriticByActor):
+            return self.critic.critics[str(actor)]
+        return None if isinstance(self.critic, SharedStateCritic) else self.critic
+
+    def leaves(self, actor: str | None) -> dict[str, Leaf]:
+        """The observations of ``actor`` that are read, and the masks without which they cannot be."""
+        policy = self.policies[actor]
+        tree = policy.observer.tree
+        keys = set(self._read_by_critic(actor) & tree.ports.keys())
+        if self.runs_policy:
+            keys |= {*policy.network.in_ports, *policy.masks.values()}
+        masks = {tree.ports[key].mask for key in policy.observer.keys if key in keys}
+        return {key: leaf for key, leaf in tree.leaves.items() if key in keys | masks}
+
+    def taken(self, actor: str | None) -> dict[str, Leaf]:
+        """The action that the critic values; one with a value for each choice needs none."""
+        critic = self.critic_of(actor)
+        if critic is None or not critic.takes_action or critic.actions.are_choices:
+            return {}
+        return dict(self.policies[actor].action_tree.leaves)
+
+    @property
+    def tells_presence(self) -> bool:
+        """Whether the critic reads who is there."""
+        return isinstance(self.critic, SharedStateCritic) and self.critic.reads_presence
+
+    def leading(self, actor: str | None, steps: int | None) -> Axes:
+        """The axes before a value's own: the batch, agents that are not counted, and steps where several go in."""
+        agents = () if actor not in self.crowds else (self.crowds[str(actor)],)
+        return ("batch", *agents, *(() if steps is None else (steps,)))
+
+    def states(self, module: Any) -> Iterator[tuple[str, Axes]]:
+        """The names and axes of what the policy or critic ``module`` carries."""
+        if not isinstance(module, ActorModule):
+            for name, shape in module.state_shapes.items():
+                yield name, ("batch", *(int(size) for size in shape))
+            return
+        everyone = module.initial_state(actors=[actor.key for actor in module.actors])
+        for name, state in everyone.items():
+            owner = next(a.name for a in module.actors if name.startswith(f"{a.name}/"))
+            yield name, (*self.leading(owner, None), *state.shape)
+
+    def _read_by_critic(self, actor: str | None) -> set[str]:
+        if isinstance(self.critic, SharedStateCritic):
+            sources = self.critic.sources.values()
+            return {s.key for s in sources if actor in s.actors and not s.is_shared}
+        critic = self.critic_of(actor)
+        return set() if critic is None else set(critic.network.in_ports)
+
+
+class Interface:
+    """Inputs and outputs of a file by name. Outputs are named by the first run, which says what there is.
+
+    Observations have their flat keys and the state the names of ``initial_state``; what is of one of several actors has
+    that one's name before it. Where two would have one name, the later one has its kind before it.
+    """
+
+    def __init__(self, cast: Cast, modules: Mapping[str, Any], steps: int | None) -> None:
+        self.cast = cast
+        self.steps = steps
+        self.dtype = next(iter(cast.policies.values())).dtype
+        self._prefixed = len(modules) > 1
+        self._names: set[str] = set()
+        inputs = [*self._observations(), *self._taken(), *self._present(), *self._states(modules)]
+        if any(value.kind == "state" for value in inputs):
+            name, axes = self._unused("resets", "state"), cast.leading(None, steps)
+            inputs.append(Value(name, "resets", "resets", axes, torch.bool))
+        self.inputs = {value.name: value for value in inputs}
+        self.outputs: dict[str, Value] = {}
+        self._next = {value.key: value.next for value in inputs if value.next is not None}
+
+    def state_key(self, part: str, key: str) -> str:
+        """What a state of a part is called: where several parts have one, as the whole model does."""
+        return f"{part}/{key}" if self._prefixed else key
+
+    def of_kind(self, kind: Kind, tensors: Mapping[str, Tensor]) -> Tensors:
+        """The inputs of one kind by key."""
+        return {v.key: tensors[name] for name, v in self.inputs.items() if v.kind == kind}
+
+    def by_actor(self, kind: Kind, tensors: Mapping[str, Tensor]) -> dict[str | None, Tensors]:
+        """The inputs of one kind by actor and key; of an actor who has none, an empty dict."""
+        found: dict[str | None, Tensors] = {actor: {} for actor in self.cast.policies}
+        for name, value in self.inputs.items():
+            if value.kind == kind:
+                found[value.actor][value.key] = tensors[name]
+        return found
+
+    def named(self, found: Mapping[Place, Tensor]) -> Tensors:
+        """What a run has found, by name."""
+        if not self.outputs:
+            self._name_outputs(found)
+        names = {value.place: name for name, value in self.outputs.items()}
+        return {names[place]: tensor for place, tensor in found.items()}
+
+    # --- names ---
+
+    def _observations(self) -> Iterator[Value]:
+        for actor, policy in self.cast.policies.items():
+            ports = policy.observer.tree.ports
+            for key, leaf in self.cast.leaves(actor).items():
+                shape = (_length(ports, key) if n is None else n for n in leaf.port.shape)
+                yield self._input("observation", actor, key, key, tuple(shape), space_dtype(leaf))
+
+    def _taken(self) -> Iterator[Value]:
+        for actor in self.cast.policies:
+            leaves = self.cast.taken(actor)
+            for key, leaf in leaves.items():
+                name = "taken" if self._acts_once(actor) else f"taken/{key}"
+                yield self._input("taken", actor, key, name, leaf.shape, space_dtype(leaf))
+
+    def _present(self) -> Iterator[Value]:
+        for actor in self.cast.policies if self.cast.tells_presence else ():
+            yield self._input("present", actor, PRESENT, PRESENT, (), torch.bool)
+
+    def _states(self, modules: Mapping[str, Any]) -> Iterator[Value]:
+        for part, module in modules.items():
+            for key, axes in self.cast.states(module):
+                key = self.state_key(part, key)
+                name = self._unused(key, "state")
+                after = self._unused(f"next/{name}", "state")
+                yield Value(name, "state", key, axes, self.dtype, after)
+
+    def _input(
+        self, kind: Kind, actor: str | None, key: str, name: str, shape: Axes, dtype: torch.dtype
+    ) -> Value:
+        name = self._unused(
+            _of_actor(actor, name), "observation" if kind == "observation" else "input"
+        )
+        axes = (*self.cast.leading(actor, self.steps), *shape)
+        return Value(name, kind, key, axes, dtype, actor=actor)
+
+    def _name_outputs(self, found: Mapping[Place, Tensor]) -> None:
+        states = {value.key: value for value in self.inputs.values() if value.kind == "state"}
+        for (kind, actor, key), tensor in found.items():
+            if kind == "state":
+                name, axes = self._next[key], states[key].axes
+            else:
+                name, leading = (
+                    self._output_name(kind, actor, key),
+                    self.cast.leading(actor, self.steps),
+                )
+                axes = (*leading, *tensor.shape[len(leading) :])
+            self.outputs[name] = Value(name, kind, key, axes, tensor.dtype, actor=actor)
+
+    def _output_name(self, kind: Kind, actor: str | None, key: str) -> str:
+        """``value`` as the critic calls it; ``logits`` and ``action``, followed by which where there are several."""
+        name = key if kind == "value" else kind if self._acts_once(actor) else f"{kind}/{key}"
+        return self._unused(_of_actor(actor, name), "output")
+
+    def _acts_once(self, actor: str | None) -> bool:
+        return self.cast.policies[actor].action_tree.is_single
+
+    def _unused(self, name: str, kind: str) -> str:
+        while name in self._names:
+            name = f"{kind}/{name}"
+        self._names.add(name)
+        return name
+
+
+def _of_actor(actor: str | None, name: str) -> str:
+    return name if actor is None else f"{actor}/{name}"
+
+
+def _length(ports: Mapping[str, Any], key: str) -> str:
+    """What an axis that varies is called: equal for all values whose masks are called alike, of whichever actor.
+
+    Actors that share a network run as one batch, in which sets are equally long.
+    """
+    return _identifier(ports[key].mask or key)
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"\W+", "_", text).strip("_")
