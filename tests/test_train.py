@@ -14,54 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from training_runs import ALLOW, CONFIGS, FORGETFUL, SHORT, SORT, TESTS, learn
 
 import composer
+from composer import checkpoint
 from composer.cli import main
 from composer.source import load_source
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import evaluate, greedy
 from composer.training.folder import RunFolder
 from composer.training.interruption import interruption_noted
-from composer.training.session import resume, train
+from composer.training.session import resume
 from composer.training.trainer import TRAINERS, Episode, Task
 
-TESTS = Path(__file__).parent
-CONFIGS = TESTS.parent / "configs"
 CARTPOLE = CONFIGS / "cartpole.yaml"
 FILES = {"run.json", "trainer.pt", "model.safetensors", "curve.csv", "curve.png", "evaluation.json"}
-SORT = """
-version: 1
-environment: training_envs:Sort-v0
-policy:
-  graph:
-    numbers: {block: concat, in: [pair, third]}
-    latent: {block: dense, in: numbers, hidden_units: [64, 64], activation: tanh}
-  heads: {in: latent}
-critic: {template: {trunk: {block: dense, hidden_units: [64, 64], activation: tanh}}}
-"""
-FORGETFUL = """
-version: 1
-environment: training_envs:StrictRecall-v0
-policy:
-  graph:
-    code: {block: one_hot, in: sign}
-    seen: {block: concat, in: [code, place]}
-    latent: {block: dense, in: seen, hidden_units: [64, 64], activation: tanh}
-  heads: {in: latent}
-  action_mask: {action: legal}
-critic:
-  graph:
-    code: {block: one_hot, in: sign}
-    seen: {block: concat, in: [code, place]}
-    latent: {block: dense, in: seen, hidden_units: [64, 64], activation: tanh}
-"""
-ALLOW = ["training_envs", "recall_env"]
-SHORT = {
-    "sb3": {"n_steps": 64, "batch_size": 128, "learning_rate": 3e-3, "gamma": 0.9},
-    "torchrl": {
-        "frames_per_batch": 512, "minibatch_size": 128, "learning_rate": 3e-3, "gamma": 0.9,
-    },
-}  # fmt: skip
 # TorchRL's own modules warn of each other when they are imported.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*WeightUpdaterBase is deprecated:DeprecationWarning")
@@ -81,11 +49,6 @@ def cartpole(trainer, steps, **options):
     """The benchmark's run, of as many steps."""
     settings = importlib.import_module("train_cartpole").SETTINGS[trainer]
     return learn(CARTPOLE, trainer, steps, settings=settings, **options)
-
-
-def learn(spec, trainer, steps, out="run", **options):
-    options = {"envs": 8, "settings": SHORT[trainer], "allow": ALLOW, **options}
-    return train(spec, out, trainer=trainer, steps=steps, **options)
 
 
 def run(capsys, *arguments):
@@ -264,13 +227,14 @@ def test_a_finished_run_goes_on_to_more_steps(capsys):
 
 WHOLE = {
     "sb3": ["ppo", "a2c", "recurrent_ppo", "dqn", "sac", "td3"],
-    "torchrl": ["ppo"],
+    "torchrl": ["ppo", "a2c", "dqn", "sac"],
 }
 SPECS = {
     "ppo": "cartpole", "a2c": "cartpole", "recurrent_ppo": "masked_recurrent", "dqn": "double_dqn",
     "sac": "twin_q", "td3": "twin_q",
 }  # fmt: skip
 OTHERS = {
+    "a2c": {},
     "dqn": {"learning_starts": 32},
     "sac": {"learning_starts": 32},
     "td3": {"learning_starts": 32, "action_noise": 0.1},
@@ -284,7 +248,7 @@ def test_what_is_restored_is_all_that_was_learned(trainer, algorithm):
     data = load_source(CONFIGS / f"{SPECS[algorithm]}.yaml").data
     if algorithm == "td3":
         data["distributions"] = [{"action": "action", "distribution": "deterministic"}]
-    settings = OTHERS.get(algorithm, {} if algorithm == "a2c" else SHORT[trainer])
+    settings = OTHERS.get(algorithm, SHORT[trainer])
     if algorithm == "dqn":
         del data["critic"]
     task = Task(
@@ -362,34 +326,59 @@ def noted_in_a_thread():
 # --- that nothing is left half done ---
 
 
-def test_a_folder_that_cannot_be_filled_is_no_folder(folder, monkeypatch):
-    def fail(*arguments):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="no space left"):
-        learn(SORT, "sb3", 512)
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (20_000, "'run/trainer.pt' cannot be written: File too large"),
+        (200, "'run/run.json' cannot be written: File too large"),
+    ],
+)
+def test_a_folder_that_cannot_be_filled_is_no_folder(folder, limit, reason):
+    code = (
+        "import resource, sys; from composer.cli import main; import composer.training.session; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        f"sys.exit(main(['train', {str(CARTPOLE)!r}, '--steps', '9', '-o', 'run']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, f"composer train: {reason}\n")
     assert list(folder.iterdir()) == []
 
 
-def test_a_save_that_fails_leaves_the_one_before(monkeypatch):
-    learn(SORT, "sb3", 512)
+@pytest.mark.parametrize(
+    ("module", "writer", "name", "reason"),
+    [
+        (torch, "save", "trainer.pt", "No space left on device"),
+        (
+            checkpoint, "save_file", "model.safetensors",
+            "I/O error: No space left on device (os error 28)",
+        ),
+        (LearningCurve, "draw", "curve.png", "No space left on device"),
+    ],
+)  # fmt: skip
+def test_a_save_that_fails_leaves_what_was_there(capsys, monkeypatch, module, writer, name, reason):
+    learn(SORT, "sb3", 512, eval_episodes=1)
     kept = {path.name: path.read_bytes() for path in Path("run").iterdir()}
 
-    def fail(value, path):
-        Path(path).write_bytes(b"half of it")
-        raise OSError("no space left on device")
+    def fail(*arguments, **keywords):
+        raise SafetensorError(reason) if module is checkpoint else OSError(28, reason)
 
+    command = ["--resume", "run", "--steps", "1024", "--allow", "training_envs"]
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", fail)
-        with pytest.raises(OSError, match="no space left"):
-            resume("run", steps=1024, allow=ALLOW)
+        patch.setattr(module, writer, fail)
+        status, out, err = run(capsys, *command)
+    assert (status, out) == (1, "")
+    assert err == (
+        f"composer train: 'run/{name}' cannot be written: {reason}; "
+        "the run is as it was saved before: --resume run\n"
+    )
     left = {path.name: path.read_bytes() for path in Path("run").iterdir()}
-    assert {name for name in kept if left.get(name) != kept[name]} == {
-        "run.json",
-        "evaluation.json",
-    }
-    assert RunFolder.open(Path("run")).load()["steps"] == 512
+    assert left.keys() == kept.keys() - {"evaluation.json"}
+    assert left[name] == kept[name]
+    assert RunFolder.open(Path("run")).load()["steps"] in (512, 1024)
+    composer.load("run/model.safetensors", ALLOW)
 
 
 # --- what is refused ---
@@ -410,7 +399,7 @@ BAD_OPTIONS = {
     ),
     "setting": (
         ["--set-algorithm", "gama=0.9", "--set-algorithm", "learning_rate=fast"],
-        "'gama' is not a setting of PPO; did you mean 'gamma'?\n"
+        "'gama' is not a setting of ppo; did you mean 'gamma'?\n"
         "  'learning_rate' must be a number, got 'fast'",
     ),
     "setting of torchrl": (
@@ -431,9 +420,9 @@ BAD_OPTIONS = {
     ),
     "algorithm for the spec": (
         ["--algorithm", "sac"],
-        "SAC cannot train this model:\n"
-        "  it needs Box actions, but 'action' is Discrete(2); use PPO or DQN\n"
-        "  SAC needs the value of an action, but the critic is of kind 'state'; "
+        "sac cannot train this model:\n"
+        "  it needs Box actions, but 'action' is Discrete(2); use ppo or dqn\n"
+        "  sac needs the value of an action, but the critic is of kind 'state'; "
         "write kind: state_action, and ensemble: 2",
     ),
 }
@@ -451,12 +440,12 @@ def test_wrong_options_are_answered_in_words_and_leave_no_folder(capsys, options
     [
         (
             "double_dqn", ["--trainer", "torchrl"],
-            "ClipPPOLoss needs the value of a state, and this critic values actions; "
-            "write kind: state in it",
+            "PPO of TorchRL cannot train this model:\n  PPO needs the value of a state, but the "
+            "critic is of kind 'state_action'; write kind: state",
         ),
         (
             "wrapped_recurrent", [],
-            "PPO cannot train this model:\n  it has memory, which only RecurrentPPO of sb3-contrib "
+            "ppo cannot train this model:\n  it has memory, which only recurrent_ppo of sb3-contrib "
             "carries from step to step; use that",
         ),
         (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gymnasium import Space, spaces
@@ -26,12 +27,18 @@ ON_POLICY = ("PPO", "A2C", "MaskablePPO", "RecurrentPPO")
 CONTINUOUS = ("SAC", "TD3")
 
 
-def refuse(model: Model, algorithm: str) -> None:
-    """Raise ValueError with every reason why ``algorithm`` cannot train ``model``."""
+def refuse(model: Model, algorithm: str, names: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError with every reason why ``algorithm`` cannot train ``model``.
+
+    ``names`` are those of the algorithms where they are not called by their classes.
+    """
     problems = list(_problems(model, algorithm))
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ValueError(f"{algorithm} cannot train this model:{lines}")
+        text = f"{algorithm} cannot train this model:{lines}"
+        for own, name in (names or {}).items():
+            text = re.sub(rf"(?<!')\b{own}\b", name, text)  # not of actions, which are quoted
+        raise ValueError(text)
 
 
 def several_actors(spaces_by_actor: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from composer.adapters.extras import missing_extra
 from composer.adapters.sb3 import UpdateNormalizers, agent, wrap
+from composer.adapters.sb3_checks import refuse
 from composer.model import Model
 from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
@@ -42,6 +43,7 @@ ALGORITHMS: dict[str, type] = {
     "maskable_ppo": MaskablePPO,
     "recurrent_ppo": RecurrentPPO,
 }
+NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
 NoiseSetting = Optional[PositiveFloat]  # noqa: UP045
 # What the task and the spec say already, or what no text can say.
 NOT_SETTINGS = (
@@ -68,6 +70,7 @@ class Sb3Trainer:
     def __init__(self, task: Task, model: Model) -> None:
         self._task = task
         algorithm = ALGORITHMS[task.algorithm]
+        refuse(model, algorithm.__name__, NAMES)
         self._envs = DummyVecEnv([partial(_environment, task.environment, model)] * task.envs)
         settings = dict(task.settings)
         if settings.get("action_noise") is not None:
@@ -91,7 +94,7 @@ class Sb3Trainer:
         for name, value in task.settings.items():
             if name not in known:
                 near = did_you_mean(name, known) or f"; it has {', '.join(map(repr, known))}"
-                problems.append(f"{name!r} is not a setting of {algorithm.__name__}{near}")
+                problems.append(f"{name!r} is not a setting of {task.algorithm}{near}")
             elif wrong := mismatch(known[name], value):
                 problems.append(f"{name!r} {wrong}")
         return problems
