@@ -47,6 +47,25 @@ class Sort(gymnasium.Env):
         return {"pair": self._numbers[:2], "third": self._numbers[2:]}
 
 
+class Aim(gymnasium.Env):
+    """Say a number that is seen, ten times: each costs how far off it was. Actions are thrice as large."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-3, 3, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._draw(), {}
+
+    def step(self, action):
+        cost = abs(float(action[0]) / 3 - float(self._number[0]))
+        return self._draw(), -cost, False, False, {}
+
+    def _draw(self):
+        self._number = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self._number
+
+
 class Interrupting(Sort):
     """Sends a signal to its own process at its 300th step, the first time that it gets there."""
 
@@ -62,6 +81,7 @@ class Interrupting(Sort):
 
 gymnasium.register("StrictRecall-v0", "training_envs:StrictRecall", max_episode_steps=12)
 gymnasium.register("Sort-v0", "training_envs:Sort", max_episode_steps=10)
+gymnasium.register("Aim-v0", "training_envs:Aim", max_episode_steps=10)
 gymnasium.register("Interrupting-v0", "training_envs:Interrupting", max_episode_steps=10)
 gymnasium.register(
     "ToldRecall-v0", "training_envs:StrictRecall", max_episode_steps=12, kwargs={"told": True}

@@ -62,8 +62,8 @@ class TorchRLModules:
     def adopt(self, loss: LossModule) -> None:
         """Take into the model the weights of ``critic_copies`` that ``loss`` trains, and those of their targets.
 
-        ``SACLoss(actor, list(critic_copies))`` makes parameters of its own of them. Raises ValueError for a loss that
-        was not made so.
+        ``SACLoss(actor, list(critic_copies))`` makes parameters of its own of them; of a critic without an ensemble
+        so does ``SACLoss(actor, critic_training, num_qvalue_nets=1)``. Raises ValueError for a loss of anything else.
         """
         adopt(self.model.critic, loss)
 

@@ -187,9 +187,7 @@ def serves_choices(model: Model) -> bool:
     return _not_of_choices(model, policy=True) is None
 
 
-def _not_of_choices(
-    model: Model, *, ensemble: bool = False, policy: bool = False
-) -> str | None:
+def _not_of_choices(model: Model, *, ensemble: bool = False, policy: bool = False) -> str | None:
     """``policy`` says whether its logits may be the values where there is no critic."""
     critic = model.critic
     needed = "needs a value for each choice of one Discrete action"

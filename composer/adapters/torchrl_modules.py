@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -187,16 +186,15 @@ class Builder:
         return _sequence(self.trunk(training=training), value)
 
     def copies(self) -> tuple[ValueOperator, ...]:
-        """The copies of an ensemble, or of a critic alone, as critics of their own with copies of its weights."""
+        """The copies of an ensemble as critics of their own, with copies of its weights."""
         critic = self._critic
-        if critic.shared or critic.has_memory:
-            return ()
         ensemble = ensemble_of(critic)
-        if ensemble is None:
-            singles = [critic.with_network(copy.deepcopy(critic.network))]
-        else:
-            singles = [_single(critic, ensemble, index) for index in range(ensemble.copies)]
-        return tuple(_value_operator(self._critic_part(single, True)) for single in singles)
+        if ensemble is None or critic.shared or critic.has_memory:
+            return ()
+        return tuple(
+            _value_operator(self._critic_part(_single(critic, ensemble, index), True))
+            for index in range(ensemble.copies)
+        )
 
     def actor_critic(self, actor: ProbabilisticActor) -> ActorValueOperator:
         """Policy and critic in one pass of what they share; ``actor`` is the one for training."""

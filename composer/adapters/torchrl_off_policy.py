@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,7 +81,7 @@ class OffPolicy(Algorithm):
         )
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
-        self._buffer.extend(batch.reshape(-1).select(*self.loss.in_keys))
+        self._put(batch.reshape(-1).select(*self.loss.in_keys))
         if steps < self.settings.learning_starts:
             return
         for _ in range(self.settings.updates):
@@ -96,7 +97,11 @@ class OffPolicy(Algorithm):
         self._buffer.empty()
         kept = state["buffer"]
         if kept:
-            self._buffer.extend(TensorDict(kept, batch_size=[len(next(iter(kept.values())))]))
+            self._put(TensorDict(kept, batch_size=[len(next(iter(kept.values())))]))
+
+    def _put(self, steps: TensorDictBase) -> None:
+        with _quiet():
+            self._buffer.extend(steps)
 
     def _kept(self) -> dict[Any, torch.Tensor]:
         """What is in the buffer by key, the oldest step first: so it can be written into an empty one."""
@@ -156,21 +161,43 @@ class Sac(OffPolicy):
     settings: SacSettings
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
-        self._modules: Any = to_torchrl(model, env, loss=SACLoss)
+        modules = self._modules = to_torchrl(model, env, loss=SACLoss)
+        copies: Any = list(modules.critic_copies)
         loss = SACLoss(
-            self._modules.actor_training,
-            list(self._modules.critic_copies),
-            num_qvalue_nets=len(self._modules.critic_copies),
+            modules.actor_training,
+            copies or modules.critic_training,
+            num_qvalue_nets=max(1, len(copies)),
             loss_function=settings.loss_function,
             alpha_init=settings.alpha_init,
             target_entropy=_target_entropy(model, settings),
         )
-        super().__init__(model, settings, loss, self._modules.collecting)
+        if not copies:
+            _begin_with(loss, modules.critic_training)
+        super().__init__(model, settings, loss, modules.collecting)
         self.random_frames = settings.learning_starts
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
         self._modules.adopt(self.loss)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what TorchRL writes to standard output when a storage is made."""
+    logger = logging.getLogger("torchrl")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _begin_with(loss: Any, critic: Any) -> None:
+    """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn them anew."""
+    weights = TensorDict.from_module(critic).data.unsqueeze(0)
+    for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
+        params.data.update_(weights)
 
 
 def _target_entropy(model: Model, settings: SacSettings) -> float:

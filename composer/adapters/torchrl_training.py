@@ -28,8 +28,8 @@ try:
     )
 
     from composer.adapters.torchrl import primers
-    from composer.adapters.torchrl_fields import fields_of
     from composer.adapters.torchrl_algorithm import Algorithm
+    from composer.adapters.torchrl_fields import fields_of
     from composer.adapters.torchrl_off_policy import Dqn, Sac
     from composer.adapters.torchrl_on_policy import A2c, Ppo
     from composer.adapters.torchrl_training_checks import refuse

@@ -20,7 +20,7 @@ __all__ = ["refuse"]
 
 
 def refuse(model: Model, algorithm: str) -> None:
-    """Raise ValueError with every reason why ``algorithm`` (``ppo``, ``a2c``, ``dqn``, ``sac``) cannot train ``model``."""
+    """Raise ValueError with every reason why ``algorithm``, one of `_PROBLEMS`, cannot train ``model``."""
     name = algorithm.upper()
     problems = list(_PROBLEMS[algorithm](model, name))
     if problems:

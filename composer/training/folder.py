@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,15 @@ VERSION = 1
 
 
 class RunFolder:
-    """The folder at ``path``, of the run ``task``."""
+    """The folder at ``path``, of the run ``task``.
+
+    A file that cannot be written, as on a full disk, is a TrainingError; what was there before is whole then.
+    """
 
     def __init__(self, path: Path, task: Task) -> None:
         self.path = path
         self.task = task
+        self._name = path  # what messages call it
 
     @classmethod
     def create(cls, path: Path, task: Task, trainer: Trainer, curve: LearningCurve) -> RunFolder:
@@ -44,11 +50,12 @@ class RunFolder:
             raise TrainingError(f"{str(path)!r} cannot be made: {error.strerror}") from error
         try:
             made = cls(hidden, task)
+            made._name = path
             made.write_task()
             made.save(trainer, curve, 0)
             hidden.rename(path)
         except BaseException:
-            shutil.rmtree(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
             raise
         return cls(path, task)
 
@@ -79,12 +86,13 @@ class RunFolder:
         """All there is after ``steps`` steps, each file at once."""
         rows = [list(row) for row in curve.rows]
         state = {"steps": steps, "curve": rows, "trainer": trainer.state()}
-        replace_with(self.path / "trainer.pt", lambda file: torch.save(state, file))
-        trainer.model.save(self.path / "model.safetensors")
-        replace_with(self.path / "curve.csv", curve.write_csv)
+        self._write("trainer.pt", lambda file: _save_state(state, file))
+        with self._writing("model.safetensors") as path:
+            trainer.model.save(path)
+        self._write("curve.csv", curve.write_csv)
         if curve.rows:
             title = f"{self.task.environment}: {self.task.algorithm} of {self.task.trainer}"
-            replace_with(self.path / "curve.png", lambda file: curve.draw(file, title))
+            self._write("curve.png", lambda file: curve.draw(file, title))
 
     def load(self) -> dict[str, Any]:
         """What `save` wrote: ``steps``, ``curve`` and the ``trainer``'s state. Nothing in the file is executed."""
@@ -108,7 +116,33 @@ class RunFolder:
 
     def _write_json(self, name: str, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2) + "\n"
-        replace_with(self.path / name, lambda file: Path(file).write_text(text, encoding="utf-8"))
+        self._write(name, lambda file: Path(file).write_text(text, encoding="utf-8"))
+
+    def _write(self, name: str, write: Callable[[str], Any]) -> None:
+        with self._writing(name) as path:
+            replace_with(path, write)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """The file ``name``; an OSError while it is written becomes a TrainingError."""
+        try:
+            yield self.path / name
+        except OSError as error:
+            is_new = self.path != self._name
+            rest = "" if is_new else f"; the run is as it was saved before: --resume {self.path}"
+            problem = f"{str(self._name / name)!r} cannot be written: {error.strerror or error}"
+            raise TrainingError(problem + rest) from error
+
+
+def _save_state(state: dict[str, Any], path: str) -> None:
+    """Raises OSError where the file cannot be written."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's own, which says nothing of the disk
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def refuse_taken(path: Path) -> None:

@@ -104,6 +104,8 @@ def resume(
             "to go on, say how many there shall be in all: --steps"
         )
     model = compose(task.spec, env=task.environment, allow=allow, seed=task.seed)
+    if (folder.path / "model.safetensors").exists():
+        _refuse_other_spaces(folder.path / "model.safetensors", model)
     trainer = _trainer(trainer_class, task, model)
     try:
         try:
@@ -226,6 +228,12 @@ def _option(field: str) -> str:
 
 def _begin_with(model: Model, weights: str | Path) -> None:
     """Load a checkpoint. Raises TrainingError where it is of an environment with other spaces."""
+    _refuse_other_spaces(weights, model)
+    model.load_weights(weights)
+
+
+def _refuse_other_spaces(weights: str | Path, model: Model) -> None:
+    """Raise TrainingError where the checkpoint ``weights`` is of other spaces than ``model``."""
     needed = read_record(weights).spaces()
     spaces = (model.observation_space, model.action_space)
     differences = [
@@ -238,7 +246,6 @@ def _begin_with(model: Model, weights: str | Path) -> None:
         raise TrainingError(
             f"{str(weights)!r} is a model for other spaces than the environment's:{lines}"
         )
-    model.load_weights(weights)
 
 
 def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
