@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from composer.continuous_actions import keep_bounds, kept_bounds, refuse_mask, squashed
-from composer.distributions import ActionDistribution, Distribution, is_bounded, misfit, wide
+from composer.distributions import (
+    ActionDistribution,
+    Distribution,
+    check_temperature,
+    is_bounded,
+    misfit,
+    wide,
+)
 from composer.space_kinds import Leaf
 
 __all__ = ["Deterministic", "DeterministicDistribution"]
@@ -59,6 +66,7 @@ class Deterministic(ActionDistribution):
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> DeterministicDistribution:
         """``temperature`` changes nothing: there is nothing to sharpen."""
+        check_temperature(temperature)
         refuse_mask(mask, "deterministic", self.key)
         u = wide(logits)
         u = u.reshape((*u.shape[:-1], *self.action_shape))

@@ -378,10 +378,16 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return wide(logits) / temperature
 
 
-def check_temperature(temperature: float) -> None:
-    if not isinstance(temperature, Tensor) and temperature <= 0:
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raise ValueError unless it is positive and finite; of a tensor, where its values can be looked at."""
+    if not isinstance(temperature, Tensor):
+        right = 0 < temperature < math.inf
+    else:
+        positive = (temperature > 0) & temperature.isfinite()
+        right = not on_host(temperature) or bool(positive.all())
+    if not right:
         raise ValueError(
-            f"temperature must be positive, got {temperature}; a deterministic policy takes mode()"
+            f"temperature must be positive and finite, got {temperature}; a deterministic policy takes mode()"
         )
 
 

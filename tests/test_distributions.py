@@ -280,10 +280,17 @@ def test_a_temperature_multiplies_the_standard_deviation():
     family = build("gaussian", FREE)
     logits = random_logits(family)
     torch.testing.assert_close(family(logits, temperature=0.5).stddev, family(logits).stddev / 2)
-    for temperature in (0, -1.0):
-        message = f"temperature must be positive, got {temperature}; a deterministic policy takes"
-        with pytest.raises(ValueError, match=re.escape(message)):
-            family(logits, temperature=temperature)
+
+
+@pytest.mark.parametrize("name", ["categorical", "gaussian", "beta", "deterministic"])
+@pytest.mark.parametrize(
+    "temperature", [0, -1.0, math.nan, math.inf, torch.tensor(math.nan)], ids=str
+)
+def test_a_temperature_is_positive_and_finite(name, temperature):
+    family = build(name, spaces.Discrete(4) if name == "categorical" else spaces.Box(-1, 1, (2,)))
+    message = f"temperature must be positive and finite, got {temperature}; a deterministic policy takes mode()"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        family(random_logits(family), temperature=temperature)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=str)
