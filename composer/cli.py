@@ -127,7 +127,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unroll", metavar="T", type=int, help="T steps at once (default: one step)"
     )
-    parser.add_argument("--actor", metavar="KEY", help="which of several policies")
+    parser.add_argument("--actor", metavar="KEY", help="of several actors this one alone")
 
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
