@@ -26,6 +26,7 @@ from composer.errors import format_path
 from composer.group_policy import SeparatePolicies
 from composer.network import NetworkModule
 from composer.space_json import spaces_from_json
+from perception_blocks.block import PerceptionBlock
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS, near_name
@@ -40,7 +41,7 @@ __all__ = [
     "read_record",
     "read_tensors",
 ]
-__all__ += ["replace_with", "require_blocks", "write_checkpoint"]
+__all__ += ["replace_with", "require_blocks", "saved_spec", "write_checkpoint"]
 
 FORMAT = "perception-composer"
 VERSION = 1
@@ -113,6 +114,26 @@ def plain_spec(data: Any, path: SpecPath = ()) -> Any:
         why = "has no registered name; register it and use the name"
     shown = getattr(data, "__qualname__", None) or type(data).__qualname__
     raise CheckpointError(f"cannot be saved: {shown!r} at {format_path(path)} {why}")
+
+
+def saved_spec(data: Any, module: nn.Module) -> Any:
+    """The spec's ``data`` as `plain_spec` gives it, for ``module``, whose weights are saved beside it.
+
+    What blocks read once, when they were built, is no longer named. Raises CheckpointError as `plain_spec`.
+    """
+    blocks = [part for part in _every_part(module) if isinstance(part, PerceptionBlock)]
+    return _without_files(plain_spec(data), [b.read_once for b in blocks if b.read_once])
+
+
+def _without_files(data: Any, read: list[Any]) -> Any:
+    if isinstance(data, list):
+        return [_without_files(value, read) for value in data]
+    if not isinstance(data, dict):
+        return data
+    for (name, value), instead in read:
+        if "block" in data and data.get(name) == value:
+            data = {key: value for key, value in data.items() if key != name} | dict(instead)
+    return {key: _without_files(value, read) for key, value in data.items()}
 
 
 def write_checkpoint(
@@ -303,16 +324,22 @@ def _foreign_blocks(module: nn.Module) -> dict[str, str]:
 def _foreign_classes(module: nn.Module) -> Iterator[type]:
     """The classes in a model that are neither ours nor torch's."""
     ours = ("torch.", "perception_blocks.", "composer.")
+    for part in _every_part(module):
+        if not type(part).__module__.startswith(ours):
+            yield type(part)
+
+
+def _every_part(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in a model, those that are no children of others among them."""
     parts = list(module.modules())
     # The module of a network is no child: what stands for it has its children.
     parts += [part.network.module for part in parts if isinstance(part, NetworkModule)]
     for part in parts:
-        if not type(part).__module__.startswith(ours):
-            yield type(part)
-        elif isinstance(part, SeparatePolicies) and part.ensemble is not None:
-            yield from _foreign_classes(part.ensemble)
+        yield part
+        if isinstance(part, SeparatePolicies) and part.ensemble is not None:
+            yield from _every_part(part.ensemble)
         elif isinstance(part, EnsembleBlock):  # its copies are no children where they are stacked
-            yield from _foreign_classes(part.network)
+            yield from _every_part(part.network)
 
 
 def _versions() -> dict[str, str]:

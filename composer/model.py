@@ -14,10 +14,10 @@ from composer.actors import ActorKey, read_actors
 from composer.checkpoint import (
     LoadReport,
     fill,
-    plain_spec,
     read_record,
     read_tensors,
     require_blocks,
+    saved_spec,
     write_checkpoint,
 )
 from composer.construction import chosen_seed, on_cpu
@@ -210,7 +210,7 @@ class Model(nn.Module):
         write_checkpoint(
             path,
             self,
-            spec=dump_yaml(plain_spec(self.source.data)),
+            spec=dump_yaml(saved_spec(self.source.data, self)),
             observation_space=spaces_to_json(self.observation_space),
             action_space=spaces_to_json(self.action_space),
             seed=self.seed,

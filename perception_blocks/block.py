@@ -113,6 +113,8 @@ class PerceptionBlock(nn.Module):
     keeps_mask: bool = False  # the output has an element for each of the first input's
     state_shapes: Mapping[str, tuple[int, ...]] = {}  # filled by blocks with memory
     initializer: Rule | None = None  # set by a node's `init:`
+    # A setting that names what is read once -> the settings that a saved spec has instead, so that it may be gone then.
+    read_once: tuple[tuple[str, Any], Mapping[str, Any]] | None = None
 
     def __new__(cls, in_shapes: Any = None, *args: Any, **settings: Any) -> Self:
         if in_shapes is not None:  # None: a copy or an unpickled block, whose settings were checked

@@ -27,7 +27,7 @@ from perception_blocks.settings import (
     mismatch,
 )
 
-__all__ = ["FAMILIES", "Family", "Folder", "checked_config"]
+__all__ = ["FAMILIES", "Family", "Folder", "checked_config", "settings_of"]
 
 
 class Family(NamedTuple):
@@ -68,6 +68,18 @@ def checked_config(family: str, settings: Mapping[str, Any], vocab_size: int | N
         return cls(**given, **NO_TOKENS)
     except Exception as error:  # StrictDataclassError is an Exception and nothing more
         raise refusal(family, settings, error) from error
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings that make this configuration again, without most of those that are their family's defaults."""
+    cls = type(config)
+    names = [name for name in inspect.get_annotations(cls) if name not in WITHHELD]
+    given = {name: getattr(config, name) for name in names}
+    settings = {"vocab_size": given["vocab_size"]}
+    for _ in range(2):  # a default may follow from another setting, once that is given
+        made = cls(**settings, **NO_TOKENS)
+        settings |= {name: value for name, value in given.items() if getattr(made, name) != value}
+    return settings
 
 
 def refusal(family: str, settings: Mapping[str, Any], error: Exception) -> ValueError:

@@ -19,7 +19,13 @@ from perception_blocks.init import (
     local_generator,
     random_states_kept,
 )
-from perception_blocks.language_config import FAMILIES, Folder, checked_config, refusal
+from perception_blocks.language_config import (
+    FAMILIES,
+    Folder,
+    checked_config,
+    refusal,
+    settings_of,
+)
 from perception_blocks.masks import MaskedBlock, as_bool, check_mask, shapes_of
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes
 from perception_blocks.registry import BLOCKS
@@ -34,8 +40,8 @@ class TransformerBlock(MaskedBlock):
 
     ``family`` says which body; its configuration's own keys (``n_layer`` of gpt2, ``num_hidden_layers`` of llama and
     mamba) stand beside it, with the library's defaults. Or ``checkpoint`` names a local folder that ``save_pretrained``
-    wrote; its weights are then kept as they are. Every body is causal. ``read: last`` gives the features of the last
-    token, ``read: all`` those of each.
+    wrote; its weights are then kept as they are, and a saved model needs the folder no more. Every body is causal.
+    ``read: last`` gives the features of the last token, ``read: all`` those of each.
 
     The mask ``(L,)`` is true for the tokens that there are. The others are taken out before the body counts places, so
     padding before, after or between tokens changes nothing; features of padding, and the last of none, are zeros. The
@@ -71,6 +77,9 @@ class TransformerBlock(MaskedBlock):
         super().__init__(in_shapes, out_shapes=[(width,) if read == "last" else (length, width)])
         self.body = body
         self.read = read
+        if checkpoint is not None:
+            kept = {"family": body.config.model_type, **settings_of(body.config)}
+            self.read_once = (("checkpoint", checkpoint), kept)
         self.keeps_mask = read == "all"
         if self.folder is not None and not next(body.parameters()).is_meta:
             self.reset_parameters()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from gymnasium.spaces import Dict, Discrete, MultiBinary, MultiDiscrete
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaModel, MambaModel
 
 import composer
+from composer.checkpoint import read_record
 from composer.errors import SpecError
 from perception_blocks.port import Port
 from perception_blocks.registry import BLOCKS, MissingExtraError, Registry
@@ -183,6 +185,45 @@ def test_a_checkpoints_weights_are_kept_as_they_are(family, tmp_path):
     ):
         for name, weight in model.state_dict().items():
             assert torch.equal(weight, body.state_dict()[name]), name
+
+
+@every_family
+def test_a_saved_model_needs_the_folder_of_its_body_no_more(family, tmp_path):
+    folder = tmp_path / "body"
+    saved(folder, family)
+    spec = f"""
+        version: 1
+        params: {{body: {folder}}}
+        policy:
+          graph:
+            words:
+              block: graph
+              in: {{tokens: sequence, there: sequence_mask}}
+              out: [latent]
+              graph:
+                latent: {{block: transformer, checkpoint: "${{params.body}}", in: [tokens, there]}}
+          heads: {{in: latent}}
+        critic:
+          ensemble: 2
+          graph:
+            latent: {{block: transformer, checkpoint: {folder}, in: [sequence, sequence_mask]}}"""
+    space = Dict(sequence=MultiDiscrete([TOKENS] * 6), sequence_mask=MultiBinary(6))
+    model = composer.compose(spec, observation_space=space, action_space=Discrete(8), seed=0)
+    shutil.rmtree(folder)
+    model.save(tmp_path / "model.safetensors")
+    loaded = composer.load(tmp_path / "model.safetensors")
+    assert loaded.load_report.skipped == []
+    own, again = (m.policy.network.module.words.latent.body.config for m in (model, loaded))
+    said_of_the_file = {"architectures": None, "dtype": None}
+    assert again.to_dict() == {**own.to_dict(), **said_of_the_file}
+    seen = {"sequence": tokens(3)[:, :6], "sequence_mask": first([3, 6, 5])[:, :6]}
+    for one, other in zip(model.eval()(seen), loaded.eval()(seen), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    loaded.save(tmp_path / "again.safetensors")
+    first_spec, second_spec = (
+        read_record(tmp_path / f"{name}.safetensors").spec for name in ("model", "again")
+    )
+    assert first_spec == second_spec
 
 
 def test_a_checkpoint_with_a_head_gives_its_body(tmp_path):

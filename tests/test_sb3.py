@@ -1,5 +1,6 @@
 """Composed models in Stable-Baselines3: the numbers are the model's, whatever the host does around them."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from transformers import LlamaConfig, LlamaModel
 
 import composer
 from composer.adapters import sb3
@@ -150,6 +152,28 @@ def test_save_and_load_of_the_host_work_in_a_fresh_process(tmp_path):
     seen = [made.predict(np.full(4, i, np.float32), deterministic=True)[0] for i in range(4)]
     total = sum(p.double().sum() for p in made.policy.model.parameters()).item()
     assert done.stdout.splitlines() == [f"{[int(a) for a in seen]} 7 {total}", "64"]
+
+
+def test_a_saved_agent_needs_the_files_of_its_body_no_more(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    body = LlamaModel(LlamaConfig(vocab_size=5, num_hidden_layers=1, **sizes))
+    body.save_pretrained(tmp_path / "body")
+    node = f"{{block: transformer, checkpoint: {tmp_path / 'body'}, in: observation}}"
+    spec = (ACTOR + VALUES).replace("{block: dense, in: observation, hidden_units: [16]}", node)
+    env = Walk(spaces.MultiDiscrete([5] * 4), spaces.Discrete(2))
+    made = agent(PPO, spec, env)
+    for part in (made.policy.model.policy, made.policy.model.critic):
+        expected = body.embed_tokens.weight
+        assert torch.equal(part.network.module.latent.body.embed_tokens.weight, expected)
+    shutil.rmtree(tmp_path / "body")
+    made.learn(32)
+    made.save(tmp_path / "agent.zip")
+    made.policy.save(tmp_path / "policy.pt")
+    for loaded in (
+        PPO.load(tmp_path / "agent.zip").policy,
+        type(made.policy).load(tmp_path / "policy.pt"),
+    ):
+        assert_same_weights(weights(made.policy.model), weights(loaded.model))
 
 
 def test_an_agent_is_described_by_plain_data():

@@ -92,6 +92,7 @@ def agent(
     made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
     if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
         made.policy.use_weights(spec)
+    made.policy_kwargs["spec"] = made.policy.saved_spec()
     return made
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_checks import refuse
 from composer.adapters.sb3_spaces import HostActions, HostObservations, refuse_other_spaces
-from composer.checkpoint import fill
+from composer.checkpoint import fill, saved_spec
 from composer.distributions import Distribution
 from composer.model import Model, compose
 from composer.network import Tensors
+from composer.source import dump_yaml
 from composer.space_json import spaces_from_json
 
 try:
@@ -115,6 +116,10 @@ class ComposedPolicy(BasePolicy):
         self.model.train(mode)
         self.training = mode
 
+    def saved_spec(self) -> str:
+        """The spec of what is saved with its weights, as `Model.save` writes it."""
+        return dump_yaml(saved_spec(self.model.source.data, self.model))
+
     def make_optimizer(self, parameters: Iterable[nn.Parameter], lr_schedule: Any) -> Any:
         """An optimiser of those that learn, each of them once."""
         learning = [parameter for parameter in parameters if parameter.requires_grad]
@@ -151,6 +156,7 @@ class ComposedPolicy(BasePolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
             **self._arguments,
+            "spec": self.saved_spec(),
         }
 
 
