@@ -56,7 +56,10 @@ class SequenceView(nn.Module):
             )
         if getattr(network, "shared", ()) and actor is None:
             names = ", ".join(map(repr, network.shared))  # type: ignore[union-attr]
-            raise ValueError(f"this critic reads {names} of its policy; ask for the views of both")
+            raise ValueError(
+                f"this critic reads {names} of its policy; ask for the views of both: "
+                "token_views(policy, critic), or the factory 'actor_critic' of a model"
+            )
         self.reads = sequence_inputs(network, module)
         self.network = network if network.has_memory else reading_all(network, module)
         object.__setattr__(self, "actor", actor)  # its parameters are the actor's, not this view's
