@@ -1,7 +1,7 @@
 """Composing networks of 10 to 10,000 blocks: from Python and from YAML text, against the same modules made by hand.
 
-By hand, each block is an ``nn.Module`` that holds its layers, without names, shapes, checks or a forward. Python's
-garbage collector is left as it is for a user.
+By hand, each block is an ``nn.Module`` that holds its layers, without names, shapes, checks or a forward. All end in a
+head of two outputs, which composing from YAML brings along. Python's garbage collector is left as it is for a user.
 """
 
 import gc
@@ -21,6 +21,9 @@ from harness import Row, main
 from perception_blocks import Graph, InferenceBlock
 
 WIDTH = 8
+ACTIONS = 2
+OBSERVATION_SPACE = gymnasium.spaces.Box(-1.0, 1.0, (WIDTH,), np.float32)
+ACTION_SPACE = gymnasium.spaces.Discrete(ACTIONS)
 SIZES = (10, 100, 1000, 10_000)
 Reads = list[list[str]]  # what each block reads, in an order in which they can run
 
@@ -61,6 +64,12 @@ class Add(nn.Module):
     pass
 
 
+class Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, ACTIONS)
+
+
 MODULES = {"dense": lambda inputs: Dense(), "gated_sum": GatedSum, "add": lambda inputs: Add()}
 
 
@@ -74,6 +83,7 @@ class ByHand(nn.Module):
         super().__init__()
         for i, names in enumerate(reads):
             setattr(self, f"n{i}", MODULES[block_of(names)](len(names)))
+        self.head = Head()
 
 
 def from_python(reads: Reads) -> InferenceBlock:
@@ -82,7 +92,8 @@ def from_python(reads: Reads) -> InferenceBlock:
         block = block_of(names)
         settings: dict[str, Any] = {"hidden_units": WIDTH} if block == "dense" else {}
         graph.add(f"n{i}", block, names, **settings)
-    return InferenceBlock(graph, [f"n{len(reads) - 1}"])
+    graph.add("head", "linear_output", f"n{len(reads) - 1}", output_units=ACTIONS)
+    return InferenceBlock(graph, ["head"])
 
 
 def text(reads: Reads) -> str:
@@ -96,9 +107,9 @@ def text(reads: Reads) -> str:
 
 
 def from_yaml(yaml: str) -> composer.Model:
-    observations = gymnasium.spaces.Box(-1.0, 1.0, (WIDTH,), np.float32)
-    actions = gymnasium.spaces.Discrete(2)
-    return composer.compose(yaml, observation_space=observations, action_space=actions, seed=0)
+    return composer.compose(
+        yaml, observation_space=OBSERVATION_SPACE, action_space=ACTION_SPACE, seed=0
+    )
 
 
 def timed(calls: list[Callable[[], object]], rounds: int) -> list[float]:

@@ -98,20 +98,18 @@ class _Filler:
 
     def fill(self, node: Node, path: Path) -> Node:
         """``node`` with its references replaced; nodes without any are kept as they are."""
+        if not node.refers:
+            return node
         if isinstance(node.value, dict):
-            filled = {key: self.fill(child, (*path, key)) for key, child in node.value.items()}
-            same = all(filled[key] is child for key, child in node.value.items())
-            return node if same else Node(filled, node.position, node.key_position)
-        if isinstance(node.value, list):
-            parts = [self.fill(child, (*path, i)) for i, child in enumerate(node.value)]
-            same = all(new is old for new, old in zip(parts, node.value, strict=True))
-            return node if same else Node(parts, node.position, node.key_position)
-        if isinstance(node.value, str) and "${" in node.value:
+            value: Any = {key: self.fill(child, (*path, key)) for key, child in node.value.items()}
+        elif isinstance(node.value, list):
+            value = [self.fill(child, (*path, i)) for i, child in enumerate(node.value)]
+        else:
             value = self._fill_text(node, path)
-            filled = Node(value, node.position, node.key_position)
+        filled = Node(value, node.position, node.key_position)
+        if isinstance(node.value, str):
             check_size(filled, node.position, f"the value of {node.value!r}")
-            return filled
-        return node
+        return filled
 
     def _fill_text(self, node: Node, path: Path) -> Any:
         text = node.value

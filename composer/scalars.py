@@ -16,6 +16,7 @@ _WORDS |= dict.fromkeys(("false", "False", "FALSE"), False)
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_NUMBERS_BEGIN = "+-.0123456789"
 _MAX_DIGITS = 300  # a float's range; Python itself refuses integers of more than 4,300
 
 
@@ -27,6 +28,8 @@ def parse_scalar(text: str) -> Scalar:
     """
     if text in _WORDS:
         return _WORDS[text]
+    if text[0] not in _NUMBERS_BEGIN:
+        return text
     if len(text) > _MAX_DIGITS and (_INTEGER.fullmatch(text) or _FLOAT.fullmatch(text)):
         raise ValueError(f"a number of {len(text)} characters is too long")
     if _INTEGER.fullmatch(text):

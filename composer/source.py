@@ -281,9 +281,8 @@ class _YamlReader:
             self._take_start(event)
         elif isinstance(event, yaml.CollectionEndEvent):
             done = self._open.pop()
-            node = Node(done.children, done.position)
+            node = self._put(done.children, done.position, done.anchor)
             check_size(node, done.position, "the document")
-            self._put(node, done.anchor)
         elif isinstance(event, yaml.AliasEvent):
             self._take_alias(event)
         elif isinstance(event, yaml.DocumentStartEvent):
@@ -316,7 +315,7 @@ class _YamlReader:
                 value = parse_scalar(value)
             except ValueError as error:
                 self._note(position, str(error))
-        self._put(Node(value, position), event.anchor)
+        self._put(value, position, event.anchor)
 
     def _take_alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor not in self._anchors:
@@ -326,24 +325,26 @@ class _YamlReader:
         if node is None:
             self._fail(event, f"the value of '&{event.anchor}' holds itself")
         else:
-            self._put(node, None)
+            self._put(node.value, node.position, None)
 
-    def _put(self, node: Node, anchor: str | None) -> None:
-        """Hand a finished value to the mapping or list it stands in."""
+    def _put(self, value: Any, position: Position | None, anchor: str | None) -> Node:
+        """Hand a finished value to the mapping or list it stands in; returns its Node."""
+        parent = self._open[-1] if self._open else None
+        key = None if parent is None else parent.key
+        node = Node(value, position, None if key is None else key.position)
         if anchor:
             self._anchors[anchor] = node
-        if not self._open:
+        if parent is None:
             self._root = node
-            return
-        parent = self._open[-1]
-        if isinstance(parent.children, list):
+        elif isinstance(parent.children, list):
             parent.children.append(node)
-        elif parent.key is None:
+        elif key is None:
             parent.key = self._checked_key(parent, node)
         else:
-            if parent.key.value is not None:
-                parent.children[parent.key.value] = node.under_key(parent.key.position)
+            if key.value is not None:
+                parent.children[key.value] = node
             parent.key = None
+        return node
 
     def _checked_key(self, parent: _Open, node: Node) -> Node:
         """The key itself, or one of value None when it is repeated or no text."""

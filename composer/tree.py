@@ -20,7 +20,8 @@ MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5
 class Node:
     """A scalar, or a dict or list of Nodes. Never changed once made, so that two places may hold the same one.
 
-    ``key_position`` is where the key that leads here is written; ``size`` and ``depth`` count this value and all below.
+    ``key_position`` is where the key that leads here is written. Of this value and all below, ``size`` and ``depth``
+    are counted, and ``refers`` says whether some text may refer to a param.
     """
 
     value: Any  # dict[str, Node], list[Node], or a scalar
@@ -28,12 +29,15 @@ class Node:
     key_position: Position | None = None
     size: int = field(default=1, init=False)
     depth: int = field(default=1, init=False)
+    refers: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        below = self.children()
-        if below:
+        if isinstance(self.value, str):
+            self.refers = "${" in self.value
+        elif below := self.children():
             self.size += sum([child.size for child in below])
             self.depth += max([child.depth for child in below])
+            self.refers = any(child.refers for child in below)
 
     def children(self) -> list[Node]:
         if isinstance(self.value, dict):

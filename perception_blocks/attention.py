@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from perception_blocks.init import linear_layer
 from perception_blocks.masks import (
     MaskedBlock,
     as_bool,
@@ -49,8 +50,10 @@ class Attention(nn.Module):
         scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(size, width, bias=bias) for size in sizes)
-        self.output = nn.Linear(width, width if out_features is None else out_features, bias=bias)
+        self.query, self.key, self.value = (linear_layer(size, width, bias=bias) for size in sizes)
+        self.output = linear_layer(
+            width, width if out_features is None else out_features, bias=bias
+        )
         self.num_heads = num_heads
         self.dropout = dropout
         self.scale = 1 / math.sqrt(width // num_heads) if scale is None else scale

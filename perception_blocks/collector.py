@@ -21,4 +21,12 @@ def collection_paused() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
+            _settle()
             gc.enable()
+
+
+def _settle() -> None:
+    """All that stands counts as old, without a look at it: as young, it would be looked at by the next collection."""
+    if not gc.get_freeze_count():  # else somebody froze objects, which are to stay so
+        gc.freeze()
+        gc.unfreeze()

@@ -14,6 +14,7 @@ from torch.nn import functional
 from perception_blocks.activations import make_activations
 from perception_blocks.block import PerceptionBlock, one_input, one_vector
 from perception_blocks.direct import layers, linear
+from perception_blocks.init import linear_layer
 from perception_blocks.port import InputShapeError, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import (
@@ -56,8 +57,8 @@ class LinearLayersBlock(PerceptionBlock):
         features = one_vector(in_shapes, name)
         units = unit_list(hidden_units, name)
         super().__init__(in_shapes, out_shapes=[(units[-1],)])
-        self.linears = nn.ModuleList(make(n, m) for n, m in zip([features, *units], units))
-        self.norms = None if norm == "none" else nn.ModuleList(make_norm(norm, n) for n in units)
+        self.linears = nn.ModuleList([make(n, m) for n, m in zip([features, *units], units)])
+        self.norms = None if norm == "none" else nn.ModuleList([make_norm(norm, n) for n in units])
         last = activation if last_activation is None else last_activation
         self.activations = make_activations([activation] * (len(units) - 1) + [last])
         self.dropout = dropout
@@ -101,7 +102,7 @@ class DenseBlock(LinearLayersBlock):
         super().__init__(
             in_shapes,
             "dense",
-            functools.partial(nn.Linear, bias=bias),
+            functools.partial(linear_layer, bias=bias),
             hidden_units=hidden_units,
             activation=activation,
             norm=norm,
@@ -177,7 +178,7 @@ class LinearOutputBlock(PerceptionBlock):
         if init_bias is not None and not bias:
             raise ValueError("linear_output has no bias that init_bias could set; drop bias: false")
         super().__init__(in_shapes, out_shapes=[shape])
-        self.linear = nn.Linear(features, units, bias=bias)
+        self.linear = linear_layer(features, units, bias=bias)
         self.output_shape = shape
         self.init_scale = init_scale
         self.init_bias = None if init_bias is None else bias_values(init_bias, units)

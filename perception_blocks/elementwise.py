@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perception_blocks.block import PerceptionBlock, block_name
+from perception_blocks.init import linear_layer
 from perception_blocks.port import InputShapeError, Shape, Shapes, as_shape
 from perception_blocks.registry import BLOCKS
 
@@ -88,7 +89,7 @@ class GatedSumBlock(ElementwiseBlock):
             raise InputShapeError(rule, dict(enumerate(self.in_shapes)))
         self.counts = (len(self.in_shapes), shape[-1])
         total = len(self.in_shapes) * shape[-1]
-        self.gates = nn.Linear(total, total)
+        self.gates = linear_layer(total, total)
         self.competing = gate == "softmax"
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -143,6 +144,8 @@ def broadcast_shape(in_shapes: Shapes, name: str) -> Shape:
     if not shapes:
         raise InputShapeError(f"{name} takes one input or more", {})
     result = shapes[0]
+    if shapes.count(result) == len(shapes):
+        return result
     for index, shape in enumerate(shapes):
         joined = _broadcast(result, shape)
         if joined is None:

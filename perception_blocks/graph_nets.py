@@ -16,6 +16,7 @@ from perception_blocks.activations import make_activations
 from perception_blocks.attention import head_width
 from perception_blocks.block import PerceptionBlock
 from perception_blocks.dense import unit_list
+from perception_blocks.init import linear_layer
 from perception_blocks.masks import (
     MaskedBlock,
     as_bool,
@@ -105,7 +106,7 @@ class GraphConvBlock(MaskedBlock):
         units = unit_list(hidden_units, "graph_conv")
         super().__init__(in_shapes, out_shapes=[(nodes, units[-1])])
         sizes = itertools.pairwise([features, *units])
-        self.linears = nn.ModuleList(nn.Linear(n, m, bias=bias) for n, m in sizes)
+        self.linears = nn.ModuleList(linear_layer(n, m, bias=bias) for n, m in sizes)
         last = activation if last_activation is None else last_activation
         self.activations = make_activations([activation] * (len(units) - 1) + [last])
         self.first_self_weight = self_weight
@@ -209,7 +210,7 @@ class GraphAttentionLayer(nn.Module):
     ) -> None:
         super().__init__()
         size = units if average else units // num_heads
-        self.linear = nn.Linear(features, num_heads * size, bias=False)
+        self.linear = linear_layer(features, num_heads * size, bias=False)
         self.source, self.target = (nn.Parameter(torch.empty(num_heads, size)) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(units))
         for vector in (self.source, self.target):

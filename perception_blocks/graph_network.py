@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from perception_blocks.activations import make_activations
 from perception_blocks.block import PerceptionBlock
 from perception_blocks.dense import unit_list
+from perception_blocks.init import linear_layer
 from perception_blocks.masks import shapes_of
 from perception_blocks.port import InputShapeError, Shapes
 from perception_blocks.registry import BLOCKS
@@ -119,7 +120,10 @@ class GraphNetworkLayer(nn.Module):
         self.to_node, self.to_edge = to_node, to_edge
         node_reads = before[0] + _heard(before, to_node)
         edge_reads = before[1] + _heard(before, to_edge)
-        self.node, self.edge = nn.Linear(node_reads, after[0]), nn.Linear(edge_reads, after[1])
+        self.node, self.edge = (
+            linear_layer(node_reads, after[0]),
+            linear_layer(edge_reads, after[1]),
+        )
         self.activations = make_activations([activation] * 2)
 
     def forward(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from perception_blocks.block import State, one_vector
 from perception_blocks.features import sinusoids
-from perception_blocks.init import stacked_linear
+from perception_blocks.init import linear_layer, stacked_linear
 from perception_blocks.memory import ParallelMemoryBlock, episodes, last_of_episode
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
@@ -53,7 +53,7 @@ class GtrxlBlock(ParallelMemoryBlock):
             )
         super().__init__(in_shapes, out_shapes=[(hidden_units,)])
         inner = feedforward_units or 4 * hidden_units
-        self.stem = nn.Linear(features, hidden_units)
+        self.stem = linear_layer(features, hidden_units)
         self.layers = nn.ModuleList(
             GtrxlLayer(hidden_units, num_heads, inner, gate_bias) for _ in range(num_layers)
         )
@@ -99,8 +99,8 @@ class GtrxlLayer(nn.Module):
         self.attention = RelativeAttention(units, heads)
         self.attention_gate = Gate(units, gate_bias)
         self.feedforward_norm = nn.LayerNorm(units)
-        self.wide = nn.Linear(units, inner)
-        self.narrow = nn.Linear(inner, units)
+        self.wide = linear_layer(units, inner)
+        self.narrow = linear_layer(inner, units)
         self.feedforward_gate = Gate(units, gate_bias)
 
     def forward(self, read: Tensor, visible: Tensor, distances: Tensor) -> Tensor:
@@ -121,12 +121,12 @@ class RelativeAttention(nn.Module):
     def __init__(self, units: int, heads: int) -> None:
         super().__init__()
         self.shares = (heads, units // heads)
-        self.queries = nn.Linear(units, units, bias=False)
+        self.queries = linear_layer(units, units, bias=False)
         self.keys_values = stacked_linear(units, units, 2, bias=False)
-        self.positions = nn.Linear(units, units, bias=False)
+        self.positions = linear_layer(units, units, bias=False)
         self.content_bias = nn.Parameter(torch.zeros(heads, 1, units // heads))
         self.position_bias = nn.Parameter(torch.zeros(heads, 1, units // heads))
-        self.last = nn.Linear(units, units)
+        self.last = linear_layer(units, units)
 
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         tensor.zero_()
@@ -155,7 +155,7 @@ class Gate(nn.Module):
         self.start = bias
         self.of_new = stacked_linear(units, units, 3, bias=False)
         self.of_old = stacked_linear(units, units, 2, bias=False)
-        self.of_kept = nn.Linear(units, units, bias=False)
+        self.of_kept = linear_layer(units, units, bias=False)
         self.bias = nn.Parameter(torch.full((units,), bias))
 
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:

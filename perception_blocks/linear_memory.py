@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.block import State, one_vector
-from perception_blocks.init import stacked_linear
+from perception_blocks.init import linear_layer, stacked_linear
 from perception_blocks.memory import ParallelMemoryBlock
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
@@ -106,8 +106,8 @@ class LruBlock(ParallelMemoryBlock):
         self.ring = (min_radius, max_radius, max_phase)
         # The paper's B (real parts, imaginary), C (the imaginary part negated) and D.
         self.inward = stacked_linear(features, units, 2, bias=False)
-        self.outward = nn.Linear(2 * units, hidden_units, bias=False)
-        self.skip = nn.Linear(features, hidden_units)
+        self.outward = linear_layer(2 * units, hidden_units, bias=False)
+        self.skip = linear_layer(features, hidden_units)
         self.log_decay = nn.Parameter(torch.zeros(units))  # |a| = exp(-exp(log_decay)) is below 1
         self.log_phase = nn.Parameter(torch.zeros(units))
         self.log_gain = nn.Parameter(torch.zeros(units))

@@ -23,6 +23,7 @@ from perception_blocks.init import (
     derive_seed,
     draw_in_a_copy,
     draw_parameters,
+    linear_layer,
     local_generator,
 )
 from perception_blocks.masks import as_bool, check_mask, same_shape, shapes_of
@@ -289,7 +290,7 @@ class Convolution:
             "EdgeConv": (2 * features, units),
             "NNConv": (self.edge_size, features * units),
         }.get(self.name, (features, units))
-        return nn.Sequential(nn.Linear(reads, units), nn.ReLU(), nn.Linear(units, gives))
+        return nn.Sequential(linear_layer(reads, units), nn.ReLU(), linear_layer(units, gives))
 
     def _setting_problems(self) -> Iterator[str]:
         label = f"convolution {self.name!r}"

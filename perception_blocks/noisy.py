@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.dense import LinearLayersBlock, NormName
+from perception_blocks.init import linear_layer
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, OneOrMany, PositiveFloat, Probability
@@ -27,7 +28,7 @@ class NoisyLinear(nn.Module):
 
     def __init__(self, features: int, units: int, bias: bool, sigma: float) -> None:
         super().__init__()
-        self.mean = nn.Linear(features, units, bias=bias)
+        self.mean = linear_layer(features, units, bias=bias)
         self.start = sigma / math.sqrt(features)
         self.weight_sigma = nn.Parameter(torch.full((units, features), self.start))
         self.bias_sigma = nn.Parameter(torch.full((units,), self.start)) if bias else None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from perception_blocks.activations import make_activations
 from perception_blocks.block import PerceptionBlock, one_vector
+from perception_blocks.init import linear_layer
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, LayerCount, PositiveInt
@@ -43,7 +44,7 @@ class ResidualDenseBlock(PerceptionBlock):
         simba = form == "simba"
         inner = hidden_units * (expansion or (4 if simba else 1))
         pair = SimbaPair if simba else BronetPair
-        self.stem = nn.Linear(features, hidden_units)
+        self.stem = linear_layer(features, hidden_units)
         self.stem_norm = None if simba else nn.LayerNorm(hidden_units)
         self.stem_activation = make_activations([] if simba else [activation])
         self.pairs = nn.ModuleList(pair(hidden_units, inner, activation) for _ in range(num_blocks))
@@ -64,8 +65,8 @@ class SimbaPair(nn.Module):
     def __init__(self, units: int, inner: int, activation: Activation) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(units)
-        self.wide = nn.Linear(units, inner)
-        self.narrow = nn.Linear(inner, units)
+        self.wide = linear_layer(units, inner)
+        self.narrow = linear_layer(inner, units)
         self.activation = make_activations([activation])
 
     def forward(self, x_F: Tensor) -> Tensor:
@@ -77,9 +78,9 @@ class BronetPair(nn.Module):
 
     def __init__(self, units: int, inner: int, activation: Activation) -> None:
         super().__init__()
-        self.wide = nn.Linear(units, inner)
+        self.wide = linear_layer(units, inner)
         self.wide_norm = nn.LayerNorm(inner)
-        self.narrow = nn.Linear(inner, units)
+        self.narrow = linear_layer(inner, units)
         self.narrow_norm = nn.LayerNorm(units)
         self.activation = make_activations([activation])
 

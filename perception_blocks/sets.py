@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from perception_blocks.attention import Attention, head_width
 from perception_blocks.dense import DenseBlock, unit_list
+from perception_blocks.init import linear_layer
 from perception_blocks.masks import MaskedBlock, Pooling, as_bool, blank, pool, set_shape
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
@@ -171,7 +172,7 @@ class PointTransform(nn.Module):
     def __init__(self, features: int, hidden_units: list[int], layers: dict[str, Any]) -> None:
         super().__init__()
         self.element = DenseBlock([(features,)], hidden_units=hidden_units, **layers)
-        self.matrix = nn.Linear(hidden_units[-1], features * features)
+        self.matrix = linear_layer(hidden_units[-1], features * features)
         self.features = features
         with torch.no_grad():
             self.adjust_parameters()

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from perception_blocks.activations import make_activations
 from perception_blocks.attention import Attention, AttentionBlock, head_width, sequence_shape
+from perception_blocks.init import linear_layer
 from perception_blocks.masks import blank, shapes_of
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
@@ -85,9 +86,9 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(features, bias=bias)
         self.attention = Attention(sizes, features, num_heads, dropout=dropout, bias=bias)
         self.norm = nn.LayerNorm(features, bias=bias)
-        self.up = nn.Linear(features, units, bias=bias)
+        self.up = linear_layer(features, units, bias=bias)
         self.activations = make_activations([activation])
-        self.down = nn.Linear(units, features, bias=bias)
+        self.down = linear_layer(units, features, bias=bias)
         self.dropout = dropout
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from perception_blocks.block import PerceptionBlock
-from perception_blocks.init import derive_seed, draw_parameters, initializer, local_generator
+from perception_blocks.init import (
+    derive_seed,
+    draw_parameters,
+    initializer,
+    linear_layer,
+    local_generator,
+)
 from perception_blocks.registry import INITIALIZERS
 
 
@@ -191,3 +197,18 @@ def test_seeds_depend_on_every_part():
     seeds = {derive_seed(0, "a", "b"), derive_seed(0, "ab", ""), derive_seed(1, "a", "b")}
     assert len(seeds) == 3
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layer_is_what_the_constructor_of_torch_makes(bias):
+    torch.manual_seed(0)
+    expected = nn.Linear(7, 5, bias=bias)
+    torch.manual_seed(0)
+    layer = linear_layer(7, 5, bias=bias)
+    assert type(layer) is nn.Linear
+    assert repr(layer) == repr(expected)
+    assert list(vars(layer)) == list(vars(expected))
+    for name, tensor in expected._parameters.items():
+        assert tensor is None or torch.equal(layer._parameters[name], tensor)
+    assert layer.state_dict().keys() == expected.state_dict().keys()
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in layer.parameters())

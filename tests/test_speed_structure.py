@@ -163,6 +163,22 @@ def test_the_collector_goes_on_after_an_error_and_stays_off_where_it_was_off():
         gc.enable()
 
 
+def test_what_was_built_is_old_for_the_collector_and_what_was_frozen_stays_so():
+    gc.collect()
+    with collection_paused():
+        built = [[] for _ in range(100)]
+    assert any(old is built for old in gc.get_objects(generation=2))
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with collection_paused():
+            pass
+        assert gc.get_freeze_count() >= frozen > 0
+    finally:
+        gc.unfreeze()
+
+
 def test_70_billion_parameters_are_counted_exactly_and_not_made(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     decoder = importlib.import_module("decoder")
