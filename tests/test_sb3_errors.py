@@ -54,6 +54,11 @@ REFUSED = {
     ),
     "DQN of state values": (DQN, ACTOR + VALUES, DISCRETE, [NO_CRITIC]),
     "DQN of a critic of choices": (DQN, ACTOR + CHOICES, DISCRETE, [NO_CRITIC]),
+    "DQN of choices that start later": (
+        DQN, ACTOR, Walk(SEEN, spaces.Discrete(3, start=5)),
+        ["it finds the value of an action by its number, so that these must begin with 0, "
+         "got Discrete(3, start=5); use PPO"],
+    ),
     "DQN of masks": (
         DQN, ACTOR.replace("heads: {", "action_mask: {action: legal}\n  heads: {"),
         Walk(spaces.Dict(observation=SEEN, legal=spaces.MultiBinary(2)), spaces.Discrete(2)),
@@ -248,11 +253,21 @@ def test_weights_of_another_network_are_refused_and_nothing_is_written(algorithm
     agent(algorithm, ACTOR + critic, DISCRETE).save(tmp_path / "wide.zip")
     narrow = agent(algorithm, (ACTOR + critic).replace("[16]", "[8]"), DISCRETE, seed=1)
     before = {name: tensor.clone() for name, tensor in narrow.policy.state_dict().items()}
-    expected = "model.policy.latent.linears.0.weight is (16, 3) in the state_dict, the model needs (8, 3)"
+    expected = (
+        "model.policy.latent.linears.0.weight is (16, 3) in the state_dict, the model needs (8, 3)"
+    )
     with pytest.raises(CheckpointError, match=re.escape(expected)):
         narrow.set_parameters(str(tmp_path / "wide.zip"))
     after = narrow.policy.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_settings_of_the_hosts_own_policies_are_refused():
+    with refuses(
+        "policy_kwargs takes 'optimizer_class' and 'optimizer_kwargs', not 'net_arch', 'ortho_init': "
+        "what the policy is made of stands in the spec"
+    ):
+        agent(PPO, CARTPOLE, policy_kwargs={"net_arch": [64], "ortho_init": False})
 
 
 def test_another_number_of_critics_is_refused():
@@ -305,6 +320,16 @@ def test_a_mask_without_a_legal_action_is_refused():
     masked = agent(MaskablePPO, spec, Walk(space, spaces.Discrete(2)))
     with refuses(message.format(" within the mask that was given")):
         masked.predict(observation, action_masks=np.array([[True, False]]))
+    masked = agent(MaskablePPO, ACTOR + VALUES, DISCRETE)
+    message = (
+        "the mask of action 'action' (action_masks() of the environment) leaves no legal choice at index (0,); "
+        "each row needs a nonzero element"
+    )
+    seen, nothing = SEEN.sample(), np.zeros((1, 2), bool)
+    with refuses(message):
+        masked.predict(seen, action_masks=nothing)
+    with refuses(message):
+        masked.policy(torch.as_tensor(seen)[None], action_masks=nothing)
 
 
 @pytest.mark.parametrize("algorithm", [PPO, RecurrentPPO])

@@ -50,6 +50,9 @@ POLICIES: dict[str, type[ComposedPolicy]] = {
 }
 """The policy class of each algorithm, by the algorithm's name."""
 
+# The last of them is what DDPG gives by itself, and what no composed policy takes is refused there.
+POLICY_SETTINGS = ("optimizer_class", "optimizer_kwargs", "n_critics")
+
 
 def agent(
     algorithm: type,
@@ -77,6 +80,7 @@ def agent(
     name = _name_of(algorithm)
     allow, overrides = allow_list(allow), tuple(overrides)
     import_allowed(allow)
+    _refuse_network_settings(policy_kwargs or {})
     env = _environment(spec, env, overrides)
     own = _model_spaces(env)
     model = _composed(spec, own, allow, overrides=overrides, seed=seed, dtype=dtype)
@@ -160,6 +164,17 @@ def _name_of(algorithm: Any) -> str:
     raise ValueError(
         f"algorithm is a class of Stable-Baselines3 or sb3-contrib, one of {', '.join(POLICIES)}; got {shown}"
     )
+
+
+def _refuse_network_settings(policy_kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for settings of the host's own policies, such as ``net_arch``."""
+    wrong = [name for name in policy_kwargs if name not in POLICY_SETTINGS]
+    if wrong:
+        known = " and ".join(map(repr, POLICY_SETTINGS[:2]))
+        raise ValueError(
+            f"policy_kwargs takes {known}, not {', '.join(map(repr, wrong))}: "
+            "what the policy is made of stands in the spec"
+        )
 
 
 def _environment(spec: Any, env: Any, overrides: Iterable[Override]) -> Any:

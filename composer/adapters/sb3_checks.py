@@ -9,10 +9,10 @@ from typing import Any
 from gymnasium import Space, spaces
 
 from composer.adapters.algorithm_needs import (
-    ONE_NETWORK,
     action_values,
     bounded_chances,
     chances,
+    one_network,
     state_values,
 )
 from composer.deterministic_actions import Deterministic
@@ -67,6 +67,8 @@ def _of_actions(policy: Any, algorithm: str) -> Iterator[str]:
     if algorithm == "DQN" and not isinstance(space, spaces.Discrete):
         yield f"it learns a value for each choice of one Discrete action, got {shown}; use PPO, SAC or TD3"
         return
+    if algorithm == "DQN" and space.start:
+        yield f"it finds the value of an action by its number, so that these must begin with 0, got {shown}; use PPO"
     if algorithm == "MaskablePPO" and not _are_choices(space):
         yield (
             "it masks the choices of one Discrete, MultiDiscrete or MultiBinary action, "
@@ -103,8 +105,7 @@ def _of_memory(model: Model, algorithm: str) -> Iterator[str]:
 def _of_choices(model: Model) -> Iterator[str]:
     if model.policy.masks:
         yield "DQN explores with any action, legal or not, so no 'action_mask' can be kept; use PPO"
-    if model.spec.critic is not None:
-        yield ONE_NETWORK
+    yield from one_network(model, "DQN")
 
 
 def _are_choices(space: Space) -> bool:

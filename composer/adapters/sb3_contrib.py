@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_policies import ActorCritic
 from composer.adapters.sb3_spaces import VARIABLE
+from composer.discrete_actions import NoLegalChoiceError
 from composer.network import State, Tensors, share_of, under
 
 try:
@@ -37,7 +40,8 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
         self, obs: Any, deterministic: bool = False, action_masks: Any = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
-        distribution, values = self.judge(self.read(obs), self._mask(action_masks))
+        with _masks_named():
+            distribution, values = self.judge(self.read(obs), self._mask(action_masks))
         actions = self.draw(distribution, deterministic)
         return actions, values, self.log_prob(distribution, actions, (len(actions),))
 
@@ -49,7 +53,8 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
 
     def get_distribution(self, obs: Any, action_masks: Any = None) -> Any:
         """The model's own distribution over what is legal."""
-        return self.model.policy.distribution(self.read(obs), mask=self._mask(action_masks))
+        with _masks_named():
+            return self.model.policy.distribution(self.read(obs), mask=self._mask(action_masks))
 
     def _predict(  # type: ignore[override]
         self, observation: Any, deterministic: bool = False, action_masks: Any = None
@@ -73,6 +78,15 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
                 "action_masks forbids that a bit is 0; of bits a composed model masks only that they are 1"
             )
         return bits[..., 1]
+
+
+@contextmanager
+def _masks_named() -> Iterator[None]:
+    """The host's masks are no observation: where one leaves nothing, they are called by the method that gives them."""
+    try:
+        yield
+    except NoLegalChoiceError as error:
+        raise error if error.source else error.of("action_masks() of the environment") from None
 
 
 class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
