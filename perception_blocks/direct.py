@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import (  # hooks on every module; torch fills these in place
@@ -13,7 +15,9 @@ from torch.nn.modules.module import (  # hooks on every module; torch fills thes
     _global_forward_pre_hooks,
 )
 
-__all__ = ["is_plain", "layers", "linear"]
+__all__ = ["convolution", "is_plain", "layers", "linear"]
+
+_is_compiling = torch.compiler.is_compiling
 
 
 def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
@@ -39,10 +43,30 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``; of a plain ``nn.Linear`` that holds its weight (a pruned one computes it) without the call."""
+    if _is_compiling():  # a call costs nothing there, and each look at the layer would be looked at again in each run
+        return layer(x)
     if is_plain(layer, nn.Linear):
         own = layer._parameters
         if "weight" in own and "bias" in own:
             return functional.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
+    return layer(x)
+
+
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: torch.conv1d,
+    nn.Conv2d: torch.conv2d,
+    nn.Conv3d: torch.conv3d,
+}
+
+
+def convolution(layer: Any, x: Tensor) -> Tensor:
+    """``layer(x)``; of a plain convolution of torch that holds its weight and pads zeros without the call."""
+    function = None if _is_compiling() else _CONVOLUTIONS.get(type(layer))
+    if function is not None and is_plain(layer, type(layer)) and layer.padding_mode == "zeros":
+        own = layer._parameters
+        if "weight" in own and "bias" in own:
+            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            return function(x, own["weight"], own["bias"], *geometry)
     return layer(x)
 
 
