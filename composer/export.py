@@ -46,7 +46,6 @@ PARTS: dict[str, str] = {
     "critic": "values",
     "model": "both",
 }
-EXAMPLE_BATCH = 2
 LARGEST_ONNX = 2**31  # bytes; a limit of protobuf
 
 
@@ -114,16 +113,23 @@ def _ordered(model: Any, part: Any, unroll: Any, actor: Any, wrapped: Any) -> _O
     wrappers: list[Steadied] = []
     if wrapped is not None:
         inner = wrapped_policy(wrapped)
-        if inner is None or isinstance(policy, StructuredPolicy):
-            problems.append(
-                "wrapped is what composer.model_wrap(model.policy, ...) made, or of one of several actors; "
-                f"got a {type(wrapped).__name__}"
-            )
-        else:
-            wrappers = steadied(wrapped, problems)
+        # An actor's policy is made anew whenever it is asked for.
+        same = inner is policy if actor is None else _acts_alike(inner, policy)
+        problems += [] if same else [_not_wrapped(wrapped, inner, actor)]
+        wrappers = steadied(wrapped, problems) if same else []
     elif part != "critic" and isinstance(policy, Policy) and model.spec.policy.wrap:
         wrappers = steadied(wrap_policy(policy, model.spec.policy.wrap), problems)
     return _Order(policy, critic, part, unroll, wrappers, problems)
+
+
+def _acts_alike(inner: Policy | None, policy: Any) -> bool:
+    return inner is not None and inner.logits_shapes == policy.logits_shapes
+
+
+def _not_wrapped(wrapped: Any, inner: Policy | None, actor: Any) -> str:
+    own = "model.policy" if actor is None else f"model.policy[{actor!r}]"
+    got = f"a {type(wrapped).__name__}" if inner is None else "another policy in wrappers"
+    return f"wrapped is what composer.model_wrap({own}, ...) gives, got {got}"
 
 
 def _write(
@@ -266,10 +272,9 @@ def _network(order: _Order) -> ExportedNetwork:
         module.to(device="cpu", dtype=torch.float32 if narrow else policy.dtype).eval()
     network = ExportedNetwork(policy, critic, order.part, order.unroll, order.wrappers).eval()
     with torch.no_grad():
-        inputs = next(random_inputs(network, EXAMPLE_BATCH, 1))
-        network(
-            dict(zero_state(network, EXAMPLE_BATCH)) | inputs
-        )  # names the outputs, in their order
+        batch = BATCHES[1]
+        inputs = next(random_inputs(network, batch, 1))
+        network(dict(zero_state(network, batch)) | inputs)  # names the outputs, in their order
     return network
 
 

@@ -97,6 +97,7 @@ def _sizes(axes: Iterable[int | str], batch: int) -> tuple[int, ...]:
 
 
 def _equally_long(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``inputs`` with zeros after what is shorter than another along an axis of the same name."""
     longest: dict[str, int] = {}
     for name, value in inputs.items():
         for axis, size in zip(network.inputs[name].axes, value.shape, strict=True):

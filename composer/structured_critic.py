@@ -50,7 +50,7 @@ class CriticByActor(ActorModule):
         return {actor.name: self._seats[actor.name].network for actor in self.actors}
 
     def __getitem__(self, key: ActorKey) -> SpaceCritic:
-        """The critic of one actor alone, over its part of the weights. It has no target.
+        """The critic of one actor alone, over its part of the weights.
 
         Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own.
         """
@@ -58,6 +58,8 @@ class CriticByActor(ActorModule):
         whole = self._whole(actor)
         critic = whole.with_network(whole.network)
         object.__setattr__(critic, "observer", self.observers[actor.name])
+        if critic.value_normalizer is not None:
+            critic._modules["value_normalizer"] = critic.value_normalizer
         return critic
 
     @property

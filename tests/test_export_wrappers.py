@@ -9,6 +9,7 @@ import composer
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import register_wrapper
 from tests.test_export import CONFIGS, every_kind, exported, message
+from tests.test_export_actors import team
 
 MEMORY = """
 version: 1
@@ -89,12 +90,21 @@ def test_wrappers_from_python_are_exported_too(tmp_path):
 
 
 def test_what_is_no_wrapped_policy_is_refused(tmp_path):
-    model = wrapped("argmax_sample", Discrete(2))
+    model, other = (wrapped("argmax_sample", Discrete(2)) for _ in range(2))
     path = str(tmp_path / "a.pt2")
-    assert message(model, path, wrapped=model.policy) == (
-        f"{path!r} cannot be exported: wrapped is what composer.model_wrap(model.policy, ...) made, or of one of "
-        "several actors; got a Policy"
-    )
+    expected = f"{path!r} cannot be exported: wrapped is what composer.model_wrap(model.policy, ...) gives, got "
+    assert message(model, path, wrapped=model.policy) == f"{expected}a Policy"
+    assert message(model, path, wrapped=other.wrapped) == f"{expected}another policy in wrappers"
+
+
+def test_one_of_several_actors_is_exported_in_wrappers(tmp_path):
+    model = team(action_space=NORMAL)
+    steady = composer.model_wrap(model.policy["player_1"], "deterministic_sample")
+    noisy = composer.model_wrap(steady, "action_noise", action_range=(-0.01, 0.01))
+    file = exported(model, tmp_path, ".pt2", actor="player_1", wrapped=noisy)
+    observation = np.ones((4, 3), np.float32)
+    expected = noisy.environment_action(noisy(observation, sigma=0.0)["action"])
+    np.testing.assert_allclose(file({"observation": observation})["action"], expected, atol=1e-5)
 
 
 @register_wrapper("lucky")
