@@ -440,7 +440,7 @@ def test_wrong_options_are_answered_in_words_and_leave_no_folder(capsys, options
     [
         (
             "double_dqn", ["--trainer", "torchrl"],
-            "PPO of TorchRL cannot train this model:\n  PPO needs the value of a state, but the "
+            "ppo of torchrl cannot train this model:\n  ppo needs the value of a state, but the "
             "critic is of kind 'state_action'; write kind: state",
         ),
         (

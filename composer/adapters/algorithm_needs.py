@@ -9,12 +9,8 @@ from composer.continuous_actions import Gaussian
 from composer.deterministic_actions import Deterministic
 from composer.model import Model
 
-__all__ = ["ONE_NETWORK", "action_values", "bounded_chances", "chances", "state_values"]
+__all__ = ["action_values", "bounded_chances", "chances", "one_network", "state_values"]
 
-ONE_NETWORK = (
-    "DQN learns one network, whose values choose the action: the policy, whose logits they are. "
-    "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
-)
 _RULE = "write under 'distributions': - {{action: {}, distribution: squashed_gaussian}}"
 
 
@@ -38,6 +34,15 @@ def action_values(model: Model, algorithm: str) -> Iterator[str]:
         yield (
             f"{algorithm} needs the value of an action, but the critic is of kind {critic.kind!r}; "
             "write kind: state_action, and ensemble: 2"
+        )
+
+
+def one_network(model: Model, algorithm: str) -> Iterator[str]:
+    """Why the policy would not be the one network that ``algorithm`` learns."""
+    if model.spec.critic is not None:
+        yield (
+            f"{algorithm} learns one network, whose values choose the action: the policy, whose logits they are. "
+            "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
         )
 
 

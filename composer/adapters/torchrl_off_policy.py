@@ -46,6 +46,7 @@ class DqnSettings(OffPolicySettings):
     """The chance of an action at random falls from ``eps_init`` to ``eps_end`` in ``annealing_num_steps`` steps."""
 
     learning_rate: PositiveFloat = 1e-3
+    frames_per_batch: PositiveInt = 64
     double_dqn: bool = True
     eps_init: Probability = 1.0
     eps_end: Probability = 0.05
@@ -171,9 +172,9 @@ class Sac(OffPolicy):
             alpha_init=settings.alpha_init,
             target_entropy=_target_entropy(model, settings),
         )
+        super().__init__(model, settings, loss, modules.collecting)
         if not copies:
             _begin_with(loss, modules.critic_training)
-        super().__init__(model, settings, loss, modules.collecting)
         self.random_frames = settings.learning_starts
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
