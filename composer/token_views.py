@@ -93,9 +93,9 @@ class SequenceView(nn.Module):
             raise error.of("'action_mask'") from None
 
     def _outputs(self, sequence: Tensor, sequence_mask: Tensor | None) -> Tensors:
+        refuse_other_inputs(sequence, sequence_mask)
         if sequence_mask is None:
             sequence_mask = torch.ones_like(sequence, dtype=torch.bool)
-        refuse_other_inputs(sequence, sequence_mask)
         given = {"sequence": sequence.long(), "mask": sequence_mask}
         inputs = {name: given[what] for name, what in self.reads.items()}
         if self.actor is not None:
@@ -107,11 +107,15 @@ class SequenceView(nn.Module):
         return self.network.evaluate(inputs, state, None, "view", unroll=True)[0]
 
 
-def refuse_other_inputs(sequence: Tensor, sequence_mask: Tensor) -> None:
-    """Raise ValueError unless there are tokens, and a mask of the same shape."""
+def refuse_other_inputs(sequence: Any, sequence_mask: Any) -> None:
+    """Raise ValueError unless there are tokens, and a mask of the same shape if any."""
+    masks = {} if sequence_mask is None else {"sequence_mask": sequence_mask}
+    for name, given in {"sequence": sequence, **masks}.items():
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name!r} must be a tensor (B, L), got a {type(given).__name__}")
     if sequence.is_floating_point():
         raise ValueError(f"'sequence' must hold tokens, whole numbers, got {sequence.dtype}")
-    if sequence_mask.shape != sequence.shape:
+    if masks and sequence_mask.shape != sequence.shape:
         needed, got = format_shape(sequence.shape), format_shape(sequence_mask.shape)
         raise ValueError(f"'sequence_mask' must have the shape of 'sequence', {needed}, got {got}")
 

@@ -132,7 +132,11 @@ class TransformerBlock(MaskedBlock):
 
     def _features(self, tokens: Tensor) -> Tensor:
         """(rows, L) -> (rows, L, F)."""
-        features = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        try:
+            features = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        except IndexError:
+            require_places(self.body.config, tokens.shape[-1])
+            raise
         return features.to(self.body.dtype)  # mamba sums in float32
 
     def _zeros(self, sequence: Tensor) -> Tensor:

@@ -38,7 +38,9 @@ def _outside(value: Tensor, port: Port) -> Iterator[tuple[int, int]]:
     if port.cardinality is None or not value.is_cpu:
         return
     counts = torch.as_tensor(port.cardinality)
-    if counts.dim():
+    if counts.dim() and bool((counts == counts[0]).all()):
+        counts = counts[0]  # a sequence may have another length than that of the space
+    elif counts.dim():
         counts = counts.reshape([size or -1 for size in port.shape])
     outside = (value < 0) | (value >= counts)
     yield from zip(value[outside].tolist(), counts.expand_as(value)[outside].tolist())

@@ -337,6 +337,14 @@ def test_a_missing_library_names_the_extra(monkeypatch):
         registry.get("transformer")
 
 
+def test_a_sequence_longer_than_the_places_of_the_body_is_told_where_its_length_varies():
+    block = block_of("gpt2", [(None,)], n_positions=8)
+    assert block(torch.zeros(8, dtype=torch.int64)).shape == (16,)
+    message = "'n_positions' must be at least 9, the length of the sequence, got 8"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        block(torch.zeros(9, dtype=torch.int64))
+
+
 def test_the_vocabulary_comes_from_the_space():
     block = block_of("gpt2")
     port = Port((LENGTH,), torch.int64, cardinality=(6,) * LENGTH)

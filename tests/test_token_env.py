@@ -136,6 +136,10 @@ def test_rules_that_contradict_each_other_are_refused(cls):
     refused(sizes, lambda: cls(vocabulary_size="4", max_length=1))
     refused(sizes, lambda: token_spaces("4", 1))
     refused(
+        "'score' must be a function of sequence and sequence_mask, got 3",
+        lambda: cls(vocabulary_size=4, max_length=4, score=3),
+    )
+    refused(
         "'start_token' and 'end_token' must differ, both are 1",
         lambda: cls(vocabulary_size=4, max_length=4, start_token=1),
     )
@@ -218,6 +222,19 @@ def test_an_action_that_the_mask_forbids_is_refused():
     message = "'action' is 0 in row 0 at step 1, which 'action_mask' forbids after [0]"
     refused(message, lambda: one.step(0))
     assert one.step(2)[0]["sequence"].tolist() == [0, 2, 0, 0]  # nothing was written
+
+
+@pytest.mark.parametrize("batch", [64, (2, 3), 0])
+def test_a_random_rollout_keeps_to_the_mask(batch):
+    def legal(sequence, sequence_mask):
+        return torch.tensor([False, True, True, False]).expand(len(sequence), 4)
+
+    env = TokenEnv(batch_size=batch, legal=legal, **SIZES)
+    if batch == 64:
+        check_env_specs(env)
+    actions = env.rollout(3, break_when_any_done=False)["action"]
+    assert set(actions.unique().tolist()) - {0, 3} == ({1, 2} if batch else set())
+    assert env.rand_action()["action"].shape == env.batch_size
 
 
 def test_what_is_legal_is_asked_once_a_step():

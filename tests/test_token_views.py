@@ -198,6 +198,8 @@ def test_inputs_that_are_no_sequences_of_tokens_are_refused():
     training, _ = token_views(model.policy)
     for message, inputs in {
         "'sequence' must hold tokens, whole numbers, got torch.float32": (torch.ones(2, 9),),
+        "'sequence' must be a tensor (B, L), got a list": ([[1, 2]],),
+        "'sequence_mask' must be a tensor (B, L), got a list": (tokens(2), [[1, 1]]),
         "'sequence_mask' must have the shape of 'sequence', (2, 9), got (2, 8)": (
             tokens(2),
             torch.ones(2, 8, dtype=torch.bool),
@@ -205,3 +207,14 @@ def test_inputs_that_are_no_sequences_of_tokens_are_refused():
     }.items():
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             training(*inputs)
+
+
+@pytest.mark.parametrize("name", ["gru", "gpt2"])
+def test_tokens_beyond_the_vocabulary_are_told_whatever_the_length(name):
+    training, _ = token_views(compose(spec_of(name)).policy)
+    sequence = tokens(2)[:, :5]
+    sequence[1, 3] = SIZE + 1
+    (read,) = READS[name == "gpt2"] - {"sequence_mask"}
+    message = f"'{read}' holds {SIZE + 1}, but has {SIZE} values, 0 to {SIZE - 1}; it is read by "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        training(sequence)

@@ -69,6 +69,14 @@ class TokenEnv(EnvBase):
         flags = {name: flag.clone() for name in ("done", "terminated", "truncated")}
         self.done_spec = Composite(flags, shape=shape, device=self.device)
 
+    def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        """Any of the tokens that may come next, all alike."""
+        legal = self._rows.action_mask()
+        chances = torch.rand(legal.shape, device=legal.device).masked_fill(~legal, -1.0)
+        if tensordict is None:
+            tensordict = TensorDict(batch_size=self.batch_size, device=self.device)
+        return tensordict.set("action", chances.argmax(-1).reshape(self.batch_size))
+
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
         rows = None if tensordict is None else tensordict.get("_reset", None)
         if rows is None:

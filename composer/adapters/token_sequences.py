@@ -53,6 +53,11 @@ class TokenRules:
             ]
         if self.start_token == self.end_token:
             wrong.append(f"'start_token' and 'end_token' must differ, both are {self.end_token!r}")
+        wrong += [
+            f"{name!r} must be a function of sequence and sequence_mask, got {judge!r}"
+            for name, judge in {"score": self.score, "legal": self.legal}.items()
+            if not (judge is None or callable(judge))
+        ]
         if wrong:
             raise ValueError("; ".join(wrong))
 
