@@ -57,8 +57,9 @@ def trace(network: ExportedNetwork) -> ExportedProgram:
 
 
 def _leave_out_unread(program: ExportedProgram) -> None:
-    """Take out the weights that nothing in the program reads, such as those of targets."""
+    """Take out what no output depends on, and the weights that are read by nothing then, such as those of targets."""
     graph, signature = program.graph_module.graph, program.graph_signature
+    graph.eliminate_dead_code()
     unused = {node.name for node in graph.nodes if node.op == "placeholder" and not node.users}
     unread = {
         spec.arg.name: str(spec.target)

@@ -275,6 +275,10 @@ def test_weights_that_nothing_reads_are_not_in_the_file(tmp_path):
     online = sum(value.numel() for value in model.critic.online.parameters())
     assert sum(value.numel() for value in program.state_dict.values()) == online
     assert not any("target" in name for name in program.state_dict)
+    team().export(path, part="critic")  # which reads what the policies share, not what they do
+    names = torch.export.load(path).state_dict
+    assert any("policy" in name for name in names)
+    assert not any("policy" in name and "heads" in name for name in names)
 
 
 # --- agents that are not counted ---
