@@ -27,6 +27,7 @@ from composer.export_parity import (
 )
 from composer.export_values import Cast, ExportPart, Value
 from composer.export_wrappers import Steadied, steadied, wrapped_policy
+from composer.group_policy import SeparatePolicies
 from composer.network import Network, NetworkModule
 from composer.policy import Policy
 from composer.shared_state import SharedStateCritic
@@ -239,7 +240,7 @@ def _chained_crowds(critic: Any) -> Iterator[str]:
         for name in (actor.name for actor in critic.actors if actor.is_open):
             yield (
                 f"the values of steps build on one another, and the agents of {name!r}, which are not counted, are an "
-                "axis that the other steps have not"
+                "axis of their own"
             )
 
 
@@ -252,8 +253,10 @@ def _limits(name: str, root: nn.Module) -> Iterator[str]:
     for path, module in root.named_modules(prefix=name):
         if isinstance(module, PerceptionBlock) and "export" in module.limits:
             yield f"{path!r} is a block {block_name(module)!r}, which cannot: {module.limits['export']}"
-        if isinstance(module, EnsembleBlock):  # its copies are no children where they are stacked
-            yield from _limits(path, module.network)
+        # What is stacked has no children.
+        ensemble = module.ensemble if isinstance(module, SeparatePolicies) else module
+        if isinstance(ensemble, EnsembleBlock):
+            yield from _limits(path, ensemble.network)
 
 
 def _network(order: _Order) -> ExportedNetwork:

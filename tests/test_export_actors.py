@@ -221,7 +221,7 @@ def test_steps_with_agents_that_are_not_counted_have_no_values_in_a_row(tmp_path
     path = str(tmp_path / "steps.pt2")
     assert message(steps([("shoot", None)]), path, part="critic") == (
         f"{path!r} cannot be exported: the values of steps build on one another, and the agents of 'shoot', which are "
-        "not counted, are an axis that the other steps have not"
+        "not counted, are an axis of their own"
     )
 
 
