@@ -22,6 +22,7 @@ from perception_blocks.conv_plan import (
     pooled_shape,
 )
 from perception_blocks.dense import FlattenDenseBlock, known_size
+from perception_blocks.direct import convolution, layers
 from perception_blocks.port import InputShapeError, Port, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, OneOrMany, PositiveInt
@@ -132,10 +133,12 @@ class StridedConvBlock(ConvBlock):
         self.activations = make_activations([activation] * len(plans))
 
     def convolve(self, x_BC: Tensor) -> Tensor:
-        for conv, pad, activation in zip(self.convs, self.pads, self.activations):
+        for conv, pad, activation in zip(layers(self, "convs"), self.pads, self.activations):
             if pad is not None:
                 x_BC = functional.pad(x_BC, pad, mode=self.pad_mode)
-            x_BC = conv(x_BC)  # a line of its own: what it read is free before the next is made
+            x_BC = convolution(
+                conv, x_BC
+            )  # a line of its own: what it read is free before the next is made
             x_BC = activation(x_BC)
         return x_BC
 
@@ -209,8 +212,10 @@ class VggConvBlock(ConvBlock):
         self.max_pool = _POOLS[len(space)]
 
     def convolve(self, x_BC: Tensor) -> Tensor:
-        for index, (conv, activation) in enumerate(zip(self.convs, self.activations)):
-            x_BC = conv(x_BC)  # a line of its own: what it read is free before the next is made
+        for index, (conv, activation) in enumerate(zip(layers(self, "convs"), self.activations)):
+            x_BC = convolution(
+                conv, x_BC
+            )  # a line of its own: what it read is free before the next is made
             x_BC = activation(x_BC)
             if index % 2:
                 x_BC = self.max_pool(x_BC, 2)
@@ -282,8 +287,10 @@ class NatureCnnBlock(ConvBlock):
         self.activations = make_activations([activation] * 3)
 
     def convolve(self, x_BC: Tensor) -> Tensor:
-        for conv, activation in zip(self.convs, self.activations):
-            x_BC = conv(x_BC)  # a line of its own: what it read is free before the next is made
+        for conv, activation in zip(layers(self, "convs"), self.activations):
+            x_BC = convolution(
+                conv, x_BC
+            )  # a line of its own: what it read is free before the next is made
             x_BC = activation(x_BC)
         return x_BC
 

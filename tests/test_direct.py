@@ -1,4 +1,4 @@
-"""A plain linear layer is applied without its call; what somebody hung on it is never passed over."""
+"""A plain layer is applied without its call; what somebody hung on it is never passed over."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from perception_blocks import DenseBlock, LinearOutputBlock
-from perception_blocks.direct import is_plain, linear
+from perception_blocks.direct import convolution, is_plain, linear
 
 
 class Doubled(nn.Linear):
@@ -52,6 +52,33 @@ def test_a_plain_layer_is_not_called_and_gives_the_same(bias):
 def test_a_changed_layer_does_what_its_call_does(change):
     layer, x = change(nn.Linear(4, 3)), torch.randn(5, 4)
     assert torch.equal(linear(layer, x), layer(x))
+
+
+CONVOLUTIONS = [
+    nn.Conv1d(3, 4, 3, stride=2, padding=1),
+    nn.Conv2d(4, 6, (3, 2), dilation=2, groups=2, bias=False),
+    nn.Conv2d(3, 4, 3, padding="same", padding_mode="reflect"),
+    nn.Conv3d(2, 3, 2, padding="valid"),
+]
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=str)
+def test_a_convolution_gives_what_its_call_gives(layer):
+    x = torch.randn(2, layer.in_channels, *[9] * (layer.weight.dim() - 2))
+    assert torch.equal(convolution(layer, x), layer(x))
+
+
+def halved_hook(layer):
+    layer.register_forward_hook(lambda module, inputs, output: output / 2)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "change", [halved_hook, normed, pruned], ids=lambda change: change.__name__
+)
+def test_a_changed_convolution_does_what_its_call_does(change):
+    layer, x = change(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 9, 9)
+    assert torch.equal(convolution(layer, x), layer(x))
 
 
 def test_another_class_and_a_compiled_call_are_not_plain():
