@@ -127,7 +127,7 @@ class Dqn(OffPolicy):
     def __init__(self, model: Model, env: EnvBase, settings: DqnSettings) -> None:
         actor: Any = to_torchrl(model, env, loss=DQNLoss).q_actor
         choice = actor[-1]
-        self._chance = EGreedyModule(
+        self._chance: Any = EGreedyModule(
             actor.spec,
             eps_init=float(settings.eps_init),
             eps_end=float(settings.eps_end),
@@ -162,7 +162,8 @@ class Sac(OffPolicy):
     settings: SacSettings
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
-        modules = self._modules = to_torchrl(model, env, loss=SACLoss)
+        modules: Any = to_torchrl(model, env, loss=SACLoss)
+        self._modules = modules
         copies: Any = list(modules.critic_copies)
         loss = SACLoss(
             modules.actor_training,
@@ -196,9 +197,9 @@ def _quiet() -> Iterator[None]:
 
 def _begin_with(loss: Any, critic: Any) -> None:
     """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn them anew."""
-    weights = TensorDict.from_module(critic).data.unsqueeze(0)
+    weights: Any = TensorDict.from_module(critic)
     for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
-        params.data.update_(weights)
+        params.data.update_(weights.data.unsqueeze(0))
 
 
 def _target_entropy(model: Model, settings: SacSettings) -> float:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
-from torchrl.objectives import A2CLoss, ClipPPOLoss, LossModule
+from torchrl.objectives import A2CLoss, ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from composer.adapters.torchrl import to_torchrl
@@ -54,7 +54,7 @@ class OnPolicy(Algorithm):
     """
 
     settings: Any
-    loss_type: ClassVar[type[LossModule]]
+    loss_type: ClassVar[Any]  # a class of torchrl.objectives
 
     def __init__(self, model: Model, env: EnvBase, settings: OnPolicySettings) -> None:
         modules: Any = to_torchrl(model, env, mask_training=True, loss=self.loss_type)
