@@ -115,7 +115,7 @@ def refuse_other_inputs(sequence: Any, sequence_mask: Any) -> None:
             raise ValueError(f"{name!r} must be a tensor (B, L), got a {type(given).__name__}")
     if sequence.is_floating_point():
         raise ValueError(f"'sequence' must hold tokens, whole numbers, got {sequence.dtype}")
-    if masks and sequence_mask.shape != sequence.shape:
+    if sequence_mask is not None and sequence_mask.shape != sequence.shape:
         needed, got = format_shape(sequence.shape), format_shape(sequence_mask.shape)
         raise ValueError(f"'sequence_mask' must have the shape of 'sequence', {needed}, got {got}")
 
