@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
-from composer.group_policy import SeparatePolicies
+from composer.group_parts import SeparateParts
 from composer.network import NetworkModule
 from composer.space_json import spaces_from_json
 from perception_blocks.block import PerceptionBlock
@@ -336,7 +336,7 @@ def _every_part(module: nn.Module) -> Iterator[nn.Module]:
     parts += [part.network.module for part in parts if isinstance(part, NetworkModule)]
     for part in parts:
         yield part
-        if isinstance(part, SeparatePolicies) and part.ensemble is not None:
+        if isinstance(part, SeparateParts) and part.ensemble is not None:
             yield from _every_part(part.ensemble)
         elif isinstance(part, EnsembleBlock):  # its copies are no children where they are stacked
             yield from _every_part(part.network)

@@ -20,7 +20,7 @@ from composer.critic_parts import (
     value_normalizer,
 )
 from composer.demand import Context
-from composer.group_policy import GroupPolicy, SeparatePolicies, stacked_networks
+from composer.group_parts import GroupPart, SeparateParts, stacked_networks
 from composer.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from composer.network import Network
 from composer.roles import Group
@@ -133,7 +133,7 @@ class _Builder:
         names = (
             sorted(served, key=lambda key: self._place(served[key][0])) if self.chained else served
         )
-        made: list[GroupPolicy] = []
+        made: list[GroupPart] = []
         constructions: list[SeededConstruction] = []
         for key in names:
             group = self._group(key, served[key], later=self.chained and bool(made))
@@ -143,7 +143,7 @@ class _Builder:
             constructions += group[1]
         return self._together(made, constructions[-1]), constructions
 
-    def _together(self, made: Sequence[GroupPolicy], last: SeededConstruction) -> CriticByActor:
+    def _together(self, made: Sequence[GroupPart], last: SeededConstruction) -> CriticByActor:
         """The critics of all groups as one; ``last`` of its constructions gives weights."""
         if self.chained:
             normalizer = value_normalizer(self.critic)
@@ -162,7 +162,7 @@ class _Builder:
 
     def _group(
         self, key: str | None, members: tuple[Actor, ...], later: bool
-    ) -> tuple[GroupPolicy, list[SeededConstruction]] | None:
+    ) -> tuple[GroupPart, list[SeededConstruction]] | None:
         """The critic of the actors that one network is for; of ``later`` steps it reads the value before."""
         spec = self.critic.networks[key]
         name = "critic" if key is None else f"critic/{key}"
@@ -177,7 +177,7 @@ class _Builder:
             built = self._network(name, spec, members[0], members, later)
             if built is None:
                 return None
-            return GroupPolicy(key, members, self._critic(members[0], built[0])), [built[1]]
+            return GroupPart(key, members, self._critic(members[0], built[0])), [built[1]]
         uncounted = [actor.name for actor in members if actor.is_open]
         if uncounted:
             message = f"'separate' needs a known number of agents; those of {listing(uncounted)} are not counted"
@@ -189,8 +189,8 @@ class _Builder:
             return None
         own, ensemble, why_looped = stacked_networks(networks, unlike)
         critics = [self._critic(a, net) for a, net in zip(members, own, strict=True)]
-        module = SeparatePolicies(critics, ensemble, why_looped)
-        return GroupPolicy(key, members, module), [construction for _, construction in networks]
+        module = SeparateParts(critics, ensemble, why_looped)
+        return GroupPart(key, members, module), [construction for _, construction in networks]
 
     def _network(
         self, name: str, spec: NetworkSpec, actor: Actor, members: Sequence[Actor], later: bool

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from composer.construction import SeededConstruction
 from composer.demand import ENSEMBLE, Context, Demand, share, width_problem
 from composer.model_spec import NetworkSpec
-from composer.network import CopiedNetwork, CustomNetwork, Network, NetworkCopy
+from composer.network import CustomNetwork, EnsembleMember, EnsembleNetwork, Network
 from composer.tree import describe, listing
 from composer.trust import PathError, import_trusted
 from perception_blocks.ensemble import EnsembleBlock
@@ -79,13 +79,13 @@ def _copies(
     out_ports: dict[str, Port],
     count: int,
     construction: SeededConstruction,
-) -> CopiedNetwork:
+) -> EnsembleNetwork:
     """Copies of a class, each with weights of its own."""
     modules = [make(construction.copy((ENSEMBLE,), index)) for index in range(count)]
-    copies = [NetworkCopy(CustomNetwork(module, in_ports, out_ports)) for module in modules]
+    copies = [EnsembleMember(CustomNetwork(module, in_ports, out_ports)) for module in modules]
     ensemble = EnsembleBlock(copies)
     construction.when_weights_exist(partial(ensemble.adopt, copies))
-    return CopiedNetwork(ENSEMBLE, ensemble, in_ports)
+    return EnsembleNetwork(ENSEMBLE, ensemble, in_ports)
 
 
 # --- the class and what it is constructed with ---

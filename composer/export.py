@@ -27,7 +27,7 @@ from composer.export_parity import (
 )
 from composer.export_values import Cast, ExportPart, Value
 from composer.export_wrappers import Steadied, steadied, wrapped_policy
-from composer.group_policy import SeparatePolicies
+from composer.group_parts import SeparateParts
 from composer.network import Network, NetworkModule
 from composer.policy import Policy
 from composer.shared_state import SharedStateCritic
@@ -254,7 +254,7 @@ def _limits(name: str, root: nn.Module) -> Iterator[str]:
         if isinstance(module, PerceptionBlock) and "export" in module.limits:
             yield f"{path!r} is a block {block_name(module)!r}, which cannot: {module.limits['export']}"
         # What is stacked has no children.
-        ensemble = module.ensemble if isinstance(module, SeparatePolicies) else module
+        ensemble = module.ensemble if isinstance(module, SeparateParts) else module
         if isinstance(ensemble, EnsembleBlock):
             yield from _limits(path, ensemble.network)
 
@@ -317,7 +317,7 @@ def _networks_of(module: Any) -> list[Network]:
     """The networks that a policy or critic runs itself."""
     if isinstance(module, NetworkModule):
         return [module.network]
-    return [seat.network for group in module.groups for seat in group.policies]
+    return [seat.network for group in module.groups for seat in group.parts]
 
 
 def _unequal(path: Path, worst: Difference) -> str:

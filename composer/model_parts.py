@@ -8,7 +8,7 @@ from torch import nn
 
 from composer.actors import shortened
 from composer.critic import CriticModule
-from composer.group_policy import GroupPolicy
+from composer.group_parts import GroupPart
 from composer.network import NetworkModule
 from composer.policy import Policy
 from composer.turns import ActorModule
@@ -64,15 +64,15 @@ def _all_parts(net: nn.Module) -> list[tuple[str, NetworkModule, Cast | None]]:
     return [*_all_parts(policy), *(_all_parts(critic) if isinstance(critic, nn.Module) else [])]
 
 
-def _parts_of_group(role: str, group: GroupPolicy) -> list[tuple[str, NetworkModule, Cast | None]]:
+def _parts_of_group(role: str, group: GroupPart) -> list[tuple[str, NetworkModule, Cast | None]]:
     base = role if group.name is None else f"{role}/{group.name}"
     names = tuple(actor.name for actor in group.actors)
     if isinstance(group.module, NetworkModule):
         return [(base, group.module, Cast(names))]
-    networks, why = group.module.policies, group.module.why_looped
+    networks, why = group.module.parts, group.module.why_looped
     ports = [(own.network.in_ports, own.network.out_ports) for own in networks]
     if all(own == ports[0] for own in ports):
-        return [(base, group.module.policy_of(0), Cast(names, len(names), why))]
+        return [(base, group.module.part_of(0), Cast(names, len(names), why))]
     return [
         (f"{base}/{index}", own, Cast((names[index],), 1, why))
         for index, own in enumerate(networks)

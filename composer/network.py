@@ -19,7 +19,7 @@ from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock, submodule_at
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["CopiedNetwork", "CustomNetwork", "GraphNetwork", "Network", "NetworkCopy"]
+__all__ = ["EnsembleNetwork", "CustomNetwork", "GraphNetwork", "Network", "EnsembleMember"]
 __all__ += [
     "NetworkModule",
     "OwnAttributes",
@@ -176,7 +176,7 @@ class CustomNetwork(Network):
         return tuple(shape[: len(shape) - self._ranks[name]])
 
 
-class CopiedNetwork(Network):
+class EnsembleNetwork(Network):
     """An ensemble of a user's network as one; its outputs have the axis of the copies before those of their shape."""
 
     def __init__(self, name: str, ensemble: EnsembleBlock, in_ports: dict[str, Port]) -> None:
@@ -338,7 +338,7 @@ class NetworkModule(OwnAttributes):
         return resets if resets.dtype == torch.bool else resets != 0
 
 
-class NetworkCopy(NetworkModule):
+class EnsembleMember(NetworkModule):
     """A network that is called as an InferenceBlock is: what an EnsembleBlock is made of."""
 
     def __init__(self, network: Network) -> None:

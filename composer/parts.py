@@ -15,7 +15,7 @@ from composer.critic_groups import build_critic_by_actor
 from composer.critic_parts import build_critic
 from composer.demand import Context, Demand
 from composer.distributions import DISTRIBUTIONS
-from composer.group_policy import GroupPolicy, SeparatePolicies, stacked_networks
+from composer.group_parts import GroupPart, SeparateParts, stacked_networks
 from composer.model_spec import ModelSpec
 from composer.network import Network
 from composer.policy import Policy
@@ -61,9 +61,9 @@ def build_parts(
         for role in (role for group in groups for role in group.roles):
             role.refuse_unread()
     context.problems.raise_if_any()
-    made = [GroupPolicy(g.name, g.actors, _module(g, built[g.name], dtype)) for g in groups]
+    made = [GroupPart(g.name, g.actors, _module(g, built[g.name], dtype)) for g in groups]
     policy = made[0].module if actors is None else StructuredPolicy(actors, made)
-    assert not isinstance(policy, SeparatePolicies)
+    assert not isinstance(policy, SeparateParts)
     constructions = [construction for networks in built.values() for _, construction in networks]
     if critic is None:
         return Parts(policy, None, constructions)
@@ -125,7 +125,7 @@ def _module(group: Group, built: list[BuiltNetwork], dtype: torch.dtype) -> Any:
         return _policy(group.roles[0], built[0][0], dtype)
     networks, ensemble, why_looped = stacked_networks(built, group.unlike)
     policies = [_policy(role, net, dtype) for role, net in zip(group.roles, networks, strict=True)]
-    return SeparatePolicies(policies, ensemble, why_looped)
+    return SeparateParts(policies, ensemble, why_looped)
 
 
 def _policy(role: Role, network: Network, dtype: torch.dtype) -> Policy:

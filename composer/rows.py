@@ -17,7 +17,7 @@ from composer.distributions import DISTRIBUTIONS
 from composer.flops import count_flops, flops_of
 from composer.model_parts import casts_of, parts_of
 from composer.model_spec import ModelSpec
-from composer.network import CopiedNetwork, CustomNetwork, NetworkModule
+from composer.network import CustomNetwork, EnsembleNetwork, NetworkModule
 from composer.policy import Policy
 from perception_blocks.assemble import BuiltNode
 from perception_blocks.block import is_built_in, is_torchs
@@ -131,7 +131,7 @@ class _Reader:
             self._ours |= set(part.own_children().values())
         if isinstance(part.network, CustomNetwork):
             self._add_custom(path, part.network)
-        elif isinstance(part.network, CopiedNetwork):
+        elif isinstance(part.network, EnsembleNetwork):
             self._add_copies(path, part.network)
         else:
             self._add(path, path[-1], 0, "graph" if copies == 1 else f"{copies} x graph")
@@ -189,7 +189,7 @@ class _Reader:
         flops = self._flops[key]
         return None if flops is None else flops * repeats
 
-    def _add_copies(self, path: RowPath, network: CopiedNetwork) -> None:
+    def _add_copies(self, path: RowPath, network: EnsembleNetwork) -> None:
         """The ensemble of a class, of which one copy is listed."""
         ensemble, below = network.ensemble, (*path, ENSEMBLE)
         self._add(path, path[-1], 0, "graph")

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from composer.actors import Actors, shortened
 from composer.critic import CRITICS, CriticModule, shared_values
-from composer.group_policy import refuse_other_axes
+from composer.group_parts import refuse_other_axes
 from composer.network import Network, State, Tensors
 from composer.observer import Observer
 from composer.turns import blamed

@@ -11,7 +11,7 @@ from composer.critic import CriticModule, SpaceCritic
 from composer.demand import ENSEMBLE
 from composer.folding import Cluster, Leaf, Part, Value, fold, leaves
 from composer.model_parts import Cast, casts_of, parts_of, short_name
-from composer.network import CopiedNetwork, Network, NetworkModule
+from composer.network import EnsembleNetwork, Network, NetworkModule
 from composer.picture import Picture
 from composer.policy import Policy
 from composer.rows import Row, RowPath, class_name, network_in
@@ -195,7 +195,7 @@ class _Sketcher:
             values = dict(env)
             children = self._graph(module, (name,), values)
             return children, {key: values[value] for key, value in module.outputs.items()}
-        if isinstance(network, CopiedNetwork):
+        if isinstance(network, EnsembleNetwork):
             inner = network.ensemble.network.network
             path = (name, ENSEMBLE, class_name(inner.module))
             children, outputs = self._custom(path, inner, env)

@@ -170,7 +170,7 @@ class StructuredPolicy(ActorModule):
             if isinstance(group.module, Policy):
                 group.module.reset_distributions(seed, *name)
             else:
-                for index, policy in enumerate(group.module.policies):
+                for index, policy in enumerate(group.module.parts):
                     policy.reset_distributions(seed, *name, index)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from composer.actors import ActorKey, Actors
 from composer.critic import CRITICS, SpaceCritic, as_numbers, count_returns, read_returns
-from composer.group_policy import GroupPolicy
+from composer.group_parts import GroupPart
 from composer.network import State, Tensors
 from composer.observer import Observer
 from composer.turns import ActorModule, Turn, blamed
@@ -33,7 +33,7 @@ class CriticByActor(ActorModule):
     takes_action = False
 
     def __init__(
-        self, actors: Actors, groups: Sequence[GroupPolicy], observers: Mapping[str, Observer]
+        self, actors: Actors, groups: Sequence[GroupPart], observers: Mapping[str, Observer]
     ) -> None:
         super().__init__(actors, groups)
         self.observers = dict(observers)
@@ -164,7 +164,7 @@ class DeltaStateCritic(StructuredCritic):
     def __init__(
         self,
         actors: Actors,
-        groups: Sequence[GroupPolicy],
+        groups: Sequence[GroupPart],
         observers: Mapping[str, Observer],
         value_normalizer: NormalizeBlock | None = None,
     ) -> None:

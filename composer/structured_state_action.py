@@ -9,7 +9,7 @@ from torch import Tensor
 
 from composer.action_inputs import ActionInputs
 from composer.actors import ActorKey, Actors
-from composer.group_policy import GroupPolicy
+from composer.group_parts import GroupPart
 from composer.network import State, Tensors
 from composer.observer import Observer
 from composer.state_action import StateActionCritic
@@ -33,7 +33,7 @@ class StructuredStateActionCritic(CriticByActor, Targeted):
     def __init__(
         self,
         actors: Actors,
-        groups: Sequence[GroupPolicy],
+        groups: Sequence[GroupPart],
         observers: Mapping[str, Observer],
         actions: Mapping[str, ActionInputs],
     ) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from composer.blending import Buffers, blend
-from composer.group_policy import SeparatePolicies
+from composer.group_parts import SeparateParts
 from composer.network import NetworkModule
 
 __all__ = ["Targeted"]
@@ -72,7 +72,7 @@ def _network_of(critic: nn.Module, added: Sequence[str]) -> nn.Module:
     own._parameters, own._buffers = critic._parameters, critic._buffers
     own._modules = {
         name: _network_of(child, added)
-        if isinstance(child, NetworkModule | SeparatePolicies)
+        if isinstance(child, NetworkModule | SeparateParts)
         else child
         for name, child in critic._modules.items()
         if name not in added

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.actors import Actor, ActorKey, Actors, Present, shortened
-from composer.group_policy import GroupPolicy, SeparatePolicies, refuse_other_axes
+from composer.group_parts import GroupPart, SeparateParts, refuse_other_axes
 from composer.network import REGISTRIES, OwnAttributes, State, Tensors, is_empty, state_axes
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
@@ -25,7 +25,7 @@ __all__ = ["ActorModule", "Seat", "Turn", "blamed"]
 class Seat:
     """Where an actor's network is: it is that of a group's ``row``, a Policy or a critic."""
 
-    group: GroupPolicy
+    group: GroupPart
     row: int
     network: Any
 
@@ -60,7 +60,7 @@ class ActorModule(OwnAttributes):
     role: ClassVar[str]  # "policy", "critic"
     call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
 
-    def __init__(self, actors: Actors, groups: Sequence[GroupPolicy]) -> None:
+    def __init__(self, actors: Actors, groups: Sequence[GroupPart]) -> None:
         super().__init__()
         self.actors = actors
         self.groups = tuple(groups)
@@ -74,7 +74,7 @@ class ActorModule(OwnAttributes):
         self._seats = {
             actor.name: Seat(group, row, network)
             for group in groups
-            for row, (actor, network) in enumerate(zip(group.actors, group.policies, strict=True))
+            for row, (actor, network) in enumerate(zip(group.actors, group.parts, strict=True))
         }
         self._state_shapes = {
             f"{name}/{node}": shape
@@ -149,7 +149,7 @@ class ActorModule(OwnAttributes):
         """The network of ``actor`` as a module of its own: that of a separate agent over its part of the weights."""
         seat = self._seats[actor.name]
         module = seat.group.module
-        return module.policy_of(seat.row) if isinstance(module, SeparatePolicies) else module
+        return module.part_of(seat.row) if isinstance(module, SeparateParts) else module
 
     def _read_inputs(self, turn: Turn) -> Tensors:
         """What the network of ``turn`` reads. A subclass may hand over more than the observation."""

@@ -14,9 +14,9 @@ from composer.construction import SeededConstruction
 from composer.network import (
     REGISTRIES,
     CustomNetwork,
+    EnsembleMember,
     GraphNetwork,
     Network,
-    NetworkCopy,
     NetworkModule,
     State,
     Tensors,
@@ -25,25 +25,25 @@ from perception_blocks.block import is_traced
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
-__all__ = ["GroupPolicy", "SeparatePolicies", "refuse_other_axes", "stacked_networks"]
+__all__ = ["GroupPart", "SeparateParts", "refuse_other_axes", "stacked_networks"]
 
 Resets = Tensor | None
 TENSORS = [registry for registry in REGISTRIES if registry != "_modules"]
 
 
 @dataclass(frozen=True)
-class GroupPolicy:
+class GroupPart:
     """Who acts (or is judged) by what: a Policy (or critic) that all ``actors`` share, or one for each of them."""
 
     name: str | None
     actors: tuple[Actor, ...]
-    module: Any  # a Policy, a critic or SeparatePolicies
+    module: Any  # a Policy, a critic or SeparateParts
 
     @property
-    def policies(self) -> list[Any]:
+    def parts(self) -> list[Any]:
         """What reads the observations of each actor, and makes actions for it."""
-        if isinstance(self.module, SeparatePolicies):
-            return self.module.policies
+        if isinstance(self.module, SeparateParts):
+            return self.module.parts
         return [self.module] * len(self.actors)
 
     def evaluate(
@@ -55,20 +55,20 @@ class GroupPolicy:
         unroll: bool,
     ) -> list[tuple[Tensors, State]]:
         """Outputs of the actors ``rows`` and their states after, in one call where there can be one."""
-        if isinstance(self.module, SeparatePolicies):
+        if isinstance(self.module, SeparateParts):
             return self.module.evaluate(rows, inputs, states, resets, unroll)
-        policy = self.module
+        part = self.module
         if len(inputs) == 1:
-            return [policy.evaluate(inputs[0], states[0], resets[0], "policy", unroll)]
-        together = _stacked([_only(own, policy.network.in_ports) for own in inputs])
-        state = _stacked([s for s in states if s is not None]) if policy.has_memory else None
-        outputs, after = policy.evaluate(together, state, _reset(resets), "policy", unroll)
+            return [part.evaluate(inputs[0], states[0], resets[0], "policy", unroll)]
+        together = _stacked([_only(own, part.network.in_ports) for own in inputs])
+        state = _stacked([s for s in states if s is not None]) if part.has_memory else None
+        outputs, after = part.evaluate(together, state, _reset(resets), "policy", unroll)
         places = range(len(inputs))
         return [(_part(outputs, place), _part(after, place)) for place in places]
 
 
-class SeparatePolicies(nn.Module):
-    """One policy for each agent of a group, with weights of its own: its children, in the agents' order.
+class SeparateParts(nn.Module):
+    """One policy (or critic) for each agent of a group, with weights of its own: its children, in the agents' order.
 
     Networks of one form have their weights stacked in ``ensemble`` and run as one call; state_dict has them by agent
     (``0.latent...``). Where ``ensemble`` is None, ``why_looped`` says why they run one by one.
@@ -76,7 +76,7 @@ class SeparatePolicies(nn.Module):
 
     def __init__(
         self,
-        policies: Sequence[NetworkModule],
+        parts: Sequence[NetworkModule],
         ensemble: EnsembleBlock | None,
         why_looped: str | None,
     ) -> None:
@@ -86,26 +86,26 @@ class SeparatePolicies(nn.Module):
         if ensemble is not None:
             for registry in TENSORS:
                 object.__setattr__(self, registry, getattr(ensemble, registry))
-        for index, policy in enumerate(policies):
-            self._modules[str(index)] = policy
+        for index, part in enumerate(parts):
+            self._modules[str(index)] = part
 
     ensemble: EnsembleBlock | None
 
     @property
-    def policies(self) -> list[Any]:
+    def parts(self) -> list[Any]:
         return [own for name, own in self._modules.items() if name.isdigit()]
 
-    def policy_of(self, index: int) -> Any:
-        """The whole policy of one agent, over the weights that are its part of the stacks."""
-        policy = self.policies[index]
+    def part_of(self, index: int) -> Any:
+        """The whole policy of one agent, over the weights that are its share of the stacks."""
+        part = self.parts[index]
         if self.ensemble is None:
-            return policy
+            return part
         view = self.ensemble.view_of(index)
-        network = view.network if isinstance(view, NetworkCopy) else GraphNetwork(view)
-        network.has_weights = policy.network.has_weights
+        network = view.network if isinstance(view, EnsembleMember) else GraphNetwork(view)
+        network.has_weights = part.network.has_weights
         ensemble, start = self.ensemble, self.ensemble.addresses()
         network.is_outdated = lambda: not is_traced() and ensemble.addresses() != start
-        return policy.with_network(network)
+        return part.with_network(network)
 
     def evaluate(
         self,
@@ -116,24 +116,24 @@ class SeparatePolicies(nn.Module):
         unroll: bool,
     ) -> list[tuple[Tensors, State]]:
         """Outputs of the agents ``rows`` and their states after."""
-        policies = self.policies
+        parts = self.parts
         if self.ensemble is None or len(rows) == 1:
             return [
-                policies[row].evaluate(own, state, reset, "policy", unroll)
+                parts[row].evaluate(own, state, reset, "policy", unroll)
                 for row, own, state, reset in zip(rows, inputs, states, resets)
             ]
-        policies[0].require_weights()
+        parts[0].require_weights()
         names = self.ensemble.in_keys
         together = _stacked([_only(own, names) for own in inputs])
-        chosen = None if list(rows) == list(range(len(policies))) else list(rows)
-        if not policies[0].has_memory:
+        chosen = None if list(rows) == list(range(len(parts))) else list(rows)
+        if not parts[0].has_memory:
             outputs = self.ensemble(together, rows=chosen)
             return [(_part(outputs, place), {}) for place in range(len(rows))]
         state = _stacked([own for own in states if own is not None])
         outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
         return [(_part(outputs, place), _part(after, place)) for place in range(len(rows))]
 
-    def train(self, mode: bool = True) -> SeparatePolicies:
+    def train(self, mode: bool = True) -> SeparateParts:
         if self.ensemble is not None:
             self.ensemble.train(mode)
         return super().train(mode)
@@ -224,7 +224,7 @@ def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | 
 
 def weights_of(networks: Sequence[Network]) -> list[Any]:
     """The networks as an EnsembleBlock takes them."""
-    return [n.module if isinstance(n, GraphNetwork) else NetworkCopy(n) for n in networks]
+    return [n.module if isinstance(n, GraphNetwork) else EnsembleMember(n) for n in networks]
 
 
 def refuse_other_axes(axes: dict[str, tuple[int, ...]]) -> None:
