@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def train(spec, algorithm, steps, **options):
-    options = {"settings": SETTINGS[algorithm], **options}
+    options = {"settings": SETTINGS.get(algorithm, {}), **options}
     return learn(spec, "torchrl", steps, algorithm=algorithm, **options)
 
 
@@ -104,6 +104,16 @@ def test_masked_environments_are_learned_without_one_illegal_action(algorithm):
     settings = {**SETTINGS[algorithm], "gamma": 0.9}
     outcome = train(spec, algorithm, 5120, settings=settings)
     assert outcome.evaluation.mean > 0.85
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_a_mask_that_the_spec_does_not_name_holds_to_the_end(algorithm):
+    spec = FORGETFUL.replace("StrictRecall", "Unnamed")  # it raises where an action is illegal
+    spec = spec.replace("  action_mask: {action: legal}\n", "")
+    if algorithm == "dqn":
+        spec = spec.partition("critic:")[0]
+    outcome = train(spec + "ignore: [legal, action_mask]\n", algorithm, 128, settings={})
+    assert len(outcome.evaluation.returns) == 20
 
 
 @pytest.mark.full

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_cartpole_is_learned_in_a_few_steps(trainer):
 @pytest.mark.full
 @both
 def test_cartpole_is_learned(trainer):
-    assert cartpole(trainer, 50_000).evaluation.mean >= 475
+    assert cartpole(trainer, 75_000).evaluation.mean >= 475
 
 
 # --- that it goes on ---
@@ -473,6 +474,19 @@ def test_another_environment_than_the_checkpoints_is_refused(capsys):
     )
     assert len(differences) == 2
     assert not Path("run").exists()
+
+
+def test_a_run_whose_environment_has_become_another_is_not_resumed(capsys, monkeypatch):
+    learn(SORT, "sb3", 512, eval_episodes=1)
+    monkeypatch.setattr("training_envs.Sort.action_space", gymnasium.spaces.Discrete(4))
+    command = ["--resume", "run", "--steps", "1024", "--allow", "training_envs"]
+    status, out, err = run(capsys, *command)
+    assert (status, out) == (1, "")
+    assert err == (
+        "composer train: 'run/model.safetensors' is a model for other spaces than the "
+        "environment's:\n  'action': n is 4, expected 3\n"
+    )
+    assert json.loads(Path("run/evaluation.json").read_text())["steps"] == 512
 
 
 def test_an_environment_that_does_not_fit_the_spec_is_a_mistake_in_the_spec(capsys):

@@ -26,6 +26,18 @@ class StrictRecall(RecallEnv):
         return super()._observe(1 + self._treasure if self._told else sign)
 
 
+class Unnamed(StrictRecall):
+    """The same with the mask under the name by which trainers know it."""
+
+    observation_space = spaces.Dict(
+        {**RecallEnv.observation_space.spaces, "action_mask": spaces.MultiBinary(5)}
+    )
+
+    def _observe(self, sign=0):
+        observation = super()._observe(sign)
+        return {**observation, "action_mask": observation["legal"]}
+
+
 class Sort(gymnasium.Env):
     """Say which of three numbers is the largest: ten times, for 1 each. The numbers are two observations."""
 
@@ -85,4 +97,7 @@ gymnasium.register("Aim-v0", "training_envs:Aim", max_episode_steps=10)
 gymnasium.register("Interrupting-v0", "training_envs:Interrupting", max_episode_steps=10)
 gymnasium.register(
     "ToldRecall-v0", "training_envs:StrictRecall", max_episode_steps=12, kwargs={"told": True}
+)
+gymnasium.register(
+    "Unnamed-v0", "training_envs:Unnamed", max_episode_steps=12, kwargs={"told": True}
 )

@@ -39,6 +39,7 @@ except ImportError as error:
 __all__ = ["TorchrlTrainer"]
 
 ALGORITHMS: dict[str, Any] = {"ppo": Ppo, "a2c": A2c, "dqn": Dqn, "sac": Sac}
+MASK = "action_mask"  # the observation that is taken for the mask
 TOTAL, LENGTH = "episode_reward", "step_count"  # what the transforms call them
 
 
@@ -62,7 +63,9 @@ class TorchrlTrainer:
             self._env.close()
             raise
         self._frames = _multiple(settings.frames_per_batch, task.envs)
-        self._act = greedy(model.policy)
+        # A mask that the spec does not name holds as well, as it does for what explores.
+        self._is_masked = not model.policy.masks and MASK in self._algorithm.explorer.in_keys
+        self._act = greedy(model.policy, masked=self._is_masked)
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
@@ -88,7 +91,7 @@ class TorchrlTrainer:
             collector.shutdown(close_env=False)
 
     def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
-        return self._act(observation, state, first, mask)
+        return self._act(observation, state, first, observation[MASK] if self._is_masked else None)
 
     def state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), **self._algorithm.state()}
