@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.checkpoint import CheckpointError, plain_spec, replace_with
+from composer.export_checks import argument_problems, model_problems
 from composer.export_files import FORMATS, METADATA, FileFormat, trace
 from composer.export_network import ExportedNetwork
 from composer.export_parity import (
@@ -25,9 +25,8 @@ from composer.export_parity import (
     random_inputs,
     zero_state,
 )
-from composer.export_values import Cast, ExportPart, Value
-from composer.export_wrappers import Steadied, steadied, wrapped_policy
-from composer.group_parts import SeparateParts
+from composer.export_values import ExportPart, Value
+from composer.export_wrappers import MeanNoise, mean_noises, wrapped_policy
 from composer.network import Network, NetworkModule
 from composer.policy import Policy
 from composer.shared_state import SharedStateCritic
@@ -36,18 +35,9 @@ from composer.space_json import spaces_to_json
 from composer.structured import StructuredPolicy
 from composer.structured_critic import DeltaStateCritic
 from composer.wrappers.wrapping import wrap_policy
-from perception_blocks.block import PerceptionBlock, block_name
-from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.registry import MissingExtraError
 
 __all__ = ["METADATA", "ExportError", "ExportReport", "export_model"]
-
-PARTS: dict[str, str] = {
-    "policy": "logits and the deterministic action",
-    "critic": "values",
-    "model": "both",
-}
-LARGEST_ONNX = 2**31  # bytes; a limit of protobuf
 
 
 class ExportError(ValueError):
@@ -81,7 +71,7 @@ class _Order:
     critic: Any
     part: ExportPart
     unroll: int | None
-    wrappers: list[Steadied]
+    wrappers: list[MeanNoise]
     problems: list[str]
 
 
@@ -98,7 +88,8 @@ def export_model(
     target = Path(path)
     chosen = _format(target)
     order = _ordered(model, part, unroll, actor, wrapped)
-    problems = [*order.problems, *_problems_of(order, chosen)]
+    problems = [*order.problems]
+    problems += model_problems(order.policy, order.critic, part, target.suffix)
     if problems:
         raise ExportError(f"{os.fspath(path)!r} cannot be exported: " + "\n  ".join(problems))
     with torch.autocast("cpu", enabled=False):  # what runs the file knows nothing of the caller's
@@ -110,16 +101,16 @@ def export_model(
 
 def _ordered(model: Any, part: Any, unroll: Any, actor: Any, wrapped: Any) -> _Order:
     policy, critic = _parts_of(model, part, actor)
-    problems = list(_problems_of_arguments(part, unroll, critic))
-    wrappers: list[Steadied] = []
+    problems = list(argument_problems(part, unroll, critic))
+    wrappers: list[MeanNoise] = []
     if wrapped is not None:
         inner = wrapped_policy(wrapped)
         # An actor's policy is made anew whenever it is asked for.
         same = inner is policy if actor is None else _acts_alike(inner, policy)
         problems += [] if same else [_not_wrapped(wrapped, inner, actor)]
-        wrappers = steadied(wrapped, problems) if same else []
+        wrappers = mean_noises(wrapped, problems) if same else []
     elif part != "critic" and isinstance(policy, Policy) and model.spec.policy.wrap:
-        wrappers = steadied(wrap_policy(policy, model.spec.policy.wrap), problems)
+        wrappers = mean_noises(wrap_policy(policy, model.spec.policy.wrap), problems)
     return _Order(policy, critic, part, unroll, wrappers, problems)
 
 
@@ -190,73 +181,6 @@ def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy | StructuredPol
         return model.policy[actor], None if critic is None else critic[actor]
     except KeyError as error:
         raise ExportError(error.args[0]) from error
-
-
-def _problems_of_arguments(part: str, unroll: Any, critic: Any) -> Iterator[str]:
-    if part not in PARTS:
-        known = ", ".join(f"{name!r} ({what})" for name, what in PARTS.items())
-        yield f"part is one of {known}, got {part!r}"
-    elif part != "policy" and critic is None:
-        yield f"part={part!r} needs a critic, and the spec has none"
-    if unroll is not None and (
-        not isinstance(unroll, int) or isinstance(unroll, bool) or unroll < 1
-    ):
-        yield f"unroll is a number of steps, got {unroll!r}"
-
-
-def _problems_of(order: _Order, chosen: FileFormat) -> Iterator[str]:
-    policy, critic = order.policy, order.critic
-    runs_policy = order.part != "critic" or bool(getattr(critic, "shared", ()))
-    modules: dict[str, nn.Module] = {"policy": policy} if runs_policy else {}
-    if critic is not None:
-        modules["critic"] = critic
-    tensors = [tensor for module in modules.values() for tensor in _tensors(module)]
-    if any(tensor.is_meta for tensor in tensors):
-        yield "the model has no weights yet; call materialize first"
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if chosen is FORMATS[".onnx"] and size >= LARGEST_ONNX:
-        yield f"{size / 2**30:.1f} GiB of weights do not fit into an .onnx file; write a .pt2 file"
-    if runs_policy:
-        yield from _own_python(policy)
-    yield from _chained_crowds(critic)
-    for name, module in modules.items():
-        yield from _limits(name, module)
-
-
-def _own_python(policy: Policy | StructuredPolicy) -> Iterator[str]:
-    """Methods of users' classes that decide in Python."""
-    owners: dict[str, dict[str, str]] = {}
-    for one in Cast(policy, None).policies.values():
-        for method, what in (("act", "how it acts"), ("preprocess", "what it reads")):
-            if one.users_own(method) is not None:
-                owners.setdefault(type(one.network.module).__name__, {})[method] = what
-    for owner, methods in owners.items():
-        for method, what in methods.items():
-            yield f"{owner!r} defines {method}(), which decides {what} and is Python that no file holds"
-
-
-def _chained_crowds(critic: Any) -> Iterator[str]:
-    if isinstance(critic, DeltaStateCritic):
-        for name in (actor.name for actor in critic.actors if actor.is_open):
-            yield (
-                f"the values of steps build on one another, and the agents of {name!r}, which are not counted, are an "
-                "axis of their own"
-            )
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _limits(name: str, root: nn.Module) -> Iterator[str]:
-    """The blocks that say themselves that they cannot be exported."""
-    for path, module in root.named_modules(prefix=name):
-        if isinstance(module, PerceptionBlock) and "export" in module.limits:
-            yield f"{path!r} is a block {block_name(module)!r}, which cannot: {module.limits['export']}"
-        # What is stacked has no children.
-        ensemble = module.ensemble if isinstance(module, SeparateParts) else module
-        if isinstance(ensemble, EnsembleBlock):
-            yield from _limits(path, ensemble.network)
 
 
 def _network(order: _Order) -> ExportedNetwork:

@@ -7,8 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from composer.export_values import Cast, ExportPart, Interface, Place, Value
-from composer.export_wrappers import Steadied
+from composer.export_values import (
+    ExportedActors,
+    ExportPart,
+    Interface,
+    Place,
+    Value,
+    roots_of,
+)
+from composer.export_wrappers import MeanNoise
 from composer.network import State, Tensors, share_of
 from composer.policy import Policy
 from composer.space_kinds import to_space_value
@@ -30,23 +37,20 @@ class ExportedNetwork(nn.Module):
         critic: Any,
         part: ExportPart,
         unroll: int | None,
-        wrappers: Sequence[Steadied] = (),
+        wrappers: Sequence[MeanNoise] = (),
     ) -> None:
         super().__init__()
         self.part = part
         self.steps = unroll
         self.wrappers = tuple(wrappers)
-        critic = critic if part != "policy" else None
+        roots = roots_of(policy, critic, part)
         object.__setattr__(self, "policy", policy)  # no children: see _adopt
-        object.__setattr__(self, "critic", critic)
-        self.runs_policy = part != "critic" or bool(getattr(critic, "shared", ()))
-        modules: dict[str, Any] = {"policy": policy} if self.runs_policy else {}
-        if critic is not None:
-            modules["critic"] = critic
-        for name, module in modules.items():
-            self._adopt(name, module)
-        self.cast = Cast(policy, critic, self.runs_policy)
-        self.interface = Interface(self.cast, modules, unroll)
+        object.__setattr__(self, "critic", roots.get("critic"))
+        self.runs_policy = "policy" in roots
+        for name, root in roots.items():
+            self._adopt(name, root)
+        self.actors = ExportedActors(policy, self.critic, self.runs_policy)
+        self.interface = Interface(self.actors, roots, unroll)
 
     policy: Policy | StructuredPolicy
     critic: Any
@@ -62,16 +66,16 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Outputs by name; the state after the step comes with them."""
-        face, cast = self.interface, self.cast
+        face, actors = self.interface, self.actors
         observations = face.by_actor("observation", inputs)
         state, resets = face.of_kind("state", inputs), self._resets(inputs, observations)
         found: dict[Place, Tensor] = {}
         shared: Any = {}
         if self.runs_policy:
             own = self._own(state, "policy")
-            shared, after = self._call(self.policy, [cast.whole(observations)], own, resets)
+            shared, after = self._call(self.policy, [actors.whole(observations)], own, resets)
             if self.part != "critic":
-                for actor, outputs in cast.parts(shared).items():
+                for actor, outputs in actors.parts(shared).items():
                     found |= self._decided(actor, outputs, observations[actor])
             found |= self._states("policy", after)
         if self.critic is not None:
@@ -94,7 +98,7 @@ class ExportedNetwork(nn.Module):
         self, actor: str | None, outputs: Tensors, observations: Tensors
     ) -> dict[Place, Tensor]:
         """The logits of one actor, and what it does: the modes of its distributions, as its wrappers leave them."""
-        policy = self.cast.policies[actor]
+        policy = self.actors.policies[actor]
         masks: Tensors = {}
         if policy.masks:
             keys = policy.masks.values()
@@ -118,27 +122,27 @@ class ExportedNetwork(nn.Module):
         shared: Any,
     ) -> tuple[dict[tuple[str | None, str], Tensor], State]:
         """Values by actor and key, and the critic's state after."""
-        cast, critic = self.cast, self.critic
-        arguments: list[Any] = [cast.whole(observations)]
+        actors, critic = self.actors, self.critic
+        arguments: list[Any] = [actors.whole(observations)]
         if critic.takes_action:
             arguments.append(self._taken(inputs))
         keywords: dict[str, Any] = {"shared": shared}
-        if cast.tells_presence:
+        if actors.tells_presence:
             told = self.interface.by_actor("present", inputs)
             keywords["present"] = {actor: next(iter(own.values())) for actor, own in told.items()}
         values, after = self._call(critic, arguments, state, resets, **keywords)
-        by_actor = cast.several and cast.critic_of(next(iter(cast.policies))) is not None
+        by_actor = actors.several and actors.critic_of(next(iter(actors.policies))) is not None
         owned = values if by_actor else {None: values}
         return {(a, key): value for a, own in owned.items() for key, value in own.items()}, after
 
     def _taken(self, inputs: Mapping[str, Tensor]) -> Any:
         """The actions to be valued, as distributions have them; None where no critic asks for one."""
         taken = {
-            actor: self.cast.policies[actor].from_environment(own)
+            actor: self.actors.policies[actor].from_environment(own)
             for actor, own in self.interface.by_actor("taken", inputs).items()
             if own
         }
-        return self.cast.whole(taken) if taken else None
+        return self.actors.whole(taken) if taken else None
 
     def _call(
         self, module: Any, arguments: list[Any], state: State, resets: Any, **keywords: Any
@@ -154,12 +158,12 @@ class ExportedNetwork(nn.Module):
     ) -> Any:
         """One for all, or by actor where some are many: then each of those has the same."""
         resets = self.interface.of_kind("resets", inputs).get("resets")
-        if resets is None or not self.cast.crowds:
+        if resets is None or not self.actors.crowds:
             return resets
         by_actor = {}
         for actor, own in observations.items():
             by_actor[actor] = resets
-            if actor in self.cast.crowds:
+            if actor in self.actors.crowds:
                 agents = next(iter(own.values())).shape[1]
                 by_actor[actor] = resets.unsqueeze(1).expand(-1, agents, *resets.shape[1:])
         return by_actor

@@ -64,7 +64,7 @@ def random_inputs(
 
     What varies in size is as long for all whose sizes have one name: padded to the longest.
     """
-    policies = network.cast.policies.items()
+    policies = network.actors.policies.items()
     samplers = [
         (kind, actor, SpaceSampler(tree, seed + place))
         for place, (actor, policy) in enumerate(policies)
@@ -78,7 +78,7 @@ def random_inputs(
             own = {v.key: v for v in values if (v.kind, v.actor) == (kind, actor)}
             if not own:
                 continue
-            leading = _sizes(network.cast.leading(actor, network.steps), batch)
+            leading = _sizes(network.actors.leading(actor, network.steps), batch)
             for key, drawn in sampler.draw(leading, own).items():
                 inputs[own[key].name] = _legal(network, own[key], drawn)
         for value in values:
@@ -112,7 +112,7 @@ def _equally_long(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> dic
 
 def _legal(network: ExportedNetwork, value: Value, drawn: Tensor) -> Tensor:
     """A mask of actions that allows at least every other choice, and so one of any two."""
-    masks = network.cast.policies[value.actor].masks.values()
+    masks = network.actors.policies[value.actor].masks.values()
     if value.kind != "observation" or not network.runs_policy or value.key not in masks:
         return drawn
     allowed = drawn.clone()
@@ -153,7 +153,7 @@ def _less_likely(
     """How far apart in log-probability two actions are; rounding may decide between those that are equally likely."""
     place = ("logits", value.actor, value.key)
     (logits,) = (name for name, v in network.outputs.items() if v.place == place)
-    policy, key = network.cast.policies[value.actor], value.key
+    policy, key = network.actors.policies[value.actor], value.key
     distribution = policy.distributions[key](expected[logits])
     read = policy.action_tree.to_tensors
     chosen = [

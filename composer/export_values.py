@@ -19,7 +19,7 @@ from composer.structured import StructuredPolicy
 from composer.structured_critic import CriticByActor
 from composer.turns import ActorModule
 
-__all__ = ["Cast", "ExportPart", "Interface", "Place", "Value"]
+__all__ = ["ExportPart", "ExportedActors", "Interface", "Place", "Value", "policies_of", "roots_of"]
 
 ExportPart = Literal["policy", "critic", "model"]
 Kind = Literal["observation", "taken", "present", "state", "resets", "logits", "action", "value"]
@@ -59,7 +59,22 @@ class Value:
         return f"{self.name} ({axes}) {str(self.dtype).removeprefix('torch.')}"
 
 
-class Cast:
+def roots_of(policy: Policy | StructuredPolicy, critic: Any, part: ExportPart) -> dict[str, Any]:
+    """What runs in a file, by name: the policy is in it where it is asked for, or where the critic reads it."""
+    roots: dict[str, Any] = {}
+    if part != "critic" or getattr(critic, "shared", ()):
+        roots["policy"] = policy
+    if part != "policy" and critic is not None:
+        roots["critic"] = critic
+    return roots
+
+
+def policies_of(policy: Policy | StructuredPolicy) -> dict[str | None, Policy]:
+    """The policies by actor, or the only one under None."""
+    return {**policy.policies} if isinstance(policy, StructuredPolicy) else {None: policy}
+
+
+class ExportedActors:
     """Whose networks are in a file: the policies by actor, or the only one under None, and what the critic reads.
 
     ``runs_policy`` is false where the critic alone is in the file and reads nothing of the policy.
@@ -69,9 +84,7 @@ class Cast:
         self, policy: Policy | StructuredPolicy, critic: Any, runs_policy: bool = True
     ) -> None:
         self.several = isinstance(policy, StructuredPolicy)
-        self.policies: dict[str | None, Policy] = {None: policy}  # type: ignore[dict-item]
-        if isinstance(policy, StructuredPolicy):
-            self.policies = {**policy.policies}
+        self.policies = policies_of(policy)
         actors = policy.actors if isinstance(policy, StructuredPolicy) else ()
         self.crowds = {a.name: f"{_identifier(a.name)}_agents" for a in actors if a.is_open}
         self.critic = critic
@@ -144,15 +157,17 @@ class Interface:
     that one's name before it. Where two would have one name, the later one has its kind before it.
     """
 
-    def __init__(self, cast: Cast, modules: Mapping[str, Any], steps: int | None) -> None:
-        self.cast = cast
+    def __init__(
+        self, actors: ExportedActors, modules: Mapping[str, Any], steps: int | None
+    ) -> None:
+        self.actors = actors
         self.steps = steps
-        self.dtype = next(iter(cast.policies.values())).dtype
+        self.dtype = next(iter(actors.policies.values())).dtype
         self._prefixed = len(modules) > 1
         self._names: set[str] = set()
         inputs = [*self._observations(), *self._taken(), *self._present(), *self._states(modules)]
         if any(value.kind == "state" for value in inputs):
-            name, axes = self._unused("resets", "state"), cast.leading(None, steps)
+            name, axes = self._unused("resets", "state"), actors.leading(None, steps)
             inputs.append(Value(name, "resets", "resets", axes, torch.bool))
         self.inputs = {value.name: value for value in inputs}
         self.outputs: dict[str, Value] = {}
@@ -168,7 +183,7 @@ class Interface:
 
     def by_actor(self, kind: Kind, tensors: Mapping[str, Tensor]) -> dict[str | None, Tensors]:
         """The inputs of one kind by actor and key; of an actor who has none, an empty dict."""
-        found: dict[str | None, Tensors] = {actor: {} for actor in self.cast.policies}
+        found: dict[str | None, Tensors] = {actor: {} for actor in self.actors.policies}
         for name, value in self.inputs.items():
             if value.kind == kind:
                 found[value.actor][value.key] = tensors[name]
@@ -184,26 +199,26 @@ class Interface:
     # --- names ---
 
     def _observations(self) -> Iterator[Value]:
-        for actor, policy in self.cast.policies.items():
+        for actor, policy in self.actors.policies.items():
             ports = policy.observer.tree.ports
-            for key, leaf in self.cast.leaves(actor).items():
+            for key, leaf in self.actors.leaves(actor).items():
                 shape = (_length(ports, key) if n is None else n for n in leaf.port.shape)
                 yield self._input("observation", actor, key, key, tuple(shape), space_dtype(leaf))
 
     def _taken(self) -> Iterator[Value]:
-        for actor in self.cast.policies:
-            leaves = self.cast.taken(actor)
+        for actor in self.actors.policies:
+            leaves = self.actors.taken(actor)
             for key, leaf in leaves.items():
                 name = "taken" if self._acts_once(actor) else f"taken/{key}"
                 yield self._input("taken", actor, key, name, leaf.shape, space_dtype(leaf))
 
     def _present(self) -> Iterator[Value]:
-        for actor in self.cast.policies if self.cast.tells_presence else ():
+        for actor in self.actors.policies if self.actors.tells_presence else ():
             yield self._input("present", actor, PRESENT, PRESENT, (), torch.bool)
 
     def _states(self, modules: Mapping[str, Any]) -> Iterator[Value]:
         for part, module in modules.items():
-            for key, axes in self.cast.states(module):
+            for key, axes in self.actors.states(module):
                 key = self.state_key(part, key)
                 name = self._unused(key, "state")
                 after = self._unused(f"next/{name}", "state")
@@ -215,7 +230,7 @@ class Interface:
         name = self._unused(
             _of_actor(actor, name), "observation" if kind == "observation" else "input"
         )
-        axes = (*self.cast.leading(actor, self.steps), *shape)
+        axes = (*self.actors.leading(actor, self.steps), *shape)
         return Value(name, kind, key, axes, dtype, actor=actor)
 
     def _name_outputs(self, found: Mapping[Place, Tensor]) -> None:
@@ -226,7 +241,7 @@ class Interface:
             else:
                 name, leading = (
                     self._output_name(kind, actor, key),
-                    self.cast.leading(actor, self.steps),
+                    self.actors.leading(actor, self.steps),
                 )
                 axes = (*leading, *tensor.shape[len(leading) :])
             self.outputs[name] = Value(name, kind, key, axes, tensor.dtype, actor=actor)
@@ -237,7 +252,7 @@ class Interface:
         return self._unused(_of_actor(actor, name), "output")
 
     def _acts_once(self, actor: str | None) -> bool:
-        return self.cast.policies[actor].action_tree.is_single
+        return self.actors.policies[actor].action_tree.is_single
 
     def _unused(self, name: str, kind: str) -> str:
         while name in self._names:

@@ -13,7 +13,7 @@ from composer.wrappers.interface import IModelWrapper, chain, innermost, wrapper
 from composer.wrappers.names import WRAPPERS
 from composer.wrappers.noise import ActionNoiseWrapper, OuNoise
 
-__all__ = ["Steadied", "steadied", "wrapped_policy"]
+__all__ = ["MeanNoise", "mean_noises", "wrapped_policy"]
 
 # What chance leaves of these is the mode of the policy's distributions; `hidden_state` is the inputs of the state.
 AS_THE_POLICY = {
@@ -46,7 +46,7 @@ REFUSED = {
 
 
 @dataclass(frozen=True)
-class Steadied:
+class MeanNoise:
     """What `action_noise` does to the actions ``keys`` where there is no chance in its noise.
 
     What is left of the noise is ``offset``, its mean; the sum is clipped to ``limits``.
@@ -69,29 +69,29 @@ def wrapped_policy(wrapped: Any) -> Policy | None:
     return inner if isinstance(inner, Policy) else None
 
 
-def steadied(wrapped: IModelWrapper, problems: list[str]) -> list[Steadied]:
+def mean_noises(wrapped: IModelWrapper, problems: list[str]) -> list[MeanNoise]:
     """Those of the wrappers around a composed policy that change actions, the innermost first.
 
     What cannot be in a file is added to ``problems``.
     """
-    found: list[Steadied] = []
+    found: list[MeanNoise] = []
     for wrapper in reversed(list(chain(wrapped))):
         name = WRAPPERS.name_of(type(wrapper))
         if type(wrapper) is ActionNoiseWrapper:
             problems += _moving(wrapper)
-            found.append(_steadied(wrapper, wrapped))
+            found.append(_mean_noise(wrapper, wrapped))
         elif type(wrapper) is not ComposedPolicy and name not in AS_THE_POLICY:
             reason = REFUSED.get(str(name), "is Python that no file holds")
             problems.append(f"the wrapper {wrapper_label(wrapper)} {reason}")
     return found
 
 
-def _steadied(wrapper: ActionNoiseWrapper, wrapped: IModelWrapper) -> Steadied:
+def _mean_noise(wrapper: ActionNoiseWrapper, wrapped: IModelWrapper) -> MeanNoise:
     policy = innermost(wrapped)
     heads = offer_of(policy.distributions, policy.has_memory).heads
     normals = tuple(key for key, head in heads.items() if head == "normal")
     low, high = wrapper.noise_range or (-float("inf"), float("inf"))
-    return Steadied(normals, min(max(wrapper.noise.mu, low), high), wrapper.action_range)
+    return MeanNoise(normals, min(max(wrapper.noise.mu, low), high), wrapper.action_range)
 
 
 def _moving(wrapper: ActionNoiseWrapper) -> Iterable[str]:
