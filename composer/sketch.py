@@ -356,9 +356,10 @@ def _tensor_out(path: Value, key: str, port: Port, value: Value, meaning: str = 
 
 
 def _kind_of(port: Port) -> str:
-    if isinstance(port.cardinality, int):
-        return f"integers below {port.cardinality} {format_shape(port.shape)}"
-    return str(port)
+    counts = port.cardinality if isinstance(port.cardinality, tuple) else (port.cardinality,)
+    if None in counts or len(set(counts)) > 1:
+        return str(port)
+    return f"integers below {counts[0]} {format_shape(port.shape)}"
 
 
 def _observations(part: NetworkModule) -> dict[str, Port]:

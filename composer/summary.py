@@ -50,6 +50,7 @@ class Summary:
     heads: tuple[Head, ...]
     parameters: int
     flops: int | None  # of one observation; None where those of some row are not known
+    wrappers: tuple[str, ...]  # around the policy by the spec's `wrap`, the first one innermost
     remarks: tuple[str, ...]  # why copies are not batched, what the critic reads, who may see what
 
     def row(self, *path: str) -> Row:
@@ -99,6 +100,7 @@ def summarize(net: nn.Module) -> Summary:
     heads = [head for name, part in parts.items() for head in _heads(name, part)]
     if isinstance(net, InferenceBlock):
         heads = [Head("", name, port.shape) for name, port in net.out_ports.items()]
+    wrappers = _wrappers(net)
     counts = [row.flops for row in rows]
     known = [count for count in counts if count is not None]
     return Summary(
@@ -106,8 +108,10 @@ def summarize(net: nn.Module) -> Summary:
         heads=tuple(heads),
         parameters=sum(row.parameters for row in rows),
         flops=sum(known) if len(known) == len(counts) else None,
+        wrappers=wrappers,
         remarks=(
             *_acting(net),
+            *([f"the policy acts in the wrappers {', '.join(wrappers)}"] if wrappers else []),
             *_looped(rows),
             *_shared(parts),
             *_targets(net),
@@ -180,6 +184,12 @@ def _acting(net: nn.Module) -> list[str]:
         + (f"; they run one by one: {cast.why_looped}" if cast.why_looped else "")
         for name, cast in casts_of(net).items()
     ]
+
+
+def _wrappers(net: nn.Module) -> tuple[str, ...]:
+    spec = getattr(net, "spec", None)
+    wrap = spec.policy.wrap if isinstance(spec, ModelSpec) else ()
+    return tuple(entry if isinstance(entry, str) else next(iter(entry)) for entry in wrap)
 
 
 def _looped(rows: Sequence[Row]) -> list[str]:

@@ -64,6 +64,8 @@ class _Page:
         caption = f"{self.summary.parameters:,} parameters"
         if self.summary.flops is not None:
             caption += f", {self.summary.flops:,} FLOPs"
+        if self.summary.wrappers:
+            caption += f"; policy wrapped in {', '.join(self.summary.wrappers)}"
         return Picture(
             Dag(nodes, inputs, None),
             self.boxes,

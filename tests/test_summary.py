@@ -1,12 +1,26 @@
 """Summaries: every parameter once, FLOPs as the closed forms say, and a table that never changes by itself."""
 
+from pathlib import Path
+
+import gymnasium
 import pytest
 import torch
 from torch import nn
 
+import composer
 from composer.summary import summarize
 from perception_blocks import Graph, InferenceBlock
 from tests.example_models import EXAMPLES, chain, complex_model, custom, expect_golden, mlp, nested
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+WORDS = """
+version: 1
+policy:
+  graph:
+    word: {block: one_hot, in: observation}
+    flat: {block: flatten, in: word}
+  heads: {in: flat}
+"""
 
 
 def single(block, shape, **settings) -> InferenceBlock:
@@ -163,3 +177,26 @@ def test_rows_know_their_line():
 def test_a_row_that_is_not_there():
     with pytest.raises(KeyError, match="layer_7"):
         summarize(chain(2)).row("layer_7")
+
+
+def drawn(model, folder) -> str:
+    return composer.draw(model, folder / "model.dot").read_text()
+
+
+def test_the_wrappers_of_a_policy_are_told(tmp_path):
+    model = composer.compose(CONFIGS / "wrapped_recurrent.yaml")
+    summary = summarize(model)
+    assert summary.wrappers == ("hidden_state", "eps_greedy_sample")
+    assert "the policy acts in the wrappers hidden_state, eps_greedy_sample" in summary.remarks
+    told = "14,339 parameters, 27,904 FLOPs; policy wrapped in hidden_state, eps_greedy_sample"
+    assert told in drawn(model, tmp_path)
+
+
+@pytest.mark.parametrize(("counts", "said"), [([8, 8, 8], "below 8 (3,)"), ([8, 3], "(2,)")])
+def test_a_picture_tells_how_many_values_integers_have(counts, said, tmp_path):
+    model = composer.compose(
+        WORDS,
+        observation_space=gymnasium.spaces.MultiDiscrete(counts),
+        action_space=gymnasium.spaces.Discrete(2),
+    )
+    assert f"integers {said}" in drawn(model, tmp_path)
