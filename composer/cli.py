@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,59 +64,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"composer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
-
-    init = command("init", _init, "write a starting spec, from an environment or from templates")
-    init.add_argument(
-        "env", metavar="ENV", nargs="?", help="an environment id, such as CartPole-v1"
-    )
-    init.add_argument(
-        "--from", metavar="SPEC", dest="file", help="write out the templates of this spec as graphs"
-    )
-    init.add_argument(
-        "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
-    )
-    _add_allow(init, "a module that makes the environment known")
-    init.set_defaults(overrides=[], usage_error=init.error)
-    for name, run, text in (
-        ("check", _check, "check a spec; with an environment its shapes too"),
-        ("show", _show, "print shapes, parameters and FLOPs of every node"),
-        ("draw", _draw, "draw policy and critic in one picture"),
-        ("export", _export, "write a file that runs without this library"),
-    ):
-        sub = command(name, run, text)
-        sub.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
-        _add_spec_options(sub)
-    commands.choices["draw"].add_argument(
-        "-o",
-        "--output",
-        metavar="OUT",
-        required=True,
-        help="png, svg, pdf, html, dot or mmd by its suffix",
-    )
-    _add_export_options(commands.choices["export"])
-    train = command("train", _train, "train a model, or go on with a run")
-    train.add_argument(
-        "file", metavar="SPEC", nargs="?", help="a spec, or a checkpoint to begin with"
-    )
-    _add_spec_options(train)
-    add_train_options(train)
-    blocks = command("blocks", _blocks, "list the blocks, or describe one")
-    blocks.add_argument("name", metavar="NAME", nargs="?", help="a block (default: list all)")
-    schema = command("schema", _schema, "print the JSON Schema of specs, for editors")
-    for sub in (blocks, schema):
-        _add_allow(sub, "a module that registers blocks")
-    diff = command("diff", _diff, "print what differs between two specs or checkpoints")
-    diff.add_argument("first", metavar="A", help="a spec or a checkpoint")
-    diff.add_argument("second", metavar="B", help="another one")
+    for name, (run, options, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        options(command)
     return parser
 
 
+def _add_init_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "env", metavar="ENV", nargs="?", help="an environment id, such as CartPole-v1"
+    )
+    parser.add_argument(
+        "--from", metavar="SPEC", dest="file", help="write out the templates of this spec as graphs"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
+    )
+    _add_allow(parser, "a module that makes the environment known")
+    parser.set_defaults(overrides=[], usage_error=parser.error)
+
+
+def _add_spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
+    _add_spec_options(parser)
+
+
+def _add_draw_options(parser: argparse.ArgumentParser) -> None:
+    _add_spec(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True,
+        help="png, svg, pdf, html, dot or mmd by its suffix",
+    )  # fmt: skip
+
+
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    _add_spec(parser)
     parser.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="onnx or pt2 by its suffix"
     )
@@ -128,6 +111,28 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         "--unroll", metavar="T", type=int, help="T steps at once (default: one step)"
     )
     parser.add_argument("--actor", metavar="KEY", help="of several actors this one alone")
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="SPEC", nargs="?", help="a spec, or a checkpoint to begin with"
+    )
+    _add_spec_options(parser)
+    add_train_options(parser)
+
+
+def _add_block_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a block (default: list all)")
+    _add_schema_options(parser)
+
+
+def _add_schema_options(parser: argparse.ArgumentParser) -> None:
+    _add_allow(parser, "a module that registers blocks")
+
+
+def _add_diff_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", metavar="A", help="a spec or a checkpoint")
+    parser.add_argument("second", metavar="B", help="another one")
 
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
@@ -356,3 +361,21 @@ def _is_checkpoint(path: str) -> bool:
     except OSError:
         return False
     return b"\0" in start and start.endswith(b"{")
+
+
+# Of each command: what runs it, its options and what it does.
+COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] = {
+    "init": (
+        _init,
+        _add_init_options,
+        "write a starting spec, from an environment or from templates",
+    ),
+    "check": (_check, _add_spec, "check a spec; with an environment its shapes too"),
+    "show": (_show, _add_spec, "print shapes, parameters and FLOPs of every node"),
+    "draw": (_draw, _add_draw_options, "draw policy and critic in one picture"),
+    "export": (_export, _add_export_options, "write a file that runs without this library"),
+    "train": (_train, _add_training_options, "train a model, or go on with a run"),
+    "blocks": (_blocks, _add_block_options, "list the blocks, or describe one"),
+    "schema": (_schema, _add_schema_options, "print the JSON Schema of specs, for editors"),
+    "diff": (_diff, _add_diff_options, "print what differs between two specs or checkpoints"),
+}
