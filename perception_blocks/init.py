@@ -233,8 +233,9 @@ def linear_layer(features: int, units: int, *, bias: bool = True) -> nn.Linear:
     vars(layer).update(in_features=features, out_features=units)
     bound = 1 / math.sqrt(features or 1)
     weight = nn.Parameter(torch.empty(units, features).uniform_(-bound, bound))
+    layer.register_parameter("weight", weight)  # which tools may have an eye on
     shift = nn.Parameter(torch.empty(units).uniform_(-bound, bound)) if bias else None
-    layer._parameters.update(weight=weight, bias=shift)
+    layer.register_parameter("bias", shift)
     return layer
 
 
