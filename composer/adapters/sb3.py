@@ -15,7 +15,7 @@ from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_checks import refuse, several_actors
 from composer.adapters.sb3_contrib import MaskableActorCritic, RecurrentActorCritic
 from composer.adapters.sb3_off_policy import QPolicy, SACPolicy, TD3Policy
-from composer.adapters.sb3_policies import ActorCritic, ComposedPolicy
+from composer.adapters.sb3_policies import ActorCritic, HostPolicy
 from composer.adapters.sb3_spaces import (
     FlatEnv,
     HostActions,
@@ -39,7 +39,7 @@ except ImportError as error:
 
 __all__ = ["POLICIES", "UpdateNormalizers", "agent", "wrap"]
 
-POLICIES: dict[str, type[ComposedPolicy]] = {
+POLICIES: dict[str, type[HostPolicy]] = {
     "PPO": ActorCritic,
     "A2C": ActorCritic,
     "MaskablePPO": MaskableActorCritic,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from composer.adapters.sb3_policies import ComposedPolicy
+from composer.adapters.sb3_policies import HostPolicy
 from composer.model import Model
 from composer.policy import Policy
 
@@ -46,7 +46,7 @@ class QNetwork(Part):
         return logits[name].float()
 
 
-class QPolicy(ComposedPolicy):
+class QPolicy(HostPolicy):
     """A composed model for DQN: the policy's logits are the values of its choices, so that its mode is greedy."""
 
     algorithm = "DQN"
@@ -109,7 +109,7 @@ class QFunctions(Part):
         return self(obs, actions)[0]
 
 
-class ContinuousPolicy(ComposedPolicy):
+class ContinuousPolicy(HostPolicy):
     """What SAC and TD3 share.
 
     The host stores and disturbs actions in a scale from -1 to 1; the model's own scale is that of the environment. Here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,16 +18,22 @@ from composer.model import Model, compose
 from composer.network import Tensors
 from composer.source import dump_yaml
 from composer.space_json import spaces_from_json
+from composer.space_lookup import Spaces
 
 try:
     from stable_baselines3.common.policies import BasePolicy
 except ImportError as error:
     raise missing_extra("composer.adapters.sb3", error, "sb3") from error
 
-__all__ = ["ActorCritic", "ComposedPolicy"]
+__all__ = ["ActorCritic", "HostPolicy"]
+
+NO_SDE = (
+    "use_sde explores with noise of Stable-Baselines3's own policies; "
+    "the distributions of a composed model explore by themselves: leave it out"
+)
 
 
-class ComposedPolicy(BasePolicy):
+class HostPolicy(BasePolicy):
     """A composed model in the place of a policy: ``model`` is all that it has.
 
     Its arguments are plain data, so that Stable-Baselines3 saves them and makes the policy anew when it loads: ``spec``
@@ -62,32 +69,15 @@ class ComposedPolicy(BasePolicy):
             optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs,
         )  # fmt: skip
         if use_sde:
-            raise ValueError(
-                "use_sde explores with noise of Stable-Baselines3's own policies; "
-                "the distributions of a composed model explore by themselves: leave it out"
-            )
-        own = (observation_space, action_space)
-        if spaces is not None:
-            own = tuple(map(spaces_from_json, spaces))  # type: ignore[assignment]
+            raise ValueError(NO_SDE)
         self._arguments = {
             "spec": spec, "allow": list(allow), "seed": seed, "dtype": dtype,
             "spaces": spaces, "frozen": list(frozen),
         }  # fmt: skip
-        self.model = compose(
-            spec,
-            observation_space=own[0],
-            action_space=own[1],
-            allow=allow,
-            seed=seed,
-            dtype=getattr(torch, dtype),
-        )
+        self.model = _composed((observation_space, action_space), **self._arguments)
         refuse(self.model, self.algorithm)
-        parameters = dict(self.model.named_parameters())
-        for name in frozen:
-            parameters[name].requires_grad_(False)
-        policy = self.model.policy
-        self.observations = HostObservations(policy.observer.tree)
-        self.actions = HostActions(policy.action_tree)
+        self.observations = HostObservations(self.model.policy.observer.tree)
+        self.actions = HostActions(self.model.policy.action_tree)
         refuse_other_spaces(
             self.observations, self.actions, observation_space, action_space, bounds=False
         )
@@ -95,9 +85,9 @@ class ComposedPolicy(BasePolicy):
 
     model: Model
 
+    @abstractmethod
     def _build(self, lr_schedule: Any) -> None:
         """Make the optimisers, and what else the algorithm looks for."""
-        raise TypeError(f"{type(self).__name__} must define _build")
 
     def use_weights(self, model: Model) -> None:
         """Copy the weights of ``model``, one of the same spec, and make targets equal to what they follow."""
@@ -160,7 +150,7 @@ class ComposedPolicy(BasePolicy):
         }
 
 
-class ActorCritic(ComposedPolicy):
+class ActorCritic(HostPolicy):
     """A composed model as the policy of PPO and A2C. Distributions, their densities and entropies are the model's."""
 
     algorithm = "PPO"
@@ -207,3 +197,25 @@ class ActorCritic(ComposedPolicy):
         leading = tuple(values.shape[:-1])
         log_prob = self.log_prob(distribution, actions, leading)
         return values.reshape(-1, 1), log_prob, distribution.entropy().float().reshape(-1)
+
+
+def _composed(
+    seen: Spaces,
+    *,
+    spec: Any,
+    allow: Sequence[str],
+    seed: int | None,
+    dtype: str,
+    spaces: Sequence[dict[str, Any]] | None,
+    frozen: Sequence[str],
+) -> Model:
+    """The model of a policy's arguments, for the spaces ``seen`` by the host where no others are given."""
+    own = seen if spaces is None else tuple(map(spaces_from_json, spaces))
+    model = compose(
+        spec, observation_space=own[0], action_space=own[1],
+        allow=allow, seed=seed, dtype=getattr(torch, dtype),
+    )  # fmt: skip
+    parameters = dict(model.named_parameters())
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return model

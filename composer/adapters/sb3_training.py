@@ -47,16 +47,11 @@ NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
 NoiseSetting = Optional[PositiveFloat]  # noqa: UP045
 # What the task and the spec say already, or what no text can say.
 NOT_SETTINGS = (
-    "seed",
-    "verbose",
-    "tensorboard_log",
-    "policy_kwargs",
-    "policy_base",
-    "_init_setup_model",
-)
-NOT_SETTINGS += ("use_sde", "sde_sample_freq", "use_sde_at_warmup", "monitor_wrapper")
-NOT_SETTINGS += ("rollout_buffer_class", "rollout_buffer_kwargs")
-NOT_SETTINGS += ("replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage")
+    "seed", "verbose", "tensorboard_log", "policy_kwargs", "policy_base", "_init_setup_model",
+    "use_sde", "sde_sample_freq", "use_sde_at_warmup", "monitor_wrapper",
+    "rollout_buffer_class", "rollout_buffer_kwargs",
+    "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage",
+)  # fmt: skip
 
 
 class Sb3Trainer:
