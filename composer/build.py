@@ -84,10 +84,7 @@ def _graph_network(
     body, heads = _rules(spec, context)
     graph = _graph(spec.graph or {}, ports, context, body)
     graph.optional = set(ports)
-    for node in spec.graph or {}:
-        if node in demand.added:
-            message = f"{node!r} is taken by the network itself; choose another name"
-            context.problems.add((*spec.path, "graph", node), message)
+    _note_taken_names(spec, demand, context)
     outputs = _add_heads(graph, spec, demand, heads, context)
     incomplete = len(context.problems) > before or demand.values != spec.shares
     outputs |= {name: name for name in demand.values}
@@ -103,6 +100,26 @@ def _graph_network(
         return None
     context.read |= set(block.in_keys)
     share(block.out_ports, demand, context)
+    _note_wrong_widths(block, spec, demand, context)
+    if len(context.problems) > before:
+        return None
+    if several:
+        graph = _copied(graph, ports, outputs, demand.copies)
+        block = InferenceBlock(graph, list(outputs), construction=construction)
+    return GraphNetwork(block)
+
+
+def _note_taken_names(spec: NetworkSpec, demand: Demand, context: Context) -> None:
+    for node in spec.graph or {}:
+        if node in demand.added:
+            message = f"{node!r} is taken by the network itself; choose another name"
+            context.problems.add((*spec.path, "graph", node), message)
+
+
+def _note_wrong_widths(
+    block: InferenceBlock, spec: NetworkSpec, demand: Demand, context: Context
+) -> None:
+    """Heads that give another number of values than is needed of them."""
     for head in [name for name in demand.heads if name in block.out_shapes]:
         shape = block.out_shapes[head]
         values = value_block(block, head) if demand.kind == "value" else None
@@ -111,12 +128,6 @@ def _graph_network(
         message = width_problem(head, shape, demand)
         if message:
             context.problems.add(place_of(spec, ("heads", head)), message)
-    if len(context.problems) > before:
-        return None
-    if several:
-        graph = _copied(graph, ports, outputs, demand.copies)
-        block = InferenceBlock(graph, list(outputs), construction=construction)
-    return GraphNetwork(block)
 
 
 def _copied(

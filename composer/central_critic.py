@@ -62,19 +62,7 @@ class _Builder:
         self.dtype = dtype
 
     def build(self) -> Made | None:
-        if None not in self.critic.networks:
-            message = (
-                "one network values what all actors observe; write it directly, without 'networks'"
-            )
-            self.problems.add((*self.critic.path, "networks"), message, key=True)
-            return None
-        uncounted = [actor.name for actor in self.actors if actor.is_open]
-        if uncounted:
-            message = (
-                f"a critic of what all actors observe needs to know how many there are; those of {listing(uncounted)} "
-                "are not counted"
-            )
-            self.problems.add(self.critic.path, message, key=True)
+        if not self._is_possible():
             return None
         spec = self.critic.networks[None]
         sources = self._sources()
@@ -103,6 +91,23 @@ class _Builder:
             dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
         )  # fmt: skip
         return critic, [construction]
+
+    def _is_possible(self) -> bool:
+        """Whether there is one network, of a number of actors that is known; else it is noted."""
+        if None not in self.critic.networks:
+            message = (
+                "one network values what all actors observe; write it directly, without 'networks'"
+            )
+            self.problems.add((*self.critic.path, "networks"), message, key=True)
+            return False
+        uncounted = [actor.name for actor in self.actors if actor.is_open]
+        if uncounted:
+            message = (
+                f"a critic of what all actors observe needs to know how many there are; those of {listing(uncounted)} "
+                "are not counted"
+            )
+            self.problems.add(self.critic.path, message, key=True)
+        return not uncounted
 
     def _sources(self) -> dict[str, CentralInput] | None:
         """The inputs of a central network by name; None where they cannot be put together."""

@@ -45,19 +45,11 @@ def custom_network(
     label = f"{cls.__module__}.{cls.__qualname__}"
     shapes = {name: port.shape for name, port in ports.items()}
     arguments = {"obs_shapes": shapes, **demand.injected, **spec.arguments}
-
-    def make(construction: SeededConstruction) -> nn.Module:
-        module = construction.build((), lambda: cls(**_fresh(arguments)), resettable=False)
-        if rule is not None:
-            construction.draw((), module, rule)
-        return module
-
+    make = partial(_made, cls, arguments, rule)
     several = demand.copies > 1
     try:
         module = make(construction.trial() if several else construction)
-        found = _wrong_module(module, label, demand) or _checked_outputs(
-            module, label, ports, demand
-        )
+        found = _checked_outputs(module, label, ports, demand)
     except Exception as error:
         if _note_wrong_types(cls, spec, context):
             return None
@@ -71,6 +63,18 @@ def custom_network(
     if several:
         return _copies(make, dict(ports), found, demand.copies, construction)
     return CustomNetwork(module, dict(ports), found)
+
+
+def _made(
+    cls: type[nn.Module],
+    arguments: Mapping[str, Any],
+    rule: Rule | None,
+    construction: SeededConstruction,
+) -> nn.Module:
+    module = construction.build((), lambda: cls(**_fresh(arguments)), resettable=False)
+    if rule is not None:
+        construction.draw((), module, rule)
+    return module
 
 
 def _copies(
@@ -183,6 +187,9 @@ def _checked_outputs(
     module: nn.Module, label: str, ports: Mapping[str, Port], demand: Demand
 ) -> str | dict[str, Port]:
     """The Ports of what forward returns for data that is not there, or all that is wrong with it."""
+    wrong_module = _wrong_module(module, label, demand)
+    if wrong_module:
+        return wrong_module
     states = {
         name: tuple(shape) for name, shape in (getattr(module, "state_shapes", None) or {}).items()
     }
