@@ -1,5 +1,8 @@
 """What all tests share: few threads, and property tests that try the same examples in every run."""
 
+import sys
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -26,6 +29,16 @@ def _registries_as_before():
     yield
     for state, kept in before:
         state.update(kept)
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """A current folder for runs of training, from which environments of configs and tests are found."""
+    tests = Path(__file__).parent
+    folders = [tests, tests.parent / "configs", tests.parent / "benchmarks"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*map(str, folders), *sys.path])
+    return tmp_path
 
 
 def _copied(value):

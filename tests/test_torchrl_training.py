@@ -1,12 +1,11 @@
 """composer train --trainer torchrl: what its algorithms learn, keep, and refuse."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from training_runs import ALLOW, CONFIGS, FORGETFUL, SORT, TESTS, learn
+from training_runs import ALLOW, CONFIGS, FORGETFUL, SORT, learn
 
 import composer
 from composer.adapters.torchrl_training import TorchrlTrainer
@@ -15,9 +14,7 @@ from composer.training.evaluation import evaluate, greedy
 from composer.training.session import resume
 from composer.training.trainer import Task
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*WeightUpdaterBase is deprecated:DeprecationWarning")
-]
+pytestmark = pytest.mark.usefixtures("run_folder")
 VALUES_OF_SORT = SORT.partition("critic:")[0]  # of the policy's logits
 AIM = """
 version: 1
@@ -44,13 +41,6 @@ SETTINGS = {
         "gamma": 0.5, "tau": 0.05,
     },
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(CONFIGS), str(TESTS), *sys.path])
-    return tmp_path
 
 
 def train(spec, algorithm, steps, **options):
@@ -281,7 +271,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("algorithm", "spec", "problems"), REFUSED.values(), ids=REFUSED)
 def test_a_spec_that_an_algorithm_cannot_train_is_refused(
-    capsys, folder, algorithm, spec, problems
+    capsys, run_folder, algorithm, spec, problems
 ):
     Path("agent.yaml").write_text(spec)
     command = ["train", "agent.yaml", "--trainer", "torchrl", "--algorithm", algorithm]
@@ -289,10 +279,10 @@ def test_a_spec_that_an_algorithm_cannot_train_is_refused(
     lines = "".join(f"\n  {problem}" for problem in problems)
     expected = f"composer train: {algorithm} of torchrl cannot train this model:{lines}\n"
     assert capsys.readouterr() == ("", expected)
-    assert [path.name for path in folder.iterdir()] == ["agent.yaml"]
+    assert [path.name for path in run_folder.iterdir()] == ["agent.yaml"]
 
 
-def test_settings_of_each_algorithm_are_checked(capsys, folder):
+def test_settings_of_each_algorithm_are_checked(capsys, run_folder):
     Path("agent.yaml").write_text(AIM)
     command = ["train", "agent.yaml", "--trainer", "torchrl", "--algorithm", "sac", "--steps", "9"]
     given = ["tua=0.1", "gamma=1.5", "updates=0", "target_entropy=low"]

@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
+from composer.cli import main
 from composer.training.session import train
 
 TESTS = Path(__file__).parent
 CONFIGS = TESTS.parent / "configs"
+CARTPOLE = CONFIGS / "cartpole.yaml"
+FILES = {"run.json", "trainer.pt", "model.safetensors", "curve.csv", "curve.png", "evaluation.json"}
 SORT = """
 version: 1
 environment: training_envs:Sort-v0
@@ -39,8 +44,15 @@ SHORT = {
         "frames_per_batch": 512, "minibatch_size": 128, "learning_rate": 3e-3, "gamma": 0.9,
     },
 }  # fmt: skip
+both = pytest.mark.parametrize("trainer", ["sb3", "torchrl"])
 
 
 def learn(spec, trainer, steps, out="run", **options):
     options = {"envs": 8, "settings": SHORT[trainer], "allow": ALLOW, **options}
     return train(spec, out, trainer=trainer, steps=steps, **options)
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error) of `composer train`."""
+    status = main(["train", *map(str, arguments)])
+    return status, *capsys.readouterr()
