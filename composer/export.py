@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from composer.checkpoint import CheckpointError, plain_spec, replace_with
 from composer.export_checks import argument_problems, model_problems
@@ -99,7 +100,7 @@ def export_model(
     return ExportReport(target, inputs, outputs, worst.size)
 
 
-def _ordered(model: Any, part: Any, unroll: Any, actor: Any, wrapped: Any) -> _Order:
+def _ordered(model: Any, part: ExportPart, unroll: int | None, actor: Any, wrapped: Any) -> _Order:
     policy, critic = _parts_of(model, part, actor)
     problems = list(argument_problems(part, unroll, critic))
     wrappers: list[MeanNoise] = []
@@ -209,7 +210,7 @@ def _has_history(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_leaf
 
 
-def _traced(network: ExportedNetwork) -> Any:
+def _traced(network: ExportedNetwork) -> ExportedProgram:
     try:
         return trace(network)
     except Exception as error:

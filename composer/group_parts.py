@@ -64,7 +64,7 @@ class GroupPart:
         state = _stacked([s for s in states if s is not None]) if part.has_memory else None
         outputs, after = part.evaluate(together, state, _reset(resets), "policy", unroll)
         places = range(len(inputs))
-        return [(_part(outputs, place), _part(after, place)) for place in places]
+        return [(_at(outputs, place), _at(after, place)) for place in places]
 
 
 class SeparateParts(nn.Module):
@@ -128,10 +128,10 @@ class SeparateParts(nn.Module):
         chosen = None if list(rows) == list(range(len(parts))) else list(rows)
         if not parts[0].has_memory:
             outputs = self.ensemble(together, rows=chosen)
-            return [(_part(outputs, place), {}) for place in range(len(rows))]
+            return [(_at(outputs, place), {}) for place in range(len(rows))]
         state = _stacked([own for own in states if own is not None])
         outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
-        return [(_part(outputs, place), _part(after, place)) for place in range(len(rows))]
+        return [(_at(outputs, place), _at(after, place)) for place in range(len(rows))]
 
     def train(self, mode: bool = True) -> SeparateParts:
         if self.ensemble is not None:
@@ -196,7 +196,7 @@ class _Member(Network):
         return self.ensemble.network
 
     def run(self, inputs: Any) -> Tensors:
-        return _part(self.ensemble(_stacked([_only(inputs, self.in_ports)]), rows=[self.row]), 0)
+        return _at(self.ensemble(_stacked([_only(inputs, self.in_ports)]), rows=[self.row]), 0)
 
     def advance(
         self, inputs: Any, state: State, resets: Resets, unroll: bool
@@ -205,7 +205,7 @@ class _Member(Network):
         outputs, after = self.ensemble(
             own, _stacked([state]), _reset([resets]), unroll, rows=[self.row]
         )
-        return _part(outputs, 0), _part(after, 0)
+        return _at(outputs, 0), _at(after, 0)
 
 
 def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | None, str | None]:
@@ -245,7 +245,7 @@ def _stacked(values: Sequence[Tensors]) -> Tensors:
     return {name: torch.stack([own[name] for own in values]) for name in values[0]}
 
 
-def _part(values: Tensors, place: int) -> Tensors:
+def _at(values: Tensors, place: int) -> Tensors:
     return {name: value[place] for name, value in values.items()}
 
 

@@ -136,9 +136,8 @@ class StridedConvBlock(ConvBlock):
         for conv, pad, activation in zip(layers(self, "convs"), self.pads, self.activations):
             if pad is not None:
                 x_BC = functional.pad(x_BC, pad, mode=self.pad_mode)
-            x_BC = convolution(
-                conv, x_BC
-            )  # a line of its own: what it read is free before the next is made
+            # A line of its own: what it read is free before the next is made.
+            x_BC = convolution(conv, x_BC)
             x_BC = activation(x_BC)
         return x_BC
 
@@ -213,9 +212,8 @@ class VggConvBlock(ConvBlock):
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for index, (conv, activation) in enumerate(zip(layers(self, "convs"), self.activations)):
-            x_BC = convolution(
-                conv, x_BC
-            )  # a line of its own: what it read is free before the next is made
+            # A line of its own: what it read is free before the next is made.
+            x_BC = convolution(conv, x_BC)
             x_BC = activation(x_BC)
             if index % 2:
                 x_BC = self.max_pool(x_BC, 2)
@@ -288,9 +286,8 @@ class NatureCnnBlock(ConvBlock):
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for conv, activation in zip(layers(self, "convs"), self.activations):
-            x_BC = convolution(
-                conv, x_BC
-            )  # a line of its own: what it read is free before the next is made
+            # A line of its own: what it read is free before the next is made.
+            x_BC = convolution(conv, x_BC)
             x_BC = activation(x_BC)
         return x_BC
 

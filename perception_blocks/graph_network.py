@@ -120,10 +120,8 @@ class GraphNetworkLayer(nn.Module):
         self.to_node, self.to_edge = to_node, to_edge
         node_reads = before[0] + _heard(before, to_node)
         edge_reads = before[1] + _heard(before, to_edge)
-        self.node, self.edge = (
-            linear_layer(node_reads, after[0]),
-            linear_layer(edge_reads, after[1]),
-        )
+        self.node = linear_layer(node_reads, after[0])
+        self.edge = linear_layer(edge_reads, after[1])
         self.activations = make_activations([activation] * 2)
 
     def forward(

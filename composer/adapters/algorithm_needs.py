@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from composer.continuous_actions import Gaussian
 from composer.deterministic_actions import Deterministic
+from composer.distributions import ActionDistribution
 from composer.model import Model
 
 __all__ = ["action_values", "bounded_chances", "chances", "one_network", "state_values"]
@@ -46,13 +46,13 @@ def one_network(model: Model, algorithm: str) -> Iterator[str]:
         )
 
 
-def chances(key: str, family: Any) -> Iterator[str]:
+def chances(key: str, family: ActionDistribution) -> Iterator[str]:
     """Why the distribution ``family`` of the action ``key`` gives no chances to learn from."""
     if isinstance(family, Deterministic):
         yield f"it learns from chances, but {key!r} is deterministic; {_RULE.format(key)}"
 
 
-def bounded_chances(key: str, family: Any) -> Iterator[str]:
+def bounded_chances(key: str, family: ActionDistribution) -> Iterator[str]:
     """The same where actions must stay within their bounds, too."""
     yield from chances(key, family)
     if isinstance(family, Gaussian):

@@ -50,8 +50,7 @@ POLICIES: dict[str, type[HostPolicy]] = {
 }
 """The policy class of each algorithm, by the algorithm's name."""
 
-# The last of them is what DDPG gives by itself, and what no composed policy takes is refused there.
-POLICY_SETTINGS = ("optimizer_class", "optimizer_kwargs", "n_critics")
+OPTIMIZER_SETTINGS = ("optimizer_class", "optimizer_kwargs")
 
 
 def agent(
@@ -96,6 +95,7 @@ def agent(
     made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
     if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
         made.policy.use_weights(spec)
+    # What blocks read once, when they were built, need not be there when the agent is loaded.
     made.policy_kwargs["spec"] = made.policy.saved_spec()
     return made
 
@@ -168,9 +168,10 @@ def _name_of(algorithm: Any) -> str:
 
 def _refuse_network_settings(policy_kwargs: dict[str, Any]) -> None:
     """Raise ValueError for settings of the host's own policies, such as ``net_arch``."""
-    wrong = [name for name in policy_kwargs if name not in POLICY_SETTINGS]
+    # Of n_critics, which DDPG is given too, the policy says itself what it must be.
+    wrong = [name for name in policy_kwargs if name not in (*OPTIMIZER_SETTINGS, "n_critics")]
     if wrong:
-        known = " and ".join(map(repr, POLICY_SETTINGS[:2]))
+        known = " and ".join(map(repr, OPTIMIZER_SETTINGS))
         raise ValueError(
             f"policy_kwargs takes {known}, not {', '.join(map(repr, wrong))}: "
             "what the policy is made of stands in the spec"

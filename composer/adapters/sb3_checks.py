@@ -16,7 +16,7 @@ from composer.adapters.algorithm_needs import (
     state_values,
 )
 from composer.deterministic_actions import Deterministic
-from composer.distributions import DISTRIBUTIONS
+from composer.distributions import DISTRIBUTIONS, ActionDistribution
 from composer.model import Model
 from composer.space_lookup import is_by_actor
 from composer.spaces import format_space
@@ -82,7 +82,7 @@ def _of_actions(policy: Any, algorithm: str) -> Iterator[str]:
             yield from _of_distribution(key, policy.distributions[key], algorithm)
 
 
-def _of_distribution(key: str, family: Any, algorithm: str) -> Iterator[str]:
+def _of_distribution(key: str, family: ActionDistribution, algorithm: str) -> Iterator[str]:
     if algorithm == "SAC":
         yield from bounded_chances(key, family)
     elif algorithm in ON_POLICY:

@@ -29,15 +29,15 @@ VERSION = 1
 
 
 class RunFolder:
-    """The folder at ``path``, of the run ``task``.
+    """The folder at ``path``, of the run ``task``; ``name`` is what messages call it where it is to have another path.
 
     A file that cannot be written, as on a full disk, is a TrainingError; what was there before is whole then.
     """
 
-    def __init__(self, path: Path, task: Task) -> None:
+    def __init__(self, path: Path, task: Task, name: Path | None = None) -> None:
         self.path = path
         self.task = task
-        self._name = path  # what messages call it
+        self._name = name or path
 
     @classmethod
     def create(cls, path: Path, task: Task, trainer: Trainer, curve: LearningCurve) -> RunFolder:
@@ -49,8 +49,7 @@ class RunFolder:
         except OSError as error:
             raise TrainingError(f"{str(path)!r} cannot be made: {error.strerror}") from error
         try:
-            made = cls(hidden, task)
-            made._name = path
+            made = cls(hidden, task, name=path)
             made.write_task()
             made.save(trainer, curve, 0)
             hidden.rename(path)

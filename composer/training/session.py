@@ -108,17 +108,21 @@ def resume(
         _refuse_other_spaces(folder.path / "model.safetensors", model)
     trainer = _trainer(trainer_class, task, model)
     try:
-        try:
-            trainer.restore(saved["trainer"], saved["steps"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise TrainingError(
-                f"what is in {str(path)!r} does not fit the run: {error}"
-            ) from error
+        _restore(trainer, saved, folder)
         folder.begin_again()
         curve = LearningCurve(max(1, task.steps // ROWS), saved["curve"])
         return _run(folder, trainer, curve, saved["steps"])
     finally:
         trainer.close()
+
+
+def _restore(trainer: Trainer, saved: Mapping[str, Any], folder: RunFolder) -> None:
+    try:
+        trainer.restore(saved["trainer"], saved["steps"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"what is in {str(folder.path)!r} does not fit the run: {error}"
+        ) from error
 
 
 # --- the run itself ---
