@@ -374,9 +374,8 @@ def keep_bounds(family: ActionDistribution, leaf: Leaf) -> Bounds | None:
         return bounds_between(low, high)
     for name, bound in (("low", low), ("high", high)):
         value = torch.tensor(bound, dtype=torch.float64, device="cpu").expand(leaf.shape)
-        exact = bool(
-            (value.float() == value).all()
-        )  # nearly always, and not every device has float64
+        # Nearly always; and not every device has float64.
+        exact = bool((value.float() == value).all())
         family.constant(name, value.tolist(), torch.float32 if exact else torch.float64)
     return None
 

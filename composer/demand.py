@@ -30,9 +30,8 @@ class Context:
     read: set[str] = field(default_factory=set)  # observations that some network reads
     hidden: dict[str, str] = field(default_factory=dict)  # values out of reach, and in words why
     shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic
-    origins: dict[str, frozenset[str]] = field(
-        default_factory=dict
-    )  # the observations that is made of
+    # Of each of these values, the observations that it is made of.
+    origins: dict[str, frozenset[str]] = field(default_factory=dict)
     expanded: dict[Path, NetworkSpec] = field(default_factory=dict)  # templates as graphs
 
 

@@ -67,9 +67,8 @@ class EpisodeStarts:
         if self.mode is AutoresetMode.SAME_STEP:  # the last observation is in the infos
             self.resets = ended
             return
-        if (
-            self.mode is AutoresetMode.NEXT_STEP
-        ):  # the last observation first, the new one a step later
+        if self.mode is AutoresetMode.NEXT_STEP:
+            # The last observation comes first, the new one a step later.
             self.resets = self._over
         else:
             self._refuse_forgotten()

@@ -292,9 +292,7 @@ class _Reader:
 
 def _same_work(node: BuiltNode, module: nn.Module) -> Any:
     """What nodes have in common that compute as much as each other; None where only the module itself could tell."""
-    made_here = isinstance(
-        node.node.block, str | type
-    )  # and so all that matters is in its settings
+    made_here = isinstance(node.node.block, str | type)  # so all that matters is in its settings
     if not (made_here and (is_built_in(module) or is_torchs(module))):
         return None
     inputs = [(port.shape, port.dtype, port.cardinality) for port in node.in_ports]

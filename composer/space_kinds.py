@@ -73,9 +73,8 @@ def from_space_value(
 def to_numpy(leaf: Leaf, value: Tensor) -> Any:
     """A value of the space as an array; of a Discrete without leading axes, a number of the space's dtype."""
     array = value.detach().cpu().numpy()
-    if (
-        array.dtype != leaf.space.dtype
-    ):  # a long double, which torch does not have: its bounds were rounded
+    if array.dtype != leaf.space.dtype:
+        # A long double, which torch does not have: its bounds were rounded.
         space: Any = leaf.space
         array = np.asarray(np.clip(array.astype(space.dtype), space.low, space.high))
     return array[()] if leaf.kind == "discrete" else array  # a number, not an array without axes

@@ -58,9 +58,8 @@ class CriticByActor(ActorModule):
         whole = self._whole(actor)
         critic = whole.with_network(whole.network)
         object.__setattr__(critic, "observer", self.observers[actor.name])
-        if (
-            critic.value_normalizer is not None
-        ):  # a child now, to move and be saved with this critic
+        if critic.value_normalizer is not None:
+            # Its child, to move and be saved with it; among all actors it is the group's.
             critic._modules["value_normalizer"] = critic.value_normalizer
         return critic
 

@@ -155,11 +155,8 @@ class EnsembleBlock(nn.Module):
         return f"{self.copies} x {self.network}"
 
     def _tensor(self, key: str) -> Tensor:
-        for registry in (
-            self._parameters,
-            self._buffers,
-            self.__dict__,
-        ):  # the last one: swapped in by others
+        # In the last one are those that others have swapped in.
+        for registry in (self._parameters, self._buffers, self.__dict__):
             if key in registry:
                 return registry[key]  # type: ignore[return-value]
         raise KeyError(key)

@@ -53,11 +53,7 @@ _NAMES = """
 # Those that read nodes and edges alone, and that give for one big graph what they give for each of its parts.
 CONVOLUTIONS = tuple(_NAMES.split())
 NEED_FEATURES = ("GINEConv", "GMMConv", "NNConv", "PDNConv")  # of edges
-EDGE_SIZES = (
-    "edge_dim",
-    "in_edge_channels",
-    "dim",
-)  # what the arguments for their number are called
+EDGE_SIZES = ("edge_dim", "in_edge_channels", "dim")  # the arguments for their number
 AGGREGATIONS = ("add", "sum", "mean", "min", "max", "mul", "softmax", "powermean", "std", "var")
 _FROM_SHAPES = "it follows from the inputs and 'hidden_units'"
 # Arguments of convolutions that are no settings here, and why.

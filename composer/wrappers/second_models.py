@@ -82,9 +82,7 @@ class TargetNetworkWrapper(IModelWrapper):
             raise ValueError(
                 f"update takes a state_dict or the model itself, got a {type(given).__name__}"
             )
-        source = copy.deepcopy(
-            self._module
-        )  # so that a state_dict may be of any form that it loads
+        source = copy.deepcopy(self._module)  # a state_dict may be of any form that it loads
         try:
             source.load_state_dict(given)
         except RuntimeError as error:
