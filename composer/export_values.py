@@ -274,4 +274,5 @@ def _length(ports: Mapping[str, Any], key: str) -> str:
 
 
 def _identifier(text: str) -> str:
-    return re.sub(r"\W+", "_", text).strip("_")
+    name = re.sub(r"\W+", "_", text).strip("_")
+    return name if name.isidentifier() else f"_{name}"

@@ -35,7 +35,8 @@ class SpaceSampler:
     def _tensor(self, key: str, batch: Any) -> Tensor:
         leaf = self.tree.leaves[key]
         if leaf.kind in ("variable", "mask"):
-            return self.tree.to_tensors(batch, dtype=torch.float32, keys=[key])[key]
+            read = self.tree.to_tensors(batch, dtype=torch.float32, keys=[key])[key]
+            return read.to(space_dtype(leaf))
         for part in leaf.path:
             batch = batch[part]
         return torch.from_numpy(np.asarray(batch)).to(space_dtype(leaf))

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence, Tuple
 from torch.nn.utils import prune
 
 import composer
@@ -251,6 +251,15 @@ def test_a_set_of_any_size_goes_in_padded_with_its_mask(tmp_path):
         inputs = {"things": things, "things:mask": np.arange(size) < np.full((batch, 1), size - 1)}
         expected = model.policy({k: torch.as_tensor(v) for k, v in inputs.items()})["action"]
         np.testing.assert_allclose(file(inputs)["logits"], expected.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_sets_of_bytes_and_in_tuples_are_exported(tmp_path, ending):
+    space = Tuple([Sequence(Box(0, 255, (3,), np.uint8)), Box(-1, 1, (2,))])
+    spec = "version: 1\npolicy: {template: {}}"
+    file = exported(mlp(spec=spec, observation_space=space), tmp_path, ending)
+    assert file.metadata["inputs"]["0"]["shape"] == ["batch", "_0_mask", 3]
+    assert file.metadata["inputs"]["0"]["dtype"] == "uint8"
 
 
 def test_a_file_says_what_it_is(tmp_path):
