@@ -34,7 +34,7 @@ __all__ += [
     "on_host",
     "refuse_actions",
 ]
-__all__ += ["refuse_no_numbers", "wide"]
+__all__ += ["NoNumberError", "refuse_no_numbers", "wide"]
 
 FEW_NUMBERS = 32
 _is_compiling = torch.compiler.is_compiling
@@ -401,8 +401,12 @@ def on_host(tensor: Tensor) -> bool:
     )
 
 
+class NoNumberError(ValueError):
+    """Logits that are NaN or infinite; the message names their action."""
+
+
 def refuse_no_numbers(logits: Tensor, key: str) -> None:
-    """Raise ValueError for NaN and infinity; minus infinity is a choice that is never taken."""
+    """Raise NoNumberError for NaN and infinity; minus infinity is a choice that is never taken."""
     if not on_host(logits):
         return
     few = logits.dim() == 1 and logits.numel() <= FEW_NUMBERS  # Python adds them up in less time
@@ -411,7 +415,7 @@ def refuse_no_numbers(logits: Tensor, key: str) -> None:
         return
     wrong = logits.isnan() | (logits == math.inf)
     if bool(wrong.any()):
-        raise ValueError(
+        raise NoNumberError(
             f"the logits of action {key!r} are NaN or infinite{index_text(wrong)}; "
             "look for NaN in the observations, the state and the weights"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-from training_runs import CARTPOLE, CONFIGS, SORT, TESTS, learn, run
+from training_runs import CARTPOLE, CONFIGS, SORT, TESTS, both, learn, run
 
 import composer
 
@@ -92,6 +92,57 @@ def test_a_spec_that_a_trainer_cannot_train_is_refused(capsys, run_folder, name,
     status, out, err = run(capsys, spec, "--steps", "10", "-o", "run", *options)
     assert (status, out, err) == (1, "", f"composer train: {message}\n")
     assert list(run_folder.iterdir()) == []
+
+
+def test_masks_are_asked_of_an_environment_that_has_them(capsys, run_folder):
+    Path("agent.yaml").write_text(SORT)
+    options = ["--algorithm", "maskable_ppo", "--allow", "training_envs", "--steps", "10"]
+    status, out, err = run(capsys, "agent.yaml", *options, "-o", "run")
+    assert (status, out, err) == (
+        1,
+        "",
+        "composer train: maskable_ppo asks the environment for its masks, but "
+        "'training_envs:Sort-v0' has no action_masks(); define it there, or use ppo, which keeps to "
+        "the action_mask of the spec\n",
+    )
+    assert [path.name for path in run_folder.iterdir()] == ["agent.yaml"]
+
+
+@both
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            "mask",
+            "the mask of action 'action' (observation 'legal') leaves no legal choice at index (0,); "
+            "each row needs a nonzero element",
+        ),
+        (
+            "observation",
+            "the logits of action 'action' are NaN or infinite at index (0, 0); "
+            "look for NaN in the observations, the state and the weights",
+        ),
+        (
+            "reward",
+            "the environment 'training_envs:Broken-reward-v0' gave the reward nan; "
+            "a reward must be a finite number",
+        ),
+    ],
+)
+def test_an_environment_that_goes_wrong_is_answered_in_words(capsys, trainer, how, message):
+    """What was saved before is whole, and its weights are numbers."""
+    Path("agent.yaml").write_text(
+        SORT.replace("heads: {in: latent}", "heads: {in: latent}\n  action_mask: {action: legal}")
+    )
+    rollout = "n_steps" if trainer == "sb3" else "frames_per_batch"
+    status, _, err = run(
+        capsys, "agent.yaml", "--env", f"training_envs:Broken-{how}-v0", "--allow", "training_envs",
+        "--trainer", trainer, "--set-algorithm", f"{rollout}=64", "--steps", "128", "-o", "run",
+    )  # fmt: skip
+    assert (status, err.splitlines()[-1]) == (1, f"composer train: {message}")
+    assert "Traceback" not in err
+    saved = composer.load("run/model.safetensors", allow=["training_envs"])
+    assert all(tensor.isfinite().all() for tensor in saved.parameters())
 
 
 def test_another_environment_than_the_checkpoints_is_refused(capsys):

@@ -59,6 +59,31 @@ class Sort(gymnasium.Env):
         return {"pair": self._numbers[:2], "third": self._numbers[2:]}
 
 
+class Broken(Sort):
+    """Sort that goes wrong in its fifth step: nothing is legal any more, or what is seen or paid is no number."""
+
+    observation_space = spaces.Dict(
+        {**Sort.observation_space.spaces, "legal": spaces.MultiBinary(3)}
+    )
+
+    def __init__(self, how):
+        self._how, self._steps = how, 0
+
+    def step(self, action):
+        self._steps += 1
+        observation, reward, *rest = super().step(action)
+        return observation, float("nan") if self._is("reward") else reward, *rest
+
+    def _draw(self):
+        observation = super()._draw()
+        if self._is("observation"):
+            observation["pair"] = np.full(2, np.nan, np.float32)
+        return {**observation, "legal": np.full(3, not self._is("mask"), np.int8)}
+
+    def _is(self, how):
+        return self._how == how and self._steps >= 5
+
+
 class Aim(gymnasium.Env):
     """Say a number that is seen, ten times: each costs how far off it was. Actions are thrice as large."""
 
@@ -93,6 +118,11 @@ class Interrupting(Sort):
 
 gymnasium.register("StrictRecall-v0", "training_envs:StrictRecall", max_episode_steps=12)
 gymnasium.register("Sort-v0", "training_envs:Sort", max_episode_steps=10)
+for how in ("mask", "observation", "reward"):
+    gymnasium.register(
+        f"Broken-{how}-v0", "training_envs:Broken", max_episode_steps=10, kwargs={"how": how},
+        disable_env_checker=True,
+    )  # fmt: skip
 gymnasium.register("Aim-v0", "training_envs:Aim", max_episode_steps=10)
 gymnasium.register("Interrupting-v0", "training_envs:Interrupting", max_episode_steps=10)
 gymnasium.register(

@@ -18,12 +18,13 @@ from composer.adapters.sb3_checks import refuse
 from composer.model import Model
 from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Report, Task
+from composer.training.trainer import Episode, Report, Task, refuse_no_rewards
 from perception_blocks.registry import did_you_mean
 from perception_blocks.settings import PositiveFloat, mismatch
 
 try:
     from sb3_contrib import MaskablePPO, RecurrentPPO
+    from sb3_contrib.common.maskable.utils import is_masking_supported
     from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.monitor import Monitor
@@ -71,6 +72,8 @@ class Sb3Trainer:
         if settings.get("action_noise") is not None:
             settings["action_noise"] = _noise(model.action_space, settings["action_noise"])
         try:
+            if algorithm is MaskablePPO:
+                _refuse_no_masks(self._envs, task.environment)
             self._agent = agent(algorithm, model, self._envs, seed=task.seed, **settings)
         except AssertionError as error:  # so the library refuses numbers
             raise ValueError(f"{algorithm.__name__} of Stable-Baselines3: {error}") from error
@@ -98,7 +101,7 @@ class Sb3Trainer:
         """Train until ``steps`` steps have been made, or a few more: PPO and A2C learn from whole rollouts."""
         self._agent.learn(
             steps - self._agent.num_timesteps,
-            callback=[_Reporting(report), UpdateNormalizers()],
+            callback=[_Reporting(report, self._task.environment), UpdateNormalizers()],
             reset_num_timesteps=False,
         )
 
@@ -134,11 +137,13 @@ class Sb3Trainer:
 class _Reporting(BaseCallback):
     """Reports every step, and the episodes that ended in it; stops where the answer is False."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, environment: str) -> None:
         super().__init__()
         self._report = report
+        self._environment = environment
 
     def _on_step(self) -> bool:
+        refuse_no_rewards(self.locals["rewards"].tolist(), self._environment)
         ended = [info["episode"] for info in self.locals["infos"] if "episode" in info]
         episodes = [Episode(float(each["r"]), int(each["l"])) for each in ended]
         return self._report(self.num_timesteps, episodes)
@@ -146,6 +151,14 @@ class _Reporting(BaseCallback):
 
 def _environment(environment: str, model: Model) -> gymnasium.Env:
     return wrap(Monitor(make_environment(environment)), model)
+
+
+def _refuse_no_masks(envs: DummyVecEnv, environment: str) -> None:
+    if not is_masking_supported(envs):
+        raise ValueError(
+            f"maskable_ppo asks the environment for its masks, but {environment!r} has no action_masks(); "
+            "define it there, or use ppo, which keeps to the action_mask of the spec"
+        )
 
 
 def _noise(space: Any, deviation: float) -> NormalActionNoise:

@@ -11,7 +11,7 @@ from composer.adapters.extras import missing_extra
 from composer.model import Model
 from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Report, Task
+from composer.training.trainer import Episode, Report, Task, refuse_no_rewards
 from perception_blocks.settings import check_settings
 
 try:
@@ -82,6 +82,8 @@ class TorchrlTrainer:
         )  # fmt: skip
         try:
             for batch in collector:
+                rewards: Any = batch["next", "reward"]
+                refuse_no_rewards(rewards.flatten().tolist(), self._task.environment)
                 self._steps += batch.numel()
                 self._algorithm.learn(batch, self._steps)
                 self._count(batch)
@@ -104,7 +106,7 @@ class TorchrlTrainer:
         self._env.set_seed(self._task.seed + steps)
 
     def close(self) -> None:
-        self._env.close()
+        self._env.close(raise_if_closed=False)  # the collector closes it where an error ends it
 
     def _count(self, batch: TensorDictBase) -> None:
         """Count what was seen into the statistics of the spec's ``normalize``, after it was learned from."""

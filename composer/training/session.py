@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from composer.checkpoint import plain_spec, read_record
+from composer.discrete_actions import NoLegalChoiceError
+from composer.distributions import NoNumberError
 from composer.errors import Problem, SpecError
 from composer.model import Model, compose
 from composer.source import Override, dump_yaml, load_source
@@ -161,7 +164,7 @@ class _Recorder:
 
 def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -> Outcome:
     task = folder.task
-    with interruption_noted() as interruption:
+    with interruption_noted() as interruption, _refusals_told():
         with ProgressBar(task.steps, done) as bar:
             recorder = _Recorder(folder, trainer, curve, bar, interruption)
             recorder.steps = done
@@ -179,6 +182,15 @@ def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -
         if evaluation is not None:
             folder.write_evaluation(evaluation, recorder.steps)
         return Outcome(folder.path, task, recorder.steps, evaluation, interruption.signal)
+
+
+@contextmanager
+def _refusals_told() -> Iterator[None]:
+    """Tell in words what the model cannot act on, such as a mask that is all false."""
+    try:
+        yield
+    except (NoLegalChoiceError, NoNumberError) as error:
+        raise TrainingError(str(error)) from error
 
 
 # --- what a user may have given wrongly ---
