@@ -79,19 +79,32 @@ class ModelRecord:
     def _part(self, part: str) -> Any:
         """The part, imported if it is given as a path; None where it is missing."""
         value = self.parts.get(part)
-        if part in IMPORTED and isinstance(value, str):
-            return import_object(value, self.allow)
-        return value
+        if part not in IMPORTED or not isinstance(value, str):
+            return value
+        imported = import_object(value, self.allow)
+        if part in FACTORIES and not callable(imported):
+            raise ValueError(
+                f"the model {self.name!r}: its {PARTS[part]} {value!r} must be a function, got a "
+                f"{type(imported).__name__}"
+            )
+        return imported
 
     def tokens(self, vocabulary_size: int | None = None) -> list[str]:
         """The vocabulary file's tokens, one of each line, in the order of their numbers.
 
-        Raises ValueError for a file without tokens or with one twice, and where there are not ``vocabulary_size``.
+        Raises ValueError for a file without tokens, with one twice or in no UTF-8, and where there are not
+        ``vocabulary_size``.
         """
         path = Path(self.vocabulary)
         if not path.is_file():
             raise ValueError(f"the model {self.name!r}: there is no vocabulary file {str(path)!r}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"the model {self.name!r}: the vocabulary file {str(path)!r} is no text in UTF-8: its byte "
+                f"{error.start + 1} is {error.object[error.start]:#04x}"
+            ) from error
         # Not splitlines(): a token may hold what that takes for the end of a line, such as U+2028.
         tokens = text.removesuffix("\n").split("\n") if text else []
         twice = sorted({token for token in tokens if tokens.count(token) > 1})
@@ -180,7 +193,7 @@ class ModelRegistry:
 
         A factory may be given as a dotted path; it may then be imported from the modules in ``allow``. Decorators of
         other parts add to the same name. Raises NameTakenError where a part is taken and ``replace`` is not set, and
-        ValueError for parts that no model has and factories that cannot be called.
+        ValueError for parts that no model has, factories that cannot be called, and where nothing is given.
         """
         if part is not None:
             if spec is not None:
@@ -197,6 +210,11 @@ class ModelRegistry:
         if spec is not None:
             record = record_of_spec(name, spec, allow, **parts)
             parts = dict(record.parts)
+        if not parts:
+            raise ValueError(
+                f"the model {name!r} has nothing to register; give its parts or a spec, or name the part "
+                f"that is decorated: register({name!r}, 'actor')"
+            )
         return self._add(name, parts, allow, replace)
 
     def _add(

@@ -184,7 +184,20 @@ def test_what_is_no_model_is_refused(models):
         "the model 'mine' has a spec and is a decorator of its 'actor'; register one, then the other",
         lambda: models.register("mine", "actor", spec=CONFIGS / "token_gru.yaml"),
     )
+    refused(
+        "the model 'mine' has nothing to register; give its parts or a spec, or name the part that is "
+        "decorated: register('mine', 'actor')",
+        lambda: models.register("mine"),
+    )
     assert "mine" not in models  # what was refused left nothing behind
+
+
+def test_a_path_that_leads_to_no_factory_is_refused(models):
+    models.register("mine", actor="string.digits", allow=["string"])
+    refused(
+        "the model 'mine': its actor factory 'string.digits' must be a function, got a str",
+        lambda: models.get("mine").actor,
+    )
 
 
 def test_a_vocabulary_file_that_does_not_fit_is_refused(models, tmp_path):
@@ -194,6 +207,11 @@ def test_a_vocabulary_file_that_does_not_fit_is_refused(models, tmp_path):
     refused(f"the model 'mine': there is no vocabulary file {str(path)!r}", record.tokens)
     path.touch()
     refused(f"the model 'mine': the vocabulary file {str(path)!r} is empty", record.tokens)
+    path.write_bytes(b"^\n\xff")
+    refused(
+        f"the model 'mine': the vocabulary file {str(path)!r} is no text in UTF-8: its byte 3 is 0xff",
+        record.tokens,
+    )
     path.write_text("^\n$\nC\nC\n$\n")
     refused(
         f"the model 'mine': the vocabulary file {str(path)!r} holds '$', 'C' more than once",
