@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from perception_blocks.block import is_traced
 from perception_blocks.port import Port, Shape
+from perception_blocks.stacked import why_not_alike
 from perception_blocks.stacked_network import StackedNetwork
 
 __all__ = ["EnsembleBlock"]
@@ -22,7 +23,8 @@ class EnsembleBlock(nn.Module):
 
     It reads what each of them reads; every output, and every part of a state, gains a first axis with one element for
     each copy. Parameters are stacked, one for each of a copy's; the state_dict holds them by copy (``0.latent...``).
-    Where a network cannot be batched the copies run one by one, and ``why_looped`` says why.
+    Where networks cannot be batched, or differ in more than the values of their weights, they run one by one, and
+    ``why_looped`` says why. Raises ValueError for networks whose inputs, outputs or states have other shapes.
 
     With ``own_inputs`` each copy reads its own: every input, output, part of a state and ``resets`` has the axis of the
     copies first, before all leading axes, and ports and shapes are those of one copy.
@@ -32,6 +34,7 @@ class EnsembleBlock(nn.Module):
 
     def __init__(self, networks: Sequence[Any], *, own_inputs: bool = False) -> None:
         super().__init__()
+        _refuse_other_ports(networks)
         first = networks[0]
         self.copies = len(networks)
         self.own_inputs = own_inputs
@@ -52,9 +55,11 @@ class EnsembleBlock(nn.Module):
             name: 0 if own_inputs else -len(shape) for name, shape in self.state_shapes.items()
         }
         self._networks = StackedNetwork(first)
-        self.why_looped = self._networks.why_not
+        self.why_looped = self._networks.why_not or why_not_alike(networks)
         self._lowered: dict[int, Any] = {}
         self.adopt(networks)
+        if self.why_looped is None:
+            self.train(first.training)
 
     def adopt(self, networks: Sequence[Any]) -> None:
         """Take the weights of ``networks``, one for each copy."""
@@ -266,6 +271,24 @@ class EnsembleBlock(nn.Module):
 
     def _saved_names(self) -> list[str]:
         return list(self.network.state_dict())
+
+
+def _refuse_other_ports(networks: Sequence[Any]) -> None:
+    if not networks:
+        raise ValueError("an ensemble needs at least one network, got none")
+    first, *others = map(_ports, networks)
+    for index, other in enumerate(others, start=1):
+        for what, ports in first.items():
+            if other[what] != ports:
+                raise ValueError(
+                    f"the networks of an ensemble have the same {what}; network {index} has {other[what]}, "
+                    f"network 0 {ports}"
+                )
+
+
+def _ports(network: Any) -> dict[str, Any]:
+    outputs = {name: port.shape for name, port in network.out_ports.items()}
+    return {"inputs": network.in_keys, "outputs": outputs, "states": network.state_shapes}
 
 
 def _moved_together(tensors: Sequence[Tensor], across: bool) -> Tensor:

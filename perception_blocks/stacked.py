@@ -8,7 +8,8 @@ copies is the first, also where a block has joined it with those that follow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ from perception_blocks.recurrent_layers import (
     Weights,
 )
 
-__all__ = ["has_norms", "names_across", "stack_layers", "stacked_linear", "why_not_stacked"]
+__all__ = ["has_norms", "names_across", "stack_layers", "stacked_linear"]
+__all__ += ["why_not_alike", "why_not_stacked"]
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -190,6 +192,38 @@ def why_not_stacked(network: nn.Module) -> str | None:
         if reason is not None:
             return f"{block_label(module)} at {name!r} {reason}" if name else f"it {reason}"
     return None
+
+
+def why_not_alike(networks: Sequence[nn.Module]) -> str | None:
+    """What keeps ``networks`` from being copies of the first; None where they differ in the values of tensors alone."""
+    first = _form(networks[0])
+    for index, network in enumerate(networks[1:], start=1):
+        reason = why_not_stacked(network)
+        if reason is not None:
+            return f"in copy {index} {reason}"
+        other = _form(network)
+        for what, form in first.items():
+            if other[what] != form:
+                return f"copy {index} has {what} than copy 0"
+    return None
+
+
+def _form(network: nn.Module) -> dict[str, Any]:
+    """What copies have in common, by how that is said of one that differs."""
+    modules = [(path, type(module), module) for path, module in network.named_modules()]
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return {
+        "other blocks": [(path, cls) for path, cls, _ in modules],
+        "other settings": [
+            (node.step, node.settings)
+            for *_, module in modules
+            for node in getattr(module, "nodes", ())
+        ],
+        "another mode (train or eval)": [module.training for *_, module in modules],
+        "weights of other shapes": [(name, tensor.shape) for name, tensor in tensors],
+        "weights of another dtype or device": [(t.dtype, t.device) for _, t in tensors],
+        "other frozen weights": [tensor.requires_grad for _, tensor in tensors],
+    }
 
 
 def _why_not(module: nn.Module) -> str | None:
