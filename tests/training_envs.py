@@ -71,8 +71,10 @@ class Broken(Sort):
 
     def step(self, action):
         self._steps += 1
-        observation, reward, *rest = super().step(action)
-        return observation, float("nan") if self._is("reward") else reward, *rest
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self._is("reward"):
+            reward = float("nan")
+        return observation, reward, terminated, truncated, info
 
     def _draw(self):
         observation = super()._draw()
