@@ -198,31 +198,27 @@ def why_not_alike(networks: Sequence[nn.Module]) -> str | None:
     """What keeps ``networks`` from being copies of the first; None where they differ in the values of tensors alone."""
     first = _form(networks[0])
     for index, network in enumerate(networks[1:], start=1):
-        reason = why_not_stacked(network)
-        if reason is not None:
-            return f"in copy {index} {reason}"
-        other = _form(network)
-        for what, form in first.items():
-            if other[what] != form:
+        for what, form in _form(network).items():
+            if form != first[what]:
                 return f"copy {index} has {what} than copy 0"
     return None
 
 
-def _form(network: nn.Module) -> dict[str, Any]:
+def _form(network: nn.Module) -> dict[str, list[Any]]:
     """What copies have in common, by how that is said of one that differs."""
-    modules = [(path, type(module), module) for path, module in network.named_modules()]
-    tensors = [*network.named_parameters(), *network.named_buffers()]
+    modules = list(network.modules())
+    own = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
+    tensors = [tensor for some in own for tensor in some.values() if tensor is not None]
+    nodes = [node for m in modules for node in m.__dict__.get("nodes", ())]
     return {
-        "other blocks": [(path, cls) for path, cls, _ in modules],
-        "other settings": [
-            (node.step, node.settings)
-            for *_, module in modules
-            for node in getattr(module, "nodes", ())
-        ],
-        "another mode (train or eval)": [module.training for *_, module in modules],
-        "weights of other shapes": [(name, tensor.shape) for name, tensor in tensors],
-        "weights of another dtype or device": [(t.dtype, t.device) for _, t in tensors],
-        "other frozen weights": [tensor.requires_grad for _, tensor in tensors],
+        "other blocks": [*map(type, modules)],
+        "other settings": [(node.step, node.settings) for node in nodes],
+        "other hooks": [bool(m._forward_hooks or m._forward_pre_hooks) for m in modules],
+        "another mode (train or eval)": [module.training for module in modules],
+        "weights of other names": [[*some] for some in own],
+        "weights of other shapes": [tensor.shape for tensor in tensors],
+        "weights of another dtype or device": [(t.dtype, t.device) for t in tensors],
+        "other frozen weights": [tensor.requires_grad for tensor in tensors],
     }
 
 
