@@ -30,7 +30,12 @@ BAD_OPTIONS = {
     "setting": (
         ["--set-algorithm", "gama=0.9", "--set-algorithm", "learning_rate=fast"],
         "'gama' is not a setting of ppo; did you mean 'gamma'?\n"
-        "  'learning_rate' must be a number, got 'fast'",
+        "  'learning_rate' must be a positive number, got 'fast'",
+    ),
+    "numbers that the library takes and fails with": (
+        ["--set-algorithm", "n_epochs=0", "--set-algorithm", "gamma=7"],
+        "'n_epochs' must be a positive integer, got 0\n"
+        "  'gamma' must be a number between 0 and 1, got 7",
     ),
     "setting of torchrl": (
         ["--trainer", "torchrl", "--set-algorithm", "epoch=2", "--set-algorithm", "gamma=2"],
@@ -141,6 +146,24 @@ def test_an_environment_that_goes_wrong_is_answered_in_words(capsys, trainer, ho
     )  # fmt: skip
     assert (status, err.splitlines()[-1]) == (1, f"composer train: {message}")
     assert "Traceback" not in err
+    saved = composer.load("run/model.safetensors", allow=["training_envs"])
+    assert all(tensor.isfinite().all() for tensor in saved.parameters())
+
+
+@both
+def test_weights_that_are_no_numbers_are_not_saved(capsys, trainer):
+    """DQN draws at random at first, and so learns from observations that the policy never saw."""
+    Path("agent.yaml").write_text(SORT.partition("critic:")[0] + "ignore: [legal]\n")
+    status, _, err = run(
+        capsys, "agent.yaml", "--env", "training_envs:Broken-observation-v0", "--allow", "training_envs",
+        "--trainer", trainer, "--algorithm", "dqn", "--set-algorithm", "learning_starts=16",
+        "--steps", "64", "-o", "run",
+    )  # fmt: skip
+    message = (
+        "composer train: after 64 steps 'policy.latent.linears.0.weight' is NaN or infinite, and is not saved; "
+        "look for NaN in the observations, or choose a lower learning_rate"
+    )
+    assert (status, err.splitlines()[-1]) == (1, message)
     saved = composer.load("run/model.safetensors", allow=["training_envs"])
     assert all(tensor.isfinite().all() for tensor in saved.parameters())
 

@@ -20,7 +20,7 @@ from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Report, Task, refuse_no_rewards
 from perception_blocks.registry import did_you_mean
-from perception_blocks.settings import PositiveFloat, mismatch
+from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
 
 try:
     from sb3_contrib import MaskablePPO, RecurrentPPO
@@ -45,7 +45,16 @@ ALGORITHMS: dict[str, type] = {
     "recurrent_ppo": RecurrentPPO,
 }
 NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
-NoiseSetting = Optional[PositiveFloat]  # noqa: UP045
+# What the library takes without a complaint, and then fails with or learns nothing by.
+NARROWER: dict[str, Any] = {
+    "action_noise": Optional[PositiveFloat],  # noqa: UP045
+    "learning_rate": PositiveFloat,
+    **dict.fromkeys(("gamma", "gae_lambda", "tau"), Probability),
+    **dict.fromkeys(("exploration_initial_eps", "exploration_final_eps"), Probability),
+    **dict.fromkeys(("clip_range", "max_grad_norm"), PositiveFloat),
+    **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
+    **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
+}
 # What the task and the spec say already, or what no text can say.
 NOT_SETTINGS = (
     "seed", "verbose", "tensorboard_log", "policy_kwargs", "policy_base", "_init_setup_model",
@@ -173,9 +182,7 @@ def _settings(algorithm: type) -> dict[str, Any]:
     """The settings that a text can give, and what each of them may be."""
     parameters = list(inspect.signature(algorithm).parameters.values())[2:]  # after policy and env
     known = {p.name: _said(p.annotation) for p in parameters if p.name not in NOT_SETTINGS}
-    if "action_noise" in known:
-        known["action_noise"] = NoiseSetting
-    return known
+    return {name: NARROWER.get(name, kind) for name, kind in known.items()}
 
 
 def _said(annotation: Any) -> Any:

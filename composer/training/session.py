@@ -157,9 +157,19 @@ class _Recorder:
 
     def save(self) -> None:
         begun = time.monotonic()
+        self._refuse_no_weights()
         self._folder.save(self._trainer, self._curve, self.steps)
         now = time.monotonic()
         self._save_at = now + max(SAVE_EVERY, SAVING_SHARE * (now - begun))
+
+    def _refuse_no_weights(self) -> None:
+        """Raise TrainingError for weights that are NaN or infinite: what was saved before is worth more."""
+        for name, weight in self._trainer.model.named_parameters():
+            if not bool(weight.isfinite().all()):
+                raise TrainingError(
+                    f"after {self.steps:,} steps {name!r} is NaN or infinite, and is not saved; look for NaN in the "
+                    "observations, or choose a lower learning_rate"
+                )
 
 
 def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -> Outcome:
