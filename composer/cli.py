@@ -285,6 +285,8 @@ def _export(arguments: argparse.Namespace) -> None:
         )
     except (CheckpointError, ExportError) as error:
         raise _UserError(str(error)) from error
+    except OSError as error:
+        raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
     if not _is_checkpoint(arguments.file):
         print(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
     print(report)

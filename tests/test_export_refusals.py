@@ -1,16 +1,20 @@
 """Where there is no exported file: the words that say so, and what stays as it was."""
 
+import errno
+import os
 import re
 import sys
+import tempfile
 
 import pytest
 import torch
 from torch import nn
 
+from composer.cli import main
 from composer.export import ExportError
 from composer.export_files import FORMATS
 from perception_blocks import BLOCKS, PerceptionBlock
-from tests.test_export import MLP, message, mlp
+from tests.test_export import CONFIGS, MLP, message, mlp
 
 
 def test_an_unknown_ending_is_refused(tmp_path):
@@ -166,3 +170,15 @@ def test_a_class_that_acts_by_itself_is_named(tmp_path):
 def test_an_actor_of_a_model_with_one_policy_is_refused(tmp_path):
     expected = "this model has one policy, and none of its own for 'left'"
     assert message(mlp(), tmp_path / "model.pt2", actor="left") == expected
+
+
+def test_where_nothing_can_be_written_the_command_says_so(monkeypatch, tmp_path, capsys):
+    def refuse(**keywords):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    assert main(["export", str(CONFIGS / "cartpole.yaml"), "-o", "agent.pt2"]) == 1
+    message = "composer export: 'agent.pt2' cannot be written: Permission denied\n"
+    assert capsys.readouterr().err == message
+    assert list(tmp_path.iterdir()) == []
