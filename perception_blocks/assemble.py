@@ -17,7 +17,7 @@ from perception_blocks.construct import Construction, Site, construct, outputs_o
 from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.lowering import Step
 from perception_blocks.port import InputShapeError, Port, Shape, format_shape
-from perception_blocks.settings import SettingsError
+from perception_blocks.settings import SettingsError, check_settings
 from perception_blocks.wiring import (
     CombinedNodeError,
     NodeError,
@@ -111,9 +111,12 @@ class _Assembly:
 
     def add(self, node: Node) -> None:
         """Build ``node``, or note what is wrong with it."""
-        if any(name not in self.ports for name in node.reads):
-            return  # it reads what is unknown or failed: that is reported there
         try:
+            if any(name not in self.ports for name in node.reads):
+                self._check_settings(
+                    node
+                )  # what it reads is unknown or failed: that is reported there
+                return
             built = self._build(node)
         except _ReportedError:
             return
@@ -123,6 +126,17 @@ class _Assembly:
         else:
             self.built.append(built)
             self.ports |= built.out_ports
+
+    def _check_settings(self, node: Node) -> None:
+        """Note what is wrong with ``node`` whatever it reads."""
+        source = self._source(node)
+        if isinstance(source.block, Graph):
+            return
+        block, settings = resolve_block(source.block, source.settings)
+        if isinstance(block, type) and issubclass(block, PerceptionBlock):
+            problems = check_settings(block, settings, block_label(block), partial=True)
+            if problems:
+                raise SettingsError(problems)
 
     def _note_error(self, node: Node, error: Exception) -> None:
         if isinstance(error, NodeError):

@@ -267,3 +267,16 @@ def test_a_users_memory_is_held_to_the_state_that_it_declares():
         "node 'misnamed': block 'Counter' declares the state 'count', but returns 'counts'",
         "node 'misshapen': block 'Counter' declares the state 'count' as (1,), but returns (3,)",
     ]
+
+
+def test_settings_are_checked_also_behind_what_failed():
+    graph = Graph({"x": (4,)})
+    graph.add("a", "dense", "x", hidden_units=-3)
+    graph.add("b", "dense", "a", hiden_units=8)
+    graph.add("c", "dens", "b")
+    graph.add("d", "embedding", "c", embedding_dim="8")
+    with pytest.raises(GraphError) as caught:
+        InferenceBlock(graph, ["d"])
+    found = [(problem.path, problem.key) for problem in caught.value.problems]
+    expected = [("a", "hidden_units"), ("b", "hiden_units"), ("c", "block"), ("d", "embedding_dim")]
+    assert found == [((node,), key) for node, key in expected]
