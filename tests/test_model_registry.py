@@ -192,6 +192,15 @@ def test_what_is_no_model_is_refused(models):
     assert "mine" not in models  # what was refused left nothing behind
 
 
+def test_a_spec_whose_critic_is_null_has_no_critic_factory(models):
+    network = {"template": {}}
+    models.register("mine", spec={"version": 1, "policy": network, "critic": None})
+    refused(
+        "the model 'mine' has no critic factory; it has an actor factory",
+        lambda: models.get("mine").critic,
+    )
+
+
 def test_a_path_that_leads_to_no_factory_is_refused(models):
     models.register("mine", actor="string.digits", allow=["string"])
     refused(
