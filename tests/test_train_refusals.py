@@ -265,6 +265,9 @@ def test_a_run_is_resumed_as_the_one_it_is(capsys):
     status, _, err = run(capsys, "--resume", "run", "--allow", "training_envs")
     message = "the run in 'run' has made its 512 steps; to go on, say how many there shall be in all: --steps"
     assert (status, err) == (1, f"composer train: {message}\n")
+    (Path("run") / "evaluation.json").unlink()  # as if it had been interrupted
+    status, _, err = run(capsys, "--resume", "run", "--allow", "training_envs", "--steps", "300")
+    assert (status, err) == (1, f"composer train: {message}\n")
 
 
 def test_a_folder_that_holds_no_run_is_not_resumed(capsys):

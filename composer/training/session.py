@@ -101,7 +101,8 @@ def resume(
     _check_environment(task, allow)
     trainer_class = _trainer_class(task)
     saved = folder.load()
-    if saved["steps"] >= task.steps and (folder.path / "evaluation.json").exists():
+    is_whole = (folder.path / "evaluation.json").exists()  # an evaluation may have been interrupted
+    if saved["steps"] >= task.steps and (is_whole or steps is not None):
         raise TrainingError(
             f"the run in {str(path)!r} has made its {saved['steps']:,} steps; "
             "to go on, say how many there shall be in all: --steps"
