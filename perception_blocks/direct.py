@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,32 +41,29 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     )
 
 
+# What is known to be computed; a class may be given another forward.
+_FORWARDS = {cls: cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+
+
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)``; of a plain ``nn.Linear`` that holds its weight (a pruned one computes it) without the call."""
     if _is_compiling():  # a call costs nothing there, and each look at the layer would be looked at again in each run
         return layer(x)
-    if is_plain(layer, nn.Linear):
+    if is_plain(layer, nn.Linear) and nn.Linear.forward is _FORWARDS[nn.Linear]:
         own = layer._parameters
         if "weight" in own and "bias" in own:
             return functional.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
     return layer(x)
 
 
-_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Conv1d: torch.conv1d,
-    nn.Conv2d: torch.conv2d,
-    nn.Conv3d: torch.conv3d,
-}
-
-
 def convolution(layer: Any, x: Tensor) -> Tensor:
-    """``layer(x)``; of a plain convolution of torch that holds its weight and pads zeros without the call."""
-    function = None if _is_compiling() else _CONVOLUTIONS.get(type(layer))
-    if function is not None and is_plain(layer, type(layer)) and layer.padding_mode == "zeros":
-        own = layer._parameters
-        if "weight" in own and "bias" in own:
-            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            return function(x, own["weight"], own["bias"], *geometry)
+    """``layer(x)``; of a plain convolution of torch that holds its weight without the call."""
+    cls = type(layer)
+    if _is_compiling() or cls.forward is not _FORWARDS.get(cls) or not is_plain(layer, cls):
+        return layer(x)
+    own = layer._parameters
+    if "weight" in own and "bias" in own:
+        return layer._conv_forward(x, own["weight"], own["bias"])
     return layer(x)
 
 

@@ -10,6 +10,7 @@ The text contains only identifiers that are numbered here; names from a spec sta
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,12 +24,15 @@ __all__ = ["Code", "Guard", "children", "fresh", "is_ordinary", "rule"]
 
 Rule = Callable[..., "str | None"]
 
-_RULES: dict[type[nn.Module], Rule] = {}
+# By class, its rule and the forward that this is about: a class may be given another one.
+_RULES: dict[type[nn.Module], tuple[Rule, Any]] = {}
 # Classes whose output is a new tensor that no gradient needs: what follows may be computed in place.
 _FRESH: set[type[nn.Module]] = set()
 
 # Classes of parameters whose operations are torch's own; sharded and quantised ones say themselves what happens.
 _ORDINARY = frozenset({nn.Parameter, Tensor, type(None)})
+
+_forward_of = operator.attrgetter("forward")
 
 GLOBAL_HOOKS = (
     torch_module._global_forward_pre_hooks,
@@ -47,7 +51,7 @@ def rule(*classes: type[nn.Module], fresh: bool = False) -> Callable[[Rule], Rul
 
     def register(write: Rule) -> Rule:
         for cls in classes:
-            _RULES[cls] = write
+            _RULES[cls] = write, cls.forward
             if fresh:
                 _FRESH.add(cls)
         return write
@@ -61,7 +65,14 @@ def children(module: nn.Module) -> list[nn.Module]:
 
 def fresh(module: nn.Module) -> bool:
     """Whether what ``module`` returns may be overwritten."""
-    return type(module) in _FRESH and is_ordinary(module, type(module))
+    cls = type(module)
+    return cls in _FRESH and _rule_of(cls) is not None and is_ordinary(module, cls)
+
+
+def _rule_of(cls: type[nn.Module]) -> Rule | None:
+    """The rule of a class, if it still has the forward that this is about."""
+    write, forward = _RULES.get(cls, (None, None))
+    return write if cls.forward is forward else None
 
 
 def is_ordinary(module: nn.Module, cls: type[nn.Module]) -> bool:
@@ -72,7 +83,7 @@ def is_ordinary(module: nn.Module, cls: type[nn.Module]) -> bool:
 
 class Guard:
     """What code takes for granted: modules without hooks, parameters of torch's own class, and everywhere the class,
-    attributes and children that it met.
+    its forward, the attributes and children that it met.
     """
 
     def __init__(self) -> None:
@@ -100,20 +111,27 @@ class Guard:
         attributes = [vars(module) for module in self._plain]
         modules, families = [*self._plain], [module._modules.values() for module in self._parents]
         tensors = [module._parameters.values() for module in modules if module._parameters]
-        found = [*map(len, attributes), *map(type, modules), *itertools.chain(*families)]
+        classes = [*dict.fromkeys(map(type, modules))]
+        found = [
+            *map(len, attributes),
+            *map(type, modules),
+            *map(_forward_of, classes),
+            *itertools.chain(*families),
+        ]
         every = code.constant(itertools.chain.from_iterable)
         seen = ", ".join(
             [
                 f"*map(len, {code.constant(attributes)})",
                 f"*map(type, {code.constant(modules)})",
+                f"*map({code.constant(_forward_of)}, {code.constant(classes)})",
                 f"*{every}({code.constant(families)})",
             ]
         )
         hooked = code.constant((*hooks, *GLOBAL_HOOKS))
         changed = f"any({hooked}) or [{seen}] != {code.constant(found)}"
         if tensors:
-            classes = f"map(type, {every}({code.constant(tensors)}))"
-            changed += f" or not {code.constant(_ORDINARY.issuperset)}({classes})"
+            kinds = f"map(type, {every}({code.constant(tensors)}))"
+            changed += f" or not {code.constant(_ORDINARY.issuperset)}({kinds})"
         if not self._hooked:
             return changed
         still = code.constant([tuple(_hooks(module)) for module in self._hooked])
@@ -177,6 +195,10 @@ class Code:
     def training(self, module: nn.Module) -> str:
         return f"{self.constant(module)}.training"
 
+    def attribute(self, module: nn.Module, name: str) -> str:
+        """The plain attribute that ``module`` has when the code runs."""
+        return f"{self.constant(vars(module))}[{self.constant(name)}]"
+
     def child(self, module: nn.Module, name: str) -> nn.Module:
         """A child that the code runs."""
         self.guard.watch_children(module)
@@ -196,7 +218,8 @@ class Code:
         if not self.runs(module):
             return self.call_as_it_is(module, *inputs)
         inputs = tuple(map(self.variable, inputs))
-        written = _RULES[cls](self, module, *inputs) if cls in _RULES else None
+        follow = _rule_of(cls)
+        written = None if follow is None else follow(self, module, *inputs)
         return self.forward_of(module, *inputs) if written is None else written
 
     def runs(self, module: nn.Module) -> bool:

@@ -51,7 +51,6 @@ _IN_PLACE: dict[Any, Any] = {
     torch.sigmoid: torch.sigmoid_,
     torch.tanh: torch.tanh_,
 }
-_CONVS = {nn.Conv1d: torch.conv1d, nn.Conv2d: torch.conv2d, nn.Conv3d: torch.conv3d}
 
 
 def activated(code: Code, activation: Any, x: str, may_overwrite: bool) -> str:
@@ -76,7 +75,7 @@ def _layer_norm(code: Code, norm: nn.LayerNorm, x: str) -> str | None:
     if not _holds(norm, "weight", "bias"):
         return None
     affine = code.parameter(norm, "weight"), code.parameter(norm, "bias")
-    shape, eps = code.constant(norm.normalized_shape), code.constant(norm.eps)
+    shape, eps = code.attribute(norm, "normalized_shape"), code.attribute(norm, "eps")
     return code.call(torch.layer_norm, x, shape, *affine, eps)
 
 
@@ -84,17 +83,16 @@ def _layer_norm(code: Code, norm: nn.LayerNorm, x: str) -> str | None:
 def _rms_norm(code: Code, norm: nn.RMSNorm, x: str) -> str | None:
     if not _holds(norm, "weight"):
         return None
-    shape, eps = code.constant(norm.normalized_shape), code.constant(norm.eps)
+    shape, eps = code.attribute(norm, "normalized_shape"), code.attribute(norm, "eps")
     return code.call(torch.rms_norm, x, shape, code.parameter(norm, "weight"), eps)
 
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, fresh=True)
 def _conv(code: Code, conv: Any, x: str) -> str | None:
-    if conv.padding_mode != "zeros" or not _holds(conv, "weight", "bias"):
+    if not _holds(conv, "weight", "bias"):
         return None
     weights = code.parameter(conv, "weight"), code.parameter(conv, "bias")
-    settings = map(code.constant, (conv.stride, conv.padding, conv.dilation, conv.groups))
-    return code.call(_CONVS[type(conv)], x, *weights, *settings)
+    return code.call(conv._conv_forward, x, *weights)
 
 
 @rule(nn.Sequential)

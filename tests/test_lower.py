@@ -245,6 +245,10 @@ CHANGES = {
         linear(net), "weight", Scaled()
     ),
     "weight norm": lambda net: parametrizations.weight_norm(linear(net)),
+    "eps of a norm": lambda net: setattr(net.get_submodule("first").norms[0], "eps", 10.0),
+    "geometry of a convolution": lambda net: vars(net.get_submodule("seen").conv.convs[0]).update(
+        padding=(1, 1), dilation=(2, 2)
+    ),
     "pruned": lambda net: prune.l1_unstructured(linear(net), "weight", amount=0.5),
     "compiled": compiled,
 }
@@ -269,6 +273,21 @@ def test_lowered_code_is_never_stale(name):
             with torch.no_grad():
                 results.append(run(*arguments))
         torch.testing.assert_close(*results, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, nn.Conv2d, nn.LayerNorm], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("lowered_before", [True, False])
+def test_a_forward_that_a_class_of_torch_is_given_is_run(cls, lowered_before, monkeypatch):
+    net, forward = mixed().eval(), cls.forward
+    inputs, lowered = data_of(net), net.lower()
+    with torch.no_grad():
+        before = lowered(inputs)["out"]
+        monkeypatch.setattr(cls, "forward", lambda self, *args: 2 * forward(self, *args))
+        after = (lowered if lowered_before else net.lower())(inputs)["out"]
+        torch.testing.assert_close(after, net(inputs)["out"])
+        assert not torch.allclose(after, before)
+        monkeypatch.undo()
+        torch.testing.assert_close(lowered(inputs)["out"], before)
 
 
 def test_a_hook_sees_every_call_and_is_gone_when_removed():
