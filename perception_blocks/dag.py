@@ -18,6 +18,7 @@ from perception_blocks.registry import did_you_mean
 __all__ = ["Dag", "DagNode", "DagProblem", "NODE_NAME", "node_name_problem"]
 
 MAX_CYCLES = 20  # reported at once; each takes a walk over the whole graph
+MOST_SHOWN = 12  # names of one cycle; of a longer one the middle is left out
 NODE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TAKEN_NAMES = {
     "_": "'_' in 'out' drops an output",
@@ -222,7 +223,12 @@ def _cycle_message(cycle: list[str]) -> str:
     """``cycle`` ends with the name it begins with."""
     if len(cycle) == 2:
         return f"{cycle[0]!r} reads itself; if it is to read an input of that name, rename the node"
-    return f"the nodes form a cycle: {' -> '.join(map(repr, cycle))}"
+    shown = [repr(name) for name in cycle]
+    if len(cycle) <= MOST_SHOWN:
+        return f"the nodes form a cycle: {' -> '.join(shown)}"
+    # The last name is the first again: the one before it closes the cycle.
+    shown[4:-3] = ["..."]
+    return f"{len(cycle) - 1} nodes form a cycle: {' -> '.join(shown)}"
 
 
 def _listing(names: list[str], most: int = 12) -> str:

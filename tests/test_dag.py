@@ -115,3 +115,20 @@ def test_the_order_is_that_of_the_declaration_where_it_can_be():
     nodes = [DagNode("d", ("c",)), DagNode("a", ("x",)), DagNode("c", ("b",)), DagNode("b", ("x",))]
     order = Dag([*nodes, DagNode("e", ("a", "d"))], ["x"], ["e"]).order()
     assert [node.name for node in order] == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (4, "the nodes form a cycle: 'n0' -> 'n1' -> 'n2' -> 'n3' -> 'n0'"),
+        (
+            1000,
+            "1000 nodes form a cycle: "
+            "'n0' -> 'n1' -> 'n2' -> 'n3' -> ... -> 'n998' -> 'n999' -> 'n0'",
+        ),
+    ],
+)
+def test_of_a_long_cycle_the_middle_is_left_out(size, message):
+    nodes = [DagNode(f"n{i}", (f"n{(i - 1) % size}",)) for i in range(size)]
+    (problem,) = Dag(nodes, inputs=["x"], outputs=["n0"]).problems()
+    assert problem.message == message
