@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, NoReturn, TypeAlias
@@ -262,9 +262,19 @@ class _YamlReader:
     def read(self, text: str) -> Node | None:
         """The document's value, or None when there is no document."""
         self._refuse_control_characters(text)
+        take: dict[type, Callable[[Any], None]] = {
+            yaml.DocumentStartEvent: self._take_document,
+            yaml.MappingStartEvent: self._take_start,
+            yaml.SequenceStartEvent: self._take_start,
+            yaml.MappingEndEvent: self._take_end,
+            yaml.SequenceEndEvent: self._take_end,
+            yaml.ScalarEvent: self._take_scalar,
+            yaml.AliasEvent: self._take_alias,
+        }
         try:
             for event in yaml.parse(text, Loader=_PARSER):
-                self._take(event)
+                if type(event) in take:
+                    take[type(event)](event)
         except yaml.YAMLError as error:
             reason = getattr(error, "problem", None) or str(error)
             marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
@@ -274,33 +284,29 @@ class _YamlReader:
             raise SpecError([*self._problems, Problem(message, (), position)]) from None
         return self._root
 
-    def _take(self, event: yaml.Event) -> None:
-        if isinstance(event, yaml.ScalarEvent):
-            self._take_scalar(event)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            self._take_start(event)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            done = self._open.pop()
-            node = self._put(done.children, done.position, done.anchor)
-            check_size(node, done.position, "the document")
-        elif isinstance(event, yaml.AliasEvent):
-            self._take_alias(event)
-        elif isinstance(event, yaml.DocumentStartEvent):
-            self._documents += 1
-            if self._documents > 1:
-                self._fail(event, "a second document starts here; a spec is one document")
+    def _take_document(self, event: yaml.Event) -> None:
+        self._documents += 1
+        if self._documents > 1:
+            self._fail(event, "a second document starts here; a spec is one document")
+
+    def _take_end(self, event: yaml.Event) -> None:
+        done = self._open.pop()
+        node = self._put(done.children, done.position, done.anchor)
+        check_size(node, done.position, "the document")
 
     def _take_start(self, event: yaml.CollectionStartEvent) -> None:
         if len(self._open) >= MAX_DEPTH:
             self._fail(event, f"nested more than {MAX_DEPTH} deep")
-        self._refuse_tag(event)
+        if event.tag is not None:
+            self._refuse_tag(event)
         is_mapping = isinstance(event, yaml.MappingStartEvent)
         self._open.append(_Open({} if is_mapping else [], self._at(event.start_mark), event.anchor))
         if event.anchor:
             self._anchors[event.anchor] = None
 
     def _take_scalar(self, event: yaml.ScalarEvent) -> None:
-        self._refuse_tag(event)
+        if event.tag is not None:
+            self._refuse_tag(event)
         position = self._at(event.start_mark)
         value = event.value
         if event.implicit[0]:
@@ -368,12 +374,11 @@ class _YamlReader:
         )
 
     def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
-        if event.tag is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            message = (
-                f"the tag {tag!r} is refused; a spec holds plain values only, quote a text instead"
-            )
-            self._note(self._at(event.start_mark), message)
+        tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+        message = (
+            f"the tag {tag!r} is refused; a spec holds plain values only, quote a text instead"
+        )
+        self._note(self._at(event.start_mark), message)
 
     def _refuse_control_characters(self, text: str) -> None:
         match = _NOT_YAML.search(text)
