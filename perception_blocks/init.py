@@ -232,11 +232,15 @@ def linear_layer(features: int, units: int, *, bias: bool = True) -> nn.Linear:
     nn.Module.__init__(layer)
     vars(layer).update(in_features=features, out_features=units)
     bound = 1 / math.sqrt(features or 1)
-    weight = nn.Parameter(torch.empty(units, features).uniform_(-bound, bound))
-    layer.register_parameter("weight", weight)  # which tools may have an eye on
-    shift = nn.Parameter(torch.empty(units).uniform_(-bound, bound)) if bias else None
-    layer.register_parameter("bias", shift)
+    layer.register_parameter("weight", _within(bound, units, features))
+    layer.register_parameter("bias", _within(bound, units) if bias else None)
     return layer
+
+
+def _within(bound: float, *shape: int) -> nn.Parameter:
+    """Uniform between ``-bound`` and ``bound``."""
+    tensor = torch.empty(shape)
+    return nn.Parameter(tensor if tensor.is_meta else tensor.uniform_(-bound, bound))
 
 
 def stacked_linear(features: int, units: int, count: int, *, bias: bool = True) -> nn.Linear:
