@@ -15,6 +15,10 @@ from perception_blocks.registry import did_you_mean
 
 __all__ = ["Graph", "GraphError", "GraphProblem", "Node"]
 
+MAX_NESTING = (
+    50  # graphs within one another; with 100, torch.export meets Python's limit of recursion
+)
+
 
 @dataclass(frozen=True)
 class GraphProblem:
@@ -146,10 +150,7 @@ class Graph:
             raise ValueError(f"node {node.name!r} needs exactly one of block and same_as")
         if isinstance(node.each, bool) or not isinstance(node.each, int) or node.each < 0:
             raise ValueError(f"'each' of node {node.name!r} is a number of axes, got {node.each!r}")
-        if node.copies is not None and not isinstance(node.block, Graph):
-            raise ValueError(f"'copies' of node {node.name!r} needs a nested graph as its block")
-        if node.copies is not None and node.copies < 1:
-            raise ValueError(f"'copies' of node {node.name!r} is at least 1, got {node.copies}")
+        _refuse_copies(node)
         if isinstance(node.block, Graph):
             if not isinstance(node.inputs, Mapping):
                 node = replace(node, inputs={inner: inner for inner in node.inputs})
@@ -167,13 +168,29 @@ class Graph:
 
     def problems_of(self, dag: Dag) -> list[GraphProblem]:
         """Mistakes that show without shapes: cycles, unknown, unread, duplicate and unused names of this graph."""
-        found = self._same_as_problems()
+        found = [*self._nesting_problems(), *self._same_as_problems()]
         by_key = {node.value_name: node for node in self.nodes}
         for problem in dag.problems():
             if problem.kind == "unused_input" and problem.name in self.optional:
                 continue
             found.append(_in_node(problem, by_key))
         return found
+
+    def _nesting_problems(self) -> list[GraphProblem]:
+        """The first node that holds too many graphs within one another; a graph may even hold itself."""
+        left = [(node, node.path, 1) for node in self.nodes if isinstance(node.block, Graph)]
+        seen: set[tuple[int, int]] = set()  # graphs that were looked into, each at its depth
+        while left:
+            node, path, depth = left.pop()
+            if depth > MAX_NESTING:
+                message = f"graphs are nested in it more than {MAX_NESTING} deep"
+                advice = "does one hold itself? Put the nodes of inner graphs into outer ones"
+                return [GraphProblem(path, "block", f"{message}; {advice}", blocks_order=True)]
+            if (id(node.block), depth) not in seen:
+                seen.add((id(node.block), depth))
+                inner = (below for below in node.block.nodes if isinstance(below.block, Graph))
+                left += [(below, path, depth + 1) for below in inner]
+        return []
 
     def _same_as_problems(self) -> list[GraphProblem]:
         nodes = {node.name: node for node in self.nodes if node.group is None}
@@ -183,6 +200,19 @@ class Graph:
             if message:
                 problems.append(GraphProblem((node.name,), "same_as", message))
         return problems
+
+
+def _refuse_copies(node: Node) -> None:
+    """Raise ValueError where ``node`` cannot have its `copies`."""
+    copies = node.copies
+    if copies is None:
+        return
+    if not isinstance(node.block, Graph):
+        raise ValueError(f"'copies' of node {node.name!r} needs a nested graph as its block")
+    if isinstance(copies, bool) or not isinstance(copies, int):
+        raise ValueError(f"'copies' of node {node.name!r} is a number of networks, got {copies!r}")
+    if copies < 1:
+        raise ValueError(f"'copies' of node {node.name!r} is at least 1, got {copies}")
 
 
 def _same_as_problem(node: Node, nodes: Mapping[str, Node]) -> str | None:

@@ -203,6 +203,13 @@ def test_at_least_one_copy(copies):
         Graph({"x": (4,)}).add("all", inner_graph(), {"x": "x"}, out=["out"], copies=copies)
 
 
+@pytest.mark.parametrize("copies", [1.5, "3", True])
+def test_copies_are_a_whole_number(copies):
+    message = f"'copies' of node 'all' is a number of networks, got {copies!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Graph({"x": (4,)}).add("all", inner_graph(), {"x": "x"}, out=["out"], copies=copies)
+
+
 def test_only_a_graph_has_copies():
     with pytest.raises(
         ValueError, match="'copies' of node 'all' needs a nested graph as its block"

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from composer.diagram import draw
+from composer.summary import summarize
 from perception_blocks import (
     Graph,
     GraphError,
@@ -280,3 +282,40 @@ def test_settings_are_checked_also_behind_what_failed():
     found = [(problem.path, problem.key) for problem in caught.value.problems]
     expected = [("a", "hidden_units"), ("b", "hiden_units"), ("c", "block"), ("d", "embedding_dim")]
     assert found == [((node,), key) for node, key in expected]
+
+
+def nested(levels: int) -> Graph:
+    graph = Graph({})
+    graph.add("y", "linear_output", "x", output_units=2)
+    for _ in range(levels):
+        outer = Graph({"x": (4,)})
+        outer.add("y", graph, {"x": "x"}, out=["y"])
+        graph = outer
+    return graph
+
+
+NESTED = (
+    "node 'y': graphs are nested in it more than 50 deep; "
+    "does one hold itself? Put the nodes of inner graphs into outer ones"
+)
+
+
+@pytest.mark.parametrize("levels", [51, 300, 3000])
+def test_graphs_nested_too_deep_are_refused(levels):
+    assert problems(nested(levels), "y") == [NESTED]
+
+
+def test_a_graph_that_holds_itself_is_refused():
+    graph = Graph({"x": (4,)})
+    graph.add("y", graph, {"x": "x"}, out=["y"])
+    assert problems(graph, "y") == [NESTED]
+
+
+def test_graphs_nested_as_deep_as_may_be_work_everywhere(tmp_path):
+    net = InferenceBlock(nested(50), ["y"])
+    x = {"x": torch.randn(2, 4)}
+    expected = net(x)["y"]
+    assert torch.equal(net.lower()(x)["y"], expected)
+    assert torch.equal(torch.export.export(net, (x,)).module()(x)["y"], expected)
+    assert summarize(net).parameters == 10
+    assert draw(net, tmp_path / "net.dot").read_text().count("subgraph") == 50
