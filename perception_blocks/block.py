@@ -148,7 +148,9 @@ class PerceptionBlock(nn.Module):
         """
         for index, port in enumerate(in_ports):
             if cls.takes == "integer" and not port.is_integer:
-                rule, advice = "takes integers", "numbers go straight into a dense block"
+                rule = "takes integers that stand for choices"
+                advice = "numbers, also the integers of a Box, go straight into a dense block; "
+                advice += "choices come from a Discrete or MultiDiscrete space"
             elif cls.takes == "float" and port.is_integer:
                 rule = "takes numbers, not integers"
                 advice = "put a one_hot or embedding block before it"

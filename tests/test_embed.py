@@ -1,7 +1,12 @@
+import re
+
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 from torch.nn import functional
 
+import composer
 from perception_blocks.block import InputShapeError
 from perception_blocks.embed import EmbeddingBlock, OneHotBlock
 from perception_blocks.port import Port
@@ -59,5 +64,23 @@ def test_numbers_are_refused_in_words():
     with pytest.raises(InputShapeError) as caught:
         OneHotBlock.check_ports([Port((4,))])
     assert str(caught.value) == (
-        "one_hot takes integers, got (4,); numbers go straight into a dense block"
+        "one_hot takes integers that stand for choices, got (4,); numbers, also the integers of a Box, "
+        "go straight into a dense block; choices come from a Discrete or MultiDiscrete space"
     )
+
+
+def test_a_box_of_integers_holds_numbers():
+    spec = """
+    version: 1
+    policy:
+      graph: {vectors: {block: embedding, in: observation, num_embeddings: 9, embedding_dim: 2}}
+      heads: {in: vectors}
+    """
+    spaces = {"observation_space": Box(0, 8, (3,), np.int64), "action_space": Discrete(2)}
+    message = (
+        "block 'vectors' gets (3,) from 'observation'; embedding takes integers that stand for choices. "
+        "Numbers, also the integers of a Box, go straight into a dense block; choices come from a "
+        "Discrete or MultiDiscrete space."
+    )
+    with pytest.raises(composer.SpecError, match=re.escape(message)):
+        composer.compose(spec, **spaces)
