@@ -91,10 +91,10 @@ class EnsembleBlock(nn.Module):
         """Outputs (...) + (copies,) + shape; with a ``state``, (outputs, state).
 
         With ``own_inputs`` outputs are (copies, ...) + shape, and ``rows`` may name the copies that are to run: what
-        goes in and comes out then has an entry for each of these, in their order.
+        goes in and comes out then has an entry for each of these, in their order. Raises ValueError for others.
         """
-        if rows is not None and not self.own_inputs:
-            raise ValueError("'rows' needs an ensemble with own_inputs=True")
+        if rows is not None:
+            self._refuse_rows(rows, inputs)
         if self.why_looped is not None:
             return self._one_by_one(inputs, state, resets, unroll, rows)
         values: dict[str, Any] = {name: inputs[name] for name in self.in_keys}
@@ -164,7 +164,30 @@ class EnsembleBlock(nn.Module):
         for registry in (self._parameters, self._buffers, self.__dict__):
             if key in registry:
                 return registry[key]  # type: ignore[return-value]
-        raise KeyError(key)
+        # What else took a stack away is a parametrization, whose tensor is another at each call: views of it go stale.
+        raise ValueError(
+            f"{key!r} of an ensemble is parametrized, which its stacks cannot be; parametrize each network "
+            "and make the ensemble of them, whose copies then run one by one"
+        )
+
+    def _refuse_rows(self, rows: Sequence[int], inputs: Mapping[str, Tensor]) -> None:
+        """Raise ValueError unless each of ``rows`` is a copy, with an entry of every input."""
+        if not self.own_inputs:
+            raise ValueError("'rows' needs an ensemble with own_inputs=True")
+        if not len(rows):
+            raise ValueError("'rows' names no copy; leave it out to run all of them")
+        for row in rows:
+            if not -self.copies <= row < self.copies:
+                raise ValueError(
+                    f"'rows' names copy {row}; there are {self.copies}, counted from 0"
+                )
+        for name in self.in_keys:
+            if inputs[name].shape[:1] != (len(rows),):
+                shape = tuple(inputs[name].shape)
+                raise ValueError(
+                    f"'rows' is of length {len(rows)}, but {name!r} has the shape {shape}; its first axis "
+                    "has an entry for each of the rows"
+                )
 
     def _chosen(self, rows: Sequence[int] | None) -> list[Tensor]:
         """The stacks in the order of a copy's names, of all copies or of ``rows``."""

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from perception_blocks import Graph, InferenceBlock
 from perception_blocks.ensemble import EnsembleBlock
@@ -58,3 +59,47 @@ def test_networks_of_other_outputs_are_no_ensemble():
         EnsembleBlock([dense(), dense(outputs=7)])
     with pytest.raises(ValueError, match=r"^an ensemble needs at least one network, got none$"):
         EnsembleBlock([])
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])  # stacked, and one by one
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "'rows' names no copy; leave it out to run all of them"),
+        ([0, 3], "'rows' names copy 3; there are 3, counted from 0"),
+        (
+            [0],
+            "'rows' is of length 1, but 'x' has the shape (2, 5, 3); its first axis has an entry for each "
+            "of the rows",
+        ),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(activation, rows, message):
+    networks = [dense(), dense(activation=activation), dense()]
+    ensemble = EnsembleBlock(networks, own_inputs=True)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ensemble({"x": torch.randn(2, 5, 3)}, rows=rows)
+
+
+def test_a_stack_is_not_parametrized():
+    ensemble = EnsembleBlock([dense(), dense()])
+    (key, *_) = ensemble._parameters
+    parametrize.register_parametrization(ensemble, key, torch.nn.Tanh())
+    message = (
+        f"{key!r} of an ensemble is parametrized, which its stacks cannot be; parametrize each network "
+        "and make the ensemble of them, whose copies then run one by one"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        ensemble({"x": torch.randn(5, 3)})
+
+
+def test_networks_that_are_parametrized_make_an_ensemble():
+    networks = [dense(), dense()]
+    for network in networks:
+        layer = next(m for m in network.modules() if isinstance(m, torch.nn.Linear))
+        parametrize.register_parametrization(layer, "weight", torch.nn.Tanh())
+    x = torch.randn(5, 3)
+    expected = torch.stack([net({"x": x})["y"] for net in networks], dim=1)
+    ensemble = EnsembleBlock(networks)
+    assert ensemble.why_looped is not None
+    assert torch.equal(ensemble({"x": x})["y"], expected)
