@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,8 @@ class ExportedActors:
         self.several = isinstance(policy, StructuredPolicy)
         self.policies = policies_of(policy)
         actors = policy.actors if isinstance(policy, StructuredPolicy) else ()
-        self.crowds = {a.name: f"{_identifier(a.name)}_agents" for a in actors if a.is_open}
+        open_names = [actor.name for actor in actors if actor.is_open]
+        self.crowds = _axis_names(open_names, "_agents", {"batch"})
         self.critic = critic
         self.runs_policy = runs_policy
 
@@ -165,6 +167,7 @@ class Interface:
         self.dtype = next(iter(actors.policies.values())).dtype
         self._prefixed = len(modules) > 1
         self._names: set[str] = set()
+        self._lengths = self._axes_that_vary()
         inputs = [*self._observations(), *self._taken(), *self._present(), *self._states(modules)]
         if any(value.kind == "state" for value in inputs):
             name, axes = self._unused("resets", "state"), actors.leading(None, steps)
@@ -202,8 +205,19 @@ class Interface:
         for actor, policy in self.actors.policies.items():
             ports = policy.observer.tree.ports
             for key, leaf in self.actors.leaves(actor).items():
-                shape = (_length(ports, key) if n is None else n for n in leaf.port.shape)
+                length = self._lengths.get(_varies_with(ports, key))
+                shape = (length if n is None else n for n in leaf.port.shape)
                 yield self._input("observation", actor, key, key, tuple(shape), space_dtype(leaf))
+
+    def _axes_that_vary(self) -> dict[str, str]:
+        """What the axes that vary are called, by the masks of their values (`_varies_with`)."""
+        found = [
+            _varies_with(policy.observer.tree.ports, key)
+            for actor, policy in self.actors.policies.items()
+            for key, leaf in self.actors.leaves(actor).items()
+            if None in leaf.port.shape
+        ]
+        return _axis_names(found, "", {"batch", *self.actors.crowds.values()})
 
     def _taken(self) -> Iterator[Value]:
         for actor in self.actors.policies:
@@ -265,12 +279,24 @@ def _of_actor(actor: str | None, name: str) -> str:
     return name if actor is None else f"{actor}/{name}"
 
 
-def _length(ports: Mapping[str, Any], key: str) -> str:
-    """What an axis that varies is called: equal for all values whose masks are called alike, of whichever actor.
+def _varies_with(ports: Mapping[str, Any], key: str) -> str:
+    """What says how long an axis is: equal for all values whose masks are called alike, of whichever actor.
 
     Actors that share a network run as one batch, in which sets are equally long.
     """
-    return _identifier(ports[key].mask or key)
+    return ports[key].mask or key
+
+
+def _axis_names(texts: Iterable[str], ending: str, taken: Iterable[str]) -> dict[str, str]:
+    """A name for each of ``texts`` that no other has, nor any of ``taken``: an axis of one name has one size."""
+    names: dict[str, str] = {}
+    used = set(taken)
+    for text in dict.fromkeys(texts):
+        plain = _identifier(text) + ending
+        numbered = (f"{plain}_{number}" for number in count(2))
+        names[text] = next(name for name in chain([plain], numbered) if name not in used)
+        used.add(names[text])
+    return names
 
 
 def _identifier(text: str) -> str:

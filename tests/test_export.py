@@ -254,6 +254,35 @@ def test_a_set_of_any_size_goes_in_padded_with_its_mask(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_sets_whose_names_differ_in_signs_alone_have_lengths_of_their_own(tmp_path, ending):
+    things = Sequence(Box(-1, 1, (2,), np.int8), stack=True)
+    spaces = {"observation_space": Dict({"a": Dict(b=things), "a_b": things, "a.b": things})}
+    spec = """
+    version: 1
+    policy:
+      graph:
+        slashed: {block: deep_set, in: a/b, hidden_units: 8}
+        plain: {block: deep_set, in: a_b, hidden_units: 8}
+        dotted: {block: deep_set, in: a.b, hidden_units: 8}
+        all: {block: concat, in: [slashed, plain, dotted]}
+      heads: {in: all}
+    """
+    model = mlp(spec=spec, **spaces)
+    file = exported(model, tmp_path, ending)
+    form = file.metadata["inputs"]
+    shapes = [form[name]["shape"][1] for name in ("a.b", "a/b", "a_b")]
+    assert sorted(shapes) == ["a_b_mask", "a_b_mask_2", "a_b_mask_3"]
+    assert form["a/b:mask"]["shape"] == form["a/b"]["shape"][:2]
+    assert form["a/b"]["dtype"] == "float32"
+    inputs = {}
+    for name, size in (("a/b", 3), ("a_b", 5), ("a.b", 2)):
+        inputs[name] = np.ones((4, size, 2), np.float32)
+        inputs[f"{name}:mask"] = np.ones((4, size), bool)
+    expected = model.policy({k: torch.as_tensor(v) for k, v in inputs.items()})["action"]
+    np.testing.assert_allclose(file(inputs)["logits"], expected.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_sets_of_bytes_and_in_tuples_are_exported(tmp_path, ending):
     space = Tuple([Sequence(Box(0, 255, (3,), np.uint8)), Box(-1, 1, (2,))])
     spec = "version: 1\npolicy: {template: {}}"
