@@ -205,8 +205,8 @@ class Interface:
         for actor, policy in self.actors.policies.items():
             ports = policy.observer.tree.ports
             for key, leaf in self.actors.leaves(actor).items():
-                length = self._lengths.get(_varies_with(ports, key))
-                shape = (length if n is None else n for n in leaf.port.shape)
+                mask = _varies_with(ports, key)
+                shape = (self._lengths[mask] if n is None else n for n in leaf.port.shape)
                 yield self._input("observation", actor, key, key, tuple(shape), space_dtype(leaf))
 
     def _axes_that_vary(self) -> dict[str, str]:
