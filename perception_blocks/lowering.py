@@ -6,9 +6,11 @@ no text of a spec is ever executed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,8 +56,15 @@ def write_program(steps: Sequence[Step], outputs: Mapping[str, str], *, memory: 
     arguments = "modules, inputs, state, resets, unroll" if memory else "modules, inputs"
     source = f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in writer.lines)
     namespace: dict[str, Any] = {**writer.constants, "one_batch_axis": one_batch_axis}
-    exec(compile(source, "<network>", "exec"), namespace)
-    return Program(source, namespace["run"])
+    # A copy: Python notes beside the code where it found a function's globals the last time.
+    return Program(source, FunctionType(_code_of(source).replace(), namespace))
+
+
+@functools.lru_cache(maxsize=64)
+def _code_of(source: str) -> CodeType:
+    """The code of the only function in ``source``, compiled once for networks of one form: they are written alike."""
+    constants = compile(source, "<network>", "exec").co_consts
+    return next(code for code in constants if isinstance(code, CodeType))
 
 
 class _Writer:
