@@ -16,7 +16,7 @@ from perception_blocks.registry import did_you_mean
 __all__ = ["Graph", "GraphError", "GraphProblem", "Node"]
 
 MAX_NESTING = (
-    50  # graphs within one another; with 100, torch.export meets Python's limit of recursion
+    100  # graphs within one another; a module calls the next, and Python's stack has an end
 )
 
 
