@@ -6,6 +6,7 @@ no text of a spec is ever executed.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,6 +57,7 @@ def write_program(steps: Sequence[Step], outputs: Mapping[str, str], *, memory: 
     arguments = "modules, inputs, state, resets, unroll" if memory else "modules, inputs"
     source = f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in writer.lines)
     namespace: dict[str, Any] = {**writer.constants, "one_batch_axis": one_batch_axis}
+    namespace["__builtins__"] = builtins  # torch.compile looks for them
     # A copy: Python notes beside the code where it found a function's globals the last time.
     return Program(source, FunctionType(_code_of(source).replace(), namespace))
 

@@ -7,6 +7,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 import composer
 from composer.wrappers.interface import IModelWrapper
+from composer.wrappers.names import WRAPPERS
 from composer.wrappers.wrapping import register_wrapper
 from tests.test_export import CONFIGS, every_kind, exported, message
 from tests.test_export_actors import team
@@ -107,9 +108,14 @@ def test_one_of_several_actors_is_exported_in_wrappers(tmp_path):
     np.testing.assert_allclose(file({"observation": observation})["action"], expected, atol=1e-5)
 
 
-@register_wrapper("lucky")
 class Lucky(IModelWrapper):
     """A user's own."""
+
+
+@pytest.fixture(autouse=True)
+def _lucky(monkeypatch):
+    monkeypatch.setattr(WRAPPERS, "_entries", dict(WRAPPERS._entries))
+    register_wrapper("lucky", Lucky)
 
 
 REFUSED = {

@@ -134,6 +134,15 @@ def test_a_process_that_is_terminated_says_how_to_go_on(tmp_path):
     )
 
 
+@pytest.fixture
+def _python_ends_by_sigint():
+    """A process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_python_ends_by_sigint")
 def test_a_second_signal_ends_the_process_as_ever():
     before = signal.getsignal(signal.SIGTERM)
     with interruption_noted() as interruption:
