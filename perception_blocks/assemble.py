@@ -113,9 +113,8 @@ class _Assembly:
         """Build ``node``, or note what is wrong with it."""
         try:
             if any(name not in self.ports for name in node.reads):
-                self._check_settings(
-                    node
-                )  # what it reads is unknown or failed: that is reported there
+                # What it reads is unknown or failed: that is reported there.
+                self._check_settings(node)
                 return
             built = self._build(node)
         except _ReportedError:

@@ -15,9 +15,8 @@ from perception_blocks.registry import did_you_mean
 
 __all__ = ["Graph", "GraphError", "GraphProblem", "Node"]
 
-MAX_NESTING = (
-    100  # graphs within one another; a module calls the next, and Python's stack has an end
-)
+# Graphs within one another: a module calls the next, and Python's stack has an end.
+MAX_NESTING = 100
 
 
 @dataclass(frozen=True)
