@@ -114,7 +114,7 @@ class SeededConstruction(Construction):
                 if path in self._rules:
                     self.draw(path, fresh, self._rules[path])
                 _take_over(module, fresh.to(device=device, dtype=dtype))
-            else:
+            elif not _is_there(module, device, dtype):  # else a move changes nothing but attributes
                 module.to(device=device, dtype=dtype)
         for path, block in self._blocks.items():
             dtypes = _allocate(block, device)
@@ -140,6 +140,13 @@ class SeededConstruction(Construction):
                 return factory()
         except Exception:  # a constructor that looks at its weights: it needs real ones
             return self._seeded(path, factory)
+
+
+def _is_there(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    return all(
+        tensor.device == device and (tensor.dtype == dtype or not tensor.is_floating_point())
+        for tensor in (*module.parameters(), *module.buffers())
+    )
 
 
 def _allocate(block: nn.Module, device: torch.device) -> set[torch.dtype]:

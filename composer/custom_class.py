@@ -209,13 +209,13 @@ def _probe(
 ) -> Any:
     """What forward returns for a batch of data that is not there."""
 
-    def call(*tensors: Tensor) -> Any:
+    def call(trial: nn.Module, *tensors: Tensor) -> Any:
         inputs = dict(zip(ports, tensors, strict=True))
         if not states:
-            return module(inputs)
+            return trial(inputs)
         like = next((t for t in tensors if t.is_floating_point()), tensors[0].float())
         zeros = {name: like.new_zeros((PROBE_BATCH, *shape)) for name, shape in states.items()}
-        return module(inputs, zeros, None)
+        return trial(inputs, zeros, None)
 
     return measure(module, list(ports.values()), call)
 

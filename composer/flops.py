@@ -21,17 +21,16 @@ def count_flops(
     """FLOPs of ``module`` for one observation: ``""`` is the whole, ``"body"`` its child of that name, ``"body.0"`` ...
 
     A multiply-add counts as two; matrix products, convolutions and attention are counted, what is done element by
-    element is not. Nothing is allocated and no random state moves (see `measure`). ``call`` turns tensors for ``ports``
-    into a call of the module. None where a length varies, or where the module does not run on such data.
+    element is not. Nothing is allocated, and neither the module nor a random state changes (see `measure`, which says
+    what ``call`` is). None where a length varies, or where the module does not run on such data.
     """
     if any(size is None for port in ports for size in port.shape):
         return None
-    run = call or (lambda *tensors: module(*tensors))
     counts: dict[str, dict[Any, int]] = {}
 
-    def counted(*tensors: Tensor) -> Any:
+    def counted(trial: nn.Module, *tensors: Tensor) -> Any:
         with FlopCounterMode(display=False) as counter:
-            result = run(*tensors)
+            result = trial(*tensors) if call is None else call(trial, *tensors)
         counts.update(counter.get_flop_counts())
         return result
 

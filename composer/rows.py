@@ -209,12 +209,8 @@ class _Reader:
     def _add_custom(
         self, path: RowPath, network: CustomNetwork, depth: int = 0, copies: int = 1
     ) -> None:
-        module, names = network.module, list(network.in_ports)
-        flops = count_flops(
-            module,
-            list(network.in_ports.values()),
-            lambda *tensors: network.run(dict(zip(names, tensors, strict=True))),
-        )
+        module = network.module
+        flops = _custom_flops(network)
         if flops is not None:
             flops = {name: count * copies for name, count in flops.items()}
         self._add(
@@ -304,13 +300,21 @@ def _flops_once(node: BuiltNode, module: nn.Module) -> int | None:
     ports = [replace(port, shape=port.shape[node.node.each :]) for port in node.in_ports]
     names = node.step.arguments
 
-    def call(*tensors: Any) -> Any:
+    def call(trial: nn.Module, *tensors: Any) -> Any:
         if names is None:
-            return module(*tensors)
-        return module(**dict(zip(names, tensors, strict=True)))
+            return trial(*tensors)
+        return trial(**dict(zip(names, tensors, strict=True)))
 
     counts = count_flops(module, ports, call)
     return None if counts is None else counts[""]
+
+
+def _custom_flops(network: CustomNetwork) -> dict[str, int] | None:
+    def call(trial: nn.Module, *tensors: Any) -> Any:
+        own = CustomNetwork(trial, network.in_ports, network.out_ports)
+        return own.run(dict(zip(network.in_ports, tensors, strict=True)))
+
+    return count_flops(network.module, list(network.in_ports.values()), call)
 
 
 def _repeats(node: BuiltNode) -> int:

@@ -118,8 +118,8 @@ def outputs_of(
         outs = module.out_ports(site.ports)
         return outs, len(outs) == 1
 
-    def call(*tensors: Any) -> Any:
-        return module(*tensors) if names is None else module(**dict(zip(names, tensors)))
+    def call(trial: nn.Module, *tensors: Any) -> Any:
+        return trial(*tensors) if names is None else trial(**dict(zip(names, tensors)))
 
     try:
         results = measure_lengths(module, site.ports, call)
@@ -205,7 +205,7 @@ def _check_memory(site: Site, block: MemoryBlock) -> None:
     label = block_label(block)
     if not block.state_shapes:
         return  # it read a window, and carries nothing
-    _, after = measure(block, site.ports, lambda x: block(x, block.zero_state(x)))
+    _, after = measure(block, site.ports, lambda trial, x: trial(x, trial.zero_state(x)))
     if after.keys() != block.state_shapes.keys():
         declared, got = (", ".join(map(repr, keys)) for keys in (block.state_shapes, after))
         raise NodeError(None, f"{label} declares the state {declared}, but returns {got}")

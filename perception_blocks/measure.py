@@ -1,14 +1,14 @@
 """The output shapes of a module that does not declare them: one forward on data that is not there.
 
-The module is run in eval mode on the meta device, then on fake tensors, then on real zeros, until one works; no random
-state moves and no buffer of the module changes.
+A copy of the module is run in eval mode: on the meta device, then on fake tensors, then on real zeros, until one works.
+No random state moves, and nothing of the module itself changes.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from perception_blocks.init import random_states_kept
 from perception_blocks.meta import MetaMode
 from perception_blocks.port import Port, Shape, format_shape
+from perception_blocks.trial_copy import trial_copy
 
 __all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes"]
 __all__ += ["probing_tensors", "still", "with_length"]
@@ -30,16 +31,10 @@ MOST_ELEMENTS = 2**28  # numbers that may exist for real while a module is measu
 
 
 @contextmanager
-def still(module: nn.Module) -> Iterator[None]:
-    """Eval mode and untouched random states (torch, numpy, random) within the block."""
-    training = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        with random_states_kept(), torch.no_grad():
-            yield
-    finally:
-        for m, mode in training:
-            m.training = mode
+def still() -> Iterator[None]:
+    """No gradients, and untouched random states (torch, numpy, random), within the block."""
+    with random_states_kept(), torch.no_grad():
+        yield
 
 
 def measure(
@@ -50,12 +45,13 @@ def measure(
 ) -> Any:
     """What ``module`` returns for a batch of PROBE_BATCH values of ``ports``, as meta, fake or real tensors.
 
-    ``call`` turns the probing tensors into a call of the module (by default they are its positional arguments).
-    Raises what the module raises on real zeros: that is what its user would see.
+    A copy of the module is run, in eval mode; the module itself does not change. ``call`` turns that copy and the
+    probing tensors into a call (by default they are its positional arguments). Raises what the module raises on real
+    zeros: that is what its user would see.
     """
-    call = call or (lambda *tensors: module(*tensors))
+    call = call or _called
     ports = [with_length(port, length) for port in ports]
-    with still(module):
+    with still():
         try:
             return _on_meta(module, ports, call)
         except Exception:  # no meta kernel, or data-dependent code: try the next
@@ -66,6 +62,10 @@ def measure(
             if _elements(module, ports) > MOST_ELEMENTS:
                 raise  # checking must not fill the memory
         return _on_zeros(module, ports, call)
+
+
+def _called(module: nn.Module, *tensors: Tensor) -> Any:
+    return module(*tensors)
 
 
 def measure_lengths(
@@ -145,40 +145,22 @@ def probing_tensors(ports: Sequence[Port], device: str) -> list[Tensor]:
     return [torch.zeros(_sizes(port), dtype=_probe_dtype(port), device=device) for port in ports]
 
 
-def _state(module: nn.Module, to: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
-    named = [
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ]
-    return {name: to(tensor) for name, tensor in named}
-
-
-class _Caller(nn.Module):
-    """Lets functional_call swap the module's tensors while ``call`` decides how it is called."""
-
-    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.call = call
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return self.call(*tensors)
-
-
 def _run(
-    module: nn.Module, call: Callable[..., Any], state: Mapping[str, Tensor], tensors: list[Tensor]
+    module: nn.Module,
+    ports: Sequence[Port],
+    call: Callable[..., Any],
+    device: str,
+    to: Callable[[Tensor], Tensor],
 ) -> Any:
-    swapped = {f"module.{name}": tensor for name, tensor in state.items()}
-    return torch.func.functional_call(
-        _Caller(module, call), swapped, tuple(tensors), tie_weights=False
-    )
+    """What ``call`` makes of a copy of ``module`` whose tensors ``to`` has made."""
+    trial = trial_copy(module, to)
+    trial.eval()
+    return call(trial, *probing_tensors(ports, device))
 
 
 def _on_meta(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
     with MetaMode():
-        return _run(
-            module, call, _state(module, lambda t: t.to("meta")), probing_tensors(ports, "meta")
-        )
+        return _run(module, ports, call, "meta", lambda t: t.detach().to("meta"))
 
 
 def _on_fake(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
@@ -186,13 +168,11 @@ def _on_fake(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any])
 
     fakes = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     with _silent(fake_tensor.__name__), fakes as mode:
-        state = _state(module, lambda t: mode.from_tensor(_on_cpu(t)))
-        return _run(module, call, state, probing_tensors(ports, "cpu"))
+        return _run(module, ports, call, "cpu", lambda t: mode.from_tensor(_on_cpu(t)))
 
 
 def _on_zeros(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
-    state = _state(module, lambda t: _on_cpu(t).clone())
-    return _run(module, call, state, probing_tensors(ports, "cpu"))
+    return _run(module, ports, call, "cpu", lambda t: _on_cpu(t).clone())
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

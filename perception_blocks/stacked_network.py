@@ -15,6 +15,7 @@ from perception_blocks.block import is_traced
 from perception_blocks.lowered import write_function
 from perception_blocks.measure import probing_tensors, still, with_length
 from perception_blocks.stacked import has_norms, names_across, stack_layers, why_not_stacked
+from perception_blocks.trial_copy import trial_copy
 
 __all__ = ["StackedNetwork", "meta_copy"]
 
@@ -40,6 +41,7 @@ class StackedNetwork:
         self.names = [name for name, _ in _named_tensors(network)]
         kept = dict(network.named_parameters()).keys() | network.state_dict().keys()
         self.common = {name for name in self.names if name not in kept}
+        self._places = _places(network)
         self.across = names_across(network)  # weights that are best stacked as they are multiplied
         self.why_not = why_not_stacked(network)
         if self.why_not is None:
@@ -107,7 +109,8 @@ class StackedNetwork:
             return function(tensors, inputs, state, resets)
         network = self.stacked if stacked else self.alone
         arguments = (inputs,) if state is None else call
-        return torch.func.functional_call(network, dict(zip(self.names, tensors)), arguments)
+        named = {name: tensors[place] for name, place in self._places}
+        return torch.func.functional_call(network, named, arguments, tie_weights=False)
 
     def _function(self, stacked: bool, unroll: bool | None) -> Callable[..., Any] | None:
         """The network as code; None where not all of it can be written, and where it is traced."""
@@ -124,13 +127,13 @@ class StackedNetwork:
         ports = [with_length(port) for port in self.stacked.in_ports.values()]
         probes = probing_tensors(ports, "meta")
         inputs = {n: x.expand(2, *x.shape) for n, x in zip(self.stacked.in_ports, probes)}
-        tensors = {
-            name: tensor if name in self.common else tensor.expand(2, *tensor.shape)
-            for name, tensor in _named_tensors(self.stacked)
-        }
+        common = {id(t) for name, t in _named_tensors(self.stacked) if name in self.common}
+        trial = trial_copy(
+            self.stacked, lambda t: t if id(t) in common else t.detach().expand(2, *t.shape)
+        )
         try:
-            with still(self.stacked), torch.device("meta"):
-                torch.func.functional_call(self.stacked, tensors, (inputs,))
+            with still(), torch.device("meta"):
+                trial.eval()(inputs)
         except Exception as error:
             return re.split(r"[.\n](?:\s|$)", str(error).strip())[0] or type(error).__name__
         return None
@@ -149,6 +152,20 @@ def meta_copy(network: Any) -> Any:
 
 def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _places(network: nn.Module) -> list[tuple[str, int]]:
+    """Where each tensor is held, and its place among all of them; each module is named once.
+
+    By itself, functional_call visits a module that has two names twice, and does not put back what it replaced.
+    """
+    place = {id(tensor): index for index, (_, tensor) in enumerate(_named_tensors(network))}
+    return [
+        (f"{path}.{name}" if path else name, place[id(tensor)])
+        for path, module in network.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    ]
 
 
 def _parts(values: Mapping[str, Tensor], place: int | slice) -> dict[str, Tensor]:

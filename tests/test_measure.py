@@ -17,10 +17,10 @@ class Counting(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
-        self.modes = []
 
     def forward(self, x):
-        self.modes.append((self.training, torch.is_grad_enabled()))
+        assert not self.training
+        assert not torch.is_grad_enabled()
         np.random.rand()
         random.random()
         return self.norm(x) + torch.rand_like(x)
@@ -31,7 +31,6 @@ def test_measuring_moves_nothing():
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     states = torch.random.get_rng_state(), np.random.get_state(legacy=True), random.getstate()
     assert output_shapes(measure_lengths(module, [Port((3,))]), "it") == ([(3,)], True)
-    assert module.modes == [(False, False)]
     assert module.training
     assert module.norm.training
     for name, tensor in module.state_dict().items():
