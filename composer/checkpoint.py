@@ -1,26 +1,22 @@
 """One safe file for a model: weights, and in its header the spec, the spaces and all else that rebuilds it.
 
-The format is safetensors: nothing in it is ever executed. Saving is atomic: the old file stays until
-the new one is whole.
+The format is safetensors: nothing in it is ever executed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from composer import checkpoint_file
+from composer.checkpoint_file import CheckpointError, write_file
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
 from composer.group_parts import SeparateParts
@@ -41,14 +37,9 @@ __all__ = [
     "read_record",
     "read_tensors",
 ]
-__all__ += ["replace_with", "require_blocks", "saved_spec", "write_checkpoint"]
+__all__ += ["require_blocks", "saved_spec", "write_checkpoint"]
 
-FORMAT = "perception-composer"
 VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be saved or loaded; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +144,6 @@ def write_checkpoint(
             "cannot be saved: the model has no weights yet; call materialize first"
         )
     record = {
-        "format": FORMAT,
         "format_version": VERSION,
         "spec": spec,
         "observation_space": observation_space,
@@ -165,36 +155,17 @@ def write_checkpoint(
         "tied": tied,
         "blocks": _foreign_blocks(module),
     }
-    header = {key: json.dumps(value, allow_nan=False) for key, value in record.items()}
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_with(Path(path), lambda temporary: _write_tensors(stored, temporary, header))
-
-
-def _write_tensors(tensors: Mapping[str, Tensor], path: str, header: dict[str, str]) -> None:
-    """Raises OSError where the file cannot be written, which safetensors has an error of its own for."""
-    try:
-        save_file(dict(tensors), path, metadata=header)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    write_file(path, tensors, record)
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
     """What the checkpoint says beside its weights. Raises CheckpointError for any file that is not a whole one."""
-    header = _read(path, lambda file: file.metadata() or {})
-    try:
-        values = {key: json.loads(text) for key, text in header.items()}
-    except ValueError:
-        values = {}
-    if values.get("format") != FORMAT:
+    values = checkpoint_file.read_record(path, VERSION)
+    if values is None:
         raise CheckpointError(
             f"{os.fspath(path)!r} is a safetensors file, but not one that this library saved"
         )
     _require_types(path, values, {"format_version": int})
-    if values["format_version"] > VERSION:
-        raise CheckpointError(
-            f"{os.fspath(path)!r} has the format {values['format_version']}; "
-            f"this version reads up to {VERSION}: upgrade perception-composer"
-        )
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
     _require_types(path, values, kinds)
     dtype = getattr(torch, values["dtype"], None)
@@ -211,9 +182,12 @@ def _require_types(path: Any, values: Mapping[str, Any], kinds: Mapping[str, typ
             f"{os.fspath(path)!r} lacks {', '.join(map(repr, missing))} in its header"
         )
     for name, kind in kinds.items():
-        if type(values[name]) is not kind:
+        value = values[name]
+        texts = value.values() if name in ("tied", "blocks") and kind is type(value) else ()
+        if type(value) is not kind or not all(isinstance(text, str) for text in texts):
+            shown = repr(value)[:80]
             raise CheckpointError(
-                f"{os.fspath(path)!r} is damaged: {name!r} in its header is {values[name]!r}"
+                f"{os.fspath(path)!r} is damaged: {name!r} in its header is {shown}"
             )
 
 
@@ -231,7 +205,7 @@ def require_blocks(record: Record) -> None:
 
 def read_tensors(path: str | os.PathLike[str], record: Record) -> dict[str, Tensor]:
     """All tensors by state_dict name, tied ones included."""
-    tensors = _all_tensors(path)
+    tensors = checkpoint_file.read_tensors(path)
     return tensors | {
         name: tensors[stored] for name, stored in record.tied.items() if stored in tensors
     }
@@ -242,12 +216,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         record = read_record(path)
     except CheckpointError:  # of others; what is no such file at all is refused below
-        return _all_tensors(path)
+        return checkpoint_file.read_tensors(path)
     return read_tensors(path, record)
-
-
-def _all_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
 
 def fill(
@@ -345,45 +315,3 @@ def _every_part(module: nn.Module) -> Iterator[nn.Module]:
 def _versions() -> dict[str, str]:
     versions = {name: metadata.version(name) for name in ("torch", "gymnasium", "safetensors")}
     return {"python": platform.python_version(), **versions}
-
-
-def _read(path: str | os.PathLike[str], use: Any) -> Any:
-    name = os.fspath(path)
-    if not os.path.exists(name):
-        raise CheckpointError(f"there is no file {name!r}")
-    if os.path.isdir(name):
-        raise CheckpointError(f"{name!r} is a folder, not a checkpoint")
-    try:
-        with safe_open(name, framework="pt") as file:
-            return use(file)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{name!r} is no safetensors file, or a damaged one: {error}"
-        ) from error
-    except OSError as error:
-        raise CheckpointError(f"{name!r} cannot be read: {error}") from error
-
-
-def replace_with(path: Path, write: Any) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in its place."""
-    if not path.parent.is_dir():
-        raise CheckpointError(f"cannot be saved: there is no folder {str(path.parent)!r}")
-    if path.is_dir():
-        raise CheckpointError(f"cannot be saved: {str(path)!r} is a folder")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -7,6 +7,7 @@ has interrupted. Only an exception in a user's own class is shown with its trace
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,8 @@ from composer.errors import SpecError
 from composer.training.command import add_train_options, run_train
 
 __all__ = ["main"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (_UserError, NameTakenError) as error:
         return _fail(f"composer {arguments.command}: {error}")
     except BrokenPipeError:  # `composer blocks | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _silence_output()
+        return _fail(
+            f"composer {arguments.command}: the output cannot be written: {error.strerror}"
+        )
     return status
+
+
+def _silence_output() -> None:
+    """What could not be written is not tried again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _look_for_modules(arguments: argparse.Namespace) -> None:
@@ -198,10 +213,12 @@ def _init(arguments: argparse.Namespace) -> None:
         return
     if os.path.exists(arguments.output):
         raise _UserError(f"{arguments.output!r} is there already; remove it or choose another name")
+    from composer.atomic import WriteError, replace_with
+
     try:
-        Path(arguments.output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
+        replace_with(arguments.output, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    except WriteError as error:
+        raise _UserError(str(error)) from error
     module, colon, _ = (arguments.env or "").partition(":")
     from composer.trust import PETTINGZOO
 
@@ -251,8 +268,20 @@ def _check(arguments: argparse.Namespace) -> None:
         )
         return
     model = _compose(arguments)
+    if _is_checkpoint(arguments.file):
+        _check_tensors(arguments.file)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{arguments.file}: good; {count:,} parameters")
+
+
+def _check_tensors(path: str) -> None:
+    """Raise _UserError for a checkpoint whose tensors are not as they were saved."""
+    from composer.checkpoint import CheckpointError, read_record, read_tensors
+
+    try:
+        read_tensors(path, read_record(path))
+    except CheckpointError as error:
+        raise _UserError(str(error)) from error
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -267,8 +296,6 @@ def _draw(arguments: argparse.Namespace) -> None:
         path = draw(model, arguments.output)
     except ValueError as error:
         raise _UserError(str(error)) from error
-    except OSError as error:
-        raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
     print(f"wrote {path}")
 
 
@@ -285,8 +312,6 @@ def _export(arguments: argparse.Namespace) -> None:
         )
     except (CheckpointError, ExportError) as error:
         raise _UserError(str(error)) from error
-    except OSError as error:
-        raise _UserError(f"{arguments.output!r} cannot be written: {error.strerror}") from error
     if not _is_checkpoint(arguments.file):
         print(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
     print(report)

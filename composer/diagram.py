@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
 
+from composer.atomic import WriteError, replace_with
 from composer.diagram_dot import to_dot
 from composer.diagram_graphviz import DrawError, render
 from composer.diagram_html import to_html, to_svg
@@ -36,14 +36,16 @@ def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = N
     ``format`` is png, svg, pdf, html, dot or mermaid; by default the ending of ``path`` decides. The file appears whole
     or not at all.
 
-    Raises ValueError for an unknown format, a folder that is not there, and plain PyTorch, which has no graph to draw.
+    Raises ValueError for an unknown format, a file that cannot be written, and plain PyTorch, which has no graph.
     """
     target = Path(path)
     writer = FORMATS[_format(target, format)]
-    if not target.parent.is_dir():
-        raise DrawError(f"there is no folder {str(target.parent)!r} to draw {target.name!r} into")
     content = writer(sketch(net))
-    _replace(target, content if isinstance(content, bytes) else content.encode())
+    data = content if isinstance(content, bytes) else content.encode()
+    try:
+        replace_with(target, lambda temporary: Path(temporary).write_bytes(data))
+    except WriteError as error:
+        raise DrawError(str(error)) from error
     return target
 
 
@@ -57,22 +59,3 @@ def _format(path: Path, given: str | None) -> str:
         raise DrawError(f"{path.name!r} has no ending that says what to draw; there is {known}")
     near = did_you_mean(name, [*FORMATS, *ENDINGS]) or f"; there is {known}"
     raise DrawError(f"{name!r} is not a format of diagrams{near}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside ``path`` and rename, so that no half of a file is ever seen."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".drawing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from composer.checkpoint import CheckpointError, plain_spec, replace_with
+from composer.atomic import WriteError, replace_with
+from composer.checkpoint import CheckpointError, plain_spec
 from composer.export_checks import argument_problems, model_problems
 from composer.export_files import FORMATS, METADATA, FileFormat, trace
 from composer.export_network import ExportedNetwork
@@ -137,6 +138,8 @@ def _write(
         try:
             chosen.write(program, network, metadata, temporary)
             run = chosen.read(temporary)
+        except OSError:
+            raise
         except Exception as error:
             raise ExportError(
                 f"{str(target)!r} cannot be written: {type(error).__name__}: {_first_line(error)}"
@@ -147,7 +150,7 @@ def _write(
 
     try:
         replace_with(target, write)
-    except CheckpointError as error:
+    except WriteError as error:
         raise ExportError(str(error)) from error
     return worst
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -123,10 +125,11 @@ def _read_onnx(path: str) -> Runner:
 def _write_program(
     program: ExportedProgram, network: ExportedNetwork, metadata: Mapping[str, Any], path: str
 ) -> None:
+    extra = {METADATA: json.dumps(metadata, allow_nan=False)}
+    buffer = io.BytesIO()  # of a disk that is full, torch itself says nothing
     with _silence():
-        torch.export.save(
-            program, path, extra_files={METADATA: json.dumps(metadata, allow_nan=False)}
-        )
+        torch.export.save(program, buffer, extra_files=extra)
+    Path(path).write_bytes(buffer.getbuffer())
 
 
 def _read_program(path: str) -> Runner:

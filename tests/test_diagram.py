@@ -434,7 +434,8 @@ def test_format_decides_over_the_ending(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     folder = tmp_path / "missing"
     with pytest.raises(
-        ValueError, match=re.escape(f"there is no folder {str(folder)!r} to draw 'model.png' into")
+        ValueError,
+        match=re.escape(f"model.png' cannot be written: there is no folder {str(folder)!r}"),
     ):
         composer.draw(mlp(), folder / "model.png")
 

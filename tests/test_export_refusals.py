@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import sys
-import tempfile
 
 import pytest
 import torch
@@ -98,7 +97,7 @@ def test_wrong_actions_and_numbers_that_are_none_are_differences(wrong, tmp_path
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
     folder = str(tmp_path / "none")
-    expected = f"cannot be saved: there is no folder {folder!r}"
+    expected = f"'{folder}/model.pt2' cannot be written: there is no folder {folder!r}"
     assert message(mlp(), f"{folder}/model.pt2") == expected
 
 
@@ -173,11 +172,11 @@ def test_an_actor_of_a_model_with_one_policy_is_refused(tmp_path):
 
 
 def test_where_nothing_can_be_written_the_command_says_so(monkeypatch, tmp_path, capsys):
-    def refuse(**keywords):
+    def refuse(folder):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr("composer.atomic._locked_file", refuse)
     assert main(["export", str(CONFIGS / "cartpole.yaml"), "-o", "agent.pt2"]) == 1
     message = "composer export: 'agent.pt2' cannot be written: Permission denied\n"
     assert capsys.readouterr().err == message

@@ -23,7 +23,7 @@ PERCEPTION_BLOCKS = """
     lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble stacked stacked_network ensemble inference
 """
 COMPOSER = """
-    errors tree files scalars params overlay source trust fields model_spec nodes template_spec references wrappers.names spec
+    errors atomic tree files scalars params overlay source trust fields model_spec nodes template_spec references wrappers.names spec
     block_words blocks_help block_pages spec_diff actors pettingzoo_spaces
     space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions continuous_actions deterministic_actions schema template_kinds template starter actor_starter
@@ -32,7 +32,7 @@ COMPOSER = """
     wrappers.hidden_state wrappers.noise wrappers.second_models wrappers.transformer wrappers.wrapping parts
     model_parts flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
-    lowered_model batch_axes checkpoint weights space_samples export_values export_wrappers export_network export_files export_parity export_checks export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym adapters.algorithm_needs adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 adapters.torchrl_fields adapters.torchrl_distribution adapters.torchrl_checks adapters.torchrl_parts adapters.torchrl_modules adapters.torchrl_adoption adapters.torchrl token_views model_registry
+    lowered_model batch_axes checkpoint_file checkpoint weights space_samples export_values export_wrappers export_network export_files export_parity export_checks export model adapters.extras adapters.token_sequences adapters.token_env adapters.token_gym adapters.algorithm_needs adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 adapters.torchrl_fields adapters.torchrl_distribution adapters.torchrl_checks adapters.torchrl_parts adapters.torchrl_modules adapters.torchrl_adoption adapters.torchrl token_views model_registry
     training.trainer training.evaluation adapters.torchrl_algorithm adapters.torchrl_on_policy adapters.torchrl_off_policy adapters.torchrl_training_checks adapters.sb3_training adapters.torchrl_training training.curve training.folder training.interruption training.progress training.session training.command
     written_out cli __main__
 """
@@ -74,7 +74,7 @@ LIBRARIES = {
     "matplotlib": ["composer.training.curve"],
     "tqdm": ["composer.training.progress"],
     "pygraphviz": ["composer.diagram*"],
-    "safetensors": ["composer.checkpoint", "perception_blocks.language_config"],
+    "safetensors": ["composer.checkpoint_file", "perception_blocks.language_config"],
     "transformers": ["perception_blocks.language_*"],
     "pettingzoo": ["composer.pettingzoo_spaces"],
     "mpe2": ["composer.pettingzoo_spaces"],

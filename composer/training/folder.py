@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from composer.checkpoint import replace_with
+from composer.atomic import WriteError, replace_with
+from composer.checkpoint import CheckpointError
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
 from composer.training.trainer import Task, Trainer, TrainingError
@@ -52,7 +53,7 @@ class RunFolder:
             made = cls(hidden, task, name=path)
             made.write_task()
             made.save(trainer, curve, 0)
-            hidden.rename(path)
+            _rename(hidden, path)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
@@ -123,13 +124,16 @@ class RunFolder:
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
-        """The file ``name``; an OSError while it is written becomes a TrainingError."""
+        """The file ``name``; that it cannot be written becomes a TrainingError."""
         try:
             yield self.path / name
-        except OSError as error:
+        except (WriteError, CheckpointError) as error:
+            reason = error if isinstance(error, WriteError) else error.__cause__
+            if not isinstance(reason, WriteError):
+                raise
             is_new = self.path != self._name
             rest = "" if is_new else f"; the run is as it was saved before: --resume {self.path}"
-            problem = f"{str(self._name / name)!r} cannot be written: {error.strerror or error}"
+            problem = f"{str(self._name / name)!r} cannot be written: {reason.strerror}"
             raise TrainingError(problem + rest) from error
 
 
@@ -142,6 +146,15 @@ def _save_state(state: dict[str, Any], path: str) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
+
+
+def _rename(hidden: Path, path: Path) -> None:
+    """Give the whole folder its name. Raises TrainingError where meanwhile there is another, or it cannot be."""
+    try:
+        hidden.rename(path)
+    except OSError as error:
+        refuse_taken(path)
+        raise TrainingError(f"{str(path)!r} cannot be made: {error.strerror}") from error
 
 
 def refuse_taken(path: Path) -> None:

@@ -1,0 +1,157 @@
+"""Files that appear whole or not at all.
+
+A file is written beside its place, brought to the disk and then renamed: what was there before stays whole until then.
+It keeps its mode, and a symbolic link stays one. The temporary files of processes that were killed are removed by
+whoever writes into the same folder next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where such files are left
+    fcntl = None
+
+__all__ = ["WriteError", "replace_with"]
+
+PREFIX, SUFFIX = ".composer-", ".tmp"
+
+
+class WriteError(OSError):
+    """A file that cannot be written, in one line; what was there before is whole."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, number: int = 0) -> None:
+        super().__init__(number, reason, os.fspath(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename!r} cannot be written: {self.strerror}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.filename, self.strerror, self.errno))
+
+
+def replace_with(path: str | os.PathLike[str], write: Callable[[str], Any]) -> None:
+    """Let ``write`` fill a temporary file, whose path it is given, then put that in the place of ``path``.
+
+    Raises WriteError where the file cannot be written; what else ``write`` raises passes through.
+    """
+    if "\0" in os.fspath(path):
+        raise WriteError(path, "a name holds no null character", errno.EINVAL)
+    try:
+        target = _target(path)
+        _remove_abandoned(target.parent)
+        with _temporary_beside(target) as temporary:
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        _bring_to_disk(target.parent)
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, error.strerror or str(error), error.errno or 0) from error
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file that is to be replaced: that to which ``path`` leads. Raises WriteError where no file can be."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise WriteError(path, os.strerror(errno.ELOOP), errno.ELOOP)
+    if not target.parent.is_dir():
+        folder = Path(path).parent if target.name == Path(path).name else target.parent
+        raise WriteError(path, f"there is no folder {str(folder)!r}", errno.ENOENT)
+    if target.is_dir():
+        raise WriteError(path, "it is a folder", errno.EISDIR)
+    if target.exists() and not target.is_file():
+        raise WriteError(path, "it is not a regular file", errno.EINVAL)
+    if target.exists() and not os.access(target, os.W_OK):
+        raise WriteError(path, "it is write-protected", errno.EACCES)
+    return target
+
+
+@contextlib.contextmanager
+def _temporary_beside(target: Path) -> Iterator[str]:
+    """A new file with the mode of ``target``, locked for as long as this process writes it, and gone afterwards."""
+    name, handle = _locked_file(target.parent)
+    try:
+        mode = stat.S_IMODE(os.stat(name).st_mode)
+        kept = stat.S_IMODE(target.stat().st_mode) & 0o777 if target.exists() else mode
+        if kept != mode:
+            os.chmod(name, kept)
+        yield name
+    finally:
+        _discard(name, handle)
+
+
+def _locked_file(folder: Path) -> tuple[str, int | None]:
+    """A new file in ``folder`` and what holds its lock; None where there are no locks."""
+    while True:
+        name = os.path.join(folder, f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            os.close(handle)
+            return name, None
+        try:
+            if not _lock(handle, fcntl.LOCK_EX) or os.fstat(handle).st_nlink:
+                return name, handle
+        except BaseException:
+            _discard(name, handle)
+            raise
+        os.close(handle)  # another process took it for abandoned before it was locked
+
+
+def _discard(name: str, handle: int | None) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name)
+    if handle is not None:
+        os.close(handle)
+
+
+def _lock(handle: int, kind: int) -> bool:
+    """Whether the file is locked now; not where the file system has no locks."""
+    try:
+        fcntl.flock(handle, kind)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files in ``folder`` that no process writes any more."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(PREFIX) and name.endswith(SUFFIX):
+                _remove_if_abandoned(os.path.join(folder, name))
+
+
+def _remove_if_abandoned(path: str) -> None:
+    with contextlib.suppress(OSError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return
+        handle = os.open(path, os.O_RDWR)
+        try:
+            if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                os.unlink(path)
+        finally:
+            os.close(handle)
+
+
+def _bring_to_disk(folder: Path) -> None:
+    """Make the new name last through a loss of power, where the file system can; the file is in its place already."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
