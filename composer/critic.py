@@ -73,6 +73,10 @@ class CriticModule(NetworkModule):
             return self.number_of(result[0]), result[1]
         return self.number_of(result)
 
+    def call(self, name: str = "critic") -> str:
+        call = super().call(name)
+        return f"{call.removesuffix(')')}, shared=logits)" if self.shared else call
+
     def number_of(self, values: Tensors) -> Tensor:
         """The value alone among ``values``, what a call gave."""
         return values["value"].squeeze(-1)
@@ -142,16 +146,16 @@ class SpaceCritic(CriticModule):
         """What the network reads of the environment, by its own ``observer`` or another, and of the policy."""
         observer = observer or self.observer
         inputs = observer.read(observations, self._keys, self.dtype, self.device)
-        return inputs | shared_values(self.shared, shared)
+        return inputs | shared_values(self.shared, shared, self.call())
 
 
-def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None) -> Tensors:
-    """The values ``names`` of a policy's outputs. Raises ValueError where they are missing."""
+def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None, call: str) -> Tensors:
+    """The values ``names`` of a policy's outputs. Raises ValueError where they are missing, with the right ``call``."""
     missing = [name for name in names if name not in (shared or {})]
     if missing:
         shown = ", ".join(map(repr, missing))
         raise ValueError(
-            f"this critic reads {shown} of the policy; call critic(observations, shared=policy(observations)), "
+            f"this critic reads {shown} of the policy; call {call} with the logits that the policy returns, "
             "or the model itself"
         )
     return {name: shared[name] for name in names}  # type: ignore[index]

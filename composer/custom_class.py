@@ -14,6 +14,7 @@ from composer.model_spec import NetworkSpec
 from composer.network import CustomNetwork, EnsembleMember, EnsembleNetwork, Network
 from composer.tree import describe, listing
 from composer.trust import PathError, import_trusted
+from perception_blocks.block import is_torchs
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.init import Rule, initializer
 from perception_blocks.measure import PROBE_BATCH, feature_shape, measure
@@ -99,15 +100,22 @@ def _target_class(spec: NetworkSpec, context: Context) -> type[nn.Module] | None
     target, path = spec.target, (*spec.path, "_target_")
     if isinstance(target, str):
         try:
-            return import_trusted(target, context.allow, nn.Module)
+            target = import_trusted(target, context.allow, nn.Module)
         except PathError as error:
             context.problems.add(path, error.problems[0].message)
             return None
-    if isinstance(target, type) and issubclass(target, nn.Module):
+    if not (isinstance(target, type) and issubclass(target, nn.Module)):
+        message = f"'_target_' is an nn.Module class or its dotted path, got {target!r}"
+    elif is_torchs(target):
+        message = (
+            f"torch.nn.{target.__name__} is no whole network: '_target_' names a class of your own, whose forward "
+            "takes a dict of observations and returns a dict"
+        )
+        if target.forward is not nn.Module.forward:
+            message += "; use this one as a 'block' in a 'graph'"
+    else:
         return target
-    context.problems.add(
-        path, f"'_target_' is an nn.Module class or its dotted path, got {target!r}"
-    )
+    context.problems.add(path, message)
     return None
 
 

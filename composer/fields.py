@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from composer.errors import Path, Problems
 from composer.tree import describe, listing
 from perception_blocks.registry import near_name
+from perception_blocks.settings import as_yaml
 
 __all__ = ["Fields"]
 
@@ -33,20 +34,25 @@ class Fields:
         """Note ``message`` at the value of ``key``, or at the key itself."""
         self.problems.add(self.at(key), message, key=on_key)
 
-    def wrong(self, key: str, expected: str) -> None:
-        self.note(key, f"{key!r} must be {expected}, got {describe(self.values[key])}")
+    def wrong(self, key: str, expected: str, fits: Callable[[Any], bool] | None = None) -> None:
+        """Note that the value of ``key`` is not what is ``expected``; ``fits`` says what would be."""
+        value = self.values[key]
+        meant = as_yaml(value, fits) if fits is not None and isinstance(value, str) else ""
+        self.note(key, f"{key!r} must be {expected}, got {describe(value)}{meant}")
 
     def unknown(self, known: Collection[str], what: str, governing: str = "") -> set[str]:
         """Note each key that is not in ``known``; returns the keys that were probably meant.
 
         A key that ``governing`` was meant by says what the others are, so then they are not judged.
         """
-        near_of = {key: near_name(key, known) for key in self.values if key not in known}
+        near_of = {key: near_name(key, known, "key") for key in self.values if key not in known}
         governed = governing in near_of.values()
         meant: set[str] = set()
         for key, near in near_of.items():
             if not governed or near == governing:
                 hint = f"did you mean {near!r}?" if near else f"its keys are {listing(known)}"
+                if not near and "graph" in known and _is_node(self.values[key]):
+                    hint = "a node stands inside of 'graph'"
                 self.note(key, f"{key!r} is not a key of {what}; {hint}", on_key=True)
                 meant |= {near} if near else set()
         return meant
@@ -61,7 +67,7 @@ class Fields:
     def boolean(self, key: str, default: bool = False) -> bool:
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            self.wrong(key, "true or false")
+            self.wrong(key, "true or false", lambda other: isinstance(other, bool))
             return default
         return value
 
@@ -70,8 +76,8 @@ class Fields:
         if key not in self.values:
             return default
         value = self.values[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self.wrong(key, "a whole number of at least 1")
+        if not _is_count(value):
+            self.wrong(key, "a whole number of at least 1", _is_count)
             return default
         return value
 
@@ -107,3 +113,11 @@ class Fields:
                 message = f"{key!r} must be {expected}, got {describe(item)} for {name!r}"
                 self.problems.add((*self.path, key, name), message)
         return {name: item for name, item in value.items() if isinstance(item, str)}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict) and "in" in value and ("block" in value or "same_as" in value)

@@ -285,10 +285,17 @@ class NetworkModule(OwnAttributes):
                 raise ValueError(f"this {name} has no memory; call it without a state")
             return self.network.run(inputs), {}
         leading = self.leading(inputs)
-        call = f"{'unroll' if unroll else name}({self.call_arguments})"
+        call = self.call("unroll" if unroll else name)
         self.check_state(state, state_axes(leading, unroll), call)
         resets = self.read_resets(resets, leading)
         return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+
+    def call(self, name: str) -> str:
+        """How it is called as ``name``, for messages."""
+        arguments = self.call_arguments
+        return (
+            f"{name}({arguments if self.has_memory else arguments.removesuffix(', state, resets')})"
+        )
 
     def require_weights(self) -> None:
         self.network.require_weights()

@@ -13,13 +13,22 @@ from composer.trust import PathError, check_trusted, import_allowed
 from perception_blocks.dag import NODE_NAME, node_name_problem
 from perception_blocks.registry import BLOCKS, did_you_mean, near_name
 
-__all__ = ["NODE_KEYS", "NodeReader"]
+__all__ = ["NODE_KEYS", "NodeReader", "is_misplaced"]
 
 NODE_KEYS = ("block", "in", "out", "each", "same_as", "init")
 NESTED = ("graph", "ensemble")  # blocks that hold a graph of their own
 _EXAMPLE = "a mapping such as {block: dense, in: observation}"
 # What people write for `in`.
 _LIKE_IN = ("input", "inputs", "from")
+
+
+_NETWORK_KEYS = ("heads", "observations", "init", "shares", "action_mask", "wrap", "networks")
+
+
+def is_misplaced(name: str, node: Any) -> bool:
+    """Whether what stands in a graph under ``name`` is no node, but a key of the network."""
+    is_node = isinstance(node, dict) and not {"block", "same_as"}.isdisjoint(node)
+    return name in _NETWORK_KEYS and not is_node
 
 
 class NodeReader:
@@ -46,7 +55,12 @@ class NodeReader:
         for name, node in value.items():
             path = (*fields.at("graph"), name)
             wrong = node_name_problem(name)
-            if wrong:
+            if is_misplaced(name, node):
+                message = (
+                    f"{name!r} is a key of the network; it stands beside 'graph', not inside of it"
+                )
+                self._problems.add(path, message, key=True)
+            elif wrong:
                 self._problems.add(path, wrong, key=True)
             elif isinstance(node, dict):
                 nodes[name] = self.node(name, node, path)
@@ -139,7 +153,7 @@ class NodeReader:
             if problem:
                 fields.note("block", problem)
         elif not self._is_known(block):
-            near = did_you_mean(block, [*BLOCKS, *NESTED])
+            near = did_you_mean(block, [*BLOCKS, *NESTED], "block")
             hint = near or self._import_failure or "; `composer blocks` lists them"
             fields.note("block", f"unknown block {block!r}{hint}")
 

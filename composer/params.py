@@ -176,7 +176,12 @@ class _Filler:
                 written_in is not None and written_in.line is not None and written_in.file != file
             )
             if name not in self._used and not foreign:
-                message = f'nothing refers to the param {name!r}; use it as "${{params.{name}}}" or remove it'
+                hint = f'; use it as "${{params.{name}}}" or remove it'
+                if (
+                    written_in is not None and written_in.line is None
+                ):  # by --set: one of the file's was meant
+                    hint = did_you_mean(name, self._used) or hint
+                message = f"nothing refers to the param {name!r}{hint}"
                 self.problems.append(Problem(message, ("params", name), written_in))
 
     def _add(self, path: Path, node: Node, message: str) -> None:

@@ -298,7 +298,9 @@ class _Reader:
                 self.problems.add(path, f"{key!r} is a mask; only numbers are normalised")
             else:
                 known.append(key)
-                role.ports[key] = replace(port, dtype=torch.float32, low=None, high=None)
+                role.ports[key] = replace(
+                    port, dtype=torch.float32, low=None, high=None, normalized=True
+                )
         role.observer = Observer(role.observations, known)
 
     def _mask(self, role: Role) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
-__all__ = ["Scalar", "parse_scalar", "syntax_error_in_words"]
+__all__ = ["Scalar", "no_space_in_words", "parse_scalar", "syntax_error_in_words"]
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -58,6 +58,13 @@ _SYNTAX = {
     "unknown directive": "a line cannot start with '%'; put the text in quotes",
 }
 _Place: TypeAlias = tuple[int, int]
+_NO_SPACE = re.compile(r"[\s-]*([A-Za-z_]\w*:[^\s:#/][^:#]*)")  # 'block:dense'
+
+
+def no_space_in_words(text: str) -> str:
+    """What is wrong with ``text``, which is to be a key and its value."""
+    key, _, value = text.partition(":")
+    return f"a space is missing after the ':' of {text!r}; write {key}: {value}"
 
 
 def syntax_error_in_words(
@@ -67,13 +74,20 @@ def syntax_error_in_words(
 
     Places are 0-based lines and columns of ``text``: where the parser stopped, and where what it read began.
     """
-    line, column = place = place or (0, 0)
-    lines = text.splitlines()
+    lines = text.splitlines() or [""]
+    stopped, _ = place = place or (0, 0)
+    if stopped >= len(lines):  # the end of the text; the place to show is inside of the file
+        place = (len(lines) - 1, len(lines[-1]))
+    line, column = place
     here = lines[line] if line < len(lines) else ""
     rest = here[column:]
     if rest.startswith("{") and here[:column].endswith("$"):
         reference = rest[: rest.find("}") + 1] or rest
         return f'"${reference}" must be in quotes inside {{ }} and [ ]', (line, column - 1)
+    for above in (line, line - 1) if "':'" in reason or "mapping values" in reason else ():
+        found = _NO_SPACE.fullmatch(lines[above]) if above >= 0 else None
+        if found:
+            return no_space_in_words(found[1]), (above, found.start(1))
     if "cannot start any token" in reason:
         if rest.startswith("\t"):
             return _SYNTAX["tab character"], place
@@ -83,6 +97,6 @@ def syntax_error_in_words(
         return f"not valid YAML: {reason}", place
     if opened and "end of stream" in reason:
         return words, opened
-    if opened and "closing" in words and opened[0] != line:
+    if opened and "closing" in words and opened[0] != stopped:
         words += f"; the bracket was opened at line {opened[0] + 1}, column {opened[1] + 1}"
     return words, place

@@ -137,7 +137,7 @@ class SharedStateCritic(CriticModule):
         seen = self._by_name(observations, "observations")
         handed = self._by_name(shared, "shared values")
         if shared is None:
-            shared_values(self.shared, None)  # nobody's are there: says so
+            shared_values(self.shared, None, self.call())  # nobody's are there: says so
         gone = [
             name
             for name, (keys, _) in self._wanted.items()
@@ -170,7 +170,7 @@ class SharedStateCritic(CriticModule):
             seen = {}
             if keys:
                 seen = self.observers[name].read(observation, keys, self.dtype, self.device)
-            return seen | shared_values(handed, shared)
+            return seen | shared_values(handed, shared, self.call())
 
     def _refuse_gone(self, gone: list[str], present: Any) -> None:
         """Raise ValueError where the network cannot be told of absent actors, or nobody is there."""

@@ -20,7 +20,7 @@ from composer.errors import Path, Position, Problem, SpecError, format_path
 from composer.files import MAX_BYTES, display_name, read_text, real_path
 from composer.overlay import merge, set_value
 from composer.params import escape_params, fill_params
-from composer.scalars import parse_scalar, syntax_error_in_words
+from composer.scalars import no_space_in_words, parse_scalar, syntax_error_in_words
 from composer.tree import (
     MAX_DEPTH,
     Node,
@@ -243,6 +243,7 @@ class _Open:
     position: Position
     anchor: str | None
     key: Node | None = None  # of value None: a key that is wrong, whose value is read and dropped
+    plain: bool = False  # whether the key stands without quotes
 
 
 class _YamlReader:
@@ -321,6 +322,10 @@ class _YamlReader:
                 value = parse_scalar(value)
             except ValueError as error:
                 self._note(position, str(error))
+        if self._awaits_key():
+            self._open[-1].plain = event.implicit[0]
+        elif event.implicit[0] and event.value == "" and self._is_slip():
+            return
         self._put(value, position, event.anchor)
 
     def _take_alias(self, event: yaml.AliasEvent) -> None:
@@ -352,9 +357,40 @@ class _YamlReader:
             parent.key = None
         return node
 
+    def _is_slip(self) -> bool:
+        """Whether the key that has no value is part of another thing, which is noted: 'block:dense', '(64, 64)'."""
+        parent = self._open[-1] if self._open else None
+        if parent is None or isinstance(parent.children, list) or not parent.plain:
+            return False
+        key, parent.key = parent.key, None
+        if key is None or key.value is None or self._is_tuple(parent, key.value):
+            return True
+        name, colon, text = key.value.partition(":")
+        if colon and text and name.isidentifier() and name not in parent.children:
+            self._note(key.position, no_space_in_words(key.value), name)
+            parent.children[name] = Node(parse_scalar(text), key.position, key.position)
+            return True
+        parent.key = key
+        return False
+
+    def _is_tuple(self, parent: _Open, key: Any) -> bool:
+        """Whether ``key`` belongs to a list in parentheses, of which the value before it is the beginning."""
+        assert isinstance(parent.children, dict)
+        name, last = next(reversed(parent.children.items()), ("", None))
+        if last is None or not str(last.value).startswith("(") or ")" in str(last.value):
+            return False
+        if isinstance(key, str) and not key.endswith(")"):
+            return False
+        message = "a list is written in [ ], not in ( )"
+        if all((p.position, p.message) != (last.position, message) for p in self._problems):
+            self._note(last.position, message, name)
+        return True
+
     def _checked_key(self, parent: _Open, node: Node) -> Node:
         """The key itself, or one of value None when it is repeated or no text."""
-        if not isinstance(node.value, str):
+        if not isinstance(node.value, str) and self._is_tuple(parent, node.value):
+            pass
+        elif not isinstance(node.value, str):
             quote = "" if node.children() else "; put it in quotes"
             self._note(node.position, f"a key must be a text, got {describe(node.value)}{quote}")
         elif node.value in parent.children:

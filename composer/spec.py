@@ -21,7 +21,7 @@ from composer.model_spec import (
     NodeSpec,
     PolicySpec,
 )
-from composer.nodes import NodeReader
+from composer.nodes import NodeReader, is_misplaced
 from composer.references import check_graph, check_shares, sinks
 from composer.source import Source
 from composer.template_spec import read_template, shared_stages
@@ -180,7 +180,8 @@ class _Reader:
         if value is None:
             return None
         if not isinstance(value, dict):
-            top.wrong("critic", "a mapping with a 'graph', a '_target_' or a 'template'")
+            expected = "a mapping with a 'graph', a '_target_' or a 'template'"
+            top.wrong("critic", expected, lambda other: other is None)
             return None
         fields = Fields(value, ("critic",), self._problems)
         return CriticSpec(
@@ -199,7 +200,7 @@ class _Reader:
         for known in CRITIC_KINDS:
             if kind == known:
                 return known
-        near = did_you_mean(kind, CRITIC_KINDS) if isinstance(kind, str) else ""
+        near = did_you_mean(kind, CRITIC_KINDS, "critic kind") if isinstance(kind, str) else ""
         got = describe(kind)
         fields.note("kind", f"'kind' must be one of {listing(CRITIC_KINDS)}, got {got}{near}")
         return "state"
@@ -294,7 +295,7 @@ class _Reader:
             target=self._target(fields),
             arguments=arguments,
             template=read_template(fields, self._nodes) if "template" in given else None,
-            heads=self._heads(fields, graph, role, "heads" in meant),
+            heads=self._heads(fields, graph, role, "heads" in meant or _holds_heads(fields)),
             observations=fields.texts("observations") if "observations" in fields else None,
             init=fields.values.get("init"),
             shares=shared_stages(shares) if "template" in given else shares,
@@ -359,3 +360,9 @@ class _Reader:
                 )
                 self._problems.add((*path, name), message, key=True)
         return HeadsSpec(path, self._nodes.node("", value, path, HEAD_BLOCK))
+
+
+def _holds_heads(fields: Fields) -> bool:
+    """Whether the heads stand inside of the graph, which is noted there."""
+    graph = fields.values.get("graph")
+    return isinstance(graph, dict) and "heads" in graph and is_misplaced("heads", graph["heads"])

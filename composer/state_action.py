@@ -104,8 +104,8 @@ class StateActionCritic(Targeted, SpaceCritic):
         if self.actions.are_choices:
             return {}
         raise ValueError(
-            "this critic reads the action; call critic(observations, action), "
-            "or the model itself as model(observations, action=action)"
+            f"this critic reads the action; call {self.call()}, "
+            "or the model itself with action=action"
         )
 
     def chosen(self, values: Tensors, vectors: Tensors) -> Tensors:
@@ -136,7 +136,8 @@ class StateActionCritic(Targeted, SpaceCritic):
         shared: Mapping[str, Tensor] | None,
         unroll: bool = False,
     ) -> tuple[Tensors, State]:
-        inputs, vectors = self.read(observations, shared), self.vectors_of(action)
+        vectors = self.vectors_of(action)
+        inputs = self.read(observations, shared)
         if not self.actions.are_choices:
             inputs |= vectors
         values, after = self._judge(inputs, state, resets, unroll)

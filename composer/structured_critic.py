@@ -250,8 +250,8 @@ class DeltaStateCritic(StructuredCritic):
         if prev_value is None:
             name = turns[0].present.name
             raise ValueError(
-                f"the first step is absent: {name!r} builds on the value before it; call "
-                "critic(observations, prev_value=value) with it, (..., 1)"
+                f"the first step is absent: {name!r} builds on the value before it; "
+                "pass that as prev_value=value, (..., 1)"
             )
         before = as_numbers(prev_value, PREV_VALUE, self.device, self.dtype).detach()
         return before if self.value_normalizer is None else self.value_normalizer(before)

@@ -57,6 +57,8 @@ def check_trusted(path: str, allow: Iterable[str]) -> str | None:
     if _TORCH_NN.fullmatch(path) or _is_within(path, allow):
         return None
     top = path.split(".")[0]
+    if _TORCH_NN.fullmatch(f"torch.{path}"):
+        return f"{path!r} is not a full path; did you mean 'torch.{path}'?"
     return (
         f"{path!r} is outside the allowed modules ({', '.join(allow) or 'none'}); "
         f"pass allow=[{top!r}] or --allow {top} if you trust it"
@@ -73,6 +75,11 @@ def allow_list(allow: Iterable[str]) -> tuple[str, ...]:
     for entry in entries:
         if not isinstance(entry, str):
             raise PathError(f"allow holds the names of modules, got {_kind(entry)}: {entry!r}")
+        if entry.endswith(".py"):
+            name = re.sub(r"[/\\]+", ".", entry.removesuffix(".py").removeprefix("./"))
+            raise PathError(
+                f"allow names modules, not files, got {entry!r}; did you mean {name!r}?"
+            )
     return entries
 
 

@@ -207,7 +207,7 @@ class ActorModule(OwnAttributes):
         turn.inputs = self._read_inputs(turn)
         turn.leading = turn.network.leading(turn.inputs)
         if turn.network.has_memory:
-            call = f"{'unroll' if unroll else self.role}({self.call_arguments})"
+            call = turn.network.call("unroll" if unroll else self.role)
             turn.network.check_state(turn.state, state_axes(turn.leading, unroll), call)
             turn.resets = turn.network.read_resets(turn.resets, turn.leading)
 

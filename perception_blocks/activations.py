@@ -96,6 +96,8 @@ def _class_of(activation: str | type) -> type[nn.Module]:
     if "." not in activation:
         return ACTIVATIONS.get(activation)
     package, _, name = activation.rpartition(".")
+    if package == "nn" and hasattr(nn, name):
+        raise ValueError(f"{activation!r} is not a full path; did you mean 'torch.{activation}'?")
     if package != "torch.nn":
         raise ValueError(
             f"an activation is named like 'relu' or 'torch.nn.ReLU', got {activation!r}; "

@@ -139,7 +139,7 @@ def _by_name(name: str) -> Any:
     if name in BLOCKS:
         return BLOCKS.get(name)
     if "." not in name:
-        raise NodeError("block", f"unknown block {name!r}{did_you_mean(name, BLOCKS)}")
+        raise NodeError("block", f"unknown block {name!r}{BLOCKS.hint(name)}")
     if not re.fullmatch(r"torch\.nn(\.modules)?(\.\w+)*\.\w+", name):
         hint = "from Python, give the class itself"
         raise NodeError("block", f"{name!r} is no registered block; {hint}")

@@ -22,7 +22,8 @@ class Port:
     the first block in its own float dtype, unscaled. ``cardinality`` is the number of values of an integer input (one
     number per element for MultiDiscrete), which is zero-based. ``low`` and ``high`` are bounds (a number, or nested
     tuples in the value's shape where they differ), ``channels`` says where an image has its channels, ``mask`` names
-    the value that masks this one, ``source`` is the original path in the space.
+    the value that masks this one, ``source`` is the original path in the space. ``normalized`` says that running
+    statistics were applied to it already.
     """
 
     shape: Shape
@@ -33,6 +34,7 @@ class Port:
     channels: Literal["first", "last"] | None = None
     mask: str | None = None
     source: tuple[str | int, ...] = ()
+    normalized: bool = False
 
     @property
     def is_integer(self) -> bool:

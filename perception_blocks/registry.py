@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from perception_blocks.synonyms import SYNONYMS, folded
+
 __all__ = [
     "ACTIVATIONS",
     "BLOCKS",
@@ -37,19 +39,35 @@ class MissingExtraError(ImportError):
     """An entry needs a library that is not installed; the message names the extra that brings it."""
 
 
-def near_name(word: str, words: Iterable[str]) -> str | None:
-    """The known word that ``word`` was most likely meant to be, or None."""
-    matches = difflib.get_close_matches(word, [str(w) for w in words], n=1, cutoff=0.6)
-    return matches[0] if matches else None
+def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
+    """The known word that ``word`` was most likely meant to be, or None.
+
+    ``kind`` is that of a registry: then it may also be what others call an entry, or a class of ``torch.nn`` that has
+    none here.
+
+    >>> near_name("LeakyReLU", ["relu", "leaky_relu"]), near_name("swish", ["silu", "hardswish"], "activation")
+    ('leaky_relu', 'silu')
+    """
+    known = {folded(str(each)): str(each) for each in reversed([*words])}  # of two alike the first
+    plain = folded(word)
+    if plain and plain in known:
+        return known[plain]
+    meant = SYNONYMS.get(kind, {}).get(plain)
+    if meant is not None and (folded(meant) in known or meant.startswith("torch.nn.")):
+        return meant
+    matches = difflib.get_close_matches(
+        word.lower(), [name.lower() for name in known.values()], n=1, cutoff=0.6
+    )
+    return next((name for name in known.values() if name.lower() in matches), None)
 
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
+def did_you_mean(word: str, words: Iterable[str], kind: str = "") -> str:
     """The end of an error message: ``"; did you mean 'dense'?"`` or nothing.
 
     >>> did_you_mean("dens", ["dense", "lstm"])
     "; did you mean 'dense'?"
     """
-    near = near_name(word, words)
+    near = near_name(word, words, kind)
     return f"; did you mean {near!r}?" if near else ""
 
 
@@ -142,7 +160,7 @@ class Registry:
 
     def hint(self, name: str) -> str:
         """The end of a message about the unknown ``name``: the nearest known one, or else all of them."""
-        near = did_you_mean(name, self._entries)
+        near = did_you_mean(name, self._entries, self.kind)
         return near or f"; known are {', '.join(map(repr, self._entries))}"
 
     def name_of(self, value: Any) -> str | None:

@@ -79,6 +79,11 @@ class ScaleImageBlock(PerceptionBlock):
     @classmethod
     def check_ports(cls, in_ports: Sequence[Port]) -> None:
         refuse_integers(cls, in_ports)
+        normalized = {index: port for index, port in enumerate(in_ports) if port.normalized}
+        if normalized:
+            rule = "scale_image scales raw numbers, and its input is normalised already"
+            advice = "take {0} out of 'normalize', or leave scale_image out"
+            raise InputShapeError(rule, normalized, advice)
 
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
         (shape,) = self.out_shapes
@@ -242,7 +247,9 @@ def bounds_of(shape: Shape, low: Bound | None, high: Bound | None) -> tuple[Tens
     """``low`` and ``high - low``, each a number or in ``shape``. Raises ValueError where they bound nothing."""
     if low is None or high is None:
         missing = " and ".join(n for n, v in (("low", low), ("high", high)) if v is None)
-        raise ValueError(f"scale_image needs bounds, but the space has none; give it {missing}")
+        raise ValueError(
+            f"scale_image needs bounds, which its input does not have; give it {missing}"
+        )
     lows, highs = (bound_tensor(shape, bound) for bound in (low, high))
     if not bool(torch.isfinite(lows).all() and torch.isfinite(highs).all()):
         raise ValueError(

@@ -5,6 +5,8 @@ The annotations of a block's ``__init__`` are the one source for error messages,
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import inspect
 import math
 import numbers
@@ -34,8 +36,8 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
 ]
-__all__ += ["Probability", "Range", "Setting", "SettingProblem", "SettingsError", "check_settings"]
-__all__ += ["Words", "describe", "mismatch", "settings_of"]
+__all__ += ["Probability", "Range", "Setting", "SettingProblem", "SettingsError", "as_yaml"]
+__all__ += ["Words", "check_settings", "describe", "mismatch", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,10 @@ def check_settings(
                 wrong = mismatch(setting.annotation, value)
                 problems.append(SettingProblem(name, f"{name!r} {wrong}"))
         elif not takes_any:
-            there.add(near_name(name, settings))
+            there.add(near_name(name, settings, "setting"))
+            near = did_you_mean(name, settings, "setting")
             known = f"; it has {', '.join(map(repr, settings))}" if settings else "; it has none"
-            message = f"{name!r} is not a setting of {label}{did_you_mean(name, settings) or known}"
+            message = f"{name!r} is not a setting of {label}{near or known}"
             problems.append(SettingProblem(name, message, misspelt=True))
     if not partial:
         missing = [s for s in settings.values() if s.required and s.name not in there]
@@ -177,9 +180,35 @@ def mismatch(annotation: Any, value: Any) -> str | None:
     if _checker(annotation)(value):
         return None
     named = next(filter(None, map(_named, _alternatives(annotation))), None)
-    if named is not None and isinstance(value, (str, Mapping)):
+    meant = _meant(annotation, value)
+    if named is not None and isinstance(value, (str, Mapping)) and not meant:
         return _name_mismatch(named, value)
-    return f"must be {describe(annotation)}, got {_show(value)}"
+    return f"must be {describe(annotation)}, got {_show(value)}{meant}"
+
+
+def _meant(annotation: Any, value: Any) -> str:
+    """The end of a message about a text that does not fit: the choice or the value that was meant."""
+    if not isinstance(value, str):
+        return ""
+    literals = [part for part in _alternatives(annotation) if get_origin(part) is Literal]
+    choices = [choice for part in literals for choice in get_args(part) if isinstance(choice, str)]
+    return did_you_mean(value, choices, "choice") or as_yaml(value, _checker(annotation))
+
+
+def as_yaml(text: str, fits: Callable[[Any], bool]) -> str:
+    """How to write what ``text`` is in Python or in older YAML, as the end of a message; nothing where it is a text.
+
+    >>> as_yaml("(64, 64)", lambda value: True), as_yaml("None", lambda value: value is None)
+    ('; write [64, 64]', '; write null')
+    """
+    plain: Any = _OTHER_WORDS.get(text.lower(), text)
+    if plain is text and len(text) < 100:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            plain = ast.literal_eval(text)
+    if isinstance(plain, str) or not fits(plain):
+        return ""
+    shown = _show(list(plain) if isinstance(plain, tuple) else plain)
+    return f"; write {shown}" + (" without quotes" if shown == text else "")
 
 
 def describe(annotation: Any, plural: bool = False) -> str:
@@ -335,6 +364,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
+# What Python and older YAML call these.
+_OTHER_WORDS = {"none": None, "nil": None, "yes": True, "on": True, "no": False, "off": False}
+_OTHER_WORDS |= {"true": True, "false": False}
 _PLAIN_CHECKS: dict[Any, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_integer,

@@ -274,7 +274,7 @@ def test_every_block_is_described_with_its_example(name):
         ),
         (
             ["check", "agent.yaml", "--set", "params.wdth=3"],
-            "--set params.wdth=3: nothing refers to the param 'wdth'; use it as \"${params.wdth}\" or remove it",
+            "--set params.wdth=3: nothing refers to the param 'wdth'; did you mean 'width'?",
         ),
         (
             ["check", "agent.yaml", "--set", "policy.graph.latent.hidden_units=0"],

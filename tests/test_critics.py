@@ -114,7 +114,8 @@ def test_each_actor_reads_what_its_own_policy_shares():
     expected = summed(place, logits[key]["latent"], seen[key]["view"])
     torch.testing.assert_close(values[key]["value"], expected)
     message = (
-        "for 'pick': this critic reads 'latent' of the policy; call critic(observations, shared="
+        "for 'pick': this critic reads 'latent' of the policy; call critic(observations, shared=logits) with the "
+        "logits that the policy returns"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         model.critic(seen)
@@ -172,7 +173,7 @@ def test_the_value_of_a_step_of_several_agents_is_their_mean():
 @pytest.mark.parametrize(
     ("actors", "prev_value", "message"),
     [
-        ([("place", 0)], None, "the first step is absent: 'place/0' builds on the value before it; call critic(observations, prev_value=value) with it, (..., 1)"),
+        ([("place", 0)], None, "the first step is absent: 'place/0' builds on the value before it; pass that as prev_value=value, (..., 1)"),
         ([("place", 0)], torch.zeros(4, 1), "for 'place/0': prev_value must have the shape (5, 1), got (4, 1)"),
         ([("place", 0)], "high", "prev_value must be numbers or an array of them, got a str"),
         (["pick"], torch.zeros(5, 1), "the first step has no value before it; leave prev_value out"),

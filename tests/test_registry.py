@@ -1,12 +1,20 @@
 import re
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
+import torch
 
+import composer.model  # noqa: F401 - whose imports register every kind of critic
+from composer.critic import CRITICS
+from composer.distributions import DISTRIBUTIONS
+from composer.training.trainer import TRAINERS
 from perception_blocks import registry
 from perception_blocks.registry import (
+    ACTIVATIONS,
     BLOCKS,
+    INITIALIZERS,
     MissingExtraError,
     NameTakenError,
     Registry,
@@ -14,6 +22,8 @@ from perception_blocks.registry import (
     did_you_mean,
     near_name,
 )
+from perception_blocks.settings import mismatch
+from perception_blocks.synonyms import SYNONYMS, folded
 
 
 @pytest.fixture
@@ -143,3 +153,47 @@ def test_near_names():
     assert near_name("zzz", ["dense"]) is None
     assert did_you_mean("dens", ["dense"]) == "; did you mean 'dense'?"
     assert did_you_mean("zzz", ["dense"]) == ""
+
+
+REGISTRIES = {
+    registry.kind: registry
+    for registry in (ACTIVATIONS, BLOCKS, INITIALIZERS, DISTRIBUTIONS, CRITICS, TRAINERS)
+}
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_what_others_call_an_entry_is_suggested_and_not_accepted(kind):
+    registry = REGISTRIES[kind]
+    for other, name in SYNONYMS[kind].items():
+        found = (
+            registry.get(name)
+            if name in registry
+            else getattr(torch.nn, name.removeprefix("torch.nn."))
+        )
+        assert isinstance(found, type) or callable(found)
+        if folded(other) not in map(folded, registry):  # a name of our own is that one
+            assert other not in registry
+            assert registry.hint(other) == f"; did you mean {name!r}?"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    {
+        "activation": "swish->silu ReLU->relu LeakyReLU->leaky_relu hard_swish->hardswish linear->identity",
+        "block": "Linear->dense fc->dense mlp->dense conv2d->strided_conv cnn->nature_cnn embed->embedding "
+        "LayerNorm->torch.nn.LayerNorm LSTMCell->lstm GRU->gru gat->graph_attention dens->dense",
+        "initialiser": "xavier->xavier_uniform Glorot->xavier_uniform he->kaiming_uniform he_normal->kaiming_normal",
+        "distribution": "normal->gaussian tanh_normal->squashed_gaussian Categorical->categorical",
+        "critic kind": "q_function->state_action value->state",
+    }.items(),
+)
+def test_the_usual_words_lead_to_ours(kind, words):
+    for pair in words.split():
+        other, name = pair.split("->")
+        assert REGISTRIES[kind].hint(other) == f"; did you mean {name!r}?"
+
+
+def test_a_loss_by_its_other_name_is_suggested():
+    assert mismatch(Literal["l2", "smooth_l1"], "huber") == (
+        "must be one of 'l2', 'smooth_l1', got 'huber'; did you mean 'smooth_l1'?"
+    )

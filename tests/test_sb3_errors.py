@@ -44,76 +44,79 @@ NO_CRITIC = (
     "DQN learns one network, whose values choose the action: the policy, whose logits they are. "
     "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
 )
-RULE = "write under 'distributions': - {action: action, distribution: "
+RULE = "write distribution: {} in its entry of 'distributions'"
+STATE = "critic: {kind: state, template: {}}"
+TWIN_VALUES = "critic: {kind: state_action, ensemble: 2, template: {}}"
 
 # algorithm, spec, environment, the problems
 REFUSED = {
     "DQN of numbers": (
         DQN, ACTOR + TWINS.replace("ensemble: 2", "ensemble: 1"), BOX,
-        ["it learns a value for each choice of one Discrete action, got Box(-1.0, 1.0, (2,), float32); use PPO, SAC or TD3"],
+        ["it learns a value for each choice of one Discrete action, got Box(-1.0, 1.0, (2,), float32); use SAC"],
     ),
     "DQN of state values": (DQN, ACTOR + VALUES, DISCRETE, [NO_CRITIC]),
     "DQN of a critic of choices": (DQN, ACTOR + CHOICES, DISCRETE, [NO_CRITIC]),
     "DQN of choices that start later": (
         DQN, ACTOR, Walk(SEEN, spaces.Discrete(3, start=5)),
         ["it finds the value of an action by its number, so that these must begin with 0, "
-         "got Discrete(3, start=5); use PPO"],
+         f"got Discrete(3, start=5); use PPO or A2C with {STATE}"],
     ),
     "DQN of masks": (
         DQN, ACTOR.replace("heads: {", "action_mask: {action: legal}\n  heads: {"),
         Walk(spaces.Dict(observation=SEEN, legal=spaces.MultiBinary(2)), spaces.Discrete(2)),
-        ["DQN explores with any action, legal or not, so no 'action_mask' can be kept; use PPO"],
+        [f"it explores with any action, legal or not, so no 'action_mask' can be kept; use PPO or A2C with {STATE}"],
     ),
     "TD3 of chances": (
         TD3, ACTOR + TWINS, BOX,
-        [f"its actor is deterministic, but 'action' has the distribution 'squashed_gaussian'; {RULE}deterministic}}"],
+        ["its actor is deterministic, but 'action' has the distribution 'squashed_gaussian'; "
+         "write under 'distributions': - {action: action, distribution: deterministic}"],
     ),
     "TD3 of choices": (
         TD3, ACTOR + CHOICES, DISCRETE,
-        ["it needs Box actions, but 'action' is Discrete(2); use PPO or DQN"],
+        [f"it needs Box actions, but 'action' is Discrete(2); use PPO or A2C with {STATE}"],
     ),
     "SAC of choices, without a critic of actions": (
         SAC, ACTOR + VALUES, DISCRETE,
-        ["it needs Box actions, but 'action' is Discrete(2); use PPO or DQN",
-         "SAC needs the value of an action, but the critic is of kind 'state'; write kind: state_action, and ensemble: 2"],
+        ["it needs Box actions, but 'action' is Discrete(2); use PPO or A2C"],
     ),
     "SAC without chance": (
         SAC, DETERMINISTIC + ACTOR + TWINS, BOX,
-        [f"it learns from chances, but 'action' is deterministic; {RULE}squashed_gaussian}}"],
+        [f"it learns from chances, but 'action' is deterministic; {RULE.format('squashed_gaussian')}"],
     ),
     "SAC beyond the bounds": (
         SAC, DETERMINISTIC.replace("deterministic", "gaussian") + ACTOR, BOX,
-        [f"it needs actions within their bounds, which the gaussian of 'action' leaves; {RULE}squashed_gaussian}}",
-         "SAC needs the value of an action; add a critic of kind state_action, with ensemble: 2"],
+        [f"it needs actions within their bounds, which the gaussian of 'action' leaves; {RULE.format('squashed_gaussian')}",
+         f"SAC needs the value of an action; add a critic such as {TWIN_VALUES}"],
     ),
     "SAC of memory": (
         SAC, MEMORY + TWINS, BOX,
-        ["it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; use that"],
+        ["it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; "
+         f"use RecurrentPPO with {STATE}"],
     ),
     "PPO of memory": (
         PPO, MEMORY + VALUES, DISCRETE,
-        ["it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; use that"],
+        ["it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; use RecurrentPPO"],
     ),
     "PPO without a critic": (
-        PPO, ACTOR, DISCRETE, ["PPO needs the value of a state; add a critic to the spec"],
+        PPO, ACTOR, DISCRETE, [f"PPO needs the value of a state; add a critic such as {STATE}"],
     ),
     "A2C of action values, without chance": (
         A2C, DETERMINISTIC + ACTOR + TWINS, BOX,
-        [f"it learns from chances, but 'action' is deterministic; {RULE}squashed_gaussian}}",
-         "A2C needs the value of a state, but the critic is of kind 'state_action'; write kind: state"],
+        [f"it learns from chances, but 'action' is deterministic; {RULE.format('squashed_gaussian')}",
+         f"A2C needs the value of a state, but the critic is of kind 'state_action'; give it one such as {STATE}"],
     ),
     "PPO of an ensemble": (
         PPO, ACTOR + VALUES.replace("graph:", "ensemble: 2\n  graph:"), DISCRETE,
-        ["PPO needs one value of a state, but the critic gives 2; leave out 'ensemble'"],
+        ["PPO needs the value of a state once, but the critic gives 2; leave out 'ensemble'"],
     ),
     "RecurrentPPO without memory": (
         RecurrentPPO, ACTOR + VALUES, DISCRETE,
-        ["neither its policy nor its critic has memory; use PPO"],
+        ["neither its policy nor its critic has memory; use PPO or A2C"],
     ),
     "MaskablePPO of numbers": (
         MaskablePPO, ACTOR + VALUES, BOX,
         ["it masks the choices of one Discrete, MultiDiscrete or MultiBinary action, got Box(-1.0, 1.0, (2,), float32); "
-         "use PPO, which keeps to the spec's 'action_mask'"],
+         "use PPO or A2C"],
     ),
 }  # fmt: skip
 
@@ -138,7 +141,8 @@ def test_what_cannot_be_trained_is_refused(name):
 
 def test_the_policy_itself_refuses_too():
     expected = (
-        "PPO cannot train this model:\n  PPO needs the value of a state; add a critic to the spec"
+        "PPO cannot train this model:\n  "
+        f"PPO needs the value of a state; add a critic such as {STATE}"
     )
     with refuses(expected):
         PPO(sb3.POLICIES["PPO"], "CartPole-v1", policy_kwargs={"spec": ACTOR})

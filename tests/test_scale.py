@@ -68,7 +68,7 @@ def test_out_ports_say_what_was_done():
             {"low": 0, "high": 255},
             "scale_image takes one image at a time, got (4, 3, 64, 64); apply it to each image (each: 1)",
         ),
-        ((4,), {}, "scale_image needs bounds, but the space has none; give it low and high"),
+        ((4,), {}, "scale_image needs bounds, which its input does not have; give it low and high"),
         (
             (4,),
             {"low": float("-inf"), "high": 0},

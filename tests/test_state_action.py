@@ -135,7 +135,7 @@ def test_the_model_hands_the_action_to_its_critic():
     torch.testing.assert_close(values, model.critic(batch(), torques()))
     needed = (
         "this critic reads the action; call critic(observations, action), "
-        "or the model itself as model(observations, action=action)"
+        "or the model itself with action=action"
     )
     with pytest.raises(ValueError, match=re.escape(needed)):
         model(batch())

@@ -366,7 +366,7 @@ def test_memory_steps_as_it_unrolls_and_so_does_that_of_the_target(separate, ens
     ("change", "message"),
     [
         (lambda done: {"pick": done["pick"]},
-         "for 'place/0': this critic reads the action; call critic(observations, action), or the model itself as model(observations, action=action)"),
+         "for 'place/0': this critic reads the action; call critic(observations, action), or the model itself with action=action"),
         (lambda done: {**done, ("place", 1): {**done["place", 1], "where": torch.zeros(5, 3)}},
          "for 'place/1': action 'where' has shape (5, 3), expected (..., 2)"),
         (lambda done: {**done, "pick": torch.zeros(4, dtype=torch.int64)},

@@ -41,43 +41,44 @@ def test_environments_with_other_specs_are_refused():
     )
 
 
+STATE = "critic: {kind: state, template: {}}"
 LOSSES = [
     (
         ClipPPOLoss,
         None,
-        "ClipPPOLoss needs the value of a state, and this model has no critic; give it one of kind: state",
+        f"ClipPPOLoss needs the value of a state; add a critic such as {STATE}",
     ),
     (
         A2CLoss,
         {**VALUES, "kind": "state_action"},
-        "A2CLoss needs the value of a state, and this critic values actions; write kind: state in it",
+        "A2CLoss needs the value of a state, but the critic is of kind 'state_action'; give it one such as "
+        + STATE,
     ),
     (
         ClipPPOLoss,
         {**VALUES, "ensemble": 2},
-        "ClipPPOLoss needs one value of a state, and this critic is an ensemble; leave out 'ensemble'",
+        "ClipPPOLoss needs the value of a state once, but the critic gives 2; leave out 'ensemble'",
     ),
     (
         DQNLoss,
         VALUES,
-        "DQNLoss needs a value for each choice of one Discrete action; write kind: state_action in the critic",
+        "DQNLoss needs the value of an action, but the critic is of kind 'state'; give it one such as "
+        "critic: {kind: state_action, template: {}}",
     ),
     (
         DQNLoss,
         {**VALUES, "kind": "state_action", "ensemble": 2},
-        "DQNLoss needs a value for each choice of one Discrete action, once; this critic is an ensemble; leave out "
-        "'ensemble'",
+        "DQNLoss needs the value of an action once, but the critic gives 2; leave out 'ensemble'",
     ),
     (
         SACLoss,
         VALUES,
-        "SACLoss needs the value of an action; write kind: state_action in the critic",
+        "it needs gradients through one action, which a Box has; the action here is Discrete(2); use ClipPPOLoss",
     ),
     (
         SACLoss,
         {**VALUES, "kind": "state_action"},
-        "SACLoss needs gradients through one action, which a Box has; the action here is Discrete(2). For a Discrete "
-        "one there are DiscreteSACLoss and DQNLoss",
+        "it needs gradients through one action, which a Box has; the action here is Discrete(2); use DiscreteSACLoss",
     ),
     (
         int,
@@ -91,6 +92,8 @@ LOSSES = [
 def test_losses_that_the_critic_cannot_serve_are_refused(loss, critic, message):
     spec = {"environment": "CartPole-v1", "policy": DENSE}
     model = compose(spec if critic is None else {**spec, "critic": critic})
+    if loss is not int:
+        message = f"{loss.__name__} cannot train this model:\n  {message}"
     assert refusal(to_torchrl, model, loss=loss) == message
 
 
@@ -98,7 +101,7 @@ def test_several_actions_are_trained_by_ppo_alone():
     space = spaces.Dict(move=spaces.Discrete(2), use=spaces.Discrete(2))
     model = compose(TEMPLATES, env=Playground(space))
     assert refusal(to_torchrl, model, loss=A2CLoss) == (
-        "A2CLoss trains one action, and this model has several; ClipPPOLoss trains them"
+        "A2CLoss cannot train this model:\n  it trains one action, and this model has several; use ClipPPOLoss"
     )
 
 

@@ -217,7 +217,8 @@ ONE_NETWORK = (
     "dqn learns one network, whose values choose the action: the policy, whose logits they are. "
     "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
 )
-RULE = "write under 'distributions': - {action: action, distribution: squashed_gaussian}"
+RULE = "write distribution: squashed_gaussian in its entry of 'distributions'"
+STATE = "critic: {kind: state, template: {}}"
 REMEMBERING = """
 version: 1
 environment: CartPole-v1
@@ -232,26 +233,25 @@ REFUSED = {
     "dqn with a critic": ("dqn", SORT, [ONE_NETWORK]),
     "dqn of a Box": (
         "dqn", AIM.partition("critic:")[0],
-        ["it learns a value for each choice of one Discrete action, got Box(-3.0, 3.0, (1,), float32); use ppo or sac"],
+        ["it learns a value for each choice of one Discrete action, got Box(-3.0, 3.0, (1,), float32); "
+         f"use ppo or a2c with {STATE}"],
     ),
     "dqn with memory": (
-        "dqn", REMEMBERING, ["it has memory, but the replay buffer holds single steps; use ppo"],
+        "dqn", REMEMBERING, [f"it has memory, but the replay buffer holds single steps; use ppo or a2c with {STATE}"],
     ),
     "sac of choices": (
         "sac", SORT,
-        ["it needs Box actions, but 'action' is Discrete(3); use ppo or dqn",
-         "sac needs the value of an action, but the critic is of kind 'state'; "
-         "write kind: state_action, and ensemble: 2"],
+        ["it needs Box actions, but 'action' is Discrete(3); use ppo or a2c"],
     ),
     "sac without bounds and critic": (
         "sac", AIM.partition("critic:")[0] + "distributions: [{action: action, distribution: gaussian}]",
         [f"it needs actions within their bounds, which the gaussian of 'action' leaves; {RULE}",
-         "sac needs the value of an action; add a critic of kind state_action, with ensemble: 2"],
+         "sac needs the value of an action; add a critic such as critic: {kind: state_action, ensemble: 2, template: {}}"],
     ),
     "sac with what is shared": (
         "sac", SHARING,
         ["its loss trains copies of the critic alone, which cannot read 'latent' of the policy; "
-         "leave out 'shares', or use the trainer sb3"],
+         "let the critic read observations instead, or use the trainer sb3"],
     ),
     "sac with normalised values": (
         "sac", AIM.replace("ensemble: 2", "normalize_value: true"),
@@ -260,11 +260,11 @@ REFUSED = {
     "a2c without chances and critic": (
         "a2c", AIM.partition("critic:")[0] + "distributions: [{action: action, distribution: deterministic}]",
         [f"it learns from chances, but 'action' is deterministic; {RULE}",
-         "a2c needs the value of a state; add a critic to the spec"],
+         f"a2c needs the value of a state; add a critic such as {STATE}"],
     ),
     "ppo of an ensemble": (
         "ppo", SORT.replace("critic: {", "critic: {ensemble: 2, "),
-        ["ppo needs one value of a state, but the critic gives 2; leave out 'ensemble'"],
+        ["ppo needs the value of a state once, but the critic gives 2; leave out 'ensemble'"],
     ),
 }  # fmt: skip
 

@@ -56,9 +56,7 @@ BAD_OPTIONS = {
     "algorithm for the spec": (
         ["--algorithm", "sac"],
         "sac cannot train this model:\n"
-        "  it needs Box actions, but 'action' is Discrete(2); use ppo or dqn\n"
-        "  sac needs the value of an action, but the critic is of kind 'state'; "
-        "write kind: state_action, and ensemble: 2",
+        "  it needs Box actions, but 'action' is Discrete(2); use ppo or a2c",
     ),
 }
 
@@ -78,12 +76,12 @@ def test_wrong_options_are_answered_in_words_and_leave_no_folder(
         (
             "double_dqn", ["--trainer", "torchrl"],
             "ppo of torchrl cannot train this model:\n  ppo needs the value of a state, but the "
-            "critic is of kind 'state_action'; write kind: state",
+            "critic is of kind 'state_action'; give it one such as critic: {kind: state, template: {}}",
         ),
         (
             "wrapped_recurrent", [],
             "ppo cannot train this model:\n  it has memory, which only recurrent_ppo of sb3-contrib "
-            "carries from step to step; use that",
+            "carries from step to step; use recurrent_ppo",
         ),
         (
             "pick_place", ["--allow", "pick_place_env"],

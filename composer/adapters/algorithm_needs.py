@@ -1,59 +1,160 @@
-"""What algorithms need of a critic and of distributions, in words that the trainers share."""
+"""What algorithms need of actions, memory, critics and distributions, in words that the trainers share.
+
+Each trainer has one table of its algorithms (`Algorithm`). What stands in an algorithm's way is told from it, and so is
+the way out: a setting of the spec that is to change, or those algorithms of the same table that can train the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gymnasium import spaces
 
 from composer.continuous_actions import Gaussian
 from composer.deterministic_actions import Deterministic
-from composer.distributions import ActionDistribution
+from composer.distributions import DISTRIBUTIONS, is_bounded
 from composer.model import Model
+from composer.spaces import format_space
 
-__all__ = ["action_values", "bounded_chances", "chances", "one_network", "state_values"]
+__all__ = ["Algorithm", "bounded_boxes", "problems"]
 
-_RULE = "write under 'distributions': - {{action: {}, distribution: squashed_gaussian}}"
+CRITICS = {
+    "state": "critic: {kind: state, template: {}}",
+    "state_action": "critic: {kind: state_action, ensemble: 2, template: {}}",
+    "choices": "critic: {kind: state_action, template: {}}",
+}
+_UNBOUNDED = "with finite bounds"
+BOUND_THEM = (
+    ", or give the environment's actions bounds, as gymnasium.wrappers.TransformAction does"
+)
 
 
-def state_values(model: Model, algorithm: str) -> Iterator[str]:
-    """Why the critic has not the one value of a state that ``algorithm`` needs."""
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of a trainer's table.
+
+    ``refuses`` says why the actions, the mask or the memory of a model cannot be trained, which no other critic or
+    distribution would change. ``critic`` is the kind that is needed ("choices": of actions, without an ensemble),
+    None where there must be no critic; ``family`` says which distributions serve. ``more`` says what else of the critic
+    is in the way, each with its way out.
+    """
+
+    refuses: Callable[[Model], Iterator[str]]
+    critic: Literal["state", "state_action", "choices"] | None
+    family: Literal["any", "chances", "bounded", "deterministic"] = "chances"
+    more: Callable[[Model], Iterator[str]] = lambda model: iter(())
+    is_advised: bool = True  # not where the environment must be made for it
+
+
+def problems(model: Model, name: str, table: Mapping[Any, Algorithm]) -> list[str]:
+    """Why the algorithm ``name`` of ``table`` cannot train ``model``, each reason with a way out that works."""
+    algorithm = table[name]
+    refused = list(algorithm.refuses(model))
+    if refused:
+        out = _way_out(model, table)
+        return [f"{reason}{out}{BOUND_THEM if _UNBOUNDED in reason else ''}" for reason in refused]
+    return [
+        *_of_distributions(model, algorithm.family),
+        *_of_critic(model, str(name), algorithm.critic),
+        *algorithm.more(model),
+    ]
+
+
+def _way_out(model: Model, table: Mapping[Any, Algorithm]) -> str:
+    """The algorithms that can train ``model`` and what they need besides, as the end of a message: ``; use PPO``."""
+    fit = [n for n, row in table.items() if row.is_advised and not list(row.refuses(model))]
+    needs = {name: _needs(model, table[name]) for name in fit}
+    if not fit:
+        return ""
+    fewest = needs[min(fit, key=lambda name: len(needs[name]))]
+    names = [str(name) for name in fit if needs[name] == fewest]
+    listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return f"; use {listed}" + (f" with {' and '.join(fewest)}" if fewest else "")
+
+
+def bounded_boxes(model: Model) -> Iterator[str]:
+    """Why the actions are not all Boxes with finite bounds."""
+    for key, leaf in model.policy.action_tree.leaves.items():
+        shown = format_space(leaf.space)
+        if not isinstance(leaf.space, spaces.Box):
+            yield f"it needs Box actions, but {key!r} is {shown}"
+        elif not is_bounded(leaf):
+            yield f"it needs Box actions {_UNBOUNDED}, but {key!r} is {shown}"
+
+
+def _needs(model: Model, row: Algorithm) -> list[str]:
+    """What must change in the spec for it, in a few words each."""
     critic = model.spec.critic
-    if critic is None:
-        yield f"{algorithm} needs the value of a state; add a critic to the spec"
-    elif critic.kind == "state_action":
-        yield f"{algorithm} needs the value of a state, but the critic is of kind 'state_action'; write kind: state"
-    elif critic.ensemble > 1:
-        yield f"{algorithm} needs one value of a state, but the critic gives {critic.ensemble}; leave out 'ensemble'"
+    others = _other_families(model, row.family)
+    needs = [f"distribution: {family} for {key!r}" for key, family in others]
+    if row.critic is None:
+        needs += [] if critic is None else ["critic: null"]
+    elif critic is None or critic.kind != _kind(row.critic):
+        needs.append(CRITICS[row.critic])
+    elif row.critic != "state_action" and critic.ensemble > 1:
+        needs.append("no 'ensemble'")
+    return needs
 
 
-def action_values(model: Model, algorithm: str) -> Iterator[str]:
-    """Why the critic does not value actions, as ``algorithm`` needs it."""
+# --- critics ---
+
+
+def _kind(needed: str) -> str:
+    return "state" if needed == "state" else "state_action"
+
+
+def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[str]:
     critic = model.spec.critic
+    if needed is None:
+        if critic is not None:
+            yield (
+                f"{name} learns one network, whose values choose the action: the policy, whose logits they are. "
+                "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
+            )
+        return
+    what = "the value of a state" if needed == "state" else "the value of an action"
     if critic is None:
-        yield f"{algorithm} needs the value of an action; add a critic of kind state_action, with ensemble: 2"
-    elif critic.kind != "state_action":
-        yield (
-            f"{algorithm} needs the value of an action, but the critic is of kind {critic.kind!r}; "
-            "write kind: state_action, and ensemble: 2"
-        )
+        yield f"{name} needs {what}; add a critic such as {CRITICS[needed]}"
+    elif critic.kind != _kind(needed):
+        yield f"{name} needs {what}, but the critic is of kind {critic.kind!r}; give it one such as {CRITICS[needed]}"
+    elif needed != "state_action" and critic.ensemble > 1:
+        yield f"{name} needs {what} once, but the critic gives {critic.ensemble}; leave out 'ensemble'"
 
 
-def one_network(model: Model, algorithm: str) -> Iterator[str]:
-    """Why the policy would not be the one network that ``algorithm`` learns."""
-    if model.spec.critic is not None:
-        yield (
-            f"{algorithm} learns one network, whose values choose the action: the policy, whose logits they are. "
-            "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
-        )
+# --- distributions ---
 
 
-def chances(key: str, family: ActionDistribution) -> Iterator[str]:
-    """Why the distribution ``family`` of the action ``key`` gives no chances to learn from."""
-    if isinstance(family, Deterministic):
-        yield f"it learns from chances, but {key!r} is deterministic; {_RULE.format(key)}"
+def _of_distributions(model: Model, family: str) -> Iterator[str]:
+    for key, other in _other_families(model, family):
+        own = model.policy.distributions[key]
+        name = DISTRIBUTIONS.name_of(type(own)) or type(own).__name__
+        if isinstance(own, Deterministic):
+            reason = f"it learns from chances, but {key!r} is deterministic"
+        elif family == "deterministic":
+            reason = f"its actor is deterministic, but {key!r} has the distribution {name!r}"
+        else:
+            reason = f"it needs actions within their bounds, which the {name} of {key!r} leaves"
+        yield f"{reason}; {_rule(model, key, other)}"
 
 
-def bounded_chances(key: str, family: ActionDistribution) -> Iterator[str]:
-    """The same where actions must stay within their bounds, too."""
-    yield from chances(key, family)
-    if isinstance(family, Gaussian):
-        yield f"it needs actions within their bounds, which the gaussian of {key!r} leaves; {_RULE.format(key)}"
+def _other_families(model: Model, family: str) -> Iterator[tuple[str, str]]:
+    """The actions whose distribution does not serve, and one that does."""
+    for key, own in model.policy.distributions.items():
+        if family == "deterministic":
+            if not isinstance(own, Deterministic):
+                yield key, "deterministic"
+        elif family != "any" and (
+            isinstance(own, Deterministic) or (family == "bounded" and isinstance(own, Gaussian))
+        ):
+            yield key, "squashed_gaussian"  # whose Box has bounds, or `refuses` had said so
+
+
+def _rule(model: Model, key: str, family: str) -> str:
+    """How to give the action ``key`` another distribution."""
+    kind = model.policy.action_tree.leaves[key].kind
+    for rule in model.spec.distributions:
+        if rule.entry.get("action") == key or rule.entry.get("space") == kind:
+            return f"write distribution: {family} in its entry of 'distributions'"
+    return f"write under 'distributions': - {{action: {key}, distribution: {family}}}"

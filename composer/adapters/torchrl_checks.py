@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torchrl.data import Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
@@ -18,6 +19,7 @@ from torchrl.objectives import (
     SACLoss,
 )
 
+from composer.adapters.algorithm_needs import Algorithm, problems
 from composer.adapters.torchrl_fields import (
     CHOICES,
     Encoding,
@@ -25,7 +27,6 @@ from composer.adapters.torchrl_fields import (
     choice_sizes,
     shown,
 )
-from composer.critic import Critic
 from composer.model import Model
 from composer.policy import Policy
 from composer.spaces import format_space
@@ -44,7 +45,6 @@ _FORMS = {
     "flat_one_hot": " as one-hot",
 }
 _WRITTEN = ("logits", "params", "state_value", "action_value", "state_action_value", "is_init")
-_VALUES_STATES = (PPOLoss, A2CLoss, ReinforceLoss)
 
 
 def refuse_model(model: Model) -> None:
@@ -153,66 +153,64 @@ def refuse_loss(loss: type[LossModule], model: Model) -> None:
         raise ValueError(
             f"loss must be a class of torchrl.objectives such as ClipPPOLoss, got {loss!r}"
         )
-    message = None
-    if issubclass(loss, _VALUES_STATES):
-        message = _not_of_states(model)
-        if len(model.policy.distributions) > 1 and not issubclass(loss, PPOLoss):
-            message = "trains one action, and this model has several; ClipPPOLoss trains them"
-    elif issubclass(loss, DiscreteSACLoss):
-        message = _not_of_choices(model, ensemble=True)
-    elif issubclass(loss, DQNLoss):
-        message = _not_of_choices(model, policy=True)
-    elif issubclass(loss, (SACLoss, DDPGLoss)):
-        message = _not_of_actions(model)
-    if message:
-        raise ValueError(f"{loss.__name__} {message}")
-
-
-def _not_of_states(model: Model) -> str | None:
-    critic = model.critic
-    if critic is None:
-        return (
-            "needs the value of a state, and this model has no critic; give it one of kind: state"
-        )
-    if isinstance(critic, StateActionCritic):
-        return "needs the value of a state, and this critic values actions; write kind: state in it"
-    assert isinstance(critic, Critic)
-    if critic.out_ports["value"].shape != (1,):
-        return "needs one value of a state, and this critic is an ensemble; leave out 'ensemble'"
-    return None
+    row = next((name for known, name in _ROWS.items() if issubclass(loss, known)), None)
+    if row is None:
+        return
+    table = {**LOSSES, loss.__name__: LOSSES[row]}
+    if row == "DQNLoss" and model.critic is None:  # the policy's logits are the values
+        table[loss.__name__] = replace(LOSSES[row], critic=None)
+    found = problems(model, loss.__name__, table)
+    if found:
+        lines = "".join(f"\n  {problem}" for problem in found)
+        raise ValueError(f"{loss.__name__} cannot train this model:{lines}")
 
 
 def serves_choices(model: Model) -> bool:
     """Whether the critic, or without one the policy, has one value for each choice of one Discrete action."""
-    return _not_of_choices(model, policy=True) is None
-
-
-def _not_of_choices(model: Model, *, ensemble: bool = False, policy: bool = False) -> str | None:
-    """``policy`` says whether its logits may be the values where there is no critic."""
     critic = model.critic
-    needed = "needs a value for each choice of one Discrete action"
-    if not (isinstance(critic, StateActionCritic) or (policy and critic is None)):
-        return f"{needed}; write kind: state_action in the critic"
+    serves = critic is None or (isinstance(critic, StateActionCritic) and critic.copies == 1)
+    return serves and not list(_not_one_choice(model))
+
+
+def _anything(model: Model) -> Iterator[str]:
+    return iter(())
+
+
+def _several(model: Model) -> Iterator[str]:
+    if len(model.policy.distributions) > 1:
+        yield "it trains one action, and this model has several"
+
+
+def _not_one_choice(model: Model) -> Iterator[str]:
     leaves = [*model.policy.action_tree.leaves.values()]
+    shown = ", ".join(format_space(leaf.space) for leaf in leaves)
     if len(leaves) > 1 or leaves[0].kind not in CHOICES[:1]:
-        spaces = ", ".join(format_space(leaf.space) for leaf in leaves)
-        return f"{needed}; the action here is {spaces}"
-    if leaves[0].start != 0:
-        return f"counts choices from 0; the action here is {format_space(leaves[0].space)}"
-    if critic is not None and critic.copies > 1 and not ensemble:
-        return f"{needed}, once; this critic is an ensemble; leave out 'ensemble'"
-    return None
+        yield f"it needs a value for each choice of one Discrete action; the action here is {shown}"
+    elif leaves[0].start != 0:
+        yield f"it counts choices from 0; the action here is {shown}"
 
 
-def _not_of_actions(model: Model) -> str | None:
-    critic = model.critic
-    if not isinstance(critic, StateActionCritic):
-        return "needs the value of an action; write kind: state_action in the critic"
-    leaves = model.policy.action_tree.leaves.values()
+def _not_one_box(model: Model) -> Iterator[str]:
+    leaves = [*model.policy.action_tree.leaves.values()]
     if any(leaf.kind != "box" for leaf in leaves) or len(leaves) > 1:
-        spaces = ", ".join(format_space(leaf.space) for leaf in leaves)
-        return (
-            f"needs gradients through one action, which a Box has; the action here is {spaces}. "
-            "For a Discrete one there are DiscreteSACLoss and DQNLoss"
-        )
-    return None
+        shown = ", ".join(format_space(leaf.space) for leaf in leaves)
+        yield f"it needs gradients through one action, which a Box has; the action here is {shown}"
+
+
+LOSSES: Mapping[Any, Algorithm] = {
+    "ClipPPOLoss": Algorithm(_anything, "state", "any"),
+    "A2CLoss": Algorithm(_several, "state", "any", is_advised=False),
+    "DQNLoss": Algorithm(_not_one_choice, "choices", "any", is_advised=False),
+    "DiscreteSACLoss": Algorithm(_not_one_choice, "state_action", "any"),
+    "SACLoss": Algorithm(_not_one_box, "state_action", "any"),
+}
+# Of classes derived from one another the derived ones come first.
+_ROWS: Mapping[type[LossModule], str] = {
+    PPOLoss: "ClipPPOLoss",
+    A2CLoss: "A2CLoss",
+    ReinforceLoss: "A2CLoss",
+    DiscreteSACLoss: "DiscreteSACLoss",
+    DQNLoss: "DQNLoss",
+    SACLoss: "SACLoss",
+    DDPGLoss: "SACLoss",
+}

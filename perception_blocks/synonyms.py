@@ -1,0 +1,178 @@
+"""What other libraries and papers call that which is registered here: suggested in messages, never accepted."""
+
+from __future__ import annotations
+
+__all__ = ["SYNONYMS", "folded"]
+
+
+def folded(name: str) -> str:
+    """``name`` without case and separators, so that ``LeakyReLU`` is ``leaky_relu``.
+
+    >>> folded("LeakyReLU") == folded("leaky_relu") == folded("leaky-relu")
+    True
+    """
+    return name.lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+def _names(words: dict[str, str]) -> dict[str, str]:
+    """``{name: "its other names"}`` as ``{other name: name}``."""
+    return {folded(other): name for name, others in words.items() for other in others.split()}
+
+
+# By kind of registry: a registered name, or the dotted path of a class of torch.nn, and what else it is called.
+SYNONYMS: dict[str, dict[str, str]] = {
+    "block": _names({
+        "dense": "linear fc mlp fully_connected feedforward feed_forward ffn perceptron multilayer_perceptron net"
+        " dense_layer linear_layer fcnet",
+        "linear_output": "output output_layer head linear_head action_head logits logits_layer",
+        "value": "value_head critic_head v_head",
+        "strided_conv": "conv conv2d conv2d_layer convolution convolutional conv_net convnet conv_layer",
+        "vgg_conv": "vgg vgg_net vgg11 vgg16",
+        "nature_cnn": "cnn nature dqn_cnn atari atari_cnn atari_net nature_dqn",
+        "impala_cnn": "impala impala_net impala_resnet",
+        "res_conv": "resnet residual_conv res_block residual_block resnet_block",
+        "residual_dense": "res_mlp residual_mlp simba bronet resnet_mlp",
+        "lstm": "lstm_cell recurrent lstm_layer memory",
+        "gru": "gru_cell gru_layer",
+        "rnn": "rnn_cell simple_rnn elman vanilla_rnn",
+        "min_gru": "mingru",
+        "lru": "s4 s5 ssm linear_recurrent_unit linear_rnn",
+        "gtrxl": "transformer_xl trxl gated_transformer gated_transformer_xl",
+        "embedding": "embed embed_layer embedding_layer lookup_table lookup",
+        "one_hot": "onehot one_hot_encoding one_hot_encoder",
+        "concat": "cat concatenate concatenation merge join concat_layer",
+        "add": "sum plus addition residual skip",
+        "multiply": "mul product times hadamard",
+        "flatten": "reshape view flat",
+        "scale_image": "scale rescale image_scale divide255 to_float preprocess_image",
+        "normalize": "running_norm running_mean_std vec_normalize obs_norm normaliser normalise normalizer",
+        "global_average_pooling": "gap avg_pool global_avg_pool mean_pool global_pooling adaptive_avg_pool2d",
+        "masked_global_pooling": "max_pooling mean_pooling pooling global_max_pooling pool set_pooling",
+        "multi_head_attention": "mha attention multihead_attention",
+        "self_attention_seq": "self_attention selfattention",
+        "transformer_encoder": "encoder transformer_encoder_layer transformer_block",
+        "transformer": "gpt gpt2 llama bert language_model llm huggingface",
+        "deep_set": "deepsets set_encoder",
+        "point_net": "pointnet pointcloud point_cloud",
+        "frame_stack": "framestack stack stack_frames frame_stacking",
+        "graph_conv": "gcn graph_convolution gcn_conv gcn_layer",
+        "graph_attention": "gat gat_conv gat_layer graph_attention_network",
+        "message_passing": "gnn mpnn pyg",
+        "noisy_dense": "noisy noisy_linear noisy_net noisynet",
+        "dueling": "duelling dueling_head dueling_dqn duelling_head",
+        "quantile_value": "quantile qr_dqn quantile_regression",
+        "categorical_value": "c51 distributional two_hot hl_gauss",
+        "fourier_features": "fourier rff random_fourier_features",
+        "positional_encoding": "position_encoding pos_encoding pos_embedding positional_embedding",
+        "functional": "lambda function func",
+        "torch.nn.LayerNorm": "layer_norm ln",
+        "torch.nn.RMSNorm": "rms_norm",
+        "torch.nn.GroupNorm": "group_norm",
+        "torch.nn.BatchNorm1d": "batch_norm batch_norm1d",
+        "torch.nn.BatchNorm2d": "batch_norm2d",
+        "torch.nn.Dropout": "dropout",
+        "torch.nn.MaxPool2d": "max_pool max_pool2d",
+        "torch.nn.AvgPool2d": "avg_pool2d",
+        "torch.nn.Conv1d": "conv1d",
+        "torch.nn.Conv3d": "conv3d",
+        "torch.nn.ConvTranspose2d": "conv_transpose deconv conv_transpose2d",
+        "torch.nn.ReLU": "relu",
+        "torch.nn.Tanh": "tanh",
+        "torch.nn.Sigmoid": "sigmoid",
+        "torch.nn.GELU": "gelu",
+        "torch.nn.SiLU": "silu swish",
+        "torch.nn.ELU": "elu",
+        "torch.nn.Softmax": "softmax",
+        "torch.nn.Identity": "identity",
+    }),
+    "activation": _names({
+        "silu": "swish swish1",
+        "hardswish": "hard_swish h_swish",
+        "hardsigmoid": "hard_sigmoid",
+        "hardtanh": "hard_tanh",
+        "identity": "linear none no null lambda_x_x",
+        "leaky_relu": "lrelu leaky",
+        "prelu": "parametric_relu",
+        "relu": "rectifier rectified_linear",
+        "sigmoid": "logistic",
+        "gelu": "gelu_new gelu_tanh quick_gelu",
+        "softplus": "soft_plus smooth_relu",
+        "softsign": "soft_sign",
+        "tanh": "hyperbolic_tangent tanh_tanh",
+    }),
+    "initialiser": _names({
+        "xavier_uniform": "glorot xavier glorot_uniform xavier_uniform_ xavier_init",
+        "xavier_normal": "glorot_normal xavier_normal_",
+        "kaiming_uniform": "he kaiming he_uniform kaiming_uniform_ variance_scaling",
+        "kaiming_normal": "he_normal kaiming_normal_ msra",
+        "orthogonal": "ortho orthogonal_ orthogonal_init",
+        "trunc_normal": "truncated_normal normal normal_ gaussian trunc_normal_ randn",
+        "normc": "norm_c normc_initializer column_normalized",
+        "zeros": "zero zeros_ zero_init constant constant_",
+        "default": "torch pytorch lecun lecun_uniform uniform uniform_",
+    }),
+    "distribution": _names({
+        "categorical": "softmax discrete",
+        "multi_categorical": "multicategorical multi_discrete",
+        "bernoulli": "binary multi_binary sigmoid",
+        "gaussian": "normal diag_gaussian diagonal_gaussian diag_normal multivariate_normal",
+        "squashed_gaussian": "tanh_normal tanh_gaussian squashed squashed_normal tanh_bijector squashed_diag_gaussian",
+        "deterministic": "delta dirac none ddpg td3",
+    }),
+    "critic kind": _names({
+        "state": "value v v_function state_value",
+        "state_action": "q q_value q_function action_value qf",
+        "shared_state": "central centralised centralized mappo shared",
+        "delta_state": "delta difference",
+    }),
+    "trainer": _names({"sb3": "stable_baselines3 stable_baselines stablebaselines3"}),
+    "choice": _names({
+        "smooth_l1": "huber smoothl1 smooth_l1_loss huber_loss",
+        "l2": "mse mean_squared_error mse_loss squared",
+        "l1": "mae mean_absolute_error l1_loss absolute",
+        "layer": "layernorm layer_norm ln",
+        "rms": "rmsnorm rms_norm",
+        "batch": "batchnorm batch_norm bn",
+        "mean": "avg average",
+    }),
+    "setting": _names({
+        "hidden_units": "units width size hidden hidden_size hidden_sizes hidden_dim hidden_dims hidden_layers net_arch"
+        " layers out_features num_units",
+        "output_units": "out_features num_outputs outputs output_size out_dim output_dim",
+        "hidden_channels": "channels filters num_filters out_channels conv_channels",
+        "hidden_kernels": "kernel kernels kernel_size kernel_sizes filter_size",
+        "strides": "stride",
+        "padding": "pad",
+        "num_heads": "heads n_heads nhead attention_heads",
+        "num_layers": "n_layers nlayers depth",
+        "activation": "act nonlinearity non_linearity activation_fn activation_function",
+        "norm": "normalization normalisation layer_norm norm_layer",
+        "dropout": "drop dropout_rate dropout_prob p",
+        "bias": "use_bias with_bias",
+        "num_embeddings": "vocabulary_size num_classes depth n",
+        "embedding_dim": "dim embed_dim embedding_size features",
+        "log_std": "std_type state_independent_std",
+        "init_log_std": "log_std_init initial_log_std",
+    }),
+    "key": _names({
+        "policy": "actor actors policies pi policy_network",
+        "critic": "critics value values value_function value_network q qf",
+        "environment": "env env_id gym gym_id environment_id",
+        "params": "parameters variables vars constants hyperparameters",
+        "extends": "base bases inherits include defaults parent",
+        "distributions": "distribution action_distributions",
+        "ignore": "ignored unused exclude",
+        "normalize": "normalise normalization normalised normalized",
+        "graph": "nodes layers blocks network net model modules",
+        "_target_": "class target cls class_path",
+        "heads": "head outputs output logits actions",
+        "observations": "inputs obs observation",
+        "networks": "nets",
+        "action_mask": "mask masks action_masks",
+        "wrap": "wrappers wrapper",
+        "kind": "type",
+        "ensemble": "copies n_critics num_critics",
+        "normalize_value": "popart value_norm normalise_value",
+        "init": "initializer initialiser initialization weight_init",
+    }),
+}  # fmt: skip
