@@ -1,5 +1,15 @@
 """Policies and critics for reinforcement learning from one YAML file, with every shape inferred and checked."""
 
+import os
+import sys
+
+if (  # the current folder, where anybody's files may lie, comes first for `python -m composer`
+    sys.argv[:1] == ["-m"]
+    and sys.orig_argv[-len(sys.argv)].endswith("composer")
+    and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(__file__))
+):
+    del sys.path[0]
+
 from typing import TYPE_CHECKING
 
 from perception_blocks.lazy import lazy_attributes

@@ -196,10 +196,11 @@ def require_blocks(record: Record) -> None:
     missing = {name: home for name, home in record.blocks.items() if name not in BLOCKS}
     if missing:
         names = ", ".join(f"{name!r} of the module {home!r}" for name, home in missing.items())
-        homes = sorted({home.partition(".")[0] for home in missing.values()})
+        homes = sorted(set(missing.values()))
+        options = " ".join(f"--allow {home}" for home in homes)
         raise CheckpointError(
             f"the checkpoint was saved with blocks that are not known here: {names}; install the "
-            f"package that registers them, or import the module: allow={homes}"
+            f"package that registers them, or import the module: allow={homes} or {options}"
         )
 
 

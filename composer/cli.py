@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from composer.errors import SpecError
+from composer.files import is_regular
 from composer.training.command import add_train_options, run_train
 
 __all__ = ["main"]
@@ -26,18 +27,25 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    if getattr(arguments, "allow", None):
-        _look_for_modules(arguments)
+    if (
+        argv is None
+    ):  # a process of our own: a Python that it starts imports nothing from the current folder
+        os.environ["PYTHONSAFEPATH"] = "1"
+    _allow_more(arguments)
     from perception_blocks.registry import NameTakenError
 
     status = 0
     try:
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be caught
-    except SpecError as error:
-        return _fail(str(error))
-    except (_UserError, NameTakenError) as error:
-        return _fail(f"composer {arguments.command}: {error}")
+    except (SpecError, _UserError, NameTakenError) as error:
+        if arguments.traceback:
+            import traceback  # takes longer to import than the command line
+
+            traceback.print_exc()
+            return 1
+        where = "" if isinstance(error, SpecError) else f"composer {arguments.command}: "
+        return _fail(f"{where}{error}")
     except BrokenPipeError:  # `composer blocks | head`
         _silence_output()
     except OSError as error:
@@ -55,11 +63,18 @@ def _silence_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _look_for_modules(arguments: argparse.Namespace) -> None:
-    """An allowed module may lie in the current folder, or beside the spec; there it hides no installed one."""
-    sys.path.insert(0, os.getcwd())
-    if getattr(arguments, "file", None):
-        sys.path.append(os.path.dirname(os.path.abspath(arguments.file)))
+def _allow_more(arguments: argparse.Namespace) -> None:
+    """What COMPOSER_ALLOW allows too; allowed modules may lie in the current folder, or in that of the spec."""
+    given = getattr(arguments, "allow", None)
+    if given is None:
+        return
+    more = os.environ.get("COMPOSER_ALLOW", "").split(",")
+    arguments.allow = [*given, *(name.strip() for name in more if name.strip())]
+    from composer.trust import allow_beside
+
+    file = getattr(arguments, "file", None)
+    folders = [os.getcwd(), *([os.path.dirname(os.path.abspath(file))] if file else [])]
+    allow_beside(folders, arguments.allow)
 
 
 class _UserError(Exception):
@@ -83,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         options(command)
+        command.add_argument(
+            "--traceback", action="store_true", help="show where in Python an error comes from"
+        )
     return parser
 
 
@@ -148,11 +166,14 @@ def _add_schema_options(parser: argparse.ArgumentParser) -> None:
 def _add_diff_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="A", help="a spec or a checkpoint")
     parser.add_argument("second", metavar="B", help="another one")
+    _add_allow(parser, "a folder/ of files that the specs name")
 
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", metavar="ID", help="the environment (default: the spec's own)")
-    _add_allow(parser, "a module whose classes the spec may use")
+    _add_allow(
+        parser, "a module whose classes the spec may use, or a folder/ of files that it names"
+    )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="replace a value of the spec, such as params.width=128 (repeatable)",
@@ -167,41 +188,46 @@ def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _compose(arguments: argparse.Namespace) -> Any:
     """The model without weights. What needs no torch is checked first: a wrong structure answers at once."""
-    source, spaces = _source_and_spaces(arguments)
-    spec = _read(arguments, source)
-    if arguments.env is None and spec.environment is None and not spaces:
+    source, spaces = _read(arguments)
+    if not (spaces or source.data.get("environment")):
         raise _UserError("the spec names no environment; give one with --env ID")
+    return _composed(arguments, source, spaces)
+
+
+def _composed(arguments: argparse.Namespace, source: Any, spaces: dict[str, Any]) -> Any:
     from composer.model import compose
 
-    return compose(
-        source, env=arguments.env, allow=arguments.allow,
-        overrides=arguments.overrides, device="meta", seed=0, **spaces,
-    )  # fmt: skip
+    return compose(source, allow=arguments.allow, device="meta", seed=0, **spaces)
 
 
-def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Path | str, dict[str, Any]]:
-    """What to read the spec from; of a checkpoint its text, and the spaces unless an environment is given."""
-    if not _is_checkpoint(arguments.file):
-        return Path(arguments.file), {}
-    from composer.checkpoint import CheckpointError, read_record
-
-    try:
-        record = read_record(arguments.file)
-        observation_space, action_space = record.spaces()
-    except CheckpointError as error:
-        raise _UserError(str(error)) from error
-    if arguments.env is not None:
-        return record.spec, {}
-    return record.spec, {"observation_space": observation_space, "action_space": action_space}
-
-
-def _read(arguments: argparse.Namespace, source: Path | str) -> Any:
-    from composer.source import load_source
+def _read(arguments: argparse.Namespace, *, makes_environment: bool = True) -> tuple[Any, Any]:
+    """The Source of a spec whose structure is good, and what the caller or a checkpoint says of its spaces."""
     from composer.spec import read_spec
     from composer.trust import import_allowed
 
     import_allowed(arguments.allow)
-    return read_spec(load_source(source, arguments.overrides), arguments.allow)
+    source, spaces = _source_and_spaces(arguments)
+    makes_environment = makes_environment and not spaces
+    read_spec(source, arguments.allow, makes_environment=makes_environment)
+    return source, spaces
+
+
+def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    from composer.source import load_source, stored_source
+
+    given = {} if arguments.env is None else {"env": arguments.env}
+    if not _is_checkpoint(arguments.file):
+        return load_source(Path(arguments.file), arguments.overrides, arguments.allow), given
+    from composer.checkpoint import CheckpointError, read_record, require_blocks
+
+    try:
+        record = read_record(arguments.file)
+        require_blocks(record)
+        observation_space, action_space = record.spaces()
+    except CheckpointError as error:
+        raise _UserError(str(error)) from error
+    held = {"observation_space": observation_space, "action_space": action_space}
+    return stored_source(record.spec, arguments.overrides), given or held
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -259,15 +285,14 @@ def _written_out(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    source, spaces = _source_and_spaces(arguments)
-    spec = _read(arguments, source)
-    if arguments.env is None and spec.environment is None and not spaces:
+    source, spaces = _read(arguments)
+    if not (spaces or source.data.get("environment")):
         print(
             f"{arguments.file}: the structure is good; shapes and heads are not checked "
             "(no environment: give one with --env ID)"
         )
         return
-    model = _compose(arguments)
+    model = _composed(arguments, source, spaces)
     if _is_checkpoint(arguments.file):
         _check_tensors(arguments.file)
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -324,8 +349,8 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
     source, weights = None, None
     if arguments.file is not None:
-        source, _ = _source_and_spaces(arguments)
-        _read(arguments, source)
+        makes_environment = arguments.env is None and arguments.resume is None
+        source, _ = _read(arguments, makes_environment=makes_environment)
         weights = arguments.file if _is_checkpoint(arguments.file) else None
     from composer.checkpoint import CheckpointError
     from composer.training.trainer import TrainingError
@@ -360,20 +385,21 @@ def _schema(arguments: argparse.Namespace) -> None:
 def _diff(arguments: argparse.Namespace) -> None:
     from composer.spec_diff import diff_specs
 
-    lines = diff_specs(_data(arguments.first), _data(arguments.second))
+    first, second = (_data(name, arguments.allow) for name in (arguments.first, arguments.second))
+    lines = diff_specs(first, second)
     print("\n".join(lines) if lines else "no differences")
 
 
-def _data(path: str) -> dict[str, Any]:
+def _data(path: str, allow: Sequence[str]) -> dict[str, Any]:
     """The resolved data of a spec, or of the spec in a checkpoint."""
-    from composer.source import load_source
+    from composer.source import load_source, stored_source
 
     if not _is_checkpoint(path):
-        return load_source(Path(path)).data
+        return load_source(Path(path), allow=allow).data
     from composer.checkpoint import CheckpointError, read_record
 
     try:
-        return load_source(read_record(path).spec).data
+        return stored_source(read_record(path).spec).data
     except CheckpointError as error:
         raise _UserError(str(error)) from error
 
@@ -382,6 +408,8 @@ def _is_checkpoint(path: str) -> bool:
     """By its ending, or because it begins as safetensors do: eight bytes of length, then a header in JSON."""
     if path.endswith(".safetensors"):
         return True
+    if not is_regular(path):
+        return False
     try:
         with open(path, "rb") as file:
             start = file.read(9)

@@ -19,6 +19,7 @@ from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.init import Rule, initializer
 from perception_blocks.measure import PROBE_BATCH, feature_shape, measure
 from perception_blocks.port import Port, format_shape
+from perception_blocks.reading import without_lost_files
 from perception_blocks.registry import did_you_mean, near_name
 from perception_blocks.settings import check_settings
 
@@ -72,7 +73,8 @@ def _made(
     rule: Rule | None,
     construction: SeededConstruction,
 ) -> nn.Module:
-    module = construction.build((), lambda: cls(**_fresh(arguments)), resettable=False)
+    make = without_lost_files(cls, lambda **given: cls(**_fresh(given)), arguments)
+    module = construction.build((), make, resettable=False)
     if rule is not None:
         construction.draw((), module, rule)
     return module

@@ -6,7 +6,6 @@ Graphviz runs in a process of its own: what it prints, where it hangs or crashes
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
 import sys
@@ -57,13 +56,7 @@ def _run(dot: str, form: str) -> bytes:
     reason = None
     for command in _commands(form):
         try:
-            done = subprocess.run(
-                command,
-                input=dot.encode(),
-                capture_output=True,
-                timeout=SECONDS,
-                env=_environment(),
-            )
+            done = subprocess.run(command, input=dot.encode(), capture_output=True, timeout=SECONDS)
         except OSError:
             continue
         except subprocess.TimeoutExpired:
@@ -88,9 +81,5 @@ def _commands(form: str) -> list[list[str]]:
     """The Graphviz inside pygraphviz, then the one on the PATH."""
     program = shutil.which("dot")
     on_path = [[program, f"-T{form}"]] if program else []
+    # -P: it imports nothing from the current folder.
     return [[sys.executable, "-P", "-c", _PROGRAM, form], *on_path]
-
-
-def _environment() -> dict[str, str]:
-    """Where this process finds its modules, the child finds them too."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
+from collections.abc import Iterable
 
 from composer.errors import Position, Problem, SpecError
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["MAX_BYTES", "display_name", "read_text", "real_path"]
+__all__ = ["MAX_BYTES", "allowed_folders", "display_name", "is_regular", "names_a_folder"]
+__all__ += ["outside", "read_text", "real_path"]
 
 MAX_BYTES = 1024 * 1024
+
+
+def names_a_folder(entry: str) -> bool:
+    """Whether an entry of ``allow`` is a folder and no module, in whose name there is no slash."""
+    return "/" in entry or os.sep in entry
+
+
+def allowed_folders(allow: Iterable[str]) -> tuple[str, ...]:
+    """The folders among what a caller allows, by their real paths."""
+    return tuple(real_path(entry) for entry in allow if names_a_folder(entry))
+
+
+def outside(path: str, folders: Iterable[str]) -> str | None:
+    """Why a spec may not name the file at ``path``, or None where it lies in one of the ``folders``."""
+    real = real_path(path)
+    if any(real == folder or real.startswith(os.path.join(folder, "")) for folder in folders):
+        return None
+    parent = os.path.join(os.path.dirname(real), "")
+    return (
+        f"{display_name(path)!r} is neither beside nor below the spec; pass allow=[{parent!r}] or "
+        f"--allow {shlex.quote(parent)} if the spec may read it"
+    )
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a file that ends, or leads to one: opening a pipe or a device can wait forever."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def read_text(path: str, asked_at: Position | None) -> str:

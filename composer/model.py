@@ -28,7 +28,7 @@ from composer.lowered_model import LoweredModel
 from composer.model_spec import ModelSpec, NetworkSpec
 from composer.network import State, Tensors, share_of, under
 from composer.parts import Parts, build_parts
-from composer.source import Override, Source, dump_yaml, load_source
+from composer.source import Override, Source, dump_yaml, load_source, stored_source
 from composer.space_json import spaces_to_json
 from composer.space_lookup import find_spaces, is_by_actor
 from composer.spec import read_spec
@@ -38,6 +38,7 @@ from composer.turns import ActorModule
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.collector import collection_paused
+from perception_blocks.reading import files_found
 
 if TYPE_CHECKING:
     from composer.export import ExportReport
@@ -288,12 +289,13 @@ def compose(
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
 ) -> Model:
-    """A model from ``spec`` (a YAML file, YAML text, a mapping or an OmegaConf config) for an environment's spaces.
+    """A model from ``spec`` (a YAML file, YAML text, a mapping, an OmegaConf config or a model's ``source``).
 
     ``env`` is an environment, a vector environment, one of PettingZoo, or an id; without it the two spaces, or else the
     spec's own ``environment``. Spaces of steps and agents come as mappings: ``{"pick": space, ("place", 0): space}``.
-    ``allow`` names modules whose classes the spec may use. ``device="meta"`` composes without weights
-    until ``model.materialize(device)``. ``seed=None`` draws one from torch's global generator.
+    ``allow`` names modules whose classes the spec may use, and folders (with a slash: ``"../shared/"``) in which it may
+    name files, beside its own. ``device="meta"`` composes without weights until ``model.materialize(device)``.
+    ``seed=None`` draws one from torch's global generator.
 
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
     """
@@ -301,14 +303,15 @@ def compose(
         raise ValueError(f"dtype is a floating point type such as torch.float32, got {dtype!r}")
     allow = allow_list(allow)
     import_allowed(allow)
-    source = load_source(spec, overrides)
-    model_spec = read_spec(source, allow)
+    source = load_source(spec, overrides, allow)
+    makes_environment = env is None and (observation_space is None or action_space is None)
+    model_spec = read_spec(source, allow, makes_environment=makes_environment)
     spaces = find_spaces(model_spec, env, observation_space, action_space)
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     seed = chosen_seed(seed)
     target = torch.device(device)
     context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
-    with on_cpu():
+    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
         parts = build_parts(model_spec, context, spaces, actors, dtype)
         model = Model(source, model_spec, parts, seed)
         model.expanded = context.expanded
@@ -334,7 +337,7 @@ def load(
     require_blocks(record)
     observation_space, action_space = record.spaces()
     model = compose(
-        record.spec,
+        stored_source(record.spec),
         observation_space=observation_space,
         action_space=action_space,
         allow=allow,

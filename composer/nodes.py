@@ -21,6 +21,11 @@ _EXAMPLE = "a mapping such as {block: dense, in: observation}"
 # What people write for `in`.
 _LIKE_IN = ("input", "inputs", "from")
 
+UNKNOWN_BLOCK = (
+    "; `composer blocks` lists them; one that a module of yours registers needs allow=['that_module'] or "
+    "--allow that_module"
+)
+
 
 _NETWORK_KEYS = ("heads", "observations", "init", "shares", "action_mask", "wrap", "networks")
 
@@ -154,7 +159,7 @@ class NodeReader:
                 fields.note("block", problem)
         elif not self._is_known(block):
             near = did_you_mean(block, [*BLOCKS, *NESTED], "block")
-            hint = near or self._import_failure or "; `composer blocks` lists them"
+            hint = near or self._import_failure or UNKNOWN_BLOCK
             fields.note("block", f"unknown block {block!r}{hint}")
 
     def _is_known(self, block: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeAlias
 import yaml
 
 from composer.errors import Path, Position, Problem, SpecError, format_path
-from composer.files import MAX_BYTES, display_name, read_text, real_path
+from composer.files import MAX_BYTES, allowed_folders, display_name, outside, read_text, real_path
 from composer.overlay import merge, set_value
 from composer.params import escape_params, fill_params
 from composer.scalars import no_space_in_words, parse_scalar, syntax_error_in_words
@@ -32,7 +32,7 @@ from composer.tree import (
 )
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source"]
+__all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source", "stored_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, Any]"
 """``"params.width=128"``, or a path (dotted, or its parts) and a value."""
@@ -49,14 +49,26 @@ class Source:
     """A spec's resolved ``data`` and where each part of it was written.
 
     ``params`` holds the params, already filled in wherever `data` refers to them. ``problems`` are those found so far
-    that did not keep the rest from being read; `composer.spec.read_spec` raises them together with its own.
+    that did not keep the rest from being read; `composer.spec.read_spec` raises them together with its own. Other files
+    that it names may be read from ``folders``. ``is_stored``: it is the spec inside of a checkpoint or a run.
     """
 
     def __init__(
-        self, root: Node, name: str | None, files: Iterable[str], problems: Iterable[Problem]
+        self,
+        root: Node,
+        name: str | None,
+        files: Iterable[str],
+        problems: Iterable[Problem],
+        folders: Iterable[str] = (),
+        is_stored: bool = False,
     ) -> None:
         self.name = name
+        self.is_stored = is_stored
         self.files = tuple(files)
+        self.folders = tuple(folders)
+        self._written = root
+        self._problems_written = tuple(problems)
+        problems = self._problems_written
         self._root, found = fill_params(root, name or "")
         self.problems = (*problems, *found)
         self.data: dict[str, Any] = plain(self._root)
@@ -72,6 +84,28 @@ class Source:
                 return place
             path = path[:-1]
 
+    def overridden(self, overrides: Iterable[Override]) -> Source:
+        """The same with ``overrides``."""
+        problems = list(self._problems_written)
+        root = _overridden(self._written, overrides, problems)
+        return Source(root, self.name, self.files, problems, self.folders, self.is_stored)
+
+    def find_file(self, path: str) -> str:
+        """Where the file or folder is that a setting names: beside the spec, or in a folder that the caller allows.
+
+        Raises ValueError where it may not be read.
+        """
+        if self.is_stored:
+            raise ValueError(
+                f"a spec inside of a file reads no other file, and this one names {path!r}"
+            )
+        places = [os.path.join(folder, path) for folder in self.folders] or [path]
+        place = next(filter(os.path.lexists, places), places[0])
+        refusal = outside(place, self.folders)
+        if refusal:
+            raise ValueError(refusal)
+        return place
+
     def to_yaml(self) -> str:
         """The resolved spec as YAML that reads back as the same data."""
         return dump_yaml(self.data)
@@ -81,42 +115,63 @@ class Source:
 
 
 def load_source(
-    spec: str | FilePath | Mapping[str, Any], overrides: Iterable[Override] = ()
+    spec: str | FilePath | Mapping[str, Any] | Source,
+    overrides: Iterable[Override] = (),
+    allow: Iterable[str] = (),
 ) -> Source:
     """Read ``spec``: a file's path, YAML text (any str with a line break), a mapping or an OmegaConf config.
 
-    Raises SpecError for what cannot be read at all.
+    A file may name others beside and below it, and in the folders among what the caller allows. A Source is itself,
+    with ``overrides``. Raises SpecError for what cannot be read at all.
     """
     if isinstance(overrides, str | Mapping):
         message = f"overrides is a list such as ['params.width=64'], got {describe(overrides)}"
         raise SpecError([Problem(message)])
+    if isinstance(spec, Source):
+        return spec.overridden(overrides)
     problems: list[Problem] = []
-    files = _Files(problems)
+    folders = allowed_folders(allow)
+    files = _Files(problems, folders)
     name: str | None = None
     if isinstance(spec, str) and "\n" in spec:
         name = _TEXT_NAME
         root = _without_extends(_parse(spec, name, problems), "a text")
     elif isinstance(spec, str | os.PathLike):
         name = display_name(os.fspath(spec))
+        folders = files.folders = (real_path(os.path.dirname(os.fspath(spec))), *folders)
         root = files.load(os.fspath(spec), None, ())
     elif isinstance(spec, Mapping):
         root = _without_extends(from_python(spec), "a mapping")
     else:
         message = f"a spec is a path, YAML text or a mapping, got {describe(spec)}"
         raise SpecError([Problem(message)])
-    for override in overrides:
-        root = _apply(root, override, problems)
-    return Source(root, name, files.seen, problems)
+    root = _overridden(root, overrides, problems)
+    return Source(root, name, files.seen, problems, folders)
+
+
+def stored_source(text: str, overrides: Iterable[Override] = ()) -> Source:
+    """The spec inside of a checkpoint or a run: text, even on one line. It names no file that would be read.
+
+    Raises SpecError for what cannot be read at all.
+    """
+    problems: list[Problem] = []
+    root = _without_extends(_parse(text, _TEXT_NAME, problems), "the text inside of one")
+    root = _overridden(root, overrides, problems)
+    return Source(root, _TEXT_NAME, (), problems, is_stored=True)
 
 
 # --- extends -----------------------------------------------------------------------------------------------------
 
 
 class _Files:
-    """Reads a file and those it extends, each once; ``seen`` lists them as the user would write them."""
+    """Reads a file and those it extends, each once; ``seen`` lists them as the user would write them.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    Files that another extends must lie in ``folders``.
+    """
+
+    def __init__(self, problems: list[Problem], folders: tuple[str, ...]) -> None:
         self.seen: list[str] = []
+        self.folders = folders
         self._problems = problems
         self._merged: dict[str, Node] = {}
 
@@ -131,6 +186,9 @@ class _Files:
         if len(parents) >= MAX_EXTENDS:
             message = f"more than {MAX_EXTENDS} files extend one another"
             raise SpecError([Problem(message, ("extends",), asked_at)])
+        refusal = outside(path, self.folders) if parents else None
+        if refusal:
+            raise SpecError([Problem(refusal, ("extends",), asked_at)])
         if identity not in self._merged:
             root = _parse(read_text(path, asked_at), display_name(path), self._problems)
             self.seen.append(display_name(path))
@@ -167,6 +225,12 @@ def _without_extends(root: Node, what: str) -> Node:
 
 
 # --- overrides ---------------------------------------------------------------------------------------------------
+
+
+def _overridden(root: Node, overrides: Iterable[Override], problems: list[Problem]) -> Node:
+    for override in overrides:
+        root = _apply(root, override, problems)
+    return root
 
 
 def _apply(root: Node, override: Override, problems: list[Problem]) -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -18,10 +18,13 @@ from composer.pettingzoo_spaces import (
     make_pettingzoo,
 )
 from composer.source import Source
+from composer.trust import advice_on_missing, check_environment
 
 __all__ = ["Spaces", "environment_spaces", "find_spaces", "is_by_actor", "make_environment"]
+__all__ += ["own_environment"]
 
 PACKAGE_HINT = "package:id, such as ale_py:ALE/Pong-v5"
+OWN_MODULE = "\nIf a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs"
 
 Spaces = tuple[Any, Any]
 """Observation and action space: two Spaces, or two mappings from actors to Spaces."""
@@ -81,17 +84,38 @@ def is_by_actor(space: Any) -> bool:
     return isinstance(space, Mapping) and not isinstance(space, gymnasium.Space)
 
 
+def own_environment(source: Source, allow: Iterable[str]) -> str | None:
+    """The id of the environment that a spec names. Raises SpecError where making it would run what is not allowed."""
+    environment, path = source.data.get("environment"), ("environment",)
+    problem = check_environment(environment, allow) if isinstance(environment, str) else None
+    if problem:
+        raise SpecError([Problem(problem, path, source.position(path))])
+    return environment
+
+
 def make_environment(environment: str, path: Path = (), source: Source | None = None) -> Any:
     """The environment; SpecError where there is none of that name, or a library that it needs is missing."""
     try:
         if environment.startswith(PREFIX):
             return make_pettingzoo(environment)
+        if environment.count(":") > 1:
+            raise gymnasium.error.Error("an id has at most one ':', after its module")
         return gymnasium.make(environment)
     except (gymnasium.error.Error, ImportError, PettingZooError) as error:
-        message = f"the environment {environment!r} cannot be made: {error}"
+        message = f"the environment {environment!r} cannot be made: {_reason(error)}"
         if isinstance(error, gymnasium.error.NamespaceNotFound) and ":" not in environment:
             message += f"\nIf a package brings it, name that too: {PACKAGE_HINT}"
         raise SpecError([Problem(message, path, source and source.position(path))]) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no such environment, and what to allow where a module makes it known that was not imported."""
+    if isinstance(error, gymnasium.error.NameNotFound):
+        return f"{error}{OWN_MODULE}"
+    missing = error.__cause__ or error
+    if isinstance(missing, ImportError):
+        return f"{missing}{advice_on_missing(missing)}"
+    return str(error)
 
 
 def _in_one_form(observation_space: Any, action_space: Any) -> Spaces:

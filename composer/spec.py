@@ -26,7 +26,7 @@ from composer.references import check_graph, check_shares, sinks
 from composer.source import Source
 from composer.template_spec import read_template, shared_stages
 from composer.tree import describe, listing
-from composer.trust import PETTINGZOO, check_trusted
+from composer.trust import check_environment, check_trusted
 from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.registry import did_you_mean, near_name
 
@@ -47,13 +47,17 @@ TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
 
 
-def read_spec(source: Source, allow: Iterable[str] = ()) -> ModelSpec:
+def read_spec(
+    source: Source, allow: Iterable[str] = (), *, makes_environment: bool = True
+) -> ModelSpec:
     """The typed spec. ``allow`` names the modules whose dotted paths the caller trusts.
+
+    ``makes_environment``: the spec's own environment will be made, so it must be allowed too.
 
     Raises SpecError with everything wrong in the structure: keys, types, names, references, params and paths.
     """
     problems = Problems(source, source.problems)
-    spec = _Reader(source, problems, tuple(allow)).model()
+    spec = _Reader(source, problems, tuple(allow), makes_environment).model()
     problems.raise_if_any()
     assert spec is not None
     return spec
@@ -62,8 +66,11 @@ def read_spec(source: Source, allow: Iterable[str] = ()) -> ModelSpec:
 class _Reader:
     """Reads from the top down; each method takes the value at ``path`` and notes what is wrong with it."""
 
-    def __init__(self, source: Source, problems: Problems, allow: tuple[str, ...]) -> None:
+    def __init__(
+        self, source: Source, problems: Problems, allow: tuple[str, ...], makes_environment: bool
+    ) -> None:
         self._source = source
+        self._makes_environment = makes_environment
         self._problems = problems
         self._allow = allow
         self._nodes = NodeReader(problems, allow)
@@ -107,12 +114,10 @@ class _Reader:
         if top.values.get("environment") is None:
             return None
         environment = top.text("environment")
-        module, colon, _ = (environment or "").partition(":")
-        if colon and module != PETTINGZOO:
-            problem = check_trusted(module, self._allow)
+        if environment is not None and self._makes_environment:
+            problem = check_environment(environment, self._allow)
             if problem:
-                what = f"the environment {environment!r} would run code: {problem}"
-                top.note("environment", what)
+                top.note("environment", problem)
         return environment
 
     def _distributions(self, top: Fields) -> tuple[DistributionRule, ...]:

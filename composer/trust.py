@@ -9,17 +9,23 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 from composer.errors import Problem, SpecError
-from perception_blocks.registry import did_you_mean
+from composer.files import names_a_folder
+from perception_blocks.registry import NameTakenError, did_you_mean, load_plugins
 
 __all__ = [
     "PETTINGZOO",
     "PathError",
+    "advice_on_missing",
+    "allow_beside",
     "allow_list",
+    "check_environment",
     "check_trusted",
     "import_allowed",
     "import_object",
@@ -60,13 +66,27 @@ def check_trusted(path: str, allow: Iterable[str]) -> str | None:
     if _TORCH_NN.fullmatch(f"torch.{path}"):
         return f"{path!r} is not a full path; did you mean 'torch.{path}'?"
     return (
-        f"{path!r} is outside the allowed modules ({', '.join(allow) or 'none'}); "
+        f"{path!r} is outside the allowed modules ({_modules(allow)}); "
         f"pass allow=[{top!r}] or --allow {top} if you trust it"
     )
 
 
+def check_environment(environment: str, allow: Iterable[str]) -> str | None:
+    """Why the ``environment`` that a file names may not be made, or None if it may: ``module:Id`` runs a module.
+
+    >>> check_environment("CartPole-v1", ()), check_environment("my_envs:Maze-v0", ["my_envs"])
+    (None, None)
+    """
+    module, colon, _ = environment.partition(":")
+    problem = check_trusted(module, allow) if colon and module != PETTINGZOO else None
+    return problem and f"the environment {environment!r} would run code: {problem}"
+
+
 def allow_list(allow: Iterable[str]) -> tuple[str, ...]:
-    """``allow`` as a tuple. Raises PathError for what is no list of names."""
+    """``allow`` as a tuple: modules that may be imported, and folders (with a slash) that a spec may name files in.
+
+    Raises PathError for what is no list of names.
+    """
     if isinstance(allow, str):
         raise PathError(
             f"allow is a list of modules, got the text {allow!r}; write allow=[{allow!r}]"
@@ -84,8 +104,20 @@ def allow_list(allow: Iterable[str]) -> tuple[str, ...]:
 
 
 def import_allowed(allow: Iterable[str]) -> None:
-    """Import the allowed modules, so that what they register is known. Raises PathError."""
-    for module in allow:
+    """Import the allowed modules, so that what they register is known. Raises PathError.
+
+    Plug-ins come first: a name that both register is an error, whatever a spec uses. Raises NameTakenError for one that
+    was registered before.
+    """
+    modules = [entry for entry in allow if not names_a_folder(entry)]
+    for module in modules:
+        if module.endswith(".py") or not _DOTTED.fullmatch(module):
+            name = module.removesuffix(".py")
+            hint = f"; write {name!r}" if _DOTTED.fullmatch(name) else ""
+            raise PathError(f"{module!r} is not the name of a module, such as 'my_nets'{hint}")
+    if modules:
+        load_plugins()
+    for module in modules:
         _import(module)
 
 
@@ -128,14 +160,65 @@ def import_object(path: str, allow: Iterable[str]) -> Any:
     return found
 
 
+def allow_beside(folders: Iterable[str], allow: Iterable[str]) -> None:
+    """Let the modules in ``allow``, and nothing else, be imported from ``folders``, from now on in this process.
+
+    Installed modules come first, so nothing in a folder takes the place of one.
+    """
+    finder = next((known for known in sys.meta_path if isinstance(known, _Beside)), None)
+    if finder is None:
+        finder = _Beside()
+        sys.meta_path.append(finder)
+    finder.add(list(folders), {entry.partition(".")[0] for entry in allow})
+
+
+class _Beside:
+    """Finds the allowed modules in folders that are not installed."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, list[str]] = {}  # of each module that is allowed
+        self._all: list[str] = []
+
+    def add(self, folders: list[str], modules: Iterable[str]) -> None:
+        self._all = list(dict.fromkeys([*folders, *self._all]))
+        for module in modules:
+            known = self._folders.get(module, [])
+            self._folders[module] = list(dict.fromkeys([*folders, *known]))
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        # With a path it is a submodule, which Python itself finds in the folder of its package.
+        folders = self._folders.get(name) if path is None else None
+        return None if folders is None else PathFinder.find_spec(name, folders)
+
+    def keeps_out(self, name: str) -> bool:
+        """Whether a module of that name is in a folder, and not allowed."""
+        return name not in self._folders and PathFinder.find_spec(name, self._all) is not None
+
+
+def advice_on_missing(error: ImportError) -> str:
+    """The end of a message about a module that lies in such a folder, but is not allowed; or nothing."""
+    top = (error.name or "").partition(".")[0]
+    finders = [known for known in sys.meta_path if isinstance(known, _Beside)]
+    if not _DOTTED.fullmatch(top) or not any(finder.keeps_out(top) for finder in finders):
+        return ""
+    return f"; a file of that name is here, but is not allowed: --allow {top} if you trust it"
+
+
 def _require_home(path: str, found: Any, allow: list[str], homes: Sequence[str] = ()) -> None:
     """Raise PathError unless ``found`` was written in an allowed module or one of ``homes``."""
     home = getattr(found, "__module__", None) or "builtins"
     if not _is_within(home, [*allow, *homes]):
         raise PathError(
             f"{path!r} lives in {home!r}, outside the allowed modules "
-            f"({', '.join(allow) or 'none'}); name it by the module that defines it, and allow that one"
+            f"({_modules(allow)}); name it by the module that defines it, and allow that one"
         )
+
+
+def _modules(allow: Iterable[str]) -> str:
+    """The modules among what is allowed, for messages."""
+    return ", ".join(entry for entry in allow if not names_a_folder(entry)) or "none"
 
 
 def _is_within(path: str, allow: Iterable[str]) -> bool:
@@ -180,6 +263,9 @@ def _import(module: str) -> ModuleType:
             raise PathError(
                 f"there is no module {module!r}; is its folder on PYTHONPATH, or the current folder?"
             ) from error
+        advice = advice_on_missing(error)
+        raise PathError(f"the module {module!r} cannot be imported: {error}{advice}") from error
+    except NameTakenError as error:
         raise PathError(f"the module {module!r} cannot be imported: {error}") from error
     except Exception as error:
         raise PathError(

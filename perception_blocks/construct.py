@@ -9,6 +9,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from perception_blocks.graph import Node
 from perception_blocks.init import Rule, draw_parameters, initializer
 from perception_blocks.measure import measure, measure_lengths, output_shapes
 from perception_blocks.port import InputShapeError, Port, format_shape
+from perception_blocks.reading import without_lost_files
 from perception_blocks.registry import BLOCKS, did_you_mean
 from perception_blocks.settings import SettingsError, check_settings
 from perception_blocks.wiring import CombinedNodeError, NodeError
@@ -181,7 +183,9 @@ def _block(site: Site) -> nn.Module:
     try:
         module = site.construction.build(
             site.path,
-            lambda: cls([port.shape for port in site.ports], **site.settings),
+            without_lost_files(
+                cls, partial(cls, [port.shape for port in site.ports]), site.settings
+            ),
             resettable=built_in or "reset_parameters" in vars(cls),
         )
         module.out_shapes  # noqa: B018 - measured now, so that a failure names this node
@@ -246,9 +250,8 @@ def _foreign(site: Site) -> nn.Module:
     if wrong:
         raise SettingsError(wrong)
     try:
-        return site.construction.build(
-            site.path, lambda: site.block(**site.settings), resettable=False
-        )
+        make = without_lost_files(site.block, site.block, site.settings)
+        return site.construction.build(site.path, make, resettable=False)
     except Exception as error:
         if problems:  # its annotations are right after all
             raise SettingsError(problems) from error

@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, MambaCo
 from transformers.activations import ACT2FN
 
 from perception_blocks.port import format_shape
+from perception_blocks.reading import file_at
 from perception_blocks.registry import did_you_mean
 from perception_blocks.settings import (
     PositiveInt,
@@ -133,8 +134,8 @@ class Folder:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self.files = sorted(Path(path).glob("*.safetensors"))
+        self.path = path = self._readable(path)
+        self.files = sorted(file for file in Path(path).glob("*.safetensors") if file.is_file())
         config = Path(path, "config.json")
         if not Path(path).is_dir():
             raise self._wrong(f"there is no folder {path!r}; nothing is downloaded")
@@ -143,6 +144,8 @@ class Folder:
         if not self.files:
             kept = "; other formats can run code" if any(Path(path).glob("*.bin")) else ""
             raise self._wrong(f"the folder {path!r} has no *.safetensors file{kept}")
+        for file in (config, *self.files):  # which may be links
+            self._readable(str(file))
         try:
             self._values = dict(json.loads(config.read_text(encoding="utf-8")))
         except ValueError as error:
@@ -202,6 +205,12 @@ class Folder:
                 if name.removeprefix(prefix) in own:
                     places[name.removeprefix(prefix)] = (file, name)
         return places
+
+    def _readable(self, path: str) -> str:
+        try:
+            return file_at(path)
+        except ValueError as error:
+            raise self._wrong(str(error)) from error
 
     def _wrong(self, message: str) -> SettingsError:
         return SettingsError([SettingProblem("checkpoint", f"'checkpoint': {message}")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -205,9 +207,7 @@ def load_plugins() -> None:
     if _plugins_loaded:
         return
     _plugins_loaded = True
-    from importlib import metadata  # takes longer to import than all that reads a spec
-
-    for point in metadata.entry_points(group=PLUGIN_GROUP):
+    for point in _installed_plugins():
         try:
             point.load()
         except NameTakenError as error:
@@ -217,6 +217,21 @@ def load_plugins() -> None:
             warnings.warn(
                 f"plugin {point.name!r} ({point.value}) could not be loaded: {error}", stacklevel=2
             )
+
+
+def _installed_plugins() -> list[Any]:
+    """The entry points of installed packages: none is installed in the current folder, or in that of the script."""
+    from importlib import metadata  # takes longer to import than all that reads a spec
+
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    never = {os.path.realpath(folder) for folder in ("", os.path.dirname(script or ""))}
+    folders = [folder for folder in sys.path if os.path.realpath(folder) not in never]
+    points: dict[str, Any] = {}  # by package: the first one found is that which Python imports
+    for package in metadata.distributions(path=folders):
+        found = package.entry_points.select(group=PLUGIN_GROUP)
+        if found:
+            points.setdefault(package.metadata["Name"], found)
+    return [point for found in points.values() for point in found]
 
 
 BLOCKS = Registry("block")

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 import composer
 from composer.checkpoint import CheckpointError
+from composer.cli import main
 
 SPEC = {
     "version": 1,
@@ -280,3 +282,114 @@ def test_spaces_with_infinite_bounds_and_odd_keys_survive(path):
     loaded = composer.load(path)
     assert loaded.observation_space == observed
     assert loaded.action_space == actions
+
+
+# --- what a checkpoint needs where it is loaded ---
+
+READS_A_FILE = """
+import torch
+from torch import nn
+from perception_blocks import PerceptionBlock
+
+class Network(nn.Module):
+    def __init__(self, obs_shapes, action_logits_shapes, weights=None):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        if weights is not None:
+            self.load_state_dict(torch.load(weights))
+
+    def forward(self, inputs):
+        return {"action": self.layer(inputs["observation"])}
+
+class Needy(Network):
+    def __init__(self, obs_shapes, action_logits_shapes, weights):
+        super().__init__(obs_shapes, action_logits_shapes, weights)
+
+class Block(PerceptionBlock):
+    def __init__(self, in_shapes, *, weights: str | None = None):
+        super().__init__(in_shapes, out_shapes=[(2,)])
+        self.layer = nn.Linear(4, 2)
+        if weights is not None:
+            self.load_state_dict(torch.load(weights))
+
+    def forward(self, x):
+        return self.layer(x)
+
+class Module(nn.Module):
+    def __init__(self, weights=None):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        if weights is not None:
+            self.load_state_dict(torch.load(weights))
+
+    def forward(self, x):
+        return self.layer(x)
+"""
+
+
+@pytest.fixture
+def file_nets(tmp_path, monkeypatch):
+    """A module of classes that read ``w.pt`` when they are built."""
+    (tmp_path / "file_nets.py").write_text(READS_A_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "file_nets", raising=False)
+    monkeypatch.chdir(tmp_path)
+    torch.save(
+        {"layer.weight": torch.full((2, 4), 3.0), "layer.bias": torch.zeros(2)}, tmp_path / "w.pt"
+    )
+
+
+def policy_of(name):
+    if name in ("Network", "Needy"):
+        return {"_target_": f"file_nets.{name}", "weights": "w.pt"}
+    node = {"block": f"file_nets.{name}", "in": "observation", "weights": "w.pt"}
+    return {"graph": {"a": node}, "heads": {"in": "a"}}
+
+
+@pytest.mark.parametrize("name", ["Network", "Block", "Module"])
+def test_the_weights_file_of_a_class_is_not_needed_again(file_nets, path, name):
+    spec = {"version": 1, "environment": "CartPole-v1", "policy": policy_of(name)}
+    model = composer.compose(spec, allow=["file_nets"], seed=1)
+    state = dict(model.state_dict())
+    assert any(bool((tensor == 3).all()) for tensor in state.values())
+    model.save(path)
+    os.unlink("w.pt")
+    loaded = composer.load(path, allow=["file_nets"])
+    torch.testing.assert_close(dict(loaded.state_dict()), state, rtol=0, atol=0)
+    assert main(["show", str(path), "--allow", "file_nets"]) == 0
+    with pytest.raises(FileNotFoundError):
+        composer.compose(spec, allow=["file_nets"])
+
+
+def test_a_class_that_cannot_do_without_its_file_is_told_how(file_nets, path):
+    spec = {"version": 1, "environment": "CartPole-v1", "policy": policy_of("Needy")}
+    composer.compose(spec, allow=["file_nets"]).save(path)
+    os.unlink("w.pt")
+    with pytest.raises(FileNotFoundError) as caught:
+        composer.load(path, allow=["file_nets"])
+    assert caught.value.__notes__[0] == (
+        "the weights are in the checkpoint: a setting of the class that names this file, with the default None for "
+        "no file, would be left to that"
+    )
+
+
+@pytest.mark.parametrize("environment", ["nowhere_envs:Robot-v0", "Robot-v0", "pettingzoo:no/such"])
+def test_the_environment_need_not_be_there(path, environment, capsys, tmp_path):
+    spec = {**SPEC, "environment": environment}
+    box, two = spaces.Box(-1, 1, (4,)), spaces.Discrete(2)
+    composer.compose(spec, observation_space=box, action_space=two).save(path)
+    assert composer.load(path).observation_space == box
+    for command in (["check"], ["show"], ["draw", "-o", str(tmp_path / "x.dot")]):
+        assert main([command[0], str(path), *command[1:]]) == 0
+    assert main(["export", str(path), "-o", str(tmp_path / "x.pt2")]) == 0
+    assert main(["init", "--from", str(path)]) == 1  # it has no template, and needed no environment
+    assert "no template" in capsys.readouterr().err
+
+
+def test_an_environment_of_the_callers_needs_no_permission_for_that_of_the_spec():
+    spec = {**SPEC, "environment": "nowhere_envs:Robot-v0"}
+    assert composer.compose(spec, env="CartPole-v1").action_space == spaces.Discrete(2)
+    with pytest.raises(
+        composer.SpecError, match="the environment 'nowhere_envs:Robot-v0' would run"
+    ):
+        composer.compose(spec)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 from gymnasium.spaces import Box, Discrete
 
@@ -257,16 +258,17 @@ def test_every_block_is_described_with_its_example(name):
         (["draw", "bare.yaml", "-o", "a.png"], "composer draw: the spec names no environment; give one with --env ID"),
         (
             ["check", "agent.yaml", "--env", "CartPoel-v1"],
-            "the environment 'CartPoel-v1' cannot be made: Environment `CartPoel` doesn't exist. Did you mean: `CartPole`?",
+            "the environment 'CartPoel-v1' cannot be made: Environment `CartPoel` doesn't exist. Did you mean: `CartPole`?\n"
+            "  If a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs",
         ),
         (
             ["check", "agent.yaml", "--env", "no_envs:Some-v0"],
-            "the environment 'no_envs:Some-v0' cannot be made: No module named 'no_envs'. Environment registration via "
-            "importing a module failed. Check whether 'no_envs' contains env registration and can be imported.",
+            "the environment 'no_envs:Some-v0' cannot be made: No module named 'no_envs'",
         ),
         (
             ["init", "CartPoel-v1"],
-            "the environment 'CartPoel-v1' cannot be made: Environment `CartPoel` doesn't exist. Did you mean: `CartPole`?",
+            "the environment 'CartPoel-v1' cannot be made: Environment `CartPoel` doesn't exist. Did you mean: `CartPole`?\n"
+            "  If a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs",
         ),
         (
             ["check", "agent.yaml", "--allow", "no_such_nets"],
@@ -400,3 +402,102 @@ def test_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"composer {composer.__version__}\n"
+
+
+# --- what is allowed ---
+
+ROBOT = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+gymnasium.register("Robot-v0", CartPoleEnv)
+"""
+OWN_BLOCK = """
+from perception_blocks import BLOCKS, DenseBlock
+
+@BLOCKS.register({name!r}, replace={replace})
+class Own(DenseBlock): ...
+"""
+
+
+@pytest.fixture
+def robot(folder, monkeypatch):
+    """A module ``robot_env`` in the current folder, which is not imported yet."""
+    Path("robot_env.py").write_text(ROBOT)
+    yield
+    sys.modules.pop("robot_env", None)
+    gymnasium.registry.pop("Robot-v0", None)
+
+
+def test_init_says_which_module_to_allow(robot, capsys):
+    beside = "a file of that name is here, but is not allowed: --allow robot_env if you trust it"
+    assert run(capsys, "init", "robot_env:Robot-v0") == (
+        1, "",
+        f"the environment 'robot_env:Robot-v0' cannot be made: No module named 'robot_env'; {beside}\n",
+    )  # fmt: skip
+    status, _, error = run(capsys, "init", "Robot-v0")
+    assert status == 1
+    assert error.endswith(
+        "\n  If a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs\n"
+    )
+    for environment in ("robot_env:Robot-v0", "Robot-v0"):
+        assert run(capsys, "init", environment, "--allow", "robot_env")[0] == 0
+
+
+def test_composer_allow_is_for_the_command_line_alone(robot, capsys, monkeypatch):
+    Path("agent.yaml").write_text(CARTPOLE.replace("CartPole-v1", "robot_env:Robot-v0"))
+    assert run(capsys, "check", "agent.yaml")[0] == 1
+    monkeypatch.setenv("COMPOSER_ALLOW", "json, robot_env")
+    assert run(capsys, "check", "agent.yaml") == (0, "agent.yaml: good; 9,155 parameters\n", "")
+    assert run(capsys, "init", "Robot-v0")[0] == 0
+    with pytest.raises(composer.SpecError, match="would run code"):
+        composer.compose("agent.yaml")
+
+
+def test_an_unknown_block_may_be_that_of_a_module_of_ones_own(capsys):
+    Path("own_layer.py").write_text(OWN_BLOCK.format(name="quantum_layer", replace=False))
+    Path("agent.yaml").write_text(CARTPOLE.replace("block: dense", "block: quantum_layer"))
+    assert run(capsys, "check", "agent.yaml")[2].startswith(
+        "agent.yaml:8:21: unknown block 'quantum_layer'; `composer blocks` lists them; one that a module of yours "
+        "registers needs allow=['that_module'] or --allow that_module\n"
+    )
+    assert run(capsys, "check", "agent.yaml", "--allow", "own_layer")[0] == 0
+    model = composer.compose("agent.yaml", allow=["own_layer"])
+    model.save("model.safetensors")
+    del sys.modules["own_layer"]
+    BLOCKS._entries.pop("quantum_layer")
+    assert run(capsys, "show", "model.safetensors") == (
+        1, "",
+        "composer show: the checkpoint was saved with blocks that are not known here: 'quantum_layer' of the module "
+        "'own_layer'; install the package that registers them, or import the module: allow=['own_layer'] or "
+        "--allow own_layer\n",
+    )  # fmt: skip
+    assert run(capsys, "show", "model.safetensors", "--allow", "own_layer")[0] == 0
+    del sys.modules["own_layer"]
+
+
+def test_traceback_shows_where_in_an_allowed_module_an_error_comes_from(capsys):
+    Path("failing_module.py").write_text(
+        "def load():\n    raise RuntimeError('no table')\nload()\n"
+    )
+    arguments = ("check", "agent.yaml", "--allow", "failing_module")
+    message = "the module 'failing_module' cannot be imported: RuntimeError: no table"
+    assert run(capsys, *arguments) == (1, "", f"{message}\n")
+    status, out, error = run(capsys, *arguments, "--traceback")
+    assert (status, out) == (1, "")
+    assert 'failing_module.py", line 2, in load' in error
+    assert error.endswith(f"{message}\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "my_nets.py",
+            "'my_nets.py' is not the name of a module, such as 'my_nets'; write 'my_nets'",
+        ),
+        ("my nets", "'my nets' is not the name of a module, such as 'my_nets'"),
+    ],
+)
+def test_what_is_no_module_cannot_be_allowed(capsys, given, message):
+    assert run(capsys, "check", "agent.yaml", "--allow", given) == (1, "", f"{message}\n")

@@ -173,10 +173,9 @@ def test_a_checkpoints_weights_are_kept_as_they_are(family, tmp_path):
             latent: {{block: transformer, checkpoint: {tmp_path}, in: [sequence, sequence_mask]}}
           heads: {{in: latent}}"""
     space = Dict(sequence=MultiDiscrete([TOKENS] * 6), sequence_mask=MultiBinary(6))
-    composed = composer.compose(spec, observation_space=space, action_space=Discrete(8), seed=0)
-    later = composer.compose(
-        spec, observation_space=space, action_space=Discrete(8), seed=1, device="meta"
-    ).materialize("cpu")
+    given = {"observation_space": space, "action_space": Discrete(8), "allow": [f"{tmp_path}/"]}
+    composed = composer.compose(spec, **given, seed=0)
+    later = composer.compose(spec, **given, seed=1, device="meta").materialize("cpu")
     from_python = BLOCKS.get("transformer")(MASKED, checkpoint=str(tmp_path))
     for body in (
         composed.policy.network.module.latent.body,
@@ -208,7 +207,9 @@ def test_a_saved_model_needs_the_folder_of_its_body_no_more(family, tmp_path):
           graph:
             latent: {{block: transformer, checkpoint: {folder}, in: [sequence, sequence_mask]}}"""
     space = Dict(sequence=MultiDiscrete([TOKENS] * 6), sequence_mask=MultiBinary(6))
-    model = composer.compose(spec, observation_space=space, action_space=Discrete(8), seed=0)
+    model = composer.compose(
+        spec, observation_space=space, action_space=Discrete(8), allow=[f"{folder}/"], seed=0
+    )
     shutil.rmtree(folder)
     model.save(tmp_path / "model.safetensors")
     loaded = composer.load(tmp_path / "model.safetensors")

@@ -123,7 +123,8 @@ def test_a_checkpoint_says_whose_blocks_it_needs(installed, tmp_path):
     assert done.stderr.splitlines()[-1] == (
         "composer.checkpoint.CheckpointError: the checkpoint was saved with blocks that are not "
         "known here: 'sample_gate' of the module 'sample_plugin_blocks'; install the package that "
-        "registers them, or import the module: allow=['sample_plugin_blocks']"
+        "registers them, or import the module: allow=['sample_plugin_blocks'] or "
+        "--allow sample_plugin_blocks"
     )
 
 
@@ -155,3 +156,47 @@ def test_a_name_that_two_want_is_an_error_that_names_both(installed, tmp_path):
         assert "rival_blocks:Gate" in done.stderr
         assert "choose another, or pass replace=True" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+OWN_GATE = (
+    "from perception_blocks import BLOCKS, PerceptionBlock\n"
+    "@BLOCKS.register('sample_gate')\n"
+    "class Gate(PerceptionBlock):\n"
+    "    def forward(self, x):\n"
+    "        return x\n"
+)
+
+
+def test_a_plugin_and_an_allowed_module_cannot_have_one_name(installed, tmp_path):
+    (tmp_path / "own_gate.py").write_text(OWN_GATE)
+    (tmp_path / "agent.yaml").write_text(SPEC)
+    taken = (
+        "the block name 'sample_gate' of own_gate:Gate is taken by sample_plugin_blocks:SampleGateBlock; choose "
+        "another, or pass replace=True\n"
+    )
+    for command in (
+        ["check", "agent.yaml"],
+        ["show", "agent.yaml"],
+        ["blocks"],
+        ["schema"],
+        ["init", "CartPole-v1"],
+    ):
+        done = run(tmp_path, installed, command=[*command, "--allow", "own_gate"])
+        expected = f"the module 'own_gate' cannot be imported: {taken}"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+    compose = "import composer; composer.compose('agent.yaml', allow=['own_gate'])"
+    for code in (compose, f"import own_gate; {compose}"):
+        done = run(tmp_path, installed, code=code)
+        assert done.returncode == 1
+        assert "'sample_gate'" in done.stderr
+        assert "taken by" in done.stderr.splitlines()[-1]
+
+
+def test_plugins_are_installed_and_never_those_of_the_current_folder(tmp_path):
+    package(tmp_path, "stray_blocks", "open('RAN', 'w')\n")
+    (tmp_path / "agent.yaml").write_text(SPEC)
+    (tmp_path / "script.py").write_text("from composer.cli import main; main(['blocks'])\n")
+    run(tmp_path, command=["check", "agent.yaml"])
+    run(tmp_path, code="import composer; composer.compose('agent.yaml')")
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True, capture_output=True)
+    assert not (tmp_path / "RAN").exists()

@@ -27,8 +27,14 @@ from composer.checkpoint import foreign_modules, plain_spec
 from composer.model import Model, compose
 from composer.source import Override, dump_yaml, load_source
 from composer.space_json import spaces_differ, spaces_to_json
-from composer.space_lookup import Spaces, environment_spaces, is_by_actor, make_environment
-from composer.trust import PETTINGZOO, allow_list, import_allowed
+from composer.space_lookup import (
+    Spaces,
+    environment_spaces,
+    is_by_actor,
+    make_environment,
+    own_environment,
+)
+from composer.trust import allow_list, import_allowed
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback
@@ -80,7 +86,7 @@ def agent(
     allow, overrides = allow_list(allow), tuple(overrides)
     import_allowed(allow)
     _refuse_network_settings(policy_kwargs or {})
-    env = _environment(spec, env, overrides)
+    env = _environment(spec, env, overrides, allow)
     own = _model_spaces(env)
     model = _composed(spec, own, allow, overrides=overrides, seed=seed, dtype=dtype)
     refuse(model, name)
@@ -178,11 +184,11 @@ def _refuse_network_settings(policy_kwargs: dict[str, Any]) -> None:
         )
 
 
-def _environment(spec: Any, env: Any, overrides: Iterable[Override]) -> Any:
+def _environment(spec: Any, env: Any, overrides: Iterable[Override], allow: Iterable[str]) -> Any:
     """The environment itself, made if it is an id or the spec's own."""
     if env is None:
-        data = (spec.source if isinstance(spec, Model) else load_source(spec, overrides)).data
-        env = data.get("environment") if isinstance(data, dict) else None
+        source = spec.source if isinstance(spec, Model) else load_source(spec, overrides, allow)
+        env = own_environment(source, allow)
         if env is None:
             raise ValueError("agent needs an env, or a spec with an 'environment'")
     if isinstance(env, str):
@@ -244,10 +250,6 @@ def _wrapped(env: Any, observations: HostObservations, actions: HostActions) -> 
 
 def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
     """What a policy needs to compose this model again: plain data."""
-    environment = model.spec.environment or ""
-    home = environment.partition(":")[0] if ":" in environment else PETTINGZOO
-    # What a model is made of needs no more permission.
-    homes = [*foreign_modules(model), *([] if home == PETTINGZOO else [home])]
     frozen = [
         name
         for name, parameter in model.named_parameters()
@@ -255,7 +257,8 @@ def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
     ]
     return {
         "spec": dump_yaml(plain_spec(model.source.data)),
-        "allow": list(dict.fromkeys([*allow, *homes])),
+        # What a model is made of needs no more permission.
+        "allow": list(dict.fromkeys([*allow, *foreign_modules(model), *model.source.folders])),
         "seed": model.seed,
         "dtype": str(model.policy.dtype).removeprefix("torch."),
         "spaces": [

@@ -32,21 +32,21 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> int:
-    """Train, or go on; returns the exit status. ``spec`` is None where only --resume was given."""
+    """Train, or go on; returns the exit status. ``spec`` is a Source, or None where only --resume was given."""
     from composer.training.session import resume, train
 
     given = {name: getattr(arguments, name) for name in OF_THE_TASK}
     given["settings"] = _settings(arguments.settings) or None
     given = {name: value for name, value in given.items() if value is not None}
-    common = {"allow": arguments.allow, "overrides": arguments.overrides}
+    allow = arguments.allow
     if arguments.resume is None:
         outcome = train(
-            spec, arguments.output, env=arguments.env, weights=weights, **common, **given
+            spec, arguments.output, env=arguments.env, weights=weights, allow=allow, **given
         )
     else:
         if arguments.env is not None:
             given["environment"] = arguments.env
-        outcome = resume(arguments.resume, spec=spec, **common, **given)
+        outcome = resume(arguments.resume, spec=spec, allow=allow, **given)
     return _say(outcome, arguments.allow)
 
 

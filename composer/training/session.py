@@ -14,9 +14,9 @@ from composer.discrete_actions import NoLegalChoiceError
 from composer.distributions import NoNumberError
 from composer.errors import Problem, SpecError
 from composer.model import Model, compose
-from composer.source import Override, dump_yaml, load_source
+from composer.source import Override, Source, dump_yaml, load_source, stored_source
 from composer.space_json import spaces_differ
-from composer.space_lookup import is_by_actor
+from composer.space_lookup import is_by_actor, own_environment
 from composer.spec_diff import diff_specs
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation, evaluate
@@ -24,7 +24,7 @@ from composer.training.folder import RunFolder, refuse_taken
 from composer.training.interruption import Interruption, interruption_noted
 from composer.training.progress import ProgressBar
 from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
-from composer.trust import PETTINGZOO, check_trusted
+from composer.trust import allow_list, check_environment
 from perception_blocks.registry import UnknownNameError, did_you_mean
 
 __all__ = ["Outcome", "resume", "train"]
@@ -62,11 +62,12 @@ def train(
     Raises SpecError for a wrong spec, MissingExtraError where a library is missing, TrainingError for all else that a
     user gave wrongly. In each of these cases there is no folder afterwards.
     """
-    out = Path(out)
-    task = Task(spec="", environment=env or _environment_of(spec, overrides), **options)
+    out, allow = Path(out), allow_list(allow)
+    spec = load_source(spec, overrides, allow)
+    task = Task(spec="", environment=env or _environment_of(spec, allow), **options)
     trainer_class = _trainer_class(task)
     refuse_taken(out)
-    model = compose(spec, env=task.environment, allow=allow, overrides=overrides, seed=task.seed)
+    model = compose(spec, env=task.environment, allow=allow, seed=task.seed)
     task = replace(task, spec=dump_yaml(plain_spec(model.source.data)))
     if weights is not None:
         _begin_with(model, weights)
@@ -93,8 +94,11 @@ def resume(
     ``spec`` and what else is ``given`` of a `Task` must be those of the run. Raises as `train`; the folder is then as
     it was.
     """
+    allow = allow_list(allow)
     folder = RunFolder.open(Path(path))
-    _refuse_another(folder, given, spec, overrides)
+    if spec is not None:
+        spec = load_source(spec, overrides, allow)
+    _refuse_another(folder, given, spec)
     if steps is not None:
         folder = RunFolder(folder.path, replace(folder.task, steps=steps))
     task = folder.task
@@ -107,7 +111,7 @@ def resume(
             f"the run in {str(path)!r} has made its {saved['steps']:,} steps; "
             "to go on, say how many there shall be in all: --steps"
         )
-    model = compose(task.spec, env=task.environment, allow=allow, seed=task.seed)
+    model = compose(stored_source(task.spec), env=task.environment, allow=allow, seed=task.seed)
     if (folder.path / "model.safetensors").exists():
         _refuse_other_spaces(folder.path / "model.safetensors", model)
     trainer = _trainer(trainer_class, task, model)
@@ -207,9 +211,8 @@ def _refusals_told() -> Iterator[None]:
 # --- what a user may have given wrongly ---
 
 
-def _environment_of(spec: Any, overrides: Iterable[Override]) -> str:
-    data = load_source(spec, overrides).data
-    environment = data.get("environment")
+def _environment_of(source: Source, allow: Iterable[str]) -> str:
+    environment = own_environment(source, allow)
     if not isinstance(environment, str):
         raise TrainingError("the spec names no environment; give one with --env ID")
     return environment
@@ -287,9 +290,7 @@ def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
         raise TrainingError(str(error)) from error
 
 
-def _refuse_another(
-    folder: RunFolder, given: Mapping[str, Any], spec: Any, overrides: Iterable[Override]
-) -> None:
+def _refuse_another(folder: RunFolder, given: Mapping[str, Any], spec: Source | None) -> None:
     """Raise TrainingError where what is given is not what the run in ``folder`` has."""
     has = asdict(folder.task)
     problems = [
@@ -298,8 +299,7 @@ def _refuse_another(
         if value != has[name]
     ]
     if spec is not None:
-        source = load_source(spec, overrides)
-        differences = diff_specs(load_source(has["spec"]).data, plain_spec(source.data))
+        differences = diff_specs(stored_source(has["spec"]).data, plain_spec(spec.data))
         problems += [f"the spec differs: {line}" for line in differences]
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
@@ -308,8 +308,6 @@ def _refuse_another(
 
 def _check_environment(task: Task, allow: Iterable[str]) -> None:
     """The file names the environment: what that would import, only the caller can allow."""
-    module, colon, _ = task.environment.partition(":")
-    problem = check_trusted(module, allow) if colon and module != PETTINGZOO else None
+    problem = check_environment(task.environment, allow)
     if problem:
-        message = f"the environment {task.environment!r} would run code: {problem}"
-        raise SpecError([Problem(message)])
+        raise SpecError([Problem(problem)])
