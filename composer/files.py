@@ -31,10 +31,10 @@ def outside(path: str, folders: Iterable[str]) -> str | None:
     real = real_path(path)
     if any(real == folder or real.startswith(os.path.join(folder, "")) for folder in folders):
         return None
-    parent = os.path.join(os.path.dirname(real), "")
+    folder = os.path.join(real if os.path.isdir(real) else os.path.dirname(real), "")
     return (
-        f"{display_name(path)!r} is neither beside nor below the spec; pass allow=[{parent!r}] or "
-        f"--allow {shlex.quote(parent)} if the spec may read it"
+        f"{display_name(path)!r} is neither beside nor below the spec; pass allow=[{folder!r}] or "
+        f"--allow {shlex.quote(folder)} if the spec may read it"
     )
 
 

@@ -134,15 +134,16 @@ class Folder:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path = self._readable(path)
-        self.files = sorted(file for file in Path(path).glob("*.safetensors") if file.is_file())
-        config = Path(path, "config.json")
-        if not Path(path).is_dir():
+        self.path = path  # as the user wrote it
+        place = Path(self._readable(path))
+        self.files = sorted(file for file in place.glob("*.safetensors") if file.is_file())
+        config = place / "config.json"
+        if not place.is_dir():
             raise self._wrong(f"there is no folder {path!r}; nothing is downloaded")
         if not config.is_file():
             raise self._wrong(f"the folder {path!r} has no config.json")
         if not self.files:
-            kept = "; other formats can run code" if any(Path(path).glob("*.bin")) else ""
+            kept = "; other formats can run code" if any(place.glob("*.bin")) else ""
             raise self._wrong(f"the folder {path!r} has no *.safetensors file{kept}")
         for file in (config, *self.files):  # which may be links
             self._readable(str(file))

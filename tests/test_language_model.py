@@ -312,7 +312,9 @@ def test_init_beside_a_checkpoint_is_refused(tmp_path):
           heads: {{in: latent}}"""
     space = Dict(sequence=MultiDiscrete([TOKENS] * 6))
     with pytest.raises(SpecError) as error:
-        composer.compose(spec, observation_space=space, action_space=Discrete(8))
+        composer.compose(
+            spec, observation_space=space, action_space=Discrete(8), allow=[f"{tmp_path}/"]
+        )
     expected = "a checkpoint's weights are kept as they are; leave out 'init' or 'checkpoint'"
     assert str(error.value).endswith(expected)
 

@@ -161,7 +161,7 @@ def test_a_saved_agent_needs_the_files_of_its_body_no_more(tmp_path):
     node = f"{{block: transformer, checkpoint: {tmp_path / 'body'}, in: observation}}"
     spec = (ACTOR + VALUES).replace("{block: dense, in: observation, hidden_units: [16]}", node)
     env = Walk(spaces.MultiDiscrete([5] * 4), spaces.Discrete(2))
-    made = agent(PPO, spec, env)
+    made = agent(PPO, spec, env, allow=[f"{tmp_path}/body/"])
     for part in (made.policy.model.policy, made.policy.model.critic):
         expected = body.embed_tokens.weight
         assert torch.equal(part.network.module.latent.body.embed_tokens.weight, expected)
