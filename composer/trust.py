@@ -109,12 +109,10 @@ def import_allowed(allow: Iterable[str]) -> None:
     Plug-ins come first: a name that both register is an error, whatever a spec uses. Raises NameTakenError for one that
     was registered before.
     """
-    modules = [entry for entry in allow if not names_a_folder(entry)]
+    modules = [entry for entry in allow_list(allow) if not names_a_folder(entry)]
     for module in modules:
-        if module.endswith(".py") or not _DOTTED.fullmatch(module):
-            name = module.removesuffix(".py")
-            hint = f"; write {name!r}" if _DOTTED.fullmatch(name) else ""
-            raise PathError(f"{module!r} is not the name of a module, such as 'my_nets'{hint}")
+        if not _DOTTED.fullmatch(module):
+            raise PathError(f"{module!r} is not the name of a module, such as 'my_nets'")
     if modules:
         load_plugins()
     for module in modules:

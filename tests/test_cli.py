@@ -494,7 +494,7 @@ def test_traceback_shows_where_in_an_allowed_module_an_error_comes_from(capsys):
     [
         (
             "my_nets.py",
-            "'my_nets.py' is not the name of a module, such as 'my_nets'; write 'my_nets'",
+            "allow names modules, not files, got 'my_nets.py'; did you mean 'my_nets'?",
         ),
         ("my nets", "'my nets' is not the name of a module, such as 'my_nets'"),
     ],

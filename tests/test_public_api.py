@@ -48,7 +48,11 @@ def test_every_public_name_can_be_had_and_is_listed(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_type_checkers_see_the_public_names(package):
     tree = ast.parse(Path(package.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     imported = {a.name for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
     assert imported == set(package.__all__) - {"__version__"}
 
