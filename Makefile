@@ -61,7 +61,7 @@ clean:
 # torch brings the pinned setuptools that builds this package, so the build downloads nothing of its own choice.
 .venv/.library: .venv/.python setup.cfg pyproject.toml .ci/constraints.txt
 	$(PIP) torch==2.13.0 setuptools
-	$(PIP) --no-build-isolation -e . "gymnasium[classic-control,toy-text]"
+	$(PIP) --no-build-isolation -e .
 	@touch $@
 
 .venv/.dev: .venv/.library

@@ -24,7 +24,7 @@ from perception_blocks.graph import Graph, GraphError, GraphProblem, Node
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.init import initializer
 from perception_blocks.port import Port
-from perception_blocks.registry import did_you_mean
+from perception_blocks.registry import BLOCKS, MissingExtraError, did_you_mean
 
 __all__ = ["build_network", "place_of"]
 
@@ -185,12 +185,25 @@ def _add(
 
 def _block(node: NodeSpec, context: Context) -> Any:
     """What the node names; for a path that leads to no class, the error that says why."""
-    if not isinstance(node.block, str) or "." not in node.block:
+    if not isinstance(node.block, str):
         return node.block
+    if "." not in node.block:
+        return _registered(node.block, node, context)
     try:
         return import_trusted(node.block, context.allow, nn.Module)
     except PathError as error:
         return error
+
+
+def _registered(name: str, node: NodeSpec, context: Context) -> Any:
+    """``name``, or why its block is not to be had: a library that is not installed."""
+    try:
+        if name in BLOCKS and BLOCKS.extra_of(name):
+            BLOCKS.get(name)
+    except MissingExtraError as error:
+        context.problems.add((*node.path, "block"), str(error), needs_extra=True)
+        return error
+    return name
 
 
 def _rule_within(node: NodeSpec, context: Context, rule: Any) -> Any:

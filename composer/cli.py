@@ -32,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # a process of our own: a Python that it starts imports nothing from the current folder
         os.environ["PYTHONSAFEPATH"] = "1"
     _allow_more(arguments)
-    from perception_blocks.registry import NameTakenError
+    from perception_blocks.registry import MissingExtraError, NameTakenError
 
     status = 0
     try:
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be caught
-    except (SpecError, _UserError, NameTakenError) as error:
+    except (SpecError, _UserError, NameTakenError, MissingExtraError) as error:
         if arguments.traceback:
             import traceback  # takes longer to import than the command line
 
@@ -354,11 +354,10 @@ def _train(arguments: argparse.Namespace) -> int:
         weights = arguments.file if _is_checkpoint(arguments.file) else None
     from composer.checkpoint import CheckpointError
     from composer.training.trainer import TrainingError
-    from perception_blocks.registry import MissingExtraError
 
     try:
         return run_train(arguments, source, weights)
-    except (CheckpointError, TrainingError, MissingExtraError) as error:
+    except (CheckpointError, TrainingError) as error:
         raise _UserError(str(error)) from error
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
+from perception_blocks.registry import MissingExtraError
+
 __all__ = ["Path", "Position", "Problem", "Problems", "SpecError", "format_path"]
+__all__ += ["MissingExtraSpecError"]
 
 Path: TypeAlias = tuple[str | int, ...]
 """The keys and list indices that lead to a value of a spec: ``("policy", "graph", "latent", "in", 0)``."""
@@ -45,6 +48,7 @@ class Problem:
     message: str
     path: Path = ()
     position: Position | None = None
+    needs_extra: bool = field(default=False, compare=False)  # a library is not installed
 
     def __str__(self) -> str:
         where = str(self.position) if self.position else format_path(self.path)
@@ -61,6 +65,10 @@ class SpecError(ValueError):
 
     def __reduce__(self) -> tuple:
         return (type(self), (self.problems,))  # a worker process hands its error to its parent
+
+
+class MissingExtraSpecError(SpecError, MissingExtraError):
+    """Nothing is wrong but that libraries are not installed; the message names the extras that bring them."""
 
 
 class Locator(Protocol):
@@ -81,12 +89,14 @@ class Problems:
         self._known_paths = {problem.path for problem in self._known if problem.path}
         self._found: list[Problem] = []
 
-    def add(self, path: Path, message: str, key: bool = False) -> None:
+    def add(
+        self, path: Path, message: str, key: bool = False, *, needs_extra: bool = False
+    ) -> None:
         """Note ``message`` at the value at ``path``, or with ``key`` at the key that names it."""
         if path in self._known_paths:
             return
         position = self._locator.position(path, key) if self._locator else None
-        problem = Problem(message, path, position)
+        problem = Problem(message, path, position, needs_extra)
         if problem not in self._found:
             self._found.append(problem)
 
@@ -99,7 +109,8 @@ class Problems:
     def raise_if_any(self) -> None:
         """Raise a SpecError with everything noted so far."""
         if len(self):
-            raise SpecError(self)
+            is_missing = all(problem.needs_extra for problem in self)
+            raise (MissingExtraSpecError if is_missing else SpecError)(self)
 
 
 def format_path(path: Path) -> str:

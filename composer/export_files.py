@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from composer.export_network import ExportedNetwork
-from perception_blocks.registry import MissingExtraError
+from perception_blocks.registry import MissingExtraError, needs_extra
 
 __all__ = ["FORMATS", "METADATA", "FileFormat", "trace"]
 
@@ -38,9 +38,7 @@ class FileFormat(NamedTuple):
         """Raise MissingExtraError unless the libraries are there."""
         missing = [name for name in self.needs if not _is_installed(name)]
         if missing:
-            raise MissingExtraError(
-                f"an .onnx file needs {', '.join(missing)}: pip install 'perception-composer[onnx]'"
-            )
+            raise MissingExtraError(needs_extra("an .onnx file", missing, "onnx"))
 
 
 def trace(network: ExportedNetwork) -> ExportedProgram:

@@ -17,7 +17,6 @@ from perception_blocks.registry import did_you_mean
 __all__ = ["PREFIX", "PettingZooError", "agent_spaces", "is_pettingzoo", "make_pettingzoo"]
 
 PREFIX = f"{PETTINGZOO}:"  # of ids: pettingzoo:butterfly/pistonball_v6
-INSTALL = 'pip install "perception-composer[pettingzoo]"'
 
 
 class PettingZooError(ValueError):
@@ -57,7 +56,7 @@ def _makers() -> dict[str, Callable[[], Any]]:
     try:
         import pettingzoo
     except ImportError as error:
-        raise PettingZooError(f"it needs PettingZoo: {INSTALL}") from error
+        raise PettingZooError("it needs PettingZoo") from error
     kinds = {"aec": pettingzoo.aec_registry, "parallel": pettingzoo.parallel_registry}
     return {
         re.sub(r"-v(\d+)$", r"_v\1", name): partial(pettingzoo.make, kind, name)  # type: ignore[arg-type]
@@ -71,5 +70,5 @@ def _mpe_makers() -> dict[str, Callable[[], Any]]:
     try:
         from mpe2.all_modules import mpe_environments  # type: ignore[import-not-found]
     except ImportError as error:
-        raise PettingZooError(f"it needs MPE2: {INSTALL}") from error
+        raise PettingZooError("it needs MPE2") from error
     return {name: module.parallel_env for name, module in mpe_environments.items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
 
 from composer.actors import counted_spaces
-from composer.errors import Path, Problem, SpecError
+from composer.errors import MissingExtraSpecError, Path, Problem, SpecError
 from composer.model_spec import ModelSpec
 from composer.pettingzoo_spaces import (
     PREFIX,
@@ -19,12 +20,14 @@ from composer.pettingzoo_spaces import (
 )
 from composer.source import Source
 from composer.trust import advice_on_missing, check_environment
+from perception_blocks.registry import extra_for
 
 __all__ = ["Spaces", "environment_spaces", "find_spaces", "is_by_actor", "make_environment"]
 __all__ += ["own_environment"]
 
 PACKAGE_HINT = "package:id, such as ale_py:ALE/Pong-v5"
 OWN_MODULE = "\nIf a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs"
+PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # by the start of ids
 
 Spaces = tuple[Any, Any]
 """Observation and action space: two Spaces, or two mappings from actors to Spaces."""
@@ -102,10 +105,24 @@ def make_environment(environment: str, path: Path = (), source: Source | None = 
             raise gymnasium.error.Error("an id has at most one ':', after its module")
         return gymnasium.make(environment)
     except (gymnasium.error.Error, ImportError, PettingZooError) as error:
-        message = f"the environment {environment!r} cannot be made: {_reason(error)}"
+        position = source and source.position(path)
+        message = f"the environment {environment!r}"
+        if needs := _needs(message, environment, error):
+            raise MissingExtraSpecError([Problem(needs, path, position, True)]) from error
+        message += f" cannot be made: {_reason(error)}"
         if isinstance(error, gymnasium.error.NamespaceNotFound) and ":" not in environment:
             message += f"\nIf a package brings it, name that too: {PACKAGE_HINT}"
-        raise SpecError([Problem(message, path, source and source.position(path))]) from error
+        raise SpecError([Problem(message, path, position)]) from error
+
+
+def _needs(what: str, environment: str, error: Exception) -> str | None:
+    """Which library the environment lacks and which extra brings it, or None."""
+    if isinstance(error, gymnasium.error.UnregisteredEnv):
+        package = next((p for start, p in PACKAGES.items() if environment.startswith(start)), None)
+        if package is None or importlib.util.find_spec(package) is not None:
+            return None
+        error = ModuleNotFoundError(name=package)
+    return extra_for(error, what, "pettingzoo" if environment.startswith(PREFIX) else None)
 
 
 def _reason(error: Exception) -> str:

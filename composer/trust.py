@@ -15,9 +15,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from composer.errors import Problem, SpecError
+from composer.errors import MissingExtraSpecError, Problem, SpecError
 from composer.files import names_a_folder
-from perception_blocks.registry import NameTakenError, did_you_mean, load_plugins
+from perception_blocks.registry import NameTakenError, did_you_mean, extra_for, load_plugins
 
 __all__ = [
     "PETTINGZOO",
@@ -257,6 +257,8 @@ def _import(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if needs := extra_for(error, f"the import of {module!r}"):
+            raise MissingExtraSpecError([Problem(needs, needs_extra=True)]) from error
         if error.name is not None and _is_within(module, [error.name]):
             raise PathError(
                 f"there is no module {module!r}; is its folder on PYTHONPATH, or the current folder?"

@@ -16,17 +16,21 @@ ALLOW = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "demo"
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
+    left_out = []
     for path in sorted(CONFIGS.glob("*.yaml")):
         try:
             model = composer.compose(path, allow=ALLOW, seed=0)
-        except MissingExtraError as error:
+        except MissingExtraError as error:  # of its environment, or of one of its blocks
             print(f"\n=== {path} ===\nleft out: {error}")
+            left_out.append(path.stem)
             continue
         print(f"\n=== {path} ===\n{model.summary()}")
         try:
             print(f"drawn as {model.draw(OUT / f'{path.stem}.png')}")
         except ValueError as error:  # a class in plain PyTorch has no graph to draw
             print(f"not drawn: {error}")
+    if left_out:
+        print(f"\nLeft out, as their extras are not installed (see above): {', '.join(left_out)}.")
     steps = play(CONFIGS / "cartpole.yaml")
     print(f"\nAn untrained policy kept CartPole's pole up for {steps} steps.")
     print(f"The diagrams are in {OUT}{os.sep}; look at {OUT / 'cartpole.png'} first.")

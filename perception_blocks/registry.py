@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from perception_blocks.synonyms import SYNONYMS, folded
 __all__ = [
     "ACTIVATIONS",
     "BLOCKS",
+    "EXTRAS",
     "FUNCTIONS",
     "INITIALIZERS",
     "MissingExtraError",
@@ -23,8 +24,26 @@ __all__ = [
     "Registry",
     "UnknownNameError",
 ]
-__all__ += ["did_you_mean", "near_name"]
+__all__ += [
+    "did_you_mean",
+    "extra_for",
+    "missing_extra",
+    "missing_library",
+    "near_name",
+    "needs_extra",
+]
 
+# Libraries that only a part of the code needs, by the extra of setup.cfg that brings them (a test compares the two).
+EXTRAS = {
+    "graph": ["torch_geometric"],
+    "pettingzoo": ["pettingzoo", "mpe2", "pymunk", "scipy"],
+    "onnx": ["onnx", "onnxscript", "onnxruntime"],
+    "llm": ["transformers"],
+    "sb3": ["stable_baselines3", "sb3_contrib"],
+    "torchrl": ["torchrl", "tensordict"],
+    "train": ["matplotlib", "tqdm"],
+    "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],
+}
 PLUGIN_GROUP = "perception_blocks.plugins"
 T = TypeVar("T")
 
@@ -39,6 +58,41 @@ class NameTakenError(ValueError):
 
 class MissingExtraError(ImportError):
     """An entry needs a library that is not installed; the message names the extra that brings it."""
+
+
+def needs_extra(what: str, libraries: Sequence[str], extra: str) -> str:
+    """What is not installed, and the extra that brings it.
+
+    >>> needs_extra("TokenEnv", ["torchrl"], "torchrl")
+    'TokenEnv needs \'torchrl\'; install it with: pip install "perception-composer[torchrl]"'
+    """
+    names = " and ".join(", ".join(map(repr, s)) for s in (libraries[:-1], libraries[-1:]) if s)
+    it = "it" if len(libraries) == 1 else "them"
+    return f'{what} needs {names}; install {it} with: pip install "perception-composer[{extra}]"'
+
+
+def missing_extra(what: str, error: ImportError, extra: str) -> MissingExtraError:
+    """The error for a library that could not be imported."""
+    return MissingExtraError(needs_extra(what, [missing_library(error) or extra], extra))
+
+
+def missing_library(error: BaseException | None) -> str | None:
+    """The library whose absence is the error, or led to it, or None."""
+    while error is not None:
+        if isinstance(error, ImportError) and error.name:
+            return error.name.partition(".")[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def extra_for(error: Exception, what: str, extra: str | None = None) -> str | None:
+    """`needs_extra` where the error is that a library of an extra is not installed, else None.
+
+    ``extra`` is the one to name, where more than one brings that library.
+    """
+    library = missing_library(error)
+    homes = [name for name, libraries in EXTRAS.items() if library in libraries]
+    return needs_extra(what, [str(library)], extra or homes[0]) if homes else None
 
 
 def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
@@ -149,10 +203,7 @@ class Registry:
             except ImportError as error:
                 if entry.extra is None:
                     raise
-                raise MissingExtraError(
-                    f"{self.kind} {name!r} needs {error.name!r}; "
-                    f'install it with: pip install "perception-composer[{entry.extra}]"'
-                ) from error
+                raise missing_extra(f"{self.kind} {name!r}", error, entry.extra) from error
         return entry.value
 
     def require(self, name: str) -> None:

@@ -24,7 +24,10 @@ def test_an_unknown_ending_is_refused(tmp_path):
 
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    expected = "an .onnx file needs onnxscript: pip install 'perception-composer[onnx]'"
+    expected = (
+        "an .onnx file needs 'onnxscript'; "
+        'install it with: pip install "perception-composer[onnx]"'
+    )
     assert message(mlp(), tmp_path / "model.onnx") == expected
 
 

@@ -251,15 +251,15 @@ def test_an_unknown_environment_hears_of_a_near_name(name, why):
 
 @pytest.mark.parametrize(
     ("module", "name", "needs"),
-    [("pettingzoo", KNIGHTS, "PettingZoo"), ("mpe2.all_modules", "mpe/simple_tag_v3", "MPE2")],
+    [("pettingzoo", KNIGHTS, "pettingzoo"), ("mpe2.all_modules", "mpe/simple_tag_v3", "mpe2")],
 )
 def test_a_missing_library_is_said_with_its_extra(module, name, needs, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SpecError) as caught:
         composer.compose(BY_TYPE, env=f"pettingzoo:{name}")
     assert str(caught.value) == (
-        f"the environment 'pettingzoo:{name}' cannot be made: it needs {needs}: "
-        'pip install "perception-composer[pettingzoo]"'
+        f"the environment 'pettingzoo:{name}' needs '{needs}'; "
+        'install it with: pip install "perception-composer[pettingzoo]"'
     )
 
 

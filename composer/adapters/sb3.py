@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium
 import torch
 
-from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_checks import refuse, several_actors
 from composer.adapters.sb3_contrib import MaskableActorCritic, RecurrentActorCritic
 from composer.adapters.sb3_off_policy import QPolicy, SACPolicy, TD3Policy
@@ -35,6 +34,7 @@ from composer.space_lookup import (
     own_environment,
 )
 from composer.trust import allow_list, import_allowed
+from perception_blocks.registry import missing_extra
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_policies import ActorCritic
 from composer.adapters.sb3_spaces import VARIABLE
 from composer.discrete_actions import NoLegalChoiceError
 from composer.network import State, Tensors, share_of, under
+from perception_blocks.registry import missing_extra
 
 try:
     from gymnasium import spaces

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from composer.adapters.extras import missing_extra
 from composer.adapters.sb3_checks import refuse
 from composer.adapters.sb3_spaces import HostActions, HostObservations, refuse_other_spaces
 from composer.checkpoint import fill, saved_spec
@@ -19,6 +18,7 @@ from composer.network import Tensors
 from composer.source import dump_yaml
 from composer.space_json import spaces_from_json
 from composer.space_lookup import Spaces
+from perception_blocks.registry import missing_extra
 
 try:
     from stable_baselines3.common.policies import BasePolicy

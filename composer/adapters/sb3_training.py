@@ -12,14 +12,13 @@ import gymnasium
 import numpy as np
 import torch
 
-from composer.adapters.extras import missing_extra
 from composer.adapters.sb3 import UpdateNormalizers, agent, wrap
 from composer.adapters.sb3_checks import refuse
 from composer.model import Model
 from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Report, Task, refuse_no_rewards
-from perception_blocks.registry import did_you_mean
+from perception_blocks.registry import did_you_mean, missing_extra
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
 
 try:

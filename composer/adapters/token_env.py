@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from composer.adapters.extras import missing_extra
 from composer.adapters.token_sequences import Judge, TokenRules, TokenSequences
+from perception_blocks.registry import missing_extra
 
 try:
     from tensordict import TensorDict, TensorDictBase

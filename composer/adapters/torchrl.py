@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from composer.adapters.extras import missing_extra
+from perception_blocks.registry import missing_extra
 
 try:
     from tensordict.nn import TensorDictModuleBase

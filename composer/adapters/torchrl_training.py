@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from composer.adapters.extras import missing_extra
 from composer.model import Model
 from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Report, Task, refuse_no_rewards
+from perception_blocks.registry import missing_extra
 from perception_blocks.settings import check_settings
 
 try:

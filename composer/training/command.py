@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from typing import Any
+
+from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
 
 __all__ = ["add_train_options", "run_train"]
 
@@ -33,6 +36,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> int:
     """Train, or go on; returns the exit status. ``spec`` is a Source, or None where only --resume was given."""
+    _require_libraries(arguments.trainer or ("sb3" if arguments.resume is None else None))
     from composer.training.session import resume, train
 
     given = {name: getattr(arguments, name) for name in OF_THE_TASK}
@@ -48,6 +52,18 @@ def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> 
             given["environment"] = arguments.env
         outcome = resume(arguments.resume, spec=spec, allow=allow, **given)
     return _say(outcome, arguments.allow)
+
+
+def _require_libraries(trainer: str | None) -> None:
+    """Raise MissingExtraError with all libraries that are not installed: of every run, and of the ``trainer``."""
+    from composer.training.trainer import TRAINERS
+
+    extras = ["train", TRAINERS.extra_of(trainer) if trainer in TRAINERS else None]
+    missing = {e: [n for n in EXTRAS[e] if find_spec(n) is None] for e in extras if e is not None}
+    needed = [extra for extra, names in missing.items() if names]
+    if needed:
+        names = [name for names in missing.values() for name in names]
+        raise MissingExtraError(needs_extra("a training", names, ",".join(sorted(needed))))
 
 
 def _settings(given: list[str]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from composer.adapters.extras import missing_extra
 from composer.training.trainer import Episode
+from perception_blocks.registry import missing_extra
 
 try:
     from matplotlib.figure import Figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from composer.adapters.extras import missing_extra
+from perception_blocks.registry import missing_extra
 
 try:
     from tqdm import tqdm

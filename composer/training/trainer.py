@@ -14,8 +14,8 @@ __all__ = ["TRAINERS", "Episode", "Report", "Task", "Trainer", "TrainingError"]
 __all__ += ["refuse_no_rewards"]
 
 TRAINERS = Registry("trainer")
-TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer")
-TRAINERS.register("torchrl", "composer.adapters.torchrl_training:TorchrlTrainer")
+TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3")
+TRAINERS.register("torchrl", "composer.adapters.torchrl_training:TorchrlTrainer", extra="torchrl")
 
 
 class TrainingError(ValueError):
