@@ -26,6 +26,7 @@ __all__ += [
     "State",
     "Tensors",
     "is_empty",
+    "own_share",
     "share_of",
     "state_axes",
     "under",
@@ -277,6 +278,8 @@ class NetworkModule(OwnAttributes):
     ) -> tuple[Tensors, State]:
         """Outputs and the state after; ``name`` is what the caller of this network calls it.
 
+        The state may be that of a whole model: then the state after is that too, with this part moved on.
+
         Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights so far.
         """
         self.require_weights()
@@ -285,10 +288,14 @@ class NetworkModule(OwnAttributes):
                 raise ValueError(f"this {name} has no memory; call it without a state")
             return self.network.run(inputs), {}
         leading = self.leading(inputs)
+        whole = None
+        if isinstance(state, Mapping) and state.keys() != self.state_shapes.keys():
+            state, whole = own_share(name, state, self.state_shapes.__contains__)
         call = self.call("unroll" if unroll else name)
         self.check_state(state, state_axes(leading, unroll), call)
         resets = self.read_resets(resets, leading)
-        return self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+        outputs, after = self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+        return outputs, after if whole is None else {**whole, **under(name, after)}
 
     def call(self, name: str) -> str:
         """How it is called as ``name``, for messages."""
@@ -388,6 +395,17 @@ def share_of(part: str, state: State) -> State:
     """What of a whole model's state is of its ``part`` ("policy", "critic"), under that part's own names."""
     prefix = f"{part}/"
     return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+def own_share(part: str, state: State, is_own: Callable[[str], bool]) -> tuple[State, State | None]:
+    """What of ``state`` is of the ``part``, and the whole model's state where that was given, else None.
+
+    ``is_own`` says which names are the part's own: a node may be called as a part is.
+    """
+    names = list(map(str, state))
+    if any(map(is_own, names)) or not any(name.startswith(f"{part}/") for name in names):
+        return state, None
+    return share_of(part, state), state
 
 
 def under(part: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from composer.actors import Actor, ActorKey, Actors, Present, shortened
 from composer.group_parts import GroupPart, SeparateParts, refuse_other_axes
-from composer.network import REGISTRIES, OwnAttributes, State, Tensors, is_empty, state_axes
+from composer.network import (
+    REGISTRIES,
+    OwnAttributes,
+    State,
+    Tensors,
+    is_empty,
+    own_share,
+    state_axes,
+    under,
+)
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
 from perception_blocks.registry import did_you_mean
@@ -158,6 +167,7 @@ class ActorModule(OwnAttributes):
     def _turns(self, observations: Any, state: State | None, resets: Any) -> list[Turn]:
         """Everyone present, each with its share of the state; nothing is computed so far."""
         present = self.actors.present(observations, "observations")
+        state, _ = self._own_share(state)
         self._check_memory(state)
         by_actor = isinstance(resets, Mapping)
         own_resets = self._by_name(resets, "resets") if by_actor else {}
@@ -212,10 +222,23 @@ class ActorModule(OwnAttributes):
             turn.resets = turn.network.read_resets(turn.resets, turn.leading)
 
     def _after(self, state: State | None, turns: list[Turn]) -> State:
-        after = dict(state or {})
+        own, whole = self._own_share(state)
+        after = dict(own or {})
         for turn in turns:
             after |= {f"{turn.present.name}/{node}": value for node, value in turn.after.items()}
-        return after
+        return after if whole is None else {**whole, **under(self.role, after)}
+
+    def _own_share(self, state: State | None) -> tuple[State | None, State | None]:
+        """The state of these actors, and the whole model's where that was given, else None."""
+        return (
+            own_share(self.role, state, self._is_own)
+            if isinstance(state, Mapping)
+            else (state, None)
+        )
+
+    def _is_own(self, name: str) -> bool:
+        open_steps = tuple(f"{actor.name}/" for actor in self.actors if actor.is_open)
+        return name in self._state_shapes or name.startswith(open_steps)
 
     def _check_memory(self, state: State | None) -> None:
         if not self.has_memory:
@@ -231,9 +254,8 @@ class ActorModule(OwnAttributes):
             got = type(state).__name__
             raise ValueError(f"a state is a dict of tensors by name, got a {got}")
         known = self.state_shapes
-        open_steps = tuple(f"{actor.name}/" for actor in self.actors if actor.is_open)
         for name in state:
-            if name not in known and not name.startswith(open_steps):
+            if not self._is_own(name):
                 near = did_you_mean(name, known) or f"; it has {shortened(known)}"
                 raise ValueError(f"{name!r} is not in the state of this {self.role}{near}")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from composer.network import share_of
 from tests.test_model import ACTIONS, compose, observations, recurrent_spec, single
 
 
@@ -67,6 +68,50 @@ def test_a_model_carries_the_state_of_policy_and_critic():
     _, values, after = model(observations(2), state)
     assert values["value"].shape == (2, 1)
     assert after.keys() == state.keys()
+
+
+def moved(whole, role, after):
+    """The state of a whole model after its policy or critic has moved on."""
+    return {**whole, **{f"{role}/{name}": value for name, value in after.items()}}
+
+
+def test_policy_and_critic_take_the_state_of_the_whole_model():
+    model = compose(recurrent_spec()).eval()
+    whole = {name: torch.randn_like(value) for name, value in model.initial_state(2).items()}
+    own = {role: share_of(role, whole) for role in ("policy", "critic")}
+    for policy in (model.policy, model.policy.lower()):
+        logits, after = policy(observations(2), own["policy"])
+        again, carried = policy(observations(2), whole)
+        torch.testing.assert_close((again, carried), (logits, moved(whole, "policy", after)))
+        _, carried = policy.act(observations(2), whole, deterministic=True)
+        torch.testing.assert_close(carried, moved(whole, "policy", after))
+    _, carried = model.policy.distribution(observations(2), whole)
+    torch.testing.assert_close(carried, moved(whole, "policy", after))
+    shared = {"shared": logits}
+    value, after = model.critic.value(observations(2), own["critic"], **shared)
+    again, carried = model.critic.value(observations(2), whole, **shared)
+    torch.testing.assert_close((again, carried), (value, moved(whole, "critic", after)))
+    steps = {k: np.stack([v] * 3, axis=1) for k, v in observations(2).items()}
+    logits, after = model.policy.unroll(steps, own["policy"])
+    _, carried = model.policy.unroll(steps, whole)
+    torch.testing.assert_close(carried, moved(whole, "policy", after))
+    _, after = model.critic.unroll(steps, own["critic"], shared=logits)
+    _, carried = model.critic.unroll(steps, whole, shared=logits)
+    torch.testing.assert_close(carried, moved(whole, "critic", after))
+
+
+def test_a_node_may_be_called_policy():
+    spec = recurrent_spec()
+    graph = spec["policy"]["graph"]
+    graph["policy"] = graph.pop("memory")
+    model = compose({**spec, "policy": {**spec["policy"], "heads": {"in": "policy"}}})
+    own = model.policy.initial_state(2)
+    assert list(own) == ["policy/h", "policy/c"]
+    assert model.policy(observations(2), own)[1].keys() == own.keys()
+    whole = model.initial_state(2)
+    assert model.policy(observations(2), whole)[1].keys() == whole.keys()
+    with pytest.raises(ValueError, match="the state needs 'policy/h', 'policy/c', got 'policy/h'"):
+        model.policy(observations(2), {"policy/h": own["policy/h"]})
 
 
 def test_a_state_for_a_network_without_memory_is_refused():

@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 import composer
+from composer.network import share_of
 from composer.summary import summarize
 from tests.structured_models import (
     AGENT,
@@ -247,6 +248,32 @@ def test_a_model_begins_with_a_state_for_agents_that_are_not_counted():
     logits, values, after = model({("look", 7): np.zeros((3, 3))}, state)
     assert logits.keys() == values.keys() == {("look", 7)}
     assert after.keys() == state.keys()
+
+
+@pytest.mark.parametrize("separate", [SHARED, SEPARATE])
+def test_actors_take_the_state_of_the_whole_model(separate):
+    spec = MEMORY.replace("SEPARATE", separate or "init: orthogonal")
+    spec += "critic: {template: {memory: {block: gru, hidden_units: 2}}}\n"
+    keys = ["a", "b"] if separate else [("look", None), "rest"]  # how many look is not known
+    model = composer.compose(
+        spec,
+        observation_space=dict.fromkeys(keys, PLACE),
+        action_space=dict.fromkeys(keys, Discrete(2)),
+        seed=0,
+    )
+    present = ["a", "b"] if separate else [("look", 7), "rest"]
+    whole = model.initial_state(3, actors=present)
+    whole = {name: torch.randn_like(value) for name, value in whole.items()}
+    seen = dict.fromkeys(present, np.ones((3, 3), np.float32))
+    for role, part in (("policy", model.policy), ("critic", model.critic)):
+        outputs, after = part(seen, share_of(role, whole))
+        again, carried = part(seen, whole)
+        torch.testing.assert_close(again, outputs)
+        torch.testing.assert_close(
+            carried, whole | {f"{role}/{name}": value for name, value in after.items()}
+        )
+    _, carried = model.policy.act(seen, whole)
+    assert carried.keys() == whole.keys()
 
 
 def test_a_model_of_one_has_no_actors_to_begin_with():
