@@ -87,11 +87,11 @@ NEEDS = {
         "composer blocks: block 'message_passing'", "torch_geometric", "graph",
     ),
     "train configs/cartpole.yaml --steps 9 -o run": (
-        "composer train: a training", "matplotlib', 'tqdm', 'stable_baselines3' and 'sb3_contrib",
+        "composer train: a training", "stable_baselines3', 'sb3_contrib', 'matplotlib' and 'tqdm",
         "sb3,train",
     ),
     "train configs/cartpole.yaml --steps 9 -o run --trainer torchrl": (
-        "composer train: a training", "matplotlib', 'tqdm', 'torchrl' and 'tensordict",
+        "composer train: a training", "torchrl', 'tensordict', 'matplotlib' and 'tqdm",
         "torchrl,train",
     ),
     "train --resume run": ("composer train: a training", "matplotlib' and 'tqdm", "train"),

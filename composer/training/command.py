@@ -58,12 +58,16 @@ def _require_libraries(trainer: str | None) -> None:
     """Raise MissingExtraError with all libraries that are not installed: of every run, and of the ``trainer``."""
     from composer.training.trainer import TRAINERS
 
-    extras = ["train", TRAINERS.extra_of(trainer) if trainer in TRAINERS else None]
-    missing = {e: [n for n in EXTRAS[e] if find_spec(n) is None] for e in extras if e is not None}
+    extras = {"train"}
+    if trainer is not None and trainer in TRAINERS:
+        extras.add(TRAINERS.extra_of(trainer) or "train")
+    missing = {
+        extra: [n for n in EXTRAS[extra] if find_spec(n) is None] for extra in sorted(extras)
+    }
     needed = [extra for extra, names in missing.items() if names]
     if needed:
         names = [name for names in missing.values() for name in names]
-        raise MissingExtraError(needs_extra("a training", names, ",".join(sorted(needed))))
+        raise MissingExtraError(needs_extra("a training", names, ",".join(needed)))
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
