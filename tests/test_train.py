@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_runs import ALLOW, CARTPOLE, CONFIGS, FILES, FORGETFUL, SORT, both, learn, run
+from training_runs import ALLOW, CARTPOLE, CONFIGS, FILES, FORGETFUL, SHORT, SORT, both, learn, run
 
 import composer
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import evaluate, greedy
-from composer.training.trainer import Episode
+from composer.training.progress import ProgressBar
+from composer.training.trainer import TRAINERS, Episode, Task
 
 pytestmark = pytest.mark.usefixtures("run_folder")
 
@@ -33,9 +34,9 @@ def test_a_run_is_a_folder_with_a_checkpoint_a_curve_and_an_evaluation(trainer):
     assert outcome.steps == 1024
     assert Path("run/curve.png").read_bytes().startswith(b"\x89PNG")
     head, *rows = Path("run/curve.csv").read_text().splitlines()
-    assert head == "step,episodes,return_mean,return_min,return_max,length_mean"
+    assert head == "step,episodes,return_mean,return_min,return_max,length_mean,return_mean_100"
     assert 900 < int(rows[-1].split(",")[0]) <= 1024
-    assert all(row.endswith(",10.0") for row in rows)
+    assert all(row.split(",")[5] == "10.0" for row in rows)
     assert sum(int(row.split(",")[1]) for row in rows) == 96  # 8 times 128 steps, 10 each
     record = json.loads(Path("run/evaluation.json").read_text())
     assert (record["steps"], record["episodes"], record["lengths"]) == (1024, 5, [10] * 5)
@@ -102,9 +103,56 @@ def test_rows_of_a_curve_have_enough_steps_and_lose_no_episode():
     curve.add(30, [])
     curve.add(32, [Episode(7.0, 1)])
     curve.close_row(33)
-    rows = [(11, 2, 2.0, 1.0, 3.0, 3.0), (30, 1, 5.0, 5.0, 5.0, 6.0), (33, 1, 7.0, 7.0, 7.0, 1.0)]
+    rows = [
+        (11, 2, 2.0, 1.0, 3.0, 3.0, 2.0),
+        (30, 1, 5.0, 5.0, 5.0, 6.0, 3.0),
+        (33, 1, 7.0, 7.0, 7.0, 1.0, 4.0),
+    ]
     assert curve.rows == rows
     assert LearningCurve(10, [list(row) for row in rows]).rows == rows
+
+
+def test_the_curve_is_a_mean_over_the_last_100_episodes(monkeypatch, tmp_path):
+    curve = LearningCurve(every=10)
+    curve.add(10, [Episode(float(number), 1) for number in range(150)])
+    assert curve.rows[-1].return_mean_100 == curve.recent_mean == np.mean(range(50, 150))
+    resumed = LearningCurve(10, [list(row) for row in curve.rows], list(curve.recent))
+    resumed.add(20, [Episode(0.0, 1)] * 10)
+    assert resumed.rows[-1].return_mean_100 == np.mean([*range(60, 150), *[0.0] * 10])
+    plotted = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda axes, *xy, **_: plotted.append(xy))
+    resumed.draw(tmp_path / "curve.png", "title")
+    assert plotted == [([10, 20], [99.5, resumed.recent_mean])]
+
+
+def test_a_row_of_an_older_run_has_its_own_mean():
+    (row,) = LearningCurve(10, [[11, 2, 2.0, 1.0, 3.0, 3.0]]).rows
+    assert row == (11, 2, 2.0, 1.0, 3.0, 3.0, 2.0)
+
+
+@both
+def test_a_trainer_says_what_it_does(trainer):
+    phases = []
+    settings = SHORT[trainer]
+    task = Task("", "training_envs:Sort-v0", trainer, steps=512, settings=settings, envs=2)
+    model = composer.compose(SORT, allow=ALLOW, seed=0)
+    made = TRAINERS.get(trainer)(task, model)
+    made.learn(512, lambda steps, episodes: True, phases.append)
+    made.close()
+    assert set(phases) == {"collecting", "updating"}
+
+
+def test_the_bar_says_what_is_done_now(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("composer.training.progress.SHOWN_EVERY", -1)
+    with ProgressBar(100) as bar:
+        for phase in ("collecting", "updating", "evaluating"):
+            bar.phase(phase)
+            assert bar.now == phase
+    said = capsys.readouterr().err
+    assert [f"{phase}: " in said for phase in ("collecting", "updating", "evaluating")] == [
+        True
+    ] * 3
 
 
 # --- that it learns ---

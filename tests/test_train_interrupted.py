@@ -26,12 +26,19 @@ from composer.training.trainer import TRAINERS, Task
 pytestmark = pytest.mark.usefixtures("run_folder")
 
 
+HEARD = (
+    "{name} received: the run stops when the current step ({phase}) is complete, and is saved; "
+    "a second one stops it at once, without saving\n"
+)
+
+
 @both
-def test_an_interrupted_run_keeps_what_it_had_and_goes_on(trainer, monkeypatch):
+def test_an_interrupted_run_keeps_what_it_had_and_goes_on(trainer, monkeypatch, capfd):
     monkeypatch.setattr("training_envs.Interrupting.steps", 0)
     spec = SORT.replace("Sort-v0", "Interrupting-v0")
     outcome = learn(spec, trainer, 2048, eval_episodes=3)
     assert (outcome.signal, outcome.evaluation) == (signal.SIGINT, None)
+    assert HEARD.format(name="SIGINT", phase="collecting") in capfd.readouterr().err
     assert 300 <= outcome.steps <= 512
     assert {path.name for path in Path("run").iterdir()} == FILES - {"evaluation.json"}
     assert composer.load("run/model.safetensors", ALLOW).seed == 0
@@ -126,6 +133,8 @@ def test_a_process_that_is_terminated_says_how_to_go_on(tmp_path):
         process.terminate()
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
+    phases = ("collecting", "updating", "saving")
+    assert err in [HEARD.format(name="SIGTERM", phase=phase) for phase in phases]
     steps = RunFolder.open(Path("run")).load()["steps"]
     assert out == (
         f"interrupted after {steps:,} steps; what it had is in run\n"

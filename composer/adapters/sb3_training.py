@@ -17,7 +17,7 @@ from composer.adapters.sb3_checks import refuse
 from composer.model import Model
 from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Report, Task, refuse_no_rewards
+from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_no_rewards
 from perception_blocks.registry import did_you_mean, missing_extra
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
 
@@ -105,11 +105,11 @@ class Sb3Trainer:
                 problems.append(f"{name!r} {wrong}")
         return problems
 
-    def learn(self, steps: int, report: Report) -> None:
+    def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made, or a few more: PPO and A2C learn from whole rollouts."""
         self._agent.learn(
             steps - self._agent.num_timesteps,
-            callback=[_Reporting(report, self._task.environment), UpdateNormalizers()],
+            callback=[_Reporting(report, phase, self._task.environment), UpdateNormalizers()],
             reset_num_timesteps=False,
         )
 
@@ -145,10 +145,17 @@ class Sb3Trainer:
 class _Reporting(BaseCallback):
     """Reports every step, and the episodes that ended in it; stops where the answer is False."""
 
-    def __init__(self, report: Report, environment: str) -> None:
+    def __init__(self, report: Report, phase: Phase, environment: str) -> None:
         super().__init__()
         self._report = report
+        self._phase = phase
         self._environment = environment
+
+    def _on_rollout_start(self) -> None:
+        self._phase("collecting")
+
+    def _on_rollout_end(self) -> None:
+        self._phase("updating")
 
     def _on_step(self) -> bool:
         refuse_no_rewards(self.locals["rewards"].tolist(), self._environment)

@@ -10,7 +10,7 @@ import torch
 from composer.model import Model
 from composer.space_lookup import make_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Report, Task, refuse_no_rewards
+from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_no_rewards
 from perception_blocks.registry import missing_extra
 from perception_blocks.settings import check_settings
 
@@ -74,21 +74,24 @@ class TorchrlTrainer:
         problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
         return [problem.message for problem in problems]
 
-    def learn(self, steps: int, report: Report) -> None:
+    def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last batch may go beyond."""
         collector = Collector(
             self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1,
             init_random_frames=_multiple(self._algorithm.random_frames - self._steps, self._frames),
         )  # fmt: skip
         try:
+            phase("collecting")
             for batch in collector:
                 rewards: Any = batch["next", "reward"]
                 refuse_no_rewards(rewards.flatten().tolist(), self._task.environment)
                 self._steps += batch.numel()
+                phase("updating")
                 self._algorithm.learn(batch, self._steps)
                 self._count(batch)
                 if not report(self._steps, _episodes(batch)) or self._steps >= steps:
                     return
+                phase("collecting")
         finally:
             collector.shutdown(close_env=False)
 

@@ -1,8 +1,9 @@
-"""The learning curve: what the episodes of training were worth, as CSV and as a picture."""
+"""The learning curve: returns of the training episodes, as CSV and as a picture."""
 
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,8 @@ except ImportError as error:
 
 __all__ = ["LearningCurve", "Row"]
 
+WINDOW = 100  # episodes that the curve is a mean over
+
 
 class Row(NamedTuple):
     """The episodes that ended between the step of the row before and ``step``."""
@@ -28,19 +31,29 @@ class Row(NamedTuple):
     return_min: float
     return_max: float
     length_mean: float
+    return_mean_100: float  # of the last 100 episodes, those of rows before included
 
 
 class LearningCurve:
     """Rows of at least ``every`` steps each; episodes that ended since the last one wait for the next."""
 
-    def __init__(self, every: int, rows: Iterable[Sequence[float]] = ()) -> None:
+    def __init__(
+        self, every: int, rows: Iterable[Sequence[float]] = (), recent: Iterable[float] = ()
+    ) -> None:
         self.every = every
-        self.rows = [Row(int(step), int(count), *rest) for step, count, *rest in rows]
+        self.rows = [_row(values) for values in rows]
+        self.recent = deque(recent, maxlen=WINDOW)  # returns of the last episodes
         self._waiting: list[Episode] = []
+
+    @property
+    def recent_mean(self) -> float | None:
+        return fmean(self.recent) if self.recent else None
 
     def add(self, step: int, episodes: Iterable[Episode]) -> None:
         """Note the ``episodes`` that have ended by ``step``."""
-        self._waiting.extend(episodes)
+        for episode in episodes:
+            self._waiting.append(episode)
+            self.recent.append(episode.total)
         if self._waiting and step >= self._last + self.every:
             self.close_row(step)
 
@@ -50,7 +63,8 @@ class LearningCurve:
             return
         totals = [episode.total for episode in self._waiting]
         length = fmean(episode.length for episode in self._waiting)
-        self.rows.append(Row(step, len(totals), fmean(totals), min(totals), max(totals), length))
+        spread = (fmean(totals), min(totals), max(totals))
+        self.rows.append(Row(step, len(totals), *spread, length, fmean(self.recent)))
         self._waiting = []
 
     def write_csv(self, path: str | Path) -> None:
@@ -60,7 +74,7 @@ class LearningCurve:
             writer.writerows([_rounded(value) for value in row] for row in self.rows)
 
     def draw(self, path: str | Path, title: str) -> None:
-        """The mean return over the steps, and between which numbers the episodes lay, as PNG."""
+        """The mean return of the last 100 episodes over the steps, and the range of all of them, as PNG."""
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         steps = [row.step for row in self.rows]
@@ -68,10 +82,11 @@ class LearningCurve:
             [getattr(r, f"return_{end}") for r in self.rows] for end in ("min", "max")
         )
         axes.fill_between(steps, lowest, highest, alpha=0.2, linewidth=0, label="lowest to highest")
-        axes.plot(steps, [row.return_mean for row in self.rows], marker=".", label="mean")
+        means = [row.return_mean_100 for row in self.rows]
+        axes.plot(steps, means, marker=".", label=f"mean of the last {WINDOW} episodes")
         axes.set_title(title)
         axes.set_xlabel("steps of the environment")
-        axes.set_ylabel("return of an episode in training")
+        axes.set_ylabel("return of a training episode")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
@@ -80,6 +95,14 @@ class LearningCurve:
     @property
     def _last(self) -> int:
         return self.rows[-1].step if self.rows else 0
+
+
+def _row(values: Sequence[float]) -> Row:
+    """A row of a file; one of an older version has no mean of the last episodes."""
+    step, count, mean, *rest = values
+    return Row(
+        int(step), int(count), mean, *rest, *([mean] if len(values) < len(Row._fields) else [])
+    )
 
 
 def _rounded(value: float) -> float | int:

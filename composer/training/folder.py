@@ -85,7 +85,9 @@ class RunFolder:
     def save(self, trainer: Trainer, curve: LearningCurve, steps: int) -> None:
         """All there is after ``steps`` steps, each file at once."""
         rows = [list(row) for row in curve.rows]
-        state = {"steps": steps, "curve": rows, "trainer": trainer.state()}
+        state = {
+            "steps": steps, "curve": rows, "recent": list(curve.recent), "trainer": trainer.state(),
+        }  # fmt: skip
         self._write("trainer.pt", lambda file: _save_state(state, file))
         with self._writing("model.safetensors") as path:
             trainer.model.save(path)

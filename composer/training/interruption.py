@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 __all__ = ["Interruption", "interruption_noted"]
@@ -24,9 +25,10 @@ class Interruption:
 
 
 @contextmanager
-def interruption_noted() -> Iterator[Interruption]:
+def interruption_noted(doing: Callable[[], str] = lambda: "training") -> Iterator[Interruption]:
     """Signals that would end the process are noted instead; a second one ends it at once, as ever.
 
+    That it was heard is said at once on standard error, and what it waits for: what ``doing()`` names is ended first.
     Outside of the main thread, where Python allows no handlers, nothing is noted.
     """
     noted = Interruption()
@@ -35,6 +37,10 @@ def interruption_noted() -> Iterator[Interruption]:
     def note(number: int, frame: Any) -> None:
         noted.signal = number
         restore()
+        _say(
+            f"{signal.Signals(number).name} received: the run stops when the current step ({doing()}) is complete, and "
+            "is saved; a second one stops it at once, without saving"
+        )
 
     def restore() -> None:
         for number, handler in before.items():
@@ -46,3 +52,10 @@ def interruption_noted() -> Iterator[Interruption]:
         yield noted
     finally:
         restore()
+
+
+def _say(text: str) -> None:
+    """On standard error, which may be in the middle of a write of ours, or of the line of a progress bar."""
+    with suppress(OSError):
+        start = "\n" if os.isatty(2) else ""
+        os.write(2, f"{start}{text}\n".encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from perception_blocks.registry import missing_extra
 
 try:
@@ -11,14 +13,26 @@ except ImportError as error:
 
 __all__ = ["ProgressBar"]
 
+SHOWN_EVERY = 0.2  # seconds
+
 
 class ProgressBar:
-    """Steps made of all steps, with the mean return of late; a context manager."""
+    """Steps made of all steps, what is done now, and the mean return of the last episodes; a context manager."""
 
     def __init__(self, steps: int, done: int = 0) -> None:
         self._bar = tqdm(
             total=steps, initial=done, unit="step", unit_scale=True, dynamic_ncols=True, disable=None
         )  # fmt: skip
+        self.now = "collecting"
+        self._shown_at = 0.0
+
+    def phase(self, name: str) -> None:
+        """Show what is done from now on; at once, unless it changes faster than can be read."""
+        self.now = name
+        self._bar.set_description_str(name, refresh=False)
+        if not self._bar.disable and time.monotonic() - self._shown_at > SHOWN_EVERY:
+            self._shown_at = time.monotonic()
+            self._bar.refresh()
 
     def show(self, done: int, return_mean: float | None = None) -> None:
         if return_mean is not None:

@@ -118,7 +118,8 @@ def resume(
     try:
         _restore(trainer, saved, folder)
         folder.begin_again()
-        curve = LearningCurve(max(1, task.steps // ROWS), saved["curve"])
+        every = max(1, task.steps // ROWS)
+        curve = LearningCurve(every, saved["curve"], saved.get("recent", ()))
         return _run(folder, trainer, curve, saved["steps"])
     finally:
         trainer.close()
@@ -154,13 +155,18 @@ class _Recorder:
     def __call__(self, steps: int, episodes: Sequence[Episode]) -> bool:
         self.steps = steps
         self._curve.add(steps, episodes)
-        rows = self._curve.rows
-        self._bar.show(steps, rows[-1].return_mean if rows else None)
+        self._bar.show(steps, self._curve.recent_mean if episodes else None)
         if time.monotonic() >= self._save_at:
             self.save()
         return not self._interruption
 
     def save(self) -> None:
+        before = self._bar.now
+        self._bar.phase("saving")
+        self._save()
+        self._bar.phase(before)
+
+    def _save(self) -> None:
         begun = time.monotonic()
         self._refuse_no_weights()
         self._folder.save(self._trainer, self._curve, self.steps)
@@ -179,17 +185,21 @@ class _Recorder:
 
 def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -> Outcome:
     task = folder.task
-    with interruption_noted() as interruption, _refusals_told():
-        with ProgressBar(task.steps, done) as bar:
-            recorder = _Recorder(folder, trainer, curve, bar, interruption)
-            recorder.steps = done
-            if done < task.steps:
-                trainer.learn(task.steps, recorder)
+    with (
+        ProgressBar(task.steps, done) as bar,
+        interruption_noted(lambda: bar.now) as interruption,
+        _refusals_told(),
+    ):
+        recorder = _Recorder(folder, trainer, curve, bar, interruption)
+        recorder.steps = done
+        if done < task.steps:
+            trainer.learn(task.steps, recorder, bar.phase)
         if not interruption:
             curve.close_row(recorder.steps)
         recorder.save()
         evaluation = None
         if not interruption:
+            bar.phase("evaluating")
             evaluation = evaluate(
                 trainer.act, task.environment, task.eval_episodes, task.seed,
                 stop=lambda: bool(interruption),

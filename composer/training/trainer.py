@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from composer.model import Model
 from perception_blocks.registry import Registry
 
-__all__ = ["TRAINERS", "Episode", "Report", "Task", "Trainer", "TrainingError"]
-__all__ += ["refuse_no_rewards"]
+__all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer", "TrainingError"]
+__all__ += ["no_phase", "refuse_no_rewards"]
 
 TRAINERS = Registry("trainer")
 TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3")
@@ -39,7 +39,14 @@ class Episode(NamedTuple):
 
 
 Report = Callable[[int, Sequence[Episode]], bool]
-"""Told the number of steps so far and the episodes that ended since; the trainer stops where it answers False."""
+"""Given the number of steps made and the episodes that ended since; the trainer stops where it returns False."""
+
+Phase = Callable[[str], None]
+"""Given what the trainer does from now on: "collecting" or "updating"."""
+
+
+def no_phase(name: str) -> None:
+    """Where nobody asks what the trainer does."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Trainer(Protocol):
         """What is wrong with the settings of the task's algorithm, in words, before anything is made."""
         ...
 
-    def learn(self, steps: int, report: Report) -> None:
+    def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps, those before `restore` included, have been made in all environments together."""
         ...
 
