@@ -2,17 +2,29 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from jsonschema.exceptions import best_match
 
 from composer.distributions import DISTRIBUTIONS
+from composer.errors import SpecError
 from composer.model_spec import CRITIC_KINDS
 from composer.nodes import NESTED
 from composer.schema import json_schema
-from composer.spec import CRITIC_KEYS, NETWORK_KEYS, POLICY_KEYS, POLICY_NETWORK_KEYS, TOP_KEYS
+from composer.source import load_source
+from composer.spec import (
+    CRITIC_KEYS,
+    NETWORK_KEYS,
+    ONE_OF_SEVERAL,
+    POLICY_KEYS,
+    POLICY_NETWORK_KEYS,
+    TOP_KEYS,
+    read_spec,
+)
 from composer.template_spec import TEMPLATE_KEYS
 from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.block import PerceptionBlock
@@ -53,14 +65,14 @@ def test_good_specs_are_valid(path):
 
 def test_every_registered_name_is_in_it():
     definitions = SCHEMA["definitions"]
-    named = definitions["node"]["properties"]["block"]["anyOf"][0]["enum"]
+    named = definitions["node"]["properties"]["block"]["else"]["else"]["enum"]
     assert set(named) == {*BLOCKS, *NESTED}
     assert all(f"block_{name}" in definitions for name in named)
-    assert definitions["activation"]["anyOf"][0]["enum"] == list(ACTIVATIONS)
-    assert definitions["initialiser"]["anyOf"][0]["enum"] == list(INITIALIZERS)
+    assert definitions["activation"]["else"]["else"]["else"]["enum"] == list(ACTIVATIONS)
+    assert definitions["initialiser"]["else"]["else"]["enum"] == list(INITIALIZERS)
     in_specs = [name for name in WRAPPERS if name not in ONLY_PYTHON]
-    assert definitions["wrapper"]["anyOf"][0]["enum"] == in_specs
-    rules = definitions["distribution"]["properties"]["distribution"]["anyOf"][0]["enum"]
+    assert definitions["wrapper"]["else"]["else"]["enum"] == in_specs
+    rules = definitions["distribution"]["properties"]["distribution"]["else"]["enum"]
     assert rules == list(DISTRIBUTIONS)
 
 
@@ -95,7 +107,8 @@ def test_a_block_registered_later_is_in_it():
                     for key in ("in", "out", "each")
                 },
                 "size": {
-                    "anyOf": [{"type": "integer"}, {"$ref": "#/definitions/placeholder"}],
+                    "if": {"$ref": "#/definitions/placeholder"},
+                    "else": {"type": "integer"},
                     "description": "an integer",
                     "default": 3,
                 },
@@ -109,12 +122,12 @@ def test_a_block_registered_later_is_in_it():
 def test_its_keys_are_those_that_the_reader_knows():
     assert set(SCHEMA["properties"]) == set(TOP_KEYS)
     definitions = SCHEMA["definitions"]
-    assert set(definitions["network"]["properties"]) == set(NETWORK_KEYS)
+    assert {*definitions["critic_network"]["properties"]} == {*NETWORK_KEYS, *ONE_OF_SEVERAL}
     policy, critic = (definitions[role]["else"]["properties"] for role in ("policy", "critic"))
     assert {*policy, "networks"} == {*POLICY_NETWORK_KEYS, *POLICY_KEYS}
     assert {*critic, "networks"} == {*NETWORK_KEYS, *CRITIC_KEYS}
     assert set(definitions["template"]["properties"]) == set(TEMPLATE_KEYS)
-    assert critic["kind"]["anyOf"][0]["enum"] == list(CRITIC_KINDS)
+    assert critic["kind"]["else"]["enum"] == list(CRITIC_KINDS)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +157,7 @@ def test_its_keys_are_those_that_the_reader_knows():
         ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: ensemble, in: x, copies: 0, graph: {}}"),
         ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: ensemble, in: x, copies: three, graph: {}}"),
         ("latent: {block: dense, in: observation, hidden_units: 64}", "a: {block: graph, in: x, copies: 3, graph: {}}"),
+        ("\n  heads: {in: latent}", ""),
         ("{in: latent}", "latent"),
         ("{in: latent}", "{in: latent, output_unit: 3}"),
         ("{in: latent}", "{move: {output_units: 3}}"),
@@ -197,3 +211,123 @@ def test_several_networks_are_valid():
     for networks in ({"first": network, "second": network}, [network]):
         several = {**copy.deepcopy(spec), "policy": {"networks": networks}}
         assert list(VALIDATOR.iter_errors(several)) == []
+
+
+# --- what is wrong is told of the value ---
+
+BAD = TESTS / "bad_specs"
+STRUCTURAL = {
+    path.stem: path.read_text()
+    for path in sorted(BAD.glob("*.yaml"))
+    if not re.search("^# (set|allow)", path.read_text(), re.MULTILINE)
+    and path.stem not in ("alias_of_itself", "alias_bomb")  # data without an end, or nearly
+}
+# What a schema cannot say: names that refer to others, files, paths that need permission, and YAML's own syntax.
+NOT_SAID = re.compile(
+    r"reads itself|cycle|circle|no node's output|reaches no output|read by no node|named like|to share|'same_as' must name"
+    r"|nothing refers to|unknown param|cannot stand inside a text|outside the allowed|is not a dotted path|is not a full path"
+    r"|grows to|is refused|is repeated|merge keys|itself the same|spec may have|'\$\{' without|in a circle"
+    r"|is a folder|no file|parts/|has no 'in': name|must be true or false, got the text 'no'|second document"
+    r"|value of '&|refer to|syntax|missing|a text cannot|never closed|must be in quotes|out of place|cannot start|expected here"
+    r"|escape|anchor|a number of|nested more than|empty|mapping of keys|cannot indent|\[ \]"
+)
+
+
+def structural(name):
+    """What the structure of a spec is answered with, without looking at an environment."""
+    try:
+        read_spec(load_source(BAD / f"{name}.yaml"), ["broken_nets", "my_nets"])
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", STRUCTURAL)
+def test_a_bad_structure_is_invalid(name):
+    message = structural(name)
+    said = [line for line in message.splitlines() if not NOT_SAID.search(line)]
+    try:
+        found = faults(STRUCTURAL[name])
+    except yaml.YAMLError:
+        return
+    assert found or not said
+
+
+@pytest.mark.parametrize("name", STRUCTURAL)
+def test_the_best_message_is_about_the_value(name):
+    """It names a value or a key that stands there, and never a way to write the value that nobody tried."""
+    try:
+        data = yaml.safe_load(STRUCTURAL[name])
+    except yaml.YAMLError:
+        return
+    error = best_match(VALIDATOR.iter_errors(data))
+    if error is None:
+        return
+    value = data
+    for part in error.absolute_path:
+        value = value[part]
+    keys = [repr(key) for key in value] if isinstance(value, dict) else []
+    missing = re.match(r"'(\w+)' is a required property", error.message)
+    assert missing or any(text in error.message for text in [repr(value), *keys])
+    assert "params" not in error.message or "params" in repr(value)
+
+
+# --- what another file is changed by ---
+
+CHANGE = """
+extends: base.yaml
+policy:
+  graph:
+    latent: {block: dense, hidden_units: 64}
+    head: {hidden_units: [3]}
+  heads: {move: {output_units: 3}}
+critic:
+  ensemble: 3
+  template: {trunk: {hidden_units: 8}, memory: null}
+distributions: [{action: steer, distribution: beta}]
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CHANGE,
+        "extends: [a.yaml, b.yaml]",
+        "extends: base.yaml\ncritic: null\npolicy: {hidden_units: [64], activation: tanh}",
+        "extends: base.yaml\npolicy: {graph: {latent: null, more: {in: x}}}",
+        "extends: base.yaml\npolicy: {networks: {select: {heads: {in: x}}}}",
+        "extends: base.yaml\nparams: {width: 3}",
+        "extends: base.yaml\npolicy: {_target_: my_nets.Policy, sizes: {in: 3}}",
+    ],
+)
+def test_a_part_of_a_spec_is_valid(text):
+    assert faults(text) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("policy:", "polcy:"),
+        ("policy:", "version: 2\npolicy:"),
+        ("  graph:", "  grph:"),
+        ("heads:", "hedas:"),
+        ("hidden_units: 64", "hiden_units: 64"),
+        ("hidden_units: 64", "hidden_units: 0"),
+        ("block: dense", "block: dens"),
+        ("ensemble: 3", "ensembel: 3"),
+        ("ensemble: 3", "ensemble: 0"),
+        ("trunk:", "trnk:"),
+        ("trunk: {", "trunk: {block: dense, activatoin: tanh, "),
+        ("distribution: beta", "distribution: betta"),
+        ("extends: base.yaml", "extends: 3"),
+        ("extends: base.yaml", "extends: []"),
+    ],
+)
+def test_a_misspelt_part_of_a_spec_is_invalid(old, new):
+    assert old in CHANGE
+    assert faults(CHANGE.replace(old, new, 1)) != []
+
+
+def test_nodes_under_a_misspelt_key_are_no_arguments_of_a_class():
+    assert faults("extends: base.yaml\npolicy: {hedas: {move: {in: latent}}}") != []
+    assert faults("extends: base.yaml\npolicy: {hedas: {in: latent}}") != []
