@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from composer.network import Tensors
-from composer.space_kinds import Leaf
+from composer.space_kinds import Leaf, as_drawn
 from composer.spaces import SpaceTree
-from perception_blocks.block import capturing, is_traced
 from perception_blocks.port import Port
 
 __all__ = ["ActionInputs"]
@@ -28,7 +26,7 @@ class ActionInputs:
     """
 
     def __init__(self, tree: SpaceTree) -> None:
-        leaves = {key: replace(leaf, start=0) for key, leaf in tree.leaves.items()}
+        leaves = {key: as_drawn(leaf) for key, leaf in tree.leaves.items()}
         self._tree = SpaceTree(tree.space, tree.root, leaves)
         self.counts = {key: _counts(leaf) for key, leaf in leaves.items()}
         self.widths = {
@@ -75,7 +73,6 @@ class ActionInputs:
         flat = value.flatten(-axes) if axes else value.unsqueeze(-1)
         if not counts:
             return flat
-        _require_choices(key, flat, counts)
         codes = [functional.one_hot(flat[..., i], count) for i, count in enumerate(counts)]
         return torch.cat(codes, dim=-1).to(dtype)
 
@@ -86,18 +83,3 @@ def _counts(leaf: Leaf) -> list[int]:
     if known is None:
         return []
     return [known] if isinstance(known, int) else list(known)
-
-
-def _require_choices(key: str, values: Tensor, counts: list[int]) -> None:
-    """Raise ValueError for a choice that there is not, where values can be looked at without waiting for a device."""
-    if is_traced() or capturing() or values.device.type != "cpu" or not values.numel():
-        return
-    limits = torch.tensor(counts)
-    wrong = (values < 0) | (values >= limits)
-    if wrong.any():
-        got = int(values[wrong][0])
-        count = int(limits.expand_as(values)[wrong][0])
-        raise ValueError(
-            f"the action {key!r} has the choice {got}, but its choices are 0 to {count - 1}; "
-            "policy.from_environment(action) counts an environment's action from zero"
-        )

@@ -26,6 +26,7 @@ from composer.distributions import (
     tempered,
 )
 from composer.space_kinds import Leaf
+from composer.space_values import as_flags
 from perception_blocks.port import format_shape
 
 __all__ = ["Bernoulli", "BitDistribution", "Categorical", "ChoiceDistribution", "MultiCategorical"]
@@ -247,7 +248,7 @@ def _legal(mask: Tensor, logits: Tensor, key: str) -> Tensor:
         raise ValueError(
             f"the mask of action {key!r} has the shape {got}, its logits have {needed}"
         )
-    return mask if mask.dtype == torch.bool else mask != 0
+    return as_flags(f"the mask of action {key!r}", mask)
 
 
 def _broadcasts(shape: Sequence[int], other: Sequence[int]) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.space_kinds import KINDS, Leaf
+from composer.space_values import on_host
 from composer.spaces import SpaceTree, format_space
 from composer.tree import listing
 from perception_blocks.port import format_shape
@@ -37,9 +38,6 @@ __all__ += [
 __all__ += ["NoNumberError", "refuse_no_numbers", "wide"]
 
 FEW_NUMBERS = 32
-_is_compiling = torch.compiler.is_compiling
-# What torch.func.vmap and grad are at; None where they are not.
-_transformation = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 RuleProblem = tuple[int, str | None, str]
 DISTRIBUTIONS = Registry("distribution")
 DISTRIBUTIONS.register_all(
@@ -103,7 +101,7 @@ class ActionDistribution(nn.Module):
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> Distribution:
-        """``temperature`` below 1 sharpens. ``mask`` has the shape of the logits; nonzero is legal."""
+        """``temperature`` below 1 sharpens. ``mask`` has the shape of the logits; 1 or true is legal."""
         raise TypeError(f"{type(self).__name__} must define forward(logits, mask, temperature)")
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -389,16 +387,6 @@ def check_temperature(temperature: float | Tensor) -> None:
         raise ValueError(
             f"temperature must be positive and finite, got {temperature}; a deterministic policy takes mode()"
         )
-
-
-def on_host(tensor: Tensor) -> bool:
-    """Whether values can be looked at: not on an accelerator, which would have to wait, nor where code is traced."""
-    return (
-        tensor.is_cpu
-        and type(tensor) is Tensor
-        and not _is_compiling()
-        and _transformation() is None
-    )
 
 
 class NoNumberError(ValueError):

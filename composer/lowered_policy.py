@@ -12,7 +12,7 @@ from composer.distributions import refuse_no_numbers
 from composer.lowered_actions import drawer
 from composer.lowered_network import follow, twin_of
 from composer.network import State, Tensors
-from composer.space_kinds import Leaf
+from composer.space_kinds import Leaf, look_at
 from perception_blocks.direct import is_plain
 from perception_blocks.lower_code import Guard
 
@@ -177,4 +177,5 @@ def _tensor(leaf: Leaf, value: Any, kind: type) -> Tensor | None:
     """A tensor of its own: an environment may write its next observation into the same array."""
     if type(value) is not np.ndarray or value.shape != leaf.shape or value.dtype not in _NUMBERS:
         return None
+    look_at(leaf, value)
     return torch.from_numpy(np.array(value, kind, order="C"))

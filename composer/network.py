@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.space_kinds import as_tensor
+from composer.space_values import as_flags
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock, submodule_at
 from perception_blocks.port import Port, Shape, format_shape
@@ -340,16 +341,30 @@ class NetworkModule(OwnAttributes):
             if tuple(state[name].shape) != (*leading, *shape):
                 expected, got = format_shape((*leading, *shape)), format_shape(state[name].shape)
                 raise ValueError(f"the state {name!r} must have the shape {expected}, got {got}")
+            if state[name].dtype != self.dtype:
+                self._refuse_other_dtype(name, state[name])
+
+    def _refuse_other_dtype(self, name: str, value: Tensor) -> None:
+        """A class of the user's own may have states of any dtype, and under autocast they come out narrower."""
+        if isinstance(self.network, CustomNetwork):
+            return
+        if not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
+            expected, got = (
+                str(dtype).removeprefix("torch.") for dtype in (self.dtype, value.dtype)
+            )
+            raise ValueError(
+                f"the state {name!r} must be {expected}, got {got}; begin with initial_state(batch_size)"
+            )
 
     def read_resets(self, resets: Any, leading: tuple[int, ...]) -> Tensor | None:
         """``resets`` as a tensor of booleans. Raises ValueError unless there is one for each observation."""
         if resets is None:
             return None
-        resets = as_tensor("resets", resets, self.device)
+        resets = as_tensor("resets", resets)
         if tuple(resets.shape) != leading:
             expected, got = format_shape(leading), format_shape(resets.shape)
             raise ValueError(f"resets must have the shape {expected}, got {got}")
-        return resets if resets.dtype == torch.bool else resets != 0
+        return as_flags("resets", resets).to(self.device)
 
 
 class EnsembleMember(NetworkModule):

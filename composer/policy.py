@@ -13,6 +13,7 @@ from composer.lowered_policy import LoweredPolicy
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
 from composer.space_kinds import as_tensor
+from composer.space_values import as_flags
 from composer.spaces import SpaceTree, holds_tensors, to_environment
 from perception_blocks.init import local_generator
 
@@ -174,8 +175,11 @@ class Policy(NetworkModule):
         masks = {action: inputs[key] for action, key in self.masks.items()}
         added = self._given_masks(mask)
         for action, given in added.items():
-            given = as_tensor("mask", given, self.device)
-            masks[action] = given if action not in masks else (masks[action] != 0) & (given != 0)
+            given = as_flags("mask", as_tensor("mask", given)).to(self.device)
+            if action in masks:
+                name = f"the mask of action {action!r}"
+                given = given & as_flags(name, masks[action])
+            masks[action] = given
         try:
             joint = self.distributions(outputs, masks, temperature)
         except NoLegalChoiceError as error:

@@ -15,6 +15,8 @@ from composer.critic import CRITICS, CriticModule, shared_values
 from composer.group_parts import refuse_other_axes
 from composer.network import Network, State, Tensors
 from composer.observer import Observer
+from composer.space_kinds import as_tensor
+from composer.space_values import as_flags
 from composer.turns import blamed
 from composer.value_heads import ValueReader
 from perception_blocks.port import Port, format_shape
@@ -199,7 +201,8 @@ class SharedStateCritic(CriticModule):
         said = self._by_name(present, "present")
         rows = []
         for name, is_there in zip(self.actors.names, there):
-            row = torch.as_tensor(said.get(name, is_there), device=self.device) != 0
+            given = as_tensor(PRESENT, said.get(name, is_there))
+            row = as_flags(f"{PRESENT!r} of {name!r}", given).to(self.device)
             if row.dim() and tuple(row.shape) != leading:
                 got, needed = format_shape(row.shape), format_shape(leading)
                 raise ValueError(f"{PRESENT!r} of {name!r} must have the shape {needed}, got {got}")

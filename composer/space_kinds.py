@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,10 +11,28 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from composer.space_values import BoundsWatch, Limits, on_host, refuse_outside
 from perception_blocks.port import Port
 
-__all__ = ["KINDS", "Leaf", "as_tensor", "format_space", "from_space_value", "kind_of", "to_numpy"]
-__all__ += ["to_space_value"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Leaf",
+    "as_tensor",
+    "format_space",
+    "from_space_value",
+    "kind_of",
+    "to_numpy",
+]
+__all__ += [
+    "as_drawn",
+    "as_numbers",
+    "from_numbers",
+    "look_at",
+    "to_space_value",
+    "unrounded",
+    "watched",
+]
 
 Path = tuple[Any, ...]
 Bounds = tuple[float | Tensor, float | Tensor]
@@ -26,7 +44,8 @@ class Leaf:
 
     ``kind`` is box, discrete, multi_discrete or multi_binary; in a space whose values vary in size, which has several
     leaves with one ``path``, it is variable or mask. ``start`` is what a Discrete counts from. ``bounds`` are those of
-    a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same.
+    a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same. ``limits``
+    are those of whole numbers, outside of which a value is refused; ``watch`` warns of floats beyond their bounds.
     """
 
     key: str
@@ -36,6 +55,8 @@ class Leaf:
     kind: str
     start: int | Tensor = 0
     bounds: Bounds | None = None
+    limits: Limits | None = None
+    watch: BoundsWatch | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,14 +81,68 @@ def from_space_value(
     """A value of the space (array, number, tensor; any leading axes) as a model has it: zero-based int64, or ``dtype``.
 
     Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for what is not numbers, and
-    for a choice that the space does not have, which one_hot would make zeros of; in tensors, which may be anywhere, it
-    is not looked for.
+    as `look_at` does.
     """
-    if isinstance(value, Tensor) or leaf.port.cardinality is None:
-        return KINDS[leaf.kind].inward(leaf, as_tensor(leaf.key, value, device), dtype)
-    choice = KINDS[leaf.kind].inward(leaf, as_tensor(leaf.key, value), dtype)
-    _refuse_no_choice(leaf, choice.numpy())
-    return choice if device is None else choice.to(device)
+    return from_numbers(leaf, as_numbers(leaf.key, value), dtype, device)
+
+
+def from_numbers(
+    leaf: Leaf,
+    numbers: np.ndarray | Tensor,
+    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """`from_space_value` of what `as_numbers` returns."""
+    look_at(leaf, numbers)
+    tensor = numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
+    if device is not None:
+        tensor = tensor.to(device)
+    return KINDS[leaf.kind].inward(leaf, tensor, dtype)
+
+
+def look_at(leaf: Leaf, value: np.ndarray | Tensor) -> None:
+    """Raise ValueError for what a space of whole numbers does not have; warn of floats beyond their bounds.
+
+    A cast would make another choice of it, and one_hot zeros. Tensors are looked at where `on_host` allows it.
+    """
+    limits = leaf.limits
+    if limits is not None:
+        free = limits.free
+        if free is not None and isinstance(value, np.ndarray):
+            free = leaf.space.dtype
+        if free is None or value.dtype != free:  # None is float64 to numpy
+            refuse_outside(repr(leaf.key), value, limits)
+    elif leaf.watch is not None and (isinstance(value, np.ndarray) or on_host(value)):
+        leaf.watch.look(value)
+
+
+def watched(leaf: Leaf) -> Leaf:
+    """``leaf``, an observation, with a watch over its bounds if it is a Box of floats that has some."""
+    space: Any = leaf.space
+    if leaf.limits is not None or (leaf.port.low is None and leaf.port.high is None):
+        return leaf
+    text = format_space(space)
+    return replace(
+        leaf, watch=BoundsWatch(f"observation {leaf.key!r}", space.low, space.high, text)
+    )
+
+
+def unrounded(leaf: Leaf) -> Leaf:
+    """``leaf``, an action, for numbers of a Box as a distribution draws them, neither rounded nor clipped."""
+    return replace(leaf, limits=None) if leaf.kind == "box" else leaf
+
+
+def as_drawn(leaf: Leaf) -> Leaf:
+    """``leaf``, an action, for values as distributions draw them: choices from 0, integers of a Box not yet rounded."""
+    leaf = unrounded(leaf)
+    if leaf.limits is None or leaf.port.cardinality is None:
+        return leaf
+    expected = (
+        f"outside of {format_space(leaf.space)} counted from 0; "
+        "policy.from_environment(action) counts an environment's action from zero"
+    )
+    low, high, _, _ = leaf.limits
+    return replace(leaf, start=0, limits=Limits(low - low, high - low, expected))
 
 
 def to_numpy(leaf: Leaf, value: Tensor) -> Any:
@@ -81,12 +156,19 @@ def to_numpy(leaf: Leaf, value: Tensor) -> Any:
 
 
 def as_tensor(key: str, value: Any, device: torch.device | str | None = None) -> Tensor:
-    """``value`` of any numeric dtype as a tensor; a tensor is itself. Raises ValueError for what is not numbers.
+    """``value`` as `as_numbers` has it, as a tensor."""
+    numbers = as_numbers(key, value)
+    tensor = numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
+    return tensor if device is None else tensor.to(device)
 
-    An array becomes a tensor of its own: an environment may write its next observation into the same array.
+
+def as_numbers(key: str, value: Any) -> np.ndarray | Tensor:
+    """``value`` of any numeric dtype as an array; a tensor is itself. Raises ValueError for what is not numbers.
+
+    An array is copied: an environment may write its next observation into the same one.
     """
-    if isinstance(value, Tensor):
-        return value if device is None else value.to(device)
+    if isinstance(value, Tensor) and not value.is_complex():
+        return value
     try:
         array = np.array(value, order="C")
     except ValueError:
@@ -95,21 +177,7 @@ def as_tensor(key: str, value: Any, device: torch.device | str | None = None) ->
         array = array.astype(np.float64)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{key!r} must be numbers, got a {type(value).__name__}")
-    return torch.from_numpy(array).to(device)
-
-
-def _refuse_no_choice(leaf: Leaf, choice: np.ndarray) -> None:
-    """Raise ValueError for the first of (zero-based) choices that the space does not have."""
-    space: Any = leaf.space
-    sizes = space.nvec if leaf.kind == "multi_discrete" else space.n
-    wrong = choice.view(np.uint64) >= sizes  # in which a number below 0 is a large one
-    if np.count_nonzero(wrong):
-        index = tuple(int(i) for i in np.argwhere(wrong)[0])
-        start = np.broadcast_to(np.asarray(leaf.start), choice.shape)
-        where = f" at index {index}" if index else ""
-        raise ValueError(
-            f"{leaf.key!r} is {choice[index] + start[index]}{where}, outside of {format_space(space)}"
-        )
+    return array
 
 
 def format_space(space: Space) -> str:
@@ -123,19 +191,28 @@ def format_space(space: Space) -> str:
 
 def _discrete(key: str, path: Path, space: spaces.Discrete) -> Leaf:
     port = Port((), torch.int64, cardinality=int(space.n), source=path)
-    return Leaf(key, path, space, port, "discrete", start=int(space.start))
+    start = int(space.start)
+    limits = Limits(start, start + int(space.n) - 1, f"outside of {format_space(space)}")
+    return Leaf(key, path, space, port, "discrete", start=start, limits=limits)
 
 
 def _multi_discrete(key: str, path: Path, space: spaces.MultiDiscrete) -> Leaf:
     cardinality = tuple(int(n) for n in space.nvec.flat)
-    start = torch.tensor(space.start.astype(np.int64).tolist(), dtype=torch.int64, device="cpu")
+    first = space.start.astype(np.int64)
+    start = torch.tensor(first.tolist(), dtype=torch.int64, device="cpu")
     port = Port(space.nvec.shape, torch.int64, cardinality=cardinality, source=path)
-    return Leaf(key, path, space, port, "multi_discrete", start=start if start.any() else 0)
+    limits = Limits(
+        first, first + space.nvec.astype(np.int64) - 1, f"outside of {format_space(space)}"
+    )
+    return Leaf(
+        key, path, space, port, "multi_discrete", start=start if start.any() else 0, limits=limits
+    )
 
 
 def _multi_binary(key: str, path: Path, space: spaces.MultiBinary) -> Leaf:
     port = Port(tuple(space.shape), low=0.0, high=1.0, source=path)
-    return Leaf(key, path, space, port, "multi_binary")
+    limits = Limits(0, 1, f"outside of {format_space(space)}", torch.bool)
+    return Leaf(key, path, space, port, "multi_binary", limits=limits)
 
 
 def _box(key: str, path: Path, space: spaces.Box) -> Leaf:
@@ -145,7 +222,26 @@ def _box(key: str, path: Path, space: spaces.Box) -> Leaf:
     port = Port(
         space.shape, dtype, low=_compact(low), high=_compact(high), channels=channels, source=path
     )
-    return Leaf(key, path, space, port, "box", bounds=_exact_bounds(space))
+    limits = None if space.dtype.kind == "f" else _whole_numbers(space)
+    return Leaf(key, path, space, port, "box", bounds=_exact_bounds(space), limits=limits)
+
+
+def _whole_numbers(space: spaces.Box) -> Limits:
+    """The limits of a Box of integers or booleans."""
+    low, high = (
+        int(b.flat[0]) if b.size and (b == b.flat[0]).all() else b for b in (space.low, space.high)
+    )
+    least, most = (
+        (0, 1)
+        if space.dtype.kind == "b"
+        else (np.iinfo(space.dtype).min, np.iinfo(space.dtype).max)
+    )
+    is_free = isinstance(low, int) and isinstance(high, int) and low <= least and high >= most
+    expected = (
+        f"outside of {format_space(space)}; pass values as the space has them, whole and unscaled, "
+        "or compose with the space of what you pass"
+    )
+    return Limits(low, high, expected, _torch_dtype(space) if is_free else None)
 
 
 def _finite_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
@@ -244,20 +340,20 @@ def _number_in(leaf: Leaf, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype)
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     space: type[Space]
     leaf: Callable[[str, Path, Any], Leaf]
     inward: Callable[[Leaf, Tensor, torch.dtype], Tensor]
     outward: Callable[[Leaf, Tensor], Tensor]
 
 
-KINDS: dict[str, _Kind] = {
-    "box": _Kind(spaces.Box, _box, _number_in, _box_out),
-    "discrete": _Kind(spaces.Discrete, _discrete, _integer_in, _discrete_out),
-    "multi_discrete": _Kind(spaces.MultiDiscrete, _multi_discrete, _integer_in, _discrete_out),
-    "multi_binary": _Kind(spaces.MultiBinary, _multi_binary, _number_in, _multi_binary_out),
+KINDS: dict[str, Kind] = {
+    "box": Kind(spaces.Box, _box, _number_in, _box_out),
+    "discrete": Kind(spaces.Discrete, _discrete, _integer_in, _discrete_out),
+    "multi_discrete": Kind(spaces.MultiDiscrete, _multi_discrete, _integer_in, _discrete_out),
+    "multi_binary": Kind(spaces.MultiBinary, _multi_binary, _number_in, _multi_binary_out),
 }
 
 
-def kind_of(space: Space) -> _Kind | None:
+def kind_of(space: Space) -> Kind | None:
     return next((kind for kind in KINDS.values() if isinstance(space, kind.space)), None)

@@ -7,6 +7,7 @@ cannot batch, a tuple of samples.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from gymnasium.spaces import GraphInstance
 from torch import Tensor
 
 from composer.space_kinds import Leaf, as_tensor, from_space_value
+from composer.space_values import Limits, refuse_outside
 from perception_blocks.port import Port, format_shape
 
 __all__ = ["Alternatives", "Fixed", "Nodes", "Parts", "Reader", "Set", "Tokens", "described"]
@@ -27,6 +29,8 @@ __all__ += ["is_mask", "shape_of", "typed"]
 
 Path = tuple[Any, ...]
 Tensors = dict[str, Tensor]
+_INT64 = np.iinfo(np.int64)
+INTEGERS = Limits(int(_INT64.min), int(_INT64.max), "expected the numbers of nodes")
 
 
 class Reader(ABC):
@@ -283,7 +287,9 @@ class Nodes(Reader):
                     )
 
     def _integers(self, links: Any) -> Tensor:
-        return as_tensor(self._links, links).to(torch.int64)
+        numbers = as_tensor(self._links, links)
+        refuse_outside(repr(self._links), numbers, INTEGERS)
+        return numbers.to(torch.int64)
 
 
 class Alternatives(Reader):
@@ -312,7 +318,10 @@ class Alternatives(Reader):
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             return False
         index, chosen = value
-        if not isinstance(index, (int, np.integer)) or not 0 <= index < self.size:
+        try:
+            if not 0 <= operator.index(index) < self.size:
+                return False
+        except TypeError:  # not an integer
             return False
         reader = self.alternatives.get(int(index))
         return reader is None or reader.fits(chosen)

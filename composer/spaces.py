@@ -17,7 +17,9 @@ from torch import Tensor
 
 from composer.space_kinds import (
     Leaf,
+    as_numbers,
     format_space,
+    from_numbers,
     from_space_value,
     kind_of,
     to_numpy,
@@ -117,10 +119,11 @@ class SpaceTree:
                 if key not in varying:
                     varying |= self._read_variable(value, leaf, dtype, device)
                 tensors[key] = varying[key]
+                self._refuse_other_shape(key, tensors[key].shape)
             else:
-                picked = self._pick(value, key, leaf.path)
-                tensors[key] = from_space_value(leaf, picked, dtype=dtype, device=device)
-            self._refuse_other_shape(key, tensors[key].shape)
+                numbers = as_numbers(key, self._pick(value, key, leaf.path))
+                self._refuse_other_shape(key, numbers.shape)
+                tensors[key] = from_numbers(leaf, numbers, dtype, device)
         return tensors
 
     def leading(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -289,7 +292,7 @@ def _leaves(
             if kind is None:
                 maker.problems.append(maker.unsupported(key, part))
             else:
-                found = {key: kind.leaf(key, path, part)}
+                found = {key: maker.leaf(kind, key, path, part)}
         for name, leaf in found.items():
             if name in leaves:
                 maker.problems.append(collision(root, name, leaves[name].path, path))

@@ -23,7 +23,17 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from composer.space_kinds import KINDS, Leaf, as_tensor, format_space, kind_of
+from composer.space_kinds import (
+    KINDS,
+    Kind,
+    Leaf,
+    as_numbers,
+    as_tensor,
+    format_space,
+    kind_of,
+    look_at,
+    watched,
+)
 from composer.space_readers import (
     Alternatives,
     Fixed,
@@ -37,6 +47,7 @@ from composer.space_readers import (
     shape_of,
     typed,
 )
+from composer.space_values import FLAGS, Limits
 from perception_blocks.port import Port, format_shape
 from perception_blocks.registry import did_you_mean
 
@@ -62,7 +73,7 @@ class VariableSpace:
         ports = {k: port for k, port in reader.ports.items() if is_mask(port) or k not in ignored}
         used = {port.mask for port in ports.values()}
         self.leaves = {
-            k: Leaf(k, path, space, port, "mask" if is_mask(port) else "variable")
+            k: _padded_leaf(k, path, space, port)
             for k, port in ports.items()
             if k in used or not is_mask(port)
         }
@@ -99,11 +110,12 @@ class VariableSpace:
 
         Raises ValueError for a shape that does not fit, and where a mask has not the axes of what it masks.
         """
-        tensors = {
-            key: typed(as_tensor(key, values[key], device), leaf.port, dtype)
-            for key, leaf in self.leaves.items()
-            if key in values
-        }
+        tensors: dict[str, Tensor] = {}
+        for key, leaf in self.leaves.items():
+            if key in values:
+                numbers = as_numbers(key, values[key])
+                look_at(leaf, numbers)
+                tensors[key] = typed(as_tensor(key, numbers, device), leaf.port, dtype)
         for key, tensor in tensors.items():
             port = self.leaves[key].port
             mask = tensors.get(port.mask or "")
@@ -142,6 +154,25 @@ class VariableSpace:
         return False
 
 
+def _padded_leaf(key: str, path: Path, space: Space, port: Port) -> Leaf:
+    """The leaf of a padded tensor; its limits allow for the zeros that fill it up, and choices count from 0."""
+    if is_mask(port):
+        return Leaf(key, path, space, port, "mask", limits=FLAGS)
+    limits = None
+    where = f"padded values of {format_space(space)}"
+    if port.cardinality is not None:
+        sizes = np.asarray(port.cardinality)
+        high = (
+            sizes.reshape(port.shape[port.shape[0] is None :]) - 1 if sizes.ndim else int(sizes) - 1
+        )
+        limits = Limits(high - high, high, f"outside of {where}, counted from 0")
+    elif port.dtype == torch.uint8:
+        limits = Limits(0, 255, f"outside of {where}", torch.uint8)
+    elif port.is_integer:
+        limits = Limits(0, np.iinfo(np.int64).max, f"outside of {where}, counted from 0")
+    return Leaf(key, path, space, port, "variable", limits=limits)
+
+
 class ReaderMaker:
     """Makes the readers of one space's parts.
 
@@ -162,6 +193,10 @@ class ReaderMaker:
 
     def is_variable(self, key: str, space: Space) -> bool:
         return self.root != "action" and (key in self.texts or isinstance(space, VARIABLE))
+
+    def leaf(self, kind: Kind, key: str, path: Path, space: Space) -> Leaf:
+        leaf = kind.leaf(key, path, space)
+        return leaf if self.root == "action" else watched(leaf)
 
     def variable(self, key: str, path: Path, space: Space) -> VariableSpace | None:
         """None where nothing of it can be read."""
@@ -184,7 +219,7 @@ class ReaderMaker:
             space = self.texts[key]
         kind = kind_of(space)
         if kind is not None:
-            return Fixed(kind.leaf(key, path, space))
+            return Fixed(self.leaf(kind, key, path, space))
         if within and isinstance(space, (spaces.Sequence, spaces.Graph, spaces.Text)):
             self.problems.append(_varies_twice(self.root, key, space, within))
             return None

@@ -372,7 +372,7 @@ def test_memory_steps_as_it_unrolls_and_so_does_that_of_the_target(separate, ens
         (lambda done: {**done, "pick": torch.zeros(4, dtype=torch.int64)},
          "for 'pick': the action 'action' has the leading (batch) axes (4,), the observations (5,)"),
         (lambda done: {**done, "pick": done["pick"] + 5},
-         "for 'pick': the action 'action' has the choice"),
+         "for 'pick': 'action' is "),
         (lambda done: {**done, "plaec/0": done["place", 0]},
          "actions of unknown actors: 'plaec/0'; did you mean 'place/0'?"),
         (lambda done: done["pick"],

@@ -15,6 +15,8 @@ from composer.adapters.sb3_policies import ActorCritic
 from composer.adapters.sb3_spaces import VARIABLE
 from composer.discrete_actions import NoLegalChoiceError
 from composer.network import State, Tensors, share_of, under
+from composer.space_kinds import as_tensor
+from composer.space_values import as_flags
 from perception_blocks.registry import missing_extra
 
 try:
@@ -68,7 +70,7 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
         """
         if action_masks is None:
             return None
-        mask = torch.as_tensor(action_masks, device=self.device) != 0
+        mask = as_flags("action_masks", as_tensor("action_masks", action_masks)).to(self.device)
         (width,) = next(iter(self.model.policy.logits_shapes.values()))
         if not isinstance(self.action_space, spaces.MultiBinary):
             return mask.reshape(-1, width)
@@ -222,9 +224,9 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
                 legal = filled[key] != 0
                 filled[key] = legal | _like(~legal.flatten(2).any(-1), legal)
         for key, leaf in self.observations.tree.leaves.items():
-            if leaf.port.cardinality is not None and leaf.kind not in VARIABLE:
-                start = torch.as_tensor(leaf.start, device=self.device)
-                filled[key] = torch.maximum(filled[key], start.to(filled[key]))
+            if leaf.limits is not None and leaf.kind not in VARIABLE:
+                low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.limits[:2])
+                filled[key] = filled[key].clamp(low, high)
         return filled
 
 

@@ -18,7 +18,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from composer.space_json import spaces_differ
-from composer.space_kinds import Leaf, to_space_value
+from composer.space_kinds import Leaf, look_at, to_space_value, unrounded
 from composer.spaces import SpaceTree, to_environment
 from perception_blocks.port import format_shape
 
@@ -50,7 +50,8 @@ class HostObservations:
         values: dict[str, Any] = {key: tensor.numpy() for key, tensor in padded.items()}
         for key, leaf in self.tree.leaves.items():
             if key not in values:
-                values[key] = _at(observation, leaf)
+                values[key] = np.asarray(_at(observation, leaf))
+                look_at(leaf, values[key])  # before it is cast to the dtype of its space
         parts = self.space.spaces  # type: ignore[attr-defined]
         return {key: np.asarray(values[key], dtype=part.dtype) for key, part in parts.items()}
 
@@ -72,7 +73,8 @@ class HostActions:
     """Actions as the host has them: ``space``, and the way to and from what a model's distributions have."""
 
     def __init__(self, tree: SpaceTree) -> None:
-        self.tree = tree
+        leaves = {key: unrounded(leaf) for key, leaf in tree.leaves.items()}
+        self.tree = SpaceTree(tree.space, tree.root, leaves)
         self.is_flat = not _is_plain_action(tree.space)
         self.space = _vector(tree) if self.is_flat else tree.space
         self._sizes = [math.prod(leaf.shape) for leaf in tree.leaves.values()]

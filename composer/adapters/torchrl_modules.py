@@ -25,13 +25,14 @@ from torchrl.modules import (
 )
 
 from composer.adapters.torchrl_distribution import ComposedDistribution
-from composer.adapters.torchrl_fields import Encoding, Field, Key, fields_of
+from composer.adapters.torchrl_fields import Encoding, Field, Key, fields_of, shown
 from composer.adapters.torchrl_parts import PARAMS, CriticPart, Part, PolicyPart
 from composer.critic import SpaceCritic
 from composer.discrete_actions import NoLegalChoiceError, require_choice
 from composer.model import Model
 from composer.network import Network, State, Tensors
 from composer.policy import Policy
+from composer.space_values import as_flags
 from composer.spaces import SpaceTree
 from composer.state_action import Q_VALUES, StateActionCritic
 from perception_blocks.ensemble import EnsembleBlock
@@ -285,7 +286,7 @@ class _Legal(nn.Module):
         self.key = key
 
     def forward(self, mask: Tensor) -> Tensor:
-        legal = mask != 0
+        legal = as_flags(f"observation {shown(self.key)}", mask)
         try:
             require_choice(legal, self.action)
         except NoLegalChoiceError as error:

@@ -13,6 +13,7 @@ from composer.discrete_actions import Bernoulli, Categorical, MultiCategorical
 from composer.distributions import ActionDistribution, ActionDistributions
 from composer.network import Tensors
 from composer.policy import Policy
+from composer.space_values import as_flags
 from composer.spaces import to_environment
 from composer.wrappers.interface import Head, IModelWrapper, Offer, chain
 from composer.wrappers.slots import stacked_rows, unstacked_rows
@@ -136,7 +137,10 @@ class ComposedPolicy(IModelWrapper):
     ) -> list[Tensor | None]:
         legal: list[Tensor | None] = []
         for key, family in self._families.items():
-            mask = inputs[self._model.masks[key]] != 0 if key in self._model.masks else None
+            mask = None
+            if key in self._model.masks:
+                given = inputs[self._model.masks[key]]
+                mask = as_flags(f"the mask of action {key!r}", given)
             if mask is None and isinstance(family, MultiCategorical) and family.padded:
                 mask = torch.ones_like(outputs[key], dtype=torch.bool)
             legal.append(None if mask is None else _choices_legal(family, mask))

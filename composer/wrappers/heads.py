@@ -12,6 +12,7 @@ from torch import Tensor
 from composer.discrete_actions import ChoiceDistribution
 from composer.distributions import index_text, on_host, wide
 from composer.space_kinds import as_tensor
+from composer.space_values import as_flags
 from composer.wrappers.interface import IModelWrapper, read_output, wrapper_label
 from perception_blocks.port import format_shape
 
@@ -80,9 +81,9 @@ def _choices(logit: Any, mask: Any, label: str) -> Choices:
 
 
 def _legal(mask: Any, logit: Tensor, label: str) -> Tensor:
-    mask = as_tensor("action_mask", mask, logit.device)
+    mask = as_flags(f"{label}: 'action_mask'", as_tensor("action_mask", mask)).to(logit.device)
     try:
-        legal = (mask != 0).expand(logit.shape)
+        legal = mask.expand(logit.shape)
     except RuntimeError:
         got, expected = format_shape(mask.shape), format_shape(logit.shape)
         raise ValueError(

@@ -1,0 +1,129 @@
+"""Values looked at before they are cast: what a cast would make another number of is told in words.
+
+Arrays and tensors are looked at alike, and only on the host: on an accelerator it would have to wait, and where code is
+traced (torch.compile, torch.export, torch.func) there are no values.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["BoundsWatch", "Limits", "OutOfBoundsWarning", "as_flags", "on_host", "refuse_outside"]
+__all__ += ["FLAGS"]
+
+_is_compiling = torch.compiler.is_compiling
+# What torch.func.vmap and grad are at; None where they are not.
+_transformation = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether values can be looked at: not on an accelerator, which would have to wait, nor where code is traced."""
+    return (
+        tensor.is_cpu
+        and type(tensor) is Tensor
+        and not _is_compiling()
+        and _transformation() is None
+    )
+
+
+class Limits(NamedTuple):
+    """What a value of whole numbers may be: ``low`` to ``high``, numbers or arrays of the value's shape.
+
+    ``expected`` ends the message about another value. All values of the dtype ``free`` are within; None for no dtype.
+    """
+
+    low: Any
+    high: Any
+    expected: str
+    free: torch.dtype | None = None
+
+
+FLAGS = Limits(0, 1, "expected 0 or 1", torch.bool)
+
+
+def refuse_outside(name: str, values: np.ndarray | Tensor, limits: Limits) -> None:
+    """Raise ValueError for the first of ``values`` that is no whole number within ``limits``, NaN included.
+
+    Tensors are looked at where `on_host` allows it.
+    """
+    if isinstance(values, Tensor) and not on_host(values):
+        return
+    low, high, expected, _ = limits
+    if type(low) is int and not values.ndim:  # in half of the time
+        number = values.item()
+        if low <= number <= high and number == int(number):
+            return
+    if isinstance(low, np.ndarray) and values.shape[-low.ndim :] != low.shape:
+        return  # whoever reads shapes tells of it
+    array = values if isinstance(values, np.ndarray) else _as_array(values)
+    outside = array < low
+    outside |= array > high
+    if array.dtype.kind == "f":
+        outside |= array != np.floor(array)
+    if np.count_nonzero(outside):
+        value, where = _first(array, outside)
+        raise ValueError(f"{name} is {value}{where}, {expected}")
+
+
+def as_flags(name: str, values: Tensor) -> Tensor:
+    """Zeros and ones as a tensor of booleans. Raises ValueError as `refuse_outside` does for other values."""
+    if values.dtype == torch.bool:
+        return values
+    refuse_outside(name, values, FLAGS)
+    return values != 0
+
+
+class OutOfBoundsWarning(UserWarning):
+    """An environment gives numbers beyond the bounds that its space declares."""
+
+
+class BoundsWatch:
+    """Warns once of numbers beyond the bounds of a Box: environments give them, and networks get them as they are.
+
+    Looking takes time, so that it happens ever more rarely: at the first value, the second, the fourth, the eighth.
+    """
+
+    def __init__(self, name: str, low: np.ndarray, high: np.ndarray, space: str) -> None:
+        self.name, self.low, self.high, self.space = name, low, high, space
+        self.looks = 0
+        self.is_over = False
+
+    def look(self, values: np.ndarray | Tensor) -> None:
+        self.looks += 1
+        if self.is_over or self.looks & (self.looks - 1):
+            return
+        array = values if isinstance(values, np.ndarray) else _as_array(values)
+        array = array.astype(
+            self.low.dtype, copy=False
+        )  # else 0.1 in float64 is not 0.1 in float32
+        outside = (array < self.low) | (array > self.high)
+        if np.count_nonzero(outside):
+            self.is_over = True
+            value, where = _first(array, outside)
+            warnings.warn(
+                f"{self.name} is {value}{where}, beyond the bounds of {self.space}; the network gets it as it is. "
+                "This is said once",
+                OutOfBoundsWarning,
+                stacklevel=2,
+            )
+
+
+def _first(array: np.ndarray, wrong: np.ndarray) -> tuple[str, str]:
+    """The first value that is ``wrong``, and where it is."""
+    index = tuple(int(i) for i in np.argwhere(wrong)[0])
+    value = array[index].item()
+    text = f"{value:.6g}" if isinstance(value, float) else str(int(value))
+    return text, f" at index {index}" if index else ""
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    if tensor.is_floating_point():
+        tensor = tensor.detach()
+        if tensor.itemsize < 4:
+            tensor = tensor.float()  # numpy has no bfloat16
+    return tensor.numpy()
