@@ -263,9 +263,13 @@ def flatten_space(
     keys = maker.seen | {key for key, path, part in nodes if path or _parts(part) is None}
     for word, names in (("ignore", dict(enumerate(ignore))), ("texts", {t: t for t in texts})):
         for place, name in names.items():
-            if name not in keys and not is_ignored(name, keys.intersection(ignore)):
+            left_out = is_ignored(name, keys.intersection(ignore))
+            if name not in keys and not left_out:
                 text = f"{word} names {name!r}, which is not in the {root} space"
                 problems.append((place, text + did_you_mean(name, keys)))
+            elif left_out and word == "texts":
+                text = f"texts names {name!r}, which 'ignore' leaves out; take it out of one of them"
+                problems.append((place, text))
     problems += maker.no_texts.items()
     problems += [(None, message) for message in maker.problems]
     if problems:

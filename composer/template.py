@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from composer.errors import Problems
+from composer.errors import Path, Problems
 from composer.model_spec import HeadsSpec, NetworkSpec, NodeSpec, TemplateSpec
 from composer.template_kinds import (
     Group,
@@ -23,7 +23,7 @@ from composer.template_kinds import (
     kind_problem,
     sides,
 )
-from composer.template_spec import STAGES
+from composer.template_spec import KINDS, STAGES
 from composer.tree import listing
 from perception_blocks.port import Port
 from perception_blocks.registry import did_you_mean
@@ -66,13 +66,17 @@ def expand(
     template = _continued(template, shared)
     ports = _without(ports, frozenset().union(*shared.values()))
     groups = groups_of(ports)
-    if not _names_are_right(template, groups, ports, problems):
+    sound = _names_are_right(template, groups, ports, problems)
+    if not sound:
         template = replace(template, kinds={})
     readable = {key: port for key, port in ports.items() if 0 not in port.shape}
     if not groups_of(readable):
         problems.add(template.path, "a template needs an observation to read, there is none")
         return None
-    nodes, end = _Expansion(template, readable).graph()
+    expansion = _Expansion(template, readable)
+    nodes, end = expansion.graph()
+    if sound:
+        expansion.tell_unused(problems)
     _refuse_shares(spec, nodes, problems)
     head = NodeSpec(template.path, "", "linear_output", (end,))
     return replace(spec, graph=nodes, heads=spec.heads or HeadsSpec(template.path, default=head))
@@ -131,10 +135,34 @@ class _Expansion:
         self.template = template
         self.ports = ports
         self.nodes: dict[str, NodeSpec] = {}
+        self._used: set[Path] = set()  # what of the template has had an effect
+        self._kinds: dict[str, str] = {}  # of each observation
+
+    def tell_unused(self, problems: Problems) -> None:
+        """Note the nodes, patterns and kinds that no observation got."""
+        seen = ", ".join(f"{name!r} ({kind})" for name, kind in self._kinds.items())
+        template = self.template
+        if template.by_name:
+            seen += "; by_name comes first"
+        unused = {
+            kind: f"no observation takes its block from {kind!r}; there is {seen}"
+            for kind in KINDS
+            if getattr(template, kind) is not None
+        }
+        names: dict[Path, str] = {(kind,): message for kind, message in unused.items()}
+        before = "what it matches is matched by a pattern before it"
+        for pattern in template.by_name:
+            names["by_name", pattern] = f"{pattern!r} changes nothing: {before}"
+        for pattern in template.kinds:
+            names["kinds", pattern] = f"{pattern!r} changes nothing: {before}, or no single value"
+        for path, message in names.items():
+            if path not in self._used:
+                problems.add((*template.path, *path), message, key=True)
 
     def graph(self) -> tuple[dict[str, NodeSpec], str]:
         """The nodes, and the name of the value at the end."""
         groups = groups_of(self.ports)
+        self._kinds = {group.name: group.kind for group in groups}
         parts = [self._group(group, alone=len(groups) == 1) for group in groups]
         end = self._joined(STAGES["features"], parts)
         if self.template.trunk is not None:
@@ -154,18 +182,32 @@ class _Expansion:
             return self._text(group.keys[0], base, chosen)
         elements = self._elements(group, base)
         if group.kind == "set":
-            node = chosen or self.template.set or self._own(SET)
+            node = chosen or self._of_kind("set") or self._own(SET)
             return self._pooled(base, node, elements)
         matrix = self._add(f"{base}matrix", ADJACENCY, elements, group.links)
-        node = chosen or self.template.graph or self._own(GRAPH)
+        node = chosen or self._of_kind("graph") or self._own(GRAPH)
         return self._pooled(base, node, elements, matrix)
 
     def _by_name(self, name: str, group: str = "") -> NodeSpec | None:
         """The node for what is called so; a pattern that matches the whole ``group`` is not about its parts."""
         for pattern, node in self.template.by_name.items():
             if fnmatchcase(name, pattern) and not (group and fnmatchcase(group, pattern)):
+                self._used.add(("by_name", pattern))
                 return node
         return None
+
+    def _of_kind(self, kind: str) -> NodeSpec | None:
+        """The node that the template gives for all observations of a kind."""
+        self._used.add((kind,))
+        return getattr(self.template, kind)
+
+    def _kind(self, key: str, port: Port) -> str:
+        """What a single observation is taken for."""
+        for pattern, kind in self.template.kinds.items():
+            if fnmatchcase(key, pattern):
+                self._used.add(("kinds", pattern))
+                return kind
+        return kind_of_observation(port)
 
     # --- what varies in size ---
 
@@ -183,7 +225,7 @@ class _Expansion:
     def _text(self, key: str, base: str, node: NodeSpec | None) -> str:
         value = self._add(f"{base}embedded", EMBEDDING, key)
         value = self._add(f"{base}placed", {"block": "positional_encoding"}, value)
-        return self._pooled(base, node or self.template.text or self._own(TEXT), value)
+        return self._pooled(base, node or self._of_kind("text") or self._own(TEXT), value)
 
     def _pooled(self, base: str, node: NodeSpec, *reads: str) -> str:
         """What ``node`` makes of all elements, as one vector."""
@@ -199,15 +241,14 @@ class _Expansion:
         self, key: str, port: Port, base: str, chosen: NodeSpec | None, each: int = 0
     ) -> str:
         """Nodes that make a vector of one observation; returns the vector's name."""
-        given = (k for pattern, k in self.template.kinds.items() if fnmatchcase(key, pattern))
-        kind = next(given, None) or kind_of_observation(port)
+        kind = self._kinds[key] = self._kind(key, port)
         if kind == "image":
-            return self._image(key, port, base, chosen or self.template.image, each)
+            return self._image(key, port, base, chosen or self._of_kind("image"), each)
         if chosen is None and kind == "vector":
-            own = None if each else self.template.vector  # what follows reads vectors
+            own = None if each else self._of_kind("vector")  # what follows reads vectors
             return self._vector(key, port, base, own, each)
         if kind == "discrete":
-            chosen = chosen or self.template.discrete or self._own(_integer_block(port))
+            chosen = chosen or self._of_kind("discrete") or self._own(_integer_block(port))
         assert chosen is not None
         value = self._place(f"{base}features", chosen, key, each=each)
         side_by_side = chosen.block == "one_hot" and isinstance(port.cardinality, tuple)

@@ -12,7 +12,7 @@ from composer.nodes import NodeReader
 from composer.tree import describe, listing
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["GIVEN_KINDS", "STAGES", "TEMPLATE_KEYS", "read_template", "shared_stages"]
+__all__ = ["GIVEN_KINDS", "KINDS", "STAGES", "TEMPLATE_KEYS", "read_template", "shared_stages"]
 
 KINDS = ("image", "vector", "discrete", "set", "text", "graph")
 GIVEN_KINDS = KINDS[:3]  # the others are clear from the space

@@ -159,7 +159,6 @@ def test_blocks_for_sets_texts_and_graphs_are_chosen_and_end_in_a_vector():
     template = """
     text: {block: transformer_encoder, num_heads: 2}
     graph: {block: graph_attention, hidden_units: [8]}
-    set: {block: attention_pooling, num_seeds: 2}
     discrete: {block: embedding, embedding_dim: 3}
     by_name:
       net/nodes: {block: dense, hidden_units: 5}
@@ -182,6 +181,7 @@ def test_blocks_for_sets_texts_and_graphs_are_chosen_and_end_in_a_vector():
     assert nodes["units_kind_features"] == ("embedding", ("units/kind",), {"embedding_dim": 3})
     assert nodes["units_features"] == ("point_net", ("units_elements",), {})
     without = template.replace("      units*: {block: point_net}\n", "")
+    without += "    set: {block: attention_pooling, num_seeds: 2}\n"
     nodes = nodes_of(without, flatten_space(UNITS, "observation").ports)
     assert nodes["units_flat"] == ("flatten", ("units_features",), {})
     for text in ("{}", template, without):
@@ -344,6 +344,23 @@ KEYS = (
         (
             spec_text("{by_name: {'rada*': {block: dense, hidden_units: 3}}}"),
             "3:24: 'rada*' matches no observation; there is 'camera', 'joints', 'gear'",
+        ),
+        (
+            spec_text("{set: {block: deep_set, hidden_units: 3}}"),
+            "3:14: no observation takes its block from 'set'; there is 'camera' (image), 'joints' (vector), 'gear' (discrete)",
+        ),
+        (
+            spec_text("{image: {block: nature_cnn_dense}, by_name: {'cam*': {block: nature_cnn_dense}}}"),
+            "3:14: no observation takes its block from 'image'; "
+            "there is 'camera' (image), 'joints' (vector), 'gear' (discrete); by_name comes first",
+        ),
+        (
+            spec_text("{by_name: {'*': {block: flatten}, joints: {block: dense, hidden_units: 3}}}"),
+            "3:47: 'joints' changes nothing: what it matches is matched by a pattern before it",
+        ),
+        (
+            spec_text("{kinds: {'g*': discrete, gear: discrete}}"),
+            "3:38: 'gear' changes nothing: what it matches is matched by a pattern before it, or no single value",
         ),
         (
             spec_text("{kinds: {camera: pixels, joints: imge}}"),

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from composer.adapters.sb3_policies import ActorCritic
-from composer.adapters.sb3_spaces import VARIABLE
 from composer.discrete_actions import NoLegalChoiceError
 from composer.network import State, Tensors, share_of, under
 from composer.space_kinds import as_tensor
@@ -224,7 +223,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
                 legal = filled[key] != 0
                 filled[key] = legal | _like(~legal.flatten(2).any(-1), legal)
         for key, leaf in self.observations.tree.leaves.items():
-            if leaf.limits is not None and leaf.kind not in VARIABLE:
+            if leaf.limits is not None and filled[key].dtype != torch.bool:
                 low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.limits[:2])
                 filled[key] = filled[key].clamp(low, high)
         return filled
