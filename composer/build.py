@@ -42,7 +42,7 @@ def build_network(
     An exception from a user's own class passes through, with a note that names the node and its line.
     """
     if spec.template is not None:
-        expanded = expand(spec, ports, context.problems, context.origins)
+        expanded = expand(spec, ports, context.problems, context.origins, context.effects)
         if expanded is None:
             return None
         spec = context.expanded[spec.path] = expanded

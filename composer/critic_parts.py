@@ -169,9 +169,11 @@ def _refuse_settings(critic: CriticSpec, context: Context) -> None:
             "'stack' puts the observations of several actors together; there is one space only"
         )
         context.problems.add((*critic.path, "stack"), message, key=True)
-    if critic.separate:
-        message = "'separate' gives each agent a critic of its own, but this environment has no agents; leave it out"
-        context.problems.add((*critic.path, "separate"), message, key=True)
+    for part in (critic, *critic.networks.values()):
+        if part.separate:
+            message = "'separate' gives each agent a critic of its own, but this environment has no agents"
+            message += "; leave it out"
+            context.problems.add((*part.path, "separate"), message, key=True)
 
 
 def value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:
@@ -182,7 +184,7 @@ def _single_network(spec: CriticSpec, context: Context) -> NetworkSpec:
     if None not in spec.networks:
         context.problems.add(
             (*spec.path, "networks"),
-            "networks by step or agent need an environment with steps or agents",
+            "networks by step or agent need an environment with steps or agents; this one takes a single network",
         )
         context.problems.raise_if_any()
     return spec.networks[None]

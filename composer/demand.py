@@ -9,6 +9,7 @@ from typing import Any
 from composer.errors import Path, Problems
 from composer.model_spec import NetworkSpec
 from composer.source import Source
+from composer.template import Effects
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["ADDED", "ENSEMBLE", "Context", "Demand", "share", "width_problem"]
@@ -33,6 +34,7 @@ class Context:
     # Of each of these values, the observations that it is made of.
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     expanded: dict[Path, NetworkSpec] = field(default_factory=dict)  # templates as graphs
+    effects: Effects = field(default_factory=Effects)  # of templates
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from composer.critic import CriticModule
 from composer.demand import Context
 from composer.errors import Path, Problems
 from composer.lowered_model import LoweredModel
-from composer.model_spec import ModelSpec, NetworkSpec
+from composer.model_spec import ModelSpec, NetworkSpec, of_one_actor
 from composer.network import State, Tensors, share_of, under
 from composer.parts import Parts, build_parts
 from composer.source import Override, Source, dump_yaml, load_source, stored_source
@@ -308,6 +308,8 @@ def compose(
     model_spec = read_spec(source, allow, makes_environment=makes_environment)
     spaces = find_spaces(model_spec, env, observation_space, action_space)
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
+    if actors is None:
+        model_spec = of_one_actor(model_spec)
     seed = chosen_seed(seed)
     target = torch.device(device)
     context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")

@@ -6,14 +6,14 @@ Nothing is known yet of spaces and shapes. `composer.spec.read_spec` makes these
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from composer.errors import Path
 from composer.source import Source
 
 __all__ = ["CRITIC_KINDS", "CriticKind", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
-__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "TemplateSpec"]
+__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "TemplateSpec", "of_one_actor"]
 
 CriticKind: TypeAlias = Literal["state", "shared_state", "delta_state", "state_action"]
 CRITIC_KINDS: tuple[CriticKind, ...] = ("state", "shared_state", "delta_state", "state_action")
@@ -171,3 +171,15 @@ class ModelSpec:
     policy: PolicySpec
     critic: CriticSpec | None
     source: Source
+
+
+def of_one_actor(spec: ModelSpec) -> ModelSpec:
+    """``spec`` for an environment without steps and agents, where a list of one network is that network."""
+    policy, critic = spec.policy, spec.critic
+    policy = replace(policy, networks=_only(policy.networks))
+    critic = critic and replace(critic, networks=_only(critic.networks))
+    return replace(spec, policy=policy, critic=critic)
+
+
+def _only(networks: dict[str | None, NetworkSpec]) -> dict[str | None, NetworkSpec]:
+    return {None: networks["0"]} if list(networks) == ["0"] else networks

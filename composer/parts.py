@@ -58,6 +58,7 @@ def build_parts(
     else:
         critic = build_critic_by_actor(spec, actors, groups, context, dtype)
     if not context.problems:
+        context.effects.note(context.problems)
         for role in (role for group in groups for role in group.roles):
             role.refuse_unread()
     context.problems.raise_if_any()

@@ -166,12 +166,16 @@ class _Reader:
         policy = self.spec.policy
         if None not in policy.networks:
             message = "networks by step or agent need an environment with steps or agents"
+            message += "; this one takes a single network"
             self.problems.add((*policy.path, "networks"), message)
             self.problems.raise_if_any()
-        if policy.separate:
-            message = "'separate' gives each agent weights of its own, but this environment has no agents; leave it out"
-            self.problems.add((*policy.path, "separate"), message, key=True)
         network = policy.networks[None]
+        for part in (policy, network):
+            if part.separate:
+                message = "'separate' gives each agent weights of its own, but this environment has no agents"
+                message += "; leave it out"
+                self.problems.add((*part.path, "separate"), message, key=True)
+                break
         role = self._role("policy", None, (), network, observation_space, action_space)
         return None if role is None else Group(None, (), network, False, (role,))
 

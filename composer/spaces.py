@@ -268,7 +268,9 @@ def flatten_space(
                 text = f"{word} names {name!r}, which is not in the {root} space"
                 problems.append((place, text + did_you_mean(name, keys)))
             elif left_out and word == "texts":
-                text = f"texts names {name!r}, which 'ignore' leaves out; take it out of one of them"
+                text = (
+                    f"texts names {name!r}, which 'ignore' leaves out; take it out of one of them"
+                )
                 problems.append((place, text))
     problems += maker.no_texts.items()
     problems += [(None, message) for message in maker.problems]

@@ -28,7 +28,7 @@ from composer.tree import listing
 from perception_blocks.port import Port
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["expand"]
+__all__ = ["Effects", "expand"]
 
 SMALLEST_NATURE = 36  # what the kernels of nature_cnn need
 MOST_ONE_HOT = 64  # values of an integer; more of them get a learned vector each
@@ -48,17 +48,40 @@ GRAPH = {"block": "graph_conv", "hidden_units": [64, 64]}
 POOLED = ("deep_set", "attention_pooling", "point_net", "masked_global_pooling")
 
 
+class Effects:
+    """What of the templates of a spec has an effect: one may stand for several networks, each of other observations."""
+
+    def __init__(self) -> None:
+        self._used: set[Path] = set()
+        self._unused: dict[Path, str] = {}
+
+    def add(self, path: Path, unused: str | None) -> None:
+        """What a key does in one network: nothing, as the message ``unused`` says, or something."""
+        if unused is None:
+            self._used.add(path)
+        else:
+            self._unused.setdefault(path, unused)
+
+    def note(self, problems: Problems) -> None:
+        """Note what has an effect in no network."""
+        for path, message in self._unused.items():
+            if path not in self._used:
+                problems.add(path, message, key=True)
+
+
 def expand(
     spec: NetworkSpec,
     ports: Mapping[str, Port],
     problems: Problems,
     origins: Mapping[str, frozenset[str]] | None = None,
+    effects: Effects | None = None,
 ) -> NetworkSpec | None:
     """``spec`` with the graph that its template stands for, over the values ``ports``; heads read its end.
 
     ``origins`` are, of values that a policy shares, the observations that they are made of: the template reads the
     value in their place, and begins where it comes from. A node's path is where the template says something of it,
-    for messages. What does not fit is noted; None where there is nothing to read.
+    for messages. What does not fit is noted; None where there is nothing to read. ``effects`` learns what of the
+    template has none.
     """
     template = spec.template
     assert template is not None
@@ -75,8 +98,8 @@ def expand(
         return None
     expansion = _Expansion(template, readable)
     nodes, end = expansion.graph()
-    if sound:
-        expansion.tell_unused(problems)
+    if sound and effects is not None:
+        expansion.report(effects)
     _refuse_shares(spec, nodes, problems)
     head = NodeSpec(template.path, "", "linear_output", (end,))
     return replace(spec, graph=nodes, heads=spec.heads or HeadsSpec(template.path, default=head))
@@ -138,8 +161,8 @@ class _Expansion:
         self._used: set[Path] = set()  # what of the template has had an effect
         self._kinds: dict[str, str] = {}  # of each observation
 
-    def tell_unused(self, problems: Problems) -> None:
-        """Note the nodes, patterns and kinds that no observation got."""
+    def report(self, effects: Effects) -> None:
+        """Which nodes, patterns and kinds of the template no observation got."""
         seen = ", ".join(f"{name!r} ({kind})" for name, kind in self._kinds.items())
         template = self.template
         if template.by_name:
@@ -156,8 +179,7 @@ class _Expansion:
         for pattern in template.kinds:
             names["kinds", pattern] = f"{pattern!r} changes nothing: {before}, or no single value"
         for path, message in names.items():
-            if path not in self._used:
-                problems.add((*template.path, *path), message, key=True)
+            effects.add((*template.path, *path), None if path in self._used else message)
 
     def graph(self) -> tuple[dict[str, NodeSpec], str]:
         """The nodes, and the name of the value at the end."""

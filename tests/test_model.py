@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,6 +13,7 @@ from gymnasium import spaces
 
 import composer
 from composer import SpecError
+from composer.written_out import written_out
 
 OBSERVATIONS = spaces.Dict(
     screen=spaces.Box(0, 255, (3, 36, 36), np.uint8),
@@ -470,3 +472,41 @@ def test_torchs_default_device_changes_nothing():
     with torch.device("meta"):
         model = compose(spec, dtype=torch.float64)
     torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+SINGLE: dict[str, Any] = {"template": {"memory": {"block": "gru", "hidden_units": 4}}}
+
+
+@pytest.mark.parametrize("listed", [["policy"], ["critic"], ["policy", "critic"]])
+def test_without_actors_a_list_of_one_network_is_that_network(listed, tmp_path):
+    spaces_of = {"observation_space": spaces.Box(-1, 1, (3,)), "action_space": spaces.Discrete(2)}
+    plain = {"version": 1, "policy": SINGLE, "critic": SINGLE}
+    lists = plain | {name: {"networks": [SINGLE]} for name in listed}
+    alone, model = (composer.compose(spec, **spaces_of, seed=0) for spec in (plain, lists))
+    model.save(tmp_path / "model.safetensors")
+    for made in (model, composer.load(tmp_path / "model.safetensors")):
+        ours, theirs = made.state_dict(), alone.state_dict()
+        assert list(ours) == list(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert len(made.summary().splitlines()) == len(alone.summary().splitlines())
+        made.draw(tmp_path / "a.dot")
+        alone.draw(tmp_path / "b.dot")
+        assert (tmp_path / "a.dot").read_text() == (tmp_path / "b.dot").read_text()
+    again = composer.compose(written_out(model), **spaces_of, seed=0)
+    assert list(again.state_dict()) == list(alone.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("networks", "message"),
+    [
+        ([SINGLE, SINGLE], "networks: networks by step or agent need an environment with steps or agents; this one takes a single network"),
+        ({"a": SINGLE}, "networks: networks by step or agent need an environment with steps or agents; this one takes a single network"),
+        ([{**SINGLE, "separate": True}], "networks.0.separate: 'separate' gives each agent"),
+    ],
+)  # fmt: skip
+def test_without_actors_several_networks_are_refused(networks, message):
+    spaces_of = {"observation_space": spaces.Box(-1, 1, (3,)), "action_space": spaces.Discrete(2)}
+    for name in ("policy", "critic"):
+        spec = {"version": 1, "policy": SINGLE, "critic": SINGLE} | {name: {"networks": networks}}
+        with pytest.raises(SpecError, match=re.escape(f"{name}.{message}")):
+            composer.compose(spec, **spaces_of)

@@ -414,7 +414,7 @@ def test_a_critic_of_states_takes_no_action_and_no_agents():
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (torch.tensor([3, 4, 5, 6, 6]), "'action' is 4 at index (1,), outside of Discrete(4) counted from 0; policy.from_environment(action) counts an environment's action from zero"),
+        (torch.tensor([3, 4, 5, 6, 6]), "'action' is 4 at index (1,), outside of Discrete(4, start=3) counted from 0; policy.from_environment(action) counts an environment's action from zero"),
         (torch.tensor([0, 1]), "the action 'action' has the leading (batch) axes (2,), the observations (5,)"),
     ],
 )  # fmt: skip

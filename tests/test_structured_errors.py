@@ -190,7 +190,7 @@ def test_networks_need_actors():
         composer.compose(NETWORKS.format("a", "b"), env="CartPole-v1")
     assert (
         str(caught.value)
-        == "<spec>:4:5: networks by step or agent need an environment with steps or agents"
+        == "<spec>:4:5: networks by step or agent need an environment with steps or agents; this one takes a single network"
     )
 
 

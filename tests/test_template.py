@@ -1,5 +1,7 @@
 """A template expands to the graph that a user could have written, and its mistakes are answered where they stand."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -355,8 +357,8 @@ KEYS = (
             "there is 'camera' (image), 'joints' (vector), 'gear' (discrete); by_name comes first",
         ),
         (
-            spec_text("{by_name: {'*': {block: flatten}, joints: {block: dense, hidden_units: 3}}}"),
-            "3:47: 'joints' changes nothing: what it matches is matched by a pattern before it",
+            spec_text("{by_name: {'j*': {block: flatten}, joints: {block: dense, hidden_units: 3}}}"),
+            "3:48: 'joints' changes nothing: what it matches is matched by a pattern before it",
         ),
         (
             spec_text("{kinds: {'g*': discrete, gear: discrete}}"),
@@ -424,3 +426,21 @@ def test_nothing_to_read_is_answered():
     with pytest.raises(composer.SpecError) as error:
         compose(spec_text("{}"), spaces.Box(0, 1, (0,)))
     assert str(error.value) == "<spec>:3:13: a template needs an observation to read, there is none"
+
+
+def test_what_one_of_several_agents_gets_has_an_effect():
+    """Agents with networks of their own may see different things by one template."""
+    seen = {"tall": spaces.Box(0, 255, (36, 36, 3), np.uint8), "small": spaces.Box(-1, 1, (3,))}
+    moves = dict.fromkeys(seen, spaces.Discrete(2))
+    image = {"block": "strided_conv_dense", "hidden_channels": [4], "hidden_units": 8}
+    policy = {"separate": True, "template": {"image": image}}
+    spec = {"version": 1, "policy": policy}
+    model = composer.compose(spec, observation_space=seen, action_space=moves, seed=0)
+    assert set(model.policy.policies) == {"tall", "small"}
+    message = "no observation takes its block from 'set'; there is 'observation' (image)"
+    with pytest.raises(composer.SpecError, match=re.escape(message)):
+        composer.compose(
+            {"version": 1, "policy": {"separate": True, "template": {"set": image}}},
+            observation_space=seen,
+            action_space=moves,
+        )
