@@ -231,11 +231,10 @@ def _whole_numbers(space: spaces.Box) -> Limits:
     low, high = (
         int(b.flat[0]) if b.size and (b == b.flat[0]).all() else b for b in (space.low, space.high)
     )
-    least, most = (
-        (0, 1)
-        if space.dtype.kind == "b"
-        else (np.iinfo(space.dtype).min, np.iinfo(space.dtype).max)
-    )
+    least, most = 0, 1
+    if space.dtype.kind != "b":
+        info = np.iinfo(str(space.dtype))
+        least, most = int(info.min), int(info.max)
     is_free = isinstance(low, int) and isinstance(high, int) and low <= least and high >= most
     expected = (
         f"outside of {format_space(space)}; pass values as the space has them, whole and unscaled, "

@@ -181,7 +181,7 @@ class SpaceTree:
             raise ValueError(self._missing(value, leaf.key))
         return variable.read_padded(value, dtype, device)
 
-    def _refuse_other_shape(self, key: str, found: torch.Size) -> None:
+    def _refuse_other_shape(self, key: str, found: Sequence[int]) -> None:
         shape = self.leaves[key].port.shape
         ending = found[max(len(found) - len(shape), 0) :]
         if len(ending) == len(shape) and all(

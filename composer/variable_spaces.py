@@ -161,16 +161,21 @@ def _padded_leaf(key: str, path: Path, space: Space, port: Port) -> Leaf:
     limits = None
     where = f"padded values of {format_space(space)}"
     if port.cardinality is not None:
-        sizes = np.asarray(port.cardinality)
-        high = (
-            sizes.reshape(port.shape[port.shape[0] is None :]) - 1 if sizes.ndim else int(sizes) - 1
-        )
-        limits = Limits(high - high, high, f"outside of {where}, counted from 0")
+        limits = _counted(port, f"outside of {where}, counted from 0")
     elif port.dtype == torch.uint8:
         limits = Limits(0, 255, f"outside of {where}", torch.uint8)
     elif port.is_integer:
         limits = Limits(0, np.iinfo(np.int64).max, f"outside of {where}, counted from 0")
     return Leaf(key, path, space, port, "variable", limits=limits)
+
+
+def _counted(port: Port, expected: str) -> Limits:
+    """The limits of choices that count from 0."""
+    if isinstance(port.cardinality, int):
+        return Limits(0, port.cardinality - 1, expected)
+    element = [size for size in port.shape if size is not None]
+    high = np.array(port.cardinality).reshape(element) - 1
+    return Limits(np.zeros_like(high), high, expected)
 
 
 class ReaderMaker:
