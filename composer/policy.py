@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -161,12 +161,13 @@ class Policy(NetworkModule):
 
     # --- one part after the other, for policies of several actors ---
 
-    def read(self, observations: Any) -> Tensors:
-        """What the network reads, and the masks of actions, as tensors."""
+    def read(self, observations: Any, keys: Iterable[str] | None = None) -> Tensors:
+        """What the network reads, and the masks of actions, as tensors; of these observations ``keys``, if given."""
         own = self.users_own("preprocess")
         if own is not None:
             observations = own(observations)
-        return self.observer.read(observations, self.read_keys, self.dtype, self.device)
+        keys = self.read_keys if keys is None else keys
+        return self.observer.read(observations, keys, self.dtype, self.device)
 
     def distribution_of(
         self, outputs: Tensors, inputs: Tensors, mask: Any, temperature: float

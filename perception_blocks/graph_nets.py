@@ -81,8 +81,9 @@ class GraphConvBlock(MaskedBlock):
     """Graph convolutions (GCN, Kipf and Welling, 2016): ``(N, F)``, adjacency ``(N, N)`` -> ``(N, hidden_units[-1])``.
 
     Each layer gives a node the sum over itself, with ``self_weight``, and its neighbours, with the adjacency's weights
-    divided by the square roots of both nodes' row sums. Weights are 0 or more; ``learn_self_weight`` makes that of the
-    node itself a parameter. A third input is a mask ``(N,)``, true for nodes that exist; the others come out as zeros.
+    divided by the square roots of both nodes' row sums. Weights are 0 or more, and a node whose sum is not above 0
+    receives nothing; ``learn_self_weight`` makes the weight of the node itself a parameter. A third input is a mask
+    ``(N,)``, true for nodes that exist; the others come out as zeros.
 
     >>> GraphConvBlock([(5, 3), (5, 5)], hidden_units=[8, 4]).out_shapes
     [(5, 4)]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from perception_blocks.activations import make_activation, make_activations
-from perception_blocks.block import PerceptionBlock, seed_from
+from perception_blocks.block import PerceptionBlock, is_traced, seed_from
 from perception_blocks.dense import unit_list
 from perception_blocks.init import (
     Rule,
@@ -53,6 +53,8 @@ _NAMES = """
 # Those that read nodes and edges alone, and that give for one big graph what they give for each of its parts.
 CONVOLUTIONS = tuple(_NAMES.split())
 NEED_FEATURES = ("GINEConv", "GMMConv", "NNConv", "PDNConv")  # of edges
+# These divide by the square root of the sum of a node's weights.
+ROOTS = ("APPNP", "ARMAConv", "GCNConv", "LGConv", "SGConv", "SSGConv", "TAGConv")
 EDGE_SIZES = ("edge_dim", "in_edge_channels", "dim")  # the arguments for their number
 AGGREGATIONS = ("add", "sum", "mean", "min", "max", "mul", "softmax", "powermean", "std", "var")
 _FROM_SHAPES = "it follows from the inputs and 'hidden_units'"
@@ -75,6 +77,8 @@ class MessagePassingBlock(PerceptionBlock):
     filled in. An edge ``[source, target]`` carries from source to target; ``directed: false`` lets it carry both ways.
     A third input ``(E, D)`` holds features of the edges, or weights ``(E, 1)``, for convolutions that take them. Masks
     ``node_mask`` ``(N,)`` and ``edge_mask`` ``(E,)`` follow, true for what exists; nodes that do not come out as zeros.
+    Weights below 0 are an error for convolutions that divide by roots of sums of weights, such as ``GCNConv``, which
+    would give NaN; on an accelerator, and inside of compiled or exported code, they are not looked at.
 
     >>> MessagePassingBlock([(5, 3), (None, 2)], conv="GATConv", hidden_units=[8, 4], settings={"heads": 2}).out_shapes
     [(5, 4)]
@@ -108,6 +112,8 @@ class MessagePassingBlock(PerceptionBlock):
         last = activation if last_activation is None else last_activation
         self.activations = make_activations([activation] * (len(units) - 1) + [last])
         self.edge_argument = None if edges is None else convolution.edge_argument
+        self.takes_roots = self.edge_argument == "edge_weight" and convolution.takes_roots
+        self.conv = conv
         self.directed = directed
 
     @classmethod
@@ -165,6 +171,11 @@ class MessagePassingBlock(PerceptionBlock):
         """What a convolution is told of the edges (edges, D): neutral values of those that do not carry."""
         one = self.edge_argument == "edge_weight"
         edges = edges.masked_fill(~carries.unsqueeze(-1), 1.0 if one else 0.0)
+        if self.takes_roots and edges.is_cpu and not is_traced() and bool((edges < 0).any()):
+            raise ValueError(
+                f"message_passing got a weight of {edges.min().item():g}, but {self.conv!r} divides by the root of the "
+                "sum of a node's weights, which must be 0 or more; 'GraphConv' and 'LEConv' take any"
+            )
         if not self.directed:
             edges = torch.cat([edges, edges])
         assert self.edge_argument is not None
@@ -222,6 +233,7 @@ class Convolution:
         self.edge_size = 0 if edges is None else edges[1]
         taken = inspect.signature(self.cls.forward).parameters
         self.edge_argument = next((a for a in ("edge_weight", "edge_attr") if a in taken), None)
+        self.takes_roots = name in ROOTS and settings.get("normalize", True)
         self.settings = dict(settings)
         problems = list(self._setting_problems())
         if problems:

@@ -466,3 +466,28 @@ except ImportError as error:
         'pip install "perception-composer[graph]"'
     )
     assert run(code).stdout.strip() == message
+
+
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if TAKES[name] == "edge_weight"])
+def test_weights_below_zero_are_finite_or_refused(name):
+    """The root of a negative sum of weights would be NaN without a word."""
+    block = built(name, with_edges=True)
+    x, links = torch.randn(NODES, FEATURES), torch.randint(NODES, (EDGES, 2))
+    weights = torch.full((EDGES, 1), -3.0)
+    mask = torch.zeros(EDGES, dtype=torch.bool)
+    if name in ("GraphConv", "LEConv"):
+        assert block(x, links, weights).isfinite().all()
+    else:
+        message = (
+            f"message_passing got a weight of -3, but {name!r} divides by the root of the sum of a node's weights, "
+            "which must be 0 or more; 'GraphConv' and 'LEConv' take any"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            block(x, links, weights)
+    masked = MessagePassingBlock(
+        [(NODES, FEATURES), (EDGES, 2), (EDGES, 1), (NODES,), (EDGES,)],
+        conv=name,
+        hidden_units=4,
+        settings=NEEDED.get(name),
+    )
+    assert masked(x, links, weights, torch.ones(NODES, dtype=torch.bool), mask).isfinite().all()

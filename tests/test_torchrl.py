@@ -5,12 +5,13 @@ import pickle
 import re
 import warnings
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
-from torchrl.envs import SerialEnv, TransformedEnv
+from torchrl.envs import InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.libs.gym import GymEnv, GymWrapper
 from torchrl.modules import (
     ActorValueOperator,
@@ -18,6 +19,7 @@ from torchrl.modules import (
     ValueOperator,
     set_recurrent_mode,
 )
+from torchrl.modules.utils import get_primers_from_module
 from torchrl.objectives import (
     A2CLoss,
     ClipPPOLoss,
@@ -41,6 +43,7 @@ from torchrl_models import (
     rollout,
 )
 
+import composer
 from composer.adapters.torchrl import primers, to_torchrl
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torchrl's own
@@ -475,3 +478,40 @@ def test_modules_copy_pickle_and_follow_the_mode_of_training():
     assert not model.policy.training
     modules.actor_inference.train()
     assert model.policy.training
+
+
+def test_only_what_is_masked_needs_the_mask():
+    """An actor for training draws from all choices: it reads no mask."""
+    space = spaces.Dict(x=spaces.Box(-1, 1, (3,)), legal=spaces.MultiBinary(2))
+    policy = {
+        "graph": {"l": {"block": "dense", "in": "x", "hidden_units": 4}},
+        "heads": {"in": "l"},
+    }
+    spec = {"version": 1, "policy": {**policy, "action_mask": {"action": "legal"}}}
+    model = composer.compose(spec, observation_space=space, action_space=spaces.Discrete(2), seed=0)
+    modules, masked = to_torchrl(model), to_torchrl(model, mask_training=True)
+    assert modules.actor_training.in_keys == ["x"]
+    assert modules.actor_inference.in_keys == masked.actor_training.in_keys == ["x", "legal"]
+    data = TensorDict({"x": torch.zeros(5, 3)}, [5])
+    assert modules.actor_training(data)["action"].shape == (5,)
+    with pytest.raises(ValueError, match="lacks 'legal', which the actor reads"):
+        masked.actor_training(TensorDict({"x": torch.zeros(5, 3)}, [5]))
+
+
+@pytest.mark.parametrize("shares", [[], ["memory"]])
+def test_torchrl_finds_the_primers_of_modules_with_memory(shares):
+    memory = {"template": {"memory": {"block": "gru", "hidden_units": 4}}}
+    spec = {"version": 1, "policy": {**memory, "shares": shares}, "critic": memory}
+    model = composer.compose(spec, env="CartPole-v1", seed=0)
+    modules = to_torchrl(model)
+    for name, keys in [
+        ("actor_inference", {"recurrent_state_actor"}),
+        ("collecting", {"recurrent_state_actor", "recurrent_state_critic"}),
+    ]:
+        module = getattr(modules, name)
+        env = TransformedEnv(GymWrapper(gymnasium.make("CartPole-v1")), InitTracker())
+        env = env.append_transform(get_primers_from_module(module))
+        data = env.rollout(5, module)
+        assert {key for key in sorted(data["next"].keys()) if key.startswith("recurrent")} == keys
+    plain = composer.compose({"version": 1, "policy": {"template": {}}}, env="CartPole-v1")
+    assert get_primers_from_module(to_torchrl(plain).actor_inference, warn=False) is None

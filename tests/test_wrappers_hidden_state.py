@@ -3,9 +3,11 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import composer
 
@@ -60,6 +62,32 @@ def test_previous_states_come_out_if_asked_for():
     model = counting(save_prev_state=True)
     model({})
     assert model({}, data_id=[1])["prev_state"] == [1]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        torch.ones(2),
+        {"h": torch.ones(2), "c": [torch.ones(1, dtype=torch.float64)]},
+        (torch.ones(2), np.ones(3, np.float32)),
+        [torch.ones(2), 1],
+        3.0,
+    ],
+    ids=str,
+)
+def test_previous_states_of_empty_slots_are_zeros_so_that_rows_collate(state):
+    class Keep(nn.Module):
+        def forward(self, data):
+            return {"next_state": [state for _ in data["prev_state"]]}
+
+    model = composer.model_wrap(Keep(), "hidden_state", state_num=3, save_prev_state=True)
+    model({}, data_id=[1])
+    previous = model({})["prev_state"]
+    rows = torch.utils.data.default_collate(previous)  # which takes no None, nor other shapes
+    leaves, whole = tree_leaves(rows), tree_leaves(torch.utils.data.default_collate([state] * 3))
+    for leaf, full in zip(leaves, whole, strict=True):
+        assert leaf.dtype == full.dtype
+        assert leaf.equal(full * torch.tensor([0, 1, 0]).reshape(3, *[1] * (full.dim() - 1)))
 
 
 def test_the_input_and_the_models_output_stay_as_they_were():

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+<<<<<<< HEAD
 import torch
 
 from perception_blocks.registry import missing_extra
+=======
+from composer.adapters.extras import missing_extra
+>>>>>>> b98bd74 (Primers for TorchRL, actors that need no mask, zeros for empty slots, weights of edges below 0 refused, a page on the noise)
 
 try:
     from tensordict.nn import TensorDictModuleBase
-    from torchrl.data import Composite, Unbounded
+    from torchrl.data import Composite
     from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
     from torchrl.modules import ActorValueOperator, ProbabilisticActor, QValueActor, ValueOperator
     from torchrl.objectives import LossModule
@@ -31,7 +35,7 @@ from composer.adapters.torchrl_checks import (
 from composer.adapters.torchrl_distribution import ComposedDistribution
 from composer.adapters.torchrl_fields import Encoding, Key
 from composer.adapters.torchrl_modules import Builder
-from composer.adapters.torchrl_parts import state_keys
+from composer.adapters.torchrl_parts import state_specs
 from composer.model import Model
 from composer.state_action import StateActionCritic
 
@@ -128,8 +132,7 @@ def primers(model: Model) -> Compose:
     for role, part in parts.items():
         if part is None:
             continue
-        for name, key in state_keys(part, role).items():
-            specs[key] = Unbounded(torch.Size(part.state_shapes[name]), dtype=part.dtype)
+        specs.update(state_specs(part, role))
     transforms: list[Any] = [InitTracker()]
     if len(specs.keys()):
         transforms.append(TensorDictPrimer(specs, expand_specs=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from tensordict.nn import (
 )
 from torch import Tensor, nn
 from torchrl.data import Composite
+from torchrl.envs import TensorDictPrimer
 from torchrl.modules import (
     ActorValueOperator,
     ProbabilisticActor,
@@ -26,7 +27,7 @@ from torchrl.modules import (
 
 from composer.adapters.torchrl_distribution import ComposedDistribution
 from composer.adapters.torchrl_fields import Encoding, Field, Key, fields_of, shown
-from composer.adapters.torchrl_parts import PARAMS, CriticPart, Part, PolicyPart
+from composer.adapters.torchrl_parts import PARAMS, CriticPart, Part, PolicyPart, state_specs
 from composer.critic import SpaceCritic
 from composer.discrete_actions import NoLegalChoiceError, require_choice
 from composer.model import Model
@@ -87,7 +88,7 @@ class Builder:
         masked = self.mask_training or not training
         outputs = self._logits_keys()
         masks = self._mask_outputs() if masked else {}
-        part = self._policy_part(outputs, training, masks)
+        part = self._policy_part(outputs, training, masked, masks)
         keys = [field.key for field in self.actions.values()]
         named: dict[str, Any] = {"log_prob_key": _log_prob(keys[0])} if self._is_single else {}
         return ProbabilisticActor(
@@ -105,13 +106,14 @@ class Builder:
         """The policy's network up to its logits, with all that the critic reads of it."""
         outputs = self._logits_keys() | {name: name for name in self.model.policy.shares}
         masked = self.mask_training or not training
-        return _module(self._policy_part(outputs, training, self._mask_outputs() if masked else {}))
+        masks = self._mask_outputs() if masked else {}
+        return _module(self._policy_part(outputs, training, masked, masks))
 
     def _policy_part(
-        self, outputs: Mapping[str, Key], training: bool, masks: Mapping[str, Key]
+        self, outputs: Mapping[str, Key], training: bool, masked: bool, masks: Mapping[str, Key]
     ) -> PolicyPart:
         policy: Policy = self.model.policy
-        fields = {name: self.observations[name] for name in _read_by_policy(policy)}
+        fields = {name: self.observations[name] for name in _read_by_policy(policy, masked)}
         return PolicyPart(policy, fields, outputs, recurrent=training, masks=masks)
 
     @property
@@ -210,7 +212,7 @@ class Builder:
         """
         ((name, field),) = self.actions.items()
         value: Any = (
-            _module(self._policy_part({name: "action_value"}, training=False, masks={}))
+            _module(self._policy_part({name: "action_value"}, False, False, {}))
             if self.model.critic is None
             else self.critic(training=False)
         )
@@ -277,6 +279,27 @@ class OneCopy(Network):
         return self.run(inputs), {}
 
 
+class Primed:
+    """A TensorDictModule of a Part; with memory it has what TorchRL's `get_primers_from_module` looks for."""
+
+    module: Part
+
+    @property
+    def make_tensordict_primer(self) -> Callable[[], TensorDictPrimer]:
+        part = self.module
+        if not part.states:
+            raise AttributeError("only modules with memory have make_tensordict_primer")
+        return partial(TensorDictPrimer, state_specs(part.part, part.role), expand_specs=True)
+
+
+class PartModule(Primed, TensorDictModule):
+    """A policy's or critic's network."""
+
+
+class PartValue(Primed, ValueOperator):
+    """A critic whose first output is its value."""
+
+
 class _Legal(nn.Module):
     """A mask of any dtype as booleans. Raises ValueError where it leaves nothing."""
 
@@ -323,18 +346,19 @@ def _sequence(*modules: Any) -> TensorDictSequential:
 
 def _module(part: Part) -> TensorDictModule:
     keys: dict[str, Any] = {"in_keys": part.in_keys, "out_keys": part.out_keys}
-    return TensorDictModule(part, **keys)
+    return PartModule(part, **keys)
 
 
 def _value_operator(part: Part) -> ValueOperator:
-    return ValueOperator(part, in_keys=part.in_keys, out_keys=part.out_keys)
+    return PartValue(part, in_keys=part.in_keys, out_keys=part.out_keys)
 
 
-def _read_by_policy(policy: Policy) -> list[str]:
+def _read_by_policy(policy: Policy, masked: bool = True) -> list[str]:
+    """What it reads; the masks of actions only where it is ``masked``."""
     tree = policy.observer.tree
     if policy.users_own("preprocess") is not None:
         return list(tree.leaves)
-    return _with_masks(tree, policy.read_keys)
+    return _with_masks(tree, policy.read_keys if masked else policy.network.in_ports)
 
 
 def _with_masks(tree: SpaceTree, names: Any) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torchrl.data import Unbounded
 from torchrl.modules import recurrent_mode
 
 from composer.adapters.torchrl_fields import Field, Key, shown
@@ -22,7 +23,7 @@ from composer.policy import Policy
 from composer.state_action import StateActionCritic
 from perception_blocks.block import capturing, is_traced
 
-__all__ = ["PARAMS", "CriticPart", "Part", "PolicyPart", "state_keys"]
+__all__ = ["PARAMS", "CriticPart", "Part", "PolicyPart", "state_specs"]
 
 IS_INIT = "is_init"
 PARAMS = "params"  # of the distributions of several actions
@@ -43,6 +44,14 @@ def state_keys(part: NetworkModule, role: str) -> dict[str, str]:
     if len(set(ends)) < len(ends):
         ends = names
     return {name: f"{base}_{end}" for name, end in zip(names, ends)}
+
+
+def state_specs(part: NetworkModule, role: str) -> dict[str, Unbounded]:
+    """By key what the environment must know of each tensor of the state."""
+    return {
+        key: Unbounded(torch.Size(part.state_shapes[name]), dtype=part.dtype)  # type: ignore[arg-type]
+        for name, key in state_keys(part, role).items()
+    }
 
 
 class Part(nn.Module):
@@ -190,13 +199,14 @@ class PolicyPart(Part):
         super().__init__(policy, "actor", fields, recurrent=recurrent)
         self.outputs = dict(outputs)
         self.masks = dict(masks or {})  # observation that is a mask -> where it goes as well
+        self._reads = [name for name in policy.read_keys if name in self.fields]
 
     @property
     def out_keys(self) -> list[Key]:
         return list(dict.fromkeys(map(_written, self._all_keys())))
 
     def read(self, given: Mapping[Key, Tensor]) -> Tensors:
-        return self.part.read(self.observations(given))
+        return self.part.read(self.observations(given), self._reads)
 
     def forward(self, *tensors: Tensor | None) -> tuple[Any, ...]:
         results = super().forward(*tensors)

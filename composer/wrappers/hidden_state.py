@@ -7,7 +7,7 @@ from typing import Any
 
 from composer.wrappers.composed import OBSERVATION, ComposedPolicy, composed_policy
 from composer.wrappers.interface import IModelWrapper, Offer, read_output, wrapper_label
-from composer.wrappers.slots import ObjectSlots, Slots, StackedSlots, slot_ids
+from composer.wrappers.slots import ObjectSlots, Slots, StackedSlots, slot_ids, zeros_like
 from perception_blocks.settings import PositiveInt
 
 __all__ = ["HiddenStateWrapper"]
@@ -23,7 +23,8 @@ class HiddenStateWrapper(IModelWrapper):
     Keywords of forward: ``data_id`` says which slots the rows of the batch belong to (all of them, in order, without
     it), ``valid_id`` which of these to store. A new slot holds what ``init_fn()`` returns; None is zero for a composed
     policy, whose states are stacked and go through the network as one batch. What is stored is detached. With
-    ``save_prev_state`` the output has `prev_state` too.
+    ``save_prev_state`` the output has `prev_state` too, with zeros like the next state where a slot has none, so that
+    rows collate.
     """
 
     listens = ("data_id",)
@@ -72,7 +73,9 @@ class HiddenStateWrapper(IModelWrapper):
         after = read_output(output, "next_state", self)
         self._slots, self._before = slots.put(ids, after, places), slots
         result = {key: value for key, value in output.items() if key != "next_state"}
-        return {**result, "prev_state": previous} if self.save_prev_state else result
+        return (
+            {**result, "prev_state": _filled(previous, after)} if self.save_prev_state else result
+        )
 
     def reset(self, data_id: Any = None, *, state: Any = None, **settings: Any) -> Any:
         """Begin all slots anew, or those in ``data_id``; with ``state``, a list of one a slot, these are stored."""
@@ -112,6 +115,14 @@ class HiddenStateWrapper(IModelWrapper):
                 f"got a {type(data).__name__}"
             )
         return {OBSERVATION: data}
+
+
+def _filled(previous: Any, after: Any) -> Any:
+    """The states that went in, with zeros like what came out where there was none."""
+    if not isinstance(previous, list):
+        return previous
+    pairs = zip(previous, after, strict=True)
+    return [zeros_like(new) if state is None else state for state, new in pairs]
 
 
 def _places(valid_id: Any, ids: list[int], count: int) -> list[int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from perception_blocks.port import format_shape
 
 __all__ = ["ObjectSlots", "Slots", "StackedSlots", "UnknownSlotError", "detached", "slot_ids"]
-__all__ += ["stacked_rows", "unstacked_rows"]
+__all__ += ["stacked_rows", "unstacked_rows", "zeros_like"]
 
 
 class UnknownSlotError(KeyError):
@@ -151,6 +152,21 @@ def unstacked_rows(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The state of a batch as one dict a row."""
     count = len(next(iter(batch.values())))
     return [{name: value[i] for name, value in batch.items()} for i in range(count)]
+
+
+def zeros_like(state: Any) -> Any:
+    """Zeros in the form of a state of tensors, arrays and numbers in dicts, lists and tuples; what is else stays."""
+    if isinstance(state, Tensor):
+        return torch.zeros_like(state)
+    if isinstance(state, np.ndarray):
+        return np.zeros_like(state)
+    if isinstance(state, int | float):
+        return type(state)(0)
+    if isinstance(state, Mapping):
+        return {key: zeros_like(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [zeros_like(value) for value in state]
+    return tuple(map(zeros_like, state)) if type(state) is tuple else state
 
 
 def detached(state: Any) -> Any:
