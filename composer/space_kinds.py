@@ -11,7 +11,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from composer.space_values import BoundsWatch, Limits, on_host, refuse_outside
+from composer.space_values import BoundsWatch, IntegerRange, on_host, refuse_outside
 from perception_blocks.port import Port
 
 __all__ = [
@@ -44,8 +44,8 @@ class Leaf:
 
     ``kind`` is box, discrete, multi_discrete or multi_binary; in a space whose values vary in size, which has several
     leaves with one ``path``, it is variable or mask. ``start`` is what a Discrete counts from. ``bounds`` are those of
-    a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same. ``limits``
-    are those of whole numbers, outside of which a value is refused; ``watch`` warns of floats beyond their bounds.
+    a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same. ``integers``
+    is the range of a space of whole numbers, outside of which a value is refused; ``watch`` warns of floats beyond their bounds.
     """
 
     key: str
@@ -55,7 +55,7 @@ class Leaf:
     kind: str
     start: int | Tensor = 0
     bounds: Bounds | None = None
-    limits: Limits | None = None
+    integers: IntegerRange | None = None
     watch: BoundsWatch | None = None
 
     @property
@@ -105,13 +105,13 @@ def look_at(leaf: Leaf, value: np.ndarray | Tensor) -> None:
 
     A cast would make another choice of it, and one_hot zeros. Tensors are looked at where `on_host` allows it.
     """
-    limits = leaf.limits
-    if limits is not None:
-        free = limits.free
+    integers = leaf.integers
+    if integers is not None:
+        free = integers.free
         if free is not None and isinstance(value, np.ndarray):
             free = leaf.space.dtype
         if free is None or value.dtype != free:  # None is float64 to numpy
-            refuse_outside(repr(leaf.key), value, limits)
+            refuse_outside(repr(leaf.key), value, integers)
     elif leaf.watch is not None and (isinstance(value, np.ndarray) or on_host(value)):
         leaf.watch.look(value)
 
@@ -119,7 +119,7 @@ def look_at(leaf: Leaf, value: np.ndarray | Tensor) -> None:
 def watched(leaf: Leaf) -> Leaf:
     """``leaf``, an observation, with a watch over its bounds if it is a Box of floats that has some."""
     space: Any = leaf.space
-    if leaf.limits is not None or (leaf.port.low is None and leaf.port.high is None):
+    if leaf.integers is not None or (leaf.port.low is None and leaf.port.high is None):
         return leaf
     text = format_space(space)
     return replace(
@@ -129,20 +129,20 @@ def watched(leaf: Leaf) -> Leaf:
 
 def unrounded(leaf: Leaf) -> Leaf:
     """``leaf``, an action, for numbers of a Box as a distribution draws them, neither rounded nor clipped."""
-    return replace(leaf, limits=None) if leaf.kind == "box" else leaf
+    return replace(leaf, integers=None) if leaf.kind == "box" else leaf
 
 
 def as_drawn(leaf: Leaf) -> Leaf:
     """``leaf``, an action, for values as distributions draw them: choices from 0, integers of a Box not yet rounded."""
     leaf = unrounded(leaf)
-    if leaf.limits is None or leaf.port.cardinality is None:
+    if leaf.integers is None or leaf.port.cardinality is None:
         return leaf
     expected = (
         f"outside of {format_space(leaf.space)} counted from 0; "
         "policy.from_environment(action) counts an environment's action from zero"
     )
-    low, high, _, _ = leaf.limits
-    return replace(leaf, start=0, limits=Limits(low - low, high - low, expected))
+    low, high, _, _ = leaf.integers
+    return replace(leaf, start=0, integers=IntegerRange(low - low, high - low, expected))
 
 
 def to_numpy(leaf: Leaf, value: Tensor) -> Any:
@@ -192,8 +192,8 @@ def format_space(space: Space) -> str:
 def _discrete(key: str, path: Path, space: spaces.Discrete) -> Leaf:
     port = Port((), torch.int64, cardinality=int(space.n), source=path)
     start = int(space.start)
-    limits = Limits(start, start + int(space.n) - 1, f"outside of {format_space(space)}")
-    return Leaf(key, path, space, port, "discrete", start=start, limits=limits)
+    integers = IntegerRange(start, start + int(space.n) - 1, f"outside of {format_space(space)}")
+    return Leaf(key, path, space, port, "discrete", start=start, integers=integers)
 
 
 def _multi_discrete(key: str, path: Path, space: spaces.MultiDiscrete) -> Leaf:
@@ -201,18 +201,24 @@ def _multi_discrete(key: str, path: Path, space: spaces.MultiDiscrete) -> Leaf:
     first = space.start.astype(np.int64)
     start = torch.tensor(first.tolist(), dtype=torch.int64, device="cpu")
     port = Port(space.nvec.shape, torch.int64, cardinality=cardinality, source=path)
-    limits = Limits(
+    integers = IntegerRange(
         first, first + space.nvec.astype(np.int64) - 1, f"outside of {format_space(space)}"
     )
     return Leaf(
-        key, path, space, port, "multi_discrete", start=start if start.any() else 0, limits=limits
+        key,
+        path,
+        space,
+        port,
+        "multi_discrete",
+        start=start if start.any() else 0,
+        integers=integers,
     )
 
 
 def _multi_binary(key: str, path: Path, space: spaces.MultiBinary) -> Leaf:
     port = Port(tuple(space.shape), low=0.0, high=1.0, source=path)
-    limits = Limits(0, 1, f"outside of {format_space(space)}", torch.bool)
-    return Leaf(key, path, space, port, "multi_binary", limits=limits)
+    integers = IntegerRange(0, 1, f"outside of {format_space(space)}", torch.bool)
+    return Leaf(key, path, space, port, "multi_binary", integers=integers)
 
 
 def _box(key: str, path: Path, space: spaces.Box) -> Leaf:
@@ -222,12 +228,12 @@ def _box(key: str, path: Path, space: spaces.Box) -> Leaf:
     port = Port(
         space.shape, dtype, low=_compact(low), high=_compact(high), channels=channels, source=path
     )
-    limits = None if space.dtype.kind == "f" else _whole_numbers(space)
-    return Leaf(key, path, space, port, "box", bounds=_exact_bounds(space), limits=limits)
+    integers = None if space.dtype.kind == "f" else _whole_numbers(space)
+    return Leaf(key, path, space, port, "box", bounds=_exact_bounds(space), integers=integers)
 
 
-def _whole_numbers(space: spaces.Box) -> Limits:
-    """The limits of a Box of integers or booleans."""
+def _whole_numbers(space: spaces.Box) -> IntegerRange:
+    """The range of a Box of integers or booleans."""
     low, high = (
         int(b.flat[0]) if b.size and (b == b.flat[0]).all() else b for b in (space.low, space.high)
     )
@@ -240,7 +246,7 @@ def _whole_numbers(space: spaces.Box) -> Limits:
         f"outside of {format_space(space)}; pass values as the space has them, whole and unscaled, "
         "or compose with the space of what you pass"
     )
-    return Limits(low, high, expected, _torch_dtype(space) if is_free else None)
+    return IntegerRange(low, high, expected, _torch_dtype(space) if is_free else None)
 
 
 def _finite_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:

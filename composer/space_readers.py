@@ -21,7 +21,7 @@ from gymnasium.spaces import GraphInstance
 from torch import Tensor
 
 from composer.space_kinds import Leaf, as_tensor, from_space_value
-from composer.space_values import Limits, refuse_outside
+from composer.space_values import IntegerRange, refuse_outside
 from perception_blocks.port import Port, format_shape
 
 __all__ = ["Alternatives", "Fixed", "Nodes", "Parts", "Reader", "Set", "Tokens", "described"]
@@ -30,7 +30,7 @@ __all__ += ["is_mask", "shape_of", "typed"]
 Path = tuple[Any, ...]
 Tensors = dict[str, Tensor]
 _INT64 = np.iinfo(np.int64)
-INTEGERS = Limits(int(_INT64.min), int(_INT64.max), "expected the numbers of nodes")
+INTEGERS = IntegerRange(int(_INT64.min), int(_INT64.max), "expected the numbers of nodes")
 
 
 class Reader(ABC):

@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["BoundsWatch", "Limits", "OutOfBoundsWarning", "as_flags", "on_host", "refuse_outside"]
+__all__ = [
+    "BoundsWatch",
+    "IntegerRange",
+    "OutOfBoundsWarning",
+    "as_flags",
+    "on_host",
+    "refuse_outside",
+]
 __all__ += ["FLAGS"]
 
 _is_compiling = torch.compiler.is_compiling
@@ -31,10 +38,10 @@ def on_host(tensor: Tensor) -> bool:
     )
 
 
-class Limits(NamedTuple):
+class IntegerRange(NamedTuple):
     """What a value of whole numbers may be: ``low`` to ``high``, numbers or arrays of the value's shape.
 
-    ``expected`` ends the message about another value. All values of the dtype ``free`` are within; None for no dtype.
+    ``expected`` ends the message about another value. All values of the dtype ``free`` are in it; None for no dtype.
     """
 
     low: Any
@@ -43,17 +50,17 @@ class Limits(NamedTuple):
     free: torch.dtype | None = None
 
 
-FLAGS = Limits(0, 1, "expected 0 or 1", torch.bool)
+FLAGS = IntegerRange(0, 1, "expected 0 or 1", torch.bool)
 
 
-def refuse_outside(name: str, values: np.ndarray | Tensor, limits: Limits) -> None:
-    """Raise ValueError for the first of ``values`` that is no whole number within ``limits``, NaN included.
+def refuse_outside(name: str, values: np.ndarray | Tensor, integers: IntegerRange) -> None:
+    """Raise ValueError for the first of ``values`` that is no whole number in the range, NaN included.
 
     Tensors are looked at where `on_host` allows it.
     """
     if isinstance(values, Tensor) and not on_host(values):
         return
-    low, high, expected, _ = limits
+    low, high, expected, _ = integers
     if type(low) is int and not values.ndim:  # in half of the time
         number = values.item()
         if low <= number <= high and number == int(number):

@@ -47,7 +47,7 @@ from composer.space_readers import (
     shape_of,
     typed,
 )
-from composer.space_values import FLAGS, Limits
+from composer.space_values import FLAGS, IntegerRange
 from perception_blocks.port import Port, format_shape
 from perception_blocks.registry import did_you_mean
 
@@ -155,27 +155,27 @@ class VariableSpace:
 
 
 def _padded_leaf(key: str, path: Path, space: Space, port: Port) -> Leaf:
-    """The leaf of a padded tensor; its limits allow for the zeros that fill it up, and choices count from 0."""
+    """The leaf of a padded tensor; its range has the zeros that fill it up, and choices count from 0."""
     if is_mask(port):
-        return Leaf(key, path, space, port, "mask", limits=FLAGS)
-    limits = None
+        return Leaf(key, path, space, port, "mask", integers=FLAGS)
+    integers = None
     where = f"padded values of {format_space(space)}"
     if port.cardinality is not None:
-        limits = _counted(port, f"outside of {where}, counted from 0")
+        integers = _counted(port, f"outside of {where}, counted from 0")
     elif port.dtype == torch.uint8:
-        limits = Limits(0, 255, f"outside of {where}", torch.uint8)
+        integers = IntegerRange(0, 255, f"outside of {where}", torch.uint8)
     elif port.is_integer:
-        limits = Limits(0, np.iinfo(np.int64).max, f"outside of {where}, counted from 0")
-    return Leaf(key, path, space, port, "variable", limits=limits)
+        integers = IntegerRange(0, np.iinfo(np.int64).max, f"outside of {where}, counted from 0")
+    return Leaf(key, path, space, port, "variable", integers=integers)
 
 
-def _counted(port: Port, expected: str) -> Limits:
-    """The limits of choices that count from 0."""
+def _counted(port: Port, expected: str) -> IntegerRange:
+    """The range of choices that count from 0."""
     if isinstance(port.cardinality, int):
-        return Limits(0, port.cardinality - 1, expected)
+        return IntegerRange(0, port.cardinality - 1, expected)
     element = [size for size in port.shape if size is not None]
     high = np.array(port.cardinality).reshape(element) - 1
-    return Limits(np.zeros_like(high), high, expected)
+    return IntegerRange(np.zeros_like(high), high, expected)
 
 
 class ReaderMaker:

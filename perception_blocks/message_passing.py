@@ -43,7 +43,7 @@ with warnings.catch_warnings():  # it scripts functions when it is imported, whi
     warnings.simplefilter("ignore", DeprecationWarning)
     from torch_geometric.nn import conv as convolutions
 
-__all__ = ["CONVOLUTIONS", "MessagePassingBlock"]
+__all__ = ["CONVOLUTIONS", "ROOTS", "MessagePassingBlock"]
 
 _NAMES = """
     AGNNConv APPNP ARMAConv CGConv EGConv EdgeConv FeaStConv FiLMConv GATConv GATv2Conv GCNConv GENConv GINConv GINEConv

@@ -223,8 +223,8 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
                 legal = filled[key] != 0
                 filled[key] = legal | _like(~legal.flatten(2).any(-1), legal)
         for key, leaf in self.observations.tree.leaves.items():
-            if leaf.limits is not None and filled[key].dtype != torch.bool:
-                low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.limits[:2])
+            if leaf.integers is not None and filled[key].dtype != torch.bool:
+                low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.integers[:2])
                 filled[key] = filled[key].clamp(low, high)
         return filled
 

@@ -6,13 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-<<<<<<< HEAD
-import torch
-
 from perception_blocks.registry import missing_extra
-=======
-from composer.adapters.extras import missing_extra
->>>>>>> b98bd74 (Primers for TorchRL, actors that need no mask, zeros for empty slots, weights of edges below 0 refused, a page on the noise)
 
 try:
     from tensordict.nn import TensorDictModuleBase
