@@ -45,7 +45,8 @@ class Leaf:
     ``kind`` is box, discrete, multi_discrete or multi_binary; in a space whose values vary in size, which has several
     leaves with one ``path``, it is variable or mask. ``start`` is what a Discrete counts from. ``bounds`` are those of
     a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same. ``integers``
-    is the range of a space of whole numbers, outside of which a value is refused; ``watch`` warns of floats beyond their bounds.
+    is the range of a space of whole numbers, outside of which a value is refused; ``watch`` warns of floats beyond
+    their bounds.
     """
 
     key: str
