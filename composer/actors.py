@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from composer.errors import Path, Problem, Problems, SpecError
 from composer.tree import listing
+from perception_blocks.foreign import is_writable
 from perception_blocks.registry import did_you_mean
 
 __all__ = ["Actor", "ActorKey", "Actors", "Present", "counted_spaces", "read_actors", "serve"]
@@ -276,7 +277,11 @@ def _wrong_key(key: Any) -> str | None:
     open_end = size == 2 and parts[-1:] == (None,)
     named = [(isinstance(p, str) and p != "") or _is_number(p) for p in parts[: size - open_end]]
     if len(parts) == size and all(named):
-        return None
+        text = flat_name(key)
+        problem = (
+            f"the actor {text!r} holds half of a surrogate pair, which no file can hold; rename it"
+        )
+        return None if is_writable(text) else problem
     return f"an actor is a text, a number or (step, agent), got {key!r}"
 
 

@@ -24,6 +24,7 @@ from composer.network import NetworkModule
 from composer.space_json import spaces_from_json
 from perception_blocks.block import PerceptionBlock
 from perception_blocks.ensemble import EnsembleBlock
+from perception_blocks.foreign import as_module_name
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS, near_name
 
@@ -236,6 +237,7 @@ def fill(
     Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
     """
     own = module.state_dict(keep_vars=True)
+    tensors = _as_now(tensors, own)
     report = LoadReport()
     for name, tensor in own.items():
         other = (stored or {}).get(name, name)
@@ -266,6 +268,12 @@ def fill(
         for name in report.loaded:
             own[name].copy_(tensors[name])
     return report
+
+
+def _as_now(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` by the names that modules have today: earlier ones held quotes as they are."""
+    now = {name: name if name in own else as_module_name(name) for name in tensors}
+    return {now[name] if now[name] in own else name: tensors[name] for name in tensors}
 
 
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from composer.atomic import WriteError, replace_with
+from composer.errors import RefusedError
 
 __all__ = ["FORMAT", "CheckpointError", "read_record", "read_tensors", "write_file"]
 
@@ -36,7 +37,7 @@ _NAMES = {
 _Result = TypeVar("_Result")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RefusedError):
     """A file that cannot be saved or loaded; the message says why and what to do."""
 
 

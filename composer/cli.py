@@ -13,11 +13,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from composer.errors import SpecError
 from composer.files import is_regular
 from composer.training.command import add_train_options, run_train
+from perception_blocks.foreign import readable
 
 __all__ = ["main"]
 
@@ -82,8 +83,16 @@ class _UserError(Exception):
 
 
 def _fail(text: str) -> int:
-    print(text, file=sys.stderr)
+    _say(text, file=sys.stderr)
     return 1
+
+
+def _say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print ``text``, in which names from files may be, as a terminal may have it."""
+    file = file or sys.stdout
+    shown = readable(str(text)) + end
+    encoding = file.encoding or "utf-8"
+    file.write(shown.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,7 +244,7 @@ def _init(arguments: argparse.Namespace) -> None:
         arguments.usage_error("give an environment, or a spec with --from")
     text = _start(arguments) if arguments.file is None else _written_out(arguments)
     if arguments.output is None:
-        print(text, end="")
+        _say(text, end="")
         return
     if os.path.exists(arguments.output):
         raise _UserError(f"{arguments.output!r} is there already; remove it or choose another name")
@@ -251,7 +260,7 @@ def _init(arguments: argparse.Namespace) -> None:
     own = [module] if colon and module != PETTINGZOO else []
     allow = dict.fromkeys([*arguments.allow, *own])
     options = "".join(f" --allow {name}" for name in allow)
-    print(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
+    _say(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
 
 
 def _start(arguments: argparse.Namespace) -> str:
@@ -287,7 +296,7 @@ def _written_out(arguments: argparse.Namespace) -> str:
 def _check(arguments: argparse.Namespace) -> None:
     source, spaces = _read(arguments)
     if not (spaces or source.data.get("environment")):
-        print(
+        _say(
             f"{arguments.file}: the structure is good; shapes and heads are not checked "
             "(no environment: give one with --env ID)"
         )
@@ -296,7 +305,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if _is_checkpoint(arguments.file):
         _check_tensors(arguments.file)
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{arguments.file}: good; {count:,} parameters")
+    _say(f"{arguments.file}: good; {count:,} parameters")
 
 
 def _check_tensors(path: str) -> None:
@@ -310,7 +319,7 @@ def _check_tensors(path: str) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    print(_compose(arguments).summary())
+    _say(_compose(arguments).summary())
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -321,7 +330,7 @@ def _draw(arguments: argparse.Namespace) -> None:
         path = draw(model, arguments.output)
     except ValueError as error:
         raise _UserError(str(error)) from error
-    print(f"wrote {path}")
+    _say(f"wrote {path}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -338,8 +347,8 @@ def _export(arguments: argparse.Namespace) -> None:
     except (CheckpointError, ExportError) as error:
         raise _UserError(str(error)) from error
     if not _is_checkpoint(arguments.file):
-        print(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
-    print(report)
+        _say(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
+    _say(report)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -368,7 +377,7 @@ def _blocks(arguments: argparse.Namespace) -> None:
 
     import_allowed(arguments.allow)
     try:
-        print(list_blocks() if arguments.name is None else describe_block(arguments.name))
+        _say(list_blocks() if arguments.name is None else describe_block(arguments.name))
     except (UnknownNameError, ImportError) as error:
         raise _UserError(str(error)) from error
 
@@ -378,7 +387,7 @@ def _schema(arguments: argparse.Namespace) -> None:
     from composer.trust import import_allowed
 
     import_allowed(arguments.allow)
-    print(json.dumps(json_schema(), indent=2))
+    _say(json.dumps(json_schema(), indent=2))
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -386,7 +395,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
     first, second = (_data(name, arguments.allow) for name in (arguments.first, arguments.second))
     lines = diff_specs(first, second)
-    print("\n".join(lines) if lines else "no differences")
+    _say("\n".join(lines) if lines else "no differences")
 
 
 def _data(path: str, allow: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from composer.picture import Box, Group, Picture
-from composer.summary import printable
+from perception_blocks.foreign import printable
 
 __all__ = ["fill_color", "to_dot"]
 
@@ -140,9 +140,7 @@ def _footer(picture: Picture) -> str:
 
 def _text(text: str, longest: int = LONGEST) -> str:
     """Text as content of an HTML-like label; Graphviz reads backslashes there too."""
-    text = printable(text)
-    if len(text) > longest:
-        text = f"{text[: longest // 2]}...{text[3 - longest // 2 :]}"
+    text = printable(text, longest)
     for plain, safe in (
         ("&", "&amp;"),
         ("<", "&lt;"),

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 
+from composer.errors import RefusedError
+
 __all__ = ["DrawError", "render"]
 
 SECONDS = 300
@@ -22,7 +24,7 @@ sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
 """
 
 
-class DrawError(ValueError):
+class DrawError(RefusedError):
     """The picture cannot be made: of the way it was asked for, or of what this machine lacks."""
 
 

@@ -10,9 +10,12 @@ from importlib.resources import files
 from composer.diagram_dot import to_dot
 from composer.diagram_graphviz import render
 from composer.picture import Picture
-from composer.summary import printable
+from perception_blocks.foreign import printable
 
 __all__ = ["to_html", "to_svg"]
+
+
+LONGEST = 200  # characters of a title
 
 
 def to_svg(picture: Picture) -> str:
@@ -21,9 +24,13 @@ def to_svg(picture: Picture) -> str:
 
     def title(match: re.Match[str]) -> str:
         box = picture.boxes.get(match[1])
-        return f"<title>{escape(printable(box.title))}</title>" if box else ""
+        return f"<title>{escape(printable(box.title, LONGEST))}</title>" if box else ""
 
     return re.sub(r"<title>(.*?)</title>\n?", title, svg)
+
+
+def _printable(details: dict[str, str]) -> list[tuple[str, str]]:
+    return [(printable(name), printable(text)) for name, text in details.items()]
 
 
 def to_html(picture: Picture) -> str:
@@ -31,7 +38,7 @@ def to_html(picture: Picture) -> str:
     svg = to_svg(picture)
     svg = svg[svg.index("<svg") :]
     details = {
-        name: {"title": printable(box.title), "lines": list(box.details.items())}
+        name: {"title": printable(box.title), "lines": _printable(box.details)}
         for name, box in picture.boxes.items()
     }
     # Inside a script element nothing but "<" could end it.

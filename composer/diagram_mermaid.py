@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from composer.diagram_dot import fill_color
 from composer.picture import Box, Picture
-from composer.summary import printable
+from perception_blocks.foreign import printable
 
 __all__ = ["to_mermaid"]
 
+LONGEST = 200  # characters of a text
 SHADES = 6  # how many depths of colour
 _PLAIN = frozenset(" ,.()_+-/'?!=")  # what stands for itself in a label, beside letters and digits
 _SHAPES = {"input": ("([", "])"), "output": ("([", "])"), "block": ("[", "]"), "opaque": ("[", "]")}
@@ -74,5 +75,5 @@ def _text(text: str) -> str:
     """
     return "".join(
         c if c in _PLAIN or (c.isascii() and c.isalnum()) else f"#{ord(c)};"
-        for c in printable(text)
+        for c in printable(text, LONGEST)
     )

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
+from perception_blocks.foreign import MOST_CHARACTERS, printable, readable, told
 from perception_blocks.registry import MissingExtraError
 
-__all__ = ["Path", "Position", "Problem", "Problems", "SpecError", "format_path"]
-__all__ += ["MissingExtraSpecError"]
+__all__ = ["MissingExtraSpecError", "Path", "Position", "Problem", "Problems", "RefusedError"]
+__all__ += ["SpecError", "format_path"]
+
+LONGEST_KEY = 200  # characters that are shown
 
 Path: TypeAlias = tuple[str | int, ...]
 """The keys and list indices that lead to a value of a spec: ``("policy", "graph", "latent", "in", 0)``."""
@@ -27,9 +30,8 @@ class Position(NamedTuple):
     column: int | None = None
 
     def __str__(self) -> str:
-        if self.line is None:
-            return self.file
-        return f"{self.file}:{self.line}:{self.column}"
+        file = printable(self.file)
+        return file if self.line is None else f"{file}:{self.line}:{self.column}"
 
     @property
     def order(self) -> tuple[str, int, int]:
@@ -39,6 +41,8 @@ class Position(NamedTuple):
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong, at ``path`` of the spec and, where the spec was read from text, at ``position``.
+
+    The ``message`` may quote whatever was written: it is kept as `readable` has it, 2,000 characters at most.
 
     >>> print(Problem("needs equal shapes.\\nAdd a flatten block.", ("policy", "graph"), None))
     policy.graph: needs equal shapes.
@@ -50,18 +54,31 @@ class Problem:
     position: Position | None = None
     needs_extra: bool = field(default=False, compare=False)  # a library is not installed
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", readable(self.message, MOST_CHARACTERS))
+
     def __str__(self) -> str:
         where = str(self.position) if self.position else format_path(self.path)
         text = self.message.replace("\n", "\n  ")
         return f"{where}: {text}" if where else text
 
 
+class RefusedError(ValueError):
+    """What was asked for cannot be; the text, which may quote a file, says why, as a screen may show it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(told(message))
+
+
 class SpecError(ValueError):
-    """Everything found wrong in a spec: ``problems`` as data, its text one problem a line, in the order of the file."""
+    """Everything found wrong in a spec: ``problems`` as data, its text one problem a line, in the order of the file.
+
+    Of more than 100 problems the text has the first ones, and how many more there are.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=_order))
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__(told(self.problems))
 
     def __reduce__(self) -> tuple:
         return (type(self), (self.problems,))  # a worker process hands its error to its parent
@@ -119,7 +136,7 @@ def format_path(path: Path) -> str:
     >>> format_path(("policy", "graph", "latent", "in", 0))
     'policy.graph.latent.in.0'
     """
-    return ".".join(str(part) for part in path)
+    return ".".join(printable(str(part), LONGEST_KEY) for part in path)
 
 
 def _order(problem: Problem) -> tuple:

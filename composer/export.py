@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from composer.atomic import WriteError, replace_with
 from composer.checkpoint import CheckpointError, plain_spec
+from composer.errors import RefusedError
 from composer.export_checks import argument_problems, model_problems
 from composer.export_files import FORMATS, METADATA, FileFormat, trace
 from composer.export_network import ExportedNetwork
@@ -42,7 +43,7 @@ from perception_blocks.registry import MissingExtraError
 __all__ = ["METADATA", "ExportError", "ExportReport", "export_model"]
 
 
-class ExportError(ValueError):
+class ExportError(RefusedError):
     """Why there is no file; the message says everything that stands in the way, and what to do."""
 
 

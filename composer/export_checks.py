@@ -14,6 +14,7 @@ from composer.structured import StructuredPolicy
 from composer.structured_critic import DeltaStateCritic
 from perception_blocks.block import PerceptionBlock, block_name
 from perception_blocks.ensemble import EnsembleBlock
+from perception_blocks.foreign import as_module_name
 
 __all__ = ["argument_problems", "model_problems"]
 
@@ -55,6 +56,7 @@ def model_problems(
         yield from _uncounted_steps(critic)
     for name, root in roots.items():
         yield from _limits(name, root)
+        yield from _unsafe_names(name, root)
 
 
 def _own_python(policy: Policy | StructuredPolicy) -> Iterator[str]:
@@ -75,6 +77,17 @@ def _uncounted_steps(critic: DeltaStateCritic) -> Iterator[str]:
             f"the values of steps build on one another, and the agents of {name!r}, which are not counted, are an "
             "axis of their own"
         )
+
+
+def _unsafe_names(name: str, root: nn.Module) -> Iterator[str]:
+    """Tensors of users' classes that PyTorch's exporter would write into code as they are called."""
+    for path, module in root.named_modules(prefix=name):
+        for own in (*module._parameters, *module._buffers):
+            if as_module_name(own) != own:
+                yield (
+                    f"{path!r} ({type(module).__qualname__}) calls a tensor {own!r}; exporters generate code with that "
+                    "name, so leave quotes, backslashes and control characters out of it"
+                )
 
 
 def _limits(name: str, root: nn.Module) -> Iterator[str]:

@@ -44,7 +44,7 @@ class FileFormat(NamedTuple):
 def trace(network: ExportedNetwork) -> ExportedProgram:
     """The program of ``network``; the batch, and every axis that is named, may have any size."""
     names = {axis for v in network.inputs.values() for axis in v.axes if isinstance(axis, str)}
-    dims = {name: Dim(name) for name in sorted(names)}
+    dims = {name: Dim(f"axis_{number}") for number, name in enumerate(sorted(names))}
     shapes = {
         name: {i: dims[axis] for i, axis in enumerate(value.axes) if isinstance(axis, str)}
         for name, value in network.inputs.items()
@@ -83,10 +83,8 @@ def _write_onnx(
     assert onnx_program is not None
     model = onnx_program.model
     _give_own_outputs(model.graph)
-    for value, name in zip(model.graph.inputs, network.inputs, strict=True):
-        value.name = name
-    for value, name in zip(model.graph.outputs, network.outputs, strict=True):
-        value.name = name
+    _name_values(model.graph, network)
+    _name_axes(model.graph, network)
     model.metadata_props[METADATA] = json.dumps(metadata, allow_nan=False)
     onnx_program.save(path)
 
@@ -103,6 +101,36 @@ def _give_own_outputs(graph: Any) -> None:
             graph.append(node)
             graph.outputs[index] = value = node.outputs[0]
         taken.add(id(value))
+
+
+def _name_values(graph: Any, network: ExportedNetwork) -> None:
+    """Inputs and outputs get their names, which nothing else in the file has then."""
+    faces = [*zip(graph.inputs, network.inputs, strict=True)]
+    faces += zip(graph.outputs, network.outputs, strict=True)
+    named = {id(value) for value, _ in faces}
+    taken = {*network.inputs, *network.outputs}
+    inner = [*graph.initializers.values(), *(v for n in graph.all_nodes() for v in n.outputs)]
+    for value in inner:
+        if value.name in taken and id(value) not in named:
+            value.name = f"{value.name}_inner"
+    for value, name in faces:
+        value.name = name
+
+
+def _name_axes(graph: Any, network: ExportedNetwork) -> None:
+    """Axes that vary are called as in the report, in place of torch's symbols such as ``s77``."""
+    from onnxscript import ir
+
+    names: dict[str, str] = {}
+    faces = [*zip(graph.inputs, network.inputs.values(), strict=True)]
+    faces += zip(graph.outputs, network.outputs.values(), strict=True)
+    for value, own in faces:
+        symbols = [str(getattr(size, "value", size)) for size in value.shape]
+        names |= {s: axis for s, axis in zip(symbols, own.axes) if isinstance(axis, str)}
+    for value in {*graph.inputs, *(v for node in graph.all_nodes() for v in node.outputs)}:
+        if value.shape is not None:
+            sizes = [getattr(size, "value", size) for size in value.shape]
+            value.shape = ir.Shape([names.get(str(size), size) for size in sizes])
 
 
 def _read_onnx(path: str) -> Runner:

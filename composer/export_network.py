@@ -20,6 +20,7 @@ from composer.network import State, Tensors, share_of
 from composer.policy import Policy
 from composer.space_kinds import to_space_value
 from composer.structured import StructuredPolicy
+from perception_blocks.foreign import as_module_name
 
 __all__ = ["ExportedNetwork"]
 
@@ -186,4 +187,7 @@ class ExportedNetwork(nn.Module):
                 holder = nn.Module()
                 for registry in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
                     object.__setattr__(holder, registry, getattr(module, registry))
-                self.add_module(f"weights/{path}".replace(".", "/"), holder)
+                name = as_module_name(f"weights/{path}".replace(".", "/"))
+                while name in self._modules:
+                    name += "_"
+                self.add_module(name, holder)

@@ -19,18 +19,23 @@ from composer.space_samples import space_dtype
 from composer.structured import StructuredPolicy
 from composer.structured_critic import CriticByActor
 from composer.turns import ActorModule
+from perception_blocks.foreign import is_plain
 
 __all__ = ["ExportPart", "ExportedActors", "Interface", "Place", "Value", "policies_of", "roots_of"]
 
 ExportPart = Literal["policy", "critic", "model"]
 Kind = Literal["observation", "taken", "present", "state", "resets", "logits", "action", "value"]
 Place = tuple[Kind, str | None, str]  # kind, actor, key
+_NUMBERED = re.compile(r"(input|output)_\d+$")
 Axes = tuple[int | str, ...]
+Role = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
 class Value:
     """An input or output: its ``name`` in the file, the ``key`` that the model knows it by, and its form.
+
+    The name follows from the key where that `is_plain`, and is a number (``input_3``) where not.
 
     An axis is a number, or the name of one whose size varies. ``next`` is the output that a state becomes. ``taken`` is
     an action, as the environment takes it, that a critic of actions is asked about. ``actor`` is whose it is, where
@@ -57,7 +62,11 @@ class Value:
 
     def __str__(self) -> str:
         axes = ", ".join(map(str, self.axes)) + ("," if len(self.axes) == 1 else "")
-        return f"{self.name} ({axes}) {str(self.dtype).removeprefix('torch.')}"
+        text = f"{self.name} ({axes}) {str(self.dtype).removeprefix('torch.')}"
+        if not _NUMBERED.search(self.name):
+            return text
+        owner = "" if self.actor is None else f" of {self.actor!r}"
+        return f"{text}, the {self.kind} {self.key!r}{owner}"
 
 
 def roots_of(policy: Policy | StructuredPolicy, critic: Any, part: ExportPart) -> dict[str, Any]:
@@ -156,7 +165,8 @@ class Interface:
     """Inputs and outputs of a file by name. Outputs are named by the first run, which says what there is.
 
     Observations have their flat keys and the state the names of ``initial_state``; what is of one of several actors has
-    that one's name before it. Where two would have one name, the later one has its kind before it.
+    that one's name before it. Where two would have one name, the later one has its kind before it. What is not plain is
+    numbered: ``input_3`` is the fourth input.
     """
 
     def __init__(
@@ -166,11 +176,11 @@ class Interface:
         self.steps = steps
         self.dtype = next(iter(actors.policies.values())).dtype
         self._prefixed = len(modules) > 1
-        self._names: set[str] = set()
+        self._names: dict[Role, set[str]] = {"input": set(), "output": set()}
         self._lengths = self._axes_that_vary()
         inputs = [*self._observations(), *self._taken(), *self._present(), *self._states(modules)]
         if any(value.kind == "state" for value in inputs):
-            name, axes = self._unused("resets", "state"), actors.leading(None, steps)
+            name, axes = self._unused("resets", "state", "input"), actors.leading(None, steps)
             inputs.append(Value(name, "resets", "resets", axes, torch.bool))
         self.inputs = {value.name: value for value in inputs}
         self.outputs: dict[str, Value] = {}
@@ -234,16 +244,15 @@ class Interface:
         for part, module in modules.items():
             for key, axes in self.actors.states(module):
                 key = self.state_key(part, key)
-                name = self._unused(key, "state")
-                after = self._unused(f"next/{name}", "state")
+                name = self._unused(key, "state", "input")
+                after = self._unused(f"next/{name}", "state", "output")
                 yield Value(name, "state", key, axes, self.dtype, after)
 
     def _input(
         self, kind: Kind, actor: str | None, key: str, name: str, shape: Axes, dtype: torch.dtype
     ) -> Value:
-        name = self._unused(
-            _of_actor(actor, name), "observation" if kind == "observation" else "input"
-        )
+        before = "observation" if kind == "observation" else "input"
+        name = self._unused(_of_actor(actor, name), before, "input")
         axes = (*self.actors.leading(actor, self.steps), *shape)
         return Value(name, kind, key, axes, dtype, actor=actor)
 
@@ -263,15 +272,18 @@ class Interface:
     def _output_name(self, kind: Kind, actor: str | None, key: str) -> str:
         """``value`` as the critic calls it; ``logits`` and ``action``, followed by which where there are several."""
         name = key if kind == "value" else kind if self._acts_once(actor) else f"{kind}/{key}"
-        return self._unused(_of_actor(actor, name), "output")
+        return self._unused(_of_actor(actor, name), "output", "output")
 
     def _acts_once(self, actor: str | None) -> bool:
         return self.actors.policies[actor].action_tree.is_single
 
-    def _unused(self, name: str, kind: str) -> str:
-        while name in self._names:
+    def _unused(self, name: str, kind: str, role: Role) -> str:
+        """``name``, or a number where it is not plain; with ``kind`` before it where it is taken."""
+        if not is_plain(name):
+            name = f"{role}_{len(self._names[role])}"
+        while any(name in names for names in self._names.values()):
             name = f"{kind}/{name}"
-        self._names.add(name)
+        self._names[role].add(name)
         return name
 
 
@@ -300,5 +312,5 @@ def _axis_names(texts: Iterable[str], ending: str, taken: Iterable[str]) -> dict
 
 
 def _identifier(text: str) -> str:
-    name = re.sub(r"\W+", "_", text).strip("_")
+    name = re.sub(r"\W+", "_", text[:100]).strip("_")
     return name if name.isidentifier() else f"_{name}"

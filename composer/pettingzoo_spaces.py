@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from composer.actors import ActorKey, shortened
+from composer.errors import RefusedError
 from composer.trust import PETTINGZOO
 from perception_blocks.registry import did_you_mean
 
@@ -19,7 +20,7 @@ __all__ = ["PREFIX", "PettingZooError", "agent_spaces", "is_pettingzoo", "make_p
 PREFIX = f"{PETTINGZOO}:"  # of ids: pettingzoo:butterfly/pistonball_v6
 
 
-class PettingZooError(ValueError):
+class PettingZooError(RefusedError):
     """Why there is no such environment."""
 
 

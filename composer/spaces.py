@@ -32,6 +32,7 @@ from composer.variable_spaces import (
     declared_text,
     is_ignored,
 )
+from perception_blocks.foreign import is_writable
 from perception_blocks.port import format_shape
 from perception_blocks.registry import did_you_mean
 
@@ -272,11 +273,16 @@ def flatten_space(
                     f"texts names {name!r}, which 'ignore' leaves out; take it out of one of them"
                 )
                 problems.append((place, text))
+    problems += [(None, _unwritable(root, key)) for key in leaves if not is_writable(key)]
     problems += maker.no_texts.items()
     problems += [(None, message) for message in maker.problems]
     if problems:
         raise SpaceError(problems)
     return SpaceTree(space, root, leaves, ignore, variables)
+
+
+def _unwritable(root: str, key: str) -> str:
+    return f"{key!r} in the {root} space holds half of a surrogate pair, which no file can hold; rename it"
 
 
 def _leaves(

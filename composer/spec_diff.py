@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from composer.errors import Path, format_path
+from perception_blocks.foreign import MOST_CHARACTERS, readable
 
 __all__ = ["diff_specs"]
 
@@ -36,4 +37,4 @@ def _differences(first: Any, second: Any, path: Path) -> Iterator[str]:
 
 def _show(value: Any) -> str:
     constant = value is None or isinstance(value, bool | dict | list)
-    return json.dumps(value, default=str) if constant else repr(value)
+    return readable(json.dumps(value, default=str) if constant else repr(value), MOST_CHARACTERS)

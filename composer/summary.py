@@ -14,10 +14,14 @@ from composer.network import NetworkModule
 from composer.policy import Policy
 from composer.rows import Row, distribution_name, read_rows
 from composer.targets import Targeted
+from perception_blocks.foreign import printable, readable
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
-__all__ = ["Head", "Summary", "percent", "printable", "summarize"]
+__all__ = ["Head", "Summary", "percent", "summarize"]
+
+LONGEST = 60  # characters of a name
+LONGEST_LINE = 2_000
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,15 @@ class Summary:
 
     def __str__(self) -> str:
         lines = _aligned(_HEADER, [_cells(row) for row in self.rows])
-        networks = ", ".join(f"{name} {count:,}" for name, count in self.by_network.items())
+        counts = self.by_network.items()
+        networks = ", ".join(f"{printable(name, LONGEST)} {count:,}" for name, count in counts)
         parameters = f"{self.parameters:,}" + (f" ({networks})" if ", " in networks else "")
         flops = "not known for every row" if self.flops is None else f"{self.flops:,}"
         lines += ["", f"parameters  {parameters}", f"FLOPs       {flops} for one observation"]
         if self.heads:
             cells = [
                 [
-                    printable(short_name(head.network, head.name)),
+                    printable(short_name(head.network, head.name), LONGEST),
                     format_shape(head.shape),
                     head.meaning,
                 ]
@@ -87,7 +92,7 @@ class Summary:
             lines += ["", *_aligned(["output", "shape", ""], cells)]
         if self.remarks:
             lines += ["", *self.remarks]
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(readable(line.rstrip(), LONGEST_LINE) for line in lines)
 
 
 def summarize(net: nn.Module) -> Summary:
@@ -118,15 +123,6 @@ def summarize(net: nn.Module) -> Summary:
             *_visible(net, parts),
         ),
     )
-
-
-def printable(text: str) -> str:
-    """``text`` on one line: what cannot be shown as an escape.
-
-    >>> printable("left\\nright")
-    'left\\\\nright'
-    """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def percent(share: float) -> str:
@@ -238,7 +234,7 @@ _RIGHT = {"parameters", "share", "FLOPs"}
 
 def _cells(row: Row) -> list[str]:
     return [
-        "  " * row.depth + printable(row.name),
+        "  " * row.depth + printable(row.name, LONGEST),
         row.block,
         row.shapes,
         f"{row.parameters:,}" if row.parameters else "",

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from perception_blocks.block import block_label
+from perception_blocks.foreign import as_module_name
 from perception_blocks.graph import Graph, Node
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.registry import did_you_mean
@@ -227,12 +228,14 @@ def nested_outputs(node: Node, graph: Graph) -> dict[str, str]:
 
 
 def module_name(key: str) -> str:
-    """A key of any text as a name that ``nn.Module`` takes for a child; other keys have other names.
+    """A key of any text as a name that ``nn.Module`` takes for a child, and that generated code may hold.
+
+    Other keys have other names.
 
     >>> module_name("move"), module_name("gear.box"), module_name("type")
     ('move', 'gear%2Ebox', '%74ype')
     """
-    name = key.replace("%", "%25").replace(".", "%2E")
+    name = as_module_name(key.replace("%", "%25").replace(".", "%2E"))
     if not name or hasattr(nn.ModuleDict, name):
         return f"%{ord(name[0]):02X}{name[1:]}" if name else "%"
     return name

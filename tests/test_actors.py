@@ -46,6 +46,14 @@ def test_what_is_no_key_is_refused(key):
     assert str(caught.value) == f"an actor is a text, a number or (step, agent), got {key!r}"
 
 
+def test_an_actor_that_no_file_can_hold_is_refused():
+    with pytest.raises(SpecError) as caught:
+        actors("half\ud800")
+    assert str(caught.value) == (
+        "the actor 'half\\ud800' holds half of a surrogate pair, which no file can hold; rename it"
+    )
+
+
 @pytest.mark.parametrize("key", ["pick/1", ("pick", 1), ("pick", "1")])
 def test_an_actor_is_found_in_either_form(key):
     found = actors(("pick", 0), ("pick", 1)).find(key)

@@ -171,6 +171,19 @@ def test_damaged_and_foreign_files_are_named(path, tmp_path):
         composer.load(tmp_path)
 
 
+def test_names_of_earlier_versions_which_held_quotes_are_read(path):
+    spaces_ = {"observation_space": spaces.Box(-1, 1, (2,))}
+    spaces_ |= {"action_space": spaces.Dict({'a"b': spaces.Discrete(2)})}
+    model = composer.compose({"version": 1, "policy": {"template": {}}}, **spaces_, seed=0)
+    model.save(path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    tensors = {name.replace("%22", '"'): t for name, t in model.state_dict().items()}
+    assert 'policy.heads.a"b.linear.weight' in tensors
+    save_file(tensors, path, header)
+    torch.testing.assert_close(composer.load(path).state_dict(), model.state_dict())
+
+
 def test_a_newer_format_asks_for_an_upgrade(path):
     composer.compose(SPEC).save(path)
     with safe_open(path, framework="pt") as file:

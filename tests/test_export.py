@@ -218,6 +218,59 @@ def test_names_that_are_taken_by_observations_are_told_apart(tmp_path):
     assert file.outputs == ["logits", "output/action", "output/value"]
 
 
+def test_names_that_torch_gives_to_what_it_generates_are_free_for_observations(tmp_path):
+    """Among them those of operations, symbols and weights."""
+    keys = ["relu", "linear", "s77", "axis_0", "val_0", "None", "0", "flat_args", "joint pos"]
+    keys += ["weights/policy/latent/linears/0.weight", "input_1", "a.b:c-d"]
+    model = composer.compose(
+        {"version": 1, "policy": {"template": {}}},
+        observation_space=Dict({key: Box(-1, 1, (2,)) for key in keys}),
+        action_space=Dict(linear=Discrete(2), addmm=Discrete(3)),
+        seed=0,
+    )
+    for suffix in READERS:
+        (folder := tmp_path / suffix).mkdir()
+        file = exported(model, folder, suffix)
+        assert sorted(file.inputs) == sorted(keys)
+        assert file.outputs == ["logits/linear", "logits/addmm", "action/linear", "action/addmm"]
+
+
+def test_a_name_that_is_no_plain_one_is_a_number_and_the_report_tells_its_key(tmp_path):
+    model = mlp(
+        spec={"version": 1, "policy": {"template": {}}},
+        observation_space=Dict({'a"b': Box(-1, 1, (2,)), "plain": Box(-1, 1, (2,))}),
+        action_space=Dict({"a\nb": Discrete(2), "plain": Discrete(2)}),
+    )
+    report = model.export(tmp_path / "model.pt2")
+    assert str(report).splitlines()[:8] == [
+        "inputs",
+        "  input_0 (batch, 2) float32, the observation 'a\"b'",
+        "  plain (batch, 2) float32",
+        "outputs",
+        "  output_0 (batch, 2) float32, the logits 'a\\nb'",
+        "  logits/plain (batch, 2) float32",
+        "  output_2 (batch,) int64, the action 'a\\nb'",
+        "  action/plain (batch,) int64",
+    ]
+
+
+def test_onnx_axes_are_called_as_in_the_report(tmp_path):
+    file = exported(remembering(), tmp_path, ".onnx")
+    for value in (*file.session.get_inputs(), *file.session.get_outputs()):
+        told = {**file.metadata["inputs"], **file.metadata["outputs"]}[value.name]
+        assert value.shape == told["shape"]
+        assert value.shape[0] == "batch"
+
+
+def test_a_users_tensor_that_exporters_would_write_into_code_is_refused(tmp_path):
+    model = mlp()
+    model.policy.latent.register_buffer('a"b', torch.zeros(1))
+    assert message(model, str(tmp_path / "model.pt2")).partition("exported: ")[2] == (
+        "'policy.latent' (DenseBlock) calls a tensor 'a\"b'; exporters generate code with that name, so leave quotes, backslashes "
+        "and control characters out of it"
+    )
+
+
 def test_a_head_that_hands_its_input_through_has_a_name_of_its_own(tmp_path):
     spaces = {"observation_space": Box(-1, 1, (2,)), "action_space": Box(-np.inf, np.inf, (1,))}
     spec = """

@@ -103,6 +103,14 @@ def test_colliding_flat_keys_are_refused():
     )
 
 
+def test_keys_that_no_file_can_hold_are_refused():
+    with pytest.raises(SpaceError) as error:
+        flatten_space(spaces.Dict({"half\ud800": spaces.Discrete(2)}), "observation")
+    assert str(error.value) == (
+        "'half\\ud800' in the observation space holds half of a surrogate pair, which no file can hold; rename it"
+    )
+
+
 class Custom(spaces.Space):
     def contains(self, x):
         return True

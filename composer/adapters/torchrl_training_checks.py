@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ __all__ = ["ALGORITHMS", "refuse"]
 
 def refuse(model: Model, algorithm: str) -> None:
     """Raise ValueError with every reason why ``algorithm``, one of `ALGORITHMS`, cannot train ``model``."""
-    found = problems(model, algorithm, ALGORITHMS)
+    found = [*problems(model, algorithm, ALGORITHMS), *_private_keys(model)]
     if found:
         lines = "".join(f"\n  {problem}" for problem in found)
         raise ValueError(f"{algorithm} of torchrl cannot train this model:{lines}")
@@ -44,6 +45,15 @@ def _not_one_box(model: Model) -> Iterator[str]:
     yield from _several(model)
     yield from bounded_boxes(model)
     yield from _memory(model)
+
+
+def _private_keys(model: Model) -> Iterator[str]:
+    keys = [key for key in model.policy.observer.tree.leaves if re.search("(^|/)_", key)]
+    if keys:
+        yield (
+            f"its collector drops what begins with '_', such as the observation {keys[0]!r}; rename it, or use the "
+            "trainer sb3"
+        )
 
 
 def _memory(model: Model) -> Iterator[str]:

@@ -6,6 +6,7 @@ import argparse
 from importlib.util import find_spec
 from typing import Any
 
+from perception_blocks.foreign import readable
 from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
 
 __all__ = ["add_train_options", "run_train"]
@@ -90,13 +91,14 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 
 def _say(outcome: Any, allow: list[str]) -> int:
+    folder = readable(str(outcome.folder))
     if outcome.evaluation is None:
         options = "".join(f" --allow {module}" for module in allow)
         print(
-            f"interrupted after {outcome.steps:,} steps; what it had is in {outcome.folder}\n"
-            f"go on with: composer train --resume {outcome.folder}{options}"
+            f"interrupted after {outcome.steps:,} steps; what it had is in {folder}\n"
+            f"go on with: composer train --resume {folder}{options}"
         )
         return 128 + outcome.signal
     print(f"trained for {outcome.steps:,} steps; without exploration: {outcome.evaluation}")
-    print(f"wrote {outcome.folder}: model.safetensors, curve.csv, curve.png, evaluation.json")
+    print(f"wrote {folder}: model.safetensors, curve.csv, curve.png, evaluation.json")
     return 0

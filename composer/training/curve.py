@@ -84,7 +84,7 @@ class LearningCurve:
         axes.fill_between(steps, lowest, highest, alpha=0.2, linewidth=0, label="lowest to highest")
         means = [row.return_mean_100 for row in self.rows]
         axes.plot(steps, means, marker=".", label=f"mean of the last {WINDOW} episodes")
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
         axes.set_xlabel("steps of the environment")
         axes.set_ylabel("return of a training episode")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from composer.errors import RefusedError
 from composer.model import Model
 from perception_blocks.registry import Registry
 
@@ -18,7 +19,7 @@ TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3
 TRAINERS.register("torchrl", "composer.adapters.torchrl_training:TorchrlTrainer", extra="torchrl")
 
 
-class TrainingError(ValueError):
+class TrainingError(RefusedError):
     """A run that cannot begin or go on; the message says why and what to do."""
 
 
