@@ -89,10 +89,10 @@ def _fail(text: str) -> int:
 
 def _say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
     """Print ``text``, in which names from files may be, as a terminal may have it."""
-    file = file or sys.stdout
+    stream: Any = sys.stdout if file is None else file
     shown = readable(str(text)) + end
-    encoding = file.encoding or "utf-8"
-    file.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+    encoding = stream.encoding or "utf-8"
+    stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _parser() -> argparse.ArgumentParser:

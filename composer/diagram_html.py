@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
@@ -29,7 +30,7 @@ def to_svg(picture: Picture) -> str:
     return re.sub(r"<title>(.*?)</title>\n?", title, svg)
 
 
-def _printable(details: dict[str, str]) -> list[tuple[str, str]]:
+def _printable(details: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(printable(name), printable(text)) for name, text in details.items()]
 
 
