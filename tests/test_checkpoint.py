@@ -177,7 +177,7 @@ def test_names_of_earlier_versions_which_held_quotes_are_read(path):
     model = composer.compose({"version": 1, "policy": {"template": {}}}, **spaces_, seed=0)
     model.save(path)
     with safe_open(path, "pt") as file:
-        header = file.metadata()
+        header = {key: text for key, text in file.metadata().items() if "digest" not in key}
     tensors = {name.replace("%22", '"'): t for name, t in model.state_dict().items()}
     assert 'policy.heads.a"b.linear.weight' in tensors
     save_file(tensors, path, header)

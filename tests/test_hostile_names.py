@@ -303,7 +303,7 @@ RECORD += ["tied", "blocks", "format", "format_version"]
 def test_what_a_file_says_of_itself_is_shown_or_refused(field, lie, files, capsys):
     path = files / "keys.safetensors"
     with safe_open(path, "pt") as file:
-        header = file.metadata()
+        header = {key: text for key, text in file.metadata().items() if "digest" not in key}
     text = f"\x1b[2J\u202e{RUN}" + "\x00" * 5_000
     save_file(load_file(path), "lie.safetensors", {**header, field: json.dumps(lie(text))})
     for command in ("check", "show", "diff"):
