@@ -3,16 +3,18 @@
 import os
 import sys
 
-if (  # the current folder, where anybody's files may lie, comes first for `python -m composer`
-    sys.argv[:1] == ["-m"]
-    and sys.orig_argv[-len(sys.argv)].endswith("composer")
-    and sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(__file__))
+_command = (
+    (sys.orig_argv[-len(sys.argv)] if sys.argv[0] == "-m" else sys.argv[0]) if sys.argv else ""
+)
+_home = os.path.dirname(os.path.dirname(__file__))
+if os.path.basename(_command) in ("composer", "-mcomposer", "composer.exe") and not (
+    sys.flags.safe_path or sys.path[0] == _home  # a checkout that is not installed
 ):
-    del sys.path[0]
+    del sys.path[0]  # the current folder, or that of the script: anybody's files may lie there
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING  # noqa: E402
 
-from perception_blocks.lazy import lazy_attributes
+from perception_blocks.lazy import lazy_attributes  # noqa: E402
 
 __version__ = "0.1.0"  # setup.cfg reads it from here
 

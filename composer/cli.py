@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from composer.errors import SpecError
-from composer.files import is_regular
+from composer.files import is_regular, real_path
 from composer.training.command import add_train_options, run_train
 from perception_blocks.foreign import readable
 
@@ -74,7 +74,7 @@ def _allow_more(arguments: argparse.Namespace) -> None:
     from composer.trust import allow_beside
 
     file = getattr(arguments, "file", None)
-    folders = [os.getcwd(), *([os.path.dirname(os.path.abspath(file))] if file else [])]
+    folders = [real_path(folder) for folder in ("", os.path.dirname(file or ""))]
     allow_beside(folders, arguments.allow)
 
 

@@ -102,5 +102,5 @@ def real_path(path: str) -> str:
     """The one name of a file that several lead to; ``path`` itself where no file can have that name."""
     try:
         return os.path.realpath(path)
-    except ValueError:
+    except (OSError, ValueError):  # the current folder may be gone
         return path

@@ -289,13 +289,17 @@ def _parse(text: str, name: str, problems: list[Problem]) -> Node:
     if len(text) > MAX_BYTES:
         message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
         raise SpecError([Problem(message, (), Position(name, 1, 1))])
-    root = _YamlReader(name, problems).read(text)
+    own: list[Problem] = []
+    root = _YamlReader(name, own).read(text)
+    if root is not None and not isinstance(root.value, dict | None):
+        # No word of it: it may be any file.
+        kind = "a list" if isinstance(root.value, list) else "a single value"
+        message = f"a spec must be a mapping of keys to values, got {kind}"
+        raise SpecError([*problems, Problem(message, (), root.position)])
+    problems += own
     if root is None or root.value is None:
         message = "the spec is empty; `composer init ENV` writes one to start from"
         raise SpecError([*problems, Problem(message, (), Position(name, 1, 1))])
-    if not isinstance(root.value, dict):
-        message = f"a spec must be a mapping of keys to values, got {describe(root.value)}"
-        raise SpecError([*problems, Problem(message, (), root.position)])
     return root
 
 

@@ -76,7 +76,9 @@ class _Reader:
         self._nodes = NodeReader(problems, allow)
 
     def model(self) -> ModelSpec | None:
-        top = Fields(self._source.data, (), self._problems)
+        top = Fields(self._without_other_files(), (), self._problems)
+        if not top.values and self._source.data:
+            return None
         meant = top.unknown(TOP_KEYS, "a spec")
         self._version(top, "version" in meant)
         environment = self._environment(top)
@@ -101,6 +103,22 @@ class _Reader:
             critic=critic,
             source=self._source,
         )
+
+    def _without_other_files(self) -> dict[str, Any]:
+        """The data without what stands in files that are no specs: a message must not show what is in them."""
+        by_file: dict[str, list[str]] = {}
+        for key in self._source.data:
+            position = self._source.position((key,), key=True)
+            if position is not None and position.line is not None:
+                by_file.setdefault(position.file, []).append(key)
+        data = dict(self._source.data)
+        for file, keys in by_file.items():
+            if any(near_name(key, TOP_KEYS) for key in keys):
+                continue
+            message = f"{file!r} is no spec: it has none of a spec's keys ({listing(TOP_KEYS)})"
+            self._problems.add((keys[0],), message, key=True)
+            data = {key: value for key, value in data.items() if key not in keys}
+        return data
 
     def _version(self, top: Fields, misspelt: bool) -> None:
         if "version" not in top:

@@ -45,6 +45,7 @@ FAMILIES = {
     "mamba": Family(MambaConfig, MambaModel),
 }
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_OLD_KEYS = ("rope_theta", "rope_scaling")  # which files of earlier versions have
 _A_HEAD = "it belongs to a head, which is a node of its own"
 # Keys of configurations that are no settings here, and why.
 WITHHELD = {
@@ -163,9 +164,15 @@ class Folder:
         return found
 
     def config(self, family: str) -> Any:
-        """The library's configuration that the folder holds."""
+        """The library's configuration that the folder holds.
+
+        Keys that say nothing of the body itself are left out: some name code that the library would download and run.
+        """
+        cls = FAMILIES[family].config
+        known = {*inspect.get_annotations(cls), *cls.attribute_map, *_OLD_KEYS}
+        values = {key: value for key, value in self._values.items() if key in known}
         try:
-            return FAMILIES[family].config.from_dict({**self._values, **NO_TOKENS})
+            return cls.from_dict({**values, **NO_TOKENS})
         except Exception as error:
             raise self._wrong(f"{self.path!r} {refusal(family, {}, error)}") from error
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from composer.checkpoint import plain_spec, read_record
+from composer.checkpoint import plain_spec, read_record, saved_spec
 from composer.discrete_actions import NoLegalChoiceError
 from composer.distributions import NoNumberError
 from composer.errors import Problem, SpecError
@@ -68,7 +68,7 @@ def train(
     trainer_class = _trainer_class(task)
     refuse_taken(out)
     model = compose(spec, env=task.environment, allow=allow, seed=task.seed)
-    task = replace(task, spec=dump_yaml(plain_spec(model.source.data)))
+    task = replace(task, spec=dump_yaml(saved_spec(model.source.data, model)))
     if weights is not None:
         _begin_with(model, weights)
     trainer = _trainer(trainer_class, task, model)
@@ -98,7 +98,7 @@ def resume(
     folder = RunFolder.open(Path(path))
     if spec is not None:
         spec = load_source(spec, overrides, allow)
-    _refuse_another(folder, given, spec)
+    _refuse_another(folder, given, spec, allow)
     if steps is not None:
         folder = RunFolder(folder.path, replace(folder.task, steps=steps))
     task = folder.task
@@ -300,7 +300,9 @@ def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
         raise TrainingError(str(error)) from error
 
 
-def _refuse_another(folder: RunFolder, given: Mapping[str, Any], spec: Source | None) -> None:
+def _refuse_another(
+    folder: RunFolder, given: Mapping[str, Any], spec: Source | None, allow: Iterable[str]
+) -> None:
     """Raise TrainingError where what is given is not what the run in ``folder`` has."""
     has = asdict(folder.task)
     problems = [
@@ -309,7 +311,12 @@ def _refuse_another(folder: RunFolder, given: Mapping[str, Any], spec: Source | 
         if value != has[name]
     ]
     if spec is not None:
-        differences = diff_specs(stored_source(has["spec"]).data, plain_spec(spec.data))
+        stored = stored_source(has["spec"]).data
+        differences = diff_specs(stored, plain_spec(spec.data))
+        if differences and not check_environment(folder.task.environment, allow):
+            # What blocks read once, when they were built, is not named in the run.
+            model = compose(spec, env=folder.task.environment, allow=allow, device="meta")
+            differences = diff_specs(stored, saved_spec(spec.data, model))
         problems += [f"the spec differs: {line}" for line in differences]
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
