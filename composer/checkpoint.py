@@ -19,6 +19,7 @@ from composer import checkpoint_file
 from composer.checkpoint_file import CheckpointError, write_file
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
+from composer.files import as_argument
 from composer.group_parts import SeparateParts
 from composer.network import NetworkModule
 from composer.space_json import spaces_from_json
@@ -198,7 +199,7 @@ def require_blocks(record: Record) -> None:
     if missing:
         names = ", ".join(f"{name!r} of the module {home!r}" for name, home in missing.items())
         homes = sorted(set(missing.values()))
-        options = " ".join(f"--allow {home}" for home in homes)
+        options = " ".join(f"--allow {as_argument(home)}" for home in homes)
         raise CheckpointError(
             f"the checkpoint was saved with blocks that are not known here: {names}; install the "
             f"package that registers them, or import the module: allow={homes} or {options}"

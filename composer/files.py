@@ -10,7 +10,14 @@ from collections.abc import Iterable
 from composer.errors import Position, Problem, SpecError
 from perception_blocks.registry import did_you_mean
 
-__all__ = ["MAX_BYTES", "allowed_folders", "display_name", "is_regular", "names_a_folder"]
+__all__ = [
+    "MAX_BYTES",
+    "allowed_folders",
+    "as_argument",
+    "display_name",
+    "is_regular",
+    "names_a_folder",
+]
 __all__ += ["outside", "read_text", "real_path"]
 
 MAX_BYTES = 1024 * 1024
@@ -34,8 +41,13 @@ def outside(path: str, folders: Iterable[str]) -> str | None:
     folder = os.path.join(real if os.path.isdir(real) else os.path.dirname(real), "")
     return (
         f"{display_name(path)!r} is neither beside nor below the spec; pass allow=[{folder!r}] or "
-        f"--allow {shlex.quote(folder)} if the spec may read it"
+        f"--allow {as_argument(folder)} if the spec may read it"
     )
+
+
+def as_argument(text: str) -> str:
+    """A name of a stranger's as one argument of a command that a message advises."""
+    return shlex.quote(text if text.isprintable() else ascii(text))
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:

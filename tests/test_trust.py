@@ -256,6 +256,14 @@ def test_the_modules_that_a_checkpoint_names_are_not_imported(evil, key):
     assert main(["show", "agent.safetensors"]) == 1
 
 
+def test_what_a_message_advises_is_one_argument_whatever_a_checkpoint_names(evil, capsys):
+    forge("agent.safetensors", blocks={"no_such_block": "a; touch RAN \x1b[31m"})
+    assert main(["show", "agent.safetensors"]) == 1
+    error = capsys.readouterr().err
+    assert "--allow ''\"'\"'a; touch RAN \\x1b[31m'\"'\"''" in error
+    assert "\x1b" not in error
+
+
 def test_an_agent_makes_the_environment_of_a_spec_only_if_it_is_allowed(evil):
     from stable_baselines3 import PPO
 
