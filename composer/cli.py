@@ -28,10 +28,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    if (
-        argv is None
-    ):  # a process of our own: a Python that it starts imports nothing from the current folder
-        os.environ["PYTHONSAFEPATH"] = "1"
+    if argv is None:  # a process of our own
+        os.environ["PYTHONSAFEPATH"] = "1"  # what it starts imports nothing from the current folder
     _allow_more(arguments)
     from perception_blocks.registry import MissingExtraError, NameTakenError
 
@@ -40,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be caught
     except (SpecError, _UserError, NameTakenError, MissingExtraError) as error:
-        if arguments.traceback:
-            import traceback  # takes longer to import than the command line
+        return _answer(arguments, error)
+    except ModuleNotFoundError as error:  # in a function of an allowed module
+        from composer.trust import advice_on_missing
 
-            traceback.print_exc()
-            return 1
-        where = "" if isinstance(error, SpecError) else f"composer {arguments.command}: "
-        return _fail(f"{where}{error}")
+        advice = advice_on_missing(error)
+        if not advice:
+            raise
+        return _answer(arguments, error, advice)
     except BrokenPipeError:  # `composer blocks | head`
         _silence_output()
     except OSError as error:
@@ -57,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"composer {arguments.command}: the output cannot be written: {error.strerror}"
         )
     return status
+
+
+def _answer(arguments: argparse.Namespace, error: Exception, advice: str = "") -> int:
+    if arguments.traceback:
+        import traceback  # takes longer to import than the command line
+
+        traceback.print_exc()
+        return 1
+    where = "" if isinstance(error, SpecError) else f"composer {arguments.command}: "
+    return _fail(f"{where}{error}{advice}")
 
 
 def _silence_output() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from collections.abc import Iterable
 
@@ -47,6 +46,8 @@ def outside(path: str, folders: Iterable[str]) -> str | None:
 
 def as_argument(text: str) -> str:
     """A name of a stranger's as one argument of a command that a message advises."""
+    import shlex  # for messages alone
+
     return shlex.quote(text if text.isprintable() else ascii(text))
 
 
