@@ -160,7 +160,7 @@ class SpecFactory:
 def record_of_spec(name: str, spec: Any, allow: Iterable[str] = (), **files: Any) -> ModelRecord:
     """The record of a spec (file, text or mapping); it has a critic where the spec has one."""
     allow = allow_list(allow)
-    has_critic = load_source(spec).data.get("critic") is not None
+    has_critic = load_source(spec, allow=allow).data.get("critic") is not None
     made = ("actor", "critic", "actor_critic") if has_critic else ("actor",)
     factories = {part: SpecFactory(spec, part, allow) for part in made}
     return ModelRecord(name, {**factories, **files}, allow)

@@ -187,8 +187,10 @@ class _Beside:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         # With a path it is a submodule, which Python itself finds in the folder of its package.
-        folders = self._folders.get(name) if path is None else None
-        return None if folders is None else PathFinder.find_spec(name, folders)
+        folders = self._folders.get(name, []) if path is None else []
+        # One by one: a folder without __init__.py would give way to a file in a later one.
+        found = (PathFinder.find_spec(name, [folder]) for folder in folders)
+        return next(filter(None, found), None)
 
     def keeps_out(self, name: str) -> bool:
         """Whether a module of that name is in a folder, and not allowed."""

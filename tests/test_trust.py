@@ -499,6 +499,7 @@ def strangers(tmp_path):
         groups = ("perception_blocks.plugins", "gymnasium.envs", "torch.backends")
         (info / "entry_points.txt").write_text("".join(f"[{g}]\nx = dill\n" for g in groups))
     (home / "mine.py").write_text("")
+    (home / "matplotlibrc").write_text("text.usetex: True\nbackend: module://dill\n")
     (got / "agent.yaml").write_text(
         f"version: 1\nenvironment: CartPole-v1\n{GRAPH}critic: {{graph: {{v: {BODY}}}}}\n"
     )

@@ -13,6 +13,7 @@ from composer.training.trainer import Episode
 from perception_blocks.registry import missing_extra
 
 try:
+    from matplotlib import style
     from matplotlib.figure import Figure
 except ImportError as error:
     raise missing_extra("composer train", error, "train") from error
@@ -75,6 +76,10 @@ class LearningCurve:
 
     def draw(self, path: str | Path, title: str) -> None:
         """The mean return of the last 100 episodes over the steps, and the range of all of them, as PNG."""
+        with style.context("default"):  # whatever a matplotlibrc in the current folder says
+            self._draw(path, title)
+
+    def _draw(self, path: str | Path, title: str) -> None:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         steps = [row.step for row in self.rows]
