@@ -19,7 +19,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # not on Windows, where such files are left
-    fcntl = None
+    fcntl: Any = None
 
 __all__ = ["WriteError", "replace_with"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -57,7 +58,14 @@ def build_network(
         node = "/".join((name, *path))
         return f"{position}: {node}" if position else node
 
-    construction = SeededConstruction(name, context.seed, meta=context.meta, where=where)
+    construction = SeededConstruction(
+        name,
+        context.seed,
+        meta=context.meta,
+        where=where,
+        place=partial(place_of, spec),
+        budget=context.budget,
+    )
     if spec.target is not None:
         network = custom_network(spec, ports, demand, context, construction)
     else:

@@ -101,7 +101,7 @@ def _write(file: BinaryIO, header: bytes, tensors: Mapping[str, Tensor]) -> None
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _digest(tensor: Tensor) -> str:

@@ -133,7 +133,7 @@ def _add_init_options(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
     )
     _add_allow(parser, "a module that makes the environment known")
-    parser.set_defaults(overrides=[], usage_error=parser.error)
+    parser.set_defaults(overrides=[], limits=[], usage_error=parser.error)
 
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
@@ -196,6 +196,23 @@ def _add_spec_options(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="replace a value of the spec, such as params.width=128 (repeatable)",
     )  # fmt: skip
+    parser.add_argument(
+        "--limit", metavar="NAME=NUMBER", action="append", default=[], dest="limits", type=_limit,
+        help="allow more than the limit, such as copies=5000 (repeatable)",
+    )  # fmt: skip
+
+
+def _limit(text: str) -> tuple[str, int]:
+    """One ``--limit``. Raises ArgumentTypeError."""
+    from composer.limits import limits_from
+
+    name, _, number = text.partition("=")
+    try:
+        limits_from({name: int(number)})
+    except ValueError as error:
+        reason = str(error) if number.isdigit() else f"write NAME=NUMBER, got {text!r}"
+        raise argparse.ArgumentTypeError(reason) from error
+    return name, int(number)
 
 
 def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
@@ -215,7 +232,8 @@ def _compose(arguments: argparse.Namespace) -> Any:
 def _composed(arguments: argparse.Namespace, source: Any, spaces: dict[str, Any]) -> Any:
     from composer.model import compose
 
-    return compose(source, allow=arguments.allow, device="meta", seed=0, **spaces)
+    limits = dict(arguments.limits)
+    return compose(source, allow=arguments.allow, device="meta", seed=0, limits=limits, **spaces)
 
 
 def _read(arguments: argparse.Namespace, *, makes_environment: bool = True) -> tuple[Any, Any]:
@@ -226,7 +244,8 @@ def _read(arguments: argparse.Namespace, *, makes_environment: bool = True) -> t
     import_allowed(arguments.allow)
     source, spaces = _source_and_spaces(arguments)
     makes_environment = makes_environment and not spaces
-    read_spec(source, arguments.allow, makes_environment=makes_environment)
+    limits = dict(arguments.limits)
+    read_spec(source, arguments.allow, makes_environment=makes_environment, limits=limits)
     return source, spaces
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composer.budget import Budget, CountingMode, LimitReached, not_allocated, too_large
+from composer.errors import Path as SpecPath
 from composer.network import REGISTRIES
 from composer.tree import listing
 from perception_blocks.block import PerceptionBlock, is_built_in
@@ -28,7 +30,7 @@ from perception_blocks.init import (
 )
 from perception_blocks.meta import MetaMode
 
-__all__ = ["SeededConstruction", "chosen_seed", "on_cpu"]
+__all__ = ["SeededConstruction", "chosen_seed", "on_cpu", "refuse_too_large"]
 
 NodePath = tuple[str, ...]
 
@@ -54,16 +56,26 @@ class SeededConstruction(Construction):
     """Builds one network, called ``name``, from ``seed``; `materialize` gives it weights.
 
     With ``meta`` nothing is allocated: users' classes are constructed on the meta device too, where they allow it.
-    ``where`` turns a node's path into the words of a note on an exception.
+    ``where`` turns a node's path into the words of a note on an exception, ``place`` into its path in the spec.
+    Raises LimitReached where there is more to be built than ``budget`` allows.
     """
 
     def __init__(
-        self, name: str, seed: int, *, meta: bool, where: Callable[[NodePath], str]
+        self,
+        name: str,
+        seed: int,
+        *,
+        meta: bool,
+        where: Callable[[NodePath], str],
+        place: Callable[[NodePath], SpecPath],
+        budget: Budget,
     ) -> None:
         self.name = name
         self.seed = seed
         self.meta = meta
+        self.budget = budget
         self._where = where
+        self._place = place
         self._blocks: dict[NodePath, PerceptionBlock] = {}
         self._others: dict[NodePath, tuple[nn.Module, Callable[[], nn.Module]]] = {}
         self._rules: dict[NodePath, Rule] = {}
@@ -73,15 +85,20 @@ class SeededConstruction(Construction):
     def build(
         self, path: NodePath, factory: Callable[[], nn.Module], *, resettable: bool
     ) -> nn.Module:
-        if resettable:
-            with MetaMode():
-                block = factory()
-            assert isinstance(block, PerceptionBlock)
-            self._blocks[path] = block
-            return block
-        module = self._on_meta(path, factory) if self.meta else self._seeded(path, factory)
-        self._others[path] = (module, factory)
-        return module
+        try:
+            self.budget.add_node()
+            if resettable:
+                with MetaMode(self.budget.add_tensor):
+                    block = factory()
+                assert isinstance(block, PerceptionBlock)
+                self._blocks[path] = block
+                return block
+            make = self._on_meta if self.meta else self._seeded
+            module = make(path, factory, self.budget)
+            self._others[path] = (module, factory)
+            return module
+        except LimitReached as reached:
+            raise reached.at(self._named(path), self._place(path)) from None
 
     def draw(self, path: NodePath, module: nn.Module, rule: Rule) -> None:
         self._rules[path] = rule
@@ -91,14 +108,26 @@ class SeededConstruction(Construction):
         """A copy's weights are those of a single network of that name, composed with the seed derived here."""
         seed = derive_seed(self.seed, self.name, *path, index)
         inner = SeededConstruction(
-            self.name, seed, meta=self.meta, where=lambda inner: self.where((*path, *inner))
+            self.name,
+            seed,
+            meta=self.meta,
+            where=lambda inner: self.where((*path, *inner)),
+            place=lambda inner: self._place((*path, *inner)),
+            budget=self.budget,
         )
         self._copies.append(inner)
         return inner
 
     def trial(self) -> SeededConstruction:
         """To build the same network only to see whether it can be built."""
-        return SeededConstruction(self.name, self.seed, meta=True, where=self._where)
+        return SeededConstruction(
+            self.name,
+            self.seed,
+            meta=True,
+            where=self._where,
+            place=self._place,
+            budget=self.budget,
+        )
 
     def when_weights_exist(self, action: Callable[[], None]) -> None:
         self._actions.append(action)
@@ -110,14 +139,14 @@ class SeededConstruction(Construction):
         """Give every module weights on ``device``; the objects stay the same."""
         for path, (module, factory) in self._others.items():
             if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
-                fresh = self._seeded(path, factory)
+                fresh = self._seeded(path, factory, Budget(self.budget.limits))
                 if path in self._rules:
                     self.draw(path, fresh, self._rules[path])
                 _take_over(module, fresh.to(device=device, dtype=dtype))
             elif not _is_there(module, device, dtype):  # else a move changes nothing but attributes
                 module.to(device=device, dtype=dtype)
         for path, block in self._blocks.items():
-            dtypes = _allocate(block, device)
+            dtypes = self._allocated(path, block, device)
             if not is_built_in(block):  # a user's may forget a parameter; ours are tested for it
                 _poison(block)
             block.reset_parameters(local_generator(self.seed, self.name, *path))
@@ -130,16 +159,61 @@ class SeededConstruction(Construction):
         for action in self._actions:
             action()
 
-    def _seeded(self, path: NodePath, factory: Callable[[], nn.Module]) -> nn.Module:
-        with random_states_kept(derive_seed(self.seed, self.name, *path)):
+    def _allocated(
+        self, path: NodePath, block: PerceptionBlock, device: torch.device
+    ) -> set[torch.dtype]:
+        try:
+            return _allocate(block, device)
+        except (RuntimeError, MemoryError) as error:
+            reached = not_allocated(sum(tensor.nbytes for tensor in block.parameters()))
+            raise reached.at(self._named(path), self._place(path)) from error
+
+    def sizes(self, dtype: torch.dtype) -> Iterator[tuple[int, str, SpecPath]]:
+        """How many bytes each node will take that has no weights yet, its name, and its place in the spec."""
+        others = {path: module for path, (module, _) in self._others.items()}
+        for path, module in {**self._blocks, **others}.items():
+            tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_meta]
+            floating = dtype.itemsize
+            size = sum(
+                t.numel() * (floating if t.is_floating_point() else t.itemsize) for t in tensors
+            )
+            yield size, self._named(path), self._place(path)
+        for inner in self._copies:
+            yield from inner.sizes(dtype)
+
+    def _named(self, path: NodePath) -> str:
+        return "/".join((self.name, *path))
+
+    def _seeded(
+        self, path: NodePath, factory: Callable[[], nn.Module], budget: Budget
+    ) -> nn.Module:
+        counting = CountingMode(budget, budget.memory_of(torch.device("cpu")))
+        with random_states_kept(derive_seed(self.seed, self.name, *path)), counting:
             return factory()
 
-    def _on_meta(self, path: NodePath, factory: Callable[[], nn.Module]) -> nn.Module:
+    def _on_meta(
+        self, path: NodePath, factory: Callable[[], nn.Module], budget: Budget
+    ) -> nn.Module:
         try:
-            with random_states_kept(0), torch.device("meta"):
+            with random_states_kept(0), CountingMode(budget), torch.device("meta"):
                 return factory()
         except Exception:  # a constructor that looks at its weights: it needs real ones
-            return self._seeded(path, factory)
+            return self._seeded(path, factory, budget)
+
+
+def refuse_too_large(
+    constructions: Sequence[SeededConstruction], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Raise LimitReached unless the weights of all nodes fit into the memory of ``device``."""
+    budget = constructions[0].budget
+    memory = budget.memory_of(device)
+    if memory is None or 2 * budget.bytes <= memory:  # the sizes of all tensors take time to add up
+        return
+    nodes = [node for construction in constructions for node in construction.sizes(dtype)]
+    needed = sum(size for size, _, _ in nodes)
+    if needed > memory:
+        size, name, place = max(nodes)
+        raise too_large(size, memory, needed).at(name, place)
 
 
 def _is_there(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

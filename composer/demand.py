@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from composer.budget import Budget
 from composer.errors import Path, Problems
 from composer.model_spec import NetworkSpec
 from composer.source import Source
@@ -28,6 +29,7 @@ class Context:
     allow: tuple[str, ...]
     seed: int
     meta: bool
+    budget: Budget
     read: set[str] = field(default_factory=set)  # observations that some network reads
     hidden: dict[str, str] = field(default_factory=dict)  # values out of reach, and in words why
     shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic

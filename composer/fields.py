@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from composer.errors import Path, Problems
+from composer.limits import Limits, above
 from composer.tree import describe, listing
 from perception_blocks.registry import near_name
 from perception_blocks.settings import as_yaml
@@ -79,6 +80,15 @@ class Fields:
         if not _is_count(value):
             self.wrong(key, "a whole number of at least 1", _is_count)
             return default
+        return value
+
+    def copies(self, key: str, limits: Limits) -> int:
+        """How many networks there are of one form."""
+        value = self.count(key, 1)
+        message = above(limits, "copies", key, value)
+        if message:
+            self.note(key, message)
+            return 1
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:

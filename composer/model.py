@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from composer.actors import ActorKey, read_actors
+from composer.budget import Budget, LimitReached
 from composer.checkpoint import (
     LoadReport,
     fill,
@@ -20,10 +21,11 @@ from composer.checkpoint import (
     saved_spec,
     write_checkpoint,
 )
-from composer.construction import chosen_seed, on_cpu
+from composer.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.critic import CriticModule
 from composer.demand import Context
 from composer.errors import Path, Problems
+from composer.limits import GivenLimits, limits_from
 from composer.lowered_model import LoweredModel
 from composer.model_spec import ModelSpec, NetworkSpec, of_one_actor
 from composer.network import State, Tensors, share_of, under
@@ -133,13 +135,20 @@ class Model(nn.Module):
     def materialize(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Model:
-        """Give a model composed on ``device="meta"`` its weights: those that composing directly would have drawn."""
+        """Give a model composed on ``device="meta"`` its weights: those that composing directly would have drawn.
+
+        Raises SpecError, naming the largest node, where they do not fit into the memory of ``device``.
+        """
         if not self._constructions:
             raise ValueError("this model has its weights already")
         target = torch.device(device)
         wanted: torch.dtype = self.policy.dtype if dtype is None else dtype
-        for construction in self._constructions:
-            construction.materialize(target, wanted)
+        try:
+            refuse_too_large(self._constructions, target, wanted)
+            for construction in self._constructions:
+                construction.materialize(target, wanted)
+        except LimitReached as reached:
+            raise reached.as_error(self.source) from reached.__cause__
         self.policy.reset_distributions(self.seed)
         self._constructions = []
         if (
@@ -288,6 +297,7 @@ def compose(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int | None = None,
+    limits: GivenLimits = None,
 ) -> Model:
     """A model from ``spec`` (a YAML file, YAML text, a mapping, an OmegaConf config or a model's ``source``).
 
@@ -295,26 +305,32 @@ def compose(
     spec's own ``environment``. Spaces of steps and agents come as mappings: ``{"pick": space, ("place", 0): space}``.
     ``allow`` names modules whose classes the spec may use, and folders (with a slash: ``"../shared/"``) in which it may
     name files, beside its own. ``device="meta"`` composes without weights until ``model.materialize(device)``.
-    ``seed=None`` draws one from torch's global generator.
+    ``seed=None`` draws one from torch's global generator. ``limits`` says how much the spec may ask for, such as
+    ``{"copies": 5000}`` (see `composer.limits.Limits`).
 
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
     """
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is a floating point type such as torch.float32, got {dtype!r}")
     allow = allow_list(allow)
+    limits = limits_from(limits)
     import_allowed(allow)
     source = load_source(spec, overrides, allow)
     makes_environment = env is None and (observation_space is None or action_space is None)
-    model_spec = read_spec(source, allow, makes_environment=makes_environment)
+    model_spec = read_spec(source, allow, makes_environment=makes_environment, limits=limits)
     spaces = find_spaces(model_spec, env, observation_space, action_space)
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     if actors is None:
         model_spec = of_one_actor(model_spec)
     seed = chosen_seed(seed)
     target = torch.device(device)
-    context = Context(source, Problems(source), allow, seed, meta=target.type == "meta")
+    is_meta = target.type == "meta"
+    context = Context(source, Problems(source), allow, seed, is_meta, Budget(limits))
     with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
-        parts = build_parts(model_spec, context, spaces, actors, dtype)
+        try:
+            parts = build_parts(model_spec, context, spaces, actors, dtype)
+        except LimitReached as reached:
+            raise reached.as_error(source) from None
         model = Model(source, model_spec, parts, seed)
         model.expanded = context.expanded
         return model if context.meta else model.materialize(target, dtype)
@@ -326,8 +342,11 @@ def load(
     *,
     device: torch.device | str = "cpu",
     strict: bool = True,
+    limits: GivenLimits = None,
 ) -> Model:
     """The model that ``model.save(path)`` wrote. ``allow`` names the modules of the classes that its spec uses.
+
+    ``limits`` are those of `compose`.
 
     Raises CheckpointError for a damaged or foreign file, for blocks that nobody has registered here and for weights
     that do not fit, SpecError for a class that is not allowed. With ``strict=False`` what fits is loaded, and
@@ -346,6 +365,7 @@ def load(
         device=device,
         dtype=getattr(torch, record.dtype),
         seed=record.seed,
+        limits=limits,
     )
     model.load_report = fill(model, read_tensors(path, record), strict=strict)
     return model

@@ -7,6 +7,7 @@ from typing import Any
 
 from composer.errors import Path, Problems
 from composer.fields import Fields
+from composer.limits import Limits, above
 from composer.model_spec import NodeSpec
 from composer.tree import describe
 from composer.trust import PathError, check_trusted, import_allowed
@@ -39,9 +40,10 @@ def is_misplaced(name: str, node: Any) -> bool:
 class NodeReader:
     """Reads nodes and graphs of nodes; what is wrong goes to ``problems``, and the rest is read all the same."""
 
-    def __init__(self, problems: Problems, allow: tuple[str, ...]) -> None:
+    def __init__(self, problems: Problems, allow: tuple[str, ...], limits: Limits) -> None:
         self._problems = problems
         self._allow = allow
+        self._limits = limits
         self._imported = False
         self._import_failure = ""
 
@@ -102,7 +104,7 @@ class NodeReader:
             init=value.get("init"),
             settings=settings,
             graph=graph,
-            copies=fields.count("copies", 1) if block == "ensemble" else None,
+            copies=fields.copies("copies", self._limits) if block == "ensemble" else None,
         )
 
     def _only_shared(self, fields: Fields) -> None:
@@ -157,10 +159,19 @@ class NodeReader:
             problem = check_trusted(block, self._allow)
             if problem:
                 fields.note("block", problem)
+            self._check_layers(fields)
         elif not self._is_known(block):
             near = did_you_mean(block, [*BLOCKS, *NESTED], "block")
             hint = near or self._import_failure or UNKNOWN_BLOCK
             fields.note("block", f"unknown block {block!r}{hint}")
+
+    def _check_layers(self, fields: Fields) -> None:
+        """Classes of others take any number of layers; torch's need a time for them that grows with the square."""
+        for key, value in fields.values.items():
+            if "layer" in key and isinstance(value, int):
+                message = above(self._limits, "layers", key, value)
+                if message:
+                    fields.note(key, message)
 
     def _is_known(self, block: str) -> bool:
         if block not in BLOCKS and self._allow and not self._imported:

@@ -10,6 +10,7 @@ from typing import Any
 
 from composer.errors import Path, Problems
 from composer.fields import Fields
+from composer.limits import GivenLimits, Limits, limits_from
 from composer.model_spec import (
     CRITIC_KINDS,
     CriticKind,
@@ -48,16 +49,20 @@ HEAD_BLOCK = "linear_output"
 
 
 def read_spec(
-    source: Source, allow: Iterable[str] = (), *, makes_environment: bool = True
+    source: Source,
+    allow: Iterable[str] = (),
+    *,
+    makes_environment: bool = True,
+    limits: GivenLimits = None,
 ) -> ModelSpec:
-    """The typed spec. ``allow`` names the modules whose dotted paths the caller trusts.
+    """The typed spec. ``allow`` names the modules whose dotted paths the caller trusts, ``limits`` how much it may ask.
 
     ``makes_environment``: the spec's own environment will be made, so it must be allowed too.
 
     Raises SpecError with everything wrong in the structure: keys, types, names, references, params and paths.
     """
     problems = Problems(source, source.problems)
-    spec = _Reader(source, problems, tuple(allow), makes_environment).model()
+    spec = _Reader(source, problems, tuple(allow), makes_environment, limits_from(limits)).model()
     problems.raise_if_any()
     assert spec is not None
     return spec
@@ -67,13 +72,19 @@ class _Reader:
     """Reads from the top down; each method takes the value at ``path`` and notes what is wrong with it."""
 
     def __init__(
-        self, source: Source, problems: Problems, allow: tuple[str, ...], makes_environment: bool
+        self,
+        source: Source,
+        problems: Problems,
+        allow: tuple[str, ...],
+        makes_environment: bool,
+        limits: Limits,
     ) -> None:
         self._source = source
         self._makes_environment = makes_environment
         self._problems = problems
         self._allow = allow
-        self._nodes = NodeReader(problems, allow)
+        self._limits = limits
+        self._nodes = NodeReader(problems, allow, limits)
 
     def model(self) -> ModelSpec | None:
         top = Fields(self._without_other_files(), (), self._problems)
@@ -212,7 +223,7 @@ class _Reader:
             self._networks(fields, NETWORK_KEYS, CRITIC_KEYS, "critic"),
             kind=self._critic_kind(fields),
             stack=fields.boolean("stack"),
-            ensemble=fields.count("ensemble", 1),
+            ensemble=fields.copies("ensemble", self._limits),
             normalize_value=fields.boolean("normalize_value"),
             separate=fields.boolean("separate"),
             shared=policy.shares if policy else (),

@@ -13,6 +13,7 @@ __all__ = ["MAX_DEPTH", "MAX_SIZE", "Node", "check_size", "describe", "from_pyth
 __all__ += ["listing", "plain"]
 
 MAX_DEPTH = 50
+MAX_BITS = 1000  # of an integer; YAML's have at most 300 digits
 MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5,000 blocks has about 60,000
 
 
@@ -106,6 +107,9 @@ def _from_python(value: Any, position: Position | None, path: Path, depth: int) 
     if isinstance(value, list | tuple):
         parts = [_from_python(v, position, (*path, i), depth + 1) for i, v in enumerate(value)]
         return Node(parts, position)
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        message = f"a number of {value.bit_length()} bits is too long"
+        raise SpecError([Problem(message, path, position)])
     return Node(value, position)
 
 

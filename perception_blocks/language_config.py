@@ -21,6 +21,7 @@ from perception_blocks.port import format_shape
 from perception_blocks.reading import file_at
 from perception_blocks.registry import did_you_mean
 from perception_blocks.settings import (
+    LayerCount,
     PositiveInt,
     Probability,
     SettingProblem,
@@ -124,6 +125,8 @@ def _wrong_value(name: str, annotation: Any, value: Any) -> str | None:
     if name in ("activation_function", "hidden_act") and value not in ACT2FN:
         near = did_you_mean(str(value), ACT2FN)
         return f"names the unknown activation {value!r} of transformers{near}"
+    if name in ("n_layer", "num_hidden_layers"):
+        return mismatch(LayerCount, value)
     counts = int in kinds and float not in kinds and isinstance(value, int)
     return mismatch(PositiveInt, value) if counts else None
 

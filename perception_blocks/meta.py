@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +27,14 @@ _NORMS = {functional.layer_norm, functional.rms_norm}
 
 
 class MetaMode(TorchFunctionMode):
-    """As ``with torch.device("meta")``, where weights are not drawn and norms cost nothing."""
+    """As ``with torch.device("meta")``, where weights are not drawn and norms cost nothing.
+
+    ``made`` is told of every tensor that a constructor of torch makes.
+    """
+
+    def __init__(self, made: Callable[[Tensor], Any] | None = None) -> None:
+        super().__init__()
+        self._made = made
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -40,8 +48,13 @@ class MetaMode(TorchFunctionMode):
             normed = _normed(*args, **kwargs)
             if normed is not None:
                 return normed
-        elif func in _device_constructors() and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
+        elif func in _device_constructors():
+            if kwargs.get("device") is None:
+                kwargs["device"] = "meta"
+            tensor = func(*args, **kwargs)
+            if self._made is not None:
+                self._made(tensor)
+            return tensor
         return func(*args, **kwargs)
 
 

@@ -43,15 +43,21 @@ def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> 
     given = {name: getattr(arguments, name) for name in OF_THE_TASK}
     given["settings"] = _settings(arguments.settings) or None
     given = {name: value for name, value in given.items() if value is not None}
-    allow = arguments.allow
+    allow, limits = arguments.allow, dict(arguments.limits)
     if arguments.resume is None:
         outcome = train(
-            spec, arguments.output, env=arguments.env, weights=weights, allow=allow, **given
+            spec,
+            arguments.output,
+            env=arguments.env,
+            weights=weights,
+            allow=allow,
+            limits=limits,
+            **given,
         )
     else:
         if arguments.env is not None:
             given["environment"] = arguments.env
-        outcome = resume(arguments.resume, spec=spec, allow=allow, **given)
+        outcome = resume(arguments.resume, spec=spec, allow=allow, limits=limits, **given)
     return _say(outcome, arguments.allow)
 
 

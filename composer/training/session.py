@@ -13,6 +13,7 @@ from composer.checkpoint import plain_spec, read_record, saved_spec
 from composer.discrete_actions import NoLegalChoiceError
 from composer.distributions import NoNumberError
 from composer.errors import Problem, SpecError
+from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.source import Override, Source, dump_yaml, load_source, stored_source
 from composer.space_json import spaces_differ
@@ -53,6 +54,7 @@ def train(
     weights: str | Path | None = None,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
+    limits: GivenLimits = None,
     **options: Any,
 ) -> Outcome:
     """Train a model of ``spec``, and write what comes of it to the new folder ``out``.
@@ -67,7 +69,7 @@ def train(
     task = Task(spec="", environment=env or _environment_of(spec, allow), **options)
     trainer_class = _trainer_class(task)
     refuse_taken(out)
-    model = compose(spec, env=task.environment, allow=allow, seed=task.seed)
+    model = compose(spec, env=task.environment, allow=allow, seed=task.seed, limits=limits)
     task = replace(task, spec=dump_yaml(saved_spec(model.source.data, model)))
     if weights is not None:
         _begin_with(model, weights)
@@ -87,6 +89,7 @@ def resume(
     spec: Any = None,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
+    limits: GivenLimits = None,
     **given: Any,
 ) -> Outcome:
     """Go on with the run in the folder ``path``, to more ``steps`` if those are given.
@@ -111,7 +114,13 @@ def resume(
             f"the run in {str(path)!r} has made its {saved['steps']:,} steps; "
             "to go on, say how many there shall be in all: --steps"
         )
-    model = compose(stored_source(task.spec), env=task.environment, allow=allow, seed=task.seed)
+    model = compose(
+        stored_source(task.spec),
+        env=task.environment,
+        allow=allow,
+        seed=task.seed,
+        limits=limits,
+    )
     if (folder.path / "model.safetensors").exists():
         _refuse_other_spaces(folder.path / "model.safetensors", model)
     trainer = _trainer(trainer_class, task, model)
