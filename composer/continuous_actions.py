@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from composer.action_cells import (
+    FARTHEST,
+    FINEST,
+    Bounds,
+    Placed,
+    Resolution,
+    log_mean_density,
+    place,
+)
 from composer.distributions import (
     ActionDistribution,
     Distribution,
+    all_finite,
     check_action,
     check_family,
     check_temperature,
     event_sum,
+    floor_of,
     is_bounded,
+    limits_text,
     misfit,
     on_host,
     refuse_actions,
@@ -30,16 +43,9 @@ __all__ += ["SquashedGaussianDistribution", "keep_bounds", "kept_bounds", "refus
 LogStd = Literal["state", "learned"]
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _NODES, _REACH = 101, 7.5  # see SquashedGaussianDistribution.entropy
-
-
-class Bounds(NamedTuple):
-    """The bounds of a Box and what follows from them: numbers where all elements have the same, else tensors."""
-
-    low: Any
-    high: Any
-    middle: Any
-    half: Any
-    log_half: Any
+_LARGEST_LOG = 80.0  # of a standard deviation: float32 can tell it and its reciprocal
+_BROAD = 64.0  # see BetaDistribution
+_SERIES = 16.0  # where the asymptotic series of betas begin
 
 
 def bounds_between(low: Any, high: Any) -> Bounds:
@@ -70,16 +76,20 @@ def refuse_outside(action: Tensor, bounds: Bounds, key: str) -> None:
     dtypes = (torch.float32, *(d for d in (action.dtype,) if d.is_floating_point))
     rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes) * largest
     wrong = ~(distance <= bounds.half * 1.001 + rounding)
-    refuse_actions(action, wrong, bounds.low, bounds.high, key)
+    shape = wrong.shape
+    refuse_actions(action, wrong, lambda at: limits_text(bounds.low, bounds.high, shape, at), key)
 
 
 class GaussianDistribution(Distribution):
-    """Independent normals: ``mean`` and ``log_std`` (..., *action shape)."""
+    """Independent normals: ``mean`` and ``log_std`` (..., *action shape); ``key`` is for messages."""
 
-    def __init__(self, mean: Tensor, log_std: Tensor, event_dims: int) -> None:
+    def __init__(
+        self, mean: Tensor, log_std: Tensor, event_dims: int, *, key: str = "action"
+    ) -> None:
         self.mean = mean
-        self.log_std = log_std
+        self.log_std = log_std.expand_as(mean)
         self.event_dims = event_dims
+        self._key = key
 
     @property
     def stddev(self) -> Tensor:
@@ -96,6 +106,8 @@ class GaussianDistribution(Distribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         check_action(action, self.mean.shape, self.event_dims)
+        if on_host(action) and not all_finite(action):
+            refuse_actions(action, ~action.isfinite(), lambda _: "a finite number", self._key)
         return event_sum(self.log_densities(action.to(self.mean.dtype)), self.event_dims)
 
     def entropy(self) -> Tensor:
@@ -103,33 +115,45 @@ class GaussianDistribution(Distribution):
 
     def kl(self, other: GaussianDistribution) -> Tensor:
         check_family(self, other)
-        ratio = (2 * (self.log_std - other.log_std)).exp()
-        distance = ((self.mean - other.mean) * (-other.log_std).exp()).square()
+        ratio = (2 * (self.log_std - other.log_std)).exp().clamp_max(FARTHEST**2)
+        distance = _standard(self.mean, other.mean, other.log_std).square()
         terms = other.log_std - self.log_std + 0.5 * (ratio + distance - 1)
         return event_sum(terms, self.event_dims)
 
     def log_densities(self, value: Tensor) -> Tensor:
         """Per dimension, (..., *action shape)."""
-        standard = (value - self.mean) * (-self.log_std).exp()
+        standard = _standard(value, self.mean, self.log_std)
         return -0.5 * standard.square() - self.log_std - _HALF_LOG_2PI
 
     def entropies(self) -> Tensor:
         """Per dimension, (..., *action shape)."""
-        return (0.5 + _HALF_LOG_2PI + self.log_std).expand_as(self.mean)
+        return 0.5 + _HALF_LOG_2PI + self.log_std
 
 
 class SquashedGaussianDistribution(Distribution):
     """``middle + half * tanh(u)`` with u normal: an action within its bounds.
 
-    `log_prob` of the very tensor that `rsample` returned uses its u, so that gradients are exact. Of any other action
-    it goes back through atanh; what is on a bound is taken as the nearest number inside that the dtype can tell (|u| is
-    about 8.3 for float32): the value is finite, and the same whenever it is computed. What is further out than rounding
-    explains is refused where `on_host` allows a look at it.
+    `log_prob` of the very tensor that `rsample` returned uses its u: value and gradients are exact. Of any other action
+    it is the mean density of what rounds to that action. That is everything from ``l`` to ``h`` in u, where ``l`` or
+    ``h`` is infinite for an action on a bound, and on the action's scale an interval of the width ``w``::
+
+        log_prob = log((cdf((h - mean) / std) - cdf((l - mean) / std)) / w)
+
+    Away from the bounds that is the density; see `composer.action_cells`. What is further out of its bounds than
+    rounding explains is refused where `on_host` allows a look at it. ``resolution`` is that of the environment.
     """
 
-    def __init__(self, base: GaussianDistribution, bounds: Bounds, *, key: str = "action") -> None:
+    def __init__(
+        self,
+        base: GaussianDistribution,
+        bounds: Bounds,
+        *,
+        resolution: Resolution = FINEST,
+        key: str = "action",
+    ) -> None:
         self.base = base
         self.bounds = bounds
+        self._resolution = resolution
         self._key = key
         self._drawn: tuple[Tensor, Tensor] | None = None
 
@@ -148,12 +172,16 @@ class SquashedGaussianDistribution(Distribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         drawn, u = self._drawn or (None, None)
-        if u is None or action is not drawn:
+        if u is not None and action is drawn:
+            terms = self.base.log_densities(u) - _log_slope(u)
+        else:
             check_action(action, self.base.mean.shape, self.base.event_dims)
-            u = self._unsquash(action)
             refuse_outside(action, self.bounds, self._key)
-        terms = self.base.log_densities(u) - _log_slope(u) - self.bounds.log_half
-        return event_sum(terms, self.base.event_dims)
+            mean, log_std = self.base.mean, self.base.log_std
+            placed = place(action, self.bounds, mean.dtype, self._resolution)
+            look = on_host(action) and on_host(mean)
+            terms = log_mean_density(placed, self.bounds, mean, log_std, look)
+        return event_sum(terms - self.bounds.log_half, self.base.event_dims)
 
     def entropy(self) -> Tensor:
         """Entropy of the normal plus the expectation of the log-slope, which has no closed form.
@@ -173,23 +201,31 @@ class SquashedGaussianDistribution(Distribution):
         check_family(self, other)
         return self.base.kl(other.base)
 
-    def _unsquash(self, action: Tensor) -> Tensor:
-        inside = (action.to(self.base.mean.dtype) - self.bounds.middle) / self.bounds.half
-        limit = 1 - torch.finfo(inside.dtype).eps
-        return inside.clamp(-limit, limit).atanh()
-
 
 class BetaDistribution(Distribution):
-    """Independent betas stretched over the bounds: concentrations ``1 + a`` and ``1 + b`` (..., *action shape)."""
+    """Independent betas stretched over the bounds: concentrations ``1 + a`` and ``1 + b`` (..., *action shape).
+
+    `log_prob` is of the number nearest to the mode of all that round to the action, and at most that of a cell of
+    probability 1. With ``n = a + b`` and the mode ``p = a / n``, the log-density at x is that at p, less ``n`` times
+    the divergence of p to x: written so, nothing large cancels where a beta is as narrow as the dtype can tell.
+    """
 
     def __init__(
-        self, a: Tensor, b: Tensor, bounds: Bounds, event_dims: int, *, key: str = "action"
+        self,
+        a: Tensor,
+        b: Tensor,
+        bounds: Bounds,
+        event_dims: int,
+        *,
+        resolution: Resolution = FINEST,
+        key: str = "action",
     ) -> None:
         self._excess = (a, b)
         self.concentrations = (1 + a, 1 + b)
         self.bounds = bounds
         self.event_dims = event_dims
         self._log_width = bounds.log_half + math.log(2)
+        self._resolution = resolution
         self._key = key
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -205,37 +241,81 @@ class BetaDistribution(Distribution):
 
     def mode(self) -> Tensor:
         a, b = self._excess
-        tiny = torch.finfo(a.dtype).tiny  # both may have underflowed to 0: the middle
-        return self._stretch((a + tiny) / (a + b + 2 * tiny))
+        return self._stretch(a / (a + b))
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """An action on a bound is taken as the nearest number inside that the dtype can tell."""
-        a, b = self._excess
+        a, _ = self._excess
         check_action(action, a.shape, self.event_dims)
         refuse_outside(action, self.bounds, self._key)
-        eps = torch.finfo(a.dtype).eps
-        x = (action.to(a.dtype) - self.bounds.low) / self.bounds.half / 2
-        x = x.clamp(eps, 1 - eps)
-        terms = a * x.log() + b * torch.log1p(-x) - self._log_norm() - self._log_width
-        return event_sum(terms, self.event_dims)
+        placed = place(action, self.bounds, a.dtype, self._resolution)
+        terms = self._log_densities(placed)
+        reach = placed.reach
+        span = placed.below.clamp_max(reach) + placed.above.clamp_max(reach)
+        terms = torch.minimum(terms, math.log(2) - span.log())
+        return event_sum(terms - self._log_width, self.event_dims)
 
     def entropy(self) -> Tensor:
         a, b = self._excess
-        alpha, beta = self.concentrations
-        terms = self._log_norm() - a * alpha.digamma() - b * beta.digamma()
-        terms = terms + (a + b) * (alpha + beta).digamma() + self._log_width
-        return event_sum(terms, self.event_dims)
+        n = a + b
+        if self._is_broad:
+            alpha, beta = self.concentrations
+            terms = self._log_norm - a * alpha.digamma() - b * beta.digamma()
+            terms = terms + n * (alpha + beta).digamma()
+            return event_sum(terms + self._log_width, self.event_dims)
+        terms = n / (1 + n) - self._peak - _log_means(a) - _log_means(b) + _log_means(n)
+        return event_sum(terms + self._log_width, self.event_dims)
 
     def kl(self, other: BetaDistribution) -> Tensor:
         check_family(self, other)
-        alpha, beta = self.concentrations
-        da, db = alpha - other.concentrations[0], beta - other.concentrations[1]
-        terms = other._log_norm() - self._log_norm() + da * alpha.digamma() + db * beta.digamma()
-        return event_sum(terms - (da + db) * (alpha + beta).digamma(), self.event_dims)
+        (a, b), (c, d) = self._excess, other._excess
+        n, m = a + b, c + d
+        if self._is_broad and other._is_broad:
+            alpha, beta = self.concentrations
+            terms = other._log_norm - self._log_norm + (a - c) * alpha.digamma()
+            terms = terms + (b - d) * beta.digamma() - (n - m) * (alpha + beta).digamma()
+            return event_sum(terms, self.event_dims)
+        tiny = torch.finfo(a.dtype).tiny
+        p, q, r, s = (part.clamp_min(tiny) for part in (a / n, b / n, c / m, d / m))
+        change = torch.where(r < 0.5, p - r, s - q)
+        terms = self._peak - other._peak - c * _log_ratio(p, r, change)
+        terms = terms - d * _log_ratio(q, s, -change)
+        terms = terms + (a - c) * (_log_means(a) / a) + (b - d) * (_log_means(b) / b)
+        terms = terms - (n - m) * (_log_means(n) / n + 1 / (1 + n))
+        return event_sum(terms, self.event_dims)
 
+    @cached_property
+    def _is_broad(self) -> bool:
+        """Whether all of it is known to be so wide that the usual forms are exact to 1e-5; they take less time."""
+        a, b = self._excess
+        return on_host(a) and bool((a + b < _BROAD).all())
+
+    @cached_property
     def _log_norm(self) -> Tensor:
         alpha, beta = self.concentrations
         return alpha.lgamma() + beta.lgamma() - (alpha + beta).lgamma()
+
+    @cached_property
+    def _peak(self) -> Tensor:
+        """The log-density between 0 and 1 at the mode."""
+        a, b = self._excess
+        n = a + b
+        return torch.log1p(n) + _stirling_rest(n) - _stirling_rest(a) - _stirling_rest(b)
+
+    def _log_densities(self, placed: Placed) -> Tensor:
+        """Per dimension, between 0 and 1, of the number in the cell that is nearest to the mode."""
+        a, b = self._excess
+        n = a + b
+        x, y, reach = placed.below / 2, placed.above / 2, placed.reach / 2
+        tiny = torch.finfo(a.dtype).tiny
+        p, q = ((part / n).clamp_min(tiny) for part in (a, b))
+        from_mode = torch.where(x < 0.5, x - p, q - y)
+        shift = from_mode.detach().clamp(-reach, reach)
+        from_mode = from_mode - shift
+        x, y = ((x - shift).clamp_min(tiny), (y + shift).clamp_min(tiny))
+        if self._is_broad:
+            return a * x.log() + b * y.log() - self._log_norm
+        relative = a * _log_ratio(x, p, from_mode) + b * _log_ratio(y, q, -from_mode)
+        return self._peak + relative
 
     def _stretch(self, x: Tensor) -> Tensor:
         low, high, _, half, _ = self.bounds
@@ -245,11 +325,13 @@ class BetaDistribution(Distribution):
 class _Normals(ActionDistribution):
     """What gaussian and squashed_gaussian share: logits (or logits and a parameter) to independent normals."""
 
+    allows_minus_infinity = False
+
     def __init__(
         self, leaf: Leaf, log_std: LogStd, init_log_std: float, log_std_range: tuple[float, float]
     ) -> None:
         low, high = log_std_range
-        if low > high:
+        if not low <= high:
             raise ValueError(f"'log_std_range' must be (low, high), got ({low}, {high})")
         if not low <= init_log_std <= high:
             raise ValueError(
@@ -259,6 +341,7 @@ class _Normals(ActionDistribution):
         super().__init__(leaf, dims if log_std == "learned" else 2 * dims)
         self.init_log_std = init_log_std
         self.log_std_range = (low, high)
+        self._kept_range = (max(low, -_LARGEST_LOG), min(high, _LARGEST_LOG))
         start = torch.full(leaf.shape, float(init_log_std))
         self.log_std = nn.Parameter(start) if log_std == "learned" else None
 
@@ -275,12 +358,15 @@ class _Normals(ActionDistribution):
             log_std = log_std.reshape(shape) + self.init_log_std
         else:
             mean, log_std = logits, self.log_std.to(logits.dtype)
-        log_std = log_std.clamp(*self.log_std_range)
-        if isinstance(temperature, Tensor):
-            log_std = log_std + temperature.log()
-        elif temperature != 1.0:
-            log_std = log_std + math.log(temperature)
-        return GaussianDistribution(mean.reshape(shape), log_std, len(self.action_shape))
+        log_std = log_std.clamp(*self._kept_range)
+        if isinstance(temperature, Tensor) or temperature != 1.0:
+            sharper = (
+                temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+            )
+            log_std = (log_std + sharper).clamp(-_LARGEST_LOG, _LARGEST_LOG)
+        return GaussianDistribution(
+            mean.reshape(shape), log_std, len(self.action_shape), key=self.key
+        )
 
 
 class Gaussian(_Normals):
@@ -326,13 +412,17 @@ class SquashedGaussian(_Normals):
             raise misfit("squashed_gaussian", leaf, "a Box action with finite bounds")
         super().__init__(leaf, log_std, init_log_std, log_std_range)
         self.same_bounds = keep_bounds(self, leaf)
+        self._resolution = Resolution.of(leaf)
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> SquashedGaussianDistribution:
         refuse_mask(mask, "squashed_gaussian", self.key)
         normals = self.normals(logits, temperature)
-        return SquashedGaussianDistribution(normals, self._bounds(normals.mean.dtype), key=self.key)
+        bounds = self._bounds(normals.mean.dtype)
+        return SquashedGaussianDistribution(
+            normals, bounds, resolution=self._resolution, key=self.key
+        )
 
     def squash(self, u: Tensor) -> Tensor:
         """A value of the normal, (..., *action shape), as an action within the bounds."""
@@ -346,14 +436,18 @@ class Beta(ActionDistribution):
     """Betas over the Box's bounds; logits (..., for alpha then for beta), each concentration is 1 + softplus(logit).
 
     Both are above 1, so the density has one peak and is zero at the bounds. ``temperature`` divides what exceeds 1: the
-    density to the power of 1 / temperature, which keeps its mode.
+    density to the power of 1 / temperature, which keeps its mode. It is at most the square of 1 / eps, where the
+    standard deviation is about eps: no dtype can tell it from a narrower one.
     """
+
+    allows_minus_infinity = False
 
     def __init__(self, leaf: Leaf) -> None:
         if not is_bounded(leaf):
             raise misfit("beta", leaf, "a Box action with finite bounds")
         super().__init__(leaf, 2 * math.prod(leaf.shape))
         self.same_bounds = keep_bounds(self, leaf)
+        self._resolution = Resolution.of(leaf)
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
@@ -361,10 +455,14 @@ class Beta(ActionDistribution):
         refuse_mask(mask, "beta", self.key)
         check_temperature(temperature)
         excess = functional.softplus(wide(logits)) / temperature
+        limits = torch.finfo(excess.dtype)
+        excess = excess.clamp(limits.tiny**0.5, limits.eps**-2)
         shape = (*excess.shape[:-1], *self.action_shape)
         a, b = (part.reshape(shape) for part in excess.chunk(2, -1))
         bounds = self.same_bounds or kept_bounds(self, a.dtype)
-        return BetaDistribution(a, b, bounds, len(self.action_shape), key=self.key)
+        return BetaDistribution(
+            a, b, bounds, len(self.action_shape), resolution=self._resolution, key=self.key
+        )
 
 
 def keep_bounds(family: ActionDistribution, leaf: Leaf) -> Bounds | None:
@@ -393,6 +491,44 @@ def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
 
 
+def _standard(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """How many standard deviations ``value`` is from ``mean``, as far as its square is a number."""
+    return ((value - mean) * (-log_std).exp()).clamp(-FARTHEST, FARTHEST)
+
+
 def _log_slope(u: Tensor) -> Tensor:
     """log(1 - tanh(u)**2), without cancellation for large u."""
-    return 2 * (math.log(2) - u + functional.logsigmoid(2 * u))
+    slope = 2 * (math.log(2) - u + functional.logsigmoid(2 * u))
+    return slope.clamp_min(floor_of(u.dtype))
+
+
+# --- betas: functions of what a concentration exceeds 1 by, without cancellation ---
+
+
+def _stirling_rest(v: Tensor) -> Tensor:
+    """lgamma(1 + v) - (v * log(v) - v)."""
+    small, r = _small_or_reciprocal(v)
+    series = r * (1 / 12 - r * r * (1 / 360 - r * r * (1 / 1260 - r * r / 1680)))
+    series = series + 0.5 * (math.log(2 * math.pi) - r.log())
+    return torch.where(
+        v < _SERIES, (1 + small).lgamma() - torch.xlogy(small, small) + small, series
+    )
+
+
+def _log_means(v: Tensor) -> Tensor:
+    """v * (digamma(1 + v) - log(v))."""
+    small, r = _small_or_reciprocal(v)
+    series = 0.5 - r * (1 / 12 - r * r * (1 / 120 - r * r * (1 / 252 - r * r / 240)))
+    direct = small * (1 + small).digamma() - torch.xlogy(small, small)
+    return torch.where(v < _SERIES, direct, series)
+
+
+def _small_or_reciprocal(v: Tensor) -> tuple[Tensor, Tensor]:
+    return v.clamp_max(_SERIES), v.clamp_min(_SERIES).reciprocal()
+
+
+def _log_ratio(x: Tensor, y: Tensor, difference: Tensor) -> Tensor:
+    """log(x / y), given ``x - y``, which is better known than x and y."""
+    near = difference.detach().abs() < 0.5 * y.detach()
+    ratio = torch.where(near, difference, 0.0) / torch.where(near, y, 1.0)
+    return torch.where(near, ratio.log1p(), x.log() - y.log())

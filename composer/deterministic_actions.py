@@ -56,6 +56,8 @@ class DeterministicDistribution(Distribution):
 class Deterministic(ActionDistribution):
     """The action itself: logits (..., one per dimension), squashed into the Box's bounds by tanh."""
 
+    allows_minus_infinity = False
+
     def __init__(self, leaf: Leaf) -> None:
         if not is_bounded(leaf):
             raise misfit("deterministic", leaf, "a Box action with finite bounds")

@@ -1,13 +1,14 @@
 """Distributions of choices: categorical, several categoricals, independent bits.
 
-An illegal choice has probability zero and a log-probability of about half the lowest finite number instead of -inf, so
-that sums, entropies and gradients stay finite.
+An illegal choice, and one whose probability is too small for a number, has probability zero and a log-probability of
+`floor_of` (about -3e32 in float32) instead of -inf, so that sums, entropies and gradients stay finite.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from composer.distributions import (
     Distribution,
     check_action,
     check_family,
+    check_temperature,
     event_sum,
+    floor_of,
     index_text,
+    limits_text,
     misfit,
     on_host,
     refuse_actions,
-    tempered,
+    wide,
 )
 from composer.space_kinds import Leaf
 from composer.space_values import as_flags
@@ -65,7 +69,7 @@ class ChoiceDistribution(Distribution):
         sizes: Tensor | None = None,
         key: str = "action",
     ) -> None:
-        self.log_probs = functional.log_softmax(logits, -1)
+        self.log_probs = functional.log_softmax(logits, -1).clamp_min(floor_of(logits.dtype))
         self._event_dims = event_dims
         self._sizes = sizes
         self._key = key
@@ -86,12 +90,21 @@ class ChoiceDistribution(Distribution):
     def log_prob(self, action: Tensor) -> Tensor:
         check_action(action, self.log_probs.shape[:-1], self._event_dims)
         if on_host(action):
-            sizes = self.log_probs.shape[-1] if self._sizes is None else self._sizes
-            wrong = (action < 0) | (action >= sizes)
-            refuse_actions(action, wrong, 0, sizes - 1, self._key)
+            self._refuse_no_choice(action)
         chosen = action.to(torch.int64).unsqueeze(-1)
         log_probs, chosen = torch.broadcast_tensors(self.log_probs, chosen)
         return event_sum(log_probs.gather(-1, chosen[..., :1]).squeeze(-1), self._event_dims)
+
+    def _refuse_no_choice(self, action: Tensor) -> None:
+        sizes: Any = self.log_probs.shape[-1] if self._sizes is None else self._sizes
+        right = (action >= 0) & (action < sizes)  # False for NaN
+        if action.is_floating_point():
+            right = right & (action == action.round())
+
+        def expected(index: tuple[int, ...]) -> str:
+            return f"an integer from {limits_text(0, sizes - 1, action.shape, index)}"
+
+        refuse_actions(action, ~right, expected, self._key)
 
     def entropy(self) -> Tensor:
         return event_sum(-(self.log_probs.exp() * self.log_probs).sum(-1), self._event_dims)
@@ -107,7 +120,8 @@ class BitDistribution(Distribution):
     """Independent bits, as 0.0 and 1.0: ``logits`` (..., *action shape); ``key`` is for messages."""
 
     def __init__(self, logits: Tensor, event_dims: int, *, key: str = "action") -> None:
-        self.logits = logits
+        lowest = floor_of(logits.dtype)
+        self.logits = logits.clamp(lowest, -lowest)
         self._event_dims = event_dims
         self._key = key
 
@@ -128,7 +142,8 @@ class BitDistribution(Distribution):
     def log_prob(self, action: Tensor) -> Tensor:
         check_action(action, self.logits.shape, self._event_dims)
         if on_host(action):
-            refuse_actions(action, (action != 0) & (action != 1), 0, 1, self._key)
+            wrong = (action != 0) & (action != 1)  # True for NaN
+            refuse_actions(action, wrong, lambda _: "0 or 1", self._key)
         signed = torch.where(action != 0, self.logits, -self.logits)
         return event_sum(functional.logsigmoid(signed), self._event_dims)
 
@@ -160,12 +175,16 @@ class Categorical(ActionDistribution):
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> ChoiceDistribution:
-        logits = tempered(logits, temperature)
+        check_temperature(temperature)
+        logits = wide(logits)
+        legal = None
         if mask is not None:
             legal = _legal(mask, logits, self.key)
             require_choice(legal, self.key)
-            logits = _without(logits, legal)
-        return ChoiceDistribution(logits, key=self.key)
+        return ChoiceDistribution(_scores(logits, legal, temperature), key=self.key)
+
+    def wrong_logits(self, logits: Tensor) -> Tensor:
+        return _without_choice(logits) | super().wrong_logits(logits)
 
 
 class MultiCategorical(ActionDistribution):
@@ -192,14 +211,29 @@ class MultiCategorical(ActionDistribution):
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> ChoiceDistribution:
-        logits = tempered(logits, temperature)
+        check_temperature(temperature)
+        logits = wide(logits)
+        legal = None
         if mask is not None:
-            legal = _legal(mask, logits, self.key)
-            require_choice(self.choices(legal, False), self.key)
-            logits = _without(logits, legal)
-        padded = self.choices(logits, torch.finfo(logits.dtype).min)
-        sizes = self.sizes.reshape(self.action_shape) if self.padded else None
-        return ChoiceDistribution(padded, len(self.action_shape), sizes=sizes, key=self.key)
+            legal = self.choices(_legal(mask, logits, self.key).expand_as(logits), False)
+            require_choice(legal, self.key)
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = self.choices(temperature.expand_as(logits), 1.0)
+        scores = _scores(self.choices(logits, -math.inf), legal, temperature)
+        sizes = None
+        if self.padded:
+            sizes = self.sizes.reshape(self.action_shape)
+            if (
+                legal is not None
+            ):  # or a row without a legal choice would not be uniform over the real ones
+                padding = (self.index == logits.shape[-1]).reshape(scores.shape[-sizes.dim() - 1 :])
+                scores = scores.masked_fill(padding, -math.inf)
+        return ChoiceDistribution(scores, len(self.action_shape), sizes=sizes, key=self.key)
+
+    def wrong_logits(self, logits: Tensor) -> Tensor:
+        rows = self.choices(logits, -math.inf)
+        none = (rows == -math.inf).all(-1).flatten(logits.dim() - 1).any(-1, keepdim=True)
+        return none.expand_as(logits) | super().wrong_logits(logits)
 
     def choices(self, values: Tensor, fill: float | bool) -> Tensor:
         """Logits or a mask (..., sum of sizes) as (..., *action shape, widest), filled up with ``fill``."""
@@ -230,9 +264,12 @@ class Bernoulli(ActionDistribution):
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> BitDistribution:
-        logits = tempered(logits, temperature)
+        check_temperature(temperature)
+        logits = wide(logits)
+        if isinstance(temperature, Tensor) or temperature != 1:
+            logits = logits / temperature
         if mask is not None:
-            logits = _without(logits, _legal(mask, logits, self.key))
+            logits = logits.masked_fill(~_legal(mask, logits, self.key), floor_of(logits.dtype))
         logits = logits.reshape(*logits.shape[:-1], *self.action_shape)
         return BitDistribution(logits, len(self.action_shape), key=self.key)
 
@@ -257,10 +294,28 @@ def _broadcasts(shape: Sequence[int], other: Sequence[int]) -> bool:
     return len(shape) <= len(other) and all(size in (1, wanted) for size, wanted in pairs)
 
 
-def _without(logits: Tensor, legal: Tensor) -> Tensor:
-    """Logits with all that is illegal very low: half the lowest number, which is above what pads a MultiDiscrete, so
-    that a row without a legal choice is uniform over the real ones."""
-    return logits.masked_fill(~legal, torch.finfo(logits.dtype).min / 2)
+def _scores(logits: Tensor, legal: Tensor | None, temperature: float | Tensor) -> Tensor:
+    """Logits (..., n) over the temperature, what is illegal below all that is legal, whatever the logits are.
+
+    Only the differences to the largest legal one count; taken first, they overflow to what is impossible anyway.
+    """
+    plain = not isinstance(temperature, Tensor) and temperature == 1
+    if legal is None and plain:
+        return logits
+    lowest = torch.finfo(logits.dtype).min
+    allowed = logits if legal is None else torch.where(legal, logits, lowest)
+    scores = logits - allowed.detach().amax(-1, keepdim=True).clamp_min(lowest)
+    if not plain:
+        scores = scores / temperature
+    if legal is None:
+        return scores
+    floor = floor_of(logits.dtype)
+    return torch.where(legal, scores.clamp_min(floor / 2), floor)
+
+
+def _without_choice(logits: Tensor) -> Tensor:
+    """Rows in which all are minus infinity, which leaves nothing to choose."""
+    return (logits == -math.inf).all(-1, keepdim=True).expand_as(logits)
 
 
 def require_choice(legal: Tensor, key: str) -> None:

@@ -26,16 +26,17 @@ from perception_blocks.wiring import module_name
 
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
 __all__ += ["Distribution", "DistributionRuleError", "build_distributions", "check_action"]
-__all__ += ["check_family"]
+__all__ += ["all_finite", "check_family"]
 __all__ += [
     "default_distribution",
     "event_sum",
     "is_bounded",
+    "limits_text",
     "misfit",
     "on_host",
     "refuse_actions",
 ]
-__all__ += ["NoNumberError", "refuse_no_numbers", "wide"]
+__all__ += ["NoNumberError", "floor_of", "wide"]
 
 FEW_NUMBERS = 32
 RuleProblem = tuple[int, str | None, str]
@@ -88,8 +89,11 @@ class ActionDistribution(nn.Module):
     """A family of distributions for one action: ``Family(leaf, **settings)``; logits (..., k) -> `Distribution`.
 
     A subclass says what its head's width is, ``super().__init__(leaf, width)``, and how logits are read in ``forward``.
-    Logits narrower than float32 are widened before any density is computed.
+    Logits narrower than float32 are widened before any density is computed. In those of a family that
+    ``allows_minus_infinity`` it is a choice that is never taken.
     """
+
+    allows_minus_infinity = True
 
     def __init__(self, leaf: Leaf, width: int) -> None:
         super().__init__()
@@ -106,6 +110,35 @@ class ActionDistribution(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Set own parameters to where learning starts; most families have none."""
+
+    def refuse_no_numbers(self, logits: Tensor) -> None:
+        """Raise NoNumberError for ``logits`` and own parameters that are NaN or infinite, where `on_host` says to look.
+
+        Whoever calls the family for an action asks this first.
+        """
+        if not on_host(logits):
+            return
+        if not all_finite(logits):
+            wrong = self.wrong_logits(logits)
+            if bool(wrong.any()):
+                raise NoNumberError(
+                    f"the logits of action {self.key!r} are NaN or infinite{index_text(wrong)}; "
+                    "look for NaN in the observations, the state and the weights"
+                )
+        if self._parameters or self._modules:  # most families have none
+            for name, parameter in self.named_parameters():
+                if on_host(parameter.data) and not all_finite(parameter):
+                    raise NoNumberError(
+                        f"the parameter {name!r} of action {self.key!r} is NaN or infinite"
+                        f"{index_text(~parameter.isfinite())}; go back to weights from before that, "
+                        "with a lower learning rate or clipped gradients"
+                    )
+
+    def wrong_logits(self, logits: Tensor) -> Tensor:
+        """Which logits the family cannot read; asked if some are not finite."""
+        if self.allows_minus_infinity:
+            return logits.isnan() | (logits == math.inf)
+        return ~logits.isfinite()
 
     def constant(self, name: str, value: Sequence[Any] | float, dtype: torch.dtype) -> None:
         """Keep ``value`` as a tensor that moves with the module, but is never cast, saved or left uninitialised."""
@@ -170,6 +203,7 @@ class ActionDistributions(nn.Module):
     def __init__(self, families: Mapping[str, ActionDistribution]) -> None:
         super().__init__()
         self._names: dict[str, str] = {}
+        self.masked: dict[str, str] = {}  # action -> the observation that is its mask, by the spec
         for key, family in families.items():
             self._names[key] = module_name(key)
             self.add_module(self._names[key], family)
@@ -187,13 +221,17 @@ class ActionDistributions(nn.Module):
     ) -> CompositeDistribution:
         """The distribution of all actions together; ``masks`` may name some of them.
 
-        Raises ValueError for logits that are NaN or infinite, where `on_host` allows a look at them.
+        Raises ValueError for logits and parameters that are NaN or infinite, where `on_host` allows a look at them,
+        and where an action of ``masked`` is not named in ``masks``; ``{action: None}`` is no mask.
         """
+        given = masks or {}
         parts = {}
         for key, name in self._names.items():
-            refuse_no_numbers(logits[key], key)
-            mask = None if masks is None else masks.get(key)
-            parts[key] = self._modules[name](logits[key], mask, temperature)  # type: ignore[misc]
+            family: Any = self._modules[name]
+            if key in self.masked and key not in given:
+                raise ValueError(_without_mask(key, self.masked[key]))
+            family.refuse_no_numbers(logits[key])
+            parts[key] = family(logits[key], given.get(key), temperature)
         return CompositeDistribution(parts)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -348,11 +386,11 @@ def _subject(rule: Mapping[str, Any]) -> str:
 def is_bounded(leaf: Leaf) -> bool:
     """Whether it is a Box with finite bounds everywhere."""
     bounds = (leaf.port.low, leaf.port.high)
-    return leaf.kind == "box" and all(b is not None and _all_finite(b) for b in bounds)
+    return leaf.kind == "box" and all(b is not None and _bounded(b) for b in bounds)
 
 
-def _all_finite(bound: Any) -> bool:
-    return all(map(_all_finite, bound)) if isinstance(bound, tuple) else math.isfinite(bound)
+def _bounded(bound: Any) -> bool:
+    return all(map(_bounded, bound)) if isinstance(bound, tuple) else math.isfinite(bound)
 
 
 def misfit(name: str, leaf: Leaf, needs: str) -> ValueError:
@@ -366,14 +404,6 @@ def misfit(name: str, leaf: Leaf, needs: str) -> ValueError:
 def wide(tensor: Tensor) -> Tensor:
     """``tensor`` in float32 if it is narrower: densities of half precision numbers are noise."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits divided by ``temperature``, at least in float32."""
-    check_temperature(temperature)
-    if not isinstance(temperature, Tensor) and temperature == 1:
-        return wide(logits)
-    return wide(logits) / temperature
 
 
 def check_temperature(temperature: float | Tensor) -> None:
@@ -393,32 +423,44 @@ class NoNumberError(ValueError):
     """Logits that are NaN or infinite; the message names their action."""
 
 
-def refuse_no_numbers(logits: Tensor, key: str) -> None:
-    """Raise NoNumberError for NaN and infinity; minus infinity is a choice that is never taken."""
-    if not on_host(logits):
-        return
-    few = logits.dim() == 1 and logits.numel() <= FEW_NUMBERS  # Python adds them up in less time
-    total = sum(logits.tolist()) if few else logits.sum().item()
-    if total - total == 0:  # a number, and so are all of them
-        return
-    wrong = logits.isnan() | (logits == math.inf)
-    if bool(wrong.any()):
-        raise NoNumberError(
-            f"the logits of action {key!r} are NaN or infinite{index_text(wrong)}; "
-            "look for NaN in the observations, the state and the weights"
-        )
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all are finite numbers; False also where only their sum is not."""
+    few = tensor.dim() == 1 and tensor.numel() <= FEW_NUMBERS  # Python adds them up in less time
+    total = sum(tensor.tolist()) if few else tensor.sum().item()
+    return total - total == 0
 
 
-def refuse_actions(action: Tensor, wrong: Tensor, low: Any, high: Any, key: str) -> None:
-    """Raise ValueError for the first action that is ``wrong``, if one is; ``low`` to ``high`` would have been right."""
+def _without_mask(key: str, observation: str) -> str:
+    """What is wrong with logits alone where the spec has a mask."""
+    return (
+        f"the spec masks action {key!r} by the observation {observation!r}, which logits do not carry; "
+        "policy.distribution(observations) reads it, or give it: "
+        f"policy.distributions(logits, masks={{{key!r}: mask}}), None for no mask"
+    )
+
+
+def floor_of(dtype: torch.dtype) -> float:
+    """What stands for the log-probability of the impossible: its exp is 0, and a million of them add up to a number."""
+    return torch.finfo(dtype).min / 2**20
+
+
+def refuse_actions(
+    action: Tensor, wrong: Tensor, expected: Callable[[tuple[int, ...]], str], key: str
+) -> None:
+    """Raise ValueError for the first action that is ``wrong``; ``expected`` says what would be right at its index."""
     if bool(wrong.any()):
-        value, least, most = (
-            torch.as_tensor(x).expand(wrong.shape)[wrong][0].item() for x in (action, low, high)
-        )
+        index = tuple(wrong.nonzero()[0].tolist())
+        value = action.expand(wrong.shape)[index].item()
         raise ValueError(
-            f"action {key!r} is {value:g}{index_text(wrong)}, expected {least:g} to {most:g}; "
+            f"action {key!r} is {value:g}{index_text(wrong)}, expected {expected(index)}; "
             "policy.from_environment(action) makes it of an environment's action"
         )
+
+
+def limits_text(low: Any, high: Any, shape: Sequence[int], index: tuple[int, ...]) -> str:
+    """The bounds at ``index`` of values of ``shape``: ``0 to 3``."""
+    least, most = (torch.as_tensor(limit).expand(shape)[index].item() for limit in (low, high))
+    return f"{least:g} to {most:g}"
 
 
 def index_text(wrong: Tensor) -> str:
@@ -444,6 +486,8 @@ def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
             f"log_prob takes what sample() gives, a tensor, got a {type(action).__name__}; "
             "policy.from_environment(action) makes it of an environment's action"
         )
+    if action.is_complex():
+        raise ValueError(f"an action of this distribution is of real numbers, got {action.dtype}")
     own, first = max(action.dim() - event_dims, 0), len(shape) - event_dims
     one_axis_more = not event_dims and len(shape) > 0 and action.shape == (*shape, 1)
     if action.shape[own:] != shape[first:] or one_axis_more:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from composer.distributions import refuse_no_numbers
 from composer.lowered_actions import drawer
 from composer.lowered_network import follow, twin_of
 from composer.network import State, Tensors
@@ -103,6 +102,7 @@ class LoweredPolicy:
         leaves = policy.action_tree.leaves
         self._only = next(iter(leaves))
         families = dict(policy.distributions.items())
+        self._families = families
         found = {key: drawer(family, leaves[key]) for key, family in families.items()}
         known = {key: draw for key, draw in found.items() if draw is not None}
         self._drawers = known if len(known) == len(found) else {}
@@ -118,7 +118,7 @@ class LoweredPolicy:
     ) -> Any:
         actions = {}
         for key, draw in self._drawers.items():
-            refuse_no_numbers(logits[key], key)
+            self._families[key].refuse_no_numbers(logits[key])
             actions[key] = draw(logits[key], deterministic, generator)
         tree = self.policy.action_tree
         return actions[self._only] if tree.is_single else tree.unflatten(actions)

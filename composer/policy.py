@@ -43,6 +43,7 @@ class Policy(NetworkModule):
         object.__setattr__(self, "observer", observer)
         self.action_tree = action_tree
         self.masks = dict(masks)  # action -> observation
+        distributions.masked = self.masks
         self.shares = shares
         self.read_keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
         self._modules["distributions"] = distributions

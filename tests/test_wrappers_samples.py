@@ -342,7 +342,7 @@ def test_combinations_are_drawn_one_after_the_other():
             "multinomial_sample",
             {"logit": torch.tensor([[1.0, 2.0], [3.0, torch.nan]])},
             {},
-            "'multinomial_sample' got logits that are NaN at index (1, 1)",
+            "'multinomial_sample' got logits that are NaN or infinite at index (1, 1)",
         ),
         (
             "argmax_sample",

@@ -12,6 +12,7 @@ from composer.distributions import DISTRIBUTIONS, ActionDistribution, build_dist
 from composer.spaces import flatten_space
 
 UNEVEN = spaces.Box(np.array([-3.0, 0.1]), np.array([7.0, 0.2]), dtype=np.float64)
+LINE = spaces.Box(-1, 1, (2,))
 PAIRS = spaces.MultiDiscrete(np.array([[2, 3], [4, 2]]))
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 FAMILIES = [
@@ -55,11 +56,42 @@ def test_an_action_outside_of_its_bounds_is_refused_but_not_rounding(name):
 @pytest.mark.parametrize(
     ("name", "space", "action", "message"),
     [
-        ("categorical", spaces.Discrete(4), 4, "is 4, expected 0 to 3;"),
-        ("categorical", spaces.Discrete(4), -1, "is -1, expected 0 to 3;"),
-        ("multi_categorical", PAIRS, [[1, 2], [4, 1]], "is 4 at index (1, 0), expected 0 to 3;"),
-        ("multi_categorical", PAIRS, [[2, 2], [3, 1]], "is 2 at index (0, 0), expected 0 to 1;"),
-        ("bernoulli", spaces.MultiBinary(2), [1, 2], "is 2 at index (1,), expected 0 to 1;"),
+        ("categorical", spaces.Discrete(4), 4, "is 4, expected an integer from 0 to 3;"),
+        ("categorical", spaces.Discrete(4), -1, "is -1, expected an integer from 0 to 3;"),
+        (
+            "multi_categorical",
+            PAIRS,
+            [[1, 2], [4, 1]],
+            "is 4 at index (1, 0), expected an integer from 0 to 3;",
+        ),
+        (
+            "multi_categorical",
+            PAIRS,
+            [[2, 2], [3, 1]],
+            "is 2 at index (0, 0), expected an integer from 0 to 1;",
+        ),
+        ("categorical", spaces.Discrete(4), 1.5, "is 1.5, expected an integer from 0 to 3;"),
+        ("categorical", spaces.Discrete(4), -0.5, "is -0.5, expected an integer from 0 to 3;"),
+        ("categorical", spaces.Discrete(4), math.nan, "is nan, expected an integer from 0 to 3;"),
+        ("categorical", spaces.Discrete(4), math.inf, "is inf, expected an integer from 0 to 3;"),
+        (
+            "multi_categorical",
+            PAIRS,
+            [[1, 2], [0.5, 1]],
+            "is 0.5 at index (1, 0), expected an integer from 0 to 3;",
+        ),
+        ("bernoulli", spaces.MultiBinary(2), [0.5, 1], "is 0.5 at index (0,), expected 0 or 1;"),
+        (
+            "bernoulli",
+            spaces.MultiBinary(2),
+            [math.nan, 1],
+            "is nan at index (0,), expected 0 or 1;",
+        ),
+        ("gaussian", LINE, [0.5, math.nan], "is nan at index (1,), expected a finite number;"),
+        ("gaussian", LINE, [-math.inf, 1], "is -inf at index (0,), expected a finite number;"),
+        ("beta", LINE, [0.5, math.nan], "is nan at index (1,), expected -1 to 1;"),
+        ("squashed_gaussian", LINE, [2, 0], "is 2 at index (0,), expected -1 to 1;"),
+        ("bernoulli", spaces.MultiBinary(2), [1, 2], "is 2 at index (1,), expected 0 or 1;"),
     ],
 )
 def test_an_action_that_is_no_choice_is_refused(name, space, action, message):
@@ -69,12 +101,28 @@ def test_an_action_that_is_no_choice_is_refused(name, space, action, message):
         distribution.log_prob(torch.tensor(action))
 
 
+@pytest.mark.parametrize(("name", "space"), [("categorical", spaces.Discrete(4)), ("beta", LINE)])
+def test_an_action_of_complex_numbers_is_refused(name, space):
+    family = build(name, space)
+    action = torch.zeros(space.shape, dtype=torch.complex64)
+    with pytest.raises(ValueError, match=r"real numbers, got torch\.complex64$"):
+        family(torch.zeros(family.logits_shape)).log_prob(action)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float16, torch.float64], ids=str)
+def test_a_whole_number_of_any_dtype_is_a_choice(dtype):
+    distribution = build("categorical", spaces.Discrete(4))(torch.zeros(4))
+    assert distribution.log_prob(torch.tensor(3, dtype=dtype)).item() == pytest.approx(-math.log(4))
+
+
 def test_a_mask_of_another_batch_is_refused_in_words():
     family = build("categorical", spaces.Discrete(3))
     for shape, needed in (((2, 3), (5, 3)), ((5, 3), (3,)), ((1, 5, 3), (5, 3))):
         message = f"the mask of action 'action' has the shape {shape}, its logits have {needed}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             family(torch.zeros(needed), torch.ones(shape))
+    with pytest.raises(ValueError, match=r"^the mask of action 'action' is NaN at index \(1,\)$"):
+        family(torch.zeros(3), torch.tensor([1, math.nan, 0]))
     for shape in ((3,), (1, 3), (5, 3)):
         assert family(torch.zeros(5, 3), torch.ones(shape)).entropy().shape == (5,)
 
@@ -86,8 +134,9 @@ def test_logits_that_are_no_numbers_are_refused(name, space, wrong):
         flatten_space(space, "action"), [{"action": "action", "distribution": name}]
     )
     logits = random_logits(families["action"], (5, 2))
-    logits[3, 1, 0] = -math.inf  # a choice that is never taken
-    families({"action": logits})
+    if families["action"].allows_minus_infinity:
+        logits[3, 1, 0] = -math.inf  # a choice that is never taken
+        families({"action": logits})
     logits[3, 1, 0] = wrong
     message = (
         "the logits of action 'action' are NaN or infinite at index (3, 1, 0); "
@@ -95,6 +144,27 @@ def test_logits_that_are_no_numbers_are_refused(name, space, wrong):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         families({"action": logits})
+
+
+@pytest.mark.parametrize(("name", "space"), [f for f in FAMILIES if f[0] != "bernoulli"])
+def test_minus_infinity_is_no_mean_and_leaves_a_choice(name, space):
+    families = build_distributions(
+        flatten_space(space, "action"), [{"action": "action", "distribution": name}]
+    )
+    logits = random_logits(families["action"], (2,))
+    logits[1, : 2 if name == "multi_categorical" else None] = -math.inf  # all of the first choice
+    with pytest.raises(ValueError, match=r"^the logits of action 'action' are NaN or infinite at"):
+        families({"action": logits})
+
+
+def test_minus_infinity_has_no_probability_and_a_finite_entropy():
+    logits = torch.tensor([0.0, -math.inf, 0.0, -math.inf], requires_grad=True)
+    distribution = build("categorical", spaces.Discrete(4))(logits)
+    assert distribution.entropy().item() == pytest.approx(math.log(2))
+    assert distribution.log_prob(torch.tensor(1)).isfinite()
+    distribution.entropy().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
 
 
 def test_densities_are_mapped_and_differentiated_by_torch_func():

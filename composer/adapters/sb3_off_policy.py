@@ -65,7 +65,10 @@ class QPolicy(HostPolicy):
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
-        return self.actions.to_host(self.q_net(observation).argmax(-1))
+        values = self.q_net(observation)
+        (family,) = dict(self.model.policy.distributions.items()).values()
+        family.refuse_no_numbers(values)
+        return self.actions.to_host(values.argmax(-1))
 
 
 class Actor(Part):

@@ -12,7 +12,7 @@ from torch.distributions import Distribution as TorchDistribution
 from composer.adapters.torchrl_fields import Field
 from composer.continuous_actions import Beta, SquashedGaussian
 from composer.discrete_actions import ChoiceDistribution, NoLegalChoiceError
-from composer.distributions import ActionDistribution, Distribution, refuse_no_numbers
+from composer.distributions import ActionDistribution, Distribution
 
 __all__ = ["ComposedDistribution", "draws_with_gradient"]
 
@@ -38,7 +38,7 @@ class ComposedDistribution(TorchDistribution):
     ) -> None:
         self.family = family
         self.field = field
-        refuse_no_numbers(logits, field.leaf.key)
+        family.refuse_no_numbers(logits)
         try:
             self.base = family(logits, mask)
         except NoLegalChoiceError as error:

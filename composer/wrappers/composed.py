@@ -130,6 +130,8 @@ class ComposedPolicy(IModelWrapper):
                 )
 
     def _logits(self, outputs: Mapping[str, Tensor]) -> list[Any]:
+        for key, family in self._families.items():
+            family.refuse_no_numbers(outputs[key])
         return [_logit(family, outputs[key]) for key, family in self._families.items()]
 
     def _legal(
@@ -180,7 +182,7 @@ def _logit(family: ActionDistribution, logit: Tensor) -> Any:
         return torch.stack([torch.zeros_like(bits), bits], -1)
     if isinstance(family, Gaussian | SquashedGaussian):
         normals = family.normals(logit, 1.0)
-        return {"mu": normals.mean, "sigma": normals.stddev.expand_as(normals.mean)}
+        return {"mu": normals.mean, "sigma": normals.stddev}
     return logit
 
 

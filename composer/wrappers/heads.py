@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composer.discrete_actions import ChoiceDistribution
-from composer.distributions import index_text, on_host, wide
+from composer.distributions import all_finite, index_text, on_host, wide
 from composer.space_kinds import as_tensor
 from composer.space_values import as_flags
 from composer.wrappers.interface import IModelWrapper, read_output, wrapper_label
@@ -28,7 +28,9 @@ class Choices(NamedTuple):
 
     def scores(self, alpha: float = 1.0) -> Tensor:
         """The logits divided by ``alpha``; what is illegal is -inf, and below all that is legal."""
-        logit = self.logit if alpha == 1 else self.logit / alpha
+        logit = self.logit
+        if alpha != 1:  # only differences count, and the largest is never infinite
+            logit = (logit - logit.detach().amax(-1, keepdim=True)) / alpha
         if self.legal is None:
             return logit
         lowest = torch.finfo(logit.dtype).min  # so that a legal -inf is still above what is illegal
@@ -75,8 +77,10 @@ def _choices(logit: Any, mask: Any, label: str) -> Choices:
             f"{label} needs choices, a tensor of logits (..., n), got {_described(logit)}"
         )
     logit = wide(logit) if logit.is_floating_point() else logit.to(torch.get_default_dtype())
-    if on_host(logit) and bool(logit.isnan().any()):
-        raise ValueError(f"{label} got logits that are NaN{index_text(logit.isnan())}")
+    if on_host(logit) and not all_finite(logit):
+        wrong = logit.isnan() | (logit == math.inf)
+        if bool(wrong.any()):
+            raise ValueError(f"{label} got logits that are NaN or infinite{index_text(wrong)}")
     return Choices(logit, None if mask is None else _legal(mask, logit, label))
 
 
@@ -123,6 +127,8 @@ def sample_of(logit: Any, wrapper: IModelWrapper, generator: torch.Generator | N
         raise ValueError(
             f"{wrapper_label(wrapper)} got a 'sigma' of the shape {got} for a 'mu' of the shape {expected}"
         ) from None
+    if on_host(mu) and on_host(sigma) and not (all_finite(mu) and all_finite(sigma)):
+        raise ValueError(f"{wrapper_label(wrapper)} got a 'mu' or 'sigma' that is NaN or infinite")
     if on_host(sigma) and bool((sigma < 0).any()):
         raise ValueError(f"{wrapper_label(wrapper)} got a 'sigma' below 0; a log needs its exp()")
     return mu + sigma * noise_like(mu, generator)
