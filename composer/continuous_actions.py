@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -283,18 +282,18 @@ class BetaDistribution(Distribution):
         terms = terms - (n - m) * (_log_means(n) / n + 1 / (1 + n))
         return event_sum(terms, self.event_dims)
 
-    @cached_property
+    @property
     def _is_broad(self) -> bool:
         """Whether all of it is known to be so wide that the usual forms are exact to 1e-5; they take less time."""
         a, b = self._excess
         return on_host(a) and bool((a + b < _BROAD).all())
 
-    @cached_property
+    @property
     def _log_norm(self) -> Tensor:
         alpha, beta = self.concentrations
         return alpha.lgamma() + beta.lgamma() - (alpha + beta).lgamma()
 
-    @cached_property
+    @property
     def _peak(self) -> Tensor:
         """The log-density between 0 and 1 at the mode."""
         a, b = self._excess
