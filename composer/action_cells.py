@@ -112,7 +112,10 @@ def log_mean_density(
     if bool(short.all()):
         return terms
     rest = ~short
-    parts = (t.expand_as(rest)[rest] if isinstance(t, Tensor) else t for t in (*placed, *bounds))
+    parts: list[Any] = [
+        part.expand_as(rest)[rest] if isinstance(part, Tensor) else part
+        for part in (*placed, *bounds)
+    ]
     value, below, above, reach, coarsest, *edges = parts
     few = Placed(value, below, above, reach, coarsest)
     mean, log_std = mean.expand_as(rest)[rest], log_std.expand_as(rest)[rest]

@@ -217,9 +217,10 @@ class MultiCategorical(ActionDistribution):
         if mask is not None:
             legal = self.choices(_legal(mask, logits, self.key).expand_as(logits), False)
             require_choice(legal, self.key)
-        if isinstance(temperature, Tensor) and temperature.dim():
-            temperature = self.choices(temperature.expand_as(logits), 1.0)
-        scores = _scores(self.choices(logits, -math.inf), legal, temperature)
+        heat: float | Tensor = temperature
+        if isinstance(heat, Tensor) and heat.dim():
+            heat = self.choices(heat.expand_as(logits), 1.0)
+        scores = _scores(self.choices(logits, -math.inf), legal, heat)
         sizes = None
         if self.padded:
             sizes = self.sizes.reshape(self.action_shape)
