@@ -33,7 +33,7 @@ COMPOSER = """
     model_parts flops rows summary picture folding typeset sketch
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
     lowered_model batch_axes checkpoint_file checkpoint weights space_samples export_values export_wrappers export_network export_files export_parity export_checks export model adapters.token_sequences adapters.token_env adapters.token_gym adapters.algorithm_needs adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 adapters.torchrl_fields adapters.torchrl_distribution adapters.torchrl_checks adapters.torchrl_parts adapters.torchrl_modules adapters.torchrl_adoption adapters.torchrl token_views model_registry
-    training.trainer training.evaluation adapters.torchrl_algorithm adapters.torchrl_on_policy adapters.torchrl_off_policy adapters.torchrl_training_checks adapters.sb3_training adapters.torchrl_training training.curve training.folder training.interruption training.progress training.session training.command
+    training.trainer training.environment training.evaluation adapters.torchrl_algorithm adapters.torchrl_on_policy adapters.torchrl_off_policy adapters.torchrl_training_checks adapters.sb3_training adapters.torchrl_training training.curve training.folder training.interruption training.progress training.session training.command
     written_out cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
@@ -64,6 +64,7 @@ LIBRARIES = {
             "parts",
             "model",
             "adapters.*",
+            "training.environment",
             "cli",
         )
     ],
@@ -71,6 +72,7 @@ LIBRARIES = {
     "tensordict": ["composer.adapters.*"],
     "stable_baselines3": ["composer.adapters.sb3*"],
     "sb3_contrib": ["composer.adapters.sb3*"],
+    "filelock": ["composer.training.folder"],
     "matplotlib": ["composer.training.curve"],
     "tqdm": ["composer.training.progress"],
     "pygraphviz": ["composer.diagram*"],

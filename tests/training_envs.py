@@ -60,7 +60,7 @@ class Sort(gymnasium.Env):
 
 
 class Broken(Sort):
-    """Sort that goes wrong in its fifth step: nothing is legal any more, or what is seen or paid is no number."""
+    """Sort that goes wrong in its fifth step: in what is legal, seen or paid, or in the form of it all."""
 
     observation_space = spaces.Dict(
         {**Sort.observation_space.spaces, "legal": spaces.MultiBinary(3)}
@@ -74,13 +74,27 @@ class Broken(Sort):
         observation, reward, terminated, truncated, info = super().step(action)
         if self._is("reward"):
             reward = float("nan")
+        if self._is("reward-array"):
+            reward = np.ones(1)
+        if self._is("four"):
+            return observation, reward, terminated, info
         return observation, reward, terminated, truncated, info
 
     def _draw(self):
         observation = super()._draw()
+        if self._is("none"):
+            return None
+        if self._is("shape"):
+            observation["pair"] = np.zeros(3, np.float32)
+        if self._is("text"):
+            observation["pair"] = "left"
         if self._is("observation"):
             observation["pair"] = np.full(2, np.nan, np.float32)
         return {**observation, "legal": np.full(3, not self._is("mask"), np.int8)}
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed, options=options)
+        return result[0] if self._how == "reset" else result
 
     def _is(self, how):
         return self._how == how and self._steps >= 5
@@ -120,7 +134,9 @@ class Interrupting(Sort):
 
 gymnasium.register("StrictRecall-v0", "training_envs:StrictRecall", max_episode_steps=12)
 gymnasium.register("Sort-v0", "training_envs:Sort", max_episode_steps=10)
-for how in ("mask", "observation", "reward"):
+for how in (
+    "mask", "observation", "reward", "shape", "text", "none", "reward-array", "four", "reset",
+):  # fmt: skip
     gymnasium.register(
         f"Broken-{how}-v0", "training_envs:Broken", max_episode_steps=10, kwargs={"how": how},
         disable_env_checker=True,

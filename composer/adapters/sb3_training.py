@@ -15,9 +15,9 @@ import torch
 from composer.adapters.sb3 import UpdateNormalizers, agent, wrap
 from composer.adapters.sb3_checks import refuse
 from composer.model import Model
-from composer.space_lookup import make_environment
+from composer.training.environment import training_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_no_rewards
+from composer.training.trainer import Episode, Phase, Report, Task, no_phase
 from perception_blocks.registry import did_you_mean, missing_extra
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
 
@@ -109,7 +109,7 @@ class Sb3Trainer:
         """Train until ``steps`` steps have been made, or a few more: PPO and A2C learn from whole rollouts."""
         self._agent.learn(
             steps - self._agent.num_timesteps,
-            callback=[_Reporting(report, phase, self._task.environment), UpdateNormalizers()],
+            callback=[_Reporting(report, phase), UpdateNormalizers()],
             reset_num_timesteps=False,
         )
 
@@ -145,11 +145,10 @@ class Sb3Trainer:
 class _Reporting(BaseCallback):
     """Reports every step, and the episodes that ended in it; stops where the answer is False."""
 
-    def __init__(self, report: Report, phase: Phase, environment: str) -> None:
+    def __init__(self, report: Report, phase: Phase) -> None:
         super().__init__()
         self._report = report
         self._phase = phase
-        self._environment = environment
 
     def _on_rollout_start(self) -> None:
         self._phase("collecting")
@@ -158,14 +157,13 @@ class _Reporting(BaseCallback):
         self._phase("updating")
 
     def _on_step(self) -> bool:
-        refuse_no_rewards(self.locals["rewards"].tolist(), self._environment)
         ended = [info["episode"] for info in self.locals["infos"] if "episode" in info]
         episodes = [Episode(float(each["r"]), int(each["l"])) for each in ended]
         return self._report(self.num_timesteps, episodes)
 
 
 def _environment(environment: str, model: Model) -> gymnasium.Env:
-    return wrap(Monitor(make_environment(environment)), model)
+    return wrap(Monitor(training_environment(environment)), model)
 
 
 def _refuse_no_masks(envs: DummyVecEnv, environment: str) -> None:

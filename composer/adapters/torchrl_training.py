@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from composer.model import Model
-from composer.space_lookup import make_environment
+from composer.training.environment import training_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_no_rewards
+from composer.training.trainer import Episode, Phase, Report, Task, no_phase
 from perception_blocks.registry import missing_extra
 from perception_blocks.settings import check_settings
 
@@ -83,8 +83,6 @@ class TorchrlTrainer:
         try:
             phase("collecting")
             for batch in collector:
-                rewards: Any = batch["next", "reward"]
-                refuse_no_rewards(rewards.flatten().tolist(), self._task.environment)
                 self._steps += batch.numel()
                 phase("updating")
                 self._algorithm.learn(batch, self._steps)
@@ -126,7 +124,7 @@ def _environment(task: Task, model: Model) -> EnvBase:
     """``task.envs`` environments one after the other, with memory carried and episodes summed up."""
 
     def make() -> EnvBase:
-        return GymWrapper(make_environment(task.environment), categorical_action_encoding=True)
+        return GymWrapper(training_environment(task.environment), categorical_action_encoding=True)
 
     env = SerialEnv(task.envs, create_env_fn=[make] * task.envs)
     env.set_seed(task.seed)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from composer.space_lookup import make_environment
+from composer.training.environment import training_environment
 
 __all__ = ["Evaluation", "evaluate", "greedy"]
 
@@ -48,7 +48,7 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Play whole episodes, the n-th of them seeded with ``seed + FIRST_SEED + n``; None where ``stop()`` said so."""
-    env = make_environment(environment)
+    env = training_environment(environment)
     masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
     returns, lengths = [], []
     try:

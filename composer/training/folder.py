@@ -1,4 +1,4 @@
-"""The folder of a run. It appears whole, and whatever is in it is whole at any time.
+"""The folder of a run. It appears whole, and whatever is in it is whole at any time. One process at a time uses it.
 
 ``run.json`` says what the run is, ``trainer.pt`` all that is needed to go on with it. The others are for users and
 follow from ``trainer.pt``: ``model.safetensors``, ``curve.csv``, ``curve.png``, and at the end ``evaluation.json``.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import socket
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypedDict
 
 import torch
+from filelock import FileLock, Timeout
 
 from composer.atomic import WriteError, replace_with
 from composer.checkpoint import CheckpointError
@@ -23,10 +27,27 @@ from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
 from composer.training.trainer import Task, Trainer, TrainingError
 
-__all__ = ["RunFolder", "refuse_taken"]
+__all__ = ["RunFolder", "Saved", "in_use", "refuse_taken"]
 
 FORMAT = "composer-run"
 VERSION = 1
+MOST_BYTES = 100_000_000  # of run.json
+LOCK = ".lock"
+PREFIX, SUFFIX = ".composer-run-", ".tmp"  # of a folder that is not whole yet
+_KINDS = {
+    "str": str,
+    "int": int,
+    "Mapping[str, Any]": dict,
+}  # what the fields of a Task are in JSON
+
+
+class Saved(TypedDict):
+    """What ``trainer.pt`` holds."""
+
+    steps: int
+    curve: list[list[float]]
+    recent: list[float]
+    trainer: dict[str, Any]
 
 
 class RunFolder:
@@ -41,38 +62,32 @@ class RunFolder:
         self._name = name or path
 
     @classmethod
-    def create(cls, path: Path, task: Task, trainer: Trainer, curve: LearningCurve) -> RunFolder:
-        """A new folder with the first state of a run. Raises TrainingError where there is one, or it cannot be."""
+    @contextmanager
+    def create(
+        cls, path: Path, task: Task, trainer: Trainer, curve: LearningCurve
+    ) -> Iterator[RunFolder]:
+        """A new folder with the first state of a run, which no other process uses meanwhile.
+
+        Raises TrainingError where there is one, or it cannot be.
+        """
         refuse_taken(path)
-        hidden = path.parent / f".{path.name}.{os.getpid()}"  # until it is whole
-        try:
-            hidden.mkdir(parents=True)
-        except OSError as error:
-            raise TrainingError(f"{str(path)!r} cannot be made: {error.strerror}") from error
-        try:
-            made = cls(hidden, task, name=path)
-            made.write_task()
-            made.save(trainer, curve, 0)
-            _rename(hidden, path)
-        except BaseException:
-            shutil.rmtree(hidden, ignore_errors=True)
-            raise
-        return cls(path, task)
+        hidden = _hidden_folder(path)
+        with _locked(hidden, path) as lock:
+            try:
+                made = cls(hidden, task, name=path)
+                made.write_task()
+                made.save(trainer, curve, 0)
+                lock.rename(hidden, path)
+            except BaseException:
+                shutil.rmtree(hidden, ignore_errors=True)
+                raise
+            yield cls(path, task)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of a run that was made before. Raises TrainingError where there is none."""
-        if not path.is_dir():
-            raise TrainingError(f"there is no folder {str(path)!r} to resume")
-        try:
-            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            if record.pop("format") != FORMAT or record.pop("version") != VERSION:
-                raise ValueError("it is of another version")
-            return cls(path, Task(**record))
-        except FileNotFoundError:
-            raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TrainingError(f"run.json in {str(path)!r} cannot be read: {error}") from error
+        _refuse_no_run(path)
+        return cls(path, _read_task(path))
 
     def write_task(self) -> None:
         self._write_json("run.json", {"format": FORMAT, "version": VERSION, **asdict(self.task)})
@@ -80,7 +95,11 @@ class RunFolder:
     def begin_again(self) -> None:
         """Prepare for more steps, maybe more than were asked for at first."""
         self.write_task()
-        (self.path / "evaluation.json").unlink(missing_ok=True)
+        try:
+            (self.path / "evaluation.json").unlink(missing_ok=True)
+        except OSError as error:
+            name = str(self.path / "evaluation.json")
+            raise TrainingError(f"{name!r} cannot be removed: {error.strerror}") from error
 
     def save(self, trainer: Trainer, curve: LearningCurve, steps: int) -> None:
         """All there is after ``steps`` steps, each file at once."""
@@ -96,15 +115,14 @@ class RunFolder:
             title = f"{self.task.environment}: {self.task.algorithm} of {self.task.trainer}"
             self._write("curve.png", lambda file: curve.draw(file, title))
 
-    def load(self) -> dict[str, Any]:
-        """What `save` wrote: ``steps``, ``curve`` and the ``trainer``'s state. Nothing in the file is executed."""
+    def load(self) -> Saved:
+        """What `save` wrote. Nothing in the file is executed."""
         path = self.path / "trainer.pt"
+        if not _there(path, os.path.lexists):
+            raise TrainingError(f"there is no run in {str(self.path)!r}: it has no trainer.pt")
         try:
-            return torch.load(path, weights_only=True)
-        except FileNotFoundError:
-            raise TrainingError(
-                f"there is no run in {str(self.path)!r}: it has no trainer.pt"
-            ) from None
+            _refuse_damage(path)
+            return _as_saved(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # torch raises whatever the damage led to
             raise TrainingError(f"{str(path)!r} is damaged and cannot be resumed") from error
 
@@ -135,6 +153,8 @@ class RunFolder:
                 raise
             is_new = self.path != self._name
             rest = "" if is_new else f"; the run is as it was saved before: --resume {self.path}"
+            if not is_new and not self.path.exists():
+                rest = ": what was trained is lost"
             problem = f"{str(self._name / name)!r} cannot be written: {reason.strerror}"
             raise TrainingError(problem + rest) from error
 
@@ -156,14 +176,203 @@ def _rename(hidden: Path, path: Path) -> None:
         hidden.rename(path)
     except OSError as error:
         refuse_taken(path)
-        raise TrainingError(f"{str(path)!r} cannot be made: {error.strerror}") from error
+        _refuse(path, error)
+
+
+# --- one process at a time --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_use(path: Path) -> Iterator[None]:
+    """Keep other processes from the run in ``path``. Raises TrainingError where one uses it, or there is no run."""
+    _refuse_no_run(path)
+    with _locked(path, path):
+        yield
+
+
+class _Lock:
+    """The lock of a run's folder: the operating system gives it back when the process ends, however it ends."""
+
+    def __init__(self, folder: Path, name: Path) -> None:
+        self._file = folder / LOCK
+        self._lock = FileLock(self._file, timeout=0)
+        try:
+            self._lock.acquire()
+        except (Timeout, RuntimeError):  # RuntimeError: this very thread holds it
+            raise TrainingError(
+                f"the run in {str(name)!r} is in use by {_holder(self._file)}; wait for it to end, or stop it"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise TrainingError(f"the run in {str(name)!r} cannot be locked: {error}") from error
+        with suppress(OSError):  # who holds it is for a message only
+            self._file.write_text(f"{os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+
+    def rename(self, folder: Path, path: Path) -> None:
+        """Give the locked ``folder`` its name ``path``. Raises TrainingError where that cannot be."""
+        if os.name == "nt":  # which renames no folder with an open file in it
+            self.release()
+        _rename(folder, path)
+        if os.name == "nt":
+            self.__init__(path, path)
+        self._file = path / LOCK
+
+    def release(self) -> None:
+        with suppress(OSError):
+            self._file.unlink()
+        self._lock.release()
+
+
+@contextmanager
+def _locked(folder: Path, name: Path) -> Iterator[_Lock]:
+    lock = _Lock(folder, name)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    """Which process holds the lock, as it says itself."""
+    with suppress(OSError, UnicodeDecodeError), open(file, encoding="utf-8") as opened:
+        who = opened.read(300).strip()
+        if who:
+            return f"process {who}" if who.isprintable() else "another process"
+    return "another process"
+
+
+# --- what is read is checked ------------------------------------------------------------------------------------------
+
+
+def _there(path: Path, question: Callable[[Path], bool]) -> bool:
+    """The answer to ``question``; no for what cannot be asked of, such as a name that is too long."""
+    try:
+        return question(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_no_run(path: Path) -> None:
+    if not _there(path, Path.is_dir):
+        raise TrainingError(f"there is no folder {_short(path)} to resume")
+    if not _there(path / "run.json", os.path.lexists):
+        raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json")
+
+
+def _refuse_damage(path: Path) -> None:
+    """Raise ValueError for a file of torch that is not as it was saved, or would be much larger in memory."""
+    _refuse_no_file(path)
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed")
+        if archive.testzip() is not None:
+            raise ValueError("a checksum in it is wrong")
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Raise ValueError for a pipe, a device or a folder: to read one could take for ever."""
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
+
+
+def _read_task(path: Path) -> Task:
+    """The task in ``run.json``. Raises TrainingError with what is wrong with it."""
+    file = path / "run.json"
+    try:
+        _refuse_no_file(file)
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise ValueError("it does not describe a run")
+        if record.get("version") != VERSION:
+            raise ValueError("it is of another version")
+        return _task_of(record)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise TrainingError(f"run.json in {str(path)!r} cannot be read: {reason}")
+
+
+def _task_of(record: Mapping[str, Any]) -> Task:
+    known = {field.name: _KINDS[str(field.type)] for field in fields(Task)}
+    for name, kind in known.items():
+        if name not in record:
+            raise ValueError(f"it has no {name!r}")
+        if type(record[name]) is not kind:
+            raise ValueError(f"{name!r} must be {_CALLED[kind]}")
+    unknown = record.keys() - known.keys() - {"format", "version"}
+    if unknown:
+        raise ValueError(f"{min(unknown)[:40]!r} is not a field of a run")
+    return Task(**{name: record[name] for name in known})
+
+
+_CALLED = {str: "a text", int: "an integer", dict: "a mapping"}
+
+
+def _as_saved(state: Any) -> Saved:
+    """``state`` as it was saved. Raises ValueError for what is of another form."""
+    if not isinstance(state, dict) or not isinstance(state.get("trainer"), dict):
+        raise ValueError("it holds no trainer")
+    steps, curve, recent = state.get("steps"), state.get("curve"), state.get("recent", [])
+    if type(steps) is not int or not 0 <= steps < 2**40:
+        raise ValueError("it holds no number of steps")
+    if not isinstance(curve, list) or not all(map(_is_row, curve)) or not _are_numbers(recent):
+        raise ValueError("it holds no learning curve")
+    return {"steps": steps, "curve": curve, "recent": recent, "trainer": state["trainer"]}
+
+
+def _is_row(row: Any) -> bool:
+    return _are_numbers(row) and len(row) in (6, 7)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
+
+
+# --- its name ---------------------------------------------------------------------------------------------------------
+
+
+def _hidden_folder(path: Path) -> Path:
+    """A new folder beside ``path``, until it is whole. Those that killed processes left there are removed."""
+    _remove_abandoned(path.parent)
+    hidden = path.parent / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
+    try:
+        hidden.mkdir(parents=True)
+    except (OSError, ValueError) as error:
+        _refuse(path, error)
+    return hidden
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with suppress(OSError, ValueError):
+        for lock in folder.glob(f"{PREFIX}*{SUFFIX}/{LOCK}"):  # without one it is just being made
+            with suppress(TrainingError), _locked(lock.parent, lock.parent):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _refuse(path: Path, error: OSError | ValueError) -> NoReturn:
+    reason = error.strerror if isinstance(error, OSError) else error
+    raise TrainingError(f"{_short(path)} cannot be made: {reason}") from error
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return repr(text if len(text) <= 200 else f"{text[:100]}...{text[-50:]}")
 
 
 def refuse_taken(path: Path) -> None:
-    """Raise TrainingError where there is something at ``path``, be it a run or not."""
-    if (path / "run.json").exists():
+    """Raise TrainingError where there is something at ``path``, be it a run or not, or nothing can be."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        _refuse(path, error)
+    if _there(path / "run.json", Path.exists):
         raise TrainingError(
             f"there is a run in {str(path)!r} already; go on with it by --resume {path}, or choose another folder"
         )
-    if path.exists() or path.is_symlink():
-        raise TrainingError(f"{str(path)!r} is there already; remove it or choose another folder")
+    raise TrainingError(f"{str(path)!r} is there already; remove it or choose another folder")

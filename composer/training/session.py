@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from composer.checkpoint import plain_spec, read_record, saved_spec
 from composer.discrete_actions import NoLegalChoiceError
@@ -21,7 +24,7 @@ from composer.space_lookup import is_by_actor, own_environment
 from composer.spec_diff import diff_specs
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation, evaluate
-from composer.training.folder import RunFolder, refuse_taken
+from composer.training.folder import RunFolder, Saved, in_use, refuse_taken
 from composer.training.interruption import Interruption, interruption_noted
 from composer.training.progress import ProgressBar
 from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
@@ -33,6 +36,12 @@ __all__ = ["Outcome", "resume", "train"]
 ROWS = 100  # of a learning curve
 SAVE_EVERY = 30.0  # seconds
 SAVING_SHARE = 20  # saving may take this part of the time
+MOST = 2**31 - 1  # of everything that is counted
+MOST_ENVS = 10_000
+GROWING = {
+    "state",
+    "buffer",
+}  # of an optimiser, and what was collected: there is none of it at first
 
 
 @dataclass(frozen=True)
@@ -76,8 +85,8 @@ def train(
     trainer = _trainer(trainer_class, task, model)
     try:
         curve = LearningCurve(every=max(1, task.steps // ROWS))
-        folder = RunFolder.create(out, task, trainer, curve)
-        return _run(folder, trainer, curve, 0)
+        with RunFolder.create(out, task, trainer, curve) as folder:
+            return _run(folder, trainer, curve, 0)
     finally:
         trainer.close()
 
@@ -98,20 +107,26 @@ def resume(
     it was.
     """
     allow = allow_list(allow)
-    folder = RunFolder.open(Path(path))
     if spec is not None:
         spec = load_source(spec, overrides, allow)
-    _refuse_another(folder, given, spec, allow)
-    if steps is not None:
-        folder = RunFolder(folder.path, replace(folder.task, steps=steps))
+    with in_use(Path(path)):
+        folder = RunFolder.open(Path(path))
+        _refuse_another(folder, given, spec, allow)
+        if steps is not None:
+            folder = RunFolder(folder.path, replace(folder.task, steps=steps))
+        return _resume(folder, allow, limits, goes_on=steps is not None)
+
+
+def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_on: bool) -> Outcome:
+    """Go on with a run that no other process uses; ``goes_on`` where it was asked for more steps."""
     task = folder.task
     _check_environment(task, allow)
     trainer_class = _trainer_class(task)
     saved = folder.load()
     is_whole = (folder.path / "evaluation.json").exists()  # an evaluation may have been interrupted
-    if saved["steps"] >= task.steps and (is_whole or steps is not None):
+    if saved["steps"] >= task.steps and (is_whole or goes_on):
         raise TrainingError(
-            f"the run in {str(path)!r} has made its {saved['steps']:,} steps; "
+            f"the run in {str(folder.path)!r} has made its {saved['steps']:,} steps; "
             "to go on, say how many there shall be in all: --steps"
         )
     model = compose(
@@ -128,19 +143,43 @@ def resume(
         _restore(trainer, saved, folder)
         folder.begin_again()
         every = max(1, task.steps // ROWS)
-        curve = LearningCurve(every, saved["curve"], saved.get("recent", ()))
+        curve = LearningCurve(every, saved["curve"], saved["recent"])
         return _run(folder, trainer, curve, saved["steps"])
     finally:
         trainer.close()
 
 
-def _restore(trainer: Trainer, saved: Mapping[str, Any], folder: RunFolder) -> None:
+def _restore(trainer: Trainer, saved: Saved, folder: RunFolder) -> None:
+    """Raises TrainingError where the saved state is not of this trainer, whatever that leads to."""
     try:
+        _refuse_other_form(saved["trainer"], trainer.state(), "")
         trainer.restore(saved["trainer"], saved["steps"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise TrainingError(
-            f"what is in {str(folder.path)!r} does not fit the run: {error}"
+            f"what is in {str(folder.path)!r} does not fit the run: {reason}"
         ) from error
+
+
+def _refuse_other_form(saved: Any, own: Any, path: str) -> None:
+    """Raise ValueError where two states differ in more than values. What grows with time the trainer itself checks."""
+    if type(saved) is not type(own):
+        raise ValueError(f"{path} is a {type(saved).__name__}, not a {type(own).__name__}")
+    if isinstance(own, Mapping):
+        if saved.keys() != own.keys():
+            differing = min(map(str, saved.keys() ^ own.keys()))
+            raise ValueError(f"{path or 'the trainer'} differs in {differing[:40]!r}")
+        for key in own.keys() - GROWING:
+            _refuse_other_form(saved[key], own[key], f"{path}/{key}" if path else str(key))
+    elif isinstance(own, list | tuple):
+        if len(saved) != len(own):
+            raise ValueError(f"{path} has {len(saved)} entries, not {len(own)}")
+        for index, pair in enumerate(zip(saved, own, strict=True)):
+            _refuse_other_form(*pair, f"{path}/{index}")
+    elif isinstance(own, Tensor) and (saved.shape, saved.dtype) != (own.shape, own.dtype):
+        raise ValueError(
+            f"{path} is {tuple(saved.shape)} of {saved.dtype}, not {tuple(own.shape)} of {own.dtype}"
+        )
 
 
 # --- the run itself ---
@@ -225,6 +264,19 @@ def _refusals_told() -> Iterator[None]:
         yield
     except (NoLegalChoiceError, NoNumberError) as error:
         raise TrainingError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        _refuse_no_memory(error)
+        raise
+
+
+def _refuse_no_memory(error: BaseException) -> None:
+    """Raise TrainingError where memory was the reason: numpy's own error, or one of torch's."""
+    text = str(error).strip()
+    if isinstance(error, MemoryError) or re.search("can't allocate|out of memory", text):
+        reason = text.partition("\n")[0] or "no memory is left"
+        raise TrainingError(
+            f"there is not enough memory ({reason}); choose fewer --envs, or smaller settings of the algorithm"
+        ) from error
 
 
 # --- what a user may have given wrongly ---
@@ -239,13 +291,14 @@ def _environment_of(source: Source, allow: Iterable[str]) -> str:
 
 def _trainer_class(task: Task) -> type[Trainer]:
     """The class of the task's trainer. Raises TrainingError with all that is wrong with the task."""
-    problems = [
-        f"{_option(name)} must be a positive integer, got {value!r}"
-        for name in ("steps", "envs", "eval_episodes")
-        if not _is_count(value := getattr(task, name))
-    ]
-    if not _is_count(task.seed, least=0):
-        problems.append(f"--seed must be an integer of 0 or more, got {task.seed!r}")
+    ranges = {
+        "steps": (1, MOST),
+        "envs": (1, MOST_ENVS),
+        "eval_episodes": (1, MOST),
+        "seed": (0, MOST),
+    }
+    found = [_count_problem(name, getattr(task, name), *ends) for name, ends in ranges.items()]
+    problems = [problem for problem in found if problem]
     trainer_class = None
     try:
         trainer_class = TRAINERS.get(task.trainer)
@@ -261,13 +314,28 @@ def _trainer_class(task: Task) -> type[Trainer]:
 def _algorithm_problems(trainer_class: type[Trainer], task: Task) -> list[str]:
     known = trainer_class.algorithms
     if task.algorithm in known:
-        return trainer_class.wrong_settings(task)
+        too_large = [
+            f"{name!r} must be at most {MOST:,}, got {_shown(value)}"
+            for name, value in task.settings.items()
+            if isinstance(value, int) and value > MOST
+        ]
+        return [*trainer_class.wrong_settings(task), *too_large]
     near = did_you_mean(task.algorithm, known) or f"; it has {', '.join(map(repr, known))}"
     return [f"trainer {task.trainer!r} has no algorithm {task.algorithm!r}{near}"]
 
 
-def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+def _count_problem(name: str, value: Any, least: int, most: int) -> str | None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        kind = "an integer of 0 or more" if least == 0 else "a positive integer"
+        return f"{_option(name)} must be {kind}, got {_shown(value)}"
+    return (
+        f"{_option(name)} must be at most {most:,}, got {_shown(value)}" if value > most else None
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _option(field: str) -> str:
@@ -307,6 +375,9 @@ def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
         return trainer_class(task, model)
     except ValueError as error:
         raise TrainingError(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        _refuse_no_memory(error)
+        raise
 
 
 def _refuse_another(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -12,7 +11,7 @@ from composer.model import Model
 from perception_blocks.registry import Registry
 
 __all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer", "TrainingError"]
-__all__ += ["no_phase", "refuse_no_rewards"]
+__all__ += ["no_phase"]
 
 TRAINERS = Registry("trainer")
 TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3")
@@ -21,15 +20,6 @@ TRAINERS.register("torchrl", "composer.adapters.torchrl_training:TorchrlTrainer"
 
 class TrainingError(RefusedError):
     """A run that cannot begin or go on; the message says why and what to do."""
-
-
-def refuse_no_rewards(rewards: Iterable[float], environment: str) -> None:
-    """Raise TrainingError for a reward that is NaN or infinite: who learns from it has weights that are no numbers."""
-    wrong = next((reward for reward in rewards if not math.isfinite(reward)), None)
-    if wrong is not None:
-        raise TrainingError(
-            f"the environment {environment!r} gave the reward {wrong}; a reward must be a finite number"
-        )
 
 
 class Episode(NamedTuple):

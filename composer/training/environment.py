@@ -1,0 +1,147 @@
+"""The environment of a run, with what it gives checked at every step: wrong values end a run in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces, wrappers
+
+from composer.space_lookup import make_environment
+from composer.training.trainer import TrainingError
+
+__all__ = ["CheckedEnvironment", "training_environment"]
+
+# What `gymnasium.make` puts around an environment; they rely on what it gives.
+_OF_GYMNASIUM = (wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker)
+_FLAG = (bool, np.bool_)
+
+
+def training_environment(name: str) -> Any:
+    """The environment called ``name``, checked. Raises SpecError where there is none."""
+    made = make_environment(name)
+    inner, outer = made, None
+    while isinstance(inner, _OF_GYMNASIUM):
+        outer, inner = inner, inner.env
+    checked = CheckedEnvironment(inner, name)
+    if outer is None:
+        return checked
+    outer.env = checked
+    return made
+
+
+class CheckedEnvironment(gymnasium.Wrapper):
+    """Raises TrainingError for what is no step, and for an observation that its space does not have."""
+
+    def __init__(self, env: Any, name: str) -> None:
+        super().__init__(env)
+        self._name = name
+        self._space = env.observation_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        result = self.env.reset(seed=seed, options=options)
+        if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], dict):
+            self._refuse("reset", _told(result), "it returns (observation, info)")
+        self._check(result[0], "reset")
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        if type(result) is not tuple or len(result) != 5:
+            form = "(observation, reward, terminated, truncated, info)"
+            self._refuse("step", _told(result), f"it returns {form}")
+        observation, reward, terminated, truncated, info = result
+        self._check(observation, "step")
+        if type(reward) is not float or not math.isfinite(reward):
+            self._check_reward(reward)
+        if not isinstance(terminated, _FLAG) or not isinstance(truncated, _FLAG):
+            self._check_flag("terminated", terminated)
+            self._check_flag("truncated", truncated)
+        if not isinstance(info, dict):
+            self._refuse("step", f"as the info {_told(info)}", "it must be a dict")
+        return result
+
+    def _check_reward(self, reward: Any) -> None:
+        is_number = isinstance(reward, (int, float, np.number, np.bool_)) or (
+            getattr(reward, "shape", None) == () and not isinstance(reward, np.generic)
+        )
+        if not is_number or not math.isfinite(float(reward)):
+            shown = float(reward) if is_number else _told(reward)
+            raise TrainingError(
+                f"the environment {self._name!r} gave the reward {shown}; a reward must be a finite number"
+            )
+
+    def _check_flag(self, name: str, value: Any) -> None:
+        if not isinstance(value, _FLAG) and not (type(value) is int and value in (0, 1)):
+            self._refuse("step", f"as {name!r} {_told(value)}", "it must be true or false")
+
+    def _check(self, observation: Any, method: str) -> None:
+        wrong = _wrong(self._space, observation, ())
+        if wrong is not None:
+            space, value, path = wrong
+            of = f" for the observation {'/'.join(path)!r}" if path else ""
+            self._refuse(method, f"{_told(value)}{of}", f"its space is {_shortened(space)}")
+
+    def _refuse(self, method: str, what: str, rule: str) -> None:
+        raise TrainingError(f"{method}() of the environment {self._name!r} returned {what}; {rule}")
+
+
+def _wrong(
+    space: Any, value: Any, path: tuple[str, ...]
+) -> tuple[Any, Any, tuple[str, ...]] | None:
+    """The part of ``value`` that its space does not have, with that space and where it is; None if all is well.
+
+    Numbers beyond the bounds of a Box pass, as environments give them.
+    """
+    if isinstance(space, spaces.Box):
+        return None if _fits(space, value) else (space, value, path)
+    if isinstance(space, spaces.Dict):
+        if not isinstance(value, Mapping) or value.keys() != space.spaces.keys():
+            return space, value, path
+        parts = [(space.spaces[key], value[key], str(key)) for key in space.spaces]
+    elif isinstance(space, spaces.Tuple):
+        if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
+            return space, value, path
+        parts = [(s, v, str(i)) for i, (s, v) in enumerate(zip(space.spaces, value, strict=True))]
+    else:
+        return None if _is_in(space, value) else (space, value, path)
+    found = (_wrong(part, own, (*path, name)) for part, own, name in parts)
+    return next((wrong for wrong in found if wrong is not None), None)
+
+
+def _fits(space: spaces.Box, value: Any) -> bool:
+    if type(value) is np.ndarray and value.dtype == space.dtype:
+        return value.shape == space.shape
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return False
+    return array.shape == space.shape and np.can_cast(array.dtype, space.dtype, "same_kind")
+
+
+def _is_in(space: Any, value: Any) -> bool:
+    try:
+        return bool(space.contains(value))
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def _told(value: Any) -> str:
+    """A foreign value in a few words."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    if isinstance(value, Mapping):
+        return f"a dict of {_shortened(list(value))}"
+    if isinstance(value, str):
+        return f"the text {_shortened(value)}"
+    return _shortened(value)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}...{text[-30:]}"
