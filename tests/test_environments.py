@@ -220,4 +220,5 @@ def test_init_says_that_an_environment_is_not_there(capsys):
     assert main(["init", "NoSuchThing-v0"]) == 1
     assert capsys.readouterr().err == (
         "the environment 'NoSuchThing-v0' cannot be made: Environment `NoSuchThing` doesn't exist.\n"
+        "  If a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs\n"
     )
