@@ -30,6 +30,7 @@ from composer.distributions import (
     wide,
 )
 from composer.space_kinds import Leaf
+from composer.space_sizes import MOST_NUMBERS
 from composer.space_values import as_flags
 from perception_blocks.port import format_shape
 
@@ -205,6 +206,7 @@ class MultiCategorical(ActionDistribution):
         self._widest = max(sizes)
         self.padded = len(set(sizes)) > 1
         if self.padded:
+            _refuse_wide(leaf, len(sizes) * max(sizes))
             self.constant("index", _padded_index(sizes), torch.int64)
             self.constant("sizes", sizes, torch.int64)
 
@@ -243,6 +245,15 @@ class MultiCategorical(ActionDistribution):
             padding = values.new_full((*leading, 1), fill)
             values = torch.cat([values, padding], -1).index_select(-1, self.index)
         return values.reshape(*leading, *self.action_shape, self._widest)
+
+
+def _refuse_wide(leaf: Leaf, count: int) -> None:
+    """Raise ValueError for choices that are too many to be padded to the widest."""
+    if count > MOST_NUMBERS:
+        raise ValueError(
+            f"distribution 'multi_categorical' pads all choices of {leaf.key!r} to the widest, which makes {count:,}, "
+            f"more than {MOST_NUMBERS:,}; give the wide choice a Discrete of its own"
+        )
 
 
 def _padded_index(sizes: tuple[int, ...]) -> list[int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
+from operator import index
 from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
 
+from composer.space_sizes import SpaceSizes
 from composer.spaces import walk_space
 
 __all__ = ["OpaqueSpace", "space_from_json", "space_to_json", "spaces_differ", "spaces_from_json"]
@@ -50,13 +53,17 @@ def spaces_to_json(space: Space | Mapping[Any, Space]) -> Json:
     return {"type": ACTORS, "keys": keys, "spaces": distinct, "which": which}
 
 
-def spaces_from_json(data: Mapping[str, Any]) -> Any:
-    """What `spaces_to_json` wrote. Raises ValueError for a type it does not know."""
-    if data.get("type") != ACTORS:
+def spaces_from_json(data: Any) -> Any:
+    """What `spaces_to_json` wrote. Raises ValueError as `space_from_json` does."""
+    if not isinstance(data, Mapping) or data.get("type") != ACTORS:
         return space_from_json(data)
-    distinct = [space_from_json(own) for own in data["spaces"]]
-    keys = [tuple(key) if isinstance(key, list) else key for key in data["keys"]]
-    return {key: distinct[index] for key, index in zip(keys, data["which"], strict=True)}
+    reader = _SpaceReader()
+    try:
+        distinct = [reader.read(own) for own in data["spaces"]]
+        keys = [tuple(key) if isinstance(key, list) else key for key in data["keys"]]
+        return {key: distinct[index] for key, index in zip(keys, data["which"], strict=True)}
+    except _UNREADABLE as error:
+        raise _unreadable(ACTORS, data, error) from error
 
 
 def space_to_json(space: Space) -> Json:
@@ -68,12 +75,12 @@ def space_to_json(space: Space) -> Json:
     return {"type": "Opaque", "class": f"{cls.__module__}:{cls.__qualname__}", "text": repr(space)}
 
 
-def space_from_json(data: Mapping[str, Any]) -> Space:
-    """The space that `space_to_json` wrote. Raises ValueError for a type it does not know."""
-    name = data.get("type")
-    if name not in _KINDS:
-        raise ValueError(f"unknown type of space {name!r}; known are {', '.join(_KINDS)}")
-    return _KINDS[name][2](data)
+def space_from_json(data: Any) -> Space:
+    """The space that `space_to_json` wrote.
+
+    Raises ValueError for what is none, and for one that is larger or deeper than models read, before it is made.
+    """
+    return _SpaceReader().read(data)
 
 
 def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[str]:
@@ -167,6 +174,111 @@ def _array_from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.n
     return np.full(shape, array) if array.shape == () else array.reshape(shape)
 
 
+DTYPES = {str(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+
+
+def _dtype(data: Mapping[str, Any]) -> np.dtype:
+    """numpy would take far more for one than the name of a number."""
+    name = data["dtype"]
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ValueError(f"a space has the dtype {reprlib.repr(name)}, which is no number's")
+    return np.dtype(name)
+
+
+class _SpaceReader:
+    """Makes one space of JSON, and counts what it is made of before it is."""
+
+    def __init__(self) -> None:
+        self.sizes = SpaceSizes()
+        self.level = 0
+
+    def read(self, data: Any) -> Space:
+        name = data.get("type") if isinstance(data, Mapping) else None
+        if not isinstance(name, str) or name not in _KINDS:
+            raise ValueError(
+                f"unknown type of space {reprlib.repr(name)}; known are {', '.join(_KINDS)}"
+            )
+        self.sizes.enter(self.level)
+        self.level += 1
+        try:
+            return _KINDS[name][2](self, data)
+        except _UNREADABLE as error:
+            raise _unreadable(name, data, error) from error
+        finally:
+            self.level -= 1
+
+    def box(self, data: Mapping[str, Any]) -> spaces.Box:
+        shape, dtype = tuple(map(index, data["shape"])), _dtype(data)
+        self.sizes.add("Box", shape)
+        low, high = (_array_from_json(data[name], shape, dtype) for name in ("low", "high"))
+        box = spaces.Box(low, high, shape, dtype.type)
+        for name in ("bounded_below", "bounded_above"):
+            if name in data:
+                setattr(box, name, _array_from_json(data[name], shape, np.dtype(bool)))
+        return box
+
+    def discrete(self, data: Mapping[str, Any]) -> spaces.Discrete:
+        n, start = index(data["n"]), index(data["start"])
+        self.sizes.choices("Discrete", n, start)
+        return spaces.Discrete(n, start=start, dtype=_dtype(data).type)
+
+    def multi_discrete(self, data: Mapping[str, Any]) -> spaces.MultiDiscrete:
+        dtype = _dtype(data)
+        nvec = np.array(data["nvec"], dtype=dtype)
+        self.sizes.add("MultiDiscrete", nvec.shape)
+        self.sizes.choices("MultiDiscrete", int(nvec.max(initial=0)))
+        start = _array_from_json(data["start"], nvec.shape, dtype)
+        return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
+
+    def multi_binary(self, data: Mapping[str, Any]) -> spaces.MultiBinary:
+        n = data["n"]
+        shape = tuple(map(index, n)) if isinstance(n, list) else (index(n),)
+        self.sizes.add("MultiBinary", shape)
+        return spaces.MultiBinary(shape if isinstance(n, list) else shape[0])
+
+    def text(self, data: Mapping[str, Any]) -> spaces.Text:
+        longest, shortest = index(data["max_length"]), index(data["min_length"])
+        self.sizes.add("Text", (longest,))
+        return spaces.Text(longest, min_length=shortest, charset=str(data["charset"]))
+
+    def sequence(self, data: Mapping[str, Any]) -> spaces.Sequence:
+        return spaces.Sequence(self.read(data["space"]), stack=bool(data["stack"]))
+
+    def graph(self, data: Mapping[str, Any]) -> spaces.Graph:
+        edge = None if data["edge"] is None else self.read(data["edge"])
+        return spaces.Graph(self.read(data["node"]), edge)  # type: ignore[arg-type]
+
+    def one_of(self, data: Mapping[str, Any]) -> spaces.OneOf:
+        return spaces.OneOf([self.read(part) for part in data["spaces"]])
+
+    def tuple(self, data: Mapping[str, Any]) -> spaces.Tuple:
+        return spaces.Tuple([self.read(part) for part in data["spaces"]])
+
+    def dict(self, data: Mapping[str, Any]) -> spaces.Dict:
+        return spaces.Dict([(key, self.read(part)) for key, part in data["spaces"]])
+
+    def opaque(self, data: Mapping[str, Any]) -> OpaqueSpace:
+        return OpaqueSpace(str(data["class"]), str(data["text"]))
+
+
+# What Python, numpy and gymnasium raise for data of another form.
+_UNREADABLE = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+
+
+def _unreadable(name: str, data: Mapping[str, Any], error: Exception) -> ValueError:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return ValueError(f"the {name} {reprlib.repr(dict(data))} cannot be read: {reason}")
+
+
 def _write_box(space: spaces.Box) -> Json:
     data = {"shape": list(space.shape), "dtype": str(space.dtype)}
     data |= {"low": _array_to_json(space.low), "high": _array_to_json(space.high)}
@@ -176,34 +288,13 @@ def _write_box(space: spaces.Box) -> Json:
     return data
 
 
-def _read_box(data: Mapping[str, Any]) -> spaces.Box:
-    shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
-    low, high = (_array_from_json(data[name], shape, dtype) for name in ("low", "high"))
-    box = spaces.Box(low, high, shape, dtype.type)
-    for name in ("bounded_below", "bounded_above"):
-        if name in data:
-            setattr(box, name, _array_from_json(data[name], shape, np.dtype(bool)))
-    return box
-
-
 def _write_discrete(space: spaces.Discrete) -> Json:
     return {"n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
-
-
-def _read_discrete(data: Mapping[str, Any]) -> spaces.Discrete:
-    return spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
 
 
 def _write_multi_discrete(space: spaces.MultiDiscrete) -> Json:
     start = _array_to_json(space.start)
     return {"nvec": space.nvec.tolist(), "start": start, "dtype": str(space.dtype)}
-
-
-def _read_multi_discrete(data: Mapping[str, Any]) -> spaces.MultiDiscrete:
-    dtype = np.dtype(data["dtype"])
-    nvec = np.array(data["nvec"], dtype=dtype)
-    start = _array_from_json(data["start"], nvec.shape, dtype)
-    return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
 
 
 def _write_multi_binary(space: spaces.MultiBinary) -> Json:
@@ -215,56 +306,39 @@ def _write_text(space: spaces.Text) -> Json:
     return {"min_length": space.min_length, "max_length": space.max_length, "charset": charset}
 
 
-def _read_text(data: Mapping[str, Any]) -> spaces.Text:
-    return spaces.Text(
-        data["max_length"], min_length=data["min_length"], charset=str(data["charset"])
-    )
-
-
 def _write_graph(space: spaces.Graph) -> Json:
     edge = None if space.edge_space is None else space_to_json(space.edge_space)
     return {"node": space_to_json(space.node_space), "edge": edge}
-
-
-def _read_graph(data: Mapping[str, Any]) -> spaces.Graph:
-    edge = None if data["edge"] is None else space_from_json(data["edge"])
-    return spaces.Graph(space_from_json(data["node"]), edge)
 
 
 def _write_parts(space: spaces.Tuple | spaces.OneOf) -> Json:
     return {"spaces": [space_to_json(part) for part in space.spaces]}
 
 
-def _read_parts(data: Mapping[str, Any]) -> list[Space]:
-    return [space_from_json(part) for part in data["spaces"]]
-
-
-_KINDS: dict[str, tuple[type[Space], Callable[[Any], Json], Callable[[Any], Space]]] = {
-    "Box": (spaces.Box, _write_box, _read_box),
-    "Discrete": (spaces.Discrete, _write_discrete, _read_discrete),
-    "MultiDiscrete": (spaces.MultiDiscrete, _write_multi_discrete, _read_multi_discrete),
-    "MultiBinary": (
-        spaces.MultiBinary,
-        _write_multi_binary,
-        lambda data: spaces.MultiBinary(data["n"]),
-    ),
-    "Text": (spaces.Text, _write_text, _read_text),
+_KINDS: dict[
+    str, tuple[type[Space], Callable[[Any], Json], Callable[[_SpaceReader, Any], Space]]
+] = {
+    "Box": (spaces.Box, _write_box, _SpaceReader.box),
+    "Discrete": (spaces.Discrete, _write_discrete, _SpaceReader.discrete),
+    "MultiDiscrete": (spaces.MultiDiscrete, _write_multi_discrete, _SpaceReader.multi_discrete),
+    "MultiBinary": (spaces.MultiBinary, _write_multi_binary, _SpaceReader.multi_binary),
+    "Text": (spaces.Text, _write_text, _SpaceReader.text),
     "Sequence": (
         spaces.Sequence,
         lambda space: {"space": space_to_json(space.feature_space), "stack": space.stack},
-        lambda data: spaces.Sequence(space_from_json(data["space"]), stack=data["stack"]),
+        _SpaceReader.sequence,
     ),
-    "Graph": (spaces.Graph, _write_graph, _read_graph),
-    "OneOf": (spaces.OneOf, _write_parts, lambda data: spaces.OneOf(_read_parts(data))),
-    "Tuple": (spaces.Tuple, _write_parts, lambda data: spaces.Tuple(_read_parts(data))),
+    "Graph": (spaces.Graph, _write_graph, _SpaceReader.graph),
+    "OneOf": (spaces.OneOf, _write_parts, _SpaceReader.one_of),
+    "Tuple": (spaces.Tuple, _write_parts, _SpaceReader.tuple),
     "Dict": (
         spaces.Dict,
         lambda space: {"spaces": [[k, space_to_json(s)] for k, s in space.spaces.items()]},
-        lambda data: spaces.Dict([(key, space_from_json(part)) for key, part in data["spaces"]]),
+        _SpaceReader.dict,
     ),
     "Opaque": (
         OpaqueSpace,
         lambda space: {"class": space.class_name, "text": space.text},
-        lambda data: OpaqueSpace(data["class"], data["text"]),
+        _SpaceReader.opaque,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -84,7 +85,7 @@ def from_space_value(
     Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for what is not numbers, and
     as `look_at` does.
     """
-    return from_numbers(leaf, as_numbers(leaf.key, value), dtype, device)
+    return from_numbers(leaf, as_numbers(leaf.key, value, leaf.space), dtype, device)
 
 
 def from_numbers(
@@ -163,8 +164,10 @@ def as_tensor(key: str, value: Any, device: torch.device | str | None = None) ->
     return tensor if device is None else tensor.to(device)
 
 
-def as_numbers(key: str, value: Any) -> np.ndarray | Tensor:
-    """``value`` of any numeric dtype as an array; a tensor is itself. Raises ValueError for what is not numbers.
+def as_numbers(key: str, value: Any, space: Space | None = None) -> np.ndarray | Tensor:
+    """``value`` of any numeric dtype as an array; a tensor is itself.
+
+    Raises ValueError, which names the ``space`` if it is given, for what is not numbers.
 
     An array is copied: an environment may write its next observation into the same one.
     """
@@ -177,8 +180,17 @@ def as_numbers(key: str, value: Any) -> np.ndarray | Tensor:
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{key!r} must be numbers, got a {type(value).__name__}")
+        its_space = "" if space is None else f"; its space is {format_space(space)}"
+        raise ValueError(f"{key!r} must be numbers, got {_described(value)}{its_space}")
     return array
+
+
+def _described(value: Any) -> str:
+    """What a value is that is not numbers."""
+    if value is None:
+        return "None"
+    got = f" of dtype {value.dtype}" if isinstance(value, np.ndarray | Tensor) else ""
+    return f"a {type(value).__name__}{got}"
 
 
 def format_space(space: Space) -> str:
@@ -224,17 +236,30 @@ def _multi_binary(key: str, path: Path, space: spaces.MultiBinary) -> Leaf:
 
 def _box(key: str, path: Path, space: spaces.Box) -> Leaf:
     dtype = torch.uint8 if space.dtype == np.uint8 else torch.float32
-    low, high = _finite_bounds(space)
+    alike = _one_if_alike(space)
+    low, high = _finite_bounds(alike)
     channels = _channels(space.shape) if space.dtype == np.uint8 else None
     port = Port(
         space.shape, dtype, low=_compact(low), high=_compact(high), channels=channels, source=path
     )
-    integers = None if space.dtype.kind == "f" else _whole_numbers(space)
-    return Leaf(key, path, space, port, "box", bounds=_exact_bounds(space), integers=integers)
+    integers = None if space.dtype.kind == "f" else _whole_numbers(alike, format_space(space))
+    return Leaf(key, path, space, port, "box", bounds=_exact_bounds(alike), integers=integers)
 
 
-def _whole_numbers(space: spaces.Box) -> IntegerRange:
-    """The range of a Box of integers or booleans."""
+def _one_if_alike(space: spaces.Box) -> spaces.Box:
+    """A Box of one element in place of one whose elements all have the same bounds, which may be millions."""
+    bounds = {n: getattr(space, n) for n in ("low", "high", "bounded_below", "bounded_above")}
+    if space.low.size < 2 or not all((b == b.flat[0]).all() for b in bounds.values()):
+        return space
+    one = copy.copy(space)
+    one._shape = (1,)
+    for name, bound in bounds.items():
+        setattr(one, name, bound.reshape(-1)[:1])
+    return one
+
+
+def _whole_numbers(space: spaces.Box, shown: str) -> IntegerRange:
+    """The range of a Box of integers or booleans, in messages ``shown``."""
     low, high = (
         int(b.flat[0]) if b.size and (b == b.flat[0]).all() else b for b in (space.low, space.high)
     )
@@ -244,7 +269,7 @@ def _whole_numbers(space: spaces.Box) -> IntegerRange:
         least, most = int(info.min), int(info.max)
     is_free = isinstance(low, int) and isinstance(high, int) and low <= least and high >= most
     expected = (
-        f"outside of {format_space(space)}; pass values as the space has them, whole and unscaled, "
+        f"outside of {shown}; pass values as the space has them, whole and unscaled, "
         "or compose with the space of what you pass"
     )
     return IntegerRange(low, high, expected, _torch_dtype(space) if is_free else None)

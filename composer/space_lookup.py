@@ -19,6 +19,7 @@ from composer.pettingzoo_spaces import (
     make_pettingzoo,
 )
 from composer.source import Source
+from composer.space_sizes import refuse_sizes
 from composer.trust import advice_on_missing, check_environment
 from perception_blocks.registry import extra_for
 
@@ -52,7 +53,7 @@ def find_spaces(
     elif isinstance(env, str):
         made = env = make_environment(env)
     try:
-        return _checked(*environment_spaces(env))
+        return environment_spaces(env)
     finally:
         if made is not None:
             made.close()
@@ -62,10 +63,11 @@ def environment_spaces(env: Any) -> Spaces:
     """The spaces of an environment of gymnasium or PettingZoo, by actor where it has several.
 
     An environment of gymnasium has several where it has mappings ``observation_spaces`` and ``action_spaces`` from its
-    steps; ``agent_counts`` may say how many agents a step has, None for any number.
+    steps; ``agent_counts`` may say how many agents a step has, None for any number. Raises ValueError for what is no
+    space, or larger than models read.
     """
     if is_pettingzoo(env):
-        return agent_spaces(env)
+        return _checked(*agent_spaces(env))
     by_step = [_attribute(env, f"{kind}_spaces") for kind in ("observation", "action")]
     if all(isinstance(spaces, Mapping) for spaces in by_step):
         counts = _attribute(env, "agent_counts") or {}
@@ -73,13 +75,13 @@ def environment_spaces(env: Any) -> Spaces:
             got = type(counts).__name__
             raise ValueError(f"agent_counts is a mapping from steps to numbers, got a {got}")
         observations, actions = (counted_spaces(spaces, counts) for spaces in by_step)
-        return observations, actions
+        return _checked(observations, actions)
     if not hasattr(env, "observation_space"):
         kind = type(env).__name__
         raise ValueError(f"env is an environment, a vector environment or an id, got a {kind}")
     observation = getattr(env, "single_observation_space", None) or env.observation_space
     action = getattr(env, "single_action_space", None) or env.action_space
-    return observation, action
+    return _checked(observation, action)
 
 
 def is_by_actor(space: Any) -> bool:
@@ -104,6 +106,10 @@ def make_environment(environment: str, path: Path = (), source: Source | None = 
         if environment.count(":") > 1:
             raise gymnasium.error.Error("an id has at most one ':', after its module")
         return gymnasium.make(environment)
+    except (OverflowError, MemoryError) as error:  # of spaces that are larger than gymnasium takes
+        message = f"the environment {environment!r} cannot be made: its own code raised "
+        message += f"{type(error).__name__}: {error}"
+        raise SpecError([Problem(message, path, source and source.position(path))]) from error
     except (gymnasium.error.Error, ImportError, PettingZooError) as error:
         position = source and source.position(path)
         message = f"the environment {environment!r}"
@@ -147,15 +153,17 @@ def _in_one_form(observation_space: Any, action_space: Any) -> Spaces:
 
 
 def _checked(observation_space: Any, action_space: Any) -> Spaces:
-    """Both, if they are spaces of gymnasium, or mappings to such."""
+    """Both, if they are spaces of gymnasium, or mappings to such, of sizes that models read."""
     for name, given in (("observation", observation_space), ("action", action_space)):
         spaces = given if is_by_actor(given) else {None: given}
         for key, space in spaces.items():
+            what = f"the {name} space" + ("" if key is None else f" of {key!r}")
             if not isinstance(space, gymnasium.Space):
-                of = "" if key is None else f" of {key!r}"
-                raise ValueError(
-                    f"the {name} space{of} is a Space of gymnasium, got a {type(space).__name__}"
-                )
+                raise ValueError(f"{what} is a Space of gymnasium, got a {type(space).__name__}")
+            try:
+                refuse_sizes(space)
+            except ValueError as error:
+                raise ValueError(f"{what} is too large: {error}") from None
     return observation_space, action_space
 
 

@@ -122,7 +122,7 @@ class SpaceTree:
                 tensors[key] = varying[key]
                 self._refuse_other_shape(key, tensors[key].shape)
             else:
-                numbers = as_numbers(key, self._pick(value, key, leaf.path))
+                numbers = as_numbers(key, self._pick(value, key, leaf.path), leaf.space)
                 self._refuse_other_shape(key, numbers.shape)
                 tensors[key] = from_numbers(leaf, numbers, dtype, device)
         return tensors

@@ -25,7 +25,7 @@ PERCEPTION_BLOCKS = """
 COMPOSER = """
     errors atomic tree files scalars params overlay source trust limits fields model_spec nodes template_spec references wrappers.names spec
     block_words blocks_help block_pages spec_diff actors pettingzoo_spaces
-    space_values space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
+    space_sizes space_values space_kinds space_readers variable_spaces spaces space_json space_lookup episode_starts observer
     distributions discrete_actions action_cells continuous_actions deterministic_actions schema template_kinds template starter actor_starter
     network budget construction demand roles value_heads custom_class build blending lowered_network lowered_actions lowered_policy policy group_parts turns together structured critic action_inputs targets state_action shared_state structured_critic structured_state_action critic_parts central_critic critic_groups
     wrappers.interface wrappers.slots wrappers.composed wrappers.heads wrappers.samples wrappers.hybrid wrappers.combination

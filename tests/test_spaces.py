@@ -225,8 +225,22 @@ def test_the_tensor_path_can_be_traced(compiler):
             {"camera": np.zeros((3, 64, 64))},
             "observation 'camera' has shape (3, 64, 64), expected (..., 64, 64, 3)",
         ),
-        ({"camera": "no"}, "'camera' must be numbers, got a str"),
-        ({"camera": [[1], [1, 2]]}, "'camera' must be numbers, got a list"),
+        (
+            {"camera": "no"},
+            "'camera' must be numbers, got a str; its space is Box(0, 255, (64, 64, 3), uint8)",
+        ),
+        (
+            {"camera": None},
+            "'camera' must be numbers, got None; its space is Box(0, 255, (64, 64, 3), uint8)",
+        ),
+        (
+            {"camera": np.array(["a"])},
+            "'camera' must be numbers, got a ndarray of dtype <U1; its space is Box(0, 255, (64, 64, 3), uint8)",
+        ),
+        (
+            {"camera": [[1], [1, 2]]},
+            "'camera' must be numbers, got a list; its space is Box(0, 255, (64, 64, 3), uint8)",
+        ),
         (
             {"camara": 0},
             "'camara' is not in the observation space; did you mean 'camera'?",
