@@ -1,7 +1,7 @@
 """The command line: a verb and a file. It calls the library, prints, and returns the exit status.
 
 0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. 128 and a signal's number: a training that it
-has interrupted. Only an exception in a user's own class is shown with its traceback.
+has interrupted. An exception in a user's own class is shown with its traceback where --traceback is given.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_output()
     except OSError as error:
         if error.filename is not None or error.errno not in _FULL:
-            raise
+            return _fail_in_a_class(arguments, error)
         _silence_output()
         return _fail(
             f"composer {arguments.command}: the output cannot be written: {error.strerror}"
         )
+    except Exception as error:
+        return _fail_in_a_class(arguments, error)
     return status
 
 
@@ -89,6 +91,15 @@ def _allow_more(arguments: argparse.Namespace) -> None:
 
 class _UserError(Exception):
     """What the user gave is wrong; the text says what and what to do."""
+
+
+def _fail_in_a_class(arguments: argparse.Namespace, error: Exception) -> int:
+    """Tell an exception in a user's own class in a line: its note says where. Any other is raised again."""
+    notes = getattr(error, "__notes__", [])
+    if arguments.traceback or not notes:
+        raise
+    place = notes[-1].removeprefix("in ")
+    return _fail(f"{place}: {type(error).__name__}: {error} (--traceback shows all of it)")
 
 
 def _fail(text: str) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,9 +28,9 @@ from perception_blocks.init import (
     derive_seed,
     draw_parameters,
     local_generator,
-    random_states_kept,
 )
 from perception_blocks.meta import MetaMode
+from perception_blocks.random_states import random_states_kept
 
 __all__ = ["SeededConstruction", "chosen_seed", "on_cpu", "refuse_too_large"]
 
@@ -195,7 +197,12 @@ class SeededConstruction(Construction):
         self, path: NodePath, factory: Callable[[], nn.Module], budget: Budget
     ) -> nn.Module:
         try:
-            with random_states_kept(0), CountingMode(budget), torch.device("meta"):
+            with (
+                random_states_kept(0),
+                CountingMode(budget),
+                torch.device("meta"),
+                _silent_loading(),
+            ):
                 return factory()
         except Exception:  # a constructor that looks at its weights: it needs real ones
             return self._seeded(path, factory, budget)
@@ -214,6 +221,34 @@ def refuse_too_large(
     if needed > memory:
         size, name, place = max(nodes)
         raise too_large(size, memory, needed).at(name, place)
+
+
+class _LoadedInVain(threading.local):
+    """Stands where a filter of warnings has a pattern, and matches in threads that construct on the meta device only.
+
+    There, torch says of each weight that a constructor loads that it is not kept. It will be, once there are weights.
+    """
+
+    active = False
+
+    def match(self, text: str) -> bool:
+        return self.active and "copying from a non-meta parameter" in text
+
+
+_LOADED_IN_VAIN = _LoadedInVain()
+_FILTER: Any = ("ignore", _LOADED_IN_VAIN, UserWarning, None, 0)
+
+
+@contextlib.contextmanager
+def _silent_loading() -> Iterator[None]:
+    """No warnings about weights that are loaded on the meta device; `warnings.catch_warnings` is not for threads."""
+    if _FILTER not in warnings.filters:
+        warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+    _LOADED_IN_VAIN.active = True
+    try:
+        yield
+    finally:
+        _LOADED_IN_VAIN.active = False
 
 
 def _is_there(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

@@ -15,13 +15,22 @@ from composer.network import CustomNetwork, EnsembleMember, EnsembleNetwork, Net
 from composer.tree import describe, listing
 from composer.trust import PathError, import_trusted
 from perception_blocks.block import is_torchs
+from perception_blocks.construct import add_place
 from perception_blocks.ensemble import EnsembleBlock
 from perception_blocks.init import Rule, initializer
-from perception_blocks.measure import PROBE_BATCH, feature_shape, measure
+from perception_blocks.measure import (
+    PROBE_BATCH,
+    check_one_row,
+    feature_shape,
+    for_one_row,
+    initialize_lazy,
+    measure,
+)
 from perception_blocks.port import Port, format_shape
 from perception_blocks.reading import without_lost_files
 from perception_blocks.registry import did_you_mean, near_name
 from perception_blocks.settings import check_settings
+from perception_blocks.wiring import refused_call
 
 __all__ = ["custom_network"]
 
@@ -47,7 +56,7 @@ def custom_network(
     label = f"{cls.__module__}.{cls.__qualname__}"
     shapes = {name: port.shape for name, port in ports.items()}
     arguments = {"obs_shapes": shapes, **demand.injected, **spec.arguments}
-    make = partial(_made, cls, arguments, rule)
+    make = partial(_made, cls, arguments, ports, rule)
     several = demand.copies > 1
     try:
         module = make(construction.trial() if several else construction)
@@ -55,7 +64,7 @@ def custom_network(
     except Exception as error:
         if _note_wrong_types(cls, spec, context):
             return None
-        error.add_note(f"in {construction.where(())} ({label})")
+        add_place(error, f"{construction.where(())} ({label})", cls)
         raise
     if isinstance(found, str):
         context.problems.add((*spec.path, "_target_"), found)
@@ -70,11 +79,17 @@ def custom_network(
 def _made(
     cls: type[nn.Module],
     arguments: Mapping[str, Any],
+    ports: Mapping[str, Port],
     rule: Rule | None,
     construction: SeededConstruction,
 ) -> nn.Module:
-    make = without_lost_files(cls, lambda **given: cls(**_fresh(given)), arguments)
-    module = construction.build((), make, resettable=False)
+    def make(**given: Any) -> nn.Module:
+        module = cls(**_fresh(given))
+        initialize_lazy(module, list(ports.values()), partial(_call, list(ports)))
+        return module
+
+    factory = without_lost_files(cls, make, arguments)
+    module = construction.build((), factory, resettable=False)
     if rule is not None:
         construction.draw((), module, rule)
     return module
@@ -200,10 +215,11 @@ def _checked_outputs(
     wrong_module = _wrong_module(module, label, demand)
     if wrong_module:
         return wrong_module
-    states = {
-        name: tuple(shape) for name, shape in (getattr(module, "state_shapes", None) or {}).items()
-    }
-    result = _probe(module, ports, states)
+    states = _state_shapes(module)
+    wrong_call = _wrong_call(module, label, states)
+    if wrong_call:
+        return wrong_call
+    result, after = _probe(module, ports, PROBE_BATCH), {}
     lines: list[str] = []
     if states:
         if not isinstance(result, tuple) or len(result) != 2:
@@ -211,23 +227,54 @@ def _checked_outputs(
         result, after = result
         lines = _wrong_state(after, states, label)
     outputs, wrong = _read_outputs(result, label, demand)
+    if not (wrong or lines):
+        one = for_one_row(lambda: _probe(module, ports, 1))
+        lines = [] if one is None else _wrong_row(one, result, after, list(outputs), label)
     return "\n".join([*wrong, *lines]) or outputs
 
 
-def _probe(
-    module: nn.Module, ports: Mapping[str, Port], states: Mapping[str, tuple[int, ...]]
-) -> Any:
-    """What forward returns for a batch of data that is not there."""
+def _wrong_call(module: nn.Module, label: str, states: Mapping[str, Any]) -> str:
+    """Why forward cannot be called as the composer calls it, by its signature."""
+    given = ["observations", "state", "resets"] if states else ["observations"]
+    problem = refused_call(module, given)
+    called = "with (observations, state, resets)" if states else "with one dict of tensors"
+    return f"{label} is called {called}: {problem}" if problem else ""
 
-    def call(trial: nn.Module, *tensors: Tensor) -> Any:
-        inputs = dict(zip(ports, tensors, strict=True))
-        if not states:
-            return trial(inputs)
-        like = next((t for t in tensors if t.is_floating_point()), tensors[0].float())
-        zeros = {name: like.new_zeros((PROBE_BATCH, *shape)) for name, shape in states.items()}
-        return trial(inputs, zeros, None)
 
-    return measure(module, list(ports.values()), call)
+def _wrong_row(one: Any, batch: Any, after: Any, names: Sequence[str], label: str) -> list[str]:
+    """What is wrong with what forward returns for one row, where all is well for a batch."""
+    outputs, state = one if after else (one, {})
+    checks = [(f"output {name!r} of {label}", outputs[name], batch[name]) for name in names]
+    checks += [(f"the state {n!r} of {label}", state[n], like) for n, like in after.items()]
+    lines = []
+    for what, value, like in checks:
+        try:
+            check_one_row(value, like, what)
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
+
+
+def _state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    shapes = getattr(module, "state_shapes", None) or {}
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _probe(module: nn.Module, ports: Mapping[str, Port], batch: int) -> Any:
+    """What forward returns for ``batch`` rows of data that is not there."""
+    return measure(module, list(ports.values()), partial(_call, list(ports)), batch=batch)
+
+
+def _call(names: Sequence[str], module: nn.Module, *tensors: Tensor) -> Any:
+    """``module`` called as a network is, its memory empty."""
+    inputs = dict(zip(names, tensors, strict=True))
+    states = _state_shapes(module)
+    if not states:
+        return module(inputs)
+    like = next((t for t in tensors if t.is_floating_point()), tensors[0].float())
+    rows = tensors[0].shape[0]
+    zeros = {name: like.new_zeros((rows, *shape)) for name, shape in states.items()}
+    return module(inputs, zeros, None)
 
 
 def _wrong_state(after: Any, states: Mapping[str, tuple[int, ...]], label: str) -> list[str]:

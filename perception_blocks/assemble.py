@@ -175,9 +175,9 @@ class _Assembly:
         in_ports = tuple(self.ports[name] for name in reads)
         inner, axes = strip_each(node, list(in_ports))
         settings = filled(block, settings, inner)
-        site = Site(self._path + node.path, block, settings, inner, self._construction)
+        site = Site(self._path + node.path, block, settings, inner, arguments, self._construction)
         module = self._module(source, inner, lambda: construct(site, source))
-        outs, single = outputs_of(site, module, arguments)
+        outs, single = outputs_of(site, module)
         names = output_names(node, len(outs), block)
         ours = isinstance(module, PerceptionBlock)
         states: Mapping[str, Shape] = module.state_shapes if ours else {}

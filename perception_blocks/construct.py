@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +27,16 @@ from perception_blocks.block import (
 from perception_blocks.custom import FunctionalBlock
 from perception_blocks.graph import Node
 from perception_blocks.init import Rule, draw_parameters, initializer
-from perception_blocks.measure import measure, measure_lengths, output_shapes
+from perception_blocks.measure import initialize_lazy, measure, measure_lengths, output_shapes
 from perception_blocks.port import InputShapeError, Port, format_shape
 from perception_blocks.reading import without_lost_files
 from perception_blocks.registry import BLOCKS, did_you_mean
 from perception_blocks.settings import SettingsError, check_settings
-from perception_blocks.wiring import CombinedNodeError, NodeError
+from perception_blocks.wiring import CombinedNodeError, NodeError, refused_call
 
-__all__ = ["Construction", "Site", "construct", "outputs_of", "resolve_block"]
+__all__ = ["Construction", "Site", "construct", "outputs_of", "resolve_block", "add_place"]
+
+_LIBRARIES = ("composer", "perception_blocks", "torch")
 
 
 class Construction:
@@ -69,12 +72,31 @@ class Site:
     block: Any  # an nn.Module class or a ready module
     settings: Mapping[str, Any]
     ports: Sequence[Port]
+    arguments: tuple[str, ...] | None  # names of what forward takes, where not positional
     construction: Construction
 
-    def note(self, error: Exception) -> Exception:
-        """``error`` with a note that says where it happened."""
-        error.add_note(f"in {self.construction.where(self.path)} ({block_label(self.block)})")
-        return error
+    def call(self, module: nn.Module, *tensors: Any) -> Any:
+        """How the network calls ``module``."""
+        if self.arguments is None:
+            return module(*tensors)
+        return module(**dict(zip(self.arguments, tensors, strict=True)))
+
+    def note(self, error: Exception) -> None:
+        """Add a note to ``error`` that says where it happened."""
+        where = f"{self.construction.where(self.path)} ({block_label(self.block)})"
+        add_place(error, where, self.block)
+
+
+def add_place(error: Exception, where: str, block: Any) -> None:
+    """Add a note to an ``error`` of a user's class: where that is used, and the line of Python that raised it."""
+    cls = block if isinstance(block, type) else type(block)
+    frames = [
+        (frame.f_globals.get("__name__", ""), f"{frame.f_code.co_filename}:{line}")
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    lines = [line for name, line in frames if name == cls.__module__]
+    lines = lines or [line for name, line in frames if name.partition(".")[0] not in _LIBRARIES]
+    error.add_note(f"in {where}{f', raised at {lines[-1]}' if lines else ''}")
 
 
 def resolve_block(block: Any, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
@@ -103,6 +125,7 @@ def construct(site: Site, node: Node) -> nn.Module:
         module = _block(site)
     else:
         module = _foreign(site)
+    _refuse_call(site, module)
     if rule is not None and isinstance(module, PerceptionBlock):
         module.take_initializer(rule)
         if not any(parameter.is_meta for parameter in module.parameters()):
@@ -112,22 +135,18 @@ def construct(site: Site, node: Node) -> nn.Module:
     return module
 
 
-def outputs_of(
-    site: Site, module: nn.Module, names: tuple[str, ...] | None
-) -> tuple[list[Port], bool]:
-    """Ports of the outputs, and whether the module returns a bare tensor. ``names`` are its keyword arguments."""
+def outputs_of(site: Site, module: nn.Module) -> tuple[list[Port], bool]:
+    """Ports of the outputs, and whether the module returns a bare tensor."""
     if isinstance(module, PerceptionBlock):
         outs = module.out_ports(site.ports)
         return outs, len(outs) == 1
 
-    def call(trial: nn.Module, *tensors: Any) -> Any:
-        return trial(*tensors) if names is None else trial(**dict(zip(names, tensors)))
-
     try:
-        results = measure_lengths(module, site.ports, call)
+        results = measure_lengths(module, site.ports, site.call)
     except Exception as error:
         if not is_torchs(site.block):
-            raise site.note(error) from None
+            site.note(error)
+            raise
         rule = f"{block_name(module)} refuses: {_reason(error)}"
         raise InputShapeError(rule, dict(enumerate(site.ports))) from error
     try:
@@ -183,9 +202,7 @@ def _block(site: Site) -> nn.Module:
     try:
         module = site.construction.build(
             site.path,
-            without_lost_files(
-                cls, partial(cls, [port.shape for port in site.ports]), site.settings
-            ),
+            _factory(site, partial(cls, [port.shape for port in site.ports])),
             resettable=built_in or "reset_parameters" in vars(cls),
         )
         module.out_shapes  # noqa: B018 - measured now, so that a failure names this node
@@ -197,11 +214,34 @@ def _block(site: Site) -> nn.Module:
         raise NodeError(_setting_named_in(str(error), site), str(error)) from error
     except (RuntimeError, TypeError, OverflowError) as error:
         if not built_in:
-            raise site.note(error) from None
+            site.note(error)
+            raise
         raise NodeError(None, f"{block_label(cls)} cannot be built: {_reason(error)}") from error
     except Exception as error:
-        raise site.note(error) from None
+        site.note(error)
+        raise
     return module
+
+
+def _factory(site: Site, make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
+    """What makes the module of ``site``, with weights in its lazy layers, which its first call gives them."""
+
+    def made(**settings: Any) -> nn.Module:
+        module = make(**settings)
+        if not is_built_in(module):
+            _refuse_call(site, module)
+            initialize_lazy(module, site.ports, site.call)
+        return module
+
+    return without_lost_files(site.block, made, site.settings)
+
+
+def _refuse_call(site: Site, module: nn.Module) -> None:
+    """Raise NodeError where a module that is not ours does not take what the node hands it."""
+    problem = None if is_built_in(module) else refused_call(module, site.ports, site.arguments)
+    if problem:
+        advice = "'in' names its inputs, in order or as {argument: value}"
+        raise NodeError("in", f"{block_label(module)}: {problem}; {advice}")
 
 
 def _check_memory(site: Site, block: MemoryBlock) -> None:
@@ -250,13 +290,13 @@ def _foreign(site: Site) -> nn.Module:
     if wrong:
         raise SettingsError(wrong)
     try:
-        make = without_lost_files(site.block, site.block, site.settings)
-        return site.construction.build(site.path, make, resettable=False)
+        return site.construction.build(site.path, _factory(site, site.block), resettable=False)
     except Exception as error:
         if problems:  # its annotations are right after all
             raise SettingsError(problems) from error
         if not is_torchs(site.block):  # whose own class has a bug to be seen whole
-            raise site.note(error) from None
+            site.note(error)
+            raise
         message = f"{block_label(site.block)} cannot be built: {_reason(error)}"
         raise NodeError(None, message) from error
 

@@ -6,19 +6,17 @@ An initialiser is a function ``(tensor, generator, **settings)`` that fills a we
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perception_blocks.random_states import random_states_kept
 from perception_blocks.registry import INITIALIZERS
 from perception_blocks.settings import SettingsError, check_settings
 
@@ -29,7 +27,6 @@ __all__ += [
     "local_generator",
     "normc",
     "orthogonal",
-    "random_states_kept",
     "trunc_normal",
     "xavier_normal",
 ]
@@ -37,22 +34,6 @@ __all__ += ["stacked_linear", "xavier_uniform", "zeros"]
 
 Rule = Callable[[Tensor, torch.Generator], Any]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
-
-
-@contextlib.contextmanager
-def random_states_kept(seed: int | None = None) -> Iterator[None]:
-    """Afterwards the random states of torch (CPU), numpy and Python are as before; within, they follow ``seed``."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            if seed is not None:
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed moves all devices
-                np.random.seed(seed % 2**32)
-                random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -17,7 +17,6 @@ from perception_blocks.init import (
     derive_seed,
     draw_in_a_copy,
     local_generator,
-    random_states_kept,
 )
 from perception_blocks.language_config import (
     FAMILIES,
@@ -28,6 +27,7 @@ from perception_blocks.language_config import (
 )
 from perception_blocks.masks import MaskedBlock, as_bool, check_mask, shapes_of
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes
+from perception_blocks.random_states import random_states_kept
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import OneOrMany, SettingProblem, SettingsError
 

@@ -6,27 +6,31 @@ No random state moves, and nothing of the module itself changes.
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from perception_blocks.init import random_states_kept
 from perception_blocks.meta import MetaMode
 from perception_blocks.port import Port, Shape, format_shape
+from perception_blocks.random_states import random_states_kept
 from perception_blocks.trial_copy import trial_copy
 
-__all__ = ["PROBE_BATCH", "feature_shape", "measure", "measure_lengths", "output_shapes"]
+__all__ = ["PROBE_BATCH", "Measured", "check_one_row", "feature_shape", "for_one_row"]
+__all__ += ["initialize_lazy", "measure", "measure_lengths", "output_shapes"]
 __all__ += ["probing_tensors", "still", "with_length"]
 
 PROBE_BATCH = 11  # an unusual size, so that a batch axis is not mistaken for a feature axis
 # They stand for an axis whose length varies; what differs between them varies too.
 PROBE_LENGTHS = (5, 7)
+Probes: TypeAlias = Callable[[str], list[Tensor]]  # probing tensors on a device
 MOST_ELEMENTS = 2**28  # numbers that may exist for real while a module is measured
 MOST_OF_TORCHS = (
     2**22
@@ -45,51 +49,104 @@ def measure(
     ports: Sequence[Port],
     call: Callable[..., Any] | None = None,
     length: int = PROBE_LENGTHS[0],
+    batch: int = PROBE_BATCH,
 ) -> Any:
-    """What ``module`` returns for a batch of PROBE_BATCH values of ``ports``, as meta, fake or real tensors.
+    """What ``module`` returns for a ``batch`` of values of ``ports``, as meta, fake or real tensors.
 
-    A copy of the module is run, in eval mode; the module itself does not change. ``call`` turns that copy and the
-    probing tensors into a call (by default they are its positional arguments). Raises what the module raises on real
-    zeros: that is what its user would see.
+    A copy of the module is run, in eval mode; the module itself does not change, but for lazy layers, which get their
+    weights. ``call`` turns that copy and the probing tensors into a call (by default they are its positional
+    arguments). Raises what the module raises on real zeros: that is what its user would see.
     """
     call = call or _called
-    ports = [with_length(port, length) for port in ports]
+    initialize_lazy(module, ports, call)
+    probes = functools.partial(probing_tensors, ports, length=length, batch=batch)
     with still():
         try:
-            return _on_meta(module, ports, call)
+            return _on_meta(module, probes, call)
         except Exception:  # no meta kernel, or data-dependent code: try the next
             pass
         try:
-            return _on_fake(module, ports, call)
+            return _on_fake(module, probes, call)
         except Exception:
             is_torchs = type(module).__module__.startswith("torch.nn.")
-            if _elements(module, ports) > (MOST_OF_TORCHS if is_torchs else MOST_ELEMENTS):
+            if _elements(module, probes) > (MOST_OF_TORCHS if is_torchs else MOST_ELEMENTS):
                 raise  # checking must not fill the memory
-        return _on_zeros(module, ports, call)
+        return _on_zeros(module, probes, call)
 
 
 def _called(module: nn.Module, *tensors: Tensor) -> Any:
     return module(*tensors)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a module returned: for each of the lengths, and for a single row; None where it does not run on one."""
+
+    runs: list[Any]
+    one_row: Any
+
+
 def measure_lengths(
     module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
-) -> list[Any]:
-    """What `measure` gives: once, or for each of PROBE_LENGTHS where an axis varies."""
+) -> Measured:
+    """What `measure` gives: once, or for each of PROBE_LENGTHS where an axis varies, and for a batch of one."""
     varies = any(None in port.shape for port in ports)
     lengths = PROBE_LENGTHS if varies else PROBE_LENGTHS[:1]
-    return [measure(module, ports, call, length) for length in lengths]
+    runs = [measure(module, ports, call, length) for length in lengths]
+    return Measured(runs, for_one_row(lambda: measure(module, ports, call, batch=1)))
 
 
-def output_shapes(results: Sequence[Any], name: str) -> tuple[list[Shape], bool]:
+def for_one_row(run: Callable[[], Any]) -> Any:
+    """What ``run`` returns; None where it fails: what needs several rows says so itself, whenever it is called."""
+    try:
+        return run()
+    except Exception:
+        return None
+
+
+def initialize_lazy(
+    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+) -> None:
+    """Give the lazy layers of ``module`` their weights, as its first call would."""
+    lazy = _lazy_tensors(module)
+    if not lazy:
+        return
+    modes = [(inner, inner.training) for inner in module.modules()]
+    device = next(iter(lazy.values())).device
+    module.eval()
+    try:
+        with torch.no_grad():
+            (call or _called)(module, *probing_tensors(ports, device))
+    finally:
+        for inner, mode in modes:
+            inner.training = mode
+    left = ", ".join(map(repr, _lazy_tensors(module)))
+    if left:
+        label = type(module).__name__
+        raise ValueError(f"forward of {label} does not reach {left}; give its lazy layer its sizes")
+
+
+def _lazy_tensors(module: nn.Module) -> dict[str, Tensor]:
+    named = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor for name, tensor in named if is_lazy(tensor)}
+
+
+def output_shapes(measured: Measured, name: str) -> tuple[list[Shape], bool]:
     """The outputs' shapes without batch axis from what `measure_lengths` gave, and whether there is a single output.
 
     Raises ValueError where ``name`` returned no tensors or lost the batch axis.
     """
-    single = not isinstance(results[0], (tuple, list))
-    runs = [[result] if single else list(result) for result in results]
+    runs = list(map(_outputs, measured.runs))
     shapes = [[feature_shape(value, name) for value in run] for run in runs]
+    if measured.one_row is not None:
+        for value, like in zip(_outputs(measured.one_row), runs[0]):
+            check_one_row(value, like, name)
+    single = not isinstance(measured.runs[0], (tuple, list))
     return [_common(variants, name) for variants in zip(*shapes)], single
+
+
+def _outputs(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
 def _common(variants: Sequence[Shape], name: str) -> Shape:
@@ -99,38 +156,57 @@ def _common(variants: Sequence[Shape], name: str) -> Shape:
     return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*variants))
 
 
-def feature_shape(value: Any, name: str) -> Shape:
+def feature_shape(value: Any, name: str, batch: int = PROBE_BATCH) -> Shape:
     """The shape of one measured output without its batch axis; says so when the batch axis got lost."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{name} returned a value of type {type(value).__name__}; a tensor is needed"
         )
-    if value.dim() == 0 or value.shape[0] != PROBE_BATCH:
+    if value.dim() == 0 or value.shape[0] != batch:
+        alone = ", of a single sample too: squeeze(-1) keeps it, squeeze() does not"
         raise ValueError(
-            f"{name} returned {format_shape(value.shape)} for a batch of {PROBE_BATCH}; "
-            "the first axis of the output must be the batch axis of the input"
+            f"{name} returned {format_shape(value.shape)} for a batch of {batch}; "
+            f"the first axis of the output must be the batch axis of the input{alone if batch == 1 else ''}"
         )
     return tuple(value.shape[1:])
 
 
+def check_one_row(value: Any, like: Tensor, name: str) -> None:
+    """Raise ValueError where an output for one row has another shape than one of ``like``, which is for PROBE_BATCH."""
+    if feature_shape(value, name, 1) != tuple(like.shape[1:]):
+        shown = f"{format_shape(value.shape)} for a batch of 1"
+        raise ValueError(
+            f"{name} returned {shown} and {format_shape(like.shape)} for a batch of {PROBE_BATCH}; "
+            "what it returns for a sample must not depend on the others"
+        )
+
+
+class _SilentThreads(threading.local):
+    """A filter of log records that drops those of threads in which an attempt is made."""
+
+    active = False
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        return not self.active
+
+
+_SILENT = _SilentThreads()
+
+
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """No log lines of that logger: a failed attempt is no news, the next one speaks."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
+    """No log lines of that logger in this thread: a failed attempt is no news, the next one speaks."""
+    logging.getLogger(name).addFilter(_SILENT)
+    _SILENT.active = True
     try:
         yield
     finally:
-        logger.disabled = before
+        _SILENT.active = False
 
 
-def _elements(module: nn.Module, ports: Sequence[Port]) -> int:
-    state = (*module.parameters(), *module.buffers())
-    return sum(tensor.numel() for tensor in state) + sum(math.prod(_sizes(p)) for p in ports)
-
-
-def _sizes(port: Port) -> list[int]:
-    return [PROBE_BATCH, *(size for size in port.shape if size is not None)]
+def _elements(module: nn.Module, probes: Probes) -> int:
+    tensors = (*module.parameters(), *module.buffers(), *probes("meta"))
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _probe_dtype(port: Port) -> torch.dtype:
@@ -144,39 +220,47 @@ def with_length(port: Port, length: int = PROBE_LENGTHS[0]) -> Port:
     return replace(port, shape=tuple(length if n is None else n for n in port.shape))
 
 
-def probing_tensors(ports: Sequence[Port], device: str) -> list[Tensor]:
-    """A batch of zeros for each of ``ports``, none of whose axes varies."""
-    return [torch.zeros(_sizes(port), dtype=_probe_dtype(port), device=device) for port in ports]
+def probing_tensors(
+    ports: Sequence[Port],
+    device: torch.device | str,
+    length: int = PROBE_LENGTHS[0],
+    batch: int = PROBE_BATCH,
+) -> list[Tensor]:
+    """A batch of zeros for each of ``ports``, with ``length`` for each axis whose length varies."""
+    shapes = [with_length(port, length).shape for port in ports]
+    return [
+        torch.zeros((batch, *shape), dtype=_probe_dtype(port), device=device)  # type: ignore[arg-type]
+        for port, shape in zip(ports, shapes)
+    ]
 
 
 def _run(
     module: nn.Module,
-    ports: Sequence[Port],
     call: Callable[..., Any],
-    device: str,
     to: Callable[[Tensor], Tensor],
+    tensors: list[Tensor],
 ) -> Any:
     """What ``call`` makes of a copy of ``module`` whose tensors ``to`` has made."""
     trial = trial_copy(module, to)
     trial.eval()
-    return call(trial, *probing_tensors(ports, device))
+    return call(trial, *tensors)
 
 
-def _on_meta(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
+def _on_meta(module: nn.Module, probes: Probes, call: Callable[..., Any]) -> Any:
     with MetaMode():
-        return _run(module, ports, call, "meta", lambda t: t.detach().to("meta"))
+        return _run(module, call, lambda t: t.detach().to("meta"), probes("meta"))
 
 
-def _on_fake(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
+def _on_fake(module: nn.Module, probes: Probes, call: Callable[..., Any]) -> Any:
     from torch._subclasses import fake_tensor  # takes a third of the time of importing composer
 
     fakes = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     with _silent(fake_tensor.__name__), fakes as mode:
-        return _run(module, ports, call, "cpu", lambda t: mode.from_tensor(_on_cpu(t)))
+        return _run(module, call, lambda t: mode.from_tensor(_on_cpu(t)), probes("cpu"))
 
 
-def _on_zeros(module: nn.Module, ports: Sequence[Port], call: Callable[..., Any]) -> Any:
-    return _run(module, ports, call, "cpu", lambda t: _on_cpu(t).clone())
+def _on_zeros(module: nn.Module, probes: Probes, call: Callable[..., Any]) -> Any:
+    return _run(module, call, lambda t: _on_cpu(t).clone(), probes("cpu"))
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -196,15 +196,16 @@ class Registry:
         """
         self.require(name)
         entry = self._entries[name]
-        if isinstance(entry.value, str):
-            module, _, attribute = entry.value.partition(":")
+        value = entry.value  # read once: another thread may import it meanwhile
+        if isinstance(value, str):
+            module, _, attribute = value.partition(":")
             try:
-                entry.value = getattr(importlib.import_module(module), attribute)
+                value = entry.value = getattr(importlib.import_module(module), attribute)
             except ImportError as error:
                 if entry.extra is None:
                     raise
                 raise missing_extra(f"{self.kind} {name!r}", error, entry.extra) from error
-        return entry.value
+        return value
 
     def require(self, name: str) -> None:
         """Raise UnknownNameError unless ``name`` is known; imports nothing but plugins."""

@@ -124,8 +124,7 @@ class StackedNetwork:
 
     def _why_not_run(self) -> str | None:
         """Why the stacked network cannot run after all. Nothing is allocated."""
-        ports = [with_length(port) for port in self.stacked.in_ports.values()]
-        probes = probing_tensors(ports, "meta")
+        probes = probing_tensors(list(self.stacked.in_ports.values()), "meta")
         inputs = {n: x.expand(2, *x.shape) for n, x in zip(self.stacked.in_ports, probes)}
         common = {id(t) for name, t in _named_tensors(self.stacked) if name in self.common}
         trial = trial_copy(

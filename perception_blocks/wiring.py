@@ -23,6 +23,7 @@ __all__ = [
     "nested_graph",
     "nested_outputs",
     "output_names",
+    "refused_call",
 ]
 __all__ += ["strip_each", "wires", "with_masks"]
 
@@ -64,6 +65,23 @@ def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | No
     kinds = {parameters[name].kind for name in ordered if name in parameters}
     positional = ordered == known[: len(ordered)] and inspect.Parameter.KEYWORD_ONLY not in kinds
     return tuple(node.inputs[name] for name in ordered), None if positional else tuple(ordered)
+
+
+def refused_call(
+    module: nn.Module, inputs: Sequence[Any], names: Sequence[str] | None = None
+) -> str | None:
+    """Why forward of ``module`` does not take ``inputs``, by its signature; ``names`` are those of keywords."""
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # it does not tell its arguments
+        return None
+    try:
+        signature.bind(*inputs) if names is None else signature.bind(**dict(zip(names, inputs)))
+    except TypeError as error:
+        arguments = ", ".join(signature.parameters)
+        count = "one input" if len(inputs) == 1 else f"{len(inputs)} inputs"
+        return f"forward({arguments}) does not take {count}: {error}"
+    return None
 
 
 def with_masks(

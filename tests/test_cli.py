@@ -361,16 +361,22 @@ def test_a_wrong_structure_is_answered_without_torch():
     assert done.stderr == message
 
 
-def test_an_error_in_a_users_own_class_is_shown_whole_with_its_place():
+def test_an_error_in_a_users_own_class_is_told_in_a_line_and_shown_whole_where_asked():
     Path("own_nets.py").write_text(BROKEN_CLASS)
     Path("agent.yaml").write_text(
         "version: 1\nenvironment: CartPole-v1\npolicy: {_target_: own_nets.Broken}\n"
     )
-    done = run_process("check", "agent.yaml", "--allow", "own_nets")
+    command = ["check", "agent.yaml", "--allow", "own_nets"]
+    done = run_process(*command)
+    place = f"agent.yaml:3:9: policy (own_nets.Broken), raised at {Path('own_nets.py').resolve()}:8"
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"{place}: RuntimeError: no such table (--traceback shows all of it)\n",
+    )
+    done = run_process(*command, "--traceback")
     assert done.returncode == 1
     assert 'raise RuntimeError("no such table")' in done.stderr
-    end = "RuntimeError: no such table\nin agent.yaml:3:9: policy (own_nets.Broken)\n"
-    assert done.stderr.endswith(end)
+    assert done.stderr.endswith(f"RuntimeError: no such table\nin {place}\n")
 
 
 def test_a_reader_that_goes_away_is_no_error():

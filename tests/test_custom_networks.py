@@ -5,7 +5,7 @@ import pickle
 import random
 import re
 import traceback
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -326,6 +326,99 @@ def test_wrong_constructor_arguments_are_answered(policy, messages):
     assert problems_of(policy) == messages
 
 
+class Squeezes(Policy):
+    def forward(self, inputs):
+        return {name: logits.squeeze() for name, logits in super().forward(inputs).items()}
+
+
+class TakesTwo(Policy):
+    def forward(self, inputs, hidden):  # type: ignore[override]
+        return super().forward(inputs)
+
+
+class RemembersOnlyOne(Policy):
+    state_shapes: ClassVar = {"h": (3,)}
+
+    def forward(self, inputs, state):  # type: ignore[override]
+        return super().forward(inputs), state
+
+
+@pytest.mark.parametrize(
+    ("cls", "messages"),
+    [
+        (
+            Squeezes,
+            [
+                f"{start}output '{name}' of {HERE}Squeezes returned ({width},) for a batch of 1; the first axis "
+                "of the output must be the batch axis of the input, of a single sample too: squeeze(-1) keeps it, "
+                "squeeze() does not"
+                for start, name, width in (("policy._target_: ", "move", 4), ("  ", "use", 3))
+            ],
+        ),
+        (
+            TakesTwo,
+            [
+                f"policy._target_: {HERE}TakesTwo is called with one dict of tensors: forward(inputs, hidden) does not "
+                "take one input: missing a required argument: 'hidden'"
+            ],
+        ),
+        (
+            RemembersOnlyOne,
+            [
+                f"policy._target_: {HERE}RemembersOnlyOne is called with (observations, state, resets): "
+                "forward(inputs, state) does not take 3 inputs: too many positional arguments"
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_a_forward_that_cannot_be_used_is_refused(cls, messages):
+    assert problems_of({"_target_": cls}) == messages
+
+
+class Lazy(Policy):
+    """Its sizes follow from its first forward."""
+
+    def __init__(self, obs_shapes, action_logits_shapes):
+        super().__init__(obs_shapes, action_logits_shapes)
+        self.body = nn.LazyLinear(8)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_layers_have_their_weights_once_composed(tmp_path):
+    model = compose({"_target_": Lazy}, seed=5)
+    weights = dict(model.named_parameters())
+    assert weights["policy.body.weight"].shape == (8, 6)
+    path = tmp_path / "lazy.safetensors"
+    model.save(path)
+    later = compose({"_target_": Lazy}, seed=5, device="meta").materialize()
+    for other in (later, composer.load(path, allow=[__name__]), copy.deepcopy(model)):
+        for name, weight in other.named_parameters():
+            assert torch.equal(weight, weights[name]), name
+
+
+class LoadsWeights(Policy):
+    weights: ClassVar = {}
+
+    def __init__(self, obs_shapes, action_logits_shapes):
+        super().__init__(obs_shapes, action_logits_shapes)
+        self.load_state_dict(self.weights)
+
+
+def test_weights_that_a_class_loads_are_there_and_cost_no_warning():
+    LoadsWeights.weights = compose({"_target_": Policy}, seed=1).policy.state_dict()
+    model = compose({"_target_": LoadsWeights}, device="meta")
+    assert all(weight.is_meta for weight in model.policy.parameters())
+    model.materialize()
+    for name, weight in model.policy.state_dict().items():
+        assert torch.equal(weight, LoadsWeights.weights[name])
+    meta = nn.Linear(2, 2, device="meta")
+    with pytest.warns(UserWarning, match="copying from a non-meta parameter"):
+        meta.load_state_dict(nn.Linear(2, 2).state_dict())
+
+
+RAISED = rf"raised at {re.escape(__file__)}:\d+"
+
+
 class BreaksInInit(Policy):
     def __init__(self, obs_shapes, action_logits_shapes):
         super().__init__(obs_shapes, action_logits_shapes)
@@ -351,7 +444,8 @@ def test_an_error_inside_a_class_keeps_its_traceback_and_says_where_the_spec_nam
 ):
     with pytest.raises(error, match=text) as caught:
         compose({"_target_": cls})
-    assert caught.value.__notes__ == [f"in policy ({HERE}{cls.__name__})"]
+    (note,) = caught.value.__notes__
+    assert re.fullmatch(rf"in policy \({re.escape(HERE + cls.__name__)}\), {RAISED}", note)
     assert any(
         frame.filename == __file__ and frame.name != "compose"
         for frame in traceback.extract_tb(caught.tb)
@@ -364,7 +458,8 @@ def test_an_error_inside_a_class_keeps_its_traceback_and_says_where_the_spec_nam
             path, observation_space=OBSERVATIONS, action_space=ACTIONS, allow=[__name__]
         )
     (note,) = caught.value.__notes__
-    assert re.fullmatch(rf"in .*agent\.yaml:3:3: policy \({re.escape(HERE + cls.__name__)}\)", note)
+    name = re.escape(HERE + cls.__name__)
+    assert re.fullmatch(rf"in .*agent\.yaml:3:3: policy \({name}\), {RAISED}", note)
 
 
 # --- weights ---

@@ -187,6 +187,34 @@ def test_a_module_that_loses_its_batch_axis_is_refused():
     ]
 
 
+class Fuse(nn.Module):
+    def forward(self, image, vector, *, scale=1.0):
+        raise AssertionError("never called")
+
+
+class FuseBlock(PerceptionBlock):
+    forward = Fuse.forward
+
+
+@pytest.mark.parametrize("block", [Fuse, Fuse(), FuseBlock])
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ("x", "one input: missing a required argument: 'vector'"),
+        (["x", "x", "x"], "3 inputs: too many positional arguments"),
+        ({"vector": "x"}, "one input: missing a required argument: 'image'"),
+    ],
+)
+def test_a_forward_that_does_not_take_its_inputs_is_not_run(block, inputs, text):
+    graph = Graph({"x": (4,)})
+    graph.add("a", block, inputs)
+    name = "FuseBlock" if block is FuseBlock else "Fuse"
+    assert problems(graph, "a") == [
+        f"node 'a': block {name!r}: forward(image, vector, scale) does not take {text}; "
+        "'in' names its inputs, in order or as {argument: value}"
+    ]
+
+
 def test_an_exception_in_a_users_class_keeps_its_traceback_and_names_the_node():
     class Broken(nn.Module):
         def forward(self, x):
@@ -196,7 +224,8 @@ def test_an_exception_in_a_users_class_keeps_its_traceback_and_names_the_node():
     graph.add("a", Broken, "x")
     with pytest.raises(AttributeError) as caught:
         InferenceBlock(graph, ["a"])
-    assert caught.value.__notes__ == ["in node 'a' (block 'Broken')"]
+    line = Broken.forward.__code__.co_firstlineno + 1
+    assert caught.value.__notes__ == [f"in node 'a' (block 'Broken'), raised at {__file__}:{line}"]
 
 
 def test_problems_inside_a_nested_graph_carry_its_path():

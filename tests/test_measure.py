@@ -108,6 +108,113 @@ def test_outputs_that_are_none_are_refused_in_words(module, message):
         output_shapes(measure_lengths(module, [Port((4,))]), "it")
 
 
+class Squeezed(nn.Module):
+    def forward(self, x):
+        return x.squeeze()
+
+
+class Crossed(nn.Module):
+    def forward(self, x):
+        return x @ x.T
+
+
+class FirstRow(nn.Module):
+    def forward(self, x):
+        return x[0]
+
+
+class NotAlone(nn.Module):
+    """It says itself that it needs several rows."""
+
+    def forward(self, x):
+        assert len(x) > 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (
+            Squeezed(),
+            (4,),
+            "it returned (4,) for a batch of 1; the first axis of the output must be the batch axis of the input, "
+            "of a single sample too: squeeze(-1) keeps it, squeeze() does not",
+        ),
+        (
+            Crossed(),
+            (4,),
+            "it returned (1, 1) for a batch of 1 and (11, 11) for a batch of 11; what it returns for a sample must not "
+            "depend on the others",
+        ),
+        (
+            FirstRow(),
+            (11,),
+            "it returned (11,) for a batch of 1; the first axis of the output must be the batch axis of the input, "
+            "of a single sample too: squeeze(-1) keeps it, squeeze() does not",
+        ),
+    ],
+)
+def test_what_goes_wrong_for_one_sample_only_is_refused(module, shape, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        output_shapes(measure_lengths(module, [Port(shape)]), "it")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        NotAlone(),
+        nn.BatchNorm1d(4),
+        nn.BatchNorm1d(4, track_running_stats=False),
+        nn.Sequential(nn.Unflatten(1, (4, 1)), nn.GroupNorm(2, 4), nn.Flatten()),
+    ],
+)
+def test_what_is_right_for_one_sample_or_says_itself_that_it_is_not_is_no_mistake(module):
+    assert output_shapes(measure_lengths(module, [Port((4,))]), "it")[0] == [(4,)]
+
+
+def test_advice_for_one_sample_can_be_followed():
+    class Value(nn.Module):
+        def forward(self, x):
+            return x.sum(1, keepdim=True).squeeze(-1)
+
+    assert output_shapes(measure_lengths(Value(), [Port((4,))]), "it")[0] == [()]
+
+
+class Lazy(nn.Module):
+    """Its layers learn their sizes from the first forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
+        self.unused = None
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_layers_get_their_weights_by_being_measured():
+    module, again = Lazy(), Lazy()
+    torch.manual_seed(3)
+    assert output_shapes(measure_lengths(module, [Port((4,))]), "it")[0] == [(2,)]
+    assert type(module.net[0]) is nn.Linear
+    assert module.net[0].weight.shape == (8, 4)
+    assert all(inner.training for inner in module.modules())
+    torch.manual_seed(3)
+    again(torch.zeros(2, 4))
+    for one, other in zip(module.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_layer_that_forward_does_not_reach_is_refused():
+    module = Lazy()
+    module.unused = nn.LazyLinear(3)
+    message = "forward of Lazy does not reach 'unused.weight', 'unused.bias'; give its lazy layer its sizes"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        measure(module, [Port((4,))])
+
+
 def test_the_error_is_that_of_real_tensors():
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         measure(nn.Linear(3, 2), [Port((4,))])

@@ -1,0 +1,184 @@
+"""Random states of one thread's own, in place of the global ones of torch (CPU), numpy and Python.
+
+Code of others draws from the global states, which all threads share. Setting them and putting them back would move the
+draws of other threads, and theirs would move ours. So within `random_states_kept` a thread has states of its own: torch
+draws by a mode of this thread alone, and the functions of ``numpy.random`` and ``random`` ask which thread calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["random_states_kept"]
+
+
+@contextlib.contextmanager
+def random_states_kept(seed: int | None = None) -> Iterator[None]:
+    """The global random states of torch (CPU), numpy and Python do not move; within, this thread draws from ``seed``.
+
+    A function that was imported by its own name (``from random import gauss``) draws from its global state. That
+    follows ``seed`` and is put back too, where there is no other thread.
+    """
+    before = _OWN.states
+    alone = before is None and threading.active_count() == 1
+    with _put_back(seed) if alone else contextlib.nullcontext():
+        _OWN.states = states = _States(seed or 0)
+        _ask_which_thread(True)
+        try:
+            with _Draws(states.torch):
+                yield
+        finally:
+            _ask_which_thread(False)
+            _OWN.states = before
+
+
+class _States:
+    def __init__(self, seed: int) -> None:
+        self.torch = torch.Generator().manual_seed(seed)
+        self.numpy = np.random.RandomState(seed % 2**32)
+        self.python = random.Random(seed)
+
+
+class _Own(threading.local):
+    states: _States | None = None
+
+
+_OWN = _Own()
+
+
+@contextlib.contextmanager
+def _put_back(seed: int | None) -> Iterator[None]:
+    """The states of the process, which no other thread sees, follow ``seed`` and are put back."""
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    try:
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed moves all devices
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+class _Draws(TorchDispatchMode):
+    """What is drawn on the CPU comes from ``generator``, where the caller names none."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        drawing = _with_generator(func) if isinstance(func, OpOverload) else None
+        if drawing is None or not _is_on_cpu(args, kwargs):
+            return func(*args, **kwargs)
+        draw, place = drawing
+        given = args[place] if len(args) > place else kwargs.get("generator")
+        if given is None or _is_global(given):
+            args, kwargs = args[:place], {**kwargs, "generator": self.generator}
+        return draw(*args, **kwargs)
+
+
+@functools.cache
+def _with_generator(func: OpOverload) -> tuple[OpOverload, int] | None:
+    """The form of a drawing operation that takes a generator, and the generator's place; None if ``func`` draws not."""
+    own = [argument.name for argument in func._schema.arguments]
+    if "generator" in own:
+        return func, own.index("generator")
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return None
+    for overload in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, overload)
+        names = [argument.name for argument in other._schema.arguments]
+        if "generator" in names and [name for name in names if name != "generator"] == own:
+            return other, names.index("generator")
+    return None  # it draws on other devices only
+
+
+def _is_global(generator: Any) -> bool:
+    known: Any = torch.default_generator
+    return generator._cdata == known._cdata  # torch hands on another object of it
+
+
+def _is_on_cpu(args: tuple, kwargs: dict[str, Any]) -> bool:
+    devices = [value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    if kwargs.get("device") is not None:
+        devices.append(torch.device(kwargs["device"]))
+    return all(device.type == "cpu" for device in devices)
+
+
+# --- functions that ask which thread calls ---
+
+_Replacement = tuple[ModuleType, str, Any, Any]  # a module, a name in it, what is there, what asks
+
+_LOCK = threading.Lock()
+_threads = 0  # how many have states of their own
+
+
+def _ask_which_thread(begins: bool) -> None:
+    """Count one more thread, or one less, with states of its own; with the last, all is as it was."""
+    global _threads
+    with _LOCK:
+        _threads += 1 if begins else -1
+        if _threads != (1 if begins else 0):
+            return
+        for module, name, original, asking in _replacements():
+            old, new = (original, asking) if begins else (asking, original)
+            if getattr(module, name) is old:  # else somebody else has replaced it
+                setattr(module, name, new)
+
+
+@functools.cache
+def _replacements() -> list[_Replacement]:
+    generator = _AskingGenerator()
+    found: list[_Replacement] = [
+        (torch.random, "default_generator", torch.default_generator, generator)
+    ]
+    for module, shared, kind in (
+        (np.random, np.random.mtrand._rand, "numpy"),
+        (random, random._inst, "python"),  # type: ignore[attr-defined]
+    ):
+        names = {n: n for n, f in vars(module).items() if getattr(f, "__self__", None) is shared}
+        if module is np.random:  # functions that are written out
+            names |= {"seed": "seed", "sample": "random_sample", "ranf": "random_sample"}
+        for name, method in names.items():
+            original = getattr(module, name)
+            found.append((module, name, original, _asking(original, kind, method)))
+    return found
+
+
+def _asking(original: Callable[..., Any], kind: str, method: str) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        states = _OWN.states
+        if states is None:
+            return original(*args, **kwargs)
+        return getattr(getattr(states, kind), method)(*args, **kwargs)
+
+    return draw
+
+
+class _AskingGenerator:
+    """What `torch.manual_seed` and its kin set and read."""
+
+    def __getattr__(self, name: str) -> Any:
+        states = _OWN.states
+        return getattr(torch.default_generator if states is None else states.torch, name)
