@@ -83,7 +83,9 @@ class _Builder:
         self.chained = critic.kind == "delta_state" and len(actors) > 1  # values of steps in turn
 
     def policy_failed(self) -> bool:
-        """Whether it is not known what some policy would share."""
+        """Whether some actor has no policy, or it is not known what one would share."""
+        if len(self.roles) < len(self.actors):
+            return True
         roles = self.roles.values()
         return any(
             name not in role.context.shared for role in roles for name in role.network.shares

@@ -151,10 +151,8 @@ class _Assembly:
 
     def _reads_in_order(self, node: Node) -> Sequence[str]:
         """What ``node`` reads, in the order of its block's inputs."""
-        if not isinstance(node.inputs, Mapping):
-            return node.reads
         block, _ = resolve_block(self._source(node).block, {})
-        return wires(node, block)[0]
+        return with_masks(block, *wires(node, block), self.ports, node.each)[0]
 
     def _note(self, node: Node, key: str | None, message: str, of_key: bool = False) -> None:
         """Note a problem of ``node`` once; one of its block or settings, where these are written."""

@@ -72,6 +72,10 @@ def one_input(in_shapes: Shapes, name: str) -> Shape:
     if len(in_shapes) != 1:
         got = {index: as_port(shape) for index, shape in enumerate(in_shapes)}
         advice = "put a concat block before it" if in_shapes else "name its input"
+        deep = [index for index, port in got.items() if len(port.shape) > 1]
+        if deep and len({port.shape[:-1] for port in got.values()}) > 1:
+            after = " and ".join(f"{{{index}}}" for index in deep)
+            advice = f"put a flatten block after {after}, and a concat block before it"
         raise InputShapeError(f"{name} takes one input", got, advice)
     return as_shape(in_shapes[0])
 
@@ -156,6 +160,10 @@ class PerceptionBlock(nn.Module):
                 advice = "put a one_hot or embedding block before it"
             elif cls.takes == "float" and port.dtype == torch.uint8:
                 rule, advice = "takes scaled numbers", "put a scale_image block before it"
+                if port.low is None:  # it is made of several values, whose bounds are not its own
+                    advice = (
+                        "put a scale_image block after each uint8 observation that it is made of"
+                    )
             else:
                 continue
             raise InputShapeError(f"{block_name(cls)} {rule}", {index: port}, advice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +41,14 @@ class ConcatBlock(PerceptionBlock):
 
     @classmethod
     def check_ports(cls, in_ports: Sequence[Port]) -> None:
+        shapes = [port.shape for port in in_ports]
+        unscaled = [i for i, port in enumerate(in_ports) if port.dtype == torch.uint8]
+        if 0 < len(unscaled) < len(in_ports) and len({len(shape) for shape in shapes}) > 1:
+            rule = "concat needs equal shapes but for the last axis"
+            deeper = [index for index, shape in enumerate(shapes) if len(shape) > 1]
+            advice = f"put a scale_image block after {_named(unscaled)}"
+            advice += f", and a flatten block after that of {_named(deeper)}" if deeper else ""
+            raise InputShapeError(rule, dict(enumerate(in_ports)), advice)
         integers = [index for index, port in enumerate(in_ports) if port.is_integer]
         if integers and len(integers) < len(in_ports):
             rule = "concat takes either numbers or integers"
@@ -52,7 +60,13 @@ class ConcatBlock(PerceptionBlock):
         (shape,) = self.out_shapes
         unscaled = any(port.dtype == torch.uint8 for port in in_ports)
         dtype = torch.uint8 if unscaled else in_ports[0].dtype
-        return [Port(shape, dtype, cardinality=self._cardinality(in_ports))]
+        bounds = {(port.low, port.high) for port in in_ports}
+        low, high = bounds.pop() if len(bounds) == 1 else (None, None)
+        if isinstance(low, tuple) or isinstance(
+            high, tuple
+        ):  # one for each element, of which there are more now
+            low = high = None
+        return [Port(shape, dtype, self._cardinality(in_ports), low, high)]
 
     def _cardinality(self, in_ports: Sequence[Port]) -> int | tuple[int, ...] | None:
         counts = [port.cardinality for port in in_ports]
@@ -82,6 +96,8 @@ def check_concat(shapes: Sequence[Shape], dim: int) -> None:
     lowest = min(len(shape) for shape in got.values())
     deeper = [index for index, shape in got.items() if len(shape) > lowest]
     advice = f"add a flatten block after {_named(deeper)}" if deeper and lowest == 1 else ""
+    if dim == -1 and lowest > 1:
+        advice = f"add a flatten block after {_named(range(len(shapes)))}"
     raise InputShapeError(f"concat needs equal shapes but for {axis}", got, advice)
 
 
@@ -93,7 +109,7 @@ def _axes(count: int) -> str:
     return "one axis or more" if count == 1 else f"{count} axes or more"
 
 
-def _named(indices: Sequence[int] | dict[int, Shape]) -> str:
+def _named(indices: Iterable[int]) -> str:
     """Placeholders of an InputShapeError's advice: ``{0} and {2}``."""
     return " and ".join(f"{{{index}}}" for index in indices)
 
@@ -101,5 +117,5 @@ def _named(indices: Sequence[int] | dict[int, Shape]) -> str:
 def _spread(port: Port) -> Tensor:
     """The number of values of each element of an integer input."""
     shape = tuple(size for size in port.shape if size is not None)
-    counts = torch.as_tensor(port.cardinality)
+    counts = torch.as_tensor(port.cardinality, device="cpu")
     return counts.expand(shape) if counts.dim() == 0 else counts.reshape(shape)

@@ -124,6 +124,8 @@ def check_call(
         parameters = list(inspect.signature(target).parameters.values())
     except (ValueError, TypeError):
         return []
+    if not inputs:
+        raise ValueError(f"{label} takes one input or more, got none")
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if inputs > len(positional) and not takes_more:

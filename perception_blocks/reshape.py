@@ -196,7 +196,7 @@ def picked(port: Port, shape: Shape, pick: Callable[[Tensor], Tensor]) -> Port:
     low, high = _rearranged(port.low, pick), _rearranged(port.high, pick)
     counts = port.cardinality
     if isinstance(counts, tuple):
-        chosen = pick(torch.tensor(counts).reshape(port.shape)).flatten().tolist()  # type: ignore[arg-type]
+        chosen = pick(torch.tensor(counts, device="cpu").reshape(port.shape)).flatten().tolist()  # type: ignore[arg-type]
         counts = tuple(chosen) if shape else chosen[0]
     return Port(shape, port.dtype, counts, low, high)
 
@@ -207,7 +207,7 @@ def _rearranged(
     """Bounds after the same change as the values; one bound for all stays."""
     if not isinstance(bound, tuple):
         return bound
-    return _tuples(change(torch.tensor(bound, dtype=torch.float64)).tolist())
+    return _tuples(change(torch.tensor(bound, dtype=torch.float64, device="cpu")).tolist())
 
 
 def _product(sizes: Shape) -> int | None:

@@ -98,8 +98,12 @@ def with_masks(
     mask_of = getattr(block, "mask_of", None)
     if not mask_of:
         return reads, names
-    known = [name for name in inspect.signature(block.forward).parameters if name != "self"]
+    parameters = inspect.signature(block.forward).parameters
+    known = [name for name in parameters if name != "self"]
     given = dict(zip(known if names is None else names, reads))
+    empty = inspect.Parameter.empty
+    if any(parameters[name].default is empty and name not in given for name in known):
+        return reads, names  # what is missing is told of the inputs that were named
     added = {}
     for argument, index in mask_of.items():
         masked = given.get(known[index])

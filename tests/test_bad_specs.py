@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -40,7 +41,7 @@ VECTOR = Box(-1, 1, (4,))
 IMAGE = Box(0, 1, (3, 64, 64))
 MOVE = Discrete(4)
 MOVE_AND_USE = Dict(move=MOVE, use=MultiBinary(16))
-SPACES: dict[str, tuple[gymnasium.Space, gymnasium.Space]] = {
+SPACES: dict[str, tuple[Any, Any]] = {
     "vector": (VECTOR, Discrete(2)),
     "scalar": (Box(-1, 1, ()), MOVE),
     "bytes": (Box(0, 255, (4,), np.uint8), MOVE),
@@ -72,6 +73,7 @@ SPACES: dict[str, tuple[gymnasium.Space, gymnasium.Space]] = {
     "mission": (Dict(name=Mission(), state=VECTOR), MOVE),
     "quest": (Dict(quest=Quest(), state=VECTOR), MOVE),
     "mission_action": (VECTOR, Mission()),
+    "steps": ({"pick": VECTOR, "place": VECTOR}, {"pick": MOVE, "place": MOVE}),
     "collision": (Dict({"a": Dict(b=VECTOR), "a/b": VECTOR}), MOVE),
 }  # fmt: skip
 
