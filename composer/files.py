@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable
 
 from composer.errors import Position, Problem, SpecError
-from perception_blocks.registry import did_you_mean
+from perception_blocks.registry import near_name
 
 __all__ = [
     "MAX_BYTES",
@@ -103,7 +103,8 @@ def _near_file(path: str) -> str:
         names = os.listdir(folder or ".")
     except (OSError, ValueError):
         return ""
-    return did_you_mean(file, names[:1000])
+    near = near_name(file, names[:1000])
+    return f"; did you mean {display_name(os.path.join(folder, near))!r}?" if near else ""
 
 
 def display_name(path: str) -> str:

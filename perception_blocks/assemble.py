@@ -141,6 +141,8 @@ class _Assembly:
         if isinstance(error, NodeError):
             self._note(node, error.key, error.message, error.of_key)
         elif isinstance(error, InputShapeError):
+            if node.each:
+                error = _within_each(error, node.each)
             message = f"block {node.title} {error.render(self._reads_in_order(node))}"
             self._note(node, "in", message)
         elif isinstance(error, SettingsError):
@@ -272,6 +274,16 @@ class _Assembly:
         names[node.name] = module_name(node.name)
         container._modules[names[node.name]] = module
         return (node.group, names[node.name])
+
+
+def _within_each(error: InputShapeError, each: int) -> InputShapeError:
+    """The same with advice that holds where a block is applied to each element."""
+    advice = error.advice.replace(" block before it", f" block with 'each: {each}' before it")
+    if "()" in error.got.values():
+        advice = "lower 'each', or leave it out"
+    changed = InputShapeError(error.rule, {}, advice)
+    changed.got = error.got
+    return changed
 
 
 def _masked(port: Port, mask: str | None) -> Port:
