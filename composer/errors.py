@@ -104,7 +104,7 @@ class Problems:
         self._locator = locator
         self._known = list(known)
         self._known_paths = {problem.path for problem in self._known if problem.path}
-        self._found: list[Problem] = []
+        self._found: dict[Problem, None] = {}
 
     def add(
         self, path: Path, message: str, key: bool = False, *, needs_extra: bool = False
@@ -113,9 +113,7 @@ class Problems:
         if path in self._known_paths:
             return
         position = self._locator.position(path, key) if self._locator else None
-        problem = Problem(message, path, position, needs_extra)
-        if problem not in self._found:
-            self._found.append(problem)
+        self._found.setdefault(Problem(message, path, position, needs_extra))
 
     def __len__(self) -> int:
         return len(self._known) + len(self._found)

@@ -41,6 +41,7 @@ from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.collector import collection_paused
 from perception_blocks.reading import files_found
+from perception_blocks.registry import sparing
 
 if TYPE_CHECKING:
     from composer.export import ExportReport
@@ -287,6 +288,7 @@ def _advance(
 
 
 @collection_paused()
+@sparing
 def compose(
     spec: Any,
     env: Any = None,

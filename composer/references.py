@@ -92,8 +92,8 @@ def _add(problem: DagProblem, nodes: dict[str, NodeSpec], path: Path, problems: 
 
 
 def _check_same_as(node: NodeSpec, nodes: dict[str, NodeSpec], problems: Problems) -> None:
-    others = [name for name in nodes if name != node.name]
-    if node.same_as not in others:
+    others = (name for name in nodes if name != node.name)
+    if node.same_as not in nodes or node.same_as == node.name:
         itself = " itself" if node.same_as == node.name else ""
         near = did_you_mean(node.same_as or "", others)
         message = (

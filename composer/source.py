@@ -30,7 +30,7 @@ from composer.tree import (
     node_at,
     plain,
 )
-from perception_blocks.registry import did_you_mean
+from perception_blocks.registry import did_you_mean, sparing
 
 __all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source", "stored_source"]
 
@@ -114,6 +114,7 @@ class Source:
         return f"Source({self.name or 'a mapping'!r})"
 
 
+@sparing
 def load_source(
     spec: str | FilePath | Mapping[str, Any] | Source,
     overrides: Iterable[Override] = (),

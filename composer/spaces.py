@@ -262,9 +262,10 @@ def flatten_space(
     leaves, variables = _leaves(space, root, maker)
     nodes = walk_space(space, root, inner=True)
     keys = maker.seen | {key for key, path, part in nodes if path or _parts(part) is None}
+    ignored = keys.intersection(ignore)
     for word, names in (("ignore", dict(enumerate(ignore))), ("texts", {t: t for t in texts})):
         for place, name in names.items():
-            left_out = is_ignored(name, keys.intersection(ignore))
+            left_out = is_ignored(name, ignored)
             if name not in keys and not left_out:
                 text = f"{word} names {name!r}, which is not in the {root} space"
                 problems.append((place, text + did_you_mean(name, keys)))

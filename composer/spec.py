@@ -29,7 +29,7 @@ from composer.template_spec import read_template, shared_stages
 from composer.tree import describe, listing
 from composer.trust import check_environment, check_trusted
 from composer.wrappers.names import ONLY_PYTHON, WRAPPERS
-from perception_blocks.registry import did_you_mean, near_name
+from perception_blocks.registry import did_you_mean, near_name, sparing
 
 __all__ = ["CRITIC_KEYS", "NETWORK_KEYS", "POLICY_KEYS", "POLICY_NETWORK_KEYS", "TOP_KEYS"]
 __all__ += ["VERSION", "read_spec"]
@@ -48,6 +48,7 @@ TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
 
 
+@sparing
 def read_spec(
     source: Source,
     allow: Iterable[str] = (),

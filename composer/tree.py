@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from composer.errors import Path, Position, Problem, SpecError
@@ -12,6 +13,7 @@ from composer.errors import Path, Position, Problem, SpecError
 __all__ = ["MAX_DEPTH", "MAX_SIZE", "Node", "check_size", "describe", "from_python", "node_at"]
 __all__ += ["listing", "plain"]
 
+MOST_NAMES = 100
 MAX_DEPTH = 50
 MAX_BITS = 1000  # of an integer; YAML's have at most 300 digits
 MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5,000 blocks has about 60,000
@@ -75,8 +77,10 @@ def node_at(root: Node, path: Path) -> tuple[Node, bool]:
     for part in path:
         values: Any = node.value
         if isinstance(values, list):
-            values = dict(enumerate(values))
-        if not isinstance(values, dict) or part not in values:
+            there = isinstance(part, int) and 0 <= part < len(values)
+        else:
+            there = isinstance(values, dict) and part in values
+        if not there:
             return node, False
         node = values[part]
     return node, True
@@ -161,8 +165,10 @@ def describe(value: Any) -> str:
 
 
 def listing(names: Iterable[object]) -> str:
-    """Names for the end of a message: ``"'a', 'b', 'c'"``."""
-    return ", ".join(repr(name) for name in names)
+    """Names for the end of a message: ``"'a', 'b', 'c'"``; of many the first ones."""
+    first = [*islice(names, MOST_NAMES + 1)]
+    more = ", ..." if len(first) > MOST_NAMES else ""
+    return ", ".join(repr(name) for name in first[:MOST_NAMES]) + more
 
 
 def _shorten(text: str, limit: int = 40) -> str:

@@ -100,6 +100,7 @@ class _Assembly:
     ) -> None:
         self.ports: dict[str, Port] = dict(graph.inputs)
         self.problems: list[GraphProblem] = []
+        self._noted: set[GraphProblem] = set()
         self.built: list[BuiltNode] = []
         self._root = root
         self._construction = construction
@@ -162,7 +163,8 @@ class _Assembly:
         if key not in (*_WIRING, "block", "init", *owner.settings):
             key, of_key = None, False
         problem = GraphProblem(owner.path, key, message, of_key)
-        if problem not in self.problems:
+        if problem not in self._noted:
+            self._noted.add(problem)
             self.problems.append(problem)
 
     def _build(self, node: Node) -> BuiltNode:

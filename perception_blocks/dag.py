@@ -20,6 +20,7 @@ __all__ = ["Dag", "DagNode", "DagProblem", "NODE_NAME", "node_name_problem"]
 MAX_CYCLES = 20  # reported at once; each takes a walk over the whole graph
 MOST_SHOWN = 12  # names of one cycle; of a longer one the middle is left out
 NODE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MOST_LISTED = 12
 _TAKEN_NAMES = {
     "_": "'_' in 'out' drops an output",
     "training": "torch keeps a module's mode under this name",
@@ -165,23 +166,24 @@ class Dag:
 
     def _unknown(self) -> list[DagProblem]:
         known = dict.fromkeys([*(self.inputs or ()), *self.writer])
+        named = [*(self.inputs or ())]
+        named += [value for value, writer in self.writer.items() if writer.title is None]
         problems = []
         for node in self.nodes if self.inputs is not None else ():
             for name in dict.fromkeys(node.reads):
                 if name not in known:
-                    problems.append(self._unknown_read(node, name))
+                    problems.append(self._unknown_read(node, name, named))
         for name in self.outputs or ():
             if name not in known:
                 message = f"the output {name!r} is no node's output{did_you_mean(name, known)}"
                 problems.append(DagProblem("unknown_output", message, None, name))
         return problems
 
-    def _unknown_read(self, node: DagNode, name: str) -> DagProblem:
+    def _unknown_read(self, node: DagNode, name: str, known: list[str]) -> DagProblem:
         """Suggests inputs and what other nodes write; one that has a label of its own is not to be read."""
-        known = [*(self.inputs or ())]
-        known += [value for value, writer in self.writer.items() if writer.title is None]
-        others = [value for value in known if value not in node.writes]
-        near = did_you_mean(name, others) or _listing(others)
+        others = (value for value in known if value not in node.writes)
+        few = [] if len(known) > MOST_LISTED + len(node.writes) else list(others)
+        near = did_you_mean(name, few or others) or _listing(few)
         message = (
             f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
         )
@@ -231,6 +233,6 @@ def _cycle_message(cycle: list[str]) -> str:
     return f"{len(cycle) - 1} nodes form a cycle: {' -> '.join(shown)}"
 
 
-def _listing(names: list[str], most: int = 12) -> str:
+def _listing(names: list[str]) -> str:
     """The end of a message: what there is, if it can be taken in at a glance."""
-    return f"; there is {', '.join(map(repr, names))}" if 0 < len(names) <= most else ""
+    return f"; there is {', '.join(map(repr, names))}" if 0 < len(names) <= MOST_LISTED else ""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from perception_blocks.synonyms import SYNONYMS, folded
 
@@ -31,6 +33,7 @@ __all__ += [
     "missing_library",
     "near_name",
     "needs_extra",
+    "sparing",
 ]
 
 # Libraries that only a part of the code needs, by the extra of setup.cfg that brings them (a test compares the two).
@@ -45,7 +48,10 @@ EXTRAS = {
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],
 }
 PLUGIN_GROUP = "perception_blocks.plugins"
-T = TypeVar("T")
+LONGEST_WORD = 100  # that others are compared with
+COMPARISONS = 50_000
+T, R = TypeVar("T"), TypeVar("R")
+P = ParamSpec("P")
 
 
 class UnknownNameError(ValueError):
@@ -101,10 +107,17 @@ def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
     ``kind`` is that of a registry: then it may also be what others call an entry, or a class of ``torch.nn`` that has
     none here.
 
+    Within `sparing`, there is none once enough words have been compared.
+
     >>> near_name("LeakyReLU", ["relu", "leaky_relu"]), near_name("swish", ["silu", "hardswish"], "activation")
     ('leaky_relu', 'silu')
     """
-    known = {folded(str(each)): str(each) for each in reversed([*words])}  # of two alike the first
+    if len(word) > LONGEST_WORD or not _may_compare(0):
+        return None
+    words = [*words]
+    if not _may_compare(len(words)):
+        return None
+    known = {folded(str(each)): str(each) for each in reversed(words)}  # of two alike the first
     plain = folded(word)
     if plain and plain in known:
         return known[plain]
@@ -115,6 +128,33 @@ def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
         word.lower(), [name.lower() for name in known.values()], n=1, cutoff=0.6
     )
     return next((name for name in known.values() if name.lower() in matches), None)
+
+
+_left: ContextVar[list[int] | None] = ContextVar("comparisons left", default=None)
+
+
+def sparing(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` with a bound on the time that it spends on near names: of 20,000 mistakes 100 are shown."""
+
+    @functools.wraps(function)
+    def bounded(*arguments: P.args, **keywords: P.kwargs) -> R:
+        if _left.get() is not None:  # within another one
+            return function(*arguments, **keywords)
+        token = _left.set([COMPARISONS])
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            _left.reset(token)
+
+    return bounded
+
+
+def _may_compare(count: int) -> bool:
+    left = _left.get()
+    if left is None:
+        return True
+    left[0] -= count
+    return left[0] >= 0
 
 
 def did_you_mean(word: str, words: Iterable[str], kind: str = "") -> str:
