@@ -12,7 +12,7 @@ from perception_blocks.registry import MissingExtraError
 __all__ = ["MissingExtraSpecError", "Path", "Position", "Problem", "Problems", "RefusedError"]
 __all__ += ["SpecError", "format_path"]
 
-LONGEST_KEY = 200  # characters that are shown
+LONGEST_KEY, LONGEST_PLACE = 200, 500  # characters that are shown
 
 Path: TypeAlias = tuple[str | int, ...]
 """The keys and list indices that lead to a value of a spec: ``("policy", "graph", "latent", "in", 0)``."""
@@ -30,7 +30,7 @@ class Position(NamedTuple):
     column: int | None = None
 
     def __str__(self) -> str:
-        file = printable(self.file)
+        file = printable(self.file, LONGEST_PLACE)
         return file if self.line is None else f"{file}:{self.line}:{self.column}"
 
     @property

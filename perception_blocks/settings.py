@@ -385,6 +385,8 @@ def _is_items(value: Any) -> bool:
 def _show(value: Any) -> str:
     """The value as the user wrote it; long ones are cut."""
     text = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else None
+    if isinstance(value, int) and value.bit_length() > 1024:  # Python has a limit for writing them
+        return f"a number of {value.bit_length():,} bits"
     text = text or repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import composer
+from composer.checkpoint import CheckpointError
 from composer.cli import main
+from composer.errors import Problem, SpecError
 from composer.export import METADATA
 from composer.training.session import train
 from composer.training.trainer import TrainingError
@@ -309,3 +312,131 @@ def test_what_a_file_says_of_itself_is_shown_or_refused(field, lie, files, capsy
     for command in ("check", "show", "diff"):
         main([command, "lie.safetensors", *([str(path)] if command == "diff" else [])])
     shown("".join(capsys.readouterr()))
+
+
+# --- what is refused ---
+
+ESCAPES = "\x1b]0;x\x07\x1b[31m\u202e\u2066\x00\x7f" + "a" * 10_000
+WRONG = {
+    "keys": {ESCAPES: 1},
+    "values": {"version": ESCAPES, "environment": ESCAPES, "params": ESCAPES, "policy": ESCAPES},
+    "params": {"params": {ESCAPES: "${params." + ESCAPES + "}"}, "policy": {"template": {}}},
+    "nodes": {"graph": {ESCAPES: {"block": "dense", "in": ESCAPES}}, "heads": {"in": ESCAPES}},
+    "blocks": {"graph": {"a": {"block": ESCAPES, "in": "observation"}}, "heads": {"in": "a"}},
+    "paths": {"_target_": f"os.{ESCAPES}", ESCAPES: ESCAPES},
+    "settings": {
+        "graph": {"a": {"block": "dense", "in": "observation", ESCAPES: 1, "activation": ESCAPES}},
+        "heads": {ESCAPES: {"in": "a"}},
+    },
+    "networks": {"networks": {ESCAPES: {"template": {ESCAPES: ESCAPES}}}},
+    "template": {"template": {"trunk": {"block": ESCAPES}, ESCAPES: {}}, "wrap": [ESCAPES]},
+    "masks": {"template": {}, "action_mask": {ESCAPES: ESCAPES}, "observations": [ESCAPES]},
+    "distributions": {"distributions": [{"action": ESCAPES, "distribution": ESCAPES}]},
+    "normalize": {"normalize": [ESCAPES], "ignore": [ESCAPES], "texts": {ESCAPES: {ESCAPES: 1}}},
+    "extends": {"extends": ESCAPES},
+    "numbers": {"graph": {"a": {"block": "dense", "in": "observation", "hidden_units": ESCAPES}}},
+}  # fmt: skip
+TOP = {"version", "params", "distributions", "normalize", "ignore", "texts", "extends", "policy"}
+
+
+def spec_of(wrong):
+    at_top = TOP & wrong.keys() or ESCAPES in wrong
+    whole = {**wrong} if at_top and "_target_" not in wrong else {"policy": wrong}
+    whole = {"version": 1, "environment": "CartPole-v1", "policy": {"template": {}}, **whole}
+    return json.dumps(whole)  # which is YAML, escapes included
+
+
+def run(capsys, *arguments):
+    """The exit status of the command, whose output may be shown."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        status = end.code
+    text = "".join(capsys.readouterr())
+    shown(text)
+    assert max(map(len, text.split("\n"))) < 3_000
+    return status, text
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_what_is_wrong_with_a_spec_is_shown_without_controls(wrong, capsys):
+    Path("agent.yaml").write_text(spec_of(wrong))
+    for command in (
+        ["check"], ["show"], ["draw", "-o", "a.svg"], ["export", "-o", "a.pt2"],
+        ["train", "--steps", "8", "-o", "run"],
+    ):  # fmt: skip
+        status, text = run(capsys, command[0], "agent.yaml", *command[1:])
+        assert (status, bool(text)) == (1, True)
+    run(capsys, "diff", "agent.yaml", "agent.yaml")
+    run(capsys, "init", "--from", "agent.yaml")
+
+
+@pytest.mark.parametrize("text", [ESCAPES[:40], ESCAPES[:-20:-1] + "\x1b[31m"])
+def test_names_on_the_command_line_are_shown_without_controls(text, capsys):
+    Path("good.yaml").write_text("{version: 1, environment: CartPole-v1, policy: {template: {}}}")
+    name = text.replace("\0", "")
+    Path(f"{name}.yaml").write_text("version: 2")
+    for arguments in (
+        ["check", f"{name}.yaml"], ["check", f"{name}.safetensors"], ["diff", f"{name}.yaml", name],
+        ["check", "good.yaml", "--env", text], ["check", "good.yaml", "--allow", text],
+        ["check", "good.yaml", "--set", text], ["check", "good.yaml", "--set", f"{text}={text}"],
+        ["draw", "good.yaml", "-o", f"{name}/a.svg"], ["draw", "good.yaml", "-o", f"a.{name}"],
+        ["export", "good.yaml", "-o", f"{name}/a.pt2"], ["export", "good.yaml", "-o", name],
+        ["export", "good.yaml", "-o", "a.pt2", "--actor", text], ["train", "--resume", name],
+        ["train", "good.yaml", "--steps", "8", "-o", "run", "--algorithm", text],
+        ["train", "good.yaml", "--steps", "8", "-o", "run", "--trainer", text],
+        ["train", "good.yaml", "--steps", "8", "-o", "run", "--set-algorithm", f"{text}={text}"],
+        ["blocks", text], ["init", text], ["init", "CartPole-v1", "--allow", text],
+    ):  # fmt: skip
+        status, shown_text = run(capsys, *arguments)
+        assert (status, bool(shown_text)) == (1, True), arguments
+
+
+def dense(**settings):
+    return {"block": "dense", "in": "observation", **settings}
+
+
+NAMES = [f"name{number}" for number in range(4_000)]
+LATENT = {"latent": dense(hidden_units=4)}
+MANY = {
+    "keys": {"template": {}, **dict.fromkeys(NAMES, 1)},
+    "settings": {"graph": {"latent": dense(**dict.fromkeys(NAMES, 1))}, "heads": {"in": "latent"}},
+    "blocks": {
+        "graph": {n: dense(block=f"{n}s") for n in NAMES} | LATENT,
+        "heads": {"in": "latent"},
+    },
+    "inputs": {
+        "graph": {n: {"block": "flatten", "in": f"{n}s"} for n in NAMES},
+        "heads": {"in": "name0"},
+    },
+    "same_as": {
+        "graph": {n: {"same_as": f"{n}s", "in": "observation"} for n in NAMES} | LATENT,
+        "heads": {"in": "latent"},
+    },
+    "heads": {"graph": LATENT, "heads": {n: {"in": "latent"} for n in NAMES}},
+    "shares": {"graph": LATENT, "heads": {"in": "latent"}, "shares": NAMES},
+    "wrappers": {"template": {}, "wrap": NAMES},
+}
+
+
+@pytest.mark.parametrize("policy", MANY.values(), ids=MANY)
+def test_of_many_problems_a_hundred_are_shown_in_linear_time(policy):
+    begun = time.perf_counter()
+    with pytest.raises(SpecError) as error:
+        composer.compose({"version": 1, "policy": policy}, env="CartPole-v1", device="meta")
+    assert (
+        time.perf_counter() - begun < 30
+    )  # a second, and on a busy machine ten; squared it is minutes
+    count = len(error.value.problems)
+    assert count >= 4_000
+    lines = str(error.value).split("\n")
+    assert lines[-1] == f"... and {count - 100:,} more"
+    assert len(lines) == 101
+
+
+def test_a_message_has_at_most_2000_characters():
+    problem = Problem("x" * 5_000 + "; do this", ("y" * 5_000, "z"), None)
+    assert len(problem.message) == 2_000
+    assert problem.message.endswith("; do this")
+    assert len(str(problem)) < 2_300
+    assert len(str(CheckpointError("x" * 5_000))) == 2_000
