@@ -36,7 +36,7 @@ __all__ += [
     "on_host",
     "refuse_actions",
 ]
-__all__ += ["NoNumberError", "floor_of", "wide"]
+__all__ += ["NoNumberError", "blamed", "floor_of", "wide"]
 
 FEW_NUMBERS = 32
 RuleProblem = tuple[int, str | None, str]
@@ -421,6 +421,16 @@ def check_temperature(temperature: float | Tensor) -> None:
 
 class NoNumberError(ValueError):
     """Logits that are NaN or infinite; the message names their action."""
+
+
+def blamed(error: NoNumberError, inputs: Mapping[str, Tensor]) -> NoNumberError:
+    """The same with the first of the observations ``inputs`` that is NaN or infinite, if one is."""
+    for key, value in inputs.items():
+        wrong = ~value.isfinite()
+        if bool(wrong.any()):
+            first = value[wrong][0].item()
+            return NoNumberError(f"{error}; the observation {key!r} is {first}{index_text(wrong)}")
+    return error
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from composer.distributions import NoNumberError, blamed
 from composer.lowered_actions import drawer
 from composer.lowered_network import follow, twin_of
 from composer.network import State, Tensors
@@ -72,7 +73,7 @@ class LoweredPolicy:
                 outputs, after = policy.network.run(inputs), None
             plain = single and mask is None and not self._masked and temperature == 1.0
             if plain and self._drawers and not self._changed():
-                action = self._drawn(outputs, deterministic, generator)
+                action = self._drawn(outputs, inputs, deterministic, generator)
             else:
                 distribution = policy.distribution_of(outputs, inputs, mask, temperature)
                 action = policy.action_of(distribution, observation, deterministic, generator)
@@ -114,11 +115,18 @@ class LoweredPolicy:
         self._reader = _Reader(policy)
 
     def _drawn(
-        self, logits: Tensors, deterministic: bool, generator: torch.Generator | None
+        self,
+        logits: Tensors,
+        inputs: Tensors,
+        deterministic: bool,
+        generator: torch.Generator | None,
     ) -> Any:
         actions = {}
         for key, draw in self._drawers.items():
-            self._families[key].refuse_no_numbers(logits[key])
+            try:
+                self._families[key].refuse_no_numbers(logits[key])
+            except NoNumberError as error:
+                raise blamed(error, inputs) from None
             actions[key] = draw(logits[key], deterministic, generator)
         tree = self.policy.action_tree
         return actions[self._only] if tree.is_single else tree.unflatten(actions)

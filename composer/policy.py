@@ -8,7 +8,12 @@ from typing import Any
 import torch
 
 from composer.discrete_actions import NoLegalChoiceError
-from composer.distributions import ActionDistributions, Distribution
+from composer.distributions import (
+    ActionDistributions,
+    Distribution,
+    NoNumberError,
+    blamed,
+)
 from composer.lowered_policy import LoweredPolicy
 from composer.network import Network, NetworkModule, State, Tensors
 from composer.observer import Observer
@@ -189,6 +194,8 @@ class Policy(NetworkModule):
                 raise
             also = " within the mask that was given" if error.action in added else ""
             raise error.of(f"observation {self.masks[error.action]!r}{also}") from None
+        except NoNumberError as error:
+            raise blamed(error, inputs) from None
         return joint.parts[self._only] if self.action_tree.is_single else joint
 
     def action_of(

@@ -210,7 +210,8 @@ def test_what_act_cannot_use_is_refused_in_words():
     seen[1, 2] = np.nan
     refuse(
         "the logits of action 'move' are NaN or infinite at index (1, 0); "
-        "look for NaN in the observations, the state and the weights",
+        "look for NaN in the observations, the state and the weights; "
+        "the observation 'observation' is nan at index (1, 2)",
         policy.act, seen,
     )  # fmt: skip
     refuse(

@@ -375,3 +375,14 @@ def test_nothing_is_looked_at_where_code_is_traced():
     for _ in range(5):
         compiled({"gear": torch.tensor(7), "speed": torch.ones(2) * 3})
     assert len(compilations) == 1
+
+
+def test_logits_that_are_no_numbers_name_the_observation_that_is_none():
+    space = spaces.Dict(a=spaces.Box(-np.inf, np.inf, (2,)), b=spaces.Box(-np.inf, np.inf, (3,)))
+    policy = compose({"template": {}}, {"template": {}}, space).policy
+    seen = {"a": np.zeros(2), "b": np.array([0.0, np.nan, 0.0])}
+    message = "the state and the weights; the observation 'b' is nan at index (1,)"
+    for act in (policy.act, policy.distribution, policy.lower().act):
+        refused(message, act, seen)
+    seen = {key: torch.as_tensor(np.stack([value] * 2)) for key, value in seen.items()}
+    refused(message.replace("(1,)", "(0, 1)"), policy.act, seen)
