@@ -165,7 +165,7 @@ def test_a_wrong_run_json_is_refused_in_a_line(capsys, finished, change, reason)
     [
         (
             {"spec": "other.yaml"},
-            "<spec>:1:1: a spec must be a mapping of keys to values, got the text",
+            "<spec>:1:1: a spec must be a mapping of keys to values, got ",
         ),
         ({"spec": "extends: other.yaml"}, "<spec>:1:"),
         ({"environment": "os:X-v0"}, "the environment 'os:X-v0' would run code"),
