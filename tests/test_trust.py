@@ -1,14 +1,18 @@
 """No spec runs code that its caller did not allow."""
 
+import ast
+import builtins
 import contextlib
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -593,3 +597,127 @@ def test_what_is_installed_comes_before_what_lies_beside(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "tabnanny", raising=False)
     assert main(["blocks", "--allow", "tabnanny"]) == 0
     assert not Path("RAN").exists()
+
+
+# --- what could run code, and why it may be there ---
+
+# Whole names; of packages, whatever is in them.
+POWERS = re.compile(
+    r"exec|eval|compile|__import__|builtins"
+    r"|importlib\.(import_module|reload|(util|machinery)\.\w+|metadata\.(entry_points|distributions))"
+    r"|runpy|code|ctypes|pkgutil|site|subprocess|multiprocessing|pty|pickle|dill|cloudpickle|joblib|marshal|shelve"
+    r"|os\.(system|popen|fork|startfile|exec\w*|spawn\w*|posix_spawn\w*)|numpy\.load"
+    r"|torch\.(load|hub|package|jit\.(load|script\w*)|export\.load|utils\.cpp_extension|ops\.load_library)"
+    r"|sys\.(path|meta_path|path_hooks|modules|settrace|setprofile)"
+    r"|yaml\.(load|full_load|unsafe_load|Loader|FullLoader|UnsafeLoader)\w*"
+)
+# Of each module what it uses of these, how often, and why nothing of a stranger's can run by it.
+LISTED = {
+    "composer": ({"sys.path": 2}, "takes the current folder away where the command line starts"),
+    "composer.diagram_graphviz": (
+        {"subprocess": 3},
+        "Graphviz, by a list of arguments, on DOT in which every text is escaped",
+    ),
+    "composer.export_files": (
+        {"importlib.import_module": 1, "torch.export.load": 1},
+        "libraries whose names stand in the code; a file that was written just before, with plain names only",
+    ),
+    "composer.space_lookup": (
+        {"importlib.util.find_spec": 1}, "packages whose names stand in the code",
+    ),
+    "composer.training.command": (
+        {"importlib.util.find_spec": 2}, "packages whose names stand in the code",
+    ),
+    "composer.training.folder": ({"torch.load": 1}, "weights_only=True: tensors and plain values"),
+    "composer.tree": ({"sys.modules": 1}, "looks whether OmegaConf is there; imports nothing"),
+    "composer.trust": (
+        {"importlib.import_module": 1, "importlib.util.find_spec": 1, "importlib.machinery.ModuleSpec": 2,
+         "importlib.machinery.PathFinder": 3, "sys.meta_path": 3},
+        "the place where dotted paths are judged, before they are imported",
+    ),
+    "perception_blocks.construct": (
+        {"importlib.import_module": 1}, "a dotted path that its caller has judged, or a class of torch.nn",
+    ),
+    "perception_blocks.lazy": (
+        {"importlib.import_module": 3, "sys.modules": 2}, "modules of the package, by names that stand in the code",
+    ),
+    "perception_blocks.lower_code": (
+        {"exec": 1, "compile": 1}, "text in which every name is a number of ours",
+    ),
+    "perception_blocks.lowering": (
+        {"builtins": 2, "compile": 1},
+        "text in which every name is a number of ours",
+    ),
+    "perception_blocks.registry": (
+        {"importlib.import_module": 1, "importlib.metadata.distributions": 1, "sys.path": 1, "sys.modules": 1},
+        "addresses that stand in the code, and the plug-ins of installed packages",
+    ),
+}  # fmt: skip
+
+
+def powers(tree: ast.AST) -> Counter[str]:
+    """How often each of the `POWERS` is named, under whichever alias."""
+    aliases: dict[str, str] = {}
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                bound = alias.asname or alias.name.partition(".")[0]
+                aliases[bound] = alias.name if alias.asname else bound
+                found.append(alias.name)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                found.append(f"{node.module}.{alias.name}")
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and id(node) not in inner:
+            first, dot, rest = ast.unparse(node).partition(".")
+            if first in aliases or first in vars(builtins):
+                found.append(aliases.get(first, first) + dot + rest)
+    return Counter(filter(None, map(_power, found)))
+
+
+def _power(name: str) -> str | None:
+    parts = name.split(".")
+    beginnings = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next((beginning for beginning in beginnings if POWERS.fullmatch(beginning)), None)
+
+
+def test_nothing_that_could_run_code_is_used_without_its_reason():
+    found = {}
+    for package in ("composer", "perception_blocks"):
+        root = Path(__import__(package).__file__).parent
+        for path in sorted(root.rglob("*.py")):
+            name = ".".join([package, *path.relative_to(root).with_suffix("").parts])
+            used = powers(ast.parse(path.read_text(encoding="utf-8")))
+            if used:
+                found[name.removesuffix(".__init__")] = dict(used)
+    assert found == {name: counts for name, (counts, _) in LISTED.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("exec('1')", "exec"),
+        ("run = eval", "eval"),
+        ("import builtins as b; b.exec('1')", "builtins"),
+        ("from importlib import import_module as get; get(x)", "importlib.import_module"),
+        ("import importlib; importlib.import_module(x)", "importlib.import_module"),
+        ("import subprocess as sp; sp.Popen(x)", "subprocess"),
+        ("from os import system; system(x)", "os.system"),
+        ("import torch as t; t.load(x)", "torch.load"),
+        ("from torch import load; load(x)", "torch.load"),
+        ("import pickle", "pickle"),
+        ("__import__(x)", "__import__"),
+        ("import sys; sys.path.insert(0, x)", "sys.path"),
+        ("from yaml import UnsafeLoader", "yaml.UnsafeLoader"),
+    ],
+)
+def test_the_audit_sees(text, name):
+    assert powers(ast.parse(text))[name]
+
+
+@pytest.mark.parametrize("text", ["re.compile(x)", "model.eval()", "torch.compile(x)", "a.load(x)"])
+def test_the_audit_leaves_alone(text):
+    assert not powers(ast.parse(text))
