@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
@@ -287,6 +288,7 @@ class Registry:
 
 
 _plugins_loaded = False
+_PLUGINS = threading.RLock()  # other threads wait for them; a plugin may look for names itself
 
 
 def load_plugins() -> None:
@@ -296,19 +298,21 @@ def load_plugins() -> None:
     that wants a name which another has raises NameTakenError: who came first must not decide what a spec means.
     """
     global _plugins_loaded
-    if _plugins_loaded:
-        return
-    _plugins_loaded = True
-    for point in _installed_plugins():
-        try:
-            point.load()
-        except NameTakenError as error:
-            _plugins_loaded = False  # it is said again, until one of the two is gone
-            raise NameTakenError(f"plugin {point.name!r} ({point.value}): {error}") from error
-        except Exception as error:
-            warnings.warn(
-                f"plugin {point.name!r} ({point.value}) could not be loaded: {error}", stacklevel=2
-            )
+    with _PLUGINS:
+        if _plugins_loaded:
+            return
+        _plugins_loaded = True
+        for point in _installed_plugins():
+            try:
+                point.load()
+            except NameTakenError as error:
+                _plugins_loaded = False  # it is said again, until one of the two is gone
+                raise NameTakenError(f"plugin {point.name!r} ({point.value}): {error}") from error
+            except Exception as error:
+                warnings.warn(
+                    f"plugin {point.name!r} ({point.value}) could not be loaded: {error}",
+                    stacklevel=2,
+                )
 
 
 def _installed_plugins() -> list[Any]:

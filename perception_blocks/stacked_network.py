@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -22,6 +24,10 @@ __all__ = ["StackedNetwork", "meta_copy"]
 # Numbers that a layer makes at once: with more they leave the processor's cache, and all gets slower. Sooner with
 # norms, which take one operation more where weights are stacked.
 MOST_NUMBERS, MOST_NORMED = 2**18, 2**16
+
+_SWAPPING = (
+    threading.RLock()
+)  # threads that run one network with tensors of their own wait for each other
 
 Tensors: TypeAlias = Sequence[Tensor]
 # Inputs, state, resets and whether to unroll, as a network takes them.
@@ -110,7 +116,8 @@ class StackedNetwork:
         network = self.stacked if stacked else self.alone
         arguments = (inputs,) if state is None else call
         named = {name: tensors[place] for name, place in self._places}
-        return torch.func.functional_call(network, named, arguments, tie_weights=False)
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else _SWAPPING:
+            return torch.func.functional_call(network, named, arguments, tie_weights=False)
 
     def _function(self, stacked: bool, unroll: bool | None) -> Callable[..., Any] | None:
         """The network as code; None where not all of it can be written, and where it is traced."""

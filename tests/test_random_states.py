@@ -228,3 +228,38 @@ def test_threads_that_measure_one_module_leave_it_as_it_is():
     assert set(results) == {(11, 4)}
     assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
     assert all(inner.training for inner in module.modules())
+
+
+def test_threads_act_with_lower_and_show_one_model():
+    spec = {
+        "version": 1,
+        "policy": {
+            "graph": {"a": {"block": "lstm", "in": "observation", "hidden_units": 8}},
+            "heads": {"in": "a"},
+        },
+        "critic": {
+            "ensemble": 3,
+            "graph": {"a": {"block": "dense", "in": "observation", "hidden_units": 8}},
+        },
+    }
+    model = composer.compose(spec, env="CartPole-v1", seed=0).eval()
+    batches = [0.4 * torch.rand(size, 4) for size in (1, 2, 5)]
+    lowered = model.lower()
+
+    @torch.no_grad()
+    def results(used, rows):
+        logits, state = used.policy(rows, used.policy.initial_state(len(rows)))
+        value = model.critic(rows)
+        return [*logits.values(), *state.values(), *value.values()]
+
+    def run(turn):
+        if turn % 4 == 3:
+            return model.summary() == text
+        used = (model, lowered, model.lower())[turn % 4]
+        found = results(used, batches[turn % 3])
+        return all(map(torch.allclose, found, expected[turn % 3]))
+
+    text = model.summary()
+    expected = [results(model, rows) for rows in batches]
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(run, range(96)))
