@@ -125,7 +125,6 @@ def construct(site: Site, node: Node) -> nn.Module:
         module = _block(site)
     else:
         module = _foreign(site)
-    _refuse_call(site, module)
     if rule is not None and isinstance(module, PerceptionBlock):
         module.take_initializer(rule)
         if not any(parameter.is_meta for parameter in module.parameters()):
@@ -192,6 +191,7 @@ def _ready(site: Site) -> nn.Module:
     if site.settings:
         first = min(site.settings)
         raise NodeError(first, f"a ready module takes no settings, got {first!r}", True)
+    _refuse_call(site, site.block)
     return site.block
 
 
@@ -208,7 +208,7 @@ def _block(site: Site) -> nn.Module:
         module.out_shapes  # noqa: B018 - measured now, so that a failure names this node
         if isinstance(module, MemoryBlock) and not built_in:
             _check_memory(site, module)
-    except (InputShapeError, SettingsError):
+    except (InputShapeError, NodeError, SettingsError):
         raise
     except ValueError as error:
         raise NodeError(_setting_named_in(str(error), site), str(error)) from error
@@ -291,6 +291,8 @@ def _foreign(site: Site) -> nn.Module:
         raise SettingsError(wrong)
     try:
         return site.construction.build(site.path, _factory(site, site.block), resettable=False)
+    except NodeError:
+        raise
     except Exception as error:
         if problems:  # its annotations are right after all
             raise SettingsError(problems) from error
