@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import composer
 from composer.errors import SpecError
-from composer.source import load_source
+from composer.source import dump_yaml, load_source
 from perception_blocks.registry import ACTIVATIONS, BLOCKS, FUNCTIONS, INITIALIZERS
 
 TESTS = Path(__file__).parent
@@ -38,16 +38,45 @@ SPACES = {
     "continuous": (Box(-np.inf, np.inf, (8,)), Box(-1, 1, (3,))),
     "mixed_lstm": COMPLEX,
     "pixels": (Box(0, 255, (4, 84, 84), np.uint8), Discrete(3)),
+    "steps": (
+        {"pick": Box(-1, 1, (4,)), "place": Box(-1, 1, (4,))},
+        {"pick": Discrete(2), "place": Discrete(3)},
+    ),
 }
+STEPS = """
+version: 1
+params: {width: 8}
+normalize: [pick/observation]
+policy:
+  networks:
+    pick: {template: {trunk: {block: dense, hidden_units: 8}}, shares: [trunk]}
+    place:
+      graph: {latent: {block: dense, in: observation, hidden_units: "${params.width}"}}
+      heads: {in: latent}
+      observations: [observation]
+      init: orthogonal
+critic:
+  kind: delta_state
+  normalize_value: true
+  networks:
+    pick: {template: {}}
+    place: {graph: {value: {block: linear_output, in: observation, output_units: 1}}}
+"""
 TEXTS = {
     "everything": (TESTS / "good_specs" / "everything.yaml").read_text(),
-    **{name: (CONFIGS / f"{name}.yaml").read_text() for name in SPACES if name != "everything"},
+    "steps": STEPS,
+    **{
+        name: (CONFIGS / f"{name}.yaml").read_text()
+        for name in SPACES
+        if name not in ("everything", "steps")
+    },
 }
 # The spaces are given; an environment would only be looked up.
 TEXTS = {
     name: re.sub("^environment:.*$", "", text, flags=re.MULTILINE) for name, text in TEXTS.items()
 }
 
+LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # what YAML takes for the end of a line
 names = st.sampled_from(sorted(TEXTS))
 
 
@@ -63,7 +92,24 @@ def outcome(spec, name):
             seed=0,
         )
     except SpecError as error:
+        outside = [
+            p for p in error.problems if isinstance(spec, str) and not is_inside(p.position, spec)
+        ]
+        if outside:
+            raise RuntimeError(f"{outside} of {spec!r}") from error
         return error
+
+
+def is_inside(position, text):
+    """Whether a place is one of ``text``: a character of it, or the end of a line."""
+    if position is None or position.line is None:
+        return True
+    lines = LINE_BREAK.split(text)
+    lines = lines[:-1] if lines[-1] == "" else lines
+    return (
+        1 <= position.line <= len(lines)
+        and 1 <= position.column <= len(lines[position.line - 1]) + 1
+    )
 
 
 @pytest.mark.parametrize("name", sorted(TEXTS))
@@ -133,6 +179,42 @@ def test_a_spec_with_changed_values_is_a_model_or_a_spec_error(data):
     for _ in range(data.draw(st.integers(1, 3))):
         mutate(spec, data.draw)
     outcome(spec, name)
+
+
+# --- every value of every key ---
+
+KINDS = [None, -3, "zzz", [None], {"zzz": {"zzz": 1}}]
+MORE_KINDS = [
+    True, 0, 10**30, 0.5, float("nan"), float("inf"), "", "None", "(64, 64)", "${params.width}", [], [0], ["zzz", "zzz"],
+    [[1]], {}, {"in": "zzz"}, {"block": "dense"}, {"block": 3, "in": 3},
+]  # fmt: skip
+KINDS += [pytest.param(kind, marks=pytest.mark.full) for kind in MORE_KINDS]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_a_value_of_another_kind_is_answered_at_its_place(kind):
+    """Each value of the spec that has all keys, and of one with networks by step, replaced by one that is no such thing."""
+    for name in ("everything", "steps"):
+        for path in paths(load_source(TEXTS[name]).data):
+            spec = copy.deepcopy(load_source(TEXTS[name]).data)
+            container = spec
+            for key in path[:-1]:
+                container = container[key]
+            container[path[-1]] = kind
+            outcome(dump_yaml(spec), name)
+
+
+def paths(data):
+    items = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
+    for key, value in items:
+        yield [key]
+        yield from ([key, *rest] for rest in paths(value))
 
 
 # --- mutations of the text ---
