@@ -25,6 +25,7 @@ from perception_blocks.masks import (
     shapes_of,
 )
 from perception_blocks.port import InputShapeError, Shape, Shapes
+from perception_blocks.precision import wide_product
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveInt, Probability
 
@@ -113,8 +114,9 @@ class Attention(nn.Module):
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=self.scale
             )
             return (y.unflatten(0, leading) if len(leading) > 1 else y), None
-        scores = q @ k.transpose(-2, -1) * self.scale
+        scores = wide_product(q, k.transpose(-2, -1)) * self.scale
         weights = scores.softmax(dim=-1) if mask is None else masked_softmax(scores, mask)
+        weights = weights.to(v.dtype)
         return functional.dropout(weights, dropout) @ v, weights
 
 

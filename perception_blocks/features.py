@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from perception_blocks.block import PerceptionBlock, one_input, one_vector
 from perception_blocks.port import InputShapeError, Shapes
+from perception_blocks.precision import wide_product
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveFloat, PositiveInt
 
@@ -55,8 +56,8 @@ class FourierFeaturesBlock(PerceptionBlock):
         nn.init.normal_(tensor, std=self.scale, generator=generator)
 
     def forward(self, x_F: Tensor) -> Tensor:
-        angles = nn.functional.linear(x_F, self.frequencies) * (2 * math.pi)
-        parts = [torch.cos(angles), torch.sin(angles)]
+        angles = wide_product(x_F, self.frequencies.transpose(0, 1)) * (2 * math.pi)
+        parts = [torch.cos(angles).to(x_F.dtype), torch.sin(angles).to(x_F.dtype)]
         return torch.cat([x_F, *parts] if self.include_input else parts, dim=-1)
 
 

@@ -13,6 +13,7 @@ from perception_blocks.features import sinusoids
 from perception_blocks.init import linear_layer, stacked_linear
 from perception_blocks.memory import ParallelMemoryBlock, episodes, last_of_episode
 from perception_blocks.port import Shapes
+from perception_blocks.precision import wide_product
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import LayerCount, PositiveInt
 
@@ -136,10 +137,11 @@ class RelativeAttention(nn.Module):
         queries = self._heads(self.queries(read[..., read.shape[-2] - steps :, :]))
         keys, values = map(self._heads, self.keys_values(read).chunk(2, dim=-1))
         positions = self._heads(self.positions(distances))
-        by_content = (queries + self.content_bias) @ keys.transpose(-2, -1)
-        by_distance = (queries + self.position_bias) @ positions.transpose(-2, -1)
+        by_content = wide_product(queries + self.content_bias, keys.transpose(-2, -1))
+        by_distance = wide_product(queries + self.position_bias, positions.transpose(-2, -1))
         scores = (by_content + shifted(by_distance)) / math.sqrt(self.shares[1])
         weights = scores.masked_fill(~visible.unsqueeze(-3), -math.inf).softmax(dim=-1)
+        weights = weights.to(values.dtype)
         return self.last((weights @ values).transpose(-3, -2).flatten(-2))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -103,8 +103,13 @@ def pool(x: Tensor, mask: Tensor | None, dims: Sequence[int], pooling: Pooling) 
     if pooling == "max":
         most = torch.where(mask, x, torch.finfo(x.dtype).min).amax(dims)
         return torch.where(mask.any(dims), most, 0.0)
-    total = torch.where(mask, x, 0.0).sum(dims)
-    return total if pooling == "sum" else total / mask.sum(dims).clamp(min=1)
+    there = torch.where(mask, x, 0.0)
+    if pooling == "sum":
+        return there.sum(dims)
+    wide = (
+        torch.float32 if x.dtype == torch.float16 else None
+    )  # which may have no number for the sum
+    return (there.sum(dims, dtype=wide) / mask.sum(dims).clamp(min=1)).to(x.dtype)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from perception_blocks.init import (
 )
 from perception_blocks.masks import as_bool, check_mask, same_shape, shapes_of
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes
+from perception_blocks.precision import autocast_to_float16
 from perception_blocks.registry import BLOCKS, UnknownNameError, did_you_mean
 from perception_blocks.settings import (
     Activation,
@@ -151,6 +152,20 @@ class MessagePassingBlock(PerceptionBlock):
     ) -> Tensor:
         if self.edge_argument is None and edges is not None:  # by position: there are masks only
             edges, node_mask, edge_mask = None, edges, node_mask
+        if autocast_to_float16(nodes):  # the sum of a node's neighbours may have no number there
+            edges = None if edges is None else edges.float()
+            with torch.autocast(nodes.device.type, enabled=False):
+                return self._passed(nodes.float(), edge_links, edges, node_mask, edge_mask)
+        return self._passed(nodes, edge_links, edges, node_mask, edge_mask)
+
+    def _passed(
+        self,
+        nodes: Tensor,
+        edge_links: Tensor,
+        edges: Tensor | None,
+        node_mask: Tensor | None,
+        edge_mask: Tensor | None,
+    ) -> Tensor:
         x = nodes.flatten(0, -2)
         exists = x.new_ones(x.shape[:1], dtype=torch.bool)
         if node_mask is not None:

@@ -580,3 +580,30 @@ def test_a_reset_is_a_new_start(sample):
 
 def test_a_block_is_an_nn_module():
     assert issubclass(PerceptionBlock, nn.Module)
+
+
+def half(block: PerceptionBlock, data: list[Tensor], dtype: torch.dtype) -> Any:
+    """As autocast runs it after a layer that gave ``dtype``."""
+    with torch.autocast("cpu", dtype), torch.no_grad():
+        return block(*(x.to(dtype) if x.dtype == torch.float32 else x for x in data))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's, of RMSNorm
+@every_sample
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_large_inputs_under_autocast_are_finite_where_the_output_has_numbers(sample, dtype, sign):
+    """float16 has no number above 65504: products that a softmax or a sine makes small must not be in it."""
+    block = sample.build().eval()
+    data = sample.data((5,))
+    floats = [index for index, x in enumerate(data) if x.dtype == torch.float32]
+    for scaled in (floats, floats[:1]):
+        large = [1e4 * x if index in scaled else x for index, x in enumerate(data)]
+        if sign > 0:
+            large = [x.abs() if x.dtype == torch.float32 else x for x in large]
+        with torch.no_grad():
+            exact = [y for y in as_tuple(block(*large)) if y.is_floating_point()]
+        if any(not (y.abs() < torch.finfo(dtype).max / 2).all() for y in exact):
+            continue
+        for y in as_tuple(half(block, large, dtype)):
+            assert y.isfinite().all()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # In reading order. Whoever adds a module says here what it may know of.
 PERCEPTION_BLOCKS = """
-    foreign synonyms registry lazy reading collector dag port ranges settings random_states init meta trial_copy measure block activations direct
+    foreign synonyms registry lazy reading collector dag port ranges settings random_states init meta trial_copy measure block activations direct precision
     dense residual_dense noisy features conv_plan conv residual_conv masks pooling attention attention_conv transformer sets graph_nets graph_network message_passing
     recurrent_layers recurrent memory linear_memory gtrxl combine elementwise heads reshape embed language_config language_model moments scale custom
     lowering lower_code lower_rules lower_memory lowered graph wiring construct assemble stacked stacked_network ensemble inference
