@@ -188,7 +188,10 @@ def test_shapes_that_do_not_fit_are_refused_in_words(block, shapes, settings, me
         ({"dims": []}, "'dims' needs at least one axis, and each once, got []"),
         ({"dims": [-1, -1]}, "'dims' needs at least one axis, and each once, got [-1, -1]"),
         ({"dims": 0}, "'dims' must be a negative integer or a list of negative integers, got 0"),
-        ({"pooling": "avg"}, "'pooling' must be one of 'mean', 'sum', 'max', got 'avg'; did you mean 'mean'?"),
+        (
+            {"pooling": "avg"},
+            "'pooling' must be one of 'mean', 'sum', 'max', got 'avg'; did you mean 'mean'?",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_words(settings, message):
