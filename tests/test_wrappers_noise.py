@@ -120,7 +120,10 @@ def test_the_call_changes_nothing_if_it_fails():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"noise_type": "gaus"}, "'noise_type' must be one of 'gauss', 'ou', got 'gaus'; did you mean 'gauss'?"),
+        (
+            {"noise_type": "gaus"},
+            "'noise_type' must be one of 'gauss', 'ou', got 'gaus'; did you mean 'gauss'?",
+        ),
         (
             {"noise_kwargs": {"sgma": 1.0}},
             "'sgma' is not a setting of noise 'gauss'; did you mean 'sigma'?",
