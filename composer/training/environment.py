@@ -123,6 +123,11 @@ def _fits(space: spaces.Box, value: Any) -> bool:
 
 
 def _is_in(space: Any, value: Any) -> bool:
+    if type(space) is spaces.Discrete and type(value) in (
+        int,
+        np.int64,
+    ):  # else it takes 20 times as long
+        return bool(space.start <= value < space.start + space.n)
     try:
         return bool(space.contains(value))
     except (TypeError, ValueError, AttributeError):
