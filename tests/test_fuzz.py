@@ -2,6 +2,8 @@
 
 import copy
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +236,17 @@ def test_a_spec_with_changed_text_is_a_model_or_a_spec_error(data):
         )  # fmt: skip
         text = text[:start] + inserted + text[end:]
     outcome(text + "\n#", name)  # one line would be taken for a file
+
+
+# --- specs, checkpoints and runs, each case in a process with limits ---
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first"), [(60, 0), pytest.param(1800, 100_000, marks=pytest.mark.full)]
+)
+def test_every_mutation_is_a_model_or_a_refusal_within_its_limits(seconds, first):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzzing", str(seconds), str(first)],
+        cwd=TESTS.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
