@@ -9,7 +9,6 @@ from composer.errors import Path, Problems
 from composer.limits import Limits, above
 from composer.tree import describe, listing
 from perception_blocks.registry import near_name
-from perception_blocks.settings import as_yaml
 
 __all__ = ["Fields"]
 
@@ -38,6 +37,8 @@ class Fields:
     def wrong(self, key: str, expected: str, fits: Callable[[Any], bool] | None = None) -> None:
         """Note that the value of ``key`` is not what is ``expected``; ``fits`` says what would be."""
         value = self.values[key]
+        from perception_blocks.settings import as_yaml  # for messages alone: it takes long
+
         meant = as_yaml(value, fits) if fits is not None and isinstance(value, str) else ""
         self.note(key, f"{key!r} must be {expected}, got {describe(value)}{meant}")
 
