@@ -535,5 +535,6 @@ def test_masks_of_any_kind_are_let_in(dtype):
     with pytest.raises(InputShapeError) as caught:
         MultiHeadAttentionBlock.check_ports([*ports[:2], Port((KEYS,), torch.uint8)])
     assert str(caught.value) == (
-        "multi_head_attention takes scaled numbers, got uint8 (7,); put a scale_image block before it"
+        "multi_head_attention takes scaled numbers, got uint8 (7,); put a scale_image block after each uint8 observation "
+        "that it is made of"
     )
