@@ -80,7 +80,7 @@ def _called(module: nn.Module, *tensors: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a module returned: for each of the lengths, and for a single row; None where it does not run on one."""
+    """What a module returned: for each of the lengths, and for a single row; None where it is not run on one."""
 
     runs: list[Any]
     one_row: Any
@@ -92,8 +92,15 @@ def measure_lengths(
     """What `measure` gives: once, or for each of PROBE_LENGTHS where an axis varies, and for a batch of one."""
     varies = any(None in port.shape for port in ports)
     lengths = PROBE_LENGTHS if varies else PROBE_LENGTHS[:1]
-    runs = [measure(module, ports, call, length) for length in lengths]
-    return Measured(runs, for_one_row(lambda: measure(module, ports, call, batch=1)))
+    with still():
+        runs = [measure(module, ports, call, length) for length in lengths]
+        if _is_torchs(module):  # which drops no axis by itself
+            return Measured(runs, None)
+        return Measured(runs, for_one_row(lambda: measure(module, ports, call, batch=1)))
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return all(type(inner).__module__.startswith("torch.") for inner in module.modules())
 
 
 def for_one_row(run: Callable[[], Any]) -> Any:
