@@ -102,7 +102,7 @@ def with_masks(
     known = [name for name in parameters if name != "self"]
     given = dict(zip(known if names is None else names, reads))
     empty = inspect.Parameter.empty
-    if any(parameters[name].default is empty and name not in given for name in known):
+    if any(parameters[name].default is empty for name in {*known} - {*given, *mask_of}):
         return reads, names  # what is missing is told of the inputs that were named
     added = {}
     for argument, index in mask_of.items():

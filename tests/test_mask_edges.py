@@ -91,8 +91,10 @@ def test_a_module_of_a_users_own_takes_a_mask_only_by_hand():
 
     graph = units_graph()
     graph.add("sum", Sum, "units")
-    with pytest.raises(TypeError, match="missing 1 required positional argument: 'mask'"):
-        InferenceBlock(graph, ["sum"])
+    assert problem(graph, "sum") == (
+        "node 'sum': block 'Sum': forward(x, mask) does not take one input: missing a required argument: 'mask'; "
+        "'in' names its inputs, in order or as {argument: value}"
+    )
     graph = units_graph()
     graph.add("sum", Sum, {"x": "units", "mask": "units:mask"})
     data = inputs()

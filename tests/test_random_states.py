@@ -136,7 +136,7 @@ def test_functions_are_as_they_were_after_an_error():
 
     before = functions()
     with pytest.raises(KeyError):
-        fail()
+        in_a_thread(fail)
     assert functions() == before
 
 
