@@ -31,6 +31,7 @@ from perception_blocks.init import (
 )
 from perception_blocks.meta import MetaMode
 from perception_blocks.random_states import random_states_kept
+from perception_blocks.wiring import NodeError
 
 __all__ = ["SeededConstruction", "chosen_seed", "on_cpu", "refuse_too_large"]
 
@@ -204,6 +205,8 @@ class SeededConstruction(Construction):
                 _silent_loading(),
             ):
                 return factory()
+        except (NodeError, Warning):  # which have nothing to do with its weights
+            raise
         except Exception:  # a constructor that looks at its weights: it needs real ones
             return self._seeded(path, factory, budget)
 

@@ -168,7 +168,7 @@ class NodeReader:
     def _check_layers(self, fields: Fields) -> None:
         """Classes of others take any number of layers; torch's need a time for them that grows with the square."""
         for key, value in fields.values.items():
-            if "layer" in key and isinstance(value, int):
+            if key.endswith(("layer", "layers")) and isinstance(value, int):
                 message = above(self._limits, "layers", key, value)
                 if message:
                     fields.note(key, message)
