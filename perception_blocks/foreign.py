@@ -27,7 +27,7 @@ def is_plain(text: str) -> bool:
 
 
 def as_module_name(text: str) -> str:
-    """``text`` with quotes, backslashes and what cannot be printed percent-encoded; equal only for equal texts.
+    """``text`` with quotes, backslashes and what cannot be printed percent-encoded, for texts whose own ``%`` is.
 
     FX writes ``getattr(self, "<name>")`` with a module's name as it is.
 
@@ -88,4 +88,4 @@ def _shortened(text: str, most: int) -> str:
 def _encoded(character: str) -> str:
     if character.isprintable() and not _UNSAFE.match(character):
         return character
-    return quote(character, safe="")
+    return quote(character, safe="", errors="surrogatepass")
