@@ -21,8 +21,8 @@ from composer.diagram_dot import to_dot
 from composer.diagram_graphviz import render
 from composer.diagram_mermaid import to_mermaid
 from composer.sketch import sketch
-from composer.summary import printable
 from perception_blocks import Graph, InferenceBlock
+from perception_blocks.foreign import printable
 from tests.example_models import (
     CARTPOLE,
     EXAMPLES,
@@ -398,7 +398,7 @@ def test_a_drawing_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DrawError, match="disk full"):
         composer.draw(mlp(), path)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["model.dot"]
