@@ -96,7 +96,8 @@ def check_concat(shapes: Sequence[Shape], dim: int) -> None:
     lowest = min(len(shape) for shape in got.values())
     deeper = [index for index, shape in got.items() if len(shape) > lowest]
     advice = f"add a flatten block after {_named(deeper)}" if deeper and lowest == 1 else ""
-    if dim == -1 and lowest > 1:
+    known = all(None not in shape for shape in shapes)
+    if dim == -1 and lowest > 1 and known:
         advice = f"add a flatten block after {_named(range(len(shapes)))}"
     raise InputShapeError(f"concat needs equal shapes but for {axis}", got, advice)
 

@@ -31,8 +31,10 @@ def test_varying_axes_are_passed_on():
         (
             [(2, 3), (4, 3)],
             -1,
-            "concat needs equal shapes but for the last axis, got (2, 3) and (4, 3)",
-            "gets (2, 3) from 'a' and (4, 3) from 'b'; concat needs equal shapes but for the last axis.",
+            "concat needs equal shapes but for the last axis, got (2, 3) and (4, 3); "
+            "add a flatten block after input 1 and input 2",
+            "gets (2, 3) from 'a' and (4, 3) from 'b'; concat needs equal shapes but for the last axis. "
+            "Add a flatten block after 'a' and 'b'.",
         ),
         (
             [(2, 3), (2, 3), (2, 4)],
