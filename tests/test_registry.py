@@ -122,7 +122,7 @@ class _Point:
 
 def test_a_broken_plugin_is_a_warning(monkeypatch):
     monkeypatch.setattr(registry, "_plugins_loaded", False)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [_Point()])
+    monkeypatch.setattr(registry, "_installed_plugins", lambda: [_Point()])
     message = "plugin 'broken' (broken:plugin) could not be loaded: no luck"
     with pytest.warns(UserWarning, match=re.escape(message)):
         assert "zzz" not in Registry("thing")
@@ -137,7 +137,7 @@ class _ClashingPoint:
 
 def test_a_plugin_that_takes_a_name_is_an_error_each_time(monkeypatch):
     monkeypatch.setattr(registry, "_plugins_loaded", False)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [_ClashingPoint()])
+    monkeypatch.setattr(registry, "_installed_plugins", lambda: [_ClashingPoint()])
     message = (
         "plugin 'copycat' (copycat:blocks): the block name 'dense' of copycat:Dense is taken by "
         "perception_blocks.dense:DenseBlock; choose another, or pass replace=True"
