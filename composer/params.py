@@ -79,7 +79,8 @@ class _Filler:
     def _order(self, params: Node, cyclic: set[str]) -> list[str]:
         """The names in an order in which each can be filled; those in a circle are reported and added to ``cyclic``."""
         reads = {
-            name: set(_references(node)) & set(params.value) for name, node in params.value.items()
+            name: {other for other in _references(node) if other in params.value}
+            for name, node in params.value.items()
         }
         for _ in range(_MAX_CYCLES):
             try:

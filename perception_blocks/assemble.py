@@ -160,7 +160,7 @@ class _Assembly:
     def _note(self, node: Node, key: str | None, message: str, of_key: bool = False) -> None:
         """Note a problem of ``node`` once; one of its block or settings, where these are written."""
         owner = node if key in _WIRING else self._source(node)
-        if key not in (*_WIRING, "block", "init", *owner.settings):
+        if key not in (*_WIRING, "block", "init") and key not in owner.settings:
             key, of_key = None, False
         problem = GraphProblem(owner.path, key, message, of_key)
         if problem not in self._noted:

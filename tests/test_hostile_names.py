@@ -417,14 +417,18 @@ MANY = {
     "heads": {"graph": LATENT, "heads": {n: {"in": "latent"} for n in NAMES}},
     "shares": {"graph": LATENT, "heads": {"in": "latent"}, "shares": NAMES},
     "wrappers": {"template": {}, "wrap": NAMES},
+    "params": None,
 }
 
 
 @pytest.mark.parametrize("policy", MANY.values(), ids=MANY)
 def test_of_many_problems_a_hundred_are_shown_in_linear_time(policy):
+    spec = {"version": 1, "policy": policy}
+    if policy is None:
+        spec |= {"params": dict.fromkeys(NAMES, 1), "policy": {"template": {}}}
     begun = time.perf_counter()
     with pytest.raises(SpecError) as error:
-        composer.compose({"version": 1, "policy": policy}, env="CartPole-v1", device="meta")
+        composer.compose(spec, env="CartPole-v1", device="meta")
     assert (
         time.perf_counter() - begun < 30
     )  # a second, and on a busy machine ten; squared it is minutes
