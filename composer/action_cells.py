@@ -1,11 +1,11 @@
-"""Actions as their dtype can tell them: the cell of all numbers that round to an action, and what a normal has there.
+"""Actions as their dtype represents them: the cell of all numbers that round to an action, and what a normal has there.
 
-A density squashed into bounds changes more between two neighbouring numbers near a bound than a float can tell: float32
-has nothing between tanh(9.1) and 1. So a density there is a mean over the cell: the probability of what rounds to the
-action, divided by the cell's width. Where cells are narrow, which is nearly everywhere, that is the density at the
-action; near a bound it stays finite, changes smoothly with mean and standard deviation, and the cells of all numbers
-within the bounds, the bounds included, have the probability 1 together (but for a hundredth where a whole policy is
-narrower than a cell and on its edge).
+A density squashed into bounds changes more between two neighbouring numbers near a bound than a float can resolve:
+float32 has nothing between tanh(9.1) and 1. So a density there is a mean over the cell: the probability of what rounds
+to the action, divided by the cell's width. Where cells are narrow, which is nearly everywhere, that is the density at
+the action; near a bound it stays finite, changes smoothly with mean and standard deviation, and the cells of all
+numbers within the bounds, the bounds included, have the probability 1 together (but for a hundredth where a whole
+policy is narrower than a cell and on its edge).
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 FARTHEST = 1e18  # standard deviations from the mean: the square is still finite in float32
 _FAR_TAIL = 20.0  # beyond it the series of `log_upper` is exact
 _ROUNDING = 0.1  # of a cell's width
-_SHORT_WAY = (
-    0.01  # of a standard deviation: in cells below it the density changes by less than 1e-5
-)
+# Of a standard deviation: in cells below it the density changes by less than 1e-5.
+_SHORT_WAY = 0.01
 
 
 class Bounds(NamedTuple):
@@ -46,9 +45,8 @@ class Resolution(NamedTuple):
 
     @classmethod
     def of(cls, leaf: Leaf) -> Resolution:
-        dtype = getattr(
-            torch, str(leaf.space.dtype), torch.float64
-        )  # a long double is read as float64
+        # A long double is read as float64.
+        dtype = getattr(torch, str(leaf.space.dtype), torch.float64)
         return cls(dtype if dtype.is_floating_point else None)
 
 

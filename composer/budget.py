@@ -24,7 +24,7 @@ _COPIES = {Tensor.clone, torch.clone, Tensor.__deepcopy__}
 
 
 class LimitReached(BaseException):
-    """There is no going on: no Exception, so that nothing on the way takes it for a problem of one node."""
+    """The model is above a limit. No Exception, so that no handler on the way takes it for a problem of one node."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

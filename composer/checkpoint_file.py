@@ -1,7 +1,7 @@
 """The container of a checkpoint: a safetensors file with a digest of every tensor and one of all the rest.
 
-What is the same in it is the same in bytes: the order is fixed, and nothing of when or where is in it. A digest tells
-of damage, not of intent: whoever changes a file on purpose can change its digests too.
+Equal contents give equal bytes: the order is fixed, and no time or path is in it. A digest detects damage, not intent:
+a person who changes a file on purpose can change its digests too.
 """
 
 from __future__ import annotations
@@ -88,9 +88,8 @@ def _header(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
         kind = _NAMES[tensor.dtype]
         entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
     header = json.dumps(entries, separators=(",", ":")).encode()
-    return header + b" " * (
-        -len(header) % 8
-    )  # so that tensors lie where a computer reads them best
+    padding = b" " * (-len(header) % 8)  # the tensors begin at a multiple of 8 bytes
+    return header + padding
 
 
 def _write(file: BinaryIO, header: bytes, tensors: Mapping[str, Tensor]) -> None:

@@ -227,9 +227,9 @@ def refuse_too_large(
 
 
 class _LoadedInVain(threading.local):
-    """Stands where a filter of warnings has a pattern, and matches in threads that construct on the meta device only.
+    """The pattern of a filter of warnings, which matches only in threads that construct on the meta device.
 
-    There, torch says of each weight that a constructor loads that it is not kept. It will be, once there are weights.
+    There, torch warns of each weight that a constructor loads, as it is not kept. Once there are weights it is.
     """
 
     active = False
@@ -244,14 +244,17 @@ _FILTER: Any = ("ignore", _LOADED_IN_VAIN, UserWarning, None, 0)
 
 @contextlib.contextmanager
 def _silent_loading() -> Iterator[None]:
-    """No warnings about weights that are loaded on the meta device; `warnings.catch_warnings` is not for threads."""
+    """No warnings about weights that are loaded on the meta device; the filter stays and is idle outside.
+
+    `warnings.catch_warnings` would replace the filters of all threads.
+    """
     if _FILTER not in warnings.filters:
         warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
-    _LOADED_IN_VAIN.active = True
+    before, _LOADED_IN_VAIN.active = _LOADED_IN_VAIN.active, True
     try:
         yield
     finally:
-        _LOADED_IN_VAIN.active = False
+        _LOADED_IN_VAIN.active = before
 
 
 def _is_there(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

@@ -30,11 +30,11 @@ from composer.distributions import (
     is_bounded,
     limits_text,
     misfit,
-    on_host,
     refuse_actions,
     wide,
 )
 from composer.space_kinds import Leaf
+from composer.space_values import on_host
 
 __all__ = ["Beta", "BetaDistribution", "Gaussian", "GaussianDistribution", "SquashedGaussian"]
 __all__ += ["SquashedGaussianDistribution", "keep_bounds", "kept_bounds", "refuse_mask", "squashed"]
@@ -42,7 +42,7 @@ __all__ += ["SquashedGaussianDistribution", "keep_bounds", "kept_bounds", "refus
 LogStd = Literal["state", "learned"]
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _NODES, _REACH = 101, 7.5  # see SquashedGaussianDistribution.entropy
-_LARGEST_LOG = 80.0  # of a standard deviation: float32 can tell it and its reciprocal
+_LARGEST_LOG = 80.0  # of a standard deviation: float32 holds it and its reciprocal
 _BROAD = 64.0  # see BetaDistribution
 _SERIES = 16.0  # where the asymptotic series of betas begin
 
@@ -206,7 +206,7 @@ class BetaDistribution(Distribution):
 
     `log_prob` is of the number nearest to the mode of all that round to the action, and at most that of a cell of
     probability 1. With ``n = a + b`` and the mode ``p = a / n``, the log-density at x is that at p, less ``n`` times
-    the divergence of p to x: written so, nothing large cancels where a beta is as narrow as the dtype can tell.
+    the divergence of p to x: written so, nothing large cancels where a beta is as narrow as the dtype resolves.
     """
 
     def __init__(
@@ -340,7 +340,7 @@ class _Normals(ActionDistribution):
         super().__init__(leaf, dims if log_std == "learned" else 2 * dims)
         self.init_log_std = init_log_std
         self.log_std_range = (low, high)
-        self._kept_range = (max(low, -_LARGEST_LOG), min(high, _LARGEST_LOG))
+        self.kept_range = (max(low, -_LARGEST_LOG), min(high, _LARGEST_LOG))
         start = torch.full(leaf.shape, float(init_log_std))
         self.log_std = nn.Parameter(start) if log_std == "learned" else None
 
@@ -357,12 +357,10 @@ class _Normals(ActionDistribution):
             log_std = log_std.reshape(shape) + self.init_log_std
         else:
             mean, log_std = logits, self.log_std.to(logits.dtype)
-        log_std = log_std.clamp(*self._kept_range)
+        log_std = log_std.clamp(*self.kept_range)
         if isinstance(temperature, Tensor) or temperature != 1.0:
-            sharper = (
-                temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
-            )
-            log_std = (log_std + sharper).clamp(-_LARGEST_LOG, _LARGEST_LOG)
+            change = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+            log_std = (log_std + change).clamp(-_LARGEST_LOG, _LARGEST_LOG)
         return GaussianDistribution(
             mean.reshape(shape), log_std, len(self.action_shape), key=self.key
         )
@@ -436,7 +434,7 @@ class Beta(ActionDistribution):
 
     Both are above 1, so the density has one peak and is zero at the bounds. ``temperature`` divides what exceeds 1: the
     density to the power of 1 / temperature, which keeps its mode. It is at most the square of 1 / eps, where the
-    standard deviation is about eps: no dtype can tell it from a narrower one.
+    standard deviation is about eps: the dtype cannot distinguish it from a narrower one.
     """
 
     allows_minus_infinity = False

@@ -25,13 +25,12 @@ from composer.distributions import (
     index_text,
     limits_text,
     misfit,
-    on_host,
     refuse_actions,
     wide,
 )
 from composer.space_kinds import Leaf
 from composer.space_sizes import MOST_NUMBERS
-from composer.space_values import as_flags
+from composer.space_values import as_flags, on_host
 from perception_blocks.port import format_shape
 
 __all__ = ["Bernoulli", "BitDistribution", "Categorical", "ChoiceDistribution", "MultiCategorical"]
@@ -226,9 +225,8 @@ class MultiCategorical(ActionDistribution):
         sizes = None
         if self.padded:
             sizes = self.sizes.reshape(self.action_shape)
-            if (
-                legal is not None
-            ):  # or a row without a legal choice would not be uniform over the real ones
+            if legal is not None:
+                # Else a row without a legal choice would not be uniform over the real ones.
                 padding = (self.index == logits.shape[-1]).reshape(scores.shape[-sizes.dim() - 1 :])
                 scores = scores.masked_fill(padding, -math.inf)
         return ChoiceDistribution(scores, len(self.action_shape), sizes=sizes, key=self.key)

@@ -33,10 +33,9 @@ __all__ += [
     "is_bounded",
     "limits_text",
     "misfit",
-    "on_host",
     "refuse_actions",
 ]
-__all__ += ["NoNumberError", "blamed", "floor_of", "wide"]
+__all__ += ["NoNumberError", "with_observation", "floor_of", "wide"]
 
 FEW_NUMBERS = 32
 RuleProblem = tuple[int, str | None, str]
@@ -423,7 +422,7 @@ class NoNumberError(ValueError):
     """Logits that are NaN or infinite; the message names their action."""
 
 
-def blamed(error: NoNumberError, inputs: Mapping[str, Tensor]) -> NoNumberError:
+def with_observation(error: NoNumberError, inputs: Mapping[str, Tensor]) -> NoNumberError:
     """The same with the first of the observations ``inputs`` that is NaN or infinite, if one is."""
     for key, value in inputs.items():
         wrong = ~value.isfinite()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
-from perception_blocks.foreign import MOST_CHARACTERS, printable, readable, told
+from perception_blocks.foreign import MOST_CHARACTERS, printable, readable, shortened
 from perception_blocks.registry import MissingExtraError
 
 __all__ = ["MissingExtraSpecError", "Path", "Position", "Problem", "Problems", "RefusedError"]
@@ -64,10 +64,10 @@ class Problem:
 
 
 class RefusedError(ValueError):
-    """What was asked for cannot be; the text, which may quote a file, says why, as a screen may show it."""
+    """What was asked for is not possible; the message may quote a file, so it is printable and has a limited length."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(told(message))
+        super().__init__(shortened(message))
 
 
 class SpecError(ValueError):
@@ -78,7 +78,7 @@ class SpecError(ValueError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=_order))
-        super().__init__(told(self.problems))
+        super().__init__(shortened(self.problems))
 
     def __reduce__(self) -> tuple:
         return (type(self), (self.problems,))  # a worker process hands its error to its parent

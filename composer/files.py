@@ -45,7 +45,7 @@ def outside(path: str, folders: Iterable[str]) -> str | None:
 
 
 def as_argument(text: str) -> str:
-    """A name of a stranger's as one argument of a command that a message advises."""
+    """``text``, which may come from a file, quoted as one argument of a command that a message advises."""
     import shlex  # for messages alone
 
     return shlex.quote(text if text.isprintable() else ascii(text))

@@ -1,6 +1,6 @@
 """How much a spec or a file may ask for. Beyond that it is refused in words, before anything of that size is made.
 
-A stranger chooses the numbers in a spec; only the caller can raise a limit.
+The numbers in a spec may be anybody's; only the caller can raise a limit.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _normal(
             log_std = log_std + family.init_log_std
     elif own.dtype != logits.dtype:
         log_std = own.to(logits.dtype)
-    low, high = family._kept_range
+    low, high = family.kept_range
     noise = torch.empty_like(mean).normal_(generator=generator)
     return noise.mul_(log_std.clamp(low, high).exp_()).add_(mean)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from composer.distributions import NoNumberError, blamed
+from composer.distributions import NoNumberError, with_observation
 from composer.lowered_actions import drawer
 from composer.lowered_network import follow, twin_of
 from composer.network import State, Tensors
@@ -126,7 +126,7 @@ class LoweredPolicy:
             try:
                 self._families[key].refuse_no_numbers(logits[key])
             except NoNumberError as error:
-                raise blamed(error, inputs) from None
+                raise with_observation(error, inputs) from None
             actions[key] = draw(logits[key], deterministic, generator)
         tree = self.policy.action_tree
         return actions[self._only] if tree.is_single else tree.unflatten(actions)

@@ -301,9 +301,9 @@ class NetworkModule(OwnAttributes):
     def call(self, name: str) -> str:
         """How it is called as ``name``, for messages."""
         arguments = self.call_arguments
-        return (
-            f"{name}({arguments if self.has_memory else arguments.removesuffix(', state, resets')})"
-        )
+        if not self.has_memory:
+            arguments = arguments.removesuffix(", state, resets")
+        return f"{name}({arguments})"
 
     def require_weights(self) -> None:
         self.network.require_weights()

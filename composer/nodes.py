@@ -22,12 +22,10 @@ _EXAMPLE = "a mapping such as {block: dense, in: observation}"
 # What people write for `in`.
 _LIKE_IN = ("input", "inputs", "from")
 
-UNKNOWN_BLOCK = (
+_UNKNOWN_BLOCK = (
     "; `composer blocks` lists them; one that a module of yours registers needs allow=['that_module'] or "
     "--allow that_module"
 )
-
-
 _NETWORK_KEYS = ("heads", "observations", "init", "shares", "action_mask", "wrap", "networks")
 
 
@@ -162,11 +160,11 @@ class NodeReader:
             self._check_layers(fields)
         elif not self._is_known(block):
             near = did_you_mean(block, [*BLOCKS, *NESTED], "block")
-            hint = near or self._import_failure or UNKNOWN_BLOCK
+            hint = near or self._import_failure or _UNKNOWN_BLOCK
             fields.note("block", f"unknown block {block!r}{hint}")
 
     def _check_layers(self, fields: Fields) -> None:
-        """Classes of others take any number of layers; torch's need a time for them that grows with the square."""
+        """Note more layers than the limit: no class refuses them, and torch's take quadratic time to be built."""
         for key, value in fields.values.items():
             if key.endswith(("layer", "layers")) and isinstance(value, int):
                 message = above(self._limits, "layers", key, value)

@@ -178,9 +178,8 @@ class _Filler:
             )
             if name not in self._used and not foreign:
                 hint = f'; use it as "${{params.{name}}}" or remove it'
-                if (
-                    written_in is not None and written_in.line is None
-                ):  # by --set: one of the file's was meant
+                # An override names no line: it was meant for a param of the file.
+                if written_in is not None and written_in.line is None:
                     hint = did_you_mean(name, self._used) or hint
                 message = f"nothing refers to the param {name!r}{hint}"
                 self.problems.append(Problem(message, ("params", name), written_in))

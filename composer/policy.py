@@ -12,7 +12,7 @@ from composer.distributions import (
     ActionDistributions,
     Distribution,
     NoNumberError,
-    blamed,
+    with_observation,
 )
 from composer.lowered_policy import LoweredPolicy
 from composer.network import Network, NetworkModule, State, Tensors
@@ -195,7 +195,7 @@ class Policy(NetworkModule):
             also = " within the mask that was given" if error.action in added else ""
             raise error.of(f"observation {self.masks[error.action]!r}{also}") from None
         except NoNumberError as error:
-            raise blamed(error, inputs) from None
+            raise with_observation(error, inputs) from None
         return joint.parts[self._only] if self.action_tree.is_single else joint
 
     def action_of(

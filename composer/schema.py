@@ -44,7 +44,7 @@ _NODE: Schema = {"type": "object", "required": ["in"]}
 NO_NODES: Schema = {
     "not": {"anyOf": [_NODE, {"type": "object", "minProperties": 1, "additionalProperties": _NODE}]}
 }
-NOTHING: Schema = {"not": {}}  # unlike false, it is told with the path of what it refuses
+NOTHING: Schema = {"not": {}}  # unlike false, it is reported with the path of what it refuses
 COUNT: Schema = {"type": "integer", "minimum": 1}
 DOTTED_PATH: Schema = {"type": "string", "pattern": DOTTED}
 
@@ -437,7 +437,7 @@ def _said(description: str, schema: Schema) -> Schema:
 
 
 def _if(condition: Schema, then: Schema, otherwise: Schema | None = None) -> Schema:
-    """Unlike an anyOf, what is wrong is told of the one case that is meant."""
+    """Unlike anyOf, it reports what is wrong in the case that is meant, and there alone."""
     return {"if": condition, "then": then, **({"else": otherwise} if otherwise is not None else {})}
 
 

@@ -174,13 +174,13 @@ def _array_from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.n
     return np.full(shape, array) if array.shape == () else array.reshape(shape)
 
 
-DTYPES = {str(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+_DTYPES = {str(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
 
 
 def _dtype(data: Mapping[str, Any]) -> np.dtype:
     """numpy would take far more for one than the name of a number."""
     name = data["dtype"]
-    if not isinstance(name, str) or name not in DTYPES:
+    if not isinstance(name, str) or name not in _DTYPES:
         raise ValueError(f"a space has the dtype {reprlib.repr(name)}, which is no number's")
     return np.dtype(name)
 

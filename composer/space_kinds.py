@@ -217,15 +217,8 @@ def _multi_discrete(key: str, path: Path, space: spaces.MultiDiscrete) -> Leaf:
     integers = IntegerRange(
         first, first + space.nvec.astype(np.int64) - 1, f"outside of {format_space(space)}"
     )
-    return Leaf(
-        key,
-        path,
-        space,
-        port,
-        "multi_discrete",
-        start=start if start.any() else 0,
-        integers=integers,
-    )
+    start = start if start.any() else 0
+    return Leaf(key, path, space, port, "multi_discrete", start=start, integers=integers)
 
 
 def _multi_binary(key: str, path: Path, space: spaces.MultiBinary) -> Leaf:

@@ -1,4 +1,4 @@
-"""Values looked at before they are cast: what a cast would make another number of is told in words.
+"""Values checked before they are cast: those that a cast would change are reported.
 
 Arrays and tensors are looked at alike, and only on the host: on an accelerator it would have to wait, and where code is
 traced (torch.compile, torch.export, torch.func) there are no values.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "FLAGS",
     "BoundsWatch",
     "IntegerRange",
     "OutOfBoundsWarning",
@@ -21,7 +22,6 @@ __all__ = [
     "on_host",
     "refuse_outside",
 ]
-__all__ += ["FLAGS"]
 
 _is_compiling = torch.compiler.is_compiling
 # What torch.func.vmap and grad are at; None where they are not.
@@ -66,7 +66,7 @@ def refuse_outside(name: str, values: np.ndarray | Tensor, integers: IntegerRang
         if low <= number <= high and number == int(number):
             return
     if isinstance(low, np.ndarray) and values.shape[-low.ndim :] != low.shape:
-        return  # whoever reads shapes tells of it
+        return  # shapes are checked elsewhere
     array = values if isinstance(values, np.ndarray) else _as_array(values)
     outside = array < low
     outside |= array > high
@@ -105,9 +105,7 @@ class BoundsWatch:
         if self.is_over or self.looks & (self.looks - 1):
             return
         array = values if isinstance(values, np.ndarray) else _as_array(values)
-        array = array.astype(
-            self.low.dtype, copy=False
-        )  # else 0.1 in float64 is not 0.1 in float32
+        array = array.astype(self.low.dtype, copy=False)  # 0.1 differs in float64 and float32
         outside = (array < self.low) | (array > self.high)
         if np.count_nonzero(outside):
             self.is_over = True

@@ -230,11 +230,9 @@ class ActorModule(OwnAttributes):
 
     def _own_share(self, state: State | None) -> tuple[State | None, State | None]:
         """The state of these actors, and the whole model's where that was given, else None."""
-        return (
-            own_share(self.role, state, self._is_own)
-            if isinstance(state, Mapping)
-            else (state, None)
-        )
+        if not isinstance(state, Mapping):
+            return state, None
+        return own_share(self.role, state, self._is_own)
 
     def _is_own(self, name: str) -> bool:
         open_steps = tuple(f"{actor.name}/" for actor in self.actors if actor.is_open)

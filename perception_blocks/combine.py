@@ -62,9 +62,8 @@ class ConcatBlock(PerceptionBlock):
         dtype = torch.uint8 if unscaled else in_ports[0].dtype
         bounds = {(port.low, port.high) for port in in_ports}
         low, high = bounds.pop() if len(bounds) == 1 else (None, None)
-        if isinstance(low, tuple) or isinstance(
-            high, tuple
-        ):  # one for each element, of which there are more now
+        if isinstance(low, tuple) or isinstance(high, tuple):
+            # They have one bound for each element, of which there are more now.
             low = high = None
         return [Port(shape, dtype, self._cardinality(in_ports), low, high)]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-__all__ = ["as_module_name", "is_plain", "is_writable", "printable", "readable", "told"]
+__all__ = ["as_module_name", "is_plain", "is_writable", "printable", "readable", "shortened"]
 
 MOST_CHARACTERS = 2_000  # of a message
 MOST_MESSAGES = 100
@@ -56,23 +56,23 @@ def printable(text: str, most: int | None = None) -> str:
     >>> printable("left\\nright"), printable("\\x1b[31m"), printable("abcdefghijklmnop", 9)
     ('left\\\\nright', '\\\\x1b[31m', 'abcd...p')
     """
-    text = text if most is None else _shortened(text, most)
+    text = text if most is None else _cut(text, most)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if most is None else _shortened(text, most)
+    return text if most is None else _cut(text, most)
 
 
 def readable(text: str, most: int | None = None) -> str:
     """The same of several lines, which stay lines."""
-    text = text if most is None else _shortened(text, most)
+    text = text if most is None else _cut(text, most)
     text = "\n".join(map(printable, text.split("\n")))
-    return text if most is None else _shortened(text, most)
+    return text if most is None else _cut(text, most)
 
 
-def told(messages: str | Iterable[object]) -> str:
+def shortened(messages: str | Iterable[object]) -> str:
     """Messages, or the lines of one: at most 100 of 2,000 characters each, and how many more there are.
 
-    >>> told(range(102))[-17:]
+    >>> shortened(range(102))[-17:]
     '99\\n... and 2 more'
     """
     every = messages.split("\n") if isinstance(messages, str) else list(messages)
@@ -81,7 +81,7 @@ def told(messages: str | Iterable[object]) -> str:
     return "\n".join([*shown, *([f"... and {more:,} more"] if more > 0 else [])])
 
 
-def _shortened(text: str, most: int) -> str:
+def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[3 - most // 2 :]}"
 
 

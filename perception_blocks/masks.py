@@ -106,9 +106,8 @@ def pool(x: Tensor, mask: Tensor | None, dims: Sequence[int], pooling: Pooling) 
     there = torch.where(mask, x, 0.0)
     if pooling == "sum":
         return there.sum(dims)
-    wide = (
-        torch.float32 if x.dtype == torch.float16 else None
-    )  # which may have no number for the sum
+    # The sum may exceed the range of float16, though the mean does not.
+    wide = torch.float32 if x.dtype == torch.float16 else None
     return (there.sum(dims, dtype=wide) / mask.sum(dims).clamp(min=1)).to(x.dtype)
 
 

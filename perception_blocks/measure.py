@@ -32,9 +32,7 @@ PROBE_BATCH = 11  # an unusual size, so that a batch axis is not mistaken for a 
 PROBE_LENGTHS = (5, 7)
 Probes: TypeAlias = Callable[[str], list[Tensor]]  # probing tensors on a device
 MOST_ELEMENTS = 2**28  # numbers that may exist for real while a module is measured
-MOST_OF_TORCHS = (
-    2**22
-)  # and one of torch's own classes, which needs them for the words of its refusal only
+MOST_OF_TORCHS = 2**22  # the same of torch's own classes, run for real for an error message only
 
 
 @contextmanager
@@ -204,11 +202,11 @@ _SILENT = _SilentThreads()
 def _silent(name: str) -> Iterator[None]:
     """No log lines of that logger in this thread: a failed attempt is no news, the next one speaks."""
     logging.getLogger(name).addFilter(_SILENT)
-    _SILENT.active = True
+    before, _SILENT.active = _SILENT.active, True
     try:
         yield
     finally:
-        _SILENT.active = False
+        _SILENT.active = before
 
 
 def _elements(module: nn.Module, probes: Probes) -> int:

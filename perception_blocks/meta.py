@@ -29,7 +29,7 @@ _NORMS = {functional.layer_norm, functional.rms_norm}
 class MetaMode(TorchFunctionMode):
     """As ``with torch.device("meta")``, where weights are not drawn and norms cost nothing.
 
-    ``made`` is told of every tensor that a constructor of torch makes.
+    ``made`` is called with every tensor that a constructor of torch makes.
     """
 
     def __init__(self, made: Callable[[Tensor], Any] | None = None) -> None:

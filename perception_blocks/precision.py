@@ -1,7 +1,7 @@
-"""Sums and products that float16 has no number for: above 65504 they are infinite, and what follows makes NaN of that.
+"""Products beyond the range of float16: above 65504 they are infinite, and later operations make NaN of that.
 
-Blocks whose product is large though their output is not (a softmax, a sine) compute it in float32. Where float16 is not
-used, the same operations run as without.
+Blocks whose product is large though their output is not (a softmax, a sine) compute it in float32. Without float16 the
+operations are unchanged.
 """
 
 from __future__ import annotations

@@ -25,9 +25,8 @@ __all__ = ["StackedNetwork", "meta_copy"]
 # norms, which take one operation more where weights are stacked.
 MOST_NUMBERS, MOST_NORMED = 2**18, 2**16
 
-_SWAPPING = (
-    threading.RLock()
-)  # threads that run one network with tensors of their own wait for each other
+# functional_call swaps the tensors of a module that threads share.
+_SWAPPING = threading.RLock()
 
 Tensors: TypeAlias = Sequence[Tensor]
 # Inputs, state, resets and whether to unroll, as a network takes them.

@@ -1,4 +1,4 @@
-"""What other libraries and papers call that which is registered here: suggested in messages, never accepted."""
+"""Names that other libraries and papers use for what is registered here: suggested in messages, never accepted."""
 
 from __future__ import annotations
 

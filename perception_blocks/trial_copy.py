@@ -37,9 +37,8 @@ def trial_copy(module: _Module, to: Callable[[Tensor], Tensor]) -> _Module:
 
 class _Copier:
     def __init__(self, to: Callable[[Tensor], Tensor]) -> None:
-        self.unfilled: list[
-            tuple[Any, Any]
-        ] = []  # (what is copied, its copy that has no attributes yet)
+        # What is copied, and its copy that has no attributes yet.
+        self.unfilled: list[tuple[Any, Any]] = []
         self._to = to
         self._copies: dict[int, Any] = {}  # by the id of what was copied
         self._copied: list[Any] = []  # kept, so that no id is used again

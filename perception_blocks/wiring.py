@@ -73,7 +73,7 @@ def refused_call(
     """Why forward of ``module`` does not take ``inputs``, by its signature; ``names`` are those of keywords."""
     try:
         signature = inspect.signature(module.forward)
-    except (TypeError, ValueError):  # it does not tell its arguments
+    except (TypeError, ValueError):  # its arguments are unknown
         return None
     try:
         signature.bind(*inputs) if names is None else signature.bind(**dict(zip(names, inputs)))
@@ -103,7 +103,7 @@ def with_masks(
     given = dict(zip(known if names is None else names, reads))
     empty = inspect.Parameter.empty
     if any(parameters[name].default is empty for name in {*known} - {*given, *mask_of}):
-        return reads, names  # what is missing is told of the inputs that were named
+        return reads, names  # what is missing is reported for the inputs that were named
     added = {}
     for argument, index in mask_of.items():
         masked = given.get(known[index])

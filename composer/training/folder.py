@@ -34,11 +34,8 @@ VERSION = 1
 MOST_BYTES = 100_000_000  # of run.json
 LOCK = ".lock"
 PREFIX, SUFFIX = ".composer-run-", ".tmp"  # of a folder that is not whole yet
-_KINDS = {
-    "str": str,
-    "int": int,
-    "Mapping[str, Any]": dict,
-}  # what the fields of a Task are in JSON
+# What the fields of a Task are in JSON, by their annotations.
+_KINDS = {"str": str, "int": int, "Mapping[str, Any]": dict}
 
 
 class Saved(TypedDict):

@@ -38,10 +38,8 @@ SAVE_EVERY = 30.0  # seconds
 SAVING_SHARE = 20  # saving may take this part of the time
 MOST = 2**31 - 1  # of everything that is counted
 MOST_ENVS = 10_000
-GROWING = {
-    "state",
-    "buffer",
-}  # of an optimiser, and what was collected: there is none of it at first
+# The state of an optimiser and a replay buffer, which are empty at first.
+GROWING = {"state", "buffer"}
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -
     with (
         ProgressBar(task.steps, done) as bar,
         interruption_noted(lambda: bar.now) as interruption,
-        _refusals_told(),
+        _as_training_errors(),
     ):
         recorder = _Recorder(folder, trainer, curve, bar, interruption)
         recorder.steps = done
@@ -258,7 +256,7 @@ def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -
 
 
 @contextmanager
-def _refusals_told() -> Iterator[None]:
+def _as_training_errors() -> Iterator[None]:
     """Tell in words what the model cannot act on, such as a mask that is all false."""
     try:
         yield
@@ -328,9 +326,9 @@ def _count_problem(name: str, value: Any, least: int, most: int) -> str | None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         kind = "an integer of 0 or more" if least == 0 else "a positive integer"
         return f"{_option(name)} must be {kind}, got {_shown(value)}"
-    return (
-        f"{_option(name)} must be at most {most:,}, got {_shown(value)}" if value > most else None
-    )
+    if value > most:
+        return f"{_option(name)} must be at most {most:,}, got {_shown(value)}"
+    return None
 
 
 def _shown(value: Any) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from composer.discrete_actions import ChoiceDistribution
-from composer.distributions import all_finite, index_text, on_host, wide
+from composer.distributions import all_finite, index_text, wide
 from composer.space_kinds import as_tensor
-from composer.space_values import as_flags
+from composer.space_values import as_flags, on_host
 from composer.wrappers.interface import IModelWrapper, read_output, wrapper_label
 from perception_blocks.port import format_shape
 

@@ -73,9 +73,9 @@ class HiddenStateWrapper(IModelWrapper):
         after = read_output(output, "next_state", self)
         self._slots, self._before = slots.put(ids, after, places), slots
         result = {key: value for key, value in output.items() if key != "next_state"}
-        return (
-            {**result, "prev_state": _filled(previous, after)} if self.save_prev_state else result
-        )
+        if self.save_prev_state:
+            result["prev_state"] = _filled(previous, after)
+        return result
 
     def reset(self, data_id: Any = None, *, state: Any = None, **settings: Any) -> Any:
         """Begin all slots anew, or those in ``data_id``; with ``state``, a list of one a slot, these are stored."""
