@@ -13,6 +13,7 @@ from gymnasium import Space, spaces
 
 from composer.space_sizes import SpaceSizes
 from composer.spaces import walk_space
+from perception_blocks.foreign import cut
 
 __all__ = ["OpaqueSpace", "space_from_json", "space_to_json", "spaces_differ", "spaces_from_json"]
 __all__ += ["spaces_to_json"]
@@ -148,8 +149,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = str(tuple(value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(str(tuple(value)) if isinstance(value, list) else str(value), 60)
 
 
 def _number(value: Any) -> Any:

@@ -13,6 +13,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from composer.space_values import BoundsWatch, IntegerRange, on_host, refuse_outside
+from perception_blocks.foreign import cut
 from perception_blocks.port import Port
 
 __all__ = [
@@ -196,7 +197,7 @@ def _described(value: Any) -> str:
 def format_space(space: Space) -> str:
     """A space in one short line: ``Box(0, 255, (84, 84, 4), uint8)``, cut where its bounds are long."""
     text = " ".join(repr(space).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(text, 80)
 
 
 # The supported kinds of fixed size. Whoever adds one writes its three functions and a line in KINDS.

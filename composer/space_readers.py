@@ -22,6 +22,7 @@ from torch import Tensor
 
 from composer.space_kinds import Leaf, as_tensor, from_space_value
 from composer.space_values import IntegerRange, refuse_outside
+from perception_blocks.foreign import cut
 from perception_blocks.port import Port, format_shape
 
 __all__ = ["Alternatives", "Fixed", "Nodes", "Parts", "Reader", "Set", "Tokens", "described"]
@@ -416,5 +417,4 @@ def _edge_count(graph: GraphInstance) -> int:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(repr(value), 60)

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from composer.errors import Path, Position, Problem, SpecError
+from perception_blocks.foreign import cut
 
 __all__ = ["MAX_DEPTH", "MAX_SIZE", "Node", "check_size", "describe", "from_python", "node_at"]
 __all__ += ["listing", "plain"]
@@ -152,9 +153,9 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {_shorten(str(value))}"
+        return f"the number {cut(str(value), 40)}"
     if isinstance(value, str):
-        return f"the text {_shorten(value)!r}"
+        return f"the text {cut(value, 40)!r}"
     if isinstance(value, Mapping):
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list | tuple):
@@ -169,7 +170,3 @@ def listing(names: Iterable[object]) -> str:
     first = [*islice(names, MOST_NAMES + 1)]
     more = ", ..." if len(first) > MOST_NAMES else ""
     return ", ".join(repr(name) for name in first[:MOST_NAMES]) + more
-
-
-def _shorten(text: str, limit: int = 40) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-__all__ = ["as_module_name", "is_plain", "is_writable", "printable", "readable", "shortened"]
+__all__ = ["as_module_name", "cut", "is_plain", "is_writable", "printable", "readable", "shortened"]
 
 MOST_CHARACTERS = 2_000  # of a message
 MOST_MESSAGES = 100
@@ -15,6 +15,15 @@ MOST_MESSAGES = 100
 # guards, FX, ONNX's readers) puts names between quotes, and not always with an escape.
 _PLAIN = re.compile(r"[\w./: -]{1,200}")
 _UNSAFE = re.compile(r"""["'`\\]""")
+
+
+def cut(text: str, most: int) -> str:
+    """``text``, of more than ``most`` characters the first ones.
+
+    >>> cut("abcdefghij", 10), cut("abcdefghijk", 10)
+    ('abcdefghij', 'abcdefg...')
+    """
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def is_plain(text: str) -> bool:
@@ -56,17 +65,17 @@ def printable(text: str, most: int | None = None) -> str:
     >>> printable("left\\nright"), printable("\\x1b[31m"), printable("abcdefghijklmnop", 9)
     ('left\\\\nright', '\\\\x1b[31m', 'abcd...p')
     """
-    text = text if most is None else _cut(text, most)
+    text = text if most is None else _without_middle(text, most)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return text if most is None else _cut(text, most)
+    return text if most is None else _without_middle(text, most)
 
 
 def readable(text: str, most: int | None = None) -> str:
     """The same of several lines, which stay lines."""
-    text = text if most is None else _cut(text, most)
+    text = text if most is None else _without_middle(text, most)
     text = "\n".join(map(printable, text.split("\n")))
-    return text if most is None else _cut(text, most)
+    return text if most is None else _without_middle(text, most)
 
 
 def shortened(messages: str | Iterable[object]) -> str:
@@ -81,7 +90,7 @@ def shortened(messages: str | Iterable[object]) -> str:
     return "\n".join([*shown, *([f"... and {more:,} more"] if more > 0 else [])])
 
 
-def _cut(text: str, most: int) -> str:
+def _without_middle(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[3 - most // 2 :]}"
 
 

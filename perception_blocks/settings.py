@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from perception_blocks.foreign import cut
 from perception_blocks.registry import (
     ACTIVATIONS,
     FUNCTIONS,
@@ -387,8 +388,7 @@ def _show(value: Any) -> str:
     text = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else None
     if isinstance(value, int) and value.bit_length() > 1024:  # Python has a limit for writing them
         return f"a number of {value.bit_length():,} bits"
-    text = text or repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut(text or repr(value), 80)
 
 
 def _is_constant(value: Any) -> bool:

@@ -29,6 +29,7 @@ from composer.training.interruption import Interruption, interruption_noted
 from composer.training.progress import ProgressBar
 from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
 from composer.trust import allow_list, check_environment
+from perception_blocks.foreign import cut
 from perception_blocks.registry import UnknownNameError, did_you_mean
 
 __all__ = ["Outcome", "resume", "train"]
@@ -332,8 +333,7 @@ def _count_problem(name: str, value: Any, least: int, most: int) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return cut(repr(value), 60)
 
 
 def _option(field: str) -> str:
