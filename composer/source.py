@@ -67,8 +67,7 @@ class Source:
         self.files = tuple(files)
         self.folders = tuple(folders)
         self._written = root
-        self._problems_written = tuple(problems)
-        problems = self._problems_written
+        self._problems_written = problems = tuple(problems)
         self._root, found = fill_params(root, name or "")
         self.problems = (*problems, *found)
         self.data: dict[str, Any] = plain(self._root)

@@ -191,6 +191,9 @@ class _Lock:
     """The lock of a run's folder: the operating system gives it back when the process ends, however it ends."""
 
     def __init__(self, folder: Path, name: Path) -> None:
+        self._acquire(folder, name)
+
+    def _acquire(self, folder: Path, name: Path) -> None:
         self._file = folder / LOCK
         self._lock = FileLock(self._file, timeout=0)
         try:
@@ -210,7 +213,7 @@ class _Lock:
             self.release()
         _rename(folder, path)
         if os.name == "nt":
-            self.__init__(path, path)
+            self._acquire(path, path)
         self._file = path / LOCK
 
     def release(self) -> None:
