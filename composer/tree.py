@@ -83,7 +83,7 @@ def node_at(root: Node, path: Path) -> tuple[Node, bool]:
             there = isinstance(values, dict) and part in values
         if not there:
             return node, False
-        node = values[part]
+        node = node.value[part]
     return node, True
 
 

@@ -51,7 +51,8 @@ EXTRAS = {
 PLUGIN_GROUP = "perception_blocks.plugins"
 LONGEST_WORD = 100  # that others are compared with
 COMPARISONS = 50_000
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 P = ParamSpec("P")
 
 

@@ -148,7 +148,8 @@ def message(line):
 def place(line):
     """Line and column, counted from 0, of one line of a message."""
     found = re.match(r"[^:]*:(\d+):(\d+): ", line)
-    return (int(found[1]) - 1, int(found[2]) - 1) if found else None
+    assert found, f"no place: {line}"
+    return int(found[1]) - 1, int(found[2]) - 1
 
 
 def corrected(text, line):

@@ -126,7 +126,8 @@ def primers(model: Model) -> Compose:
     for role, part in parts.items():
         if part is None:
             continue
-        specs.update(state_specs(part, role))
+        own: dict[str, Any] = {**state_specs(part, role)}
+        specs.update(own)
     transforms: list[Any] = [InitTracker()]
     if len(specs.keys()):
         transforms.append(TensorDictPrimer(specs, expand_specs=True))
