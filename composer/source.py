@@ -386,10 +386,7 @@ class _YamlReader:
                 self._note(position, message)
                 self._open[-1].key = Node(None, position)
                 return
-            try:
-                value = parse_scalar(value)
-            except ValueError as error:
-                self._note(position, str(error))
+            value = self._scalar(value, position)
         if self._awaits_key():
             self._open[-1].plain = event.implicit[0]
         elif event.implicit[0] and event.value == "" and self._is_slip():
@@ -425,6 +422,14 @@ class _YamlReader:
             parent.key = None
         return node
 
+    def _scalar(self, text: str, position: Position) -> Any:
+        """What an unquoted ``text`` means; itself where it means a number that is too long, which is noted."""
+        try:
+            return parse_scalar(text)
+        except ValueError as error:
+            self._note(position, str(error))
+            return text
+
     def _is_slip(self) -> bool:
         """Whether the key that has no value is part of another thing, which is noted: 'block:dense', '(64, 64)'."""
         parent = self._open[-1] if self._open else None
@@ -436,7 +441,9 @@ class _YamlReader:
         name, colon, text = key.value.partition(":")
         if colon and text and name.isidentifier() and name not in parent.children:
             self._note(key.position, no_space_in_words(key.value), name)
-            parent.children[name] = Node(parse_scalar(text), key.position, key.position)
+            parent.children[name] = Node(
+                self._scalar(text, key.position), key.position, key.position
+            )
             return True
         parent.key = key
         return False

@@ -214,6 +214,7 @@ def test_numbers_that_no_computer_holds_are_refused_when_they_are_read():
     digits = "1" + "0" * 5000
     text = SPEC.replace("units: 8", f"units: {digits}")
     assert "a number of 5001 characters is too long" in refusal(text)
+    assert "a number of 5001 characters is too long" in refusal(text.replace("units: ", "units:"))
     overrides = [f"policy.graph.a.hidden_units={digits}"]
     assert "a number of 5001 characters is too long" in refusal(SPEC, overrides=overrides)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import gymnasium
@@ -216,6 +217,25 @@ def inner(path, value):
     return saved_as(change)
 
 
+class Made:
+    """Whatever this is, it is unpickled as a call of ``function`` with ``arguments``."""
+
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+def twice(content):
+    """With two parts of one name, but for the case: torch takes one of them, and zipfile the other."""
+    Path("zip").write_bytes(content)
+    with zipfile.ZipFile("zip", "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        archive.writestr(name.replace("data.pkl", "DATA.PKL"), archive.read(name))
+    return Path("zip").read_bytes()
+
+
 class Harmful:
     def __reduce__(self):
         return (os.mkdir, ("harmed",))
@@ -239,6 +259,11 @@ TRAINERS = {
     "text": (lambda content: b"not torch's", DAMAGED),
     "flipped": (flipped, DAMAGED),
     "code": (saved_as(lambda state: Harmful()), DAMAGED),
+    "two states": (twice, DAMAGED),
+    **{
+        f"much memory, {made[0].__name__}": (inner(["trainer", "updates"], Made(*made)), DAMAGED)
+        for made in ((bytearray, 10**8), (torch.FloatTensor, 10**8), (torch.Tensor, 10**8), (Counter, "a"))
+    },
     "list": (saved_as(lambda state: [1]), DAMAGED),
     "no trainer": (inner(["trainer"], None), DAMAGED),
     "no steps": (inner(["steps"], None), DAMAGED),
@@ -279,7 +304,40 @@ def test_what_is_no_file_is_not_read(capsys, finished, name, kind):
         path.mkdir()
     else:
         path.symlink_to("/dev/zero" if kind == "device" else name)
-    assert ("cannot be read: " if name == "run.json" else DAMAGED) in refused(capsys)
+    message = "cannot be read: " if name == "run.json" else DAMAGED
+    assert (message if kind != "device" else "is a link that leads out") in refused(capsys)
+
+
+@pytest.mark.parametrize("name", [*FILES, LOCK])
+def test_no_file_of_a_run_leads_out_of_its_folder(capsys, finished, name):
+    """Else whoever resumes a stranger's run writes what a stranger chose where a stranger chose."""
+    put_run({key: value for key, value in finished.items() if key != name})
+    Path("precious").write_bytes(finished.get(name, b"mine"))
+    Path("run", name).symlink_to("../precious")
+    message = refused(capsys)
+    if name == LOCK:
+        assert message.startswith("the run in 'run' cannot be locked: ")
+    else:
+        assert message == (
+            f"'run/{name}' is a link that leads out of the run's folder; put the file itself there\n"
+        )
+    assert Path("precious").read_bytes() == finished.get(name, b"mine")
+
+
+def test_the_files_of_a_run_may_be_links_within_it_and_its_folder_one_too(capsys, finished):
+    put_run(finished, "real")
+    Path("real/curve.csv").rename("real/kept.csv")
+    Path("real/curve.csv").symlink_to("kept.csv")
+    Path("run").symlink_to("real")
+    assert run(capsys, "--resume", "run", "--steps", "192")[0] == 0
+
+
+def test_a_hidden_folder_that_is_a_link_is_left_alone(finished):
+    Path("other").mkdir()
+    Path("other", LOCK).write_text("of another program")
+    Path(".composer-run-1.tmp").symlink_to("other")
+    train(CARTPOLE, "run", **SMALL)
+    assert Path("other", LOCK).read_text() == "of another program"
 
 
 def refused(capsys):

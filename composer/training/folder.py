@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickletools
+import re
 import secrets
 import shutil
 import socket
@@ -23,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from composer.atomic import WriteError, replace_with
 from composer.checkpoint import CheckpointError
+from composer.files import outside, real_path
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
 from composer.training.trainer import Task, Trainer, TrainingError
@@ -33,6 +36,7 @@ FORMAT = "composer-run"
 VERSION = 1
 MOST_BYTES = 100_000_000  # of run.json
 LOCK = ".lock"
+FILES = ("run.json", "trainer.pt", "model.safetensors", "curve.csv", "curve.png", "evaluation.json")
 PREFIX, SUFFIX = ".composer-run-", ".tmp"  # of a folder that is not whole yet
 # What the fields of a Task are in JSON, by their annotations.
 _KINDS = {"str": str, "int": int, "Mapping[str, Any]": dict}
@@ -84,6 +88,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """The folder of a run that was made before. Raises TrainingError where there is none."""
         _refuse_no_run(path)
+        _refuse_links_outside(path)
         return cls(path, _read_task(path))
 
     def write_task(self) -> None:
@@ -258,6 +263,15 @@ def _refuse_no_run(path: Path) -> None:
         raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json")
 
 
+def _refuse_links_outside(path: Path) -> None:
+    """Raise TrainingError where a file of the run lies elsewhere: it would be read and written there."""
+    for name in FILES:
+        if (path / name).is_symlink() and outside(str(path / name), [real_path(str(path))]):
+            raise TrainingError(
+                f"{str(path / name)!r} is a link that leads out of the run's folder; put the file itself there"
+            )
+
+
 def _refuse_damage(path: Path) -> None:
     """Raise ValueError for a file of torch that is not as it was saved, or would be much larger in memory."""
     _refuse_no_file(path)
@@ -266,6 +280,26 @@ def _refuse_damage(path: Path) -> None:
             raise ValueError("it is compressed")
         if archive.testzip() is not None:
             raise ValueError("a checksum in it is wrong")
+        names = [name.casefold() for name in archive.namelist()]  # torch does not mind the case
+        (state,) = (name for name in archive.namelist() if name.casefold().endswith("/data.pkl"))
+        if len(set(names)) < len(names):
+            raise ValueError("it has two parts of one name")
+        _refuse_more_than_tensors(archive.read(state))
+
+
+def _refuse_more_than_tensors(state: bytes) -> None:
+    """Raise ValueError unless ``state`` makes tensors and plain data only: a ``bytearray`` may be of any size."""
+    for opcode, what, _ in pickletools.genops(state):
+        if opcode.name in ("STACK_GLOBAL", "INST", "OBJ"):
+            raise ValueError("it names what it makes in a way that torch does not")
+        if opcode.name == "GLOBAL" and not _MADE.fullmatch(str(what)):
+            raise ValueError(f"it makes {what!r}")
+
+
+_MADE = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size|device)|"
+    r"torch (bool|u?int\d+|b?float\d+|complex\d+)"
+)
 
 
 def _refuse_no_file(path: Path) -> None:
@@ -349,6 +383,8 @@ def _hidden_folder(path: Path) -> Path:
 def _remove_abandoned(folder: Path) -> None:
     with suppress(OSError, ValueError):
         for lock in folder.glob(f"{PREFIX}*{SUFFIX}/{LOCK}"):  # without one it is just being made
+            if lock.parent.is_symlink():  # none of ours is
+                continue
             with suppress(TrainingError), _locked(lock.parent, lock.parent):
                 shutil.rmtree(lock.parent, ignore_errors=True)
 
