@@ -128,8 +128,9 @@ def _note_wrong_widths(
     block: InferenceBlock, spec: NetworkSpec, demand: Demand, context: Context
 ) -> None:
     """Heads that give another number of values than is needed of them."""
-    for head in [name for name in demand.heads if name in block.out_shapes]:
-        shape = block.out_shapes[head]
+    shapes = block.out_shapes  # a new dict at each look
+    for head in [name for name in demand.heads if name in shapes]:
+        shape = shapes[head]
         values = value_block(block, head) if demand.kind == "value" else None
         if values is not None:
             shape = scalar_shape(values, shape)

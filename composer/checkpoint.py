@@ -35,6 +35,7 @@ __all__ = [
     "Record",
     "fill",
     "foreign_modules",
+    "is_dtype",
     "plain_spec",
     "read_record",
     "read_tensors",
@@ -171,9 +172,14 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
     _require_types(path, values, kinds)
     dtype = getattr(torch, values["dtype"], None)
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if not is_dtype(dtype):
         raise CheckpointError(f"{os.fspath(path)!r} is damaged: its dtype is {values['dtype']!r}")
     return Record(**{name: values[name] for name in kinds})
+
+
+def is_dtype(value: Any) -> bool:
+    """Whether a model can be of this dtype: PyTorch keeps floats of 8 bits and fewer, and does not calculate with them."""
+    return isinstance(value, torch.dtype) and value.is_floating_point and value.itemsize > 1
 
 
 def _require_types(path: Any, values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:

@@ -15,6 +15,7 @@ from composer.budget import Budget, LimitReached
 from composer.checkpoint import (
     LoadReport,
     fill,
+    is_dtype,
     read_record,
     read_tensors,
     require_blocks,
@@ -312,7 +313,7 @@ def compose(
 
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
     """
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if not is_dtype(dtype):
         raise ValueError(f"dtype is a floating point type such as torch.float32, got {dtype!r}")
     allow = allow_list(allow)
     limits = limits_from(limits)

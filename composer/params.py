@@ -123,12 +123,13 @@ class _Filler:
         for match in _REFERENCE.finditer(text):
             parts += [text[end : match.start()], self._text_of(match, node, path)]
             end = match.end()
-        filled = "".join([*parts, text[end:]])
-        if len(filled) > _MAX_TEXT:
-            message = f"the text grows to {len(filled)} characters; at most {_MAX_TEXT} make sense"
+        parts.append(text[end:])
+        length = sum(map(len, parts))
+        if length > _MAX_TEXT:
+            message = f"the text grows to {length} characters; at most {_MAX_TEXT} make sense"
             self._add(path, node, message)
-            return filled[:100]  # what refers to it need not be reported as well
-        return filled
+            return "".join(part[:100] for part in parts[:100])[:100]  # what refers to it need not be reported as well
+        return "".join(parts)
 
     def _text_of(self, match: re.Match[str], node: Node, path: Path) -> str:
         if match[0] == "$${":

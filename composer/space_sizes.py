@@ -11,6 +11,7 @@ __all__ = ["MOST_LEVELS", "MOST_NUMBERS", "SpaceSizes", "refuse_sizes"]
 
 MOST_LEVELS = 100  # of spaces within spaces
 MOST_PARTS = 10_000
+MOST_AXES = 32  # of one array, which numpy can walk over
 MOST_NUMBERS = 2**25  # of one value of the whole space; an image in 4K with four channels has fewer
 MOST_CHOICES = 2**31  # of one integer
 
@@ -34,6 +35,11 @@ class SpaceSizes:
         """The numbers of a ``kind`` of space of this shape."""
         if any(size < 0 for size in shape):
             raise ValueError(f"{kind} has the shape {_shown(shape)}; sizes are 0 or more")
+        if len(shape) > MOST_AXES:
+            raise ValueError(
+                f"{kind} has {len(shape):,} axes, more than {MOST_AXES}, which is not read; reshape it in a wrapper of "
+                "the environment"
+            )
         self.numbers += math.prod(shape)
         if self.numbers > MOST_NUMBERS:
             raise ValueError(

@@ -72,8 +72,9 @@ class VariableSpace:
         self._reader = reader
         ports = {k: port for k, port in reader.ports.items() if is_mask(port) or k not in ignored}
         used = {port.mask for port in ports.values()}
+        shown = format_space(space)  # once: it may have thousands of parts
         self.leaves = {
-            k: _padded_leaf(k, path, space, port)
+            k: _padded_leaf(k, path, space, port, shown)
             for k, port in ports.items()
             if k in used or not is_mask(port)
         }
@@ -154,12 +155,15 @@ class VariableSpace:
         return False
 
 
-def _padded_leaf(key: str, path: Path, space: Space, port: Port) -> Leaf:
-    """The leaf of a padded tensor; its range has the zeros that fill it up, and choices count from 0."""
+def _padded_leaf(key: str, path: Path, space: Space, port: Port, shown: str) -> Leaf:
+    """The leaf of a padded tensor; its range has the zeros that fill it up, and choices count from 0.
+
+    ``shown`` is what messages call the space.
+    """
     if is_mask(port):
         return Leaf(key, path, space, port, "mask", integers=FLAGS)
     integers = None
-    where = f"padded values of {format_space(space)}"
+    where = f"padded values of {shown}"
     if port.cardinality is not None:
         integers = _counted(port, f"outside of {where}, counted from 0")
     elif port.dtype == torch.uint8:

@@ -208,6 +208,7 @@ def test_a_newer_format_asks_for_an_upgrade(path):
         ("spec", "[" * 100_000, "is damaged: 'spec' in its header cannot be read"),
         ("seed", "9" * 5000, "is damaged: 'seed' in its header cannot be read"),
         ("dtype", '"int32"', "is damaged: its dtype is 'int32'"),
+        ("dtype", '"float8_e5m2"', "is damaged: its dtype is 'float8_e5m2'"),
         ("dtype", '"load"', "is damaged: its dtype is 'load'"),
         ("action_space", "{}", "is damaged: its spaces cannot be read: .*unknown type of space"),
         ("observation_space", '{"type": "Box"}', "is damaged: its spaces cannot be read: .*shape"),

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, OneOf, Tuple
 from torch import nn
 
 import composer
@@ -217,6 +218,36 @@ def test_numbers_that_no_computer_holds_are_refused_when_they_are_read():
     assert "a number of 5001 characters is too long" in refusal(text.replace("units: ", "units:"))
     overrides = [f"policy.graph.a.hidden_units={digits}"]
     assert "a number of 5001 characters is too long" in refusal(SPEC, overrides=overrides)
+
+
+def test_a_text_that_params_make_long_is_refused_before_it_is_made():
+    param = "x" * 900_000
+    text = f"params: {{a: {param}}}\n" + SPEC.replace("dense", '"' + "${params.a}" * 5_000 + '"')
+    tracemalloc.start()
+    message = refusal(text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "the text grows to 4500000000 characters; at most 10000 make sense" in message
+    assert peak < 2**26
+
+
+# --- spaces of many parts ---
+
+MANY = {
+    "actions": {"action_space": Tuple([Discrete(2)] * 3_000)},
+    "alternatives": {"observation_space": OneOf([Box(-1, 1, (4,))] * 2_000)},
+    "axes": {"observation_space": Box(-1, 1, (1,) * 32)},
+}
+
+
+@pytest.mark.parametrize("spaces", MANY.values(), ids=MANY)
+def test_a_space_of_many_parts_takes_time_by_their_number(spaces):
+    known = {"observation_space": Box(-1, 1, (4,)), "action_space": Discrete(2)} | spaces
+    start = time.process_time()
+    spec = "version: 1\npolicy: {template: {}}\n"
+    model = composer.compose(spec, **known, device="meta", seed=0)
+    assert model.policy is not None
+    assert time.process_time() - start < 5
 
 
 # --- every integer of every block ---

@@ -442,6 +442,7 @@ def test_compose_needs_to_know_the_spaces():
         ({"seed": 1.5}, "seed is a whole number or None, got 1.5"),
         ({"dtype": "float32"}, "dtype is a floating point type such as torch.float32, got 'float32'"),
         ({"dtype": torch.int32}, "dtype is a floating point type such as torch.float32, got torch.int32"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype is a floating point type such as torch.float32, got torch.float8_e4m3fn"),
         ({"allow": "my_nets"}, "allow is a list of modules, got the text 'my_nets'; write allow=['my_nets']"),
     ],
 )  # fmt: skip

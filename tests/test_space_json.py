@@ -232,6 +232,8 @@ def nested(kind, levels):
         ({**BOX, "shape": [10**30]}, "Box of the shape (a number of 100 bits,) makes"),
         ({"type": "Tuple", "spaces": [{**BOX, "shape": [2**24]}] * 3}, "Box of the shape (16,777,216,) makes"),
         ({**BOX, "shape": [-1]}, "Box has the shape (-1,); sizes are 0 or more"),
+        ({**BOX, "shape": [1] * 33}, "Box has 33 axes, more than 32, which is not read; reshape it in a wrapper of the environment"),
+        ({"type": "MultiBinary", "n": [1] * 10**5}, "MultiBinary has 100,000 axes, more than 32"),
         ({**BIT, "n": 10**30}, "Discrete has a number of 100 bits values, more than 2,147,483,648, which is not read; hash them to fewer in a wrapper of the environment"),
         ({**BIT, "start": 2**63 - 1}, "Discrete starts at 9,223,372,036,854,775,807, which int64 does not hold"),
         ({"type": "MultiBinary", "n": [10**5, 10**5]}, "MultiBinary of the shape (100,000, 100,000) makes"),
