@@ -284,12 +284,45 @@ TRAINERS = {
     ),
 }  # fmt: skip
 
+OPTIMIZER = (*PARAMETERS[:2], "policy.optimizer", "state", 0)
+KEPT = {  # what no optimiser keeps, by the name under which it is kept
+    "short step": ("step", torch.zeros(3)),
+    "negative step": ("step", torch.tensor(-1.0)),
+    "short mean": ("exp_avg", torch.zeros(3)),
+    "expanded mean": ("exp_avg", torch.zeros(1).expand(64, 4)),
+    "text": ("exp_avg_sq", "many"),
+    "nothing": ("exp_avg", None),
+}
+TRAINERS |= {
+    f"optimiser: {name}": (inner([*OPTIMIZER, key], value), OTHER)
+    for name, (key, value) in KEPT.items()
+}
+
 
 @pytest.mark.parametrize(("change", "message"), TRAINERS.values(), ids=TRAINERS)
 def test_a_wrong_trainer_pt_is_refused_in_a_line(capsys, finished, change, message):
     put_run({**finished, "trainer.pt": change(finished["trainer.pt"])})
     assert refused(capsys).startswith(message)
     assert not Path("harmed").exists()
+
+
+REPLAY = {
+    "a place far beyond": (["at"], 10**12),
+    "a place before": (["at"], -5),
+    "no place": (["at"], "x"),
+    "actions that there are not": (["arrays", "actions"], torch.full((128, 1, 1), 10**9)),
+    "short": (["arrays", "rewards"], torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), REPLAY.values(), ids=REPLAY)
+def test_a_wrong_replay_buffer_is_refused_in_a_line(capsys, path, value):
+    settings = {"buffer_size": 500, "learning_starts": 10}
+    overrides = [("critic", None)]
+    train(CARTPOLE, "run", steps=128, algorithm="dqn", settings=settings, eval_episodes=1, overrides=overrides)  # fmt: skip
+    changed = inner(["trainer", "buffer", *path], value)(Path("run/trainer.pt").read_bytes())
+    Path("run/trainer.pt").write_bytes(changed)
+    assert refused(capsys).startswith(OTHER)
 
 
 @pytest.mark.parametrize("name", ["run.json", "trainer.pt"])

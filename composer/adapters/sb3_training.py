@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
-from operator import or_
+from operator import attrgetter, or_
 from typing import Any, ClassVar, Optional, get_args, get_origin
 
 import gymnasium
@@ -17,7 +17,7 @@ from composer.adapters.sb3_checks import refuse
 from composer.model import Model
 from composer.training.environment import training_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Phase, Report, Task, no_phase
+from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_other_state
 from perception_blocks.registry import did_you_mean, missing_extra
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
 
@@ -130,6 +130,9 @@ class Sb3Trainer:
     def restore(self, state: Mapping[str, Any], steps: int) -> None:
         trained = self._agent
         trained.set_parameters(state["parameters"])
+        parts = [attrgetter(name)(trained) for name in trained._get_torch_save_params()[0]]
+        for optimizer in (part for part in parts if isinstance(part, torch.optim.Optimizer)):
+            refuse_other_state(optimizer)
         for name, value in state["tensors"].items():
             getattr(trained, name).data.copy_(value)
         trained._n_updates = state["updates"]
@@ -214,12 +217,19 @@ def _kept(buffer: Any) -> dict[str, Any]:
 
 
 def _fill(buffer: Any, kept: Mapping[str, Any]) -> None:
+    """Raises what the copying raises, and ValueError where the rest is not of this buffer."""
+    if type(kept["at"]) is not int or not 0 <= kept["at"] < buffer.buffer_size:
+        raise ValueError("the place in its replay buffer is no place of this one")
     for name, value in kept["arrays"].items():
         stored = getattr(buffer, name)
         parts = value.items() if isinstance(value, dict) else [(None, value)]
         for key, part in parts:
             (stored if key is None else stored[key])[: len(part)] = part.numpy()
-    buffer.pos, buffer.full = kept["at"], kept["full"]
+    buffer.pos, buffer.full = kept["at"], bool(kept["full"])
+    choices = buffer.actions[: buffer.size()]
+    space = buffer.action_space
+    if isinstance(space, gymnasium.spaces.Discrete) and np.any((choices < 0) | (choices >= space.n)):
+        raise ValueError("its replay buffer holds actions that its space does not have")
 
 
 def _is_stored(value: Any, buffer: Any) -> bool:

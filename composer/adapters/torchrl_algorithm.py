@@ -14,6 +14,7 @@ from torch import nn
 from torchrl.objectives import LossModule
 
 from composer.model import Model
+from composer.training.trainer import refuse_other_state
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
 
 __all__ = ["Algorithm", "Settings"]
@@ -56,6 +57,7 @@ class Algorithm(ABC):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
+        refuse_other_state(self._optimizer)
 
     def _update(self, data: TensorDictBase) -> None:
         """One step of the optimiser by all that the loss says of ``data``."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
 
 from composer.errors import RefusedError
 from composer.model import Model
 from perception_blocks.registry import Registry
 
 __all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer", "TrainingError"]
-__all__ += ["no_phase"]
+__all__ += ["no_phase", "refuse_other_state"]
 
 TRAINERS = Registry("trainer")
 TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3")
@@ -92,3 +96,33 @@ class Trainer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def refuse_other_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where what an optimiser has restored is not what it keeps: a later step would fail by it."""
+    probe = torch.zeros(2, requires_grad=True)
+    probe.grad = torch.zeros(2)
+    takes = inspect.signature(type(optimizer)).parameters
+    settings = {name: value for name, value in optimizer.defaults.items() if name in takes}
+    fresh = type(optimizer)([probe], **settings)
+    fresh.step()
+    form = fresh.state[probe]
+    for parameter, kept in optimizer.state.items():
+        if not isinstance(parameter, Tensor) or kept.keys() != form.keys():
+            raise ValueError("the optimiser's state is of another optimiser")
+        for name, value in kept.items():
+            has_shape = isinstance(form[name], Tensor) and form[name].dim() > 0
+            if not (_is_shaped(value, parameter) if has_shape else _is_count(value)):
+                raise ValueError(f"the optimiser's {name!r} is of another kind or shape")
+
+
+def _is_shaped(value: Any, parameter: Tensor) -> bool:
+    """Whether ``value`` has a number of its own for each of the ``parameter``."""
+    is_like = isinstance(value, Tensor) and value.shape == parameter.shape
+    return is_like and value.untyped_storage().nbytes() >= value.nbytes
+
+
+def _is_count(value: Any) -> bool:
+    if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.dim()):
+        return False
+    return 0 <= float(value) < float("inf")
