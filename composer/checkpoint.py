@@ -178,7 +178,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
 
 def is_dtype(value: Any) -> bool:
-    """Whether a model can be of this dtype: PyTorch keeps floats of 8 bits and fewer, and does not calculate with them."""
+    """Whether a model can be of this dtype: PyTorch keeps floats of 8 bits, but cannot calculate with them."""
     return isinstance(value, torch.dtype) and value.is_floating_point and value.itemsize > 1
 
 

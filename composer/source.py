@@ -422,7 +422,7 @@ class _YamlReader:
             parent.key = None
         return node
 
-    def _scalar(self, text: str, position: Position) -> Any:
+    def _scalar(self, text: str, position: Position | None) -> Any:
         """What an unquoted ``text`` means; itself where it means a number that is too long, which is noted."""
         try:
             return parse_scalar(text)
