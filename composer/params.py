@@ -128,7 +128,9 @@ class _Filler:
         if length > _MAX_TEXT:
             message = f"the text grows to {length} characters; at most {_MAX_TEXT} make sense"
             self._add(path, node, message)
-            return "".join(part[:100] for part in parts[:100])[:100]  # what refers to it need not be reported as well
+            return "".join(part[:100] for part in parts[:100])[
+                :100
+            ]  # what refers to it need not be reported as well
         return "".join(parts)
 
     def _text_of(self, match: re.Match[str], node: Node, path: Path) -> str:

@@ -228,7 +228,9 @@ def _fill(buffer: Any, kept: Mapping[str, Any]) -> None:
     buffer.pos, buffer.full = kept["at"], bool(kept["full"])
     choices = buffer.actions[: buffer.size()]
     space = buffer.action_space
-    if isinstance(space, gymnasium.spaces.Discrete) and np.any((choices < 0) | (choices >= space.n)):
+    if isinstance(space, gymnasium.spaces.Discrete) and np.any(
+        (choices < 0) | (choices >= space.n)
+    ):
         raise ValueError("its replay buffer holds actions that its space does not have")
 
 
