@@ -80,12 +80,16 @@ class SequenceView(nn.Module):
         action_mask: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Any:
-        """What a policy says of the next token at every place, within ``action_mask`` (B, L, k) if given."""
+        """What a policy says of the next token at every place, within ``action_mask`` (B, L, k).
+
+        None is no mask: that of the spec is an observation of the last place only, so those of all places are given
+        here, or none.
+        """
         policy = self.network
         if not isinstance(policy, Policy):
             raise ValueError("a critic has no distribution; this is the view of one")
         (action,) = policy.distributions
-        masks = {} if action_mask is None else {action: action_mask}
+        masks = {action: action_mask}
         logits = self._outputs(sequence, sequence_mask)
         try:
             return policy.distributions(logits, masks, temperature).parts[action]

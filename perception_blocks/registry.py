@@ -71,8 +71,8 @@ class MissingExtraError(ImportError):
 def needs_extra(what: str, libraries: Sequence[str], extra: str) -> str:
     """What is not installed, and the extra that brings it.
 
-    >>> needs_extra("TokenEnv", ["torchrl"], "torchrl")
-    'TokenEnv needs \'torchrl\'; install it with: pip install "perception-composer[torchrl]"'
+    >>> print(needs_extra("TokenEnv", ["torchrl"], "torchrl"))
+    TokenEnv needs 'torchrl'; install it with: pip install "perception-composer[torchrl]"
     """
     names = " and ".join(", ".join(map(repr, s)) for s in (libraries[:-1], libraries[-1:]) if s)
     it = "it" if len(libraries) == 1 else "them"

@@ -198,7 +198,7 @@ def test_settings_that_do_not_fit_are_refused_in_words(settings, message):
     [
         (
             Port((3, 64, 64), torch.uint8),
-            "nature_cnn_dense takes scaled numbers, got uint8 (3, 64, 64); put a scale_image block before it",
+            "nature_cnn_dense takes scaled numbers, got uint8 (3, 64, 64); put a scale_image block after each uint8 observation that it is made of",
         ),
         (
             Port((64, 64, 3), channels="last"),

@@ -209,7 +209,7 @@ def test_linear_output_refuses_settings_in_words(settings, message):
         ),
         (
             Port((128,), torch.uint8),
-            "dense takes scaled numbers, got uint8 (128,); put a scale_image block before it",
+            "dense takes scaled numbers, got uint8 (128,); put a scale_image block after each uint8 observation that it is made of",
         ),
     ],
 )
