@@ -84,8 +84,9 @@ def train(
     trainer = _trainer(trainer_class, task, model)
     try:
         curve = LearningCurve(every=max(1, task.steps // ROWS))
-        with RunFolder.create(out, task, trainer, curve) as folder:
-            return _run(folder, trainer, curve, 0)
+        # Who sees the folder may send a signal: from then on it is noted.
+        with _watched(task, 0) as watched, RunFolder.create(out, task, trainer, curve) as folder:
+            return _run(folder, trainer, curve, 0, *watched)
     finally:
         trainer.close()
 
@@ -143,7 +144,8 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
         folder.begin_again()
         every = max(1, task.steps // ROWS)
         curve = LearningCurve(every, saved["curve"], saved["recent"])
-        return _run(folder, trainer, curve, saved["steps"])
+        with _watched(task, saved["steps"]) as watched:
+            return _run(folder, trainer, curve, saved["steps"], *watched)
     finally:
         trainer.close()
 
@@ -230,13 +232,26 @@ class _Recorder:
                 )
 
 
-def _run(folder: RunFolder, trainer: Trainer, curve: LearningCurve, done: int) -> Outcome:
-    task = folder.task
+@contextmanager
+def _watched(task: Task, done: int) -> Iterator[tuple[ProgressBar, Interruption]]:
+    """The progress bar of a run, and the signals that are noted while it is shown."""
     with (
         ProgressBar(task.steps, done) as bar,
         interruption_noted(lambda: bar.now) as interruption,
-        _as_training_errors(),
     ):
+        yield bar, interruption
+
+
+def _run(
+    folder: RunFolder,
+    trainer: Trainer,
+    curve: LearningCurve,
+    done: int,
+    bar: ProgressBar,
+    interruption: Interruption,
+) -> Outcome:
+    task = folder.task
+    with _as_training_errors():
         recorder = _Recorder(folder, trainer, curve, bar, interruption)
         recorder.steps = done
         if done < task.steps:
