@@ -7,10 +7,12 @@ _command = (
     (sys.orig_argv[-len(sys.argv)] if sys.argv[0] == "-m" else sys.argv[0]) if sys.argv else ""
 )
 _home = os.path.dirname(os.path.dirname(__file__))
-if os.path.basename(_command) in ("composer", "-mcomposer", "composer.exe") and not (
-    sys.flags.safe_path or sys.path[0] == _home  # a checkout that is not installed
-):
-    del sys.path[0]  # the current folder, or that of the script: anybody's files may lie there
+if os.path.basename(_command) in ("composer", "-mcomposer", "composer.exe"):
+    if not (sys.flags.safe_path or sys.path[0] == _home):  # a checkout that is not installed
+        del sys.path[0]  # the current folder, or that of the script: anybody's files may lie there
+    from composer.ctrl_c import answer_ctrl_c
+
+    answer_ctrl_c()
 
 from typing import TYPE_CHECKING  # noqa: E402
 

@@ -34,6 +34,7 @@ __all__ = [
     "LoadReport",
     "Record",
     "fill",
+    "fill_whole",
     "foreign_modules",
     "is_dtype",
     "plain_spec",
@@ -236,12 +237,14 @@ def fill(
     strict: bool,
     stored: Mapping[str, str] | None = None,
     source: str = "the file",
+    advice: str = "strict=False loads what fits",
 ) -> LoadReport:
     """Copy ``tensors`` into ``module`` by name; ``stored`` says what the source calls those that it calls otherwise.
 
     ``source`` is what messages call that which held the tensors.
 
     Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
+    Into a module on "meta" nothing is copied. ``advice`` is the way out that the error names.
     """
     own = module.state_dict(keep_vars=True)
     tensors = _as_now(tensors, own)
@@ -268,13 +271,17 @@ def fill(
     ]
     if strict and report.skipped:
         lines = "\n  ".join(report.skipped)
-        raise CheckpointError(
-            f"the weights do not fit this model; strict=False loads what fits\n  {lines}"
-        )
+        raise CheckpointError(f"the weights do not fit this model; {advice}\n  {lines}")
     with torch.no_grad():
         for name in report.loaded:
             own[name].copy_(tensors[name])
     return report
+
+
+def fill_whole(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """`fill` from the checkpoint at ``path`` as commands do, which load all or nothing."""
+    tensors = read_tensors(path, read_record(path))
+    fill(module, tensors, strict=True, advice="leave out what changes it, such as --set or --env")
 
 
 def _as_now(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

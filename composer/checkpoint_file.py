@@ -215,6 +215,10 @@ def _read(path: str | os.PathLike[str], use: Callable[[Any], _Result]) -> _Resul
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {name!r}") from error
     except SafetensorError as error:
+        if name.endswith((".yaml", ".yml")):
+            raise CheckpointError(
+                f"{name!r} is a spec, not a checkpoint; composer.compose makes a model from it"
+            ) from error
         raise CheckpointError(
             f"{name!r} is no safetensors file, or a damaged one: {error}"
         ) from error

@@ -1,7 +1,7 @@
 """The command line: a verb and a file. It calls the library, prints, and returns the exit status.
 
-0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. 128 and a signal's number: a training that it
-has interrupted. An exception in a user's own class is shown with its traceback where --traceback is given.
+0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. 128 and a signal's number: what it has
+interrupted. An exception in a user's own class is shown with its traceback where --traceback is given.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from composer.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.errors import SpecError
-from composer.files import is_regular, real_path
+from composer.files import begins_as_checkpoint, is_regular, real_path
 from composer.training.command import add_train_options, run_train
 from perception_blocks.foreign import readable
 
@@ -27,6 +28,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    try:
+        with interrupted_in_a_line():
+            return _run(argv)
+    except KeyboardInterrupt:
+        say_interrupted()
+        return STATUS
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     if argv is None:  # a process of our own
         os.environ["PYTHONSAFEPATH"] = "1"  # what it starts imports nothing from the current folder
@@ -275,7 +285,7 @@ def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Any, dict[str, An
     except CheckpointError as error:
         raise _UserError(str(error)) from error
     held = {"observation_space": observation_space, "action_space": action_space}
-    return stored_source(record.spec, arguments.overrides), given or held
+    return stored_source(record.spec, arguments.file, arguments.overrides), given or held
 
 
 def _init(arguments: argparse.Namespace) -> None:
@@ -342,17 +352,17 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     model = _composed(arguments, source, spaces)
     if _is_checkpoint(arguments.file):
-        _check_tensors(arguments.file)
+        _check_tensors(arguments.file, model)
     count = sum(parameter.numel() for parameter in model.parameters())
     _say(f"{arguments.file}: good; {count:,} parameters")
 
 
-def _check_tensors(path: str) -> None:
-    """Raise _UserError for a checkpoint whose tensors are not as they were saved."""
-    from composer.checkpoint import CheckpointError, read_record, read_tensors
+def _check_tensors(path: str, model: Any) -> None:
+    """Raise _UserError for a checkpoint whose tensors are not as they were saved, or do not fit ``model``."""
+    from composer.checkpoint import CheckpointError, fill_whole
 
     try:
-        read_tensors(path, read_record(path))
+        fill_whole(model, path)
     except CheckpointError as error:
         raise _UserError(str(error)) from error
 
@@ -374,12 +384,12 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     model = _compose(arguments).materialize()
-    from composer.checkpoint import CheckpointError
+    from composer.checkpoint import CheckpointError, fill_whole
     from composer.export import ExportError
 
     try:
         if _is_checkpoint(arguments.file):
-            model.load_weights(arguments.file)
+            fill_whole(model, arguments.file)
         report = model.export(
             arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
         )
@@ -446,23 +456,22 @@ def _data(path: str, allow: Sequence[str]) -> dict[str, Any]:
     from composer.checkpoint import CheckpointError, read_record
 
     try:
-        return stored_source(read_record(path).spec).data
+        return stored_source(read_record(path).spec, path).data
     except CheckpointError as error:
         raise _UserError(str(error)) from error
 
 
 def _is_checkpoint(path: str) -> bool:
-    """By its ending, or because it begins as safetensors do: eight bytes of length, then a header in JSON."""
+    """By its ending, or by how it begins."""
     if path.endswith(".safetensors"):
         return True
     if not is_regular(path):
         return False
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            return begins_as_checkpoint(file.read(9))
     except OSError:
         return False
-    return b"\0" in start and start.endswith(b"{")
 
 
 # Of each command: what runs it, its options and what it does.

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_BYTES",
     "allowed_folders",
     "as_argument",
+    "begins_as_checkpoint",
     "display_name",
     "is_regular",
     "names_a_folder",
@@ -59,6 +60,12 @@ def is_regular(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def begins_as_checkpoint(data: bytes) -> bool:
+    """Whether a file begins as safetensors do: eight bytes of length, then a header in JSON."""
+    start = data[:9]
+    return b"\0" in start and start.endswith(b"{")
+
+
 def read_text(path: str, asked_at: Position | None) -> str:
     """The text of the file at ``path``. Raises SpecError for whatever is no readable text file."""
     name = display_name(path)
@@ -84,6 +91,9 @@ def read_text(path: str, asked_at: Position | None) -> str:
 
 
 def _decode(data: bytes, name: str) -> str:
+    if begins_as_checkpoint(data):
+        message = f"{name!r} is a checkpoint, not a spec; composer.load makes a model from it"
+        raise SpecError([Problem(message, (), Position(name, 1, 1))])
     if len(data) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES} bytes, too large for a spec"
         raise SpecError([Problem(message, (), Position(name, 1, 1))])

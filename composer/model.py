@@ -361,7 +361,7 @@ def load(
     require_blocks(record)
     observation_space, action_space = record.spaces()
     model = compose(
-        stored_source(record.spec),
+        stored_source(record.spec, path),
         observation_space=observation_space,
         action_space=action_space,
         allow=allow,

@@ -149,15 +149,18 @@ def load_source(
     return Source(root, name, files.seen, problems, folders)
 
 
-def stored_source(text: str, overrides: Iterable[Override] = ()) -> Source:
-    """The spec inside of a checkpoint or a run: text, even on one line. It names no file that would be read.
+def stored_source(
+    text: str, file: str | os.PathLike[str], overrides: Iterable[Override] = ()
+) -> Source:
+    """The spec inside of a checkpoint or a run, ``file``: text, even on one line. It names no file that would be read.
 
     Raises SpecError for what cannot be read at all.
     """
     problems: list[Problem] = []
-    root = _without_extends(_parse(text, _TEXT_NAME, problems), "the text inside of one")
+    name = f"{display_name(os.fspath(file))}, its spec"
+    root = _without_extends(_parse(text, name, problems), "the text inside of one")
     root = _overridden(root, overrides, problems)
-    return Source(root, _TEXT_NAME, (), problems, is_stored=True)
+    return Source(root, name, (), problems, is_stored=True)
 
 
 # --- extends -----------------------------------------------------------------------------------------------------

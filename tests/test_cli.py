@@ -13,8 +13,11 @@ from gymnasium.spaces import Box, Discrete
 
 import composer
 from composer.blocks_help import GRAPHS, describe_block, example_of, list_blocks
+from composer.checkpoint_file import CheckpointError, write_file
 from composer.cli import main
+from composer.errors import SpecError
 from composer.nodes import NESTED
+from composer.space_json import spaces_to_json
 from composer.summary import summarize
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS
@@ -123,6 +126,123 @@ def test_a_checkpoint_is_checked_and_shown_like_its_spec(capsys):
     status, _, err = run(capsys, "show", "agent.safetensors")
     assert status == 1
     assert err.startswith("composer show: 'agent.safetensors' is no safetensors file, or a damaged")
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        (["--env", "Pendulum-v1"], "policy.latent.linears.0.weight is (64, 4) in the file, the model needs (64, 3)"),
+        (
+            ["--set", "policy.graph.latent.hidden_units=[64,8]"],
+            "policy.latent.linears.1.bias is (64,) in the file, the model needs (8,)",
+        ),
+        (
+            ["--set", "policy.graph.latent.hidden_units=[64]"],
+            "policy.latent.linears.1.bias (64,) is in the file, the model has no such tensor",
+        ),
+        (
+            ["--set", "critic.graph.latent.hidden_units=[64,64,64]"],
+            "critic.latent.linears.2.bias (64,) is not in the file",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "command", [["check"], ["export", "-o", "agent.pt2"], ["train", "-o", "run", "--steps", "8"]]
+)
+def test_a_checkpoint_whose_weights_do_not_fit_is_refused(capsys, command, options, difference):
+    composer.compose(Path("agent.yaml"), seed=0).save("agent.safetensors")
+    status, out, err = run(capsys, *command, "agent.safetensors", *options)
+    assert (status, out) == (1, "")
+    if command[0] == "train" and "--env" in options:
+        assert "is a model for other spaces than the environment's" in err
+        return
+    assert err.startswith(
+        f"composer {command[0]}: the weights do not fit this model; leave out what changes it, "
+        "such as --set or --env\n"
+    )
+    assert f"  {difference}\n" in err
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("command", ["check", "show", "diff"])
+def test_a_problem_of_a_spec_in_a_checkpoint_is_placed_in_that_file(capsys, command):
+    text = "version: 1\npolicy:\n  graph: {latent: {block: dense, in: [}}\n"
+    record = {
+        "format_version": 1, "spec": text, "observation_space": {}, "action_space": {}, "seed": 0,
+        "dtype": "float32", "modules": [], "versions": {}, "tied": {}, "blocks": {},
+    }  # fmt: skip
+    space = spaces_to_json(Discrete(2))
+    write_file("two.safetensors", {}, {**record, "observation_space": space, "action_space": space})
+    arguments = ["agent.yaml", "two.safetensors"] if command == "diff" else ["two.safetensors"]
+    status, _, err = run(capsys, command, *arguments)
+    assert status == 1
+    assert err.startswith("two.safetensors, its spec:3:")
+
+
+def test_a_spec_and_a_checkpoint_taken_for_one_another_name_the_other_function():
+    composer.compose(Path("agent.yaml"), seed=0).save("agent.safetensors")
+    with pytest.raises(SpecError) as caught:
+        composer.compose("agent.safetensors")
+    assert str(caught.value) == (
+        "agent.safetensors:1:1: 'agent.safetensors' is a checkpoint, not a spec; composer.load makes a model from it"
+    )
+    with pytest.raises(CheckpointError) as caught:
+        composer.load("agent.yaml")
+    assert str(caught.value) == (
+        "'agent.yaml' is a spec, not a checkpoint; composer.compose makes a model from it"
+    )
+
+
+# --- Ctrl-C ---
+
+# The console script of an installation, in which Ctrl-C comes when a module is imported, and may be made something else.
+CONSOLE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["AT"]:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                if "LOST" in os.environ:
+                    raise ImportError("initialization failed") from None
+                raise
+
+sys.meta_path.insert(0, Finder())
+from composer.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("lost", [{}, {"LOST": "1"}])
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("check", "composer.cli"), ("check", "argparse"), ("check", "composer.source"), ("check", "torch"),
+        ("show", "torch.nn"), ("show", "composer.summary"), ("train", "composer.training.session"),
+    ],
+)  # fmt: skip
+def test_ctrl_c_ends_a_command_in_a_line(folder, command, module, lost):
+    Path("composer").write_text(CONSOLE)
+    options = ["--steps", "8", "-o", "run"] if command == "train" else []
+    done = subprocess.run(
+        [sys.executable, "composer", command, "agent.yaml", *options], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "AT": module, **lost},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["check", "show", "blocks", "schema"])
+def test_ctrl_c_in_a_command_that_another_program_calls(capfd, monkeypatch, command):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("composer.cli._say", interrupt)
+    arguments = [] if command in ("blocks", "schema") else ["agent.yaml"]
+    assert main([command, *arguments]) == 130
+    assert capfd.readouterr().err == "interrupted\n"
 
 
 def test_schema_is_json(capsys):

@@ -34,7 +34,7 @@ COMPOSER = """
     diagram_dot diagram_mermaid diagram_graphviz diagram_html diagram
     lowered_model batch_axes checkpoint_file checkpoint weights space_samples export_values export_wrappers export_network export_files export_parity export_checks export model adapters.token_sequences adapters.token_env adapters.token_gym adapters.algorithm_needs adapters.sb3_spaces adapters.sb3_checks adapters.sb3_policies adapters.sb3_contrib adapters.sb3_off_policy adapters.sb3 adapters.torchrl_fields adapters.torchrl_distribution adapters.torchrl_checks adapters.torchrl_parts adapters.torchrl_modules adapters.torchrl_adoption adapters.torchrl token_views model_registry
     training.trainer training.environment training.evaluation adapters.torchrl_algorithm adapters.torchrl_on_policy adapters.torchrl_off_policy adapters.torchrl_training_checks adapters.sb3_training adapters.torchrl_training training.curve training.folder training.interruption training.progress training.session training.command
-    written_out cli __main__
+    written_out ctrl_c cli __main__
 """
 READING_ORDER = [f"perception_blocks.{name}" for name in PERCEPTION_BLOCKS.split()]
 READING_ORDER += [f"composer.{name}" for name in COMPOSER.split()]

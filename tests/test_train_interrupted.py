@@ -16,6 +16,7 @@ from training_runs import ALLOW, CARTPOLE, CONFIGS, FILES, SHORT, SORT, TESTS, b
 
 import composer
 from composer import checkpoint_file
+from composer.cli import main
 from composer.source import load_source
 from composer.training.curve import LearningCurve
 from composer.training.folder import RunFolder
@@ -164,6 +165,21 @@ def test_a_second_signal_ends_the_process_as_ever():
     thread.start()
     thread.join()
     assert thread_result == [None]
+
+
+@pytest.mark.usefixtures("_python_ends_by_sigint")
+def test_a_second_ctrl_c_ends_the_command_in_a_line(monkeypatch, capfd):
+    def step(self, action):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("training_envs.Interrupting.step", step)
+    Path("sort.yaml").write_text(SORT.replace("Sort-v0", "Interrupting-v0"))
+    status = main(
+        ["train", "sort.yaml", "--steps", "64", "-o", "run", "--allow", "training_envs"]
+    )
+    heard = HEARD.format(name="SIGINT", phase="collecting")
+    assert (status, capfd.readouterr().err) == (128 + signal.SIGINT, f"{heard}interrupted\n")
 
 
 def noted_in_a_thread():

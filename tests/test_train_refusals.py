@@ -252,7 +252,7 @@ def test_a_run_is_resumed_as_the_one_it_is(capsys):
     )
     assert (status, err) == (
         1,
-        "composer train: the run in 'run' is another one:\n"
+        "composer train: the run in 'run' is another one; leave out what differs, or begin a new run with -o:\n"
         "  --trainer is 'torchrl' here, but 'sb3' in the run\n"
         "  --seed is 3 here, but 0 in the run\n"
         "  --env is 'CartPole-v1' here, but 'training_envs:Sort-v0' in the run\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from composer.checkpoint import plain_spec, read_record, saved_spec
+from composer.checkpoint import fill_whole, plain_spec, read_record, saved_spec
 from composer.discrete_actions import NoLegalChoiceError
 from composer.distributions import NoNumberError
 from composer.errors import Problem, SpecError
@@ -130,7 +130,7 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
             "to go on, say how many there shall be in all: --steps"
         )
     model = compose(
-        stored_source(task.spec),
+        stored_source(task.spec, folder.path / "run.json"),
         env=task.environment,
         allow=allow,
         seed=task.seed,
@@ -359,7 +359,7 @@ def _option(field: str) -> str:
 def _begin_with(model: Model, weights: str | Path) -> None:
     """Load a checkpoint. Raises TrainingError where it is of an environment with other spaces."""
     _refuse_other_spaces(weights, model)
-    model.load_weights(weights)
+    fill_whole(model, weights)
 
 
 def _refuse_other_spaces(weights: str | Path, model: Model) -> None:
@@ -404,7 +404,7 @@ def _refuse_another(
         if value != has[name]
     ]
     if spec is not None:
-        stored = stored_source(has["spec"]).data
+        stored = stored_source(has["spec"], folder.path / "run.json").data
         differences = diff_specs(stored, plain_spec(spec.data))
         if differences and not check_environment(folder.task.environment, allow):
             # What blocks read once, when they were built, is not named in the run.
@@ -413,7 +413,10 @@ def _refuse_another(
         problems += [f"the spec differs: {line}" for line in differences]
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
-        raise TrainingError(f"the run in {str(folder.path)!r} is another one:{lines}")
+        raise TrainingError(
+            f"the run in {str(folder.path)!r} is another one; leave out what differs, or "
+            f"begin a new run with -o:{lines}"
+        )
 
 
 def _check_environment(task: Task, allow: Iterable[str]) -> None:
