@@ -55,4 +55,6 @@ def _answer(number: int, frame: Any) -> None:
 
 def _end() -> NoReturn:
     say_interrupted()
-    os._exit(STATUS)  # without what the interpreter does at its end: it may be slow, and Ctrl-C come again
+    os._exit(
+        STATUS
+    )  # without what the interpreter does at its end: it may be slow, and Ctrl-C come again

@@ -175,9 +175,7 @@ def test_a_second_ctrl_c_ends_the_command_in_a_line(monkeypatch, capfd):
 
     monkeypatch.setattr("training_envs.Interrupting.step", step)
     Path("sort.yaml").write_text(SORT.replace("Sort-v0", "Interrupting-v0"))
-    status = main(
-        ["train", "sort.yaml", "--steps", "64", "-o", "run", "--allow", "training_envs"]
-    )
+    status = main(["train", "sort.yaml", "--steps", "64", "-o", "run", "--allow", "training_envs"])
     heard = HEARD.format(name="SIGINT", phase="collecting")
     assert (status, capfd.readouterr().err) == (128 + signal.SIGINT, f"{heard}interrupted\n")
 
