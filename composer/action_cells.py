@@ -68,7 +68,10 @@ class Placed(NamedTuple):
 
 
 def place(action: Tensor, bounds: Bounds, dtype: torch.dtype, resolution: Resolution) -> Placed:
-    """Where an action is, computed in ``dtype``, and the coarsest of that, its own dtype and the ``resolution``."""
+    """Where an action is, computed in ``dtype``, and the coarsest of that, its own dtype and the ``resolution``.
+
+    An action that rounding took beyond a bound is on the bound.
+    """
     value, half = action.detach(), bounds.half
     dtypes = [d for d in (value.dtype, dtype, resolution.dtype) if d and d.is_floating_point]
     coarsest = max(dtypes, key=lambda d: torch.finfo(d).eps)
@@ -79,6 +82,7 @@ def place(action: Tensor, bounds: Bounds, dtype: torch.dtype, resolution: Resolu
         coarsest = None
     else:
         value = value.to(coarsest).to(dtype)
+    value = value.clamp(bounds.low, bounds.high)
     return Placed(value, *_distances(value, bounds), reach, coarsest)
 
 

@@ -72,11 +72,18 @@ def refuse_outside(action: Tensor, bounds: Bounds, key: str) -> None:
     if bool((distance <= bounds.half).all()):  # nearly always
         return
     largest = bounds.half + abs(bounds.middle)
+    # Environments and buffers have float32, whatever the dtype of the policy.
     dtypes = (torch.float32, *(d for d in (action.dtype,) if d.is_floating_point))
     rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes) * largest
-    wrong = ~(distance <= bounds.half * 1.001 + rounding)
+    wrong = ~(distance <= bounds.half + rounding)
     shape = wrong.shape
-    refuse_actions(action, wrong, lambda at: limits_text(bounds.low, bounds.high, shape, at), key)
+    refuse_actions(
+        action,
+        wrong,
+        lambda at: limits_text(bounds.low, bounds.high, shape, at),
+        key,
+        "clip it to the bounds: action.clamp(low, high)",
+    )
 
 
 class GaussianDistribution(Distribution):

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from composer.distributions import (
+    AS_SAMPLED,
+    ENVIRONMENTS_ACTION,
     ActionDistribution,
     Distribution,
     check_action,
@@ -58,7 +60,8 @@ class NoLegalChoiceError(ValueError):
 class ChoiceDistribution(Distribution):
     """One choice of n for each element of the action: ``logits`` (..., *action shape, n).
 
-    ``sizes`` (*action shape) says how many of the n there really are where that differs; ``key`` is for messages.
+    ``sizes`` (*action shape) says how many of the n there really are where that differs; ``key`` and ``start``, what
+    the environment counts from, are for messages.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class ChoiceDistribution(Distribution):
         *,
         sizes: Tensor | None = None,
         key: str = "action",
+        start: int | Tensor = 0,
     ) -> None:
         self.log_probs = functional.log_softmax(logits, -1).clamp_min(floor_of(logits.dtype))
         self._event_dims = event_dims
         self._sizes = sizes
         self._key = key
+        self._start = start
 
     @property
     def probs(self) -> Tensor:
@@ -97,14 +102,18 @@ class ChoiceDistribution(Distribution):
 
     def _refuse_no_choice(self, action: Tensor) -> None:
         sizes: Any = self.log_probs.shape[-1] if self._sizes is None else self._sizes
-        right = (action >= 0) & (action < sizes)  # False for NaN
-        if action.is_floating_point():
-            right = right & (action == action.round())
+        whole = action == action.round() if action.is_floating_point() else True
+        right = (action >= 0) & (action < sizes) & whole  # False for NaN
+        if bool(right.all()):
+            return
+
+        counted = (action >= self._start) & (action < self._start + sizes) & whole
+        way_out = ENVIRONMENTS_ACTION if bool(counted.all()) else AS_SAMPLED
 
         def expected(index: tuple[int, ...]) -> str:
             return f"an integer from {limits_text(0, sizes - 1, action.shape, index)}"
 
-        refuse_actions(action, ~right, expected, self._key)
+        refuse_actions(action, ~right, expected, self._key, way_out)
 
     def entropy(self) -> Tensor:
         return event_sum(-(self.log_probs.exp() * self.log_probs).sum(-1), self._event_dims)
@@ -171,6 +180,7 @@ class Categorical(ActionDistribution):
         if leaf.kind != "discrete":
             raise misfit("categorical", leaf, "a Discrete action")
         super().__init__(leaf, leaf.port.cardinality)  # type: ignore[arg-type]
+        self._start = leaf.start
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
@@ -181,7 +191,8 @@ class Categorical(ActionDistribution):
         if mask is not None:
             legal = _legal(mask, logits, self.key)
             require_choice(legal, self.key)
-        return ChoiceDistribution(_scores(logits, legal, temperature), key=self.key)
+        scores = _scores(logits, legal, temperature)
+        return ChoiceDistribution(scores, key=self.key, start=self._start)
 
     def wrong_logits(self, logits: Tensor) -> Tensor:
         return _without_choice(logits) | super().wrong_logits(logits)
@@ -202,6 +213,7 @@ class MultiCategorical(ActionDistribution):
         sizes = leaf.port.cardinality
         assert isinstance(sizes, tuple)
         super().__init__(leaf, sum(sizes))
+        self._start = leaf.start
         self._widest = max(sizes)
         self.padded = len(set(sizes)) > 1
         if self.padded:
@@ -229,7 +241,9 @@ class MultiCategorical(ActionDistribution):
                 # Else a row without a legal choice would not be uniform over the real ones.
                 padding = (self.index == logits.shape[-1]).reshape(scores.shape[-sizes.dim() - 1 :])
                 scores = scores.masked_fill(padding, -math.inf)
-        return ChoiceDistribution(scores, len(self.action_shape), sizes=sizes, key=self.key)
+        return ChoiceDistribution(
+            scores, len(self.action_shape), sizes=sizes, key=self.key, start=self._start
+        )
 
     def wrong_logits(self, logits: Tensor) -> Tensor:
         rows = self.choices(logits, -math.inf)

@@ -26,7 +26,7 @@ from perception_blocks.wiring import module_name
 
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "ActionDistributions", "CompositeDistribution"]
 __all__ += ["Distribution", "DistributionRuleError", "build_distributions", "check_action"]
-__all__ += ["all_finite", "check_family"]
+__all__ += ["AS_SAMPLED", "ENVIRONMENTS_ACTION", "all_finite", "check_family"]
 __all__ += [
     "default_distribution",
     "event_sum",
@@ -35,8 +35,10 @@ __all__ += [
     "misfit",
     "refuse_actions",
 ]
-__all__ += ["NoNumberError", "with_observation", "floor_of", "wide"]
+__all__ += ["NoNumberError", "no_action_to_mask", "with_observation", "floor_of", "wide"]
 
+ENVIRONMENTS_ACTION = "policy.from_environment(action) makes it of an environment's action"
+AS_SAMPLED = "log_prob takes actions as sample() gives them"
 FEW_NUMBERS = 32
 RuleProblem = tuple[int, str | None, str]
 DISTRIBUTIONS = Registry("distribution")
@@ -125,7 +127,11 @@ class ActionDistribution(nn.Module):
                     "look for NaN in the observations, the state and the weights"
                 )
         if self._parameters or self._modules:  # most families have none
-            for name, parameter in self.named_parameters():
+            # Parameters of its own, the usual case, are at hand; named_parameters() takes longer than the look.
+            own = self.named_parameters() if self._modules else self._parameters.items()
+            for name, parameter in own:
+                if parameter is None:
+                    continue
                 if on_host(parameter.data) and not all_finite(parameter):
                     raise NoNumberError(
                         f"the parameter {name!r} of action {self.key!r} is NaN or infinite"
@@ -221,17 +227,52 @@ class ActionDistributions(nn.Module):
         """The distribution of all actions together; ``masks`` may name some of them.
 
         Raises ValueError for logits and parameters that are NaN or infinite, where `on_host` allows a look at them,
-        and where an action of ``masked`` is not named in ``masks``; ``{action: None}`` is no mask.
+        and where an action of ``masked`` is not named in ``masks``; ``{action: None}`` is no mask. Of a single action
+        it is a joint distribution too: samples are dicts.
         """
-        given = masks or {}
+        given = {} if masks is None else self._given(masks)
+        self._refuse_other_logits(logits)
         parts = {}
         for key, name in self._names.items():
             family: Any = self._modules[name]
             if key in self.masked and key not in given:
-                raise ValueError(_without_mask(key, self.masked[key]))
+                raise ValueError(_without_mask(key, self.masked[key], len(self) == 1))
             family.refuse_no_numbers(logits[key])
             parts[key] = family(logits[key], given.get(key), temperature)
         return CompositeDistribution(parts)
+
+    def _given(self, masks: Any) -> Mapping[str, Tensor]:
+        """``masks`` if they are by action, else ValueError."""
+        if not isinstance(masks, Mapping):
+            raise ValueError(
+                f"masks must be a dict by action ({listing(self)}), got a {type(masks).__name__}; "
+                f"give {{{next(iter(self), None)!r}: mask}}"
+            )
+        for key, mask in masks.items():
+            if key not in self._names:
+                raise ValueError(no_action_to_mask(key, self))
+            if mask is not None and not isinstance(mask, Tensor):
+                raise ValueError(
+                    f"the mask of action {key!r} must be a tensor or None, got a {type(mask).__name__}; "
+                    "torch.as_tensor(mask) makes one"
+                )
+        return masks
+
+    def _refuse_other_logits(self, logits: Any) -> None:
+        """Raise ValueError unless they are by action and of every one."""
+        if not isinstance(logits, Mapping):
+            memory = isinstance(logits, tuple)
+            gives = "(logits, state) with memory: take its first" if memory else "it"
+            raise ValueError(
+                f"logits must be a dict by action ({listing(self)}), got a {type(logits).__name__}; "
+                f"policy(observations) gives {gives}"
+            )
+        for key in self._names:
+            if key not in logits:
+                raise ValueError(
+                    f"there are no logits of action {key!r}, got {listing(logits) or 'an empty dict'}; "
+                    "policy(observations) gives them"
+                )
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         for _, family in self.items():
@@ -439,13 +480,20 @@ def all_finite(tensor: Tensor) -> bool:
     return total - total == 0
 
 
-def _without_mask(key: str, observation: str) -> str:
+def _without_mask(key: str, observation: str, single: bool) -> str:
     """What is wrong with logits alone where the spec has a mask."""
+    joint = f"; samples of that are dicts, {{{key!r}: action}}" if single else ""
     return (
         f"the spec masks action {key!r} by the observation {observation!r}, which logits do not carry; "
         "policy.distribution(observations) reads it, or give it: "
-        f"policy.distributions(logits, masks={{{key!r}: mask}}), None for no mask"
+        f"policy.distributions(logits, masks={{{key!r}: mask}}), None for no mask{joint}"
     )
+
+
+def no_action_to_mask(name: Any, actions: Iterable[str]) -> str:
+    """What is wrong with a mask of something else."""
+    near = did_you_mean(str(name), actions) or f"; there is {listing(actions)}"
+    return f"there is no action {name!r} to mask{near}"
 
 
 def floor_of(dtype: torch.dtype) -> float:
@@ -454,15 +502,23 @@ def floor_of(dtype: torch.dtype) -> float:
 
 
 def refuse_actions(
-    action: Tensor, wrong: Tensor, expected: Callable[[tuple[int, ...]], str], key: str
+    action: Tensor,
+    wrong: Tensor,
+    expected: Callable[[tuple[int, ...]], str],
+    key: str,
+    way_out: str = AS_SAMPLED,
 ) -> None:
-    """Raise ValueError for the first action that is ``wrong``; ``expected`` says what would be right at its index."""
+    """Raise ValueError for the first action that is ``wrong``; ``expected`` says what would be right at its index.
+
+    ``way_out`` is what to do about a number; what is none has its own.
+    """
     if bool(wrong.any()):
         index = tuple(wrong.nonzero()[0].tolist())
         value = action.expand(wrong.shape)[index].item()
+        if not math.isfinite(value):
+            way_out = "look for NaN and infinity where the action is from"
         raise ValueError(
-            f"action {key!r} is {value:g}{index_text(wrong)}, expected {expected(index)}; "
-            "policy.from_environment(action) makes it of an environment's action"
+            f"action {key!r} is {value:.7g}{index_text(wrong)}, expected {expected(index)}; {way_out}"
         )
 
 
@@ -490,10 +546,15 @@ def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
 
     Batch axes may be broadcast, but not those of actions (B, 1) under a batch (B,): the result would be (B, B).
     """
+    if isinstance(action, Mapping):
+        raise ValueError(
+            f"log_prob takes the tensor of one action, got a {type(action).__name__} of {listing(action)}; "
+            "give the value of this action"
+        )
     if not isinstance(action, Tensor):
         raise ValueError(
             f"log_prob takes what sample() gives, a tensor, got a {type(action).__name__}; "
-            "policy.from_environment(action) makes it of an environment's action"
+            f"{ENVIRONMENTS_ACTION}"
         )
     if action.is_complex():
         raise ValueError(f"an action of this distribution is of real numbers, got {action.dtype}")

@@ -12,6 +12,7 @@ from composer.distributions import (
     ActionDistributions,
     Distribution,
     NoNumberError,
+    no_action_to_mask,
     with_observation,
 )
 from composer.lowered_policy import LoweredPolicy
@@ -235,6 +236,5 @@ class Policy(NetworkModule):
             return {self._only: mask}
         for name in mask:
             if name not in self.distributions:
-                names = ", ".join(map(repr, self.distributions))
-                raise ValueError(f"there is no action {name!r} to mask; there is {names}")
+                raise ValueError(no_action_to_mask(name, self.distributions))
         return dict(mask)

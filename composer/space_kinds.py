@@ -140,10 +140,10 @@ def as_drawn(leaf: Leaf) -> Leaf:
     leaf = unrounded(leaf)
     if leaf.integers is None or leaf.port.cardinality is None:
         return leaf
-    expected = (
-        f"outside of {format_space(leaf.space)} counted from 0; "
-        "policy.from_environment(action) counts an environment's action from zero"
-    )
+    expected = f"outside of {format_space(leaf.space)}"
+    if isinstance(leaf.start, Tensor) or leaf.start:
+        counts = "policy.from_environment(action) counts an environment's action from zero"
+        expected = f"{expected} counted from 0; {counts}"
     low, high, _, _ = leaf.integers
     return replace(leaf, start=0, integers=IntegerRange(low - low, high - low, expected))
 

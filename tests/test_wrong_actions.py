@@ -2,12 +2,14 @@
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
+import composer
 from composer.distributions import DISTRIBUTIONS, ActionDistribution, build_distributions
 from composer.spaces import flatten_space
 
@@ -42,15 +44,71 @@ def test_an_action_outside_of_its_bounds_is_refused_but_not_rounding(name):
     for dtype in DTYPES:
         action = torch.tensor(np.stack([UNEVEN.low, UNEVEN.high] * 3)).to(dtype)
         assert distribution.log_prob(action).isfinite().all()
-    for value, shown in ((0.21, "0.21"), (math.nan, "nan")):
+    clip = "clip it to the bounds: action.clamp(low, high)"
+    look = "look for NaN and infinity where the action is from"
+    for value, shown, way_out in (
+        (0.21, "0.21", clip),
+        (0.2001, "0.2001", clip),
+        (math.nan, "nan", look),
+        (math.inf, "inf", look),
+    ):
         action = torch.tensor(np.stack([UNEVEN.low, UNEVEN.high] * 3))
         action[4, 1] = value
-        message = (
-            f"action 'action' is {shown} at index (4, 1), expected 0.1 to 0.2; "
-            "policy.from_environment(action) makes it of an environment's action"
-        )
+        message = f"action 'action' is {shown} at index (4, 1), expected 0.1 to 0.2; {way_out}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             distribution.log_prob(action)
+        if way_out == clip:
+            low, high = torch.tensor(UNEVEN.low), torch.tensor(UNEVEN.high)
+            assert distribution.log_prob(action.clamp(low, high)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("low", "high"), [(-2, 2), (-1, 1), (0, 1), (-3, 7), (5, 9)])
+@pytest.mark.parametrize("name", ["squashed_gaussian", "beta"])
+def test_what_rounding_takes_beyond_a_bound_is_on_the_bound(name, low, high, dtype):
+    distribution = build(name, spaces.Box(low, high, ()))(torch.zeros(2, dtype=dtype))
+    eps = torch.finfo(torch.float32).eps
+    for bound, outwards in ((low, -1), (high, 1)):
+        on_it = torch.tensor(float(bound), dtype=dtype)
+        beyond = torch.nextafter(on_it, torch.tensor(outwards * math.inf, dtype=dtype))
+        assert distribution.log_prob(beyond) == distribution.log_prob(on_it)
+        further = on_it + outwards * 16 * eps * max(abs(low), abs(high))
+        with pytest.raises(ValueError, match=re.escape(f"expected {low} to {high}; clip it")):
+            distribution.log_prob(further)
+
+
+AS_SAMPLED = "log_prob takes actions as sample() gives them"
+OF_ENVIRONMENT = "policy.from_environment(action) makes it of an environment's action"
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "way_out"),
+    [
+        (spaces.Discrete(3), 3, AS_SAMPLED),
+        (spaces.Discrete(3, start=2), 4, OF_ENVIRONMENT),
+        (spaces.Discrete(3, start=2), 5, AS_SAMPLED),
+        (spaces.Discrete(3, start=2), 2.5, AS_SAMPLED),
+        (spaces.MultiDiscrete([2, 3], start=[1, 2]), [2, 4], OF_ENVIRONMENT),
+        (spaces.MultiDiscrete([2, 3], start=[1, 2]), [0, 4], AS_SAMPLED),
+        (spaces.MultiBinary(2), [2, 0], AS_SAMPLED),
+        (spaces.Discrete(3, start=2), math.nan, "look for NaN and infinity where the action is from"),
+    ],
+)  # fmt: skip
+def test_from_environment_is_advised_only_where_it_helps(space, action, way_out):
+    policy: Any = composer.compose(
+        {"version": 1, "policy": {"template": {}}}, observation_space=LINE, action_space=space
+    ).policy
+    distribution, taken = policy.distribution(torch.zeros(2)), torch.tensor(action)
+    with pytest.raises(ValueError, match=f"; {re.escape(way_out)}$"):
+        distribution.log_prob(taken)
+    if way_out == OF_ENVIRONMENT:
+        assert distribution.log_prob(policy.from_environment(taken)).isfinite()
+
+
+def test_a_dict_for_one_action_is_refused():
+    message = "log_prob takes the tensor of one action, got a dict of 'action'; give the value of this action"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build("beta", LINE)(torch.zeros(4)).log_prob({"action": torch.zeros(2)})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

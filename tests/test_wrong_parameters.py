@@ -154,6 +154,62 @@ def test_logits_alone_do_not_lose_the_mask_of_the_spec():
     assert len(set(policy.distributions(logits, {"kind": None}).sample()["kind"].tolist())) > 1
 
 
+def _masked() -> Any:
+    spec = {"version": 1, "policy": {"template": {}, "action_mask": {"action": "legal"}}}
+    seen = spaces.Dict(x=OBSERVED, legal=spaces.MultiBinary(3))
+    return composer.compose(spec, observation_space=seen, action_space=spaces.Discrete(3)).policy
+
+
+def test_of_a_single_action_the_message_says_that_the_distribution_is_joint():
+    message = "None for no mask; samples of that are dicts, {'action': action}"
+    policy = _masked()
+    logits = policy({"x": torch.zeros(4), "legal": torch.ones(3)})
+    with pytest.raises(ValueError, match=f"{re.escape(message)}$"):
+        policy.distributions(logits)
+    assert set(policy.distributions(logits, {"action": None}).sample()) == {"action"}
+
+
+LEGAL = torch.tensor([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "masks", "message"),
+    [
+        (dict, LEGAL, "masks must be a dict by action ('action'), got a Tensor; give {'action': mask}"),
+        (dict, {"actoin": LEGAL}, "there is no action 'actoin' to mask; did you mean 'action'?"),
+        (dict, {"action": None, "actoin": LEGAL}, "there is no action 'actoin' to mask; did you mean 'action'?"),
+        (dict, {"action": None, "legal": LEGAL}, "there is no action 'legal' to mask; there is 'action'"),
+        (dict, {"action": [0, 1, 1]}, "the mask of action 'action' must be a tensor or None, got a list; torch.as_tensor(mask) makes one"),
+        (lambda logits: (logits, {}), {"action": None}, "logits must be a dict by action ('action'), got a tuple; policy(observations) gives (logits, state) with memory: take its first"),
+        (lambda logits: logits["action"], {"action": None}, "logits must be a dict by action ('action'), got a Tensor; policy(observations) gives it"),
+        (lambda _: {"x": torch.zeros(4), "legal": LEGAL}, {"action": None}, "there are no logits of action 'action', got 'x', 'legal'; policy(observations) gives them"),
+        (lambda _: {}, {"action": None}, "there are no logits of action 'action', got an empty dict; policy(observations) gives them"),
+    ],
+)  # fmt: skip
+def test_what_are_no_logits_or_masks_by_action_is_refused(change, masks, message):
+    policy = _masked()
+    logits = policy({"x": torch.zeros(4), "legal": LEGAL})
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        policy.distributions(change(logits), masks=masks)
+
+
+def test_a_misspelt_mask_of_the_policy_has_its_near_name():
+    seen = {"x": torch.zeros(4), "legal": LEGAL}
+    message = "there is no action 'actoin' to mask; did you mean 'action'?"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        _masked().distribution(seen, mask={"actoin": LEGAL})
+
+
+def test_parameters_of_children_are_looked_at_too():
+    family = DISTRIBUTIONS.get("gaussian")(flatten_space(LINE, "action").leaves["action"])
+    family.scale = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(family.scale.bias, math.nan)
+    with pytest.raises(
+        NoNumberError, match=r"^the parameter 'scale\.bias' of action 'action' is NaN"
+    ):
+        family.refuse_no_numbers(torch.zeros(4))
+
+
 @pytest.mark.parametrize("leading", [(), (1,), (5, 2), (0,)], ids=str)
 @pytest.mark.parametrize(("name", "space", "settings"), FAMILIES, ids=IDS)
 def test_whatever_a_distribution_has_is_of_the_shape_of_its_batch(name, space, settings, leading):
