@@ -15,7 +15,7 @@ from perception_blocks.port import Port
 from perception_blocks.registry import Registry
 from perception_blocks.scale import NormalizeBlock
 
-__all__ = ["CRITICS", "Critic", "CriticModule", "SpaceCritic", "as_numbers"]
+__all__ = ["CRITICS", "Critic", "CriticModule", "MissingArgumentError", "SpaceCritic", "as_numbers"]
 __all__ += ["count_returns", "read_returns", "shared_values"]
 
 CRITICS = Registry("critic kind")
@@ -68,7 +68,10 @@ class CriticModule(NetworkModule):
 
         It is called as the critic is.
         """
-        result = self(*arguments, **keywords)
+        try:
+            result = self(*arguments, **keywords)
+        except MissingArgumentError as error:
+            raise error.of_value() from None
         if self.has_memory:
             return self.number_of(result[0]), result[1]
         return self.number_of(result)
@@ -100,6 +103,21 @@ class CriticModule(NetworkModule):
         self.leading(inputs)  # else values of another batch would be broadcast
         outputs, after = self.evaluate(inputs, state, resets, "critic", unroll)
         return self.values_of(outputs), after
+
+
+class MissingArgumentError(ValueError):
+    """A critic was called without what it reads beside the observations: what that is, the right call, and another."""
+
+    def __init__(self, what: str, call: str, otherwise: str) -> None:
+        super().__init__(f"{what}; call {call}, {otherwise}")
+        self._what, self._call, self._otherwise = what, call, otherwise
+
+    def __reduce__(self) -> tuple:
+        return (MissingArgumentError, (self._what, self._call, self._otherwise))
+
+    def of_value(self) -> ValueError:
+        """The same of ``critic.value``, which the model itself does not give."""
+        return ValueError(f"{self._what}; call {self._call.replace('critic(', 'critic.value(', 1)}")
 
 
 class SpaceCritic(CriticModule):
@@ -154,9 +172,10 @@ def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None, cal
     missing = [name for name in names if name not in (shared or {})]
     if missing:
         shown = ", ".join(map(repr, missing))
-        raise ValueError(
-            f"this critic reads {shown} of the policy; call {call} with the logits that the policy returns, "
-            "or the model itself"
+        raise MissingArgumentError(
+            f"this critic reads {shown} of the policy",
+            f"{call} with the logits that the policy returns",
+            "or the model itself",
         )
     return {name: shared[name] for name in names}  # type: ignore[index]
 

@@ -321,6 +321,8 @@ def _read_outputs(result: Any, label: str, demand: Demand) -> tuple[dict[str, Po
             lines.append(str(error))
             continue
         wrong = width_problem(name, ports[name].shape, demand)
+        if wrong and (*ports[name].shape, 1) == tuple(demand.heads[name]):
+            wrong += "; leave its last axis, of size 1: no squeeze() or squeeze(-1)"
         if wrong:
             lines.append(wrong)
     return ports, lines

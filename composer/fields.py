@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from composer.errors import Path, Problems
@@ -42,10 +43,17 @@ class Fields:
         meant = as_yaml(value, fits) if fits is not None and isinstance(value, str) else ""
         self.note(key, f"{key!r} must be {expected}, got {describe(value)}{meant}")
 
-    def unknown(self, known: Collection[str], what: str, governing: str = "") -> set[str]:
+    def unknown(
+        self,
+        known: Collection[str],
+        what: str,
+        governing: str = "",
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
+    ) -> set[str]:
         """Note each key that is not in ``known``; returns the keys that were probably meant.
 
         A key that ``governing`` was meant by says what the others are, so then they are not judged.
+        ``elsewhere`` says of keys that have their place elsewhere what to write.
         """
         near_of = {key: near_name(key, known, "key") for key in self.values if key not in known}
         governed = governing in near_of.values()
@@ -53,7 +61,9 @@ class Fields:
         for key, near in near_of.items():
             if not governed or near == governing:
                 hint = f"did you mean {near!r}?" if near else f"its keys are {listing(known)}"
-                if not near and "graph" in known and _is_node(self.values[key]):
+                if key in elsewhere:
+                    hint, near = f"did you mean {elsewhere[key]!r}?", None
+                elif not near and "graph" in known and _is_node(self.values[key]):
                     hint = "a node stands inside of 'graph'"
                 self.note(key, f"{key!r} is not a key of {what}; {hint}", on_key=True)
                 meant |= {near} if near else set()

@@ -80,14 +80,16 @@ def _replace(node: Node, path: Path, value: Node) -> Node:
         parts[int(part)] = _replace(parts[int(part)], path[1:], value)
         return Node(parts, node.position, node.key_position)
     children = dict(node.value)
+    removed = {key: by for key, by in (node.removed or {}).items() if key != path[0]}
     key = str(part)
     if len(path) > 1:
         children[key] = _replace(children[key], path[1:], value)
     elif value.value is None:
         children.pop(key, None)
+        removed[key] = value.position
     else:
         children[key] = value.under_key(value.position)
-    return Node(children, node.position, node.key_position)
+    return Node(children, node.position, node.key_position, removed or None)
 
 
 def _indexed(root: Node, path: Path) -> Path:

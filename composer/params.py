@@ -5,10 +5,10 @@ from __future__ import annotations
 import graphlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from composer.errors import Path, Problem
+from composer.errors import Path, Position, Problem
 from composer.tree import Node, check_size, describe, listing
 from perception_blocks.registry import did_you_mean, near_name
 
@@ -23,11 +23,12 @@ def fill_params(root: Node, file: str) -> tuple[Node, list[Problem]]:
     """``root`` with every reference replaced by its param's value, and what is wrong with them.
 
     A text that is one reference takes the param's value with its type and keeps its own position; a reference within a
-    text is written into it; ``$${`` stands for ``${``. Params may refer to params. One that nothing refers to is a
+    text is written into it; ``$${`` stands for ``${``. What an override gives is named by the override wherever it
+    goes. Params may refer to params. One that nothing refers to is a
     problem if it was written in ``file`` itself: a file taken over by `extends` may offer more than is used.
     """
-    filler = _Filler()
     params = root.value.get("params")
+    filler = _Filler({**(root.removed or {}), **((params and params.removed) or {})})
     if params is not None:
         root = Node({**root.value, "params": filler.read(params)}, root.position)
     filled = {
@@ -48,8 +49,9 @@ def escape_params(text: str) -> str:
 class _Filler:
     """The params of one document and how far they have been used."""
 
-    def __init__(self) -> None:
+    def __init__(self, removed: Mapping[str, Position | None]) -> None:
         self.problems: list[Problem] = []
+        self._removed = removed
         self._values: dict[str, Node] = {}
         self._used: set[str] = set()
 
@@ -106,18 +108,26 @@ class _Filler:
         elif isinstance(node.value, list):
             value = [self.fill(child, (*path, i)) for i, child in enumerate(node.value)]
         else:
-            value = self._fill_text(node, path)
-        filled = Node(value, node.position, node.key_position)
-        if isinstance(node.value, str):
+            filled = self._fill_text(node, path)
             check_size(filled, node.position, f"the value of {node.value!r}")
-        return filled
+            return filled
+        return Node(value, node.position, node.key_position)
 
-    def _fill_text(self, node: Node, path: Path) -> Any:
+    def _fill_text(self, node: Node, path: Path) -> Node:
         text = node.value
         whole = _REFERENCE.fullmatch(text)
         if whole and whole[1] is not None:
             param = self._look_up(whole[1], node, path)
-            return text if param is None else param.value
+            if param is None:
+                return node
+            # An override names no line, and the line of the reference is not where the value was given.
+            overridden = param.position is not None and param.position.line is None
+            position = param.position if overridden else node.position
+            return Node(param.value, position, node.key_position)
+        return Node(self._text_with_values(node, path), node.position, node.key_position)
+
+    def _text_with_values(self, node: Node, path: Path) -> str:
+        text = node.value
         parts = []
         end = 0
         for match in _REFERENCE.finditer(text):
@@ -156,14 +166,19 @@ class _Filler:
             return self._values[name]
         written = "${" + reference + "}"
         if prefix == "params" and name:
-            near = did_you_mean(name, self._values)
-            message = f"unknown param {name!r} in {written!r}{near or self._known()}"
+            hint = self._removal(name) or did_you_mean(name, self._values) or self._known()
+            message = f"unknown param {name!r} in {written!r}{hint}"
         else:
             meant = near_name(f"params.{reference}", [f"params.{name}" for name in self._values])
             hint = f"; did you mean '${{{meant}}}'?" if meant else ""
             message = f"{written!r} is no reference; only '${{params.NAME}}' is{hint}"
         self._add(path, node, message)
         return None
+
+    def _removal(self, name: str) -> str:
+        by = self._removed.get(name) or self._removed.get("params")
+        how = "an empty value and null remove a key"
+        return f"; {str(by)!r} removed it: {how}; give it a value" if by else ""
 
     def _known(self) -> str:
         if not self._values:

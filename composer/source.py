@@ -7,6 +7,7 @@ of what the keys mean.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -315,6 +316,9 @@ class _Open:
     anchor: str | None
     key: Node | None = None  # of value None: a key that is wrong, whose value is read and dropped
     plain: bool = False  # whether the key stands without quotes
+    flow: bool = False  # whether it is written in { }
+    number: Any = None  # the key, where it is a number
+    unbracketed: list[Any] | None = None  # the values so far of a list whose brackets are missing
 
 
 class _YamlReader:
@@ -372,7 +376,9 @@ class _YamlReader:
         if event.tag is not None:
             self._refuse_tag(event)
         is_mapping = isinstance(event, yaml.MappingStartEvent)
-        self._open.append(_Open({} if is_mapping else [], self._at(event.start_mark), event.anchor))
+        opened = _Open({} if is_mapping else [], self._at(event.start_mark), event.anchor)
+        opened.flow = bool(event.flow_style)
+        self._open.append(opened)
         if event.anchor:
             self._anchors[event.anchor] = None
 
@@ -439,7 +445,10 @@ class _YamlReader:
         if parent is None or isinstance(parent.children, list) or not parent.plain:
             return False
         key, parent.key = parent.key, None
-        if key is None or key.value is None or self._is_tuple(parent, key.value):
+        if key is None or key.value is None:
+            self._note_missing_brackets(parent, key)
+            return True
+        if self._is_tuple(parent, key.value):
             return True
         name, colon, text = key.value.partition(":")
         if colon and text and name.isidentifier() and name not in parent.children:
@@ -450,6 +459,22 @@ class _YamlReader:
             return True
         parent.key = key
         return False
+
+    def _note_missing_brackets(self, parent: _Open, key: Node | None) -> None:
+        """Where the key without a value is a number after a number, say that a list was meant: ``{units: 64, 64}``."""
+        assert isinstance(parent.children, dict)
+        name, last = next(reversed(parent.children.items()), ("", None))
+        noted = self._problems[-1] if self._problems else None
+        if last is None or key is None or noted is None or not parent.flow or parent.number is None:
+            return
+        if noted.position != key.position or not _may_begin_list(last.value):
+            return
+        values = [*(parent.unbracketed or [last.value]), parent.number]
+        parent.unbracketed = values
+        del self._problems[-1]  # of the key, and of the values before it
+        if len(values) > 2:
+            del self._problems[-1]
+        self._note(last.position, f"a list is written in [ ]; write {json.dumps(values)}", name)
 
     def _is_tuple(self, parent: _Open, key: Any) -> bool:
         """Whether ``key`` belongs to a list in parentheses, of which the value before it is the beginning."""
@@ -469,6 +494,7 @@ class _YamlReader:
         if not isinstance(node.value, str) and self._is_tuple(parent, node.value):
             pass
         elif not isinstance(node.value, str):
+            parent.number = node.value if _is_number(node.value) else None
             quote = "" if node.children() else "; put it in quotes"
             self._note(node.position, f"a key must be a text, got {describe(node.value)}{quote}")
         elif node.value in parent.children:
@@ -477,6 +503,7 @@ class _YamlReader:
             message = f"the key {node.value!r} is repeated; it is first given at {first}"
             self._note(node.position, message, node.value)
         else:
+            parent.unbracketed = None
             return node
         return Node(None, node.position)
 
@@ -519,6 +546,14 @@ class _YamlReader:
 
     def _fail(self, event: yaml.Event, message: str) -> NoReturn:
         raise SpecError([*self._problems, Problem(message, (), self._at(event.start_mark))])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)  # true and false too
+
+
+def _may_begin_list(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, str) and value.startswith("${"))
 
 
 # --- writing YAML ------------------------------------------------------------------------------------------------

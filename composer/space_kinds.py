@@ -32,6 +32,7 @@ __all__ += [
     "from_numbers",
     "look_at",
     "to_space_value",
+    "unpacking",
     "unrounded",
     "watched",
 ]
@@ -182,8 +183,20 @@ def as_numbers(key: str, value: Any, space: Space | None = None) -> np.ndarray |
         array = array.astype(np.float64)
     if array.dtype.kind not in "biuf":
         its_space = "" if space is None else f"; its space is {format_space(space)}"
-        raise ValueError(f"{key!r} must be numbers, got {_described(value)}{its_space}")
+        hint = unpacking(value)
+        raise ValueError(f"{key!r} must be numbers, got {_described(value)}{its_space}{hint}")
     return array
+
+
+def unpacking(value: Any) -> str:
+    """The end of a message about what `env.reset` or `env.step` returned, observation and more."""
+    if not (isinstance(value, tuple) and value and isinstance(value[-1], dict)):
+        return ""
+    if len(value) == 2:
+        return "; write observation, info = env.reset() and give the observation"
+    if len(value) == 5:
+        return "; write observation, reward, terminated, truncated, info = env.step(action) and give the observation"
+    return ""
 
 
 def _described(value: Any) -> str:

@@ -24,6 +24,7 @@ from composer.space_kinds import (
     kind_of,
     to_numpy,
     to_space_value,
+    unpacking,
 )
 from composer.variable_spaces import (
     ReaderMaker,
@@ -213,7 +214,8 @@ class SpaceTree:
             got = f"the keys {', '.join(map(repr, value))}" if value else "an empty dict"
         elif isinstance(value, (tuple, list)):
             got = f"a {type(value).__name__} of {len(value)}"
-        return f"{self.root} {key!r} is missing; got {got}"
+        hint = unpacking(value) if self.root == "observation" else ""
+        return f"{self.root} {key!r} is missing; got {got}{hint}"
 
     def _refuse_unknown(self, value: Any) -> None:
         """Every key must be one of the space's; on top also a flat one."""

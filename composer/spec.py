@@ -91,7 +91,7 @@ class _Reader:
         top = Fields(self._without_other_files(), (), self._problems)
         if not top.values and self._source.data:
             return None
-        meant = top.unknown(TOP_KEYS, "a spec")
+        meant = top.unknown(TOP_KEYS, "a spec", elsewhere=self._params_meant(top))
         self._version(top, "version" in meant)
         environment = self._environment(top)
         distributions = self._distributions(top)
@@ -191,6 +191,22 @@ class _Reader:
         return declared
 
     # --- policy and critic ---
+
+    def _params_meant(self, top: Fields) -> dict[str, str]:
+        """Of the unknown keys that overrides set, the params that they name: ``--set width=3``."""
+        places = {
+            key: self._source.position((key,), key=True)
+            for key in top.values
+            if key not in TOP_KEYS
+        }
+        overridden = [key for key, place in places.items() if place and place.line is None]
+        params = self._source.params
+        near = {
+            key: near_name(key, params)
+            for key in overridden
+            if not near_name(key, TOP_KEYS, "key") or key in params
+        }
+        return {key: f"params.{name}" for key, name in near.items() if name}
 
     def _policy(self, top: Fields) -> PolicySpec | None:
         if "policy" not in top:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from composer.action_inputs import ActionInputs
-from composer.critic import CRITICS, SpaceCritic
+from composer.critic import CRITICS, MissingArgumentError, SpaceCritic
 from composer.network import Network, State, Tensors
 from composer.observer import Observer
 from composer.targets import Targeted
@@ -103,9 +103,8 @@ class StateActionCritic(Targeted, SpaceCritic):
             return (actions or self.actions).read(action, self.dtype, self.device)
         if self.actions.are_choices:
             return {}
-        raise ValueError(
-            f"this critic reads the action; call {self.call()}, "
-            "or the model itself with action=action"
+        raise MissingArgumentError(
+            "this critic reads the action", self.call(), "or the model itself with action=action"
         )
 
     def chosen(self, values: Tensors, vectors: Tensors) -> Tensors:

@@ -27,7 +27,13 @@ _WIRING = ("in", "out", "same_as")
 
 def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
     """The template at `template` of the network ``fields``; what is wrong is noted and left out."""
-    template = Fields(fields.mapping("template"), fields.at("template"), fields.problems)
+    given = {} if fields.values["template"] is None else fields.mapping("template")
+    if fields.values["template"] is None:
+        message = (
+            "'template' must be a mapping, got nothing (null); write template: {} for the defaults"
+        )
+        fields.note("template", message)
+    template = Fields(given, fields.at("template"), fields.problems)
     template.unknown(TEMPLATE_KEYS, "a template")
     reader = _Reader(nodes, fields.problems)
     return TemplateSpec(

@@ -25,12 +25,14 @@ class Node:
     """A scalar, or a dict or list of Nodes. Never changed once made, so that two places may hold the same one.
 
     ``key_position`` is where the key that leads here is written. Of this value and all below, ``size`` and ``depth``
-    are counted, and ``refers`` says whether some text may refer to a param.
+    are counted, and ``refers`` says whether some text may refer to a param. ``removed`` are the keys of a mapping that
+    overrides removed, and by which.
     """
 
     value: Any  # dict[str, Node], list[Node], or a scalar
     position: Position | None = None
     key_position: Position | None = None
+    removed: Mapping[str, Position | None] | None = field(default=None, repr=False, compare=False)
     size: int = field(default=1, init=False)
     depth: int = field(default=1, init=False)
     refers: bool = field(default=False, init=False)

@@ -262,6 +262,14 @@ def _import(module: str) -> ModuleType:
         if needs := extra_for(error, f"the import of {module!r}"):
             raise MissingExtraSpecError([Problem(needs, needs_extra=True)]) from error
         if error.name is not None and _is_within(module, [error.name]):
+            parent, _, name = error.name.rpartition(".")
+            found = getattr(_import(parent), name, None) if parent else None
+            if found is not None:
+                kind = "a class" if isinstance(found, type) else _kind(found)
+                raise PathError(
+                    f"allow names modules, and {error.name!r} is {kind}; "
+                    f"use allow=[{parent!r}] or --allow {parent}"
+                ) from error
             raise PathError(
                 f"there is no module {module!r}; is its folder on PYTHONPATH, or the current folder?"
             ) from error

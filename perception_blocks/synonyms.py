@@ -153,6 +153,7 @@ SYNONYMS: dict[str, dict[str, str]] = {
         "embedding_dim": "dim embed_dim embedding_size features",
         "log_std": "std_type state_independent_std",
         "init_log_std": "log_std_init initial_log_std",
+        "learning_rate": "lr learn_rate",
     }),
     "key": _names({
         "policy": "actor actors policies pi policy_network",

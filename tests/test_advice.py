@@ -21,6 +21,11 @@ WRITTEN = re.compile(r"; (?:use '(\w+)'|write (null|true|false|\d+|\[.*\])(?: wi
 BEFORE = re.compile(r"\. Put a (\w+)(?: or \w+)? block before it\.$")
 # The name of a bad spec -> what in it becomes what, one after the other.
 FOLLOWED: dict[str, list[tuple[str, str]]] = {
+    "allow_names_class": [("# allow: broken_nets.Policy", "# allow: broken_nets")],
+    "brackets_forgotten": [("64, 64, 32", "[64, 64, 32]")],
+    "set_param_to_nothing": [("params.width=", "params.width=3")],
+    "set_param_without_params": [("# set: width", "# set: params.width")],
+    "template_empty": [("template:", "template: {}")],
     "activation_dotted_outside_torch_nn": [("os.system", "torch.nn.ReLU")],
     "activations_of_others": [("swish", "silu"), ("ReLU", "relu"), ("glorot", "xavier_uniform")],
     "alias_unknown": [("params: {units: &units [64, 64]}\n", ""), ("*unit}", "&units 64}")],

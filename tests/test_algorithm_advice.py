@@ -72,7 +72,7 @@ def follow(lines, algorithm, spec):
             change(spec, such[1])
         elif line.endswith("leave out 'ensemble'"):
             change(spec, "no 'ensemble'")
-        elif line.endswith("as the override critic=null does"):
+        elif line.endswith("as --set critic=null does"):
             change(spec, "critic: null")
         elif own := re.search(
             r"(\w+)' (?:is|has|leaves|of).*; write (distribution: \w+) in its entry", line

@@ -268,7 +268,8 @@ class ReturnsValue(Critic):
         ),
         (
             lambda v: {"value": v.squeeze(-1)},
-            "the head 'value' has the shape (), but a critic needs (1,)",
+            "the head 'value' has the shape (), but a critic needs (1,); leave its last axis, of size 1: "
+            "no squeeze() or squeeze(-1)",
         ),
     ],
 )

@@ -97,6 +97,12 @@ def test_a_critic_that_lacks_the_shared_values_says_how_to_call_it():
     model = compose()
     with pytest.raises(ValueError, match=r"this critic reads 'latent_screen' of the policy; call"):
         model.critic(observations(2))
+    with pytest.raises(ValueError, match=r"call critic\.value") as caught:
+        model.critic.value(observations(2))
+    assert str(caught.value) == (
+        "this critic reads 'latent_screen' of the policy; call critic.value(observations, shared=logits) with the "
+        "logits that the policy returns"
+    )
     shared = model.policy(observations(2))
     assert model.critic.value(observations(2), shared=shared).shape == (2,)
 

@@ -193,6 +193,13 @@ def test_the_usual_words_lead_to_ours(kind, words):
         assert REGISTRIES[kind].hint(other) == f"; did you mean {name!r}?"
 
 
+def test_the_learning_rate_by_its_short_name_is_suggested():
+    assert (
+        did_you_mean("lr", ["gamma", "learning_rate"], "setting")
+        == "; did you mean 'learning_rate'?"
+    )
+
+
 def test_a_loss_by_its_other_name_is_suggested():
     assert mismatch(Literal["l2", "smooth_l1"], "huber") == (
         "must be one of 'l2', 'smooth_l1', got 'huber'; did you mean 'smooth_l1'?"

@@ -42,7 +42,7 @@ MEMORY = ACTOR.replace(
 )
 NO_CRITIC = (
     "DQN learns one network, whose values choose the action: the policy, whose logits they are. "
-    "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
+    "A critic would leave one of the two untrained; leave it out, as --set critic=null does"
 )
 RULE = "write distribution: {} in its entry of 'distributions'"
 STATE = "critic: {kind: state, template: {}}"

@@ -230,8 +230,18 @@ def test_the_tensor_path_can_be_traced(compiler):
             "'camera' must be numbers, got a str; its space is Box(0, 255, (64, 64, 3), uint8)",
         ),
         (
+            {"camera": (0, {})},
+            "'camera' must be numbers, got a tuple; its space is Box(0, 255, (64, 64, 3), uint8); write observation, "
+            "info = env.reset() and give the observation",
+        ),
+        (
             {"camera": None},
             "'camera' must be numbers, got None; its space is Box(0, 255, (64, 64, 3), uint8)",
+        ),
+        (
+            ({"camera": 0}, {}),
+            "observation 'camera' is missing; got a tuple of 2; write observation, info = env.reset() and give the "
+            "observation",
         ),
         (
             {"camera": np.array(["a"])},

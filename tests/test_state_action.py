@@ -139,6 +139,8 @@ def test_the_model_hands_the_action_to_its_critic():
     )
     with pytest.raises(ValueError, match=re.escape(needed)):
         model(batch())
+    with pytest.raises(ValueError, match=r"action; call critic\.value\(observations, action\)$"):
+        model.critic.value(batch())
     of_states = compose({"graph": POLICY["graph"]})
     refused = "the critic of this model values states; call it without an action"
     with pytest.raises(ValueError, match=re.escape(refused)):

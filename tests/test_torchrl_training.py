@@ -215,7 +215,7 @@ def test_nothing_is_learned_before_learning_starts():
 
 ONE_NETWORK = (
     "dqn learns one network, whose values choose the action: the policy, whose logits they are. "
-    "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
+    "A critic would leave one of the two untrained; leave it out, as --set critic=null does"
 )
 RULE = "write distribution: squashed_gaussian in its entry of 'distributions'"
 STATE = "critic: {kind: state, template: {}}"

@@ -111,7 +111,7 @@ def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[str]:
         if critic is not None:
             yield (
                 f"{name} learns one network, whose values choose the action: the policy, whose logits they are. "
-                "A critic would leave one of the two untrained; leave it out, as the override critic=null does"
+                "A critic would leave one of the two untrained; leave it out, as --set critic=null does"
             )
         return
     what = "the value of a state" if needed == "state" else "the value of an action"

@@ -99,7 +99,10 @@ class Sb3Trainer:
         problems = []
         for name, value in task.settings.items():
             if name not in known:
-                near = did_you_mean(name, known) or f"; it has {', '.join(map(repr, known))}"
+                near = (
+                    did_you_mean(name, known, "setting")
+                    or f"; it has {', '.join(map(repr, known))}"
+                )
                 problems.append(f"{name!r} is not a setting of {task.algorithm}{near}")
             elif wrong := mismatch(known[name], value):
                 problems.append(f"{name!r} {wrong}")
