@@ -341,7 +341,7 @@ def test_what_is_no_file_is_not_read(capsys, finished, name, kind):
     assert (message if kind != "device" else "is a link that leads out") in refused(capsys)
 
 
-@pytest.mark.parametrize("name", [*FILES, LOCK])
+@pytest.mark.parametrize("name", [*sorted(FILES), LOCK])
 def test_no_file_of_a_run_leads_out_of_its_folder(capsys, finished, name):
     """Else whoever resumes a stranger's run writes what a stranger chose where a stranger chose."""
     put_run({key: value for key, value in finished.items() if key != name})
