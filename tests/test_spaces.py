@@ -244,6 +244,11 @@ def test_the_tensor_path_can_be_traced(compiler):
             "observation",
         ),
         (
+            ({"camera": 0}, 1.0, False, False, {}),
+            "observation 'camera' is missing; got a tuple of 5"
+            "; write observation, reward, terminated, truncated, info = env.step(action) and give the observation",
+        ),
+        (
             {"camera": np.array(["a"])},
             "'camera' must be numbers, got a ndarray of dtype <U1; its space is Box(0, 255, (64, 64, 3), uint8)",
         ),
