@@ -28,9 +28,9 @@ __all__ = ["random_states_kept"]
 def random_states_kept(seed: int | None = None) -> Iterator[None]:
     """The global random states of torch (CPU), numpy and Python do not move; within, this thread draws from ``seed``.
 
-    Without a seed, it goes on from the states that it has of its own, if any. Where there is no other thread, the
-    states of the process are set and put back, which is faster, and reaches functions that were imported by their own
-    names (``from random import gauss``).
+    Without a seed, it goes on from the states that it has of its own, if any, else from 0. Where there is no other
+    thread, the states of the process are set and put back, which is faster, and reaches functions that were imported by
+    their own names (``from random import gauss``).
     """
     if seed is None and _OWN.states is not None:
         yield
