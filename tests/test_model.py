@@ -272,9 +272,7 @@ def test_masks_come_from_an_observation_or_from_the_call():
     assert set(policy.act(batch)) == {0, 1}
     assert set(policy.act(batch, mask=np.array([False, True, True]))) == {1}
     assert policy.distribution(batch, mask=np.array([0, 1, 1])).entropy().abs().max() < 1e-6
-    with pytest.raises(
-        ValueError, match="there is no action 'mve' to mask; did you mean 'move'"
-    ):
+    with pytest.raises(ValueError, match="there is no action 'mve' to mask; did you mean 'move'"):
         compose().policy.act(observations(2), mask={"mve": np.ones(4)})
     with pytest.raises(
         ValueError, match="has several actions: give mask as a dict of 'move', 'use'"
