@@ -1,6 +1,6 @@
 """Prints the examples of a page as one bash script: what a person would do who follows the page from top to bottom.
 
-Needs nothing but Python, as it runs where nothing is installed yet. tests/test_docs.py says what the fences mean; here
+Needs nothing but Python, as it runs where nothing is installed yet. tests/whole/test_docs.py says what the fences mean; here
 every command runs, not composer's alone, and Python is another process.
 """
 

@@ -27,7 +27,7 @@ def processor():
 before, start = memory(), processor()
 import gymnasium
 import composer
-from composer.summary import summarize
+from composer.summary.table import summarize
 
 sys.path.insert(0, {folder!r})
 import decoder
@@ -52,7 +52,7 @@ policy:
 """
 TORCH_FREE = """
 import sys
-from composer.cli import main
+from composer.cli.commands import main
 status = main(["check", sys.argv[1]])
 assert status == 1 and "torch" not in sys.modules
 """

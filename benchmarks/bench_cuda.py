@@ -15,7 +15,7 @@ from bench_eager import CONFIGS
 from harness import Row, main, medians
 
 BATCHES = (1, 16, 256, 4096, 65536)
-SPECS = {"cartpole": [], "complex": ["complex_env"]}
+SPECS = {"cartpole": [], "complex": ["environments"]}
 LARGEST = {"cartpole": 65536, "complex": 4096}  # images of more do not fit into every device
 
 

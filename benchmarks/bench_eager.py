@@ -75,7 +75,7 @@ class Complex(nn.Module):
 
 def composed_complex() -> nn.Module:
     sys.path.insert(0, str(CONFIGS))
-    model = composer.compose(CONFIGS / "complex.yaml", allow=["complex_env"])
+    model = composer.compose(CONFIGS / "complex.yaml", allow=["environments"])
     return model.policy.network.module
 
 

@@ -16,7 +16,7 @@ import torch
 from recurrent_operator import unroll
 
 from harness import STEADY, medians
-from perception_blocks.recurrent import GruBlock, LstmBlock
+from perception_blocks.blocks.recurrent import GruBlock, LstmBlock
 
 ALONE = {
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",

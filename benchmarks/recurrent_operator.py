@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perception_blocks.recurrent import GruBlock, RecurrentBlock
+from perception_blocks.blocks.recurrent import GruBlock, RecurrentBlock
 
 __all__ = ["unroll"]
 

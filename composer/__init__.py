@@ -10,7 +10,7 @@ _home = os.path.dirname(os.path.dirname(__file__))
 if os.path.basename(_command) in ("composer", "-mcomposer", "composer.exe"):
     if not (sys.flags.safe_path or sys.path[0] == _home):  # a checkout that is not installed
         del sys.path[0]  # the current folder, or that of the script: anybody's files may lie there
-    from composer.ctrl_c import answer_ctrl_c
+    from composer.cli.ctrl_c import answer_ctrl_c
 
     answer_ctrl_c()
 
@@ -41,14 +41,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from composer.batch_axes import any_batch
-    from composer.blending import blend
-    from composer.critic import Critic
-    from composer.diagram import draw
-    from composer.episode_starts import first_steps
+    from composer.checkpoint.blending import blend
+    from composer.critic.state import Critic
+    from composer.diagram.drawing import draw
     from composer.errors import SpecError
     from composer.model import Model, compose, load
-    from composer.policy import Policy
-    from composer.structured import StructuredPolicy
+    from composer.policy.policy import Policy
+    from composer.policy.structured import StructuredPolicy
+    from composer.spaces.episode_starts import first_steps
     from composer.wrappers.interface import BaseModelWrapper, IModelWrapper
     from composer.wrappers.wrapping import model_wrap, register_wrapper
 else:
@@ -56,14 +56,14 @@ else:
         __name__,
         {
             "batch_axes": "any_batch",
-            "blending": "blend",
-            "critic": "Critic",
-            "diagram": "draw",
-            "episode_starts": "first_steps",
+            "checkpoint.blending": "blend",
+            "critic.state": "Critic",
+            "diagram.drawing": "draw",
             "errors": "SpecError",
             "model": "Model compose load",
-            "policy": "Policy",
-            "structured": "StructuredPolicy",
+            "policy.policy": "Policy",
+            "policy.structured": "StructuredPolicy",
+            "spaces.episode_starts": "first_steps",
             "wrappers.interface": "BaseModelWrapper IModelWrapper",
             "wrappers.wrapping": "model_wrap register_wrapper",
         },

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
-from perception_blocks.foreign import MOST_CHARACTERS, printable, readable, shortened
 from perception_blocks.registry import MissingExtraError
+from perception_blocks.words import MOST_CHARACTERS, printable, readable, shortened
 
 __all__ = ["MissingExtraSpecError", "Path", "Position", "Problem", "Problems", "RefusedError"]
 __all__ += ["SpecError", "format_path"]
@@ -89,7 +89,7 @@ class MissingExtraSpecError(SpecError, MissingExtraError):
 
 
 class Locator(Protocol):
-    """Anything that knows where a path is written; a `composer.source.Source` does."""
+    """Anything that knows where a path is written; a `composer.source.load.Source` does."""
 
     def position(self, path: Path, key: bool = False) -> Position | None: ...
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from composer.tree import listing
-from perception_blocks.registry import did_you_mean
+from perception_blocks.words import did_you_mean, listing
 
 __all__ = ["GivenLimits", "Limits", "above", "how_to_raise", "limits_from"]
 

@@ -10,43 +10,44 @@ import gymnasium
 import torch
 from torch import nn
 
-from composer.actors import ActorKey, read_actors
-from composer.budget import Budget, LimitReached
-from composer.checkpoint import (
+from composer.build.budget import Budget, LimitReached
+from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
+from composer.build.context import Context
+from composer.build.policy_and_critic import Parts, build_parts
+from composer.checkpoint.file import (
     LoadReport,
     fill,
     is_dtype,
     read_record,
     read_tensors,
     require_blocks,
-    saved_spec,
     write_checkpoint,
 )
-from composer.construction import chosen_seed, on_cpu, refuse_too_large
-from composer.critic import CriticModule
-from composer.demand import Context
+from composer.checkpoint.plain_spec import saved_spec
+from composer.critic.base import CriticModule
+from composer.critic.structured import CriticByActor
 from composer.errors import Path, Problems
 from composer.limits import GivenLimits, limits_from
-from composer.lowered_model import LoweredModel
-from composer.model_spec import ModelSpec, NetworkSpec, of_one_actor
-from composer.network import State, Tensors, share_of, under
-from composer.parts import Parts, build_parts
-from composer.source import Override, Source, dump_yaml, load_source, stored_source
-from composer.space_json import spaces_to_json
-from composer.space_lookup import find_spaces, is_by_actor
-from composer.spec import read_spec
-from composer.structured_critic import CriticByActor
+from composer.lowered.model import LoweredModel
+from composer.network.module import under
+from composer.network.network import State, Tensors, share_of
+from composer.network.structured import ActorModule
+from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
+from composer.spaces.actors import ActorKey, read_actors
+from composer.spaces.json_form import spaces_to_json
+from composer.spaces.lookup import find_spaces, is_by_actor
+from composer.spec.model_spec import ModelSpec, NetworkSpec, of_one_actor
+from composer.spec.read import read_spec
 from composer.trust import allow_list, import_allowed
-from composer.turns import ActorModule
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
-from perception_blocks.collector import collection_paused
+from perception_blocks.graph.collector import collection_paused
 from perception_blocks.reading import files_found
-from perception_blocks.registry import sparing
+from perception_blocks.words import sparing
 
 if TYPE_CHECKING:
-    from composer.export import ExportReport
-    from composer.export_values import ExportPart
+    from composer.export.exporting import ExportReport
+    from composer.export.values import ExportPart
 
 __all__ = ["Model", "compose", "load"]
 
@@ -180,13 +181,13 @@ class Model(nn.Module):
     def summary(self) -> str:
         """Shapes, parameters and FLOPs of every node, as an aligned table."""
         # Not above: counting FLOPs needs more of torch than composing does.
-        from composer.summary import summarize
+        from composer.summary.table import summarize
 
         return str(summarize(self))
 
     def draw(self, path: str | FilePath) -> FilePath:
         """Draw policy and critic in one picture: png, svg, pdf, html, dot or mmd by the suffix."""
-        from composer.diagram import draw
+        from composer.diagram.drawing import draw
 
         return draw(self, path)
 
@@ -210,7 +211,7 @@ class Model(nn.Module):
         Raises ExportError, and then leaves no file, with everything that stands in the way.
         """
         # Not above: torch's exporters take as long to import as torch itself.
-        from composer.export import export_model
+        from composer.export.exporting import export_model
 
         return export_model(self, path, part=part, unroll=unroll, actor=actor, wrapped=wrapped)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from composer.source import load_source
+from composer.source.load import load_source
 from composer.trust import allow_list, import_object
-from perception_blocks.registry import NameTakenError, UnknownNameError, did_you_mean
+from perception_blocks.registry import NameTakenError, UnknownNameError
+from perception_blocks.words import did_you_mean
 
 __all__ = ["MODELS", "MissingPartError", "ModelRecord", "ModelRegistry", "SpecFactory"]
 __all__ += ["find_model", "record_of_spec"]
@@ -136,11 +137,11 @@ class SpecFactory:
         device: Any = "cpu",
         overrides: Iterable[Any] = (),
     ) -> tuple[Any, ...]:
-        """(training, inference), or all four of an actor and its critic; see `composer.token_views`."""
+        """(training, inference), or all four of an actor and its critic; see `composer.policy.sequence_view`."""
         # Not above: naming a model needs neither torch nor gymnasium.
-        from composer.adapters.token_gym import token_spaces
+        from composer.adapters.tokens.gym_env import token_spaces
         from composer.model import compose
-        from composer.token_views import token_views
+        from composer.policy.sequence_view import token_views
 
         observation_space, action_space = token_spaces(vocabulary_size, max_length)
         model = compose(

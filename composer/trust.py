@@ -16,8 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from composer.errors import MissingExtraSpecError, Problem, SpecError
-from composer.files import names_a_folder
-from perception_blocks.registry import NameTakenError, did_you_mean, extra_for, load_plugins
+from composer.source.files import names_a_folder
+from perception_blocks.registry import NameTakenError, extra_for, load_plugins
+from perception_blocks.words import did_you_mean
 
 __all__ = [
     "PETTINGZOO",

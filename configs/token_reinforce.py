@@ -12,19 +12,19 @@ import argparse
 from pathlib import Path
 
 import torch
-from token_env import RULES, longest_run
+from environments.token_env import RULES, longest_run
 
 from composer.model_registry import MODELS, find_model
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out"
 for name in ("token_gru", "token_gpt2"):
-    MODELS.register(name, spec=HERE / f"{name}.yaml", allow=["token_env"], replace=True)
+    MODELS.register(name, spec=HERE / f"{name}.yaml", allow=["environments"], replace=True)
 
 
 def train(model, steps, *, batch=64, rate=1e-3, pull=0.02, seed=0, overrides=()):
     """The mean score of every step's sequences."""
-    from composer.adapters.token_env import TokenEnv
+    from composer.adapters.tokens.torchrl_env import TokenEnv
 
     sizes = {name: RULES[name] for name in ("vocabulary_size", "max_length")}
     factory = find_model({"model": model}).actor

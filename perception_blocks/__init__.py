@@ -79,15 +79,20 @@ __all__ = [
 
 if TYPE_CHECKING:
     from perception_blocks import init
-    from perception_blocks.attention import (
+    from perception_blocks.base_block import MemoryBlock, PerceptionBlock
+    from perception_blocks.blocks.adjacency import (
+        AdjacencyBlock,
+        GraphAttentionBlock,
+        GraphConvBlock,
+    )
+    from perception_blocks.blocks.attention import (
         CrossAttentionBlock,
         MultiHeadAttentionBlock,
         SelfAttentionSeqBlock,
     )
-    from perception_blocks.attention_conv import SelfAttentionConvBlock
-    from perception_blocks.block import MemoryBlock, PerceptionBlock
-    from perception_blocks.combine import ConcatBlock
-    from perception_blocks.conv import (
+    from perception_blocks.blocks.attention_conv import SelfAttentionConvBlock
+    from perception_blocks.blocks.combine import ConcatBlock
+    from perception_blocks.blocks.conv import (
         NatureCnnBlock,
         NatureCnnDenseBlock,
         StridedConvBlock,
@@ -95,89 +100,88 @@ if TYPE_CHECKING:
         VggConvBlock,
         VggConvDenseBlock,
     )
-    from perception_blocks.custom import FunctionalBlock
-    from perception_blocks.dense import DenseBlock, FlattenDenseBlock, LinearOutputBlock
-    from perception_blocks.elementwise import (
+    from perception_blocks.blocks.custom import FunctionalBlock
+    from perception_blocks.blocks.dense import DenseBlock, FlattenDenseBlock, LinearOutputBlock
+    from perception_blocks.blocks.elementwise import (
         AddBlock,
         CorrelationBlock,
         GatedSumBlock,
         MultiplyBlock,
     )
-    from perception_blocks.embed import EmbeddingBlock, OneHotBlock
-    from perception_blocks.features import FourierFeaturesBlock, PositionalEncodingBlock
-    from perception_blocks.graph import Graph, GraphError
-    from perception_blocks.graph_nets import AdjacencyBlock, GraphAttentionBlock, GraphConvBlock
-    from perception_blocks.graph_network import GraphNetworkBlock
-    from perception_blocks.gtrxl import GtrxlBlock
-    from perception_blocks.heads import (
+    from perception_blocks.blocks.embed import EmbeddingBlock, OneHotBlock
+    from perception_blocks.blocks.features import FourierFeaturesBlock, PositionalEncodingBlock
+    from perception_blocks.blocks.graph_network import GraphNetworkBlock
+    from perception_blocks.blocks.gtrxl import GtrxlBlock
+    from perception_blocks.blocks.heads import (
         ActionMaskingBlock,
         CategoricalValueBlock,
         DuelingBlock,
         QuantileValueBlock,
         ValueBlock,
     )
-    from perception_blocks.inference import InferenceBlock
-    from perception_blocks.language_model import TransformerBlock
-    from perception_blocks.linear_memory import LruBlock, MinGruBlock
-    from perception_blocks.memory import FrameStackBlock
-    from perception_blocks.message_passing import MessagePassingBlock
-    from perception_blocks.noisy import NoisyDenseBlock
-    from perception_blocks.pooling import (
+    from perception_blocks.blocks.language_model import TransformerBlock
+    from perception_blocks.blocks.linear_memory import LruBlock, MinGruBlock
+    from perception_blocks.blocks.message_passing import MessagePassingBlock
+    from perception_blocks.blocks.noisy import NoisyDenseBlock
+    from perception_blocks.blocks.pooling import (
         GlobalAveragePoolingBlock,
         MaskedGlobalPoolingBlock,
         VggConvGapBlock,
     )
-    from perception_blocks.port import Port
-    from perception_blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock, RnnBlock
-    from perception_blocks.registry import ACTIVATIONS, BLOCKS, INITIALIZERS, Registry
-    from perception_blocks.reshape import (
+    from perception_blocks.blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock, RnnBlock
+    from perception_blocks.blocks.reshape import (
         FlattenBlock,
         MultiIndexSliceBlock,
         RepeatToMatchBlock,
         SliceBlock,
     )
-    from perception_blocks.residual_conv import ImpalaCnnBlock, ResConvBlock
-    from perception_blocks.residual_dense import ResidualDenseBlock
-    from perception_blocks.scale import NormalizeBlock, ScaleImageBlock
-    from perception_blocks.sets import AttentionPoolingBlock, DeepSetBlock, PointNetBlock
-    from perception_blocks.transformer import TransformerEncoderBlock
+    from perception_blocks.blocks.residual_conv import ImpalaCnnBlock, ResConvBlock
+    from perception_blocks.blocks.residual_dense import ResidualDenseBlock
+    from perception_blocks.blocks.scale import NormalizeBlock, ScaleImageBlock
+    from perception_blocks.blocks.sets import AttentionPoolingBlock, DeepSetBlock, PointNetBlock
+    from perception_blocks.blocks.transformer import TransformerEncoderBlock
+    from perception_blocks.blocks.windows import FrameStackBlock
+    from perception_blocks.graph.graph import Graph, GraphError
+    from perception_blocks.inference import InferenceBlock
+    from perception_blocks.port import Port
+    from perception_blocks.registry import ACTIVATIONS, BLOCKS, INITIALIZERS, Registry
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
-            "attention": "CrossAttentionBlock MultiHeadAttentionBlock SelfAttentionSeqBlock",
-            "attention_conv": "SelfAttentionConvBlock",
-            "block": "MemoryBlock PerceptionBlock",
-            "combine": "ConcatBlock",
-            "conv": "NatureCnnBlock NatureCnnDenseBlock StridedConvBlock StridedConvDenseBlock "
-            "VggConvBlock VggConvDenseBlock",
-            "custom": "FunctionalBlock",
-            "dense": "DenseBlock FlattenDenseBlock LinearOutputBlock",
-            "elementwise": "AddBlock CorrelationBlock GatedSumBlock MultiplyBlock",
-            "embed": "EmbeddingBlock OneHotBlock",
-            "features": "FourierFeaturesBlock PositionalEncodingBlock",
-            "graph": "Graph GraphError",
-            "graph_nets": "AdjacencyBlock GraphAttentionBlock GraphConvBlock",
-            "graph_network": "GraphNetworkBlock",
-            "gtrxl": "GtrxlBlock",
-            "heads": "ActionMaskingBlock CategoricalValueBlock DuelingBlock QuantileValueBlock "
-            "ValueBlock",
+            "base_block": "MemoryBlock PerceptionBlock",
+            "blocks.adjacency": "AdjacencyBlock GraphAttentionBlock GraphConvBlock",
+            "blocks.attention": "CrossAttentionBlock MultiHeadAttentionBlock SelfAttentionSeqBlock",
+            "blocks.attention_conv": "SelfAttentionConvBlock",
+            "blocks.combine": "ConcatBlock",
+            "blocks.conv": "NatureCnnBlock NatureCnnDenseBlock StridedConvBlock "
+            "StridedConvDenseBlock VggConvBlock VggConvDenseBlock",
+            "blocks.custom": "FunctionalBlock",
+            "blocks.dense": "DenseBlock FlattenDenseBlock LinearOutputBlock",
+            "blocks.elementwise": "AddBlock CorrelationBlock GatedSumBlock MultiplyBlock",
+            "blocks.embed": "EmbeddingBlock OneHotBlock",
+            "blocks.features": "FourierFeaturesBlock PositionalEncodingBlock",
+            "blocks.graph_network": "GraphNetworkBlock",
+            "blocks.gtrxl": "GtrxlBlock",
+            "blocks.heads": "ActionMaskingBlock CategoricalValueBlock "
+            "DuelingBlock QuantileValueBlock ValueBlock",
+            "blocks.language_model": "TransformerBlock",
+            "blocks.linear_memory": "LruBlock MinGruBlock",
+            "blocks.message_passing": "MessagePassingBlock",
+            "blocks.noisy": "NoisyDenseBlock",
+            "blocks.pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
+            "blocks.recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
+            "blocks.reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
+            "blocks.residual_conv": "ImpalaCnnBlock ResConvBlock",
+            "blocks.residual_dense": "ResidualDenseBlock",
+            "blocks.scale": "NormalizeBlock ScaleImageBlock",
+            "blocks.sets": "AttentionPoolingBlock DeepSetBlock PointNetBlock",
+            "blocks.transformer": "TransformerEncoderBlock",
+            "blocks.windows": "FrameStackBlock",
+            "graph.graph": "Graph GraphError",
             "inference": "InferenceBlock",
-            "language_model": "TransformerBlock",
-            "linear_memory": "LruBlock MinGruBlock",
-            "memory": "FrameStackBlock",
-            "message_passing": "MessagePassingBlock",
-            "noisy": "NoisyDenseBlock",
-            "pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
             "port": "Port",
-            "recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
             "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",
-            "reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
-            "residual_conv": "ImpalaCnnBlock ResConvBlock",
-            "residual_dense": "ResidualDenseBlock",
-            "scale": "NormalizeBlock ScaleImageBlock",
-            "sets": "AttentionPoolingBlock DeepSetBlock PointNetBlock",
-            "transformer": "TransformerEncoderBlock",
         },
         submodules=("init",),
     )

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.port import format_shape
-from perception_blocks.registry import ACTIVATIONS, did_you_mean
+from perception_blocks.registry import ACTIVATIONS
 from perception_blocks.settings import Activation, SettingsError, check_settings
+from perception_blocks.words import did_you_mean
 
 __all__ = ["make_activation", "make_activations"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from perception_blocks.registry import did_you_mean
+from perception_blocks.words import did_you_mean
 
 __all__ = ["Dag", "DagNode", "DagProblem", "NODE_NAME", "node_name_problem"]
 

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception_blocks.assemble import BuiltNode, assemble
-from perception_blocks.construct import Construction
-from perception_blocks.ensemble import EnsembleBlock
-from perception_blocks.graph import Graph
-from perception_blocks.lowered import LoweredNetwork
-from perception_blocks.lowering import Program, write_program
-from perception_blocks.port import Port, Shape
-from perception_blocks.ranges import tell_out_of_range
+from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.graph.assemble import BuiltNode, assemble
+from perception_blocks.graph.construct import Construction
+from perception_blocks.graph.graph import Graph
+from perception_blocks.lowering.lowered import LoweredNetwork
+from perception_blocks.lowering.program import Program, write_program
+from perception_blocks.port import Port, Shape, tell_out_of_range
 
 __all__ = ["InferenceBlock", "submodule_at"]
 

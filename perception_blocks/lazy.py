@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from perception_blocks.registry import did_you_mean
+from perception_blocks.words import did_you_mean
 
 __all__ = ["lazy_attributes"]
 

@@ -16,16 +16,42 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
-from perception_blocks.meta import MetaMode
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.trial_copy import trial_copy
 
-__all__ = ["PROBE_BATCH", "Measured", "check_one_row", "feature_shape", "for_one_row"]
-__all__ += ["initialize_lazy", "measure", "measure_lengths", "output_shapes"]
-__all__ += ["probing_tensors", "still", "with_length"]
+__all__ = [
+    "PROBE_BATCH",
+    "Measured",
+    "check_one_row",
+    "feature_shape",
+    "for_one_row",
+    "initialize_lazy",
+    "measure",
+    "measure_lengths",
+    "output_shapes",
+    "probing_tensors",
+    "still",
+    "with_length",
+    "MetaMode",
+]
+
+# They change values only, and there are none.
+_DRAWS = {
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.constant_,
+    nn.init.kaiming_uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+}
+# They keep the shape. To find that out, torch works in Python on means and variances, and imports its compiler for it.
+_NORMS = {functional.layer_norm, functional.rms_norm}
 
 PROBE_BATCH = 11  # an unusual size, so that a batch axis is not mistaken for a feature axis
 # They stand for an axis whose length varies; what differs between them varies too.
@@ -273,3 +299,43 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     if tensor.device.type == "meta":
         return torch.ones(tensor.shape, dtype=tensor.dtype)
     return tensor.detach().cpu()
+
+
+class MetaMode(TorchFunctionMode):
+    """As ``with torch.device("meta")``, where weights are not drawn and norms cost nothing.
+
+    ``made`` is called with every tensor that a constructor of torch makes.
+    """
+
+    def __init__(self, made: Callable[[Tensor], Any] | None = None) -> None:
+        super().__init__()
+        self._made = made
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        elif func in _NORMS:
+            normed = _normed(*args, **kwargs)
+            if normed is not None:
+                return normed
+        elif func in _device_constructors():
+            if kwargs.get("device") is None:
+                kwargs["device"] = "meta"
+            tensor = func(*args, **kwargs)
+            if self._made is not None:
+                self._made(tensor)
+            return tensor
+        return func(*args, **kwargs)
+
+
+def _normed(x: Tensor, normalized_shape: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    """What a norm gives for ``x``; None where torch has something to say about it, or values to compute."""
+    sizes = tuple(normalized_shape)
+    if not x.is_meta or tuple(x.shape[x.dim() - len(sizes) :]) != sizes:
+        return None
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import importlib
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-from perception_blocks.synonyms import SYNONYMS, folded
+from perception_blocks.words import did_you_mean
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,15 +23,10 @@ __all__ = [
     "NameTakenError",
     "Registry",
     "UnknownNameError",
-]
-__all__ += [
-    "did_you_mean",
     "extra_for",
     "missing_extra",
     "missing_library",
-    "near_name",
     "needs_extra",
-    "sparing",
 ]
 
 # Libraries that only a part of the code needs, by the extra of setup.cfg that brings them (a test compares the two).
@@ -49,11 +41,7 @@ EXTRAS = {
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],
 }
 PLUGIN_GROUP = "perception_blocks.plugins"
-LONGEST_WORD = 100  # that others are compared with
-COMPARISONS = 50_000
 T = TypeVar("T")
-R = TypeVar("R")
-P = ParamSpec("P")
 
 
 class UnknownNameError(ValueError):
@@ -101,72 +89,6 @@ def extra_for(error: Exception, what: str, extra: str | None = None) -> str | No
     library = missing_library(error)
     homes = [name for name, libraries in EXTRAS.items() if library in libraries]
     return needs_extra(what, [str(library)], extra or homes[0]) if homes else None
-
-
-def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
-    """The known word that ``word`` was most likely meant to be, or None.
-
-    ``kind`` is that of a registry: then it may also be what others call an entry, or a class of ``torch.nn`` that has
-    none here.
-
-    Within `sparing`, there is none once enough words have been compared.
-
-    >>> near_name("LeakyReLU", ["relu", "leaky_relu"]), near_name("swish", ["silu", "hardswish"], "activation")
-    ('leaky_relu', 'silu')
-    """
-    if len(word) > LONGEST_WORD or not _may_compare(0):
-        return None
-    words = [*words]
-    if not _may_compare(len(words)):
-        return None
-    known = {folded(str(each)): str(each) for each in reversed(words)}  # of two alike the first
-    plain = folded(word)
-    if plain and plain in known:
-        return known[plain]
-    meant = SYNONYMS.get(kind, {}).get(plain)
-    if meant is not None and (folded(meant) in known or meant.startswith("torch.nn.")):
-        return meant
-    matches = difflib.get_close_matches(
-        word.lower(), [name.lower() for name in known.values()], n=1, cutoff=0.6
-    )
-    return next((name for name in known.values() if name.lower() in matches), None)
-
-
-_left: ContextVar[list[int] | None] = ContextVar("comparisons left", default=None)
-
-
-def sparing(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` with a bound on the time that it spends on near names: of 20,000 mistakes 100 are shown."""
-
-    @functools.wraps(function)
-    def bounded(*arguments: P.args, **keywords: P.kwargs) -> R:
-        if _left.get() is not None:  # within another one
-            return function(*arguments, **keywords)
-        token = _left.set([COMPARISONS])
-        try:
-            return function(*arguments, **keywords)
-        finally:
-            _left.reset(token)
-
-    return bounded
-
-
-def _may_compare(count: int) -> bool:
-    left = _left.get()
-    if left is None:
-        return True
-    left[0] -= count
-    return left[0] >= 0
-
-
-def did_you_mean(word: str, words: Iterable[str], kind: str = "") -> str:
-    """The end of an error message: ``"; did you mean 'dense'?"`` or nothing.
-
-    >>> did_you_mean("dens", ["dense", "lstm"])
-    "; did you mean 'dense'?"
-    """
-    near = near_name(word, words, kind)
-    return f"; did you mean {near!r}?" if near else ""
 
 
 @dataclass
@@ -338,7 +260,7 @@ INITIALIZERS = Registry("initialiser")
 
 # Built-in names are listed here, lazily, so that they can be checked and suggested without importing torch.
 BLOCKS.register_all(
-    "perception_blocks.dense",
+    "perception_blocks.blocks.dense",
     {
         "dense": "DenseBlock",
         "linear_output": "LinearOutputBlock",
@@ -346,7 +268,7 @@ BLOCKS.register_all(
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.conv",
+    "perception_blocks.blocks.conv",
     {
         "strided_conv": "StridedConvBlock",
         "strided_conv_dense": "StridedConvDenseBlock",
@@ -357,7 +279,7 @@ BLOCKS.register_all(
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.recurrent",
+    "perception_blocks.blocks.recurrent",
     {
         "lstm": "LstmBlock",
         "gru": "GruBlock",
@@ -365,9 +287,9 @@ BLOCKS.register_all(
         "rnn": "RnnBlock",
     },
 )
-BLOCKS.register_all("perception_blocks.combine", {"concat": "ConcatBlock"})
+BLOCKS.register_all("perception_blocks.blocks.combine", {"concat": "ConcatBlock"})
 BLOCKS.register_all(
-    "perception_blocks.reshape",
+    "perception_blocks.blocks.reshape",
     {
         "flatten": "FlattenBlock",
         "slice": "SliceBlock",
@@ -376,13 +298,14 @@ BLOCKS.register_all(
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.embed", {"one_hot": "OneHotBlock", "embedding": "EmbeddingBlock"}
+    "perception_blocks.blocks.embed", {"one_hot": "OneHotBlock", "embedding": "EmbeddingBlock"}
 )
 BLOCKS.register_all(
-    "perception_blocks.scale", {"scale_image": "ScaleImageBlock", "normalize": "NormalizeBlock"}
+    "perception_blocks.blocks.scale",
+    {"scale_image": "ScaleImageBlock", "normalize": "NormalizeBlock"},
 )
 BLOCKS.register_all(
-    "perception_blocks.elementwise",
+    "perception_blocks.blocks.elementwise",
     {
         "add": "AddBlock",
         "multiply": "MultiplyBlock",
@@ -391,7 +314,7 @@ BLOCKS.register_all(
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.pooling",
+    "perception_blocks.blocks.pooling",
     {
         "global_average_pooling": "GlobalAveragePoolingBlock",
         "masked_global_pooling": "MaskedGlobalPoolingBlock",
@@ -399,20 +322,22 @@ BLOCKS.register_all(
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.residual_conv",
+    "perception_blocks.blocks.residual_conv",
     {"impala_cnn": "ImpalaCnnBlock", "res_conv": "ResConvBlock"},
 )
-BLOCKS.register_all("perception_blocks.residual_dense", {"residual_dense": "ResidualDenseBlock"})
-BLOCKS.register_all("perception_blocks.noisy", {"noisy_dense": "NoisyDenseBlock"})
 BLOCKS.register_all(
-    "perception_blocks.features",
+    "perception_blocks.blocks.residual_dense", {"residual_dense": "ResidualDenseBlock"}
+)
+BLOCKS.register_all("perception_blocks.blocks.noisy", {"noisy_dense": "NoisyDenseBlock"})
+BLOCKS.register_all(
+    "perception_blocks.blocks.features",
     {
         "fourier_features": "FourierFeaturesBlock",
         "positional_encoding": "PositionalEncodingBlock",
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.attention",
+    "perception_blocks.blocks.attention",
     {
         "multi_head_attention": "MultiHeadAttentionBlock",
         "self_attention_seq": "SelfAttentionSeqBlock",
@@ -420,31 +345,31 @@ BLOCKS.register_all(
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.attention_conv",
+    "perception_blocks.blocks.attention_conv",
     {"self_attention_conv": "SelfAttentionConvBlock"},
 )
 BLOCKS.register_all(
-    "perception_blocks.transformer",
+    "perception_blocks.blocks.transformer",
     {"transformer_encoder": "TransformerEncoderBlock"},
 )
 BLOCKS.register_all(
-    "perception_blocks.language_model", {"transformer": "TransformerBlock"}, extra="llm"
+    "perception_blocks.blocks.language_model", {"transformer": "TransformerBlock"}, extra="llm"
 )
 BLOCKS.register_all(
-    "perception_blocks.sets",
+    "perception_blocks.blocks.sets",
     {
         "deep_set": "DeepSetBlock",
         "attention_pooling": "AttentionPoolingBlock",
         "point_net": "PointNetBlock",
     },
 )
-BLOCKS.register_all("perception_blocks.memory", {"frame_stack": "FrameStackBlock"})
+BLOCKS.register_all("perception_blocks.blocks.windows", {"frame_stack": "FrameStackBlock"})
 BLOCKS.register_all(
-    "perception_blocks.linear_memory", {"min_gru": "MinGruBlock", "lru": "LruBlock"}
+    "perception_blocks.blocks.linear_memory", {"min_gru": "MinGruBlock", "lru": "LruBlock"}
 )
-BLOCKS.register_all("perception_blocks.gtrxl", {"gtrxl": "GtrxlBlock"})
+BLOCKS.register_all("perception_blocks.blocks.gtrxl", {"gtrxl": "GtrxlBlock"})
 BLOCKS.register_all(
-    "perception_blocks.graph_nets",
+    "perception_blocks.blocks.adjacency",
     {
         "adjacency": "AdjacencyBlock",
         "graph_conv": "GraphConvBlock",
@@ -452,14 +377,16 @@ BLOCKS.register_all(
     },
 )
 BLOCKS.register_all(
-    "perception_blocks.graph_network",
+    "perception_blocks.blocks.graph_network",
     {"graph_network": "GraphNetworkBlock"},
 )
 BLOCKS.register_all(
-    "perception_blocks.message_passing", {"message_passing": "MessagePassingBlock"}, extra="graph"
+    "perception_blocks.blocks.message_passing",
+    {"message_passing": "MessagePassingBlock"},
+    extra="graph",
 )
 BLOCKS.register_all(
-    "perception_blocks.heads",
+    "perception_blocks.blocks.heads",
     {
         "dueling": "DuelingBlock",
         "value": "ValueBlock",
@@ -468,7 +395,7 @@ BLOCKS.register_all(
         "action_masking": "ActionMaskingBlock",
     },
 )
-BLOCKS.register_all("perception_blocks.custom", {"functional": "FunctionalBlock"})
+BLOCKS.register_all("perception_blocks.blocks.custom", {"functional": "FunctionalBlock"})
 
 ACTIVATIONS.register_all(
     "torch.nn",
@@ -495,7 +422,7 @@ ACTIVATIONS.register_all(
 )
 
 FUNCTIONS.register_all(
-    "perception_blocks.custom",
+    "perception_blocks.blocks.custom",
     {"add": "add", "identity": "identity", "mean": "mean", "multiply": "multiply"},
 )
 

@@ -16,15 +16,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from perception_blocks.foreign import cut
-from perception_blocks.registry import (
-    ACTIVATIONS,
-    FUNCTIONS,
-    INITIALIZERS,
-    Registry,
-    did_you_mean,
-    near_name,
-)
+from perception_blocks.registry import ACTIVATIONS, FUNCTIONS, INITIALIZERS, Registry
+from perception_blocks.words import cut, did_you_mean, near_name
 
 __all__ = [
     "Activation",

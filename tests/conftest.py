@@ -7,8 +7,8 @@ import hypothesis
 import pytest
 import torch
 
-from composer.distributions import DISTRIBUTIONS
-from composer.wrappers.names import WRAPPERS
+from composer.distributions.base import DISTRIBUTIONS
+from composer.spec.wrapper_names import WRAPPERS
 from perception_blocks.registry import ACTIVATIONS, BLOCKS, FUNCTIONS, INITIALIZERS
 
 torch.set_num_threads(1)

@@ -1,1 +1,1 @@
-"""Models in the hands of other libraries: one module each, which imports its library when it is imported itself."""
+"""Models in the hands of other libraries: one folder each, which imports its library when it is first used."""

@@ -1,6 +1,6 @@
 """What algorithms need of actions, memory, critics and distributions, in words that the trainers share.
 
-Each trainer has one table of its algorithms (`Algorithm`). Both what an algorithm cannot train and the way out follow
+Each trainer has one table of its algorithms (`AlgorithmNeeds`). Both what an algorithm cannot train and the way out follow
 from it: a setting of the spec that is to change, or the algorithms of the same table that can train the model.
 """
 
@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from gymnasium import spaces
 
-from composer.continuous_actions import Gaussian
-from composer.deterministic_actions import Deterministic
-from composer.distributions import DISTRIBUTIONS, is_bounded
+from composer.distributions.base import DISTRIBUTIONS, is_bounded
+from composer.distributions.continuous import Gaussian
+from composer.distributions.deterministic import Deterministic
 from composer.model import Model
-from composer.spaces import format_space
+from composer.spaces.tree import format_space
 
-__all__ = ["Algorithm", "bounded_boxes", "problems"]
+__all__ = ["AlgorithmNeeds", "bounded_boxes", "problems"]
 
 CRITICS = {
     "state": "critic: {kind: state, template: {}}",
@@ -32,7 +32,7 @@ BOUND_THEM = (
 
 
 @dataclass(frozen=True)
-class Algorithm:
+class AlgorithmNeeds:
     """One row of a trainer's table.
 
     ``refuses`` says why the actions, the mask or the memory of a model cannot be trained, which no other critic or
@@ -48,7 +48,7 @@ class Algorithm:
     is_advised: bool = True  # not where the environment must be made for it
 
 
-def problems(model: Model, name: str, table: Mapping[Any, Algorithm]) -> list[str]:
+def problems(model: Model, name: str, table: Mapping[Any, AlgorithmNeeds]) -> list[str]:
     """Why the algorithm ``name`` of ``table`` cannot train ``model``, each reason with a way out that works."""
     algorithm = table[name]
     refused = list(algorithm.refuses(model))
@@ -62,7 +62,7 @@ def problems(model: Model, name: str, table: Mapping[Any, Algorithm]) -> list[st
     ]
 
 
-def _way_out(model: Model, table: Mapping[Any, Algorithm]) -> str:
+def _way_out(model: Model, table: Mapping[Any, AlgorithmNeeds]) -> str:
     """The algorithms that can train ``model`` and what they need besides, as the end of a message: ``; use PPO``."""
     fit = [n for n, row in table.items() if row.is_advised and not list(row.refuses(model))]
     needs = {name: _needs(model, table[name]) for name in fit}
@@ -84,7 +84,7 @@ def bounded_boxes(model: Model) -> Iterator[str]:
             yield f"it needs Box actions {_UNBOUNDED}, but {key!r} is {shown}"
 
 
-def _needs(model: Model, row: Algorithm) -> list[str]:
+def _needs(model: Model, row: AlgorithmNeeds) -> list[str]:
     """What must change in the spec for it, in a few words each."""
     critic = model.spec.critic
     others = _other_families(model, row.family)

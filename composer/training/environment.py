@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces, wrappers
 
-from composer.space_lookup import make_environment
+from composer.spaces.lookup import make_environment
 from composer.training.trainer import TrainingError
 
 __all__ = ["CheckedEnvironment", "training_environment"]

@@ -24,8 +24,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from composer.atomic import WriteError, replace_with
-from composer.checkpoint import CheckpointError
-from composer.files import outside, real_path
+from composer.checkpoint.container import CheckpointError
+from composer.source.files import outside, real_path
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
 from composer.training.trainer import Task, Trainer, TrainingError

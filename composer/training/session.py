@@ -12,16 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from composer.checkpoint import fill_whole, plain_spec, read_record, saved_spec
-from composer.discrete_actions import NoLegalChoiceError
-from composer.distributions import NoNumberError
+from composer.checkpoint.file import fill_whole, read_record
+from composer.checkpoint.plain_spec import plain_spec, saved_spec
+from composer.distributions.base import NoNumberError
+from composer.distributions.discrete import NoLegalChoiceError
 from composer.errors import Problem, SpecError
 from composer.limits import GivenLimits
 from composer.model import Model, compose
-from composer.source import Override, Source, dump_yaml, load_source, stored_source
-from composer.space_json import spaces_differ
-from composer.space_lookup import is_by_actor, own_environment
-from composer.spec_diff import diff_specs
+from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
+from composer.spaces.json_form import spaces_differ
+from composer.spaces.lookup import is_by_actor, own_environment
+from composer.spec.diff import diff_specs
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation, evaluate
 from composer.training.folder import RunFolder, Saved, in_use, refuse_taken
@@ -29,8 +30,8 @@ from composer.training.interruption import Interruption, interruption_noted
 from composer.training.progress import ProgressBar
 from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
 from composer.trust import allow_list, check_environment
-from perception_blocks.foreign import cut
-from perception_blocks.registry import UnknownNameError, did_you_mean
+from perception_blocks.registry import UnknownNameError
+from perception_blocks.words import cut, did_you_mean
 
 __all__ = ["Outcome", "resume", "train"]
 

@@ -18,8 +18,8 @@ __all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer", "Trainin
 __all__ += ["no_phase", "refuse_other_state"]
 
 TRAINERS = Registry("trainer")
-TRAINERS.register("sb3", "composer.adapters.sb3_training:Sb3Trainer", extra="sb3")
-TRAINERS.register("torchrl", "composer.adapters.torchrl_training:TorchrlTrainer", extra="torchrl")
+TRAINERS.register("sb3", "composer.adapters.sb3.training:Sb3Trainer", extra="sb3")
+TRAINERS.register("torchrl", "composer.adapters.torchrl.training:TorchrlTrainer", extra="torchrl")
 
 
 class TrainingError(RefusedError):

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.continuous_actions import Gaussian, SquashedGaussian
-from composer.discrete_actions import Bernoulli, Categorical, MultiCategorical
-from composer.distributions import ActionDistribution, ActionDistributions
-from composer.network import Tensors
-from composer.policy import Policy
-from composer.space_values import as_flags
-from composer.spaces import to_environment
+from composer.distributions.base import ActionDistribution
+from composer.distributions.continuous import Gaussian, SquashedGaussian
+from composer.distributions.discrete import Bernoulli, Categorical, MultiCategorical
+from composer.distributions.joint import ActionDistributions
+from composer.network.network import Tensors
+from composer.policy.policy import Policy
+from composer.spaces.tree import to_environment
+from composer.spaces.values import as_flags
 from composer.wrappers.interface import Head, IModelWrapper, Offer, chain
 from composer.wrappers.slots import stacked_rows, unstacked_rows
 from perception_blocks.port import format_shape

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from composer.discrete_actions import ChoiceDistribution
-from composer.distributions import all_finite, index_text, wide
-from composer.space_kinds import as_tensor
-from composer.space_values import as_flags, on_host
+from composer.distributions.base import all_finite, index_text, wide
+from composer.distributions.discrete import ChoiceDistribution
+from composer.spaces.kinds import as_tensor
+from composer.spaces.values import as_flags, on_host
 from composer.wrappers.interface import IModelWrapper, read_output, wrapper_label
 from perception_blocks.port import format_shape
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from composer.wrappers.names import WRAPPERS
+from composer.spec.wrapper_names import WRAPPERS
 
 __all__ = ["BaseModelWrapper", "Chosen", "Head", "IModelWrapper", "Offer", "chain", "innermost"]
 __all__ += ["read_output", "undone", "wrapper_label"]

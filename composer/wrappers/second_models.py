@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from composer.blending import Buffers, blend
+from composer.checkpoint.blending import Buffers, blend
 from composer.wrappers.interface import IModelWrapper, chain, innermost, read_output, wrapper_label
 from perception_blocks.settings import PositiveInt, Probability, SettingsError, check_settings
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from composer.errors import Path, Problems
-from composer.policy import Policy
+from composer.policy.policy import Policy
+from composer.spec.wrapper_names import WRAPPERS
 from composer.wrappers.composed import ComposedPolicy
 from composer.wrappers.interface import BaseModelWrapper, IModelWrapper, Offer, chain
-from composer.wrappers.names import WRAPPERS
 from perception_blocks.settings import SettingsError, check_settings
 
 __all__ = ["check_wrap", "model_wrap", "register_wrapper", "wrap_policy"]

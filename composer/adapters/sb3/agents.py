@@ -1,0 +1,269 @@
+"""Composed models trained by Stable-Baselines3 (PPO, A2C, DQN, SAC, TD3) and sb3-contrib (MaskablePPO, RecurrentPPO).
+
+`agent` makes one of their agents whose policy is a composed model, ``agent.policy.model``. Needs the extra ``sb3``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+import torch
+
+from composer.adapters.sb3.checks import refuse, several_actors
+from composer.adapters.sb3.contrib import MaskableActorCritic, RecurrentActorCritic
+from composer.adapters.sb3.off_policy import QPolicy, SACPolicy, TD3Policy
+from composer.adapters.sb3.policies import ActorCritic, HostPolicy
+from composer.adapters.sb3.spaces import (
+    FlatEnv,
+    HostActions,
+    HostObservations,
+    differing,
+    refuse_other_spaces,
+)
+from composer.checkpoint.file import foreign_modules
+from composer.checkpoint.plain_spec import plain_spec
+from composer.model import Model, compose
+from composer.source.load import Override, dump_yaml, load_source
+from composer.spaces.json_form import spaces_differ, spaces_to_json
+from composer.spaces.lookup import (
+    Spaces,
+    environment_spaces,
+    is_by_actor,
+    make_environment,
+    own_environment,
+)
+from composer.trust import allow_list, import_allowed
+from perception_blocks.registry import missing_extra
+
+try:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.utils import obs_as_tensor
+    from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+except ImportError as error:
+    raise missing_extra("composer.adapters.sb3", error, "sb3") from error
+
+__all__ = ["POLICIES", "UpdateNormalizers", "agent", "wrap"]
+
+POLICIES: dict[str, type[HostPolicy]] = {
+    "PPO": ActorCritic,
+    "A2C": ActorCritic,
+    "MaskablePPO": MaskableActorCritic,
+    "RecurrentPPO": RecurrentActorCritic,
+    "DQN": QPolicy,
+    "SAC": SACPolicy,
+    "TD3": TD3Policy,
+}
+"""The policy class of each algorithm, by the algorithm's name."""
+
+OPTIMIZER_SETTINGS = ("optimizer_class", "optimizer_kwargs")
+
+
+def agent(
+    algorithm: type,
+    spec: Any,
+    env: Any = None,
+    *,
+    allow: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    policy_kwargs: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """``algorithm(policy, env, **settings)`` with a composed model as its policy: an agent as that class makes it.
+
+    ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with (and does not
+    train where they are frozen). ``env`` is an environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None
+    makes the spec's own. What cannot be stored (nested observations, several actions) is made flat by `wrap`. ``seed``
+    is that of the initial weights and of the algorithm. ``policy_kwargs`` may give ``optimizer_class`` and
+    ``optimizer_kwargs``.
+
+    ``agent.save`` and ``algorithm.load`` work as always, ``agent.policy.model.save`` writes a checkpoint of ours.
+    Raises ValueError with every reason why the algorithm cannot train the model.
+    """
+    name = _name_of(algorithm)
+    allow, overrides = allow_list(allow), tuple(overrides)
+    import_allowed(allow)
+    _refuse_network_settings(policy_kwargs or {})
+    env = _environment(spec, env, overrides, allow)
+    own = _model_spaces(env)
+    model = _composed(spec, own, allow, overrides=overrides, seed=seed, dtype=dtype)
+    refuse(model, name)
+    observations, actions = _hosts(model)
+    bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
+    _refuse_unlike(model, own, bounds)
+    if not isinstance(env, VecEnv):
+        env = _wrapped(env, observations, actions)
+    seen = (env.observation_space, env.action_space)
+    refuse_other_spaces(observations, actions, *seen, bounds=bounds)
+    arguments = {**_arguments(model, allow), **(policy_kwargs or {})}
+    made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
+    if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
+        made.policy.use_weights(spec)
+    # What blocks read once, when they were built, need not be there when the agent is loaded.
+    made.policy_kwargs["spec"] = made.policy.saved_spec()
+    return made
+
+
+def wrap(env: gymnasium.Env, spec: Any, allow: Iterable[str] = ()) -> gymnasium.Env:
+    """``env`` with observations and actions that Stable-Baselines3 can store; ``env`` itself where they are such.
+
+    ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
+    (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
+    """
+    own = _model_spaces(env)
+    _refuse_actors(own[0])
+    model = _composed(spec, own, allow)
+    _refuse_unlike(model, own)
+    return _wrapped(env, *_hosts(model))
+
+
+class UpdateNormalizers(BaseCallback):
+    """Counts what the agent sees into the running statistics of the spec's ``normalize``, between two rollouts.
+
+    Those of a critic's ``normalize_value`` count the returns of rollouts, for algorithms that have them. Statistics
+    stay the same while a rollout is collected and learned from. Without this callback they stay what they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: list[Any] = []
+        self._returns: Any = None
+
+    def _on_step(self) -> bool:
+        self._seen.append(self.locals["new_obs"])
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._count()
+
+    def _on_rollout_end(self) -> None:
+        buffer = getattr(self.model, "rollout_buffer", None)
+        self._returns = None if buffer is None else buffer.returns
+
+    def _on_training_end(self) -> None:
+        self._count()
+
+    def _count(self) -> None:
+        policy: Any = self.model.policy
+        model: Model = policy.model
+        if model.policy.observer.keys:
+            for seen in self._seen:
+                model.update_normalizers(policy.read(obs_as_tensor(seen, policy.device)))
+        critic: Any = model.critic
+        if self._returns is not None and critic.value_normalizer is not None:
+            model.update_normalizers(returns=self._returns)
+        self._seen, self._returns = [], None
+
+
+# --- the model and its environment ---
+
+
+def _name_of(algorithm: Any) -> str:
+    """The name of the algorithm that a class is, or is derived from."""
+    classes = algorithm.__mro__ if isinstance(algorithm, type) else ()
+    for cls in classes:
+        if cls.__name__ in POLICIES:
+            return cls.__name__
+    shown = algorithm.__name__ if classes else repr(algorithm)
+    raise ValueError(
+        f"algorithm is a class of Stable-Baselines3 or sb3-contrib, one of {', '.join(POLICIES)}; got {shown}"
+    )
+
+
+def _refuse_network_settings(policy_kwargs: dict[str, Any]) -> None:
+    """Raise ValueError for settings of the host's own policies, such as ``net_arch``."""
+    # Of n_critics, which DDPG is given too, the policy says itself what it must be.
+    wrong = [name for name in policy_kwargs if name not in (*OPTIMIZER_SETTINGS, "n_critics")]
+    if wrong:
+        known = " and ".join(map(repr, OPTIMIZER_SETTINGS))
+        raise ValueError(
+            f"policy_kwargs takes {known}, not {', '.join(map(repr, wrong))}: "
+            "what the policy is made of stands in the spec"
+        )
+
+
+def _environment(spec: Any, env: Any, overrides: Iterable[Override], allow: Iterable[str]) -> Any:
+    """The environment itself, made if it is an id or the spec's own."""
+    if env is None:
+        source = spec.source if isinstance(spec, Model) else load_source(spec, overrides, allow)
+        env = own_environment(source, allow)
+        if env is None:
+            raise ValueError("agent needs an env, or a spec with an 'environment'")
+    if isinstance(env, str):
+        env = make_environment(env)
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise ValueError(
+            "Stable-Baselines3 has vector environments of its own; make one of them instead of gymnasium's: "
+            "stable_baselines3.common.env_util.make_vec_env(id, n_envs)"
+        )
+    return env
+
+
+def _model_spaces(env: Any) -> Spaces:
+    """The spaces that a model is composed for: those of the environment inside of `FlatEnv`."""
+    if isinstance(env, VecEnv):
+        if env.has_attr("model_spaces"):
+            return env.get_attr("model_spaces")[0]
+        return env.observation_space, env.action_space
+    return env.get_wrapper_attr("model_spaces") if _is_flat(env) else environment_spaces(env)
+
+
+def _is_flat(env: Any) -> bool:
+    return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
+
+
+def _composed(spec: Any, own: Spaces, allow: Iterable[str], **settings: Any) -> Model:
+    """The model of ``spec``, without weights: it is only looked at. A `Model` is itself."""
+    if isinstance(spec, Model):
+        return spec
+    spaces = {"observation_space": own[0], "action_space": own[1]}
+    return compose(spec, **spaces, allow=allow, device="meta", **settings)
+
+
+def _refuse_unlike(model: Model, own: Spaces, bounds: bool = True) -> None:
+    """Raise ValueError unless the spaces of an environment are those of ``model``."""
+    _refuse_actors(own[0])
+    needed = (model.observation_space, model.action_space)
+    differences = differing(needed[0], own[0], "observation", bounds=bounds)
+    differences += spaces_differ(needed[1], own[1], "action")
+    if differences:
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        raise ValueError(f"the environment's spaces are not those of the model:{lines}")
+
+
+def _refuse_actors(space: Any) -> None:
+    if is_by_actor(space):
+        raise ValueError(f"the environment has {several_actors(space)}")
+
+
+def _hosts(model: Model) -> tuple[HostObservations, HostActions]:
+    return HostObservations(model.policy.observer.tree), HostActions(model.policy.action_tree)
+
+
+def _wrapped(env: Any, observations: HostObservations, actions: HostActions) -> Any:
+    if _is_flat(env) or not (observations.is_flat or actions.is_flat):
+        return env
+    return FlatEnv(env, observations, actions)
+
+
+def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
+    """What a policy needs to compose this model again: plain data."""
+    frozen = [
+        name
+        for name, parameter in model.named_parameters()
+        if not (parameter.requires_grad or name.startswith("critic.target."))
+    ]
+    return {
+        "spec": dump_yaml(plain_spec(model.source.data)),
+        # What a model is made of needs no more permission.
+        "allow": list(dict.fromkeys([*allow, *foreign_modules(model), *model.source.folders])),
+        "seed": model.seed,
+        "dtype": str(model.policy.dtype).removeprefix("torch."),
+        "spaces": [
+            spaces_to_json(space) for space in (model.observation_space, model.action_space)
+        ],
+        "frozen": frozen,
+    }

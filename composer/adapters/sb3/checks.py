@@ -1,0 +1,97 @@
+"""What an algorithm of Stable-Baselines3 cannot do with a model, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gymnasium import Space, spaces
+
+from composer.adapters.algorithm_needs import AlgorithmNeeds, bounded_boxes, problems
+from composer.model import Model
+from composer.spaces.lookup import is_by_actor
+from composer.spaces.tree import format_space
+
+__all__ = ["ALGORITHMS", "refuse", "several_actors"]
+
+
+def refuse(model: Model, algorithm: str, names: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError with every reason why ``algorithm`` cannot train ``model``.
+
+    ``names`` are those of the algorithms where they are not called by their classes.
+    """
+    found = _problems(model, algorithm)
+    if found:
+        lines = "".join(f"\n  {problem}" for problem in found)
+        text = f"{algorithm} cannot train this model:{lines}"
+        for own, name in (names or {}).items():
+            text = re.sub(rf"(?<!')\b{own}\b", name, text)  # not of actions, which are quoted
+        raise ValueError(text)
+
+
+def several_actors(spaces_by_actor: Any) -> str:
+    """Who acts, and that no algorithm here is for them."""
+    names = ", ".join(map(repr, spaces_by_actor))
+    return f"several steps or agents ({names}); Stable-Baselines3 trains one policy of one agent"
+
+
+def _problems(model: Model, algorithm: str) -> list[str]:
+    if is_by_actor(model.observation_space):
+        return [f"it acts for {several_actors(model.observation_space)}"]
+    return problems(model, algorithm, ALGORITHMS)
+
+
+def _memory(model: Model) -> Iterator[str]:
+    if model.has_memory:
+        yield "it has memory, which only RecurrentPPO of sb3-contrib carries from step to step"
+
+
+def _no_memory(model: Model) -> Iterator[str]:
+    if not model.has_memory:
+        yield "neither its policy nor its critic has memory"
+
+
+def _no_choices(model: Model) -> Iterator[str]:
+    """What MaskablePPO cannot train."""
+    if not _are_choices(model.policy.action_space):
+        shown = format_space(model.policy.action_space)
+        yield f"it masks the choices of one Discrete, MultiDiscrete or MultiBinary action, got {shown}"
+    yield from _memory(model)
+
+
+def _not_one_choice(model: Model) -> Iterator[str]:
+    """What DQN cannot train."""
+    space = model.policy.action_space
+    shown = format_space(space)
+    if not isinstance(space, spaces.Discrete):
+        yield f"it learns a value for each choice of one Discrete action, got {shown}"
+    elif space.start:
+        yield f"it finds the value of an action by its number, so that these must begin with 0, got {shown}"
+    elif model.policy.masks:
+        yield "it explores with any action, legal or not, so no 'action_mask' can be kept"
+    yield from _memory(model)
+
+
+def _not_bounded(model: Model) -> Iterator[str]:
+    """What SAC and TD3 cannot train."""
+    yield from bounded_boxes(model)
+    yield from _memory(model)
+
+
+def _are_choices(space: Space) -> bool:
+    """Whether sb3-contrib has masks for it: choices on at most one axis."""
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+        return len(space.shape) == 1
+    return isinstance(space, spaces.Discrete)
+
+
+ALGORITHMS: Mapping[Any, AlgorithmNeeds] = {
+    "PPO": AlgorithmNeeds(_memory, "state"),
+    "A2C": AlgorithmNeeds(_memory, "state"),
+    "RecurrentPPO": AlgorithmNeeds(_no_memory, "state"),
+    "MaskablePPO": AlgorithmNeeds(_no_choices, "state", is_advised=False),
+    "DQN": AlgorithmNeeds(_not_one_choice, None, "any"),
+    "SAC": AlgorithmNeeds(_not_bounded, "state_action", "bounded"),
+    "TD3": AlgorithmNeeds(_not_bounded, "state_action", "deterministic"),
+}

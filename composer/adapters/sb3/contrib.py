@@ -1,0 +1,242 @@
+"""Composed models as policies of sb3-contrib's MaskablePPO and RecurrentPPO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer.adapters.sb3.policies import ActorCritic
+from composer.distributions.discrete import NoLegalChoiceError
+from composer.network.module import under
+from composer.network.network import State, Tensors, share_of
+from composer.spaces.kinds import as_tensor
+from composer.spaces.values import as_flags
+from perception_blocks.registry import missing_extra
+
+try:
+    from gymnasium import spaces
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
+except ImportError as error:
+    raise missing_extra("composer.adapters.sb3", error, "sb3") from error
+
+__all__ = ["MaskableActorCritic", "RecurrentActorCritic"]
+
+Packed = tuple[Tensor, ...]
+"""A state as the host carries it: two tensors (1, B, half of all numbers), as of one LSTM."""
+
+
+class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
+    """A composed model as the policy of MaskablePPO, whose masks add to those that the spec takes from observations."""
+
+    algorithm = "MaskablePPO"
+
+    def forward(  # type: ignore[override]
+        self, obs: Any, deterministic: bool = False, action_masks: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
+        with _masks_named():
+            distribution, values = self.judge(self.read(obs), self._mask(action_masks))
+        actions = self.draw(distribution, deterministic)
+        return actions, values, self.log_prob(distribution, actions, (len(actions),))
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Any, actions: Tensor, action_masks: Any = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
+        return self._evaluated(*self.judge(self.read(obs), self._mask(action_masks)), actions)
+
+    def get_distribution(self, obs: Any, action_masks: Any = None) -> Any:
+        """The model's own distribution over what is legal."""
+        with _masks_named():
+            return self.model.policy.distribution(self.read(obs), mask=self._mask(action_masks))
+
+    def _predict(  # type: ignore[override]
+        self, observation: Any, deterministic: bool = False, action_masks: Any = None
+    ) -> Tensor:
+        return self.draw(self.get_distribution(observation, action_masks), deterministic)
+
+    def _mask(self, action_masks: Any) -> Tensor | None:
+        """The host's masks (B, choices), of bits (B, 2 * bits), as the model's distributions take them.
+
+        Raises ValueError for a bit that may not be 0, which no mask of the model's can say.
+        """
+        if action_masks is None:
+            return None
+        mask = as_flags("action_masks", as_tensor("action_masks", action_masks)).to(self.device)
+        (width,) = next(iter(self.model.policy.logits_shapes.values()))
+        if not isinstance(self.action_space, spaces.MultiBinary):
+            return mask.reshape(-1, width)
+        bits = mask.reshape(-1, width, 2)
+        if not bool(bits[..., 0].all()):
+            raise ValueError(
+                "action_masks forbids that a bit is 0; of bits a composed model masks only that they are 1"
+            )
+        return bits[..., 1]
+
+
+@contextmanager
+def _masks_named() -> Iterator[None]:
+    """The host's masks are no observation: where one leaves nothing, they are called by the method that gives them."""
+    try:
+        yield
+    except NoLegalChoiceError as error:
+        raise error if error.source else error.of("action_masks() of the environment") from None
+
+
+class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
+    """A composed model with memory as the policy of RecurrentPPO.
+
+    The host stores two tensors for the actor and two for the critic. The state of the whole model, whatever blocks it
+    is made of, travels in each pair as one row of numbers.
+    """
+
+    algorithm = "RecurrentPPO"
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        numbers = sum(math.prod(shape) for shape in self._shapes.values())
+        width = math.ceil(numbers / 2)
+        self.lstm_actor = SimpleNamespace(num_layers=1, hidden_size=width)  # the host asks it
+        self.lstm_hidden_state_shape = (1, 1, width)
+
+    def forward(  # type: ignore[override]
+        self, obs: Any, lstm_states: Any, episode_starts: Tensor, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Actions, values (B, 1), log-probabilities (B,) and the state after."""
+        state = self._unpack(lstm_states.pi)
+        distribution, values, after = self._advance(self.read(obs), state, episode_starts)
+        actions = self.draw(distribution, deterministic)
+        packed = self._pack(after)
+        log_prob = self.log_prob(distribution, actions, (len(actions),))
+        return actions, values, log_prob, RNNStates(packed, packed)
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Any, actions: Tensor, lstm_states: Any, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (N * T, 1), log-probabilities and entropies (N * T,) of N padded sequences of T steps."""
+        leading = (lstm_states.pi[0].shape[1], -1)
+        flat = self.observations.read(obs, self.observation_space, leading)
+        observations = self.as_observed(self._without_padding(flat))
+        state = self._unpack(lstm_states.pi)
+        starts = episode_starts.reshape(leading)
+        distribution, values, _ = self._advance(observations, state, starts, unroll=True)
+        return self._evaluated(distribution, values, actions)
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: Any, lstm_states: Packed, episode_starts: Tensor
+    ) -> tuple[Any, Packed]:
+        """The model's own distribution, and the state after."""
+        state = self._unpack(lstm_states)
+        resets = episode_starts > 0.5
+        observations, own = self.read(obs), share_of("policy", state)
+        policy = self.model.policy
+        if not policy.has_memory:
+            return policy.distribution(observations), lstm_states
+        distribution, after = policy.distribution(observations, own, resets)
+        return distribution, self._pack(state | under("policy", after))
+
+    def predict_values(  # type: ignore[override]
+        self, obs: Any, lstm_states: Packed, episode_starts: Tensor
+    ) -> Tensor:
+        """Values (B, 1)."""
+        return self._advance(self.read(obs), self._unpack(lstm_states), episode_starts)[1]
+
+    def _predict(  # type: ignore[override]
+        self,
+        observation: Any,
+        lstm_states: Packed,
+        episode_starts: Tensor,
+        deterministic: bool = False,
+    ) -> tuple[Tensor, Packed]:
+        distribution, after = self.get_distribution(observation, lstm_states, episode_starts)
+        return self.draw(distribution, deterministic), after
+
+    def _advance(
+        self, observations: Any, state: State, starts: Tensor, unroll: bool = False
+    ) -> tuple[Any, Tensor, State]:
+        """Distribution, values (..., 1) and the state after one step, or with ``unroll`` after all of (N, T)."""
+        policy, critic = self.model.policy, self.model.critic
+        resets: Tensor | None = starts > 0.5
+        if unroll:
+            state, resets = _begun(state, starts > 0.5)
+        inputs = policy.read(observations)
+        own = share_of("policy", state)
+        outputs, after = policy.evaluate(inputs, own, resets, "policy", unroll)
+        values, more = self._values(
+            critic, observations, share_of("critic", state), resets, outputs, unroll
+        )
+        after = under("policy", after) | under("critic", more)
+        return policy.distribution_of(outputs, inputs, None, 1.0), values.float(), after
+
+    def _values(
+        self,
+        critic: Any,
+        observations: Any,
+        state: State,
+        resets: Tensor | None,
+        outputs: Tensors,
+        unroll: bool,
+    ) -> tuple[Tensor, State]:
+        if not critic.has_memory:
+            return critic(observations, shared=outputs)["value"], {}
+        call = critic.unroll if unroll else critic
+        values, after = call(observations, state, resets, shared=outputs)
+        return values["value"], after
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the whole model's state, in the order in which it is packed."""
+        policy, critic = self.model.policy, self.model.critic
+        return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)  # type: ignore[union-attr]
+
+    def _pack(self, state: State) -> Packed:
+        rows = [state[name].flatten(1) for name in self._shapes]
+        row = torch.cat(rows, -1).float()
+        width = self.lstm_actor.hidden_size
+        padded = torch.nn.functional.pad(row, (0, 2 * width - row.shape[-1]))
+        return tuple(half.unsqueeze(0).contiguous() for half in padded.split(width, -1))
+
+    def _unpack(self, packed: Packed) -> State:
+        row = torch.cat([half.squeeze(0) for half in packed], -1).to(self.model.policy.dtype)
+        state, start = {}, 0
+        for name, shape in self._shapes.items():
+            size = math.prod(shape)
+            state[name] = row[:, start : start + size].reshape(-1, *shape)
+            start += size
+        return state
+
+    def _without_padding(self, flat: Tensors) -> Tensors:
+        """The host fills short sequences up with zeros and ignores what comes of them; but zeros may be no observation.
+
+        Where they are none (masks without a legal choice, numbers that start later), they are made one.
+        """
+        policy, filled = self.model.policy, dict(flat)
+        for action, key in policy.masks.items():
+            if policy.action_tree.leaves[action].port.cardinality is not None:
+                legal = filled[key] != 0
+                filled[key] = legal | _like(~legal.flatten(2).any(-1), legal)
+        for key, leaf in self.observations.tree.leaves.items():
+            if leaf.integers is not None and filled[key].dtype != torch.bool:
+                low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.integers[:2])
+                filled[key] = filled[key].clamp(low, high)
+        return filled
+
+
+def _begun(state: State, starts: Tensor) -> tuple[State, Tensor | None]:
+    """The state and resets of sequences that begin where episodes do: then no reset is left, and fused kernels run."""
+    first = starts[:, 0]
+    state = {name: value.masked_fill(_like(first, value), 0.0) for name, value in state.items()}
+    return state, (starts if bool(starts[:, 1:].any()) else None)
+
+
+def _like(flags: Tensor, value: Tensor) -> Tensor:
+    """``flags`` of the leading axes with axes of size 1 for the others of ``value``."""
+    return flags.reshape((*flags.shape, *[1] * (value.dim() - flags.dim())))

@@ -1,0 +1,198 @@
+"""Composed models as policies of DQN, SAC and TD3: actors, critics and their targets as these algorithms call them.
+
+The algorithms call parts of a policy (`QNetwork`, `Actor`, `QFunctions`), each with an optimiser and parameters of its
+own. Here a part is a view: the weights are the model's, once, under the model's names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.adapters.sb3.policies import HostPolicy
+from composer.model import Model
+from composer.policy.policy import Policy
+
+__all__ = ["ContinuousPolicy", "QPolicy", "SACPolicy", "TD3Policy"]
+
+
+class Part:
+    """A part of ``policy`` whose weights are those of ``module``."""
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, policy: Any, module: nn.Module) -> None:
+        self.policy = policy
+        self.module = module
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.module.parameters()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """By it the host finds the statistics of batch normalisations, which it copies into targets."""
+        return self.module.state_dict()
+
+
+class QNetwork(Part):
+    """Values (B, choices): the logits of a policy."""
+
+    def __call__(self, obs: Any) -> Tensor:
+        logits = self.module(self.policy.read(obs))
+        (name,) = self.policy.model.policy.logits_shapes
+        return logits[name].float()
+
+
+class QPolicy(HostPolicy):
+    """A composed model for DQN: the policy's logits are the values of its choices, so that its mode is greedy."""
+
+    algorithm = "DQN"
+
+    def _build(self, lr_schedule: Any) -> None:
+        self.policy_target = _target_of(self.model.policy)
+        self.q_net = QNetwork(self, self.model.policy)
+        self.q_net_target = QNetwork(self, self.policy_target)
+        self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
+
+    def use_weights(self, model: Model) -> None:
+        super().use_weights(model)
+        self.policy_target.load_state_dict(self.model.policy.state_dict())
+
+    def forward(self, obs: Any, deterministic: bool = True) -> Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
+        values = self.q_net(observation)
+        (family,) = dict(self.model.policy.distributions.items()).values()
+        family.refuse_no_numbers(values)
+        return self.actions.to_host(values.argmax(-1))
+
+
+class Actor(Part):
+    """What acts, in the host's scale from -1 to 1."""
+
+    def __call__(self, obs: Any, deterministic: bool = False) -> Tensor:
+        distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
+        action = distribution.mode() if deterministic else distribution.rsample()
+        return self.policy.scaled(action)
+
+    def action_log_prob(self, obs: Any) -> tuple[Tensor, Tensor]:
+        """Actions and the logarithm of their density, which is that of the host's scale, shape (B,)."""
+        distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
+        action = distribution.rsample()
+        log_prob = distribution.log_prob(action).float() + self.policy.log_half
+        return self.policy.scaled(action), log_prob
+
+
+class QFunctions(Part):
+    """What actions in the host's scale are worth: one (B, 1) for each copy of an ensemble.
+
+    What the critic reads of the policy learns from the actor's loss alone, as it does in the host's own policies.
+    """
+
+    def __init__(self, policy: ContinuousPolicy, critic: Any, actor: Policy) -> None:
+        super().__init__(policy, critic.online)
+        self.critic = critic
+        self.actor = actor
+
+    def __call__(self, obs: Any, actions: Tensor) -> tuple[Tensor, ...]:
+        observations = self.policy.read(obs)
+        shared = None
+        if self.critic.shared:
+            with torch.no_grad():
+                shared = self.actor(observations)
+        taken = self.policy.unscaled(actions)
+        values = self.critic(observations, taken, shared=shared)["q_value"].float()
+        return values.unbind(-2) if self.critic.copies > 1 else (values,)
+
+    def q1_forward(self, obs: Any, actions: Tensor) -> Tensor:
+        return self(obs, actions)[0]
+
+
+class ContinuousPolicy(HostPolicy):
+    """What SAC and TD3 share.
+
+    The host stores and disturbs actions in a scale from -1 to 1; the model's own scale is that of the environment. Here
+    is the only place where one becomes the other.
+    """
+
+    def _build(self, lr_schedule: Any) -> None:
+        space: Any = self.action_space
+        low, high = (torch.as_tensor(bound).flatten() for bound in (space.low, space.high))
+        self.register_buffer("_low", low, persistent=False)
+        self.register_buffer("_half", high / 2 - low / 2, persistent=False)
+        self.log_half = float(self._half.double().log().sum())
+        self.actor = Actor(self, self.model.policy)
+        self.actor.optimizer = self.make_optimizer(self.actor.parameters(), lr_schedule)
+        critic: Any = self.model.critic
+        self.critic = QFunctions(self, critic, self.model.policy)
+        self.critic.optimizer = self.make_optimizer(self.critic.parameters(), lr_schedule)
+        self.critic_target = QFunctions(self, critic.target, self._target_actor())
+
+    _low: Tensor
+    _half: Tensor
+
+    def _target_actor(self) -> Policy:
+        """What the target critic reads a policy's values of."""
+        return self.model.policy
+
+    def scaled(self, action: Any) -> Tensor:
+        """A distribution's action as the host stores it, (B, *its shape), from -1 to 1; gradients flow through."""
+        host = self.actions.to_host(action)
+        rows = (host.flatten(1) - self._low) / self._half - 1
+        return rows.reshape(len(rows), -1)
+
+    def unscaled(self, actions: Tensor) -> Any:
+        """The way back, to what the critic and the distributions take."""
+        rows = self._low + (actions.reshape(len(actions), -1) + 1) * self._half
+        return self.actions.from_host(rows, self.model.policy.dtype, (len(rows),))
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Tensor:
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """An action in the environment's scale: the host scales what it stores."""
+        return self.draw(self.model.policy.distribution(self.read(observation)), deterministic)
+
+
+class SACPolicy(ContinuousPolicy):
+    """A composed model for SAC: the policy acts, the critic of kind state_action and its target judge."""
+
+    algorithm = "SAC"
+
+
+class TD3Policy(ContinuousPolicy):
+    """A composed model for TD3: a deterministic policy, which gets a target, and a critic of kind state_action.
+
+    ``n_critics`` is what DDPG gives; it must be that of the spec's ``ensemble``.
+    """
+
+    algorithm = "TD3"
+
+    def __init__(self, *arguments: Any, n_critics: int | None = None, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        copies = self.critic.critic.copies
+        if n_critics not in (None, copies):
+            raise ValueError(
+                f"n_critics is {n_critics}, but the critic of the spec has ensemble: {copies}; "
+                f"write ensemble: {n_critics}"
+            )
+
+    def _target_actor(self) -> Policy:
+        self.policy_target = _target_of(self.model.policy)
+        self.actor_target = Actor(self, self.policy_target)
+        return self.policy_target
+
+    def use_weights(self, model: Model) -> None:
+        super().use_weights(model)
+        self.policy_target.load_state_dict(self.model.policy.state_dict())
+
+
+def _target_of(policy: Policy) -> Policy:
+    """A copy of a policy that only follows it; what it sees it sees through the same normalisers."""
+    shared = [policy.observer, policy.observer.normalizers, policy.action_tree]
+    target = copy.deepcopy(policy, {id(part): part for part in shared})
+    return target.requires_grad_(False).eval()

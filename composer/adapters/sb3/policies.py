@@ -1,0 +1,222 @@
+"""Composed models as policies of PPO and A2C, and what all policies for Stable-Baselines3 share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from composer.adapters.sb3.checks import refuse
+from composer.adapters.sb3.spaces import HostActions, HostObservations, refuse_other_spaces
+from composer.checkpoint.file import fill
+from composer.checkpoint.plain_spec import saved_spec
+from composer.distributions.base import Distribution
+from composer.model import Model, compose
+from composer.network.network import Tensors
+from composer.source.load import dump_yaml
+from composer.spaces.json_form import spaces_from_json
+from composer.spaces.lookup import Spaces
+from perception_blocks.registry import missing_extra
+
+try:
+    from stable_baselines3.common.policies import BasePolicy
+except ImportError as error:
+    raise missing_extra("composer.adapters.sb3", error, "sb3") from error
+
+__all__ = ["ActorCritic", "HostPolicy"]
+
+NO_SDE = (
+    "use_sde explores with noise of Stable-Baselines3's own policies; "
+    "the distributions of a composed model explore by themselves: leave it out"
+)
+
+
+class HostPolicy(BasePolicy):
+    """A composed model in the place of a policy: ``model`` is all that it has.
+
+    Its arguments are plain data, so that Stable-Baselines3 saves them and makes the policy anew when it loads: ``spec``
+    (a file, YAML text or mapping), ``allow``, ``seed`` and ``dtype`` as for `composer.compose`. ``spaces`` are those of
+    the environment, as JSON, where they are others than those that the host sees; ``frozen`` names the weights that do
+    not learn. Nothing here draws or changes a weight: they are what composing gave.
+    """
+
+    algorithm: ClassVar[str]  # that of which messages speak
+    optimizer_defaults: ClassVar[dict[str, Any]] = {}  # of Adam
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        lr_schedule: Any,
+        *,
+        spec: Any,
+        allow: Sequence[str] = (),
+        seed: int | None = None,
+        dtype: str = "float32",
+        spaces: Sequence[dict[str, Any]] | None = None,
+        frozen: Sequence[str] = (),
+        use_sde: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
+            optimizer_kwargs = dict(self.optimizer_defaults)
+        # Not super(): policies of sb3-contrib, which some of ours must be, build networks of their own.
+        BasePolicy.__init__(
+            self, observation_space, action_space,
+            optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs,
+        )  # fmt: skip
+        if use_sde:
+            raise ValueError(NO_SDE)
+        self._arguments = {
+            "spec": spec, "allow": list(allow), "seed": seed, "dtype": dtype,
+            "spaces": spaces, "frozen": list(frozen),
+        }  # fmt: skip
+        self.model = _composed((observation_space, action_space), **self._arguments)
+        refuse(self.model, self.algorithm)
+        self.observations = HostObservations(self.model.policy.observer.tree)
+        self.actions = HostActions(self.model.policy.action_tree)
+        refuse_other_spaces(
+            self.observations, self.actions, observation_space, action_space, bounds=False
+        )
+        self._build(lr_schedule)
+
+    model: Model
+
+    @abstractmethod
+    def _build(self, lr_schedule: Any) -> None:
+        """Make the optimisers, and what else the algorithm looks for."""
+
+    def use_weights(self, model: Model) -> None:
+        """Copy the weights of ``model``, one of the same spec, and make targets equal to what they follow."""
+        self.model.load_state_dict(model.state_dict())
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As torch's; with ``strict``, CheckpointError names every difference before anything is written."""
+        if strict:
+            # Torch's own writes what fits, and then raises.
+            fill(self, state_dict, strict=True, source="the state_dict")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def set_training_mode(self, mode: bool) -> None:
+        self.model.train(mode)
+        self.training = mode
+
+    def saved_spec(self) -> str:
+        """The spec of what is saved with its weights, as `Model.save` writes it."""
+        return dump_yaml(saved_spec(self.model.source.data, self.model))
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter], lr_schedule: Any) -> Any:
+        """An optimiser of those that learn, each of them once."""
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
+        return self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def read(self, observations: Any, leading: tuple[int, ...] = (-1,)) -> Any:
+        """The host's observations as the model takes them, with the axes ``leading``."""
+        flat = self.observations.read(observations, self.observation_space, leading)
+        return self.as_observed(flat)
+
+    def as_observed(self, flat: dict[str, Tensor]) -> Any:
+        """What a network's own ``preprocess`` is given has the structure of the space."""
+        if self.model.policy.users_own("preprocess") is None:
+            return flat
+        return self.observations.tree.unflatten(flat)
+
+    def draw(self, distribution: Any, deterministic: bool) -> Tensor:
+        """An action of the host's space, without gradient."""
+        with torch.no_grad():
+            action = distribution.mode() if deterministic else distribution.sample()
+            return self.actions.to_host(action)
+
+    def log_prob(self, distribution: Any, actions: Tensor, leading: tuple[int, ...]) -> Tensor:
+        """Of actions of the host's space, shape (B,)."""
+        taken = self.actions.from_host(actions, self.model.policy.dtype, leading)
+        return distribution.log_prob(taken).float().reshape(-1)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        """What `BasePolicy.save` keeps to make this policy anew."""
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+            **self._arguments,
+            "spec": self.saved_spec(),
+        }
+
+
+class ActorCritic(HostPolicy):
+    """A composed model as the policy of PPO and A2C. Distributions, their densities and entropies are the model's."""
+
+    algorithm = "PPO"
+    optimizer_defaults: ClassVar[dict[str, Any]] = {"eps": 1e-5}
+
+    def _build(self, lr_schedule: Any) -> None:
+        self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
+
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
+        distribution, values = self.judge(self.read(obs))
+        actions = self.draw(distribution, deterministic)
+        return actions, values, self.log_prob(distribution, actions, (len(actions),))
+
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
+        return self._evaluated(*self.judge(self.read(obs)), actions)
+
+    def get_distribution(self, obs: Any) -> Distribution:
+        """The model's own distribution, with ``sample``, ``mode``, ``log_prob``, ``entropy`` and ``kl``."""
+        return self.model.policy.distribution(self.read(obs))
+
+    def predict_values(self, obs: Any) -> Tensor:
+        """Values (B, 1)."""
+        observations = self.read(obs)
+        critic: Any = self.model.critic
+        shared = self.model.policy(observations) if critic.shared else None
+        return critic(observations, shared=shared)["value"].float()
+
+    def judge(self, observations: Any, mask: Any = None) -> tuple[Any, Tensor]:
+        """The distribution and the values; what policy and critic share runs once."""
+        policy, critic = self.model.policy, self.model.critic
+        inputs = policy.read(observations)
+        outputs: Tensors = policy.evaluate(inputs, None, None, "policy")[0]
+        values = critic(observations, shared=outputs)["value"]  # type: ignore[misc]
+        return policy.distribution_of(outputs, inputs, mask, 1.0), values.float()
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        return self.draw(self.get_distribution(observation), deterministic)
+
+    def _evaluated(
+        self, distribution: Any, values: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        leading = tuple(values.shape[:-1])
+        log_prob = self.log_prob(distribution, actions, leading)
+        return values.reshape(-1, 1), log_prob, distribution.entropy().float().reshape(-1)
+
+
+def _composed(
+    seen: Spaces,
+    *,
+    spec: Any,
+    allow: Sequence[str],
+    seed: int | None,
+    dtype: str,
+    spaces: Sequence[dict[str, Any]] | None,
+    frozen: Sequence[str],
+) -> Model:
+    """The model of a policy's arguments, for the spaces ``seen`` by the host where no others are given."""
+    own = seen if spaces is None else tuple(map(spaces_from_json, spaces))
+    model = compose(
+        spec, observation_space=own[0], action_space=own[1],
+        allow=allow, seed=seed, dtype=getattr(torch, dtype),
+    )  # fmt: skip
+    parameters = dict(model.named_parameters())
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return model

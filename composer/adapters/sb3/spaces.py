@@ -1,0 +1,287 @@
+"""Between the spaces of an environment and those that Stable-Baselines3 can store: flat, and of one size.
+
+What it cannot store as it is becomes flat in a wrapper of the environment, and is read back here: a nested observation
+as a Dict by flat keys, several actions (or an action without bounds) as one vector. Images that it has turned to
+channels first are turned back, so that a model sees what it was composed for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor
+
+from composer.spaces.json_form import spaces_differ
+from composer.spaces.kinds import Leaf, look_at, to_space_value, unrounded
+from composer.spaces.tree import SpaceTree, to_environment
+from perception_blocks.port import format_shape
+
+__all__ = [
+    "VARIABLE",
+    "FlatEnv",
+    "HostActions",
+    "HostObservations",
+    "differing",
+    "refuse_other_spaces",
+]
+
+VARIABLE = ("variable", "mask")  # kinds of leaves whose values are padded
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class HostObservations:
+    """Observations as the host has them: ``space``, what it must be, and the way back to what the model reads."""
+
+    def __init__(self, tree: SpaceTree) -> None:
+        self.tree = tree
+        self.space = tree.space if _is_storable(tree.space) else _flat_space(tree)
+        self.is_flat = self.space is not tree.space
+
+    def flat(self, observation: Any) -> dict[str, Any]:
+        """An environment's observation as one of ``space``, which `is_flat`."""
+        varying = [key for key, leaf in self.tree.leaves.items() if leaf.kind in VARIABLE]
+        padded = self.tree.to_tensors(observation, dtype=torch.float32, keys=varying)
+        values: dict[str, Any] = {key: tensor.numpy() for key, tensor in padded.items()}
+        for key, leaf in self.tree.leaves.items():
+            if key not in values:
+                values[key] = np.asarray(_at(observation, leaf))
+                look_at(leaf, values[key])  # before it is cast to the dtype of its space
+        parts = self.space.spaces  # type: ignore[attr-defined]
+        return {key: np.asarray(values[key], dtype=part.dtype) for key, part in parts.items()}
+
+    def read(
+        self, observations: Any, host: Space, leading: tuple[int, ...] = (-1,)
+    ) -> dict[str, Tensor]:
+        """The host's tensors, of its space ``host``, by flat key, with the axes ``leading`` before the space's own."""
+        if not isinstance(observations, Mapping):
+            observations = {self.tree.root: observations}
+        found = {}
+        for key in self.tree.leaves:
+            has, needed = (tuple(_part(space, key).shape or ()) for space in (host, self.space))
+            value = observations[key].reshape((*leading, *has))
+            found[key] = value if has == needed else value.movedim(-3, -1)
+        return found
+
+
+class HostActions:
+    """Actions as the host has them: ``space``, and the way to and from what a model's distributions have."""
+
+    def __init__(self, tree: SpaceTree) -> None:
+        leaves = {key: unrounded(leaf) for key, leaf in tree.leaves.items()}
+        self.tree = SpaceTree(tree.space, tree.root, leaves)
+        self.is_flat = not _is_plain_action(tree.space)
+        self.space = _vector(tree) if self.is_flat else tree.space
+        self._sizes = [math.prod(leaf.shape) for leaf in tree.leaves.values()]
+
+    def to_host(self, action: Any) -> Tensor:
+        """An action of the model's distribution, (..., *its shape), as one of ``space``.
+
+        Numbers of a Box stay as they were drawn: whoever acts clips them, and densities are those of the draw.
+        """
+        values = action if isinstance(action, Mapping) else {self._only: action}
+        parts = {key: _drawn(leaf, values[key]) for key, leaf in self.tree.leaves.items()}
+        if not self.is_flat:
+            return parts[self._only]
+        rows = [
+            part.flatten(part.dim() - len(leaf.shape)) if leaf.shape else part.unsqueeze(-1)
+            for part, leaf in zip(parts.values(), self.tree.leaves.values(), strict=True)
+        ]
+        return torch.cat([row.float() for row in rows], -1)
+
+    def from_host(self, action: Tensor, dtype: torch.dtype, leading: tuple[int, ...]) -> Any:
+        """The host's action with these ``leading`` axes as the model's distribution has it; gradients flow through."""
+        flat = self.tree.to_tensors(self._split(action, leading), dtype=dtype)
+        return flat[self._only] if self.tree.is_single else flat
+
+    def to_environment(self, action: Any) -> Any:
+        """One action of ``space``, which `is_flat`, as the environment takes it."""
+        values = self._split(torch.as_tensor(np.asarray(action)), ())
+        flat = self.tree.to_tensors(values, dtype=torch.float32)
+        return to_environment(self.tree, flat, as_numpy=True)
+
+    @property
+    def _only(self) -> str:
+        return next(iter(self.tree.leaves))
+
+    def _split(self, action: Tensor, leading: tuple[int, ...]) -> dict[str, Tensor]:
+        parts = action.reshape((*leading, sum(self._sizes))).split(self._sizes, -1)
+        return {
+            key: (part if _is_drawn(leaf) else part.round()).reshape((*leading, *leaf.shape))
+            for part, (key, leaf) in zip(parts, self.tree.leaves.items(), strict=True)
+        }
+
+
+class FlatEnv(gymnasium.Wrapper):
+    """An environment whose observations and actions Stable-Baselines3 can store.
+
+    ``model_spaces`` are those of the environment itself, for which its model is composed.
+    """
+
+    def __init__(
+        self, env: gymnasium.Env, observations: HostObservations, actions: HostActions
+    ) -> None:
+        super().__init__(env)
+        self.model_spaces = (env.observation_space, env.action_space)
+        self._observations = observations
+        self._actions = actions
+        self.observation_space = observations.space
+        self.action_space = actions.space
+
+    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**settings)
+        return self._observed(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        taken = self._actions.to_environment(action) if self._actions.is_flat else action
+        observation, *rest = self.env.step(taken)
+        return (self._observed(observation), *rest)  # type: ignore[return-value]
+
+    def _observed(self, observation: Any) -> Any:
+        return self._observations.flat(observation) if self._observations.is_flat else observation
+
+
+def differing(needed: Space, host: Space, root: str, *, bounds: bool = True) -> list[str]:
+    """How the space of observations that the host has differs from the one that is needed, in words.
+
+    Images may be turned. Without ``bounds`` those of numbers do not count: statistics of the host move them.
+    """
+    return spaces_differ(_turned(needed, host, bounds), host, root)
+
+
+def refuse_other_spaces(
+    observations: HostObservations,
+    actions: HostActions,
+    observation_space: Space,
+    action_space: Space,
+    *,
+    bounds: bool = True,
+) -> None:
+    """Raise ValueError unless the spaces that the host has are those that a model needs."""
+    root = observations.tree.root
+    differences = differing(observations.space, observation_space, root, bounds=bounds)
+    differences += spaces_differ(actions.space, action_space, "action")
+    if differences:
+        lines = "".join(f"\n  {difference}" for difference in differences)
+        raise ValueError(
+            f"the environment's spaces are not those that the model needs:{lines}\n"
+            "Wrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
+        )
+
+
+# --- observations ---
+
+
+def _is_storable(space: Space) -> bool:
+    """Whether Stable-Baselines3 can store it: numbers of one shape, or a Dict of such."""
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return all(map(_is_array, parts))
+
+
+def _is_array(space: Space) -> bool:
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ndim == 1
+    return isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary))
+
+
+def _flat_space(tree: SpaceTree) -> spaces.Dict:
+    """The Dict by flat keys. Raises ValueError, naming all parts that vary in size."""
+    varying = [
+        f"{key!r} {format_shape(port.shape)}"
+        for key, port in tree.ports.items()
+        if None in port.shape
+    ]
+    if varying:
+        raise ValueError(
+            f"Stable-Baselines3 stores observations of one size, but these vary: {', '.join(varying)}; "
+            "pad them in a wrapper of the environment, or name them under 'ignore'"
+        )
+    return spaces.Dict({key: _flat_part(leaf) for key, leaf in tree.leaves.items()})
+
+
+def _flat_part(leaf: Leaf) -> Space:
+    if leaf.kind == "mask":
+        return spaces.MultiBinary(leaf.shape)
+    if leaf.kind != "variable" and _is_array(leaf.space):
+        return leaf.space
+    if leaf.port.dtype.is_floating_point:
+        return spaces.Box(-np.inf, np.inf, leaf.shape, np.float32)
+    limits = np.iinfo(np.int64)
+    return spaces.Box(limits.min, limits.max, leaf.shape, np.int64)
+
+
+def _at(observation: Any, leaf: Leaf) -> Any:
+    for part in leaf.path:
+        observation = observation[part]
+    return observation
+
+
+def _part(space: Space, key: str) -> Space[Any]:
+    return space.spaces[key] if isinstance(space, spaces.Dict) else space
+
+
+def _turned(space: Space, host: Space, bounds: bool) -> Space:
+    """``space`` with those images turned to channels first that ``host`` has so; its bounds, without ``bounds``."""
+    if isinstance(space, spaces.Dict) and isinstance(host, spaces.Dict):
+        parts = {k: _turned(s, host.spaces.get(k, s), bounds) for k, s in space.spaces.items()}
+        return spaces.Dict(parts)
+    if not (isinstance(space, spaces.Box) and isinstance(host, spaces.Box)):
+        return space
+    if host.shape == space.shape:
+        return host if not bounds and np.issubdtype(host.dtype, np.floating) else space
+    if len(space.shape) != 3 or space.dtype != np.uint8:
+        return space
+    low, high = (np.moveaxis(bound, -1, 0) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=np.uint8) if low.shape == host.shape else space
+
+
+# --- actions ---
+
+
+def _is_plain_action(space: Space) -> bool:
+    """Whether Stable-Baselines3 takes it as it is: it wants finite bounds, floats, and one axis of choices."""
+    if isinstance(space, spaces.Box):
+        bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
+        return bounded and np.issubdtype(space.dtype, np.floating)
+    if isinstance(space, spaces.MultiBinary):
+        return isinstance(space.n, (int, np.integer))
+    return isinstance(space, spaces.Discrete) or (
+        isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1
+    )
+
+
+def _is_drawn(leaf: Leaf) -> bool:
+    """Whether an action is stored as it was drawn: the numbers of a Box of floats."""
+    return leaf.kind == "box" and np.issubdtype(leaf.space.dtype, np.floating)  # type: ignore[arg-type]
+
+
+def _drawn(leaf: Leaf, value: Tensor) -> Tensor:
+    return value.float() if _is_drawn(leaf) else to_space_value(leaf, value)
+
+
+def _vector(tree: SpaceTree) -> spaces.Box:
+    """All actions as one vector of numbers, each within its bounds or those of float32."""
+    bounds = [_bounds(leaf) for leaf in tree.leaves.values()]
+    low, high = (np.concatenate(side) for side in zip(*bounds, strict=True))
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _bounds(leaf: Leaf) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest values of an action, one for each of its elements."""
+    space: Any = leaf.space
+    if leaf.kind == "box":
+        low, high = space.low, space.high
+    elif leaf.kind == "multi_binary":
+        low, high = np.zeros(leaf.shape), np.ones(leaf.shape)
+    else:
+        low = np.broadcast_to(np.asarray(space.start), leaf.shape)
+        high = low + (space.n if leaf.kind == "discrete" else space.nvec) - 1
+    return tuple(
+        np.clip(np.asarray(bound, np.float64).reshape(-1), -_LARGEST, _LARGEST).astype(np.float32)
+        for bound in (low, high)
+    )  # type: ignore[return-value]

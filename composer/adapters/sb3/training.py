@@ -1,0 +1,247 @@
+"""`composer train --trainer sb3`: the algorithms of Stable-Baselines3 and sb3-contrib."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from operator import attrgetter, or_
+from typing import Any, ClassVar, Optional, get_args, get_origin
+
+import gymnasium
+import numpy as np
+import torch
+
+from composer.adapters.sb3.agents import UpdateNormalizers, agent, wrap
+from composer.adapters.sb3.checks import refuse
+from composer.model import Model
+from composer.training.environment import training_environment
+from composer.training.evaluation import greedy
+from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_other_state
+from perception_blocks.registry import missing_extra
+from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
+from perception_blocks.words import did_you_mean
+
+try:
+    from sb3_contrib import MaskablePPO, RecurrentPPO
+    from sb3_contrib.common.maskable.utils import is_masking_supported
+    from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.noise import NormalActionNoise
+    from stable_baselines3.common.vec_env import DummyVecEnv
+except ImportError as error:
+    raise missing_extra("composer train --trainer sb3", error, "sb3") from error
+
+__all__ = ["Sb3Trainer"]
+
+ALGORITHMS: dict[str, type] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "dqn": DQN,
+    "sac": SAC,
+    "td3": TD3,
+    "maskable_ppo": MaskablePPO,
+    "recurrent_ppo": RecurrentPPO,
+}
+NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
+# What the library takes without a complaint, and then fails with or learns nothing by.
+NARROWER: dict[str, Any] = {
+    "action_noise": Optional[PositiveFloat],  # noqa: UP045
+    "learning_rate": PositiveFloat,
+    **dict.fromkeys(("gamma", "gae_lambda", "tau"), Probability),
+    **dict.fromkeys(("exploration_initial_eps", "exploration_final_eps"), Probability),
+    **dict.fromkeys(("clip_range", "max_grad_norm"), PositiveFloat),
+    **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
+    **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
+}
+# What the task and the spec say already, or what no text can say.
+NOT_SETTINGS = (
+    "seed", "verbose", "tensorboard_log", "policy_kwargs", "policy_base", "_init_setup_model",
+    "use_sde", "sde_sample_freq", "use_sde_at_warmup", "monitor_wrapper",
+    "rollout_buffer_class", "rollout_buffer_kwargs",
+    "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage",
+)  # fmt: skip
+
+
+class Sb3Trainer:
+    """A composed model in the hands of an algorithm of Stable-Baselines3, all of whose defaults stay what they are.
+
+    ``action_noise``, where an algorithm has it, is the standard deviation of normal noise on a scale from -1 to 1.
+    """
+
+    algorithms: ClassVar[Sequence[str]] = tuple(ALGORITHMS)
+
+    def __init__(self, task: Task, model: Model) -> None:
+        self._task = task
+        algorithm = ALGORITHMS[task.algorithm]
+        refuse(model, algorithm.__name__, NAMES)
+        self._envs = DummyVecEnv([partial(_environment, task.environment, model)] * task.envs)
+        settings = dict(task.settings)
+        if settings.get("action_noise") is not None:
+            settings["action_noise"] = _noise(model.action_space, settings["action_noise"])
+        try:
+            if algorithm is MaskablePPO:
+                _refuse_no_masks(self._envs, task.environment)
+            self._agent = agent(algorithm, model, self._envs, seed=task.seed, **settings)
+        except AssertionError as error:  # so the library refuses numbers
+            raise ValueError(f"{algorithm.__name__} of Stable-Baselines3: {error}") from error
+        except BaseException:
+            self._envs.close()
+            raise
+        self.model: Model = self._agent.policy.model
+        self._act = greedy(self.model.policy, masked=task.algorithm == "maskable_ppo")
+
+    @classmethod
+    def wrong_settings(cls, task: Task) -> list[str]:
+        """What is wrong with the settings of the task's algorithm, in words."""
+        algorithm = ALGORITHMS[task.algorithm]
+        known = _settings(algorithm)
+        problems = []
+        for name, value in task.settings.items():
+            if name not in known:
+                near = (
+                    did_you_mean(name, known, "setting")
+                    or f"; it has {', '.join(map(repr, known))}"
+                )
+                problems.append(f"{name!r} is not a setting of {task.algorithm}{near}")
+            elif wrong := mismatch(known[name], value):
+                problems.append(f"{name!r} {wrong}")
+        return problems
+
+    def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
+        """Train until ``steps`` steps have been made, or a few more: PPO and A2C learn from whole rollouts."""
+        self._agent.learn(
+            steps - self._agent.num_timesteps,
+            callback=[_Reporting(report, phase), UpdateNormalizers()],
+            reset_num_timesteps=False,
+        )
+
+    def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+        return self._act(observation, state, first, mask)
+
+    def state(self) -> dict[str, Any]:
+        trained = self._agent
+        _, names = trained._get_torch_save_params()
+        state = {
+            "parameters": trained.get_parameters(),
+            "tensors": {name: getattr(trained, name) for name in names if hasattr(trained, name)},
+            "updates": trained._n_updates,
+        }
+        buffer = getattr(trained, "replay_buffer", None)
+        return state if buffer is None else {**state, "buffer": _kept(buffer)}
+
+    def restore(self, state: Mapping[str, Any], steps: int) -> None:
+        trained = self._agent
+        trained.set_parameters(state["parameters"])
+        parts = [attrgetter(name)(trained) for name in trained._get_torch_save_params()[0]]
+        for optimizer in (part for part in parts if isinstance(part, torch.optim.Optimizer)):
+            refuse_other_state(optimizer)
+        for name, value in state["tensors"].items():
+            getattr(trained, name).data.copy_(value)
+        trained._n_updates = state["updates"]
+        trained.num_timesteps = steps
+        trained.set_random_seed(self._task.seed + steps)  # not the episodes of the beginning again
+        if "buffer" in state:
+            _fill(trained.replay_buffer, state["buffer"])
+
+    def close(self) -> None:
+        self._envs.close()
+
+
+class _Reporting(BaseCallback):
+    """Reports every step, and the episodes that ended in it; stops where the answer is False."""
+
+    def __init__(self, report: Report, phase: Phase) -> None:
+        super().__init__()
+        self._report = report
+        self._phase = phase
+
+    def _on_rollout_start(self) -> None:
+        self._phase("collecting")
+
+    def _on_rollout_end(self) -> None:
+        self._phase("updating")
+
+    def _on_step(self) -> bool:
+        ended = [info["episode"] for info in self.locals["infos"] if "episode" in info]
+        episodes = [Episode(float(each["r"]), int(each["l"])) for each in ended]
+        return self._report(self.num_timesteps, episodes)
+
+
+def _environment(environment: str, model: Model) -> gymnasium.Env:
+    return wrap(Monitor(training_environment(environment)), model)
+
+
+def _refuse_no_masks(envs: DummyVecEnv, environment: str) -> None:
+    if not is_masking_supported(envs):
+        raise ValueError(
+            f"maskable_ppo asks the environment for its masks, but {environment!r} has no action_masks(); "
+            "define it there, or use ppo, which keeps to the action_mask of the spec"
+        )
+
+
+def _noise(space: Any, deviation: float) -> NormalActionNoise:
+    size = gymnasium.spaces.flatdim(space)
+    return NormalActionNoise(np.zeros(size), np.full(size, deviation))
+
+
+# --- settings ---
+
+
+def _settings(algorithm: type) -> dict[str, Any]:
+    """The settings that a text can give, and what each of them may be."""
+    parameters = list(inspect.signature(algorithm).parameters.values())[2:]  # after policy and env
+    known = {p.name: _said(p.annotation) for p in parameters if p.name not in NOT_SETTINGS}
+    return {name: NARROWER.get(name, kind) for name, kind in known.items()}
+
+
+def _said(annotation: Any) -> Any:
+    """An annotation without functions, such as schedules, among its alternatives."""
+    kinds = [kind for kind in get_args(annotation) if get_origin(kind) is not Callable]
+    if len(kinds) == len(get_args(annotation)):
+        return annotation
+    return reduce(or_, kinds)
+
+
+# --- replay buffers as tensors ---
+
+
+def _kept(buffer: Any) -> dict[str, Any]:
+    """What has been collected, by the names of the buffer's arrays."""
+    size = buffer.size()
+    arrays = {name: value for name, value in vars(buffer).items() if _is_stored(value, buffer)}
+    kept = {
+        name: {key: _tensor(part, size) for key, part in value.items()}
+        if isinstance(value, dict)
+        else _tensor(value, size)
+        for name, value in arrays.items()
+    }
+    return {"arrays": kept, "at": buffer.pos, "full": bool(buffer.full)}
+
+
+def _fill(buffer: Any, kept: Mapping[str, Any]) -> None:
+    """Raises what the copying raises, and ValueError where the rest is not of this buffer."""
+    if type(kept["at"]) is not int or not 0 <= kept["at"] < buffer.buffer_size:
+        raise ValueError("the place in its replay buffer is no place of this one")
+    for name, value in kept["arrays"].items():
+        stored = getattr(buffer, name)
+        parts = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, part in parts:
+            (stored if key is None else stored[key])[: len(part)] = part.numpy()
+    buffer.pos, buffer.full = kept["at"], bool(kept["full"])
+    choices = buffer.actions[: buffer.size()]
+    space = buffer.action_space
+    if isinstance(space, gymnasium.spaces.Discrete) and np.any(
+        (choices < 0) | (choices >= space.n)
+    ):
+        raise ValueError("its replay buffer holds actions that its space does not have")
+
+
+def _is_stored(value: Any, buffer: Any) -> bool:
+    first = next(iter(value.values()), None) if isinstance(value, dict) else value
+    return isinstance(first, np.ndarray) and len(first) == buffer.buffer_size
+
+
+def _tensor(array: np.ndarray, size: int) -> torch.Tensor:
+    return torch.from_numpy(array[:size].copy())

@@ -1,0 +1,16 @@
+"""Sequences of tokens that grow, as environments of TorchRL and gymnasium."""
+
+from typing import TYPE_CHECKING
+
+from perception_blocks.lazy import lazy_attributes
+
+__all__ = ["TokenEnv", "TokenGym", "token_spaces"]
+
+if TYPE_CHECKING:
+    from composer.adapters.tokens.gym_env import TokenGym, token_spaces
+    from composer.adapters.tokens.torchrl_env import TokenEnv
+else:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {"gym_env": "TokenGym token_spaces", "torchrl_env": "TokenEnv"},
+    )

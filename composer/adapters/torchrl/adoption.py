@@ -1,0 +1,57 @@
+"""The way back from a loss that trains copies of a critic: into the model's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torchrl.objectives import LossModule
+
+from composer.adapters.torchrl.modules import ensemble_of
+from composer.critic.state_action import StateActionCritic
+
+__all__ = ["adopt"]
+
+
+def adopt(critic: Any, loss: LossModule) -> None:
+    """Write into ``critic`` and its target what ``loss`` made of their copies.
+
+    Raises ValueError, with nothing written, for a loss that was made of something else.
+    """
+    online = _weights(critic, getattr(loss, "qvalue_network_params", None))
+    if online is None:
+        raise ValueError(
+            "this loss was not made of the critic_copies of this model; give it "
+            "qvalue_network=list(modules.critic_copies) and as many num_qvalue_nets"
+        )
+    target = _weights(critic.target, getattr(loss, "target_qvalue_network_params", None))
+    _holder(critic).load_state_dict(online)
+    if target is not None:
+        _holder(critic.target).load_state_dict(target)
+
+
+def _weights(critic: Any, params: Any) -> dict[str, Tensor] | None:
+    """The stacked ``params`` of a loss by the names of ``critic``; None where they do not fit."""
+    if params is None or not isinstance(critic, StateActionCritic):
+        return None
+    stacked = params.get(("module", "weights"), TensorDict()).data.flatten_keys(".")
+    if any(len(copies) != critic.copies for copies in stacked.values()):
+        return None
+    state = {
+        f"{index}.{name}" if critic.copies > 1 else name: copy
+        for name, copies in stacked.items()
+        for index, copy in enumerate(copies)
+    }
+    return state if _shapes(state) == _shapes(_holder(critic).state_dict()) else None
+
+
+def _holder(critic: StateActionCritic) -> nn.Module:
+    """What holds the weights that are copied."""
+    return ensemble_of(critic) or critic.online
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}

@@ -1,0 +1,210 @@
+"""What cannot work with TorchRL, found before anything runs: models, environments and losses that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torchrl.data import Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
+from torchrl.envs import EnvBase
+from torchrl.objectives import (
+    A2CLoss,
+    DDPGLoss,
+    DiscreteSACLoss,
+    DQNLoss,
+    LossModule,
+    PPOLoss,
+    ReinforceLoss,
+    SACLoss,
+)
+
+from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
+from composer.adapters.torchrl.fields import CHOICES, Encoding, Field, choice_sizes, shown
+from composer.critic.state_action import StateActionCritic
+from composer.model import Model
+from composer.policy.policy import Policy
+from composer.spaces.tree import format_space
+from perception_blocks.port import format_shape
+
+__all__ = ["encoding_of", "refuse_loss", "refuse_model", "refuse_specs"]
+__all__ += ["refuse_taken_keys", "serves_choices"]
+
+Specs = Mapping[Any, TensorSpec]
+_INDICES = (Categorical, MultiCategorical)
+_FORMS = {
+    "plain": "",
+    "index": " as an index",
+    "one_hot": " as one-hot",
+    "flat_one_hot": " as one-hot",
+}
+_WRITTEN = ("logits", "params", "state_value", "action_value", "state_action_value", "is_init")
+
+
+def refuse_model(model: Model) -> None:
+    """Raise ValueError for what is no model, and for one that one actor and one critic of TorchRL cannot stand for."""
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"to_torchrl and primers take a model, as composer.compose makes it, got a {type(model).__name__}"
+        )
+    if not isinstance(model.policy, Policy):
+        actors = ", ".join(repr(key) for key in model.observation_space)
+        raise ValueError(
+            f"to_torchrl takes a model of one space; this one has the actors {actors}, whose observations come at "
+            "different times. Compose a model for each of them, or train in a loop of your own with "
+            "model.policy.act({actor: observation})"
+        )
+    if model.policy.users_own("act") is not None:
+        name = type(model.policy.network.module).__name__
+        raise ValueError(
+            f"the class {name!r} defines act() itself, which has no distribution that a loss could differentiate; "
+            "remove act() to train it with TorchRL"
+        )
+
+
+def refuse_taken_keys(observations: Iterable[Field], actions: Iterable[Field]) -> None:
+    """Raise ValueError for an observation under a key that the modules write: it would be gone after the actor."""
+    taken = {*_WRITTEN, *(field.key for field in actions)}
+    found = [field for field in observations if field.key in taken]
+    if found:
+        names = ", ".join(shown(field.key) for field in found)
+        raise ValueError(
+            f"the modules write {names} themselves, which are observations here; rename them in the environment with "
+            "RenameTransform, and say so in to_torchrl(..., keys={name: key})"
+        )
+
+
+def encoding_of(env: EnvBase) -> Encoding:
+    """How ``env`` takes choices, and shows them."""
+    specs = [*_specs(env.full_action_spec_unbatched).values()]
+    specs += _specs(env.full_observation_spec_unbatched).values()
+    one_hot = any(isinstance(spec, (OneHot, MultiOneHot)) for spec in specs)
+    return "one_hot" if one_hot else "categorical"
+
+
+def refuse_specs(env: EnvBase, observations: Iterable[Field], actions: Iterable[Field]) -> None:
+    """Raise ValueError with every difference between the specs of ``env`` and what the model reads and gives."""
+    problems = []
+    for word, fields, composite in (
+        ("observation", observations, env.full_observation_spec_unbatched),
+        ("action", actions, env.full_action_spec_unbatched),
+    ):
+        specs = _specs(composite)
+        for field in fields:
+            problems += _differences(word, field, specs)
+        if word == "action":
+            known = [field.key for field in actions]
+            for key in specs:
+                if key not in known:
+                    problems.append(
+                        f"the environment takes the action {shown(key)}, which the model does not give"
+                    )
+    if problems:
+        raise ValueError(
+            "this environment is not the one that the model was composed for:\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+
+
+def _differences(word: str, field: Field, specs: Specs) -> Iterable[str]:
+    own = format_space(field.leaf.space) + _FORMS[field.form]
+    spec = specs.get(field.key)
+    if spec is None:
+        there = ", ".join(map(shown, specs))
+        yield f"the {word} {shown(field.key)} is {own} for the model; the environment has {there}"
+    elif not _fits(field, spec):
+        count = _sizes(spec)
+        found = f"{type(spec).__name__} {format_shape(spec.shape)}"
+        found += f" of {', '.join(map(str, sorted(count)))} choices" if count else ""
+        yield f"the {word} {shown(field.key)} is {own} for the model, {found} in the environment"
+
+
+def _fits(field: Field, spec: TensorSpec) -> bool:
+    shape, own = tuple(spec.shape), tuple(field.shape)
+    if field.form == "plain":
+        return shape == own or (not own and shape == (1,))  # as GymEnv has a number
+    if shape != own or (field.form == "index") != isinstance(spec, _INDICES):
+        return False
+    return _sizes(spec) == set(choice_sizes(field.leaf))
+
+
+def _sizes(spec: TensorSpec) -> set[int] | None:
+    """How many choices there are."""
+    if isinstance(spec, MultiCategorical):
+        return {int(n) for n in spec.nvec.flatten()}
+    if isinstance(spec, MultiOneHot):
+        return {int(box.n) for box in spec.space}
+    return {int(spec.space.n)} if isinstance(spec, (Categorical, OneHot)) else None
+
+
+def _specs(composite: Composite) -> dict[Any, TensorSpec]:
+    return {key: spec for key, spec in composite.items(True, True) if spec is not None}
+
+
+def refuse_loss(loss: type[LossModule], model: Model) -> None:
+    """Raise ValueError where the model's critic or distributions do not serve ``loss``, with a way out."""
+    if not (isinstance(loss, type) and issubclass(loss, LossModule)):
+        raise ValueError(
+            f"loss must be a class of torchrl.objectives such as ClipPPOLoss, got {loss!r}"
+        )
+    row = next((name for known, name in _ROWS.items() if issubclass(loss, known)), None)
+    if row is None:
+        return
+    table = {**LOSSES, loss.__name__: LOSSES[row]}
+    if row == "DQNLoss" and model.critic is None:  # the policy's logits are the values
+        table[loss.__name__] = replace(LOSSES[row], critic=None)
+    found = problems(model, loss.__name__, table)
+    if found:
+        lines = "".join(f"\n  {problem}" for problem in found)
+        raise ValueError(f"{loss.__name__} cannot train this model:{lines}")
+
+
+def serves_choices(model: Model) -> bool:
+    """Whether the critic, or without one the policy, has one value for each choice of one Discrete action."""
+    critic = model.critic
+    serves = critic is None or (isinstance(critic, StateActionCritic) and critic.copies == 1)
+    return serves and not list(_not_one_choice(model))
+
+
+def _anything(model: Model) -> Iterator[str]:
+    return iter(())
+
+
+def _several(model: Model) -> Iterator[str]:
+    if len(model.policy.distributions) > 1:
+        yield "it trains one action, and this model has several"
+
+
+def _not_one_choice(model: Model) -> Iterator[str]:
+    leaves = [*model.policy.action_tree.leaves.values()]
+    shown = ", ".join(format_space(leaf.space) for leaf in leaves)
+    if len(leaves) > 1 or leaves[0].kind not in CHOICES[:1]:
+        yield f"it needs a value for each choice of one Discrete action; the action here is {shown}"
+    elif leaves[0].start != 0:
+        yield f"it counts choices from 0; the action here is {shown}"
+
+
+def _not_one_box(model: Model) -> Iterator[str]:
+    leaves = [*model.policy.action_tree.leaves.values()]
+    if any(leaf.kind != "box" for leaf in leaves) or len(leaves) > 1:
+        shown = ", ".join(format_space(leaf.space) for leaf in leaves)
+        yield f"it needs gradients through one action, which a Box has; the action here is {shown}"
+
+
+LOSSES: Mapping[Any, AlgorithmNeeds] = {
+    "ClipPPOLoss": AlgorithmNeeds(_anything, "state", "any"),
+    "A2CLoss": AlgorithmNeeds(_several, "state", "any", is_advised=False),
+    "DQNLoss": AlgorithmNeeds(_not_one_choice, "choices", "any", is_advised=False),
+    "DiscreteSACLoss": AlgorithmNeeds(_not_one_choice, "state_action", "any"),
+    "SACLoss": AlgorithmNeeds(_not_one_box, "state_action", "any"),
+}
+# Of classes derived from one another the derived ones come first.
+_ROWS: Mapping[type[LossModule], str] = {
+    PPOLoss: "ClipPPOLoss",
+    A2CLoss: "A2CLoss",
+    ReinforceLoss: "A2CLoss",
+    DiscreteSACLoss: "DiscreteSACLoss",
+    DQNLoss: "DQNLoss",
+    SACLoss: "SACLoss",
+    DDPGLoss: "SACLoss",
+}

@@ -1,0 +1,144 @@
+"""Our distributions as PyTorch's, which TorchRL samples from and differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution as TorchDistribution
+
+from composer.adapters.torchrl.fields import Field
+from composer.distributions.base import ActionDistribution, Distribution
+from composer.distributions.continuous import Beta, SquashedGaussian
+from composer.distributions.discrete import ChoiceDistribution, NoLegalChoiceError
+
+__all__ = ["ComposedDistribution", "draws_with_gradient"]
+
+
+class ComposedDistribution(TorchDistribution):
+    """The distribution that ``family`` makes of ``logits`` (..., k), over actions as the environment has them.
+
+    ``field`` says how these differ from what the family draws: encoding, start, dtype, bounds. log_prob and entropy are
+    sums over the action's dimensions, shape (...). ``mask`` (true = legal) has the shape of the logits; ``mask_key`` is
+    what it is called, for messages.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def __init__(
+        self,
+        logits: Tensor,
+        mask: Tensor | None = None,
+        *,
+        family: ActionDistribution,
+        field: Field,
+        mask_key: Any = None,
+    ) -> None:
+        self.family = family
+        self.field = field
+        family.refuse_no_numbers(logits)
+        try:
+            self.base = family(logits, mask)
+        except NoLegalChoiceError as error:
+            raise error.of(f"observation {mask_key!r}") from None
+        self._logits, self._mask = logits, mask
+        self.has_rsample = draws_with_gradient(self.base)
+        super().__init__(logits.shape[:-1], torch.Size(field.shape), validate_args=False)
+
+    # --- what TorchRL asks for ---
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        with torch.no_grad():
+            return self.field.to_tensordict(self._of(sample_shape).sample())
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.field.to_tensordict(self._of(sample_shape).rsample())
+
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        base = self._of(sample_shape)
+        with torch.no_grad():
+            value = base.sample()
+        return self._with_log_prob(base, value)
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        base = self._of(sample_shape)
+        return self._with_log_prob(base, base.rsample())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base.log_prob(self.field.to_model(value, self.dtype))
+
+    def entropy(self) -> Tensor:
+        return self.base.entropy()
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The action that a deterministic policy takes."""
+        return self.field.to_tensordict(self.base.mode())
+
+    @property
+    def mode(self) -> Tensor:
+        return self.deterministic_sample
+
+    @property
+    def logits(self) -> Tensor:
+        """Log-probabilities of the choices (..., n)."""
+        return self._choices().log_probs
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of the choices (..., n)."""
+        return self._choices().probs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._logits.dtype
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ComposedDistribution:
+        logits, mask = self._expanded(batch_shape)
+        # Without its key: this mask has been looked at already.
+        return ComposedDistribution(logits, mask, family=self.family, field=self.field)
+
+    # --- inside ---
+
+    def _of(self, sample_shape: Sequence[int]) -> Distribution:
+        """Ours, of batch shape ``sample_shape`` + (...)."""
+        if not tuple(sample_shape):
+            return self.base
+        return self.family(*self._expanded((*sample_shape, *self.batch_shape)))
+
+    def _expanded(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        logits = self._logits.expand(*batch_shape, self._logits.shape[-1])
+        mask = None if self._mask is None else self._mask.expand(logits.shape)
+        return logits, mask
+
+    def _with_log_prob(self, base: Distribution, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The action, and the log-probability of what the environment gets: a clipped action is another one."""
+        action = self.field.to_tensordict(value)
+        if self._is_exact():
+            return action, base.log_prob(value)
+        return action, base.log_prob(self.field.to_model(action, self.dtype))
+
+    def _is_exact(self) -> bool:
+        """Whether what is drawn reaches the environment as it is."""
+        leaf = self.field.leaf
+        if leaf.kind != "box":
+            return True
+        space: Any = leaf.space
+        unbounded = leaf.port.low is None and leaf.port.high is None
+        stays = unbounded or isinstance(self.family, (SquashedGaussian, Beta))
+        return stays and space.dtype.kind == "f"
+
+    def _choices(self) -> ChoiceDistribution:
+        if self.field.leaf.kind != "discrete" or not isinstance(self.base, ChoiceDistribution):
+            key, kind = self.field.leaf.key, type(self.base).__name__
+            raise AttributeError(
+                f"the action {key!r} is no choice of one out of many: {kind} has no probs and logits of its choices"
+            )
+        return self.base
+
+
+def draws_with_gradient(distribution: Distribution) -> bool:
+    """Whether gradients flow through its samples."""
+    return type(distribution).rsample is not Distribution.rsample

@@ -1,0 +1,172 @@
+"""Values of a space as TensorDict holds them: under which keys, and choices as indices or one-hot.
+
+TorchRL's GymEnv has Discrete and MultiDiscrete values one-hot unless it is made with
+``categorical_action_encoding=True``, the actions of a Dict space under its own keys, and everything else under
+``observation`` and ``action``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    MultiCategorical,
+    MultiOneHot,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
+
+from composer.spaces.kinds import Leaf, from_space_value, to_space_value
+from composer.spaces.tree import SpaceTree
+from perception_blocks.words import did_you_mean
+
+__all__ = ["CHOICES", "Encoding", "Field", "Key", "choice_sizes", "fields_of", "shown"]
+
+Key = str | tuple[str, ...]
+Encoding = Literal["categorical", "one_hot"]
+CHOICES = ("discrete", "multi_discrete")  # kinds of leaves of which there are encodings
+VARIABLE = ("variable", "mask")  # several leaves of one path, each under its flat key
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """One value of a space under ``key`` of a TensorDict.
+
+    ``form`` of a choice: its ``index`` as gymnasium has it; ``one_hot`` (*shape, n); ``flat_one_hot``, the one-hot
+    vectors of all elements in a row. Of anything else it is ``plain``.
+    """
+
+    leaf: Leaf
+    key: Key
+    form: Literal["plain", "index", "one_hot", "flat_one_hot"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its axes after those of the batch."""
+        if self.form == "one_hot":
+            return (*self.leaf.shape, choice_sizes(self.leaf)[0])
+        return (sum(choice_sizes(self.leaf)),) if self.form == "flat_one_hot" else self.leaf.shape
+
+    @property
+    def spec(self) -> TensorSpec:
+        """What TorchRL must know of it."""
+        if self.form == "plain":
+            return _plain_spec(self.leaf)
+        sizes, shape = choice_sizes(self.leaf), torch.Size(self.shape)
+        if self.form == "flat_one_hot":
+            return MultiOneHot(sizes, dtype=torch.int64)
+        if self.form == "one_hot":
+            return OneHot(sizes[0], shape=shape, dtype=torch.int64)
+        if len(set(sizes)) > 1:
+            return MultiCategorical(sizes, shape=shape, dtype=torch.int64)
+        return Categorical(sizes[0], shape=shape, dtype=torch.int64)
+
+    def to_space(self, value: Tensor) -> Tensor:
+        """``value`` as gymnasium has it: the index of a choice."""
+        if self.form == "one_hot":
+            return value.to(torch.int64).argmax(-1)
+        if self.form == "flat_one_hot":
+            parts = value.to(torch.int64).split(choice_sizes(self.leaf), -1)
+            return torch.stack([part.argmax(-1) for part in parts], -1)
+        return value
+
+    def to_model(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """``value`` as distributions and critics have it: zero-based, or of ``dtype``. Gradients flow through."""
+        return from_space_value(self.leaf, self.to_space(value), dtype=dtype)
+
+    def to_tensordict(self, value: Tensor) -> Tensor:
+        """What a distribution draws as the environment takes it: start, dtype, bounds, encoding."""
+        exact = to_space_value(self.leaf, value)
+        if self.form == "one_hot":
+            return functional.one_hot(exact.to(torch.int64), choice_sizes(self.leaf)[0])
+        if self.form == "flat_one_hot":
+            sizes = choice_sizes(self.leaf)
+            parts = exact.to(torch.int64).unbind(-1)
+            return torch.cat([functional.one_hot(p, n) for p, n in zip(parts, sizes)], -1)
+        return exact
+
+
+def fields_of(
+    tree: SpaceTree,
+    wanted: Iterable[str],
+    *,
+    encoding: Encoding,
+    keys: Mapping[str, Key] | None = None,
+) -> dict[str, Field]:
+    """The values called ``wanted`` of a space by flat key; ``keys`` says which keys differ from the space's own.
+
+    Raises ValueError for an encoding that there is not, or that a value does not have.
+    """
+    if encoding not in ("categorical", "one_hot"):
+        near = did_you_mean(encoding, ["categorical", "one_hot"])
+        raise ValueError(f"encoding must be 'categorical' or 'one_hot', got {encoding!r}{near}")
+    fields = {}
+    for name in wanted:
+        leaf = tree.leaves[name]
+        key = (keys or {}).get(name) or _own_key(tree, leaf)
+        fields[name] = Field(leaf, key, _form(leaf, encoding))
+    return fields
+
+
+def choice_sizes(leaf: Leaf) -> list[int]:
+    """How many choices each element has."""
+    known = leaf.port.cardinality
+    assert known is not None
+    return [known] if isinstance(known, int) else list(known)
+
+
+def shown(key: Any) -> str:
+    """A key of a TensorDict in a message."""
+    return repr(key[0] if isinstance(key, tuple) and len(key) == 1 else key)
+
+
+def _own_key(tree: SpaceTree, leaf: Leaf) -> Key:
+    if leaf.kind in VARIABLE or not leaf.path:
+        return leaf.key
+    path = tuple(str(part) for part in leaf.path)
+    return path[0] if len(path) == 1 else path
+
+
+def _form(leaf: Leaf, encoding: Encoding) -> Any:
+    if leaf.kind not in CHOICES:
+        return "plain"
+    if encoding == "categorical":
+        return "index"
+    if isinstance(leaf.start, Tensor) or leaf.start != 0:
+        raise ValueError(
+            f"{leaf.key!r} counts from {_start(leaf)}, which one-hot vectors do not tell; "
+            "use an environment with categorical_action_encoding=True"
+        )
+    if len(set(choice_sizes(leaf))) == 1:
+        return "one_hot"
+    if len(leaf.shape) > 1:
+        raise ValueError(
+            f"{leaf.key!r} has choices of several sizes in {len(leaf.shape)} axes, for which there are no one-hot "
+            "vectors; use an environment with categorical_action_encoding=True"
+        )
+    return "flat_one_hot"
+
+
+def _start(leaf: Leaf) -> Any:
+    return leaf.start.tolist() if isinstance(leaf.start, Tensor) else leaf.start
+
+
+def _plain_spec(leaf: Leaf) -> TensorSpec:
+    space: Any = leaf.space
+    shape = torch.Size(leaf.shape)
+    dtype = to_space_value(leaf, torch.zeros(shape)).dtype
+    if leaf.kind == "multi_binary":
+        return Binary(shape=shape, dtype=dtype)
+    if leaf.port.low is None and leaf.port.high is None:
+        return Unbounded(shape=shape, dtype=dtype)
+    low, high = (torch.as_tensor(bound, dtype=dtype) for bound in (space.low, space.high))
+    return Bounded(low, high, shape=shape, dtype=dtype)

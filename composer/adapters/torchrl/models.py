@@ -1,0 +1,134 @@
+"""Models in TorchRL: actors, critics and environment transforms over one set of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from perception_blocks.registry import missing_extra
+
+try:
+    from tensordict.nn import TensorDictModuleBase
+    from torchrl.data import Composite
+    from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
+    from torchrl.modules import ActorValueOperator, ProbabilisticActor, QValueActor, ValueOperator
+    from torchrl.objectives import LossModule
+except ImportError as error:
+    raise missing_extra("composer.adapters.torchrl", error, "torchrl") from error
+
+from composer.adapters.torchrl.adoption import adopt
+from composer.adapters.torchrl.checks import (
+    encoding_of,
+    refuse_loss,
+    refuse_model,
+    refuse_specs,
+    refuse_taken_keys,
+    serves_choices,
+)
+from composer.adapters.torchrl.distribution import ComposedDistribution
+from composer.adapters.torchrl.fields import Encoding, Key
+from composer.adapters.torchrl.functions import state_specs
+from composer.adapters.torchrl.modules import Builder
+from composer.critic.state_action import StateActionCritic
+from composer.model import Model
+
+__all__ = ["ComposedDistribution", "TorchRLModules", "primers", "to_torchrl"]
+
+
+@dataclass(frozen=True)
+class TorchRLModules:
+    """A model as TorchRL's modules. All of them but ``critic_copies`` are over the weights of ``model``.
+
+    Those for training read sequences (..., T) if they have memory and draw from all choices; those for inference go
+    step by step and keep to the action mask. ``actor_critic`` is there where the critic shares values of the policy,
+    ``q_actor`` where the critic, or without one the policy, has a value for each choice of one Discrete action.
+    ``collecting`` is what goes into a collector: the actor for inference, and behind it the memory of the critic where
+    that has one.
+    """
+
+    model: Model
+    actor_training: ProbabilisticActor
+    actor_inference: ProbabilisticActor
+    collecting: TensorDictModuleBase
+    critic_training: TensorDictModuleBase | None = None
+    critic_inference: TensorDictModuleBase | None = None
+    actor_critic: ActorValueOperator | None = None
+    q_actor: QValueActor | None = None
+    critic_copies: tuple[ValueOperator, ...] = ()
+
+    def adopt(self, loss: LossModule) -> None:
+        """Take into the model the weights of ``critic_copies`` that ``loss`` trains, and those of their targets.
+
+        ``SACLoss(actor, list(critic_copies))`` makes parameters of its own of them; of a critic without an ensemble
+        so does ``SACLoss(actor, critic_training, num_qvalue_nets=1)``. Raises ValueError for a loss of anything else.
+        """
+        adopt(self.model.critic, loss)
+
+
+def to_torchrl(
+    model: Model,
+    env: EnvBase | None = None,
+    *,
+    encoding: Encoding | None = None,
+    keys: Mapping[str, Key] | None = None,
+    mask_training: bool = False,
+    return_log_prob: bool = True,
+    loss: type[LossModule] | None = None,
+) -> TorchRLModules:
+    """TorchRL's modules of ``model``, which they share the weights of.
+
+    With ``env`` the model is held against its specs, and choices are read and written as the environment has them:
+    ``one_hot``, which GymEnv does unless it is told otherwise, or ``categorical``, as indices. Without it ``encoding``
+    says which; the default is ``categorical``. ``keys`` maps observations and actions to the keys of a TensorDict where
+    these differ: ``{"legal": "action_mask"}``. ``mask_training`` applies the action mask in training too.
+
+    Raises ValueError for a model of several actors, for an environment with other specs, and where the critic or the
+    distributions do not serve the class ``loss``.
+    """
+    refuse_model(model)
+    if loss is not None:
+        refuse_loss(loss, model)
+    chosen = encoding or ("categorical" if env is None else encoding_of(env))
+    build = Builder.of(
+        model, chosen, keys or {}, mask_training=mask_training, return_log_prob=return_log_prob
+    )
+    refuse_taken_keys(build.observations.values(), build.actions.values())
+    if env is not None:
+        refuse_specs(env, build.observations.values(), build.actions.values())
+    actor_training, actor_inference = build.actor(training=True), build.actor(training=False)
+    made = TorchRLModules(
+        model,
+        actor_training,
+        actor_inference,
+        collecting=build.collecting(actor_inference),
+        q_actor=build.q_actor() if serves_choices(model) else None,
+    )
+    if model.critic is None:
+        return made
+    return replace(
+        made,
+        critic_training=build.critic(training=True),
+        critic_inference=build.critic(training=False),
+        actor_critic=build.actor_critic(actor_training) if model.critic.shared else None,
+        critic_copies=build.copies() if isinstance(model.critic, StateActionCritic) else (),
+    )
+
+
+def primers(model: Model) -> Compose:
+    """The environment transform that carries the memory of actor and critic: zero at the start of every episode.
+
+    ``TransformedEnv(env, primers(model))`` has their states as observations, and ``is_init``.
+    """
+    refuse_model(model)
+    specs = Composite()
+    parts: dict[str, Any] = {"actor": model.policy, "critic": model.critic}
+    for role, part in parts.items():
+        if part is None:
+            continue
+        own: dict[str, Any] = {**state_specs(part, role)}
+        specs.update(own)
+    transforms: list[Any] = [InitTracker()]
+    if len(specs.keys()):
+        transforms.append(TensorDictPrimer(specs, expand_specs=True))
+    return Compose(*transforms)

@@ -1,0 +1,213 @@
+"""DQN and SAC with TorchRL: steps go into a replay buffer, from which each update draws."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.modules import EGreedyModule
+from torchrl.objectives import DQNLoss, LossModule, SACLoss, SoftUpdate
+
+from composer.adapters.torchrl.algorithm import Algorithm, Settings
+from composer.adapters.torchrl.models import to_torchrl
+from composer.model import Model
+from perception_blocks.settings import NonNegativeInt, PositiveFloat, PositiveInt, Probability
+
+__all__ = ["Dqn", "DqnSettings", "Sac", "SacSettings"]
+
+LossFunction = Literal["l2", "l1", "smooth_l1"]
+
+
+@dataclass(frozen=True)
+class OffPolicySettings(Settings):
+    """``updates`` is their number after each batch, the first of them after ``learning_starts`` steps."""
+
+    frames_per_batch: PositiveInt = 16
+    updates: PositiveInt = 16
+    batch_size: PositiveInt = 128
+    buffer_size: PositiveInt = 100_000
+    learning_starts: NonNegativeInt = 1000
+    tau: Probability = 0.005
+    loss_function: LossFunction = "smooth_l1"
+    max_grad_norm: PositiveFloat = 10.0
+
+
+@dataclass(frozen=True)
+class DqnSettings(OffPolicySettings):
+    """The chance of an action at random falls from ``eps_init`` to ``eps_end`` in ``annealing_num_steps`` steps."""
+
+    learning_rate: PositiveFloat = 1e-3
+    frames_per_batch: PositiveInt = 64
+    double_dqn: bool = True
+    eps_init: Probability = 1.0
+    eps_end: Probability = 0.05
+    annealing_num_steps: PositiveInt = 10_000
+
+
+@dataclass(frozen=True)
+class SacSettings(OffPolicySettings):
+    """``target_entropy`` is of actions on a scale from -1 to 1; None is minus the number of their dimensions."""
+
+    alpha_init: PositiveFloat = 1.0
+    target_entropy: float | None = None
+
+
+class OffPolicy(Algorithm):
+    """A replay buffer of single steps, and targets that follow softly."""
+
+    settings: Any
+    loss: Any
+
+    def __init__(
+        self,
+        model: Model,
+        settings: OffPolicySettings,
+        loss: LossModule,
+        explorer: TensorDictModuleBase,
+    ) -> None:
+        super().__init__(model, settings, loss, explorer)
+        loss.make_value_estimator(gamma=settings.gamma)
+        self._targets = SoftUpdate(loss, tau=settings.tau)
+        self._buffer = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(settings.buffer_size), batch_size=settings.batch_size
+        )
+
+    def learn(self, batch: TensorDictBase, steps: int) -> None:
+        self._put(batch.reshape(-1).select(*self.loss.in_keys))
+        if steps < self.settings.learning_starts:
+            return
+        for _ in range(self.settings.updates):
+            self._update(self._buffer.sample())
+            self._targets.step()
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "loss": self.loss.state_dict(), "buffer": self._kept()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self.loss.load_state_dict(state["loss"])
+        self._buffer.empty()
+        kept = state["buffer"]
+        if kept:
+            self._put(TensorDict(kept, batch_size=[len(next(iter(kept.values())))]))
+
+    def _put(self, steps: TensorDictBase) -> None:
+        with _quiet():
+            self._buffer.extend(steps)
+
+    def _kept(self) -> dict[Any, torch.Tensor]:
+        """What is in the buffer by key, the oldest step first: so it can be written into an empty one."""
+        size = len(self._buffer)
+        if not size:
+            return {}
+        begin = self._buffer.write_count % size if size == self.settings.buffer_size else 0
+        order = torch.arange(size).roll(-begin)
+        kept = self._buffer.storage[order].select(*self.loss.in_keys)
+        return dict(kept.items(include_nested=True, leaves_only=True))
+
+
+class Dqn(OffPolicy):
+    """The policy's logits are the values of its choices, so that its mode takes the best; it explores by chance.
+
+    What acts keeps to the action mask, chance too, and so do the values of what comes next.
+    """
+
+    settings_type = DqnSettings
+    settings: DqnSettings
+
+    def __init__(self, model: Model, env: EnvBase, settings: DqnSettings) -> None:
+        actor: Any = to_torchrl(model, env, loss=DQNLoss).q_actor
+        choice = actor[-1]
+        self._chance: Any = EGreedyModule(
+            actor.spec,
+            eps_init=float(settings.eps_init),
+            eps_end=float(settings.eps_end),
+            annealing_num_steps=settings.annealing_num_steps,
+            action_key=choice.out_keys[0],
+            action_mask_key=choice.action_mask_key,
+        )
+        loss = DQNLoss(
+            actor,
+            double_dqn=settings.double_dqn,
+            loss_function=settings.loss_function,
+            action_space="categorical",
+        )
+        super().__init__(model, settings, loss, TensorDictSequential(actor, self._chance))
+
+    def learn(self, batch: TensorDictBase, steps: int) -> None:
+        super().learn(batch, steps)
+        self._chance.step(batch.numel())
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "eps": float(self._chance.eps)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        self._chance.eps.fill_(state["eps"])
+
+
+class Sac(OffPolicy):
+    """The loss trains copies of the critic, which the model takes back after each batch, targets included."""
+
+    settings_type = SacSettings
+    settings: SacSettings
+
+    def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
+        modules: Any = to_torchrl(model, env, loss=SACLoss)
+        self._modules = modules
+        copies: Any = list(modules.critic_copies)
+        loss = SACLoss(
+            modules.actor_training,
+            copies or modules.critic_training,
+            num_qvalue_nets=max(1, len(copies)),
+            loss_function=settings.loss_function,
+            alpha_init=settings.alpha_init,
+            target_entropy=_target_entropy(model, settings),
+        )
+        super().__init__(model, settings, loss, modules.collecting)
+        if not copies:
+            _begin_with(loss, modules.critic_training)
+        self.random_frames = settings.learning_starts
+
+    def learn(self, batch: TensorDictBase, steps: int) -> None:
+        super().learn(batch, steps)
+        self._modules.adopt(self.loss)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what TorchRL writes to standard output when a storage is made."""
+    logger = logging.getLogger("torchrl")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _begin_with(loss: Any, critic: Any) -> None:
+    """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn them anew."""
+    weights: Any = TensorDict.from_module(critic)
+    for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
+        params.data.update_(weights.data.unsqueeze(0))
+
+
+def _target_entropy(model: Model, settings: SacSettings) -> float:
+    """On the scale of the environment, which the log-probabilities are of: wider by the logarithm of half its range."""
+    (leaf,) = model.policy.action_tree.leaves.values()
+    space: Any = leaf.space
+    wanted = -float(np.prod(space.shape))
+    if settings.target_entropy is not None:
+        wanted = settings.target_entropy
+    half = (space.high.astype(np.float64) - space.low) / 2
+    return wanted + float(np.log(half).sum())

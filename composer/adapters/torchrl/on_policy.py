@@ -1,0 +1,136 @@
+"""PPO and A2C with TorchRL: what is learned from each batch of steps, which is then thrown away."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+from torchrl.objectives import A2CLoss, ClipPPOLoss
+from torchrl.objectives.value import GAE
+
+from composer.adapters.torchrl.algorithm import Algorithm, Settings
+from composer.adapters.torchrl.models import to_torchrl
+from composer.model import Model
+from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, Range
+
+__all__ = ["A2c", "A2cSettings", "Ppo", "PpoSettings"]
+
+Coefficient = Annotated[float, Range(low=0.0)]
+VALUES = "state_value"
+
+
+@dataclass(frozen=True)
+class OnPolicySettings(Settings):
+    lmbda: Probability = 0.95
+    entropy_coeff: Coefficient = 0.0
+    critic_coeff: Coefficient = 0.5
+    loss_critic_type: Literal["l2", "l1", "smooth_l1"] = "l2"
+
+
+@dataclass(frozen=True)
+class PpoSettings(OnPolicySettings):
+    """``minibatch_size`` counts steps of all environments together, as ``frames_per_batch`` does."""
+
+    epochs: PositiveInt = 10
+    minibatch_size: PositiveInt = 64
+    clip_epsilon: PositiveFloat = 0.2
+
+
+@dataclass(frozen=True)
+class A2cSettings(OnPolicySettings):
+    learning_rate: PositiveFloat = 7e-4
+    frames_per_batch: PositiveInt = 64
+
+
+class OnPolicy(Algorithm):
+    """Advantages by GAE. What acts keeps to the action mask, and so does what learns of it.
+
+    With memory, whole sequences are learned from: those of one environment in one batch.
+    """
+
+    settings: Any
+    loss_type: ClassVar[Any]  # a class of torchrl.objectives
+
+    def __init__(self, model: Model, env: EnvBase, settings: OnPolicySettings) -> None:
+        modules: Any = to_torchrl(model, env, mask_training=True, loss=self.loss_type)
+        self._values: Any = modules.critic_inference
+        self._advantage = GAE(gamma=settings.gamma, lmbda=settings.lmbda, value_network=None)
+        loss = self.loss_type(
+            modules.actor_training,
+            modules.critic_training,
+            entropy_bonus=settings.entropy_coeff > 0,
+            entropy_coeff=settings.entropy_coeff,
+            critic_coeff=settings.critic_coeff,
+            loss_critic_type=settings.loss_critic_type,
+            **self.loss_settings(settings),
+        )
+        super().__init__(model, settings, loss, modules.collecting)
+
+    @staticmethod
+    def loss_settings(settings: Any) -> dict[str, Any]:
+        """What this loss takes beside the others."""
+        return {}
+
+    @abstractmethod
+    def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
+        """What each update learns from."""
+
+    def learn(self, batch: TensorDictBase, steps: int) -> None:
+        self._judge(batch)
+        for part in self.parts(batch):
+            self._update(part)
+        if self.model.critic.value_normalizer is not None:  # type: ignore[union-attr]
+            self.model.update_normalizers(returns=batch["value_target"])
+
+    @torch.no_grad()
+    def _judge(self, batch: TensorDictBase) -> None:
+        """Write advantages and value targets.
+
+        States that were recorded are those that the weights of now would reach: so each step is valued by itself, and
+        the one after it too, whose episode GAE's own pass over the sequence would not tell from the next.
+        """
+        for part in (batch, batch.get("next")):
+            flat = part.select(*self._values.in_keys).reshape(-1)
+            part.set(VALUES, self._values(flat)[VALUES].reshape(*batch.batch_size, 1))
+        self._advantage(batch)
+
+
+class Ppo(OnPolicy):
+    """Several passes over each batch, in minibatches, each update clipped."""
+
+    settings_type = PpoSettings
+    loss_type = ClipPPOLoss
+
+    @staticmethod
+    def loss_settings(settings: PpoSettings) -> dict[str, Any]:
+        return {"clip_epsilon": settings.clip_epsilon, "normalize_advantage": True}
+
+    def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
+        for _ in range(self.settings.epochs):
+            yield from self._minibatches(batch)
+
+    def _minibatches(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
+        """``batch`` in a random order, in minibatches: of steps, or of sequences where there is memory."""
+        size = self.settings.minibatch_size
+        if self.model.has_memory:
+            size = max(1, size // batch.shape[1])
+        else:
+            batch = batch.reshape(-1)
+        for rows in torch.randperm(len(batch)).split(size):
+            if len(rows) > 1 or self.model.has_memory:  # the advantages of one have no deviation
+                yield batch[rows]
+
+
+class A2c(OnPolicy):
+    """One update by all of each batch."""
+
+    settings_type = A2cSettings
+    loss_type = A2CLoss
+
+    def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
+        yield batch

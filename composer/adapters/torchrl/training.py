@@ -1,0 +1,143 @@
+"""`composer train --trainer torchrl`: collectors and losses of TorchRL in loops of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from composer.model import Model
+from composer.training.environment import training_environment
+from composer.training.evaluation import greedy
+from composer.training.trainer import Episode, Phase, Report, Task, no_phase
+from perception_blocks.registry import missing_extra
+from perception_blocks.settings import check_settings
+
+try:
+    from tensordict import TensorDictBase
+    from torchrl.collectors import Collector
+    from torchrl.envs import (
+        Compose,
+        EnvBase,
+        GymWrapper,
+        RewardSum,
+        SerialEnv,
+        StepCounter,
+        TransformedEnv,
+    )
+
+    from composer.adapters.torchrl.algorithm import Algorithm, refuse
+    from composer.adapters.torchrl.fields import fields_of
+    from composer.adapters.torchrl.models import primers
+    from composer.adapters.torchrl.off_policy import Dqn, Sac
+    from composer.adapters.torchrl.on_policy import A2c, Ppo
+except ImportError as error:
+    raise missing_extra("composer train --trainer torchrl", error, "torchrl") from error
+
+__all__ = ["TorchrlTrainer"]
+
+ALGORITHMS: dict[str, Any] = {"ppo": Ppo, "a2c": A2c, "dqn": Dqn, "sac": Sac}
+MASK = "action_mask"  # the observation that is taken for the mask
+TOTAL, LENGTH = "episode_reward", "step_count"  # what the transforms call them
+
+
+class TorchrlTrainer:
+    """A composed model in a loop of TorchRL's parts: steps are collected, then learned from."""
+
+    algorithms: ClassVar[Sequence[str]] = tuple(ALGORITHMS)
+
+    def __init__(self, task: Task, model: Model) -> None:
+        refuse(model, task.algorithm)
+        torch.manual_seed(task.seed)
+        self.model = model
+        self._task = task
+        self._steps = 0
+        algorithm = ALGORITHMS[task.algorithm]
+        settings = algorithm.settings_type(**task.settings)
+        self._env = _environment(task, model)
+        try:
+            self._algorithm: Algorithm = algorithm(model, self._env, settings)
+        except BaseException:
+            self._env.close()
+            raise
+        self._frames = _multiple(settings.frames_per_batch, task.envs)
+        # A mask that the spec does not name holds as well, as it does for what explores.
+        self._is_masked = not model.policy.masks and MASK in self._algorithm.explorer.in_keys
+        self._act = greedy(model.policy, masked=self._is_masked)
+
+    @classmethod
+    def wrong_settings(cls, task: Task) -> list[str]:
+        """What is wrong with the settings of the task's algorithm, in words."""
+        kind = ALGORITHMS[task.algorithm].settings_type
+        problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
+        return [problem.message for problem in problems]
+
+    def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
+        """Train until ``steps`` steps have been made; the last batch may go beyond."""
+        collector = Collector(
+            self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1,
+            init_random_frames=_multiple(self._algorithm.random_frames - self._steps, self._frames),
+        )  # fmt: skip
+        try:
+            phase("collecting")
+            for batch in collector:
+                self._steps += batch.numel()
+                phase("updating")
+                self._algorithm.learn(batch, self._steps)
+                self._count(batch)
+                if not report(self._steps, _episodes(batch)) or self._steps >= steps:
+                    return
+                phase("collecting")
+        finally:
+            collector.shutdown(close_env=False)
+
+    def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+        return self._act(observation, state, first, observation[MASK] if self._is_masked else None)
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), **self._algorithm.state()}
+
+    def restore(self, state: Mapping[str, Any], steps: int) -> None:
+        self.model.load_state_dict(state["model"])
+        self._algorithm.restore(state)
+        self._steps = steps
+        torch.manual_seed(self._task.seed + steps)  # not the episodes of the beginning again
+        self._env.set_seed(self._task.seed + steps)
+
+    def close(self) -> None:
+        self._env.close(raise_if_closed=False)  # the collector closes it where an error ends it
+
+    def _count(self, batch: TensorDictBase) -> None:
+        """Count what was seen into the statistics of the spec's ``normalize``, after it was learned from."""
+        observer = self.model.policy.observer
+        if not observer.keys:
+            return
+        masks = [observer.tree.ports[key].mask for key in observer.keys]
+        wanted = [*observer.keys, *filter(None, masks)]
+        fields = fields_of(observer.tree, wanted, encoding="categorical")
+        self.model.update_normalizers({name: batch[field.key] for name, field in fields.items()})
+
+
+def _environment(task: Task, model: Model) -> EnvBase:
+    """``task.envs`` environments one after the other, with memory carried and episodes summed up."""
+
+    def make() -> EnvBase:
+        return GymWrapper(training_environment(task.environment), categorical_action_encoding=True)
+
+    env = SerialEnv(task.envs, create_env_fn=[make] * task.envs)
+    env.set_seed(task.seed)
+    total = RewardSum(in_keys=["reward"], out_keys=[TOTAL])
+    transforms = [total, StepCounter(), primers(model)]
+    return TransformedEnv(env, Compose(*transforms))
+
+
+def _multiple(count: int, of: int) -> int:
+    """``count`` up to a multiple of ``of``, 0 where it is less."""
+    return -(-max(0, count) // of) * of
+
+
+def _episodes(batch: TensorDictBase) -> list[Episode]:
+    ended = batch["next", "done"].squeeze(-1)
+    totals, lengths = (batch["next", key].squeeze(-1)[ended] for key in (TOTAL, LENGTH))
+    return [Episode(float(t), int(n)) for t, n in zip(totals, lengths, strict=True)]

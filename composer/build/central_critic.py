@@ -1,0 +1,206 @@
+"""The central critic of several actors as a spec asks for it: which inputs it has, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from composer.build.construction import SeededConstruction
+from composer.build.context import Context
+from composer.build.critic import hide_policy_values, value_demand, value_normalizer
+from composer.build.network_builder import build_network
+from composer.build.plans import Role
+from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
+from composer.critic.values import ValueReader
+from composer.spaces.actors import Actor, Actors, shortened
+from composer.spec.model_spec import CriticSpec, NetworkSpec
+from perception_blocks.port import Port, format_shape
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = ["alike", "build_central_critic", "difference", "readable_ports"]
+
+Made = tuple[Any, list[SeededConstruction]]
+
+
+def build_central_critic(
+    critic: CriticSpec,
+    actors: Actors,
+    roles: Mapping[str, Role],
+    context: Context,
+    dtype: torch.dtype,
+) -> Made | None:
+    """The critic of what all ``actors`` observe, whose policies play ``roles``; None where problems were noted."""
+    return _Builder(critic, actors, roles, context, dtype).build()
+
+
+def readable_ports(role: Role) -> dict[str, Port]:
+    """What a critic may read of the actors of ``role``, by key: what they observe and what their policy shares."""
+    return {**role.ports, **role.context.shared}
+
+
+class _Builder:
+    """One run; problems are gathered in the context."""
+
+    def __init__(
+        self,
+        critic: CriticSpec,
+        actors: Actors,
+        roles: Mapping[str, Role],
+        context: Context,
+        dtype: torch.dtype,
+    ) -> None:
+        self.critic = critic
+        self.actors = actors
+        self.roles = roles
+        self.observers = {name: role.observer for name, role in roles.items()}
+        self.problems = context.problems
+        self.context = context
+        self.dtype = dtype
+
+    def build(self) -> Made | None:
+        if not self._is_possible():
+            return None
+        spec = self.critic.networks[None]
+        sources = self._sources()
+        seen = self._visible(spec, sources)
+        if sources is None or seen is None:
+            return None
+        context = replace(self.context, read=set(), hidden={}, shared={})
+        for role in self.roles.values():
+            hide_policy_values(role.network, context)
+        out_of_sight = [name for name in (*sources, PRESENT) if name not in seen]
+        reason = "is not among the 'observations' that this network may see"
+        context.hidden |= dict.fromkeys(out_of_sight, reason)
+        ports = {name: source.port for name, source in seen.items()}
+        if self._offers_presence(spec, sources):
+            ports[PRESENT] = Port((len(self.actors),), low=0.0, high=1.0)
+            context.hidden.pop(PRESENT, None)
+        built = build_network("critic", spec, ports, value_demand(self.critic), context)
+        if built is None:
+            return None
+        network, construction = built
+        for source in (sources[name] for name in network.in_ports if name in sources):
+            for actor in source.actors:
+                self.roles[actor].context.read.add(source.key)
+        critic = SharedStateCritic(
+            network, ValueReader(network.module, ["value"]), self.actors, self.observers, sources,
+            dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
+        )  # fmt: skip
+        return critic, [construction]
+
+    def _is_possible(self) -> bool:
+        """Whether there is one network, of a number of actors that is known; else it is noted."""
+        if None not in self.critic.networks:
+            message = (
+                "one network values what all actors observe; write it directly, without 'networks'"
+            )
+            self.problems.add((*self.critic.path, "networks"), message, key=True)
+            return False
+        uncounted = [actor.name for actor in self.actors if actor.is_open]
+        if uncounted:
+            message = (
+                f"a critic of what all actors observe needs to know how many there are; those of {listing(uncounted)} "
+                "are not counted"
+            )
+            self.problems.add(self.critic.path, message, key=True)
+        return not uncounted
+
+    def _sources(self) -> dict[str, CentralInput] | None:
+        """The inputs of a central network by name; None where they cannot be put together."""
+        owners: dict[str, list[Actor]] = {}
+        for actor in self.actors:
+            for key in readable_ports(self.roles[actor.name]):
+                owners.setdefault(key, []).append(actor)
+        sources: dict[str, CentralInput] = {}
+        before = len(self.problems)
+        for key, members in owners.items():
+            together = self.critic.stack and len(members) > 1
+            for one in [members] if together else [[actor] for actor in members]:
+                name = key if together else f"{one[0].name}/{key}"
+                source = self._stacked(key, one) if together else self._single(key, one[0])
+                if name in sources:
+                    first = sources[name].actors[0]
+                    message = f"two inputs are called {name!r}: of {first!r} and of {one[0].name!r}; rename one"
+                    self.problems.add(self.critic.path, message, key=True)
+                if source is not None:
+                    sources[name] = source
+        return None if len(self.problems) > before else sources
+
+    def _single(self, key: str, actor: Actor) -> CentralInput:
+        port = readable_ports(self.roles[actor.name])[key]
+        if port.mask is not None:
+            port = replace(port, mask=f"{actor.name}/{port.mask}")
+        return CentralInput((actor.name,), key, port, is_shared=self._is_shared(key, actor))
+
+    def _stacked(self, key: str, members: Sequence[Actor]) -> CentralInput | None:
+        """The value ``key`` of several actors on a new first axis; None where theirs differ."""
+        named = self.critic.networks[None].observations
+        is_shared = self._is_shared(key, members[0])
+        ports = [readable_ports(self.roles[actor.name])[key] for actor in members]
+        for actor, port in zip(members, ports):
+            if alike(ports[0], port):
+                continue
+            if is_shared or named is None or key in named:  # else the network may not see it
+                said = difference(key, members[0].name, ports[0], actor.name, port)
+                way_out = "leave 'stack' out, or name other 'observations'"
+                message = f"'stack' needs values of one form, but {said}; {way_out}"
+                self.problems.add((*self.critic.path, "stack"), message, key=True)
+            return None
+        port = ports[0]
+        cardinality = port.cardinality
+        if isinstance(cardinality, tuple):
+            cardinality = cardinality * len(members)
+        port = replace(
+            port, shape=(len(members), *port.shape), cardinality=cardinality, **_bounds(port)
+        )
+        names = tuple(actor.name for actor in members)
+        return CentralInput(names, key, port, stacked=True, is_shared=is_shared)
+
+    def _offers_presence(self, spec: NetworkSpec, sources: Mapping[str, CentralInput]) -> bool:
+        """Whether the network may read who is present; templates and classes, which read all there is, if told to."""
+        if PRESENT in sources:
+            return False  # somebody's observation is called so
+        return spec.graph is not None if spec.observations is None else PRESENT in spec.observations
+
+    def _is_shared(self, key: str, actor: Actor) -> bool:
+        return key not in self.roles[actor.name].ports
+
+    def _visible(
+        self, spec: NetworkSpec, sources: Mapping[str, CentralInput] | None
+    ) -> dict[str, CentralInput] | None:
+        """The inputs that the network may see, with the masks of these."""
+        if sources is None or spec.observations is None:
+            return None if sources is None else dict(sources)
+        before = len(self.problems)
+        for index, name in enumerate(spec.observations):
+            if name not in (*sources, PRESENT):
+                near = did_you_mean(name, [*sources, PRESENT]) or f"; there is {shortened(sources)}"
+                path = (*spec.path, "observations", index)
+                self.problems.add(path, f"{name!r} is not an observation{near}")
+        if len(self.problems) > before:
+            return None
+        masks = {sources[name].port.mask for name in spec.observations if name in sources}
+        wanted = {*spec.observations, *masks}
+        return {n: s for n, s in sources.items() if n in wanted or s.is_shared}
+
+
+def _bounds(port: Port) -> dict[str, Any]:
+    """Bounds of a stack: those that hold for all elements alike."""
+    known = {"low": port.low, "high": port.high}
+    return {
+        name: bound if isinstance(bound, int | float) else None for name, bound in known.items()
+    }
+
+
+def alike(first: Port, second: Port) -> bool:
+    return replace(first, source=()) == replace(second, source=())
+
+
+def difference(key: str, first: str, ours: Port, second: str, theirs: Port) -> str:
+    if ours.shape != theirs.shape:
+        shapes = f"{format_shape(ours.shape)} and {format_shape(theirs.shape)}"
+        return f"{key!r} of {first!r} and {second!r} has the shapes {shapes}"
+    return f"{key!r} of {first!r} and {second!r} differs in its kind of numbers, its bounds or its mask"

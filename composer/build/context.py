@@ -1,0 +1,69 @@
+"""What the networks of a model are built for, and what is gathered on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from composer.build.budget import Budget
+from composer.errors import Path, Problems
+from composer.source.load import Source
+from composer.spec.model_spec import NetworkSpec
+from composer.template.expansion import Effects
+from perception_blocks.port import Port, Shape, format_shape
+
+__all__ = ["ADDED", "Context", "Demand", "share", "width_problem"]
+
+# Names that a policy gives to children of its own: beside a user's, and beside the nodes of a graph.
+ADDED = ("distributions", "normalizers")
+
+
+@dataclass
+class Context:
+    """What building needs beside a network's own spec."""
+
+    source: Source
+    problems: Problems
+    allow: tuple[str, ...]
+    seed: int
+    meta: bool
+    budget: Budget
+    read: set[str] = field(default_factory=set)  # observations that some network reads
+    hidden: dict[str, str] = field(default_factory=dict)  # values out of reach, and in words why
+    shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic
+    # Of each of these values, the observations that it is made of.
+    origins: dict[str, frozenset[str]] = field(default_factory=dict)
+    expanded: dict[Path, NetworkSpec] = field(default_factory=dict)  # templates as graphs
+    effects: Effects = field(default_factory=Effects)  # of templates
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a network must give: for each head its width, and in words what asks for it; and other values by name.
+
+    A head without reason may have any width: what it should be is not known because of another mistake.
+    """
+
+    heads: Mapping[str, tuple[int, ...]]
+    reasons: Mapping[str, str]
+    values: tuple[str, ...] = ()
+    kind: str = "action"  # what a head is for, in messages
+    # Constructor arguments of a custom class, beside those of the spec.
+    injected: Mapping[str, Any] = field(default_factory=dict)
+    extras: tuple[str, ...] = ()  # what a custom class may return besides
+    added: tuple[str, ...] = ADDED  # children that the network gets, whose names no other may have
+    copies: int = 1  # networks with weights of their own, in one call
+
+
+def share(ports: Mapping[str, Port], demand: Demand, context: Context) -> None:
+    """Remember the values that the critic is to read, also where the policy itself failed."""
+    context.shared |= {name: ports[name] for name in demand.values if name in ports}
+
+
+def width_problem(head: str, got: Shape, demand: Demand) -> str | None:
+    """What is wrong with a head of shape ``got``; None if nothing is, or nothing can be said."""
+    if head not in demand.reasons or got == demand.heads[head]:
+        return None
+    shown, needed = format_shape(got), format_shape(demand.heads[head])
+    return f"the head {head!r} has the shape {shown}, but {demand.reasons[head]} needs {needed}"

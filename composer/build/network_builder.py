@@ -1,0 +1,326 @@
+"""From a network's spec and the Ports it may see to a `Network`; every problem is noted at its place in the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from composer.build.construction import SeededConstruction
+from composer.build.context import Context, Demand, share, width_problem
+from composer.build.custom_class import custom_network
+from composer.critic.values import scalar_shape, value_block
+from composer.network.network import GraphNetwork, Network
+from composer.spec.model_spec import HeadsSpec, NetworkSpec, NodeSpec
+from composer.spec.places import ENSEMBLE, NodePath, place_of
+from composer.spec.references import origins
+from composer.template.expansion import expand
+from composer.trust import PathError, import_trusted
+from perception_blocks.base_block import is_built_in
+from perception_blocks.graph.graph import Graph, GraphError, GraphProblem, Node
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.init import initializer
+from perception_blocks.port import Port
+from perception_blocks.registry import BLOCKS, MissingExtraError
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = ["build_network"]
+
+SIZED_BLOCKS = ("linear_output", "dueling")  # as heads they need not be told their width
+SIZES = {"output_units", "output_shape"}
+VALUE_HEADS = ("quantile_value", "categorical_value")  # with a width, one value for each action
+ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
+
+
+def build_network(
+    name: str, spec: NetworkSpec, ports: Mapping[str, Port], demand: Demand, context: Context
+) -> tuple[Network, SeededConstruction] | None:
+    """The network called ``name``; None when problems were noted.
+
+    An exception from a user's own class passes through, with a note that names the node and its line.
+    """
+    if spec.template is not None:
+        expanded = expand(spec, ports, context.problems, context.origins, context.effects)
+        if expanded is None:
+            return None
+        spec = context.expanded[spec.path] = expanded
+        made = tuple(name for name in demand.values if name in (spec.graph or {}))
+        demand = replace(demand, values=made)  # what is not has been noted
+    if spec.graph is not None:
+        context.origins |= origins(spec.graph, demand.values)
+
+    def where(path: NodePath) -> str:
+        place = place_of(spec, path)
+        position = context.source.position(place)
+        node = "/".join((name, *path))
+        return f"{position}: {node}" if position else node
+
+    construction = SeededConstruction(
+        name,
+        context.seed,
+        meta=context.meta,
+        where=where,
+        place=partial(place_of, spec),
+        budget=context.budget,
+    )
+    if spec.target is not None:
+        network = custom_network(spec, ports, demand, context, construction)
+    else:
+        network = _graph_network(spec, ports, demand, context, construction)
+    if network is None:
+        return None
+    if context.meta:
+        network.has_weights = False
+        construction.when_weights_exist(network.weights_exist)
+    return network, construction
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------------
+
+
+def _graph_network(
+    spec: NetworkSpec,
+    ports: Mapping[str, Port],
+    demand: Demand,
+    context: Context,
+    construction: SeededConstruction,
+) -> Network | None:
+    before = len(context.problems)
+    body, heads = _rules(spec, context)
+    graph = _graph(spec.graph or {}, ports, context, body)
+    graph.optional = set(ports)
+    _note_taken_names(spec, demand, context)
+    outputs = _add_heads(graph, spec, demand, heads, context)
+    incomplete = len(context.problems) > before or demand.values != spec.shares
+    outputs |= {name: name for name in demand.values}
+    several = demand.copies > 1
+    try:
+        first = construction.trial() if several else construction
+        block = InferenceBlock(graph, outputs, construction=first)
+    except GraphError as error:
+        for problem in error.problems:
+            if not (incomplete and problem.kind == "unused_node"):  # a lost head would have used it
+                _note(problem, spec, context)
+        share(error.ports, demand, context)
+        return None
+    context.read |= set(block.in_keys)
+    share(block.out_ports, demand, context)
+    _note_wrong_widths(block, spec, demand, context)
+    if len(context.problems) > before:
+        return None
+    if several:
+        graph = _copied(graph, ports, outputs, demand.copies)
+        block = InferenceBlock(graph, list(outputs), construction=construction)
+    return GraphNetwork(block)
+
+
+def _note_taken_names(spec: NetworkSpec, demand: Demand, context: Context) -> None:
+    for node in spec.graph or {}:
+        if node in demand.added:
+            message = f"{node!r} is taken by the network itself; choose another name"
+            context.problems.add((*spec.path, "graph", node), message)
+
+
+def _note_wrong_widths(
+    block: InferenceBlock, spec: NetworkSpec, demand: Demand, context: Context
+) -> None:
+    """Heads that give another number of values than is needed of them."""
+    shapes = block.out_shapes  # a new dict at each look
+    for head in [name for name in demand.heads if name in shapes]:
+        shape = shapes[head]
+        values = value_block(block, head) if demand.kind == "value" else None
+        if values is not None:
+            shape = scalar_shape(values, shape)
+        message = width_problem(head, shape, demand)
+        if message:
+            context.problems.add(place_of(spec, ("heads", head)), message)
+
+
+def _copied(
+    graph: Graph, ports: Mapping[str, Port], outputs: Mapping[str, str], copies: int
+) -> Graph:
+    """A graph of one node: an ensemble of ``graph``, with its ``outputs``."""
+    graph.inputs = {}
+    read = {name: name for node in graph.nodes for name in node.reads if name in ports}
+    outer = Graph(ports, optional=ports)
+    outer.add(ENSEMBLE, graph, read, out=outputs, copies=copies)
+    return outer
+
+
+def _graph(
+    nodes: Mapping[str, NodeSpec], inputs: Mapping[str, Port], context: Context, rule: Any
+) -> Graph:
+    graph = Graph(inputs)
+    for node in nodes.values():
+        _add(graph, node, node.name, context, rule)
+    return graph
+
+
+def _add(
+    graph: Graph,
+    node: NodeSpec,
+    name: str,
+    context: Context,
+    rule: Any,
+    group: str | None = None,
+    **extra: Any,
+) -> None:
+    """Add ``node`` to ``graph``."""
+    init: Any = None
+    if node.graph is not None:
+        block: Any = _graph(node.graph, {}, context, _rule_within(node, context, rule))
+    else:
+        block = _block(node, context)
+        init = node.init if node.init is not None else rule if _follows_rule(block) else None
+    settings = {**extra, **node.settings}
+    graph.add_node(
+        Node(
+            name,
+            block,
+            node.inputs,
+            settings,
+            out=node.out,
+            each=node.each,
+            same_as=node.same_as,
+            init=init,
+            group=group,
+            copies=node.copies,
+        )
+    )
+
+
+def _block(node: NodeSpec, context: Context) -> Any:
+    """What the node names; for a path that leads to no class, the error that says why."""
+    if not isinstance(node.block, str):
+        return node.block
+    if "." not in node.block:
+        return _registered(node.block, node, context)
+    try:
+        return import_trusted(node.block, context.allow, nn.Module)
+    except PathError as error:
+        return error
+
+
+def _registered(name: str, node: NodeSpec, context: Context) -> Any:
+    """``name``, or why its block is not to be had: a library that is not installed."""
+    try:
+        if name in BLOCKS and BLOCKS.extra_of(name):
+            BLOCKS.get(name)
+    except MissingExtraError as error:
+        context.problems.add((*node.path, "block"), str(error), needs_extra=True)
+        return error
+    return name
+
+
+def _rule_within(node: NodeSpec, context: Context, rule: Any) -> Any:
+    """The initialiser of what is in a nested graph: its own `init`, else the one around it."""
+    if node.init is None:
+        return rule
+    try:
+        initializer(node.init)
+    except ValueError as error:
+        context.problems.add((*node.path, "init"), str(error))
+        return None
+    return node.init
+
+
+def _follows_rule(block: Any) -> bool:
+    """A network's `init` draws our blocks; a user's modules keep the weights of their constructor."""
+    return isinstance(block, str) or is_built_in(block)
+
+
+def _rules(spec: NetworkSpec, context: Context) -> tuple[Any, Any]:
+    """The initialisers of the body and of the heads."""
+    init = spec.init
+    parts = ("body", "heads")
+    if isinstance(init, Mapping) and init.keys() & set(parts):
+        rules = {name: init.get(name) for name in parts}
+        for name in init.keys() - set(parts):
+            near = did_you_mean(name, parts) or "; there is 'body' and 'heads'"
+            path = (*spec.path, "init", name)
+            context.problems.add(path, f"{name!r} is not a part of a network{near}", key=True)
+    else:
+        rules = {"body": init, "heads": init}
+    for name, rule in rules.items():
+        try:
+            initializer(rule)
+        except ValueError as error:
+            path = (*spec.path, "init", name) if rule is not init else (*spec.path, "init")
+            context.problems.add(path, str(error))
+            rules[name] = None
+    return rules["body"], rules["heads"]
+
+
+def _add_heads(
+    graph: Graph, spec: NetworkSpec, demand: Demand, rule: Any, context: Context
+) -> dict[str, str]:
+    """Add one head per action (or value); returns output name -> value."""
+    heads = spec.heads or _default_heads(graph, spec, context)
+    if heads is None:
+        return {}
+    for name in heads.actions:
+        if name not in demand.heads:
+            near = did_you_mean(name, demand.heads) or f"; there is {listing(demand.heads)}"
+            message = f"{name!r} is no {demand.kind}{near}"
+            context.problems.add((*heads.path, name), message, key=True)
+    outputs = {}
+    for name, width in demand.heads.items():
+        node = heads.default or heads.actions.get(name)
+        if node is None:
+            message = f"there is no head for the {demand.kind} {name!r}"
+            context.problems.add(heads.path, message, key=True)
+            continue
+        if _is_value_itself(graph, node, demand):
+            outputs[name] = node.reads[0]
+            continue
+        of_actions = demand.kind == "value" and width != (1,)
+        sized = (*SIZED_BLOCKS, *VALUE_HEADS) if of_actions else SIZED_BLOCKS
+        needs_width = node.block in sized and not node.settings.keys() & SIZES
+        extra = {"output_units": width[0]} if needs_width else {}
+        _add(graph, node, name, context, rule, group="heads", **extra)
+        outputs[name] = f"heads:{name}"
+    return outputs
+
+
+def _default_heads(graph: Graph, spec: NetworkSpec, context: Context) -> HeadsSpec | None:
+    """A critic's heads read the only value that nothing else reads."""
+    sinks = graph.dag(None).sinks()
+    path = (*spec.path, "graph")
+    if len(sinks) != 1:
+        names = listing(sinks)
+        message = f"the graph ends in {len(sinks)} values ({names}); say which one the heads read: heads: {{in: ...}}"
+        context.problems.add(path, message)
+        return None
+    node = NodeSpec((*path, sinks[0]), "", "linear_output", (sinks[0],))
+    return HeadsSpec((*path, sinks[0]), default=node)
+
+
+def _is_value_itself(graph: Graph, head: NodeSpec, demand: Demand) -> bool:
+    """A critic whose graph already ends in a linear output or a value block gets no second one on top."""
+    if (
+        demand.kind != "value"
+        or len(demand.heads) > 1
+        or head.settings
+        or head.block != "linear_output"
+        or len(head.reads) != 1
+    ):
+        return False
+    writer = next((node for node in graph.nodes if head.reads[0] in node.writes), None)
+    return writer is not None and writer.block in ENDS
+
+
+def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:
+    path = place_of(spec, problem.path)
+    if problem.key is not None:
+        path = (*path, problem.key)
+    message = problem.message
+    if problem.kind == "unknown" and problem.name in context.hidden:
+        reader = "/".join(problem.path)
+        message = f"{reader!r} reads {problem.name!r}, which {context.hidden[problem.name]}"
+    shared_head = spec.heads and spec.heads.default and problem.path[:1] == ("heads",)
+    if shared_head and any(known.path == path for known in context.problems):
+        return  # the one head that is written makes all of them: said once
+    context.problems.add(path, message, key=problem.of_key)

@@ -1,0 +1,352 @@
+"""What each network of a policy plays: the spaces of its actors read once, and everything that follows from them.
+
+For one Space there is one `Role`. For actors there is one for each network: one for a group whose agents share their
+weights, one for each agent with weights of its own. What a spec says by name (``ignore``, ``distributions`` and so on)
+holds in every role that has such a name, and is wrong where none has; ``<group>/<name>`` speaks of one group.
+
+A critic is built over the same roles: `Group.role_of` an actor has the Ports that it sees, in ``context.shared`` those
+of what its policy shares, and the observer that reads for it. What a critic reads it marks in ``context.read``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from composer.build.context import Context
+from composer.distributions.joint import ActionDistributions
+from composer.distributions.rules import DistributionRuleError, build_distributions
+from composer.errors import Path, SpecError
+from composer.spaces.actors import Actor, Actors, serve
+from composer.spaces.json_form import spaces_differ
+from composer.spaces.observer import Observer
+from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, walk_space
+from composer.spec.model_spec import ModelSpec, NetworkSpec
+from perception_blocks.port import Port, format_shape
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = ["Group", "Role", "read_groups"]
+
+
+@dataclass
+class Role:
+    """What one network of the policy plays.
+
+    ``name`` is the network's ("policy", "policy/speaker", "policy/piston/0"), ``actors`` are those that it acts for
+    (none: the environment has one Space). ``ports`` are the observations as networks see them, ``families`` the
+    distributions of the actions. ``context`` says of this role's networks what they read, and what the policy shares.
+    """
+
+    name: str
+    group: str | None
+    actors: tuple[Actor, ...]
+    network: NetworkSpec
+    context: Context
+    observations: SpaceTree
+    actions: SpaceTree
+    families: ActionDistributions
+    ignored: tuple[str, ...]
+    rules_are_wrong: bool
+    ports: dict[str, Port] = field(default_factory=dict)
+    observer: Observer = field(init=False)
+    masks: dict[str, str] = field(default_factory=dict)  # action -> observation
+
+    def visible(self, spec: NetworkSpec) -> dict[str, Port]:
+        """The observations that a network may see; all of them while the list itself is wrong."""
+        wanted = self.ports if spec.observations is None else self._with_masks(spec.observations)
+        unknown = [key for key in wanted if key not in self.ports]
+        for key in unknown:
+            path = (*spec.path, "observations", list(wanted).index(key))
+            self.context.problems.add(path, self.not_an_observation(key))
+        self.context.hidden = dict.fromkeys(self.ignored, "is left out by 'ignore'")
+        if unknown:
+            return dict(self.ports)
+        out_of_sight = [key for key in self.ports if key not in wanted]
+        reason = "is not among the 'observations' that this network may see"
+        self.context.hidden |= dict.fromkeys(out_of_sight, reason)
+        return {key: port for key, port in self.ports.items() if key in wanted}
+
+    def not_an_observation(self, key: str) -> str:
+        """Why ``key`` is no observation that can be used."""
+        if key in self.ignored:
+            return f"{key!r} is left out by 'ignore'"
+        near = did_you_mean(key, self.ports) or f"; there is {listing(self.ports)}"
+        return f"{key!r} is not an observation{near}"
+
+    def local(self, name: str, known: Iterable[str]) -> str:
+        """``name`` as it is called in this role: ``<group>/<name>`` without its group."""
+        return _local(name, _prefix(self.group), known)
+
+    def refuse_unread(self) -> None:
+        """Note each observation that no network reads."""
+        masking = {port.mask for port in self.ports.values()}  # a mask goes where its value goes
+        whose = "" if self.group is None else f" of {self.group!r}"
+        path = ("policy",) if self.group is None else self.network.path
+        for key in self.ports:
+            if key not in masking and key not in self.context.read | {*self.masks.values()}:
+                message = f"the observation {key!r}{whose} is read by no network; "
+                message += "name it under 'ignore' if that is meant"
+                self.context.problems.add(path, message, key=True)
+
+    def _with_masks(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        """``keys``, and the masks of what they name."""
+        masks = [self.ports[key].mask for key in keys if key in self.ports]
+        return (*keys, *dict.fromkeys(mask for mask in masks if mask and mask not in keys))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The actors that one description of a network serves; ``name`` is None where it serves all.
+
+    With ``separate`` there is a role, and a network, for each of them, else one for all.
+    """
+
+    name: str | None
+    actors: tuple[Actor, ...]
+    network: NetworkSpec
+    separate: bool
+    roles: tuple[Role, ...]
+    unlike: str | None = None  # which two have other spaces, in words
+
+    def role_of(self, actor: Actor) -> Role:
+        return self.roles[self.actors.index(actor) if self.separate else 0]
+
+
+def read_groups(
+    spec: ModelSpec, context: Context, spaces: tuple[Any, Any], actors: Actors | None
+) -> list[Group]:
+    """The groups of the policy's networks; of an environment with one Space (``spaces``), the only one.
+
+    What is wrong is noted in ``context.problems``. Raises SpecError where nothing more can be said.
+    """
+    reader = _Reader(spec, context)
+    groups = [reader.alone(*spaces)] if actors is None else reader.groups(actors)
+    reader.misses.report(context, reader.roles)
+    if None in groups or not groups:
+        raise SpecError(context.problems)  # nothing more can be said
+    return [group for group in groups if group is not None]
+
+
+class _Misses:
+    """Names that a role does not have: wrong only where no role has them."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Path, bool], list[str]] = {}
+
+    def add(self, path: Path, message: str, key: bool = False) -> None:
+        self._found.setdefault((path, key), []).append(message)
+
+    def report(self, context: Context, roles: int) -> None:
+        """Note what all ``roles`` miss; of several messages one that knows a near name."""
+        for (path, key), messages in self._found.items():
+            if len(messages) == roles:
+                best = next((text for text in messages if "did you mean" in text), messages[0])
+                context.problems.add(path, best, key=key)
+
+
+class _Reader:
+    """Reads the spaces of every role against the whole spec."""
+
+    def __init__(self, spec: ModelSpec, context: Context) -> None:
+        self.spec = spec
+        self.context = context
+        self.problems = context.problems
+        self.misses = _Misses()
+        self.roles = 0  # read so far
+
+    def alone(self, observation_space: Any, action_space: Any) -> Group | None:
+        """The group of an environment that has one Space."""
+        policy = self.spec.policy
+        if None not in policy.networks:
+            message = "networks by step or agent need an environment with steps or agents"
+            message += "; this one takes a single network"
+            self.problems.add((*policy.path, "networks"), message)
+            self.problems.raise_if_any()
+        network = policy.networks[None]
+        for part in (policy, network):
+            if part.separate:
+                message = "'separate' gives each agent weights of its own, but this environment has no agents"
+                message += "; leave it out"
+                self.problems.add((*part.path, "separate"), message, key=True)
+                break
+        role = self._role("policy", None, (), network, observation_space, action_space)
+        return None if role is None else Group(None, (), network, False, (role,))
+
+    def groups(self, actors: Actors) -> list[Group | None]:
+        policy = self.spec.policy
+        paths = {key: network.path for key, network in policy.networks.items()}
+        served = serve(actors, paths, self.problems, (*policy.path, "networks"))
+        return [self._group(name, members) for name, members in served.items() if members]
+
+    def _group(self, name: str | None, actors: tuple[Actor, ...]) -> Group | None:
+        policy = self.spec.policy
+        network = policy.networks[name]
+        separate = policy.separate or network.separate
+        unlike = _unlike(actors)
+        if unlike and not separate:
+            who = (
+                "one network serves all actors"
+                if name is None
+                else f"the network {name!r} serves {len(actors)} actors"
+            )
+            way_out = "give them networks of their own under 'networks', or write separate: true"
+            self.problems.add(network.path, f"{who}, but {unlike}; {way_out}")
+        uncounted = [actor.name for actor in actors if actor.is_open]
+        if separate and uncounted:
+            where = network.path if network.separate else policy.path
+            message = f"'separate' needs a known number of agents; those of {listing(uncounted)} are not counted"
+            self.problems.add((*where, "separate"), f"{message}: leave it out", key=True)
+            separate = False
+        base = "policy" if name is None else f"policy/{name}"
+        players = (
+            {f"{base}/{i}": (a,) for i, a in enumerate(actors)} if separate else {base: actors}
+        )
+        roles = [
+            self._role(role, name, own, network, own[0].observation_space, own[0].action_space)
+            for role, own in players.items()
+        ]
+        if None in roles:
+            return None
+        return Group(name, actors, network, separate, tuple(r for r in roles if r), unlike)
+
+    def _role(
+        self,
+        name: str,
+        group: str | None,
+        actors: tuple[Actor, ...],
+        network: NetworkSpec,
+        observation_space: Any,
+        action_space: Any,
+    ) -> Role | None:
+        self.roles += 1
+        prefix = _prefix(group)
+        observations = self._tree(observation_space, "observation", prefix)
+        actions = self._tree(action_space, "action", prefix, ignore=False)
+        if observations is None or actions is None:
+            return None
+        before = len(self.problems)
+        families = self._families(actions, prefix)
+        role = Role(
+            name, group, actors, network, replace(self.context, read=set(), hidden={}, shared={}, origins={}),
+            observations, actions, families,
+            ignored=tuple(self.spec.ignore),
+            rules_are_wrong=len(self.problems) > before,
+            ports=dict(observations.ports),
+        )  # fmt: skip
+        self._observe(role)
+        self._mask(role)
+        return role
+
+    def _tree(self, space: Any, root: str, prefix: str, *, ignore: bool = True) -> SpaceTree | None:
+        """The leaves of ``space``; where only `ignore` and `texts` are wrong, as if these entries were not there."""
+        known = {key for key, _, _ in walk_space(space, root, inner=True)}
+        ignored = {i: _local(name, prefix, known) for i, name in enumerate(self.spec.ignore)}
+        texts = {_local(name, prefix, known): (name, t) for name, t in self.spec.texts.items()}
+        if not ignore:
+            ignored, texts = {}, {}
+        while True:
+            declared = {key: settings for key, (_, settings) in texts.items()}
+            try:
+                return flatten_space(space, root, list(ignored.values()), declared)
+            except SpaceError as error:
+                indices = list(ignored)
+                for place, message in error.problems:
+                    if place is None:
+                        self.problems.add((), message)
+                    elif isinstance(place, str):
+                        self.misses.add(("texts", texts.pop(place)[0]), message, key=True)
+                    else:
+                        self.misses.add(("ignore", indices[place]), message)
+                        del ignored[indices[place]]
+                if any(place is None for place, _ in error.problems):
+                    return None
+
+    def _families(self, actions: SpaceTree, prefix: str) -> ActionDistributions:
+        """The distribution of each action; where rules are wrong, as if they were not there."""
+        rules = list(self.spec.distributions)
+        while True:
+            entries = [_local_rule(rule.entry, prefix, actions) for rule in rules]
+            try:
+                return build_distributions(actions, entries)
+            except DistributionRuleError as error:
+                for index, setting, message in error.problems:
+                    path = rules[index].path
+                    place = (*path, setting) if setting else path
+                    if setting in ("action", "space"):
+                        self.misses.add(place, message)
+                    else:
+                        self.problems.add(place, message)
+                wrong = {index for index, _, _ in error.problems}
+                rules = [rule for index, rule in enumerate(rules) if index not in wrong]
+
+    def _observe(self, role: Role) -> None:
+        """Its observer, and the Ports of what that normalises."""
+        known = []
+        for index, name in enumerate(self.spec.normalize):
+            path = ("normalize", index)
+            key = role.local(name, role.ports)
+            port = role.ports.get(key)
+            if port is None:
+                self.misses.add(path, role.not_an_observation(name))
+            elif port.is_integer:
+                message = f"{key!r} holds integers that name or count; only numbers are normalised"
+                self.problems.add(path, message)
+            elif key in role.observations.masks:
+                self.problems.add(path, f"{key!r} is a mask; only numbers are normalised")
+            else:
+                known.append(key)
+                role.ports[key] = replace(
+                    port, dtype=torch.float32, low=None, high=None, normalized=True
+                )
+        role.observer = Observer(role.observations, known)
+
+    def _mask(self, role: Role) -> None:
+        """The observations that mask its actions."""
+        path = (*self.spec.policy.path, "action_mask")
+        for name, observation in self.spec.policy.action_mask.items():
+            action = role.local(name, role.families)
+            key = role.local(observation, role.ports)
+            if action not in role.families:
+                near = did_you_mean(name, role.families) or f"; there is {listing(role.families)}"
+                self.misses.add((*path, name), f"{name!r} is no action{near}", key=True)
+            elif key not in role.ports:
+                only = "" if role.group is None else f"; '<group>/{action}' masks one group only"
+                self.problems.add((*path, name), role.not_an_observation(key) + only)
+            elif role.ports[key].shape != role.families[action].logits_shape:
+                got = format_shape(role.ports[key].shape)
+                needed = format_shape(role.families[action].logits_shape)
+                message = f"the mask {key!r} has the shape {got}, but the logits of {action!r} have {needed}"
+                self.problems.add((*path, name), message)
+            else:
+                role.masks[action] = key
+
+
+def _prefix(group: str | None) -> str:
+    return "" if group is None else f"{group}/"
+
+
+def _local(name: str, prefix: str, known: Iterable[str]) -> str:
+    """``name`` as it is called in one group: ``<group>/<name>`` without the group's ``prefix``."""
+    return name[len(prefix) :] if name.startswith(prefix) and name not in known else name
+
+
+def _local_rule(entry: Mapping[str, Any], prefix: str, actions: SpaceTree) -> Mapping[str, Any]:
+    action = entry.get("action")
+    if not isinstance(action, str):
+        return entry
+    return {**entry, "action": _local(action, prefix, actions.leaves)}
+
+
+def _unlike(actors: tuple[Actor, ...]) -> str | None:
+    """How the spaces of two of ``actors`` differ, in words; None where all are equal."""
+    first = actors[0]
+    for actor in actors[1:]:
+        for kind in ("observation", "action"):
+            ours, theirs = (getattr(a, f"{kind}_space") for a in (first, actor))
+            found = [] if ours is theirs else spaces_differ(ours, theirs, kind)
+            if found:
+                return f"the {kind} spaces of {first.name!r} and {actor.name!r} differ ({found[0]})"
+    return None

@@ -1,0 +1,102 @@
+"""Tensors of one module towards those of another: what keeps target networks up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.port import format_shape
+from perception_blocks.words import did_you_mean
+
+__all__ = ["Buffers", "blend"]
+
+Buffers = Literal["copy", "blend", "keep"]
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def blend(target: nn.Module, source: nn.Module, tau: float, buffers: Buffers = "copy") -> nn.Module:
+    """Move ``target`` in place by ``tau`` (0 to 1) of the way to ``source``, without gradients; returns ``target``.
+
+    Every parameter becomes ``target + tau * (source - target)``. Buffers, such as the statistics of a batch
+    normalisation, are copied; with ``blend`` numbers move as parameters do (integers are copied), with ``keep`` they
+    stay. Raises ValueError that names every tensor that differs in name or shape; nothing has changed then.
+
+    >>> target, source = nn.Linear(1, 1), nn.Linear(1, 1)
+    >>> _ = nn.init.constant_(target.weight, 0.0), nn.init.constant_(source.weight, 1.0)
+    >>> blend(target, source, tau=0.25).weight.item()
+    0.25
+    """
+    _check(tau, buffers)
+    parameters, statistics = _pairs(target, source)
+    moved = [pair for pair in parameters if _is_blendable(pair[0])]
+    copied = [pair for pair in parameters if not _is_blendable(pair[0])]
+    if buffers != "keep":
+        for pair in statistics:
+            blended = buffers == "blend" and _is_blendable(pair[0])
+            (moved if blended else copied).append(pair)
+    _move(moved, tau)
+    _move(copied, 1.0)
+    return target
+
+
+def _check(tau: float, buffers: str) -> None:
+    if not isinstance(tau, Real) or not 0 <= float(tau) <= 1:
+        raise ValueError(f"tau must be between 0 and 1, got {tau!r}")
+    if buffers not in get_args(Buffers):
+        known = ", ".join(map(repr, get_args(Buffers)))
+        raise ValueError(f"buffers must be one of {known}, got {buffers!r}{_near(buffers)}")
+
+
+def _near(buffers: object) -> str:
+    return did_you_mean(buffers, get_args(Buffers)) if isinstance(buffers, str) else ""
+
+
+def _pairs(target: nn.Module, source: nn.Module) -> tuple[Pairs, Pairs]:
+    """(target, source) of every parameter, and of every buffer. Raises ValueError unless they go together."""
+    found: list[Pairs] = []
+    problems: list[str] = []
+    for kind, own, other in (
+        ("parameter", dict(target.named_parameters()), dict(source.named_parameters())),
+        ("buffer", dict(target.named_buffers()), dict(source.named_buffers())),
+    ):
+        problems += _differences(kind, own, other)
+        found.append([(tensor, other[name]) for name, tensor in own.items() if name in other])
+    if problems:
+        raise ValueError("target and source differ:\n" + "\n".join(f"  {p}" for p in problems))
+    return found[0], found[1]
+
+
+def _differences(
+    kind: str, own: Mapping[str, Tensor], other: Mapping[str, Tensor]
+) -> Iterable[str]:
+    for name in [*own, *(name for name in other if name not in own)]:
+        if name not in other:
+            yield f"{kind} {name!r} is only in the target"
+        elif name not in own:
+            yield f"{kind} {name!r} is only in the source"
+        elif own[name].shape != other[name].shape:
+            shapes = (format_shape(tensor.shape) for tensor in (own[name], other[name]))
+            yield "{} {!r} has the shape {} in the target and {} in the source".format(
+                kind, name, *shapes
+            )
+
+
+def _is_blendable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _move(pairs: Pairs, tau: float) -> None:
+    """One call for all of them: the targets ``tau`` of the way to their sources."""
+    if not pairs or tau == 0:
+        return
+    targets = [target for target, _ in pairs]
+    sources = [source.to(device=target.device, dtype=target.dtype) for target, source in pairs]
+    if tau == 1:  # exact, even where a target is infinite
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        torch._foreach_lerp_(targets, sources, tau)  # pyright: ignore[reportPrivateImportUsage]

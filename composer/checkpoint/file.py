@@ -1,0 +1,275 @@
+"""One safe file for a model: weights, and in its header the spec, the spaces and all else that rebuilds it.
+
+The format is safetensors: nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+
+from composer.checkpoint import container as checkpoint_file
+from composer.checkpoint.container import CheckpointError, write_file
+from composer.checkpoint.plain_spec import _every_part
+from composer.source.files import as_argument
+from composer.spaces.json_form import spaces_from_json
+from perception_blocks.port import format_shape
+from perception_blocks.registry import BLOCKS
+from perception_blocks.words import as_module_name, near_name
+
+__all__ = [
+    "LoadReport",
+    "Record",
+    "fill",
+    "fill_whole",
+    "foreign_modules",
+    "is_dtype",
+    "read_record",
+    "read_tensors",
+    "require_blocks",
+    "write_checkpoint",
+]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a checkpoint says beside its weights. ``spec`` is the resolved spec as YAML text."""
+
+    spec: str
+    observation_space: dict[str, Any]
+    action_space: dict[str, Any]
+    seed: int
+    dtype: str
+    modules: list[str]  # those that provided blocks and classes, beside our own
+    versions: dict[str, str]
+    tied: dict[str, str]  # name -> the name under which the same tensor is stored
+    blocks: dict[str, str]  # names that other modules than ours have registered -> their module
+
+    def spaces(self) -> tuple[Any, Any]:
+        """Observation and action space, or both by actor. Raises CheckpointError where they cannot be read."""
+        try:
+            return spaces_from_json(self.observation_space), spaces_from_json(self.action_space)
+        except ValueError as error:
+            message = f"the checkpoint is damaged: its spaces cannot be read: {error}"
+            raise CheckpointError(message) from error
+
+
+@dataclass
+class LoadReport:
+    """What `fill` did: names that were loaded, and what was not, in words."""
+
+    loaded: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        head = f"{_counted(self.loaded, 'tensor')} loaded, {_counted(self.skipped, 'difference')}"
+        return "\n  ".join([head, *self.skipped])
+
+
+def _counted(things: list[str], word: str) -> str:
+    return f"{len(things)} {word}" if len(things) == 1 else f"{len(things)} {word}s"
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    *,
+    spec: str,
+    observation_space: dict[str, Any],
+    action_space: dict[str, Any],
+    seed: int,
+    dtype: torch.dtype,
+) -> None:
+    """Write the state of ``module`` and what rebuilds it. The file appears whole or not at all."""
+    tensors, tied = _untied(module.state_dict(keep_vars=True))
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise CheckpointError(
+            "cannot be saved: the model has no weights yet; call materialize first"
+        )
+    record = {
+        "format_version": VERSION,
+        "spec": spec,
+        "observation_space": observation_space,
+        "action_space": action_space,
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "modules": foreign_modules(module),
+        "versions": _versions(),
+        "tied": tied,
+        "blocks": _foreign_blocks(module),
+    }
+    write_file(path, tensors, record)
+
+
+def read_record(path: str | os.PathLike[str]) -> Record:
+    """What the checkpoint says beside its weights. Raises CheckpointError for any file that is not a whole one."""
+    values = checkpoint_file.read_record(path, VERSION)
+    if values is None:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} is a safetensors file, but not one that this library saved"
+        )
+    _require_types(path, values, {"format_version": int})
+    kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
+    _require_types(path, values, kinds)
+    dtype = getattr(torch, values["dtype"], None)
+    if not is_dtype(dtype):
+        raise CheckpointError(f"{os.fspath(path)!r} is damaged: its dtype is {values['dtype']!r}")
+    return Record(**{name: values[name] for name in kinds})
+
+
+def is_dtype(value: Any) -> bool:
+    """Whether a model can be of this dtype: PyTorch keeps floats of 8 bits, but cannot calculate with them."""
+    return isinstance(value, torch.dtype) and value.is_floating_point and value.itemsize > 1
+
+
+def _require_types(path: Any, values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raise CheckpointError unless the header's ``values`` are there and of these ``kinds``."""
+    missing = [name for name in kinds if name not in values]
+    if missing:
+        raise CheckpointError(
+            f"{os.fspath(path)!r} lacks {', '.join(map(repr, missing))} in its header"
+        )
+    for name, kind in kinds.items():
+        value = values[name]
+        texts = value.values() if name in ("tied", "blocks") and kind is type(value) else ()
+        if type(value) is not kind or not all(isinstance(text, str) for text in texts):
+            shown = repr(value)[:80]
+            raise CheckpointError(
+                f"{os.fspath(path)!r} is damaged: {name!r} in its header is {shown}"
+            )
+
+
+def require_blocks(record: Record) -> None:
+    """Raise CheckpointError unless all blocks are known here that others than us had provided."""
+    missing = {name: home for name, home in record.blocks.items() if name not in BLOCKS}
+    if missing:
+        names = ", ".join(f"{name!r} of the module {home!r}" for name, home in missing.items())
+        homes = sorted(set(missing.values()))
+        options = " ".join(f"--allow {as_argument(home)}" for home in homes)
+        raise CheckpointError(
+            f"the checkpoint was saved with blocks that are not known here: {names}; install the "
+            f"package that registers them, or import the module: allow={homes} or {options}"
+        )
+
+
+def read_tensors(path: str | os.PathLike[str], record: Record) -> dict[str, Tensor]:
+    """All tensors by state_dict name, tied ones included."""
+    tensors = checkpoint_file.read_tensors(path)
+    return tensors | {
+        name: tensors[stored] for name, stored in record.tied.items() if stored in tensors
+    }
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of any safetensors file by name; of a checkpoint of ours, tied ones included."""
+    try:
+        record = read_record(path)
+    except CheckpointError:  # of others; what is no such file at all is refused below
+        return checkpoint_file.read_tensors(path)
+    return read_tensors(path, record)
+
+
+def fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    strict: bool,
+    stored: Mapping[str, str] | None = None,
+    source: str = "the file",
+    advice: str = "strict=False loads what fits",
+) -> LoadReport:
+    """Copy ``tensors`` into ``module`` by name; ``stored`` says what the source calls those that it calls otherwise.
+
+    ``source`` is what messages call that which held the tensors.
+
+    Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
+    Into a module on "meta" nothing is copied. ``advice`` is the way out that the error names.
+    """
+    own = module.state_dict(keep_vars=True)
+    tensors = _as_now(tensors, own)
+    report = LoadReport()
+    for name, tensor in own.items():
+        other = (stored or {}).get(name, name)
+        where = source if other == name else f"{source}, as {other!r}"
+        if name not in tensors:
+            near = near_name(name, [n for n in tensors if n not in own])
+            hint = f"; {source} has {near!r}" if near else ""
+            report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in {source}{hint}")
+        elif tensors[name].shape != tensor.shape:
+            got, needed = format_shape(tensors[name].shape), format_shape(tensor.shape)
+            report.skipped.append(f"{name} is {got} in {where}, the model needs {needed}")
+        elif tensors[name].is_floating_point() != tensor.is_floating_point():
+            got, needed = tensors[name].dtype, tensor.dtype
+            report.skipped.append(f"{name} is {got} in {where}, the model needs {needed}")
+        else:
+            report.loaded.append(name)
+    report.skipped += [
+        f"{name} {format_shape(tensor.shape)} is in {source}, the model has no such tensor"
+        for name, tensor in tensors.items()
+        if name not in own
+    ]
+    if strict and report.skipped:
+        lines = "\n  ".join(report.skipped)
+        raise CheckpointError(f"the weights do not fit this model; {advice}\n  {lines}")
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(tensors[name])
+    return report
+
+
+def fill_whole(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """`fill` from the checkpoint at ``path`` as commands do, which load all or nothing."""
+    tensors = read_tensors(path, read_record(path))
+    fill(module, tensors, strict=True, advice="leave out what changes it, such as --set or --env")
+
+
+def _as_now(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` by the names that modules have today: earlier ones held quotes as they are."""
+    now = {name: name if name in own else as_module_name(name) for name in tensors}
+    return {now[name] if now[name] in own else name: tensors[name] for name in tensors}
+
+
+def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each tensor once, and the other names of those that have several."""
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        stored = first.setdefault(id(tensor), name)
+        if stored == name:
+            tensors[name] = tensor
+        else:
+            tied[name] = stored
+    return tensors, tied
+
+
+def foreign_modules(module: nn.Module) -> list[str]:
+    """The modules that provided classes of ``module``, beside ours and torch's."""
+    return sorted({cls.__module__ for cls in _foreign_classes(module)})
+
+
+def _foreign_blocks(module: nn.Module) -> dict[str, str]:
+    named = {BLOCKS.name_of(cls): cls.__module__ for cls in _foreign_classes(module)}
+    return {name: named[name] for name in sorted(filter(None, named))}
+
+
+def _foreign_classes(module: nn.Module) -> Iterator[type]:
+    """The classes in a model that are neither ours nor torch's."""
+    ours = ("torch.", "perception_blocks.", "composer.")
+    for part in _every_part(module):
+        if not type(part).__module__.startswith(ours):
+            yield type(part)
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: metadata.version(name) for name in ("torch", "gymnasium", "safetensors")}
+    return {"python": platform.python_version(), **versions}

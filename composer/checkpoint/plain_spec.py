@@ -1,0 +1,78 @@
+"""A spec as it is saved: classes by their dotted paths, files that have been read left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from composer.checkpoint.container import CheckpointError
+from composer.errors import Path as SpecPath
+from composer.errors import format_path
+from composer.network.groups import SeparateParts
+from composer.network.module import NetworkModule
+from perception_blocks.base_block import PerceptionBlock
+from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.registry import BLOCKS
+
+__all__ = ["CheckpointError", "plain_spec", "saved_spec"]
+
+
+def plain_spec(data: Any, path: SpecPath = ()) -> Any:
+    """A spec's data with classes replaced by their dotted paths, fit to be written.
+
+    Raises CheckpointError, naming the place, for a callable or module that has no name to find it by again.
+    """
+    if isinstance(data, Mapping):
+        return {key: plain_spec(value, (*path, key)) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain_spec(value, (*path, index)) for index, value in enumerate(data)]
+    if data is None or isinstance(data, (str, bool, int, float)):
+        return data
+    if isinstance(data, type):
+        name = BLOCKS.name_of(data)
+        if name is not None:
+            return name
+        if "<locals>" not in data.__qualname__ and data.__module__ != "__main__":
+            return f"{data.__module__}.{data.__qualname__}"
+        why = "is defined in a script or function; move it to a module"
+    elif isinstance(data, nn.Module):
+        why = "is a ready module; name its class, and its settings beside it"
+    else:
+        why = "has no registered name; register it and use the name"
+    shown = getattr(data, "__qualname__", None) or type(data).__qualname__
+    raise CheckpointError(f"cannot be saved: {shown!r} at {format_path(path)} {why}")
+
+
+def saved_spec(data: Any, module: nn.Module) -> Any:
+    """The spec's ``data`` as `plain_spec` gives it, for ``module``, whose weights are saved beside it.
+
+    What blocks read once, when they were built, is no longer named. Raises CheckpointError as `plain_spec`.
+    """
+    blocks = [part for part in _every_part(module) if isinstance(part, PerceptionBlock)]
+    return _without_files(plain_spec(data), [b.read_once for b in blocks if b.read_once])
+
+
+def _without_files(data: Any, read: list[Any]) -> Any:
+    if isinstance(data, list):
+        return [_without_files(value, read) for value in data]
+    if not isinstance(data, dict):
+        return data
+    for (name, value), instead in read:
+        if "block" in data and data.get(name) == value:
+            data = {key: value for key, value in data.items() if key != name} | dict(instead)
+    return {key: _without_files(value, read) for key, value in data.items()}
+
+
+def _every_part(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules in a model, those that are no children of others among them."""
+    parts = list(module.modules())
+    # The module of a network is no child: what stands for it has its children.
+    parts += [part.network.module for part in parts if isinstance(part, NetworkModule)]
+    for part in parts:
+        yield part
+        if isinstance(part, SeparateParts) and part.ensemble is not None:
+            yield from _every_part(part.ensemble)
+        elif isinstance(part, EnsembleBlock):  # its copies are no children where they are stacked
+            yield from _every_part(part.network)

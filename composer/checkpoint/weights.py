@@ -1,0 +1,89 @@
+"""Weights from elsewhere into a module, by name or by position, and a report of what was left out and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.file import LoadReport, fill, read_safetensors
+from perception_blocks.words import did_you_mean
+
+__all__ = ["load_weights"]
+
+By = Literal["name", "position"]
+
+
+def load_weights(
+    module: nn.Module, source: Any, *, by: By = "name", strict: bool = False, prefix: str = ""
+) -> LoadReport:
+    """Copy what fits of ``source`` into ``module``; ``print`` the report to see what did not, and why.
+
+    ``source`` is a safetensors file or a mapping from names to tensors, such as a ``state_dict``. ``prefix`` takes the
+    names below it only: ``"policy."`` for the policy of a saved model. By position, the first tensor goes to the first
+    name of ``module.state_dict()`` and so on, whatever they are called; a safetensors file does not keep an order.
+
+    Raises CheckpointError where nothing fits, and with ``strict`` where anything is left out.
+    """
+    if by not in ("name", "position"):
+        raise ValueError(
+            f"'by' is 'name' or 'position', got {by!r}{did_you_mean(str(by), ['name', 'position'])}"
+        )
+    tensors = _below(prefix, _tensors(source, by))
+    stored: dict[str, str] = {}
+    if by == "position":
+        stored, tensors = _by_position(module, tensors)
+    held = "the mapping" if isinstance(source, Mapping) else "the file"
+    report = fill(module, tensors, strict=strict, stored=stored, source=held)
+    if not report.loaded:
+        lines = "\n  ".join(report.skipped)
+        raise CheckpointError(
+            f"nothing of the weights fits: they are of another network\n  {lines}"
+        )
+    return report
+
+
+def _by_position(
+    module: nn.Module, tensors: dict[str, Tensor]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What each name of the module is called in the weights, and the tensors by the module's names; others after."""
+    stored = dict(zip(module.state_dict(), tensors))
+    renamed = {own: tensors[name] for own, name in stored.items()}
+    for position, name in enumerate(tensors):
+        if position >= len(stored):
+            renamed[f"{name} (at position {position})"] = tensors[name]
+    return stored, renamed
+
+
+def _tensors(source: Any, by: By) -> dict[str, Tensor]:
+    """``source`` as tensors by name, in its own order."""
+    if isinstance(source, Mapping):
+        wrong = [repr(name) for name, value in source.items() if not isinstance(value, Tensor)]
+        if wrong:
+            raise CheckpointError(
+                f"the weights hold what is no tensor at {', '.join(wrong)}; give the state_dict itself"
+            )
+        return dict(source)
+    if not isinstance(source, (str, os.PathLike)):
+        kind = type(source).__name__
+        raise CheckpointError(
+            f"weights are a safetensors file or a mapping of tensors, got a {kind}"
+        )
+    if by == "position":
+        raise CheckpointError(
+            f"{os.fspath(source)!r} is a file, and safetensors files keep no order: load it by name, or give a "
+            "mapping whose order is that of the module"
+        )
+    return read_safetensors(source)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``prefix``, without it."""
+    found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    if tensors and not found:
+        near = did_you_mean(prefix, {name.partition(".")[0] + "." for name in tensors})
+        raise CheckpointError(f"no name of the weights begins with {prefix!r}{near}")
+    return found

@@ -1,0 +1,495 @@
+"""The command line: a verb and a file. It calls the library, prints, and returns the exit status.
+
+0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. 128 and a signal's number: what it has
+interrupted. An exception in a user's own class is shown with its traceback where --traceback is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
+from composer.cli.train import add_train_options, run_train
+from composer.errors import SpecError
+from composer.source.files import begins_as_checkpoint, is_regular, real_path
+from perception_blocks.words import readable
+
+__all__ = ["main"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        with interrupted_in_a_line():
+            return _run(argv)
+    except KeyboardInterrupt:
+        say_interrupted()
+        return STATUS
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    if argv is None:  # a process of our own
+        os.environ["PYTHONSAFEPATH"] = "1"  # what it starts imports nothing from the current folder
+    _allow_more(arguments)
+    from perception_blocks.registry import MissingExtraError, NameTakenError
+
+    status = 0
+    try:
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()  # here, where a closed pipe can still be caught
+    except (SpecError, _UserError, NameTakenError, MissingExtraError) as error:
+        return _answer(arguments, error)
+    except ModuleNotFoundError as error:  # in a function of an allowed module
+        from composer.trust import advice_on_missing
+
+        advice = advice_on_missing(error)
+        if not advice:
+            raise
+        return _answer(arguments, error, advice)
+    except BrokenPipeError:  # `composer blocks | head`
+        _silence_output()
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            return _fail_in_a_class(arguments, error)
+        _silence_output()
+        return _fail(
+            f"composer {arguments.command}: the output cannot be written: {error.strerror}"
+        )
+    except Exception as error:
+        return _fail_in_a_class(arguments, error)
+    return status
+
+
+def _answer(arguments: argparse.Namespace, error: Exception, advice: str = "") -> int:
+    if arguments.traceback:
+        import traceback  # takes longer to import than the command line
+
+        traceback.print_exc()
+        return 1
+    where = "" if isinstance(error, SpecError) else f"composer {arguments.command}: "
+    return _fail(f"{where}{error}{advice}")
+
+
+def _silence_output() -> None:
+    """What could not be written is not tried again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _allow_more(arguments: argparse.Namespace) -> None:
+    """What COMPOSER_ALLOW allows too; allowed modules may lie in the current folder, or in that of the spec."""
+    given = getattr(arguments, "allow", None)
+    if given is None:
+        return
+    more = os.environ.get("COMPOSER_ALLOW", "").split(",")
+    arguments.allow = [*given, *(name.strip() for name in more if name.strip())]
+    from composer.trust import allow_beside
+
+    file = getattr(arguments, "file", None)
+    folders = [real_path(folder) for folder in ("", os.path.dirname(file or ""))]
+    allow_beside(folders, arguments.allow)
+
+
+class _UserError(Exception):
+    """What the user gave is wrong; the text says what and what to do."""
+
+
+def _fail_in_a_class(arguments: argparse.Namespace, error: Exception) -> int:
+    """Tell an exception in a user's own class in a line: its note says where. Any other is raised again."""
+    notes = getattr(error, "__notes__", [])
+    if arguments.traceback or not notes:
+        raise
+    place = notes[-1].removeprefix("in ")
+    return _fail(f"{place}: {type(error).__name__}: {error} (--traceback shows all of it)")
+
+
+def _fail(text: str) -> int:
+    _say(text, file=sys.stderr)
+    return 1
+
+
+def _say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print ``text``, in which names from files may be, as a terminal may have it."""
+    stream: Any = sys.stdout if file is None else file
+    shown = readable(str(text)) + end
+    encoding = stream.encoding or "utf-8"
+    stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _parser() -> argparse.ArgumentParser:
+    from composer import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="composer", description="Policies and critics from a YAML spec."
+    )
+    parser.add_argument("--version", action="version", version=f"composer {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (run, options, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        options(command)
+        command.add_argument(
+            "--traceback", action="store_true", help="show where in Python an error comes from"
+        )
+    return parser
+
+
+def _add_init_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "env", metavar="ENV", nargs="?", help="an environment id, such as CartPole-v1"
+    )
+    parser.add_argument(
+        "--from", metavar="SPEC", dest="file", help="write out the templates of this spec as graphs"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
+    )
+    _add_allow(parser, "a module that makes the environment known")
+    parser.set_defaults(overrides=[], limits=[], usage_error=parser.error)
+
+
+def _add_spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
+    _add_spec_options(parser)
+
+
+def _add_draw_options(parser: argparse.ArgumentParser) -> None:
+    _add_spec(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True,
+        help="png, svg, pdf, html, dot or mmd by its suffix",
+    )  # fmt: skip
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    _add_spec(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="onnx or pt2 by its suffix"
+    )
+    parser.add_argument(
+        "--part", choices=["policy", "critic", "model"], default="policy",
+        help="policy: logits and the deterministic action (default), critic: values, model: both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unroll", metavar="T", type=int, help="T steps at once (default: one step)"
+    )
+    parser.add_argument("--actor", metavar="KEY", help="of several actors this one alone")
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file", metavar="SPEC", nargs="?", help="a spec, or a checkpoint to begin with"
+    )
+    _add_spec_options(parser)
+    add_train_options(parser)
+
+
+def _add_block_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a block (default: list all)")
+    _add_schema_options(parser)
+
+
+def _add_schema_options(parser: argparse.ArgumentParser) -> None:
+    _add_allow(parser, "a module that registers blocks")
+
+
+def _add_diff_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", metavar="A", help="a spec or a checkpoint")
+    parser.add_argument("second", metavar="B", help="another one")
+    _add_allow(parser, "a folder/ of files that the specs name")
+
+
+def _add_spec_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--env", metavar="ID", help="the environment (default: the spec's own)")
+    _add_allow(
+        parser, "a module whose classes the spec may use, or a folder/ of files that it names"
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="replace a value of the spec, such as params.width=128 (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--limit", metavar="NAME=NUMBER", action="append", default=[], dest="limits", type=_limit,
+        help="allow more than the limit, such as copies=5000 (repeatable)",
+    )  # fmt: skip
+
+
+def _limit(text: str) -> tuple[str, int]:
+    """One ``--limit``. Raises ArgumentTypeError."""
+    from composer.limits import limits_from
+
+    name, _, number = text.partition("=")
+    try:
+        limits_from({name: int(number)})
+    except ValueError as error:
+        reason = str(error) if number.isdigit() else f"write NAME=NUMBER, got {text!r}"
+        raise argparse.ArgumentTypeError(reason) from error
+    return name, int(number)
+
+
+def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--allow", metavar="MODULE", action="append", default=[], help=f"{text} (repeatable)"
+    )
+
+
+def _compose(arguments: argparse.Namespace) -> Any:
+    """The model without weights. What needs no torch is checked first: a wrong structure answers at once."""
+    source, spaces = _read(arguments)
+    if not (spaces or source.data.get("environment")):
+        raise _UserError("the spec names no environment; give one with --env ID")
+    return _composed(arguments, source, spaces)
+
+
+def _composed(arguments: argparse.Namespace, source: Any, spaces: dict[str, Any]) -> Any:
+    from composer.model import compose
+
+    limits = dict(arguments.limits)
+    return compose(source, allow=arguments.allow, device="meta", seed=0, limits=limits, **spaces)
+
+
+def _read(arguments: argparse.Namespace, *, makes_environment: bool = True) -> tuple[Any, Any]:
+    """The Source of a spec whose structure is good, and what the caller or a checkpoint says of its spaces."""
+    from composer.spec.read import read_spec
+    from composer.trust import import_allowed
+
+    import_allowed(arguments.allow)
+    source, spaces = _source_and_spaces(arguments)
+    makes_environment = makes_environment and not spaces
+    limits = dict(arguments.limits)
+    read_spec(source, arguments.allow, makes_environment=makes_environment, limits=limits)
+    return source, spaces
+
+
+def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    from composer.source.load import load_source, stored_source
+
+    given = {} if arguments.env is None else {"env": arguments.env}
+    if not _is_checkpoint(arguments.file):
+        return load_source(Path(arguments.file), arguments.overrides, arguments.allow), given
+    from composer.checkpoint.container import CheckpointError
+    from composer.checkpoint.file import read_record, require_blocks
+
+    try:
+        record = read_record(arguments.file)
+        require_blocks(record)
+        observation_space, action_space = record.spaces()
+    except CheckpointError as error:
+        raise _UserError(str(error)) from error
+    held = {"observation_space": observation_space, "action_space": action_space}
+    return stored_source(record.spec, arguments.file, arguments.overrides), given or held
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    if arguments.env is None and arguments.file is None:
+        arguments.usage_error("give an environment, or a spec with --from")
+    text = _start(arguments) if arguments.file is None else _written_out(arguments)
+    if arguments.output is None:
+        _say(text, end="")
+        return
+    if os.path.exists(arguments.output):
+        raise _UserError(f"{arguments.output!r} is there already; remove it or choose another name")
+    from composer.atomic import WriteError, replace_with
+
+    try:
+        replace_with(arguments.output, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    except WriteError as error:
+        raise _UserError(str(error)) from error
+    module, colon, _ = (arguments.env or "").partition(":")
+    from composer.trust import PETTINGZOO
+
+    own = [module] if colon and module != PETTINGZOO else []
+    allow = dict.fromkeys([*arguments.allow, *own])
+    options = "".join(f" --allow {name}" for name in allow)
+    _say(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
+
+
+def _start(arguments: argparse.Namespace) -> str:
+    """A first spec for an environment."""
+    from composer.spaces.lookup import environment_spaces, is_by_actor, make_environment
+    from composer.template.starter import starting_actor_spec, starting_spec
+    from composer.trust import import_allowed
+
+    import_allowed(arguments.allow)
+    env = make_environment(arguments.env)
+    try:
+        spaces = environment_spaces(env)
+        write = starting_actor_spec if is_by_actor(spaces[0]) else starting_spec
+        return write(*spaces, arguments.env, arguments.allow)
+    except ValueError as error:
+        raise _UserError(str(error)) from error
+    finally:
+        env.close()
+
+
+def _written_out(arguments: argparse.Namespace) -> str:
+    """A spec with its templates as graphs."""
+    model = _compose(arguments)
+    from composer.cli.write_out import written_out
+
+    try:
+        return written_out(model)
+    except ValueError as error:
+        raise _UserError(f"{arguments.file}: {error}") from error
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    source, spaces = _read(arguments)
+    if not (spaces or source.data.get("environment")):
+        _say(
+            f"{arguments.file}: the structure is good; shapes and heads are not checked "
+            "(no environment: give one with --env ID)"
+        )
+        return
+    model = _composed(arguments, source, spaces)
+    if _is_checkpoint(arguments.file):
+        _check_tensors(arguments.file, model)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    _say(f"{arguments.file}: good; {count:,} parameters")
+
+
+def _check_tensors(path: str, model: Any) -> None:
+    """Raise _UserError for a checkpoint whose tensors are not as they were saved, or do not fit ``model``."""
+    from composer.checkpoint.container import CheckpointError
+    from composer.checkpoint.file import fill_whole
+
+    try:
+        fill_whole(model, path)
+    except CheckpointError as error:
+        raise _UserError(str(error)) from error
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    _say(_compose(arguments).summary())
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    from composer.diagram.drawing import draw
+
+    model = _compose(arguments)
+    try:
+        path = draw(model, arguments.output)
+    except ValueError as error:
+        raise _UserError(str(error)) from error
+    _say(f"wrote {path}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    model = _compose(arguments).materialize()
+    from composer.checkpoint.container import CheckpointError
+    from composer.checkpoint.file import fill_whole
+    from composer.export.exporting import ExportError
+
+    try:
+        if _is_checkpoint(arguments.file):
+            fill_whole(model, arguments.file)
+        report = model.export(
+            arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
+        )
+    except (CheckpointError, ExportError) as error:
+        raise _UserError(str(error)) from error
+    if not _is_checkpoint(arguments.file):
+        _say(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
+    _say(report)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.resume is None and None in (arguments.file, arguments.output, arguments.steps):
+        arguments.usage_error("give SPEC, --steps N and -o DIR, or --resume DIR")
+    if arguments.resume is not None and arguments.output is not None:
+        arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
+    source, weights = None, None
+    if arguments.file is not None:
+        makes_environment = arguments.env is None and arguments.resume is None
+        source, _ = _read(arguments, makes_environment=makes_environment)
+        weights = arguments.file if _is_checkpoint(arguments.file) else None
+    from composer.checkpoint.container import CheckpointError
+    from composer.training.trainer import TrainingError
+
+    try:
+        return run_train(arguments, source, weights)
+    except (CheckpointError, TrainingError) as error:
+        raise _UserError(str(error)) from error
+
+
+def _blocks(arguments: argparse.Namespace) -> None:
+    from composer.reference.help import describe_block, list_blocks
+    from composer.trust import import_allowed
+    from perception_blocks.registry import UnknownNameError
+
+    import_allowed(arguments.allow)
+    try:
+        _say(list_blocks() if arguments.name is None else describe_block(arguments.name))
+    except (UnknownNameError, ImportError) as error:
+        raise _UserError(str(error)) from error
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from composer.reference.schema import json_schema
+    from composer.trust import import_allowed
+
+    import_allowed(arguments.allow)
+    _say(json.dumps(json_schema(), indent=2))
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    from composer.spec.diff import diff_specs
+
+    first, second = (_data(name, arguments.allow) for name in (arguments.first, arguments.second))
+    lines = diff_specs(first, second)
+    _say("\n".join(lines) if lines else "no differences")
+
+
+def _data(path: str, allow: Sequence[str]) -> dict[str, Any]:
+    """The resolved data of a spec, or of the spec in a checkpoint."""
+    from composer.source.load import load_source, stored_source
+
+    if not _is_checkpoint(path):
+        return load_source(Path(path), allow=allow).data
+    from composer.checkpoint.container import CheckpointError
+    from composer.checkpoint.file import read_record
+
+    try:
+        return stored_source(read_record(path).spec, path).data
+    except CheckpointError as error:
+        raise _UserError(str(error)) from error
+
+
+def _is_checkpoint(path: str) -> bool:
+    """By its ending, or by how it begins."""
+    if path.endswith(".safetensors"):
+        return True
+    if not is_regular(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            return begins_as_checkpoint(file.read(9))
+    except OSError:
+        return False
+
+
+# Of each command: what runs it, its options and what it does.
+COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] = {
+    "init": (
+        _init,
+        _add_init_options,
+        "write a starting spec, from an environment or from templates",
+    ),
+    "check": (_check, _add_spec, "check a spec; with an environment its shapes too"),
+    "show": (_show, _add_spec, "print shapes, parameters and FLOPs of every node"),
+    "draw": (_draw, _add_draw_options, "draw policy and critic in one picture"),
+    "export": (_export, _add_export_options, "write a file that runs without this library"),
+    "train": (_train, _add_training_options, "train a model, or go on with a run"),
+    "blocks": (_blocks, _add_block_options, "list the blocks, or describe one"),
+    "schema": (_schema, _add_schema_options, "print the JSON Schema of specs, for editors"),
+    "diff": (_diff, _add_diff_options, "print what differs between two specs or checkpoints"),
+}

@@ -1,0 +1,110 @@
+"""The command `composer train`: its options, and what it says. Until it runs, nothing heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from typing import Any
+
+from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
+from perception_blocks.words import readable
+
+__all__ = ["add_train_options", "run_train"]
+
+OF_THE_TASK = ("trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings")
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """The options that a spec's other commands do not have. Those that were not given are None."""
+    add = parser.add_argument
+    add("-o", "--output", metavar="DIR", help="the folder to make, with all that comes of it")
+    add("--resume", metavar="DIR", help="go on with the run in this folder; --steps may be more")
+    add("--trainer", metavar="NAME", help="sb3 (default) or torchrl")
+    add("--algorithm", metavar="NAME", help="one of the trainer's: ppo (default), dqn, sac, ...")
+    add("--steps", metavar="N", type=int, help="of all environments together")
+    add("--seed", metavar="N", type=int, help="of weights, trainer and environments (default: 0)")
+    add("--envs", metavar="N", type=int, help="environments side by side (default: 1)")
+    add(
+        "--set-algorithm", metavar="KEY=VALUE", action="append", default=[], dest="settings",
+        help="a setting of the algorithm, such as learning_rate=1e-3 (repeatable)",
+    )  # fmt: skip
+    add(
+        "--eval-episodes", metavar="N", type=int,
+        help="episodes without exploration at the end (default: 20)",
+    )  # fmt: skip
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> int:
+    """Train, or go on; returns the exit status. ``spec`` is a Source, or None where only --resume was given."""
+    _require_libraries(arguments.trainer or ("sb3" if arguments.resume is None else None))
+    from composer.training.session import resume, train
+
+    given = {name: getattr(arguments, name) for name in OF_THE_TASK}
+    given["settings"] = _settings(arguments.settings) or None
+    given = {name: value for name, value in given.items() if value is not None}
+    allow, limits = arguments.allow, dict(arguments.limits)
+    if arguments.resume is None:
+        outcome = train(
+            spec,
+            arguments.output,
+            env=arguments.env,
+            weights=weights,
+            allow=allow,
+            limits=limits,
+            **given,
+        )
+    else:
+        if arguments.env is not None:
+            given["environment"] = arguments.env
+        outcome = resume(arguments.resume, spec=spec, allow=allow, limits=limits, **given)
+    return _say(outcome, arguments.allow)
+
+
+def _require_libraries(trainer: str | None) -> None:
+    """Raise MissingExtraError with all libraries that are not installed: of every run, and of the ``trainer``."""
+    from composer.training.trainer import TRAINERS
+
+    extras = {"train"}
+    if trainer is not None and trainer in TRAINERS:
+        extras.add(TRAINERS.extra_of(trainer) or "train")
+    missing = {
+        extra: [n for n in EXTRAS[extra] if find_spec(n) is None] for extra in sorted(extras)
+    }
+    needed = [extra for extra, names in missing.items() if names]
+    if needed:
+        names = [name for names in missing.values() for name in names]
+        raise MissingExtraError(needs_extra("a training", names, ",".join(needed)))
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """Raises TrainingError for what is no ``key=value``."""
+    from composer.errors import SpecError
+    from composer.source.load import load_source
+    from composer.training.trainer import TrainingError
+
+    settings = {}
+    for setting in given:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise TrainingError(f"--set-algorithm takes key=value, got {setting!r}")
+        try:
+            settings[key.strip()] = load_source(f"value: {text}\n").data["value"]
+        except SpecError as error:
+            messages = "; ".join(problem.message for problem in error.problems)
+            raise TrainingError(f"--set-algorithm {setting}: {messages}") from error
+    return settings
+
+
+def _say(outcome: Any, allow: list[str]) -> int:
+    folder = readable(str(outcome.folder))
+    if outcome.evaluation is None:
+        options = "".join(f" --allow {module}" for module in allow)
+        print(
+            f"interrupted after {outcome.steps:,} steps; what it had is in {folder}\n"
+            f"go on with: composer train --resume {folder}{options}"
+        )
+        return 128 + outcome.signal
+    print(f"trained for {outcome.steps:,} steps; without exploration: {outcome.evaluation}")
+    print(f"wrote {folder}: model.safetensors, curve.csv, curve.png, evaluation.json")
+    return 0

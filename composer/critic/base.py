@@ -1,0 +1,220 @@
+"""Critic: observations (and values a policy shares) to values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from composer.critic.values import ValueReader
+from composer.network.module import NetworkModule
+from composer.network.network import Network, State, Tensors
+from composer.spaces.observer import Observer
+from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.port import Port
+from perception_blocks.registry import Registry
+
+__all__ = [
+    "CRITICS",
+    "CriticModule",
+    "MissingArgumentError",
+    "SpaceCritic",
+    "as_numbers",
+    "count_returns",
+    "read_returns",
+    "shared_values",
+]
+
+CRITICS = Registry("critic kind")
+
+
+class CriticModule(NetworkModule):
+    """What all critics of one network share: values as numbers, and on the scale of returns.
+
+    ``value_normalizer`` has the statistics of the returns seen so far, where the spec asks for them, else it is None.
+    ``shared`` are the values of a policy that it reads.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        reader: ValueReader,
+        *,
+        shared: tuple[str, ...],
+        dtype: torch.dtype,
+        value_normalizer: NormalizeBlock | None = None,
+    ) -> None:
+        super().__init__(network, dtype)
+        object.__setattr__(self, "value_normalizer", value_normalizer)
+        if value_normalizer is not None:
+            self._modules["value_normalizer"] = value_normalizer
+        self.reader = reader
+        self.shared = shared
+
+    value_normalizer: NormalizeBlock | None
+    takes_action = False
+    added: ClassVar[tuple[str, ...]] = ("value_normalizer",)  # children that its network has not
+
+    @property
+    def out_ports(self) -> dict[str, Port]:
+        """What it returns."""
+        normalized = self.value_normalizer is not None
+        return self.reader.ports(self.network.out_ports, normalized=normalized)
+
+    def own_children(self) -> dict[str, nn.Module]:
+        """What belongs to the critic and not to its network."""
+        children = self._modules.items()
+        return {name: child for name, child in children if name in self.added and child is not None}
+
+    def values_of(self, outputs: Tensors) -> Tensors:
+        """What the critic says of what its network gives."""
+        return self.reader(outputs, self.value_normalizer)
+
+    def value(self, *arguments: Any, **keywords: Any) -> Any:
+        """The value alone, of shape (...), of an ensemble (..., n); with memory (value, state).
+
+        It is called as the critic is.
+        """
+        try:
+            result = self(*arguments, **keywords)
+        except MissingArgumentError as error:
+            raise error.of_value() from None
+        if self.has_memory:
+            return self.number_of(result[0]), result[1]
+        return self.number_of(result)
+
+    def call(self, name: str = "critic") -> str:
+        call = super().call(name)
+        return f"{call.removesuffix(')')}, shared=logits)" if self.shared else call
+
+    def number_of(self, values: Tensors) -> Tensor:
+        """The value alone among ``values``, what a call gave."""
+        return values["value"].squeeze(-1)
+
+    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+        """Count ``returns`` (any shape) into the statistics by which values are scaled.
+
+        Raises ValueError where the spec does not ask for them.
+        """
+        count_returns(self.value_normalizer, [read_returns(returns, self.device)], group)
+
+    def merge_normalizer(self, other: Any) -> None:
+        """Count in the returns that ``other``, a critic of the same spec, has seen."""
+        if self.value_normalizer is not None:
+            self.value_normalizer.merge(other.value_normalizer)
+
+    def _judge(
+        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+    ) -> tuple[Tensors, State]:
+        """Values, and the state after. Raises ValueError for inputs of different batches."""
+        self.leading(inputs)  # else values of another batch would be broadcast
+        outputs, after = self.evaluate(inputs, state, resets, "critic", unroll)
+        return self.values_of(outputs), after
+
+
+class MissingArgumentError(ValueError):
+    """A critic was called without what it reads beside the observations: what that is, the right call, and another."""
+
+    def __init__(self, what: str, call: str, otherwise: str) -> None:
+        super().__init__(f"{what}; call {call}, {otherwise}")
+        self._what, self._call, self._otherwise = what, call, otherwise
+
+    def __reduce__(self) -> tuple:
+        return (MissingArgumentError, (self._what, self._call, self._otherwise))
+
+    def of_value(self) -> ValueError:
+        """The same of ``critic.value``, which the model itself does not give."""
+        return ValueError(f"{self._what}; call {self._call.replace('critic(', 'critic.value(', 1)}")
+
+
+class SpaceCritic(CriticModule):
+    """A critic that reads the observations of one Space, and what a policy shares."""
+
+    def __init__(
+        self,
+        network: Network,
+        observer: Observer,
+        reader: ValueReader,
+        *,
+        shared: tuple[str, ...],
+        dtype: torch.dtype,
+        value_normalizer: NormalizeBlock | None = None,
+    ) -> None:
+        shared = tuple(name for name in shared if name in network.in_ports)
+        super().__init__(
+            network, reader, shared=shared, dtype=dtype, value_normalizer=value_normalizer
+        )
+        object.__setattr__(self, "observer", observer)
+        self._keys = tuple(name for name in network.in_ports if name in observer.tree.ports)
+
+    observer: Observer
+
+    def with_network(self, network: Network) -> Self:
+        """The same critic over another network of the same form."""
+        critic = type(self)(
+            network, self.observer, self.reader, shared=self.shared, dtype=self.dtype
+        )
+        return self._over(critic)
+
+    def _over(self, critic: Self) -> Self:
+        """``critic``, which is this one over another network, where this one is and on its scale."""
+        critic._device = self.device
+        object.__setattr__(critic, "value_normalizer", self.value_normalizer)  # no second child
+        return critic
+
+    def read(
+        self,
+        observations: Any,
+        shared: Mapping[str, Tensor] | None = None,
+        observer: Observer | None = None,
+    ) -> Tensors:
+        """What the network reads of the environment, by its own ``observer`` or another, and of the policy."""
+        observer = observer or self.observer
+        inputs = observer.read(observations, self._keys, self.dtype, self.device)
+        return inputs | shared_values(self.shared, shared, self.call())
+
+
+def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None, call: str) -> Tensors:
+    """The values ``names`` of a policy's outputs. Raises ValueError where they are missing, with the right ``call``."""
+    missing = [name for name in names if name not in (shared or {})]
+    if missing:
+        shown = ", ".join(map(repr, missing))
+        raise MissingArgumentError(
+            f"this critic reads {shown} of the policy",
+            f"{call} with the logits that the policy returns",
+            "or the model itself",
+        )
+    return {name: shared[name] for name in names}  # type: ignore[index]
+
+
+def read_returns(returns: Any, device: torch.device) -> Tensor:
+    """``returns`` of any shape as rows (n, 1). Raises ValueError for what are no numbers, for NaN and infinite ones."""
+    rows = as_numbers(returns, "returns", device).reshape(-1, 1)
+    if not bool(rows.isfinite().all()):
+        raise ValueError(
+            "the returns have a NaN or infinite number in them, of which there are no statistics"
+        )
+    return rows
+
+
+def as_numbers(
+    values: Any, what: str, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``values`` as a tensor. Raises ValueError where they are none; ``what`` they are is for the message."""
+    try:
+        return torch.as_tensor(values, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(values).__name__
+        raise ValueError(f"{what} must be numbers or an array of them, got a {kind}") from error
+
+
+def count_returns(normalizer: NormalizeBlock | None, rows: Sequence[Tensor], group: Any) -> None:
+    """Count what `read_returns` gives into ``normalizer``. Raises ValueError where there is none."""
+    if normalizer is None:
+        raise ValueError(
+            "this critic does not normalise its values; write normalize_value: true in it"
+        )
+    none = normalizer.mean.new_zeros((0, 1))
+    normalizer.update(torch.cat([none, *rows]), group)

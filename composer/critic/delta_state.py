@@ -1,0 +1,148 @@
+"""The critic of a sequence of steps, each of which adds to the value of the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composer.critic.base import CRITICS, SpaceCritic, as_numbers, count_returns, read_returns
+from composer.critic.structured import StructuredCritic
+from composer.network.groups import GroupPart
+from composer.network.network import State, Tensors
+from composer.network.structured import Turn
+from composer.spaces.actors import ActorKey, Actors
+from composer.spaces.observer import Observer
+from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.port import format_shape
+
+__all__ = ["PREV_VALUE", "DeltaStateCritic"]
+
+PREV_VALUE = "prev_value"
+
+
+@CRITICS.register("delta_state")
+class DeltaStateCritic(StructuredCritic):
+    """Values of steps, one after the other: that of the first, and of each later one what it adds to the one before.
+
+    Groups are the steps in their order. A later network reads ``prev_value`` (..., 1), the value before it, through
+    which no gradient flows; its value is the sum. The value of a step of several agents is their mean. Where the first
+    step is absent, ``critic(observations, prev_value=...)`` says what its value was.
+    """
+
+    def __init__(
+        self,
+        actors: Actors,
+        groups: Sequence[GroupPart],
+        observers: Mapping[str, Observer],
+        value_normalizer: NormalizeBlock | None = None,
+    ) -> None:
+        super().__init__(actors, groups, observers)
+        object.__setattr__(self, "value_normalizer", value_normalizer)
+        if value_normalizer is not None:
+            self._modules["value_normalizer"] = value_normalizer
+
+    value_normalizer: NormalizeBlock | None
+
+    def __getitem__(self, key: ActorKey) -> SpaceCritic:
+        raise KeyError("values of steps build on one another, and there is no critic of one alone")
+
+    def forward(
+        self,
+        observations: Mapping[Any, Any],
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        prev_value: Tensor | None = None,
+    ) -> Any:
+        """{actor: {"value": (..., 1)}}, and of later steps their "delta"; with memory (these, state)."""
+        turns = self._prepared(observations, state, resets, shared)
+        self._chain(turns, prev_value)
+        return self._answer(state, turns)
+
+    def unroll(
+        self,
+        observations: Mapping[Any, Any],
+        state: State,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        prev_value: Tensor | None = None,
+    ) -> tuple[dict[Any, Tensors], State]:
+        """All steps of time (..., T) of everyone present, and the state after the last; resets (..., T)."""
+        turns = self._prepared(observations, state, resets, shared)
+        self._chain(turns, prev_value, unroll=True)
+        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
+
+    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+        """Count returns, {actor: (...)} or of any shape, into the statistics that all steps share."""
+        if not isinstance(returns, Mapping):
+            rows = [read_returns(returns, self.device)]
+        else:
+            rows = [row for _, row in self._rows_of(returns)]
+        count_returns(self.value_normalizer, rows, group)
+
+    def merge_normalizer(self, other: Any) -> None:
+        """Count in the returns that ``other``, a critic of the same spec, has seen."""
+        if self.value_normalizer is not None:
+            self.value_normalizer.merge(other.value_normalizer)
+
+    def _chain(self, turns: list[Turn], prev_value: Any, unroll: bool = False) -> None:
+        """Values step by step, each on top of the one before."""
+        before = self._before(turns, prev_value)
+        for group in self.groups:
+            step = [turn for turn in turns if turn.seat.group is group]
+            for turn in step:
+                turn.beside[PREV_VALUE] = before
+            self._run(step, unroll)
+            for turn in step:
+                if before is not None:
+                    turn.outputs = _sum(turn, before)
+            if step:
+                values = torch.stack([turn.outputs["value"] for turn in step])
+                before = values.mean(dim=0).detach()
+        if self.value_normalizer is not None:
+            for turn in turns:
+                value = turn.outputs["value"]
+                turn.outputs["normalized_value"] = value
+                turn.outputs["value"] = self.value_normalizer.denormalize(value)
+
+    def _before(self, turns: list[Turn], prev_value: Any) -> Tensor | None:
+        """The value before the first step that is present, on the networks' scale."""
+        first = any(turn.seat.group is self.groups[0] for turn in turns)
+        if first and prev_value is not None:
+            raise ValueError("the first step has no value before it; leave prev_value out")
+        if first or not turns:
+            return None
+        if prev_value is None:
+            name = turns[0].present.name
+            raise ValueError(
+                f"the first step is absent: {name!r} builds on the value before it; "
+                "pass that as prev_value=value, (..., 1)"
+            )
+        before = as_numbers(prev_value, PREV_VALUE, self.device, self.dtype).detach()
+        return before if self.value_normalizer is None else self.value_normalizer(before)
+
+    def _read_inputs(self, turn: Turn) -> Tensors:
+        inputs = super()._read_inputs(turn)
+        before = turn.beside[PREV_VALUE]
+        if before is None:
+            return inputs
+        axes = tuple(before.shape[:-1])
+        for name, port in turn.network.network.in_ports.items():
+            if name != PREV_VALUE:
+                axes = tuple(inputs[name].shape[: inputs[name].dim() - len(port.shape)])
+                break
+        if tuple(before.shape) != (*axes, 1):
+            got, needed = format_shape(before.shape), format_shape((*axes, 1))
+            raise ValueError(f"prev_value must have the shape {needed}, got {got}")
+        return inputs | {PREV_VALUE: before}
+
+
+def _sum(turn: Turn, before: Tensor) -> Tensors:
+    """The values of a later step: what its network gives is only the difference."""
+    delta = turn.outputs["value"]
+    return {**turn.outputs, "value": before + delta, "delta": delta}

@@ -1,0 +1,231 @@
+"""The central critic: one value of what all actors observe together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from composer.critic.base import CRITICS, CriticModule, shared_values
+from composer.critic.values import ValueReader
+from composer.network.groups import refuse_other_axes
+from composer.network.network import Network, State, Tensors
+from composer.network.structured import blamed
+from composer.spaces.actors import Actors, shortened
+from composer.spaces.kinds import as_tensor
+from composer.spaces.observer import Observer
+from composer.spaces.values import as_flags
+from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.port import Port, format_shape
+
+__all__ = ["PRESENT", "CentralInput", "SharedStateCritic"]
+
+PRESENT = "present"  # the input that says who is there
+
+
+@dataclass(frozen=True)
+class CentralInput:
+    """One input of a central network: the value ``key`` of one actor, or of several, ``stacked`` on a new first axis.
+
+    ``is_shared`` tells a value that a policy shares from an observation.
+    """
+
+    actors: tuple[str, ...]
+    key: str
+    port: Port
+    stacked: bool = False
+    is_shared: bool = False
+
+    @property
+    def rank(self) -> int:
+        """How many axes the value of one actor has, beside leading ones."""
+        return len(self.port.shape) - self.stacked
+
+    def value(self, parts: list[Tensor]) -> Tensor:
+        """The input, of the value of each of its actors."""
+        if not self.stacked:
+            return parts[0]
+        return torch.stack(padded(parts, self.rank), dim=parts[0].dim() - self.rank)
+
+    def nothing(self, leading: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros in place of what an actor that is absent would have; sets of varying size have one masked element."""
+        shape = [1 if size is None else size for size in self.port.shape[self.stacked :]]
+        if self.port.dtype == torch.bool:
+            dtype = torch.bool
+        elif self.port.is_integer:
+            dtype = torch.int64
+        return torch.zeros((*leading, *shape), dtype=dtype, device=device)
+
+
+def padded(parts: list[Tensor], rank: int) -> list[Tensor]:
+    """``parts`` with their last ``rank`` axes as long as the longest of them; what is added is zero, or false."""
+    ends = [part.shape[part.dim() - rank :] for part in parts]
+    if all(end == ends[0] for end in ends):  # no set: hashing would fix the size
+        return parts
+    longest = [max(sizes) for sizes in zip(*ends)]
+    missing = [[size - own for size, own in zip(longest, end)] for end in ends]
+    return [
+        functional.pad(part, [n for size in reversed(sizes) for n in (0, size)])
+        for part, sizes in zip(parts, missing)
+    ]
+
+
+@CRITICS.register("shared_state")
+class SharedStateCritic(CriticModule):
+    """One value of what all actors observe: ``critic({actor: observation})["value"]`` has the shape (..., 1).
+
+    ``sources`` says of each input of the network where it comes from, ``observers`` read what each actor observes.
+    Everyone whom the network reads must be present, unless it reads ``present`` (..., n), which is 1 where an actor is
+    there: then what it reads of the others is zeros. In a batch ``critic(observations, present={actor: (...)})`` tells
+    for each sample whether the actor was there.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        reader: ValueReader,
+        actors: Actors,
+        observers: Mapping[str, Observer],
+        sources: Mapping[str, CentralInput],
+        *,
+        dtype: torch.dtype,
+        value_normalizer: NormalizeBlock | None = None,
+    ) -> None:
+        self.sources = {name: sources[name] for name in network.in_ports if name in sources}
+        self.reads_presence = len(self.sources) < len(network.in_ports)
+        shared = [source.key for source in self.sources.values() if source.is_shared]
+        super().__init__(
+            network, reader, shared=tuple(dict.fromkeys(shared)),
+            dtype=dtype, value_normalizer=value_normalizer,
+        )  # fmt: skip
+        self.actors = actors
+        self.observers = dict(observers)
+        self._wanted: dict[str, tuple[list[str], list[str]]] = {}  # of each actor: seen, shared
+        for source in self.sources.values():
+            for actor in source.actors:
+                self._wanted.setdefault(actor, ([], []))[source.is_shared].append(source.key)
+
+    def forward(
+        self,
+        observations: Mapping[Any, Any],
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        present: Mapping[Any, Any] | None = None,
+    ) -> Any:
+        """``{"value": (..., 1)}``; with memory (values, state)."""
+        values, after = self._judge(self.read(observations, shared, present), state, resets)
+        return (values, after) if self.has_memory else values
+
+    def unroll(
+        self,
+        observations: Mapping[Any, Any],
+        state: State,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        present: Mapping[Any, Any] | None = None,
+    ) -> tuple[Tensors, State]:
+        """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
+        return self._judge(self.read(observations, shared, present), state, resets, unroll=True)
+
+    def read(self, observations: Any, shared: Any = None, present: Any = None) -> Tensors:
+        """The inputs of the network. Raises ValueError where somebody is missing, or of another batch."""
+        seen = self._by_name(observations, "observations")
+        handed = self._by_name(shared, "shared values")
+        if shared is None:
+            shared_values(self.shared, None, self.call())  # nobody's are there: says so
+        gone = [
+            name
+            for name, (keys, _) in self._wanted.items()
+            if name not in (seen if keys else handed)
+        ]
+        self._refuse_gone(gone, present)
+        values = {
+            name: self._values_of(name, seen.get(name), handed.get(name))
+            for name in self._wanted
+            if name not in gone
+        }
+        leading = self._leading(values)
+        there = [name not in gone and name in (seen | handed) for name in self.actors.names]
+        here = self._presence(there, present, leading)
+        hidden = None if present is None else ~here
+        inputs = {n: self._input(s, values, hidden, leading) for n, s in self.sources.items()}
+        return inputs | ({PRESENT: here.to(self.dtype)} if self.reads_presence else {})
+
+    # --- inside ---
+
+    def _by_name(self, values: Any, what: str) -> dict[str, Any]:
+        if values is None:
+            return {}
+        return {one.name: one.value for one in self.actors.present(values, what)}
+
+    def _values_of(self, name: str, observation: Any, shared: Any) -> Tensors:
+        """What the network reads of one actor."""
+        keys, handed = self._wanted[name]
+        with blamed(name):
+            seen = {}
+            if keys:
+                seen = self.observers[name].read(observation, keys, self.dtype, self.device)
+            return seen | shared_values(handed, shared, self.call())
+
+    def _refuse_gone(self, gone: list[str], present: Any) -> None:
+        """Raise ValueError where the network cannot be told of absent actors, or nobody is there."""
+        if present is not None and not self.reads_presence:
+            raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
+        if gone and not self.reads_presence:
+            raise ValueError(
+                f"this critic values what all actors observe; missing: {shortened(gone)}. Where actors may be absent "
+                f"let its network read {PRESENT!r}, which says who is there: of the others it gets zeros"
+            )
+        if not self._wanted.keys() - gone:
+            raise ValueError("nobody is present of whom this critic reads anything")
+
+    def _leading(self, values: Mapping[str, Tensors]) -> tuple[int, ...]:
+        """The leading axes that the values of everyone present share."""
+        axes: dict[str, tuple[int, ...]] = {}
+        for source in self.sources.values():
+            here = [actor for actor in source.actors if actor in values]
+            parts = {actor: values[actor][source.key] for actor in here}
+            axes |= {a: tuple(part.shape[: part.dim() - source.rank]) for a, part in parts.items()}
+            refuse_other_axes(axes)
+        return next(iter(axes.values()))
+
+    def _presence(self, there: list[bool], present: Any, leading: tuple[int, ...]) -> Tensor:
+        """(..., n): which actors are present, in their order; of those in ``present`` as that says."""
+        said = self._by_name(present, "present")
+        rows = []
+        for name, is_there in zip(self.actors.names, there):
+            given = as_tensor(PRESENT, said.get(name, is_there))
+            row = as_flags(f"{PRESENT!r} of {name!r}", given).to(self.device)
+            if row.dim() and tuple(row.shape) != leading:
+                got, needed = format_shape(row.shape), format_shape(leading)
+                raise ValueError(f"{PRESENT!r} of {name!r} must have the shape {needed}, got {got}")
+            rows.append((row & is_there).expand(leading))
+        return torch.stack(rows, dim=-1)
+
+    def _input(
+        self,
+        source: CentralInput,
+        values: Mapping[str, Tensors],
+        hidden: Tensor | None,
+        leading: tuple[int, ...],
+    ) -> Tensor:
+        """One input of the network: zeros for actors that are absent, or ``hidden`` (..., n) in some of the samples."""
+        parts = []
+        for actor in source.actors:
+            if actor not in values:
+                parts.append(source.nothing(leading, self.dtype, self.device))
+                continue
+            part = values[actor][source.key]
+            if hidden is not None:
+                own = hidden[..., self.actors.names.index(actor)][(..., *[None] * source.rank)]
+                # ONNX Runtime does not choose between truth values.
+                part = part & ~own if part.dtype == torch.bool else part.masked_fill(own, 0)
+            parts.append(part)
+        return source.value(parts)

@@ -1,0 +1,45 @@
+"""The critic of one actor's observations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from composer.critic.base import CRITICS, SpaceCritic
+from composer.network.network import State, Tensors
+
+__all__ = ["Critic"]
+
+
+@CRITICS.register("state")
+class Critic(SpaceCritic):
+    """The value of a state: ``critic(observations)["value"]`` has the shape (..., 1), ``critic.value`` gives (...).
+
+    A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory
+    it takes and returns a state, as a policy does. Of an ensemble there are values (..., n, 1).
+    """
+
+    def forward(
+        self,
+        observations: Any,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        shared: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """``{"value": (..., 1)}``, and what the value was made of; with memory (values, state)."""
+        values, after = self._judge(self.read(observations, shared), state, resets)
+        return (values, after) if self.has_memory else values
+
+    def unroll(
+        self,
+        observations: Any,
+        state: State,
+        resets: Any = None,
+        *,
+        shared: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensors, State]:
+        """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
+        return self._judge(self.read(observations, shared), state, resets, unroll=True)

@@ -1,0 +1,146 @@
+"""The critic of states and actions: Q values, ensembles of them, and target copies that follow slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from composer.critic.actions import ActionInputs
+from composer.critic.base import CRITICS, MissingArgumentError, SpaceCritic
+from composer.critic.targets import Targeted
+from composer.critic.values import ValueReader
+from composer.network.network import Network, State, Tensors
+from composer.spaces.observer import Observer
+from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.port import format_shape
+
+__all__ = ["Q_VALUES", "StateActionCritic"]
+
+Q_VALUES = "_q_values"  # after an action's name: what its choices are worth
+
+
+@CRITICS.register("state_action")
+class StateActionCritic(Targeted, SpaceCritic):
+    """What an action is worth in a state, ``q_value`` (..., 1); of an ensemble (..., n, 1).
+
+    Where all actions are choices the network gives ``<action>_q_values`` (..., choices), one for each choice, and needs
+    no action; given one, there is its ``q_value`` too: the mean over the choices that make it up. Else the action is
+    an input of the network. It is as distributions have it (``policy.from_environment`` makes it of an environment's),
+    and gradients flow to it.
+    """
+
+    takes_action = True
+    call_arguments = "observations, action, state, resets"
+
+    def __init__(
+        self,
+        network: Network,
+        observer: Observer,
+        reader: ValueReader,
+        actions: ActionInputs,
+        *,
+        shared: tuple[str, ...],
+        dtype: torch.dtype,
+        copies: int = 1,
+        value_normalizer: NormalizeBlock | None = None,
+    ) -> None:
+        super().__init__(
+            network, observer, reader,
+            shared=shared, dtype=dtype, value_normalizer=value_normalizer,
+        )  # fmt: skip
+        self.actions = actions
+        self.copies = copies
+
+    def with_network(self, network: Network) -> Self:
+        """The same critic over another network of the same form, without a target."""
+        critic = type(self)(
+            network, self.observer, self.reader, self.actions,
+            shared=self.shared, dtype=self.dtype, copies=self.copies,
+        )  # fmt: skip
+        return self._over(critic)
+
+    def forward(
+        self,
+        observations: Any,
+        action: Any = None,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        shared: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """``{"q_value": (..., 1)}``, or Q values by choice; with memory (values, state)."""
+        values, after = self._evaluate(observations, action, state, resets, shared)
+        return (values, after) if self.has_memory else values
+
+    def unroll(
+        self,
+        observations: Any,
+        action: Any,
+        state: State,
+        resets: Any = None,
+        *,
+        shared: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensors, State]:
+        """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
+        return self._evaluate(observations, action, state, resets, shared, unroll=True)
+
+    def number_of(self, values: Tensors) -> Tensor:
+        """The Q value alone among ``values``, what a call gave: of its action, or without one of the best choices."""
+        if "q_value" in values:
+            return values["q_value"].squeeze(-1)
+        q_values = {name: values[name + Q_VALUES] for name in self.actions.counts}
+        return self.actions.best(q_values).squeeze(-1)
+
+    def vectors_of(self, action: Any, actions: ActionInputs | None = None) -> Tensors:
+        """``action`` as vectors, read by its own `ActionInputs` or others; nothing where there is no action.
+
+        Raises ValueError where the network needs one.
+        """
+        if action is not None:
+            return (actions or self.actions).read(action, self.dtype, self.device)
+        if self.actions.are_choices:
+            return {}
+        raise MissingArgumentError(
+            "this critic reads the action", self.call(), "or the model itself with action=action"
+        )
+
+    def chosen(self, values: Tensors, vectors: Tensors) -> Tensors:
+        """The Q value of the action that ``vectors`` tell, where there are values for each choice."""
+        if not vectors or not self.actions.are_choices:
+            return {}
+        q_values = {name: values[name + Q_VALUES] for name in self.actions.counts}
+        for name, value in q_values.items():
+            vector = vectors[f"action/{name}"]
+            axes = value.shape[:-1] if self.copies == 1 else value.shape[:-2]
+            if vector.shape[:-1] != axes:
+                got, expected = format_shape(vector.shape[:-1]), format_shape(axes)
+                raise ValueError(
+                    f"the action {name!r} has the leading (batch) axes {got}, the observations {expected}"
+                )
+        if self.copies > 1:
+            vectors = {name: vector.unsqueeze(-2) for name, vector in vectors.items()}
+        return {"q_value": self.actions.chosen(q_values, vectors)}
+
+    # --- inside ---
+
+    def _evaluate(
+        self,
+        observations: Any,
+        action: Any,
+        state: State | None,
+        resets: Any,
+        shared: Mapping[str, Tensor] | None,
+        unroll: bool = False,
+    ) -> tuple[Tensors, State]:
+        vectors = self.vectors_of(action)
+        inputs = self.read(observations, shared)
+        if not self.actions.are_choices:
+            inputs |= vectors
+        values, after = self._judge(inputs, state, resets, unroll)
+        return values | self.chosen(values, vectors), after
+
+    def _common(self) -> Sequence[Any]:
+        return [self.observer, self.actions, self.value_normalizer]

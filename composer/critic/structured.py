@@ -1,0 +1,148 @@
+"""Critics of several actors that have a value each: of its own observations, or built on the value before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from composer.critic.base import SpaceCritic, count_returns, read_returns
+from composer.network.groups import GroupPart
+from composer.network.network import State, Tensors
+from composer.network.structured import ActorModule, Turn, blamed
+from composer.spaces.actors import ActorKey, Actors
+from composer.spaces.observer import Observer
+
+__all__ = ["CriticByActor", "StructuredCritic"]
+
+
+class CriticByActor(ActorModule):
+    """What critics with a value for each actor have in common.
+
+    ``observers`` read the observations of each actor by its flat name, as its policy does. Values that the policy
+    shares are taken as ``critic(observations, shared=policy_outputs)``.
+    """
+
+    role = "critic"
+    takes_action = False
+
+    def __init__(
+        self, actors: Actors, groups: Sequence[GroupPart], observers: Mapping[str, Observer]
+    ) -> None:
+        super().__init__(actors, groups)
+        self.observers = dict(observers)
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The values of the policy that any of the networks reads."""
+        names = [name for seat in self._seats.values() for name in seat.network.shared]
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def critics(self) -> dict[str, Any]:
+        """The critic of each actor by flat name; actors of one group share one unless they are separate."""
+        return {actor.name: self._seats[actor.name].network for actor in self.actors}
+
+    def __getitem__(self, key: ActorKey) -> SpaceCritic:
+        """The critic of one actor alone, over its part of the weights.
+
+        Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own.
+        """
+        actor = self.actor_of(key)
+        whole = self._whole(actor)
+        critic = whole.with_network(whole.network)
+        object.__setattr__(critic, "observer", self.observers[actor.name])
+        if critic.value_normalizer is not None:
+            # Its child, to move and be saved with it; among all actors it is the group's.
+            critic._modules["value_normalizer"] = critic.value_normalizer
+        return critic
+
+    @property
+    def networks(self) -> list[Any]:
+        """The critics that it is made of, each once."""
+        return list({id(seat.network): seat.network for seat in self._seats.values()}.values())
+
+    def value(self, *arguments: Any, **keywords: Any) -> Any:
+        """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
+        result = self(*arguments, **keywords)
+        values, after = result if self.has_memory else (result, None)
+        numbers = {
+            one.key: self._seats[one.actor.name].network.number_of(one.value)
+            for one in self.actors.present(values, "values")
+        }
+        return (numbers, after) if self.has_memory else numbers
+
+    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+        """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""
+        rows = self._rows_of(returns)
+        # Everyone's, in one order: other processes, which may have others present, count along with this one.
+        for network in self.networks:
+            own = [row for actor, row in rows if self._seats[actor].network is network]
+            count_returns(network.value_normalizer, own, group)
+
+    def merge_normalizer(self, other: Any) -> None:
+        """Count in the returns that ``other``, a critic of the same spec, has seen."""
+        for own, their in zip(self.networks, other.networks, strict=True):
+            own.merge_normalizer(their)
+
+    def _rows_of(self, returns: Any) -> list[tuple[str, Tensor]]:
+        """By flat names of actors (an actor may have several) their returns as rows (n, 1)."""
+        found = []
+        for one in self.actors.present(returns, "returns"):
+            with blamed(one.name):
+                found.append((one.actor.name, read_returns(one.value, self.device)))
+        return found
+
+    def _prepared(
+        self, observations: Any, state: State | None, resets: Any, shared: Any
+    ) -> list[Turn]:
+        """Everyone present, with what the policy shares of them."""
+        turns = self._turns(observations, state, resets)
+        values = self._by_name(shared, "shared values")
+        for turn in turns:
+            turn.beside["shared"] = values.get(turn.present.name)
+        return turns
+
+    def _answer(self, state: State | None, turns: list[Turn]) -> Any:
+        values = {turn.present.key: turn.outputs for turn in turns}
+        return (values, self._after(state, turns)) if self.has_memory else values
+
+    def _run(self, turns: list[Turn], unroll: bool = False) -> None:
+        self._compute(turns, unroll)
+        for turn in turns:
+            turn.outputs = turn.network.values_of(turn.outputs)
+
+    def _read_inputs(self, turn: Turn) -> Tensors:
+        observer = self.observers[turn.present.actor.name]
+        return turn.network.read(turn.present.value, turn.beside["shared"], observer)
+
+
+class StructuredCritic(CriticByActor):
+    """A value for each actor: ``critic({actor: observation})`` is {actor: {"value": (..., 1)}}."""
+
+    def forward(
+        self,
+        observations: Mapping[Any, Any],
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+    ) -> Any:
+        """{actor: {"value": (..., 1)}} of everyone present; with memory (these, state)."""
+        turns = self._prepared(observations, state, resets, shared)
+        self._run(turns)
+        return self._answer(state, turns)
+
+    def unroll(
+        self,
+        observations: Mapping[Any, Any],
+        state: State,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+    ) -> tuple[dict[Any, Tensors], State]:
+        """All steps of (..., T) of everyone present, and the state after the last; resets (..., T)."""
+        turns = self._prepared(observations, state, resets, shared)
+        self._run(turns, unroll=True)
+        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)

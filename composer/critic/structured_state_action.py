@@ -1,0 +1,101 @@
+"""The critic of the actions of several actors: Q values of each of them, and target copies of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from composer.critic.actions import ActionInputs
+from composer.critic.state_action import StateActionCritic
+from composer.critic.structured import CriticByActor
+from composer.critic.targets import Targeted
+from composer.network.groups import GroupPart
+from composer.network.network import State, Tensors
+from composer.network.structured import Turn, blamed
+from composer.spaces.actors import ActorKey, Actors
+from composer.spaces.observer import Observer
+
+__all__ = ["StructuredStateActionCritic"]
+
+
+class StructuredStateActionCritic(CriticByActor, Targeted):
+    """What the action of each actor is worth: ``critic({actor: observation}, {actor: action})`` is {actor: {...}}.
+
+    Each actor has the values that a `StateActionCritic` gives. ``actions`` read the action of each actor by its flat
+    name. Actors whose actions are choices need none.
+    """
+
+    takes_action = True
+    call_arguments = "observations, action, state, resets"
+
+    def __init__(
+        self,
+        actors: Actors,
+        groups: Sequence[GroupPart],
+        observers: Mapping[str, Observer],
+        actions: Mapping[str, ActionInputs],
+    ) -> None:
+        super().__init__(actors, groups, observers)
+        self.actions = dict(actions)
+
+    def __getitem__(self, key: ActorKey) -> StateActionCritic:
+        critic = super().__getitem__(key)
+        assert isinstance(critic, StateActionCritic)
+        critic.actions = self.actions[self.actor_of(key).name]
+        return critic
+
+    def forward(
+        self,
+        observations: Mapping[Any, Any],
+        action: Mapping[Any, Any] | None = None,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+    ) -> Any:
+        """{actor: {"q_value": (..., 1)}} of everyone present, or Q values by choice; with memory (these, state)."""
+        turns = self._acting(observations, action, state, resets, shared)
+        self._run(turns)
+        return self._answer(state, turns)
+
+    def unroll(
+        self,
+        observations: Mapping[Any, Any],
+        action: Mapping[Any, Any] | None,
+        state: State,
+        resets: Any = None,
+        *,
+        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+    ) -> tuple[dict[Any, Tensors], State]:
+        """All steps of (..., T) of everyone present, and the state after the last; resets (..., T)."""
+        turns = self._acting(observations, action, state, resets, shared)
+        self._run(turns, unroll=True)
+        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
+
+    def _acting(
+        self, observations: Any, action: Any, state: State | None, resets: Any, shared: Any
+    ) -> list[Turn]:
+        """Everyone present, with what they do."""
+        turns = self._prepared(observations, state, resets, shared)
+        actions = self._by_name(action, "actions")
+        for turn in turns:
+            turn.action = actions.get(turn.present.name)
+        return turns
+
+    def _read_inputs(self, turn: Turn) -> Tensors:
+        inputs, network = super()._read_inputs(turn), turn.network
+        vectors = network.vectors_of(turn.action, self.actions[turn.present.actor.name])
+        turn.beside["vectors"] = vectors
+        return inputs if network.actions.are_choices else inputs | vectors
+
+    def _run(self, turns: list[Turn], unroll: bool = False) -> None:
+        super()._run(turns, unroll)
+        for turn in turns:
+            with blamed(turn.present.name):
+                turn.outputs |= turn.network.chosen(turn.outputs, turn.beside["vectors"])
+
+    def _common(self) -> Sequence[Any]:
+        normalizers = [network.value_normalizer for network in self.networks]
+        return [self.actors, *self.observers.values(), *self.actions.values(), *normalizers]

@@ -1,0 +1,275 @@
+"""Many equal parts drawn as one: branches that do the same side by side, and steps that repeat one after another."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from composer.diagram.picture import Kind
+from composer.summary.rows import Row
+
+__all__ = ["Cluster", "Leaf", "Part", "Value", "fold", "leaves"]
+
+MIN_BRANCHES = 5  # equal branches from which on they are drawn as one
+MIN_REPEATS = 4  # repeats of a step (or of a few) from which on they are drawn once
+MAX_PERIOD = 4  # steps that repeat together
+
+Value: TypeAlias = tuple[str, ...]  # names a tensor in the whole picture
+
+
+@dataclass(eq=False)
+class Leaf:
+    """What becomes one box. Leaves of one ``form`` look alike; ``names`` are all that it stands for."""
+
+    kind: Kind
+    names: list[str]
+    form: Hashable
+    reads: list[Value]
+    writes: list[Value]
+    lines: tuple[str, ...] = ()
+    details: dict[str, str] = field(default_factory=dict)
+    row: Row | None = None
+    masks: list[Value] = field(default_factory=list)  # of its reads, those that mask an action
+    counts: list[tuple[int, str]] = field(default_factory=list)  # (64, "side by side")
+
+
+@dataclass(eq=False)
+class Cluster:
+    """What becomes a frame around others."""
+
+    names: list[str]
+    children: list[Part]
+    network: bool = False
+    counts: list[tuple[int, str]] = field(default_factory=list)
+    remark: str = ""
+
+
+Part: TypeAlias = Leaf | Cluster
+
+
+def leaves(parts: Iterable[Part]) -> list[Leaf]:
+    """All leaves, in their order."""
+    found: list[Leaf] = []
+    for part in parts:
+        found += [part] if isinstance(part, Leaf) else leaves(part.children)
+    return found
+
+
+def fold(parts: list[Part]) -> list[Part]:
+    """``parts`` (each after all it reads) with equal ones merged; the leaves are changed in place."""
+    return _Folder(parts).fold(parts)
+
+
+class _Folder:
+    """Knows who reads what in the whole picture while its levels are folded, the inner ones first."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.writer: dict[Value, Leaf] = {}
+        self.readers: defaultdict[Value, list[Leaf]] = defaultdict(list)
+        for leaf in leaves(parts):
+            self.writer |= dict.fromkeys(leaf.writes, leaf)
+            for value in leaf.reads:
+                self.readers[value].append(leaf)
+
+    def fold(self, parts: list[Part]) -> list[Part]:
+        for part in parts:
+            if isinstance(part, Cluster):
+                part.children = self.fold(part.children)
+        return self._fold_rows(self._fold_branches(parts))
+
+    # --- side by side -------------------------------------------------------------------------------------------------
+
+    def _fold_branches(self, parts: list[Part]) -> list[Part]:
+        if len(parts) < MIN_BRANCHES:
+            return parts
+        level = _Level(parts, self)
+        colors = level.colors()
+        classes: defaultdict[Hashable, list[int]] = defaultdict(list)
+        for index, color in enumerate(colors):
+            classes[color].append(index)
+        alike = [
+            members
+            for members in classes.values()
+            if len(members) >= MIN_BRANCHES and level.is_regular(members, colors)
+        ]
+        gone: set[int] = set()
+        for members in alike:
+            first, *others = (parts[index] for index in members)
+            for other in others:
+                self._merge(first, other)
+            first.counts.insert(0, (len(members), "side by side"))
+            gone |= set(members[1:])
+        return [part for index, part in enumerate(parts) if index not in gone]
+
+    def _merge(self, first: Part, other: Part) -> None:
+        """Let ``first`` stand for ``other`` too: it reads what both read, and what reads either reads it."""
+        first.names += other.names
+        for into, leaf in zip(leaves([first]), leaves([other])):
+            if into is not first:
+                into.names += leaf.names
+            self._redirect(leaf, into)
+            own = set(into.reads)
+            for value in leaf.reads:
+                self.readers[value] = [into if r is leaf else r for r in self.readers[value]]
+                if value not in own:
+                    into.reads.append(value)
+            into.masks += leaf.masks
+
+    def _redirect(self, old: Leaf, new: Leaf) -> None:
+        """Whoever reads ``old`` reads ``new``."""
+        for before, after in zip(old.writes, new.writes):
+            for reader in self.readers.pop(before, []):
+                reader.reads = [after if value == before else value for value in reader.reads]
+                self.readers[after].append(reader)
+
+    # --- one after another --------------------------------------------------------------------------------------------
+
+    def _fold_rows(self, parts: list[Part]) -> list[Part]:
+        level = _Level(parts, self)
+        following = level.following()
+        starts = [i for i in range(len(parts)) if i not in set(following.values())]
+        instead: dict[int, Part | None] = {}
+        for start in starts:
+            row = [start]
+            while row[-1] in following:
+                row.append(following[row[-1]])
+            forms = [level.forms[index] for index in row]
+            for begin, period, times in _repeats(forms):
+                self._fold_row(parts, row[begin : begin + period * times], period, instead)
+        folded = (instead.get(index, part) for index, part in enumerate(parts))
+        return [part for part in folded if part is not None]
+
+    def _fold_row(
+        self, parts: list[Part], row: Sequence[int], period: int, instead: dict[int, Part | None]
+    ) -> None:
+        """Let the first ``period`` parts of a row stand for all of it."""
+        times = len(row) // period
+        first = [parts[index] for index in row[:period]]
+        last = [parts[index] for index in row[-period:]]
+        names = [name for index in row for name in parts[index].names]
+        for value in (value for leaf in leaves(first[-1:]) for value in leaf.writes):
+            self.readers[value] = [r for r in self.readers[value] if r in set(leaves(first))]
+        for new, old in zip(leaves(first), leaves(last)):
+            self._redirect(old, new)
+        instead |= dict.fromkeys(row, None)
+        count = (times, "in a row")
+        if period == 1:
+            first[0].names = names
+            first[0].counts.insert(0, count)
+            instead[row[0]] = first[0]
+        else:
+            instead[row[0]] = Cluster([names[0], names[-1]], first, counts=[count])
+
+
+class _Level:
+    """The parts within one frame: what each looks like, and how they hang together."""
+
+    def __init__(self, parts: list[Part], folder: _Folder) -> None:
+        self.parts = parts
+        self.forms = [_form(part) for part in parts]
+        self.before: list[
+            list[int | Value]
+        ] = []  # what a part reads: parts of this level, or values from outside
+        self.after: list[
+            list[int | Leaf]
+        ] = []  # who reads it: parts of this level, or leaves outside
+        self._writer = folder.writer
+        inside = [leaves([part]) for part in parts]
+        home = {leaf: index for index, group in enumerate(inside) for leaf in group}
+        owner = {
+            value: i for i, group in enumerate(inside) for leaf in group for value in leaf.writes
+        }
+        for index, group in enumerate(inside):
+            reads = (owner.get(value, value) for leaf in group for value in leaf.reads)
+            self.before.append([r for r in reads if r != index])
+            readers = (r for leaf in group for v in leaf.writes for r in folder.readers.get(v, ()))
+            self.after.append([h for r in readers if (h := home.get(r, r)) != index])
+
+    def colors(self) -> list[tuple[int, int]]:
+        """Equal for parts that look alike, read what is alike, and are read by what is alike, all the way."""
+        numbers: dict[Hashable, int] = {}
+
+        def number(key: Hashable) -> int:
+            return numbers.setdefault(key, len(numbers))
+
+        down: list[int] = []
+        for form, before in zip(self.forms, self.before):
+            read = (down[b] if isinstance(b, int) else number(self._outside(b)) for b in before)
+            down.append(number((form, tuple(read))))
+        up: dict[int, int] = {}
+        for index in reversed(range(len(self.parts))):
+            readers = (up[a] if isinstance(a, int) else number(a) for a in self.after[index])
+            up[index] = number((self.forms[index], tuple(sorted(readers))))
+        return [(down[index], up[index]) for index in range(len(self.parts))]
+
+    def is_regular(self, members: list[int], colors: list[tuple[int, int]]) -> bool:
+        """Whether the members read, and are read by, either the very same or each its own."""
+        for neighbours in (self.before, self.after):
+            by_color: defaultdict[Hashable, list[frozenset]] = defaultdict(list)
+            for member in members:
+                groups: defaultdict[Hashable, set] = defaultdict(set)
+                for n in neighbours[member]:
+                    color = colors[n] if isinstance(n, int) else self._outside(n)
+                    groups[color].add(n)
+                for color, group in groups.items():
+                    by_color[color].append(frozenset(group))
+            for groups_of_members in by_color.values():
+                once = max(Counter(n for g in groups_of_members for n in g).values()) == 1
+                if not once and len(set(groups_of_members)) > 1:
+                    return False
+        return True
+
+    def following(self) -> dict[int, int]:
+        """Part -> the only one that reads it, where that one reads nothing else."""
+        following = {}
+        for index, after in enumerate(self.after):
+            readers = set(after)
+            reader = readers.pop() if len(readers) == 1 else None
+            if not isinstance(reader, int) or set(self.before[reader]) != {index}:
+                continue
+            if _is_step(self.parts[index]) and _is_step(self.parts[reader]):
+                following[index] = reader
+        return following
+
+    def _outside(self, neighbour: Value | Leaf) -> Hashable:
+        """Values from outside are alike where their writers are; each reader outside is its own."""
+        return neighbour if isinstance(neighbour, Leaf) else _form(self._writer[neighbour])
+
+
+def _form(part: Part) -> Hashable:
+    if isinstance(part, Leaf):
+        return (part.kind, part.form, len(part.reads), tuple(part.counts))
+    inside = leaves([part])
+    place = {value: (i, j) for i, leaf in enumerate(inside) for j, value in enumerate(leaf.writes)}
+    wiring = tuple(tuple(place.get(value) for value in leaf.reads) for leaf in inside)
+    children = tuple(_form(child) for child in part.children)
+    return (children, wiring, tuple(part.counts), part.remark)
+
+
+def _is_step(part: Part) -> bool:
+    return part.kind == "block" if isinstance(part, Leaf) else not part.network
+
+
+def _repeats(forms: Sequence[Hashable]) -> Iterable[tuple[int, int, int]]:
+    """Where forms repeat: (begin, period, times), none overlapping, the longest stretch first at each place."""
+    begin = 0
+    while begin < len(forms):
+        period, times = max(
+            ((p, _times(forms, begin, p)) for p in range(1, MAX_PERIOD + 1)),
+            key=lambda found: (found[1] >= MIN_REPEATS, found[0] * found[1], -found[0]),
+        )
+        if times >= MIN_REPEATS:
+            yield begin, period, times
+            begin += period * times
+        else:
+            begin += 1
+
+
+def _times(forms: Sequence[Hashable], begin: int, period: int) -> int:
+    """How often ``forms[begin : begin + period]`` comes there in a row."""
+    end = begin + period
+    while end < len(forms) and forms[end] == forms[end - period]:
+        end += 1
+    return (end - begin) // period if end <= len(forms) else 0

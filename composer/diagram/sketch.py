@@ -1,0 +1,387 @@
+"""From networks to the Picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from composer.critic.base import CriticModule, SpaceCritic
+from composer.critic.delta_state import PREV_VALUE
+from composer.critic.shared_state import SharedStateCritic
+from composer.critic.state_action import StateActionCritic
+from composer.diagram.folding import Cluster, Leaf, Part, Value, fold, leaves
+from composer.diagram.labels import typeset
+from composer.diagram.picture import Picture
+from composer.network.module import NetworkModule
+from composer.network.network import EnsembleNetwork, Network
+from composer.policy.policy import Policy
+from composer.spec.places import ENSEMBLE
+from composer.summary.networks import Cast, casts_of, parts_of, short_name
+from composer.summary.rows import Row, RowPath, class_name, network_in
+from composer.summary.table import Summary, summarize
+from perception_blocks.graph.assemble import BuiltNode
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Port, format_shape
+
+__all__ = ["sketch"]
+
+Values = dict[str, Value]  # a name in some graph -> the tensor
+INPUT, OUTPUT = "->", "<-"  # no node is named so
+
+
+def sketch(net: nn.Module) -> Picture:
+    """The Picture of a Model, Policy, Critic, InferenceBlock, or of the InferenceBlocks inside another module.
+
+    Raises ValueError for plain PyTorch, in which there is no graph to see.
+    """
+    parts = parts_of(net)
+    _refuse_plain([part.network.module for part in parts.values()] or [net])
+    summary = summarize(net)
+    sketcher = _Sketcher(summary, casts_of(net))
+    sketched: list[Part]
+    if parts:
+        sketched = sketcher.networks(parts)
+    elif isinstance(net, InferenceBlock):
+        sketched = sketcher.alone(net, ())
+    else:
+        root = (class_name(net),)
+        sketched = [
+            Cluster([path], sketcher.alone(block, (*root, *path.split("."))))
+            for path, block in _outermost(net).items()
+        ]
+    return typeset(fold(sketched), summary)
+
+
+def _refuse_plain(modules: list[nn.Module]) -> None:
+    if any(isinstance(m, InferenceBlock) for module in modules for m in module.modules()):
+        return
+    names = list(dict.fromkeys(class_name(module) for module in modules))
+    verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    raise ValueError(
+        f"{' and '.join(names)} {verb} plain PyTorch: there is no graph to draw; "
+        f"build {them} with InferenceBlock to see {them}"
+    )
+
+
+def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str, InferenceBlock]:
+    """InferenceBlocks that are in no other one and none of ``ours``, by their path."""
+    if isinstance(module, InferenceBlock):
+        return {"": module}
+    found: dict[str, InferenceBlock] = {}
+    for name, child in module.named_children():
+        if child in ours:
+            continue
+        for path, block in _outermost(child).items():
+            found[f"{name}.{path}" if path else name] = block
+    return found
+
+
+class _Sketcher:
+    """Makes leaves and clusters; tensors are named by where they are made."""
+
+    def __init__(self, summary: Summary, casts: Mapping[str, Cast]) -> None:
+        self._casts = casts
+        self._rows = {row.path: row for row in summary.rows}
+        self._heads = {(head.network, head.name): head for head in summary.heads}
+        self._ours: set[nn.Module] = set()  # what critics add to their networks' children
+        self._inputs: dict[str, Leaf] = {}
+        self._made: dict[str, Values] = {}  # by network, its outputs
+
+    def networks(self, parts: Mapping[str, NetworkModule]) -> list[Part]:
+        """Observations, then policies and critics as clusters."""
+        clusters: list[Part] = []
+        read = {key for part in parts.values() for key in getattr(part, "shared", ())}
+        for name, part in parts.items():
+            judges = isinstance(part, CriticModule)
+            self._ours |= set(part.own_children().values()) if judges else set()
+            env = self._observed(name, part, parts)
+            stacks = self._handed(name, part, env) if judges else []
+            children, outputs = self._network(name, part.network, env)
+            children = [*stacks, *children]
+            children += [
+                self._output(name, part, key, value, env)
+                for key, value in outputs.items()
+                if key not in read or judges
+            ]
+            self._made[name] = outputs
+            clusters.append(Cluster([name], children, network=True, remark=self._about(name, part)))
+        return [*self._inputs.values(), *clusters]
+
+    def _about(self, name: str, part: NetworkModule) -> str:
+        """What stands beside a network's name."""
+        has_target = isinstance(part, StateActionCritic)
+        if name not in self._casts:
+            return "and its target copy" if has_target else ""
+        return self._casts[name].words(most=2) + (", with target" if has_target else "")
+
+    def _observed(
+        self, name: str, part: NetworkModule, parts: Mapping[str, NetworkModule]
+    ) -> Values:
+        """The observations that a network reads."""
+        env: Values = {}
+        for key, port in _observations(part).items():
+            title = short_name(name, key)
+            leaf = self._inputs.setdefault(
+                title, _input(("", title), title, port, self._remark(name, parts, key))
+            )
+            env[key] = leaf.writes[0]
+        return env
+
+    def _remark(self, name: str, parts: Mapping[str, NetworkModule], key: str) -> str:
+        """What is said of an input that the network ``name`` is the first to read."""
+        part = parts[name]
+        if isinstance(part, StateActionCritic) and key in part.actions.ports:
+            return "the action"
+        owners, own, stacked = self._actors(name), key, ""
+        observers = [part.observer] if isinstance(part, Policy | SpaceCritic) else []
+        if isinstance(part, SharedStateCritic):
+            source = part.sources.get(key)
+            if source is None:
+                return "who is there"
+            owners, own = source.actors, source.key
+            stacked = f"of {len(owners)} actors" if source.stacked else ""
+            observers = [part.observers[actor] for actor in owners]
+        normalized = "normalized" if any(own in one.keys for one in observers) else ""
+        acting = [parts[made] for made in self._makers(owners) if made in parts]
+        seen = any(own in _observations(policy) for policy in acting)
+        hidden = "only for the critic" if acting and not seen and part not in acting else ""
+        return ", ".join(filter(None, [stacked, normalized, hidden]))
+
+    def _handed(self, name: str, critic: CriticModule, env: Values) -> list[Part]:
+        """Put into ``env`` what a critic gets of other networks; what several of them share is stacked first."""
+        stacks: list[Part] = []
+        for key, (value, owners) in _handed_over(critic, self._actors(name)).items():
+            judged = [made for made in self._made if made.startswith("critic")]
+            makers = judged[-1:] if key == PREV_VALUE else self._makers(owners)
+            values = [self._made[made][value] for made in makers if value in self._made[made]]
+            if not values:  # a critic that is drawn without its policy
+                said = "of the step before" if key == PREV_VALUE else "from the policy"
+                title = short_name(name, key)
+                leaf = _input(("policy", title), title, critic.network.in_ports[key], said)
+                self._inputs[f"policy: {title}"] = leaf
+                values = leaf.writes
+            if len(values) > 1:
+                made = (OUTPUT, name, "stack", key)
+                lines = (f"{key} of {len(values)} groups",)
+                stacks.append(Leaf("opaque", ["stack"], ("stack", key), values, [made], lines))
+                values = [made]
+            env[key] = values[0]
+        return stacks
+
+    def _actors(self, name: str) -> tuple[str, ...]:
+        return self._casts[name].actors if name in self._casts else ()
+
+    def _makers(self, actors: Collection[str]) -> list[str]:
+        """The policies that act for any of ``actors``; of one Space, the only one."""
+        policies = [made for made in self._made if made.startswith("policy")]
+        return [made for made in policies if not actors or set(self._actors(made)) & set(actors)]
+
+    def alone(self, net: InferenceBlock, path: RowPath) -> list[Part]:
+        """An InferenceBlock with tensors of its own around it."""
+        inputs = [_input((*path, key), key, port) for key, port in net.in_ports.items()]
+        env = {leaf.names[0]: leaf.writes[0] for leaf in inputs}
+        parts: list[Part] = [*inputs, *self._graph(net, path, env)]
+        for key, port in net.out_ports.items():
+            parts.append(_tensor_out((OUTPUT, *path, key), key, port, env[net.outputs[key]]))
+        return parts
+
+    # --- one network --------------------------------------------------------------------------------------------------
+
+    def _network(self, name: str, network: Network, env: Values) -> tuple[list[Part], Values]:
+        """What is inside a network, and its outputs."""
+        module = network.module
+        if isinstance(module, InferenceBlock):
+            values = dict(env)
+            children = self._graph(module, (name,), values)
+            return children, {key: values[value] for key, value in module.outputs.items()}
+        if isinstance(network, EnsembleNetwork):
+            inner = network.ensemble.network.network
+            path = (name, ENSEMBLE, class_name(inner.module))
+            children, outputs = self._custom(path, inner, env)
+            remark = _copies(self._rows[path[:2]], network.ensemble.copies)
+            return [Cluster([ENSEMBLE], children, remark=remark)], outputs
+        return self._custom((name,), network, env)
+
+    def _custom(self, base: RowPath, network: Network, env: Values) -> tuple[list[Part], Values]:
+        """A user's class: the InferenceBlocks in it, and opaque boxes for what Python does around them.
+
+        Blocks that read what the network reads come first, then the class itself, then the blocks that read what it
+        makes, and the class again where it makes outputs of theirs.
+        """
+        found = _outermost(network.module, self._ours)
+        blocks = {path: _outside_inputs(block, network) for path, block in found.items()}
+        early = [path for path, outside in blocks.items() if not outside]
+        late = {path: outside for path, outside in blocks.items() if outside}
+        made = [(OUTPUT, *base, path, key) for path, outside in late.items() for key in outside]
+        outputs: Values = {}
+        children, loose = self._inside(base, network, early, env, outputs)
+        after, later = self._inside(base, network, late, env, outputs)
+        missing = [key for key in network.out_ports if key not in outputs]
+        forward: list[Value] = [(OUTPUT, *base, "", key) for key in missing]
+        read = {value for leaf in leaves([*children, *after]) for value in leaf.reads}
+        unread = [env[key] for key in network.in_ports if env[key] not in read]
+        row = self._outside_row(base, leaves([*children, *after]))
+        if late:
+            children.append(_opaque(network, bool(blocks), [*loose, *unread], made, row))
+            children += after
+            if missing:
+                again = replace(row, parameters=0, share=0.0)
+                children.append(_opaque(network, True, later, forward, again))
+        elif missing or row.parameters:
+            children.append(_opaque(network, bool(blocks), [*loose, *unread], forward, row))
+        outputs |= dict(zip(missing, forward))
+        return children, {key: outputs[key] for key in network.out_ports}
+
+    def _inside(
+        self, base: RowPath, network: Network, paths: Iterable[str], env: Values, outputs: Values
+    ) -> tuple[list[Part], list[Value]]:
+        """Clusters of the InferenceBlocks at ``paths``, and what they make beside the network's ``outputs``."""
+        parts: list[Part] = []
+        loose: list[Value] = []
+        for path in paths:
+            block = _outermost(network.module, self._ours)[path]
+            outside = _outside_inputs(block, network)
+            values: Values = {
+                key: (OUTPUT, *base, path, key) if key in outside else env[key]
+                for key in block.in_ports
+            }
+            parts.append(Cluster([path], self._graph(block, (*base, *path.split(".")), values)))
+            for key, port in block.out_ports.items():
+                asked = network.out_ports.get(key)
+                value = values[block.outputs[key]]
+                if key not in outputs and asked is not None and asked.shape == port.shape:
+                    outputs[key] = value
+                else:
+                    loose.append(value)
+        return parts, loose
+
+    def _outside_row(self, base: RowPath, shown: Iterable[Leaf]) -> Row:
+        """The row of a class, with the parameters that are in none of the boxes ``shown``."""
+        paths = {leaf.row.path for leaf in shown if leaf.row}
+        own = [
+            row
+            for path, row in self._rows.items()
+            if path[: len(base)] == base
+            and path not in paths
+            and path[len(base) : len(base) + 1] != ("distributions",)
+        ]
+        parameters, share = sum(row.parameters for row in own), sum(row.share for row in own)
+        return replace(self._rows[base], parameters=parameters, share=share)
+
+    def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Part]:
+        """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
+        parts: list[Part] = []
+        for node in net.nodes:
+            below = (*path, *node.node.path)
+            module = net.module_of(node)
+            nested = network_in(module)
+            if nested:
+                parts.append(self._nested(node, *nested, below, env))
+                continue
+            row = self._rows[below]
+            for name in filter(None, node.step.outputs):
+                env[name] = (*below, name)
+            form = (
+                row.block, repr(row.settings), row.in_shapes, row.out_shapes,
+                row.parameters, row.memory, row.same_as,
+            )  # fmt: skip
+            reads = [env[name] for name in node.step.inputs]
+            writes = [env[name] for name in node.step.outputs if name is not None]
+            parts.append(Leaf("block", [node.node.name], form, reads, writes, row=row))
+        return parts
+
+    def _nested(
+        self, node: BuiltNode, module: InferenceBlock, copies: int, path: RowPath, env: Values
+    ) -> Cluster:
+        """The frame around a nested graph, or around one of an ensemble's copies."""
+        assert node.step.inner is not None
+        inner_inputs, inner_outputs = node.step.inner
+        values = {own: env[name] for own, name in zip(inner_inputs, node.step.inputs)}
+        children = self._graph(module, path, values)
+        for name, own in zip(node.step.outputs, inner_outputs):
+            if name is not None:
+                env[name] = values[module.outputs[own]]
+        return Cluster([node.node.name], children, remark=_copies(self._rows[path], copies))
+
+    # --- outputs ------------------------------------------------------------------------------------------------------
+
+    def _output(
+        self, network: str, part: NetworkModule, key: str, value: Value, env: Values
+    ) -> Leaf:
+        """The tensor at the end of a head, with what an action's distribution makes of it."""
+        head = self._heads[network, key]
+        port = replace(part.network.out_ports[key], shape=head.shape)
+        leaf = _tensor_out((OUTPUT, network, key), key, port, value, head.meaning)
+        if head.mask is not None:
+            leaf.masks.append(env[head.mask])
+            leaf.reads.append(env[head.mask])
+        return leaf
+
+
+def _copies(row: Row, copies: int) -> str:
+    """What stands at the frame around a nested graph."""
+    remark = f"{copies} copies" if row.block == "ensemble" else ""
+    return remark + (", one by one" if row.why_looped else "")
+
+
+def _outside_inputs(block: InferenceBlock, network: Network) -> list[str]:
+    """The inputs of a block inside a class that are not the network's own: the class makes them."""
+    given = {key: port.shape for key, port in network.in_ports.items()}
+    return [key for key, shape in block.in_shapes.items() if given.get(key) != shape]
+
+
+def _opaque(
+    network: Network, has_blocks: bool, reads: list[Value], writes: list[Value], row: Row
+) -> Leaf:
+    """What a class does that no InferenceBlock shows."""
+    title = class_name(network.module)
+    what = "what the class does around its blocks" if has_blocks else "plain PyTorch"
+    return Leaf("opaque", [title], ("opaque", title), reads, writes, (what,), row=row)
+
+
+def _input(path: Value, key: str, port: Port, remark: str = "") -> Leaf:
+    value = (INPUT, *path)
+    lines = tuple(filter(None, [_kind_of(port), remark]))
+    details = {"shape": format_shape(port.shape), "dtype": str(port.dtype).removeprefix("torch.")}
+    if isinstance(port.low, int | float) and isinstance(port.high, int | float):
+        details["bounds"] = f"{port.low:g} to {port.high:g}"
+    return Leaf("input", [key], lines, [], [value], lines, details)
+
+
+def _tensor_out(path: Value, key: str, port: Port, value: Value, meaning: str = "") -> Leaf:
+    lines = tuple(filter(None, [format_shape(port.shape), meaning]))
+    details = {"shape": format_shape(port.shape)} | ({"meaning": meaning} if meaning else {})
+    return Leaf("output", [key], lines, [value], [path], lines, details)
+
+
+def _kind_of(port: Port) -> str:
+    counts = port.cardinality if isinstance(port.cardinality, tuple) else (port.cardinality,)
+    if None in counts or len(set(counts)) > 1:
+        return str(port)
+    return f"integers below {counts[0]} {format_shape(port.shape)}"
+
+
+def _observations(part: NetworkModule) -> dict[str, Port]:
+    """What a network reads of the environment, and the observations that mask a policy's actions."""
+    handed = _handed_over(part, ()) if isinstance(part, CriticModule) else ()
+    ports = {key: port for key, port in part.network.in_ports.items() if key not in handed}
+    if isinstance(part, Policy):
+        for key in part.masks.values():
+            ports.setdefault(key, part.observer.tree.ports[key])
+    return ports
+
+
+def _handed_over(
+    critic: CriticModule, actors: tuple[str, ...]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The inputs of a critic that other networks make: what these call them, and of whom they are."""
+    if isinstance(critic, SharedStateCritic):
+        sources = critic.sources.items()
+        return {name: (own.key, own.actors) for name, own in sources if own.is_shared}
+    found = {name: (name, actors) for name in critic.shared}
+    known = critic.observer.tree.ports if isinstance(critic, SpaceCritic) else {}
+    if PREV_VALUE in critic.network.in_ports and PREV_VALUE not in known:
+        found.setdefault(PREV_VALUE, ("value", actors))
+    return found

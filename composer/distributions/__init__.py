@@ -1,0 +1,42 @@
+"""Logits as actions: one distribution for every kind of action space."""
+
+from typing import TYPE_CHECKING
+
+from perception_blocks.lazy import lazy_attributes
+
+__all__ = [
+    "ActionDistribution",
+    "ActionDistributions",
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "CompositeDistribution",
+    "DISTRIBUTIONS",
+    "Deterministic",
+    "Distribution",
+    "DistributionRuleError",
+    "Gaussian",
+    "MultiCategorical",
+    "SquashedGaussian",
+    "build_distributions",
+]
+
+if TYPE_CHECKING:
+    from composer.distributions.base import DISTRIBUTIONS, ActionDistribution, Distribution
+    from composer.distributions.continuous import Beta, Gaussian, SquashedGaussian
+    from composer.distributions.deterministic import Deterministic
+    from composer.distributions.discrete import Bernoulli, Categorical, MultiCategorical
+    from composer.distributions.joint import ActionDistributions, CompositeDistribution
+    from composer.distributions.rules import DistributionRuleError, build_distributions
+else:
+    __getattr__, __dir__ = lazy_attributes(
+        __name__,
+        {
+            "base": "DISTRIBUTIONS ActionDistribution Distribution",
+            "continuous": "Beta Gaussian SquashedGaussian",
+            "deterministic": "Deterministic",
+            "discrete": "Bernoulli Categorical MultiCategorical",
+            "joint": "ActionDistributions CompositeDistribution",
+            "rules": "DistributionRuleError build_distributions",
+        },
+    )

@@ -1,0 +1,344 @@
+"""From logits to actions: which distribution an action has, and all actions together as one.
+
+A family (`ActionDistribution`) is chosen per action of the space; called with logits it gives a `Distribution`. The
+families themselves are in `discrete_actions`, `continuous_actions` and `deterministic_actions`; others come by
+registration.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.spaces.kinds import Leaf
+from composer.spaces.tree import format_space
+from composer.spaces.values import on_host
+from perception_blocks.port import format_shape
+from perception_blocks.registry import Registry
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "ActionDistribution",
+    "Distribution",
+    "check_action",
+    "AS_SAMPLED",
+    "ENVIRONMENTS_ACTION",
+    "all_finite",
+    "check_family",
+    "default_distribution",
+    "event_sum",
+    "is_bounded",
+    "limits_text",
+    "misfit",
+    "refuse_actions",
+    "NoNumberError",
+    "no_action_to_mask",
+    "with_observation",
+    "floor_of",
+    "wide",
+]
+
+ENVIRONMENTS_ACTION = "policy.from_environment(action) makes it of an environment's action"
+AS_SAMPLED = "log_prob takes actions as sample() gives them"
+FEW_NUMBERS = 32
+RuleProblem = tuple[int, str | None, str]
+DISTRIBUTIONS = Registry("distribution")
+DISTRIBUTIONS.register_all(
+    "composer.distributions.discrete",
+    {
+        "categorical": "Categorical",
+        "multi_categorical": "MultiCategorical",
+        "bernoulli": "Bernoulli",
+    },
+)
+DISTRIBUTIONS.register_all(
+    "composer.distributions.continuous",
+    {"gaussian": "Gaussian", "squashed_gaussian": "SquashedGaussian", "beta": "Beta"},
+)
+DISTRIBUTIONS.register_all(
+    "composer.distributions.deterministic", {"deterministic": "Deterministic"}
+)
+
+
+class Distribution(ABC):
+    """A batch of distributions over one action. Actions are (..., *action shape), zero-based or on the Box's own scale.
+
+    ``log_prob``, ``entropy`` and ``kl`` are sums over the action's dimensions, shape (...).
+    """
+
+    @abstractmethod
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """An action, without gradient."""
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """An action through which gradients flow. Raises ValueError where there is no such form."""
+        raise ValueError(f"{type(self).__name__} has no reparametrised sample; use sample()")
+
+    @abstractmethod
+    def mode(self) -> Tensor:
+        """The action that a deterministic policy takes."""
+
+    @abstractmethod
+    def log_prob(self, action: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def entropy(self) -> Tensor: ...
+
+    @abstractmethod
+    def kl(self, other: Any) -> Tensor:
+        """The divergence from this to ``other``, a distribution of the same family."""
+
+
+class ActionDistribution(nn.Module):
+    """A family of distributions for one action: ``Family(leaf, **settings)``; logits (..., k) -> `Distribution`.
+
+    A subclass says what its head's width is, ``super().__init__(leaf, width)``, and how logits are read in ``forward``.
+    Logits narrower than float32 are widened before any density is computed. In those of a family that
+    ``allows_minus_infinity`` it is a choice that is never taken.
+    """
+
+    allows_minus_infinity = True
+
+    def __init__(self, leaf: Leaf, width: int) -> None:
+        super().__init__()
+        self.key = leaf.key
+        self.action_shape = leaf.shape
+        self.logits_shape = (width,)
+        self._constants: dict[str, Any] = {}
+
+    def forward(
+        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+    ) -> Distribution:
+        """``temperature`` below 1 sharpens. ``mask`` has the shape of the logits; 1 or true is legal."""
+        raise TypeError(f"{type(self).__name__} must define forward(logits, mask, temperature)")
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Set own parameters to where learning starts; most families have none."""
+
+    def refuse_no_numbers(self, logits: Tensor) -> None:
+        """Raise NoNumberError for ``logits`` and own parameters that are NaN or infinite, where `on_host` says to look.
+
+        Whoever calls the family for an action asks this first.
+        """
+        if not on_host(logits):
+            return
+        if not all_finite(logits):
+            wrong = self.wrong_logits(logits)
+            if bool(wrong.any()):
+                raise NoNumberError(
+                    f"the logits of action {self.key!r} are NaN or infinite{index_text(wrong)}; "
+                    "look for NaN in the observations, the state and the weights"
+                )
+        if self._parameters or self._modules:  # most families have none
+            # Parameters of its own, the usual case, are at hand; named_parameters() takes longer than the look.
+            own = self.named_parameters() if self._modules else self._parameters.items()
+            for name, parameter in own:
+                if parameter is None:
+                    continue
+                if on_host(parameter.data) and not all_finite(parameter):
+                    raise NoNumberError(
+                        f"the parameter {name!r} of action {self.key!r} is NaN or infinite"
+                        f"{index_text(~parameter.isfinite())}; go back to weights from before that, "
+                        "with a lower learning rate or clipped gradients"
+                    )
+
+    def wrong_logits(self, logits: Tensor) -> Tensor:
+        """Which logits the family cannot read; asked if some are not finite."""
+        if self.allows_minus_infinity:
+            return logits.isnan() | (logits == math.inf)
+        return ~logits.isfinite()
+
+    def constant(self, name: str, value: Sequence[Any] | float, dtype: torch.dtype) -> None:
+        """Keep ``value`` as a tensor that moves with the module, but is never cast, saved or left uninitialised."""
+        self._constants[name] = (value, dtype)
+        self.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ActionDistribution:
+        super()._apply(fn, recurse)
+        for name, (value, dtype) in self._constants.items():
+            device = self._buffers[name].device  # type: ignore[union-attr]
+            self._buffers[name] = torch.tensor(value, dtype=dtype, device=device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.key!r}, logits={self.logits_shape}, action={self.action_shape}"
+
+
+_DEFAULTS = {
+    "discrete": "categorical",
+    "multi_discrete": "multi_categorical",
+    "multi_binary": "bernoulli",
+}
+
+
+def default_distribution(leaf: Leaf) -> str:
+    """The name of the family that an action has without a rule."""
+    if leaf.kind == "box":
+        return "squashed_gaussian" if is_bounded(leaf) else "gaussian"
+    return _DEFAULTS[leaf.kind]
+
+
+def is_bounded(leaf: Leaf) -> bool:
+    """Whether it is a Box with finite bounds everywhere."""
+    bounds = (leaf.port.low, leaf.port.high)
+    return leaf.kind == "box" and all(b is not None and _bounded(b) for b in bounds)
+
+
+def _bounded(bound: Any) -> bool:
+    return all(map(_bounded, bound)) if isinstance(bound, tuple) else math.isfinite(bound)
+
+
+def misfit(name: str, leaf: Leaf, needs: str) -> ValueError:
+    """The error of a family that does not fit the space of an action."""
+    instead = default_distribution(leaf)
+    return ValueError(
+        f"distribution {name!r} needs {needs}, got {format_space(leaf.space)} for {leaf.key!r}; use {instead!r}"
+    )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32 if it is narrower: densities of half precision numbers are noise."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raise ValueError unless it is positive and finite; of a tensor, where its values can be looked at."""
+    if not isinstance(temperature, Tensor):
+        right = 0 < temperature < math.inf
+    else:
+        positive = (temperature > 0) & temperature.isfinite()
+        right = not on_host(temperature) or bool(positive.all())
+    if not right:
+        raise ValueError(
+            f"temperature must be positive and finite, got {temperature}; a deterministic policy takes mode()"
+        )
+
+
+class NoNumberError(ValueError):
+    """Logits that are NaN or infinite; the message names their action."""
+
+
+def with_observation(error: NoNumberError, inputs: Mapping[str, Tensor]) -> NoNumberError:
+    """The same with the first of the observations ``inputs`` that is NaN or infinite, if one is."""
+    for key, value in inputs.items():
+        wrong = ~value.isfinite()
+        if bool(wrong.any()):
+            first = value[wrong][0].item()
+            return NoNumberError(f"{error}; the observation {key!r} is {first}{index_text(wrong)}")
+    return error
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all are finite numbers; False also where only their sum is not."""
+    few = tensor.dim() == 1 and tensor.numel() <= FEW_NUMBERS  # Python adds them up in less time
+    total = sum(tensor.tolist()) if few else tensor.sum().item()
+    return total - total == 0
+
+
+def _without_mask(key: str, observation: str, single: bool) -> str:
+    """What is wrong with logits alone where the spec has a mask."""
+    joint = f"; samples of that are dicts, {{{key!r}: action}}" if single else ""
+    return (
+        f"the spec masks action {key!r} by the observation {observation!r}, which logits do not carry; "
+        "policy.distribution(observations) reads it, or give it: "
+        f"policy.distributions(logits, masks={{{key!r}: mask}}), None for no mask{joint}"
+    )
+
+
+def no_action_to_mask(name: Any, actions: Iterable[str]) -> str:
+    """What is wrong with a mask of something else."""
+    near = did_you_mean(str(name), actions) or f"; there is {listing(actions)}"
+    return f"there is no action {name!r} to mask{near}"
+
+
+def floor_of(dtype: torch.dtype) -> float:
+    """What stands for the log-probability of the impossible: its exp is 0, and a million of them add up to a number."""
+    return torch.finfo(dtype).min / 2**20
+
+
+def refuse_actions(
+    action: Tensor,
+    wrong: Tensor,
+    expected: Callable[[tuple[int, ...]], str],
+    key: str,
+    way_out: str = AS_SAMPLED,
+) -> None:
+    """Raise ValueError for the first action that is ``wrong``; ``expected`` says what would be right at its index.
+
+    ``way_out`` is what to do about a number; what is none has its own.
+    """
+    if bool(wrong.any()):
+        index = tuple(wrong.nonzero()[0].tolist())
+        value = action.expand(wrong.shape)[index].item()
+        if not math.isfinite(value):
+            way_out = "look for NaN and infinity where the action is from"
+        raise ValueError(
+            f"action {key!r} is {value:.7g}{index_text(wrong)}, expected {expected(index)}; {way_out}"
+        )
+
+
+def limits_text(low: Any, high: Any, shape: Sequence[int], index: tuple[int, ...]) -> str:
+    """The bounds at ``index`` of values of ``shape``: ``0 to 3``."""
+    least, most = (torch.as_tensor(limit).expand(shape)[index].item() for limit in (low, high))
+    return f"{least:g} to {most:g}"
+
+
+def index_text(wrong: Tensor) -> str:
+    """Where the first of those that are wrong is."""
+    index = tuple(wrong.nonzero()[0].tolist())
+    return f" at index {index}" if index else ""
+
+
+def check_family(own: Distribution, other: Any) -> None:
+    """Raise ValueError unless ``other`` is a distribution of the same family."""
+    if type(other) is not type(own):
+        name, got = type(own).__name__, type(other).__name__
+        raise ValueError(f"kl of a {name} is to another one, got a {got}")
+
+
+def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
+    """Raise ValueError unless ``action`` is one for a distribution of batch and action axes ``shape``.
+
+    Batch axes may be broadcast, but not those of actions (B, 1) under a batch (B,): the result would be (B, B).
+    """
+    if isinstance(action, Mapping):
+        raise ValueError(
+            f"log_prob takes the tensor of one action, got a {type(action).__name__} of {listing(action)}; "
+            "give the value of this action"
+        )
+    if not isinstance(action, Tensor):
+        raise ValueError(
+            f"log_prob takes what sample() gives, a tensor, got a {type(action).__name__}; "
+            f"{ENVIRONMENTS_ACTION}"
+        )
+    if action.is_complex():
+        raise ValueError(f"an action of this distribution is of real numbers, got {action.dtype}")
+    own, first = max(action.dim() - event_dims, 0), len(shape) - event_dims
+    one_axis_more = not event_dims and len(shape) > 0 and action.shape == (*shape, 1)
+    if action.shape[own:] != shape[first:] or one_axis_more:
+        expected, got = format_shape(tuple(shape)), format_shape(tuple(action.shape))
+        raise ValueError(f"an action of this distribution has the shape {expected}, got {got}")
+    for size, batch in zip(reversed(action.shape[:own]), reversed(shape[:first]), strict=False):
+        if size != batch and size != 1 and batch != 1:
+            expected, got = format_shape(tuple(shape)), format_shape(tuple(action.shape))
+            raise ValueError(f"actions of the shape {got} are no batch for this one, {expected}")
+
+
+def event_sum(values: Tensor, event_dims: int) -> Tensor:
+    """The sum over the last ``event_dims`` axes."""
+    return values.flatten(-event_dims).sum(-1) if event_dims else values
+
+
+def _total(values: Iterable[Tensor]) -> Tensor:
+    total = None
+    for value in values:
+        total = value if total is None else total + value
+    if total is None:
+        raise ValueError("the action space has no actions")
+    return total

@@ -1,0 +1,76 @@
+"""Actions without chance: what a network says, squashed into the bounds of a Box. TD3 and DDPG train such policies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from composer.distributions.base import (
+    ActionDistribution,
+    Distribution,
+    check_temperature,
+    is_bounded,
+    misfit,
+    wide,
+)
+from composer.distributions.continuous import keep_bounds, kept_bounds, refuse_mask, squashed
+from composer.spaces.kinds import Leaf
+
+__all__ = ["Deterministic", "DeterministicDistribution"]
+
+
+class DeterministicDistribution(Distribution):
+    """One action, always the same: ``action`` (..., *action shape). It has no density."""
+
+    def __init__(self, action: Tensor, *, key: str = "action") -> None:
+        self.action = action
+        self._key = key
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.action.detach()
+
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.action
+
+    def mode(self) -> Tensor:
+        return self.action
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        self._refuse("log_prob")
+
+    def entropy(self) -> Tensor:
+        self._refuse("entropy")
+
+    def kl(self, other: Any) -> Tensor:
+        self._refuse("kl")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ValueError(
+            f"the action {self._key!r} is deterministic, which has no {what}; use 'squashed_gaussian'"
+        )
+
+
+class Deterministic(ActionDistribution):
+    """The action itself: logits (..., one per dimension), squashed into the Box's bounds by tanh."""
+
+    allows_minus_infinity = False
+
+    def __init__(self, leaf: Leaf) -> None:
+        if not is_bounded(leaf):
+            raise misfit("deterministic", leaf, "a Box action with finite bounds")
+        super().__init__(leaf, math.prod(leaf.shape))
+        self.same_bounds = keep_bounds(self, leaf)
+
+    def forward(
+        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+    ) -> DeterministicDistribution:
+        """``temperature`` changes nothing: there is nothing to sharpen."""
+        check_temperature(temperature)
+        refuse_mask(mask, "deterministic", self.key)
+        u = wide(logits)
+        u = u.reshape((*u.shape[:-1], *self.action_shape))
+        bounds = self.same_bounds or kept_bounds(self, u.dtype)
+        return DeterministicDistribution(squashed(u, bounds), key=self.key)

@@ -1,0 +1,155 @@
+"""Distributions of several actions, and of an action of several parts."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.distributions.base import (
+    ActionDistribution,
+    Distribution,
+    _total,
+    _without_mask,
+    check_family,
+    no_action_to_mask,
+)
+from perception_blocks.graph.wiring import module_name
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = ["ActionDistributions", "CompositeDistribution"]
+
+
+class CompositeDistribution(Distribution):
+    """Several independent actions as one: samples are dicts by flat key, log_prob, entropy and kl are joint.
+
+    ``parts`` holds the distribution of each action.
+    """
+
+    def __init__(self, parts: Mapping[str, Distribution]) -> None:
+        self.parts = dict(parts)
+
+    def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        return {key: part.sample(generator) for key, part in self.parts.items()}
+
+    def rsample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        return {key: part.rsample(generator) for key, part in self.parts.items()}
+
+    def mode(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return {key: part.mode() for key, part in self.parts.items()}
+
+    def log_prob(self, action: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
+        if not isinstance(action, Mapping):
+            got = type(action).__name__
+            raise ValueError(f"log_prob takes a dict of {listing(self.parts)}, got a {got}")
+        missing = [key for key in self.parts if key not in action]
+        if missing:
+            raise ValueError(f"log_prob needs every action; missing: {listing(missing)}")
+        for key in action:
+            if key not in self.parts:
+                near = did_you_mean(str(key), self.parts) or f"; there is {listing(self.parts)}"
+                raise ValueError(f"log_prob got {key!r}, which is no action{near}")
+        return _total(part.log_prob(action[key]) for key, part in self.parts.items())
+
+    def entropy(self) -> Tensor:
+        return _total(part.entropy() for part in self.parts.values())
+
+    def kl(self, other: CompositeDistribution) -> Tensor:
+        check_family(self, other)
+        if other.parts.keys() != self.parts.keys():
+            raise ValueError(f"kl of {listing(self.parts)} cannot be to {listing(other.parts)}")
+        return _total(part.kl(other.parts[key]) for key, part in self.parts.items())
+
+
+class ActionDistributions(nn.Module):
+    """The distributions of a whole action space by flat key; `build_distributions` makes it."""
+
+    def __init__(self, families: Mapping[str, ActionDistribution]) -> None:
+        super().__init__()
+        self._names: dict[str, str] = {}
+        self.masked: dict[str, str] = {}  # action -> the observation that is its mask, by the spec
+        for key, family in families.items():
+            self._names[key] = module_name(key)
+            self.add_module(self._names[key], family)
+
+    @property
+    def logits_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What a policy's heads must be: ``{action: (k,)}``."""
+        return {key: family.logits_shape for key, family in self.items()}
+
+    def forward(
+        self,
+        logits: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        temperature: float = 1.0,
+    ) -> CompositeDistribution:
+        """The distribution of all actions together; ``masks`` may name some of them.
+
+        Raises ValueError for logits and parameters that are NaN or infinite, where `on_host` allows a look at them,
+        and where an action of ``masked`` is not named in ``masks``; ``{action: None}`` is no mask. Of a single action
+        it is a joint distribution too: samples are dicts.
+        """
+        given = {} if masks is None else self._given(masks)
+        self._refuse_other_logits(logits)
+        parts = {}
+        for key, name in self._names.items():
+            family: Any = self._modules[name]
+            if key in self.masked and key not in given:
+                raise ValueError(_without_mask(key, self.masked[key], len(self) == 1))
+            family.refuse_no_numbers(logits[key])
+            parts[key] = family(logits[key], given.get(key), temperature)
+        return CompositeDistribution(parts)
+
+    def _given(self, masks: Any) -> Mapping[str, Tensor]:
+        """``masks`` if they are by action, else ValueError."""
+        if not isinstance(masks, Mapping):
+            raise ValueError(
+                f"masks must be a dict by action ({listing(self)}), got a {type(masks).__name__}; "
+                f"give {{{next(iter(self), None)!r}: mask}}"
+            )
+        for key, mask in masks.items():
+            if key not in self._names:
+                raise ValueError(no_action_to_mask(key, self))
+            if mask is not None and not isinstance(mask, Tensor):
+                raise ValueError(
+                    f"the mask of action {key!r} must be a tensor or None, got a {type(mask).__name__}; "
+                    "torch.as_tensor(mask) makes one"
+                )
+        return masks
+
+    def _refuse_other_logits(self, logits: Any) -> None:
+        """Raise ValueError unless they are by action and of every one."""
+        if not isinstance(logits, Mapping):
+            memory = isinstance(logits, tuple)
+            gives = "(logits, state) with memory: take its first" if memory else "it"
+            raise ValueError(
+                f"logits must be a dict by action ({listing(self)}), got a {type(logits).__name__}; "
+                f"policy(observations) gives {gives}"
+            )
+        for key in self._names:
+            if key not in logits:
+                raise ValueError(
+                    f"there are no logits of action {key!r}, got {listing(logits) or 'an empty dict'}; "
+                    "policy(observations) gives them"
+                )
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for _, family in self.items():
+            family.reset_parameters(generator)
+
+    def __getitem__(self, key: str) -> ActionDistribution:
+        return self._modules[self._names[key]]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._names
+
+    def items(self) -> ItemsView[str, ActionDistribution]:
+        return {key: self[key] for key in self._names}.items()

@@ -1,0 +1,135 @@
+"""Which distribution an action gets: the defaults for each space, and a spec's `distributions:`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from composer.distributions.base import (
+    DISTRIBUTIONS,
+    ActionDistribution,
+    RuleProblem,
+    default_distribution,
+)
+from composer.distributions.joint import ActionDistributions
+from composer.spaces.kinds import KINDS
+from composer.spaces.tree import SpaceTree
+from perception_blocks.settings import check_settings
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = ["DistributionRuleError", "build_distributions"]
+
+
+class DistributionRuleError(ValueError):
+    """What is wrong with ``distributions:``; ``problems`` are (index of the rule, setting or None, message)."""
+
+    def __init__(self, problems: Iterable[RuleProblem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(f"distributions[{i}]: {text}" for i, _, text in self.problems))
+
+    def __reduce__(self) -> tuple:
+        return (type(self), (self.problems,))
+
+
+def build_distributions(
+    tree: SpaceTree, rules: Sequence[Mapping[str, Any]] = ()
+) -> ActionDistributions:
+    """The family of each action of ``tree``: from the first rule that fits it, else the default.
+
+    A rule is ``{action: <flat key>, distribution: <name>}`` or ``{space: <kind>, distribution: <name>}`` with the
+    family's settings beside. Raises DistributionRuleError that tells of everything wrong with the rules.
+    """
+    problems: list[RuleProblem] = []
+    chosen: dict[str, int] = {}
+    for index, rule in enumerate(rules):
+        matched = _matching(tree, rule, index, problems)
+        new = [key for key in matched if key not in chosen]
+        if matched and not new:
+            first = chosen[matched[0]]
+            text = (
+                f"the rule for {_subject(rule)} is never used: distributions[{first}] comes first"
+            )
+            problems.append((index, None, text))
+        chosen |= dict.fromkeys(new, index)
+    families_of_rules = [_family_of(rule, i, problems) for i, rule in enumerate(rules)]
+    families = {}
+    for key, leaf in tree.leaves.items():
+        index = chosen.get(key)
+        if index is None:
+            families[key] = DISTRIBUTIONS.get(default_distribution(leaf))(leaf)
+            continue
+        family = families_of_rules[index]
+        try:
+            if family is not None:
+                families[key] = family(leaf, **_settings(rules[index]))
+        except ValueError as error:
+            problems.append((index, "distribution", str(error)))
+    if problems:
+        raise DistributionRuleError(sorted(problems, key=lambda problem: problem[0]))
+    return ActionDistributions(families)
+
+
+def _matching(
+    tree: SpaceTree,
+    rule: Mapping[str, Any],
+    index: int,
+    problems: list[RuleProblem],
+) -> list[str]:
+    """The actions that a rule speaks of."""
+    if ("action" in rule) == ("space" in rule):
+        text = "needs either 'action' (its name) or 'space' (a kind of space)"
+        problems.append(
+            (index, None, f"a rule {text}, got {', '.join(map(repr, rule)) or 'nothing'}")
+        )
+        return []
+    subject = "action" if "action" in rule else "space"
+    if not isinstance(rule[subject], str):
+        problems.append((index, subject, f"{subject!r} must be a text, got {rule[subject]!r}"))
+        return []
+    if "action" in rule:
+        name = rule["action"]
+        if name in tree.leaves:
+            return [name]
+        near = did_you_mean(name, tree.leaves) or f"; it has {listing(tree.leaves)}"
+        problems.append((index, "action", f"no action {name!r} in the action space{near}"))
+        return []
+    kind = rule["space"]
+    matched = [key for key, leaf in tree.leaves.items() if leaf.kind == kind]
+    if kind not in KINDS:
+        near = did_you_mean(kind, KINDS) or f"; known are {listing(KINDS)}"
+        problems.append((index, "space", f"unknown kind of space {kind!r}{near}"))
+    elif not matched:
+        kinds = listing(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))
+        problems.append((index, "space", f"no action is a {kind!r}; the actions are {kinds}"))
+    return matched
+
+
+def _family_of(
+    rule: Mapping[str, Any], index: int, problems: list[RuleProblem]
+) -> Callable[..., ActionDistribution] | None:
+    """The class that a rule names, if it exists and takes the rule's settings."""
+    name = rule.get("distribution")
+    if name is None:
+        problems.append((index, None, f"the rule for {_subject(rule)} names no 'distribution'"))
+        return None
+    try:
+        family = DISTRIBUTIONS.get(name) if isinstance(name, str) else name
+    except ValueError as error:
+        problems.append((index, "distribution", str(error)))
+        return None
+    if not callable(family):
+        text = f"'distribution' must be the name of a distribution, got {name!r}"
+        problems.append((index, "distribution", text))
+        return None
+    label = f"distribution {name!r}" if isinstance(name, str) else f"{family.__name__}"
+    wrong = check_settings(family, _settings(rule), label)
+    problems.extend((index, problem.setting, problem.message) for problem in wrong)
+    return None if wrong else cast("Callable[..., ActionDistribution]", family)
+
+
+def _settings(rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in rule.items() if k not in ("action", "space", "distribution")}
+
+
+def _subject(rule: Mapping[str, Any]) -> str:
+    return repr(rule.get("action", rule.get("space")))

@@ -1,0 +1,286 @@
+"""A model as a file that runs without this library: ``.onnx`` or ``.pt2``, kept only if it computes the same."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from composer.atomic import WriteError, replace_with
+from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.plain_spec import plain_spec
+from composer.critic.delta_state import DeltaStateCritic
+from composer.critic.shared_state import SharedStateCritic
+from composer.errors import RefusedError
+from composer.export.checks import argument_problems, model_problems
+from composer.export.files import FORMATS, METADATA, FileFormat, trace
+from composer.export.network import ExportedNetwork
+from composer.export.parity import (
+    BATCHES,
+    STEPS,
+    TOLERANCE,
+    Difference,
+    largest_difference,
+    random_inputs,
+    zero_state,
+)
+from composer.export.values import ExportPart, Value
+from composer.export.wrappers import MeanNoise, mean_noises, wrapped_policy
+from composer.network.module import NetworkModule
+from composer.network.network import Network
+from composer.policy.policy import Policy
+from composer.policy.structured import StructuredPolicy
+from composer.source.load import dump_yaml
+from composer.spaces.json_form import spaces_to_json
+from composer.wrappers.wrapping import wrap_policy
+from perception_blocks.registry import MissingExtraError
+
+__all__ = ["METADATA", "ExportError", "ExportReport", "export_model"]
+
+
+class ExportError(RefusedError):
+    """Why there is no file; the message says everything that stands in the way, and what to do."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written to ``path``: its inputs and outputs, and how far from the model's they were at most."""
+
+    path: Path
+    inputs: list[Value] = field(repr=False)
+    outputs: list[Value] = field(repr=False)
+    difference: float
+
+    def __str__(self) -> str:
+        lines = ["inputs", *(f"  {value}" for value in self.inputs)]
+        lines += ["outputs", *(f"  {value}" for value in self.outputs)]
+        sizes = ", ".join(map(str, BATCHES[:-1])) + f" and {BATCHES[-1]}"
+        lines += [
+            f"{STEPS} steps with batches of {sizes}: at most {self.difference:.1e} from the model"
+        ]
+        return "\n".join([*lines, f"wrote {self.path}"])
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be in a file, and what stands in the way."""
+
+    policy: Policy | StructuredPolicy
+    critic: Any
+    part: ExportPart
+    unroll: int | None
+    wrappers: list[MeanNoise]
+    problems: list[str]
+
+
+def export_model(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    part: ExportPart = "policy",
+    unroll: int | None = None,
+    actor: Any = None,
+    wrapped: Any = None,
+) -> ExportReport:
+    """Write ``model`` to ``path``, as `Model.export` says. Raises ExportError, and then writes nothing."""
+    target = Path(path)
+    chosen = _format(target)
+    order = _ordered(model, part, unroll, actor, wrapped)
+    problems = [*order.problems]
+    problems += model_problems(order.policy, order.critic, part, target.suffix)
+    if problems:
+        raise ExportError(f"{os.fspath(path)!r} cannot be exported: " + "\n  ".join(problems))
+    with torch.autocast("cpu", enabled=False):  # what runs the file knows nothing of the caller's
+        network = _network(order)
+        worst = _write(network, chosen, target, _metadata(model, network, actor))
+    inputs, outputs = list(network.inputs.values()), list(network.outputs.values())
+    return ExportReport(target, inputs, outputs, worst.size)
+
+
+def _ordered(model: Any, part: ExportPart, unroll: int | None, actor: Any, wrapped: Any) -> _Order:
+    policy, critic = _parts_of(model, part, actor)
+    problems = list(argument_problems(part, unroll, critic))
+    wrappers: list[MeanNoise] = []
+    if wrapped is not None:
+        inner = wrapped_policy(wrapped)
+        # An actor's policy is made anew whenever it is asked for.
+        same = inner is policy if actor is None else _acts_alike(inner, policy)
+        problems += [] if same else [_not_wrapped(wrapped, inner, actor)]
+        wrappers = mean_noises(wrapped, problems) if same else []
+    elif part != "critic" and isinstance(policy, Policy) and model.spec.policy.wrap:
+        wrappers = mean_noises(wrap_policy(policy, model.spec.policy.wrap), problems)
+    return _Order(policy, critic, part, unroll, wrappers, problems)
+
+
+def _acts_alike(inner: Policy | None, policy: Any) -> bool:
+    return inner is not None and inner.logits_shapes == policy.logits_shapes
+
+
+def _not_wrapped(wrapped: Any, inner: Policy | None, actor: Any) -> str:
+    own = "model.policy" if actor is None else f"model.policy[{actor!r}]"
+    got = f"a {type(wrapped).__name__}" if inner is None else "another policy in wrappers"
+    return f"wrapped is what composer.model_wrap({own}, ...) gives, got {got}"
+
+
+def _write(
+    network: ExportedNetwork, chosen: FileFormat, target: Path, metadata: dict[str, Any]
+) -> Difference:
+    """Put the file in its place, if it computes what ``network`` does; the largest difference between them."""
+    program = _traced(network)
+    worst = Difference("", 0.0, 0, 0)
+
+    def write(temporary: str) -> None:
+        nonlocal worst
+        try:
+            chosen.write(program, network, metadata, temporary)
+            run = chosen.read(temporary)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"{str(target)!r} cannot be written: {type(error).__name__}: {_first_line(error)}"
+            ) from error
+        worst = largest_difference(network, run)
+        if not worst.size <= TOLERANCE:
+            raise ExportError(_unequal(target, worst))
+
+    try:
+        replace_with(target, write)
+    except WriteError as error:
+        raise ExportError(str(error)) from error
+    return worst
+
+
+def _format(path: Path) -> FileFormat:
+    chosen = FORMATS.get(path.suffix)
+    if chosen is None:
+        kinds = " or ".join(FORMATS)
+        raise ExportError(f"{str(path)!r} must end in {kinds}, which says what kind of file it is")
+    try:
+        chosen.require()
+    except MissingExtraError as error:
+        raise ExportError(str(error)) from error
+    return chosen
+
+
+def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy | StructuredPolicy, Any]:
+    """The policy and critic that are exported: of several actors those of all, or of ``actor`` alone."""
+    critic = None if part == "policy" else model.critic
+    if actor is None:
+        return model.policy, critic
+    if isinstance(model.policy, Policy):
+        raise ExportError(f"this model has one policy, and none of its own for {actor!r}")
+    if isinstance(critic, SharedStateCritic | DeltaStateCritic):
+        why = "all actors observe together"
+        if isinstance(critic, DeltaStateCritic):
+            why = "steps are worth one after the other"
+        raise ExportError(
+            f"the critic gives what {why}, and none of {actor!r} alone; export all actors, or part='policy'"
+        )
+    try:
+        return model.policy[actor], None if critic is None else critic[actor]
+    except KeyError as error:
+        raise ExportError(error.args[0]) from error
+
+
+def _network(order: _Order) -> ExportedNetwork:
+    """A copy as it is for use: on the CPU, in eval mode, in float32 at least."""
+    roots = [root for root in (order.policy, order.critic) if root is not None]
+    modules = [module for root in roots for module in root.modules()]
+    own = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
+    weights = [t for t in own if t is not None]
+    computed = [t for m in modules for t in vars(m).values()]  # as pruning has it
+    # What is computed of others cannot be copied as it is; parts of stacks are, those of networks of one form.
+    memo: dict[int, Tensor] = {id(t): t.detach().clone() for t in computed if _has_history(t)}
+    memo |= {id(t): nn.Parameter(t.detach().clone(), False) for t in weights if _has_history(t)}
+    policy, critic = copy.deepcopy((order.policy, order.critic), memo)
+    narrow = torch.finfo(policy.dtype).bits < 32
+    for module in filter(None, (policy, critic)):
+        module.to(device="cpu", dtype=torch.float32 if narrow else policy.dtype).eval()
+    network = ExportedNetwork(policy, critic, order.part, order.unroll, order.wrappers).eval()
+    with torch.no_grad():
+        batch = BATCHES[1]
+        inputs = next(random_inputs(network, batch, 1))
+        network(dict(zero_state(network, batch)) | inputs)  # names the outputs, in their order
+    return network
+
+
+def _has_history(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_leaf
+
+
+def _traced(network: ExportedNetwork) -> ExportedProgram:
+    try:
+        return trace(network)
+    except Exception as error:
+        place = _failing_module(network, error)
+        reason = _first_line(error)
+        raise ExportError(f"{place} cannot be traced: {type(error).__name__}: {reason}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _failing_module(network: ExportedNetwork, error: BaseException) -> str:
+    """The innermost module of the model in which ``error`` was raised, by its path and class."""
+    names: dict[int, str] = {}
+    for part, module in (("policy", network.policy), ("critic", network.critic)):
+        if module is not None:
+            names |= {id(inner): name for name, inner in module.named_modules(prefix=part)}
+            names |= {id(net.module): part for net in _networks_of(module)}
+    found, trace_back = network, error.__traceback__
+    while trace_back is not None:
+        owner = trace_back.tb_frame.f_locals.get("self")
+        found = owner if id(owner) in names else found
+        trace_back = trace_back.tb_next
+    return f"{names.get(id(found), 'the model')!r} ({type(found).__qualname__})"
+
+
+def _networks_of(module: Any) -> list[Network]:
+    """The networks that a policy or critic runs itself."""
+    if isinstance(module, NetworkModule):
+        return [module.network]
+    return [seat.network for group in module.groups for seat in group.parts]
+
+
+def _unequal(path: Path, worst: Difference) -> str:
+    return (
+        f"{str(path)!r} is not kept: its output {worst.output!r} differs from the model's by {worst.size:.1e} "
+        f"(step {worst.step} with a batch of {worst.batch}), more than {TOLERANCE:.0e}"
+    )
+
+
+def _metadata(model: Any, network: ExportedNetwork, actor: Any) -> dict[str, Any]:
+    """What a file says of itself, in JSON."""
+    policy = network.policy
+    try:
+        spec = dump_yaml(plain_spec(model.source.data))
+    except CheckpointError:  # it holds a class or function without a name
+        spec = None
+    return {
+        "format_version": 1,
+        "part": network.part,
+        "unroll": network.steps,
+        "actor": None if actor is None else str(actor),
+        "inputs": {name: _described(value) for name, value in network.inputs.items()},
+        "outputs": {name: _described(value) for name, value in network.outputs.items()},
+        "state": {v.name: v.next for v in network.inputs.values() if v.kind == "state"},
+        "observation_space": spaces_to_json(policy.observation_space),
+        "action_space": spaces_to_json(policy.action_space),
+        "spec": spec,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def _described(value: Value) -> dict[str, Any]:
+    dtype = str(value.dtype).removeprefix("torch.")
+    described = {"kind": value.kind, "key": value.key, "shape": list(value.axes), "dtype": dtype}
+    return described if value.actor is None else {**described, "actor": value.actor}

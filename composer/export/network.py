@@ -1,0 +1,186 @@
+"""What is exported of a model: one function from a dict of tensors to a dict of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from composer.export.values import ExportedActors, ExportPart, Interface, Place, Value, roots_of
+from composer.export.wrappers import MeanNoise
+from composer.network.network import State, Tensors, share_of
+from composer.policy.policy import Policy
+from composer.policy.structured import StructuredPolicy
+from composer.spaces.kinds import to_space_value
+from perception_blocks.words import as_module_name
+
+__all__ = ["ExportedNetwork"]
+
+
+class ExportedNetwork(nn.Module):
+    """A policy, a critic or both, for one step or, with ``unroll``, for that many; of one actor or of all.
+
+    The inputs are complete: a critic that reads shared values has the policy inside. ``wrappers`` change actions, the
+    first one first.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | StructuredPolicy,
+        critic: Any,
+        part: ExportPart,
+        unroll: int | None,
+        wrappers: Sequence[MeanNoise] = (),
+    ) -> None:
+        super().__init__()
+        self.part = part
+        self.steps = unroll
+        self.wrappers = tuple(wrappers)
+        roots = roots_of(policy, critic, part)
+        object.__setattr__(self, "policy", policy)  # no children: see _adopt
+        object.__setattr__(self, "critic", roots.get("critic"))
+        self.runs_policy = "policy" in roots
+        for name, root in roots.items():
+            self._adopt(name, root)
+        self.actors = ExportedActors(policy, self.critic, self.runs_policy)
+        self.interface = Interface(self.actors, roots, unroll)
+
+    policy: Policy | StructuredPolicy
+    critic: Any
+
+    @property
+    def inputs(self) -> dict[str, Value]:
+        return self.interface.inputs
+
+    @property
+    def outputs(self) -> dict[str, Value]:
+        """Empty until the first run."""
+        return self.interface.outputs
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """Outputs by name; the state after the step comes with them."""
+        face, actors = self.interface, self.actors
+        observations = face.by_actor("observation", inputs)
+        state, resets = face.of_kind("state", inputs), self._resets(inputs, observations)
+        found: dict[Place, Tensor] = {}
+        shared: Any = {}
+        if self.runs_policy:
+            own = self._own(state, "policy")
+            shared, after = self._call(self.policy, [actors.whole(observations)], own, resets)
+            if self.part != "critic":
+                for actor, outputs in actors.parts(shared).items():
+                    found |= self._decided(actor, outputs, observations[actor])
+            found |= self._states("policy", after)
+        if self.critic is not None:
+            own = self._own(state, "critic")
+            values, after = self._judged(inputs, observations, own, resets, shared)
+            found |= {("value", *place): value for place, value in values.items()}
+            found |= self._states("critic", after)
+        return face.named(found)
+
+    def example(self, batch: int) -> Tensors:
+        """Zeros as inputs, for tracing; axes that vary have sizes of their own."""
+        sizes: dict[str, int] = {"batch": batch}
+        for value in self.inputs.values():
+            for axis in value.axes:
+                if isinstance(axis, str):
+                    sizes.setdefault(axis, batch + len(sizes))
+        return {name: value.zeros(sizes) for name, value in self.inputs.items()}
+
+    def _decided(
+        self, actor: str | None, outputs: Tensors, observations: Tensors
+    ) -> dict[Place, Tensor]:
+        """The logits of one actor, and what it does: the modes of its distributions, as its wrappers leave them."""
+        policy = self.actors.policies[actor]
+        masks: Tensors = {}
+        if policy.masks:
+            keys = policy.masks.values()
+            masks = policy.observer.read(observations, keys, policy.dtype, policy.device)
+        mode: Any = policy.distribution_of(outputs, masks, None, 1.0).mode()
+        leaves = policy.action_tree.leaves
+        modes: Tensors = mode if isinstance(mode, dict) else {next(iter(leaves)): mode}
+        for wrapper in self.wrappers:
+            modes = wrapper(modes)
+        decided: dict[Place, Tensor] = {("logits", actor, key): outputs[key] for key in leaves}
+        for key, leaf in leaves.items():
+            decided["action", actor, key] = to_space_value(leaf, modes[key])
+        return decided
+
+    def _judged(
+        self,
+        inputs: Mapping[str, Tensor],
+        observations: Mapping[str | None, Tensors],
+        state: State,
+        resets: Any,
+        shared: Any,
+    ) -> tuple[dict[tuple[str | None, str], Tensor], State]:
+        """Values by actor and key, and the critic's state after."""
+        actors, critic = self.actors, self.critic
+        arguments: list[Any] = [actors.whole(observations)]
+        if critic.takes_action:
+            arguments.append(self._taken(inputs))
+        keywords: dict[str, Any] = {"shared": shared}
+        if actors.tells_presence:
+            told = self.interface.by_actor("present", inputs)
+            keywords["present"] = {actor: next(iter(own.values())) for actor, own in told.items()}
+        values, after = self._call(critic, arguments, state, resets, **keywords)
+        by_actor = actors.several and actors.critic_of(next(iter(actors.policies))) is not None
+        owned = values if by_actor else {None: values}
+        return {(a, key): value for a, own in owned.items() for key, value in own.items()}, after
+
+    def _taken(self, inputs: Mapping[str, Tensor]) -> Any:
+        """The actions to be valued, as distributions have them; None where no critic asks for one."""
+        taken = {
+            actor: self.actors.policies[actor].from_environment(own)
+            for actor, own in self.interface.by_actor("taken", inputs).items()
+            if own
+        }
+        return self.actors.whole(taken) if taken else None
+
+    def _call(
+        self, module: Any, arguments: list[Any], state: State, resets: Any, **keywords: Any
+    ) -> tuple[Any, State]:
+        """What a policy or critic gives for one step or for all of them, and its state after."""
+        if not module.has_memory:
+            return module(*arguments, **keywords), {}
+        call = module if self.steps is None else module.unroll
+        return call(*arguments, state, resets, **keywords)
+
+    def _resets(
+        self, inputs: Mapping[str, Tensor], observations: Mapping[str | None, Tensors]
+    ) -> Any:
+        """One for all, or by actor where some are many: then each of those has the same."""
+        resets = self.interface.of_kind("resets", inputs).get("resets")
+        if resets is None or not self.actors.crowds:
+            return resets
+        by_actor = {}
+        for actor, own in observations.items():
+            by_actor[actor] = resets
+            if actor in self.actors.crowds:
+                agents = next(iter(own.values())).shape[1]
+                by_actor[actor] = resets.unsqueeze(1).expand(-1, agents, *resets.shape[1:])
+        return by_actor
+
+    def _states(self, part: str, after: State) -> dict[Place, Tensor]:
+        face = self.interface
+        return {("state", None, face.state_key(part, key)): v for key, v in after.items()}
+
+    def _own(self, state: State, part: str) -> State:
+        """What of the state is of a part, under that part's own names."""
+        return share_of(part, state) if self.interface.state_key(part, "") else state
+
+    def _adopt(self, part: str, root: nn.Module) -> None:
+        """Give the weights of ``root`` addresses of one step: ``weights/policy/latent/linears/0``, and their own name.
+
+        Torch's exporter looks them up as attributes, where a node that is named like a method ("value") is not found.
+        """
+        for path, module in root.named_modules(prefix=part):
+            if module._parameters or module._buffers:
+                holder = nn.Module()
+                for registry in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+                    object.__setattr__(holder, registry, getattr(module, registry))
+                name = as_module_name(f"weights/{path}".replace(".", "/"))
+                while name in self._modules:
+                    name += "_"
+                self.add_module(name, holder)

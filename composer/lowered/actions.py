@@ -1,0 +1,121 @@
+"""Actions from logits without a Distribution around them: the same operations, for one environment step at a time.
+
+There is a short form for what most environments have; all other actions go through their Distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from composer.distributions.base import ActionDistribution, wide
+from composer.distributions.continuous import Gaussian, SquashedGaussian
+from composer.distributions.discrete import Categorical
+from composer.spaces.kinds import Leaf
+
+__all__ = ["Draw", "drawer"]
+
+Generator: TypeAlias = torch.Generator | None
+# Logits of one observation, whether to take the mode -> the action as the environment has it.
+Draw: TypeAlias = Callable[[Tensor, bool, Generator], Any]
+
+
+def drawer(family: ActionDistribution, leaf: Leaf) -> Draw | None:
+    """The short form of ``family``; None where it has none. Parameters are read when it runs."""
+    make = _DRAWERS.get(type(family))
+    return None if make is None else make(family, leaf)
+
+
+def _categorical(family: Categorical, leaf: Leaf) -> Draw:
+    start: Any = leaf.start
+    number: Any = leaf.space.dtype.type  # type: ignore[union-attr]
+
+    def draw(logits: Tensor, deterministic: bool, generator: Generator) -> Any:
+        log_probs = torch.log_softmax(wide(logits), -1)
+        if not deterministic:  # as ChoiceDistribution.sample
+            clocks = torch.empty_like(log_probs).exponential_(generator=generator)
+            log_probs = log_probs.exp_().div_(clocks.clamp_min_(torch.finfo(clocks.dtype).tiny))
+        return number(int(log_probs.argmax(-1)) + start)
+
+    return draw
+
+
+def _gaussian(family: Gaussian, leaf: Leaf) -> Draw | None:
+    clip = _clipper(leaf)
+    if clip is None:
+        return None
+
+    def draw(logits: Tensor, deterministic: bool, generator: Generator) -> Any:
+        return clip(_normal(family, wide(logits), deterministic, generator))
+
+    return draw
+
+
+def _squashed_gaussian(family: SquashedGaussian, leaf: Leaf) -> Draw | None:
+    clip, bounds = _clipper(leaf), family.same_bounds
+    if clip is None or bounds is None or (bounds.low, bounds.high) != leaf.bounds:
+        return None  # else what clips to the one clips to the other
+    middle, half = bounds.middle, bounds.half
+    stretched = middle != 0 or half != 1 or str(leaf.space.dtype) != "float32"
+
+    def draw(logits: Tensor, deterministic: bool, generator: Generator) -> Any:
+        inside = _normal(family, wide(logits), deterministic, generator).tanh()
+        if stretched or inside.dtype != torch.float32:
+            return clip(middle + half * inside)
+        return inside.numpy()  # which are the bounds of tanh
+
+    return draw
+
+
+def _normal(
+    family: Gaussian | SquashedGaussian, logits: Tensor, deterministic: bool, generator: Generator
+) -> Tensor:
+    """As `GaussianDistribution.sample` and ``mode``, without what only densities need."""
+    own = family._parameters.get("log_std")
+    if own is None:
+        width = logits.shape[-1] // 2
+        mean, log_std = torch.split_with_sizes(logits, (width, width), -1)
+    else:
+        mean, log_std = logits, own
+    if len(family.action_shape) != 1:
+        mean = mean.reshape(family.action_shape)
+    if deterministic:
+        return mean
+    if own is None:
+        if len(family.action_shape) != 1:
+            log_std = log_std.reshape(family.action_shape)
+        if family.init_log_std != 0:
+            log_std = log_std + family.init_log_std
+    elif own.dtype != logits.dtype:
+        log_std = own.to(logits.dtype)
+    low, high = family.kept_range
+    noise = torch.empty_like(mean).normal_(generator=generator)
+    return noise.mul_(log_std.clamp(low, high).exp_()).add_(mean)
+
+
+def _clipper(leaf: Leaf) -> Callable[[Tensor], Any] | None:
+    """A Box of floats from a tensor; None for one of integers, and where bounds differ between elements."""
+    low, high = leaf.bounds or (None, None)
+    dtype = getattr(torch, str(leaf.space.dtype), None)
+    if not isinstance(low, float) or not leaf.shape or dtype is None or not dtype.is_floating_point:
+        return None
+    number: Any = leaf.space.dtype.type  # type: ignore[union-attr]
+    lowest, highest = number(low), number(high)
+
+    def clip(value: Tensor) -> Any:
+        if value.dtype != dtype:
+            value = value.to(dtype)
+        return np.minimum(np.maximum(value.numpy(), lowest), highest)  # half of torch.clamp's time
+
+    return clip
+
+
+_DRAWERS: dict[type[ActionDistribution], Callable[..., Draw | None]] = {
+    Categorical: _categorical,
+    Gaussian: _gaussian,
+    SquashedGaussian: _squashed_gaussian,
+}

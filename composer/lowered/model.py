@@ -1,0 +1,60 @@
+"""A whole model over straight-line code: what ``model.lower()`` returns."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from composer.lowered.network import follow, twin_of
+from composer.network.module import NetworkModule
+
+__all__ = ["LoweredModel"]
+
+
+class LoweredModel:
+    """``model`` (a Model), called like it for (logits, values); ``policy`` is its policy for acting, lowered.
+
+    It computes the same over the model's live parameters, as `LoweredNetwork` does. Parts that are no graphs of blocks,
+    such as a network class of the user's own, run as they are.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._prepare()
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """As the model: (logits, values), and with memory (logits, values, state)."""
+        if any(self.model._modules[name] is not part for name, (part, _) in self._parts.items()):
+            self._prepare()
+        for part, twin in self._parts.values():
+            follow(twin, part)
+        return self._twin(*arguments, **keywords)
+
+    def initial_state(self, *arguments: Any, **keywords: Any) -> Any:
+        return self.model.initial_state(*arguments, **keywords)
+
+    @property
+    def policy(self) -> Any:
+        """The policy lowered, with ``act``; one of several actors as it is."""
+        return self.model.policy.lower()
+
+    def __repr__(self) -> str:
+        return f"LoweredModel({type(self.model.policy).__name__})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """The model again with its policy and critic over lowered networks, sharing all else."""
+        self._twin = copy.copy(self.model)
+        self._twin._modules = dict(self.model._modules)
+        self._parts: dict[str, tuple[NetworkModule, NetworkModule]] = {}
+        for name, part in self.model._modules.items():
+            twin = twin_of(part) if isinstance(part, NetworkModule) else None
+            if twin is not None:
+                self._twin._modules[name] = twin
+                self._parts[name] = (part, twin)

@@ -1,0 +1,58 @@
+"""What runs a policy's or critic's network as straight-line code, and everything around it as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import Tensor
+
+from composer.network.module import NetworkModule
+from composer.network.network import GraphNetwork, Network, State, Tensors
+from perception_blocks.inference import InferenceBlock
+
+__all__ = ["LoweredGraph", "follow", "twin_of"]
+
+M = TypeVar("M", bound=NetworkModule)
+
+
+class LoweredGraph(Network):
+    """A graph of blocks, lowered."""
+
+    def __init__(self, network: GraphNetwork, block: InferenceBlock) -> None:
+        self.original = network
+        self.module = block
+        self.in_ports = block.in_ports
+        self.out_ports = block.out_ports
+        self.state_shapes = block.state_shapes
+        self.lowered = block.lower()
+
+    def require_weights(self) -> None:
+        self.original.require_weights()
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        return self.lowered(inputs)
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        return self.lowered(inputs, state, resets, unroll)
+
+
+def twin_of(module: M) -> M | None:
+    """``module`` over the same weights, children and hooks, its network lowered; None where that is no graph."""
+    network = module.network
+    block = network.module
+    if type(network) is not GraphNetwork or type(block) is not InferenceBlock:
+        return None
+    twin = copy.copy(module)
+    object.__setattr__(twin, "network", LoweredGraph(network, block))
+    return twin
+
+
+def follow(twin: NetworkModule, module: NetworkModule) -> None:
+    """Let ``twin`` know where ``module`` is now and in which mode: all that is not in what they share."""
+    own, others = vars(twin), vars(module)  # setting attributes of a module is slow
+    own["_dtype"], own["_device"] = others["_dtype"], others["_device"]
+    own["training"] = others["training"]

@@ -1,0 +1,239 @@
+"""The networks of one group of actors: one that all of them share, or one for each, run in as few calls as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.network.module import EnsembleMember, NetworkModule
+from composer.network.network import (
+    REGISTRIES,
+    CustomNetwork,
+    GraphNetwork,
+    Network,
+    State,
+    Tensors,
+)
+from composer.spaces.actors import Actor
+from perception_blocks.base_block import is_traced
+from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.port import format_shape
+
+__all__ = ["GroupPart", "SeparateParts", "refuse_other_axes"]
+
+Resets = Tensor | None
+TENSORS = [registry for registry in REGISTRIES if registry != "_modules"]
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """Who acts (or is judged) by what: a Policy (or critic) that all ``actors`` share, or one for each of them."""
+
+    name: str | None
+    actors: tuple[Actor, ...]
+    module: Any  # a Policy, a critic or SeparateParts
+
+    @property
+    def parts(self) -> list[Any]:
+        """What reads the observations of each actor, and makes actions for it."""
+        if isinstance(self.module, SeparateParts):
+            return self.module.parts
+        return [self.module] * len(self.actors)
+
+    def evaluate(
+        self,
+        rows: Sequence[int],
+        inputs: Sequence[Tensors],
+        states: Sequence[State | None],
+        resets: Sequence[Resets],
+        unroll: bool,
+    ) -> list[tuple[Tensors, State]]:
+        """Outputs of the actors ``rows`` and their states after, in one call where there can be one."""
+        if isinstance(self.module, SeparateParts):
+            return self.module.evaluate(rows, inputs, states, resets, unroll)
+        part = self.module
+        if len(inputs) == 1:
+            return [part.evaluate(inputs[0], states[0], resets[0], "policy", unroll)]
+        together = _stacked([_only(own, part.network.in_ports) for own in inputs])
+        state = _stacked([s for s in states if s is not None]) if part.has_memory else None
+        outputs, after = part.evaluate(together, state, _reset(resets), "policy", unroll)
+        places = range(len(inputs))
+        return [(_at(outputs, place), _at(after, place)) for place in places]
+
+
+class SeparateParts(nn.Module):
+    """One policy (or critic) for each agent of a group, with weights of its own: its children, in the agents' order.
+
+    Networks of one form have their weights stacked in ``ensemble`` and run as one call; state_dict has them by agent
+    (``0.latent...``). Where ``ensemble`` is None, ``why_looped`` says why they run one by one.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[NetworkModule],
+        ensemble: EnsembleBlock | None,
+        why_looped: str | None,
+    ) -> None:
+        super().__init__()
+        object.__setattr__(self, "ensemble", ensemble)  # not a child: its registries are ours
+        self.why_looped = why_looped
+        if ensemble is not None:
+            for registry in TENSORS:
+                object.__setattr__(self, registry, getattr(ensemble, registry))
+        for index, part in enumerate(parts):
+            self._modules[str(index)] = part
+
+    ensemble: EnsembleBlock | None
+
+    @property
+    def parts(self) -> list[Any]:
+        return [own for name, own in self._modules.items() if name.isdigit()]
+
+    def part_of(self, index: int) -> Any:
+        """The whole policy of one agent, over the weights that are its share of the stacks."""
+        part = self.parts[index]
+        if self.ensemble is None:
+            return part
+        view = self.ensemble.view_of(index)
+        network = view.network if isinstance(view, EnsembleMember) else GraphNetwork(view)
+        network.has_weights = part.network.has_weights
+        ensemble, start = self.ensemble, self.ensemble.addresses()
+        network.is_outdated = lambda: not is_traced() and ensemble.addresses() != start
+        return part.with_network(network)
+
+    def evaluate(
+        self,
+        rows: Sequence[int],
+        inputs: Sequence[Tensors],
+        states: Sequence[State | None],
+        resets: Sequence[Resets],
+        unroll: bool,
+    ) -> list[tuple[Tensors, State]]:
+        """Outputs of the agents ``rows`` and their states after."""
+        parts = self.parts
+        if self.ensemble is None or len(rows) == 1:
+            return [
+                parts[row].evaluate(own, state, reset, "policy", unroll)
+                for row, own, state, reset in zip(rows, inputs, states, resets)
+            ]
+        parts[0].require_weights()
+        names = self.ensemble.in_keys
+        together = _stacked([_only(own, names) for own in inputs])
+        chosen = None if list(rows) == list(range(len(parts))) else list(rows)
+        if not parts[0].has_memory:
+            outputs = self.ensemble(together, rows=chosen)
+            return [(_at(outputs, place), {}) for place in range(len(rows))]
+        state = _stacked([own for own in states if own is not None])
+        outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
+        return [(_at(outputs, place), _at(after, place)) for place in range(len(rows))]
+
+    def train(self, mode: bool = True) -> SeparateParts:
+        if self.ensemble is not None:
+            self.ensemble.train(mode)
+        return super().train(mode)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self.ensemble is not None:
+            self.ensemble._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if self.ensemble is None:
+            return
+        others = tuple(f"{prefix}{name}." for name, _ in self.named_modules() if "." in name)
+        own = {key: value for key, value in state_dict.items() if not key.startswith(others)}
+        self.ensemble._load_from_state_dict(
+            own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+class _Member(Network):
+    """One of the networks of an ensemble whose copies read inputs of their own."""
+
+    owns_weights = False
+
+    def __init__(self, ensemble: EnsembleBlock, row: int, has_weights: bool) -> None:
+        self.module = nn.Module()
+        self.has_weights = has_weights
+        self.ensemble = ensemble
+        self.row = row
+        self.in_ports = ensemble.network.in_ports
+        self.out_ports = ensemble.out_ports
+        self.state_shapes = ensemble.state_shapes
+
+    @property
+    def form(self) -> nn.Module:
+        return self.ensemble.network
+
+    def run(self, inputs: Any) -> Tensors:
+        return _at(self.ensemble(_stacked([_only(inputs, self.in_ports)]), rows=[self.row]), 0)
+
+    def advance(
+        self, inputs: Any, state: State, resets: Resets, unroll: bool
+    ) -> tuple[Tensors, State]:
+        own = _stacked([_only(inputs, self.in_ports)])
+        outputs, after = self.ensemble(
+            own, _stacked([state]), _reset([resets]), unroll, rows=[self.row]
+        )
+        return _at(outputs, 0), _at(after, 0)
+
+
+def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | None, str | None]:
+    """Networks of one form over stacked weights, or as they are, and why that is not possible."""
+    first = networks[0]
+    if isinstance(first, CustomNetwork):
+        own = [name for name in ("act", "preprocess") if hasattr(type(first.module), name)]
+        if own:
+            return list(networks), None, f"the class defines {own[0]!r} itself"
+    ensemble = EnsembleBlock(weights_of(networks), own_inputs=True)
+    if ensemble.why_looped is not None:
+        return list(networks), None, ensemble.why_looped
+    have = all(network.has_weights for network in networks)
+    return [_Member(ensemble, row, have) for row in range(len(networks))], ensemble, None
+
+
+def weights_of(networks: Sequence[Network]) -> list[Any]:
+    """The networks as an EnsembleBlock takes them."""
+    return [n.module if isinstance(n, GraphNetwork) else EnsembleMember(n) for n in networks]
+
+
+def refuse_other_axes(axes: dict[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless all actors of one network have the same leading axes."""
+    first = next(iter(axes.values()), None)
+    if any(shape != first for shape in axes.values()):  # no set: hashing would fix the size
+        shown = ", ".join(f"{name!r} {format_shape(shape)}" for name, shape in axes.items())
+        raise ValueError(
+            f"the observations of one network differ in their leading (batch) axes: {shown}"
+        )
+
+
+def _only(values: Tensors, names: Any) -> Tensors:
+    return {name: values[name] for name in names}
+
+
+def _stacked(values: Sequence[Tensors]) -> Tensors:
+    return {name: torch.stack([own[name] for own in values]) for name in values[0]}
+
+
+def _at(values: Tensors, place: int) -> Tensors:
+    return {name: value[place] for name, value in values.items()}
+
+
+def _reset(resets: Sequence[Resets]) -> Resets:
+    """One tensor for all; who was told of no episode's beginning goes on."""
+    known = [reset for reset in resets if reset is not None]
+    if not known:
+        return None
+    return torch.stack([torch.zeros_like(known[0]) if r is None else r for r in resets])

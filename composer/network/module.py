@@ -1,0 +1,240 @@
+"""The `nn.Module` around a network, and what it takes from its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.network.network import REGISTRIES, CustomNetwork, Network, State, Tensors, own_share
+from composer.spaces.kinds import as_tensor
+from composer.spaces.values import as_flags
+from perception_blocks.inference import submodule_at
+from perception_blocks.port import Shape, format_shape
+
+__all__ = ["EnsembleMember", "NetworkModule", "OwnAttributes", "is_empty", "state_axes", "under"]
+
+
+class OwnAttributes(nn.Module):
+    """A module whose children have names that others chose: an attribute called as a child does not touch that."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is None or isinstance(value, nn.Module | Tensor):
+            super().__setattr__(name, value)  # type: ignore[arg-type]
+        else:
+            object.__setattr__(self, name, value)
+
+
+class NetworkModule(OwnAttributes):
+    """The ``nn.Module`` of a network: same parameters, buffers and children, under the same names.
+
+    Children that are added to it are children of the network's module too.
+    """
+
+    def __init__(self, network: Network, dtype: torch.dtype) -> None:
+        super().__init__()
+        object.__setattr__(self, "network", network)  # not a child: its registries are ours
+        for registry in REGISTRIES:
+            object.__setattr__(self, registry, getattr(network.module, registry))
+        self._dtype = dtype
+        self._device = torch.device("cpu")
+
+    network: Network
+    call_arguments = "observations, state, resets"  # of one with memory, in messages
+
+    @property
+    def has_memory(self) -> bool:
+        return bool(self.network.state_shapes)
+
+    @property
+    def state_shapes(self) -> dict[str, Shape]:
+        """Shapes of the carried state, without leading axes; empty for a network without memory."""
+        return self.network.state_shapes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is: what ``.to()`` was told last."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's numbers: what ``.to()`` was told last."""
+        return self._dtype
+
+    def initial_state(
+        self,
+        batch_size: int | Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """A zero state for ``batch_size`` environments (a number, or leading axes; () is the unbatched case)."""
+        leading = _axes(batch_size)
+        where = self.device if device is None else torch.device(device)
+        return self.network.initial_state(leading, where, dtype or self.dtype)
+
+    def train(self, mode: bool = True) -> Any:
+        self.network.module.train(mode)
+        return super().train(mode)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        return submodule_at(self, target)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
+        self._dtype, self._device = probe.dtype, probe.device
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        if self.network.owns_weights:  # else whoever holds them loads them
+            super()._load_from_state_dict(*arguments, **keywords)
+
+    def evaluate(
+        self, inputs: Tensors, state: State | None, resets: Any, name: str, unroll: bool = False
+    ) -> tuple[Tensors, State]:
+        """Outputs and the state after; ``name`` is what the caller of this network calls it.
+
+        The state may be that of a whole model: then the state after is that too, with this part moved on.
+
+        Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights so far.
+        """
+        self.require_weights()
+        if not self.has_memory:
+            if not is_empty(state):
+                raise ValueError(f"this {name} has no memory; call it without a state")
+            return self.network.run(inputs), {}
+        leading = self.leading(inputs)
+        whole = None
+        if isinstance(state, Mapping) and state.keys() != self.state_shapes.keys():
+            state, whole = own_share(name, state, self.state_shapes.__contains__)
+        call = self.call("unroll" if unroll else name)
+        self.check_state(state, state_axes(leading, unroll), call)
+        resets = self.read_resets(resets, leading)
+        outputs, after = self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
+        return outputs, after if whole is None else {**whole, **under(name, after)}
+
+    def call(self, name: str) -> str:
+        """How it is called as ``name``, for messages."""
+        arguments = self.call_arguments
+        if not self.has_memory:
+            arguments = arguments.removesuffix(", state, resets")
+        return f"{name}({arguments})"
+
+    def require_weights(self) -> None:
+        self.network.require_weights()
+
+    def leading(self, inputs: Tensors) -> tuple[int, ...]:
+        """The axes before those of the inputs' own shapes. Raises ValueError unless all share them."""
+        found: dict[str, tuple[int, ...]] = {}
+        for name, port in self.network.in_ports.items():
+            shape = inputs[name].shape
+            found[name] = tuple(shape[: len(shape) - len(port.shape)])
+        leading = next(iter(found.values()))
+        if any(axes != leading for axes in found.values()):  # no set: hashing would fix the size
+            shown = ", ".join(f"{name!r} {format_shape(axes)}" for name, axes in found.items())
+            raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
+        return leading
+
+    def check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
+        """Raise ValueError unless ``state`` is one for these leading axes; ``call`` is how to call this right."""
+        if state is None:
+            raise ValueError(
+                f"this network has memory; call {call}, beginning with initial_state(batch_size)"
+            )
+        if not isinstance(state, Mapping):
+            kind = type(state).__name__
+            raise ValueError(f"the state is a dict of tensors, as {call} returns it, got a {kind}")
+        if state.keys() != self.state_shapes.keys():
+            expected, got = (
+                ", ".join(map(repr, keys)) or "nothing" for keys in (self.state_shapes, state)
+            )
+            raise ValueError(f"the state needs {expected}, got {got}")
+        for name, shape in self.state_shapes.items():
+            if not isinstance(state[name], Tensor):
+                kind = type(state[name]).__name__
+                raise ValueError(f"the state {name!r} must be a tensor, got a {kind}")
+            if tuple(state[name].shape) != (*leading, *shape):
+                expected, got = format_shape((*leading, *shape)), format_shape(state[name].shape)
+                raise ValueError(f"the state {name!r} must have the shape {expected}, got {got}")
+            if state[name].dtype != self.dtype:
+                self._refuse_other_dtype(name, state[name])
+
+    def _refuse_other_dtype(self, name: str, value: Tensor) -> None:
+        """A class of the user's own may have states of any dtype, and under autocast they come out narrower."""
+        if isinstance(self.network, CustomNetwork):
+            return
+        if not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
+            expected, got = (
+                str(dtype).removeprefix("torch.") for dtype in (self.dtype, value.dtype)
+            )
+            raise ValueError(
+                f"the state {name!r} must be {expected}, got {got}; begin with initial_state(batch_size)"
+            )
+
+    def read_resets(self, resets: Any, leading: tuple[int, ...]) -> Tensor | None:
+        """``resets`` as a tensor of booleans. Raises ValueError unless there is one for each observation."""
+        if resets is None:
+            return None
+        resets = as_tensor("resets", resets)
+        if tuple(resets.shape) != leading:
+            expected, got = format_shape(leading), format_shape(resets.shape)
+            raise ValueError(f"resets must have the shape {expected}, got {got}")
+        return as_flags("resets", resets).to(self.device)
+
+
+class EnsembleMember(NetworkModule):
+    """A network that is called as an InferenceBlock is: what an EnsembleBlock is made of."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network, torch.get_default_dtype())
+        self.in_keys = list(network.in_ports)
+        self.in_ports = network.in_ports
+        self.out_ports = network.out_ports
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        state: State | None = None,
+        resets: Tensor | None = None,
+        unroll: bool = False,
+    ) -> Any:
+        if state is None:
+            return self.network.run(inputs)
+        return self.network.advance(inputs, state, resets, unroll)
+
+
+def state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
+    """The leading axes of a state for inputs of these; with ``unroll`` those before time.
+
+    Raises ValueError where there are no steps to unroll.
+    """
+    if not unroll:
+        return leading
+    if not leading or leading[-1] == 0:
+        got = format_shape(leading)
+        raise ValueError(f"unroll takes sequences (..., T) of at least one step, got {got}")
+    return leading[:-1]
+
+
+def is_empty(state: Any) -> bool:
+    """Whether what is given as a state is none, as of a network without memory."""
+    return state is None or (isinstance(state, Mapping) and not state)
+
+
+def under(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back: values of a part under the names that a whole model has for them."""
+    return {f"{part}/{key}": value for key, value in values.items()}
+
+
+def _axes(batch_size: Any) -> tuple[int, ...]:
+    try:
+        leading = (batch_size,) if isinstance(batch_size, int) else tuple(map(index, batch_size))
+    except TypeError:
+        leading = (-1,)
+    if any(size < 0 for size in leading):
+        raise ValueError(
+            f"batch_size is a number, or the sizes of several leading axes, got {batch_size!r}"
+        )
+    return leading

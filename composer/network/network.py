@@ -1,0 +1,231 @@
+"""One network of a policy or critic, whether it is a graph of blocks or a user's own class.
+
+A `Network` runs the module; it owns no parameters of its own. `NetworkModule` is the ``nn.Module`` around it: it holds
+the very registries of the network's module, so that parameters are called ``policy.<node>...`` and nothing is double.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Port, Shape
+
+__all__ = [
+    "EnsembleNetwork",
+    "CustomNetwork",
+    "GraphNetwork",
+    "Network",
+    "State",
+    "Tensors",
+    "own_share",
+    "share_of",
+]
+
+# Where nn.Module keeps what belongs to it.
+REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+Tensors = dict[str, Tensor]
+State = dict[str, Tensor]
+
+
+class Network:
+    """A module, and the names and Ports of what goes in and comes out."""
+
+    module: nn.Module
+    in_ports: dict[str, Port]
+    out_ports: dict[str, Port]
+    state_shapes: dict[str, Shape]
+    owns_weights = True  # whether ``module`` holds them
+    has_weights = True  # else it is on the meta device so far
+    # Of one over another module's weights: whether they are elsewhere by now.
+    is_outdated: Callable[[], bool] | None = None
+
+    @property
+    def form(self) -> nn.Module:
+        """Of which blocks it is made: the module, or one like it that has no weights."""
+        return self.module
+
+    def weights_exist(self) -> None:
+        """Called once they do."""
+        self.has_weights = True
+
+    def require_weights(self) -> None:
+        """Raise ValueError where there are no weights so far, or not those of the model any more."""
+        if not self.has_weights:
+            raise ValueError(
+                "this model has no weights so far; call model.materialize(device) first"
+            )
+        if self.is_outdated is not None and self.is_outdated():
+            raise ValueError(
+                "the model has been moved, or has new parameters, since this policy was taken from it; "
+                "ask for it again: model.policy[...]"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "is_outdated": None}  # a copy has weights of its own
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """Outputs; memory starts from zero."""
+        raise TypeError(f"{type(self).__name__} must define run")
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        """Outputs and the state after one step (...), or with ``unroll`` after all steps (..., T)."""
+        raise TypeError(f"{type(self).__name__} must define advance")
+
+    def initial_state(
+        self, leading: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> State:
+        return {
+            name: torch.zeros((*leading, *shape), device=device, dtype=dtype)  # type: ignore[arg-type]
+            for name, shape in self.state_shapes.items()
+        }
+
+
+class GraphNetwork(Network):
+    """A network of blocks."""
+
+    def __init__(self, block: InferenceBlock) -> None:
+        self.module = block
+        self.in_ports = block.in_ports
+        self.out_ports = block.out_ports
+        self.state_shapes = block.state_shapes
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        return self.module(inputs)
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        return self.module(inputs, state, resets, unroll)
+
+
+class CustomNetwork(Network):
+    """A user's ``nn.Module`` from dict to dict. It always sees exactly one batch axis.
+
+    One with memory has ``state_shapes`` and ``forward(inputs, state, resets) -> (outputs, state)`` for one step.
+    """
+
+    def __init__(
+        self, module: nn.Module, in_ports: dict[str, Port], out_ports: dict[str, Port]
+    ) -> None:
+        self.module = module
+        self.in_ports = in_ports
+        self.out_ports = out_ports
+        shapes = getattr(module, "state_shapes", None) or {}
+        self.state_shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._ranks = {name: len(port.shape) for name, port in in_ports.items()}
+        self._state_ranks = {name: len(shape) for name, shape in self.state_shapes.items()}
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        leading = self._leading(inputs)
+        flat = _flattened(inputs, self._ranks, leading)
+        if not self.state_shapes:
+            return _restored(self.module(flat), leading)
+        like = next((t for t in flat.values() if t.is_floating_point()), None)
+        where = next(iter(flat.values())).device
+        dtype = torch.get_default_dtype() if like is None else like.dtype
+        zeros = self.initial_state((math.prod(leading),), where, dtype)
+        return _restored(self.module(flat, zeros, None)[0], leading)
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        if unroll:
+            return self._unroll(inputs, state, resets)
+        leading = self._leading(inputs)
+        flat = _flattened(inputs, self._ranks, leading)
+        if not self.state_shapes:
+            return _restored(self.module(flat), leading), {}
+        outputs, after = self.module(
+            flat,
+            _flattened(state, self._state_ranks, leading),
+            None if resets is None else resets.reshape(-1),
+        )
+        return _restored(outputs, leading), _restored(after, leading)
+
+    def _unroll(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None
+    ) -> tuple[Tensors, State]:
+        axis = len(self._leading(inputs)) - 1
+        steps = next(iter(inputs.values())).shape[axis]
+        outputs: list[Tensors] = []
+        for t in range(steps):
+            inputs_t = {name: value.select(axis, t) for name, value in inputs.items()}
+            resets_t = None if resets is None else resets[..., t]
+            out, state = self.advance(inputs_t, state, resets_t, False)
+            outputs.append(out)
+        return {
+            name: torch.stack([o[name] for o in outputs], dim=axis) for name in outputs[0]
+        }, state
+
+    def _leading(self, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
+        name = next(iter(self._ranks))
+        shape = inputs[name].shape
+        return tuple(shape[: len(shape) - self._ranks[name]])
+
+
+class EnsembleNetwork(Network):
+    """An ensemble of a user's network as one; its outputs have the axis of the copies before those of their shape."""
+
+    def __init__(self, name: str, ensemble: EnsembleBlock, in_ports: dict[str, Port]) -> None:
+        self.module = nn.Module()
+        self.module._modules[name] = ensemble
+        self.in_ports = in_ports
+        self.out_ports = ensemble.out_ports
+        self.state_shapes = ensemble.state_shapes
+
+    @property
+    def ensemble(self) -> EnsembleBlock:
+        return next(m for m in self.module.children() if isinstance(m, EnsembleBlock))
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        return self.ensemble(inputs)
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        return self.ensemble(inputs, state, resets, unroll)
+
+
+def share_of(part: str, state: State) -> State:
+    """What of a whole model's state is of its ``part`` ("policy", "critic"), under that part's own names."""
+    prefix = f"{part}/"
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+def own_share(part: str, state: State, is_own: Callable[[str], bool]) -> tuple[State, State | None]:
+    """What of ``state`` is of the ``part``, and the whole model's state where that was given, else None.
+
+    ``is_own`` says which names are the part's own: a node may be called as a part is.
+    """
+    names = list(map(str, state))
+    if any(map(is_own, names)) or not any(name.startswith(f"{part}/") for name in names):
+        return state, None
+    return share_of(part, state), state
+
+
+def _flattened(
+    values: Mapping[str, Tensor], ranks: Mapping[str, int], leading: tuple[int, ...]
+) -> Tensors:
+    if len(leading) == 1:
+        return {name: values[name] for name in ranks}
+    size = math.prod(leading)
+    return {
+        name: values[name].reshape(size, *values[name].shape[values[name].dim() - rank :])
+        for name, rank in ranks.items()
+    }
+
+
+def _restored(values: Mapping[str, Tensor], leading: tuple[int, ...]) -> Tensors:
+    if len(leading) == 1:
+        return dict(values)
+    return {name: value.reshape((*leading, *value.shape[1:])) for name, value in values.items()}

@@ -1,0 +1,241 @@
+"""Policy: observations to logits, logits to distributions, distributions to legal actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from composer.distributions.base import (
+    Distribution,
+    NoNumberError,
+    no_action_to_mask,
+    with_observation,
+)
+from composer.distributions.discrete import NoLegalChoiceError
+from composer.distributions.joint import ActionDistributions
+from composer.lowered.policy import LoweredPolicy
+from composer.network.module import NetworkModule
+from composer.network.network import Network, State, Tensors
+from composer.spaces.kinds import as_tensor
+from composer.spaces.observer import Observer
+from composer.spaces.tree import SpaceTree, holds_tensors, to_environment
+from composer.spaces.values import as_flags
+from perception_blocks.init import local_generator
+
+__all__ = ["Policy"]
+
+
+class Policy(NetworkModule):
+    """What acts. ``policy(observations)`` gives a dict of logits, and the values it shares with the critic.
+
+    Observations are an environment's own (nested, numpy or tensors), with any leading axes or none. With memory,
+    ``policy(observations, state, resets)`` returns (logits, state); ``resets`` is true where an observation is the
+    first of its episode. The policy keeps no state of its own.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        observer: Observer,
+        action_tree: SpaceTree,
+        distributions: ActionDistributions,
+        *,
+        masks: Mapping[str, str],
+        shares: tuple[str, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(network, dtype)
+        object.__setattr__(self, "observer", observer)
+        self.action_tree = action_tree
+        self.masks = dict(masks)  # action -> observation
+        distributions.masked = self.masks
+        self.shares = shares
+        self.read_keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
+        self._modules["distributions"] = distributions
+        if observer.normalizers:
+            self._modules["normalizers"] = observer.normalizers
+
+    observer: Observer
+
+    @property
+    def distributions(self) -> ActionDistributions:
+        """By action, what turns its logits into a distribution."""
+        return self._modules["distributions"]  # type: ignore[return-value]
+
+    def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
+        """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state)."""
+        outputs, after = self.evaluate(self.read(observations), state, resets, "policy")
+        return (outputs, after) if self.has_memory else outputs
+
+    def unroll(self, observations: Any, state: State, resets: Any = None) -> tuple[Tensors, State]:
+        """All steps of (..., T): logits of every step, and the state after the last; resets (..., T)."""
+        return self.evaluate(self.read(observations), state, resets, "policy", unroll=True)
+
+    def distribution(
+        self,
+        observations: Any,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        unroll: bool = False,
+        mask: Any = None,
+        temperature: float = 1.0,
+    ) -> Any:
+        """The distribution over actions, of batch shape (...); with memory (distribution, state).
+
+        With ``unroll`` the observations are sequences (..., T), as for `unroll`. ``mask`` (true = legal, shape of the
+        logits; by action where there are several) adds to the masks that the spec takes from observations. A
+        ``temperature`` below 1 sharpens.
+        """
+        inputs = self.read(observations)
+        outputs, after = self.evaluate(inputs, state, resets, "policy", unroll)
+        distribution = self.distribution_of(outputs, inputs, mask, temperature)
+        return (distribution, after) if self.has_memory else distribution
+
+    def act(
+        self,
+        observation: Any,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        deterministic: bool = False,
+        mask: Any = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """An action that the environment accepts, batched and tensor-valued as ``observation`` is.
+
+        With memory it returns (action, state). ``deterministic`` takes the mode. A network class of the user's own that
+        defines ``act`` is asked instead.
+        """
+        own = self.users_own("act")
+        if own is not None:
+            return own(observation) if state is None else own(observation, state, resets)
+        with torch.no_grad():
+            result = self.distribution(
+                observation, state, resets, mask=mask, temperature=temperature
+            )
+            distribution, after = result if self.has_memory else (result, None)
+            action = self.action_of(distribution, observation, deterministic, generator)
+        return (action, after) if self.has_memory else action
+
+    def lower(self) -> LoweredPolicy:
+        """The same for acting, fast: straight-line code over the live parameters; it has ``act`` and can be called."""
+        return LoweredPolicy(self, Policy)
+
+    def from_environment(self, action: Any) -> Any:
+        """An environment's action (any leading axes) as the distribution has it: zero-based, tensors, flat keys.
+
+        It is what ``distribution(...).log_prob`` takes, where actions come from an environment or a data set.
+        """
+        flat = self.action_tree.to_tensors(action, dtype=self.dtype, device=self.device)
+        return flat[self._only] if self.action_tree.is_single else flat
+
+    @property
+    def logits_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Action -> the shape of its logits, without leading axes."""
+        return self.distributions.logits_shapes
+
+    @property
+    def observation_space(self) -> Any:
+        return self.observer.tree.space
+
+    @property
+    def action_space(self) -> Any:
+        return self.action_tree.space
+
+    def reset_distributions(self, seed: int, *path: str | int) -> None:
+        """Set the parameters of distributions to where learning starts."""
+        self.distributions.reset_parameters(local_generator(seed, "distributions", *path))
+
+    def update_normalizers(self, observations: Any, group: Any = None) -> None:
+        """Count observations into the statistics, as `Model.update_normalizers` does."""
+        self.observer.update(observations, self.dtype, self.device, group)
+
+    def merge_normalizers(self, other: Policy) -> None:
+        """Count in what the normalisers of ``other`` have seen."""
+        self.observer.merge(other.observer)
+
+    def with_network(self, network: Network) -> Policy:
+        """The same with another network of this form, which gets the distributions and normalisers as children."""
+        policy = Policy(
+            network, self.observer, self.action_tree, self.distributions,
+            masks=self.masks, shares=self.shares, dtype=self.dtype,
+        )  # fmt: skip
+        policy._device = self.device
+        return policy.train(self.training)
+
+    # --- one part after the other, for policies of several actors ---
+
+    def read(self, observations: Any, keys: Iterable[str] | None = None) -> Tensors:
+        """What the network reads, and the masks of actions, as tensors; of these observations ``keys``, if given."""
+        own = self.users_own("preprocess")
+        if own is not None:
+            observations = own(observations)
+        keys = self.read_keys if keys is None else keys
+        return self.observer.read(observations, keys, self.dtype, self.device)
+
+    def distribution_of(
+        self, outputs: Tensors, inputs: Tensors, mask: Any, temperature: float
+    ) -> Distribution:
+        """The distribution that the network's ``outputs`` stand for, masked by the ``inputs`` and by ``mask``."""
+        masks = {action: inputs[key] for action, key in self.masks.items()}
+        added = self._given_masks(mask)
+        for action, given in added.items():
+            given = as_flags("mask", as_tensor("mask", given)).to(self.device)
+            if action in masks:
+                name = f"the mask of action {action!r}"
+                given = given & as_flags(name, masks[action])
+            masks[action] = given
+        try:
+            joint = self.distributions(outputs, masks, temperature)
+        except NoLegalChoiceError as error:
+            if error.action not in self.masks:
+                raise
+            also = " within the mask that was given" if error.action in added else ""
+            raise error.of(f"observation {self.masks[error.action]!r}{also}") from None
+        except NoNumberError as error:
+            raise with_observation(error, inputs) from None
+        return joint.parts[self._only] if self.action_tree.is_single else joint
+
+    def action_of(
+        self,
+        distribution: Any,
+        observation: Any,
+        deterministic: bool,
+        generator: torch.Generator | None,
+    ) -> Any:
+        """An action that the environment accepts, tensor-valued as ``observation`` is."""
+        drawn = self.drawn(distribution, deterministic, generator)
+        return to_environment(self.action_tree, drawn, as_numpy=not holds_tensors(observation))
+
+    def drawn(
+        self, distribution: Any, deterministic: bool, generator: torch.Generator | None
+    ) -> Tensors:
+        """The mode or a sample, by flat key."""
+        value = distribution.mode() if deterministic else distribution.sample(generator)
+        return value if isinstance(value, dict) else {self._only: value}
+
+    def users_own(self, method: str) -> Any:
+        """A method that the user's network class defines; a node of that name is none."""
+        module = self.network.module
+        return getattr(module, method) if hasattr(type(module), method) else None
+
+    @property
+    def _only(self) -> str:
+        return next(iter(self.action_tree.leaves))
+
+    def _given_masks(self, mask: Any) -> dict[str, Any]:
+        if mask is None:
+            return {}
+        if not isinstance(mask, Mapping):
+            if not self.action_tree.is_single:
+                names = ", ".join(map(repr, self.distributions))
+                raise ValueError(f"this policy has several actions: give mask as a dict of {names}")
+            return {self._only: mask}
+        for name in mask:
+            if name not in self.distributions:
+                raise ValueError(no_action_to_mask(name, self.distributions))
+        return dict(mask)

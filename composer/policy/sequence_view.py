@@ -1,0 +1,178 @@
+"""Two views of one network over tokens: one acts step by step, the other reads whole sequences at once to train.
+
+They share every module, train and eval mode included, so what trains the one changes the other. Inference at
+length k is training at place k - 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.distributions.discrete import NoLegalChoiceError
+from composer.network.module import NetworkModule
+from composer.network.network import Tensors
+from composer.policy.policy import Policy
+from perception_blocks.graph.assemble import BuiltNode
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import format_shape
+
+__all__ = ["SequenceView", "token_views"]
+
+READER = "transformer"  # the block that can read at every place of its sequence
+
+
+def token_views(policy: Any, critic: Any = None) -> tuple[Any, ...]:
+    """(training, inference) of a token policy; with its critic (actor training, inference, critic training, inference).
+
+    The inference views are ``policy`` and ``critic`` themselves. Raises ValueError for a network that cannot read a
+    whole sequence at once: one needs memory, or transformer blocks with ``read: last`` and nothing else that reads
+    observations.
+    """
+    actor = SequenceView(policy)
+    if critic is None:
+        return actor, policy
+    return actor, policy, SequenceView(critic, actor if critic.shared else None), critic
+
+
+class SequenceView(nn.Module):
+    """A policy's logits, or a critic's values, at every place of sequences that begin with their first token.
+
+    ``view(sequence, sequence_mask)``, both (B, L), gives {name: (B, L, k)}; what stands at places that the mask leaves
+    out means nothing. A critic that reads values of its policy needs the policy's view as ``actor``.
+    """
+
+    def __init__(self, network: NetworkModule, actor: SequenceView | None = None) -> None:
+        super().__init__()
+        if not isinstance(network, NetworkModule):
+            kind = type(network).__name__
+            raise ValueError(f"token_views takes model.policy and model.critic, got a {kind}")
+        module = network.network.module
+        if not isinstance(module, InferenceBlock):
+            raise ValueError(
+                "only a graph of blocks can be read at every place; this network is a class of its own"
+            )
+        if getattr(network, "shared", ()) and actor is None:
+            names = ", ".join(map(repr, network.shared))  # type: ignore[union-attr]
+            raise ValueError(
+                f"this critic reads {names} of its policy; ask for the views of both: "
+                "token_views(policy, critic), or the factory 'actor_critic' of a model"
+            )
+        self.reads = sequence_inputs(network, module)
+        self.network = network if network.has_memory else reading_all(network, module)
+        object.__setattr__(self, "actor", actor)  # its parameters are the actor's, not this view's
+
+    actor: SequenceView | None
+
+    def forward(self, sequence: Tensor, sequence_mask: Tensor | None = None) -> Tensors:
+        outputs = self._outputs(sequence, sequence_mask)
+        if isinstance(self.network, Policy):
+            return outputs
+        critic: Any = self.network
+        return critic.reader(outputs, critic.value_normalizer)
+
+    def distribution(
+        self,
+        sequence: Tensor,
+        sequence_mask: Tensor | None = None,
+        action_mask: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Any:
+        """What a policy says of the next token at every place, within ``action_mask`` (B, L, k).
+
+        None is no mask: that of the spec is an observation of the last place only, so those of all places are given
+        here, or none.
+        """
+        policy = self.network
+        if not isinstance(policy, Policy):
+            raise ValueError("a critic has no distribution; this is the view of one")
+        (action,) = policy.distributions
+        masks = {action: action_mask}
+        logits = self._outputs(sequence, sequence_mask)
+        try:
+            return policy.distributions(logits, masks, temperature).parts[action]
+        except NoLegalChoiceError as error:
+            raise error.of("'action_mask'") from None
+
+    def _outputs(self, sequence: Tensor, sequence_mask: Tensor | None) -> Tensors:
+        refuse_other_inputs(sequence, sequence_mask)
+        if sequence_mask is None:
+            sequence_mask = torch.ones_like(sequence, dtype=torch.bool)
+        given = {"sequence": sequence.long(), "mask": sequence_mask}
+        inputs = {name: given[what] for name, what in self.reads.items()}
+        if self.actor is not None:
+            shared = self.actor._outputs(sequence, sequence_mask)
+            inputs |= {name: shared[name] for name in self.network.shared}  # type: ignore[union-attr]
+        if not self.network.has_memory:
+            return self.network.evaluate(inputs, None, None, "view")[0]
+        state = self.network.initial_state(sequence.shape[:-1])
+        return self.network.evaluate(inputs, state, None, "view", unroll=True)[0]
+
+
+def refuse_other_inputs(sequence: Any, sequence_mask: Any) -> None:
+    """Raise ValueError unless there are tokens, and a mask of the same shape if any."""
+    masks = {} if sequence_mask is None else {"sequence_mask": sequence_mask}
+    for name, given in {"sequence": sequence, **masks}.items():
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name!r} must be a tensor (B, L), got a {type(given).__name__}")
+    if sequence.is_floating_point():
+        raise ValueError(f"'sequence' must hold tokens, whole numbers, got {sequence.dtype}")
+    if sequence_mask is not None and sequence_mask.shape != sequence.shape:
+        needed, got = format_shape(sequence.shape), format_shape(sequence_mask.shape)
+        raise ValueError(f"'sequence_mask' must have the shape of 'sequence', {needed}, got {got}")
+
+
+def sequence_inputs(network: NetworkModule, module: InferenceBlock) -> dict[str, str]:
+    """Which of the network's inputs is the ``sequence``, and which its ``mask``.
+
+    Raises ValueError where it reads something else, which has no place in a sequence.
+    """
+    shared: tuple[str, ...] = getattr(network, "shared", ())
+    observed = [name for name in module.in_ports if name not in shared]
+    if network.has_memory:
+        ports = [module.in_ports[name] for name in observed]
+        if len(ports) <= 1 and all(port.is_integer and port.shape == () for port in ports):
+            return dict.fromkeys(observed, "sequence")
+        names = ", ".join(map(repr, observed))
+        raise ValueError(
+            f"with memory, a token network reads one token at each step; it reads {names}"
+        )
+    reads: dict[str, str] = {}
+    for node in module.nodes:
+        if node.label == READER:
+            reads |= dict(zip(node.step.inputs, ("sequence", "mask")))
+    others = [shown for node in module.nodes if (shown := _other(node, observed))]
+    others += [
+        f"{READER} {node.node.name!r} has read: all, so what follows sees all places at once; write read: last"
+        for node in module.nodes
+        if node.label == READER and module.module_of(node).read == "all"
+    ]
+    if others or (observed and not reads):
+        why = "; ".join(others) or "nothing in it has memory or is a transformer"
+        raise ValueError(f"the network cannot read a whole sequence at once: {why}")
+    return reads
+
+
+def _other(node: BuiltNode, observed: list[str]) -> str | None:
+    """What a node reads of the environment that has one value for a whole sequence."""
+    names = [name for name in node.step.inputs if name in observed]
+    if node.label == READER or not names:
+        return None
+    return f"{node.label} {node.node.name!r} reads {', '.join(map(repr, names))}"
+
+
+def reading_all(network: NetworkModule, module: InferenceBlock) -> NetworkModule:
+    """A copy in which transformer blocks give the features of every place; all modules inside are the same ones."""
+    readers: list[Any] = [module.module_of(n) for n in module.nodes if n.label == READER]
+    copied = [network, module, *readers]
+    kept: list[Any] = [part for part in network.modules() if part not in copied]
+    kept.append(network.observer)
+    twin = copy.deepcopy(network, {id(part): part for part in kept})
+    inner: Any = twin.network.module
+    for node in inner.nodes:
+        if node.label == READER:
+            inner.module_of(node).read = "all"
+    return twin

@@ -1,0 +1,219 @@
+"""What blocks there are and how they are used, read from the classes themselves."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from composer.reference.words import meaning
+from composer.source.load import dump_flow
+from perception_blocks.registry import (
+    ACTIVATIONS,
+    BLOCKS,
+    FUNCTIONS,
+    INITIALIZERS,
+    MissingExtraError,
+)
+from perception_blocks.settings import Setting, describe, settings_of
+
+__all__ = ["GRAPHS", "Example", "default_of", "describe_block", "documentation"]
+__all__ += ["example_of", "list_blocks"]
+
+INPUT_NAMES = ("first", "second", "third", "fourth", "fifth", "sixth")
+# The blocks of a spec that are graphs themselves, by `composer.spec.nodes.NESTED`.
+GRAPHS = {
+    "graph": """\
+Several blocks as one node: the inputs of the graph inside -> its outputs.
+
+`in` maps inner names to outer ones, or lists names that are the same inside; `out` lists inner names.
+
+Settings:
+  graph: a mapping from names to nodes (required)
+
+In a graph:
+  latent: {block: graph, in: {x: observation}, out: [y], graph: {y: {block: dense, in: x, hidden_units: 8}}}
+
+Shapes:
+  x (3,) -> y (8,)""",
+    "ensemble": """\
+Copies of a graph, each with its own weights, run as one call: outputs gain a first axis of copies.
+
+It is wired like `graph`. Copies that cannot be batched run one by one, and `composer show` says why.
+
+Settings:
+  graph: a mapping from names to nodes (required)
+  copies: a positive integer (required)
+
+In a graph:
+  all: {block: ensemble, copies: 5, in: {x: observation}, out: [y], graph: {y: {block: dense, in: x, hidden_units: 8}}}
+
+Shapes:
+  x (3,) -> y (5, 8)""",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One use of a block, taken from its documentation: shapes by input name, settings, shapes of outputs and state."""
+
+    block: str
+    in_shapes: dict[str, tuple[int | None, ...]]
+    settings: dict[str, Any]
+    out_shapes: list[tuple[int | None, ...]]
+    state_shapes: dict[str, tuple[int, ...]]
+
+    def __str__(self) -> str:
+        """A line of a graph in YAML."""
+        names = list(self.in_shapes)
+        inputs: Any = names[0] if len(names) == 1 else names
+        many = {} if len(self.out_shapes) == 1 else {"out": list(self.out_names)}
+        return f"latent: {dump_flow({'block': self.block, 'in': inputs, **many, **self.settings})}"
+
+    @property
+    def out_names(self) -> tuple[str, ...]:
+        return ("latent", "more", "rest")[: len(self.out_shapes)]
+
+    @property
+    def shapes(self) -> str:
+        """``first (3,), second (4,) -> (7,)``"""
+        inputs, state = map(_named_shapes, (self.in_shapes, self.state_shapes))
+        line = f"{inputs} -> {', '.join(map(_shape, self.out_shapes))}"
+        return f"{line}, carrying {state} from step to step" if state else line
+
+
+def list_blocks() -> str:
+    """Every registered block: its name, what it does with its shapes, and its settings; then the other names."""
+    rows = [(name, _summary(name), _setting_names(name)) for name in sorted(BLOCKS)]
+    rows += [(name, text.partition("\n")[0], "graph") for name, text in GRAPHS.items()]
+    rows.sort()
+    width = max(len(name) for name, _, _ in rows)
+    lines = []
+    for name, text, settings in rows:
+        lines.append(f"{name:<{width}}  {text}")
+        lines += [f"{'':<{width}}  {settings}"] if settings else []
+    lines.append(f"\n{'':<{width}}  settings with a * must be given")
+    for registry in (ACTIVATIONS, INITIALIZERS, FUNCTIONS):
+        lines += ["", f"{registry.kind}s: {', '.join(registry)}"]
+    return "\n".join([*lines, "", "composer blocks NAME describes one block."])
+
+
+def describe_block(name: str) -> str:
+    """Documentation, settings and an example of one block.
+
+    Raises UnknownNameError for an unknown name and MissingExtraError where its library is not installed.
+    """
+    if name in GRAPHS:
+        return f"{name}\n\n{GRAPHS[name].replace('`', '')}"
+    block = BLOCKS.get(name)
+    settings, takes_any = settings_of(block)
+    lines = [name, "", _plain(documentation(block)), "", "Settings:"]
+    shown = [_setting_line(s, s.name in block.from_ports) for s in settings.values()]
+    shown += ["any other: handed on"] if takes_any else []
+    lines += [f"  {line}" for line in shown or ["none"]]
+    for what, why in block.limits.items():
+        lines += ["", f"Not possible: {what} ({why})."]
+    example = example_of(name)
+    if example is not None:
+        lines += ["", "In a graph:", f"  {example}", "", "Shapes:", f"  {example.shapes}"]
+    return "\n".join(lines)
+
+
+def example_of(name: str) -> Example | None:
+    """The first use of the block in its own documentation; None where that shows none with plain values."""
+    block = BLOCKS.get(name)
+    for call in _calls(block):
+        with contextlib.suppress(ValueError):  # arguments that are computed
+            shapes = list(map(tuple, ast.literal_eval(call.args[0])))
+            settings = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+            made = block(shapes, **settings)
+            in_shapes: dict[str, Any] = dict(zip(_input_names(block, len(shapes)), shapes))
+            return Example(name, in_shapes, settings, made.out_shapes, dict(made.state_shapes))
+    return None
+
+
+def _input_names(block: type, count: int) -> list[str]:
+    """What an example's inputs are called: masks like their argument, the others by number."""
+    arguments = list(inspect.signature(block.forward).parameters)[1:]  # type: ignore[attr-defined]
+    named = [name if name in block.mask_of else None for name in arguments[:count]]  # type: ignore[attr-defined]
+    named += [None] * (count - len(named))
+    numbers = iter(["observation"] if named.count(None) == 1 else INPUT_NAMES)
+    return [name or next(numbers) for name in named]
+
+
+def _calls(block: type) -> Iterator[ast.Call]:
+    """Constructions of ``block`` in the examples of its docstring."""
+    for example in doctest.DocTestParser().get_examples(inspect.getdoc(block) or ""):
+        for node in ast.walk(ast.parse(example.source)):
+            if (
+                isinstance(node, ast.Call)
+                and node.args
+                and ast.unparse(node.func) == block.__name__
+            ):
+                yield node
+
+
+def documentation(block: type) -> str:
+    """The docstring without its examples."""
+    text = inspect.getdoc(block) or ""
+    return text.partition(">>>")[0].strip()
+
+
+def _plain(text: str) -> str:
+    """``text`` without its marks."""
+    return re.sub(r"`+", "", text)
+
+
+def _summary(name: str) -> str:
+    """The first line of a block's documentation, or which extra it needs."""
+    try:
+        return _plain(documentation(BLOCKS.get(name))).partition("\n")[0]
+    except MissingExtraError:
+        return f"(needs the extra [{BLOCKS.extra_of(name)}])"
+
+
+def _setting_names(name: str) -> str:
+    """A block's settings in a row, those without a default marked."""
+    try:
+        block = BLOCKS.get(name)
+    except MissingExtraError:
+        return ""
+    settings, _ = settings_of(block)
+    filled = block.from_ports  # by the input's space
+    return ", ".join(f"{n}*" if s.required and n not in filled else n for n, s in settings.items())
+
+
+def _setting_line(setting: Setting, from_space: bool) -> str:
+    default = default_of(setting, from_space)
+    shown = default if default == "required" else f"default: {default}"
+    what, means = describe(setting.annotation), meaning(setting.name)
+    return f"{setting.name}: {what} ({shown})" + (f", {means}" if means else "")
+
+
+def default_of(setting: Setting, from_space: bool) -> str:
+    """What a setting is when it is left out, as a spec would say it."""
+    if from_space:
+        return "from the input's space"
+    return "required" if setting.required else _written(setting.default)
+
+
+def _written(value: Any) -> str:
+    """A default as it would be written in a spec."""
+    try:
+        return dump_flow({"": value})[5:-1]
+    except ValueError:
+        return repr(value)
+
+
+def _named_shapes(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
+    return ", ".join(f"{name} {_shape(shape)}" for name, shape in shapes.items())
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"

@@ -1,0 +1,157 @@
+"""The pages of ``docs/blocks/``: what is hand-written stays, what stands below the mark comes from the classes.
+
+``python -m composer.reference.pages docs/blocks`` writes them anew.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from composer.reference.help import default_of, documentation, example_of
+from composer.reference.words import meaning
+from perception_blocks.registry import BLOCKS, MissingExtraError
+from perception_blocks.settings import describe, settings_of
+
+__all__ = ["families", "main", "page_text"]
+
+MARK = "<!-- below: written by python -m composer.reference.pages docs/blocks -->"
+OURS = "perception_blocks."
+INDEX = "index"
+# Page -> the modules whose blocks it shows, in this order.
+FAMILIES = {
+    "basic": "dense residual_dense noisy combine elementwise reshape embed features scale",
+    "convolution": "conv residual_conv",
+    "pooling-and-sets": "pooling sets",
+    "attention": "attention attention_conv transformer language_model",
+    "memory": "recurrent memory linear_memory gtrxl",
+    "graphs": "graph_nets graph_network message_passing",
+    "heads-and-values": "heads",
+    "your-own": "custom",
+}
+# Blocks that belong to another page than the rest of their module.
+ELSEWHERE = {"linear_output": "heads-and-values", "vgg_conv_gap": "convolution"}
+_NOT_HERE = "It needs a library that is not installed here."
+
+
+def families() -> dict[str, list[str]]:
+    """Page -> the names of our blocks on it, each block on one page.
+
+    Raises LookupError for a block of a module that belongs to no page.
+    """
+    pages: dict[str, list[str]] = {page: [] for page in FAMILIES}
+    for name in sorted(_our_blocks(), key=_place):
+        pages[_page_of(name)].append(name)
+    return pages
+
+
+def page_text(page: str, text: str) -> str:
+    """``text``, the page as it is, with what stands below its mark written anew."""
+    head, _, old = text.partition(MARK)
+    sections = _index(old) if page == INDEX else [_section(name, old) for name in families()[page]]
+    return "\n".join([head + MARK, *sections]).rstrip("\n") + "\n"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write all pages in the folder that is given anew."""
+    (folder,) = arguments
+    for page in (INDEX, *FAMILIES):
+        path = Path(folder, f"{page}.md")
+        path.write_text(page_text(page, path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+def _our_blocks() -> list[str]:
+    """Registered names but those of plugins."""
+    return [name for name in BLOCKS if BLOCKS.module_of(name).startswith(OURS)]
+
+
+def _page_of(name: str) -> str:
+    module = BLOCKS.module_of(name).removeprefix(OURS)
+    found = [page for page, modules in FAMILIES.items() if module in modules.split()]
+    if not found:
+        raise LookupError(f"the block {name!r} is on no page: name {module!r} in FAMILIES")
+    return ELSEWHERE.get(name, found[0])
+
+
+def _place(name: str) -> int:
+    """Where the module of a block stands among all that are on pages; within one, blocks keep their order."""
+    modules = " ".join(FAMILIES.values()).split()
+    module = BLOCKS.module_of(name).removeprefix(OURS)
+    return modules.index(module) if module in modules else len(modules)
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def _index(old: str) -> list[str]:
+    """A table of all blocks for each page."""
+    lines: list[str] = []
+    for page, names in families().items():
+        title = page.replace("-", " ").capitalize()
+        lines += ["", f"## [{title}]({page}.md)", "", "| block | |", "|---|---|"]
+        lines += [_row(name, f"| [{name}]({page}.md#{name}) |", old) for name in names]
+    return [*lines, ""]
+
+
+def _row(name: str, start: str, old: str) -> str:
+    """One line of the index; as it stood in ``old`` where the block's library is not installed."""
+    try:
+        summary = _marked(documentation(BLOCKS.get(name))).partition("\n")[0]
+    except MissingExtraError:
+        lines = (line for line in old.splitlines() if line.startswith(start))
+        return next(lines, f"{start} |")
+    return f"{start} {_cell(summary)} |"
+
+
+def _section(name: str, old: str) -> str:
+    """All about one block; as it stood in ``old`` where the block's library is not installed."""
+    try:
+        block = BLOCKS.get(name)
+    except MissingExtraError:
+        return _section_in(old, name) or f"\n## {name}\n\n{_NOT_HERE}"
+    lines = ["", f"## {name}", "", _marked(documentation(block)), "", *_settings(block)]
+    example = example_of(name)
+    if example is not None:
+        lines += ["```yaml", str(example), "```", "", f"`{example.shapes}`", ""]
+    extra = BLOCKS.extra_of(name)
+    lines += [f"It needs the extra `[{extra}]`.", ""] if extra else []
+    if block.mask_of:
+        names = " and ".join(f"`{argument}`" for argument in block.mask_of)
+        lines += [f"The mask of what it reads reaches it untold, as {names}.", ""]
+    for what, why in block.limits.items():
+        lines += [f"Not possible: {what} ({why}).", ""]
+    return "\n".join([*lines, f"In Python: `{block.__name__}`."])
+
+
+def _section_in(text: str, name: str) -> str:
+    found = re.search(rf"\n## {re.escape(name)}\n.*?(?=\n\n## |\n*\Z)", text, re.S)
+    return found[0] if found else ""
+
+
+def _settings(block: type) -> list[str]:
+    settings, takes_any = settings_of(block)
+    rows = []
+    for setting in settings.values():
+        from_space = setting.name in block.from_ports  # type: ignore[attr-defined]
+        what = "; ".join(filter(None, [meaning(setting.name), describe(setting.annotation)]))
+        default = default_of(setting, from_space)
+        shown = default if from_space or setting.required else f"`{default}`"
+        rows.append(f"| `{setting.name}` | {_cell(what)} | {_cell(shown)} |")
+    rows += ["| any other | handed on | |"] if takes_any else []
+    return ["| setting | what it is | default |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def _marked(text: str) -> str:
+    """The marks of a docstring as those of Markdown."""
+    return text.replace("``", "`")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

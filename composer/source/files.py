@@ -1,0 +1,130 @@
+"""A spec's file on disk -> its text, with a plain word for everything that is no readable text file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+
+from composer.errors import Position, Problem, SpecError
+from perception_blocks.words import near_name
+
+__all__ = [
+    "MAX_BYTES",
+    "allowed_folders",
+    "as_argument",
+    "begins_as_checkpoint",
+    "display_name",
+    "is_regular",
+    "names_a_folder",
+]
+__all__ += ["outside", "read_text", "real_path"]
+
+MAX_BYTES = 1024 * 1024
+
+
+def names_a_folder(entry: str) -> bool:
+    """Whether an entry of ``allow`` is a folder and no module, in whose name there is no slash."""
+    return "/" in entry or os.sep in entry
+
+
+def allowed_folders(allow: Iterable[str]) -> tuple[str, ...]:
+    """The folders among what a caller allows, by their real paths."""
+    return tuple(real_path(entry) for entry in allow if names_a_folder(entry))
+
+
+def outside(path: str, folders: Iterable[str]) -> str | None:
+    """Why a spec may not name the file at ``path``, or None where it lies in one of the ``folders``."""
+    real = real_path(path)
+    if any(real == folder or real.startswith(os.path.join(folder, "")) for folder in folders):
+        return None
+    folder = os.path.join(real if os.path.isdir(real) else os.path.dirname(real), "")
+    return (
+        f"{display_name(path)!r} is neither beside nor below the spec; pass allow=[{folder!r}] or "
+        f"--allow {as_argument(folder)} if the spec may read it"
+    )
+
+
+def as_argument(text: str) -> str:
+    """``text``, which may come from a file, quoted as one argument of a command that a message advises."""
+    import shlex  # for messages alone
+
+    return shlex.quote(text if text.isprintable() else ascii(text))
+
+
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a file that ends, or leads to one: opening a pipe or a device can wait forever."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def begins_as_checkpoint(data: bytes) -> bool:
+    """Whether a file begins as safetensors do: eight bytes of length, then a header in JSON."""
+    start = data[:9]
+    return b"\0" in start and start.endswith(b"{")
+
+
+def read_text(path: str, asked_at: Position | None) -> str:
+    """The text of the file at ``path``. Raises SpecError for whatever is no readable text file."""
+    name = display_name(path)
+    problem = None
+    data = b""
+    try:
+        # A pipe or a device would block or never end.
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            problem = f"{name!r} is a folder, not a file"
+        elif not stat.S_ISREG(os.stat(path).st_mode):
+            problem = f"{name!r} is not a regular file"
+        else:
+            with open(path, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        problem = f"there is no file {name!r}{_near_file(path)}"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        problem = f"{name!r} cannot be read: {reason}"
+    if problem:
+        raise SpecError([Problem(problem, (), asked_at)])
+    return _decode(data, name)
+
+
+def _decode(data: bytes, name: str) -> str:
+    if begins_as_checkpoint(data):
+        message = f"{name!r} is a checkpoint, not a spec; composer.load makes a model from it"
+        raise SpecError([Problem(message, (), Position(name, 1, 1))])
+    if len(data) > MAX_BYTES:
+        message = f"the file is larger than {MAX_BYTES} bytes, too large for a spec"
+        raise SpecError([Problem(message, (), Position(name, 1, 1))])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        start = data.rfind(b"\n", 0, error.start) + 1
+        column = len(data[start : error.start].decode("utf-8", "replace")) + 1
+        message = f"the byte 0x{data[error.start]:02x} is not UTF-8; is this a text file?"
+        raise SpecError([Problem(message, (), Position(name, line, column))]) from None
+
+
+def _near_file(path: str) -> str:
+    folder, file = os.path.split(path)
+    try:
+        names = os.listdir(folder or ".")
+    except (OSError, ValueError):
+        return ""
+    near = near_name(file, names[:1000])
+    return f"; did you mean {display_name(os.path.join(folder, near))!r}?" if near else ""
+
+
+def display_name(path: str) -> str:
+    """``path`` as messages show it: ``base.yaml``, not ``configs/../base.yaml``."""
+    return os.path.normpath(path) if path else path
+
+
+def real_path(path: str) -> str:
+    """The one name of a file that several lead to; ``path`` itself where no file can have that name."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # the current folder may be gone
+        return path

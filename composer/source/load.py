@@ -1,0 +1,617 @@
+"""A spec as text, file or mapping -> plain data that knows where each value was written.
+
+The only module that reads YAML. `extends`, overrides and params are applied here, in that order; nothing is known yet
+of what the keys mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, NoReturn, TypeAlias
+
+import yaml
+
+from composer.errors import Path, Position, Problem, SpecError, format_path
+from composer.source.files import (
+    MAX_BYTES,
+    allowed_folders,
+    display_name,
+    outside,
+    read_text,
+    real_path,
+)
+from composer.source.overlay import merge, set_value
+from composer.source.params import escape_params, fill_params
+from composer.source.scalars import no_space_in_words, parse_scalar, syntax_error_in_words
+from composer.source.values import MAX_DEPTH, Node, check_size, from_python, node_at, plain
+from perception_blocks.words import describe, did_you_mean, sparing
+
+__all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source", "stored_source"]
+
+Override: TypeAlias = "str | tuple[str | Path, Any]"
+"""``"params.width=128"``, or a path (dotted, or its parts) and a value."""
+
+MAX_EXTENDS = 20  # files, one extending the next
+_TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
+_NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class Source:
+    """A spec's resolved ``data`` and where each part of it was written.
+
+    ``params`` holds the params, already filled in wherever `data` refers to them. ``problems`` are those found so far
+    that did not keep the rest from being read; `composer.spec.read.read_spec` raises them together with its own. Other files
+    that it names may be read from ``folders``. ``is_stored``: it is the spec inside of a checkpoint or a run.
+    """
+
+    def __init__(
+        self,
+        root: Node,
+        name: str | None,
+        files: Iterable[str],
+        problems: Iterable[Problem],
+        folders: Iterable[str] = (),
+        is_stored: bool = False,
+    ) -> None:
+        self.name = name
+        self.is_stored = is_stored
+        self.files = tuple(files)
+        self.folders = tuple(folders)
+        self._written = root
+        self._problems_written = problems = tuple(problems)
+        self._root, found = fill_params(root, name or "")
+        self.problems = (*problems, *found)
+        self.data: dict[str, Any] = plain(self._root)
+        params = self.data.pop("params", {})
+        self.params: dict[str, Any] = params if isinstance(params, dict) else {}
+
+    def position(self, path: Path, key: bool = False) -> Position | None:
+        """Where the value at ``path`` is written, or the key that names it; else its nearest ancestor's place."""
+        while True:
+            node, found = node_at(self._root, path)
+            place = node.key_position if key and found and node.key_position else node.position
+            if place is not None or not path:
+                return place
+            path = path[:-1]
+
+    def overridden(self, overrides: Iterable[Override]) -> Source:
+        """The same with ``overrides``."""
+        problems = list(self._problems_written)
+        root = _overridden(self._written, overrides, problems)
+        return Source(root, self.name, self.files, problems, self.folders, self.is_stored)
+
+    def find_file(self, path: str) -> str:
+        """Where the file or folder is that a setting names: beside the spec, or in a folder that the caller allows.
+
+        Raises ValueError where it may not be read.
+        """
+        if self.is_stored:
+            raise ValueError(
+                f"a spec inside of a file reads no other file, and this one names {path!r}"
+            )
+        places = [os.path.join(folder, path) for folder in self.folders] or [path]
+        place = next(filter(os.path.lexists, places), places[0])
+        refusal = outside(place, self.folders)
+        if refusal:
+            raise ValueError(refusal)
+        return place
+
+    def to_yaml(self) -> str:
+        """The resolved spec as YAML that reads back as the same data."""
+        return dump_yaml(self.data)
+
+    def __repr__(self) -> str:
+        return f"Source({self.name or 'a mapping'!r})"
+
+
+@sparing
+def load_source(
+    spec: str | FilePath | Mapping[str, Any] | Source,
+    overrides: Iterable[Override] = (),
+    allow: Iterable[str] = (),
+) -> Source:
+    """Read ``spec``: a file's path, YAML text (any str with a line break), a mapping or an OmegaConf config.
+
+    A file may name others beside and below it, and in the folders among what the caller allows. A Source is itself,
+    with ``overrides``. Raises SpecError for what cannot be read at all.
+    """
+    if isinstance(overrides, str | Mapping):
+        message = f"overrides is a list such as ['params.width=64'], got {describe(overrides)}"
+        raise SpecError([Problem(message)])
+    if isinstance(spec, Source):
+        return spec.overridden(overrides)
+    problems: list[Problem] = []
+    folders = allowed_folders(allow)
+    files = _Files(problems, folders)
+    name: str | None = None
+    if isinstance(spec, str) and "\n" in spec:
+        name = _TEXT_NAME
+        root = _without_extends(_parse(spec, name, problems), "a text")
+    elif isinstance(spec, str | os.PathLike):
+        name = display_name(os.fspath(spec))
+        folders = files.folders = (real_path(os.path.dirname(os.fspath(spec))), *folders)
+        root = files.load(os.fspath(spec), None, ())
+    elif isinstance(spec, Mapping):
+        root = _without_extends(from_python(spec), "a mapping")
+    else:
+        message = f"a spec is a path, YAML text or a mapping, got {describe(spec)}"
+        raise SpecError([Problem(message)])
+    root = _overridden(root, overrides, problems)
+    return Source(root, name, files.seen, problems, folders)
+
+
+def stored_source(
+    text: str, file: str | os.PathLike[str], overrides: Iterable[Override] = ()
+) -> Source:
+    """The spec inside of a checkpoint or a run, ``file``: text, even on one line. It names no file that would be read.
+
+    Raises SpecError for what cannot be read at all.
+    """
+    problems: list[Problem] = []
+    name = f"{display_name(os.fspath(file))}, its spec"
+    root = _without_extends(_parse(text, name, problems), "the text inside of one")
+    root = _overridden(root, overrides, problems)
+    return Source(root, name, (), problems, is_stored=True)
+
+
+# --- extends -----------------------------------------------------------------------------------------------------
+
+
+class _Files:
+    """Reads a file and those it extends, each once; ``seen`` lists them as the user would write them.
+
+    Files that another extends must lie in ``folders``.
+    """
+
+    def __init__(self, problems: list[Problem], folders: tuple[str, ...]) -> None:
+        self.seen: list[str] = []
+        self.folders = folders
+        self._problems = problems
+        self._merged: dict[str, Node] = {}
+
+    def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Node:
+        identity = real_path(path)
+        if identity in parents:
+            chain = [*parents[parents.index(identity) :], identity]
+            names = " -> ".join(repr(os.path.basename(name)) for name in chain)
+            raise SpecError(
+                [Problem(f"files extend each other in a circle: {names}", (), asked_at)]
+            )
+        if len(parents) >= MAX_EXTENDS:
+            message = f"more than {MAX_EXTENDS} files extend one another"
+            raise SpecError([Problem(message, ("extends",), asked_at)])
+        refusal = outside(path, self.folders) if parents else None
+        if refusal:
+            raise SpecError([Problem(refusal, ("extends",), asked_at)])
+        if identity not in self._merged:
+            root = _parse(read_text(path, asked_at), display_name(path), self._problems)
+            self.seen.append(display_name(path))
+            self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
+        return self._merged[identity]
+
+    def _on_its_bases(self, root: Node, path: str, parents: tuple[str, ...]) -> Node:
+        extends = root.value.get("extends")
+        if extends is None:
+            return root
+        names = extends.value if isinstance(extends.value, list) else [extends]
+        over = Node({k: v for k, v in root.value.items() if k != "extends"}, root.position)
+        base: Node | None = None
+        folder = os.path.dirname(path)
+        for name in names:
+            if not isinstance(name.value, str) or not name.value:
+                message = (
+                    f"'extends' must be a file name or a list of them, got {describe(name.value)}"
+                )
+                raise SpecError([Problem(message, ("extends",), name.position)])
+            below = self.load(os.path.join(folder, name.value), name.position, parents)
+            base = below if base is None else merge(base, below)
+        return over if base is None else merge(base, over)
+
+
+def _without_extends(root: Node, what: str) -> Node:
+    extends = root.value.get("extends")
+    if extends is None:
+        return root
+    message = (
+        f"'extends' is relative to a file, and this spec is {what}; merge it yourself or use a file"
+    )
+    raise SpecError([Problem(message, ("extends",), extends.position)])
+
+
+# --- overrides ---------------------------------------------------------------------------------------------------
+
+
+def _overridden(root: Node, overrides: Iterable[Override], problems: list[Problem]) -> Node:
+    for override in overrides:
+        root = _apply(root, override, problems)
+    return root
+
+
+def _apply(root: Node, override: Override, problems: list[Problem]) -> Node:
+    """``root`` with one override applied; what is wrong with it goes to ``problems``."""
+    if isinstance(override, str):
+        position = Position(f"--set {override}")
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            problems.append(Problem("lacks a '='; write key=value", (), position))
+            return root
+        path: Path = tuple(dotted.strip().split("."))
+        value = _parse_value(text, position, problems)
+    else:
+        given, data = override
+        path = tuple(given.split(".")) if isinstance(given, str) else tuple(given)
+        position = Position(f"--set {format_path(path)}")
+        value = from_python(data, position)
+    if not path or "" in path:
+        message = "needs the path of a key before the '=', such as params.width=64"
+        problems.append(Problem(message, (), position))
+        return root
+    if path == ("extends",):
+        message = "'extends' cannot be set from outside; it is read before overrides are"
+        problems.append(Problem(message, path, position))
+        return root
+    return set_value(root, path, value, problems)
+
+
+def _parse_value(text: str, position: Position, problems: list[Problem]) -> Node:
+    found: list[Problem] = []
+    try:
+        root = _YamlReader(position.file, found).read(text)
+    except SpecError as error:
+        found += error.problems
+        root = None
+    if found:
+        message = f"the value is not valid YAML: {found[0].message}"
+        problems.append(Problem(message, (), position))
+    return Node(None, position) if root is None else _placed(root, position)
+
+
+def _placed(node: Node, position: Position) -> Node:
+    """``node`` and all below, as if written at ``position``."""
+    if isinstance(node.value, dict):
+        return Node({k: _placed(v, position) for k, v in node.value.items()}, position, position)
+    if isinstance(node.value, list):
+        return Node([_placed(v, position) for v in node.value], position, position)
+    return Node(node.value, position, position)
+
+
+# --- reading YAML ------------------------------------------------------------------------------------------------
+
+
+def _parse(text: str, name: str, problems: list[Problem]) -> Node:
+    """The mapping that ``text`` holds. Raises SpecError."""
+    if len(text) > MAX_BYTES:
+        message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
+        raise SpecError([Problem(message, (), Position(name, 1, 1))])
+    own: list[Problem] = []
+    root = _YamlReader(name, own).read(text)
+    if root is not None and not isinstance(root.value, dict | None):
+        # No word of it: it may be any file.
+        kind = "a list" if isinstance(root.value, list) else "a single value"
+        message = f"a spec must be a mapping of keys to values, got {kind}"
+        raise SpecError([*problems, Problem(message, (), root.position)])
+    problems += own
+    if root is None or root.value is None:
+        message = "the spec is empty; `composer init ENV` writes one to start from"
+        raise SpecError([*problems, Problem(message, (), Position(name, 1, 1))])
+    return root
+
+
+@dataclass
+class _Open:
+    """A mapping or a list that is being read. ``key`` is the mapping's key that waits for its value."""
+
+    children: dict[str, Node] | list[Node]
+    position: Position
+    anchor: str | None
+    key: Node | None = None  # of value None: a key that is wrong, whose value is read and dropped
+    plain: bool = False  # whether the key stands without quotes
+    flow: bool = False  # whether it is written in { }
+    number: Any = None  # the key, where it is a number
+    unbracketed: list[Any] | None = None  # the values so far of a list whose brackets are missing
+
+
+class _YamlReader:
+    """YAML events -> Nodes, by the rules of YAML 1.2. Without recursion, and without ever making an object by its tag.
+
+    What spoils one value only goes to ``problems``; what spoils the whole document raises SpecError.
+    """
+
+    def __init__(self, name: str, problems: list[Problem]) -> None:
+        self._name = name
+        self._problems = problems
+        self._open: list[_Open] = []
+        self._anchors: dict[str, Node | None] = {}  # None while the value is being read
+        self._root: Node | None = None
+        self._documents = 0
+
+    def read(self, text: str) -> Node | None:
+        """The document's value, or None when there is no document."""
+        self._refuse_control_characters(text)
+        take: dict[type, Callable[[Any], None]] = {
+            yaml.DocumentStartEvent: self._take_document,
+            yaml.MappingStartEvent: self._take_start,
+            yaml.SequenceStartEvent: self._take_start,
+            yaml.MappingEndEvent: self._take_end,
+            yaml.SequenceEndEvent: self._take_end,
+            yaml.ScalarEvent: self._take_scalar,
+            yaml.AliasEvent: self._take_alias,
+        }
+        try:
+            for event in yaml.parse(text, Loader=_PARSER):
+                if type(event) in take:
+                    take[type(event)](event)
+        except yaml.YAMLError as error:
+            reason = getattr(error, "problem", None) or str(error)
+            marks = [getattr(error, name, None) for name in ("problem_mark", "context_mark")]
+            places = [(mark.line, mark.column) if mark else None for mark in marks]
+            message, (line, column) = syntax_error_in_words(text, reason, *places)
+            position = Position(self._name, line + 1, column + 1)
+            raise SpecError([*self._problems, Problem(message, (), position)]) from None
+        return self._root
+
+    def _take_document(self, event: yaml.Event) -> None:
+        self._documents += 1
+        if self._documents > 1:
+            self._fail(event, "a second document starts here; a spec is one document")
+
+    def _take_end(self, event: yaml.Event) -> None:
+        done = self._open.pop()
+        node = self._put(done.children, done.position, done.anchor)
+        check_size(node, done.position, "the document")
+
+    def _take_start(self, event: yaml.CollectionStartEvent) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            self._fail(event, f"nested more than {MAX_DEPTH} deep")
+        if event.tag is not None:
+            self._refuse_tag(event)
+        is_mapping = isinstance(event, yaml.MappingStartEvent)
+        opened = _Open({} if is_mapping else [], self._at(event.start_mark), event.anchor)
+        opened.flow = bool(event.flow_style)
+        self._open.append(opened)
+        if event.anchor:
+            self._anchors[event.anchor] = None
+
+    def _take_scalar(self, event: yaml.ScalarEvent) -> None:
+        if event.tag is not None:
+            self._refuse_tag(event)
+        position = self._at(event.start_mark)
+        value = event.value
+        if event.implicit[0]:
+            if value == "<<" and self._awaits_key():
+                message = (
+                    "merge keys '<<' are no part of YAML 1.2; write the keys out, or use 'extends'"
+                )
+                self._note(position, message)
+                self._open[-1].key = Node(None, position)
+                return
+            value = self._scalar(value, position)
+        if self._awaits_key():
+            self._open[-1].plain = event.implicit[0]
+        elif event.implicit[0] and event.value == "" and self._is_slip():
+            return
+        self._put(value, position, event.anchor)
+
+    def _take_alias(self, event: yaml.AliasEvent) -> None:
+        if event.anchor not in self._anchors:
+            near = did_you_mean(str(event.anchor), self._anchors)
+            self._fail(event, f"no anchor '&{event.anchor}' comes before '*{event.anchor}'{near}")
+        node = self._anchors[event.anchor]
+        if node is None:
+            self._fail(event, f"the value of '&{event.anchor}' holds itself")
+        else:
+            self._put(node.value, node.position, None)
+
+    def _put(self, value: Any, position: Position | None, anchor: str | None) -> Node:
+        """Hand a finished value to the mapping or list it stands in; returns its Node."""
+        parent = self._open[-1] if self._open else None
+        key = None if parent is None else parent.key
+        node = Node(value, position, None if key is None else key.position)
+        if anchor:
+            self._anchors[anchor] = node
+        if parent is None:
+            self._root = node
+        elif isinstance(parent.children, list):
+            parent.children.append(node)
+        elif key is None:
+            parent.key = self._checked_key(parent, node)
+        else:
+            if key.value is not None:
+                parent.children[key.value] = node
+            parent.key = None
+        return node
+
+    def _scalar(self, text: str, position: Position | None) -> Any:
+        """What an unquoted ``text`` means; itself where it means a number that is too long, which is noted."""
+        try:
+            return parse_scalar(text)
+        except ValueError as error:
+            self._note(position, str(error))
+            return text
+
+    def _is_slip(self) -> bool:
+        """Whether the key that has no value is part of another thing, which is noted: 'block:dense', '(64, 64)'."""
+        parent = self._open[-1] if self._open else None
+        if parent is None or isinstance(parent.children, list) or not parent.plain:
+            return False
+        key, parent.key = parent.key, None
+        if key is None or key.value is None:
+            self._note_missing_brackets(parent, key)
+            return True
+        if self._is_tuple(parent, key.value):
+            return True
+        name, colon, text = key.value.partition(":")
+        if colon and text and name.isidentifier() and name not in parent.children:
+            self._note(key.position, no_space_in_words(key.value), name)
+            parent.children[name] = Node(
+                self._scalar(text, key.position), key.position, key.position
+            )
+            return True
+        parent.key = key
+        return False
+
+    def _note_missing_brackets(self, parent: _Open, key: Node | None) -> None:
+        """Where the key without a value is a number after a number, say that a list was meant: ``{units: 64, 64}``."""
+        assert isinstance(parent.children, dict)
+        name, last = next(reversed(parent.children.items()), ("", None))
+        noted = self._problems[-1] if self._problems else None
+        if last is None or key is None or noted is None or not parent.flow or parent.number is None:
+            return
+        if noted.position != key.position or not _may_begin_list(last.value):
+            return
+        values = [*(parent.unbracketed or [last.value]), parent.number]
+        parent.unbracketed = values
+        del self._problems[-1]  # of the key, and of the values before it
+        if len(values) > 2:
+            del self._problems[-1]
+        self._note(last.position, f"a list is written in [ ]; write {json.dumps(values)}", name)
+
+    def _is_tuple(self, parent: _Open, key: Any) -> bool:
+        """Whether ``key`` belongs to a list in parentheses, of which the value before it is the beginning."""
+        assert isinstance(parent.children, dict)
+        name, last = next(reversed(parent.children.items()), ("", None))
+        if last is None or not str(last.value).startswith("(") or ")" in str(last.value):
+            return False
+        if isinstance(key, str) and not key.endswith(")"):
+            return False
+        message = "a list is written in [ ], not in ( )"
+        if all((p.position, p.message) != (last.position, message) for p in self._problems):
+            self._note(last.position, message, name)
+        return True
+
+    def _checked_key(self, parent: _Open, node: Node) -> Node:
+        """The key itself, or one of value None when it is repeated or no text."""
+        if not isinstance(node.value, str) and self._is_tuple(parent, node.value):
+            pass
+        elif not isinstance(node.value, str):
+            parent.number = node.value if _is_number(node.value) else None
+            quote = "" if node.children() else "; put it in quotes"
+            self._note(node.position, f"a key must be a text, got {describe(node.value)}{quote}")
+        elif node.value in parent.children:
+            assert isinstance(parent.children, dict)
+            first = parent.children[node.value].key_position
+            message = f"the key {node.value!r} is repeated; it is first given at {first}"
+            self._note(node.position, message, node.value)
+        else:
+            parent.unbracketed = None
+            return node
+        return Node(None, node.position)
+
+    def _awaits_key(self) -> bool:
+        return (
+            bool(self._open)
+            and isinstance(self._open[-1].children, dict)
+            and not self._open[-1].key
+        )
+
+    def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
+        tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+        message = (
+            f"the tag {tag!r} is refused; a spec holds plain values only, quote a text instead"
+        )
+        self._note(self._at(event.start_mark), message)
+
+    def _refuse_control_characters(self, text: str) -> None:
+        match = _NOT_YAML.search(text)
+        if match:
+            lines = _LINE_BREAK.split(text[: match.start()])
+            message = (
+                f"the character U+{ord(match[0]):04X} has no place in YAML; is this a text file?"
+            )
+            position = Position(self._name, len(lines), len(lines[-1]) + 1)
+            raise SpecError([Problem(message, (), position)])
+
+    def _at(self, mark: Any) -> Position:
+        return Position(self._name, mark.line + 1, mark.column + 1)
+
+    def _note(self, position: Position | None, message: str, *key: str) -> None:
+        """Note ``message`` at the value that is being read, or at its ``key``."""
+        path: list[str | int] = []
+        for part in self._open:
+            if isinstance(part.children, list):
+                path.append(len(part.children))
+            elif part.key is not None and part.key.value is not None:
+                path.append(part.key.value)
+        self._problems.append(Problem(message, (*path, *key), position))
+
+    def _fail(self, event: yaml.Event, message: str) -> NoReturn:
+        raise SpecError([*self._problems, Problem(message, (), self._at(event.start_mark))])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)  # true and false too
+
+
+def _may_begin_list(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, str) and value.startswith("${"))
+
+
+# --- writing YAML ------------------------------------------------------------------------------------------------
+
+
+class _Dumper(_BaseDumper):
+    """Writes text in quotes wherever YAML 1.1 or 1.2 would read it as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def text(self, data: str) -> yaml.ScalarNode:
+        plain_value = None
+        with contextlib.suppress(ValueError):
+            plain_value = parse_scalar(data)
+        style = None if isinstance(plain_value, str) else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+
+
+def dump_yaml(data: Any) -> str:
+    """``data`` (dicts, lists, texts, numbers, true, false, null) as YAML that `load_source` reads back as the same.
+
+    Raises ValueError for anything else, by its path.
+    """
+    plain_data = _writable(data, ())
+    return yaml.dump(
+        plain_data,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,  # innermost mappings and lists on one line
+        allow_unicode=True,
+        width=100,
+    )
+
+
+def dump_flow(data: Mapping[str, Any]) -> str:
+    """``data`` as YAML on one line: ``{block: dense, in: observation}``. Raises ValueError as `dump_yaml` does."""
+    text = yaml.dump(
+        _writable(data, ()),
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=True,
+        allow_unicode=True,
+        width=2**31 - 1,  # never breaks a line
+    )
+    return text.strip()
+
+
+def _writable(value: Any, path: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _writable(child, (*path, key)) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_writable(child, (*path, index)) for index, child in enumerate(value)]
+    if isinstance(value, str):
+        return escape_params(str(value))
+    if value is None or type(value) in (bool, int, float):
+        return value
+    where = f"{format_path(path)!r} is" if path else "the value is"
+    raise ValueError(f"{where} {describe(value)}, which YAML cannot hold")

@@ -1,0 +1,141 @@
+"""A document as a tree that remembers where each value and each key was written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from composer.errors import Path, Position, Problem, SpecError
+from perception_blocks.words import describe
+
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "Node", "check_size", "from_python", "node_at", "plain"]
+
+MAX_DEPTH = 50
+MAX_BITS = 1000  # of an integer; YAML's have at most 300 digits
+MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5,000 blocks has about 60,000
+
+
+@dataclass(slots=True)  # not frozen: a spec of 10,000 blocks has 100,000 of them
+class Node:
+    """A scalar, or a dict or list of Nodes. Never changed once made, so that two places may hold the same one.
+
+    ``key_position`` is where the key that leads here is written. Of this value and all below, ``size`` and ``depth``
+    are counted, and ``refers`` says whether some text may refer to a param. ``removed`` are the keys of a mapping that
+    overrides removed, and by which.
+    """
+
+    value: Any  # dict[str, Node], list[Node], or a scalar
+    position: Position | None = None
+    key_position: Position | None = None
+    removed: Mapping[str, Position | None] | None = field(default=None, repr=False, compare=False)
+    size: int = field(default=1, init=False)
+    depth: int = field(default=1, init=False)
+    refers: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, str):
+            self.refers = "${" in self.value
+        elif below := self.children():
+            self.size += sum([child.size for child in below])
+            self.depth += max([child.depth for child in below])
+            self.refers = any(child.refers for child in below)
+
+    def children(self) -> list[Node]:
+        if isinstance(self.value, dict):
+            return list(self.value.values())
+        return self.value if isinstance(self.value, list) else []
+
+    def under_key(self, key_position: Position | None) -> Node:
+        """The same value, reached by the key at ``key_position``."""
+        return Node(self.value, self.position, key_position)
+
+
+def check_size(node: Node, where: Position | None, what: str) -> None:
+    """Raise SpecError when ``node`` became too large or too deep to be a spec."""
+    if node.size > MAX_SIZE:
+        message = f"{what} grows to {node.size} values; a spec may have {MAX_SIZE}"
+        raise SpecError([Problem(message, (), where)])
+    if node.depth > MAX_DEPTH:
+        message = f"{what} is nested {node.depth} deep; a spec may be nested {MAX_DEPTH} deep"
+        raise SpecError([Problem(message, (), where)])
+
+
+def plain(node: Node) -> Any:
+    """The value as fresh dicts, lists and scalars."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(child) for child in node.value]
+    return node.value
+
+
+def node_at(root: Node, path: Path) -> tuple[Node, bool]:
+    """The node at ``path`` and True, or its nearest ancestor and False."""
+    node = root
+    for part in path:
+        values: Any = node.value
+        if isinstance(values, list):
+            there = isinstance(part, int) and 0 <= part < len(values)
+        else:
+            there = isinstance(values, dict) and part in values
+        if not there:
+            return node, False
+        node = node.value[part]
+    return node, True
+
+
+def from_python(value: Any, position: Position | None = None) -> Node:
+    """A tree of mappings, lists and tuples; whatever else (a class, a callable, a module) passes through untouched.
+
+    Raises SpecError for keys that are no text, and for what is nested too deep, as a container within itself is.
+    """
+    return _from_python(value, position, (), 0)
+
+
+def _from_python(value: Any, position: Position | None, path: Path, depth: int) -> Node:
+    if depth > MAX_DEPTH:
+        message = f"nested more than {MAX_DEPTH} deep; does a container hold itself?"
+        raise SpecError([Problem(message, path[:3], position)])
+    value = _without_omegaconf(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                message = f"the key {key!r} must be a text, got {describe(key)}"
+                raise SpecError([Problem(message, path, position)])
+        items = value.items()
+        return Node(
+            {k: _from_python(v, position, (*path, k), depth + 1) for k, v in items}, position
+        )
+    if isinstance(value, list | tuple):
+        parts = [_from_python(v, position, (*path, i), depth + 1) for i, v in enumerate(value)]
+        return Node(parts, position)
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        message = f"a number of {value.bit_length()} bits is too long"
+        raise SpecError([Problem(message, path, position)])
+    return Node(value, position)
+
+
+def _without_omegaconf(value: Any) -> Any:
+    """Plain containers in place of OmegaConf's; its interpolations are resolved, ours are left for later.
+
+    OmegaConf would fill in ``${params.width}`` as well, but before an override of ``params.width`` is applied.
+    """
+    omegaconf = sys.modules.get("omegaconf")
+    if omegaconf is None or not omegaconf.OmegaConf.is_config(value):
+        return value
+    try:
+        raw = omegaconf.OmegaConf.to_container(value, resolve=False)
+        done = omegaconf.OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+    except omegaconf.errors.OmegaConfBaseException as error:
+        raise SpecError([Problem(f"OmegaConf cannot resolve the spec: {error}")]) from error
+    return _keep_params(raw, done)
+
+
+def _keep_params(raw: Any, done: Any) -> Any:
+    if isinstance(raw, dict):
+        return {key: _keep_params(raw[key], done[key]) for key in raw}
+    if isinstance(raw, list):
+        return [_keep_params(r, d) for r, d in zip(raw, done, strict=True)]
+    return raw if isinstance(raw, str) and "${params." in raw else done

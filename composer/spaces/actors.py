@@ -1,0 +1,305 @@
+"""Who acts: the steps and agents of an environment, and which network serves whom.
+
+An actor is a step, an agent, or an agent within a step. `read_actors` makes them of spaces by key, `serve` says which
+of a spec's networks is for which of them. At run time `Actors.present` reads a mapping by key, such as the observations
+of everyone who is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from composer.errors import Path, Problem, Problems, SpecError
+from perception_blocks.words import did_you_mean, is_writable, listing
+
+__all__ = ["Actor", "ActorKey", "Actors", "Present", "counted_spaces", "read_actors", "serve"]
+__all__ += ["shortened"]
+
+X = TypeVar("X")
+
+ActorKey: TypeAlias = str | int | tuple[str | int, str | int | None]
+"""A step or an agent, or (step, agent); (step, None) is all agents of a step whose number is not known."""
+
+MOST_NAMES = 6  # in a message
+
+
+@dataclass(frozen=True, eq=False)
+class Actor:
+    """Who acts, as the environment calls it. ``observation_space`` and ``action_space`` are its own."""
+
+    key: ActorKey
+    observation_space: Any
+    action_space: Any
+
+    @property
+    def name(self) -> str:
+        """The key as one text: ``0`` is "0", ``("pick", 1)`` is "pick/1"."""
+        return flat_name(self.key)
+
+    @property
+    def step(self) -> str | None:
+        """The step of an agent within a step."""
+        return str(self.key[0]) if isinstance(self.key, tuple) else None
+
+    @property
+    def type(self) -> str | None:
+        """What PettingZoo calls agents by, with a number: the "adversary" of "adversary_0"."""
+        match = re.fullmatch(r"(.+)_\d+", self.name)
+        return match[1] if match else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it stands for any number of agents of its step."""
+        return isinstance(self.key, tuple) and self.key[1] is None
+
+
+@dataclass(frozen=True)
+class Present(Generic[X]):
+    """A value of a mapping by key: of which actor, under which flat name, and the key as the caller wrote it."""
+
+    key: Any
+    name: str
+    actor: Actor
+    value: X
+
+
+class Actors:
+    """All actors of an environment, in its order."""
+
+    def __init__(self, actors: Iterable[Actor]) -> None:
+        self._by_name = {actor.name: actor for actor in actors}
+        self.has_open = any(actor.is_open for actor in self)
+
+    def __iter__(self) -> Iterator[Actor]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __getitem__(self, name: str) -> Actor:
+        return self._by_name[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    @property
+    def observation_space(self) -> dict[ActorKey, Any]:
+        """The observation spaces by key, as `read_actors` takes them."""
+        return {actor.key: actor.observation_space for actor in self}
+
+    @property
+    def action_space(self) -> dict[ActorKey, Any]:
+        return {actor.key: actor.action_space for actor in self}
+
+    def find(self, key: Any) -> tuple[str, Actor] | None:
+        """The flat name and the actor that ``key`` means, in whichever form; None where there is none.
+
+        An agent of a step whose agents are not counted has a name of its own, and the step's actor.
+        """
+        name = flat_name(key)
+        if name in self._by_name:
+            return name, self._by_name[name]
+        step, slash, agent = name.partition("/")
+        actor = self._by_name.get(step)
+        return (name, actor) if slash and agent and actor is not None and actor.is_open else None
+
+    def present(self, values: Any, what: str) -> list[Present]:
+        """The entries of a mapping by key, in its order; ``what`` it holds ("observations") is for messages.
+
+        Raises ValueError for what is no mapping, for keys of no actor, and for two keys of the same one.
+        """
+        if not isinstance(values, Mapping):
+            names = shortened(self.names)
+            raise ValueError(
+                f"{what} come as a dict by actor ({names}), got a {type(values).__name__}"
+            )
+        found: dict[str, Present] = {}
+        unknown = [key for key in values if self.find(key) is None]
+        if unknown:
+            near = did_you_mean(flat_name(unknown[0]), self.names) if len(unknown) == 1 else ""
+            there = near or f"; there is {shortened(self.names)}"
+            raise ValueError(f"{what} of unknown actors: {shortened(unknown)}{there}")
+        for key, value in values.items():
+            name, actor = self.find(key)  # type: ignore[misc]
+            if name in found:
+                raise ValueError(
+                    f"{what} of {name!r} are given twice, as {found[name].key!r} and {key!r}"
+                )
+            found[name] = Present(key, name, actor, value)
+        return list(found.values())
+
+
+def flat_name(key: Any) -> str:
+    """An actor's key as text.
+
+    >>> flat_name(0), flat_name(("pick", 1)), flat_name(("pick", None))
+    ('0', 'pick/1', 'pick')
+    """
+    if isinstance(key, tuple):
+        return "/".join(str(part) for part in key if part is not None)
+    return str(key)
+
+
+def read_actors(observation_space: Mapping[Any, Any], action_space: Mapping[Any, Any]) -> Actors:
+    """The actors of spaces by key. Raises SpecError for keys that are none, collide, or have only one of the two."""
+    problems = [_wrong_key(key) for key in (*observation_space, *action_space)]
+    actions = {flat_name(key): space for key, space in action_space.items()}
+    names = {flat_name(key): key for key in observation_space}
+    for space, kind in ((observation_space, "observation"), (action_space, "action")):
+        problems += _colliding(space, kind)
+    for name in [name for name in names if name not in actions]:
+        problems.append(
+            f"{name!r} has an observation space but no action space{_near(name, actions)}"
+        )
+    for name in [name for name in actions if name not in names]:
+        problems.append(
+            f"{name!r} has an action space but no observation space{_near(name, names)}"
+        )
+    if not names and not actions:
+        problems.append("there are no actors: the mapping of spaces is empty")
+    messages = dict.fromkeys(filter(None, problems))
+    if messages:
+        raise SpecError([Problem(message) for message in messages])
+    return Actors(Actor(key, observation_space[key], actions[name]) for name, key in names.items())
+
+
+def counted_spaces(
+    spaces: Mapping[Any, Any], agent_counts: Mapping[Any, int | None]
+) -> dict[ActorKey, Any]:
+    """Spaces by step as spaces by (step, agent): ``agent_counts`` has the number of a step's agents, None if unknown.
+
+    >>> counted_spaces({"pick": 1, "place": 2, "look": 3}, {"place": 2, "look": None})
+    {'pick': 1, ('place', 0): 2, ('place', 1): 2, ('look', None): 3}
+    """
+    unknown = [step for step in agent_counts if step not in spaces]
+    wrong = {
+        s: n for s, n in agent_counts.items() if n is not None and not (_is_number(n) and n >= 1)
+    }
+    messages = [
+        f"agent_counts speaks of the step {s!r}, which has no spaces{_near(s, spaces)}"
+        for s in unknown
+    ]
+    messages += [
+        f"agent_counts of {s!r} is a number of at least 1 or None, got {n!r}"
+        for s, n in wrong.items()
+    ]
+    if messages:
+        raise SpecError([Problem(message) for message in messages])
+    counted: dict[ActorKey, Any] = {}
+    for step, space in spaces.items():
+        count = agent_counts.get(step, 1)
+        if count == 1:
+            counted[step] = space
+        else:
+            counted |= {
+                (step, agent): space for agent in ([None] if count is None else range(count))
+            }
+    return counted
+
+
+def serve(
+    actors: Actors, networks: Mapping[str | None, Path], problems: Problems, path: Path
+) -> dict[str | None, tuple[Actor, ...]]:
+    """By the key of each network (None: the only one) the actors that it serves.
+
+    A key is an actor's name, else a step, else the type of agents called ``<key>_<number>``. ``networks`` has where
+    each is written; a key that serves nobody is noted there, at ``path`` the actors that no key or several serve.
+    """
+    served: dict[str | None, tuple[Actor, ...]] = {}
+    by: dict[str, list[str]] = {name: [] for name in actors.names}
+    for key, place in networks.items():
+        found = tuple(actors) if key is None else _meant(key, actors)
+        served[key] = found
+        for actor in found:
+            by[actor.name].append(str(key))
+        if not found:
+            near = (
+                did_you_mean(str(key), _addresses(actors))
+                or f"; there is {shortened(actors.names)}"
+            )
+            problems.add(place, f"the network {key!r} serves no actor{near}", key=True)
+    lost = [name for name, by_keys in by.items() if not by_keys]
+    if lost:
+        problems.add(
+            path, f"no network serves {shortened(lost)}; there are networks for {listing(served)}"
+        )
+    for name, by_keys in by.items():
+        if len(by_keys) > 1:
+            problems.add(
+                path,
+                f"{name!r} is served by {len(by_keys)} networks, {listing(by_keys)}; keep one of them",
+            )
+    return served
+
+
+def shortened(names: Iterable[Any], most: int = MOST_NAMES) -> str:
+    """A few of ``names`` for a message, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return listing(names[:most]) + more
+
+
+def _meant(key: str, actors: Actors) -> tuple[Actor, ...]:
+    for test in (_is_named, _is_of_step, _is_of_type):
+        found = tuple(actor for actor in actors if test(actor, key))
+        if found:
+            return found
+    return ()
+
+
+def _is_named(actor: Actor, key: str) -> bool:
+    return actor.name == key
+
+
+def _is_of_step(actor: Actor, key: str) -> bool:
+    return actor.step == key
+
+
+def _is_of_type(actor: Actor, key: str) -> bool:
+    return actor.type == key
+
+
+def _addresses(actors: Actors) -> list[str]:
+    """All keys by which networks may speak of actors."""
+    found = [address for a in actors for address in (a.name, a.step, a.type) if address]
+    return list(dict.fromkeys(found))
+
+
+def _wrong_key(key: Any) -> str | None:
+    parts = key if isinstance(key, tuple) else (key,)
+    size = 2 if isinstance(key, tuple) else 1
+    open_end = size == 2 and parts[-1:] == (None,)
+    named = [(isinstance(p, str) and p != "") or _is_number(p) for p in parts[: size - open_end]]
+    if len(parts) == size and all(named):
+        text = flat_name(key)
+        problem = (
+            f"the actor {text!r} holds half of a surrogate pair, which no file can hold; rename it"
+        )
+        return None if is_writable(text) else problem
+    return f"an actor is a text, a number or (step, agent), got {key!r}"
+
+
+def _colliding(spaces: Mapping[Any, Any], kind: str) -> Iterator[str]:
+    """Keys that are the same text, or one the beginning of another: then names of their parts would collide."""
+    first: dict[str, Any] = {}
+    for key in spaces:
+        name = flat_name(key)
+        other = first.setdefault(name, key)
+        if other is not key:
+            yield f"the {kind} spaces of {other!r} and {key!r} have the same name {name!r}; rename one"
+    for name, key in first.items():
+        above = [name[: match.start()] for match in re.finditer("/", name)]
+        for outer in (outer for outer in above if outer in first):
+            yield f"{first[outer]!r} stands beside its own part {key!r}; an actor is one or the other"
+
+
+def _near(name: Any, known: Iterable[Any]) -> str:
+    return did_you_mean(str(name), [flat_name(key) for key in known])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

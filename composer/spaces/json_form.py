@@ -1,0 +1,344 @@
+"""Spaces as JSON for checkpoints, and in words how two spaces differ."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from operator import index
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from composer.spaces.sizes import SpaceSizes
+from composer.spaces.tree import walk_space
+from perception_blocks.words import cut
+
+__all__ = ["OpaqueSpace", "space_from_json", "space_to_json", "spaces_differ", "spaces_from_json"]
+__all__ += ["spaces_to_json"]
+
+Json = dict[str, Any]
+ACTORS = "Actors"  # the type of a mapping from actors to spaces
+
+
+class OpaqueSpace(Space):
+    """Stands for a space of a class that only its own library knows; an ignored part of a loaded space may be one."""
+
+    def __init__(self, class_name: str, text: str) -> None:
+        super().__init__()
+        self.class_name = class_name
+        self.text = text
+
+    def contains(self, x: Any) -> bool:
+        """True: what the original holds is not known."""
+        return True
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Space) and space_to_json(self) == space_to_json(other)
+
+    __hash__ = None  # type: ignore[assignment]  # spaces are compared, not hashed
+
+
+def spaces_to_json(space: Space | Mapping[Any, Space]) -> Json:
+    """One space, or the spaces of actors by key, as plain JSON; equal spaces are written once."""
+    if isinstance(space, Space):
+        return space_to_json(space)
+    written = [space_to_json(own) for own in space.values()]
+    distinct = [own for index, own in enumerate(written) if own not in written[:index]]
+    keys = [list(key) if isinstance(key, tuple) else key for key in space]
+    which = [distinct.index(own) for own in written]
+    return {"type": ACTORS, "keys": keys, "spaces": distinct, "which": which}
+
+
+def spaces_from_json(data: Any) -> Any:
+    """What `spaces_to_json` wrote. Raises ValueError as `space_from_json` does."""
+    if not isinstance(data, Mapping) or data.get("type") != ACTORS:
+        return space_from_json(data)
+    reader = _SpaceReader()
+    try:
+        distinct = [reader.read(own) for own in data["spaces"]]
+        keys = [tuple(key) if isinstance(key, list) else key for key in data["keys"]]
+        return {key: distinct[index] for key, index in zip(keys, data["which"], strict=True)}
+    except _UNREADABLE as error:
+        raise _unreadable(ACTORS, data, error) from error
+
+
+def space_to_json(space: Space) -> Json:
+    """``space`` as plain JSON: numbers exact, infinities as text, equal bounds as one number, keys in their order."""
+    for name, (kind, write, _) in _KINDS.items():
+        if isinstance(space, kind):
+            return {"type": name, **write(space)}
+    cls = type(space)
+    return {"type": "Opaque", "class": f"{cls.__module__}:{cls.__qualname__}", "text": repr(space)}
+
+
+def space_from_json(data: Any) -> Space:
+    """The space that `space_to_json` wrote.
+
+    Raises ValueError for what is none, and for one that is larger or deeper than models read, before it is made.
+    """
+    return _SpaceReader().read(data)
+
+
+def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[str]:
+    """What differs between two spaces, one sentence per key; empty when a model made for one fits the other.
+
+    The parts of a Sequence, Graph or OneOf have keys of their own: elements, nodes and edges, or 0, 1, ... Bounds count
+    as equal when they are close, as they do in gymnasium; the order of keys does not count.
+
+    >>> spaces_differ(spaces.Discrete(4), spaces.Discrete(5), "action")
+    ["'action': n is 5, expected 4"]
+    """
+    wanted = {key: part for key, _, part in walk_space(expected, root)}
+    found = {key: part for key, _, part in walk_space(actual, root)}
+    return list(_parts_differ(wanted, found))
+
+
+def _parts_differ(wanted: Mapping[str, Space], found: Mapping[str, Space]) -> Iterator[str]:
+    yield from (f"{key!r} is missing" for key in wanted if key not in found)
+    yield from (f"{key!r} is not expected" for key in found if key not in wanted)
+    for key in wanted:
+        if key in found:
+            yield from (f"{key!r}: {text}" for text in _leaf_differs(wanted[key], found[key]))
+
+
+def _leaf_differs(expected: Space, actual: Space) -> Iterator[str]:
+    wanted, found = space_to_json(expected), space_to_json(actual)
+    if wanted["type"] != found["type"]:
+        yield f"is {found['type']}, expected {wanted['type']}"
+        return
+    yield from _parts_differ(_inner_parts(expected), _inner_parts(actual))
+    for field in dict.fromkeys([*wanted, *found]):
+        if field in _INNER or _close(wanted.get(field), found.get(field)):
+            continue
+        yield f"{field} is {_short(found.get(field))}, expected {_short(wanted.get(field))}"
+        if field == "shape":
+            return  # the bounds differ because of it
+
+
+_INNER = ("space", "spaces", "node", "edge")  # fields of JSON that hold spaces
+
+
+def _inner_parts(space: Space) -> dict[str, Space]:
+    """The parts of a space that is a leaf for `walk_space`."""
+    named: dict[str, Space] = {}
+    if isinstance(space, spaces.Sequence):
+        named = {"elements": space.feature_space}
+    elif isinstance(space, spaces.Graph):
+        edges = {} if space.edge_space is None else {"edges": space.edge_space}
+        named = {"nodes": space.node_space, **edges}
+    elif isinstance(space, spaces.OneOf):
+        named = {str(index): part for index, part in enumerate(space.spaces)}
+    return {
+        f"{name}/{key}" if path else name: part
+        for name, inner in named.items()
+        for key, path, part in walk_space(inner, name)
+    }
+
+
+def _close(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_close, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8)
+    return a == b
+
+
+def _short(value: Any) -> str:
+    return cut(str(tuple(value)) if isinstance(value, list) else str(value), 60)
+
+
+def _number(value: Any) -> Any:
+    """An exact JSON number; JSON has no infinity."""
+    if isinstance(value, (bool, np.bool_, int, np.integer)):
+        return int(value)
+    return float(value) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
+
+
+def _array_to_json(array: np.ndarray) -> Any:
+    if array.size and (array == array.flat[0]).all():
+        return _number(array.flat[0])
+    return _nested(array.tolist())
+
+
+def _nested(values: Any) -> Any:
+    return list(map(_nested, values)) if isinstance(values, list) else _number(values)
+
+
+def _array_from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    array = np.array(data, dtype=dtype)  # numpy reads "inf" as a float
+    return np.full(shape, array) if array.shape == () else array.reshape(shape)
+
+
+_DTYPES = {str(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+
+
+def _dtype(data: Mapping[str, Any]) -> np.dtype:
+    """numpy would take far more for one than the name of a number."""
+    name = data["dtype"]
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise ValueError(f"a space has the dtype {reprlib.repr(name)}, which is no number's")
+    return np.dtype(name)
+
+
+class _SpaceReader:
+    """Makes one space of JSON, and counts what it is made of before it is."""
+
+    def __init__(self) -> None:
+        self.sizes = SpaceSizes()
+        self.level = 0
+
+    def read(self, data: Any) -> Space:
+        name = data.get("type") if isinstance(data, Mapping) else None
+        if not isinstance(name, str) or name not in _KINDS:
+            raise ValueError(
+                f"unknown type of space {reprlib.repr(name)}; known are {', '.join(_KINDS)}"
+            )
+        self.sizes.enter(self.level)
+        self.level += 1
+        try:
+            return _KINDS[name][2](self, data)
+        except _UNREADABLE as error:
+            raise _unreadable(name, data, error) from error
+        finally:
+            self.level -= 1
+
+    def box(self, data: Mapping[str, Any]) -> spaces.Box:
+        shape, dtype = tuple(map(index, data["shape"])), _dtype(data)
+        self.sizes.add("Box", shape)
+        low, high = (_array_from_json(data[name], shape, dtype) for name in ("low", "high"))
+        box = spaces.Box(low, high, shape, dtype.type)
+        for name in ("bounded_below", "bounded_above"):
+            if name in data:
+                setattr(box, name, _array_from_json(data[name], shape, np.dtype(bool)))
+        return box
+
+    def discrete(self, data: Mapping[str, Any]) -> spaces.Discrete:
+        n, start = index(data["n"]), index(data["start"])
+        self.sizes.choices("Discrete", n, start)
+        return spaces.Discrete(n, start=start, dtype=_dtype(data).type)
+
+    def multi_discrete(self, data: Mapping[str, Any]) -> spaces.MultiDiscrete:
+        dtype = _dtype(data)
+        nvec = np.array(data["nvec"], dtype=dtype)
+        self.sizes.add("MultiDiscrete", nvec.shape)
+        self.sizes.choices("MultiDiscrete", int(nvec.max(initial=0)))
+        start = _array_from_json(data["start"], nvec.shape, dtype)
+        return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
+
+    def multi_binary(self, data: Mapping[str, Any]) -> spaces.MultiBinary:
+        n = data["n"]
+        shape = tuple(map(index, n)) if isinstance(n, list) else (index(n),)
+        self.sizes.add("MultiBinary", shape)
+        return spaces.MultiBinary(shape if isinstance(n, list) else shape[0])
+
+    def text(self, data: Mapping[str, Any]) -> spaces.Text:
+        longest, shortest = index(data["max_length"]), index(data["min_length"])
+        self.sizes.add("Text", (longest,))
+        return spaces.Text(longest, min_length=shortest, charset=str(data["charset"]))
+
+    def sequence(self, data: Mapping[str, Any]) -> spaces.Sequence:
+        return spaces.Sequence(self.read(data["space"]), stack=bool(data["stack"]))
+
+    def graph(self, data: Mapping[str, Any]) -> spaces.Graph:
+        edge = None if data["edge"] is None else self.read(data["edge"])
+        return spaces.Graph(self.read(data["node"]), edge)  # type: ignore[arg-type]
+
+    def one_of(self, data: Mapping[str, Any]) -> spaces.OneOf:
+        return spaces.OneOf([self.read(part) for part in data["spaces"]])
+
+    def tuple(self, data: Mapping[str, Any]) -> spaces.Tuple:
+        return spaces.Tuple([self.read(part) for part in data["spaces"]])
+
+    def dict(self, data: Mapping[str, Any]) -> spaces.Dict:
+        return spaces.Dict([(key, self.read(part)) for key, part in data["spaces"]])
+
+    def opaque(self, data: Mapping[str, Any]) -> OpaqueSpace:
+        return OpaqueSpace(str(data["class"]), str(data["text"]))
+
+
+# What Python, numpy and gymnasium raise for data of another form.
+_UNREADABLE = (
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
+
+
+def _unreadable(name: str, data: Mapping[str, Any], error: Exception) -> ValueError:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return ValueError(f"the {name} {reprlib.repr(dict(data))} cannot be read: {reason}")
+
+
+def _write_box(space: spaces.Box) -> Json:
+    data = {"shape": list(space.shape), "dtype": str(space.dtype)}
+    data |= {"low": _array_to_json(space.low), "high": _array_to_json(space.high)}
+    if space.dtype.kind == "i":  # an unbounded integer has the dtype's limits and says so beside
+        flags = {"bounded_below": space.bounded_below, "bounded_above": space.bounded_above}
+        data |= {name: _array_to_json(flag) for name, flag in flags.items() if not flag.all()}
+    return data
+
+
+def _write_discrete(space: spaces.Discrete) -> Json:
+    return {"n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
+
+
+def _write_multi_discrete(space: spaces.MultiDiscrete) -> Json:
+    start = _array_to_json(space.start)
+    return {"nvec": space.nvec.tolist(), "start": start, "dtype": str(space.dtype)}
+
+
+def _write_multi_binary(space: spaces.MultiBinary) -> Json:
+    return {"n": list(space.n) if isinstance(space.n, tuple) else int(space.n)}
+
+
+def _write_text(space: spaces.Text) -> Json:
+    charset = "".join(space.character_list)
+    return {"min_length": space.min_length, "max_length": space.max_length, "charset": charset}
+
+
+def _write_graph(space: spaces.Graph) -> Json:
+    edge = None if space.edge_space is None else space_to_json(space.edge_space)
+    return {"node": space_to_json(space.node_space), "edge": edge}
+
+
+def _write_parts(space: spaces.Tuple | spaces.OneOf) -> Json:
+    return {"spaces": [space_to_json(part) for part in space.spaces]}
+
+
+_KINDS: dict[
+    str, tuple[type[Space], Callable[[Any], Json], Callable[[_SpaceReader, Any], Space]]
+] = {
+    "Box": (spaces.Box, _write_box, _SpaceReader.box),
+    "Discrete": (spaces.Discrete, _write_discrete, _SpaceReader.discrete),
+    "MultiDiscrete": (spaces.MultiDiscrete, _write_multi_discrete, _SpaceReader.multi_discrete),
+    "MultiBinary": (spaces.MultiBinary, _write_multi_binary, _SpaceReader.multi_binary),
+    "Text": (spaces.Text, _write_text, _SpaceReader.text),
+    "Sequence": (
+        spaces.Sequence,
+        lambda space: {"space": space_to_json(space.feature_space), "stack": space.stack},
+        _SpaceReader.sequence,
+    ),
+    "Graph": (spaces.Graph, _write_graph, _SpaceReader.graph),
+    "OneOf": (spaces.OneOf, _write_parts, _SpaceReader.one_of),
+    "Tuple": (spaces.Tuple, _write_parts, _SpaceReader.tuple),
+    "Dict": (
+        spaces.Dict,
+        lambda space: {"spaces": [[k, space_to_json(s)] for k, s in space.spaces.items()]},
+        _SpaceReader.dict,
+    ),
+    "Opaque": (
+        OpaqueSpace,
+        lambda space: {"class": space.class_name, "text": space.text},
+        _SpaceReader.opaque,
+    ),
+}

@@ -1,0 +1,173 @@
+"""Where a model's spaces come from: the caller, an environment, or the id of one."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gymnasium
+
+from composer.errors import MissingExtraSpecError, Path, Problem, SpecError
+from composer.source.load import Source
+from composer.spaces.actors import counted_spaces
+from composer.spaces.pettingzoo import (
+    PREFIX,
+    PettingZooError,
+    agent_spaces,
+    is_pettingzoo,
+    make_pettingzoo,
+)
+from composer.spaces.sizes import refuse_sizes
+from composer.spec.model_spec import ModelSpec
+from composer.trust import advice_on_missing, check_environment
+from perception_blocks.registry import extra_for
+
+__all__ = ["Spaces", "environment_spaces", "find_spaces", "is_by_actor", "make_environment"]
+__all__ += ["own_environment"]
+
+PACKAGE_HINT = "package:id, such as ale_py:ALE/Pong-v5"
+OWN_MODULE = "\nIf a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs"
+PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # by the start of ids
+
+Spaces = tuple[Any, Any]
+"""Observation and action space: two Spaces, or two mappings from actors to Spaces."""
+
+
+def find_spaces(
+    spec: ModelSpec, env: Any, observation_space: Any = None, action_space: Any = None
+) -> Spaces:
+    """The spaces that the caller gave, else those of ``env``, else of the spec's environment.
+
+    Raises ValueError where the caller gave half of it or nothing at all.
+    """
+    if env is None and observation_space is not None and action_space is not None:
+        return _in_one_form(observation_space, action_space)
+    if (observation_space is None) != (action_space is None):
+        raise ValueError("give both observation_space and action_space, or an env")
+    made = None
+    if env is None:
+        if spec.environment is None:
+            raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
+        made = env = make_environment(spec.environment, ("environment",), spec.source)
+    elif isinstance(env, str):
+        made = env = make_environment(env)
+    try:
+        return environment_spaces(env)
+    finally:
+        if made is not None:
+            made.close()
+
+
+def environment_spaces(env: Any) -> Spaces:
+    """The spaces of an environment of gymnasium or PettingZoo, by actor where it has several.
+
+    An environment of gymnasium has several where it has mappings ``observation_spaces`` and ``action_spaces`` from its
+    steps; ``agent_counts`` may say how many agents a step has, None for any number. Raises ValueError for what is no
+    space, or larger than models read.
+    """
+    if is_pettingzoo(env):
+        return _checked(*agent_spaces(env))
+    by_step = [_attribute(env, f"{kind}_spaces") for kind in ("observation", "action")]
+    if all(isinstance(spaces, Mapping) for spaces in by_step):
+        counts = _attribute(env, "agent_counts") or {}
+        if not isinstance(counts, Mapping):
+            got = type(counts).__name__
+            raise ValueError(f"agent_counts is a mapping from steps to numbers, got a {got}")
+        observations, actions = (counted_spaces(spaces, counts) for spaces in by_step)
+        return _checked(observations, actions)
+    if not hasattr(env, "observation_space"):
+        kind = type(env).__name__
+        raise ValueError(f"env is an environment, a vector environment or an id, got a {kind}")
+    observation = getattr(env, "single_observation_space", None) or env.observation_space
+    action = getattr(env, "single_action_space", None) or env.action_space
+    return _checked(observation, action)
+
+
+def is_by_actor(space: Any) -> bool:
+    """Whether it maps actors to spaces; a Dict is one space."""
+    return isinstance(space, Mapping) and not isinstance(space, gymnasium.Space)
+
+
+def own_environment(source: Source, allow: Iterable[str]) -> str | None:
+    """The id of the environment that a spec names. Raises SpecError where making it would run what is not allowed."""
+    environment, path = source.data.get("environment"), ("environment",)
+    problem = check_environment(environment, allow) if isinstance(environment, str) else None
+    if problem:
+        raise SpecError([Problem(problem, path, source.position(path))])
+    return environment
+
+
+def make_environment(environment: str, path: Path = (), source: Source | None = None) -> Any:
+    """The environment; SpecError where there is none of that name, or a library that it needs is missing."""
+    try:
+        if environment.startswith(PREFIX):
+            return make_pettingzoo(environment)
+        if environment.count(":") > 1:
+            raise gymnasium.error.Error("an id has at most one ':', after its module")
+        return gymnasium.make(environment)
+    except (OverflowError, MemoryError) as error:  # of spaces that are larger than gymnasium takes
+        message = f"the environment {environment!r} cannot be made: its own code raised "
+        message += f"{type(error).__name__}: {error}"
+        raise SpecError([Problem(message, path, source and source.position(path))]) from error
+    except (gymnasium.error.Error, ImportError, PettingZooError) as error:
+        position = source and source.position(path)
+        message = f"the environment {environment!r}"
+        if needs := _needs(message, environment, error):
+            raise MissingExtraSpecError([Problem(needs, path, position, True)]) from error
+        message += f" cannot be made: {_reason(error)}"
+        if isinstance(error, gymnasium.error.NamespaceNotFound) and ":" not in environment:
+            message += f"\nIf a package brings it, name that too: {PACKAGE_HINT}"
+        raise SpecError([Problem(message, path, position)]) from error
+
+
+def _needs(what: str, environment: str, error: Exception) -> str | None:
+    """Which library the environment lacks and which extra brings it, or None."""
+    if isinstance(error, gymnasium.error.UnregisteredEnv):
+        package = next((p for start, p in PACKAGES.items() if environment.startswith(start)), None)
+        if package is None or importlib.util.find_spec(package) is not None:
+            return None
+        error = ModuleNotFoundError(name=package)
+    return extra_for(error, what, "pettingzoo" if environment.startswith(PREFIX) else None)
+
+
+def _reason(error: Exception) -> str:
+    """Why there is no such environment, and what to allow where a module makes it known that was not imported."""
+    if isinstance(error, gymnasium.error.NameNotFound):
+        return f"{error}{OWN_MODULE}"
+    missing = error.__cause__ or error
+    if isinstance(missing, ImportError):
+        return f"{missing}{advice_on_missing(missing)}"
+    return str(error)
+
+
+def _in_one_form(observation_space: Any, action_space: Any) -> Spaces:
+    """Both, if both are spaces or both mappings from actors to spaces."""
+    forms = [is_by_actor(space) for space in (observation_space, action_space)]
+    if forms[0] != forms[1]:
+        by, one = ("observation", "action") if forms[0] else ("action", "observation")
+        raise ValueError(
+            f"{by}_space is a mapping by actor, but {one}_space is one Space; give both in one form"
+        )
+    return _checked(observation_space, action_space)
+
+
+def _checked(observation_space: Any, action_space: Any) -> Spaces:
+    """Both, if they are spaces of gymnasium, or mappings to such, of sizes that models read."""
+    for name, given in (("observation", observation_space), ("action", action_space)):
+        spaces = given if is_by_actor(given) else {None: given}
+        for key, space in spaces.items():
+            what = f"the {name} space" + ("" if key is None else f" of {key!r}")
+            if not isinstance(space, gymnasium.Space):
+                raise ValueError(f"{what} is a Space of gymnasium, got a {type(space).__name__}")
+            try:
+                refuse_sizes(space)
+            except ValueError as error:
+                raise ValueError(f"{what} is too large: {error}") from None
+    return observation_space, action_space
+
+
+def _attribute(env: Any, name: str) -> Any:
+    """An attribute of an environment, also of one inside wrappers."""
+    inner = getattr(env, "unwrapped", env)
+    return getattr(env, name, None) or getattr(inner, name, None)

@@ -1,0 +1,115 @@
+"""From an environment's observations to the tensors that networks read: converted, then normalised where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composer.spaces.tree import SpaceTree
+from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.graph.wiring import module_name
+from perception_blocks.port import Shape, format_shape
+
+__all__ = ["Observer"]
+
+
+class Observer:
+    """Reads observations of ``tree``; those named in ``normalize`` go through running statistics.
+
+    Of what is masked, such as a set, only what is there counts, all elements alike; padding stays zero.
+    ``normalizers`` belong to the policy as its children; the critic reads through the same ones.
+    """
+
+    def __init__(self, tree: SpaceTree, normalize: Iterable[str] = ()) -> None:
+        self.tree = tree
+        self.keys = tuple(normalize)
+        self._names = {key: module_name(key) for key in self.keys}
+        self.normalizers = nn.ModuleDict(
+            {name: NormalizeBlock([self._element(key)]) for key, name in self._names.items()}
+        )
+        self._masks = {key: tree.ports[key].mask for key in self.keys}
+
+    def read(
+        self, observations: Any, keys: Iterable[str], dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """The observations called ``keys`` as tensors with their leading axes."""
+        keys = list(keys)
+        masks = [self._masks[key] for key in self.keys if key in keys]
+        wanted = dict.fromkeys([*keys, *filter(None, masks)])
+        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=wanted)
+        if len(tensors) > 1:
+            self.tree.leading(tensors)  # else a batch of one and one of many would be broadcast
+        return self.normalized(tensors, keys)
+
+    def normalized(self, tensors: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+        """The ``tensors`` called ``keys``, those to be normalised after it; their masks are among the tensors."""
+        for key in self.keys:
+            if key in keys:
+                tensors[key] = self._normalized(key, tensors)
+        return {key: tensors[key] for key in keys}
+
+    def update(
+        self, observations: Any, dtype: torch.dtype, device: torch.device, group: Any = None
+    ) -> None:
+        """Count a batch of observations into the running statistics, as `NormalizeBlock.update` does.
+
+        Raises ValueError, with nothing changed, where one of them holds NaN or an infinite number.
+        """
+        self.count([self.seen(observations, dtype, device)], group)
+
+    def seen(
+        self, observations: Any, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """What there is to count in a batch of observations, rows (n, *shape); ValueError as `update` says."""
+        keys = dict.fromkeys([*self.keys, *filter(None, self._masks.values())])
+        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
+        rows: dict[str, Tensor] = {}
+        for key, mask in self._masks.items():
+            values = tensors[key] if mask is None else tensors[key][tensors[mask]]
+            rows[key] = values.reshape(-1, *self._element(key))  # type: ignore[arg-type]
+            if not bool(values.isfinite().all()):
+                raise ValueError(
+                    f"the observation {key!r} has a NaN or infinite number in it, of which there are no statistics; "
+                    "leave out that row"
+                )
+        return rows
+
+    def count(self, seen: Sequence[Mapping[str, Tensor]], group: Any = None) -> None:
+        """Count several of what `seen` gives, of any number, in one update."""
+        for key in self.keys:
+            none = torch.zeros((0, *self._element(key)))  # type: ignore[arg-type]
+            rows = torch.cat([own[key] for own in seen]) if seen else none
+            self._normalizer(key).update(rows, group)
+
+    def merge(self, other: Observer) -> None:
+        """Count in what ``other`` has seen, of the same observations."""
+        if set(self.keys) != set(other.keys):
+            ours, theirs = (", ".join(map(repr, o.keys)) or "nothing" for o in (self, other))
+            raise ValueError(f"this model normalizes {ours}, the other one {theirs}")
+        for key in self.keys:
+            shapes = [o._element(key) for o in (self, other)]
+            if shapes[0] != shapes[1]:
+                ours, theirs = map(format_shape, shapes)
+                raise ValueError(f"{key!r} is {ours} here and {theirs} in the other model")
+        for key in self.keys:
+            self._normalizer(key).merge(other._normalizer(key))
+
+    def _normalizer(self, key: str) -> NormalizeBlock:
+        return self.normalizers[self._names[key]]  # type: ignore[return-value]
+
+    def _element(self, key: str) -> Shape:
+        """The shape of what is normalised: without the axes that a mask is about."""
+        port = self.tree.ports[key]
+        axes = 0 if port.mask is None else len(self.tree.ports[port.mask].shape)
+        return port.shape[axes:]
+
+    def _normalized(self, key: str, tensors: Mapping[str, Tensor]) -> Tensor:
+        value = self._normalizer(key)(tensors[key])
+        mask = self._masks[key]
+        if mask is None:
+            return value
+        there = tensors[mask][(..., *[None] * len(self._element(key)))]
+        return value.masked_fill(~there, 0.0)

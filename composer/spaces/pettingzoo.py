@@ -1,0 +1,75 @@
+"""PettingZoo's environments: the spaces of their agents, and the environments themselves by id.
+
+Any environment with PettingZoo's interface is read, its library needed or not; only making one by id imports it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from composer.errors import RefusedError
+from composer.spaces.actors import ActorKey, shortened
+from composer.trust import PETTINGZOO
+from perception_blocks.words import did_you_mean
+
+__all__ = ["PREFIX", "PettingZooError", "agent_spaces", "is_pettingzoo", "make_pettingzoo"]
+
+PREFIX = f"{PETTINGZOO}:"  # of ids: pettingzoo:butterfly/pistonball_v6
+
+
+class PettingZooError(RefusedError):
+    """Why there is no such environment."""
+
+
+def is_pettingzoo(env: Any) -> bool:
+    """Whether ``env`` is a parallel or AEC environment, wrapped or not."""
+    methods = ("observation_space", "action_space")
+    return hasattr(env, "possible_agents") and all(callable(getattr(env, m, None)) for m in methods)
+
+
+def agent_spaces(env: Any) -> tuple[dict[ActorKey, Any], dict[ActorKey, Any]]:
+    """Observation and action space of every agent that can ever be in ``env``."""
+    agents = env.possible_agents
+    return {a: env.observation_space(a) for a in agents}, {a: env.action_space(a) for a in agents}
+
+
+def make_pettingzoo(environment: str) -> Any:
+    """The environment that an id such as ``pettingzoo:butterfly/pistonball_v6`` names, parallel if it can be.
+
+    Only environments that PettingZoo (or MPE2) itself knows are made. Raises PettingZooError.
+    """
+    name = environment.removeprefix(PREFIX)
+    makers = _mpe_makers() if name.startswith("mpe/") else _makers()
+    if name not in makers:
+        near = did_you_mean(name, makers) or f"; there is {shortened(makers)}"
+        raise PettingZooError(f"there is no {name!r}{near}")
+    try:
+        return makers[name]()
+    except Exception as error:  # PettingZoo's own for a missing library, or the environment's
+        raise PettingZooError(f"{error}") from error
+
+
+def _makers() -> dict[str, Callable[[], Any]]:
+    """By name, what makes each of the environments of PettingZoo."""
+    try:
+        import pettingzoo
+    except ImportError as error:
+        raise PettingZooError("it needs PettingZoo") from error
+    kinds = {"aec": pettingzoo.aec_registry, "parallel": pettingzoo.parallel_registry}
+    return {
+        re.sub(r"-v(\d+)$", r"_v\1", name): partial(pettingzoo.make, kind, name)  # type: ignore[arg-type]
+        for kind, registry in kinds.items()
+        for name in registry
+    }
+
+
+def _mpe_makers() -> dict[str, Callable[[], Any]]:
+    """Those of the particle environments, which are a package of their own."""
+    try:
+        from mpe2.all_modules import mpe_environments  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise PettingZooError("it needs MPE2") from error
+    return {name: module.parallel_env for name, module in mpe_environments.items()}

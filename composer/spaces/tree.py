@@ -1,0 +1,436 @@
+"""Gymnasium spaces as flat Ports, and their values as tensors and back.
+
+Inside a model a Discrete value is a zero-based int64 and every other number is of the model's dtype, unscaled. What
+varies in size (`variable_spaces`) is padded and has a mask. Towards the environment a value is exactly one of its
+space: its start, its dtype, its bounds, its structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor
+
+from composer.spaces.kinds import (
+    Leaf,
+    as_numbers,
+    format_space,
+    from_numbers,
+    from_space_value,
+    kind_of,
+    to_numpy,
+    to_space_value,
+    unpacking,
+)
+from composer.spaces.variable import (
+    ReaderMaker,
+    VariableSpace,
+    collision,
+    declared_text,
+    is_ignored,
+)
+from perception_blocks.port import format_shape
+from perception_blocks.words import did_you_mean, is_writable
+
+__all__ = ["Leaf", "SpaceError", "SpaceTree", "flatten_space", "format_space", "walk_space"]
+__all__ += ["from_space_value", "holds_tensors", "to_environment", "to_environments"]
+__all__ += ["alike", "to_space_value"]
+
+Path = tuple[Any, ...]
+X = TypeVar("X")
+
+
+class SpaceError(ValueError):
+    """What is wrong with a space: ``problems`` are (index in ``ignore``, name in ``texts`` or None, message)."""
+
+    def __init__(self, problems: Iterable[tuple[int | str | None, str]]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(message for _, message in self.problems))
+
+    def __reduce__(self) -> tuple:
+        return (type(self), (self.problems,))
+
+
+class SpaceTree:
+    """The leaves of a space under flat keys; `flatten_space` makes it."""
+
+    def __init__(
+        self,
+        space: Space,
+        root: str,
+        leaves: Mapping[str, Leaf],
+        ignored: Iterable[str] = (),
+        variables: Iterable[VariableSpace] = (),
+    ) -> None:
+        self.space = space
+        self.root = root
+        self.leaves = dict(leaves)
+        self.ports = {key: leaf.port for key, leaf in self.leaves.items()}
+        self._variables = {key: variable for variable in variables for key in variable.leaves}
+        self._ignored = set(ignored)
+        self._flat = {*self.leaves, *self._ignored, *(v.key for v in self._variables.values())}
+        self._dicts = [
+            (path, {str(part) for part in inner.spaces})
+            for path, inner in _inner_dicts(space, ())
+            if not is_ignored(_flat_key(path, root), self._ignored)
+        ]
+        if not isinstance(space, spaces.Dict):
+            self._dicts.insert(0, ((), set()))  # a flat dict may come in place of the value
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{key!r}: {leaf.port.shape}" for key, leaf in self.leaves.items())
+        return f"SpaceTree({{{parts}}})"
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the space has no parts: its only value then stands alone, not in a dict or tuple."""
+        return _parts(self.space) is None
+
+    @property
+    def masks(self) -> frozenset[str]:
+        """The keys of masks, each named by the ``mask`` of the ports that it masks."""
+        return frozenset(key for key, leaf in self.leaves.items() if leaf.kind == "mask")
+
+    def to_tensors(
+        self,
+        value: Any,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+        keys: Iterable[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """A value of the space as tensors under flat keys, batched (any leading axes) or not.
+
+        ``value`` has the structure of the space or is a dict by flat keys; it is made of arrays, numbers or tensors. A
+        batch of what varies in size is a tuple of samples, as gymnasium's vector environments make it, or is padded
+        already: a dict by flat keys, masks included. With ``keys`` only those are read, and the others may be missing.
+        Tensors stay on their graph and, without ``device``, on their device. Raises ValueError for a missing or unknown
+        key and for a shape that does not end in the space's.
+        """
+        self._refuse_unknown(value)
+        tensors: dict[str, Tensor] = {}
+        varying: dict[str, Tensor] = {}
+        for key in self.leaves if keys is None else keys:
+            leaf = self.leaves[key]
+            if leaf.key in self._variables:
+                if key not in varying:
+                    varying |= self._read_variable(value, leaf, dtype, device)
+                tensors[key] = varying[key]
+                self._refuse_other_shape(key, tensors[key].shape)
+            else:
+                numbers = as_numbers(key, self._pick(value, key, leaf.path), leaf.space)
+                self._refuse_other_shape(key, numbers.shape)
+                tensors[key] = from_numbers(leaf, numbers, dtype, device)
+        return tensors
+
+    def leading(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """The axes before those of the space, which all values share; ValueError where they do not."""
+        found = None
+        for key, tensor in tensors.items():
+            axes = tensor.shape[: tensor.dim() - len(self.leaves[key].port.shape)]
+            if found is None:
+                found = axes
+            elif axes != found:
+                raise ValueError(self._differing(tensors))
+        return tuple(found or ())
+
+    def side_by_side(self, values: Sequence[Any], keys: Iterable[str]) -> dict[str, Any]:
+        """What ``values`` of the space have under flat ``keys``, each stacked on a new first axis.
+
+        Raises ValueError for what varies in size, or is not `alike`.
+        """
+        for value in values:
+            self._refuse_unknown(value)
+        varying = [key for key in keys if key in self._variables]
+        if varying:
+            raise ValueError(
+                f"{', '.join(map(repr, varying))} cannot be stacked: they vary in size"
+            )
+        paths = {key: self.leaves[key].path for key in keys}
+        return {
+            key: alike([self._pick(v, key, path) for v in values]) for key, path in paths.items()
+        }
+
+    def unflatten(self, flat: Mapping[str, X]) -> Any:
+        """The structure of the space (dicts and tuples) around values by flat keys.
+
+        What is ignored is left out of a dict and is None in a tuple.
+        """
+        by_path: dict[Path, Any] = {}
+        for key, leaf in self.leaves.items():
+            if key in self._variables:  # several values have this path: they remain a flat dict
+                by_path.setdefault(leaf.path, {})[key] = flat[key]
+            else:
+                by_path[leaf.path] = flat[key]
+        return _nested(self.space, (), by_path)
+
+    def _read_variable(
+        self, value: Any, leaf: Leaf, dtype: torch.dtype, device: torch.device | str | None
+    ) -> dict[str, Tensor]:
+        """All tensors of the variable space to which ``leaf`` belongs."""
+        variable = self._variables[leaf.key]
+        if not variable.is_padded(value):
+            single = not leaf.path and variable.fits(value)
+            value = value if single else self._pick(value, variable.key, leaf.path)
+        if not variable.is_padded(value):
+            return variable.read(value, dtype, device)
+        if leaf.key not in value:
+            raise ValueError(self._missing(value, leaf.key))
+        return variable.read_padded(value, dtype, device)
+
+    def _refuse_other_shape(self, key: str, found: Sequence[int]) -> None:
+        shape = self.leaves[key].port.shape
+        ending = found[max(len(found) - len(shape), 0) :]
+        if len(ending) == len(shape) and all(
+            size is None or size == other for size, other in zip(shape, ending, strict=True)
+        ):
+            return
+        raise ValueError(
+            f"{self.root} {key!r} has shape {format_shape(found)}, expected {_batched(shape)}"
+        )
+
+    def _pick(self, value: Any, key: str, path: Path) -> Any:
+        if isinstance(value, Mapping) and key in value:
+            return value[key]
+        for part in path:
+            if isinstance(value, (Tensor, np.ndarray)):  # its first axis is a batch, no tuple
+                raise ValueError(self._missing(value, key))
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                raise ValueError(self._missing(value, key)) from None
+        if not path and isinstance(value, Mapping):
+            raise ValueError(self._missing(value, key))
+        return value
+
+    def _missing(self, value: Any, key: str) -> str:
+        got = f"a value of type {type(value).__name__}"
+        if isinstance(value, Mapping):
+            got = f"the keys {', '.join(map(repr, value))}" if value else "an empty dict"
+        elif isinstance(value, (tuple, list)):
+            got = f"a {type(value).__name__} of {len(value)}"
+        hint = unpacking(value) if self.root == "observation" else ""
+        return f"{self.root} {key!r} is missing; got {got}{hint}"
+
+    def _refuse_unknown(self, value: Any) -> None:
+        """Every key must be one of the space's; on top also a flat one."""
+        if any(not v.path and v.fits(value) for v in self._variables.values()):
+            return  # the whole space is a Sequence of Dicts, and this its stacked elements
+        for path, known in self._dicts:
+            for key in _keys_at(value, path):
+                name = str(key)
+                if name not in known and (path or name not in self._flat):
+                    flat = _flat_key((*path, key), self.root)
+                    raise ValueError(f"{flat!r} is not in the {self.root} space{self._hint(flat)}")
+
+    def _hint(self, key: str) -> str:
+        return did_you_mean(key, self.leaves) or f"; it has {', '.join(map(repr, self.leaves))}"
+
+    def _differing(self, tensors: Mapping[str, Tensor]) -> str:
+        axes = [
+            f"{key!r} {format_shape(t.shape[: t.dim() - len(self.leaves[key].port.shape)])}"
+            for key, t in tensors.items()
+        ]
+        return f"the {self.root}s differ in their leading (batch) axes: {', '.join(axes)}"
+
+
+def flatten_space(
+    space: Space,
+    root: str,
+    ignore: Sequence[str] = (),
+    texts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> SpaceTree:
+    """The leaves of ``space`` under flat keys: the path joined by ``/``, ``root`` for a space without parts.
+
+    ``ignore`` names what is left out, by flat key, whole branches included. ``texts`` declares, by flat key, the length
+    and characters of texts whose space does not say them: ``{"mission": {"max_length": 64, "charset": "abc "}}``.
+    Raises SpaceError that tells of every unsupported part, every collision of flat keys, every ``ignore`` and ``texts``
+    entry that names nothing.
+    """
+    texts = texts or {}
+    problems: list[tuple[int | str | None, str]] = []
+    declared: dict[str, spaces.Text] = {}
+    for name, settings in texts.items():
+        try:
+            declared[name] = declared_text(name, settings)
+        except ValueError as error:
+            problems.append((name, str(error)))
+    maker = ReaderMaker(root, set(ignore), declared)
+    leaves, variables = _leaves(space, root, maker)
+    nodes = walk_space(space, root, inner=True)
+    keys = maker.seen | {key for key, path, part in nodes if path or _parts(part) is None}
+    ignored = keys.intersection(ignore)
+    for word, names in (("ignore", dict(enumerate(ignore))), ("texts", {t: t for t in texts})):
+        for place, name in names.items():
+            left_out = is_ignored(name, ignored)
+            if name not in keys and not left_out:
+                text = f"{word} names {name!r}, which is not in the {root} space"
+                problems.append((place, text + did_you_mean(name, keys)))
+            elif left_out and word == "texts":
+                text = (
+                    f"texts names {name!r}, which 'ignore' leaves out; take it out of one of them"
+                )
+                problems.append((place, text))
+    problems += [(None, _unwritable(root, key)) for key in leaves if not is_writable(key)]
+    problems += maker.no_texts.items()
+    problems += [(None, message) for message in maker.problems]
+    if problems:
+        raise SpaceError(problems)
+    return SpaceTree(space, root, leaves, ignore, variables)
+
+
+def _unwritable(root: str, key: str) -> str:
+    return f"{key!r} in the {root} space holds half of a surrogate pair, which no file can hold; rename it"
+
+
+def _leaves(
+    space: Space, root: str, maker: ReaderMaker
+) -> tuple[dict[str, Leaf], list[VariableSpace]]:
+    leaves: dict[str, Leaf] = {}
+    variables = []
+    for key, path, part in walk_space(space, root):
+        found: dict[str, Leaf] = {}
+        if is_ignored(key, maker.ignored):
+            continue
+        if maker.is_variable(key, part):
+            variable = maker.variable(key, path, part)
+            if variable is not None:
+                variables.append(variable)
+                found = variable.leaves
+        else:
+            kind = kind_of(part)
+            if kind is None:
+                maker.problems.append(maker.unsupported(key, part))
+            else:
+                found = {key: maker.leaf(kind, key, path, part)}
+        for name, leaf in found.items():
+            if name in leaves:
+                maker.problems.append(collision(root, name, leaves[name].path, path))
+            else:
+                leaves[name] = leaf
+    return leaves, variables
+
+
+def walk_space(
+    space: Space, root: str, path: Path = (), *, inner: bool = False
+) -> Iterator[tuple[str, Path, Space]]:
+    """(flat key, path, space) of every part that is no Dict or Tuple, in order; with ``inner`` of these as well."""
+    parts = _parts(space)
+    if parts is None or inner:
+        yield _flat_key(path, root), path, space
+    for part, child in parts or ():
+        yield from walk_space(child, root, (*path, part), inner=inner)
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether the numbers of a (nested) value are tensors, judged by the first that are not a mere index."""
+    return isinstance(_first_numbers(value), Tensor)
+
+
+def _first_numbers(value: Any) -> Any:
+    """The first array, tensor or float; None for what holds only texts, empty tuples and integers."""
+    if not isinstance(value, (Mapping, tuple, list)):
+        return None if isinstance(value, (str, int, np.integer)) else value
+    for part in value.values() if isinstance(value, Mapping) else value:
+        found = _first_numbers(part)
+        if found is not None:
+            return found
+    return None
+
+
+def to_environment(tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy: bool) -> Any:
+    """What the environment takes: the space's structure around exact values.
+
+    With ``as_numpy`` an unbatched value is contained in the space, a batched one is arrays with leading axes.
+    """
+    flat = {}
+    for key, leaf in tree.leaves.items():
+        value = to_space_value(leaf, flat_tensors[key])
+        flat[key] = to_numpy(leaf, value) if as_numpy else value
+    return tree.unflatten(flat)
+
+
+def to_environments(
+    tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy: bool
+) -> list[Any]:
+    """What `to_environment` makes of each row of the first axis."""
+    columns = {}
+    for key, leaf in tree.leaves.items():
+        value = to_space_value(leaf, flat_tensors[key])
+        columns[key] = _rows(leaf, value) if as_numpy else value.unbind()
+    return [
+        tree.unflatten(dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def _rows(leaf: Leaf, value: Tensor) -> list[Any]:
+    """The rows of a batch, each as `to_numpy` would make it alone."""
+    array = to_numpy(leaf, value)
+    if leaf.kind == "discrete":
+        return list(array)
+    return [array[row, ...] for row in range(len(array))]
+
+
+def alike(values: Sequence[Any]) -> Any:
+    """Arrays, numbers or tensors on a new first axis. Raises ValueError unless they have one type, shape and dtype."""
+    first = values[0]
+    numbers = isinstance(first, int | float)
+    arrays = isinstance(first, Tensor | np.ndarray | np.generic)
+    if any(type(value) is not type(first) for value in values) or not (numbers or arrays):
+        raise ValueError("values of several kinds cannot be stacked")
+    if numbers:
+        return np.array(values)
+    if any(value.shape != first.shape or value.dtype != first.dtype for value in values):
+        raise ValueError("values of several shapes or dtypes cannot be stacked")
+    if not isinstance(first, Tensor):
+        return np.stack(values)
+    if any(value.device != first.device for value in values):
+        raise ValueError("values on several devices cannot be stacked")
+    return torch.stack(list(values))
+
+
+def _flat_key(path: Path, root: str) -> str:
+    return "/".join(str(part) for part in path) if path else root
+
+
+def _parts(space: Space) -> Iterable[tuple[Any, Space]] | None:
+    """The named or numbered parts of a Dict or Tuple; None for any other space."""
+    if isinstance(space, spaces.Dict):
+        return space.spaces.items()
+    return enumerate(space.spaces) if isinstance(space, spaces.Tuple) else None
+
+
+def _inner_dicts(space: Space, path: Path) -> Iterator[tuple[Path, spaces.Dict]]:
+    if isinstance(space, spaces.Dict):
+        yield path, space
+    for part, child in _parts(space) or ():
+        yield from _inner_dicts(child, (*path, part))
+
+
+def _keys_at(value: Any, path: Path) -> Iterable[Any]:
+    """The keys of the dict at ``path``; none where there is no such dict, as in a flat one."""
+    for part in path:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return ()
+    return value if isinstance(value, Mapping) else ()
+
+
+def _nested(space: Space, path: Path, by_path: Mapping[Path, Any]) -> Any:
+    if isinstance(space, spaces.Dict):
+        nested = {k: _nested(s, (*path, k), by_path) for k, s in space.spaces.items()}
+        return {key: value for key, value in nested.items() if value is not None}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_nested(s, (*path, i), by_path) for i, s in enumerate(space.spaces))
+    return by_path.get(path)
+
+
+def _batched(shape: Sequence[int | None]) -> str:
+    sizes = ", ".join("?" if size is None else str(size) for size in shape)
+    return f"(..., {sizes})" if sizes else "(...)"

@@ -1,0 +1,185 @@
+"""A spec that has been read: what a user wrote, typed, with the path of every part for messages.
+
+Nothing is known yet of spaces and shapes. `composer.spec.read.read_spec` makes these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from composer.errors import Path
+from composer.source.load import Source
+
+__all__ = ["CRITIC_KINDS", "CriticKind", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
+__all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "TemplateSpec", "of_one_actor"]
+
+CriticKind: TypeAlias = Literal["state", "shared_state", "delta_state", "state_action"]
+CRITIC_KINDS: tuple[CriticKind, ...] = ("state", "shared_state", "delta_state", "state_action")
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One node of a graph, or one head.
+
+    ``block`` is a registered name, a dotted path, ``"graph"``, or from Python a class, a callable or a ready module;
+    None with ``same_as``. ``inputs`` names values by position, or by argument name; for a nested ``graph`` it maps the
+    inner name to the outer one. ``out`` names the outputs, "_" for one that is dropped (a nested graph: the inner
+    names, or outer -> inner); None: the node's own name.
+    """
+
+    path: Path
+    name: str
+    block: Any
+    inputs: tuple[str, ...] | dict[str, str]
+    out: tuple[str, ...] | dict[str, str] | None = None
+    each: int = 0
+    same_as: str | None = None
+    init: Any = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    graph: dict[str, NodeSpec] | None = None
+    copies: int | None = None  # of the nested graph: an ensemble
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The values it takes, as the graph names them."""
+        return tuple(self.inputs.values()) if isinstance(self.inputs, dict) else self.inputs
+
+    @property
+    def inner_outputs(self) -> tuple[str, ...] | None:
+        """What a nested graph must give, by its inner names; None: its only sink."""
+        return tuple(self.out.values()) if isinstance(self.out, dict) else self.out
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The values it gives to the graph."""
+        return (self.name,) if self.out is None else tuple(n for n in self.out if n != "_")
+
+
+@dataclass(frozen=True)
+class HeadsSpec:
+    """``default`` is the node every action gets (its name is empty), or ``actions`` has one node for each action."""
+
+    path: Path
+    default: NodeSpec | None = None
+    actions: dict[str, NodeSpec] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TemplateSpec:
+    """What a user says of a network that follows from its observations; its nodes have no inputs yet.
+
+    ``image`` to ``graph`` are the nodes for each kind of observation (None: the template's own choice), ``by_name``
+    those for observations whose name matches a pattern; ``kinds`` says of such what they are taken for. ``trunk`` and
+    ``memory`` come after, or are None.
+    """
+
+    path: Path
+    image: NodeSpec | None = None
+    vector: NodeSpec | None = None
+    discrete: NodeSpec | None = None
+    set: NodeSpec | None = None
+    text: NodeSpec | None = None
+    graph: NodeSpec | None = None
+    by_name: dict[str, NodeSpec] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    trunk: NodeSpec | None = None
+    memory: NodeSpec | None = None
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One network: exactly one of ``graph``, ``target`` and ``template`` is not None.
+
+    ``observations`` are those it may see (None: all), ``shares`` the values a policy hands to its critic. ``separate``
+    asks for one such network for each agent, as it does for all networks of a policy or critic.
+    """
+
+    path: Path
+    graph: dict[str, NodeSpec] | None = None
+    target: Any = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    template: TemplateSpec | None = None
+    heads: HeadsSpec | None = None
+    observations: tuple[str, ...] | None = None
+    init: Any = None
+    shares: tuple[str, ...] = ()
+    separate: bool = False
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """``networks`` has the key None for a policy that is one network, else its step or agent (a list: "0", "1", ...).
+
+    ``action_mask`` maps an action to the observation that holds its mask.
+    """
+
+    path: Path
+    networks: dict[str | None, NetworkSpec]
+    action_mask: dict[str, str] = field(default_factory=dict)
+    wrap: tuple[str | dict[str, Any], ...] = ()
+    separate: bool = False
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """The values that any of the networks hands to the critic."""
+        return tuple(
+            dict.fromkeys(name for network in self.networks.values() for name in network.shares)
+        )
+
+
+@dataclass(frozen=True)
+class CriticSpec:
+    """``shared`` are the values the policy hands over, ``ensemble`` is the number of copies."""
+
+    path: Path
+    networks: dict[str | None, NetworkSpec]
+    kind: CriticKind = "state"
+    stack: bool = False
+    ensemble: int = 1
+    normalize_value: bool = False
+    separate: bool = False
+    shared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DistributionRule:
+    """An override of the distribution an action gets.
+
+    ``entry`` is as written, such as ``{action: steer, distribution: beta}``.
+    """
+
+    path: Path
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole spec. ``ignore`` and ``normalize`` name observations.
+
+    ``texts`` says of observations how long a text may be and of which characters it is, as flatten_space takes it.
+    """
+
+    version: int
+    environment: str | None
+    params: dict[str, Any]
+    distributions: tuple[DistributionRule, ...]
+    ignore: tuple[str, ...]
+    normalize: tuple[str, ...]
+    texts: dict[str, dict[str, Any]]
+    policy: PolicySpec
+    critic: CriticSpec | None
+    source: Source
+
+
+def of_one_actor(spec: ModelSpec) -> ModelSpec:
+    """``spec`` for an environment without steps and agents, where a list of one network is that network."""
+    policy, critic = spec.policy, spec.critic
+    policy = replace(policy, networks=_only(policy.networks))
+    critic = critic and replace(critic, networks=_only(critic.networks))
+    return replace(spec, policy=policy, critic=critic)
+
+
+def _only(networks: dict[str | None, NetworkSpec]) -> dict[str | None, NetworkSpec]:
+    return {None: networks["0"]} if list(networks) == ["0"] else networks

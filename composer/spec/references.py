@@ -1,0 +1,108 @@
+"""Names in a spec that refer to others in it: inputs, `same_as`, `shares`.
+
+What the environment offers is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from composer.errors import Path, Problems
+from composer.spec.model_spec import NetworkSpec, NodeSpec
+from perception_blocks.dag import Dag, DagNode, DagProblem
+from perception_blocks.words import did_you_mean
+
+__all__ = ["check_graph", "check_shares", "origins", "sinks"]
+
+
+def check_graph(
+    nodes: dict[str, NodeSpec],
+    path: Path,
+    problems: Problems,
+    inputs: Iterable[str] | None = None,
+    outputs: Iterable[str] | None = None,
+) -> None:
+    """Cycles, names taken twice and `same_as` in a graph and in those nested in it (as deep as a document may be).
+
+    ``inputs`` and ``outputs`` are known for a nested graph only; there, unknown and unused names are found as well.
+    """
+    for problem in _dag(nodes, inputs, outputs).problems():
+        _add(problem, nodes, path, problems)
+    for node in nodes.values():
+        if node.same_as is not None:
+            _check_same_as(node, nodes, problems)
+        if node.graph:
+            inner = list(node.inputs) if isinstance(node.inputs, dict) else None
+            check_graph(node.graph, (*node.path, "graph"), problems, inner, node.inner_outputs)
+
+
+def check_shares(network: NetworkSpec, problems: Problems) -> None:
+    """Each of `shares` must be a value of the network's graph; what a class or a template gives is not known here."""
+    if network.graph is None:
+        return
+    values = [name for node in network.graph.values() for name in node.writes]
+    for index, name in enumerate(network.shares):
+        if name not in values:
+            message = f"the graph has no value {name!r} to share{did_you_mean(name, values)}"
+            problems.add((*network.path, "shares", index), message)
+
+
+def origins(nodes: dict[str, NodeSpec], names: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Of each value called so, the inputs of the graph that it is made of."""
+    written = {name: node for node in nodes.values() for name in node.writes}
+    found = {}
+    for name in names:
+        inputs, seen, left = set(), {name}, [name]
+        while left:
+            current = left.pop()
+            if current not in written:
+                inputs.add(current)
+                continue
+            new = [read for read in written[current].reads if read not in seen]
+            seen.update(new)
+            left += new
+        found[name] = frozenset(inputs)
+    return found
+
+
+def sinks(nodes: dict[str, NodeSpec]) -> list[str]:
+    """The values that no node reads."""
+    return _dag(nodes, None, None).sinks()
+
+
+def _dag(
+    nodes: dict[str, NodeSpec], inputs: Iterable[str] | None, outputs: Iterable[str] | None
+) -> Dag:
+    steps = [DagNode(node.name, node.reads, node.writes) for node in nodes.values()]
+    return Dag(steps, inputs, outputs)
+
+
+def _add(problem: DagProblem, nodes: dict[str, NodeSpec], path: Path, problems: Problems) -> None:
+    """Note a problem of the Dag where the user wrote its cause."""
+    node = nodes.get(problem.node or "")
+    if node is None:
+        side = "in" if problem.kind == "unused_input" else "out"
+        problems.add((*path[:-1], side), problem.message)
+    elif problem.kind in ("unknown", "cycle"):
+        problems.add((*node.path, "in"), problem.message)
+    elif problem.kind == "duplicate" and node.out is not None:
+        problems.add((*node.path, "out"), problem.message)
+    else:
+        problems.add(node.path, problem.message, key=True)
+
+
+def _check_same_as(node: NodeSpec, nodes: dict[str, NodeSpec], problems: Problems) -> None:
+    others = (name for name in nodes if name != node.name)
+    if node.same_as not in nodes or node.same_as == node.name:
+        itself = " itself" if node.same_as == node.name else ""
+        near = did_you_mean(node.same_as or "", others)
+        message = (
+            f"'same_as' must name another node of this graph, got {node.same_as!r}{itself}{near}"
+        )
+        problems.add((*node.path, "same_as"), message)
+    elif nodes[node.same_as].same_as is not None:
+        first = nodes[node.same_as].same_as
+        message = (
+            f"{node.same_as!r} is itself the same as {first!r}; name the node that has the block"
+        )
+        problems.add((*node.path, "same_as"), message)

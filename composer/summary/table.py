@@ -1,0 +1,260 @@
+"""A model as a table: what it is made of, how large, how costly, and what policy and critic share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from composer.critic.base import CriticModule
+from composer.critic.targets import Targeted
+from composer.network.module import NetworkModule
+from composer.policy.policy import Policy
+from composer.spec.model_spec import ModelSpec
+from composer.summary.networks import casts_of, parts_of, short_name
+from composer.summary.rows import Row, distribution_name, read_rows
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.port import Shape, format_shape
+from perception_blocks.words import printable, readable
+
+__all__ = ["Head", "Summary", "percent", "summarize"]
+
+LONGEST = 60  # characters of a name
+LONGEST_LINE = 2_000
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output of a network: ``distribution`` turns a policy's logits into an action, ``mask`` is an observation."""
+
+    network: str
+    name: str
+    shape: Shape
+    distribution: str | None = None
+    mask: str | None = None
+    shared: bool = False  # a value that the policy hands to the critic
+    note: str = ""  # what a critic's value is made of
+
+    @property
+    def meaning(self) -> str:
+        if self.shared:
+            return "shared with the critic"
+        if self.note:
+            return self.note
+        masked = f", masked by {self.mask!r}" if self.mask else ""
+        return (self.distribution or "") + masked
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``str(summary)`` is a table, the same bytes for the same model; the fields are what it shows, as data."""
+
+    rows: tuple[Row, ...]
+    heads: tuple[Head, ...]
+    parameters: int
+    flops: int | None  # of one observation; None where those of some row are not known
+    wrappers: tuple[str, ...]  # around the policy by the spec's `wrap`, the first one innermost
+    remarks: tuple[str, ...]  # why copies are not batched, what the critic reads, who may see what
+
+    def row(self, *path: str) -> Row:
+        """The row at ``path``. Raises KeyError."""
+        for row in self.rows:
+            if row.path == path:
+                return row
+        raise KeyError("/".join(path))
+
+    @property
+    def by_network(self) -> dict[str, int]:
+        """Parameters of policy and critic; what both use belongs to the policy."""
+        networks = dict.fromkeys(head.network for head in self.heads if head.network)
+        return {
+            name: sum(row.parameters for row in self.rows if row.path[0] == name)
+            for name in networks
+        }
+
+    def __str__(self) -> str:
+        lines = _aligned(_HEADER, [_cells(row) for row in self.rows])
+        counts = self.by_network.items()
+        networks = ", ".join(f"{printable(name, LONGEST)} {count:,}" for name, count in counts)
+        parameters = f"{self.parameters:,}" + (f" ({networks})" if ", " in networks else "")
+        flops = "not known for every row" if self.flops is None else f"{self.flops:,}"
+        lines += ["", f"parameters  {parameters}", f"FLOPs       {flops} for one observation"]
+        if self.heads:
+            cells = [
+                [
+                    printable(short_name(head.network, head.name), LONGEST),
+                    format_shape(head.shape),
+                    head.meaning,
+                ]
+                for head in self.heads
+            ]
+            lines += ["", *_aligned(["output", "shape", ""], cells)]
+        if self.remarks:
+            lines += ["", *self.remarks]
+        return "\n".join(readable(line.rstrip(), LONGEST_LINE) for line in lines)
+
+
+def summarize(net: nn.Module) -> Summary:
+    """The summary of a Model, a Policy, a Critic, an InferenceBlock or any other module.
+
+    Nothing is allocated and nothing of ``net`` changes: FLOPs are counted on data that is not there.
+    """
+    rows = read_rows(net)
+    parts = parts_of(net)
+    heads = [head for name, part in parts.items() for head in _heads(name, part)]
+    if isinstance(net, InferenceBlock):
+        heads = [Head("", name, port.shape) for name, port in net.out_ports.items()]
+    wrappers = _wrappers(net)
+    counts = [row.flops for row in rows]
+    known = [count for count in counts if count is not None]
+    return Summary(
+        rows=tuple(rows),
+        heads=tuple(heads),
+        parameters=sum(row.parameters for row in rows),
+        flops=sum(known) if len(known) == len(counts) else None,
+        wrappers=wrappers,
+        remarks=(
+            *_acting(net),
+            *([f"the policy acts in the wrappers {', '.join(wrappers)}"] if wrappers else []),
+            *_looped(rows),
+            *_shared(parts),
+            *_targets(net),
+            *_visible(net, parts),
+        ),
+    )
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.0001), percent(0.004), percent(0.5)
+    ('<0.1 %', '0.4 %', '50.0 %')
+    """
+    return "<0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _heads(network: str, part: NetworkModule) -> list[Head]:
+    if isinstance(part, CriticModule):
+        notes = _notes(part)
+        return [
+            Head(network, name, port.shape, note=notes.get(name, ""))
+            for name, port in part.out_ports.items()
+        ]
+    assert isinstance(part, Policy)
+    heads = []
+    for name, port in part.network.out_ports.items():
+        if name in part.distributions:
+            kind = distribution_name(part.distributions[name])
+            heads.append(Head(network, name, port.shape, kind, part.masks.get(name)))
+        else:
+            heads.append(Head(network, name, port.shape, shared=True))
+    return heads
+
+
+def _notes(critic: CriticModule) -> dict[str, str]:
+    """What values are made of, where that is more than a number."""
+    notes = {}
+    for name, block in critic.reader.blocks.items():
+        raw = None if block is None else block.raw_name
+        means = {"quantiles": "mean of its quantiles", "logits": "mean of its bins"}
+        scaled = "" if critic.value_normalizer is None else "on the scale of returns"
+        notes[name] = ", ".join(filter(None, [means.get(raw or ""), scaled]))
+    return notes
+
+
+def _targets(net: nn.Module) -> list[str]:
+    """The copy of a critic that is not trained."""
+    critic = getattr(net, "critic", net)
+    if not isinstance(critic, Targeted) or not critic.has_target:
+        return []
+    count = sum(p.numel() for p in critic.target.parameters())
+    return [
+        f"the critic has a target copy of as many parameters ({count:,}); update_targets(tau) moves it"
+    ]
+
+
+def _acting(net: nn.Module) -> list[str]:
+    """For whom each part of a model is, and why some of them run one after the other."""
+    return [
+        f"{name} {'is' if name.startswith('critic') else 'acts'} {cast.words()}"
+        + (f"; they run one by one: {cast.why_looped}" if cast.why_looped else "")
+        for name, cast in casts_of(net).items()
+    ]
+
+
+def _wrappers(net: nn.Module) -> tuple[str, ...]:
+    spec = getattr(net, "spec", None)
+    wrap = spec.policy.wrap if isinstance(spec, ModelSpec) else ()
+    return tuple(entry if isinstance(entry, str) else next(iter(entry)) for entry in wrap)
+
+
+def _looped(rows: Sequence[Row]) -> list[str]:
+    """Why the copies of some ensembles run one after the other."""
+    return [
+        f"the copies of {'/'.join(row.path)!r} run one by one: {row.why_looped}"
+        for row in rows
+        if row.why_looped
+    ]
+
+
+def _shared(parts: Mapping[str, NetworkModule]) -> list[str]:
+    return [
+        f"the {name} reads of the policy: {_names(part.shared)}"
+        for name, part in parts.items()
+        if isinstance(part, CriticModule) and part.shared
+    ]
+
+
+def _visible(net: nn.Module, parts: Mapping[str, NetworkModule]) -> list[str]:
+    """What policy and critic may see, where it is not the same."""
+    spec = getattr(net, "spec", None)
+    policy, critic = parts.get("policy"), parts.get("critic")
+    if not isinstance(spec, ModelSpec) or not isinstance(policy, Policy) or critic is None:
+        return []
+    everything = tuple(policy.observer.tree.ports)
+    seen = {}
+    for name, part in (("policy", spec.policy), ("critic", spec.critic)):
+        network = part.networks.get(None) if part is not None else None
+        given = network.observations if network is not None else None
+        seen[name] = everything if given is None else given
+    if set(seen["policy"]) == set(seen["critic"]):
+        return []
+    return [f"the {name} may see: {_names(keys)}" for name, keys in seen.items()]
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_HEADER = ["node", "block", "shape", "parameters", "share", "FLOPs", "notes", "line"]
+_RIGHT = {"parameters", "share", "FLOPs"}
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        "  " * row.depth + printable(row.name, LONGEST),
+        row.block,
+        row.shapes,
+        f"{row.parameters:,}" if row.parameters else "",
+        percent(row.share) if row.parameters else "",
+        "?" if row.flops is None else f"{row.flops:,}" if row.flops else "",
+        row.notes,
+        row.position or "",
+    ]
+
+
+def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of columns two spaces apart; a column without any value is left out."""
+    used = [index for index in range(len(header)) if any(row[index] for row in rows)]
+    table = [[row[index] for index in used] for row in (header, *rows)]
+    widths = [max(len(row[index]) for row in table) for index in range(len(used))]
+    right = [header[index] in _RIGHT for index in used]
+    return [
+        "  ".join(
+            cell.rjust(width) if at_right else cell.ljust(width)
+            for cell, width, at_right in zip(row, widths, right)
+        )
+        for row in table
+    ]

@@ -1,0 +1,1 @@
+"""Policies and critics of the example specs, as classes in Python."""

@@ -1,0 +1,1 @@
+"""The blocks, one family in each file; `perception_blocks` has them by name."""

@@ -1,0 +1,352 @@
+"""Convolutions over (channels, ...) of one, two or three axes, and the same followed by dense layers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from perception_blocks.activations import make_activations
+from perception_blocks.base_block import PerceptionBlock, block_name, one_input
+from perception_blocks.blocks.conv_plan import (
+    ConvPlan,
+    Padding,
+    PaddingMode,
+    PerLayer,
+    SpatialShape,
+    plan_layers,
+    pooled_shape,
+)
+from perception_blocks.blocks.dense import FlattenDenseBlock, known_size
+from perception_blocks.direct import convolution, layers
+from perception_blocks.port import InputShapeError, Port, Shapes
+from perception_blocks.registry import BLOCKS
+from perception_blocks.settings import Activation, OneOrMany, PositiveInt
+
+__all__ = ["ConvBlock", "NatureCnnBlock", "NatureCnnDenseBlock", "StridedConvBlock"]
+__all__ += ["StridedConvDenseBlock", "VggConvBlock", "VggConvDenseBlock"]
+
+Channels: TypeAlias = Sequence[PositiveInt]
+
+_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_POOLS = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
+
+
+class ImageBlock(PerceptionBlock):
+    """What blocks over images share: channels come first."""
+
+    @classmethod
+    def check_ports(cls, in_ports: Sequence[Port]) -> None:
+        super().check_ports(in_ports)
+        for index, port in enumerate(in_ports):
+            if port.channels == "last":
+                rule = f"{block_name(cls)} takes channels first, and the space has them last"
+                raise InputShapeError(rule, {index: port}, "put a scale_image block before it")
+
+
+class ConvBlock(ImageBlock):
+    """What convolutions share: all leading axes become torch's one batch axis and come back."""
+
+    def convolve(self, x_BC: Tensor) -> Tensor:
+        """The layers over (B, channels, ...)."""
+        raise TypeError(f"{type(self).__name__} must define convolve(x_BC)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        rank = len(self.in_shapes[0])
+        if torch.compiler.is_compiling():
+            self._fix_sizes(x)
+        if x.dim() == rank + 1:
+            return self.convolve(x)
+        y = self.convolve(x.reshape(-1, *x.shape[-rank:]))
+        return y.reshape(*x.shape[:-rank], *y.shape[1:])
+
+    def _fix_sizes(self, x: Tensor) -> None:
+        """Tell the compiler the sizes that never vary: with unknown ones inductor cannot order a convolution's axes."""
+        shape = self.in_shapes[0]
+        for size, found in zip(shape, x.shape[-len(shape) :], strict=True):
+            if size is not None:
+                torch._check(found == size)
+
+
+class ConvDenseBlock(ImageBlock):
+    """A convolution block and dense layers over all it gives."""
+
+    def __init__(
+        self, in_shapes: Shapes, conv: ConvBlock, flatten_dense: FlattenDenseBlock
+    ) -> None:
+        super().__init__(in_shapes, out_shapes=flatten_dense.out_shapes)
+        self.conv = conv
+        self.flatten_dense = flatten_dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flatten_dense(self.conv(x))
+
+
+@BLOCKS.register("strided_conv")
+class StridedConvBlock(ConvBlock):
+    """Convolutions, each with its activation: ``(C, H, W)`` -> ``(hidden_channels[-1], h, w)``; 1-d and 3-d likewise.
+
+    ``hidden_channels`` has one entry per layer. The other lists too, or one number serves all layers; an entry that is
+    itself a list has one number per axis. An axis is padded by a number on both sides, by ``[before, after]``, or by
+    ``same`` so that only the stride makes it shorter.
+
+    >>> StridedConvBlock([(3, 64, 64)], hidden_channels=[8, 16], hidden_kernels=[8, 4], strides=[4, 2]).out_shapes
+    [(16, 6, 6)]
+    """
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        hidden_channels: Channels,
+        hidden_kernels: PerLayer = 3,
+        strides: PerLayer = 1,
+        dilations: PerLayer = 1,
+        padding: Padding = 0,
+        padding_mode: PaddingMode = "zeros",
+        activation: Activation = "relu",
+        bias: bool = True,
+    ) -> None:
+        channels, space = image_shape(in_shapes, "strided_conv")
+        plans = plan_layers(
+            "strided_conv",
+            (channels, *space),
+            hidden_channels,
+            kernels=hidden_kernels,
+            strides=strides,
+            dilations=dilations,
+            padding=padding,
+            padding_mode=padding_mode,
+        )
+        super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
+        sizes = [channels, *hidden_channels]
+        self.convs = nn.ModuleList(
+            make_conv(plan, n, m, padding_mode, bias) for plan, n, m in zip(plans, sizes, sizes[1:])
+        )
+        # Torch's own layers pad both sides alike; other padding is done before them.
+        self.pads = [None if plan.symmetric else plan.torch_pad for plan in plans]
+        self.pad_mode = "constant" if padding_mode == "zeros" else padding_mode
+        self.activations = make_activations([activation] * len(plans))
+
+    def convolve(self, x_BC: Tensor) -> Tensor:
+        for conv, pad, activation in zip(layers(self, "convs"), self.pads, self.activations):
+            if pad is not None:
+                x_BC = functional.pad(x_BC, pad, mode=self.pad_mode)
+            # A line of its own: what it read is free before the next is made.
+            x_BC = convolution(conv, x_BC)
+            x_BC = activation(x_BC)
+        return x_BC
+
+
+@BLOCKS.register("strided_conv_dense")
+class StridedConvDenseBlock(ConvDenseBlock):
+    """`strided_conv`, flattened, then `dense`: ``(C, H, W)`` -> ``(hidden_units[-1],)``; 1-d and 3-d likewise.
+
+    >>> block = StridedConvDenseBlock([(3, 16)], hidden_channels=[8], hidden_kernels=4, hidden_units=32)
+    >>> block.out_shapes
+    [(32,)]
+    """
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        hidden_channels: Channels,
+        hidden_units: OneOrMany,
+        hidden_kernels: PerLayer = 3,
+        strides: PerLayer = 1,
+        dilations: PerLayer = 1,
+        padding: Padding = 0,
+        padding_mode: PaddingMode = "zeros",
+        activation: Activation = "relu",
+        last_activation: Activation | None = None,
+        bias: bool = True,
+    ) -> None:
+        conv = StridedConvBlock(
+            in_shapes,
+            hidden_channels=hidden_channels,
+            hidden_kernels=hidden_kernels,
+            strides=strides,
+            dilations=dilations,
+            padding=padding,
+            padding_mode=padding_mode,
+            activation=activation,
+            bias=bias,
+        )
+        known_size(one_input(in_shapes, "strided_conv_dense"), "strided_conv_dense")
+        dense = FlattenDenseBlock(
+            conv.out_shapes,
+            hidden_units=hidden_units,
+            activation=activation,
+            last_activation=last_activation,
+            bias=bias,
+        )
+        super().__init__(in_shapes, conv, dense)
+
+
+@BLOCKS.register("vgg_conv")
+class VggConvBlock(ConvBlock):
+    """Stages of two 3x3 convolutions and a 2x2 max-pool (VGG, 2014): ``(C, H, W)`` -> ``(hidden_channels[-1], h, w)``.
+
+    Each stage halves height and width, rounding down; 1-d and 3-d likewise.
+
+    >>> VggConvBlock([(3, 64, 64)], hidden_channels=[8, 16, 32]).out_shapes
+    [(32, 8, 8)]
+    """
+
+    def __init__(
+        self, in_shapes: Shapes, *, hidden_channels: Channels, activation: Activation = "relu"
+    ) -> None:
+        channels, space = image_shape(in_shapes, "vgg_conv")
+        out_space = pooled_shape("vgg_conv", (channels, *space), hidden_channels)
+        super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *out_space)])
+        make = _CONVS[len(space)]
+        sizes = [channels, *(width for width in hidden_channels for _ in range(2))]
+        self.convs = nn.ModuleList(make(n, m, 3, padding=1) for n, m in itertools.pairwise(sizes))
+        self.activations = make_activations([activation] * len(self.convs))
+        self.max_pool = _POOLS[len(space)]
+
+    def convolve(self, x_BC: Tensor) -> Tensor:
+        for index, (conv, activation) in enumerate(zip(layers(self, "convs"), self.activations)):
+            # A line of its own: what it read is free before the next is made.
+            x_BC = convolution(conv, x_BC)
+            x_BC = activation(x_BC)
+            if index % 2:
+                x_BC = self.max_pool(x_BC, 2)
+        return x_BC
+
+
+@BLOCKS.register("vgg_conv_dense")
+class VggConvDenseBlock(ConvDenseBlock):
+    """`vgg_conv`, flattened, then `dense`: ``(C, H, W)`` -> ``(hidden_units[-1],)``.
+
+    >>> VggConvDenseBlock([(3, 64, 64)], hidden_channels=[8, 16], hidden_units=[32]).out_shapes
+    [(32,)]
+    """
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        hidden_channels: Channels,
+        hidden_units: OneOrMany,
+        activation: Activation = "relu",
+        last_activation: Activation | None = None,
+    ) -> None:
+        conv = VggConvBlock(in_shapes, hidden_channels=hidden_channels, activation=activation)
+        known_size(one_input(in_shapes, "vgg_conv_dense"), "vgg_conv_dense")
+        dense = FlattenDenseBlock(
+            conv.out_shapes,
+            hidden_units=hidden_units,
+            activation=activation,
+            last_activation=last_activation,
+        )
+        super().__init__(in_shapes, conv, dense)
+
+
+@BLOCKS.register("nature_cnn")
+class NatureCnnBlock(ConvBlock):
+    """The three convolutions of the Atari agent (Mnih et al., 2015): ``(C, H, W)`` -> ``(64, h, w)``.
+
+    Kernels 8, 4, 3 with strides 4, 2, 1; an image needs 36 x 36 pixels at least.
+
+    >>> NatureCnnBlock([(4, 84, 84)]).out_shapes
+    [(64, 7, 7)]
+    """
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        hidden_channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 64, 64),
+        activation: Activation = "relu",
+    ) -> None:
+        channels, space = image_shape(in_shapes, "nature_cnn", dims=(2,))
+        kernels, strides = [8, 4, 3], [4, 2, 1]
+        shape = (channels, *space)
+        plans = plan_layers(
+            "nature_cnn",
+            shape,
+            hidden_channels,
+            kernels=kernels,
+            strides=strides,
+            advice="use a larger image, or strided_conv",
+        )
+        super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
+        sizes = [channels, *hidden_channels]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(n, m, kernel, stride)
+            for n, m, kernel, stride in zip(sizes, sizes[1:], kernels, strides)
+        )
+        self.activations = make_activations([activation] * 3)
+
+    def convolve(self, x_BC: Tensor) -> Tensor:
+        for conv, activation in zip(layers(self, "convs"), self.activations):
+            # A line of its own: what it read is free before the next is made.
+            x_BC = convolution(conv, x_BC)
+            x_BC = activation(x_BC)
+        return x_BC
+
+
+@BLOCKS.register("nature_cnn_dense")
+class NatureCnnDenseBlock(ConvDenseBlock):
+    """`nature_cnn`, flattened, then `dense`: ``(C, H, W)`` -> ``(hidden_units[-1],)``.
+
+    >>> NatureCnnDenseBlock([(4, 84, 84)]).out_shapes
+    [(512,)]
+    """
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        hidden_channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 64, 64),
+        hidden_units: OneOrMany = (512,),
+        activation: Activation = "relu",
+        last_activation: Activation | None = None,
+    ) -> None:
+        conv = NatureCnnBlock(in_shapes, hidden_channels=hidden_channels, activation=activation)
+        known_size(one_input(in_shapes, "nature_cnn_dense"), "nature_cnn_dense")
+        dense = FlattenDenseBlock(
+            conv.out_shapes,
+            hidden_units=hidden_units,
+            activation=activation,
+            last_activation=last_activation,
+        )
+        super().__init__(in_shapes, conv, dense)
+
+
+def image_shape(
+    in_shapes: Shapes, name: str, dims: Sequence[int] = (1, 2, 3)
+) -> tuple[int, SpatialShape]:
+    """Channels and the other axes of the only input. Raises InputShapeError where it is no image."""
+    shape = one_input(in_shapes, name)
+    if len(shape) - 1 not in dims:
+        advice = "a vector goes into a dense block" if len(shape) == 1 else ""
+        raise InputShapeError(f"{name} takes (channels, height, width)", {0: shape}, advice)
+    if shape[0] is None:
+        raise InputShapeError(f"{name} needs to know how many channels it reads", {0: shape})
+    if shape[0] == 0:
+        raise InputShapeError(f"{name} needs at least one channel", {0: shape})
+    return shape[0], shape[1:]
+
+
+def make_conv(
+    plan: ConvPlan, channels: int, hidden: int, padding_mode: PaddingMode, bias: bool
+) -> nn.Module:
+    """The torch layer of ``plan``; it pads only where both sides of each axis are padded alike."""
+    padding = tuple(before for before, _ in plan.padding) if plan.symmetric else 0
+    return _CONVS[len(plan.kernel)](
+        channels,
+        hidden,
+        plan.kernel,
+        stride=plan.stride,
+        dilation=plan.dilation,
+        padding=padding,
+        padding_mode=padding_mode if plan.symmetric else "zeros",
+        bias=bias,
+    )

@@ -1,0 +1,222 @@
+"""Language models of Hugging Face's transformers: the tokens of a sequence as features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from perception_blocks.base_block import seed_from
+from perception_blocks.blocks.embed import refuse_too_few
+from perception_blocks.blocks.language_config import (
+    FAMILIES,
+    Folder,
+    checked_config,
+    refusal,
+    settings_of,
+)
+from perception_blocks.blocks.masks import MaskedBlock, as_bool, check_mask, shapes_of
+from perception_blocks.init import Rule, derive_seed, draw_in_a_copy, local_generator
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes
+from perception_blocks.random_states import random_states_kept
+from perception_blocks.registry import BLOCKS
+from perception_blocks.settings import OneOrMany, SettingProblem, SettingsError
+
+__all__ = ["TransformerBlock"]
+
+
+@BLOCKS.register("transformer")
+class TransformerBlock(MaskedBlock):
+    """The body of a language model of transformers over a sequence of tokens: ``(L,)`` -> ``(F,)`` or ``(L, F)``.
+
+    ``family`` says which body; its configuration's own keys (``n_layer`` of gpt2, ``num_hidden_layers`` of llama and
+    mamba) stand beside it, with the library's defaults. Or ``checkpoint`` names a local folder that ``save_pretrained``
+    wrote; its weights are then kept as they are, and a saved model needs the folder no more. Every body is causal.
+    ``read: last`` gives the features of the last token, ``read: all`` those of each.
+
+    The mask ``(L,)`` is true for the tokens that there are. The others are taken out before the body counts places, so
+    padding before, after or between tokens changes nothing; features of padding, and the last of none, are zeros. The
+    whole sequence is read at every step.
+
+    >>> TransformerBlock([(8,), (8,)], family="gpt2", vocab_size=5, n_layer=1, n_head=2, n_embd=16).out_shapes
+    [(16,)]
+    """
+
+    takes = "integer"
+    mask_of = {"mask": 0}
+    limits = {
+        "cuda_graph": "transformers looks at the places of tokens to make masks; compiled, it does not"
+    }
+    from_ports = ("vocab_size",)
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        family: Literal["gpt2", "llama", "mamba"] | None = None,
+        checkpoint: str | None = None,
+        read: Literal["last", "all"] = "last",
+        vocab_size: OneOrMany | None = None,
+        **config: Any,
+    ) -> None:
+        length = sequence_length(in_shapes)
+        most = max(vocab_size) if isinstance(vocab_size, Sequence) else vocab_size
+        self.folder = None if checkpoint is None else Folder(checkpoint)
+        body = make_body(family, self.folder, config, most)
+        require_places(body.config, length)
+        width = body.config.hidden_size
+        super().__init__(in_shapes, out_shapes=[(width,) if read == "last" else (length, width)])
+        self.body = body
+        self.read = read
+        if checkpoint is not None:
+            kept = {"family": body.config.model_type, **settings_of(body.config)}
+            self.read_once = (("checkpoint", checkpoint), kept)
+        self.keeps_mask = read == "all"
+        if self.folder is not None and not next(body.parameters()).is_meta:
+            self.reset_parameters()
+
+    def take_initializer(self, rule: Rule) -> None:
+        if self.folder is not None:
+            why = "a checkpoint's weights are kept as they are; leave out 'init' or 'checkpoint'"
+            raise SettingsError([SettingProblem("init", why)])
+        super().take_initializer(rule)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        seed = seed_from(generator)
+        if self.folder is None:
+            draw_in_a_copy(self.body, seed, lambda body: draw_body(body, seed, self.initializer))
+            return
+        own = self.body.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, tensor in self.folder.tensors(self.body):
+                own[name].copy_(tensor)
+
+    def fill_constants(self) -> None:
+        """Frequencies of rotary places stand in no checkpoint."""
+        for part in self.body.modules():
+            unsaved = [part._buffers[name] for name in part._non_persistent_buffers_set]
+            if any(buffer is not None and not buffer.is_meta for buffer in unsaved):
+                with torch.device("cpu"), torch.no_grad():
+                    self.body._init_weights(part)  # type: ignore[operator]
+
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        refuse_too_few(self.body.config.vocab_size, in_ports[:1], "vocab_size")  # type: ignore[union-attr]
+        return super().out_ports(in_ports)
+
+    def forward(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
+        leading = sequence.shape[:-1]
+        tokens = sequence.long().reshape(math.prod(leading), sequence.shape[-1])
+        if tokens.numel() == 0:  # which attention does not take
+            return self._zeros(sequence)
+        if mask is None:
+            y = self._features(tokens)
+            y = y[:, -1] if self.read == "last" else y
+            return y.reshape(*leading, *y.shape[1:])
+        seen = as_bool(mask).reshape(tokens.shape)
+        features = self._features(packed(tokens, seen))
+        if self.read == "last":
+            last = seen.sum(-1, keepdim=True) - 1
+            y, there = at_places(features, last).squeeze(1), seen.any(-1, keepdim=True)
+        else:
+            y, there = at_places(features, seen.cumsum(-1) - 1), seen.unsqueeze(-1)
+        return y.masked_fill(~there, 0.0).reshape(*leading, *y.shape[1:])
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        """(rows, L) -> (rows, L, F)."""
+        try:
+            features = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        except IndexError:
+            require_places(self.body.config, tokens.shape[-1])
+            raise
+        return features.to(self.body.dtype)  # mamba sums in float32
+
+    def _zeros(self, sequence: Tensor) -> Tensor:
+        shape = (sequence.shape[:-1], sequence.shape)[self.read == "all"]
+        like = next(self.body.parameters())
+        return like.new_zeros((*shape, self.body.config.hidden_size))  # type: ignore[union-attr]
+
+    def extra_repr(self) -> str:
+        family = self.body.config.model_type  # type: ignore[union-attr]
+        return f"{super().extra_repr()}, family={family!r}, read={self.read!r}"
+
+
+def sequence_length(in_shapes: Shapes) -> int | None:
+    """How many places the sequence has, the first input; the second may be its mask."""
+    shapes: list[Shape] = shapes_of(
+        in_shapes, "transformer", 1, 2, "a sequence and, if need be, its mask"
+    )
+    if len(shapes[0]) != 1:
+        raise InputShapeError("transformer takes a sequence of tokens (length,)", {0: shapes[0]})
+    check_mask("transformer", shapes, 1, [shapes[0]])
+    return shapes[0][0]
+
+
+def make_body(
+    family: str | None, folder: Folder | None, settings: dict[str, Any], vocab_size: int | None
+) -> Any:
+    """The library's module, from ``settings`` or for the weights in ``folder``.
+
+    Raises SettingsError for settings that the family does not take, and for a folder that does not hold what it says.
+    """
+    if folder is None:
+        if family is None:
+            names = ", ".join(map(repr, FAMILIES))
+            message = f"block 'transformer' needs 'family' (one of {names}) or 'checkpoint'"
+            raise SettingsError([SettingProblem("family", message)])
+        config = checked_config(family, settings, vocab_size)
+    else:
+        family = folder.family(family)
+        if settings:
+            message = "a checkpoint brings its own configuration; leave out {!r}"
+            raise SettingsError([SettingProblem(name, message.format(name)) for name in settings])
+        config = folder.config(family)
+        if vocab_size is not None and vocab_size > config.vocab_size:
+            message = f"'checkpoint' knows {config.vocab_size} tokens, the input has {vocab_size}"
+            raise SettingsError([SettingProblem("checkpoint", message)])
+    try:
+        body = FAMILIES[family].model(config)
+    except Exception as error:  # whatever the library says of values that only it knows
+        raise refusal(family, settings, error) from error
+    if folder is not None:
+        folder.check(body)
+    return body
+
+
+def require_places(config: Any, length: int | None) -> None:
+    """Raise SettingsError where a sequence is longer than the body has places."""
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and length is not None and length > most:
+        name = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        message = f"{name!r} must be at least {length}, the length of the sequence, got {most}"
+        raise SettingsError([SettingProblem(name, message)])
+
+
+def packed(tokens: Tensor, seen: Tensor) -> Tensor:
+    """The tokens (rows, L) that are ``seen``, moved to the front in their order; zeros after them."""
+    length = tokens.shape[-1]
+    places = torch.where(seen, seen.cumsum(-1) - 1, length)  # all others go to one place behind
+    row = tokens.new_zeros(tokens.shape[0], length + 1)
+    return row.scatter(-1, places, tokens)[:, :length]
+
+
+def at_places(features: Tensor, places: Tensor) -> Tensor:
+    """``features`` (rows, L, F) at ``places`` (rows, n), of which those below zero stand for the first."""
+    index = places.clamp(min=0).unsqueeze(-1).expand(-1, -1, features.shape[-1])
+    return features.gather(1, index)
+
+
+def draw_body(body: Any, seed: int, rule: Rule | None) -> None:
+    """Weights as the library draws them, each module from a seed of its own name; matrices follow ``rule`` if any."""
+    parts: list[tuple[str, nn.Module]] = list(body.named_modules())
+    for name, part in reversed(parts):  # inner ones first: a layer scales weights of those it holds
+        with random_states_kept(derive_seed(seed, name)):
+            body._init_weights(part)
+    for name, part in parts:
+        weight = part._parameters.get("weight")
+        if rule is not None and weight is not None and weight.dim() > 1:
+            generator = local_generator(seed, f"{name}.weight")
+            rule(weight.t() if isinstance(part, Conv1D) else weight, generator)

@@ -1,0 +1,238 @@
+"""A network as data: named inputs, and blocks wired by name.
+
+A `Graph` is a declaration; nothing is built and no shape is known until an InferenceBlock is made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from perception_blocks.dag import Dag, DagNode, DagProblem, node_name_problem
+from perception_blocks.port import Port, Shape, as_port
+from perception_blocks.words import did_you_mean
+
+__all__ = ["Graph", "GraphError", "GraphProblem", "Node"]
+
+# Graphs within one another: a module calls the next, and Python's stack has an end.
+MAX_NESTING = 100
+
+
+@dataclass(frozen=True)
+class GraphProblem:
+    """One mistake: ``path`` names the node (outer graphs first), ``key`` what is wrong about it."""
+
+    path: tuple[str, ...]
+    key: str | None  # in, out, block, each, same_as, init, or a setting
+    message: str
+    of_key: bool = False  # the key itself is at fault (misspelt), not its value
+    blocks_order: bool = False  # the nodes cannot be put in an order before this is mended
+    kind: str = ""  # of a problem between nodes: that of the DagProblem,
+    name: str | None = None  # and the value that it is about
+
+    def within(self, outer: str) -> GraphProblem:
+        return replace(self, path=(outer, *self.path))
+
+    def __str__(self) -> str:
+        return f"node {'/'.join(self.path)!r}: {self.message}" if self.path else self.message
+
+
+class GraphError(ValueError):
+    """Everything that is wrong with a graph, as ``problems``; ``ports`` are the values known all the same."""
+
+    def __init__(
+        self, problems: Iterable[GraphProblem], ports: Mapping[str, Port] | None = None
+    ) -> None:
+        self.problems = tuple(problems)
+        self.ports = dict(ports or {})
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A block and its wiring.
+
+    ``inputs`` are positional (a tuple) or by argument name of ``forward`` (a mapping). ``out`` maps the names of values
+    in this graph to outputs of the block: their index, or the inner name for a nested graph; None drops one.
+    """
+
+    name: str
+    block: Any
+    inputs: tuple[str, ...] | Mapping[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    out: tuple[str, ...] | Mapping[str, str] | None = None
+    each: int = 0
+    same_as: str | None = None
+    init: Any = None
+    group: str | None = None  # the module that holds it, where that is not the network itself
+    copies: int | None = None  # of a nested graph, each with weights of its own: an ensemble
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.inputs if isinstance(self.inputs, tuple) else tuple(self.inputs.values())
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        if self.out is None:
+            return (self.value_name,)
+        return tuple(name for name in self.out if name != "_")
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Where it is found below its network: ``("latent",)``, ``("heads", "move")``."""
+        return (self.name,) if self.group is None else (self.group, self.name)
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return repr("/".join(self.path))
+
+    @property
+    def value_name(self) -> str:
+        """The name of its first output: a node in a group lives in a namespace of its own."""
+        return self.name if self.group is None else f"{self.group}:{self.name}"
+
+
+class Graph:
+    """Blocks wired by name, from ``inputs`` (name -> shape or Port).
+
+    >>> graph = Graph({"inventory": (16,)})
+    >>> graph.add("latent", "dense", "inventory", hidden_units=[32])
+    'latent'
+    """
+
+    def __init__(self, inputs: Mapping[str, Port | Shape], *, optional: Iterable[str] = ()) -> None:
+        self.inputs: dict[str, Port] = {name: as_port(port) for name, port in inputs.items()}
+        masks = {port.mask for port in self.inputs.values() if port.mask is not None}
+        self.optional = masks.union(optional)  # inputs that no node needs to name
+        self.nodes: list[Node] = []
+
+    def add(
+        self,
+        name: str,
+        /,  # a block may have a setting called name
+        block: Any = None,
+        inputs: str | Sequence[str] | Mapping[str, str] = (),
+        *,
+        out: Sequence[str] | Mapping[str, str] | None = None,
+        each: int = 0,
+        same_as: str | None = None,
+        init: Any = None,
+        group: str | None = None,
+        copies: int | None = None,
+        **settings: Any,
+    ) -> str:
+        """Add a node; returns its name.
+
+        ``block`` is a registered name, a PerceptionBlock or ``nn.Module`` class, a ready module, a function, or
+        another Graph (then ``inputs`` maps inner names to outer ones, and ``out`` lists inner names). ``each`` applies
+        the block to every element of the first ``each`` feature axes; ``same_as`` reuses the module of another node.
+        ``copies`` makes an ensemble of a Graph: as many networks in one batched call, whose outputs gain a first axis.
+
+        Raises ValueError for a malformed node; what is wrong between nodes is found by InferenceBlock, all at once.
+        """
+        wires: Any = (inputs,)
+        if not isinstance(inputs, str):
+            wires = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+        outs: Any = dict(out) if isinstance(out, Mapping) else out and tuple(out)
+        node = Node(name, block, wires, settings, outs, each, same_as, init, group, copies)
+        self.add_node(node)
+        return name
+
+    def add_node(self, node: Node) -> None:
+        """Add a node that is ready. Raises ValueError for a malformed one."""
+        wrong = None if node.group is not None else node_name_problem(node.name)
+        if wrong:
+            raise ValueError(wrong)
+        if (node.block is None) == (node.same_as is None):
+            raise ValueError(f"node {node.name!r} needs exactly one of block and same_as")
+        if isinstance(node.each, bool) or not isinstance(node.each, int) or node.each < 0:
+            raise ValueError(f"'each' of node {node.name!r} is a number of axes, got {node.each!r}")
+        _refuse_copies(node)
+        if isinstance(node.block, Graph):
+            if not isinstance(node.inputs, Mapping):
+                node = replace(node, inputs={inner: inner for inner in node.inputs})
+            if isinstance(node.out, tuple):
+                node = replace(node, out={inner: inner for inner in node.out})
+        self.nodes.append(node)
+
+    def dag(self, outputs: Iterable[str] | None) -> Dag:
+        """The order of the nodes towards ``outputs``, and what is wrong with it."""
+        nodes = [
+            DagNode(node.value_name, node.reads, node.writes, node.group and node.title)
+            for node in self.nodes
+        ]
+        return Dag(nodes, self.inputs, outputs)
+
+    def problems_of(self, dag: Dag) -> list[GraphProblem]:
+        """Mistakes that show without shapes: cycles, unknown, unread, duplicate and unused names of this graph."""
+        found = [*self._nesting_problems(), *self._same_as_problems()]
+        by_key = {node.value_name: node for node in self.nodes}
+        for problem in dag.problems():
+            if problem.kind == "unused_input" and problem.name in self.optional:
+                continue
+            found.append(_in_node(problem, by_key))
+        return found
+
+    def _nesting_problems(self) -> list[GraphProblem]:
+        """The first node that holds too many graphs within one another; a graph may even hold itself."""
+        left = [(node, node.path, 1) for node in self.nodes if isinstance(node.block, Graph)]
+        seen: set[tuple[int, int]] = set()  # graphs that were looked into, each at its depth
+        while left:
+            node, path, depth = left.pop()
+            if depth > MAX_NESTING:
+                message = f"graphs are nested in it more than {MAX_NESTING} deep"
+                advice = "does one hold itself? Put the nodes of inner graphs into outer ones"
+                return [GraphProblem(path, "block", f"{message}; {advice}", blocks_order=True)]
+            if (id(node.block), depth) not in seen:
+                seen.add((id(node.block), depth))
+                inner = (below for below in node.block.nodes if isinstance(below.block, Graph))
+                left += [(below, path, depth + 1) for below in inner]
+        return []
+
+    def _same_as_problems(self) -> list[GraphProblem]:
+        nodes = {node.name: node for node in self.nodes if node.group is None}
+        problems = []
+        for node in self.nodes:
+            message = None if node.same_as is None else _same_as_problem(node, nodes)
+            if message:
+                problems.append(GraphProblem((node.name,), "same_as", message))
+        return problems
+
+
+def _refuse_copies(node: Node) -> None:
+    """Raise ValueError where ``node`` cannot have its `copies`."""
+    copies = node.copies
+    if copies is None:
+        return
+    if not isinstance(node.block, Graph):
+        raise ValueError(f"'copies' of node {node.name!r} needs a nested graph as its block")
+    if isinstance(copies, bool) or not isinstance(copies, int):
+        raise ValueError(f"'copies' of node {node.name!r} is a number of networks, got {copies!r}")
+    if copies < 1:
+        raise ValueError(f"'copies' of node {node.name!r} is at least 1, got {copies}")
+
+
+def _same_as_problem(node: Node, nodes: Mapping[str, Node]) -> str | None:
+    name = str(node.same_as)
+    other = nodes.get(name)
+    if other is None or other is node:
+        near = did_you_mean(name, [known for known in nodes if known != node.name])
+        return f"'same_as' names the unknown node {name!r}{near}"
+    if other.same_as is not None:
+        return f"'same_as' names {name!r}, which is itself 'same_as'; name {other.same_as!r}"
+    if node.settings:
+        return f"a node with 'same_as' has the settings of {name!r}; remove {min(node.settings)!r}"
+    return None
+
+
+def _in_node(problem: DagProblem, nodes: Mapping[str, Node]) -> GraphProblem:
+    path: tuple[str, ...] = ()
+    key = None
+    if problem.node is not None:
+        node = nodes[problem.node]
+        path = node.path
+        key = {"unknown": "in", "duplicate": "out" if node.out else None}.get(problem.kind)
+    blocks_order = problem.kind in ("cycle", "duplicate")
+    return GraphProblem(path, key, problem.message, False, blocks_order, problem.kind, problem.name)

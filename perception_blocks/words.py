@@ -1,0 +1,220 @@
+"""Near names, listings and values in messages: one wording for both packages."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from itertools import islice
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
+
+from perception_blocks.synonyms import SYNONYMS, folded
+
+__all__ = [
+    "describe",
+    "listing",
+    "did_you_mean",
+    "near_name",
+    "sparing",
+    "as_module_name",
+    "cut",
+    "is_plain",
+    "is_writable",
+    "printable",
+    "readable",
+    "shortened",
+]
+
+MOST_CHARACTERS = 2_000  # of a message
+MOST_MESSAGES = 100
+# None of these ends a string, begins an escape or a placeholder, or is invisible. What generates code (PyTorch's
+# guards, FX, ONNX's readers) puts names between quotes, and not always with an escape.
+_PLAIN = re.compile(r"[\w./: -]{1,200}")
+_UNSAFE = re.compile(r"""["'`\\]""")
+
+LONGEST_WORD = 100  # that others are compared with
+COMPARISONS = 50_000
+R = TypeVar("R")
+P = ParamSpec("P")
+_left: ContextVar[list[int] | None] = ContextVar("comparisons left", default=None)
+
+MOST_NAMES = 100
+
+
+def describe(value: Any) -> str:
+    """A value in words, for messages: ``"the number 3"``.
+
+    >>> describe([1]), describe(None), describe("x" * 100)
+    ('a list', 'nothing (null)', "the text 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'")
+    """
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {cut(str(value), 40)}"
+    if isinstance(value, str):
+        return f"the text {cut(value, 40)!r}"
+    if isinstance(value, Mapping):
+        return "a mapping" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    if isinstance(value, type):
+        return f"the class {value.__qualname__!r}"
+    return f"an object of type {type(value).__name__!r}"
+
+
+def listing(names: Iterable[object]) -> str:
+    """Names for the end of a message: ``"'a', 'b', 'c'"``; of many the first ones."""
+    first = [*islice(names, MOST_NAMES + 1)]
+    more = ", ..." if len(first) > MOST_NAMES else ""
+    return ", ".join(repr(name) for name in first[:MOST_NAMES]) + more
+
+
+def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
+    """The known word that ``word`` was most likely meant to be, or None.
+
+    ``kind`` is that of a registry: then it may also be what others call an entry, or a class of ``torch.nn`` that has
+    none here.
+
+    Within `sparing`, there is none once enough words have been compared.
+
+    >>> near_name("LeakyReLU", ["relu", "leaky_relu"]), near_name("swish", ["silu", "hardswish"], "activation")
+    ('leaky_relu', 'silu')
+    """
+    if len(word) > LONGEST_WORD or not _may_compare(0):
+        return None
+    words = [*words]
+    if not _may_compare(len(words)):
+        return None
+    known = {folded(str(each)): str(each) for each in reversed(words)}  # of two alike the first
+    plain = folded(word)
+    if plain and plain in known:
+        return known[plain]
+    meant = SYNONYMS.get(kind, {}).get(plain)
+    if meant is not None and (folded(meant) in known or meant.startswith("torch.nn.")):
+        return meant
+    matches = difflib.get_close_matches(
+        word.lower(), [name.lower() for name in known.values()], n=1, cutoff=0.6
+    )
+    return next((name for name in known.values() if name.lower() in matches), None)
+
+
+def sparing(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` with a bound on the time that it spends on near names: of 20,000 mistakes 100 are shown."""
+
+    @functools.wraps(function)
+    def bounded(*arguments: P.args, **keywords: P.kwargs) -> R:
+        if _left.get() is not None:  # within another one
+            return function(*arguments, **keywords)
+        token = _left.set([COMPARISONS])
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            _left.reset(token)
+
+    return bounded
+
+
+def _may_compare(count: int) -> bool:
+    left = _left.get()
+    if left is None:
+        return True
+    left[0] -= count
+    return left[0] >= 0
+
+
+def did_you_mean(word: str, words: Iterable[str], kind: str = "") -> str:
+    """The end of an error message: ``"; did you mean 'dense'?"`` or nothing.
+
+    >>> did_you_mean("dens", ["dense", "lstm"])
+    "; did you mean 'dense'?"
+    """
+    near = near_name(word, words, kind)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def cut(text: str, most: int) -> str:
+    """``text``, of more than ``most`` characters the first ones.
+
+    >>> cut("abcdefghij", 10), cut("abcdefghijk", 10)
+    ('abcdefghij', 'abcdefg...')
+    """
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def is_plain(text: str) -> bool:
+    """Whether ``text`` can be a name in a file for others: letters, digits, ``_ . / : -`` and blanks, 200 at most.
+
+    >>> is_plain("intruders/at"), is_plain("joint pos"), is_plain("agent's view"), is_plain("")
+    (True, True, False, False)
+    """
+    return _PLAIN.fullmatch(text) is not None
+
+
+def as_module_name(text: str) -> str:
+    """``text`` with quotes, backslashes and what cannot be printed percent-encoded, for texts whose own ``%`` is.
+
+    FX writes ``getattr(self, "<name>")`` with a module's name as it is.
+
+    >>> as_module_name('a"b'), as_module_name("top_cam")
+    ('a%22b', 'top_cam')
+    """
+    if text.isprintable() and not _UNSAFE.search(text):
+        return text
+    return "".join(map(_encoded, text))
+
+
+def is_writable(text: str) -> bool:
+    """Whether a file can hold ``text``: one half of a surrogate pair has no form in UTF-8.
+
+    >>> is_writable("state"), is_writable(chr(0xD800))
+    (True, False)
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """``text`` on one line as a screen may show it, with escapes for what cannot be printed or reorders text.
+
+    Of more than ``most`` characters those in the middle are left out.
+
+    >>> printable("left\\nright"), printable("\\x1b[31m"), printable("abcdefghijklmnop", 9)
+    ('left\\\\nright', '\\\\x1b[31m', 'abcd...p')
+    """
+    text = text if most is None else _without_middle(text, most)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if most is None else _without_middle(text, most)
+
+
+def readable(text: str, most: int | None = None) -> str:
+    """The same of several lines, which stay lines."""
+    text = text if most is None else _without_middle(text, most)
+    text = "\n".join(map(printable, text.split("\n")))
+    return text if most is None else _without_middle(text, most)
+
+
+def shortened(messages: str | Iterable[object]) -> str:
+    """Messages, or the lines of one: at most 100 of 2,000 characters each, and how many more there are.
+
+    >>> shortened(range(102))[-17:]
+    '99\\n... and 2 more'
+    """
+    every = messages.split("\n") if isinstance(messages, str) else list(messages)
+    shown = [readable(str(message), MOST_CHARACTERS) for message in every[:MOST_MESSAGES]]
+    more = len(every) - MOST_MESSAGES
+    return "\n".join([*shown, *([f"... and {more:,} more"] if more > 0 else [])])
+
+
+def _without_middle(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[3 - most // 2 :]}"
+
+
+def _encoded(character: str) -> str:
+    if character.isprintable() and not _UNSAFE.match(character):
+        return character
+    return quote(character, safe="", errors="surrogatepass")

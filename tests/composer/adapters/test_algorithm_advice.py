@@ -1,0 +1,190 @@
+"""Whatever a trainer advises instead of what it refuses is done here, and then nothing is refused."""
+
+import ast
+import copy
+import functools
+import itertools
+import re
+
+import numpy as np
+import pytest
+import yaml
+from gymnasium import spaces
+from gymnasium.wrappers import TransformAction
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from torchrl import objectives
+
+import composer
+from composer.adapters.sb3 import checks as sb3_checks
+from composer.adapters.torchrl import algorithm as torchrl_training_checks
+from composer.adapters.torchrl import checks as torchrl_checks
+from tests.helpers.sb3_agents import ACTOR, DETERMINISTIC, Walk, agent
+
+SEEN = spaces.Box(-1, 1, (3,))
+ACTIONS = {
+    "choices": spaces.Discrete(3),
+    "choices that start later": spaces.Discrete(3, start=2),
+    "numbers": spaces.Box(-1, 1, (2,)),
+    "numbers without bounds": spaces.Box(-np.inf, np.inf, (2,)),
+    "several choices": spaces.MultiDiscrete([2, 3]),
+    "a table of choices": spaces.MultiBinary([2, 2]),
+    "a mixture": spaces.Dict(move=spaces.Discrete(2), steer=spaces.Box(-1, 1, (2,))),
+    "two Boxes": spaces.Dict(one=spaces.Box(-1, 1, (2,)), two=spaces.Box(-np.inf, 1, (2,))),
+}
+CRITICS = {
+    "none": None,
+    "of states": {"template": {}},
+    "several of states": {"ensemble": 3, "template": {}},
+    "of actions": {"kind": "state_action", "template": {}},
+    "several of actions": {"kind": "state_action", "ensemble": 2, "template": {}},
+}
+MEMORY = {"none": {}, "gru": {"memory": {"block": "gru", "hidden_units": 4}}}
+RULES = [None, "gaussian", "deterministic"]
+LOSSES = [*torchrl_checks.LOSSES, "ReinforceLoss", "DDPGLoss"]
+TRAINERS = {
+    "sb3": (sb3_checks.ALGORITHMS, sb3_checks.refuse),
+    "torchrl": (torchrl_training_checks.ALGORITHMS, torchrl_training_checks.refuse),
+    "losses of torchrl": (
+        LOSSES,
+        lambda model, name: torchrl_checks.refuse_loss(getattr(objectives, name), model),
+    ),
+}
+NEED = re.compile(r"critic: (?:null|\{.*\})|no 'ensemble'|distribution: \w+ for '\w+'")
+
+
+def answer(refuse, model, algorithm):
+    """What is refused, line by line."""
+    try:
+        refuse(model, algorithm)
+    except ValueError as error:
+        return str(error).splitlines()[1:]
+    return []
+
+
+def follow(lines, algorithm, spec):
+    """The algorithm and the spec after all that is advised was done."""
+    spec = copy.deepcopy(spec)
+    for line in lines:
+        if use := re.search(r"; use (\w+)(?: or \w+|, \w+)*(?: with (.*))?", line):
+            algorithm = use[1]
+            for need in NEED.findall(use[2] or ""):
+                change(spec, need)
+        elif such := re.search(r" such as (critic: \{.*\})$", line):
+            change(spec, such[1])
+        elif line.endswith("leave out 'ensemble'"):
+            change(spec, "no 'ensemble'")
+        elif line.endswith("as --set critic=null does"):
+            change(spec, "critic: null")
+        elif own := re.search(
+            r"(\w+)' (?:is|has|leaves|of).*; write (distribution: \w+) in its entry", line
+        ):
+            change(spec, f"{own[2]} for {own[1]!r}")
+        elif entry := re.search(r"; write under 'distributions': - (\{.*\})", line):
+            spec.setdefault("distributions", []).append(yaml.safe_load(entry[1]))
+        elif own := re.search(r"of '(\w+)' leaves; write (distribution: \w+) in its entry", line):
+            change(spec, f"{own[2]} for {own[1]!r}")
+        else:
+            raise AssertionError(f"this advice is not followed here: {line}")
+    return algorithm, spec
+
+
+def change(spec, need):
+    if need == "no 'ensemble'":
+        spec["critic"].pop("ensemble", None)
+    elif need.startswith("critic: "):
+        spec |= yaml.safe_load(need)
+    else:
+        family, _, action = need.removeprefix("distribution: ").partition(" for ")
+        for entry in spec["distributions"]:
+            if entry.get("action") in (None, action.strip("'")):
+                entry["distribution"] = family
+
+
+@functools.cache
+def composed(spec, action):
+    return composer.compose(
+        ast.literal_eval(spec),
+        observation_space=SEEN,
+        action_space=ACTIONS[action],
+        device="meta",
+        seed=0,
+    )
+
+
+def cases():
+    for action, critic, memory, rule in itertools.product(ACTIONS, CRITICS, MEMORY, RULES):
+        if rule and action not in ("numbers", "numbers without bounds"):
+            continue
+        if rule == "deterministic" and action != "numbers":
+            continue
+        yield action, critic, memory, rule
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_is_advised_is_not_refused(trainer):
+    algorithms, refuse = TRAINERS[trainer]
+    refused = 0
+    for action, critic, memory, rule in cases():
+        spec = {"version": 1, "policy": {"template": MEMORY[memory]}, "critic": CRITICS[critic]}
+        if rule:
+            by_kind = {"space": "box", "distribution": rule}
+            named = {"action": "action", "distribution": rule}
+            spec["distributions"] = [by_kind if memory == "none" else named]
+        model = composed(repr(spec), action)
+        for algorithm in algorithms:
+            lines = answer(refuse, model, algorithm)
+            if lines:
+                refused += 1
+                other, mended = follow(lines, algorithm, spec)
+                case = (algorithm, action, critic, memory, rule, lines, other, mended)
+                assert answer(refuse, composed(repr(mended), action), other) == [], case
+    assert refused > 50
+
+
+CHOICES = Walk(SEEN, spaces.Discrete(2))
+NUMBERS = Walk(SEEN, spaces.Box(-1, 1, (2,)))
+REMEMBERS = ACTOR.replace(
+    "dense, in: observation, hidden_units: [16]", "gru, in: observation, hidden_units: 4"
+)
+BY_NAME = {cls.__name__: cls for cls in (A2C, DQN, PPO, RecurrentPPO, SAC, TD3)}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "text", "env"),
+    [
+        (PPO, ACTOR, CHOICES),
+        (PPO, REMEMBERS, CHOICES),
+        (DQN, ACTOR, NUMBERS),
+        (DQN, ACTOR, Walk(SEEN, spaces.Discrete(3, start=5))),
+        (DQN, ACTOR, Walk(SEEN, spaces.MultiDiscrete([2, 3]))),
+        (SAC, ACTOR, Walk(SEEN, spaces.MultiDiscrete([2, 3]))),
+        (SAC, ACTOR, Walk(SEEN, spaces.Box(-np.inf, np.inf, (2,)))),
+        (SAC, DETERMINISTIC + ACTOR, NUMBERS),
+        (TD3, ACTOR, NUMBERS),
+        (A2C, DETERMINISTIC + ACTOR, NUMBERS),
+    ],
+)
+def test_what_is_advised_learns(algorithm, text, env):
+    spec = yaml.safe_load(text)
+    lines = answer(
+        lambda model, cls: agent(cls, model, env), composer.compose(spec, env=env), algorithm
+    )
+    assert lines
+    other, mended = follow(lines, algorithm.__name__, spec)
+    agent(BY_NAME[other], mended, env).learn(40)
+
+
+def test_actions_that_the_environment_bounds_are_trained_by_sac():
+    env = Walk(SEEN, spaces.Box(-np.inf, np.inf, (2,)))
+    spec = yaml.safe_load(ACTOR) | {"critic": CRITICS["several of actions"]}
+    (line,) = answer(
+        lambda model, cls: agent(cls, model, env), composer.compose(spec, env=env), SAC
+    )
+    assert line == (
+        "  it needs Box actions with finite bounds, but 'action' is Box(-inf, inf, (2,), float32); "
+        "use PPO or A2C with critic: {kind: state, template: {}}, or give the environment's actions bounds, "
+        "as gymnasium.wrappers.TransformAction does"
+    )
+    bounded = TransformAction(env, lambda action: action, spaces.Box(-1, 1, (2,)))
+    agent(SAC, spec, bounded).learn(40)

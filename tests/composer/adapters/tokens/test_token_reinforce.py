@@ -1,0 +1,49 @@
+"""The example of token policies learns: the mean score rises, and the curve is drawn."""
+
+import importlib
+import sys
+
+import pytest
+
+from tests.helpers.paths import CONFIGS
+
+MODELS = ["token_gru", "token_gpt2"]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS)
+    return importlib.import_module("token_reinforce")
+
+
+def mean(scores):
+    return sum(scores) / len(scores)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_token_policy_learns_in_a_few_steps(example, model):
+    short = {"batch": 32, "rate": 3e-3}
+    scores = example.train(model, 40, **short)
+    assert mean(scores[:5]) < 0.35
+    assert mean(scores[-5:]) > mean(scores[:5]) + 0.25
+    assert example.train(model, 3, **short) == scores[:3]  # the seed says all
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model", MODELS)
+def test_a_token_policy_learns_nearly_all_there_is(example, model):
+    scores = example.train(model, 200)
+    assert mean(scores[:5]) < 0.4
+    assert mean(scores[-20:]) > 0.9
+
+
+def test_the_curve_is_drawn(example, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "out" / "curve.png"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["token_reinforce.py", "--model", "token_gru", "--steps", "2", "--out", str(path)],
+    )
+    example.main()
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "token_gru: mean score 0." in capsys.readouterr().out

@@ -1,0 +1,194 @@
+"""Data flow one way: a room imports only from rooms before it, and inside a room a file only from files before it.
+
+A room is a folder of one of the two packages. Imports inside of functions count as well.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import composer
+import perception_blocks
+from tests.helpers.paths import ROOT
+
+# Room: its files in reading order | the libraries that it may import. Who adds a file enters it here; a package's root
+# stands in several lines, because some of its files come before the rooms and some after them.
+ROOMS = """
+perception_blocks: synonyms words registry lazy reading dag port settings random_states init activations trial_copy measure direct base_block block | torch numpy
+perception_blocks.blocks: precision masks features dense residual_dense noisy conv_plan conv residual_conv attention attention_conv transformer pooling sets adjacency graph_network message_passing recurrent_layers recurrent windows linear_memory gtrxl combine elementwise heads reshape embed language_config language_model scale custom | torch transformers torch_geometric safetensors
+perception_blocks.lowering: program code rules lowered | torch
+perception_blocks.graph: collector graph wiring construct assemble | torch
+perception_blocks.ensemble: layers network ensemble | torch
+perception_blocks: inference | torch
+composer: errors atomic batch_axes limits | torch
+composer.source: values files scalars params overlay load | yaml
+composer: trust |
+composer.spec: fields model_spec nodes template references wrapper_names read places diff |
+composer.spaces: sizes values kinds sample_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
+composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
+composer.network: network module groups structured | torch
+composer.lowered: network actions policy model | torch numpy
+composer.template: kinds expansion starter | torch
+composer.reference: words help pages schema |
+composer.checkpoint: container plain_spec file weights blending | torch safetensors
+composer.policy: policy structured sequence_view | torch numpy
+composer.critic: values actions targets base state state_action shared_state structured structured_state_action delta_state | torch
+composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
+composer.summary: networks flops rows table | torch
+composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz
+composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
+composer.build: budget context construction plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic | torch
+composer: model | torch gymnasium
+composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock
+composer.adapters: algorithm_needs | gymnasium
+composer.adapters.sb3: spaces checks policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
+composer.adapters.torchrl: fields distribution checks functions modules adoption models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
+composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
+composer.adapters: token_env token_gym |
+composer: weights token_views discrete_actions model_registry |
+composer.cli: ctrl_c write_out train commands | gymnasium
+composer: __main__ |
+"""
+MOST_FILES_AT_ROOT = {"composer": 12, "perception_blocks": 18}
+TORCH_FREE = [
+    "perception_blocks",
+    "perception_blocks.words",
+    "perception_blocks.registry",
+    "perception_blocks.dag",
+    "perception_blocks.settings",
+    "composer",
+    "composer.errors",
+    "composer.model_registry",
+    "composer.source",
+    "composer.source.load",
+    "composer.spec",
+    "composer.spec.read",
+    "composer.cli",
+]
+
+
+def rooms() -> Iterator[tuple[str, Sequence[str], set[str]]]:
+    """Every line of ROOMS: the room, its files, its libraries."""
+    for line in ROOMS.strip().splitlines():
+        room, _, rest = line.partition(":")
+        files, _, libraries = rest.partition("|")
+        yield room, files.split(), set(libraries.split())
+
+
+READING_ORDER = [f"{room}.{file}" for room, files, _ in rooms() for file in files]
+LIBRARIES = {f"{room}.{file}": libraries for room, files, libraries in rooms() for file in files}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for package in ("perception_blocks", "composer")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if path.name != "__init__.py"
+}
+FACES = {
+    ".".join(path.parent.relative_to(ROOT).parts): path
+    for package in ("perception_blocks", "composer")
+    for path in sorted((ROOT / package).rglob("__init__.py"))
+}
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import; ``from package import name`` counts as ``package.name``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if module in FACES:
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def is_ours(name: str) -> bool:
+    return name.split(".")[0] in ("composer", "perception_blocks")
+
+
+def test_every_file_has_its_place_in_a_room():
+    assert sorted(MODULES) == sorted(READING_ORDER)
+
+
+@pytest.mark.parametrize(("package", "most"), MOST_FILES_AT_ROOT.items())
+def test_few_files_lie_at_the_root_of_a_package(package, most):
+    assert len(list((ROOT / package).glob("*.py"))) <= most
+
+
+def test_the_map_in_the_documentation_has_every_room_in_reading_order():
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    rows = re.findall(r"^\| `((?:composer|perception_blocks)[\w.]*)` \|", text, re.M)
+    assert rows == list(dict.fromkeys(room for room, _, _ in rooms()))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_imports_only_from_rooms_and_files_before_it(module):
+    before = READING_ORDER[: READING_ORDER.index(module)]
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(MODULES[module])
+        if is_ours(name) and name not in before and name != "composer.__version__"
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_imports_only_from_its_own_room(face):
+    """But for the two packages themselves, whose names come from everywhere in them."""
+    wrong = [
+        f"{face}:{line} imports {name}"
+        for line, name in imports(FACES[face])
+        if is_ours(name) and not name.startswith(f"{face}.") and name != "perception_blocks.lazy"
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_library_is_imported_only_where_it_belongs(module):
+    allowed = {*LIBRARIES[module], *sys.stdlib_module_names}
+    wrong = [
+        f"{module}:{line} imports {name}"
+        for line, name in imports(MODULES[module])
+        if not is_ours(name) and name.split(".")[0] not in allowed
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_reading_a_spec_needs_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_no_module_or_room_is_named_like_a_public_name(face):
+    """Importing such a module would replace the lazy attribute of its package."""
+    module = sys.modules.get(face) or __import__(face, fromlist=["_"])
+    inside = {
+        name.removeprefix(f"{face}.").split(".")[0]
+        for name in [*MODULES, *FACES]
+        if name.startswith(f"{face}.")
+    }
+    public = {*getattr(module, "__all__", ())} - (
+        {"init"} if face == "perception_blocks" else set()
+    )
+    assert inside & public == set()
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_every_public_name_of_a_room_can_be_had(face):
+    module = __import__(face, fromlist=["_"])
+    for name in getattr(module, "__all__", ()):
+        assert getattr(module, name) is getattr(module, name)
+        assert name in dir(module)
+
+
+def test_the_packages_are_those_that_are_installed():
+    assert Path(composer.__file__).parent == ROOT / "composer"
+    assert Path(perception_blocks.__file__).parent == ROOT / "perception_blocks"

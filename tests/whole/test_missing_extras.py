@@ -1,0 +1,156 @@
+"""What needs a library that is not installed says which, and which extra brings it; nothing else needs one."""
+
+import configparser
+import os
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, requires
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import composer
+from composer.errors import MissingExtraSpecError, SpecError
+from perception_blocks.registry import BLOCKS, EXTRAS, MissingExtraError
+from tests.helpers.paths import ROOT
+
+LIBRARIES = [library for libraries in EXTRAS.values() for library in libraries]
+DENSE = """
+version: 1
+environment: CartPole-v1
+policy:
+  graph:
+    latent: {block: dense, in: observation, hidden_units: 8}
+    more: {block: needy, in: latent}
+  heads: {in: more}
+"""
+
+
+def brought_by(text, brought):
+    """Add to ``brought`` what a requirement such as ``gymnasium[box2d]>=1`` brings, and what that needs in turn."""
+    needed = Requirement(text)
+    known = brought.setdefault(canonicalize_name(needed.name), set())
+    new = {"", *needed.extras} - known
+    known |= new
+    for line in (requires(needed.name) or ()) if new else ():
+        marker = Requirement(line).marker
+        if marker is None or any(marker.evaluate({"extra": extra}) for extra in new):
+            brought_by(line, brought)
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_brings_the_libraries_that_are_said_to_come_with_it(extra):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    brought = {}
+    for line in filter(None, setup["options.extras_require"][extra].split("\n")):
+        brought_by(line, brought)
+    packages = packages_distributions()
+    owners = {lib: {canonicalize_name(owner) for owner in packages[lib]} for lib in EXTRAS[extra]}
+    assert [library for library, of in owners.items() if not of & brought.keys()] == []
+
+
+def without_libraries(code):
+    """What ``code`` prints, in a process that has none of the libraries; both streams in one."""
+    first = f"import sys; sys.modules.update(dict.fromkeys({LIBRARIES!r}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", first + code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+NEEDS = {
+    "check configs/knights_archers.yaml": (
+        "configs/knights_archers.yaml:6:14: the environment "
+        "'pettingzoo:butterfly/knights_archers_zombies_v11'", "pettingzoo", "pettingzoo",
+    ),
+    "show configs/token_gpt2.yaml --allow environments": (
+        "configs/token_gpt2.yaml:12:14: block 'transformer'", "transformers", "llm",
+    ),
+    "init pettingzoo:mpe/simple_spread_v3": (
+        "the environment 'pettingzoo:mpe/simple_spread_v3'", "mpe2", "pettingzoo",
+    ),
+    "init ALE/Pong-v5": ("the environment 'ALE/Pong-v5'", "ale_py", "envs"),
+    "init ale_py:ALE/Pong-v5": ("the environment 'ale_py:ALE/Pong-v5'", "ale_py", "envs"),
+    "init Ant-v5": ("the environment 'Ant-v5'", "mujoco", "envs"),
+    "init LunarLander-v3": ("the environment 'LunarLander-v3'", "Box2D", "envs"),
+    "init MiniGrid-Empty-5x5-v0": (
+        "the environment 'MiniGrid-Empty-5x5-v0'", "minigrid", "envs",
+    ),
+    "check configs/cartpole.yaml --env BabyAI-GoToObj-v0 --allow minigrid": (
+        "the import of 'minigrid'", "minigrid", "envs",
+    ),
+    "blocks message_passing": (
+        "composer blocks: block 'message_passing'", "torch_geometric", "graph",
+    ),
+    "train configs/cartpole.yaml --steps 9 -o run": (
+        "composer train: a training", "stable_baselines3', 'sb3_contrib', 'matplotlib' and 'tqdm",
+        "sb3,train",
+    ),
+    "train configs/cartpole.yaml --steps 9 -o run --trainer torchrl": (
+        "composer train: a training", "torchrl', 'tensordict', 'matplotlib' and 'tqdm",
+        "torchrl,train",
+    ),
+    "train --resume run": ("composer train: a training", "matplotlib' and 'tqdm", "train"),
+    "export configs/cartpole.yaml -o model.onnx": (
+        "composer export: an .onnx file", "onnx', 'onnxscript' and 'onnxruntime", "onnx",
+    ),
+}  # fmt: skip
+
+
+def test_every_command_names_the_extra_in_one_line():
+    code = (
+        "from composer.cli.commands import main\n"
+        f"for command in {list(NEEDS)!r}:\n"
+        "    sys.path.insert(0, 'configs'); assert main(command.split()) == 1, command"
+    )
+    lines = [
+        f"{what} needs '{libraries}'; install {'them' if ' ' in libraries else 'it'} with: "
+        f'pip install "perception-composer[{extra}]"'
+        for what, libraries, extra in NEEDS.values()
+    ]
+    assert without_libraries(code) == (0, "\n".join(lines) + "\n")
+
+
+def test_the_demo_leaves_out_what_needs_an_extra_and_ends_well():
+    status, said = without_libraries(
+        "import runpy; sys.path.insert(0, 'configs')\n"
+        + "runpy.run_path('configs/demo.py', run_name='__main__')"
+    )
+    assert status == 0, said
+    assert "extras are not installed (see above): knights_archers, token_gpt2.\n" in said
+    assert said.count("\nleft out: ") == 2
+
+
+def test_without_the_libraries_the_schema_has_every_block():
+    code = "from composer.reference.schema import json_schema; print(json_schema())"
+    status, said = without_libraries(code)
+    assert status == 0, said
+    assert [name for name in BLOCKS if f"'block_{name}'" not in said] == []
+
+
+@pytest.fixture
+def _needy(monkeypatch):
+    monkeypatch.setattr(BLOCKS, "_entries", dict(BLOCKS._entries))
+    BLOCKS.register("needy", "no_such_library.blocks:Needy", extra="llm")
+
+
+@pytest.mark.usefixtures("_needy")
+def test_a_spec_that_lacks_an_extra_alone_can_be_told_from_a_wrong_one():
+    needs = (
+        "block 'needy' needs 'no_such_library'; "
+        'install it with: pip install "perception-composer[llm]"'
+    )
+    with pytest.raises(MissingExtraError) as caught:
+        composer.compose(DENSE)
+    assert type(caught.value) is MissingExtraSpecError
+    assert str(caught.value) == f"<spec>:7:19: {needs}"
+    with pytest.raises(SpecError) as wrong:
+        composer.compose(DENSE.replace("hidden_units", "hiden_units"))
+    assert type(wrong.value) is SpecError
+    assert [problem.message for problem in wrong.value.problems] == [
+        "'hiden_units' is not a setting of block 'dense'; did you mean 'hidden_units'?",
+        needs,
+    ]

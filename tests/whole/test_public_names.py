@@ -1,0 +1,83 @@
+"""The names users rely on: what both packages export, and how they do it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import composer
+import perception_blocks
+from tests.helpers.paths import ROOT
+
+PACKAGES = [composer, perception_blocks]
+
+COMPOSER = """
+    BaseModelWrapper Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ any_batch blend compose draw first_steps load
+    model_wrap register_wrapper
+"""
+PERCEPTION_BLOCKS = """
+    ACTIVATIONS BLOCKS INITIALIZERS ActionMaskingBlock AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
+    ConcatBlock CorrelationBlock CrossAttentionBlock DeepSetBlock DenseBlock DuelingBlock EmbeddingBlock FlattenBlock
+    FlattenDenseBlock FourierFeaturesBlock FrameStackBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock
+    Graph GraphAttentionBlock GraphConvBlock GraphError GraphNetworkBlock GruBlock GtrxlBlock ImpalaCnnBlock
+    InferenceBlock LinearOutputBlock LruBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
+    MessagePassingBlock MinGruBlock MultiHeadAttentionBlock MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock
+    NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PointNetBlock Port PositionalEncodingBlock
+    QuantileValueBlock Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
+    SelfAttentionConvBlock SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock
+    TransformerBlock TransformerEncoderBlock ValueBlock VggConvBlock VggConvDenseBlock VggConvGapBlock init
+"""
+
+
+def test_the_public_names_of_composer_are_these():
+    assert composer.__all__ == COMPOSER.split()
+
+
+def test_the_public_names_of_perception_blocks_are_these():
+    assert perception_blocks.__all__ == PERCEPTION_BLOCKS.split()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_can_be_had_and_is_listed(package):
+    for name in package.__all__:
+        assert getattr(package, name) is getattr(package, name)
+        assert name in dir(package)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_type_checkers_see_the_public_names(package):
+    tree = ast.parse(Path(package.__file__).read_text())
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    imported = {a.name for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert imported == set(package.__all__) - {"__version__"}
+
+
+def test_every_registered_block_is_public():
+    blocks = {perception_blocks.BLOCKS.get(name) for name in perception_blocks.BLOCKS}
+    ours = {b.__name__ for b in blocks if b.__module__.startswith("perception_blocks.")}
+    assert ours <= set(perception_blocks.__all__)
+
+
+def test_a_misspelt_name_suggests_the_right_one():
+    with pytest.raises(AttributeError) as error:
+        composer.compos  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    assert (
+        str(error.value) == "module 'composer' has no attribute 'compos'; did you mean 'compose'?"
+    )
+    with pytest.raises(AttributeError) as error:
+        perception_blocks.Grahp  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    assert (
+        str(error.value)
+        == "module 'perception_blocks' has no attribute 'Grahp'; did you mean 'Graph'?"
+    )
+
+
+def test_a_submodule_is_an_attribute_without_being_imported():
+    code = "import perception_blocks as p; assert p.init.orthogonal is p.init.orthogonal"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
