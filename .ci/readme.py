@@ -1,7 +1,7 @@
 """Prints the examples of a page as one bash script: what a person would do who follows the page from top to bottom.
 
-Needs nothing but Python, as it runs where nothing is installed yet. tests/whole/test_docs.py says what the fences mean; here
-every command runs, not composer's alone, and Python is another process.
+Needs nothing but Python, as it runs where nothing is installed yet. tests/whole/test_docs.py says what the fences mean;
+here every command runs, not composer's alone, and Python is another process.
 """
 
 import re

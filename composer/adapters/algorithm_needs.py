@@ -1,7 +1,7 @@
 """What algorithms need of actions, memory, critics and distributions, in words that the trainers share.
 
-Each trainer has one table of its algorithms (`AlgorithmNeeds`). Both what an algorithm cannot train and the way out follow
-from it: a setting of the spec that is to change, or the algorithms of the same table that can train the model.
+Each trainer has one table of its algorithms (`AlgorithmNeeds`). Both what an algorithm cannot train and the way out
+follow from it: a setting of the spec that is to change, or the algorithms of the same table that can train the model.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 class Source:
     """A spec's resolved ``data`` and where each part of it was written.
 
-    ``params`` holds the params, already filled in wherever `data` refers to them. ``problems`` are those found so far
-    that did not keep the rest from being read; `composer.spec.read.read_spec` raises them together with its own. Other files
-    that it names may be read from ``folders``. ``is_stored``: it is the spec inside of a checkpoint or a run.
+    ``params`` holds the params, already filled in wherever `data` refers to them. ``problems`` are those that did not
+    keep the rest from being read; `composer.spec.read.read_spec` raises them together with its own. Other files that it
+    names may be read from ``folders``. ``is_stored``: it is the spec inside of a checkpoint or a run.
     """
 
     def __init__(

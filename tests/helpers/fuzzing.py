@@ -28,7 +28,7 @@ from composer.training.trainer import TrainingError
 from perception_blocks.registry import ACTIVATIONS, BLOCKS, INITIALIZERS
 from tests.helpers.paths import ROOT
 
-CORPUS = ROOT / "tests" / "fuzz_corpus"
+CORPUS = ROOT / "tests" / "specs" / "fuzz_corpus"
 SECONDS, BYTES = 5, 2**30
 REFUSALS = (composer.SpecError, CheckpointError, TrainingError)
 WORDS = [
