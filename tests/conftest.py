@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("repeatable")
 
 # Collecting doctests would import them: a package that is installed by its test and registers a block, and
 # environments that need the folder of the configs on the path.
-collect_ignore = ["sample_plugin", "training_envs.py"]
+collect_ignore = ["helpers/sample_plugin", "helpers/training_envs.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def _registries_as_before():
 def run_folder(tmp_path, monkeypatch):
     """A current folder for runs of training, from which environments of configs and tests are found."""
     tests = Path(__file__).parent
-    folders = [tests, tests.parent / "configs", tests.parent / "benchmarks"]
+    folders = [tests / "helpers", tests.parent / "configs", tests.parent / "benchmarks"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*map(str, folders), *sys.path])
     return tmp_path

@@ -18,7 +18,7 @@ from perception_blocks.settings import describe, settings_of
 __all__ = ["families", "main", "page_text"]
 
 MARK = "<!-- below: written by python -m composer.reference.pages docs/blocks -->"
-OURS = "perception_blocks."
+OURS = "perception_blocks.blocks."
 INDEX = "index"
 # Page -> the modules whose blocks it shows, in this order.
 FAMILIES = {
@@ -26,8 +26,8 @@ FAMILIES = {
     "convolution": "conv residual_conv",
     "pooling-and-sets": "pooling sets",
     "attention": "attention attention_conv transformer language_model",
-    "memory": "recurrent memory linear_memory gtrxl",
-    "graphs": "graph_nets graph_network message_passing",
+    "memory": "recurrent windows linear_memory gtrxl",
+    "graphs": "adjacency graph_network message_passing",
     "heads-and-values": "heads",
     "your-own": "custom",
 }

@@ -48,8 +48,8 @@ critic:
 
 CUSTOM = """
 version: 1
-policy: {_target_: tests.example_models.BlocksInside}
-critic: {_target_: tests.example_models.Plain, hidden_units: 16}
+policy: {_target_: tests.helpers.example_models.BlocksInside}
+critic: {_target_: tests.helpers.example_models.Plain, hidden_units: 16}
 """
 
 
@@ -96,7 +96,7 @@ def complex_model():
 
 
 def custom():
-    return composer.compose(CUSTOM, **CARTPOLE, allow=["tests.example_models"], seed=0)
+    return composer.compose(CUSTOM, **CARTPOLE, allow=["tests.helpers.example_models"], seed=0)
 
 
 def nested():

@@ -1,6 +1,6 @@
 """Mutations of specs, checkpoints and runs, each in a process of its own that may take 5 seconds and 1 GiB more.
 
-``python -m tests.fuzzing SECONDS [FIRST]`` tries cases from number FIRST on, and prints each that ends in anything but a
+``python -m tests.helpers.fuzzing SECONDS [FIRST]`` tries cases from number FIRST on, and prints each that ends in anything but a
 model or a refusal. A case follows from its number.
 """
 
@@ -76,7 +76,7 @@ TOKEN = re.compile(r"[\w./$]+|\s+|.", re.DOTALL)
 def specs():
     """(name, text, spaces) of each spec of the configs, the documentation and the good specs that needs no permission."""
     texts = {path.name: path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml"))}
-    texts["everything"] = (ROOT / "tests" / "good_specs" / "everything.yaml").read_text()
+    texts["everything"] = (ROOT / "tests" / "specs" / "good" / "everything.yaml").read_text()
     for page in sorted((ROOT / "docs").glob("*.md")):
         for index, text in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)):
             texts[f"{page.name}:{index}"] = text

@@ -227,16 +227,17 @@ def followed(name, text, lines):
 
 ADVISING = [
     name for name in SPECS
-    if name not in NOT_IN_A_SPEC and advised((FOLDER / f"{name}.txt").read_text())
+    if name not in NOT_IN_A_SPEC and advised(SPECS[name].with_suffix(".txt").read_text())
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ADVISING)
 def test_what_is_advised_can_be_done(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(FOLDER)
+    folder = SPECS[name].parent
+    monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(FOLDER)
     lines = advised(Path(f"{name}.txt").read_text())
-    spec = FOLDER / f"_followed_{name}.yaml"
+    spec = folder / f"_followed_{name}.yaml"
     spec.write_text(followed(name, Path(f"{name}.yaml").read_text(), lines))
     try:
         left = outcome(Path(spec.name))

@@ -1,6 +1,6 @@
 """Every broken spec gets exactly the answer that stands beside it, and nothing of it is executed.
 
-``bad_specs/NAME.yaml`` begins with comments that say how to read it: ``# check: structure`` (no environment is needed),
+``specs/bad/TOPIC/NAME.yaml`` begins with comments that say how to read it: ``# check: structure`` (no environment is needed),
 ``# spaces: vector`` (one of SPACES below) or ``# env: CartPole-v1``, and ``# allow: my_nets``, ``# set: key=value`` as
 often as needed. ``NAME.txt`` is the whole message, as seen from inside the folder.
 """
@@ -21,10 +21,10 @@ from composer.errors import SpecError
 from composer.source.load import load_source
 from composer.spec.read import read_spec
 from perception_blocks.registry import BLOCKS
-from tests.helpers.paths import TESTS
+from tests.helpers.paths import ROOT, TESTS
 
 FOLDER = TESTS / "specs" / "bad"
-SPECS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+SPECS = {path.stem: path for path in sorted(FOLDER.glob("*/*.yaml"))}
 
 
 class Mission(gymnasium.Space[str]):
@@ -111,14 +111,16 @@ def outcome(path: Path) -> str:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_bad_spec_gets_its_answer(name, monkeypatch):
-    monkeypatch.chdir(FOLDER)
+    monkeypatch.chdir(SPECS[name].parent)
     monkeypatch.syspath_prepend(FOLDER)
     message = outcome(Path(f"{name}.yaml"))
     assert message + "\n" == Path(f"{name}.txt").read_text()
 
 
 def test_every_answer_has_its_spec():
-    assert sorted(path.stem for path in FOLDER.glob("*.txt")) == SPECS
+    answers = sorted(FOLDER.glob("*/*.txt"))
+    assert answers == sorted(path.with_suffix(".txt") for path in SPECS.values())
+    assert len({path.stem for path in answers}) == len(answers)
 
 
 def test_a_structural_mistake_is_answered_fast_and_without_torch():
@@ -131,10 +133,8 @@ def test_a_structural_mistake_is_answered_fast_and_without_torch():
         "assert 'torch' not in sys.modules and 'gymnasium' not in sys.modules\n"
         "assert time.process_time() < 0.3, time.process_time()\n"
     )
-    command = [sys.executable, "-c", code, str(FOLDER / "many_problems.yaml")]
-    done = subprocess.run(
-        command, check=False, cwd=FOLDER.parent.parent, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, str(SPECS["many_problems"])]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("7\n", "")
 
 
@@ -142,4 +142,4 @@ def test_a_structural_mistake_is_answered_fast_and_without_torch():
 def test_every_block_is_used_wrongly_in_some_spec(name):
     """Whoever adds a block shows here what it answers to a shape or a setting that it cannot take."""
     node = re.compile(rf"\bblock: {name}\b")
-    assert any(node.search((FOLDER / f"{spec}.yaml").read_text()) for spec in SPECS)
+    assert any(node.search(path.read_text()) for path in SPECS.values())

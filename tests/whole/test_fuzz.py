@@ -243,7 +243,7 @@ def test_a_spec_with_changed_text_is_a_model_or_a_spec_error(data):
 )
 def test_every_mutation_is_a_model_or_a_refusal_within_its_limits(seconds, first):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzzing", str(seconds), str(first)],
+        [sys.executable, "-m", "tests.helpers.fuzzing", str(seconds), str(first)],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

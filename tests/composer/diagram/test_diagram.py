@@ -180,16 +180,16 @@ def test_a_click_tells_more():
 
 
 def test_a_class_without_blocks_is_one_opaque_box():
-    box = box_named(custom(), "tests.example_models.Plain")
+    box = box_named(custom(), "tests.helpers.example_models.Plain")
     assert (box.kind, box.lines[0]) == ("opaque", "plain PyTorch")
-    assert ("observation", "tests.example_models.Plain") in arrows(custom())
-    assert ("latent", "tests.example_models.BlocksInside") in arrows(custom())
-    assert ("tests.example_models.BlocksInside", "action") in arrows(custom())
+    assert ("observation", "tests.helpers.example_models.Plain") in arrows(custom())
+    assert ("latent", "tests.helpers.example_models.BlocksInside") in arrows(custom())
+    assert ("tests.helpers.example_models.BlocksInside", "action") in arrows(custom())
 
 
 def test_plain_pytorch_has_no_picture(tmp_path):
     message = (
-        "tests.example_models.Plain is plain PyTorch: there is no graph to draw; "
+        "tests.helpers.example_models.Plain is plain PyTorch: there is no graph to draw; "
         "build it with InferenceBlock to see it"
     )
     critic = custom().critic
@@ -505,4 +505,4 @@ def test_the_script_of_a_page_is_javascript(tmp_path):
 
 def test_the_page_is_part_of_the_package():
     setup = (Path(composer.__file__).parent.parent / "setup.cfg").read_text()
-    assert "diagram.html" in setup
+    assert "diagram/page.html" in setup

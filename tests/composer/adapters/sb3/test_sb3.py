@@ -479,12 +479,12 @@ def test_a_model_without_weights_gets_those_of_its_seed():
 def test_a_networks_own_preprocessing_gets_observations_as_the_environment_has_them():
     spec = """
 version: 1
-policy: {_target_: tests.sb3_agents.Preprocessing}
+policy: {_target_: tests.helpers.sb3_agents.Preprocessing}
 critic: {template: {}}
 """
     space = spaces.Dict(body=spaces.Dict(joints=spaces.Box(-1, 1, (2,))))
     env = Walk(space, spaces.Discrete(2))
-    made = agent(PPO, spec, env, allow=["tests.sb3_agents"])
+    made = agent(PPO, spec, env, allow=["tests.helpers.sb3_agents"])
     made.learn(32)
     model = made.policy.model
     observation = space.sample()

@@ -296,7 +296,7 @@ def test_a_class_that_is_not_allowed_is_refused(monkeypatch):
 def test_a_missing_library_names_the_extra(library):
     code = (
         f"import sys; sys.modules[{library!r}] = None\n"
-        "try: import composer.adapters.sb3\n"
+        "try: from composer.adapters.sb3 import agent\n"
         "except ImportError as error: print(type(error).__name__, error)"
     )
     done = subprocess.run(

@@ -158,7 +158,7 @@ def test_observations_that_the_modules_would_overwrite_are_refused():
 def test_without_torchrl_the_extra_is_named():
     code = (
         "import sys; sys.modules['torchrl'] = None\n"
-        "try:\n    import composer.adapters.torchrl\n"
+        "try:\n    from composer.adapters.torchrl import to_torchrl\n"
         "except ImportError as error:\n    print(error)"
     )
     root = ROOT
