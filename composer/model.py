@@ -12,8 +12,8 @@ from torch import nn
 
 from composer.build.budget import Budget, LimitReached
 from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
-from composer.build.context import Context
-from composer.build.policy_and_critic import Parts, build_parts
+from composer.build.context import BuildContext
+from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
 from composer.checkpoint.file import (
     LoadReport,
     fill,
@@ -25,13 +25,13 @@ from composer.checkpoint.file import (
 )
 from composer.checkpoint.plain_spec import saved_spec
 from composer.critic.base import CriticModule
-from composer.critic.structured import CriticByActor
+from composer.critic.structured import StructuredCriticBase
 from composer.errors import Path, Problems
 from composer.limits import GivenLimits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
 from composer.network.network import State, Tensors, share_of
-from composer.network.structured import ActorModule
+from composer.network.structured import StructuredModule
 from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
@@ -59,7 +59,7 @@ class Model(nn.Module):
     normalisers' statistics and ``train`` / ``eval`` mode ever changes in it.
     """
 
-    def __init__(self, source: Source, spec: ModelSpec, parts: Parts, seed: int) -> None:
+    def __init__(self, source: Source, spec: ModelSpec, parts: PolicyAndCritic, seed: int) -> None:
         super().__init__()
         self.policy: Any = parts.policy  # a Policy, or a StructuredPolicy of several actors
         self.critic = parts.critic
@@ -126,12 +126,12 @@ class Model(nn.Module):
         actors: Iterable[ActorKey] | None = None,
     ) -> State:
         """A zero state of policy and critic for ``batch_size`` environments, of ``actors`` or else of all counted."""
-        if actors is not None and not isinstance(self.policy, ActorModule):
+        if actors is not None and not isinstance(self.policy, StructuredModule):
             raise ValueError("'actors' is for steps and agents, of which this model has none")
         chosen = {} if actors is None else {"actors": list(actors)}
         state = {}
         for name, part in self._parts().items():
-            keywords: dict[str, Any] = chosen if isinstance(part, ActorModule) else {}
+            keywords: dict[str, Any] = chosen if isinstance(part, StructuredModule) else {}
             state |= under(name, part.initial_state(batch_size, device, dtype, **keywords))
         return state
 
@@ -258,7 +258,7 @@ class Model(nn.Module):
         if self.critic is not None:
             self.critic.merge_normalizer(other._critic())
 
-    def _critic(self) -> CriticModule | CriticByActor:
+    def _critic(self) -> CriticModule | StructuredCriticBase:
         if self.critic is None:
             raise ValueError("this model has no critic, and so no returns to normalise")
         return self.critic
@@ -329,10 +329,10 @@ def compose(
     seed = chosen_seed(seed)
     target = torch.device(device)
     is_meta = target.type == "meta"
-    context = Context(source, Problems(source), allow, seed, is_meta, Budget(limits))
+    context = BuildContext(source, Problems(source), allow, seed, is_meta, Budget(limits))
     with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
         try:
-            parts = build_parts(model_spec, context, spaces, actors, dtype)
+            parts = build_policy_and_critic(model_spec, context, spaces, actors, dtype)
         except LimitReached as reached:
             raise reached.as_error(source) from None
         model = Model(source, model_spec, parts, seed)

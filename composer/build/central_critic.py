@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from composer.build.construction import SeededConstruction
-from composer.build.context import Context
-from composer.build.critic import hide_policy_values, value_demand, value_normalizer
+from composer.build.context import BuildContext
+from composer.build.critic import hide_policy_values, value_normalizer, value_requirements
 from composer.build.network_builder import build_network
-from composer.build.plans import Role
+from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
 from composer.critic.values import ValueReader
 from composer.spaces.actors import Actor, Actors, shortened
@@ -28,34 +28,34 @@ Made = tuple[Any, list[SeededConstruction]]
 def build_central_critic(
     critic: CriticSpec,
     actors: Actors,
-    roles: Mapping[str, Role],
-    context: Context,
+    plans: Mapping[str, PolicyPlan],
+    context: BuildContext,
     dtype: torch.dtype,
 ) -> Made | None:
-    """The critic of what all ``actors`` observe, whose policies play ``roles``; None where problems were noted."""
-    return _Builder(critic, actors, roles, context, dtype).build()
+    """The critic of what all ``actors`` observe, with the plans of their policies; None where problems were noted."""
+    return _CentralCriticBuilder(critic, actors, plans, context, dtype).build()
 
 
-def readable_ports(role: Role) -> dict[str, Port]:
-    """What a critic may read of the actors of ``role``, by key: what they observe and what their policy shares."""
-    return {**role.ports, **role.context.shared}
+def readable_ports(plan: PolicyPlan) -> dict[str, Port]:
+    """What a critic may read of the actors of ``plan``, by key: what they observe and what their policy shares."""
+    return {**plan.ports, **plan.context.shared}
 
 
-class _Builder:
+class _CentralCriticBuilder:
     """One run; problems are gathered in the context."""
 
     def __init__(
         self,
         critic: CriticSpec,
         actors: Actors,
-        roles: Mapping[str, Role],
-        context: Context,
+        plans: Mapping[str, PolicyPlan],
+        context: BuildContext,
         dtype: torch.dtype,
     ) -> None:
         self.critic = critic
         self.actors = actors
-        self.roles = roles
-        self.observers = {name: role.observer for name, role in roles.items()}
+        self.plans = plans
+        self.observers = {name: plan.observer for name, plan in plans.items()}
         self.problems = context.problems
         self.context = context
         self.dtype = dtype
@@ -69,8 +69,8 @@ class _Builder:
         if sources is None or seen is None:
             return None
         context = replace(self.context, read=set(), hidden={}, shared={})
-        for role in self.roles.values():
-            hide_policy_values(role.network, context)
+        for plan in self.plans.values():
+            hide_policy_values(plan.network, context)
         out_of_sight = [name for name in (*sources, PRESENT) if name not in seen]
         reason = "is not among the 'observations' that this network may see"
         context.hidden |= dict.fromkeys(out_of_sight, reason)
@@ -78,13 +78,13 @@ class _Builder:
         if self._offers_presence(spec, sources):
             ports[PRESENT] = Port((len(self.actors),), low=0.0, high=1.0)
             context.hidden.pop(PRESENT, None)
-        built = build_network("critic", spec, ports, value_demand(self.critic), context)
+        built = build_network("critic", spec, ports, value_requirements(self.critic), context)
         if built is None:
             return None
         network, construction = built
         for source in (sources[name] for name in network.in_ports if name in sources):
             for actor in source.actors:
-                self.roles[actor].context.read.add(source.key)
+                self.plans[actor].context.read.add(source.key)
         critic = SharedStateCritic(
             network, ValueReader(network.module, ["value"]), self.actors, self.observers, sources,
             dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
@@ -112,7 +112,7 @@ class _Builder:
         """The inputs of a central network by name; None where they cannot be put together."""
         owners: dict[str, list[Actor]] = {}
         for actor in self.actors:
-            for key in readable_ports(self.roles[actor.name]):
+            for key in readable_ports(self.plans[actor.name]):
                 owners.setdefault(key, []).append(actor)
         sources: dict[str, CentralInput] = {}
         before = len(self.problems)
@@ -130,7 +130,7 @@ class _Builder:
         return None if len(self.problems) > before else sources
 
     def _single(self, key: str, actor: Actor) -> CentralInput:
-        port = readable_ports(self.roles[actor.name])[key]
+        port = readable_ports(self.plans[actor.name])[key]
         if port.mask is not None:
             port = replace(port, mask=f"{actor.name}/{port.mask}")
         return CentralInput((actor.name,), key, port, is_shared=self._is_shared(key, actor))
@@ -139,7 +139,7 @@ class _Builder:
         """The value ``key`` of several actors on a new first axis; None where theirs differ."""
         named = self.critic.networks[None].observations
         is_shared = self._is_shared(key, members[0])
-        ports = [readable_ports(self.roles[actor.name])[key] for actor in members]
+        ports = [readable_ports(self.plans[actor.name])[key] for actor in members]
         for actor, port in zip(members, ports):
             if alike(ports[0], port):
                 continue
@@ -166,7 +166,7 @@ class _Builder:
         return spec.graph is not None if spec.observations is None else PRESENT in spec.observations
 
     def _is_shared(self, key: str, actor: Actor) -> bool:
-        return key not in self.roles[actor.name].ports
+        return key not in self.plans[actor.name].ports
 
     def _visible(
         self, spec: NetworkSpec, sources: Mapping[str, CentralInput] | None

@@ -13,14 +13,14 @@ from composer.spec.model_spec import NetworkSpec
 from composer.template.expansion import Effects
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["ADDED", "Context", "Demand", "share", "width_problem"]
+__all__ = ["ADDED", "BuildContext", "Requirements", "share", "width_problem"]
 
 # Names that a policy gives to children of its own: beside a user's, and beside the nodes of a graph.
 ADDED = ("distributions", "normalizers")
 
 
 @dataclass
-class Context:
+class BuildContext:
     """What building needs beside a network's own spec."""
 
     source: Source
@@ -39,7 +39,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Demand:
+class Requirements:
     """What a network must give: for each head its width, and in words what asks for it; and other values by name.
 
     A head without reason may have any width: what it should be is not known because of another mistake.
@@ -56,14 +56,16 @@ class Demand:
     copies: int = 1  # networks with weights of their own, in one call
 
 
-def share(ports: Mapping[str, Port], demand: Demand, context: Context) -> None:
+def share(ports: Mapping[str, Port], requirements: Requirements, context: BuildContext) -> None:
     """Remember the values that the critic is to read, also where the policy itself failed."""
-    context.shared |= {name: ports[name] for name in demand.values if name in ports}
+    context.shared |= {name: ports[name] for name in requirements.values if name in ports}
 
 
-def width_problem(head: str, got: Shape, demand: Demand) -> str | None:
+def width_problem(head: str, got: Shape, requirements: Requirements) -> str | None:
     """What is wrong with a head of shape ``got``; None if nothing is, or nothing can be said."""
-    if head not in demand.reasons or got == demand.heads[head]:
+    if head not in requirements.reasons or got == requirements.heads[head]:
         return None
-    shown, needed = format_shape(got), format_shape(demand.heads[head])
-    return f"the head {head!r} has the shape {shown}, but {demand.reasons[head]} needs {needed}"
+    shown, needed = format_shape(got), format_shape(requirements.heads[head])
+    return (
+        f"the head {head!r} has the shape {shown}, but {requirements.reasons[head]} needs {needed}"
+    )

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from composer.build.construction import SeededConstruction
-from composer.build.context import Context, Demand
+from composer.build.context import BuildContext, Requirements
 from composer.build.network_builder import build_network
-from composer.build.plans import Role
+from composer.build.plans import PolicyPlan
 from composer.critic.actions import ActionInputs
 from composer.critic.base import CriticModule, SpaceCritic
 from composer.critic.state import Critic
@@ -21,37 +21,43 @@ from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import Port
 
-__all__ = ["build_critic", "critic_network", "critic_over", "hide_policy_values", "value_demand"]
+__all__ = [
+    "build_critic",
+    "critic_network",
+    "critic_around",
+    "hide_policy_values",
+    "value_requirements",
+]
 __all__ += ["value_normalizer"]
 
 Ports = Mapping[str, Port]
-Made = tuple[CriticModule, list[SeededConstruction]]
+BuiltCritic = tuple[CriticModule, list[SeededConstruction]]
 
 
-def build_critic(spec: ModelSpec, role: Role, dtype: torch.dtype) -> Made | None:
-    """The critic of ``spec`` for an environment with one Space, once its policy (``role``) is built.
+def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> BuiltCritic | None:
+    """The critic of ``spec`` for an environment with one Space, once its policy (``plan``) is built.
 
     None where there is none, or problems were noted.
     """
     if spec.critic is None:
         return None
-    network = _single_network(spec.critic, role.context)
-    _refuse_settings(spec.critic, role.context)
-    if any(name not in role.context.shared for name in role.network.shares):
+    network = _single_network(spec.critic, plan.context)
+    _refuse_settings(spec.critic, plan.context)
+    if any(name not in plan.context.shared for name in plan.network.shares):
         return None  # the policy failed: what it would share is not known
-    ports = {**role.visible(network), **role.context.shared}
-    hide_policy_values(role.network, role.context)
-    built = critic_network("critic", spec.critic, network, ports, role)
+    ports = {**plan.visible(network), **plan.context.shared}
+    hide_policy_values(plan.network, plan.context)
+    built = critic_network("critic", spec.critic, network, ports, plan)
     if built is None:
         return None
-    made, construction = critic_over(built[0], spec.critic, role, dtype), built[1]
+    made, construction = critic_around(built[0], spec.critic, plan, dtype), built[1]
     if isinstance(made, StateActionCritic):
         made.make_target()
         construction.when_weights_exist(made.make_target)
     return made, [construction]
 
 
-def hide_policy_values(policy: NetworkSpec, context: Context) -> None:
+def hide_policy_values(policy: NetworkSpec, context: BuildContext) -> None:
     """Let a critic that reads what a policy does not share be told how to share it."""
     for name in (name for node in (policy.graph or {}).values() for name in node.writes):
         advice = f"share it: write shares: [{name}] in the policy"
@@ -59,38 +65,38 @@ def hide_policy_values(policy: NetworkSpec, context: Context) -> None:
 
 
 def critic_network(
-    name: str, critic: CriticSpec, spec: NetworkSpec, ports: Ports, role: Role
+    name: str, critic: CriticSpec, spec: NetworkSpec, ports: Ports, plan: PolicyPlan
 ) -> tuple[Network, SeededConstruction] | None:
     """The network ``spec`` of a critic, called ``name``, which may read ``ports``; None where problems were noted."""
     if critic.kind != "state_action":
-        return build_network(name, spec, ports, value_demand(critic), role.context)
-    actions = ActionInputs(role.actions)
-    demand, ports = _of_actions(critic, spec, ports, actions, role.context)
-    built = build_network(name, spec, ports, demand, role.context)
-    if built is None or _refuse_unread_actions(spec, built[0], actions, role.context):
+        return build_network(name, spec, ports, value_requirements(critic), plan.context)
+    actions = ActionInputs(plan.actions)
+    requirements, ports = _of_actions(critic, spec, ports, actions, plan.context)
+    built = build_network(name, spec, ports, requirements, plan.context)
+    if built is None or _refuse_unread_actions(spec, built[0], actions, plan.context):
         return None
     return built
 
 
-def critic_over(
-    network: Network, critic: CriticSpec, role: Role, dtype: torch.dtype
+def critic_around(
+    network: Network, critic: CriticSpec, plan: PolicyPlan, dtype: torch.dtype
 ) -> SpaceCritic:
     """The critic that ``network`` is for. One of actions has no target so far.
 
     Of one Space the central value and the sum of differences are no other than the value of a state.
     """
     keywords: dict[str, Any] = {
-        "shared": role.network.shares,
+        "shared": plan.network.shares,
         "dtype": dtype,
         "value_normalizer": value_normalizer(critic),
     }
     if critic.kind != "state_action":
         reader = ValueReader(network.form, ["value"])
-        return Critic(network, role.observer, reader, **keywords)
-    actions = ActionInputs(role.actions)
+        return Critic(network, plan.observer, reader, **keywords)
+    actions = ActionInputs(plan.actions)
     reader = ValueReader(network.form, _heads_of(actions))
     return StateActionCritic(
-        network, role.observer, reader, actions, copies=critic.ensemble, **keywords
+        network, plan.observer, reader, actions, copies=critic.ensemble, **keywords
     )
 
 
@@ -106,8 +112,8 @@ def _of_actions(
     spec: NetworkSpec,
     ports: Ports,
     actions: ActionInputs,
-    context: Context,
-) -> tuple[Demand, Ports]:
+    context: BuildContext,
+) -> tuple[Requirements, Ports]:
     """What is asked of a network that judges actions, and what it may read."""
     heads, added = _heads_of(actions), StateActionCritic.added
     if actions.are_choices:
@@ -118,38 +124,38 @@ def _of_actions(
         }
         logits = {name: (width,) for name, width in actions.widths.items()}
         injected = {"action_logits_shapes": logits}
-        return _demand(critic, heads, reasons, added, injected), ports
+        return _requirements(critic, heads, reasons, added, injected), ports
     for name in [name for name in actions.ports if name in ports]:
         message = (
             f"the observation {name!r} is called as the action is that the critic reads; "
             "rename it, or name it under 'ignore'"
         )
         context.problems.add(spec.path, message, key=True)
-    demand = _demand(critic, heads, {"q_value": "a critic"}, added)
-    return demand, {**ports, **actions.ports}
+    requirements = _requirements(critic, heads, {"q_value": "a critic"}, added)
+    return requirements, {**ports, **actions.ports}
 
 
-def value_demand(critic: CriticSpec) -> Demand:
+def value_requirements(critic: CriticSpec) -> Requirements:
     """What a network that values states must give."""
-    return _demand(critic, {"value": (1,)}, {"value": "a critic"}, Critic.added)
+    return _requirements(critic, {"value": (1,)}, {"value": "a critic"}, Critic.added)
 
 
-def _demand(
+def _requirements(
     critic: CriticSpec,
     heads: Mapping[str, tuple[int, ...]],
     reasons: Mapping[str, str],
     added: tuple[str, ...],
     injected: Mapping[str, Any] | None = None,
-) -> Demand:
+) -> Requirements:
     extras = tuple(f"{head}_{raw}" for head in heads for raw in RAW_NAMES)
-    return Demand(
+    return Requirements(
         heads, reasons, (), "value", injected or {},
         extras=extras, added=added, copies=critic.ensemble,
     )  # fmt: skip
 
 
 def _refuse_unread_actions(
-    spec: NetworkSpec, network: Network, actions: ActionInputs, context: Context
+    spec: NetworkSpec, network: Network, actions: ActionInputs, context: BuildContext
 ) -> bool:
     """Whether the network leaves out an action: its value would not depend on it."""
     if actions.are_choices:
@@ -163,7 +169,7 @@ def _refuse_unread_actions(
     return bool(unread)
 
 
-def _refuse_settings(critic: CriticSpec, context: Context) -> None:
+def _refuse_settings(critic: CriticSpec, context: BuildContext) -> None:
     """Note settings that say nothing of this kind of critic."""
     if critic.stack:
         message = (
@@ -181,7 +187,7 @@ def value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:
     return NormalizeBlock([(1,)], clip=None) if critic.normalize_value else None
 
 
-def _single_network(spec: CriticSpec, context: Context) -> NetworkSpec:
+def _single_network(spec: CriticSpec, context: BuildContext) -> NetworkSpec:
     if None not in spec.networks:
         context.problems.add(
             (*spec.path, "networks"),

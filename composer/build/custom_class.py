@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from composer.build.construction import SeededConstruction
-from composer.build.context import Context, Demand, share, width_problem
+from composer.build.context import BuildContext, Requirements, share, width_problem
 from composer.network.module import EnsembleMember
 from composer.network.network import CustomNetwork, EnsembleNetwork, Network
 from composer.spec.model_spec import NetworkSpec
@@ -39,8 +39,8 @@ __all__ = ["custom_network"]
 def custom_network(
     spec: NetworkSpec,
     ports: Mapping[str, Port],
-    demand: Demand,
-    context: Context,
+    requirements: Requirements,
+    context: BuildContext,
     construction: SeededConstruction,
 ) -> Network | None:
     """The network of the class that ``spec`` names; None when problems were noted.
@@ -50,18 +50,18 @@ def custom_network(
     before = len(context.problems)
     cls = _target_class(spec, context)
     if cls is not None:
-        _check_arguments(cls, spec, demand, context)
+        _check_arguments(cls, spec, requirements, context)
     rule = _rule(spec, context)
     if cls is None or len(context.problems) > before:
         return None
     label = f"{cls.__module__}.{cls.__qualname__}"
     shapes = {name: port.shape for name, port in ports.items()}
-    arguments = {"obs_shapes": shapes, **demand.injected, **spec.arguments}
+    arguments = {"obs_shapes": shapes, **requirements.injected, **spec.arguments}
     make = partial(_made, cls, arguments, ports, rule)
-    several = demand.copies > 1
+    several = requirements.copies > 1
     try:
         module = make(construction.trial() if several else construction)
-        found = _checked_outputs(module, label, ports, demand)
+        found = _checked_outputs(module, label, ports, requirements)
     except Exception as error:
         if _note_wrong_types(cls, spec, context):
             return None
@@ -71,9 +71,9 @@ def custom_network(
         context.problems.add((*spec.path, "_target_"), found)
         return None
     context.read |= set(ports)
-    share(found, demand, context)
+    share(found, requirements, context)
     if several:
-        return _copies(make, dict(ports), found, demand.copies, construction)
+        return _copies(make, dict(ports), found, requirements.copies, construction)
     return CustomNetwork(module, dict(ports), found)
 
 
@@ -114,7 +114,7 @@ def _copies(
 # --- the class and what it is constructed with ---
 
 
-def _target_class(spec: NetworkSpec, context: Context) -> type[nn.Module] | None:
+def _target_class(spec: NetworkSpec, context: BuildContext) -> type[nn.Module] | None:
     target, path = spec.target, (*spec.path, "_target_")
     if isinstance(target, str):
         try:
@@ -138,9 +138,9 @@ def _target_class(spec: NetworkSpec, context: Context) -> type[nn.Module] | None
 
 
 def _check_arguments(
-    cls: type[nn.Module], spec: NetworkSpec, demand: Demand, context: Context
+    cls: type[nn.Module], spec: NetworkSpec, requirements: Requirements, context: BuildContext
 ) -> None:
-    injected = {"obs_shapes": {}, **demand.injected}
+    injected = {"obs_shapes": {}, **requirements.injected}
     label = f"class {cls.__qualname__!r}"
     problems = check_settings(cls, {**injected, **spec.arguments}, label, skip=0)
     refused = [p.setting for p in problems if p.misspelt and p.setting in injected]
@@ -157,7 +157,7 @@ def _check_arguments(
             context.problems.add((*spec.path, "_target_"), problem.message)
 
 
-def _note_wrong_types(cls: type[nn.Module], spec: NetworkSpec, context: Context) -> bool:
+def _note_wrong_types(cls: type[nn.Module], spec: NetworkSpec, context: BuildContext) -> bool:
     """Whether an argument is not what its annotation says: then an exception is no surprise."""
     problems = check_settings(cls, spec.arguments, "", partial=True, skip=0)
     for problem in problems:
@@ -165,7 +165,7 @@ def _note_wrong_types(cls: type[nn.Module], spec: NetworkSpec, context: Context)
     return bool(problems)
 
 
-def _rule(spec: NetworkSpec, context: Context) -> Rule | None:
+def _rule(spec: NetworkSpec, context: BuildContext) -> Rule | None:
     """How the weights are drawn anew; None where the spec has no `init`: the class knows best."""
     try:
         return initializer(spec.init)
@@ -186,9 +186,9 @@ def _fresh(value: Any) -> Any:
 # --- what it returns ---
 
 
-def _wrong_module(module: nn.Module, label: str, demand: Demand) -> str:
+def _wrong_module(module: nn.Module, label: str, requirements: Requirements) -> str:
     """What is wrong with the constructed module itself, or nothing."""
-    taken = [name for name in demand.added if name in module._modules]
+    taken = [name for name in requirements.added if name in module._modules]
     if taken:
         return f"{label} has a child {listing(taken)}, which the network itself needs; rename it"
     shapes = getattr(module, "state_shapes", None)
@@ -210,10 +210,10 @@ def _are_shapes(shapes: Any) -> bool:
 
 
 def _checked_outputs(
-    module: nn.Module, label: str, ports: Mapping[str, Port], demand: Demand
+    module: nn.Module, label: str, ports: Mapping[str, Port], requirements: Requirements
 ) -> str | dict[str, Port]:
     """The Ports of what forward returns for data that is not there, or all that is wrong with it."""
-    wrong_module = _wrong_module(module, label, demand)
+    wrong_module = _wrong_module(module, label, requirements)
     if wrong_module:
         return wrong_module
     states = _state_shapes(module)
@@ -227,7 +227,7 @@ def _checked_outputs(
             return f"{label} declares state_shapes, so forward must return (outputs, state), got {_kind(result)}"
         result, after = result
         lines = _wrong_state(after, states, label)
-    outputs, wrong = _read_outputs(result, label, demand)
+    outputs, wrong = _read_outputs(result, label, requirements)
     if not (wrong or lines):
         one = for_one_row(lambda: _probe(module, ports, 1))
         lines = [] if one is None else _wrong_row(one, result, after, list(outputs), label)
@@ -304,16 +304,18 @@ def _kind(value: Any) -> str:
     return "a dict" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
-def _read_outputs(result: Any, label: str, demand: Demand) -> tuple[dict[str, Port], list[str]]:
+def _read_outputs(
+    result: Any, label: str, requirements: Requirements
+) -> tuple[dict[str, Port], list[str]]:
     """The Ports of the outputs, and what is wrong with them."""
-    wanted = [*demand.heads, *demand.values]
+    wanted = [*requirements.heads, *requirements.values]
     if not isinstance(result, Mapping):
         rule = f"forward must return a dict with {listing(wanted)}"
         return {}, [f"{label} returned {_kind(result)}; {rule}"]
-    known = [name for name in result if name not in demand.extras]
+    known = [name for name in result if name not in requirements.extras]
     lines = _wrong_names(known, wanted, label)
     ports: dict[str, Port] = {}
-    for name in [*wanted, *demand.extras]:
+    for name in [*wanted, *requirements.extras]:
         if name not in result:
             continue
         try:
@@ -321,8 +323,8 @@ def _read_outputs(result: Any, label: str, demand: Demand) -> tuple[dict[str, Po
         except ValueError as error:
             lines.append(str(error))
             continue
-        wrong = width_problem(name, ports[name].shape, demand)
-        if wrong and (*ports[name].shape, 1) == tuple(demand.heads[name]):
+        wrong = width_problem(name, ports[name].shape, requirements)
+        if wrong and (*ports[name].shape, 1) == tuple(requirements.heads[name]):
             wrong += "; leave its last axis, of size 1: no squeeze() or squeeze(-1)"
         if wrong:
             lines.append(wrong)

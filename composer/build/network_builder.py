@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from composer.build.construction import SeededConstruction
-from composer.build.context import Context, Demand, share, width_problem
+from composer.build.context import BuildContext, Requirements, share, width_problem
 from composer.build.custom_class import custom_network
 from composer.critic.values import scalar_shape, value_block
 from composer.network.network import GraphNetwork, Network
@@ -36,7 +36,11 @@ ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
 
 
 def build_network(
-    name: str, spec: NetworkSpec, ports: Mapping[str, Port], demand: Demand, context: Context
+    name: str,
+    spec: NetworkSpec,
+    ports: Mapping[str, Port],
+    requirements: Requirements,
+    context: BuildContext,
 ) -> tuple[Network, SeededConstruction] | None:
     """The network called ``name``; None when problems were noted.
 
@@ -47,10 +51,10 @@ def build_network(
         if expanded is None:
             return None
         spec = context.expanded[spec.path] = expanded
-        made = tuple(name for name in demand.values if name in (spec.graph or {}))
-        demand = replace(demand, values=made)  # what is not has been noted
+        made = tuple(name for name in requirements.values if name in (spec.graph or {}))
+        requirements = replace(requirements, values=made)  # what is not has been noted
     if spec.graph is not None:
-        context.origins |= origins(spec.graph, demand.values)
+        context.origins |= origins(spec.graph, requirements.values)
 
     def where(path: NodePath) -> str:
         place = place_of(spec, path)
@@ -67,9 +71,9 @@ def build_network(
         budget=context.budget,
     )
     if spec.target is not None:
-        network = custom_network(spec, ports, demand, context, construction)
+        network = custom_network(spec, ports, requirements, context, construction)
     else:
-        network = _graph_network(spec, ports, demand, context, construction)
+        network = _graph_network(spec, ports, requirements, context, construction)
     if network is None:
         return None
     if context.meta:
@@ -84,19 +88,19 @@ def build_network(
 def _graph_network(
     spec: NetworkSpec,
     ports: Mapping[str, Port],
-    demand: Demand,
-    context: Context,
+    requirements: Requirements,
+    context: BuildContext,
     construction: SeededConstruction,
 ) -> Network | None:
     before = len(context.problems)
     body, heads = _rules(spec, context)
     graph = _graph(spec.graph or {}, ports, context, body)
     graph.optional = set(ports)
-    _note_taken_names(spec, demand, context)
-    outputs = _add_heads(graph, spec, demand, heads, context)
-    incomplete = len(context.problems) > before or demand.values != spec.shares
-    outputs |= {name: name for name in demand.values}
-    several = demand.copies > 1
+    _note_taken_names(spec, requirements, context)
+    outputs = _add_heads(graph, spec, requirements, heads, context)
+    incomplete = len(context.problems) > before or requirements.values != spec.shares
+    outputs |= {name: name for name in requirements.values}
+    several = requirements.copies > 1
     try:
         first = construction.trial() if several else construction
         block = InferenceBlock(graph, outputs, construction=first)
@@ -104,37 +108,37 @@ def _graph_network(
         for problem in error.problems:
             if not (incomplete and problem.kind == "unused_node"):  # a lost head would have used it
                 _note(problem, spec, context)
-        share(error.ports, demand, context)
+        share(error.ports, requirements, context)
         return None
     context.read |= set(block.in_keys)
-    share(block.out_ports, demand, context)
-    _note_wrong_widths(block, spec, demand, context)
+    share(block.out_ports, requirements, context)
+    _note_wrong_widths(block, spec, requirements, context)
     if len(context.problems) > before:
         return None
     if several:
-        graph = _copied(graph, ports, outputs, demand.copies)
+        graph = _copied(graph, ports, outputs, requirements.copies)
         block = InferenceBlock(graph, list(outputs), construction=construction)
     return GraphNetwork(block)
 
 
-def _note_taken_names(spec: NetworkSpec, demand: Demand, context: Context) -> None:
+def _note_taken_names(spec: NetworkSpec, requirements: Requirements, context: BuildContext) -> None:
     for node in spec.graph or {}:
-        if node in demand.added:
+        if node in requirements.added:
             message = f"{node!r} is taken by the network itself; choose another name"
             context.problems.add((*spec.path, "graph", node), message)
 
 
 def _note_wrong_widths(
-    block: InferenceBlock, spec: NetworkSpec, demand: Demand, context: Context
+    block: InferenceBlock, spec: NetworkSpec, requirements: Requirements, context: BuildContext
 ) -> None:
     """Heads that give another number of values than is needed of them."""
     shapes = block.out_shapes  # a new dict at each look
-    for head in [name for name in demand.heads if name in shapes]:
+    for head in [name for name in requirements.heads if name in shapes]:
         shape = shapes[head]
-        values = value_block(block, head) if demand.kind == "value" else None
+        values = value_block(block, head) if requirements.kind == "value" else None
         if values is not None:
             shape = scalar_shape(values, shape)
-        message = width_problem(head, shape, demand)
+        message = width_problem(head, shape, requirements)
         if message:
             context.problems.add(place_of(spec, ("heads", head)), message)
 
@@ -151,7 +155,7 @@ def _copied(
 
 
 def _graph(
-    nodes: Mapping[str, NodeSpec], inputs: Mapping[str, Port], context: Context, rule: Any
+    nodes: Mapping[str, NodeSpec], inputs: Mapping[str, Port], context: BuildContext, rule: Any
 ) -> Graph:
     graph = Graph(inputs)
     for node in nodes.values():
@@ -163,7 +167,7 @@ def _add(
     graph: Graph,
     node: NodeSpec,
     name: str,
-    context: Context,
+    context: BuildContext,
     rule: Any,
     group: str | None = None,
     **extra: Any,
@@ -192,7 +196,7 @@ def _add(
     )
 
 
-def _block(node: NodeSpec, context: Context) -> Any:
+def _block(node: NodeSpec, context: BuildContext) -> Any:
     """What the node names; for a path that leads to no class, the error that says why."""
     if not isinstance(node.block, str):
         return node.block
@@ -204,7 +208,7 @@ def _block(node: NodeSpec, context: Context) -> Any:
         return error
 
 
-def _registered(name: str, node: NodeSpec, context: Context) -> Any:
+def _registered(name: str, node: NodeSpec, context: BuildContext) -> Any:
     """``name``, or why its block is not to be had: a library that is not installed."""
     try:
         if name in BLOCKS and BLOCKS.extra_of(name):
@@ -215,7 +219,7 @@ def _registered(name: str, node: NodeSpec, context: Context) -> Any:
     return name
 
 
-def _rule_within(node: NodeSpec, context: Context, rule: Any) -> Any:
+def _rule_within(node: NodeSpec, context: BuildContext, rule: Any) -> Any:
     """The initialiser of what is in a nested graph: its own `init`, else the one around it."""
     if node.init is None:
         return rule
@@ -232,7 +236,7 @@ def _follows_rule(block: Any) -> bool:
     return isinstance(block, str) or is_built_in(block)
 
 
-def _rules(spec: NetworkSpec, context: Context) -> tuple[Any, Any]:
+def _rules(spec: NetworkSpec, context: BuildContext) -> tuple[Any, Any]:
     """The initialisers of the body and of the heads."""
     init = spec.init
     parts = ("body", "heads")
@@ -255,28 +259,31 @@ def _rules(spec: NetworkSpec, context: Context) -> tuple[Any, Any]:
 
 
 def _add_heads(
-    graph: Graph, spec: NetworkSpec, demand: Demand, rule: Any, context: Context
+    graph: Graph, spec: NetworkSpec, requirements: Requirements, rule: Any, context: BuildContext
 ) -> dict[str, str]:
     """Add one head per action (or value); returns output name -> value."""
     heads = spec.heads or _default_heads(graph, spec, context)
     if heads is None:
         return {}
     for name in heads.actions:
-        if name not in demand.heads:
-            near = did_you_mean(name, demand.heads) or f"; there is {listing(demand.heads)}"
-            message = f"{name!r} is no {demand.kind}{near}"
+        if name not in requirements.heads:
+            near = (
+                did_you_mean(name, requirements.heads)
+                or f"; there is {listing(requirements.heads)}"
+            )
+            message = f"{name!r} is no {requirements.kind}{near}"
             context.problems.add((*heads.path, name), message, key=True)
     outputs = {}
-    for name, width in demand.heads.items():
+    for name, width in requirements.heads.items():
         node = heads.default or heads.actions.get(name)
         if node is None:
-            message = f"there is no head for the {demand.kind} {name!r}"
+            message = f"there is no head for the {requirements.kind} {name!r}"
             context.problems.add(heads.path, message, key=True)
             continue
-        if _is_value_itself(graph, node, demand):
+        if _is_value_itself(graph, node, requirements):
             outputs[name] = node.reads[0]
             continue
-        of_actions = demand.kind == "value" and width != (1,)
+        of_actions = requirements.kind == "value" and width != (1,)
         sized = (*SIZED_BLOCKS, *VALUE_HEADS) if of_actions else SIZED_BLOCKS
         needs_width = node.block in sized and not node.settings.keys() & SIZES
         extra = {"output_units": width[0]} if needs_width else {}
@@ -285,7 +292,7 @@ def _add_heads(
     return outputs
 
 
-def _default_heads(graph: Graph, spec: NetworkSpec, context: Context) -> HeadsSpec | None:
+def _default_heads(graph: Graph, spec: NetworkSpec, context: BuildContext) -> HeadsSpec | None:
     """A critic's heads read the only value that nothing else reads."""
     sinks = graph.dag(None).sinks()
     path = (*spec.path, "graph")
@@ -298,11 +305,11 @@ def _default_heads(graph: Graph, spec: NetworkSpec, context: Context) -> HeadsSp
     return HeadsSpec((*path, sinks[0]), default=node)
 
 
-def _is_value_itself(graph: Graph, head: NodeSpec, demand: Demand) -> bool:
+def _is_value_itself(graph: Graph, head: NodeSpec, requirements: Requirements) -> bool:
     """A critic whose graph already ends in a linear output or a value block gets no second one on top."""
     if (
-        demand.kind != "value"
-        or len(demand.heads) > 1
+        requirements.kind != "value"
+        or len(requirements.heads) > 1
         or head.settings
         or head.block != "linear_output"
         or len(head.reads) != 1
@@ -312,7 +319,7 @@ def _is_value_itself(graph: Graph, head: NodeSpec, demand: Demand) -> bool:
     return writer is not None and writer.block in ENDS
 
 
-def _note(problem: GraphProblem, spec: NetworkSpec, context: Context) -> None:
+def _note(problem: GraphProblem, spec: NetworkSpec, context: BuildContext) -> None:
     path = place_of(spec, problem.path)
     if problem.key is not None:
         path = (*path, problem.key)

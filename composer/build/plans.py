@@ -1,11 +1,11 @@
-"""What each network of a policy plays: the spaces of its actors read once, and everything that follows from them.
+"""What is known of each network of a policy before it is built: the spaces of its actors, read once, and what follows.
 
-For one Space there is one `Role`. For actors there is one for each network: one for a group whose agents share their
-weights, one for each agent with weights of its own. What a spec says by name (``ignore``, ``distributions`` and so on)
-holds in every role that has such a name, and is wrong where none has; ``<group>/<name>`` speaks of one group.
+For one Space there is one `PolicyPlan`. For actors there is one for each network: one for a group whose agents share
+their weights, one for each agent with weights of its own. What a spec says by name (``ignore``, ``distributions`` and
+so on) holds in every plan that has such a name, and is wrong where none has; ``<group>/<name>`` speaks of one group.
 
-A critic is built over the same roles: `Group.role_of` an actor has the Ports that it sees, in ``context.shared`` those
-of what its policy shares, and the observer that reads for it. What a critic reads it marks in ``context.read``.
+A critic is built over the same plans: `PlannedGroup.plan_of` an actor has the Ports that it sees, in ``context.shared``
+those of what its policy shares, and the observer that reads for it. What a critic reads it marks in ``context.read``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from composer.build.context import Context
+from composer.build.context import BuildContext
 from composer.distributions.joint import ActionDistributions
 from composer.distributions.rules import DistributionRuleError, build_distributions
 from composer.errors import Path, SpecError
@@ -28,23 +28,23 @@ from composer.spec.model_spec import ModelSpec, NetworkSpec
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import did_you_mean, listing
 
-__all__ = ["Group", "Role", "read_groups"]
+__all__ = ["PlannedGroup", "PolicyPlan", "plan_groups"]
 
 
 @dataclass
-class Role:
+class PolicyPlan:
     """What one network of the policy plays.
 
     ``name`` is the network's ("policy", "policy/speaker", "policy/piston/0"), ``actors`` are those that it acts for
     (none: the environment has one Space). ``ports`` are the observations as networks see them, ``families`` the
-    distributions of the actions. ``context`` says of this role's networks what they read, and what the policy shares.
+    distributions of the actions. ``context`` says of this plan's networks what they read, and what the policy shares.
     """
 
     name: str
     group: str | None
     actors: tuple[Actor, ...]
     network: NetworkSpec
-    context: Context
+    context: BuildContext
     observations: SpaceTree
     actions: SpaceTree
     families: ActionDistributions
@@ -77,7 +77,7 @@ class Role:
         return f"{key!r} is not an observation{near}"
 
     def local(self, name: str, known: Iterable[str]) -> str:
-        """``name`` as it is called in this role: ``<group>/<name>`` without its group."""
+        """``name`` as it is called in this plan: ``<group>/<name>`` without its group."""
         return _local(name, _prefix(self.group), known)
 
     def refuse_unread(self) -> None:
@@ -98,40 +98,40 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Group:
+class PlannedGroup:
     """The actors that one description of a network serves; ``name`` is None where it serves all.
 
-    With ``separate`` there is a role, and a network, for each of them, else one for all.
+    With ``separate`` there is a plan, and a network, for each of them, else one for all.
     """
 
     name: str | None
     actors: tuple[Actor, ...]
     network: NetworkSpec
     separate: bool
-    roles: tuple[Role, ...]
+    plans: tuple[PolicyPlan, ...]
     unlike: str | None = None  # which two have other spaces, in words
 
-    def role_of(self, actor: Actor) -> Role:
-        return self.roles[self.actors.index(actor) if self.separate else 0]
+    def plan_of(self, actor: Actor) -> PolicyPlan:
+        return self.plans[self.actors.index(actor) if self.separate else 0]
 
 
-def read_groups(
-    spec: ModelSpec, context: Context, spaces: tuple[Any, Any], actors: Actors | None
-) -> list[Group]:
+def plan_groups(
+    spec: ModelSpec, context: BuildContext, spaces: tuple[Any, Any], actors: Actors | None
+) -> list[PlannedGroup]:
     """The groups of the policy's networks; of an environment with one Space (``spaces``), the only one.
 
     What is wrong is noted in ``context.problems``. Raises SpecError where nothing more can be said.
     """
-    reader = _Reader(spec, context)
+    reader = _GroupPlanner(spec, context)
     groups = [reader.alone(*spaces)] if actors is None else reader.groups(actors)
-    reader.misses.report(context, reader.roles)
+    reader.misses.report(context, reader.plans)
     if None in groups or not groups:
         raise SpecError(context.problems)  # nothing more can be said
     return [group for group in groups if group is not None]
 
 
-class _Misses:
-    """Names that a role does not have: wrong only where no role has them."""
+class _UnmatchedNames:
+    """Names that a plan does not have: wrong only where no plan has them."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[Path, bool], list[str]] = {}
@@ -139,25 +139,25 @@ class _Misses:
     def add(self, path: Path, message: str, key: bool = False) -> None:
         self._found.setdefault((path, key), []).append(message)
 
-    def report(self, context: Context, roles: int) -> None:
-        """Note what all ``roles`` miss; of several messages one that knows a near name."""
+    def report(self, context: BuildContext, plans: int) -> None:
+        """Note what all ``plans`` miss; of several messages one that knows a near name."""
         for (path, key), messages in self._found.items():
-            if len(messages) == roles:
+            if len(messages) == plans:
                 best = next((text for text in messages if "did you mean" in text), messages[0])
                 context.problems.add(path, best, key=key)
 
 
-class _Reader:
-    """Reads the spaces of every role against the whole spec."""
+class _GroupPlanner:
+    """Reads the spaces of every plan against the whole spec."""
 
-    def __init__(self, spec: ModelSpec, context: Context) -> None:
+    def __init__(self, spec: ModelSpec, context: BuildContext) -> None:
         self.spec = spec
         self.context = context
         self.problems = context.problems
-        self.misses = _Misses()
-        self.roles = 0  # read so far
+        self.misses = _UnmatchedNames()
+        self.plans = 0  # read so far
 
-    def alone(self, observation_space: Any, action_space: Any) -> Group | None:
+    def alone(self, observation_space: Any, action_space: Any) -> PlannedGroup | None:
         """The group of an environment that has one Space."""
         policy = self.spec.policy
         if None not in policy.networks:
@@ -172,16 +172,16 @@ class _Reader:
                 message += "; leave it out"
                 self.problems.add((*part.path, "separate"), message, key=True)
                 break
-        role = self._role("policy", None, (), network, observation_space, action_space)
-        return None if role is None else Group(None, (), network, False, (role,))
+        plan = self._plan("policy", None, (), network, observation_space, action_space)
+        return None if plan is None else PlannedGroup(None, (), network, False, (plan,))
 
-    def groups(self, actors: Actors) -> list[Group | None]:
+    def groups(self, actors: Actors) -> list[PlannedGroup | None]:
         policy = self.spec.policy
         paths = {key: network.path for key, network in policy.networks.items()}
         served = serve(actors, paths, self.problems, (*policy.path, "networks"))
         return [self._group(name, members) for name, members in served.items() if members]
 
-    def _group(self, name: str | None, actors: tuple[Actor, ...]) -> Group | None:
+    def _group(self, name: str | None, actors: tuple[Actor, ...]) -> PlannedGroup | None:
         policy = self.spec.policy
         network = policy.networks[name]
         separate = policy.separate or network.separate
@@ -201,18 +201,20 @@ class _Reader:
             self.problems.add((*where, "separate"), f"{message}: leave it out", key=True)
             separate = False
         base = "policy" if name is None else f"policy/{name}"
-        players = (
+        of_plan = (
             {f"{base}/{i}": (a,) for i, a in enumerate(actors)} if separate else {base: actors}
         )
-        roles = [
-            self._role(role, name, own, network, own[0].observation_space, own[0].action_space)
-            for role, own in players.items()
+        plans = [
+            self._plan(title, name, own, network, own[0].observation_space, own[0].action_space)
+            for title, own in of_plan.items()
         ]
-        if None in roles:
+        if None in plans:
             return None
-        return Group(name, actors, network, separate, tuple(r for r in roles if r), unlike)
+        return PlannedGroup(
+            name, actors, network, separate, tuple(plan for plan in plans if plan), unlike
+        )
 
-    def _role(
+    def _plan(
         self,
         name: str,
         group: str | None,
@@ -220,8 +222,8 @@ class _Reader:
         network: NetworkSpec,
         observation_space: Any,
         action_space: Any,
-    ) -> Role | None:
-        self.roles += 1
+    ) -> PolicyPlan | None:
+        self.plans += 1
         prefix = _prefix(group)
         observations = self._tree(observation_space, "observation", prefix)
         actions = self._tree(action_space, "action", prefix, ignore=False)
@@ -229,16 +231,16 @@ class _Reader:
             return None
         before = len(self.problems)
         families = self._families(actions, prefix)
-        role = Role(
+        plan = PolicyPlan(
             name, group, actors, network, replace(self.context, read=set(), hidden={}, shared={}, origins={}),
             observations, actions, families,
             ignored=tuple(self.spec.ignore),
             rules_are_wrong=len(self.problems) > before,
             ports=dict(observations.ports),
         )  # fmt: skip
-        self._observe(role)
-        self._mask(role)
-        return role
+        self._observe(plan)
+        self._mask(plan)
+        return plan
 
     def _tree(self, space: Any, root: str, prefix: str, *, ignore: bool = True) -> SpaceTree | None:
         """The leaves of ``space``; where only `ignore` and `texts` are wrong, as if these entries were not there."""
@@ -282,46 +284,46 @@ class _Reader:
                 wrong = {index for index, _, _ in error.problems}
                 rules = [rule for index, rule in enumerate(rules) if index not in wrong]
 
-    def _observe(self, role: Role) -> None:
+    def _observe(self, plan: PolicyPlan) -> None:
         """Its observer, and the Ports of what that normalises."""
         known = []
         for index, name in enumerate(self.spec.normalize):
             path = ("normalize", index)
-            key = role.local(name, role.ports)
-            port = role.ports.get(key)
+            key = plan.local(name, plan.ports)
+            port = plan.ports.get(key)
             if port is None:
-                self.misses.add(path, role.not_an_observation(name))
+                self.misses.add(path, plan.not_an_observation(name))
             elif port.is_integer:
                 message = f"{key!r} holds integers that name or count; only numbers are normalised"
                 self.problems.add(path, message)
-            elif key in role.observations.masks:
+            elif key in plan.observations.masks:
                 self.problems.add(path, f"{key!r} is a mask; only numbers are normalised")
             else:
                 known.append(key)
-                role.ports[key] = replace(
+                plan.ports[key] = replace(
                     port, dtype=torch.float32, low=None, high=None, normalized=True
                 )
-        role.observer = Observer(role.observations, known)
+        plan.observer = Observer(plan.observations, known)
 
-    def _mask(self, role: Role) -> None:
+    def _mask(self, plan: PolicyPlan) -> None:
         """The observations that mask its actions."""
         path = (*self.spec.policy.path, "action_mask")
         for name, observation in self.spec.policy.action_mask.items():
-            action = role.local(name, role.families)
-            key = role.local(observation, role.ports)
-            if action not in role.families:
-                near = did_you_mean(name, role.families) or f"; there is {listing(role.families)}"
+            action = plan.local(name, plan.families)
+            key = plan.local(observation, plan.ports)
+            if action not in plan.families:
+                near = did_you_mean(name, plan.families) or f"; there is {listing(plan.families)}"
                 self.misses.add((*path, name), f"{name!r} is no action{near}", key=True)
-            elif key not in role.ports:
-                only = "" if role.group is None else f"; '<group>/{action}' masks one group only"
-                self.problems.add((*path, name), role.not_an_observation(key) + only)
-            elif role.ports[key].shape != role.families[action].logits_shape:
-                got = format_shape(role.ports[key].shape)
-                needed = format_shape(role.families[action].logits_shape)
+            elif key not in plan.ports:
+                only = "" if plan.group is None else f"; '<group>/{action}' masks one group only"
+                self.problems.add((*path, name), plan.not_an_observation(key) + only)
+            elif plan.ports[key].shape != plan.families[action].logits_shape:
+                got = format_shape(plan.ports[key].shape)
+                needed = format_shape(plan.families[action].logits_shape)
                 message = f"the mask {key!r} has the shape {got}, but the logits of {action!r} have {needed}"
                 self.problems.add((*path, name), message)
             else:
-                role.masks[action] = key
+                plan.masks[action] = key
 
 
 def _prefix(group: str | None) -> str:

@@ -10,17 +10,22 @@ import torch
 
 from composer.build.central_critic import alike, build_central_critic, difference, readable_ports
 from composer.build.construction import SeededConstruction
-from composer.build.context import Context
-from composer.build.critic import critic_network, critic_over, hide_policy_values, value_normalizer
-from composer.build.plans import Group
+from composer.build.context import BuildContext
+from composer.build.critic import (
+    critic_around,
+    critic_network,
+    hide_policy_values,
+    value_normalizer,
+)
+from composer.build.plans import PlannedGroup
 from composer.build.stacking import stacked_networks
 from composer.critic.actions import ActionInputs
 from composer.critic.base import SpaceCritic
 from composer.critic.delta_state import PREV_VALUE, DeltaStateCritic
 from composer.critic.state_action import StateActionCritic
-from composer.critic.structured import CriticByActor, StructuredCritic
+from composer.critic.structured import StructuredCritic, StructuredCriticBase
 from composer.critic.structured_state_action import StructuredStateActionCritic
-from composer.network.groups import GroupPart, SeparateParts
+from composer.network.groups import GroupNetworks, SeparateNetworks
 from composer.network.network import Network
 from composer.spaces.actors import Actor, Actors, serve
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec
@@ -36,32 +41,32 @@ Made = tuple[Any, list[SeededConstruction]]
 def build_critic_by_actor(
     spec: ModelSpec,
     actors: Actors,
-    groups: Sequence[Group],
-    context: Context,
+    groups: Sequence[PlannedGroup],
+    context: BuildContext,
     dtype: torch.dtype,
 ) -> Made | None:
     """The critic of ``spec`` for several actors, once their policies (``groups``) are built; None as `build_critic`."""
     if spec.critic is None:
         return None
-    builder = _Builder(spec.critic, actors, groups, context, dtype)
+    builder = _StructuredCriticBuilder(spec.critic, actors, groups, context, dtype)
     before = len(context.problems)
     builder.refuse_settings()
     if len(context.problems) > before or builder.policy_failed():
         return None
     if spec.critic.kind == "shared_state":
-        return build_central_critic(spec.critic, actors, builder.roles, context, dtype)
+        return build_central_critic(spec.critic, actors, builder.plans, context, dtype)
     return builder.by_actor()
 
 
-class _Builder:
+class _StructuredCriticBuilder:
     """One run; problems are gathered in the context."""
 
     def __init__(
         self,
         critic: CriticSpec,
         actors: Actors,
-        groups: Sequence[Group],
-        context: Context,
+        groups: Sequence[PlannedGroup],
+        context: BuildContext,
         dtype: torch.dtype,
     ) -> None:
         self.critic = critic
@@ -70,17 +75,17 @@ class _Builder:
         self.problems = context.problems
         self.context = context
         self.dtype = dtype
-        self.roles = {a.name: group.role_of(a) for group in groups for a in group.actors}
-        self.observers = {name: role.observer for name, role in self.roles.items()}
+        self.plans = {a.name: group.plan_of(a) for group in groups for a in group.actors}
+        self.observers = {name: plan.observer for name, plan in self.plans.items()}
         self.chained = critic.kind == "delta_state" and len(actors) > 1  # values of steps in turn
 
     def policy_failed(self) -> bool:
         """Whether some actor has no policy, or it is not known what one would share."""
-        if len(self.roles) < len(self.actors):
+        if len(self.plans) < len(self.actors):
             return True
-        roles = self.roles.values()
+        plans = self.plans.values()
         return any(
-            name not in role.context.shared for role in roles for name in role.network.shares
+            name not in plan.context.shared for plan in plans for name in plan.network.shares
         )
 
     def refuse_settings(self) -> None:
@@ -127,7 +132,7 @@ class _Builder:
         names = (
             sorted(served, key=lambda key: self._place(served[key][0])) if self.chained else served
         )
-        made: list[GroupPart] = []
+        made: list[GroupNetworks] = []
         constructions: list[SeededConstruction] = []
         for key in names:
             group = self._group(key, served[key], later=self.chained and bool(made))
@@ -137,14 +142,16 @@ class _Builder:
             constructions += group[1]
         return self._together(made, constructions[-1]), constructions
 
-    def _together(self, made: Sequence[GroupPart], last: SeededConstruction) -> CriticByActor:
+    def _together(
+        self, made: Sequence[GroupNetworks], last: SeededConstruction
+    ) -> StructuredCriticBase:
         """The critics of all groups as one; ``last`` of its constructions gives weights."""
         if self.chained:
             normalizer = value_normalizer(self.critic)
             return DeltaStateCritic(self.actors, made, self.observers, normalizer)
         if self.critic.kind != "state_action":
             return StructuredCritic(self.actors, made, self.observers)
-        actions = {name: ActionInputs(role.actions) for name, role in self.roles.items()}
+        actions = {name: ActionInputs(plan.actions) for name, plan in self.plans.items()}
         critic = StructuredStateActionCritic(self.actors, made, self.observers, actions)
         critic.make_target()
         last.when_weights_exist(critic.make_target)
@@ -156,7 +163,7 @@ class _Builder:
 
     def _group(
         self, key: str | None, members: tuple[Actor, ...], later: bool
-    ) -> tuple[GroupPart, list[SeededConstruction]] | None:
+    ) -> tuple[GroupNetworks, list[SeededConstruction]] | None:
         """The critic of the actors that one network is for; of ``later`` steps it reads the value before."""
         spec = self.critic.networks[key]
         name = "critic" if key is None else f"critic/{key}"
@@ -171,7 +178,7 @@ class _Builder:
             built = self._network(name, spec, members[0], members, later)
             if built is None:
                 return None
-            return GroupPart(key, members, self._critic(members[0], built[0])), [built[1]]
+            return GroupNetworks(key, members, self._critic(members[0], built[0])), [built[1]]
         uncounted = [actor.name for actor in members if actor.is_open]
         if uncounted:
             message = f"'separate' needs a known number of agents; those of {listing(uncounted)} are not counted"
@@ -183,22 +190,22 @@ class _Builder:
             return None
         own, ensemble, why_looped = stacked_networks(networks, unlike)
         critics = [self._critic(a, net) for a, net in zip(members, own, strict=True)]
-        module = SeparateParts(critics, ensemble, why_looped)
-        return GroupPart(key, members, module), [construction for _, construction in networks]
+        module = SeparateNetworks(critics, ensemble, why_looped)
+        return GroupNetworks(key, members, module), [construction for _, construction in networks]
 
     def _network(
         self, name: str, spec: NetworkSpec, actor: Actor, members: Sequence[Actor], later: bool
     ) -> Built | None:
-        role = self.roles[actor.name]
-        ports = {**role.visible(spec), **role.context.shared}
-        hide_policy_values(role.network, role.context)
+        plan = self.plans[actor.name]
+        ports = {**plan.visible(spec), **plan.context.shared}
+        hide_policy_values(plan.network, plan.context)
         if later:
             self._refuse_taken(spec, ports)
             ports[PREV_VALUE] = Port((1,))
-        built = critic_network(name, self.critic, spec, ports, role)
+        built = critic_network(name, self.critic, spec, ports, plan)
         if built is not None:
             for member in members:
-                self.roles[member.name].context.read |= set(built[0].in_ports)
+                self.plans[member.name].context.read |= set(built[0].in_ports)
         return built
 
     def _refuse_taken(self, spec: NetworkSpec, ports: Mapping[str, Port]) -> None:
@@ -210,7 +217,7 @@ class _Builder:
 
     def _critic(self, actor: Actor, network: Network) -> SpaceCritic:
         spec = replace(self.critic, normalize_value=False) if self.chained else self.critic
-        return critic_over(network, spec, self.roles[actor.name], self.dtype)
+        return critic_around(network, spec, self.plans[actor.name], self.dtype)
 
     def _unlike(self, members: Sequence[Actor]) -> str | None:
         """How what two of ``members`` observe and share differs, in words; None where all is equal."""
@@ -227,8 +234,8 @@ class _Builder:
 
     def _read_of(self, actor: Actor) -> dict[str, Port]:
         """What the critic may read of an actor; its actions by the names under which a critic of actions has them."""
-        role = self.roles[actor.name]
+        plan = self.plans[actor.name]
         if self.critic.kind != "state_action":
-            return readable_ports(role)
-        actions = {f"action/{key}": leaf.port for key, leaf in role.actions.leaves.items()}
-        return readable_ports(role) | actions
+            return readable_ports(plan)
+        actions = {f"action/{key}": leaf.port for key, leaf in plan.actions.leaves.items()}
+        return readable_ports(plan) | actions

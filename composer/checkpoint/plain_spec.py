@@ -10,7 +10,7 @@ from torch import nn
 from composer.checkpoint.container import CheckpointError
 from composer.errors import Path as SpecPath
 from composer.errors import format_path
-from composer.network.groups import SeparateParts
+from composer.network.groups import SeparateNetworks
 from composer.network.module import NetworkModule
 from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
@@ -72,7 +72,7 @@ def _every_part(module: nn.Module) -> Iterator[nn.Module]:
     parts += [part.network.module for part in parts if isinstance(part, NetworkModule)]
     for part in parts:
         yield part
-        if isinstance(part, SeparateParts) and part.ensemble is not None:
+        if isinstance(part, SeparateNetworks) and part.ensemble is not None:
             yield from _every_part(part.ensemble)
         elif isinstance(part, EnsembleBlock):  # its copies are no children where they are stacked
             yield from _every_part(part.network)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from composer.critic.base import CRITICS, SpaceCritic, as_numbers, count_returns, read_returns
 from composer.critic.structured import StructuredCritic
-from composer.network.groups import GroupPart
+from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
-from composer.network.structured import Turn
+from composer.network.structured import ActorCall
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
@@ -35,7 +35,7 @@ class DeltaStateCritic(StructuredCritic):
     def __init__(
         self,
         actors: Actors,
-        groups: Sequence[GroupPart],
+        groups: Sequence[GroupNetworks],
         observers: Mapping[str, Observer],
         value_normalizer: NormalizeBlock | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class DeltaStateCritic(StructuredCritic):
         if self.value_normalizer is not None:
             self.value_normalizer.merge(other.value_normalizer)
 
-    def _chain(self, turns: list[Turn], prev_value: Any, unroll: bool = False) -> None:
+    def _chain(self, turns: list[ActorCall], prev_value: Any, unroll: bool = False) -> None:
         """Values step by step, each on top of the one before."""
         before = self._before(turns, prev_value)
         for group in self.groups:
@@ -110,7 +110,7 @@ class DeltaStateCritic(StructuredCritic):
                 turn.outputs["normalized_value"] = value
                 turn.outputs["value"] = self.value_normalizer.denormalize(value)
 
-    def _before(self, turns: list[Turn], prev_value: Any) -> Tensor | None:
+    def _before(self, turns: list[ActorCall], prev_value: Any) -> Tensor | None:
         """The value before the first step that is present, on the networks' scale."""
         first = any(turn.seat.group is self.groups[0] for turn in turns)
         if first and prev_value is not None:
@@ -126,7 +126,7 @@ class DeltaStateCritic(StructuredCritic):
         before = as_numbers(prev_value, PREV_VALUE, self.device, self.dtype).detach()
         return before if self.value_normalizer is None else self.value_normalizer(before)
 
-    def _read_inputs(self, turn: Turn) -> Tensors:
+    def _read_inputs(self, turn: ActorCall) -> Tensors:
         inputs = super()._read_inputs(turn)
         before = turn.beside[PREV_VALUE]
         if before is None:
@@ -142,7 +142,7 @@ class DeltaStateCritic(StructuredCritic):
         return inputs | {PREV_VALUE: before}
 
 
-def _sum(turn: Turn, before: Tensor) -> Tensors:
+def _sum(turn: ActorCall, before: Tensor) -> Tensors:
     """The values of a later step: what its network gives is only the difference."""
     delta = turn.outputs["value"]
     return {**turn.outputs, "value": before + delta, "delta": delta}

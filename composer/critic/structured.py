@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from composer.critic.base import SpaceCritic, count_returns, read_returns
-from composer.network.groups import GroupPart
+from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
-from composer.network.structured import ActorModule, Turn, blamed
+from composer.network.structured import ActorCall, StructuredModule, blamed
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
 
-__all__ = ["CriticByActor", "StructuredCritic"]
+__all__ = ["StructuredCriticBase", "StructuredCritic"]
 
 
-class CriticByActor(ActorModule):
+class StructuredCriticBase(StructuredModule):
     """What critics with a value for each actor have in common.
 
     ``observers`` read the observations of each actor by its flat name, as its policy does. Values that the policy
@@ -28,7 +28,7 @@ class CriticByActor(ActorModule):
     takes_action = False
 
     def __init__(
-        self, actors: Actors, groups: Sequence[GroupPart], observers: Mapping[str, Observer]
+        self, actors: Actors, groups: Sequence[GroupNetworks], observers: Mapping[str, Observer]
     ) -> None:
         super().__init__(actors, groups)
         self.observers = dict(observers)
@@ -96,7 +96,7 @@ class CriticByActor(ActorModule):
 
     def _prepared(
         self, observations: Any, state: State | None, resets: Any, shared: Any
-    ) -> list[Turn]:
+    ) -> list[ActorCall]:
         """Everyone present, with what the policy shares of them."""
         turns = self._turns(observations, state, resets)
         values = self._by_name(shared, "shared values")
@@ -104,21 +104,21 @@ class CriticByActor(ActorModule):
             turn.beside["shared"] = values.get(turn.present.name)
         return turns
 
-    def _answer(self, state: State | None, turns: list[Turn]) -> Any:
+    def _answer(self, state: State | None, turns: list[ActorCall]) -> Any:
         values = {turn.present.key: turn.outputs for turn in turns}
         return (values, self._after(state, turns)) if self.has_memory else values
 
-    def _run(self, turns: list[Turn], unroll: bool = False) -> None:
+    def _run(self, turns: list[ActorCall], unroll: bool = False) -> None:
         self._compute(turns, unroll)
         for turn in turns:
             turn.outputs = turn.network.values_of(turn.outputs)
 
-    def _read_inputs(self, turn: Turn) -> Tensors:
+    def _read_inputs(self, turn: ActorCall) -> Tensors:
         observer = self.observers[turn.present.actor.name]
         return turn.network.read(turn.present.value, turn.beside["shared"], observer)
 
 
-class StructuredCritic(CriticByActor):
+class StructuredCritic(StructuredCriticBase):
     """A value for each actor: ``critic({actor: observation})`` is {actor: {"value": (..., 1)}}."""
 
     def forward(

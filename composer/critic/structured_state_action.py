@@ -9,18 +9,18 @@ from torch import Tensor
 
 from composer.critic.actions import ActionInputs
 from composer.critic.state_action import StateActionCritic
-from composer.critic.structured import CriticByActor
+from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
-from composer.network.groups import GroupPart
+from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
-from composer.network.structured import Turn, blamed
+from composer.network.structured import ActorCall, blamed
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
 
 __all__ = ["StructuredStateActionCritic"]
 
 
-class StructuredStateActionCritic(CriticByActor, Targeted):
+class StructuredStateActionCritic(StructuredCriticBase, Targeted):
     """What the action of each actor is worth: ``critic({actor: observation}, {actor: action})`` is {actor: {...}}.
 
     Each actor has the values that a `StateActionCritic` gives. ``actions`` read the action of each actor by its flat
@@ -33,7 +33,7 @@ class StructuredStateActionCritic(CriticByActor, Targeted):
     def __init__(
         self,
         actors: Actors,
-        groups: Sequence[GroupPart],
+        groups: Sequence[GroupNetworks],
         observers: Mapping[str, Observer],
         actions: Mapping[str, ActionInputs],
     ) -> None:
@@ -76,7 +76,7 @@ class StructuredStateActionCritic(CriticByActor, Targeted):
 
     def _acting(
         self, observations: Any, action: Any, state: State | None, resets: Any, shared: Any
-    ) -> list[Turn]:
+    ) -> list[ActorCall]:
         """Everyone present, with what they do."""
         turns = self._prepared(observations, state, resets, shared)
         actions = self._by_name(action, "actions")
@@ -84,13 +84,13 @@ class StructuredStateActionCritic(CriticByActor, Targeted):
             turn.action = actions.get(turn.present.name)
         return turns
 
-    def _read_inputs(self, turn: Turn) -> Tensors:
+    def _read_inputs(self, turn: ActorCall) -> Tensors:
         inputs, network = super()._read_inputs(turn), turn.network
         vectors = network.vectors_of(turn.action, self.actions[turn.present.actor.name])
         turn.beside["vectors"] = vectors
         return inputs if network.actions.are_choices else inputs | vectors
 
-    def _run(self, turns: list[Turn], unroll: bool = False) -> None:
+    def _run(self, turns: list[ActorCall], unroll: bool = False) -> None:
         super()._run(turns, unroll)
         for turn in turns:
             with blamed(turn.present.name):

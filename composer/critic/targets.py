@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from composer.checkpoint.blending import Buffers, blend
-from composer.network.groups import SeparateParts
+from composer.network.groups import SeparateNetworks
 from composer.network.module import NetworkModule
 
 __all__ = ["Targeted"]
@@ -72,7 +72,7 @@ def _network_of(critic: nn.Module, added: Sequence[str]) -> nn.Module:
     own._parameters, own._buffers = critic._parameters, critic._buffers
     own._modules = {
         name: _network_of(child, added)
-        if isinstance(child, NetworkModule | SeparateParts)
+        if isinstance(child, NetworkModule | SeparateNetworks)
         else child
         for name, child in critic._modules.items()
         if name not in added

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from composer.diagram.picture import Box, Group, Picture
+from composer.diagram.picture import Box, Frame, Picture
 from perception_blocks.words import printable
 
 __all__ = ["fill_color", "to_dot"]
@@ -89,13 +89,13 @@ def _network(picture: Picture, box: str) -> str | None:
     return group
 
 
-def _frame(group: Group) -> str:
+def _frame(group: Frame) -> str:
     if group.network:
         return f'style="rounded,filled"; color="{FRAME}"; fillcolor="#fbfcfd"; margin=12; label="";'
     return f'style="rounded,dashed"; color="{FRAME}"; fillcolor="none"; margin=10; label="";'
 
 
-def _title(group: Group) -> str:
+def _title(group: Frame) -> str:
     size = 13 if group.network else 11
     label = f'<font point-size="{size}"><b>{_text(group.title)}</b></font>'
     if group.remark:

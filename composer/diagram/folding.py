@@ -10,7 +10,7 @@ from typing import TypeAlias
 from composer.diagram.picture import Kind
 from composer.summary.rows import Row
 
-__all__ = ["Cluster", "Leaf", "Part", "Value", "fold", "leaves"]
+__all__ = ["DraftFrame", "DraftBox", "Draft", "Value", "fold", "leaves"]
 
 MIN_BRANCHES = 5  # equal branches from which on they are drawn as one
 MIN_REPEATS = 4  # repeats of a step (or of a few) from which on they are drawn once
@@ -20,7 +20,7 @@ Value: TypeAlias = tuple[str, ...]  # names a tensor in the whole picture
 
 
 @dataclass(eq=False)
-class Leaf:
+class DraftBox:
     """What becomes one box. Leaves of one ``form`` look alike; ``names`` are all that it stands for."""
 
     kind: Kind
@@ -36,28 +36,28 @@ class Leaf:
 
 
 @dataclass(eq=False)
-class Cluster:
+class DraftFrame:
     """What becomes a frame around others."""
 
     names: list[str]
-    children: list[Part]
+    children: list[Draft]
     network: bool = False
     counts: list[tuple[int, str]] = field(default_factory=list)
     remark: str = ""
 
 
-Part: TypeAlias = Leaf | Cluster
+Draft: TypeAlias = DraftBox | DraftFrame
 
 
-def leaves(parts: Iterable[Part]) -> list[Leaf]:
+def leaves(parts: Iterable[Draft]) -> list[DraftBox]:
     """All leaves, in their order."""
-    found: list[Leaf] = []
+    found: list[DraftBox] = []
     for part in parts:
-        found += [part] if isinstance(part, Leaf) else leaves(part.children)
+        found += [part] if isinstance(part, DraftBox) else leaves(part.children)
     return found
 
 
-def fold(parts: list[Part]) -> list[Part]:
+def fold(parts: list[Draft]) -> list[Draft]:
     """``parts`` (each after all it reads) with equal ones merged; the leaves are changed in place."""
     return _Folder(parts).fold(parts)
 
@@ -65,23 +65,23 @@ def fold(parts: list[Part]) -> list[Part]:
 class _Folder:
     """Knows who reads what in the whole picture while its levels are folded, the inner ones first."""
 
-    def __init__(self, parts: list[Part]) -> None:
-        self.writer: dict[Value, Leaf] = {}
-        self.readers: defaultdict[Value, list[Leaf]] = defaultdict(list)
+    def __init__(self, parts: list[Draft]) -> None:
+        self.writer: dict[Value, DraftBox] = {}
+        self.readers: defaultdict[Value, list[DraftBox]] = defaultdict(list)
         for leaf in leaves(parts):
             self.writer |= dict.fromkeys(leaf.writes, leaf)
             for value in leaf.reads:
                 self.readers[value].append(leaf)
 
-    def fold(self, parts: list[Part]) -> list[Part]:
+    def fold(self, parts: list[Draft]) -> list[Draft]:
         for part in parts:
-            if isinstance(part, Cluster):
+            if isinstance(part, DraftFrame):
                 part.children = self.fold(part.children)
         return self._fold_rows(self._fold_branches(parts))
 
     # --- side by side -------------------------------------------------------------------------------------------------
 
-    def _fold_branches(self, parts: list[Part]) -> list[Part]:
+    def _fold_branches(self, parts: list[Draft]) -> list[Draft]:
         if len(parts) < MIN_BRANCHES:
             return parts
         level = _Level(parts, self)
@@ -103,7 +103,7 @@ class _Folder:
             gone |= set(members[1:])
         return [part for index, part in enumerate(parts) if index not in gone]
 
-    def _merge(self, first: Part, other: Part) -> None:
+    def _merge(self, first: Draft, other: Draft) -> None:
         """Let ``first`` stand for ``other`` too: it reads what both read, and what reads either reads it."""
         first.names += other.names
         for into, leaf in zip(leaves([first]), leaves([other])):
@@ -117,7 +117,7 @@ class _Folder:
                     into.reads.append(value)
             into.masks += leaf.masks
 
-    def _redirect(self, old: Leaf, new: Leaf) -> None:
+    def _redirect(self, old: DraftBox, new: DraftBox) -> None:
         """Whoever reads ``old`` reads ``new``."""
         for before, after in zip(old.writes, new.writes):
             for reader in self.readers.pop(before, []):
@@ -126,11 +126,11 @@ class _Folder:
 
     # --- one after another --------------------------------------------------------------------------------------------
 
-    def _fold_rows(self, parts: list[Part]) -> list[Part]:
+    def _fold_rows(self, parts: list[Draft]) -> list[Draft]:
         level = _Level(parts, self)
         following = level.following()
         starts = [i for i in range(len(parts)) if i not in set(following.values())]
-        instead: dict[int, Part | None] = {}
+        instead: dict[int, Draft | None] = {}
         for start in starts:
             row = [start]
             while row[-1] in following:
@@ -142,7 +142,7 @@ class _Folder:
         return [part for part in folded if part is not None]
 
     def _fold_row(
-        self, parts: list[Part], row: Sequence[int], period: int, instead: dict[int, Part | None]
+        self, parts: list[Draft], row: Sequence[int], period: int, instead: dict[int, Draft | None]
     ) -> None:
         """Let the first ``period`` parts of a row stand for all of it."""
         times = len(row) // period
@@ -160,20 +160,20 @@ class _Folder:
             first[0].counts.insert(0, count)
             instead[row[0]] = first[0]
         else:
-            instead[row[0]] = Cluster([names[0], names[-1]], first, counts=[count])
+            instead[row[0]] = DraftFrame([names[0], names[-1]], first, counts=[count])
 
 
 class _Level:
     """The parts within one frame: what each looks like, and how they hang together."""
 
-    def __init__(self, parts: list[Part], folder: _Folder) -> None:
+    def __init__(self, parts: list[Draft], folder: _Folder) -> None:
         self.parts = parts
         self.forms = [_form(part) for part in parts]
         self.before: list[
             list[int | Value]
         ] = []  # what a part reads: parts of this level, or values from outside
         self.after: list[
-            list[int | Leaf]
+            list[int | DraftBox]
         ] = []  # who reads it: parts of this level, or leaves outside
         self._writer = folder.writer
         inside = [leaves([part]) for part in parts]
@@ -233,13 +233,13 @@ class _Level:
                 following[index] = reader
         return following
 
-    def _outside(self, neighbour: Value | Leaf) -> Hashable:
+    def _outside(self, neighbour: Value | DraftBox) -> Hashable:
         """Values from outside are alike where their writers are; each reader outside is its own."""
-        return neighbour if isinstance(neighbour, Leaf) else _form(self._writer[neighbour])
+        return neighbour if isinstance(neighbour, DraftBox) else _form(self._writer[neighbour])
 
 
-def _form(part: Part) -> Hashable:
-    if isinstance(part, Leaf):
+def _form(part: Draft) -> Hashable:
+    if isinstance(part, DraftBox):
         return (part.kind, part.form, len(part.reads), tuple(part.counts))
     inside = leaves([part])
     place = {value: (i, j) for i, leaf in enumerate(inside) for j, value in enumerate(leaf.writes)}
@@ -248,8 +248,8 @@ def _form(part: Part) -> Hashable:
     return (children, wiring, tuple(part.counts), part.remark)
 
 
-def _is_step(part: Part) -> bool:
-    return part.kind == "block" if isinstance(part, Leaf) else not part.network
+def _is_step(part: Draft) -> bool:
+    return part.kind == "block" if isinstance(part, DraftBox) else not part.network
 
 
 def _repeats(forms: Sequence[Hashable]) -> Iterable[tuple[int, int, int]]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from composer.diagram.folding import Cluster, Leaf, Part, Value
-from composer.diagram.picture import Box, Group, Picture
+from composer.diagram.folding import Draft, DraftBox, DraftFrame, Value
+from composer.diagram.picture import Box, Frame, Picture
 from composer.summary.rows import Row
 from composer.summary.table import Summary, percent
 from perception_blocks.dag import Dag, DagNode
@@ -19,7 +19,7 @@ __all__ = ["typeset"]
 LONG = 44  # characters of a line; longer ones are shortened, and whole in the details
 
 
-def typeset(parts: Iterable[Part], summary: Summary) -> Picture:
+def typeset(parts: Iterable[Draft], summary: Summary) -> Picture:
     """The Picture of ``parts``, its boxes named ``n0``, ``n1``, ... and its groups ``g0``, ``g1``, ... in order."""
     page = _Page(summary)
     page.add(parts, None, "", 1)
@@ -30,14 +30,14 @@ def typeset(parts: Iterable[Part], summary: Summary) -> Picture:
 class _Page:
     summary: Summary
     boxes: dict[str, Box] = field(default_factory=dict)
-    groups: dict[str, Group] = field(default_factory=dict)
-    _leaves: dict[str, Leaf] = field(default_factory=dict)
+    groups: dict[str, Frame] = field(default_factory=dict)
+    _leaves: dict[str, DraftBox] = field(default_factory=dict)
     _networks: dict[str, str] = field(default_factory=dict)  # the network that a box is in
     _writers: dict[Value, str] = field(default_factory=dict)
 
-    def add(self, parts: Iterable[Part], group: str | None, network: str, count: int) -> None:
+    def add(self, parts: Iterable[Draft], group: str | None, network: str, count: int) -> None:
         for part in parts:
-            if isinstance(part, Cluster):
+            if isinstance(part, DraftFrame):
                 inside = part.names[0] if part.network else network
                 name = self._group(part, group)
                 self.add(part.children, name, inside, count * times(part))
@@ -75,18 +75,18 @@ class _Page:
             caption,
         )
 
-    def _group(self, part: Cluster, parent: str | None) -> str:
+    def _group(self, part: DraftFrame, parent: str | None) -> str:
         name = f"g{len(self.groups)}"
         remarks = [part.remark, *(f"{count} {how}" for count, how in part.counts)]
         remark = ", ".join(filter(None, remarks))
         if part.network:
             count = f"{quantity(self.summary.by_network[part.names[0]])} parameters"
             remark = " ".join(filter(None, [count, part.remark]))
-        self.groups[name] = Group(first_to_last(part.names), remark, parent, part.network)
+        self.groups[name] = Frame(first_to_last(part.names), remark, parent, part.network)
         return name
 
 
-def _box(leaf: Leaf, group: str | None, count: int) -> Box:
+def _box(leaf: DraftBox, group: str | None, count: int) -> Box:
     """The label of a leaf; ``count`` is how often the frame around it repeats."""
     title = first_to_last(leaf.names)
     row = leaf.row
@@ -104,23 +104,23 @@ def _box(leaf: Leaf, group: str | None, count: int) -> Box:
     return Box(leaf.kind, title, tuple(lines), share, remembers, group, _details(leaf, row, every))
 
 
-def _counted(leaf: Leaf, lines: list[str]) -> list[str]:
+def _counted(leaf: DraftBox, lines: list[str]) -> list[str]:
     """``64 x dense side by side``"""
     for count, how in reversed(leaf.counts):
         lines[0] = f"{count} x {lines[0]} {how}"
     return lines
 
 
-def _stands_for(leaf: Leaf) -> dict[str, str]:
+def _stands_for(leaf: DraftBox) -> dict[str, str]:
     return {"stands for": ", ".join(leaf.names)} if len(leaf.names) > 1 else {}
 
 
-def times(part: Part) -> int:
+def times(part: Draft) -> int:
     """How many equal ones a part stands for."""
     return math.prod(count for count, _ in part.counts)
 
 
-def _details(leaf: Leaf, row: Row, count: int) -> dict[str, str]:
+def _details(leaf: DraftBox, row: Row, count: int) -> dict[str, str]:
     """What is said of a box when one asks."""
     many = f" each, {count:,} of them" if count > 1 else ""
     details = {"path": "/".join(row.path), "block": row.block}

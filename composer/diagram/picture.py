@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from perception_blocks.dag import Dag
 
-__all__ = ["Box", "Group", "Kind", "Picture"]
+__all__ = ["Box", "Frame", "Kind", "Picture"]
 
 Kind: TypeAlias = Literal["input", "output", "block", "opaque"]
 
@@ -30,7 +30,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Group:
+class Frame:
     """A frame around boxes: a network, a nested graph, or a part that repeats."""
 
     title: str
@@ -49,7 +49,7 @@ class Picture:
 
     dag: Dag
     boxes: Mapping[str, Box]
-    groups: Mapping[str, Group]
+    groups: Mapping[str, Frame]
     shared: frozenset[tuple[str, str]] = frozenset()
     masks: frozenset[tuple[str, str]] = frozenset()
     caption: str = ""

@@ -11,14 +11,14 @@ from composer.critic.base import CriticModule, SpaceCritic
 from composer.critic.delta_state import PREV_VALUE
 from composer.critic.shared_state import SharedStateCritic
 from composer.critic.state_action import StateActionCritic
-from composer.diagram.folding import Cluster, Leaf, Part, Value, fold, leaves
+from composer.diagram.folding import Draft, DraftBox, DraftFrame, Value, fold, leaves
 from composer.diagram.labels import typeset
 from composer.diagram.picture import Picture
 from composer.network.module import NetworkModule
 from composer.network.network import EnsembleNetwork, Network
 from composer.policy.policy import Policy
 from composer.spec.places import ENSEMBLE
-from composer.summary.networks import Cast, casts_of, parts_of, short_name
+from composer.summary.networks import ServedActors, networks_by_name, served_actors, short_name
 from composer.summary.rows import Row, RowPath, class_name, network_in
 from composer.summary.table import Summary, summarize
 from perception_blocks.graph.assemble import BuiltNode
@@ -36,11 +36,11 @@ def sketch(net: nn.Module) -> Picture:
 
     Raises ValueError for plain PyTorch, in which there is no graph to see.
     """
-    parts = parts_of(net)
+    parts = networks_by_name(net)
     _refuse_plain([part.network.module for part in parts.values()] or [net])
     summary = summarize(net)
-    sketcher = _Sketcher(summary, casts_of(net))
-    sketched: list[Part]
+    sketcher = _Sketcher(summary, served_actors(net))
+    sketched: list[Draft]
     if parts:
         sketched = sketcher.networks(parts)
     elif isinstance(net, InferenceBlock):
@@ -48,7 +48,7 @@ def sketch(net: nn.Module) -> Picture:
     else:
         root = (class_name(net),)
         sketched = [
-            Cluster([path], sketcher.alone(block, (*root, *path.split("."))))
+            DraftFrame([path], sketcher.alone(block, (*root, *path.split("."))))
             for path, block in _outermost(net).items()
         ]
     return typeset(fold(sketched), summary)
@@ -81,17 +81,17 @@ def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str,
 class _Sketcher:
     """Makes leaves and clusters; tensors are named by where they are made."""
 
-    def __init__(self, summary: Summary, casts: Mapping[str, Cast]) -> None:
+    def __init__(self, summary: Summary, casts: Mapping[str, ServedActors]) -> None:
         self._casts = casts
         self._rows = {row.path: row for row in summary.rows}
         self._heads = {(head.network, head.name): head for head in summary.heads}
         self._ours: set[nn.Module] = set()  # what critics add to their networks' children
-        self._inputs: dict[str, Leaf] = {}
+        self._inputs: dict[str, DraftBox] = {}
         self._made: dict[str, Values] = {}  # by network, its outputs
 
-    def networks(self, parts: Mapping[str, NetworkModule]) -> list[Part]:
+    def networks(self, parts: Mapping[str, NetworkModule]) -> list[Draft]:
         """Observations, then policies and critics as clusters."""
-        clusters: list[Part] = []
+        clusters: list[Draft] = []
         read = {key for part in parts.values() for key in getattr(part, "shared", ())}
         for name, part in parts.items():
             judges = isinstance(part, CriticModule)
@@ -106,7 +106,9 @@ class _Sketcher:
                 if key not in read or judges
             ]
             self._made[name] = outputs
-            clusters.append(Cluster([name], children, network=True, remark=self._about(name, part)))
+            clusters.append(
+                DraftFrame([name], children, network=True, remark=self._about(name, part))
+            )
         return [*self._inputs.values(), *clusters]
 
     def _about(self, name: str, part: NetworkModule) -> str:
@@ -149,9 +151,9 @@ class _Sketcher:
         hidden = "only for the critic" if acting and not seen and part not in acting else ""
         return ", ".join(filter(None, [stacked, normalized, hidden]))
 
-    def _handed(self, name: str, critic: CriticModule, env: Values) -> list[Part]:
+    def _handed(self, name: str, critic: CriticModule, env: Values) -> list[Draft]:
         """Put into ``env`` what a critic gets of other networks; what several of them share is stacked first."""
-        stacks: list[Part] = []
+        stacks: list[Draft] = []
         for key, (value, owners) in _handed_over(critic, self._actors(name)).items():
             judged = [made for made in self._made if made.startswith("critic")]
             makers = judged[-1:] if key == PREV_VALUE else self._makers(owners)
@@ -165,7 +167,7 @@ class _Sketcher:
             if len(values) > 1:
                 made = (OUTPUT, name, "stack", key)
                 lines = (f"{key} of {len(values)} groups",)
-                stacks.append(Leaf("opaque", ["stack"], ("stack", key), values, [made], lines))
+                stacks.append(DraftBox("opaque", ["stack"], ("stack", key), values, [made], lines))
                 values = [made]
             env[key] = values[0]
         return stacks
@@ -178,18 +180,18 @@ class _Sketcher:
         policies = [made for made in self._made if made.startswith("policy")]
         return [made for made in policies if not actors or set(self._actors(made)) & set(actors)]
 
-    def alone(self, net: InferenceBlock, path: RowPath) -> list[Part]:
+    def alone(self, net: InferenceBlock, path: RowPath) -> list[Draft]:
         """An InferenceBlock with tensors of its own around it."""
         inputs = [_input((*path, key), key, port) for key, port in net.in_ports.items()]
         env = {leaf.names[0]: leaf.writes[0] for leaf in inputs}
-        parts: list[Part] = [*inputs, *self._graph(net, path, env)]
+        parts: list[Draft] = [*inputs, *self._graph(net, path, env)]
         for key, port in net.out_ports.items():
             parts.append(_tensor_out((OUTPUT, *path, key), key, port, env[net.outputs[key]]))
         return parts
 
     # --- one network --------------------------------------------------------------------------------------------------
 
-    def _network(self, name: str, network: Network, env: Values) -> tuple[list[Part], Values]:
+    def _network(self, name: str, network: Network, env: Values) -> tuple[list[Draft], Values]:
         """What is inside a network, and its outputs."""
         module = network.module
         if isinstance(module, InferenceBlock):
@@ -201,10 +203,10 @@ class _Sketcher:
             path = (name, ENSEMBLE, class_name(inner.module))
             children, outputs = self._custom(path, inner, env)
             remark = _copies(self._rows[path[:2]], network.ensemble.copies)
-            return [Cluster([ENSEMBLE], children, remark=remark)], outputs
+            return [DraftFrame([ENSEMBLE], children, remark=remark)], outputs
         return self._custom((name,), network, env)
 
-    def _custom(self, base: RowPath, network: Network, env: Values) -> tuple[list[Part], Values]:
+    def _custom(self, base: RowPath, network: Network, env: Values) -> tuple[list[Draft], Values]:
         """A user's class: the InferenceBlocks in it, and opaque boxes for what Python does around them.
 
         Blocks that read what the network reads come first, then the class itself, then the blocks that read what it
@@ -236,9 +238,9 @@ class _Sketcher:
 
     def _inside(
         self, base: RowPath, network: Network, paths: Iterable[str], env: Values, outputs: Values
-    ) -> tuple[list[Part], list[Value]]:
+    ) -> tuple[list[Draft], list[Value]]:
         """Clusters of the InferenceBlocks at ``paths``, and what they make beside the network's ``outputs``."""
-        parts: list[Part] = []
+        parts: list[Draft] = []
         loose: list[Value] = []
         for path in paths:
             block = _outermost(network.module, self._ours)[path]
@@ -247,7 +249,7 @@ class _Sketcher:
                 key: (OUTPUT, *base, path, key) if key in outside else env[key]
                 for key in block.in_ports
             }
-            parts.append(Cluster([path], self._graph(block, (*base, *path.split(".")), values)))
+            parts.append(DraftFrame([path], self._graph(block, (*base, *path.split(".")), values)))
             for key, port in block.out_ports.items():
                 asked = network.out_ports.get(key)
                 value = values[block.outputs[key]]
@@ -257,7 +259,7 @@ class _Sketcher:
                     loose.append(value)
         return parts, loose
 
-    def _outside_row(self, base: RowPath, shown: Iterable[Leaf]) -> Row:
+    def _outside_row(self, base: RowPath, shown: Iterable[DraftBox]) -> Row:
         """The row of a class, with the parameters that are in none of the boxes ``shown``."""
         paths = {leaf.row.path for leaf in shown if leaf.row}
         own = [
@@ -270,9 +272,9 @@ class _Sketcher:
         parameters, share = sum(row.parameters for row in own), sum(row.share for row in own)
         return replace(self._rows[base], parameters=parameters, share=share)
 
-    def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Part]:
+    def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Draft]:
         """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
-        parts: list[Part] = []
+        parts: list[Draft] = []
         for node in net.nodes:
             below = (*path, *node.node.path)
             module = net.module_of(node)
@@ -289,12 +291,12 @@ class _Sketcher:
             )  # fmt: skip
             reads = [env[name] for name in node.step.inputs]
             writes = [env[name] for name in node.step.outputs if name is not None]
-            parts.append(Leaf("block", [node.node.name], form, reads, writes, row=row))
+            parts.append(DraftBox("block", [node.node.name], form, reads, writes, row=row))
         return parts
 
     def _nested(
         self, node: BuiltNode, module: InferenceBlock, copies: int, path: RowPath, env: Values
-    ) -> Cluster:
+    ) -> DraftFrame:
         """The frame around a nested graph, or around one of an ensemble's copies."""
         assert node.step.inner is not None
         inner_inputs, inner_outputs = node.step.inner
@@ -303,13 +305,13 @@ class _Sketcher:
         for name, own in zip(node.step.outputs, inner_outputs):
             if name is not None:
                 env[name] = values[module.outputs[own]]
-        return Cluster([node.node.name], children, remark=_copies(self._rows[path], copies))
+        return DraftFrame([node.node.name], children, remark=_copies(self._rows[path], copies))
 
     # --- outputs ------------------------------------------------------------------------------------------------------
 
     def _output(
         self, network: str, part: NetworkModule, key: str, value: Value, env: Values
-    ) -> Leaf:
+    ) -> DraftBox:
         """The tensor at the end of a head, with what an action's distribution makes of it."""
         head = self._heads[network, key]
         port = replace(part.network.out_ports[key], shape=head.shape)
@@ -334,26 +336,26 @@ def _outside_inputs(block: InferenceBlock, network: Network) -> list[str]:
 
 def _opaque(
     network: Network, has_blocks: bool, reads: list[Value], writes: list[Value], row: Row
-) -> Leaf:
+) -> DraftBox:
     """What a class does that no InferenceBlock shows."""
     title = class_name(network.module)
     what = "what the class does around its blocks" if has_blocks else "plain PyTorch"
-    return Leaf("opaque", [title], ("opaque", title), reads, writes, (what,), row=row)
+    return DraftBox("opaque", [title], ("opaque", title), reads, writes, (what,), row=row)
 
 
-def _input(path: Value, key: str, port: Port, remark: str = "") -> Leaf:
+def _input(path: Value, key: str, port: Port, remark: str = "") -> DraftBox:
     value = (INPUT, *path)
     lines = tuple(filter(None, [_kind_of(port), remark]))
     details = {"shape": format_shape(port.shape), "dtype": str(port.dtype).removeprefix("torch.")}
     if isinstance(port.low, int | float) and isinstance(port.high, int | float):
         details["bounds"] = f"{port.low:g} to {port.high:g}"
-    return Leaf("input", [key], lines, [], [value], lines, details)
+    return DraftBox("input", [key], lines, [], [value], lines, details)
 
 
-def _tensor_out(path: Value, key: str, port: Port, value: Value, meaning: str = "") -> Leaf:
+def _tensor_out(path: Value, key: str, port: Port, value: Value, meaning: str = "") -> DraftBox:
     lines = tuple(filter(None, [format_shape(port.shape), meaning]))
     details = {"shape": format_shape(port.shape)} | ({"meaning": meaning} if meaning else {})
-    return Leaf("output", [key], lines, [value], [path], lines, details)
+    return DraftBox("output", [key], lines, [value], [path], lines, details)
 
 
 def _kind_of(port: Port) -> str:

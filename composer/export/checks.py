@@ -9,7 +9,7 @@ from torch import nn
 
 from composer.critic.delta_state import DeltaStateCritic
 from composer.export.values import ExportPart, policies_of, roots_of
-from composer.network.groups import SeparateParts
+from composer.network.groups import SeparateNetworks
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
 from perception_blocks.base_block import PerceptionBlock, block_name
@@ -96,6 +96,6 @@ def _limits(name: str, root: nn.Module) -> Iterator[str]:
         if isinstance(module, PerceptionBlock) and "export" in module.limits:
             yield f"{path!r} is a block {block_name(module)!r}, which cannot: {module.limits['export']}"
         # What is stacked has no children.
-        ensemble = module.ensemble if isinstance(module, SeparateParts) else module
+        ensemble = module.ensemble if isinstance(module, SeparateNetworks) else module
         if isinstance(ensemble, EnsembleBlock):
             yield from _limits(path, ensemble.network)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from composer.critic.shared_state import PRESENT, SharedStateCritic
-from composer.critic.structured import CriticByActor
+from composer.critic.structured import StructuredCriticBase
 from composer.network.network import Tensors
-from composer.network.structured import ActorModule
+from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.kinds import Leaf
@@ -111,7 +111,7 @@ class ExportedActors:
 
     def critic_of(self, actor: str | None) -> Any:
         """The critic of ``actor`` alone; None where there is none, and where one judges all together."""
-        if isinstance(self.critic, CriticByActor):
+        if isinstance(self.critic, StructuredCriticBase):
             return self.critic.critics[str(actor)]
         return None if isinstance(self.critic, SharedStateCritic) else self.critic
 
@@ -144,7 +144,7 @@ class ExportedActors:
 
     def states(self, module: Any) -> Iterator[tuple[str, Axes]]:
         """The names and axes of what the policy or critic ``module`` carries."""
-        if not isinstance(module, ActorModule):
+        if not isinstance(module, StructuredModule):
             for name, shape in module.state_shapes.items():
                 yield name, ("batch", *(int(size) for size in shape))
             return

@@ -112,7 +112,7 @@ class LoweredPolicy:
         for module in (policy.distributions, *families.values()):
             guard.watch(module)
         self._changed = guard.changed()
-        self._reader = _Reader(policy)
+        self._reader = _InputReader(policy)
 
     def _drawn(
         self,
@@ -137,7 +137,7 @@ class LoweredPolicy:
         return (self.policy.read(observation), False) if inputs is None else (inputs, True)
 
 
-class _Reader:
+class _InputReader:
     """One observation of arrays as tensors, where the space is a Box or a Dict of Boxes."""
 
     def __init__(self, policy: Any) -> None:

@@ -23,14 +23,14 @@ from perception_blocks.base_block import is_traced
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
-__all__ = ["GroupPart", "SeparateParts", "refuse_other_axes"]
+__all__ = ["GroupNetworks", "SeparateNetworks", "refuse_other_axes"]
 
 Resets = Tensor | None
 TENSORS = [registry for registry in REGISTRIES if registry != "_modules"]
 
 
 @dataclass(frozen=True)
-class GroupPart:
+class GroupNetworks:
     """Who acts (or is judged) by what: a Policy (or critic) that all ``actors`` share, or one for each of them."""
 
     name: str | None
@@ -40,7 +40,7 @@ class GroupPart:
     @property
     def parts(self) -> list[Any]:
         """What reads the observations of each actor, and makes actions for it."""
-        if isinstance(self.module, SeparateParts):
+        if isinstance(self.module, SeparateNetworks):
             return self.module.parts
         return [self.module] * len(self.actors)
 
@@ -53,7 +53,7 @@ class GroupPart:
         unroll: bool,
     ) -> list[tuple[Tensors, State]]:
         """Outputs of the actors ``rows`` and their states after, in one call where there can be one."""
-        if isinstance(self.module, SeparateParts):
+        if isinstance(self.module, SeparateNetworks):
             return self.module.evaluate(rows, inputs, states, resets, unroll)
         part = self.module
         if len(inputs) == 1:
@@ -65,7 +65,7 @@ class GroupPart:
         return [(_at(outputs, place), _at(after, place)) for place in places]
 
 
-class SeparateParts(nn.Module):
+class SeparateNetworks(nn.Module):
     """One policy (or critic) for each agent of a group, with weights of its own: its children, in the agents' order.
 
     Networks of one form have their weights stacked in ``ensemble`` and run as one call; state_dict has them by agent
@@ -131,7 +131,7 @@ class SeparateParts(nn.Module):
         outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
         return [(_at(outputs, place), _at(after, place)) for place in range(len(rows))]
 
-    def train(self, mode: bool = True) -> SeparateParts:
+    def train(self, mode: bool = True) -> SeparateNetworks:
         if self.ensemble is not None:
             self.ensemble.train(mode)
         return super().train(mode)

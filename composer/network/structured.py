@@ -10,33 +10,33 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from composer.network.groups import GroupPart, SeparateParts, refuse_other_axes
+from composer.network.groups import GroupNetworks, SeparateNetworks, refuse_other_axes
 from composer.network.module import OwnAttributes, is_empty, state_axes, under
 from composer.network.network import REGISTRIES, State, Tensors, own_share
-from composer.spaces.actors import Actor, ActorKey, Actors, Present, shortened
+from composer.spaces.actors import Actor, ActorKey, Actors, Entry, shortened
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
 from perception_blocks.words import did_you_mean
 
-__all__ = ["ActorModule", "Seat", "Turn", "blamed"]
+__all__ = ["StructuredModule", "ActorNetwork", "ActorCall", "blamed"]
 
 
 @dataclass(frozen=True)
-class Seat:
+class ActorNetwork:
     """Where an actor's network is: it is that of a group's ``row``, a Policy or a critic."""
 
-    group: GroupPart
+    group: GroupNetworks
     row: int
     network: Any
 
 
 @dataclass
-class Turn:
+class ActorCall:
     """What one actor does in one call."""
 
-    present: Present
-    seat: Seat
+    present: Entry
+    seat: ActorNetwork
     state: State | None
     resets: Any
     beside: dict[str, Any] = field(default_factory=dict)  # what is read beside the observation
@@ -51,7 +51,7 @@ class Turn:
         return self.seat.network
 
 
-class ActorModule(OwnAttributes):
+class StructuredModule(OwnAttributes):
     """The networks of groups of actors: one child for each group, or the only group itself, under its own names.
 
     It keeps no state: with memory, calls take and return one flat state, ``{"<actor>/<node>/h": ...}``; what belongs to
@@ -61,7 +61,7 @@ class ActorModule(OwnAttributes):
     role: ClassVar[str]  # "policy", "critic"
     call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
 
-    def __init__(self, actors: Actors, groups: Sequence[GroupPart]) -> None:
+    def __init__(self, actors: Actors, groups: Sequence[GroupNetworks]) -> None:
         super().__init__()
         self.actors = actors
         self.groups = tuple(groups)
@@ -73,7 +73,7 @@ class ActorModule(OwnAttributes):
             for group in groups:
                 self._modules[module_name(str(group.name))] = group.module
         self._seats = {
-            actor.name: Seat(group, row, network)
+            actor.name: ActorNetwork(group, row, network)
             for group in groups
             for row, (actor, network) in enumerate(zip(group.actors, group.parts, strict=True))
         }
@@ -150,13 +150,13 @@ class ActorModule(OwnAttributes):
         """The network of ``actor`` as a module of its own: that of a separate agent over its part of the weights."""
         seat = self._seats[actor.name]
         module = seat.group.module
-        return module.part_of(seat.row) if isinstance(module, SeparateParts) else module
+        return module.part_of(seat.row) if isinstance(module, SeparateNetworks) else module
 
-    def _read_inputs(self, turn: Turn) -> Tensors:
+    def _read_inputs(self, turn: ActorCall) -> Tensors:
         """What the network of ``turn`` reads. A subclass may hand over more than the observation."""
         return turn.network.read(turn.present.value)
 
-    def _turns(self, observations: Any, state: State | None, resets: Any) -> list[Turn]:
+    def _turns(self, observations: Any, state: State | None, resets: Any) -> list[ActorCall]:
         """Everyone present, each with its share of the state; nothing is computed so far."""
         present = self.actors.present(observations, "observations")
         state, _ = self._own_share(state)
@@ -178,12 +178,12 @@ class ActorModule(OwnAttributes):
                 if by_actor and one.name not in own_resets:
                     raise ValueError(f"resets lack {one.name!r}; it is present and has memory")
             reset = own_resets.get(one.name) if by_actor else resets
-            turns.append(Turn(one, seat, own, reset if network.has_memory else None))
+            turns.append(ActorCall(one, seat, own, reset if network.has_memory else None))
         return turns
 
-    def _compute(self, turns: list[Turn], unroll: bool = False) -> None:
+    def _compute(self, turns: list[ActorCall], unroll: bool = False) -> None:
         """Outputs and states, by one call for those who share a network or have stacked ones."""
-        batches: dict[tuple[int, str], list[Turn]] = {}
+        batches: dict[tuple[int, str], list[ActorCall]] = {}
         for turn in turns:
             with blamed(turn.present.name):
                 self._read_turn(turn, unroll)
@@ -204,7 +204,7 @@ class ActorModule(OwnAttributes):
             for turn, (outputs, after) in zip(batch, results, strict=True):
                 turn.outputs, turn.after = outputs, after
 
-    def _read_turn(self, turn: Turn, unroll: bool) -> None:
+    def _read_turn(self, turn: ActorCall, unroll: bool) -> None:
         """The inputs of its network, its leading axes, and resets for these."""
         turn.inputs = self._read_inputs(turn)
         turn.leading = turn.network.leading(turn.inputs)
@@ -213,7 +213,7 @@ class ActorModule(OwnAttributes):
             turn.network.check_state(turn.state, state_axes(turn.leading, unroll), call)
             turn.resets = turn.network.read_resets(turn.resets, turn.leading)
 
-    def _after(self, state: State | None, turns: list[Turn]) -> State:
+    def _after(self, state: State | None, turns: list[ActorCall]) -> State:
         own, whole = self._own_share(state)
         after = dict(own or {})
         for turn in turns:

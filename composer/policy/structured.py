@@ -10,15 +10,15 @@ import torch
 
 from composer.distributions.base import Distribution
 from composer.network.network import State, Tensors
-from composer.network.structured import ActorModule, Turn, blamed
+from composer.network.structured import ActorCall, StructuredModule, blamed
 from composer.policy.policy import Policy
 from composer.spaces.actors import ActorKey
 from composer.spaces.tree import alike, holds_tensors, to_environments
 
-__all__ = ["StructuredPolicy", "Crew", "crews"]
+__all__ = ["StructuredPolicy", "PolicyBatch", "policy_batches"]
 
 
-class StructuredPolicy(ActorModule):
+class StructuredPolicy(StructuredModule):
     """What acts for the steps and agents of an environment: ``policy.act({actor: observation})`` is {actor: action}.
 
     Everyone who is present is answered, in the order given and under the keys given. ``policy[key]`` is the `Policy` of
@@ -176,11 +176,11 @@ class StructuredPolicy(ActorModule):
 
 
 def _by_manner(
-    turns: Sequence[Turn], masks: Mapping[str, Any], temperature: float
-) -> tuple[list[Crew], list[Turn], list[Turn]]:
+    turns: Sequence[ActorCall], masks: Mapping[str, Any], temperature: float
+) -> tuple[list[PolicyBatch], list[ActorCall], list[ActorCall]]:
     """Those who have decided together; who decides alone; whose own class is to be asked."""
     together, rest = [], []
-    for crew in crews(turns):
+    for crew in policy_batches(turns):
         if crew.decide(masks, temperature):
             together.append(crew)
         else:
@@ -189,23 +189,23 @@ def _by_manner(
     return together, [turn for turn in rest if not turn.network.users_own("act")], asked
 
 
-def _distribution(turn: Turn, masks: Mapping[str, Any], temperature: float) -> Distribution:
+def _distribution(turn: ActorCall, masks: Mapping[str, Any], temperature: float) -> Distribution:
     mask = masks.get(turn.present.name)
     with blamed(turn.present.name):
         return turn.network.distribution_of(turn.outputs, turn.inputs, mask, temperature)
 
 
-def _ask(turn: Turn) -> None:
+def _ask(turn: ActorCall) -> None:
     """Let the user's own class act."""
     result = turn.network.act(turn.present.value, turn.state, turn.resets)
     turn.action, turn.after = result if turn.network.has_memory else (result, {})
 
 
 @dataclass
-class Crew:
+class PolicyBatch:
     """Those present who share a policy. `decide`, then `draw`; each fills in the turns' actions and states after."""
 
-    turns: list[Turn]
+    turns: list[ActorCall]
     distribution: Distribution | None = None
     after: State | None = None
 
@@ -260,13 +260,13 @@ class Crew:
         return {name: alike([mask.get(name) for mask in by_action]) for name in names}
 
 
-def crews(turns: Sequence[Turn]) -> list[Crew]:
+def policy_batches(turns: Sequence[ActorCall]) -> list[PolicyBatch]:
     """The turns by policy, in the order given."""
-    found: dict[tuple[int, bool], Crew] = {}
+    found: dict[tuple[int, bool], PolicyBatch] = {}
     for turn in turns:
         one = turn.present
         whole_step = one.actor.is_open and one.name == one.actor.name  # has an axis of its own
-        found.setdefault((id(turn.network), whole_step), Crew([])).turns.append(turn)
+        found.setdefault((id(turn.network), whole_step), PolicyBatch([])).turns.append(turn)
     return list(found.values())
 
 

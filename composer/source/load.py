@@ -29,7 +29,7 @@ from composer.source.files import (
 from composer.source.overlay import merge, set_value
 from composer.source.params import escape_params, fill_params
 from composer.source.scalars import no_space_in_words, parse_scalar, syntax_error_in_words
-from composer.source.values import MAX_DEPTH, Node, check_size, from_python, node_at, plain
+from composer.source.values import MAX_DEPTH, Located, check_size, from_python, node_at, plain
 from perception_blocks.words import describe, did_you_mean, sparing
 
 __all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source", "stored_source"]
@@ -55,7 +55,7 @@ class Source:
 
     def __init__(
         self,
-        root: Node,
+        root: Located,
         name: str | None,
         files: Iterable[str],
         problems: Iterable[Problem],
@@ -176,9 +176,9 @@ class _Files:
         self.seen: list[str] = []
         self.folders = folders
         self._problems = problems
-        self._merged: dict[str, Node] = {}
+        self._merged: dict[str, Located] = {}
 
-    def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Node:
+    def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Located:
         identity = real_path(path)
         if identity in parents:
             chain = [*parents[parents.index(identity) :], identity]
@@ -198,13 +198,13 @@ class _Files:
             self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
         return self._merged[identity]
 
-    def _on_its_bases(self, root: Node, path: str, parents: tuple[str, ...]) -> Node:
+    def _on_its_bases(self, root: Located, path: str, parents: tuple[str, ...]) -> Located:
         extends = root.value.get("extends")
         if extends is None:
             return root
         names = extends.value if isinstance(extends.value, list) else [extends]
-        over = Node({k: v for k, v in root.value.items() if k != "extends"}, root.position)
-        base: Node | None = None
+        over = Located({k: v for k, v in root.value.items() if k != "extends"}, root.position)
+        base: Located | None = None
         folder = os.path.dirname(path)
         for name in names:
             if not isinstance(name.value, str) or not name.value:
@@ -217,7 +217,7 @@ class _Files:
         return over if base is None else merge(base, over)
 
 
-def _without_extends(root: Node, what: str) -> Node:
+def _without_extends(root: Located, what: str) -> Located:
     extends = root.value.get("extends")
     if extends is None:
         return root
@@ -230,13 +230,13 @@ def _without_extends(root: Node, what: str) -> Node:
 # --- overrides ---------------------------------------------------------------------------------------------------
 
 
-def _overridden(root: Node, overrides: Iterable[Override], problems: list[Problem]) -> Node:
+def _overridden(root: Located, overrides: Iterable[Override], problems: list[Problem]) -> Located:
     for override in overrides:
         root = _apply(root, override, problems)
     return root
 
 
-def _apply(root: Node, override: Override, problems: list[Problem]) -> Node:
+def _apply(root: Located, override: Override, problems: list[Problem]) -> Located:
     """``root`` with one override applied; what is wrong with it goes to ``problems``."""
     if isinstance(override, str):
         position = Position(f"--set {override}")
@@ -262,7 +262,7 @@ def _apply(root: Node, override: Override, problems: list[Problem]) -> Node:
     return set_value(root, path, value, problems)
 
 
-def _parse_value(text: str, position: Position, problems: list[Problem]) -> Node:
+def _parse_value(text: str, position: Position, problems: list[Problem]) -> Located:
     found: list[Problem] = []
     try:
         root = _YamlReader(position.file, found).read(text)
@@ -272,22 +272,22 @@ def _parse_value(text: str, position: Position, problems: list[Problem]) -> Node
     if found:
         message = f"the value is not valid YAML: {found[0].message}"
         problems.append(Problem(message, (), position))
-    return Node(None, position) if root is None else _placed(root, position)
+    return Located(None, position) if root is None else _placed(root, position)
 
 
-def _placed(node: Node, position: Position) -> Node:
+def _placed(node: Located, position: Position) -> Located:
     """``node`` and all below, as if written at ``position``."""
     if isinstance(node.value, dict):
-        return Node({k: _placed(v, position) for k, v in node.value.items()}, position, position)
+        return Located({k: _placed(v, position) for k, v in node.value.items()}, position, position)
     if isinstance(node.value, list):
-        return Node([_placed(v, position) for v in node.value], position, position)
-    return Node(node.value, position, position)
+        return Located([_placed(v, position) for v in node.value], position, position)
+    return Located(node.value, position, position)
 
 
 # --- reading YAML ------------------------------------------------------------------------------------------------
 
 
-def _parse(text: str, name: str, problems: list[Problem]) -> Node:
+def _parse(text: str, name: str, problems: list[Problem]) -> Located:
     """The mapping that ``text`` holds. Raises SpecError."""
     if len(text) > MAX_BYTES:
         message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
@@ -310,10 +310,12 @@ def _parse(text: str, name: str, problems: list[Problem]) -> Node:
 class _Open:
     """A mapping or a list that is being read. ``key`` is the mapping's key that waits for its value."""
 
-    children: dict[str, Node] | list[Node]
+    children: dict[str, Located] | list[Located]
     position: Position
     anchor: str | None
-    key: Node | None = None  # of value None: a key that is wrong, whose value is read and dropped
+    key: Located | None = (
+        None  # of value None: a key that is wrong, whose value is read and dropped
+    )
     plain: bool = False  # whether the key stands without quotes
     flow: bool = False  # whether it is written in { }
     number: Any = None  # the key, where it is a number
@@ -330,11 +332,11 @@ class _YamlReader:
         self._name = name
         self._problems = problems
         self._open: list[_Open] = []
-        self._anchors: dict[str, Node | None] = {}  # None while the value is being read
-        self._root: Node | None = None
+        self._anchors: dict[str, Located | None] = {}  # None while the value is being read
+        self._root: Located | None = None
         self._documents = 0
 
-    def read(self, text: str) -> Node | None:
+    def read(self, text: str) -> Located | None:
         """The document's value, or None when there is no document."""
         self._refuse_control_characters(text)
         take: dict[type, Callable[[Any], None]] = {
@@ -392,7 +394,7 @@ class _YamlReader:
                     "merge keys '<<' are no part of YAML 1.2; write the keys out, or use 'extends'"
                 )
                 self._note(position, message)
-                self._open[-1].key = Node(None, position)
+                self._open[-1].key = Located(None, position)
                 return
             value = self._scalar(value, position)
         if self._awaits_key():
@@ -411,11 +413,11 @@ class _YamlReader:
         else:
             self._put(node.value, node.position, None)
 
-    def _put(self, value: Any, position: Position | None, anchor: str | None) -> Node:
+    def _put(self, value: Any, position: Position | None, anchor: str | None) -> Located:
         """Hand a finished value to the mapping or list it stands in; returns its Node."""
         parent = self._open[-1] if self._open else None
         key = None if parent is None else parent.key
-        node = Node(value, position, None if key is None else key.position)
+        node = Located(value, position, None if key is None else key.position)
         if anchor:
             self._anchors[anchor] = node
         if parent is None:
@@ -452,14 +454,14 @@ class _YamlReader:
         name, colon, text = key.value.partition(":")
         if colon and text and name.isidentifier() and name not in parent.children:
             self._note(key.position, no_space_in_words(key.value), name)
-            parent.children[name] = Node(
+            parent.children[name] = Located(
                 self._scalar(text, key.position), key.position, key.position
             )
             return True
         parent.key = key
         return False
 
-    def _note_missing_brackets(self, parent: _Open, key: Node | None) -> None:
+    def _note_missing_brackets(self, parent: _Open, key: Located | None) -> None:
         """Where the key without a value is a number after a number, say that a list was meant: ``{units: 64, 64}``."""
         assert isinstance(parent.children, dict)
         name, last = next(reversed(parent.children.items()), ("", None))
@@ -488,7 +490,7 @@ class _YamlReader:
             self._note(last.position, message, name)
         return True
 
-    def _checked_key(self, parent: _Open, node: Node) -> Node:
+    def _checked_key(self, parent: _Open, node: Located) -> Located:
         """The key itself, or one of value None when it is repeated or no text."""
         if not isinstance(node.value, str) and self._is_tuple(parent, node.value):
             pass
@@ -504,7 +506,7 @@ class _YamlReader:
         else:
             parent.unbracketed = None
             return node
-        return Node(None, node.position)
+        return Located(None, node.position)
 
     def _awaits_key(self) -> bool:
         return (

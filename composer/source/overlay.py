@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from composer.errors import Path, Problem, format_path
-from composer.source.values import Node, node_at
+from composer.source.values import Located, node_at
 from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["merge", "set_value"]
@@ -17,7 +17,7 @@ _MAPPING_KINDS = ("graph", "template", "networks")
 _NAMESPACES = ("graph", "heads", "networks", "params")
 
 
-def merge(base: Node, over: Node, name: str = "") -> Node:
+def merge(base: Located, over: Located, name: str = "") -> Located:
     """``over`` laid over ``base``.
 
     Mappings are merged key by key, all else is replaced, null removes a key. A mapping that is another thing than its
@@ -35,10 +35,10 @@ def merge(base: Node, over: Node, name: str = "") -> Node:
             merged[key] = child
         else:
             merged[key] = merge(merged[key], child, key).under_key(child.key_position)
-    return Node(merged, over.position, over.key_position)
+    return Located(merged, over.position, over.key_position)
 
 
-def _is_another_thing(base: Node, over: Node) -> bool:
+def _is_another_thing(base: Located, over: Located) -> bool:
     old = {key for key in (*_SCALAR_KINDS, *_MAPPING_KINDS) if key in base.value}
     new = {key for key in (*_SCALAR_KINDS, *_MAPPING_KINDS) if key in over.value}
     if old and new - old and not _is_nested_graph(over):
@@ -50,12 +50,12 @@ def _is_another_thing(base: Node, over: Node) -> bool:
     )
 
 
-def _is_nested_graph(node: Node) -> bool:
+def _is_nested_graph(node: Located) -> bool:
     block = node.value.get("block")
     return block is not None and block.value == "graph"
 
 
-def set_value(root: Node, path: Path, value: Node, problems: list[Problem]) -> Node:
+def set_value(root: Located, path: Path, value: Located, problems: list[Problem]) -> Located:
     """``root`` with the value at ``path`` replaced; null removes a key.
 
     The last key may be new, those before it may not.
@@ -71,14 +71,14 @@ def set_value(root: Node, path: Path, value: Node, problems: list[Problem]) -> N
     return _replace(root, path, value)
 
 
-def _replace(node: Node, path: Path, value: Node) -> Node:
+def _replace(node: Located, path: Path, value: Located) -> Located:
     if not path:
         return value
     part = path[0]
     if isinstance(node.value, list):
         parts = list(node.value)
         parts[int(part)] = _replace(parts[int(part)], path[1:], value)
-        return Node(parts, node.position, node.key_position)
+        return Located(parts, node.position, node.key_position)
     children = dict(node.value)
     removed = {key: by for key, by in (node.removed or {}).items() if key != path[0]}
     key = str(part)
@@ -89,10 +89,10 @@ def _replace(node: Node, path: Path, value: Node) -> Node:
         removed[key] = value.position
     else:
         children[key] = value.under_key(value.position)
-    return Node(children, node.position, node.key_position, removed or None)
+    return Located(children, node.position, node.key_position, removed or None)
 
 
-def _indexed(root: Node, path: Path) -> Path:
+def _indexed(root: Located, path: Path) -> Path:
     """``path`` with the numbers that index a list as int."""
     parts: list[str | int] = []
     for part in path:
@@ -102,12 +102,12 @@ def _indexed(root: Node, path: Path) -> Path:
     return tuple(parts)
 
 
-def _is_index(part: str | int, values: Sequence[Node]) -> bool:
+def _is_index(part: str | int, values: Sequence[Located]) -> bool:
     digits = str(part)
     return digits.isdecimal() and len(digits) < 10 and int(digits) < len(values)
 
 
-def _no_such_parent(root: Node, path: Path) -> str:
+def _no_such_parent(root: Located, path: Path) -> str:
     """Why nothing can be set at ``path``: its first part that is not there, or the value that holds no others."""
     node = root
     for index, part in enumerate(path[:-1]):
@@ -128,6 +128,6 @@ def _no_such_parent(root: Node, path: Path) -> str:
     return f"{format_path(path[:index])!r} is {describe(node.value)}; nothing can be set inside it"
 
 
-def _entries(node: Node) -> str:
+def _entries(node: Located) -> str:
     count = len(node.value)
     return f", which has {count} {'entry' if count == 1 else 'entries'}, counted from 0"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from composer.errors import Path, Position, Problem
-from composer.source.values import Node, check_size
+from composer.source.values import Located, check_size
 from perception_blocks.words import describe, did_you_mean, listing, near_name
 
 __all__ = ["escape_params", "fill_params"]
@@ -19,7 +19,7 @@ _MAX_TEXT = 10_000  # texts that hold texts that hold texts double in length eac
 _MAX_CYCLES = 20  # reported at once
 
 
-def fill_params(root: Node, file: str) -> tuple[Node, list[Problem]]:
+def fill_params(root: Located, file: str) -> tuple[Located, list[Problem]]:
     """``root`` with every reference replaced by its param's value, and what is wrong with them.
 
     A text that is one reference takes the param's value with its type and keeps its own position; a reference within a
@@ -30,13 +30,13 @@ def fill_params(root: Node, file: str) -> tuple[Node, list[Problem]]:
     params = root.value.get("params")
     filler = _Filler({**(root.removed or {}), **((params and params.removed) or {})})
     if params is not None:
-        root = Node({**root.value, "params": filler.read(params)}, root.position)
+        root = Located({**root.value, "params": filler.read(params)}, root.position)
     filled = {
         key: value if key == "params" else filler.fill(value, (key,))
         for key, value in root.value.items()
     }
     filler.report_unused(file)
-    result = Node(filled, root.position)
+    result = Located(filled, root.position)
     check_size(result, root.position, "the spec with its params filled in")
     return result, filler.problems
 
@@ -52,10 +52,10 @@ class _Filler:
     def __init__(self, removed: Mapping[str, Position | None]) -> None:
         self.problems: list[Problem] = []
         self._removed = removed
-        self._values: dict[str, Node] = {}
+        self._values: dict[str, Located] = {}
         self._used: set[str] = set()
 
-    def read(self, node: Node) -> Node:
+    def read(self, node: Located) -> Located:
         """Note the params, each after those it refers to; returns them filled in."""
         if not isinstance(node.value, dict):
             self._add(("params",), node, f"'params' must be a mapping, got {describe(node.value)}")
@@ -66,7 +66,7 @@ class _Filler:
             self._check_value(name)
             if name not in cyclic:
                 self._values[name] = self.fill(node.value[name], ("params", name))
-        return Node(dict(self._values), node.position, node.key_position)
+        return Located(dict(self._values), node.position, node.key_position)
 
     def _check_value(self, name: str) -> None:
         for path, node in _scalars(self._values[name], ("params", name)):
@@ -78,7 +78,7 @@ class _Filler:
                 self._add(path, node, message)
                 return
 
-    def _order(self, params: Node, cyclic: set[str]) -> list[str]:
+    def _order(self, params: Located, cyclic: set[str]) -> list[str]:
         """The names in an order in which each can be filled; those in a circle are reported and added to ``cyclic``."""
         reads = {
             name: {other for other in _references(node) if other in params.value}
@@ -99,7 +99,7 @@ class _Filler:
         cyclic.update(reads)
         return list(reads)
 
-    def fill(self, node: Node, path: Path) -> Node:
+    def fill(self, node: Located, path: Path) -> Located:
         """``node`` with its references replaced; nodes without any are kept as they are."""
         if not node.refers:
             return node
@@ -111,9 +111,9 @@ class _Filler:
             filled = self._fill_text(node, path)
             check_size(filled, node.position, f"the value of {node.value!r}")
             return filled
-        return Node(value, node.position, node.key_position)
+        return Located(value, node.position, node.key_position)
 
-    def _fill_text(self, node: Node, path: Path) -> Node:
+    def _fill_text(self, node: Located, path: Path) -> Located:
         text = node.value
         whole = _REFERENCE.fullmatch(text)
         if whole and whole[1] is not None:
@@ -123,10 +123,10 @@ class _Filler:
             # An override names no line, and the line of the reference is not where the value was given.
             overridden = param.position is not None and param.position.line is None
             position = param.position if overridden else node.position
-            return Node(param.value, position, node.key_position)
-        return Node(self._text_with_values(node, path), node.position, node.key_position)
+            return Located(param.value, position, node.key_position)
+        return Located(self._text_with_values(node, path), node.position, node.key_position)
 
-    def _text_with_values(self, node: Node, path: Path) -> str:
+    def _text_with_values(self, node: Located, path: Path) -> str:
         text = node.value
         parts = []
         end = 0
@@ -143,7 +143,7 @@ class _Filler:
             ]  # what refers to it need not be reported as well
         return "".join(parts)
 
-    def _text_of(self, match: re.Match[str], node: Node, path: Path) -> str:
+    def _text_of(self, match: re.Match[str], node: Located, path: Path) -> str:
         if match[0] == "$${":
             return "${"
         if match[1] is None:
@@ -159,7 +159,7 @@ class _Filler:
             return match[0]
         return param.value if isinstance(param.value, str) else json.dumps(param.value)
 
-    def _look_up(self, reference: str, node: Node, path: Path) -> Node | None:
+    def _look_up(self, reference: str, node: Located, path: Path) -> Located | None:
         prefix, _, name = reference.strip().partition(".")
         if prefix == "params" and name in self._values:
             self._used.add(name)
@@ -202,11 +202,11 @@ class _Filler:
                 message = f"nothing refers to the param {name!r}{hint}"
                 self.problems.append(Problem(message, ("params", name), written_in))
 
-    def _add(self, path: Path, node: Node, message: str) -> None:
+    def _add(self, path: Path, node: Located, message: str) -> None:
         self.problems.append(Problem(message, path, node.position))
 
 
-def _scalars(node: Node, path: Path) -> Iterator[tuple[Path, Node]]:
+def _scalars(node: Located, path: Path) -> Iterator[tuple[Path, Located]]:
     if isinstance(node.value, list):
         for index, child in enumerate(node.value):
             yield from _scalars(child, (*path, index))
@@ -214,7 +214,7 @@ def _scalars(node: Node, path: Path) -> Iterator[tuple[Path, Node]]:
         yield path, node
 
 
-def _references(node: Node) -> Iterator[str]:
+def _references(node: Located) -> Iterator[str]:
     if isinstance(node.value, str):
         for match in _REFERENCE.finditer(node.value):
             prefix, _, name = (match[1] or "").strip().partition(".")

@@ -10,7 +10,7 @@ from typing import Any
 from composer.errors import Path, Position, Problem, SpecError
 from perception_blocks.words import describe
 
-__all__ = ["MAX_DEPTH", "MAX_SIZE", "Node", "check_size", "from_python", "node_at", "plain"]
+__all__ = ["MAX_DEPTH", "MAX_SIZE", "Located", "check_size", "from_python", "node_at", "plain"]
 
 MAX_DEPTH = 50
 MAX_BITS = 1000  # of an integer; YAML's have at most 300 digits
@@ -18,7 +18,7 @@ MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5
 
 
 @dataclass(slots=True)  # not frozen: a spec of 10,000 blocks has 100,000 of them
-class Node:
+class Located:
     """A scalar, or a dict or list of Nodes. Never changed once made, so that two places may hold the same one.
 
     ``key_position`` is where the key that leads here is written. Of this value and all below, ``size`` and ``depth``
@@ -42,17 +42,17 @@ class Node:
             self.depth += max([child.depth for child in below])
             self.refers = any(child.refers for child in below)
 
-    def children(self) -> list[Node]:
+    def children(self) -> list[Located]:
         if isinstance(self.value, dict):
             return list(self.value.values())
         return self.value if isinstance(self.value, list) else []
 
-    def under_key(self, key_position: Position | None) -> Node:
+    def under_key(self, key_position: Position | None) -> Located:
         """The same value, reached by the key at ``key_position``."""
-        return Node(self.value, self.position, key_position)
+        return Located(self.value, self.position, key_position)
 
 
-def check_size(node: Node, where: Position | None, what: str) -> None:
+def check_size(node: Located, where: Position | None, what: str) -> None:
     """Raise SpecError when ``node`` became too large or too deep to be a spec."""
     if node.size > MAX_SIZE:
         message = f"{what} grows to {node.size} values; a spec may have {MAX_SIZE}"
@@ -62,7 +62,7 @@ def check_size(node: Node, where: Position | None, what: str) -> None:
         raise SpecError([Problem(message, (), where)])
 
 
-def plain(node: Node) -> Any:
+def plain(node: Located) -> Any:
     """The value as fresh dicts, lists and scalars."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
@@ -71,7 +71,7 @@ def plain(node: Node) -> Any:
     return node.value
 
 
-def node_at(root: Node, path: Path) -> tuple[Node, bool]:
+def node_at(root: Located, path: Path) -> tuple[Located, bool]:
     """The node at ``path`` and True, or its nearest ancestor and False."""
     node = root
     for part in path:
@@ -86,7 +86,7 @@ def node_at(root: Node, path: Path) -> tuple[Node, bool]:
     return node, True
 
 
-def from_python(value: Any, position: Position | None = None) -> Node:
+def from_python(value: Any, position: Position | None = None) -> Located:
     """A tree of mappings, lists and tuples; whatever else (a class, a callable, a module) passes through untouched.
 
     Raises SpecError for keys that are no text, and for what is nested too deep, as a container within itself is.
@@ -94,7 +94,7 @@ def from_python(value: Any, position: Position | None = None) -> Node:
     return _from_python(value, position, (), 0)
 
 
-def _from_python(value: Any, position: Position | None, path: Path, depth: int) -> Node:
+def _from_python(value: Any, position: Position | None, path: Path, depth: int) -> Located:
     if depth > MAX_DEPTH:
         message = f"nested more than {MAX_DEPTH} deep; does a container hold itself?"
         raise SpecError([Problem(message, path[:3], position)])
@@ -105,16 +105,16 @@ def _from_python(value: Any, position: Position | None, path: Path, depth: int) 
                 message = f"the key {key!r} must be a text, got {describe(key)}"
                 raise SpecError([Problem(message, path, position)])
         items = value.items()
-        return Node(
+        return Located(
             {k: _from_python(v, position, (*path, k), depth + 1) for k, v in items}, position
         )
     if isinstance(value, list | tuple):
         parts = [_from_python(v, position, (*path, i), depth + 1) for i, v in enumerate(value)]
-        return Node(parts, position)
+        return Located(parts, position)
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         message = f"a number of {value.bit_length()} bits is too long"
         raise SpecError([Problem(message, path, position)])
-    return Node(value, position)
+    return Located(value, position)
 
 
 def _without_omegaconf(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from composer.errors import Path, Problem, Problems, SpecError
 from perception_blocks.words import did_you_mean, is_writable, listing
 
-__all__ = ["Actor", "ActorKey", "Actors", "Present", "counted_spaces", "read_actors", "serve"]
+__all__ = ["Actor", "ActorKey", "Actors", "Entry", "counted_spaces", "read_actors", "serve"]
 __all__ += ["shortened"]
 
 X = TypeVar("X")
@@ -57,7 +57,7 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class Present(Generic[X]):
+class Entry(Generic[X]):
     """A value of a mapping by key: of which actor, under which flat name, and the key as the caller wrote it."""
 
     key: Any
@@ -107,7 +107,7 @@ class Actors:
         actor = self._by_name.get(step)
         return (name, actor) if slash and agent and actor is not None and actor.is_open else None
 
-    def present(self, values: Any, what: str) -> list[Present]:
+    def present(self, values: Any, what: str) -> list[Entry]:
         """The entries of a mapping by key, in its order; ``what`` it holds ("observations") is for messages.
 
         Raises ValueError for what is no mapping, for keys of no actor, and for two keys of the same one.
@@ -117,7 +117,7 @@ class Actors:
             raise ValueError(
                 f"{what} come as a dict by actor ({names}), got a {type(values).__name__}"
             )
-        found: dict[str, Present] = {}
+        found: dict[str, Entry] = {}
         unknown = [key for key in values if self.find(key) is None]
         if unknown:
             near = did_you_mean(flat_name(unknown[0]), self.names) if len(unknown) == 1 else ""
@@ -129,7 +129,7 @@ class Actors:
                 raise ValueError(
                     f"{what} of {name!r} are given twice, as {found[name].key!r} and {key!r}"
                 )
-            found[name] = Present(key, name, actor, value)
+            found[name] = Entry(key, name, actor, value)
         return list(found.values())
 
 

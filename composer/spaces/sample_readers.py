@@ -25,7 +25,16 @@ from composer.spaces.values import IntegerRange, refuse_outside
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import cut
 
-__all__ = ["Alternatives", "Fixed", "Nodes", "Parts", "Reader", "Set", "Tokens", "described"]
+__all__ = [
+    "OneOfReader",
+    "FixedReader",
+    "GraphReader",
+    "CompoundReader",
+    "Reader",
+    "SetReader",
+    "TextReader",
+    "described",
+]
 __all__ += ["is_mask", "shape_of", "typed"]
 
 Path = tuple[Any, ...]
@@ -56,7 +65,7 @@ class Reader(ABC):
         return len(column)
 
 
-class Fixed(Reader):
+class FixedReader(Reader):
     """A space of fixed size: numbers."""
 
     def __init__(self, leaf: Leaf) -> None:
@@ -107,7 +116,7 @@ class Fixed(Reader):
                 )
 
 
-class Parts(Reader):
+class CompoundReader(Reader):
     """A Dict or Tuple; parts that are ignored have no reader, and are not looked at."""
 
     def __init__(
@@ -157,7 +166,7 @@ class Parts(Reader):
         raise ValueError(f"{f'{self.key}/{name}'!r} is missing; got {described(value)}")
 
 
-class Set(Reader):
+class SetReader(Reader):
     """A Sequence: the tensors of its elements with a varying axis before them, and a mask."""
 
     def __init__(self, key: str, path: Path, space: spaces.Sequence, element: Reader) -> None:
@@ -187,7 +196,7 @@ class Set(Reader):
         return self.stack or isinstance(sample, (np.ndarray, Tensor, Mapping))
 
 
-class Tokens(Reader):
+class TextReader(Reader):
     """A Text: for each character its place in the charset, counted from 1; 0 where the text has ended."""
 
     def __init__(self, key: str, path: Path, space: spaces.Text) -> None:
@@ -225,7 +234,7 @@ class Tokens(Reader):
             ) from None
 
 
-class Nodes(Reader):
+class GraphReader(Reader):
     """A Graph: nodes, edges, and for each edge the two nodes that it links. Those ignored have no reader."""
 
     def __init__(
@@ -293,7 +302,7 @@ class Nodes(Reader):
         return numbers.to(torch.int64)
 
 
-class Alternatives(Reader):
+class OneOfReader(Reader):
     """A OneOf: which one it is, and the tensors of each alternative, zero and masked where it is another one."""
 
     def __init__(

@@ -35,13 +35,13 @@ from composer.spaces.kinds import (
     watched,
 )
 from composer.spaces.sample_readers import (
-    Alternatives,
-    Fixed,
-    Nodes,
-    Parts,
+    CompoundReader,
+    FixedReader,
+    GraphReader,
+    OneOfReader,
     Reader,
-    Set,
-    Tokens,
+    SetReader,
+    TextReader,
     described,
     is_mask,
     shape_of,
@@ -228,7 +228,7 @@ class ReaderMaker:
             space = self.texts[key]
         kind = kind_of(space)
         if kind is not None:
-            return Fixed(self.leaf(kind, key, path, space))
+            return FixedReader(self.leaf(kind, key, path, space))
         if within and isinstance(space, (spaces.Sequence, spaces.Graph, spaces.Text)):
             self.problems.append(_varies_twice(self.root, key, space, within))
             return None
@@ -257,25 +257,27 @@ class ReaderMaker:
     def parts(self, key: str, path: Path, space: spaces.Dict | spaces.Tuple, within: str) -> Reader:
         named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         readers = self._readers(key, path, named, within)
-        return Parts(key, space, readers)
+        return CompoundReader(key, space, readers)
 
     def sequence(self, key: str, path: Path, space: spaces.Sequence, within: str) -> Reader | None:
         element = self.reader(key, path, space.feature_space, key)
-        return None if element is None or not element.ports else Set(key, path, space, element)
+        return (
+            None if element is None or not element.ports else SetReader(key, path, space, element)
+        )
 
     def graph(self, key: str, path: Path, space: spaces.Graph, within: str) -> Reader:
         parts = [("nodes", space.node_space), ("edges", space.edge_space)]
         readers = self._readers(
             key, path, [(name, part) for name, part in parts if part is not None], key
         )
-        return Nodes(key, path, space, readers.get("nodes"), readers.get("edges"))
+        return GraphReader(key, path, space, readers.get("nodes"), readers.get("edges"))
 
     def one_of(self, key: str, path: Path, space: spaces.OneOf, within: str) -> Reader:
         readers = self._readers(key, path, enumerate(space.spaces), within)
-        return Alternatives(key, path, space, readers)
+        return OneOfReader(key, path, space, readers)
 
     def text(self, key: str, path: Path, space: spaces.Text, within: str) -> Reader:
-        return Tokens(key, path, space)
+        return TextReader(key, path, space)
 
     def _readers(
         self, key: str, path: Path, parts: Iterable[tuple[Any, Space]], within: str

@@ -62,13 +62,15 @@ def read_spec(
     Raises SpecError with everything wrong in the structure: keys, types, names, references, params and paths.
     """
     problems = Problems(source, source.problems)
-    spec = _Reader(source, problems, tuple(allow), makes_environment, limits_from(limits)).model()
+    spec = _SpecReader(
+        source, problems, tuple(allow), makes_environment, limits_from(limits)
+    ).model()
     problems.raise_if_any()
     assert spec is not None
     return spec
 
 
-class _Reader:
+class _SpecReader:
     """Reads from the top down; each method takes the value at ``path`` and notes what is wrong with it."""
 
     def __init__(

@@ -34,7 +34,7 @@ def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
         fields.note("template", message)
     template = Fields(given, fields.at("template"), fields.problems)
     template.unknown(TEMPLATE_KEYS, "a template")
-    reader = _Reader(nodes, fields.problems)
+    reader = _TemplateReader(nodes, fields.problems)
     return TemplateSpec(
         template.path,
         image=reader.optional(template, "image"),
@@ -55,7 +55,7 @@ def shared_stages(shares: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(STAGES.get(name, name) for name in shares)
 
 
-class _Reader:
+class _TemplateReader:
     def __init__(self, nodes: NodeReader, problems: Problems) -> None:
         self._nodes = nodes
         self._problems = problems

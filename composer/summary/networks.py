@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from torch import nn
 
 from composer.critic.base import CriticModule
-from composer.network.groups import GroupPart
+from composer.network.groups import GroupNetworks
 from composer.network.module import NetworkModule
-from composer.network.structured import ActorModule
+from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
 from composer.spaces.actors import shortened
 
-__all__ = ["Cast", "casts_of", "parts_of", "short_name"]
+__all__ = ["ServedActors", "served_actors", "networks_by_name", "short_name"]
 
 
 @dataclass(frozen=True)
-class Cast:
+class ServedActors:
     """The ``actors`` of one part of a model. With ``copies`` each has a network of its own, of which one is shown."""
 
     actors: tuple[str, ...]
@@ -30,7 +30,7 @@ class Cast:
         return f"for {shortened(self.actors, most)}{each}"
 
 
-def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
+def networks_by_name(net: nn.Module) -> dict[str, NetworkModule]:
     """The networks of a Model (or the policy or critic itself) by name; empty for any other module.
 
     Those of a policy or critic for several actors are called "policy/<group>" and "critic/<group>".
@@ -38,7 +38,7 @@ def parts_of(net: nn.Module) -> dict[str, NetworkModule]:
     return {name: part for name, part, _ in _all_parts(net)}
 
 
-def casts_of(net: nn.Module) -> dict[str, Cast]:
+def served_actors(net: nn.Module) -> dict[str, ServedActors]:
     """For whom each of the parts is; empty for a model of one Space."""
     return {name: cast for name, _, cast in _all_parts(net) if cast is not None}
 
@@ -53,27 +53,29 @@ def short_name(part: str, name: str) -> str:
     return f"{group}/{name}" if group else name
 
 
-def _all_parts(net: nn.Module) -> list[tuple[str, NetworkModule, Cast | None]]:
+def _all_parts(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors | None]]:
     if isinstance(net, NetworkModule):
         return [("critic" if isinstance(net, CriticModule) else "policy", net, None)]
-    if isinstance(net, ActorModule):
+    if isinstance(net, StructuredModule):
         return [part for group in net.groups for part in _parts_of_group(net.role, group)]
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
-    if not isinstance(policy, Policy | ActorModule):
+    if not isinstance(policy, Policy | StructuredModule):
         return []
     return [*_all_parts(policy), *(_all_parts(critic) if isinstance(critic, nn.Module) else [])]
 
 
-def _parts_of_group(role: str, group: GroupPart) -> list[tuple[str, NetworkModule, Cast | None]]:
+def _parts_of_group(
+    role: str, group: GroupNetworks
+) -> list[tuple[str, NetworkModule, ServedActors | None]]:
     base = role if group.name is None else f"{role}/{group.name}"
     names = tuple(actor.name for actor in group.actors)
     if isinstance(group.module, NetworkModule):
-        return [(base, group.module, Cast(names))]
+        return [(base, group.module, ServedActors(names))]
     networks, why = group.module.parts, group.module.why_looped
     ports = [(own.network.in_ports, own.network.out_ports) for own in networks]
     if all(own == ports[0] for own in ports):
-        return [(base, group.module.part_of(0), Cast(names, len(names), why))]
+        return [(base, group.module.part_of(0), ServedActors(names, len(names), why))]
     return [
-        (f"{base}/{index}", own, Cast((names[index],), 1, why))
+        (f"{base}/{index}", own, ServedActors((names[index],), 1, why))
         for index, own in enumerate(networks)
     ]

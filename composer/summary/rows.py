@@ -18,7 +18,7 @@ from composer.policy.policy import Policy
 from composer.spec.model_spec import ModelSpec
 from composer.spec.places import ENSEMBLE, place_of
 from composer.summary.flops import count_flops, flops_of
-from composer.summary.networks import casts_of, parts_of
+from composer.summary.networks import networks_by_name, served_actors
 from perception_blocks.base_block import is_built_in, is_torchs
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.graph.assemble import BuiltNode
@@ -81,9 +81,9 @@ def _joined(shapes: Iterable[Shape]) -> str:
 
 def read_rows(net: nn.Module) -> list[Row]:
     """The rows of a Model, a Policy, a Critic, an InferenceBlock or any other module, in the order they run."""
-    reader = _Reader(_positions(net))
-    parts = parts_of(net)
-    casts = casts_of(net)
+    reader = _RowCollector(_positions(net))
+    parts = networks_by_name(net)
+    casts = served_actors(net)
     for name, part in parts.items():
         reader.add_part((name,), part, casts[name].copies if name in casts else 1)
     if not parts:
@@ -111,7 +111,7 @@ def distribution_name(family: nn.Module) -> str:
     return DISTRIBUTIONS.name_of(type(family)) or type(family).__name__
 
 
-class _Reader:
+class _RowCollector:
     """Collects rows; a parameter counts where it is met first."""
 
     def __init__(self, position: Callable[[RowPath], str | None]) -> None:

@@ -12,7 +12,7 @@ from composer.critic.targets import Targeted
 from composer.network.module import NetworkModule
 from composer.policy.policy import Policy
 from composer.spec.model_spec import ModelSpec
-from composer.summary.networks import casts_of, parts_of, short_name
+from composer.summary.networks import networks_by_name, served_actors, short_name
 from composer.summary.rows import Row, distribution_name, read_rows
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
@@ -101,7 +101,7 @@ def summarize(net: nn.Module) -> Summary:
     Nothing is allocated and nothing of ``net`` changes: FLOPs are counted on data that is not there.
     """
     rows = read_rows(net)
-    parts = parts_of(net)
+    parts = networks_by_name(net)
     heads = [head for name, part in parts.items() for head in _heads(name, part)]
     if isinstance(net, InferenceBlock):
         heads = [Head("", name, port.shape) for name, port in net.out_ports.items()]
@@ -178,7 +178,7 @@ def _acting(net: nn.Module) -> list[str]:
     return [
         f"{name} {'is' if name.startswith('critic') else 'acts'} {cast.words()}"
         + (f"; they run one by one: {cast.why_looped}" if cast.why_looped else "")
-        for name, cast in casts_of(net).items()
+        for name, cast in served_actors(net).items()
     ]
 
 

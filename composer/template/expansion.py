@@ -17,7 +17,7 @@ from composer.errors import Path, Problems
 from composer.spec.model_spec import HeadsSpec, NetworkSpec, NodeSpec, TemplateSpec
 from composer.spec.template import KINDS, STAGES
 from composer.template.kinds import (
-    Group,
+    ObservationGroup,
     channel_order,
     groups_of,
     kind_of_observation,
@@ -105,7 +105,10 @@ def expand(
 
 
 def _names_are_right(
-    template: TemplateSpec, groups: list[Group], ports: Mapping[str, Port], problems: Problems
+    template: TemplateSpec,
+    groups: list[ObservationGroup],
+    ports: Mapping[str, Port],
+    problems: Problems,
 ) -> bool:
     """Whether ``by_name`` and ``kinds`` name observations, and those that can be so; else it is noted."""
     before = len(problems)
@@ -192,7 +195,7 @@ class _Expansion:
             end = self._place(STAGES["memory"], self.template.memory, end)
         return self.nodes, end
 
-    def _group(self, group: Group, alone: bool) -> str:
+    def _group(self, group: ObservationGroup, alone: bool) -> str:
         """Nodes that make one vector of a group; returns the vector's name."""
         base = "" if alone else f"{identifier(group.name)}_"
         chosen = self._by_name(group.name)
@@ -232,7 +235,7 @@ class _Expansion:
 
     # --- what varies in size ---
 
-    def _elements(self, group: Group, base: str) -> str:
+    def _elements(self, group: ObservationGroup, base: str) -> str:
         """The elements of a set, or the nodes of a graph, as vectors: (None, features)."""
         parts = []
         for key in group.keys:

@@ -12,7 +12,14 @@ import torch
 from perception_blocks.blocks.scale import find_channels
 from perception_blocks.port import InputShapeError, Port, format_shape
 
-__all__ = ["Group", "channel_order", "groups_of", "kind_of_observation", "kind_problem", "sides"]
+__all__ = [
+    "ObservationGroup",
+    "channel_order",
+    "groups_of",
+    "kind_of_observation",
+    "kind_problem",
+    "sides",
+]
 
 Kind = Literal["image", "vector", "discrete"]
 
@@ -22,7 +29,7 @@ LINKS = "/edge_links"
 
 
 @dataclass(frozen=True)
-class Group:
+class ObservationGroup:
     """Observations that become one vector together: one alone, a text, the parts of a set, or the nodes of a graph.
 
     ``keys`` are the flat keys of its parts; ``links`` that of a graph's edge list.
@@ -34,22 +41,22 @@ class Group:
     links: str = ""
 
 
-def groups_of(ports: Mapping[str, Port]) -> list[Group]:
+def groups_of(ports: Mapping[str, Port]) -> list[ObservationGroup]:
     """The groups of all observations but masks, in their order.
 
     >>> mask = Port((None,), torch.bool)
     >>> units = {"units/kind": Port((None,), mask="units:mask"), "units/at": Port((None, 2), mask="units:mask")}
     >>> groups_of({**units, "units:mask": mask})
-    [Group(name='units', kind='set', keys=('units/kind', 'units/at'), links='')]
+    [ObservationGroup(name='units', kind='set', keys=('units/kind', 'units/at'), links='')]
     """
     masks = {port.mask for port in ports.values()}
-    found: dict[str, Group] = {}
+    found: dict[str, ObservationGroup] = {}
     for key, port in ports.items():
         if key not in masks and not _is_links(key, port):
             group = _group(key, port, ports)
             before = found.get(group.name)
             keys = (*before.keys, key) if before else (key,)
-            found[group.name] = Group(group.name, group.kind, keys, group.links)
+            found[group.name] = ObservationGroup(group.name, group.kind, keys, group.links)
     return list(found.values())
 
 
@@ -107,18 +114,18 @@ def sides(port: Port) -> tuple[int, int]:
     return shape[1:] if channel_order(port)[0] == "first" else shape[:2]
 
 
-def _group(key: str, port: Port, ports: Mapping[str, Port]) -> Group:
+def _group(key: str, port: Port, ports: Mapping[str, Port]) -> ObservationGroup:
     """The group that ``key`` belongs to, with this key alone."""
     mask = ports.get(port.mask or "")
     if port.mask is None or mask is None or not mask.shape:
-        return Group(key, "single", (key,))
+        return ObservationGroup(key, "single", (key,))
     name = port.mask.removesuffix(":mask")
     if None not in mask.shape:
-        return Group(name, "text", (key,))
+        return ObservationGroup(name, "text", (key,))
     graph = name.removesuffix("/nodes")
     if graph != name and graph + LINKS in ports:
-        return Group(graph, "graph", (key,), graph + LINKS)
-    return Group(name, "set", (key,))
+        return ObservationGroup(graph, "graph", (key,), graph + LINKS)
+    return ObservationGroup(name, "set", (key,))
 
 
 def _is_links(key: str, port: Port) -> bool:

@@ -15,7 +15,7 @@ from perception_blocks.base_block import PerceptionBlock, block_label, block_nam
 from perception_blocks.graph.collector import collection_paused
 from perception_blocks.graph.construct import (
     Construction,
-    Site,
+    NodeConstruction,
     construct,
     outputs_of,
     resolve_block,
@@ -183,7 +183,9 @@ class _Assembly:
         in_ports = tuple(self.ports[name] for name in reads)
         inner, axes = strip_each(node, list(in_ports))
         settings = filled(block, settings, inner)
-        site = Site(self._path + node.path, block, settings, inner, arguments, self._construction)
+        site = NodeConstruction(
+            self._path + node.path, block, settings, inner, arguments, self._construction
+        )
         module = self._module(source, inner, lambda: construct(site, source))
         outs, single = outputs_of(site, module)
         names = output_names(node, len(outs), block)

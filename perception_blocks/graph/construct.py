@@ -35,7 +35,14 @@ from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import SettingsError, check_settings
 from perception_blocks.words import did_you_mean
 
-__all__ = ["Construction", "Site", "construct", "outputs_of", "resolve_block", "add_place"]
+__all__ = [
+    "Construction",
+    "NodeConstruction",
+    "construct",
+    "outputs_of",
+    "resolve_block",
+    "add_place",
+]
 
 _LIBRARIES = ("composer", "perception_blocks", "torch")
 
@@ -66,7 +73,7 @@ class Construction:
 
 
 @dataclass(slots=True)  # not frozen: there is one for each node
-class Site:
+class NodeConstruction:
     """All that is needed to make the module of one node; ``ports`` are its inputs as the block sees them."""
 
     path: tuple[str, ...]
@@ -117,7 +124,7 @@ def resolve_block(block: Any, settings: Mapping[str, Any]) -> tuple[Any, Mapping
     raise NodeError("block", f"{what}, got {block!r}")
 
 
-def construct(site: Site, node: Node) -> nn.Module:
+def construct(site: NodeConstruction, node: Node) -> nn.Module:
     """The module of ``node``, its weights drawn by the node's ``init`` if it has one."""
     rule = _rule(node)
     if isinstance(site.block, nn.Module):
@@ -135,7 +142,7 @@ def construct(site: Site, node: Node) -> nn.Module:
     return module
 
 
-def outputs_of(site: Site, module: nn.Module) -> tuple[list[Port], bool]:
+def outputs_of(site: NodeConstruction, module: nn.Module) -> tuple[list[Port], bool]:
     """Ports of the outputs, and whether the module returns a bare tensor."""
     if isinstance(module, PerceptionBlock):
         outs = module.out_ports(site.ports)
@@ -188,7 +195,7 @@ def _rule(node: Node) -> Rule | None:
         raise NodeError("init", str(error)) from error
 
 
-def _ready(site: Site) -> nn.Module:
+def _ready(site: NodeConstruction) -> nn.Module:
     if site.settings:
         first = min(site.settings)
         raise NodeError(first, f"a ready module takes no settings, got {first!r}", True)
@@ -196,7 +203,7 @@ def _ready(site: Site) -> nn.Module:
     return site.block
 
 
-def _block(site: Site) -> nn.Module:
+def _block(site: NodeConstruction) -> nn.Module:
     cls: type[PerceptionBlock] = site.block
     _check(site)
     built_in = is_built_in(cls)
@@ -224,7 +231,7 @@ def _block(site: Site) -> nn.Module:
     return module
 
 
-def _factory(site: Site, make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
+def _factory(site: NodeConstruction, make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
     """What makes the module of ``site``, with weights in its lazy layers, which its first call gives them."""
 
     def made(**settings: Any) -> nn.Module:
@@ -237,7 +244,7 @@ def _factory(site: Site, make: Callable[..., nn.Module]) -> Callable[[], nn.Modu
     return without_lost_files(site.block, made, site.settings)
 
 
-def _refuse_call(site: Site, module: nn.Module) -> None:
+def _refuse_call(site: NodeConstruction, module: nn.Module) -> None:
     """Raise NodeError where a module that is not ours does not take what the node hands it."""
     problem = None if is_built_in(module) else refused_call(module, site.ports, site.arguments)
     if problem:
@@ -245,7 +252,7 @@ def _refuse_call(site: Site, module: nn.Module) -> None:
         raise NodeError("in", f"{block_label(module)}: {problem}; {advice}")
 
 
-def _check_memory(site: Site, block: MemoryBlock) -> None:
+def _check_memory(site: NodeConstruction, block: MemoryBlock) -> None:
     """Raise NodeError unless a user's block returns the state that it declares."""
     label = block_label(block)
     if not block.state_shapes:
@@ -261,7 +268,7 @@ def _check_memory(site: Site, block: MemoryBlock) -> None:
             raise NodeError(None, f"{label} declares the state {name!r} as {shown}")
 
 
-def _check(site: Site) -> None:
+def _check(site: NodeConstruction) -> None:
     """Inputs against what the block takes. Where they are wrong, settings that are wrong too are reported with them.
 
     Else the block itself checks its settings.
@@ -278,14 +285,14 @@ def _check(site: Site) -> None:
         ) from error
 
 
-def _setting_named_in(message: str, site: Site) -> str | None:
+def _setting_named_in(message: str, site: NodeConstruction) -> str | None:
     """The setting that a block's own message is about, by its name or its value."""
     named = [word for word in re.findall(r"\w+", message) if word in site.settings]
     shown = [name for name, value in site.settings.items() if repr(value) in message]
     return next(iter([*named, *shown]), None)
 
 
-def _foreign(site: Site) -> nn.Module:
+def _foreign(site: NodeConstruction) -> nn.Module:
     problems = check_settings(site.block, site.settings, block_label(site.block), skip=0)
     wrong = [p for p in problems if p.misspelt or p.setting not in site.settings]
     if wrong:

@@ -20,7 +20,7 @@ from composer.policy.policy import Policy
 __all__ = ["ContinuousPolicy", "QPolicy", "SACPolicy", "TD3Policy"]
 
 
-class Part:
+class SubNetwork:
     """A part of ``policy`` whose weights are those of ``module``."""
 
     optimizer: torch.optim.Optimizer
@@ -37,7 +37,7 @@ class Part:
         return self.module.state_dict()
 
 
-class QNetwork(Part):
+class QNetwork(SubNetwork):
     """Values (B, choices): the logits of a policy."""
 
     def __call__(self, obs: Any) -> Tensor:
@@ -71,7 +71,7 @@ class QPolicy(HostPolicy):
         return self.actions.to_host(values.argmax(-1))
 
 
-class Actor(Part):
+class Actor(SubNetwork):
     """What acts, in the host's scale from -1 to 1."""
 
     def __call__(self, obs: Any, deterministic: bool = False) -> Tensor:
@@ -87,7 +87,7 @@ class Actor(Part):
         return self.policy.scaled(action), log_prob
 
 
-class QFunctions(Part):
+class QFunctions(SubNetwork):
     """What actions in the host's scale are worth: one (B, 1) for each copy of an ensemble.
 
     What the critic reads of the policy learns from the actor's loss alone, as it does in the host's own policies.

@@ -24,7 +24,7 @@ from composer.network.network import State, Tensors
 from composer.policy.policy import Policy
 from perception_blocks.base_block import capturing, is_traced
 
-__all__ = ["PARAMS", "CriticPart", "Part", "PolicyPart", "state_specs"]
+__all__ = ["PARAMS", "TensorCritic", "TensorFunction", "TensorPolicy", "state_specs"]
 
 IS_INIT = "is_init"
 PARAMS = "params"  # of the distributions of several actions
@@ -55,7 +55,7 @@ def state_specs(part: NetworkModule, role: str) -> dict[str, Unbounded]:
     }
 
 
-class Part(nn.Module):
+class TensorFunction(nn.Module):
     """What policies and critics have in common: what they read, and how memory goes from step to step.
 
     ``recurrent`` is the mode where TorchRL's `set_recurrent_mode` says nothing. As with TorchRL's own recurrent
@@ -185,7 +185,7 @@ class Part(nn.Module):
             )
 
 
-class PolicyPart(Part):
+class TensorPolicy(TensorFunction):
     """Observations to logits, to values that are shared, and to the masks of actions: ``outputs`` says which."""
 
     def __init__(
@@ -231,7 +231,7 @@ def _written(key: Key) -> Key:
     return PARAMS if isinstance(key, tuple) and key[0] == PARAMS else key
 
 
-class CriticPart(Part):
+class TensorCritic(TensorFunction):
     """Observations, values that the policy shares, and actions, to values."""
 
     def __init__(

@@ -29,7 +29,7 @@ from composer.adapters.torchrl.checks import (
 from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Key
 from composer.adapters.torchrl.functions import state_specs
-from composer.adapters.torchrl.modules import Builder
+from composer.adapters.torchrl.modules import ModulesBuilder
 from composer.critic.state_action import StateActionCritic
 from composer.model import Model
 
@@ -90,7 +90,7 @@ def to_torchrl(
     if loss is not None:
         refuse_loss(loss, model)
     chosen = encoding or ("categorical" if env is None else encoding_of(env))
-    build = Builder.of(
+    build = ModulesBuilder.of(
         model, chosen, keys or {}, mask_training=mask_training, return_log_prob=return_log_prob
     )
     refuse_taken_keys(build.observations.values(), build.actions.values())

@@ -27,7 +27,13 @@ from torchrl.modules import (
 
 from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Field, Key, fields_of, shown
-from composer.adapters.torchrl.functions import PARAMS, CriticPart, Part, PolicyPart, state_specs
+from composer.adapters.torchrl.functions import (
+    PARAMS,
+    TensorCritic,
+    TensorFunction,
+    TensorPolicy,
+    state_specs,
+)
 from composer.critic.base import SpaceCritic
 from composer.critic.state_action import Q_VALUES, StateActionCritic
 from composer.distributions.discrete import NoLegalChoiceError, require_choice
@@ -39,13 +45,13 @@ from composer.spaces.values import as_flags
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.words import did_you_mean
 
-__all__ = ["Builder", "ensemble_of"]
+__all__ = ["ModulesBuilder", "ensemble_of"]
 
 LEGAL = "legal_actions"
 
 
 @dataclass(frozen=True)
-class Builder:
+class ModulesBuilder:
     """Makes modules of ``model``; fields say where observations and actions are in a TensorDict, and how."""
 
     model: Model
@@ -64,7 +70,7 @@ class Builder:
         *,
         mask_training: bool,
         return_log_prob: bool,
-    ) -> Builder:
+    ) -> ModulesBuilder:
         """Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell."""
         policy: Policy = model.policy
         tree, action_tree = policy.observer.tree, policy.action_tree
@@ -111,10 +117,10 @@ class Builder:
 
     def _policy_part(
         self, outputs: Mapping[str, Key], training: bool, masked: bool, masks: Mapping[str, Key]
-    ) -> PolicyPart:
+    ) -> TensorPolicy:
         policy: Policy = self.model.policy
         fields = {name: self.observations[name] for name in _read_by_policy(policy, masked)}
-        return PolicyPart(policy, fields, outputs, recurrent=training, masks=masks)
+        return TensorPolicy(policy, fields, outputs, recurrent=training, masks=masks)
 
     @property
     def _is_single(self) -> bool:
@@ -235,13 +241,13 @@ class Builder:
         assert isinstance(critic, SpaceCritic)
         return critic
 
-    def _critic_part(self, critic: SpaceCritic, training: bool) -> CriticPart:
+    def _critic_part(self, critic: SpaceCritic, training: bool) -> TensorCritic:
         read = _with_masks(critic.observer.tree, critic.network.in_ports)
         fields = {name: self.observations[name] for name in read}
         actions = {}
         if isinstance(critic, StateActionCritic) and not critic.actions.are_choices:
             actions = dict(self.actions)
-        return CriticPart(
+        return TensorCritic(
             critic, fields, self._value_keys(critic), recurrent=training, actions=actions
         )
 
@@ -282,7 +288,7 @@ class OneCopy(Network):
 class Primed:
     """A TensorDictModule of a Part; with memory it has what TorchRL's `get_primers_from_module` looks for."""
 
-    module: Part
+    module: TensorFunction
 
     @property
     def make_tensordict_primer(self) -> Callable[[], TensorDictPrimer]:
@@ -344,12 +350,12 @@ def _sequence(*modules: Any) -> TensorDictSequential:
     return TensorDictSequential(*modules)
 
 
-def _module(part: Part) -> TensorDictModule:
+def _module(part: TensorFunction) -> TensorDictModule:
     keys: dict[str, Any] = {"in_keys": part.in_keys, "out_keys": part.out_keys}
     return PartModule(part, **keys)
 
 
-def _value_operator(part: Part) -> ValueOperator:
+def _value_operator(part: TensorFunction) -> ValueOperator:
     return PartValue(part, in_keys=part.in_keys, out_keys=part.out_keys)
 
 

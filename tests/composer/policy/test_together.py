@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Tuple
 
-from composer.policy.structured import Crew
+from composer.policy.structured import PolicyBatch
 from tests.helpers.structured_models import MEMORY, PLACE, agents
 
 RICH = Dict(camera=Box(-1, 1, (2, 2)), parts=Tuple([Discrete(3, start=1), Box(-1, 1, ())]))
@@ -22,14 +22,14 @@ policy: {template: {memory: {block: gru, hidden_units: 4}}}
 def decided(monkeypatch):
     """How many actors have decided together, in each call that tried."""
     found = []
-    decide = Crew.decide
+    decide = PolicyBatch.decide
 
     def counted(crew, masks, temperature):
         result = decide(crew, masks, temperature)
         found.append(len(crew.turns) if result else 0)
         return result
 
-    monkeypatch.setattr(Crew, "decide", counted)
+    monkeypatch.setattr(PolicyBatch, "decide", counted)
     return found
 
 
