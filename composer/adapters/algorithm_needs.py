@@ -18,14 +18,13 @@ from composer.distributions.deterministic import Deterministic
 from composer.model import Model
 from composer.spaces.tree import format_space
 
-__all__ = ["AlgorithmNeeds", "bounded_boxes", "problems"]
+__all__ = ["AlgorithmNeeds", "problems"]
 
 CRITICS = {
     "state": "critic: {kind: state, template: {}}",
     "state_action": "critic: {kind: state_action, ensemble: 2, template: {}}",
     "choices": "critic: {kind: state_action, template: {}}",
 }
-_UNBOUNDED = "with finite bounds"
 BOUND_THEM = (
     ", or give the environment's actions bounds, as gymnasium.wrappers.TransformAction does"
 )
@@ -36,25 +35,26 @@ class AlgorithmNeeds:
     """One row of a trainer's table.
 
     ``refuses`` says why the actions, the mask or the memory of a model cannot be trained, which no other critic or
-    distribution would change. ``critic`` is the kind that is needed ("choices": of actions, without an ensemble),
-    None where there must be no critic; ``family`` says which distributions serve. ``more`` says what else of the critic
-    is in the way, each with its way out.
+    distribution would change; with ``of_boxes``, all actions must be Boxes with finite bounds. ``critic`` is the kind
+    that is needed ("choices": of actions, without an ensemble), None where there must be no critic; ``family`` says
+    which distributions serve. ``more`` says what else of the critic is in the way, each with its way out.
     """
 
     refuses: Callable[[Model], Iterator[str]]
     critic: Literal["state", "state_action", "choices"] | None
     family: Literal["any", "chances", "bounded", "deterministic"] = "chances"
     more: Callable[[Model], Iterator[str]] = lambda model: iter(())
+    of_boxes: bool = False
     is_advised: bool = True  # not where the environment must be made for it
 
 
 def problems(model: Model, name: str, table: Mapping[Any, AlgorithmNeeds]) -> list[str]:
     """Why the algorithm ``name`` of ``table`` cannot train ``model``, each reason with a way out that works."""
     algorithm = table[name]
-    refused = list(algorithm.refuses(model))
+    refused = list(_refused(model, algorithm))
     if refused:
         out = _way_out(model, table)
-        return [f"{reason}{out}{BOUND_THEM if _UNBOUNDED in reason else ''}" for reason in refused]
+        return [f"{reason}{out}{more}" for reason, more in refused]
     return [
         *_of_distributions(model, algorithm.family),
         *_of_critic(model, str(name), algorithm.critic),
@@ -64,7 +64,7 @@ def problems(model: Model, name: str, table: Mapping[Any, AlgorithmNeeds]) -> li
 
 def _way_out(model: Model, table: Mapping[Any, AlgorithmNeeds]) -> str:
     """The algorithms that can train ``model`` and what they need besides, as the end of a message: ``; use PPO``."""
-    fit = [n for n, row in table.items() if row.is_advised and not list(row.refuses(model))]
+    fit = [n for n, row in table.items() if row.is_advised and not any(_refused(model, row))]
     needs = {name: _needs(model, table[name]) for name in fit}
     if not fit:
         return ""
@@ -74,14 +74,16 @@ def _way_out(model: Model, table: Mapping[Any, AlgorithmNeeds]) -> str:
     return f"; use {listed}" + (f" with {' and '.join(fewest)}" if fewest else "")
 
 
-def bounded_boxes(model: Model) -> Iterator[str]:
-    """Why the actions are not all Boxes with finite bounds."""
-    for key, leaf in model.policy.action_tree.leaves.items():
+def _refused(model: Model, row: AlgorithmNeeds) -> Iterator[tuple[str, str]]:
+    """Each reason against the model's actions, mask or memory, and what else would help."""
+    for key, leaf in model.policy.action_tree.leaves.items() if row.of_boxes else ():
         shown = format_space(leaf.space)
         if not isinstance(leaf.space, spaces.Box):
-            yield f"it needs Box actions, but {key!r} is {shown}"
+            yield f"it needs Box actions, but {key!r} is {shown}", ""
         elif not is_bounded(leaf):
-            yield f"it needs Box actions {_UNBOUNDED}, but {key!r} is {shown}"
+            yield f"it needs Box actions with finite bounds, but {key!r} is {shown}", BOUND_THEM
+    for reason in row.refuses(model):
+        yield reason, ""
 
 
 def _needs(model: Model, row: AlgorithmNeeds) -> list[str]:

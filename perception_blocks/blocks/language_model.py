@@ -171,8 +171,8 @@ def make_body(
     else:
         family = folder.family(family)
         if settings:
-            message = "a checkpoint brings its own configuration; leave out {!r}"
-            raise SettingsError([SettingProblem(name, message.format(name)) for name in settings])
+            brings = "a checkpoint brings its own configuration; leave out"
+            raise SettingsError([SettingProblem(name, f"{brings} {name!r}") for name in settings])
         config = folder.config(family)
         if vocab_size is not None and vocab_size > config.vocab_size:
             message = f"'checkpoint' knows {config.vocab_size} tokens, the input has {vocab_size}"

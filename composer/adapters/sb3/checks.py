@@ -8,7 +8,7 @@ from typing import Any
 
 from gymnasium import Space, spaces
 
-from composer.adapters.algorithm_needs import AlgorithmNeeds, bounded_boxes, problems
+from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
 from composer.model import Model
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
@@ -73,12 +73,6 @@ def _not_one_choice(model: Model) -> Iterator[str]:
     yield from _memory(model)
 
 
-def _not_bounded(model: Model) -> Iterator[str]:
-    """What SAC and TD3 cannot train."""
-    yield from bounded_boxes(model)
-    yield from _memory(model)
-
-
 def _are_choices(space: Space) -> bool:
     """Whether sb3-contrib has masks for it: choices on at most one axis."""
     if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
@@ -92,6 +86,6 @@ ALGORITHMS: Mapping[Any, AlgorithmNeeds] = {
     "RecurrentPPO": AlgorithmNeeds(_no_memory, "state"),
     "MaskablePPO": AlgorithmNeeds(_no_choices, "state", is_advised=False),
     "DQN": AlgorithmNeeds(_not_one_choice, None, "any"),
-    "SAC": AlgorithmNeeds(_not_bounded, "state_action", "bounded"),
-    "TD3": AlgorithmNeeds(_not_bounded, "state_action", "deterministic"),
+    "SAC": AlgorithmNeeds(_memory, "state_action", "bounded", of_boxes=True),
+    "TD3": AlgorithmNeeds(_memory, "state_action", "deterministic", of_boxes=True),
 }

@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.objectives import LossModule
 
-from composer.adapters.algorithm_needs import AlgorithmNeeds, bounded_boxes, problems
+from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
 from composer.model import Model
 from composer.spaces.tree import format_space
 from composer.training.trainer import refuse_other_state
@@ -98,10 +98,9 @@ def _not_one_choice(model: Model) -> Iterator[str]:
     yield from _memory(model)
 
 
-def _not_one_box(model: Model) -> Iterator[str]:
+def _not_one_action(model: Model) -> Iterator[str]:
     """What sac cannot train."""
     yield from _several(model)
-    yield from bounded_boxes(model)
     yield from _memory(model)
 
 
@@ -136,5 +135,5 @@ ALGORITHMS: Mapping[Any, AlgorithmNeeds] = {
     "ppo": AlgorithmNeeds(lambda model: iter(()), "state"),
     "a2c": AlgorithmNeeds(_several, "state"),
     "dqn": AlgorithmNeeds(_not_one_choice, None, "any"),
-    "sac": AlgorithmNeeds(_not_one_box, "state_action", "bounded", more=_of_copies),
+    "sac": AlgorithmNeeds(_not_one_action, "state_action", "bounded", _of_copies, of_boxes=True),
 }

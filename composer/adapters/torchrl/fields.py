@@ -139,6 +139,13 @@ def _own_key(tree: SpaceTree, leaf: Leaf) -> Key:
 def _form(leaf: Leaf, encoding: Encoding) -> Any:
     if leaf.kind not in CHOICES:
         return "plain"
+    is_even = len(set(choice_sizes(leaf))) == 1
+    if len(leaf.shape) > 1 and not is_even:
+        raise ValueError(
+            f"{leaf.key!r} is a MultiDiscrete with choices of several sizes in {len(leaf.shape)} axes, which TorchRL "
+            "cannot store; give the environment a MultiDiscrete of one axis, as gymnasium.wrappers.TransformAction and "
+            "TransformObservation do"
+        )
     if encoding == "categorical":
         return "index"
     if isinstance(leaf.start, Tensor) or leaf.start != 0:
@@ -146,14 +153,7 @@ def _form(leaf: Leaf, encoding: Encoding) -> Any:
             f"{leaf.key!r} counts from {_start(leaf)}, which one-hot vectors do not tell; "
             "use an environment with categorical_action_encoding=True"
         )
-    if len(set(choice_sizes(leaf))) == 1:
-        return "one_hot"
-    if len(leaf.shape) > 1:
-        raise ValueError(
-            f"{leaf.key!r} has choices of several sizes in {len(leaf.shape)} axes, for which there are no one-hot "
-            "vectors; use an environment with categorical_action_encoding=True"
-        )
-    return "flat_one_hot"
+    return "one_hot" if is_even else "flat_one_hot"
 
 
 def _start(leaf: Leaf) -> Any:
