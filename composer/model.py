@@ -80,10 +80,12 @@ class Model(nn.Module):
 
     @property
     def action_space(self) -> Any:
+        """The Space of actions, or those of all actors by key."""
         return self.policy.action_space
 
     @property
     def has_memory(self) -> bool:
+        """Whether policy or critic carries a state from step to step."""
         return any(part.has_memory for part in self._parts().values())
 
     def forward(

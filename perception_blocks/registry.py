@@ -254,9 +254,12 @@ def _installed_plugins() -> list[Any]:
 
 
 BLOCKS = Registry("block")
+"""The blocks by the names that specs and `Graph.add` use."""
 ACTIVATIONS = Registry("activation")
+"""Activations by name."""
 FUNCTIONS = Registry("function")
 INITIALIZERS = Registry("initialiser")
+"""Initialisers by name; `perception_blocks.init` has them as functions."""
 
 # Built-in names are listed here, lazily, so that they can be checked and suggested without importing torch.
 BLOCKS.register_all(

@@ -65,7 +65,7 @@ class Record:
 
 @dataclass
 class LoadReport:
-    """What `fill` did: names that were loaded, and what was not, in words."""
+    """The names of the weights that were loaded, and what was skipped, in words with the reason."""
 
     loaded: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 CRITICS = Registry("critic kind")
+"""Kinds of critic by name."""
 
 
 class CriticModule(NetworkModule):

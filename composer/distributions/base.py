@@ -49,6 +49,7 @@ AS_SAMPLED = "log_prob takes actions as sample() gives them"
 FEW_NUMBERS = 32
 RuleProblem = tuple[int, str | None, str]
 DISTRIBUTIONS = Registry("distribution")
+"""Families of distributions by name."""
 DISTRIBUTIONS.register_all(
     "composer.distributions.discrete",
     {
@@ -85,10 +86,12 @@ class Distribution(ABC):
         """The action that a deterministic policy takes."""
 
     @abstractmethod
-    def log_prob(self, action: Tensor) -> Tensor: ...
+    def log_prob(self, action: Tensor) -> Tensor:
+        """The log probability (density, for a Box) of ``action``."""
 
     @abstractmethod
-    def entropy(self) -> Tensor: ...
+    def entropy(self) -> Tensor:
+        """The entropy in nats; of continuous actions the differential entropy."""
 
     @abstractmethod
     def kl(self, other: Any) -> Tensor:

@@ -47,6 +47,7 @@ class NetworkModule(OwnAttributes):
 
     @property
     def has_memory(self) -> bool:
+        """Whether it carries a state from step to step."""
         return bool(self.network.state_shapes)
 
     @property

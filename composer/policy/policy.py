@@ -140,10 +140,12 @@ class Policy(NetworkModule):
 
     @property
     def observation_space(self) -> Any:
+        """The Space of observations."""
         return self.observer.tree.space
 
     @property
     def action_space(self) -> Any:
+        """The Space of actions."""
         return self.action_tree.space
 
     def reset_distributions(self, seed: int, *path: str | int) -> None:

@@ -18,6 +18,7 @@ __all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer", "Trainin
 __all__ += ["no_phase", "refuse_other_state"]
 
 TRAINERS = Registry("trainer")
+"""Trainers of `composer train` by name."""
 TRAINERS.register("sb3", "composer.adapters.sb3.training:Sb3Trainer", extra="sb3")
 TRAINERS.register("torchrl", "composer.adapters.torchrl.training:TorchrlTrainer", extra="torchrl")
 

@@ -4,6 +4,8 @@ docs/contributing.md says how a page is written so that it can be run.
 """
 
 import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 import shutil
@@ -107,6 +109,34 @@ def check_commands(example: Example, capsys: pytest.CaptureFixture[str]) -> None
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         holds = doctest.OutputChecker().check_output(want.strip(), printed.strip(), flags)
         assert holds if want.strip() else status == 0, f"{example.page}: $ {command}\n{printed}"
+
+
+def faces() -> list[str]:
+    """The packages that have public names."""
+    files = [
+        file
+        for name in ("composer", "perception_blocks")
+        for file in (ROOT / name).rglob("__init__.py")
+    ]
+    names = [".".join(file.parent.relative_to(ROOT).parts) for file in files]
+    return sorted(name for name in names if hasattr(importlib.import_module(name), "__all__"))
+
+
+@pytest.mark.parametrize("face", faces())
+def test_every_public_name_is_in_the_api_reference(face):
+    page = (ROOT / "docs" / "api" / f"{face}.md").read_text()
+    missing = [
+        name
+        for name in importlib.import_module(face).__all__
+        if not re.search(rf"^(::: |`){face}\.{name}(?!\w)", page, re.M)
+    ]
+    assert missing == []
+    # mkdocs refuses a name that is not there, but passes over a member of it
+    for name, members in re.findall(
+        r"^::: (\S+)\n(?:    .*\n)*?      members: \[(.*)\]", page, re.M
+    ):
+        documented = pkgutil.resolve_name(name)
+        assert [m for m in members.split(", ") if not hasattr(documented, m)] == []
 
 
 def test_every_page_is_in_the_navigation():
