@@ -71,6 +71,9 @@ def read_text(path: str, asked_at: Position | None) -> str:
     name = display_name(path)
     problem = None
     data = b""
+    if name.endswith(".py"):
+        message = f"{name!r} is a Python file, not a spec; a spec names its classes: policy: {{_target_: module.Class}}"
+        raise SpecError([Problem(message, (), asked_at)])
     try:
         # A pipe or a device would block or never end.
         if stat.S_ISDIR(os.stat(path).st_mode):

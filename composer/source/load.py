@@ -462,18 +462,22 @@ class _YamlReader:
         return False
 
     def _note_missing_brackets(self, parent: _Open, key: Located | None) -> None:
-        """Where the key without a value is a number after a number, say that a list was meant: ``{units: 64, 64}``."""
+        """Where the key without a value is a number after one, say that a list was meant: ``{units: 64, 64}``.
+
+        After a list it belongs to the list: ``{units: [64], 64}``.
+        """
         assert isinstance(parent.children, dict)
         name, last = next(reversed(parent.children.items()), ("", None))
         noted = self._problems[-1] if self._problems else None
         if last is None or key is None or noted is None or not parent.flow or parent.number is None:
             return
-        if noted.position != key.position or not _may_begin_list(last.value):
+        begun = [v.value for v in last.value] if isinstance(last.value, list) else [last.value]
+        if noted.position != key.position or not all(map(_may_begin_list, begun)):
             return
-        values = [*(parent.unbracketed or [last.value]), parent.number]
+        values = [*(parent.unbracketed or begun), parent.number]
         parent.unbracketed = values
         del self._problems[-1]  # of the key, and of the values before it
-        if len(values) > 2:
+        if len(values) > len(begun) + 1:
             del self._problems[-1]
         self._note(last.position, f"a list is written in [ ]; write {json.dumps(values)}", name)
 

@@ -6,6 +6,7 @@ traced (torch.compile, torch.export, torch.func) there are no values.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -114,8 +115,20 @@ class BoundsWatch:
                 f"{self.name} is {value}{where}, beyond the bounds of {self.space}; the network gets it as it is. "
                 "This is said once",
                 OutOfBoundsWarning,
-                stacklevel=2,
+                stacklevel=_frames_to_caller(),
             )
+
+
+def _frames_to_caller() -> int:
+    """The ``stacklevel`` of the line outside of this library and torch whose call led here.
+
+    `warnings.warn` finds it itself (``skip_file_prefixes``) from Python 3.12 on.
+    """
+    inside = ("composer", "perception_blocks", "torch")
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _first(array: np.ndarray, wrong: np.ndarray) -> tuple[str, str]:

@@ -24,6 +24,7 @@ BEFORE = re.compile(r"\. Put a (\w+)(?: or \w+)? block before it\.$")
 FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "allow_names_class": [("# allow: broken_nets.Policy", "# allow: broken_nets")],
     "brackets_forgotten": [("64, 64, 32", "[64, 64, 32]")],
+    "bracket_closed_too_early": [("[64], 64, 32", "[64, 64, 32]")],
     "set_param_to_nothing": [("params.width=", "params.width=3")],
     "set_param_without_params": [("# set: width", "# set: params.width")],
     "template_empty": [("template:", "template: {}")],

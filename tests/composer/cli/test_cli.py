@@ -626,3 +626,14 @@ def test_traceback_shows_where_in_an_allowed_module_an_error_comes_from(capsys):
 )
 def test_what_is_no_module_cannot_be_allowed(capsys, given, message):
     assert run(capsys, "check", "agent.yaml", "--allow", given) == (1, "", f"{message}\n")
+
+
+def test_a_python_file_is_no_spec(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_nets.py").write_text("import torch")
+    for command in (["check"], ["show"], ["draw", "-o", "net.png"]):
+        assert main([*command, "my_nets.py"]) == 1
+        assert capsys.readouterr().err == (
+            "'my_nets.py' is a Python file, not a spec; a spec names its classes: "
+            "policy: {_target_: module.Class}\n"
+        )

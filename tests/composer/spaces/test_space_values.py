@@ -349,6 +349,15 @@ def test_a_policy_that_is_lowered_tells_of_floats_beyond_their_bounds():
         policy.act(np.array([0.0, 1.5], np.float32))
 
 
+@pytest.mark.parametrize("call", ["act", "logits", "lowered"])
+def test_the_warning_is_of_the_line_that_gave_the_value(call):
+    policy = compose({"template": {}}, {"template": {}}, spaces.Box(-1, 1, (2,))).policy
+    take = {"act": policy.act, "logits": policy, "lowered": policy.lower().act}[call]
+    with pytest.warns(OutOfBoundsWarning) as warned:
+        take(np.array([0.0, 1.5], np.float32))
+    assert [warning.filename for warning in warned] == [__file__]
+
+
 def test_whole_numbers_of_any_dtype_pass():
     tree = flatten_space(SPACE, "observation")
     good = {"gear": 3, "legal": [1, 0], "screen": [0, 255]}
