@@ -2,18 +2,23 @@
 
 A `Dag` owns order, cycles, and unknown, unused and duplicate names. The graph of a network uses it, so does the check
 of a spec that has no shapes yet; the diagram draws one.
+
+networkx sorts, and finds cycles. Importing it takes 0.1 s, as long as a whole check of a spec's structure, so a graph
+whose nodes are declared after all that they read, as most are, does without: it is sorted, and has no cycle.
 """
 
 from __future__ import annotations
 
-import graphlib
-import heapq
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from perception_blocks.words import did_you_mean
+
+if TYPE_CHECKING:
+    from networkx import DiGraph
 
 __all__ = ["Dag", "DagNode", "DagProblem", "NODE_NAME", "node_name_problem"]
 
@@ -85,6 +90,7 @@ class Dag:
         self.nodes = list(nodes)
         self.inputs = None if inputs is None else list(inputs)
         self.outputs = None if outputs is None else list(outputs)
+        self._by_name = {node.name: node for node in self.nodes}
         self.writer: dict[str, DagNode] = {}
         for node in self.nodes:
             for name in node.writes:
@@ -104,44 +110,86 @@ class Dag:
         needed = self.needed()
         return [node for node in self._sorted if node.name in needed]
 
-    @cached_property
-    def _sorted(self) -> list[DagNode]:
-        """Each node after all it reads, otherwise as declared; without those in a cycle and what depends on them."""
-        place = {node.name: index for index, node in enumerate(self.nodes)}
-        readers: list[list[int]] = [[] for _ in self.nodes]
-        missing = [0] * len(self.nodes)  # how many of those that it reads from are not in order yet
-        for index, node in enumerate(self.nodes):
-            for writer in {writer.name for writer in self._writers_of(node)}:
-                readers[place[writer]].append(index)
-                missing[index] += 1
-        ready = [index for index, count in enumerate(missing) if not count]  # a heap: it is sorted
-        found = []
-        while ready:
-            first = heapq.heappop(ready)
-            found.append(self.nodes[first])
-            for index in readers[first]:
-                missing[index] -= 1
-                if not missing[index]:
-                    heapq.heappush(ready, index)
-        return found
-
     def needed(self) -> set[str]:
-        """Names of the nodes that some output depends on."""
+        """Names of the nodes that some output depends on. Only for a Dag without problems of order."""
         if self.outputs is None:
             return {node.name for node in self.nodes}
-        todo = [self.writer[name] for name in self.outputs if name in self.writer]
-        seen = {node.name for node in todo}
-        while todo:
-            for writer in self._writers_of(todo.pop()):
-                if writer.name not in seen:
-                    seen.add(writer.name)
-                    todo.append(writer)
-        return seen
+        names, read = set(), set(self.outputs)
+        for node in reversed(self._sorted):
+            if not read.isdisjoint(node.writes):
+                names.add(node.name)
+                read.update(node.reads)
+        return names
 
     def sinks(self) -> list[str]:
         """Written names that no node reads."""
         read = {name for node in self.nodes for name in node.reads}
         return [name for node in self.nodes for name in node.writes if name not in read]
+
+    def to_networkx(self) -> DiGraph:
+        """The inputs and nodes as a `networkx.DiGraph`, for its algorithms; changing it changes nothing here.
+
+        A node has a ``kind``, "input" or "node"; an edge has ``values``, the names of all values that go along it. An
+        input with the name of a node whose outputs have other names is called ``input:<name>``.
+
+        >>> graph = Dag([DagNode("a", ("x",), ("b", "c")), DagNode("d", ("c", "b"))], ["x"], None).to_networkx()
+        >>> list(graph.edges(data="values"))
+        [('x', 'a', ('x',)), ('a', 'd', ('c', 'b'))]
+        """
+        import networkx
+
+        graph = networkx.DiGraph()
+        inputs = self.input_names()
+        graph.add_nodes_from(inputs.values(), kind="input")
+        graph.add_nodes_from(self._by_name, kind="node")
+        sources = inputs | {name: node.name for name, node in self.writer.items()}
+        for node in self._by_name.values():
+            for name in dict.fromkeys(name for name in node.reads if name in sources):
+                values = graph.get_edge_data(sources[name], node.name, {}).get("values", ())
+                graph.add_edge(sources[name], node.name, values=(*values, name))
+        return graph
+
+    def input_names(self) -> dict[str, str]:
+        """The inputs, and what they are called in `to_networkx`."""
+        known = self.inputs
+        if known is None:
+            known = [name for node in self.nodes for name in node.reads]
+        return {
+            name: f"input:{name}" if name in self._by_name else name
+            for name in known
+            if name not in self.writer
+        }
+
+    @cached_property
+    def _sorted(self) -> list[DagNode]:
+        """Each node after all it reads, otherwise as declared."""
+        if self._is_sorted:
+            return self.nodes
+        import networkx
+
+        place = {node.name: index for index, node in enumerate(self.nodes)}
+        order = networkx.lexicographical_topological_sort(self._graph(), place.__getitem__)
+        return [self._by_name[name] for name in order]
+
+    @cached_property
+    def _is_sorted(self) -> bool:
+        """Whether each node is declared after all it reads."""
+        seen = set()
+        for node in self._by_name.values():
+            if any(writer.name not in seen for writer in self._writers_of(node)):
+                return False
+            seen.add(node.name)
+        return True
+
+    def _graph(self) -> DiGraph:
+        """Who reads whom: the nodes alone, each followed by those it reads that are new."""
+        import networkx
+
+        graph = networkx.DiGraph()
+        for node in self._by_name.values():
+            graph.add_node(node.name)
+            graph.add_edges_from((writer.name, node.name) for writer in self._writers_of(node))
+        return graph
 
     def _writers_of(self, node: DagNode) -> list[DagNode]:
         return [self.writer[name] for name in node.reads if name in self.writer]
@@ -190,19 +238,19 @@ class Dag:
         return DagProblem("unknown", message, node.name, name)
 
     def _cycles(self) -> list[DagProblem]:
+        """No two of the cycles that are reported have a node in common."""
         problems: list[DagProblem] = []
-        if len(self._sorted) == len(self.nodes):
+        if self._is_sorted:
             return problems
-        depends = {n.name: {w.name for w in self._writers_of(n)} for n in self.nodes}
-        while len(problems) < MAX_CYCLES:
-            try:
-                graphlib.TopologicalSorter(depends).prepare()
-            except graphlib.CycleError as error:
-                cycle = error.args[1]  # from writer to reader, first name repeated at the end
-                problems.append(DagProblem("cycle", _cycle_message(cycle), cycle[0], cycle[0]))
-                depends = {n: d - set(cycle) for n, d in depends.items() if n not in cycle}
-            else:
-                break
+        import networkx
+
+        graph = self._graph()
+        while len(problems) < MAX_CYCLES and _keep_those_before_cycles(graph):
+            edges = networkx.find_cycle(graph)  # from writer to reader
+            cycle = [writer for writer, _ in edges]
+            graph.remove_nodes_from(cycle)
+            message = _cycle_message([*cycle, cycle[0]])
+            problems.append(DagProblem("cycle", message, cycle[0], cycle[0]))
         return problems
 
     def _unused(self) -> list[DagProblem]:
@@ -219,6 +267,23 @@ class Dag:
                     DagProblem("unused_input", f"the input {name!r} is read by no node", None, name)
                 )
         return problems
+
+
+def _keep_those_before_cycles(graph: DiGraph) -> bool:
+    """Remove the nodes that no cycle depends on; whether any are left.
+
+    All that is left leads into a cycle, so a search for one need not turn back: `find_cycle` would take quadratic time.
+    """
+    import networkx
+
+    removed: list[str] = []
+    try:
+        for generation in networkx.topological_generations(graph.reverse(copy=False)):
+            removed += generation
+    except networkx.NetworkXUnfeasible:  # it gave all of those first
+        pass
+    graph.remove_nodes_from(removed)
+    return bool(graph)
 
 
 def _cycle_message(cycle: list[str]) -> str:

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from perception_blocks.base_block import block_name
 from perception_blocks.dag import Dag, DagNode, DagProblem, node_name_problem
 from perception_blocks.port import Port, Shape, as_port
 from perception_blocks.words import did_you_mean
+
+if TYPE_CHECKING:
+    from networkx import DiGraph
 
 __all__ = ["Graph", "GraphError", "GraphProblem", "Node"]
 
@@ -165,6 +171,24 @@ class Graph:
         ]
         return Dag(nodes, self.inputs, outputs)
 
+    def to_networkx(self) -> DiGraph:
+        """The inputs and nodes as a `networkx.DiGraph`, for its algorithms; changing it changes nothing here.
+
+        A node has a ``kind``, "input" or "node", an input its ``shape``, any other node the name of its ``block``. An
+        edge has ``values``, the names of all values that go along it. A head is called ``heads:<name>``, and an input
+        with the name of a node whose outputs have other names ``input:<name>``.
+        """
+        dag = self.dag(None)
+        graph = dag.to_networkx()
+        for name, known_as in dag.input_names().items():
+            graph.nodes[known_as]["shape"] = self.inputs[name].shape
+        blocks = {node.name: node for node in self.nodes if node.group is None}
+        for node in self.nodes:
+            graph.nodes[node.value_name]["block"] = _block_word(
+                blocks.get(node.same_as or "", node)
+            )
+        return graph
+
     def problems_of(self, dag: Dag) -> list[GraphProblem]:
         """Mistakes that show without shapes: cycles, unknown, unread, duplicate and unused names of this graph."""
         found = [*self._nesting_problems(), *self._same_as_problems()]
@@ -199,6 +223,16 @@ class Graph:
             if message:
                 problems.append(GraphProblem((node.name,), "same_as", message))
         return problems
+
+
+def _block_word(node: Node) -> str:
+    """What a summary calls the block of a node."""
+    if isinstance(node.block, Graph):
+        return "graph" if node.copies is None else "ensemble"
+    if isinstance(node.block, str):
+        return node.block
+    is_module = isinstance(node.block, type | nn.Module)
+    return block_name(node.block) if is_module else "functional"
 
 
 def _refuse_copies(node: Node) -> None:

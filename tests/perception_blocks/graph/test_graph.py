@@ -352,3 +352,26 @@ def test_graphs_nested_50_deep_are_exported():  # at 100, torch.export meets Pyt
     net = InferenceBlock(nested(50), ["y"])
     x = {"x": torch.randn(2, 4)}
     assert torch.equal(torch.export.export(net, (x,)).module()(x)["y"], net(x)["y"])
+
+
+def test_as_a_networkx_graph_it_says_the_blocks_the_shapes_and_the_values():
+    inner = Graph({"x": (4,)})
+    inner.add("y", "dense", "x", hidden_units=[2])
+    graph = Graph({"x": (4,)})
+    graph.add("encoder", "dense", "x", hidden_units=[4])
+    graph.add("again", None, "encoder", same_as="encoder")
+    graph.add("normed", nn.LayerNorm, "again", normalized_shape=4)
+    graph.add("pair", lambda x: (x, x), "normed", out=["one", "two"])
+    graph.add("both", "concat", ["two", "one"])
+    graph.add("nested", inner, {"x": "both"}, out=["y"])
+    graph.add("votes", inner, {"x": "x"}, out={"vote": "y"}, copies=3)
+    graph.add("move", "linear_output", "y", group="heads", output_units=3)
+    found = graph.to_networkx()
+    assert dict(found.nodes(data="block")) == {
+        "x": None, "encoder": "dense", "again": "dense", "normed": "torch.nn.LayerNorm",
+        "pair": "functional", "both": "concat", "nested": "graph", "votes": "ensemble",
+        "heads:move": "linear_output",
+    }  # fmt: skip
+    assert found.nodes["x"] == {"kind": "input", "shape": (4,)}
+    assert found.edges["pair", "both"]["values"] == ("two", "one")
+    assert found.edges["nested", "heads:move"]["values"] == ("y",)
