@@ -98,7 +98,8 @@ class Dag:
 
     def problems(self) -> list[DagProblem]:
         """Everything that is wrong, in the order of the nodes."""
-        found = self._duplicates() + self._unknown() + self._cycles()
+        found = self._duplicates() + self._unknown()
+        found += [_cycle_problem(cycle) for cycle in self.cycles()]
         # What a broken reference leaves unused is the consequence, not the mistake.
         return found or self._unused()
 
@@ -125,6 +126,19 @@ class Dag:
         """Written names that no node reads."""
         read = {name for node in self.nodes for name in node.reads}
         return [name for node in self.nodes for name in node.writes if name not in read]
+
+    def cycles(self) -> list[list[str]]:
+        """The nodes of some cycles, from writer to reader: no two have a node in common, and all cycles touch one."""
+        cycles: list[list[str]] = []
+        if self._is_sorted:
+            return cycles
+        import networkx
+
+        graph = self._graph()
+        while len(cycles) < MAX_CYCLES and _keep_those_before_cycles(graph):
+            cycles.append([writer for writer, _ in networkx.find_cycle(graph)])
+            graph.remove_nodes_from(cycles[-1])
+        return cycles
 
     def to_networkx(self) -> DiGraph:
         """The inputs and nodes as a `networkx.DiGraph`, for its algorithms; changing it changes nothing here.
@@ -237,22 +251,6 @@ class Dag:
         )
         return DagProblem("unknown", message, node.name, name)
 
-    def _cycles(self) -> list[DagProblem]:
-        """No two of the cycles that are reported have a node in common."""
-        problems: list[DagProblem] = []
-        if self._is_sorted:
-            return problems
-        import networkx
-
-        graph = self._graph()
-        while len(problems) < MAX_CYCLES and _keep_those_before_cycles(graph):
-            edges = networkx.find_cycle(graph)  # from writer to reader
-            cycle = [writer for writer, _ in edges]
-            graph.remove_nodes_from(cycle)
-            message = _cycle_message([*cycle, cycle[0]])
-            problems.append(DagProblem("cycle", message, cycle[0], cycle[0]))
-        return problems
-
     def _unused(self) -> list[DagProblem]:
         problems = []
         needed = self.needed()
@@ -286,16 +284,18 @@ def _keep_those_before_cycles(graph: DiGraph) -> bool:
     return bool(graph)
 
 
-def _cycle_message(cycle: list[str]) -> str:
-    """``cycle`` ends with the name it begins with."""
-    if len(cycle) == 2:
-        return f"{cycle[0]!r} reads itself; if it is to read an input of that name, rename the node"
-    shown = [repr(name) for name in cycle]
-    if len(cycle) <= MOST_SHOWN:
-        return f"the nodes form a cycle: {' -> '.join(shown)}"
-    # The last name is the first again: the one before it closes the cycle.
-    shown[4:-3] = ["..."]
-    return f"{len(cycle) - 1} nodes form a cycle: {' -> '.join(shown)}"
+def _cycle_problem(cycle: list[str]) -> DagProblem:
+    shown = [repr(name) for name in [*cycle, cycle[0]]]
+    if len(cycle) == 1:
+        message = (
+            f"{shown[0]} reads itself; if it is to read an input of that name, rename the node"
+        )
+    elif len(shown) <= MOST_SHOWN:
+        message = f"the nodes form a cycle: {' -> '.join(shown)}"
+    else:
+        shown[4:-3] = ["..."]  # the name before the last closes the cycle
+        message = f"{len(cycle)} nodes form a cycle: {' -> '.join(shown)}"
+    return DagProblem("cycle", message, cycle[0], cycle[0])
 
 
 def _listing(names: list[str]) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import graphlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from composer.errors import Path, Position, Problem
 from composer.source.values import Located, check_size
+from perception_blocks.dag import Dag, DagNode
 from perception_blocks.words import describe, did_you_mean, listing, near_name
 
 __all__ = ["escape_params", "fill_params"]
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
 _MAX_TEXT = 10_000  # texts that hold texts that hold texts double in length each time
-_MAX_CYCLES = 20  # reported at once
 
 
 def fill_params(root: Located, file: str) -> tuple[Located, list[Problem]]:
@@ -39,6 +38,10 @@ def fill_params(root: Located, file: str) -> tuple[Located, list[Problem]]:
     result = Located(filled, root.position)
     check_size(result, root.position, "the spec with its params filled in")
     return result, filler.problems
+
+
+def _dag(reads: Mapping[str, Iterable[str]]) -> Dag:
+    return Dag((DagNode(name, tuple(others)) for name, others in reads.items()), None, None)
 
 
 def escape_params(text: str) -> str:
@@ -81,23 +84,24 @@ class _Filler:
     def _order(self, params: Located, cyclic: set[str]) -> list[str]:
         """The names in an order in which each can be filled; those in a circle are reported and added to ``cyclic``."""
         reads = {
-            name: {other for other in _references(node) if other in params.value}
+            name: [other for other in _references(node) if other in params.value]
             for name, node in params.value.items()
         }
-        for _ in range(_MAX_CYCLES):
-            try:
-                return list(graphlib.TopologicalSorter(reads).static_order())
-            except graphlib.CycleError as error:
-                cycle = error.args[1]
-                names = " -> ".join(repr(name) for name in reversed(cycle))
-                first = min(cycle, key=list(params.value).index)
-                message = f"the params refer to each other in a circle: {names}"
-                self._add(("params", first), params.value[first], message)
-                cyclic.update(cycle)
-                reads = {name: others - cyclic for name, others in reads.items()}
-                reads.update({name: set() for name in cycle})
-        cyclic.update(reads)
-        return list(reads)
+        for cycle in _dag(reads).cycles():
+            names = " -> ".join(repr(name) for name in [cycle[0], *reversed(cycle)])
+            first = min(cycle, key=list(params.value).index)
+            message = f"the params refer to each other in a circle: {names}"
+            self._add(("params", first), params.value[first], message)
+            cyclic.update(cycle)
+        reads = {
+            name: [] if name in cyclic else [other for other in others if other not in cyclic]
+            for name, others in reads.items()
+        }
+        dag = _dag(reads)
+        if dag.cycles():  # there are more than are reported at once
+            cyclic.update(reads)
+            return list(reads)
+        return [node.name for node in dag.order()]
 
     def fill(self, node: Located, path: Path) -> Located:
         """``node`` with its references replaced; nodes without any are kept as they are."""
