@@ -8,92 +8,31 @@ import importlib
 import pkgutil
 import re
 import shlex
-import shutil
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-import composer
 from composer.cli.commands import main
-from composer.source.load import load_source
-from composer.spec.read import read_spec
+from tests.helpers.pages import Example, Picture, items, open_page
 from tests.helpers.paths import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(
-    r"^(?:<!-- file: (?P<file>\S+) -->\s+)?```(?P<language>[\w-]+)\n(?P<text>.*?)^```$", re.M | re.S
-)
-
-
-@dataclass(frozen=True)
-class Example:
-    """One fenced block of a page; ``file`` is the name it is saved under, if the page gives it one."""
-
-    page: str
-    line: int
-    language: str
-    text: str
-    file: str | None
-
-
-def examples(page: Path) -> Iterator[Example]:
-    text = page.read_text()
-    for match in FENCE.finditer(text):
-        line = text.count("\n", 0, match.start("text"))
-        yield Example(page.name, line, match["language"], match["text"], match["file"])
-
-
-class Page:
-    """Runs the examples of one page, in its own folder; Python blocks share their names."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.names: dict[str, object] = {"__name__": "page"}
-        self.modules: list[str] = []  # Python files that the page has saved
-
-    def run(self, example: Example) -> None:
-        if example.file:
-            (self.folder / example.file).write_text(example.text)
-        if example.file and example.language == "python":
-            self.modules.append(Path(example.file).stem)
-        elif example.language == "python":
-            blank = "\n" * example.line  # a traceback then shows the line of the page
-            exec(compile(blank + example.text, example.page, "exec"), self.names)
-        elif example.language == "yaml":
-            self.check_spec(example)
-
-    def check_spec(self, example: Example) -> None:
-        """Compose a whole spec; of one without environment check the structure, of a fragment that it can be read."""
-        source = load_source(example.file or example.text)
-        if "policy" not in source.data:
-            return
-        if "environment" in source.data:
-            composer.compose(example.file or example.text, allow=self.modules)
-        else:
-            read_spec(source, allow=self.modules)
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    page = Page(tmp_path)
-    yield page
-    for name in page.modules:
-        sys.modules.pop(name, None)
+def page(tmp_path):
+    with open_page(tmp_path) as page:
+        yield page
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_examples_of_a_page_hold(path, page, capsys):
-    for example in examples(path):
-        if example.language == "console":
-            check_commands(example, capsys)
+    for item in items(path.name, path.read_text()):
+        if isinstance(item, Picture):
+            assert page.has(item), f"{path.name}: nothing to draw a picture of: {item.mark}"
+        elif item.language == "console":
+            check_commands(item, capsys)
         else:
-            page.run(example)
+            page.run(item)
 
 
 def check_commands(example: Example, capsys: pytest.CaptureFixture[str]) -> None:

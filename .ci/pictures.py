@@ -1,0 +1,60 @@
+"""A hook of mkdocs: draws the pictures of the pages from their own specs and code, so that none can be out of date.
+
+``<!-- picture: agent.yaml: A policy and a critic -->`` becomes the diagram of the model that the spec describes. A spec
+is one that the page saves, or one of configs/. The name of a value of the Python blocks above the mark does as well.
+"""
+
+import posixpath
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page as SitePage
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
+
+import composer  # noqa: E402
+from tests.helpers.pages import Page, Picture, items, open_page  # noqa: E402
+
+CONFIG_MODULES = ["environments", "networks"]  # the folders of classes beside the specs in configs/
+
+
+def on_page_markdown(
+    markdown: str, page: SitePage, config: MkDocsConfig, files: Files
+) -> str | None:
+    parts = list(items(page.file.src_uri, markdown))
+    pictures = [part for part in parts if isinstance(part, Picture)]
+    if not pictures:
+        return None
+    runs_python = not all(picture.what.endswith(".yaml") for picture in pictures)
+    with tempfile.TemporaryDirectory() as folder, open_page(Path(folder)) as examples:
+        for part in parts:
+            if isinstance(part, Picture):
+                uri = f"pictures/{page.file.src_uri.removesuffix('.md')}-{pictures.index(part)}.svg"
+                svg = drawn(part, examples)
+                files.append(File.generated(config, uri, content=svg))
+                markdown = markdown.replace(part.mark, image(part, page.file.src_uri, uri))
+            elif part.language == "python" and (runs_python or part.file):
+                examples.run(part)
+            else:
+                examples.save(part)
+    return markdown
+
+
+def drawn(picture: Picture, examples: Page) -> str:
+    """The picture as SVG."""
+    subject: Any = examples.names.get(picture.what)
+    if picture.what.endswith(".yaml"):
+        allow = CONFIG_MODULES if picture.what.startswith("configs/") else examples.modules
+        subject = composer.compose(picture.what, allow=allow, seed=0)
+    return composer.draw(subject, examples.folder / "picture.svg").read_text()
+
+
+def image(picture: Picture, page: str, uri: str) -> str:
+    """The picture in Markdown; a click on it shows it alone, in its full size."""
+    link = posixpath.relpath(uri, posixpath.dirname(page))
+    return f"[![{picture.caption}]({link})]({link})"
