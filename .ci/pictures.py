@@ -15,12 +15,16 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page as SitePage
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
+sys.path.insert(0, str(ROOT))
 
 import composer  # noqa: E402
 from tests.helpers.pages import Page, Picture, items, open_page  # noqa: E402
 
 CONFIG_MODULES = ["environments", "networks"]  # the folders of classes beside the specs in configs/
+
+
+def on_startup(**kwargs: Any) -> None:
+    sys.path.append(str(ROOT / "configs"))  # not above: mkdocs resets the path after loading a hook
 
 
 def on_page_markdown(
