@@ -17,7 +17,10 @@ from mkdocs.structure.pages import Page as SitePage
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from rooms import rooms_as_dot  # noqa: E402
+
 import composer  # noqa: E402
+from composer.diagram.render import render  # noqa: E402
 from tests.helpers.pages import Page, Picture, items, open_page  # noqa: E402
 
 CONFIG_MODULES = ["environments", "networks"]  # the folders of classes beside the specs in configs/
@@ -34,7 +37,7 @@ def on_page_markdown(
     pictures = [part for part in parts if isinstance(part, Picture)]
     if not pictures:
         return None
-    runs_python = not all(picture.what.endswith(".yaml") for picture in pictures)
+    runs_python = any("." not in picture.what for picture in pictures)
     with tempfile.TemporaryDirectory() as folder, open_page(Path(folder)) as examples:
         for part in parts:
             if isinstance(part, Picture):
@@ -50,7 +53,9 @@ def on_page_markdown(
 
 
 def drawn(picture: Picture, examples: Page) -> str:
-    """The picture as SVG."""
+    """The picture as SVG. One of the file with the list of rooms is of the rooms."""
+    if picture.what.endswith(".py"):
+        return render(rooms_as_dot(), "svg").decode()
     subject: Any = examples.names.get(picture.what)
     if picture.what.endswith(".yaml"):
         allow = CONFIG_MODULES if picture.what.startswith("configs/") else examples.modules

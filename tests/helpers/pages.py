@@ -16,7 +16,7 @@ from pathlib import Path
 import composer
 from composer.source.load import load_source
 from composer.spec.read import read_spec
-from tests.helpers.paths import CONFIGS
+from tests.helpers.paths import CONFIGS, ROOT
 
 FENCE = re.compile(
     r"^(?:<!-- file: (?P<file>\S+) -->\s+)?```(?P<language>[\w-]+)\n(?P<text>.*?)^```$", re.M | re.S
@@ -89,7 +89,8 @@ class Page:
 
     def has(self, picture: Picture) -> bool:
         """Whether there is what the picture is of."""
-        return picture.what in self.names or (self.folder / picture.what).exists()
+        files = [self.folder / picture.what, ROOT / picture.what]
+        return picture.what in self.names or any(file.exists() for file in files)
 
 
 @contextlib.contextmanager
