@@ -230,6 +230,7 @@ class Model(nn.Module):
             action_space=spaces_to_json(self.action_space),
             seed=self.seed,
             dtype=self.policy.dtype,
+            critics=[self.spec.critic.kind] if self.spec.critic else [],
         )
 
     def load_weights(self, path: str | FilePath, *, strict: bool = True) -> LoadReport:

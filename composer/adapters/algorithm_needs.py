@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gymnasium import spaces
 
+from composer.critic.base import can_stand_for
 from composer.distributions.base import DISTRIBUTIONS, is_bounded
 from composer.distributions.continuous import Gaussian
 from composer.distributions.deterministic import Deterministic
@@ -93,7 +94,7 @@ def _needs(model: Model, row: AlgorithmNeeds) -> list[str]:
     needs = [f"distribution: {family} for {key!r}" for key, family in others]
     if row.critic is None:
         needs += [] if critic is None else ["critic: null"]
-    elif critic is None or critic.kind != _kind(row.critic):
+    elif critic is None or not can_stand_for(critic.kind, _kind(row.critic)):
         needs.append(CRITICS[row.critic])
     elif row.critic != "state_action" and critic.ensemble > 1:
         needs.append("no 'ensemble'")
@@ -119,7 +120,7 @@ def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[str]:
     what = "the value of a state" if needed == "state" else "the value of an action"
     if critic is None:
         yield f"{name} needs {what}; add a critic such as {CRITICS[needed]}"
-    elif critic.kind != _kind(needed):
+    elif not can_stand_for(critic.kind, _kind(needed)):
         yield f"{name} needs {what}, but the critic is of kind {critic.kind!r}; give it one such as {CRITICS[needed]}"
     elif needed != "state_action" and critic.ensemble > 1:
         yield f"{name} needs {what} once, but the critic gives {critic.ensemble}; leave out 'ensemble'"

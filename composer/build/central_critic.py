@@ -10,7 +10,7 @@ import torch
 
 from composer.build.construction import SeededConstruction
 from composer.build.context import BuildContext
-from composer.build.critic import hide_policy_values, value_normalizer, value_requirements
+from composer.build.critic import hide_policy_values, network_requirements, value_normalizer
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
@@ -27,13 +27,14 @@ Made = tuple[Any, list[SeededConstruction]]
 
 def build_central_critic(
     critic: CriticSpec,
+    kind: type[SharedStateCritic],
     actors: Actors,
     plans: Mapping[str, PolicyPlan],
     context: BuildContext,
     dtype: torch.dtype,
 ) -> Made | None:
     """The critic of what all ``actors`` observe, with the plans of their policies; None where problems were noted."""
-    return _CentralCriticBuilder(critic, actors, plans, context, dtype).build()
+    return _CentralCriticBuilder(critic, kind, actors, plans, context, dtype).build()
 
 
 def readable_ports(plan: PolicyPlan) -> dict[str, Port]:
@@ -47,12 +48,14 @@ class _CentralCriticBuilder:
     def __init__(
         self,
         critic: CriticSpec,
+        kind: type[SharedStateCritic],
         actors: Actors,
         plans: Mapping[str, PolicyPlan],
         context: BuildContext,
         dtype: torch.dtype,
     ) -> None:
         self.critic = critic
+        self.kind = kind
         self.actors = actors
         self.plans = plans
         self.observers = {name: plan.observer for name, plan in plans.items()}
@@ -78,15 +81,17 @@ class _CentralCriticBuilder:
         if self._offers_presence(spec, sources):
             ports[PRESENT] = Port((len(self.actors),), low=0.0, high=1.0)
             context.hidden.pop(PRESENT, None)
-        built = build_network("critic", spec, ports, value_requirements(self.critic), context)
+        asked = self.kind.requirements(None)
+        requirements = network_requirements(self.critic, asked, self.kind.added)
+        built = build_network("critic", spec, ports, requirements, context)
         if built is None:
             return None
         network, construction = built
         for source in (sources[name] for name in network.in_ports if name in sources):
             for actor in source.actors:
                 self.plans[actor].context.read.add(source.key)
-        critic = SharedStateCritic(
-            network, ValueReader(network.module, ["value"]), self.actors, self.observers, sources,
+        critic = self.kind(
+            network, ValueReader(network.module, asked.heads), self.actors, self.observers, sources,
             dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
         )  # fmt: skip
         return critic, [construction]

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from composer.build.construction import SeededConstruction
 from composer.build.context import BuildContext, Requirements
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
-from composer.critic.actions import ActionInputs
-from composer.critic.base import CriticModule, SpaceCritic
-from composer.critic.state import Critic
-from composer.critic.state_action import Q_VALUES, StateActionCritic
-from composer.critic.values import RAW_NAMES, ValueReader
+from composer.critic.base import CriticKind, CriticModule, CriticSetup, SpaceCritic
+from composer.critic.structured import StructuredCriticBase
+from composer.critic.targets import Targeted
+from composer.critic.values import RAW_NAMES, ValueRequirements
 from composer.network.network import Network
-from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec
+from composer.spec.model_spec import CRITICS, CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import Port
+from perception_blocks.registry import MissingExtraError
+from perception_blocks.words import describe
 
 __all__ = [
     "build_critic",
     "critic_network",
-    "critic_around",
+    "critic_setup",
     "hide_policy_values",
-    "value_requirements",
+    "kind_of",
+    "network_requirements",
+    "refuse_settings",
+    "value_normalizer",
+    "with_target",
 ]
-__all__ += ["value_normalizer"]
 
 Ports = Mapping[str, Port]
 BuiltCritic = tuple[CriticModule, list[SeededConstruction]]
+C = TypeVar("C", bound=nn.Module)
+
+# Settings that say nothing where there is one Space.
+OF_SEVERAL = {
+    "stack": "'stack' puts the observations of several actors together; there is one space only",
+    "separate": "'separate' gives each agent a critic of its own, but this environment has no agents; leave it out",
+}
 
 
 def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> BuiltCritic | None:
@@ -39,22 +51,67 @@ def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> Built
 
     None where there is none, or problems were noted.
     """
-    if spec.critic is None:
+    critic = spec.critic
+    if critic is None:
         return None
-    network = _single_network(spec.critic, plan.context)
-    _refuse_settings(spec.critic, plan.context)
+    single = _single_network(critic, plan.context)
+    kind = kind_of(critic, plan.context)
+    if kind is None:
+        return None
+    if not kind.serves_space:
+        message = f"a critic of kind {critic.kind!r} is for several actors; this environment has one space only"
+        plan.context.problems.add((*critic.path, "kind"), message)
+        return None
+    member = kind.member()
+    refuse_settings(critic, {**member.refused, **OF_SEVERAL}, plan.context)
     if any(name not in plan.context.shared for name in plan.network.shares):
         return None  # the policy failed: what it would share is not known
-    ports = {**plan.visible(network), **plan.context.shared}
+    ports = {**plan.visible(single), **plan.context.shared}
     hide_policy_values(plan.network, plan.context)
-    built = critic_network("critic", spec.critic, network, ports, plan)
+    built = critic_network("critic", critic, member, single, ports, plan)
     if built is None:
         return None
-    made, construction = critic_around(built[0], spec.critic, plan, dtype), built[1]
-    if isinstance(made, StateActionCritic):
-        made.make_target()
-        construction.when_weights_exist(made.make_target)
-    return made, [construction]
+    network, construction = built
+    judge = member.build(network, critic_setup(critic, plan, dtype))
+    return with_target(judge, construction), [construction]
+
+
+def kind_of(critic: CriticSpec, context: BuildContext) -> type[CriticKind] | None:
+    """The class that is registered for the kind of critic; None where it cannot be had, which is noted."""
+    path = (*critic.path, "kind")
+    try:
+        kind = CRITICS.get(critic.kind)
+    except MissingExtraError as error:
+        context.problems.add(path, str(error), needs_extra=True)
+        return None
+    if isinstance(kind, type) and issubclass(kind, CriticModule | StructuredCriticBase):
+        return kind
+    message = f"the critic kind {critic.kind!r} is {describe(kind)}, which is no critic"
+    context.problems.add(path, f"{message}; derive it from composer.critic.Critic")
+    return None
+
+
+def refuse_settings(critic: CriticSpec, refused: Mapping[str, str], context: BuildContext) -> None:
+    """Note each setting of the spec that is ``refused``, which says why."""
+    alone = {
+        "stack": critic.stack,
+        "ensemble": critic.ensemble > 1,
+        "normalize_value": critic.normalize_value,
+        "separate": critic.separate,
+    }
+    paths = [(*critic.path, key) for key, is_set in alone.items() if is_set]
+    paths += [(*n.path, "separate") for n in critic.networks.values() if n.separate]
+    for path in paths:
+        if path[-1] in refused:
+            context.problems.add(path, refused[str(path[-1])], key=True)
+
+
+def with_target(critic: C, construction: SeededConstruction) -> C:
+    """``critic``, with a target copy if its class has one, made anew once ``construction`` gives weights."""
+    if isinstance(critic, Targeted):
+        critic.make_target()
+        construction.when_weights_exist(critic.make_target)
+    return critic
 
 
 def hide_policy_values(policy: NetworkSpec, context: BuildContext) -> None:
@@ -65,122 +122,57 @@ def hide_policy_values(policy: NetworkSpec, context: BuildContext) -> None:
 
 
 def critic_network(
-    name: str, critic: CriticSpec, spec: NetworkSpec, ports: Ports, plan: PolicyPlan
+    name: str,
+    critic: CriticSpec,
+    member: type[SpaceCritic],
+    spec: NetworkSpec,
+    ports: Ports,
+    plan: PolicyPlan,
 ) -> tuple[Network, SeededConstruction] | None:
     """The network ``spec`` of a critic, called ``name``, which may read ``ports``; None where problems were noted."""
-    if critic.kind != "state_action":
-        return build_network(name, spec, ports, value_requirements(critic), plan.context)
-    actions = ActionInputs(plan.actions)
-    requirements, ports = _of_actions(critic, spec, ports, actions, plan.context)
-    built = build_network(name, spec, ports, requirements, plan.context)
-    if built is None or _refuse_unread_actions(spec, built[0], actions, plan.context):
+    asked = member.requirements(plan.actions)
+    plan.context.hidden |= asked.hidden
+    for action in [action for action in asked.actions if action in ports]:
+        message = (
+            f"the observation {action!r} is called as the action is that the critic reads; "
+            "rename it, or name it under 'ignore'"
+        )
+        plan.context.problems.add(spec.path, message, key=True)
+    requirements = network_requirements(critic, asked, member.added)
+    built = build_network(name, spec, {**ports, **asked.actions}, requirements, plan.context)
+    if built is None or _refuse_unread(asked.actions, spec, built[0], plan.context):
         return None
     return built
 
 
-def critic_around(
-    network: Network, critic: CriticSpec, plan: PolicyPlan, dtype: torch.dtype
-) -> SpaceCritic:
-    """The critic that ``network`` is for. One of actions has no target so far.
-
-    Of one Space the central value and the sum of differences are no other than the value of a state.
-    """
-    keywords: dict[str, Any] = {
-        "shared": plan.network.shares,
-        "dtype": dtype,
-        "value_normalizer": value_normalizer(critic),
-    }
-    if critic.kind != "state_action":
-        reader = ValueReader(network.form, ["value"])
-        return Critic(network, plan.observer, reader, **keywords)
-    actions = ActionInputs(plan.actions)
-    reader = ValueReader(network.form, _heads_of(actions))
-    return StateActionCritic(
-        network, plan.observer, reader, actions, copies=critic.ensemble, **keywords
-    )
+def critic_setup(critic: CriticSpec, plan: PolicyPlan, dtype: torch.dtype) -> CriticSetup:
+    """What the critic is made of that judges the actors of ``plan``."""
+    shared, normalizer = plan.network.shares, value_normalizer(critic)
+    return CriticSetup(plan.observer, plan.actions, shared, dtype, critic.ensemble, normalizer)
 
 
-def _heads_of(actions: ActionInputs) -> dict[str, tuple[int, ...]]:
-    """What a network that judges actions must give."""
-    if actions.are_choices:
-        return {name + Q_VALUES: (width,) for name, width in actions.widths.items()}
-    return {"q_value": (1,)}
-
-
-def _of_actions(
-    critic: CriticSpec,
-    spec: NetworkSpec,
-    ports: Ports,
-    actions: ActionInputs,
-    context: BuildContext,
-) -> tuple[Requirements, Ports]:
-    """What is asked of a network that judges actions, and what it may read."""
-    heads, added = _heads_of(actions), StateActionCritic.added
-    if actions.are_choices:
-        reason = "is no input here: each choice of an action has a Q value of its own"
-        context.hidden |= dict.fromkeys(actions.ports, reason)
-        reasons = {
-            name + Q_VALUES: f"a Q value for each choice of {name!r}" for name in actions.widths
-        }
-        logits = {name: (width,) for name, width in actions.widths.items()}
-        injected = {"action_logits_shapes": logits}
-        return _requirements(critic, heads, reasons, added, injected), ports
-    for name in [name for name in actions.ports if name in ports]:
-        message = (
-            f"the observation {name!r} is called as the action is that the critic reads; "
-            "rename it, or name it under 'ignore'"
-        )
-        context.problems.add(spec.path, message, key=True)
-    requirements = _requirements(critic, heads, {"q_value": "a critic"}, added)
-    return requirements, {**ports, **actions.ports}
-
-
-def value_requirements(critic: CriticSpec) -> Requirements:
-    """What a network that values states must give."""
-    return _requirements(critic, {"value": (1,)}, {"value": "a critic"}, Critic.added)
-
-
-def _requirements(
-    critic: CriticSpec,
-    heads: Mapping[str, tuple[int, ...]],
-    reasons: Mapping[str, str],
-    added: tuple[str, ...],
-    injected: Mapping[str, Any] | None = None,
+def network_requirements(
+    critic: CriticSpec, asked: ValueRequirements, added: tuple[str, ...]
 ) -> Requirements:
-    extras = tuple(f"{head}_{raw}" for head in heads for raw in RAW_NAMES)
+    """What ``asked`` is of each network of a critic, which has the children ``added`` beside the network's."""
+    extras = tuple(f"{head}_{raw}" for head in asked.heads for raw in RAW_NAMES)
     return Requirements(
-        heads, reasons, (), "value", injected or {},
+        asked.heads, asked.reasons, (), "value", asked.injected,
         extras=extras, added=added, copies=critic.ensemble,
     )  # fmt: skip
 
 
-def _refuse_unread_actions(
-    spec: NetworkSpec, network: Network, actions: ActionInputs, context: BuildContext
+def _refuse_unread(
+    actions: Iterable[str], spec: NetworkSpec, network: Network, context: BuildContext
 ) -> bool:
-    """Whether the network leaves out an action: its value would not depend on it."""
-    if actions.are_choices:
-        return False
-    unread = [name for name in actions.ports if name not in network.in_ports]
+    """Whether the network leaves out one of ``actions``: its value would not depend on it."""
+    unread = [name for name in actions if name not in network.in_ports]
     for name in unread:
         message = (
             f"the critic does not read {name!r}; the value of an action must depend on all of it"
         )
         context.problems.add(spec.path, message, key=True)
     return bool(unread)
-
-
-def _refuse_settings(critic: CriticSpec, context: BuildContext) -> None:
-    """Note settings that say nothing of this kind of critic."""
-    if critic.stack:
-        message = (
-            "'stack' puts the observations of several actors together; there is one space only"
-        )
-        context.problems.add((*critic.path, "stack"), message, key=True)
-    for part in (critic, *critic.networks.values()):
-        if part.separate:
-            message = "'separate' gives each agent a critic of its own, but this environment has no agents"
-            message += "; leave it out"
-            context.problems.add((*part.path, "separate"), message, key=True)
 
 
 def value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:

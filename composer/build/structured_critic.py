@@ -12,21 +12,23 @@ from composer.build.central_critic import alike, build_central_critic, differenc
 from composer.build.construction import SeededConstruction
 from composer.build.context import BuildContext
 from composer.build.critic import (
-    critic_around,
     critic_network,
+    critic_setup,
     hide_policy_values,
+    kind_of,
+    refuse_settings,
     value_normalizer,
+    with_target,
 )
-from composer.build.plans import PlannedGroup
+from composer.build.plans import PlannedGroup, PolicyPlan
 from composer.build.stacking import stacked_networks
-from composer.critic.actions import ActionInputs
-from composer.critic.base import SpaceCritic
-from composer.critic.delta_state import PREV_VALUE, DeltaStateCritic
-from composer.critic.state_action import StateActionCritic
-from composer.critic.structured import StructuredCritic, StructuredCriticBase
-from composer.critic.structured_state_action import StructuredStateActionCritic
+from composer.critic.base import CriticKind, CriticModule, SpaceCritic
+from composer.critic.shared_state import SharedStateCritic
+from composer.critic.structured import StructuredCriticBase
+from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks, SeparateNetworks
 from composer.network.network import Network
+from composer.network.structured import StructuredModule
 from composer.spaces.actors import Actor, Actors, serve
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.port import Port
@@ -48,94 +50,92 @@ def build_critic_by_actor(
     """The critic of ``spec`` for several actors, once their policies (``groups``) are built; None as `build_critic`."""
     if spec.critic is None:
         return None
-    builder = _StructuredCriticBuilder(spec.critic, actors, groups, context, dtype)
-    before = len(context.problems)
-    builder.refuse_settings()
-    if len(context.problems) > before or builder.policy_failed():
+    kind = kind_of(spec.critic, context)
+    structured = None if kind is None else _class_of_several(kind, len(actors))
+    if kind is None:
         return None
-    if spec.critic.kind == "shared_state":
-        return build_central_critic(spec.critic, actors, builder.plans, context, dtype)
-    return builder.by_actor()
+    if structured is None:
+        message = f"a critic of kind {spec.critic.kind!r} is for one space; this environment has steps or agents"
+        context.problems.add((*spec.critic.path, "kind"), message)
+        return None
+    before = len(context.problems)
+    refuse_settings(spec.critic, kind.refused, context)
+    plans = {a.name: group.plan_of(a) for group in groups for a in group.actors}
+    if len(context.problems) > before or _policy_failed(plans, actors):
+        return None
+    if issubclass(structured, SharedStateCritic):
+        return build_central_critic(spec.critic, structured, actors, plans, context, dtype)
+    assert issubclass(structured, StructuredCriticBase)
+    classes = kind.member(), structured
+    return _StructuredCriticBuilder(
+        spec.critic, classes, actors, groups, plans, context, dtype
+    ).build()
+
+
+def _class_of_several(
+    kind: type[CriticKind], count: int
+) -> type[StructuredModule | CriticModule] | None:
+    """The class of the critic of ``count`` actors; None for a kind that is for one Space only."""
+    structured = kind.structured()
+    if structured and issubclass(structured, StructuredCriticBase) and structured.previous:
+        return structured if count > 1 else kind.member().structured()  # no value builds on another
+    return structured
+
+
+def _policy_failed(plans: Mapping[str, PolicyPlan], actors: Actors) -> bool:
+    """Whether some actor has no policy, or it is not known what one would share."""
+    return len(plans) < len(actors) or any(
+        name not in plan.context.shared for plan in plans.values() for name in plan.network.shares
+    )
 
 
 class _StructuredCriticBuilder:
-    """One run; problems are gathered in the context."""
+    """One run; problems are gathered in the context. Of ``classes`` the first is of each network, the other of all."""
 
     def __init__(
         self,
         critic: CriticSpec,
+        classes: tuple[type[SpaceCritic], type[StructuredCriticBase]],
         actors: Actors,
         groups: Sequence[PlannedGroup],
+        plans: Mapping[str, PolicyPlan],
         context: BuildContext,
         dtype: torch.dtype,
     ) -> None:
         self.critic = critic
+        self.member, self.structured = classes
         self.actors = actors
         self.groups = groups
+        self.plans = plans
         self.problems = context.problems
-        self.context = context
         self.dtype = dtype
-        self.plans = {a.name: group.plan_of(a) for group in groups for a in group.actors}
-        self.observers = {name: plan.observer for name, plan in self.plans.items()}
-        self.chained = critic.kind == "delta_state" and len(actors) > 1  # values of steps in turn
+        self.previous = self.structured.previous  # values of steps in turn
 
-    def policy_failed(self) -> bool:
-        """Whether some actor has no policy, or it is not known what one would share."""
-        if len(self.plans) < len(self.actors):
-            return True
-        plans = self.plans.values()
-        return any(
-            name not in plan.context.shared for plan in plans for name in plan.network.shares
-        )
-
-    def refuse_settings(self) -> None:
-        """Note settings that say nothing of this kind of critic."""
-        kind = self.critic.kind
-        separate = [n.path for n in self.critic.networks.values() if n.separate]
-        separate += [self.critic.path] if self.critic.separate else []
-        found: dict[str, tuple[list[Any], str]] = {
-            "stack": (
-                [self.critic.path] if self.critic.stack and kind != "shared_state" else [],
-                "'stack' puts the observations of all actors together, for kind: shared_state",
-            ),
-            "ensemble": (
-                [self.critic.path] if self.critic.ensemble > 1 and kind == "delta_state" else [],
-                "a value that builds on the one before is one number; leave 'ensemble' out",
-            ),
-            "separate": (
-                separate if kind not in ("state", "state_action") else [],
-                "'separate' gives each agent a critic of its own, for kind: state and kind: state_action",
-            ),
-        }
-        for key, (paths, message) in found.items():
-            for path in paths:
-                self.problems.add((*path, key), message, key=True)
-
-    def by_actor(self) -> Made | None:
+    def build(self) -> Made | None:
         networks = self.critic.networks
         paths = {key: network.path for key, network in networks.items()}
         before = len(self.problems)
         served = serve(self.actors, paths, self.problems, (*self.critic.path, "networks"))
         for key in served:
-            if str(key) in StateActionCritic.added:
+            if str(key) in {*Targeted.added, *self.member.added}:
                 message = f"{str(key)!r} is what a part of the critic itself is called; rename the step or agent"
                 self.problems.add(paths[key], message, key=True)
         if len(self.problems) > before:
             return None
-        if self.chained and len(served) == 1:
+        if self.previous and len(served) == 1:
             message = (
-                "the first step gives a value and each later one a difference: a critic of kind 'delta_state' needs "
-                "'networks' by step"
+                "the first step gives a value and each later one a difference: a critic of kind "
+                f"{self.critic.kind!r} needs 'networks' by step"
             )
             self.problems.add(self.critic.path, message, key=True)
             return None
         names = (
-            sorted(served, key=lambda key: self._place(served[key][0])) if self.chained else served
+            sorted(served, key=lambda key: self._place(served[key][0])) if self.previous else served
         )
         made: list[GroupNetworks] = []
         constructions: list[SeededConstruction] = []
         for key in names:
-            group = self._group(key, served[key], later=self.chained and bool(made))
+            group = self._group(key, served[key], later=bool(self.previous and made))
             if group is None:
                 return None
             made.append(group[0])
@@ -143,19 +143,12 @@ class _StructuredCriticBuilder:
         return self._together(made, constructions[-1]), constructions
 
     def _together(
-        self, made: Sequence[GroupNetworks], last: SeededConstruction
+        self, groups: Sequence[GroupNetworks], last: SeededConstruction
     ) -> StructuredCriticBase:
         """The critics of all groups as one; ``last`` of its constructions gives weights."""
-        if self.chained:
-            normalizer = value_normalizer(self.critic)
-            return DeltaStateCritic(self.actors, made, self.observers, normalizer)
-        if self.critic.kind != "state_action":
-            return StructuredCritic(self.actors, made, self.observers)
-        actions = {name: ActionInputs(plan.actions) for name, plan in self.plans.items()}
-        critic = StructuredStateActionCritic(self.actors, made, self.observers, actions)
-        critic.make_target()
-        last.when_weights_exist(critic.make_target)
-        return critic
+        setups = {n: critic_setup(self.critic, p, self.dtype) for n, p in self.plans.items()}
+        normalizer = value_normalizer(self.critic) if self.previous else None
+        return with_target(self.structured.build(self.actors, groups, setups, normalizer), last)
 
     def _place(self, actor: Actor) -> int:
         """Where an actor's network stands among those of the policy."""
@@ -199,25 +192,23 @@ class _StructuredCriticBuilder:
         plan = self.plans[actor.name]
         ports = {**plan.visible(spec), **plan.context.shared}
         hide_policy_values(plan.network, plan.context)
-        if later:
-            self._refuse_taken(spec, ports)
-            ports[PREV_VALUE] = Port((1,))
-        built = critic_network(name, self.critic, spec, ports, plan)
+        if later and self.previous is not None:
+            self._refuse_taken(self.previous, spec, ports)
+            ports[self.previous] = Port((1,))
+        built = critic_network(name, self.critic, self.member, spec, ports, plan)
         if built is not None:
             for member in members:
                 self.plans[member.name].context.read |= set(built[0].in_ports)
         return built
 
-    def _refuse_taken(self, spec: NetworkSpec, ports: Mapping[str, Port]) -> None:
-        if PREV_VALUE in ports:
-            message = (
-                f"{PREV_VALUE!r} is what the value before is called here; rename the other one"
-            )
+    def _refuse_taken(self, name: str, spec: NetworkSpec, ports: Mapping[str, Port]) -> None:
+        if name in ports:
+            message = f"{name!r} is what the value before is called here; rename the other one"
             self.problems.add(spec.path, message)
 
     def _critic(self, actor: Actor, network: Network) -> SpaceCritic:
-        spec = replace(self.critic, normalize_value=False) if self.chained else self.critic
-        return critic_around(network, spec, self.plans[actor.name], self.dtype)
+        spec = replace(self.critic, normalize_value=False) if self.previous else self.critic
+        return self.member.build(network, critic_setup(spec, self.plans[actor.name], self.dtype))
 
     def _unlike(self, members: Sequence[Actor]) -> str | None:
         """How what two of ``members`` observe and share differs, in words; None where all is equal."""
@@ -235,7 +226,7 @@ class _StructuredCriticBuilder:
     def _read_of(self, actor: Actor) -> dict[str, Port]:
         """What the critic may read of an actor; its actions by the names under which a critic of actions has them."""
         plan = self.plans[actor.name]
-        if self.critic.kind != "state_action":
+        if not self.member.takes_action:
             return readable_ports(plan)
         actions = {f"action/{key}": leaf.port for key, leaf in plan.actions.leaves.items()}
         return readable_ports(plan) | actions

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, get_origin, get_type_hints
@@ -20,6 +20,7 @@ from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.plain_spec import _every_part
 from composer.source.files import as_argument
 from composer.spaces.json_form import spaces_from_json
+from composer.spec.model_spec import CRITICS
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.words import as_module_name, near_name
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 VERSION = 1
+OURS = ("torch.", "perception_blocks.", "composer.")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Record:
     versions: dict[str, str]
     tied: dict[str, str]  # name -> the name under which the same tensor is stored
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
+    critics: dict[str, str] = field(default_factory=dict)  # the same of kinds of critics
 
     def spaces(self) -> tuple[Any, Any]:
         """Observation and action space, or both by actor. Raises CheckpointError where they cannot be read."""
@@ -88,8 +91,12 @@ def write_checkpoint(
     action_space: dict[str, Any],
     seed: int,
     dtype: torch.dtype,
+    critics: Sequence[str] = (),
 ) -> None:
-    """Write the state of ``module`` and what rebuilds it. The file appears whole or not at all."""
+    """Write the state of ``module`` and what rebuilds it, such as the kinds of ``critics`` that its spec names.
+
+    The file appears whole or not at all.
+    """
     tensors, tied = _untied(module.state_dict(keep_vars=True))
     if any(tensor.is_meta for tensor in tensors.values()):
         raise CheckpointError(
@@ -106,6 +113,9 @@ def write_checkpoint(
         "versions": _versions(),
         "tied": tied,
         "blocks": _foreign_blocks(module),
+        "critics": {
+            n: home for n in critics if not (home := CRITICS.module_of(n)).startswith(OURS)
+        },
     }
     write_file(path, tensors, record)
 
@@ -118,6 +128,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
             f"{os.fspath(path)!r} is a safetensors file, but not one that this library saved"
         )
     _require_types(path, values, {"format_version": int})
+    values = {"critics": {}, **values}  # earlier files have none
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
     _require_types(path, values, kinds)
     dtype = getattr(torch, values["dtype"], None)
@@ -140,7 +151,9 @@ def _require_types(path: Any, values: Mapping[str, Any], kinds: Mapping[str, typ
         )
     for name, kind in kinds.items():
         value = values[name]
-        texts = value.values() if name in ("tied", "blocks") and kind is type(value) else ()
+        texts = (
+            value.values() if name in ("tied", "blocks", "critics") and kind is type(value) else ()
+        )
         if type(value) is not kind or not all(isinstance(text, str) for text in texts):
             shown = repr(value)[:80]
             raise CheckpointError(
@@ -149,14 +162,16 @@ def _require_types(path: Any, values: Mapping[str, Any], kinds: Mapping[str, typ
 
 
 def require_blocks(record: Record) -> None:
-    """Raise CheckpointError unless all blocks are known here that others than us had provided."""
-    missing = {name: home for name, home in record.blocks.items() if name not in BLOCKS}
-    if missing:
+    """Raise CheckpointError unless all blocks and kinds of critics are known here that others than us had provided."""
+    for registry, provided in ((BLOCKS, record.blocks), (CRITICS, record.critics)):
+        missing = {name: home for name, home in provided.items() if name not in registry}
+        if not missing:
+            continue
         names = ", ".join(f"{name!r} of the module {home!r}" for name, home in missing.items())
         homes = sorted(set(missing.values()))
         options = " ".join(f"--allow {as_argument(home)}" for home in homes)
         raise CheckpointError(
-            f"the checkpoint was saved with blocks that are not known here: {names}; install the "
+            f"the checkpoint was saved with {registry.kind}s that are not known here: {names}; install the "
             f"package that registers them, or import the module: allow={homes} or {options}"
         )
 
@@ -264,9 +279,8 @@ def _foreign_blocks(module: nn.Module) -> dict[str, str]:
 
 def _foreign_classes(module: nn.Module) -> Iterator[type]:
     """The classes in a model that are neither ours nor torch's."""
-    ours = ("torch.", "perception_blocks.", "composer.")
     for part in _every_part(module):
-        if not type(part).__module__.startswith(ours):
+        if not type(part).__module__.startswith(OURS):
             yield type(part)
 
 

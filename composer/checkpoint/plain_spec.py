@@ -12,6 +12,7 @@ from composer.errors import Path as SpecPath
 from composer.errors import format_path
 from composer.network.groups import SeparateNetworks
 from composer.network.module import NetworkModule
+from composer.network.structured import StructuredModule
 from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.registry import BLOCKS
@@ -68,7 +69,8 @@ def _without_files(data: Any, read: list[Any]) -> Any:
 def _every_part(module: nn.Module) -> Iterator[nn.Module]:
     """The modules in a model, those that are no children of others among them."""
     parts = list(module.modules())
-    # The module of a network is no child: what stands for it has its children.
+    # The only group of actors and the module of a network are no children: what stands for them has their children.
+    parts += [g.module for part in parts if isinstance(part, StructuredModule) for g in part.groups]
     parts += [part.network.module for part in parts if isinstance(part, NetworkModule)]
     for part in parts:
         yield part

@@ -4,13 +4,25 @@ from typing import TYPE_CHECKING
 
 from perception_blocks.lazy import lazy_attributes
 
-__all__ = ["CRITICS", "Critic", "CriticModule"]
+__all__ = ["CRITICS", "Critic", "CriticModule", "CriticSetup", "DeltaStateCritic", "SharedStateCritic"]
+__all__ += ["StateActionCritic", "ValueRequirements"]
 
 if TYPE_CHECKING:
-    from composer.critic.base import CRITICS, CriticModule
+    from composer.critic.base import CRITICS, CriticModule, CriticSetup
+    from composer.critic.delta_state import DeltaStateCritic
+    from composer.critic.shared_state import SharedStateCritic
     from composer.critic.state import Critic
+    from composer.critic.state_action import StateActionCritic
+    from composer.critic.values import ValueRequirements
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
-        {"base": "CRITICS CriticModule", "state": "Critic"},
+        {
+            "base": "CRITICS CriticModule CriticSetup",
+            "delta_state": "DeltaStateCritic",
+            "shared_state": "SharedStateCritic",
+            "state": "Critic",
+            "state_action": "StateActionCritic",
+            "values": "ValueRequirements",
+        },
     )

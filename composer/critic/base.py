@@ -3,35 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from composer.critic.values import ValueReader
+from composer.critic.values import ValueReader, ValueRequirements
 from composer.network.module import NetworkModule
 from composer.network.network import Network, State, Tensors
+from composer.network.structured import StructuredModule
 from composer.spaces.observer import Observer
+from composer.spaces.tree import SpaceTree
+from composer.spec.model_spec import CRITICS
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import Port
-from perception_blocks.registry import Registry
 
 __all__ = [
     "CRITICS",
+    "SEPARATE",
+    "CriticKind",
     "CriticModule",
+    "CriticSetup",
     "MissingArgumentError",
     "SpaceCritic",
     "as_numbers",
+    "can_stand_for",
     "count_returns",
     "read_returns",
     "shared_values",
 ]
 
-CRITICS = Registry("critic kind")
-"""Kinds of critic by name."""
+SEPARATE = "'separate' gives each agent a critic of its own, for kind: state and kind: state_action"
 
 
-class CriticModule(NetworkModule):
+class CriticKind:
+    """What the class that is registered in `CRITICS` for a kind of critic tells the composer.
+
+    ``refused`` says of settings in the spec why this kind does not take them; ``serves_space`` is False for a kind that
+    is for several actors only.
+    """
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "stack": "'stack' puts the observations of all actors together, for kind: shared_state"
+    }
+    serves_space: ClassVar[bool] = True
+
+    @classmethod
+    def member(cls) -> type[SpaceCritic]:
+        """The class of the critic of one Space, and of each network among several that give a value for each actor."""
+        raise TypeError(f"{cls.__name__} must define member")
+
+    @classmethod
+    def structured(cls) -> type[StructuredModule | CriticModule] | None:
+        """The class of the critic of several actors; None for a kind that is for one Space only."""
+        return None
+
+
+def can_stand_for(kind: str, other: str) -> bool:
+    """Whether critics of ``kind`` serve where those of ``other`` are needed: by their classes.
+
+    >>> can_stand_for("state", "state"), can_stand_for("state_action", "state")
+    (True, False)
+    """
+    return issubclass(CRITICS.get(kind), CRITICS.get(other))
+
+
+@dataclass(frozen=True)
+class CriticSetup:
+    """What a critic is made of beside its network; ``shared`` are all values that the policy hands over."""
+
+    observer: Observer
+    actions: SpaceTree
+    shared: tuple[str, ...]
+    dtype: torch.dtype
+    copies: int = 1
+    value_normalizer: NormalizeBlock | None = None
+
+
+class CriticModule(CriticKind, NetworkModule):
     """What all critics of one network share: values as numbers, and on the scale of returns.
 
     ``value_normalizer`` has the statistics of the returns seen so far, where the spec asks for them, else it is None.
@@ -57,6 +107,11 @@ class CriticModule(NetworkModule):
     value_normalizer: NormalizeBlock | None
     takes_action = False
     added: ClassVar[tuple[str, ...]] = ("value_normalizer",)  # children that its network has not
+
+    @classmethod
+    def requirements(cls, actions: SpaceTree | None) -> ValueRequirements:
+        """What the network must give. ``actions`` are what is judged; None for one value of all actors."""
+        return ValueRequirements({"value": (1,)}, {"value": "a critic"})
 
     @property
     def out_ports(self) -> dict[str, Port]:
@@ -151,6 +206,19 @@ class SpaceCritic(CriticModule):
         self._keys = tuple(name for name in network.in_ports if name in observer.tree.ports)
 
     observer: Observer
+
+    @classmethod
+    def member(cls) -> type[SpaceCritic]:
+        return cls
+
+    @classmethod
+    def build(cls, network: Network, setup: CriticSetup) -> Self:
+        """The critic over ``network``, which gives what `requirements` asks for."""
+        reader = ValueReader(network.form, cls.requirements(setup.actions).heads)
+        return cls(
+            network, setup.observer, reader,
+            shared=setup.shared, dtype=setup.dtype, value_normalizer=setup.value_normalizer,
+        )  # fmt: skip
 
     def with_network(self, network: Network) -> Self:
         """The same critic over another network of the same form."""

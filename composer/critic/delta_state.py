@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from composer.critic.base import CRITICS, SpaceCritic, as_numbers, count_returns, read_returns
+from composer.critic.base import (
+    CRITICS,
+    SEPARATE,
+    CriticKind,
+    CriticSetup,
+    SpaceCritic,
+    as_numbers,
+    count_returns,
+    read_returns,
+)
+from composer.critic.state import Critic
 from composer.critic.structured import StructuredCritic
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
@@ -29,8 +39,15 @@ class DeltaStateCritic(StructuredCritic):
 
     Groups are the steps in their order. A later network reads ``prev_value`` (..., 1), the value before it, through
     which no gradient flows; its value is the sum. The value of a step of several agents is their mean. Where the first
-    step is absent, ``critic(observations, prev_value=...)`` says what its value was.
+    step is absent, ``critic(observations, prev_value=...)`` says what its value was. Of one Space it is a `Critic`.
     """
+
+    previous = PREV_VALUE
+    refused = {
+        **CriticKind.refused,
+        "ensemble": "a value that builds on the one before is one number; leave 'ensemble' out",
+        "separate": SEPARATE,
+    }
 
     def __init__(
         self,
@@ -45,6 +62,21 @@ class DeltaStateCritic(StructuredCritic):
             self._modules["value_normalizer"] = value_normalizer
 
     value_normalizer: NormalizeBlock | None
+
+    @classmethod
+    def member(cls) -> type[SpaceCritic]:
+        return Critic
+
+    @classmethod
+    def build(
+        cls,
+        actors: Actors,
+        groups: Sequence[GroupNetworks],
+        setups: Mapping[str, CriticSetup],
+        value_normalizer: NormalizeBlock | None,
+    ) -> Self:
+        observers = {name: setup.observer for name, setup in setups.items()}
+        return cls(actors, groups, observers, value_normalizer)
 
     def __getitem__(self, key: ActorKey) -> SpaceCritic:
         raise KeyError("values of steps build on one another, and there is no critic of one alone")

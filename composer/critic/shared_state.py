@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from composer.critic.base import CRITICS, CriticModule, shared_values
+from composer.critic.base import CRITICS, SEPARATE, CriticModule, SpaceCritic, shared_values
+from composer.critic.state import Critic
 from composer.critic.values import ValueReader
 from composer.network.groups import refuse_other_axes
 from composer.network.network import Network, State, Tensors
@@ -81,8 +82,18 @@ class SharedStateCritic(CriticModule):
     ``sources`` says of each input of the network where it comes from, ``observers`` read what each actor observes.
     Everyone whom the network reads must be present, unless it reads ``present`` (..., n), which is 1 where an actor is
     there: then what it reads of the others is zeros. In a batch ``critic(observations, present={actor: (...)})`` tells
-    for each sample whether the actor was there.
+    for each sample whether the actor was there. Of one Space it is a `Critic`.
     """
+
+    refused = {"separate": SEPARATE}
+
+    @classmethod
+    def member(cls) -> type[SpaceCritic]:
+        return Critic
+
+    @classmethod
+    def structured(cls) -> type[SharedStateCritic]:
+        return cls
 
     def __init__(
         self,

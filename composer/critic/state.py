@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from composer.critic.base import CRITICS, SpaceCritic
+from composer.critic.structured import StructuredCritic, StructuredCriticBase
 from composer.network.network import State, Tensors
 
 __all__ = ["Critic"]
@@ -20,6 +21,10 @@ class Critic(SpaceCritic):
     A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory
     it takes and returns a state, as a policy does. Of an ensemble there are values (..., n, 1).
     """
+
+    @classmethod
+    def structured(cls) -> type[StructuredCriticBase] | None:
+        return StructuredCritic
 
     def forward(
         self,

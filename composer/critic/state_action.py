@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from composer.critic.actions import ActionInputs
-from composer.critic.base import CRITICS, MissingArgumentError, SpaceCritic
+from composer.critic.base import CRITICS, CriticSetup, MissingArgumentError, SpaceCritic
+from composer.critic.structured import StructuredCriticBase
+from composer.critic.structured_state_action import StructuredStateActionCritic
 from composer.critic.targets import Targeted
-from composer.critic.values import ValueReader
+from composer.critic.values import ValueReader, ValueRequirements
 from composer.network.network import Network, State, Tensors
 from composer.spaces.observer import Observer
+from composer.spaces.tree import SpaceTree
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import format_shape
 
@@ -53,6 +56,34 @@ class StateActionCritic(Targeted, SpaceCritic):
         )  # fmt: skip
         self.actions = actions
         self.copies = copies
+
+    @classmethod
+    def structured(cls) -> type[StructuredCriticBase] | None:
+        return StructuredStateActionCritic
+
+    @classmethod
+    def requirements(cls, actions: SpaceTree | None) -> ValueRequirements:
+        assert actions is not None
+        inputs = ActionInputs(actions)
+        if not inputs.are_choices:
+            return ValueRequirements({"q_value": (1,)}, {"q_value": "a critic"}, inputs.ports)
+        widths = {name + Q_VALUES: (width,) for name, width in inputs.widths.items()}
+        reasons = {
+            name + Q_VALUES: f"a Q value for each choice of {name!r}" for name in inputs.widths
+        }
+        reason = "is no input here: each choice of an action has a Q value of its own"
+        injected = {"action_logits_shapes": {n: (width,) for n, width in inputs.widths.items()}}
+        return ValueRequirements(
+            widths, reasons, hidden=dict.fromkeys(inputs.ports, reason), injected=injected
+        )
+
+    @classmethod
+    def build(cls, network: Network, setup: CriticSetup) -> Self:
+        reader = ValueReader(network.form, cls.requirements(setup.actions).heads)
+        return cls(
+            network, setup.observer, reader, ActionInputs(setup.actions), shared=setup.shared,
+            dtype=setup.dtype, copies=setup.copies, value_normalizer=setup.value_normalizer,
+        )  # fmt: skip
 
     def with_network(self, network: Network) -> Self:
         """The same critic over another network of the same form, without a target."""

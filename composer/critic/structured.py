@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from composer.critic.base import SpaceCritic, count_returns, read_returns
+from composer.critic.base import CriticKind, CriticSetup, SpaceCritic, count_returns, read_returns
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.structured import ActorCall, StructuredModule, blamed
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
+from perception_blocks.blocks.scale import NormalizeBlock
 
 __all__ = ["StructuredCriticBase", "StructuredCritic"]
 
 
-class StructuredCriticBase(StructuredModule):
+class StructuredCriticBase(CriticKind, StructuredModule):
     """What critics with a value for each actor have in common.
 
     ``observers`` read the observations of each actor by its flat name, as its policy does. Values that the policy
@@ -26,12 +27,29 @@ class StructuredCriticBase(StructuredModule):
 
     role = "critic"
     takes_action = False
+    # What networks beside the first call the value before theirs, where values build on one another.
+    previous: ClassVar[str | None] = None
 
     def __init__(
         self, actors: Actors, groups: Sequence[GroupNetworks], observers: Mapping[str, Observer]
     ) -> None:
         super().__init__(actors, groups)
         self.observers = dict(observers)
+
+    @classmethod
+    def structured(cls) -> type[StructuredCriticBase]:
+        return cls
+
+    @classmethod
+    def build(
+        cls,
+        actors: Actors,
+        groups: Sequence[GroupNetworks],
+        setups: Mapping[str, CriticSetup],
+        value_normalizer: NormalizeBlock | None,
+    ) -> Self:
+        """The critic of ``groups`` with each actor's setup; the ``value_normalizer`` is for one with ``previous``."""
+        return cls(actors, groups, {name: setup.observer for name, setup in setups.items()})
 
     @property
     def shared(self) -> tuple[str, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from composer.critic.actions import ActionInputs
-from composer.critic.state_action import StateActionCritic
+from composer.critic.base import CriticSetup, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks
@@ -16,6 +16,7 @@ from composer.network.network import State, Tensors
 from composer.network.structured import ActorCall, blamed
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
+from perception_blocks.blocks.scale import NormalizeBlock
 
 __all__ = ["StructuredStateActionCritic"]
 
@@ -40,10 +41,21 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         super().__init__(actors, groups, observers)
         self.actions = dict(actions)
 
-    def __getitem__(self, key: ActorKey) -> StateActionCritic:
+    @classmethod
+    def build(
+        cls,
+        actors: Actors,
+        groups: Sequence[GroupNetworks],
+        setups: Mapping[str, CriticSetup],
+        value_normalizer: NormalizeBlock | None,
+    ) -> Self:
+        observers = {name: setup.observer for name, setup in setups.items()}
+        actions = {name: ActionInputs(setup.actions) for name, setup in setups.items()}
+        return cls(actors, groups, observers, actions)
+
+    def __getitem__(self, key: ActorKey) -> SpaceCritic:
         critic = super().__getitem__(key)
-        assert isinstance(critic, StateActionCritic)
-        critic.actions = self.actions[self.actor_of(key).name]
+        object.__setattr__(critic, "actions", self.actions[self.actor_of(key).name])
         return critic
 
     def forward(

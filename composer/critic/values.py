@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -13,9 +15,24 @@ from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port, Shape
 
-__all__ = ["RAW_NAMES", "ValueReader", "scalar_shape", "value_block"]
+__all__ = ["RAW_NAMES", "ValueReader", "ValueRequirements", "scalar_shape", "value_block"]
 
 RAW_NAMES = ("quantiles", "logits")
+
+
+@dataclass(frozen=True)
+class ValueRequirements:
+    """What a kind of critic asks of its network: ``heads`` with their shapes, and ``reasons`` that say what for.
+
+    ``actions`` are inputs that the network must read, beside what it observes; ``hidden`` names values that are no
+    inputs, and says why. A custom class is constructed with ``injected``, beside the arguments in the spec.
+    """
+
+    heads: Mapping[str, tuple[int, ...]]
+    reasons: Mapping[str, str]
+    actions: Mapping[str, Port] = field(default_factory=dict)
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    injected: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ValueReader:

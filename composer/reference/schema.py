@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from composer.distributions.base import DISTRIBUTIONS
 from composer.spaces.kinds import KINDS
-from composer.spec.model_spec import CRITIC_KINDS
+from composer.spec.model_spec import CRITICS
 from composer.spec.nodes import NESTED
 from composer.spec.read import VERSION
 from composer.spec.template import GIVEN_KINDS, TEMPLATE_KEYS
@@ -142,7 +142,7 @@ def _policy_keys() -> dict[str, Schema]:
 
 def _critic_keys() -> dict[str, Schema]:
     return {
-        "kind": _value({"enum": list(CRITIC_KINDS)}),
+        "kind": _value({"enum": list(CRITICS)}),
         "stack": _value({"type": "boolean"}),
         "ensemble": _value(COUNT),
         "normalize_value": _value({"type": "boolean"}),

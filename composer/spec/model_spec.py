@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from composer.errors import Path
 from composer.source.load import Source
+from perception_blocks.registry import Registry
 
-__all__ = ["CRITIC_KINDS", "CriticKind", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
+__all__ = ["CRITICS", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
 __all__ += ["NetworkSpec", "NodeSpec", "PolicySpec", "TemplateSpec", "of_one_actor"]
 
-CriticKind: TypeAlias = Literal["state", "shared_state", "delta_state", "state_action"]
-CRITIC_KINDS: tuple[CriticKind, ...] = ("state", "shared_state", "delta_state", "state_action")
+CRITICS = Registry("critic kind")
+"""Kinds of critics and their classes, which are imported when a critic is built: a spec is read without torch."""
+CRITICS.register_all("composer.critic.state", {"state": "Critic"})
+CRITICS.register_all("composer.critic.shared_state", {"shared_state": "SharedStateCritic"})
+CRITICS.register_all("composer.critic.delta_state", {"delta_state": "DeltaStateCritic"})
+CRITICS.register_all("composer.critic.state_action", {"state_action": "StateActionCritic"})
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,11 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """``shared`` are the values the policy hands over, ``ensemble`` is the number of copies."""
+    """``kind`` is a name in `CRITICS`, ``shared`` what the policy hands over, ``ensemble`` the number of copies."""
 
     path: Path
     networks: dict[str | None, NetworkSpec]
-    kind: CriticKind = "state"
+    kind: str = "state"
     stack: bool = False
     ensemble: int = 1
     normalize_value: bool = False

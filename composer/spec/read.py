@@ -13,8 +13,7 @@ from composer.limits import GivenLimits, Limits, limits_from
 from composer.source.load import Source
 from composer.spec.fields import Fields
 from composer.spec.model_spec import (
-    CRITIC_KINDS,
-    CriticKind,
+    CRITICS,
     CriticSpec,
     DistributionRule,
     HeadsSpec,
@@ -247,14 +246,13 @@ class _SpecReader:
             shared=policy.shares if policy else (),
         )
 
-    def _critic_kind(self, fields: Fields) -> CriticKind:
+    def _critic_kind(self, fields: Fields) -> str:
         kind = fields.values.get("kind", "state")
-        for known in CRITIC_KINDS:
-            if kind == known:
-                return known
-        near = did_you_mean(kind, CRITIC_KINDS, "critic kind") if isinstance(kind, str) else ""
+        if isinstance(kind, str) and kind in CRITICS:
+            return kind
+        near = did_you_mean(kind, CRITICS, CRITICS.kind) if isinstance(kind, str) else ""
         got = describe(kind)
-        fields.note("kind", f"'kind' must be one of {listing(CRITIC_KINDS)}, got {got}{near}")
+        fields.note("kind", f"'kind' must be one of {listing(CRITICS)}, got {got}{near}")
         return "state"
 
     def _wrap(self, fields: Fields) -> tuple[str | dict[str, Any], ...]:

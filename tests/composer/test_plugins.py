@@ -130,6 +130,26 @@ def test_a_checkpoint_says_whose_blocks_it_needs(installed, tmp_path):
     )
 
 
+def test_a_kind_of_critic_of_a_plugin_is_there_by_its_name(installed, tmp_path):
+    spec = f"{SPEC.rstrip()}\ncritic: {{kind: sample_bounded, template: {{}}}}\n"
+    (tmp_path / "agent.yaml").write_text(spec)
+    assert run(tmp_path, installed, command=["check", "agent.yaml"]).returncode == 0
+    schema = json.loads(run(tmp_path, installed, command=["schema"]).stdout)
+    assert "'sample_bounded'" in str(schema["definitions"]["critic"])
+    save = (
+        "import composer; from composer.checkpoint.file import read_record\n"
+        "composer.compose('agent.yaml', seed=1).save('agent.safetensors')\n"
+        "print(type(composer.load('agent.safetensors').critic).__name__)\n"
+        "print(read_record('agent.safetensors').critics)\n"
+    )
+    done = run(tmp_path, installed, code=save)
+    assert done.stdout == "SampleBoundedCritic\n{'sample_bounded': 'sample_plugin_blocks'}\n"
+    done = run(tmp_path, command=["check", "agent.yaml", "--set", "policy.graph={}"])
+    assert (
+        "must be one of 'state', 'shared_state', 'delta_state', 'state_action', got" in done.stderr
+    )
+
+
 def test_a_broken_plugin_is_a_warning_and_stops_nothing(tmp_path):
     broken = package(tmp_path / "packages", "broken_blocks", "raise RuntimeError('no luck')\n")
     done = run(tmp_path, broken, command=["blocks"])

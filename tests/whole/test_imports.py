@@ -37,7 +37,7 @@ composer.template: kinds expansion starter | torch
 composer.reference: words help pages schema |
 composer.checkpoint: container plain_spec file weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
-composer.critic: values actions targets base state state_action shared_state structured structured_state_action delta_state | torch
+composer.critic: values actions targets base structured structured_state_action state state_action shared_state delta_state | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
 composer.summary: networks flops rows table | torch
 composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz

@@ -13,11 +13,6 @@ from torch import nn
 
 import composer
 from composer import SpecError
-from composer.critic.base import CRITICS
-from composer.critic.delta_state import DeltaStateCritic
-from composer.critic.shared_state import SharedStateCritic
-from composer.critic.state_action import StateActionCritic
-from composer.spec.model_spec import CRITIC_KINDS
 from tests.helpers.actor_critics import (
     ACTIONS,
     ARM,
@@ -36,14 +31,6 @@ from tests.helpers.actor_critics import (
     summed,
 )
 from tests.helpers.paths import CONFIGS
-
-
-def test_every_kind_that_a_spec_can_name_has_a_class():
-    assert sorted(CRITICS) == sorted(CRITIC_KINDS)
-    kinds = {"state_action": StateActionCritic, "shared_state": SharedStateCritic}
-    for kind, cls in {**kinds, "delta_state": DeltaStateCritic}.items():
-        assert CRITICS.get(kind) is cls
-
 
 # --- a value for each actor ---
 

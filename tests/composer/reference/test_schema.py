@@ -13,7 +13,7 @@ from composer.distributions.base import DISTRIBUTIONS
 from composer.errors import SpecError
 from composer.reference.schema import json_schema
 from composer.source.load import load_source
-from composer.spec.model_spec import CRITIC_KINDS
+from composer.spec.model_spec import CRITICS
 from composer.spec.nodes import NESTED
 from composer.spec.read import (
     CRITIC_KEYS,
@@ -126,7 +126,7 @@ def test_its_keys_are_those_that_the_reader_knows():
     assert {*policy, "networks"} == {*POLICY_NETWORK_KEYS, *POLICY_KEYS}
     assert {*critic, "networks"} == {*NETWORK_KEYS, *CRITIC_KEYS}
     assert set(definitions["template"]["properties"]) == set(TEMPLATE_KEYS)
-    assert critic["kind"]["else"]["enum"] == list(CRITIC_KINDS)
+    assert critic["kind"]["else"]["enum"] == list(CRITICS)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Blocks of somebody else's. The entry point imports this module, which makes them known."""
+"""Blocks and a critic of somebody else's. The entry point imports this module, which makes them known."""
 
 import torch
 from torch import nn
 
+from composer.critic import CRITICS, Critic
 from perception_blocks import BLOCKS, PerceptionBlock
 
 
@@ -22,3 +23,12 @@ class SampleGateBlock(PerceptionBlock):
 
     def forward(self, x_F):
         return self.value(x_F) * torch.sigmoid(self.gate(x_F))
+
+
+@CRITICS.register("sample_bounded")
+class SampleBoundedCritic(Critic):
+    """The value of a state, between -1 and 1."""
+
+    def values_of(self, outputs):
+        values = super().values_of(outputs)
+        return values | {"value": values["value"].tanh()}

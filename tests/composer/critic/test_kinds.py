@@ -1,0 +1,226 @@
+"""Kinds of critics answer through their registry: one of a user's own goes wherever those that are built in go."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from gymnasium import spaces
+
+import composer
+from composer import SpecError
+from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
+from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.file import read_record
+from composer.critic import CRITICS, Critic
+from composer.critic.delta_state import DeltaStateCritic
+from composer.critic.shared_state import SharedStateCritic
+from composer.critic.state_action import StateActionCritic
+from perception_blocks.words import describe
+from tests.helpers.paths import ROOT
+
+BOX = spaces.Box(-1, 1, (4,))
+ALONE = {"observation_space": BOX, "action_space": spaces.Discrete(3)}
+SEVERAL = {
+    "observation_space": {"pick": BOX, "place": BOX},
+    "action_space": {"pick": spaces.Discrete(3), "place": spaces.Discrete(3)},
+}
+BY_STEP = {"networks": {"pick": {"template": {}}, "place": {"template": {}}}}
+FORMS = {
+    "of one network": {"template": {}},
+    "of networks by step": BY_STEP,
+    "of separate networks": {"template": {}, "separate": True},
+    "of an ensemble": {"template": {}, "ensemble": 2},
+}
+
+
+class BoundedCritic(Critic):
+    """The value of a state, between -1 and 1."""
+
+    refused = {**Critic.refused, "normalize_value": "values are between -1 and 1; leave it out"}
+
+    def values_of(self, outputs):
+        values = super().values_of(outputs)
+        return values | {"value": values["value"].tanh()}
+
+
+class OneSpaceCritic(Critic):
+    @classmethod
+    def structured(cls):
+        return None
+
+
+class TeamCritic(SharedStateCritic):
+    serves_space = False
+
+
+KINDS = {
+    "bounded": BoundedCritic,
+    "one_space": OneSpaceCritic,
+    "team": TeamCritic,
+    "no_critic": dict,
+    "later": f"{__name__}:BoundedCritic",
+    "elsewhere": f"{__name__}_elsewhere:BoundedCritic",
+}
+
+
+@pytest.fixture(autouse=True)
+def kinds():
+    """`KINDS`, registered while a test runs."""
+    before = dict(CRITICS._entries)
+    for name, entry in KINDS.items():
+        CRITICS.register(name, entry, extra="graph" if name == "elsewhere" else None)
+    yield
+    CRITICS._entries = before
+
+
+def compose(critic, several=False, policy=None):
+    spec = {"version": 1, "policy": policy or {"template": {}}, "critic": critic}
+    return composer.compose(spec, **(SEVERAL if several else ALONE), seed=0)
+
+
+def observe(several, scale=20.0):
+    torch.manual_seed(1)
+    seen = {name: scale * torch.randn(8, 4) for name in ("pick", "place")}
+    return seen if several else seen["pick"]
+
+
+# --- a kind of a user's own ---
+
+
+def test_a_kind_of_a_users_own_is_composed_valued_shown_and_drawn(tmp_path):
+    model = compose({"kind": "bounded", "template": {}})
+    plain = compose({"kind": "state", "template": {}})
+    seen = observe(False)
+    assert type(model.critic) is BoundedCritic
+    torch.testing.assert_close(model.critic.value(seen), plain.critic.value(seen).tanh())
+    torch.testing.assert_close(model(seen)[1]["value"], model.critic(seen)["value"])
+    assert model.summary() == plain.summary()
+    drawn = [each.draw(tmp_path / f"{i}.dot").read_text() for i, each in enumerate((model, plain))]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_several_actors_have_it_in_every_form(form, tmp_path):
+    seen = observe(True)
+    model = compose({"kind": "bounded", **form}, several=True)
+    values, plain = (
+        each.critic.value(seen)
+        for each in (model, compose({"kind": "state", **form}, several=True))
+    )
+    for actor in seen:
+        torch.testing.assert_close(values[actor], plain[actor].tanh())
+        assert type(model.critic[actor]) is BoundedCritic
+    model.summary()
+    model.draw(tmp_path / "model.dot")
+    model.save(tmp_path / "model.safetensors")
+    again = composer.load(tmp_path / "model.safetensors").critic.value(seen)
+    assert all(torch.equal(again[actor], values[actor]) for actor in seen)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one space", "several actors"])
+@pytest.mark.parametrize("kind", ["state", "shared_state", "delta_state", "state_action"])
+def test_a_class_derived_from_that_of_a_kind_has_the_same_way(kind, several, tmp_path):
+    derived = type(CRITICS.get(kind))("Derived", (CRITICS.get(kind),), {"__module__": __name__})
+    CRITICS.register("derived", derived)
+    form = BY_STEP if several and kind != "shared_state" else {"template": {}}
+    model, plain = (compose({"kind": name, **form}, several) for name in ("derived", kind))
+    seen = observe(several)
+    values, expected = (each.critic.value(seen) for each in (model, plain))
+    torch.testing.assert_close(values, expected)
+    assert isinstance(model.critic, type(plain.critic))
+    assert hasattr(model.critic, "target") == (kind == "state_action")
+    assert model.summary() == plain.summary()
+    model.save(tmp_path / "model.safetensors")
+    torch.testing.assert_close(
+        composer.load(tmp_path / "model.safetensors").critic.value(seen), expected
+    )
+
+
+def test_a_name_that_stands_for_a_class_not_yet_imported_is_one_as_well():
+    assert type(compose({"kind": "later", "template": {}}).critic) is BoundedCritic
+
+
+def test_algorithms_train_what_is_derived_from_the_critic_that_they_need():
+    needs = {"PPO": AlgorithmNeeds(lambda model: (), "state", "any")}
+    assert problems(compose({"kind": "bounded", "template": {}}), "PPO", needs) == []
+    (text,) = problems(compose({"kind": "shared_state", "template": {}}), "PPO", needs)
+    assert "but the critic is of kind 'shared_state'; give it one such as critic: {kind" in text
+
+
+# --- checkpoints ---
+
+
+def test_a_checkpoint_says_whose_kind_it_needs(tmp_path):
+    path = tmp_path / "model.safetensors"
+    compose({"kind": "bounded", "template": {}}).save(path)
+    assert read_record(path).critics == {"bounded": __name__}
+    del CRITICS._entries["bounded"]
+    with pytest.raises(CheckpointError) as error:
+        composer.load(path)
+    assert str(error.value) == (
+        f"the checkpoint was saved with critic kinds that are not known here: 'bounded' of the module {__name__!r}; "
+        f"install the package that registers them, or import the module: allow=[{__name__!r}] or --allow {__name__}"
+    )
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_checkpoint_names_the_modules_of_classes_of_several_actors(form, tmp_path):
+    compose({"kind": "bounded", **form}, several=True).save(tmp_path / "model.safetensors")
+    assert read_record(tmp_path / "model.safetensors").modules == [__name__]
+
+
+def test_the_kinds_that_are_built_in_are_not_recorded(tmp_path):
+    compose({"kind": "state_action", "template": {}}).save(tmp_path / "model.safetensors")
+    assert read_record(tmp_path / "model.safetensors").critics == {}
+
+
+# --- refusals ---
+
+KNOWN = "'state', 'shared_state', 'delta_state', 'state_action', " + ", ".join(map(repr, KINDS))
+
+
+@pytest.mark.parametrize(
+    ("critic", "several", "message"),
+    [
+        ({"kind": "bounde"}, False, f"critic.kind: 'kind' must be one of {KNOWN}, got the text 'bounde'; did you mean 'bounded'?"),
+        ({"kind": "twin"}, False, f"critic.kind: 'kind' must be one of {KNOWN}, got the text 'twin'"),
+        ({"kind": ["state"]}, False, f"critic.kind: 'kind' must be one of {KNOWN}, got a list"),
+        ({"kind": "bounded", "normalize_value": True}, False,
+         "critic.normalize_value: values are between -1 and 1; leave it out"),
+        ({"kind": "bounded", "normalize_value": True}, True,
+         "critic.normalize_value: values are between -1 and 1; leave it out"),
+        ({"kind": "bounded", "stack": True}, True,
+         "critic.stack: 'stack' puts the observations of all actors together, for kind: shared_state"),
+        ({"kind": "bounded", "separate": True}, False,
+         "critic.separate: 'separate' gives each agent a critic of its own, but this environment has no agents; leave it out"),
+        ({"kind": "one_space"}, True,
+         "critic.kind: a critic of kind 'one_space' is for one space; this environment has steps or agents"),
+        ({"kind": "team"}, False,
+         "critic.kind: a critic of kind 'team' is for several actors; this environment has one space only"),
+        ({"kind": "no_critic"}, False,
+         f"critic.kind: the critic kind 'no_critic' is {describe(dict)}, which is no critic; derive it from composer.critic.Critic"),
+        ({"kind": "elsewhere"}, False,
+         f"critic.kind: critic kind 'elsewhere' needs '{__name__.partition('.')[0]}'; install it with: pip install \"perception-composer[graph]\""),
+    ],
+)  # fmt: skip
+def test_where_a_kind_cannot_be_used_a_message_says_why(critic, several, message):
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}$"):
+        compose({"template": {}, **critic}, several)
+
+
+def test_kinds_are_read_without_torch_or_the_class():
+    code = (
+        "import sys; from composer.spec.model_spec import CRITICS; CRITICS.register('mine', 'nowhere:Mine')\n"
+        "from composer.source.load import load_source; from composer.spec.read import read_spec\n"
+        "text = 'version: 1\\npolicy: {template: {}}\\ncritic: {kind: mine, template: {}}'\n"
+        "assert read_spec(load_source(text)).critic.kind == 'mine'; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_kind_that_is_built_in_has_a_class():
+    kinds = {"state": Critic, "state_action": StateActionCritic, "shared_state": SharedStateCritic}
+    for kind, cls in {**kinds, "delta_state": DeltaStateCritic}.items():
+        assert CRITICS.get(kind) is cls
