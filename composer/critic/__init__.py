@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING
 
 from perception_blocks.lazy import lazy_attributes
 
-__all__ = ["CRITICS", "Critic", "CriticModule", "CriticSetup", "DeltaStateCritic", "SharedStateCritic"]
+__all__ = [
+    "CRITICS",
+    "Critic",
+    "CriticModule",
+    "CriticSetup",
+    "DeltaStateCritic",
+    "SharedStateCritic",
+]
 __all__ += ["StateActionCritic", "ValueRequirements"]
 
 if TYPE_CHECKING:
