@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from composer.limits import GivenLimits
 from composer.source.load import load_source
 from composer.trust import allow_list, import_object
 from perception_blocks.registry import NameTakenError, UnknownNameError
@@ -136,6 +137,7 @@ class SpecFactory:
         seed: int | None = None,
         device: Any = "cpu",
         overrides: Iterable[Any] = (),
+        limits: GivenLimits = None,
     ) -> tuple[Any, ...]:
         """(training, inference), or all four of an actor and its critic; see `composer.policy.sequence_view`."""
         # Not above: naming a model needs neither torch nor gymnasium.
@@ -150,6 +152,7 @@ class SpecFactory:
             action_space=action_space,
             allow=self.allow,
             overrides=overrides,
+            limits=limits,
             device=device,
             seed=seed,
         )

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from composer.errors import SpecError
 from composer.model_registry import ModelRecord, ModelRegistry, find_model
 from perception_blocks.registry import NameTakenError, UnknownNameError
 from tests.helpers.paths import ROOT
@@ -128,6 +129,8 @@ def test_a_spec_that_nobody_registered_is_found_by_its_file(monkeypatch):
     assert record.name == "token_gru"
     training, _ = record.actor(**SIZES, overrides=["params.cell=lstm"])
     assert "LstmBlock" in repr(training)
+    with pytest.raises(SpecError, match="above the limit of 1 tensors; if it is meant"):
+        record.actor(**SIZES, limits={"tensors": 1})
     assert find_model(record) is record
 
 

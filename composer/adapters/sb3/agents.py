@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import gymnasium
@@ -24,6 +25,7 @@ from composer.adapters.sb3.spaces import (
 )
 from composer.checkpoint.file import foreign_modules
 from composer.checkpoint.plain_spec import plain_spec
+from composer.limits import GivenLimits, limits_from
 from composer.model import Model, compose
 from composer.source.load import Override, dump_yaml, load_source
 from composer.spaces.json_form import spaces_differ, spaces_to_json
@@ -69,6 +71,7 @@ def agent(
     overrides: Iterable[Override] = (),
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
+    limits: GivenLimits = None,
     policy_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Any:
@@ -77,7 +80,8 @@ def agent(
     ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with (and does not
     train where they are frozen). ``env`` is an environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None
     makes the spec's own. What cannot be stored (nested observations, several actions) is made flat by `wrap`. ``seed``
-    is that of the initial weights and of the algorithm. ``policy_kwargs`` may give ``optimizer_class`` and
+    is that of the initial weights and of the algorithm. ``limits`` are those of `composer.compose`; loading the agent
+    composes within them too. ``policy_kwargs`` may give ``optimizer_class`` and
     ``optimizer_kwargs``.
 
     ``agent.save`` and ``algorithm.load`` work as always, ``agent.policy.model.save`` writes a checkpoint of ours.
@@ -89,7 +93,7 @@ def agent(
     _refuse_network_settings(policy_kwargs or {})
     env = _environment(spec, env, overrides, allow)
     own = _model_spaces(env)
-    model = _composed(spec, own, allow, overrides=overrides, seed=seed, dtype=dtype)
+    model = _composed(spec, own, allow, overrides=overrides, seed=seed, dtype=dtype, limits=limits)
     refuse(model, name)
     observations, actions = _hosts(model)
     bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
@@ -98,7 +102,7 @@ def agent(
         env = _wrapped(env, observations, actions)
     seen = (env.observation_space, env.action_space)
     refuse_other_spaces(observations, actions, *seen, bounds=bounds)
-    arguments = {**_arguments(model, allow), **(policy_kwargs or {})}
+    arguments = {**_arguments(model, allow, limits), **(policy_kwargs or {})}
     made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
     if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
         made.policy.use_weights(spec)
@@ -107,7 +111,9 @@ def agent(
     return made
 
 
-def wrap(env: gymnasium.Env, spec: Any, allow: Iterable[str] = ()) -> gymnasium.Env:
+def wrap(
+    env: gymnasium.Env, spec: Any, allow: Iterable[str] = (), limits: GivenLimits = None
+) -> gymnasium.Env:
     """``env`` with observations and actions that Stable-Baselines3 can store; ``env`` itself where they are such.
 
     ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
@@ -115,7 +121,7 @@ def wrap(env: gymnasium.Env, spec: Any, allow: Iterable[str] = ()) -> gymnasium.
     """
     own = _model_spaces(env)
     _refuse_actors(own[0])
-    model = _composed(spec, own, allow)
+    model = _composed(spec, own, allow, limits=limits)
     _refuse_unlike(model, own)
     return _wrapped(env, *_hosts(model))
 
@@ -249,7 +255,7 @@ def _wrapped(env: Any, observations: HostObservations, actions: HostActions) -> 
     return FlatEnv(env, observations, actions)
 
 
-def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
+def _arguments(model: Model, allow: tuple[str, ...], limits: GivenLimits) -> dict[str, Any]:
     """What a policy needs to compose this model again: plain data."""
     frozen = [
         name
@@ -266,4 +272,9 @@ def _arguments(model: Model, allow: tuple[str, ...]) -> dict[str, Any]:
             spaces_to_json(space) for space in (model.observation_space, model.action_space)
         ],
         "frozen": frozen,
+        **({} if limits is None else {"limits": _plain(limits)}),
     }
+
+
+def _plain(limits: GivenLimits) -> dict[str, int]:
+    return {name: n for name, n in asdict(limits_from(limits)).items() if n is not None}

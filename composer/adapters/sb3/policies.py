@@ -14,6 +14,7 @@ from composer.adapters.sb3.spaces import HostActions, HostObservations, refuse_o
 from composer.checkpoint.file import fill
 from composer.checkpoint.plain_spec import saved_spec
 from composer.distributions.base import Distribution
+from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.network.network import Tensors
 from composer.source.load import dump_yaml
@@ -38,9 +39,9 @@ class HostPolicy(BasePolicy):
     """A composed model in the place of a policy: ``model`` is all that it has.
 
     Its arguments are plain data, so that Stable-Baselines3 saves them and makes the policy anew when it loads: ``spec``
-    (a file, YAML text or mapping), ``allow``, ``seed`` and ``dtype`` as for `composer.compose`. ``spaces`` are those of
-    the environment, as JSON, where they are others than those that the host sees; ``frozen`` names the weights that do
-    not learn. Nothing here draws or changes a weight: they are what composing gave.
+    (a file, YAML text or mapping), ``allow``, ``limits``, ``seed`` and ``dtype`` as for `composer.compose`. ``spaces``
+    are the environment's, as JSON, where they differ from what the host sees; ``frozen`` names the weights that do not
+    learn. Nothing here draws or changes a weight: they are what composing gave.
     """
 
     algorithm: ClassVar[str]  # that of which messages speak
@@ -58,6 +59,7 @@ class HostPolicy(BasePolicy):
         dtype: str = "float32",
         spaces: Sequence[dict[str, Any]] | None = None,
         frozen: Sequence[str] = (),
+        limits: GivenLimits = None,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -73,7 +75,7 @@ class HostPolicy(BasePolicy):
             raise ValueError(NO_SDE)
         self._arguments = {
             "spec": spec, "allow": list(allow), "seed": seed, "dtype": dtype,
-            "spaces": spaces, "frozen": list(frozen),
+            "spaces": spaces, "frozen": list(frozen), "limits": limits,
         }  # fmt: skip
         self.model = _composed((observation_space, action_space), **self._arguments)
         refuse(self.model, self.algorithm)
@@ -209,12 +211,13 @@ def _composed(
     dtype: str,
     spaces: Sequence[dict[str, Any]] | None,
     frozen: Sequence[str],
+    limits: GivenLimits,
 ) -> Model:
     """The model of a policy's arguments, for the spaces ``seen`` by the host where no others are given."""
     own = seen if spaces is None else tuple(map(spaces_from_json, spaces))
     model = compose(
         spec, observation_space=own[0], action_space=own[1],
-        allow=allow, seed=seed, dtype=getattr(torch, dtype),
+        allow=allow, limits=limits, seed=seed, dtype=getattr(torch, dtype),
     )  # fmt: skip
     parameters = dict(model.named_parameters())
     for name in frozen:

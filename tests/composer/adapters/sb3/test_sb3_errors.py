@@ -348,3 +348,17 @@ def test_a_mask_without_a_legal_action_stops_training(algorithm):
     made = agent(algorithm, spec, Stuck(space, spaces.Discrete(2)))
     with pytest.raises(ValueError, match=r"^the mask of action 'action' \(observation 'legal'\)"):
         made.learn(8)
+
+
+def test_limits_hold_for_agents_and_wrapped_environments(tmp_path):
+    low, high = {"tensors": 3}, {"tensors": 60_000}
+    env = gymnasium.make("CartPole-v1")
+    for call in (sb3.wrap, lambda env, spec, limits: agent(PPO, spec, env, limits=limits)):
+        with pytest.raises(
+            composer.SpecError, match="above the limit of 3 tensors; if it is meant"
+        ):
+            call(env, CARTPOLE, limits=low)
+        call(env, CARTPOLE, limits=high)
+    made = agent(PPO, CARTPOLE, env, limits=high)
+    made.save(tmp_path / "agent.zip")
+    assert PPO.load(tmp_path / "agent.zip").policy_kwargs["limits"]["tensors"] == 60_000
