@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from composer.spaces.sizes import SpaceSizes
+from composer.spaces.sizes import SpaceSizes, refuse_actors
 from composer.spaces.tree import walk_space
 from perception_blocks.words import cut
 
@@ -60,6 +60,7 @@ def spaces_from_json(data: Any) -> Any:
         return space_from_json(data)
     reader = _SpaceReader()
     try:
+        refuse_actors(len(data["keys"]))
         distinct = [reader.read(own) for own in data["spaces"]]
         keys = [tuple(key) if isinstance(key, list) else key for key in data["keys"]]
         return {key: distinct[index] for key, index in zip(keys, data["which"], strict=True)}

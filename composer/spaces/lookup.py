@@ -18,7 +18,7 @@ from composer.spaces.pettingzoo import (
     is_pettingzoo,
     make_pettingzoo,
 )
-from composer.spaces.sizes import refuse_sizes
+from composer.spaces.sizes import refuse_actors, refuse_sizes
 from composer.spec.model_spec import ModelSpec
 from composer.trust import advice_on_missing, check_environment
 from perception_blocks.registry import extra_for
@@ -156,6 +156,7 @@ def _checked(observation_space: Any, action_space: Any) -> Spaces:
     """Both, if they are spaces of gymnasium, or mappings to such, of sizes that models read."""
     for name, given in (("observation", observation_space), ("action", action_space)):
         spaces = given if is_by_actor(given) else {None: given}
+        refuse_actors(len(spaces))
         for key, space in spaces.items():
             what = f"the {name} space" + ("" if key is None else f" of {key!r}")
             if not isinstance(space, gymnasium.Space):

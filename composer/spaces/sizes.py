@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from gymnasium import Space, spaces
 
-__all__ = ["MOST_LEVELS", "MOST_NUMBERS", "SpaceSizes", "refuse_sizes"]
+__all__ = ["MOST_LEVELS", "MOST_NUMBERS", "SpaceSizes", "refuse_actors", "refuse_sizes"]
 
 MOST_LEVELS = 100  # of spaces within spaces
 MOST_PARTS = 10_000
+MOST_ACTORS = 10_000
 MOST_AXES = 32  # of one array, which numpy can walk over
 MOST_NUMBERS = 2**25  # of one value of the whole space; an image in 4K with four channels has fewer
 MOST_CHOICES = 2**31  # of one integer
@@ -56,6 +57,15 @@ class SpaceSizes:
             )
         if not -(2**63) <= start <= 2**63 - count:
             raise ValueError(f"{kind} starts at {_number(start)}, which int64 does not hold")
+
+
+def refuse_actors(count: int) -> None:
+    """Raise ValueError for a mapping of more actors than models read."""
+    if count > MOST_ACTORS:
+        raise ValueError(
+            f"there are {count:,} actors, more than {MOST_ACTORS:,}, which are not read; for a step with any number "
+            "of agents, use the one actor (step, None)"
+        )
 
 
 def refuse_sizes(space: Space) -> None:

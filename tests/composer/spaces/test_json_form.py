@@ -248,6 +248,7 @@ def nested(kind, levels):
         ({"type": "Box"}, "the Box {'type': 'Box'} cannot be read: 'shape' is missing"),
         (None, "unknown type of space None; known are Box,"),
         ({"type": "Actors", "keys": ["a"], "spaces": [BIT], "which": [7]}, "the Actors {"),
+        ({"type": "Actors", "keys": list(range(10_001)), "spaces": [BIT], "which": [0] * 10_001}, "there are 10,001 actors, more than 10,000, which are not read; for a step with any number of agents, use the one actor (step, None)"),
         ({"type": "Actors", "keys": ["a"], "spaces": [{**BOX, "shape": [2**24]}] * 3, "which": [0]}, "Box of the shape (16,777,216,) makes"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
@@ -315,3 +316,23 @@ def test_an_environment_whose_spaces_gymnasium_refuses_is_told():
             composer.compose({"version": 1, "policy": {"template": {}}}, env="Huge-v0")
     finally:
         del gymnasium.registry["Huge-v0"]
+
+
+def test_an_environment_of_too_many_actors_is_refused():
+    """What the message advises is done: a step whose agents are not counted."""
+    space, move = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+    spec = {"version": 1, "policy": {"template": {}}}
+    agents = range(10_001)
+    with pytest.raises(
+        ValueError,
+        match="^there are 10,001 actors, more than 10,000, which are not read; for a step",
+    ):
+        composer.compose(
+            spec,
+            observation_space=dict.fromkeys(agents, space),
+            action_space=dict.fromkeys(agents, move),
+        )
+    step = ("walk", None)
+    model = composer.compose(spec, observation_space={step: space}, action_space={step: move})
+    observations = {("walk", agent): space.sample() for agent in agents}
+    assert len(model.policy.act(observations)) == 10_001
