@@ -325,7 +325,7 @@ def test_an_environment_of_too_many_actors_is_refused():
     agents = range(10_001)
     with pytest.raises(
         ValueError,
-        match="^there are 10,001 actors, more than 10,000, which are not read; for a step",
+        match=r"^there are 10,001 actors, more than 10,000, which are not read; for a step",
     ):
         composer.compose(
             spec,
