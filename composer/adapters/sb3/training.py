@@ -228,6 +228,8 @@ def _fill(buffer: Any, kept: Mapping[str, Any]) -> None:
         stored = getattr(buffer, name)
         parts = value.items() if isinstance(value, dict) else [(None, value)]
         for key, part in parts:
+            if part.is_floating_point() and part.isnan().any():
+                raise ValueError(f"its replay buffer holds NaN in its {name}")
             (stored if key is None else stored[key])[: len(part)] = part.numpy()
     buffer.pos, buffer.full = kept["at"], bool(kept["full"])
     choices = buffer.actions[: buffer.size()]

@@ -18,6 +18,7 @@ from torchrl.modules import EGreedyModule
 from torchrl.objectives import DQNLoss, LossModule, SACLoss, SoftUpdate
 
 from composer.adapters.torchrl.algorithm import Algorithm, Settings
+from composer.adapters.torchrl.fields import CHOICES, choice_sizes, shown
 from composer.adapters.torchrl.models import to_torchrl
 from composer.model import Model
 from perception_blocks.settings import NonNegativeInt, PositiveFloat, PositiveInt, Probability
@@ -98,7 +99,20 @@ class OffPolicy(Algorithm):
         self._buffer.empty()
         kept = state["buffer"]
         if kept:
+            self._refuse_values(kept)
             self._put(TensorDict(kept, batch_size=[len(next(iter(kept.values())))]))
+
+    def _refuse_values(self, kept: Mapping[Any, torch.Tensor]) -> None:
+        """Raise ValueError for what no environment gives: it would be learned from much later, or break the loss."""
+        for key, values in kept.items():
+            if values.isnan().any():
+                raise ValueError(f"its replay buffer holds NaN as {shown(key)}")
+        for name, leaf in self.model.policy.action_tree.leaves.items():
+            choices = kept.get(name)
+            if choices is not None and leaf.kind in CHOICES:
+                sizes = torch.tensor(choice_sizes(leaf)).reshape(leaf.shape)
+                if ((choices < 0) | (choices >= sizes)).any():
+                    raise ValueError("its replay buffer holds actions that its space does not have")
 
     def _put(self, steps: TensorDictBase) -> None:
         with _quiet():

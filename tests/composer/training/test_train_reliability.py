@@ -306,19 +306,29 @@ def test_a_wrong_trainer_pt_is_refused_in_a_line(capsys, finished, change, messa
 
 
 REPLAY = {
-    "a place far beyond": (["at"], 10**12),
-    "a place before": (["at"], -5),
-    "no place": (["at"], "x"),
-    "actions that there are not": (["arrays", "actions"], torch.full((128, 1, 1), 10**9)),
-    "short": (["arrays", "rewards"], torch.zeros(3)),
+    "a place far beyond": ("sb3", ["at"], 10**12),
+    "a place before": ("sb3", ["at"], -5),
+    "no place": ("sb3", ["at"], "x"),
+    "actions that there are not": ("sb3", ["arrays", "actions"], torch.full((128, 1, 1), 10**9)),
+    "no numbers": ("sb3", ["arrays", "observations"], torch.full((128, 1, 4), torch.nan)),
+    "short": ("sb3", ["arrays", "rewards"], torch.zeros(3)),
+    "torchrl: actions that there are not": ("torchrl", ["action"], torch.full((128,), 2)),
+    "torchrl: negative actions": ("torchrl", ["action"], torch.full((128,), -1)),
+    "torchrl: no numbers": ("torchrl", ["observation"], torch.full((128, 4), torch.nan)),
+    "torchrl: no rewards": ("torchrl", [("next", "reward")], torch.full((128, 1), torch.nan)),
+    "torchrl: short": ("torchrl", [("next", "reward")], torch.zeros(3)),
 }
 
 
-@pytest.mark.parametrize(("path", "value"), REPLAY.values(), ids=REPLAY)
-def test_a_wrong_replay_buffer_is_refused_in_a_line(capsys, path, value):
+@pytest.mark.parametrize(("trainer", "path", "value"), REPLAY.values(), ids=REPLAY)
+def test_a_wrong_replay_buffer_is_refused_in_a_line(capsys, trainer, path, value):
     settings = {"buffer_size": 500, "learning_starts": 10}
-    overrides = [("critic", None)]
-    train(CARTPOLE, "run", steps=128, algorithm="dqn", settings=settings, eval_episodes=1, overrides=overrides)  # fmt: skip
+    if trainer == "torchrl":
+        settings = {**settings, "learning_starts": 1000, "frames_per_batch": 64}
+    train(
+        CARTPOLE, "run", steps=128, trainer=trainer, algorithm="dqn", settings=settings, eval_episodes=1,
+        overrides=[("critic", None)],
+    )  # fmt: skip
     changed = inner(["trainer", "buffer", *path], value)(Path("run/trainer.pt").read_bytes())
     Path("run/trainer.pt").write_bytes(changed)
     assert refused(capsys).startswith(OTHER)
