@@ -26,7 +26,7 @@ from composer.checkpoint.file import (
 from composer.checkpoint.plain_spec import saved_spec
 from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
-from composer.errors import Path, Problems
+from composer.errors import Problems
 from composer.limits import GivenLimits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
@@ -36,7 +36,7 @@ from composer.source.load import Override, Source, dump_yaml, load_source, store
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import find_spaces, is_by_actor
-from composer.spec.model_spec import ModelSpec, NetworkSpec, of_one_actor
+from composer.spec.model_spec import ModelSpec, of_one_actor
 from composer.spec.read import read_spec
 from composer.trust import allow_list, import_allowed
 from composer.wrappers.interface import IModelWrapper
@@ -67,9 +67,7 @@ class Model(nn.Module):
         self.source = source
         self.spec = spec
         self.load_report: LoadReport | None = None
-        self.expanded: dict[
-            Path, NetworkSpec
-        ] = {}  # the networks of templates, by their path in the spec
+        self.expanded = parts.expanded
         self._constructions = parts.constructions
         self._wrapped: IModelWrapper | None = None
 
@@ -339,7 +337,6 @@ def compose(
         except LimitReached as reached:
             raise reached.as_error(source) from None
         model = Model(source, model_spec, parts, seed)
-        model.expanded = context.expanded
         return model if context.meta else model.materialize(target, dtype)
 
 

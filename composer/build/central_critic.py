@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from composer.build.construction import SeededConstruction
-from composer.build.context import BuildContext
-from composer.build.critic import hide_policy_values, network_requirements, value_normalizer
+from composer.build.context import BuildContext, VisiblePorts
+from composer.build.critic import network_requirements, policy_values, value_normalizer
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
@@ -39,7 +39,7 @@ def build_central_critic(
 
 def readable_ports(plan: PolicyPlan) -> dict[str, Port]:
     """What a critic may read of the actors of ``plan``, by key: what they observe and what their policy shares."""
-    return {**plan.ports, **plan.context.shared}
+    return {**plan.ports, **plan.notes.shared}
 
 
 class _CentralCriticBuilder:
@@ -68,28 +68,19 @@ class _CentralCriticBuilder:
             return None
         spec = self.critic.networks[None]
         sources = self._sources()
-        seen = self._visible(spec, sources)
-        if sources is None or seen is None:
+        visible = None if sources is None else self._visible_ports(spec, sources)
+        if sources is None or visible is None:
             return None
-        context = replace(self.context, read=set(), hidden={}, shared={})
-        for plan in self.plans.values():
-            hide_policy_values(plan.network, context)
-        out_of_sight = [name for name in (*sources, PRESENT) if name not in seen]
-        reason = "is not among the 'observations' that this network may see"
-        context.hidden |= dict.fromkeys(out_of_sight, reason)
-        ports = {name: source.port for name, source in seen.items()}
-        if self._offers_presence(spec, sources):
-            ports[PRESENT] = Port((len(self.actors),), low=0.0, high=1.0)
-            context.hidden.pop(PRESENT, None)
         asked = self.kind.requirements(None)
         requirements = network_requirements(self.critic, asked, self.kind.added)
-        built = build_network("critic", spec, ports, requirements, context)
+        notes = next(iter(self.plans.values())).notes.of_another()
+        built = build_network("critic", spec, visible, requirements, self.context, notes)
         if built is None:
             return None
         network, construction = built
         for source in (sources[name] for name in network.in_ports if name in sources):
             for actor in source.actors:
-                self.plans[actor].context.read.add(source.key)
+                self.plans[actor].notes.read.add(source.key)
         critic = self.kind(
             network, ValueReader(network.module, asked.heads), self.actors, self.observers, sources,
             dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
@@ -173,12 +164,29 @@ class _CentralCriticBuilder:
     def _is_shared(self, key: str, actor: Actor) -> bool:
         return key not in self.plans[actor.name].ports
 
-    def _visible(
-        self, spec: NetworkSpec, sources: Mapping[str, CentralInput] | None
-    ) -> dict[str, CentralInput] | None:
+    def _visible_ports(
+        self, spec: NetworkSpec, sources: Mapping[str, CentralInput]
+    ) -> VisiblePorts | None:
+        """What the network may read and why not the rest; None where its list is wrong, which is noted."""
+        seen = self._seen(spec, sources)
+        if seen is None:
+            return None
+        ports = {name: source.port for name, source in seen.items()}
+        if self._offers_presence(spec, sources):
+            ports[PRESENT] = Port((len(self.actors),), low=0.0, high=1.0)
+        hidden: dict[str, str] = {}
+        for plan in self.plans.values():
+            hidden = {**policy_values(plan.network), **hidden}
+        reason = "is not among the 'observations' that this network may see"
+        out_of_sight = [name for name in (*sources, PRESENT) if name not in ports]
+        return VisiblePorts(ports, {**hidden, **dict.fromkeys(out_of_sight, reason)})
+
+    def _seen(
+        self, spec: NetworkSpec, sources: Mapping[str, CentralInput]
+    ) -> Mapping[str, CentralInput] | None:
         """The inputs that the network may see, with the masks of these."""
-        if sources is None or spec.observations is None:
-            return None if sources is None else dict(sources)
+        if spec.observations is None:
+            return sources
         before = len(self.problems)
         for index, name in enumerate(spec.observations):
             if name not in (*sources, PRESENT):

@@ -12,14 +12,14 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from composer.build.budget import Budget, CountingMode, LimitReached, not_allocated, too_large
 from composer.errors import Path as SpecPath
-from composer.network.network import REGISTRIES
+from composer.network.network import REGISTRIES, Network
 from composer.spec.places import NodePath
 from perception_blocks.base_block import PerceptionBlock, is_built_in
 from perception_blocks.graph.construct import Construction
@@ -29,7 +29,7 @@ from perception_blocks.measure import MetaMode
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.words import listing
 
-__all__ = ["SeededConstruction", "chosen_seed", "on_cpu", "refuse_too_large"]
+__all__ = ["BuiltNetwork", "SeededConstruction", "chosen_seed", "on_cpu", "refuse_too_large"]
 
 
 def chosen_seed(seed: Any) -> int:
@@ -203,6 +203,9 @@ class SeededConstruction(Construction):
             raise
         except Exception:  # a constructor that looks at its weights: it needs real ones
             return self._seeded(path, factory, budget)
+
+
+BuiltNetwork: TypeAlias = tuple[Network, SeededConstruction]
 
 
 def refuse_too_large(

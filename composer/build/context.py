@@ -1,27 +1,29 @@
-"""What the networks of a model are built for, and what is gathered on the way."""
+"""What the networks of a model are built from and must give, and what becomes known on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from composer.build.budget import Budget
 from composer.errors import Path, Problems
+from composer.network.network import Network
 from composer.source.load import Source
 from composer.spec.model_spec import NetworkSpec
 from composer.template.expansion import Effects
 from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["ADDED", "BuildContext", "Requirements", "share", "width_problem"]
+__all__ = ["ADDED", "BuildContext", "BuildNotes", "Outcome", "Requirements", "VisiblePorts"]
+__all__ += ["width_problem"]
 
 # Names that a policy gives to children of its own: beside a user's, and beside the nodes of a graph.
 ADDED = ("distributions", "normalizers")
 
 
-@dataclass
+@dataclass(frozen=True)
 class BuildContext:
-    """What building needs beside a network's own spec."""
+    """What is given to all that is built for one model; ``problems`` gathers what is wrong, ``budget`` what is made."""
 
     source: Source
     problems: Problems
@@ -29,13 +31,38 @@ class BuildContext:
     seed: int
     meta: bool
     budget: Budget
+
+
+@dataclass
+class BuildNotes:
+    """What became known while the networks of one plan were built; ``expanded`` and ``effects`` are of the model."""
+
     read: set[str] = field(default_factory=set)  # observations that some network reads
-    hidden: dict[str, str] = field(default_factory=dict)  # values out of reach, and in words why
     shared: dict[str, Port] = field(default_factory=dict)  # what the policy hands to the critic
     # Of each of these values, the observations that it is made of.
     origins: dict[str, frozenset[str]] = field(default_factory=dict)
     expanded: dict[Path, NetworkSpec] = field(default_factory=dict)  # templates as graphs
     effects: Effects = field(default_factory=Effects)  # of templates
+
+    def of_another(self) -> BuildNotes:
+        """Notes of another plan of the same model."""
+        return BuildNotes(expanded=self.expanded, effects=self.effects)
+
+
+class VisiblePorts(NamedTuple):
+    """The values that a network may read, and in words why others are out of its reach."""
+
+    ports: Mapping[str, Port]
+    hidden: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A network, or None where problems were noted, with what it reads and the Ports of what it gives, if known."""
+
+    network: Network | None = None
+    read: Collection[str] = ()
+    ports: Mapping[str, Port] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,11 +81,6 @@ class Requirements:
     extras: tuple[str, ...] = ()  # what a custom class may return besides
     added: tuple[str, ...] = ADDED  # children that the network gets, whose names no other may have
     copies: int = 1  # networks with weights of their own, in one call
-
-
-def share(ports: Mapping[str, Port], requirements: Requirements, context: BuildContext) -> None:
-    """Remember the values that the critic is to read, also where the policy itself failed."""
-    context.shared |= {name: ports[name] for name in requirements.values if name in ports}
 
 
 def width_problem(head: str, got: Shape, requirements: Requirements) -> str | None:

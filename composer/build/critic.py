@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from composer.build.construction import SeededConstruction
-from composer.build.context import BuildContext, Requirements
+from composer.build.construction import BuiltNetwork, SeededConstruction
+from composer.build.context import BuildContext, Requirements, VisiblePorts
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.base import CriticKind, CriticModule, CriticSetup, SpaceCritic
@@ -27,15 +27,15 @@ __all__ = [
     "build_critic",
     "critic_network",
     "critic_setup",
-    "hide_policy_values",
     "kind_of",
     "network_requirements",
+    "policy_failed",
+    "policy_values",
     "refuse_settings",
     "value_normalizer",
     "with_target",
 ]
 
-Ports = Mapping[str, Port]
 BuiltCritic = tuple[CriticModule, list[SeededConstruction]]
 C = TypeVar("C", bound=nn.Module)
 
@@ -64,11 +64,9 @@ def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> Built
         return None
     member = kind.member()
     refuse_settings(critic, {**member.refused, **OF_SEVERAL}, plan.context)
-    if any(name not in plan.context.shared for name in plan.network.shares):
-        return None  # the policy failed: what it would share is not known
-    ports = {**plan.visible(single), **plan.context.shared}
-    hide_policy_values(plan.network, plan.context)
-    built = critic_network("critic", critic, member, single, ports, plan)
+    if policy_failed(plan):
+        return None
+    built = critic_network("critic", critic, member, single, plan)
     if built is None:
         return None
     network, construction = built
@@ -114,11 +112,16 @@ def with_target(critic: C, construction: SeededConstruction) -> C:
     return critic
 
 
-def hide_policy_values(policy: NetworkSpec, context: BuildContext) -> None:
-    """Let a critic that reads what a policy does not share be told how to share it."""
-    for name in (name for node in (policy.graph or {}).values() for name in node.writes):
-        advice = f"share it: write shares: [{name}] in the policy"
-        context.hidden.setdefault(name, f"belongs to the policy; {advice}")
+def policy_failed(plan: PolicyPlan) -> bool:
+    """Whether it is not known what the policy of ``plan`` would share."""
+    return any(name not in plan.notes.shared for name in plan.network.shares)
+
+
+def policy_values(policy: NetworkSpec) -> dict[str, str]:
+    """The values in a policy, with how to share them: for a critic that reads what the policy does not share."""
+    names = (name for node in (policy.graph or {}).values() for name in node.writes)
+    advice = "belongs to the policy; share it: write shares: [{}] in the policy"
+    return {name: advice.format(name) for name in names}
 
 
 def critic_network(
@@ -126,12 +129,22 @@ def critic_network(
     critic: CriticSpec,
     member: type[SpaceCritic],
     spec: NetworkSpec,
-    ports: Ports,
     plan: PolicyPlan,
-) -> tuple[Network, SeededConstruction] | None:
-    """The network ``spec`` of a critic, called ``name``, which may read ``ports``; None where problems were noted."""
+    previous: str | None = None,
+) -> BuiltNetwork | None:
+    """The network ``spec`` of a critic, called ``name``, over what ``plan`` sees and shares; None where it cannot be.
+
+    It may read the value before its own by the name ``previous``.
+    """
     asked = member.requirements(plan.actions)
-    plan.context.hidden |= asked.hidden
+    plan.refuse_unknown(spec)
+    seen, hidden = plan.visible_ports(spec)
+    ports = {**seen, **plan.notes.shared}
+    if previous is not None:
+        if previous in ports:
+            message = f"{previous!r} is what the value before is called here; rename the other one"
+            plan.context.problems.add(spec.path, message)
+        ports[previous] = Port((1,))
     for action in [action for action in asked.actions if action in ports]:
         message = (
             f"the observation {action!r} is called as the action is that the critic reads; "
@@ -139,7 +152,9 @@ def critic_network(
         )
         plan.context.problems.add(spec.path, message, key=True)
     requirements = network_requirements(critic, asked, member.added)
-    built = build_network(name, spec, {**ports, **asked.actions}, requirements, plan.context)
+    hidden = {**policy_values(plan.network), **hidden, **asked.hidden}
+    visible = VisiblePorts({**ports, **asked.actions}, hidden)
+    built = build_network(name, spec, visible, requirements, plan.context, plan.notes)
     if built is None or _refuse_unread(asked.actions, spec, built[0], plan.context):
         return None
     return built

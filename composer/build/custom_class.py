@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from composer.build.construction import SeededConstruction
-from composer.build.context import BuildContext, Requirements, share, width_problem
+from composer.build.context import BuildContext, Outcome, Requirements, width_problem
 from composer.network.module import EnsembleMember
-from composer.network.network import CustomNetwork, EnsembleNetwork, Network
+from composer.network.network import CustomNetwork, EnsembleNetwork
 from composer.spec.model_spec import NetworkSpec
 from composer.spec.places import ENSEMBLE
 from composer.trust import PathError, import_trusted
@@ -42,8 +42,8 @@ def custom_network(
     requirements: Requirements,
     context: BuildContext,
     construction: SeededConstruction,
-) -> Network | None:
-    """The network of the class that ``spec`` names; None when problems were noted.
+) -> Outcome:
+    """The network of the class that ``spec`` names, or none when problems were noted.
 
     An exception from the class passes through, with a note that says where the spec names it.
     """
@@ -53,7 +53,7 @@ def custom_network(
         _check_arguments(cls, spec, requirements, context)
     rule = _rule(spec, context)
     if cls is None or len(context.problems) > before:
-        return None
+        return Outcome()
     label = f"{cls.__module__}.{cls.__qualname__}"
     shapes = {name: port.shape for name, port in ports.items()}
     arguments = {"obs_shapes": shapes, **requirements.injected, **spec.arguments}
@@ -61,20 +61,20 @@ def custom_network(
     several = requirements.copies > 1
     try:
         module = make(construction.trial() if several else construction)
-        found = _checked_outputs(module, label, ports, requirements)
+        out_ports = _checked_outputs(module, label, ports, requirements)
     except Exception as error:
         if _note_wrong_types(cls, spec, context):
-            return None
+            return Outcome()
         add_place(error, f"{construction.where(())} ({label})", cls)
         raise
-    if isinstance(found, str):
-        context.problems.add((*spec.path, "_target_"), found)
-        return None
-    context.read |= set(ports)
-    share(found, requirements, context)
+    if isinstance(out_ports, str):
+        context.problems.add((*spec.path, "_target_"), out_ports)
+        return Outcome()
     if several:
-        return _copies(make, dict(ports), found, requirements.copies, construction)
-    return CustomNetwork(module, dict(ports), found)
+        network = _copies(make, dict(ports), out_ports, requirements.copies, construction)
+    else:
+        network = CustomNetwork(module, dict(ports), out_ports)
+    return Outcome(network, ports, out_ports)
 
 
 def _made(

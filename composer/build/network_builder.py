@@ -9,11 +9,18 @@ from typing import Any
 
 from torch import nn
 
-from composer.build.construction import SeededConstruction
-from composer.build.context import BuildContext, Requirements, share, width_problem
+from composer.build.construction import BuiltNetwork, SeededConstruction
+from composer.build.context import (
+    BuildContext,
+    BuildNotes,
+    Outcome,
+    Requirements,
+    VisiblePorts,
+    width_problem,
+)
 from composer.build.custom_class import custom_network
 from composer.critic.values import scalar_shape, value_block
-from composer.network.network import GraphNetwork, Network
+from composer.network.network import GraphNetwork
 from composer.spec.model_spec import HeadsSpec, NetworkSpec, NodeSpec
 from composer.spec.places import ENSEMBLE, NodePath, place_of
 from composer.spec.references import origins
@@ -38,23 +45,24 @@ ENDS = ("linear_output", "dueling", "value", *VALUE_HEADS)
 def build_network(
     name: str,
     spec: NetworkSpec,
-    ports: Mapping[str, Port],
+    visible: VisiblePorts,
     requirements: Requirements,
     context: BuildContext,
-) -> tuple[Network, SeededConstruction] | None:
-    """The network called ``name``; None when problems were noted.
+    notes: BuildNotes,
+) -> BuiltNetwork | None:
+    """The network called ``name``; None when problems were noted. ``notes`` gets what it reads and shares.
 
     An exception from a user's own class passes through, with a note that names the node and its line.
     """
     if spec.template is not None:
-        expanded = expand(spec, ports, context.problems, context.origins, context.effects)
+        expanded = expand(spec, visible.ports, context.problems, notes.origins, notes.effects)
         if expanded is None:
             return None
-        spec = context.expanded[spec.path] = expanded
+        spec = notes.expanded[spec.path] = expanded
         made = tuple(name for name in requirements.values if name in (spec.graph or {}))
         requirements = replace(requirements, values=made)  # what is not has been noted
     if spec.graph is not None:
-        context.origins |= origins(spec.graph, requirements.values)
+        notes.origins |= origins(spec.graph, requirements.values)
 
     def where(path: NodePath) -> str:
         place = place_of(spec, path)
@@ -71,9 +79,12 @@ def build_network(
         budget=context.budget,
     )
     if spec.target is not None:
-        network = custom_network(spec, ports, requirements, context, construction)
+        outcome = custom_network(spec, visible.ports, requirements, context, construction)
     else:
-        network = _graph_network(spec, ports, requirements, context, construction)
+        outcome = _graph_network(spec, visible, requirements, context, construction)
+    network, given = outcome.network, outcome.ports
+    notes.read |= set(outcome.read)
+    notes.shared |= {name: given[name] for name in requirements.values if name in given}
     if network is None:
         return None
     if context.meta:
@@ -87,11 +98,12 @@ def build_network(
 
 def _graph_network(
     spec: NetworkSpec,
-    ports: Mapping[str, Port],
+    visible: VisiblePorts,
     requirements: Requirements,
     context: BuildContext,
     construction: SeededConstruction,
-) -> Network | None:
+) -> Outcome:
+    ports = visible.ports
     before = len(context.problems)
     body, heads = _rules(spec, context)
     graph = _graph(spec.graph or {}, ports, context, body)
@@ -107,18 +119,15 @@ def _graph_network(
     except GraphError as error:
         for problem in error.problems:
             if not (incomplete and problem.kind == "unused_node"):  # a lost head would have used it
-                _note(problem, spec, context)
-        share(error.ports, requirements, context)
-        return None
-    context.read |= set(block.in_keys)
-    share(block.out_ports, requirements, context)
+                _note(problem, spec, visible.hidden, context)
+        return Outcome(ports=error.ports)
     _note_wrong_widths(block, spec, requirements, context)
     if len(context.problems) > before:
-        return None
+        return Outcome(None, block.in_keys, block.out_ports)
     if several:
         graph = _copied(graph, ports, outputs, requirements.copies)
         block = InferenceBlock(graph, list(outputs), construction=construction)
-    return GraphNetwork(block)
+    return Outcome(GraphNetwork(block), block.in_keys, block.out_ports)
 
 
 def _note_taken_names(spec: NetworkSpec, requirements: Requirements, context: BuildContext) -> None:
@@ -319,14 +328,17 @@ def _is_value_itself(graph: Graph, head: NodeSpec, requirements: Requirements) -
     return writer is not None and writer.block in ENDS
 
 
-def _note(problem: GraphProblem, spec: NetworkSpec, context: BuildContext) -> None:
+def _note(
+    problem: GraphProblem, spec: NetworkSpec, hidden: Mapping[str, str], context: BuildContext
+) -> None:
     path = place_of(spec, problem.path)
     if problem.key is not None:
         path = (*path, problem.key)
     message = problem.message
-    if problem.kind == "unknown" and problem.name in context.hidden:
+    why = hidden.get(problem.name or "") if problem.kind == "unknown" else None
+    if why is not None:
         reader = "/".join(problem.path)
-        message = f"{reader!r} reads {problem.name!r}, which {context.hidden[problem.name]}"
+        message = f"{reader!r} reads {problem.name!r}, which {why}"
     shared_head = spec.heads and spec.heads.default and problem.path[:1] == ("heads",)
     if shared_head and any(known.path == path for known in context.problems):
         return  # the one head that is written makes all of them: said once

@@ -4,8 +4,8 @@ For one Space there is one `PolicyPlan`. For actors there is one for each networ
 their weights, one for each agent with weights of its own. What a spec says by name (``ignore``, ``distributions`` and
 so on) holds in every plan that has such a name, and is wrong where none has; ``<group>/<name>`` speaks of one group.
 
-A critic is built over the same plans: `PlannedGroup.plan_of` an actor has the Ports that it sees, in ``context.shared``
-those of what its policy shares, and the observer that reads for it. What a critic reads it marks in ``context.read``.
+A critic is built over the same plans: `PlannedGroup.plan_of` an actor has the Ports that it sees, in ``notes.shared``
+those of what its policy shares, and the observer that reads for it. What a critic reads it marks in ``notes.read``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from composer.build.context import BuildContext
+from composer.build.context import BuildContext, BuildNotes, VisiblePorts
 from composer.distributions.joint import ActionDistributions
 from composer.distributions.rules import DistributionRuleError, build_distributions
 from composer.errors import Path, SpecError
@@ -37,7 +37,7 @@ class PolicyPlan:
 
     ``name`` is the network's ("policy", "policy/speaker", "policy/piston/0"), ``actors`` are those that it acts for
     (none: the environment has one Space). ``ports`` are the observations as networks see them, ``families`` the
-    distributions of the actions. ``context`` says of this plan's networks what they read, and what the policy shares.
+    distributions of the actions. ``notes`` say of this plan's networks what they read, and what the policy shares.
     """
 
     name: str
@@ -45,6 +45,7 @@ class PolicyPlan:
     actors: tuple[Actor, ...]
     network: NetworkSpec
     context: BuildContext
+    notes: BuildNotes
     observations: SpaceTree
     actions: SpaceTree
     families: ActionDistributions
@@ -54,20 +55,23 @@ class PolicyPlan:
     observer: Observer = field(init=False)
     masks: dict[str, str] = field(default_factory=dict)  # action -> observation
 
-    def visible(self, spec: NetworkSpec) -> dict[str, Port]:
-        """The observations that a network may see; all of them while the list itself is wrong."""
-        wanted = self.ports if spec.observations is None else self._with_masks(spec.observations)
-        unknown = [key for key in wanted if key not in self.ports]
-        for key in unknown:
-            path = (*spec.path, "observations", list(wanted).index(key))
-            self.context.problems.add(path, self.not_an_observation(key))
-        self.context.hidden = dict.fromkeys(self.ignored, "is left out by 'ignore'")
-        if unknown:
-            return dict(self.ports)
-        out_of_sight = [key for key in self.ports if key not in wanted]
+    def visible_ports(self, spec: NetworkSpec) -> VisiblePorts:
+        """The observations that a network may see, and why not others; all of them while the list itself is wrong."""
+        wanted = spec.observations
+        hidden = dict.fromkeys(self.ignored, "is left out by 'ignore'")
+        if wanted is None or any(key not in self.ports for key in wanted):
+            return VisiblePorts(self.ports, hidden)
+        seen = {*wanted, *(self.ports[key].mask for key in wanted)}
         reason = "is not among the 'observations' that this network may see"
-        self.context.hidden |= dict.fromkeys(out_of_sight, reason)
-        return {key: port for key, port in self.ports.items() if key in wanted}
+        hidden |= {key: reason for key in self.ports if key not in seen}
+        return VisiblePorts({k: port for k, port in self.ports.items() if k in seen}, hidden)
+
+    def refuse_unknown(self, spec: NetworkSpec) -> None:
+        """Note each of the ``observations`` that a network may see which there is not."""
+        for index, key in enumerate(spec.observations or ()):
+            if key not in self.ports:
+                path = (*spec.path, "observations", index)
+                self.context.problems.add(path, self.not_an_observation(key))
 
     def not_an_observation(self, key: str) -> str:
         """Why ``key`` is no observation that can be used."""
@@ -86,15 +90,10 @@ class PolicyPlan:
         whose = "" if self.group is None else f" of {self.group!r}"
         path = ("policy",) if self.group is None else self.network.path
         for key in self.ports:
-            if key not in masking and key not in self.context.read | {*self.masks.values()}:
+            if key not in masking and key not in self.notes.read | {*self.masks.values()}:
                 message = f"the observation {key!r}{whose} is read by no network; "
                 message += "name it under 'ignore' if that is meant"
                 self.context.problems.add(path, message, key=True)
-
-    def _with_masks(self, keys: tuple[str, ...]) -> tuple[str, ...]:
-        """``keys``, and the masks of what they name."""
-        masks = [self.ports[key].mask for key in keys if key in self.ports]
-        return (*keys, *dict.fromkeys(mask for mask in masks if mask and mask not in keys))
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,17 @@ class PlannedGroup:
 
 
 def plan_groups(
-    spec: ModelSpec, context: BuildContext, spaces: tuple[Any, Any], actors: Actors | None
+    spec: ModelSpec,
+    context: BuildContext,
+    notes: BuildNotes,
+    spaces: tuple[Any, Any],
+    actors: Actors | None,
 ) -> list[PlannedGroup]:
     """The groups of the policy's networks; of an environment with one Space (``spaces``), the only one.
 
     What is wrong is noted in ``context.problems``. Raises SpecError where nothing more can be said.
     """
-    reader = _GroupPlanner(spec, context)
+    reader = _GroupPlanner(spec, context, notes)
     groups = [reader.alone(*spaces)] if actors is None else reader.groups(actors)
     reader.misses.report(context, reader.plans)
     if None in groups or not groups:
@@ -150,9 +153,10 @@ class _UnmatchedNames:
 class _GroupPlanner:
     """Reads the spaces of every plan against the whole spec."""
 
-    def __init__(self, spec: ModelSpec, context: BuildContext) -> None:
+    def __init__(self, spec: ModelSpec, context: BuildContext, notes: BuildNotes) -> None:
         self.spec = spec
         self.context = context
+        self.notes = notes
         self.problems = context.problems
         self.misses = _UnmatchedNames()
         self.plans = 0  # read so far
@@ -232,7 +236,7 @@ class _GroupPlanner:
         before = len(self.problems)
         families = self._families(actions, prefix)
         plan = PolicyPlan(
-            name, group, actors, network, replace(self.context, read=set(), hidden={}, shared={}, origins={}),
+            name, group, actors, network, self.context, self.notes.of_another(),
             observations, actions, families,
             ignored=tuple(self.spec.ignore),
             rules_are_wrong=len(self.problems) > before,

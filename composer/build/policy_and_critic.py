@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from composer.build.construction import SeededConstruction
-from composer.build.context import BuildContext, Requirements
+from composer.build.construction import BuiltNetwork, SeededConstruction
+from composer.build.context import BuildContext, BuildNotes, Requirements
 from composer.build.critic import build_critic
 from composer.build.network_builder import build_network
 from composer.build.plans import PlannedGroup, PolicyPlan, plan_groups
@@ -17,27 +17,30 @@ from composer.build.structured_critic import build_critic_by_actor
 from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
 from composer.distributions.base import DISTRIBUTIONS
+from composer.errors import Path
 from composer.network.groups import GroupNetworks, SeparateNetworks
 from composer.network.network import Network
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.actors import Actors
-from composer.spec.model_spec import ModelSpec
+from composer.spec.model_spec import ModelSpec, NetworkSpec
 from composer.wrappers.composed import offer_of
 from composer.wrappers.wrapping import check_wrap
 
 __all__ = ["PolicyAndCritic", "build_policy_and_critic"]
 
-BuiltNetwork = tuple[Network, SeededConstruction]
-
 
 @dataclass(frozen=True)
 class PolicyAndCritic:
-    """A policy and, where the spec has one, its critic; ``constructions`` give them their weights."""
+    """A policy and, where the spec has one, its critic; ``constructions`` give them their weights.
+
+    ``expanded`` are the networks of templates, as graphs, by their path in the spec.
+    """
 
     policy: Policy | StructuredPolicy
     critic: CriticModule | StructuredCriticBase | None
     constructions: list[SeededConstruction]
+    expanded: dict[Path, NetworkSpec]
 
 
 def build_policy_and_critic(
@@ -47,11 +50,12 @@ def build_policy_and_critic(
     actors: Actors | None,
     dtype: torch.dtype,
 ) -> PolicyAndCritic:
-    """Policy and critic, without weights so far, of an environment with one Space (``spaces``) or with ``actors``.
+    """Policy and critic, without weights yet, of an environment with one Space (``spaces``) or with ``actors``.
 
     Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
     """
-    groups = plan_groups(spec, context, spaces, actors)
+    notes = BuildNotes()
+    groups = plan_groups(spec, context, notes, spaces, actors)
     built = {group.name: _networks(group) for group in groups}
     _check_wrap(spec, context, actors, groups[0], built[groups[0].name])
     if actors is None:
@@ -59,7 +63,7 @@ def build_policy_and_critic(
     else:
         critic = build_critic_by_actor(spec, actors, groups, context, dtype)
     if not context.problems:
-        context.effects.note(context.problems)
+        notes.effects.note(context.problems)
         for plan in (plan for group in groups for plan in group.plans):
             plan.refuse_unread()
     context.problems.raise_if_any()
@@ -68,8 +72,8 @@ def build_policy_and_critic(
     assert not isinstance(policy, SeparateNetworks)
     constructions = [construction for networks in built.values() for _, construction in networks]
     if critic is None:
-        return PolicyAndCritic(policy, None, constructions)
-    return PolicyAndCritic(policy, critic[0], [*constructions, *critic[1]])
+        return PolicyAndCritic(policy, None, constructions, notes.expanded)
+    return PolicyAndCritic(policy, critic[0], [*constructions, *critic[1]], notes.expanded)
 
 
 def _check_wrap(
@@ -118,7 +122,9 @@ def _policy_network(plan: PolicyPlan) -> BuiltNetwork | None:
             problems.add(path, f"{name!r} is also {what}; rename the node")
     shares = tuple(name for name in spec.shares if name not in {**widths, **plan.ports})
     requirements = Requirements(widths, reasons, shares, "action", {"action_logits_shapes": widths})
-    return build_network(plan.name, spec, plan.visible(spec), requirements, plan.context)
+    plan.refuse_unknown(spec)
+    visible = plan.visible_ports(spec)
+    return build_network(plan.name, spec, visible, requirements, plan.context, plan.notes)
 
 
 def _module(group: PlannedGroup, built: list[BuiltNetwork], dtype: torch.dtype) -> Any:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from composer.build.construction import SeededConstruction
+from composer.build.construction import BuiltNetwork
 from composer.network.groups import joined, weights_of
-from composer.network.network import (
-    Network,
-)
+from composer.network.network import Network
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 
 __all__ = ["stacked_networks"]
 
 
 def stacked_networks(
-    built: Sequence[tuple[Network, SeededConstruction]], unlike: str | None
+    built: Sequence[BuiltNetwork], unlike: str | None
 ) -> tuple[list[Network], EnsembleBlock | None, str | None]:
     """Networks of agents over stacked weights, or as they are and why; ``unlike`` says how their forms differ."""
     networks = [network for network, _ in built]

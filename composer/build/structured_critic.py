@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from composer.build.central_critic import alike, build_central_critic, difference, readable_ports
-from composer.build.construction import SeededConstruction
+from composer.build.construction import BuiltNetwork, SeededConstruction
 from composer.build.context import BuildContext
 from composer.build.critic import (
     critic_network,
     critic_setup,
-    hide_policy_values,
     kind_of,
+    policy_failed,
     refuse_settings,
     value_normalizer,
     with_target,
@@ -36,7 +36,6 @@ from perception_blocks.words import listing
 
 __all__ = ["build_critic_by_actor"]
 
-Built = tuple[Network, SeededConstruction]
 Made = tuple[Any, list[SeededConstruction]]
 
 
@@ -61,7 +60,8 @@ def build_critic_by_actor(
     before = len(context.problems)
     refuse_settings(spec.critic, kind.refused, context)
     plans = {a.name: group.plan_of(a) for group in groups for a in group.actors}
-    if len(context.problems) > before or _policy_failed(plans, actors):
+    unknown = len(plans) < len(actors) or any(policy_failed(plan) for plan in plans.values())
+    if len(context.problems) > before or unknown:
         return None
     if issubclass(structured, SharedStateCritic):
         return build_central_critic(spec.critic, structured, actors, plans, context, dtype)
@@ -80,13 +80,6 @@ def _class_of_several(
     if structured and issubclass(structured, StructuredCriticBase) and structured.previous:
         return structured if count > 1 else kind.member().structured()  # no value builds on another
     return structured
-
-
-def _policy_failed(plans: Mapping[str, PolicyPlan], actors: Actors) -> bool:
-    """Whether some actor has no policy, or it is not known what one would share."""
-    return len(plans) < len(actors) or any(
-        name not in plan.context.shared for plan in plans.values() for name in plan.network.shares
-    )
 
 
 class _StructuredCriticBuilder:
@@ -188,23 +181,13 @@ class _StructuredCriticBuilder:
 
     def _network(
         self, name: str, spec: NetworkSpec, actor: Actor, members: Sequence[Actor], later: bool
-    ) -> Built | None:
-        plan = self.plans[actor.name]
-        ports = {**plan.visible(spec), **plan.context.shared}
-        hide_policy_values(plan.network, plan.context)
-        if later and self.previous is not None:
-            self._refuse_taken(self.previous, spec, ports)
-            ports[self.previous] = Port((1,))
-        built = critic_network(name, self.critic, self.member, spec, ports, plan)
+    ) -> BuiltNetwork | None:
+        plan, previous = self.plans[actor.name], self.previous if later else None
+        built = critic_network(name, self.critic, self.member, spec, plan, previous)
         if built is not None:
             for member in members:
-                self.plans[member.name].context.read |= set(built[0].in_ports)
+                self.plans[member.name].notes.read |= set(built[0].in_ports)
         return built
-
-    def _refuse_taken(self, name: str, spec: NetworkSpec, ports: Mapping[str, Port]) -> None:
-        if name in ports:
-            message = f"{name!r} is what the value before is called here; rename the other one"
-            self.problems.add(spec.path, message)
 
     def _critic(self, actor: Actor, network: Network) -> SpaceCritic:
         spec = replace(self.critic, normalize_value=False) if self.previous else self.critic
