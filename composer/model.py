@@ -53,10 +53,10 @@ __all__ = ["Model", "compose", "load"]
 
 
 class Model(nn.Module):
-    """A policy and, where the spec has one, its critic. ``model(observations)`` gives (logits, values).
+    """A policy and, if the spec has one, a critic. ``model(observations)`` returns (logits, values).
 
-    ``seed`` is what its initial weights were drawn from, ``spec`` the resolved spec. Nothing but the weights, the
-    normalisers' statistics and ``train`` / ``eval`` mode ever changes in it.
+    ``policy`` and ``critic`` (or None) are its parts, ``seed`` the seed of the initial weights, ``spec`` the resolved
+    spec. Only weights, statistics of normalisers and ``train`` / ``eval`` mode change.
     """
 
     def __init__(self, source: Source, spec: ModelSpec, parts: PolicyAndCritic, seed: int) -> None:
@@ -73,12 +73,12 @@ class Model(nn.Module):
 
     @property
     def observation_space(self) -> Any:
-        """The Space of observations, or those of all actors by key."""
+        """The observation space, or a dict of observation spaces by actor."""
         return self.policy.observation_space
 
     @property
     def action_space(self) -> Any:
-        """The Space of actions, or those of all actors by key."""
+        """The action space, or a dict of action spaces by actor."""
         return self.policy.action_space
 
     @property
@@ -94,10 +94,10 @@ class Model(nn.Module):
         *,
         action: Any = None,
     ) -> Any:
-        """(logits, values), both dicts; what policy and critic share runs once.
+        """Return (logits, values), both dicts; shared layers of policy and critic run once.
 
-        With memory anywhere, (logits, values, state); its state holds that of both, under ``policy/`` and ``critic/``.
-        A critic of actions values ``action``, which is one as distributions have it.
+        If policy or critic has memory, return (logits, values, state); the keys of the state begin with ``policy/`` and
+        ``critic/``. A critic of actions values ``action``, an action of the distribution.
         """
         if not self.has_memory:
             logits = self.policy(observations)
@@ -125,7 +125,7 @@ class Model(nn.Module):
         *,
         actors: Iterable[ActorKey] | None = None,
     ) -> State:
-        """A zero state of policy and critic for ``batch_size`` environments, of ``actors`` or else of all counted."""
+        """A zero state of policy and critic for ``batch_size`` environments, of ``actors`` or of all counted ones."""
         if actors is not None and not isinstance(self.policy, StructuredModule):
             raise ValueError("'actors' is for steps and agents, of which this model has none")
         chosen = {} if actors is None else {"actors": list(actors)}
@@ -138,9 +138,9 @@ class Model(nn.Module):
     def materialize(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Model:
-        """Give a model composed on ``device="meta"`` its weights: those that composing directly would have drawn.
+        """Allocate the weights of a model composed on ``device="meta"``; they are those of composing it directly.
 
-        Raises SpecError, naming the largest node, where they do not fit into the memory of ``device``.
+        Raises SpecError, naming the largest node, if they do not fit into the memory of ``device``.
         """
         if not self._constructions:
             raise ValueError("this model has its weights already")
@@ -165,7 +165,7 @@ class Model(nn.Module):
 
     @property
     def wrapped(self) -> IModelWrapper:
-        """The policy in the wrappers of the spec's `wrap`, the first one innermost: made once, as it keeps states."""
+        """The policy in the wrappers of the spec's `wrap`, the first one innermost; created once, as it keeps states."""
         if not self.spec.policy.wrap:
             raise ValueError(
                 "the spec has no 'wrap' in its policy; add one, or wrap model.policy with composer.model_wrap"
@@ -175,7 +175,7 @@ class Model(nn.Module):
         return self._wrapped
 
     def lower(self) -> LoweredModel:
-        """The same over straight-line code, faster; its ``policy`` is ``model.policy.lower()``."""
+        """The model as straight-line code, faster on small batches; its ``policy`` is ``model.policy.lower()``."""
         return LoweredModel(self)
 
     def summary(self) -> str:
@@ -186,7 +186,7 @@ class Model(nn.Module):
         return str(summarize(self))
 
     def draw(self, path: str | FilePath) -> FilePath:
-        """Draw policy and critic in one picture: png, svg, pdf, html, dot or mmd by the suffix."""
+        """Draw policy and critic in one picture; the extension (png, svg, pdf, html, dot, mmd) selects the format."""
         from composer.diagram.drawing import draw
 
         return draw(self, path)
@@ -241,12 +241,12 @@ class Model(nn.Module):
     def update_normalizers(
         self, observations: Any = None, returns: Any = None, group: Any = None
     ) -> None:
-        """Count a batch of observations into the running statistics of the spec's ``normalize``.
+        """Update the running statistics of the spec's ``normalize`` with a batch of observations.
 
-        ``returns`` (any shape) are counted into those of the critic's ``normalize_value``.
+        ``returns`` (any shape) update the statistics of the critic's ``normalize_value``.
 
-        Where torch.distributed runs, every process of ``group`` (None: all of them) must call this, each with its own
-        observations, and all of them have the statistics of all; with ``group=False`` this process counts alone.
+        With torch.distributed every process of ``group`` (None: all processes) must call this with its observations,
+        and every process gets the statistics of all; with ``group=False`` this process updates its statistics alone.
         """
         if observations is not None:
             self.policy.update_normalizers(observations, group)
@@ -254,7 +254,7 @@ class Model(nn.Module):
             self._critic().update_normalizer(returns, group)
 
     def merge_normalizers(self, other: Model) -> None:
-        """Count in what the normalisers of ``other`` have seen, none of which may have been seen here."""
+        """Merge the statistics of ``other``, a model that has seen other observations, into those of this model."""
         self.policy.merge_normalizers(other.policy)
         if self.critic is not None:
             self.critic.merge_normalizer(other._critic())
@@ -304,7 +304,7 @@ def compose(
     seed: int | None = None,
     limits: GivenLimits = None,
 ) -> Model:
-    """A model from ``spec`` (a YAML file, YAML text, a mapping, an OmegaConf config or a model's ``source``).
+    """Build a model from ``spec`` (a YAML file, YAML text, a mapping, an OmegaConf config or a model's ``source``).
 
     ``env`` is an environment, a vector environment, one of PettingZoo, or an id; without it the two spaces, or else the
     spec's own ``environment``. Spaces of steps and agents come as mappings: ``{"pick": space, ("place", 0): space}``.
@@ -313,7 +313,7 @@ def compose(
     ``seed=None`` draws one from torch's global generator. ``limits`` says how much the spec may ask for, such as
     ``{"copies": 5000}`` (see `composer.limits.Limits`).
 
-    Raises SpecError with everything that is wrong with the spec. An exception from a user's own class passes through.
+    Raises SpecError with every problem of the spec. An exception of a user's class is passed on.
     """
     if not is_dtype(dtype):
         raise ValueError(f"dtype is a floating point type such as torch.float32, got {dtype!r}")
@@ -348,13 +348,13 @@ def load(
     strict: bool = True,
     limits: GivenLimits = None,
 ) -> Model:
-    """The model that ``model.save(path)`` wrote. ``allow`` names the modules of the classes that its spec uses.
+    """Load the model that ``model.save(path)`` wrote. ``allow`` names the modules of the classes that its spec uses.
 
-    ``limits`` are those of `compose`.
+    ``limits`` are as for `compose`.
 
-    Raises CheckpointError for a damaged or foreign file, for blocks that nobody has registered here and for weights
-    that do not fit, SpecError for a class that is not allowed. With ``strict=False`` what fits is loaded, and
-    ``model.load_report`` says what was not.
+    Raises CheckpointError for a damaged or foreign file, for blocks that are not registered and for weights that do not
+    fit, and SpecError for a class that is not allowed. ``strict=False`` loads the weights that fit, and
+    ``model.load_report`` lists the others.
     """
     allow = allow_list(allow)
     record = read_record(path)

@@ -33,8 +33,8 @@ ENDINGS = {"mmd": "mermaid", "gv": "dot", "htm": "html"}
 def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = None) -> Path:
     """Draw a Model, Policy, Critic or InferenceBlock into the file ``path``, which is overwritten; returns the path.
 
-    ``format`` is png, svg, pdf, html, dot or mermaid; by default the ending of ``path`` decides. The file appears whole
-    or not at all.
+    ``format`` is png, svg, pdf, html, dot or mermaid; by default the extension of ``path`` selects it. The file
+    is written whole or not at all.
 
     Raises ValueError for an unknown format, a file that cannot be written, and plain PyTorch, which has no graph.
     """

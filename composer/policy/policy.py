@@ -28,11 +28,11 @@ __all__ = ["Policy"]
 
 
 class Policy(NetworkModule):
-    """What acts. ``policy(observations)`` gives a dict of logits, and the values it shares with the critic.
+    """A policy of one actor. ``policy(observations)`` returns a dict of logits and of values shared with the critic.
 
-    Observations are an environment's own (nested, numpy or tensors), with any leading axes or none. With memory,
+    Observations are those of the environment (nested, numpy or tensors), with any leading axes or none. With memory,
     ``policy(observations, state, resets)`` returns (logits, state); ``resets`` is true where an observation is the
-    first of its episode. The policy keeps no state of its own.
+    first of its episode. The policy is a pure function: it stores no state.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class Policy(NetworkModule):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Any:
-        """An action that the environment accepts, batched and tensor-valued as ``observation`` is.
+        """Return an action that the environment accepts: batched if ``observation`` is, a tensor if it is one.
 
-        With memory it returns (action, state). ``deterministic`` takes the mode. A network class of the user's own that
-        defines ``act`` is asked instead.
+        With memory, return (action, state). ``deterministic`` returns the mode of the distribution. If the network is a
+        user's class that defines ``act``, that method is called instead.
         """
         own = self.users_own("act")
         if own is not None:
@@ -140,24 +140,24 @@ class Policy(NetworkModule):
 
     @property
     def observation_space(self) -> Any:
-        """The Space of observations."""
+        """The observation space."""
         return self.observer.tree.space
 
     @property
     def action_space(self) -> Any:
-        """The Space of actions."""
+        """The action space."""
         return self.action_tree.space
 
     def reset_distributions(self, seed: int, *path: str | int) -> None:
-        """Set the parameters of distributions to where learning starts."""
+        """Initialise the parameters of the distributions."""
         self.distributions.reset_parameters(local_generator(seed, "distributions", *path))
 
     def update_normalizers(self, observations: Any, group: Any = None) -> None:
-        """Count observations into the statistics, as `Model.update_normalizers` does."""
+        """Update the running statistics of observations, as `Model.update_normalizers` does."""
         self.observer.update(observations, self.dtype, self.device, group)
 
     def merge_normalizers(self, other: Policy) -> None:
-        """Count in what the normalisers of ``other`` have seen."""
+        """Merge the statistics of ``other``, a policy that has seen other observations."""
         self.observer.merge(other.observer)
 
     def with_network(self, network: Network) -> Policy:

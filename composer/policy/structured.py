@@ -19,9 +19,9 @@ __all__ = ["StructuredPolicy", "PolicyBatch", "policy_batches"]
 
 
 class StructuredPolicy(StructuredModule):
-    """What acts for the steps and agents of an environment: ``policy.act({actor: observation})`` is {actor: action}.
+    """A policy of several actors (steps, agents): ``policy.act({actor: observation})`` returns {actor: action}.
 
-    Everyone who is present is answered, in the order given and under the keys given. ``policy[key]`` is the `Policy` of
+    It returns an action for each actor that is given, in their order and under their keys. ``policy[key]`` is the `Policy` of
     a step, an agent or a group. With memory, calls take and return one flat state, ``{"<actor>/<node>/h": ...}``; what
     belongs to actors that are absent passes through. The policy keeps no state of its own.
     """
@@ -156,7 +156,7 @@ class StructuredPolicy(StructuredModule):
             policy.observer.count(seen.get(number, []), group)
 
     def merge_normalizers(self, other: StructuredPolicy) -> None:
-        """Count in what the normalisers of ``other`` have seen."""
+        """Merge the statistics of ``other``, a policy that has seen other observations."""
         if self.actors.names != other.actors.names:
             raise ValueError("these are policies of other actors, whose statistics are not merged")
         theirs = other.policies
@@ -165,7 +165,7 @@ class StructuredPolicy(StructuredModule):
             policy.merge_normalizers(others)
 
     def reset_distributions(self, seed: int) -> None:
-        """Set the parameters of distributions to where learning starts."""
+        """Initialise the parameters of the distributions."""
         for group in self.groups:
             name = () if group.name is None else (group.name,)
             if isinstance(group.module, Policy):

@@ -17,10 +17,10 @@ _MODES = ", ".join(repr(mode.value) for mode in AutoresetMode)
 def first_steps(
     vector_env: Any, autoreset_mode: AutoresetMode | str | None = None
 ) -> EpisodeStarts:
-    """Tracks the episodes of a vector environment, in the autoreset mode that its ``metadata`` tell.
+    """Track which observations of a vector environment are the first of an episode, in its autoreset mode.
 
-    ``autoreset_mode`` says it for an environment that does not: "NextStep", "SameStep" or "Disabled". Raises
-    ValueError for what is no vector environment, for an unknown mode and for none.
+    Give ``autoreset_mode`` ("NextStep", "SameStep" or "Disabled") if the ``metadata`` of the environment do not.
+    Raises ValueError for anything but a vector environment, for an unknown mode and for none.
 
     >>> import gymnasium
     >>> first_steps(gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")).resets

@@ -63,7 +63,7 @@ class Offer:
 
 
 class IModelWrapper:
-    """A model used in another way. What the wrapper does not have itself is the model's.
+    """A model that is used in another way. Other attributes are those of the model.
 
     A subclass takes ``(model, *, settings)`` and defines ``forward``, which calls the model by ``self._run(...)``.
     Making one looks at its settings only: a spec's `wrap:` tries them around a stand-in.
@@ -93,7 +93,7 @@ class IModelWrapper:
         return self._run(*args, **kwargs)
 
     def reset(self, data_id: Any = None, **settings: Any) -> Any:
-        """Begin anew, for all environments or those in ``data_id``; each wrapper of the chain does its part."""
+        """Reset every wrapper of the chain, for all environments or those in ``data_id``."""
         return self._model.reset(data_id=data_id, **settings)
 
     def info(self, attr_name: str) -> str:
