@@ -165,7 +165,7 @@ class Model(nn.Module):
 
     @property
     def wrapped(self) -> IModelWrapper:
-        """The policy in the wrappers of the spec's `wrap`, the first one innermost; created once, as it keeps states."""
+        """The policy in the wrappers of the spec's `wrap`, the first one innermost; made once, as it keeps states."""
         if not self.spec.policy.wrap:
             raise ValueError(
                 "the spec has no 'wrap' in its policy; add one, or wrap model.policy with composer.model_wrap"

@@ -21,9 +21,9 @@ __all__ = ["StructuredPolicy", "PolicyBatch", "policy_batches"]
 class StructuredPolicy(StructuredModule):
     """A policy of several actors (steps, agents): ``policy.act({actor: observation})`` returns {actor: action}.
 
-    It returns an action for each actor that is given, in their order and under their keys. ``policy[key]`` is the `Policy` of
-    a step, an agent or a group. With memory, calls take and return one flat state, ``{"<actor>/<node>/h": ...}``; what
-    belongs to actors that are absent passes through. The policy keeps no state of its own.
+    It returns an action for each actor that is given, in their order and under their keys. ``policy[key]`` is the
+    `Policy` of a step, an agent or a group. With memory, calls take and return one flat state,
+    ``{"<actor>/<node>/h": ...}``; the state of absent actors does not change. The policy stores no state.
     """
 
     role = "policy"
