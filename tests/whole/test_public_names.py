@@ -1,6 +1,7 @@
 """The names users rely on: what both packages export, and how they do it."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,27 @@ def test_a_misspelt_name_suggests_the_right_one():
 def test_a_submodule_is_an_attribute_without_being_imported():
     code = "import perception_blocks as p; assert p.init.orthogonal is p.init.orthogonal"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+FORWARDED = {
+    "composer.weights": "load_weights",
+    "composer.token_views": "SequenceView token_views",
+    "composer.discrete_actions": "Bernoulli Categorical MultiCategorical",
+    "composer.adapters.token_env": "TokenEnv",
+    "composer.adapters.token_gym": "TokenGym token_spaces",
+    "composer.adapters.sb3_policies": "ActorCritic",
+    "composer.adapters.sb3_contrib": "MaskableActorCritic RecurrentActorCritic",
+    "composer.adapters.sb3_off_policy": "QPolicy SACPolicy TD3Policy",
+    "perception_blocks.block": "InputShapeError MemoryBlock PerceptionBlock one_vector",
+}
+
+
+@pytest.mark.parametrize("path", FORWARDED)
+def test_paths_that_pages_and_saved_files_contain_lead_to_todays_classes(path):
+    """Pages have taught them; specs contain an id, and agents of Stable-Baselines3 the class of their policy."""
+    module = importlib.import_module(path)
+    assert sorted(module.__all__) == sorted(FORWARDED[path].split())
+    for name in module.__all__:
+        home = getattr(module, name).__module__
+        assert home != path
+        assert getattr(importlib.import_module(home), name) is getattr(module, name)

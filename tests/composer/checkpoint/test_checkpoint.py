@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import composer
 from composer.checkpoint.container import CheckpointError
 from composer.cli.commands import main
+from tests.helpers.example_models import GOLDEN
 
 SPEC = {
     "version": 1,
@@ -407,3 +408,22 @@ def test_an_environment_of_the_callers_needs_no_permission_for_that_of_the_spec(
         composer.SpecError, match="the environment 'nowhere_envs:Robot-v0' would run"
     ):
         composer.compose(spec)
+
+
+def test_a_checkpoint_of_an_earlier_tree_gives_the_numbers_that_it_gave():
+    """Memory, an ensemble, a normaliser and a critic of actions: their classes have moved, the file is what it was."""
+    model = composer.load(GOLDEN / "model_0_1_0.safetensors")
+    speed = np.array([[0.5, -0.25], [0.125, 1.0]], np.float32)
+    observations = {"kind": np.array([1, 3]), "speed": speed}
+    logits, _ = model.policy(observations, model.policy.initial_state(2))
+    aim = [
+        [0.2255004644, 0.1915023327, -0.1147452369, 0.1969764680],
+        [0.1623997092, 0.0731339902, -0.2125664651, 0.1390778571],
+    ]
+    fire = [[0.2045903206, -0.3520541489], [0.2708644867, -0.2551320195]]
+    torch.testing.assert_close(logits, {"aim": torch.tensor(aim), "fire": torch.tensor(fire)})
+    action = {"aim": torch.tensor([[0.5, -0.5], [0.25, 0.0]]), "fire": torch.tensor([0, 1])}
+    values = [[[0.4731814563], [0.1921986043]], [[0.4697267413], [0.2157208323]]]
+    torch.testing.assert_close(
+        model.critic(observations, action=action)["q_value"], torch.tensor(values)
+    )
