@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.critic.values import ValueReader, ValueRequirements
-from composer.network.module import NetworkModule
+from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Network, State, Tensors
 from composer.network.structured import StructuredModule
 from composer.spaces.observer import Observer
@@ -48,6 +48,8 @@ class CriticKind:
         "stack": "'stack' puts the observations of all actors together, for kind: shared_state"
     }
     serves_space: ClassVar[bool] = True
+    only_for_all: ClassVar[str | None] = None  # why there is none of one of several actors
+    reads_presence = False  # whether it reads which actors there are
 
     @classmethod
     def member(cls) -> type[SpaceCritic]:
@@ -58,6 +60,14 @@ class CriticKind:
     def structured(cls) -> type[StructuredModule | CriticModule] | None:
         """The class of the critic of several actors; None for a kind that is for one Space only."""
         return None
+
+    def critic_of(self, actor: str | None) -> SpaceCritic | None:
+        """The critic of ``actor`` (None: the only one there is); None where several are judged together."""
+        return None
+
+    def export_problems(self) -> Iterable[str]:
+        """Why no file can hold it."""
+        return ()
 
 
 def can_stand_for(kind: str, other: str) -> bool:
@@ -105,6 +115,7 @@ class CriticModule(CriticKind, NetworkModule):
         self.shared = shared
 
     value_normalizer: NormalizeBlock | None
+    part = "critic"
     takes_action = False
     added: ClassVar[tuple[str, ...]] = ("value_normalizer",)  # children that its network has not
 
@@ -119,8 +130,14 @@ class CriticModule(CriticKind, NetworkModule):
         normalized = self.value_normalizer is not None
         return self.reader.ports(self.network.out_ports, normalized=normalized)
 
+    def output_meanings(self) -> dict[str, OutputMeaning]:
+        notes = self.reader.notes(normalized=self.value_normalizer is not None)
+        return {
+            name: OutputMeaning(port, note=notes.get(name, ""))
+            for name, port in self.out_ports.items()
+        }
+
     def own_children(self) -> dict[str, nn.Module]:
-        """What belongs to the critic and not to its network."""
         children = self._modules.items()
         return {name: child for name, child in children if name in self.added and child is not None}
 
@@ -206,6 +223,19 @@ class SpaceCritic(CriticModule):
         self._keys = tuple(name for name in network.in_ports if name in observer.tree.ports)
 
     observer: Observer
+
+    def input_sources(self) -> dict[str, InputSource]:
+        return {name: self._source(name, port) for name, port in self.network.in_ports.items()}
+
+    def _source(self, name: str, port: Port) -> InputSource:
+        if name in self.shared:
+            return InputSource("shared", name, port)
+        if name in self._keys:
+            return InputSource("observation", name, port, normalized=name in self.observer.keys)
+        return InputSource("previous", "value", port)
+
+    def critic_of(self, actor: str | None) -> SpaceCritic | None:
+        return self
 
     @classmethod
     def member(cls) -> type[SpaceCritic]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -43,6 +43,7 @@ class DeltaStateCritic(StructuredCritic):
     """
 
     previous = PREV_VALUE
+    only_for_all = "steps are worth one after the other"
     refused = {
         **CriticKind.refused,
         "ensemble": "a value that builds on the one before is one number; leave 'ensemble' out",
@@ -121,6 +122,13 @@ class DeltaStateCritic(StructuredCritic):
         """Count in the returns that ``other``, a critic of the same spec, has seen."""
         if self.value_normalizer is not None:
             self.value_normalizer.merge(other.value_normalizer)
+
+    def export_problems(self) -> Iterator[str]:
+        for name in (actor.name for actor in self.actors if actor.is_open):
+            yield (
+                f"the values of steps build on one another, and the agents of {name!r}, which are not counted, are an "
+                "axis of their own"
+            )
 
     def _chain(self, turns: list[ActorCall], prev_value: Any, unroll: bool = False) -> None:
         """Values step by step, each on top of the one before."""

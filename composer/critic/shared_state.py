@@ -14,6 +14,7 @@ from composer.critic.base import CRITICS, SEPARATE, CriticModule, SpaceCritic, s
 from composer.critic.state import Critic
 from composer.critic.values import ValueReader
 from composer.network.groups import refuse_other_axes
+from composer.network.module import InputSource
 from composer.network.network import Network, State, Tensors
 from composer.network.structured import blamed
 from composer.spaces.actors import Actors, shortened
@@ -86,6 +87,7 @@ class SharedStateCritic(CriticModule):
     """
 
     refused = {"separate": SEPARATE}
+    only_for_all = "all actors observe together"
 
     @classmethod
     def member(cls) -> type[SpaceCritic]:
@@ -119,6 +121,17 @@ class SharedStateCritic(CriticModule):
         for source in self.sources.values():
             for actor in source.actors:
                 self._wanted.setdefault(actor, ([], []))[source.is_shared].append(source.key)
+
+    def input_sources(self) -> dict[str, InputSource]:
+        return {name: self._source(name, port) for name, port in self.network.in_ports.items()}
+
+    def _source(self, name: str, port: Port) -> InputSource:
+        source = self.sources.get(name)
+        if source is None:
+            return InputSource("presence", name, port, self.actors.names)
+        kind = "shared" if source.is_shared else "observation"
+        normalized = any(source.key in self.observers[actor].keys for actor in source.actors)
+        return InputSource(kind, source.key, port, source.actors, source.stacked, normalized)
 
     def forward(
         self,

@@ -14,11 +14,12 @@ from composer.critic.structured import StructuredCriticBase
 from composer.critic.structured_state_action import StructuredStateActionCritic
 from composer.critic.targets import Targeted
 from composer.critic.values import ValueReader, ValueRequirements
+from composer.network.module import InputSource
 from composer.network.network import Network, State, Tensors
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree
 from perception_blocks.blocks.scale import NormalizeBlock
-from perception_blocks.port import format_shape
+from perception_blocks.port import Port, format_shape
 
 __all__ = ["Q_VALUES", "StateActionCritic"]
 
@@ -117,6 +118,10 @@ class StateActionCritic(Targeted, SpaceCritic):
     ) -> tuple[Tensors, State]:
         """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
         return self._evaluate(observations, action, state, resets, shared, unroll=True)
+
+    def _source(self, name: str, port: Port) -> InputSource:
+        is_action = name in self.actions.ports and name not in self.shared
+        return InputSource("action", name, port) if is_action else super()._source(name, port)
 
     def number_of(self, values: Tensors) -> Tensor:
         """The Q value alone among ``values``, what a call gave: of its action, or without one of the best choices."""

@@ -51,6 +51,9 @@ class StructuredCriticBase(CriticKind, StructuredModule):
         """The critic of ``groups`` with each actor's setup; the ``value_normalizer`` is for one with ``previous``."""
         return cls(actors, groups, {name: setup.observer for name, setup in setups.items()})
 
+    def critic_of(self, actor: str | None) -> SpaceCritic | None:
+        return self.critics[str(actor)]
+
     @property
     def shared(self) -> tuple[str, ...]:
         """The values of the policy that any of the networks reads."""

@@ -60,6 +60,15 @@ class ValueReader:
                 found[f"normalized_{name}"] = found[name]
         return found
 
+    def notes(self, *, normalized: bool) -> dict[str, str]:
+        """By name what a value is made of, where that is more than a number."""
+        means = {"quantiles": "mean of its quantiles", "logits": "mean of its bins"}
+        scale = "on the scale of returns" if normalized else ""
+        raw = {name: block and block.raw_name for name, block in self.blocks.items()}
+        return {
+            n: ", ".join(filter(None, [means.get(kind or ""), scale])) for n, kind in raw.items()
+        }
+
     def __call__(self, outputs: Tensors, normalizer: NormalizeBlock | None = None) -> Tensors:
         values: Tensors = {}
         for name, output in outputs.items():

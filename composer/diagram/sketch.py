@@ -7,18 +7,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from composer.critic.base import CriticModule, SpaceCritic
-from composer.critic.delta_state import PREV_VALUE
-from composer.critic.shared_state import SharedStateCritic
-from composer.critic.state_action import StateActionCritic
 from composer.diagram.folding import Draft, DraftBox, DraftFrame, Value, fold, leaves
 from composer.diagram.labels import typeset
 from composer.diagram.picture import Picture
-from composer.network.module import NetworkModule
+from composer.network.module import InputSource, NetworkModule
 from composer.network.network import EnsembleNetwork, Network
-from composer.policy.policy import Policy
 from composer.spec.places import ENSEMBLE
-from composer.summary.networks import ServedActors, networks_by_name, served_actors, short_name
+from composer.summary.networks import networks_by_name, served_actors, short_name, target_of
 from composer.summary.rows import Row, RowPath, class_name, network_in
 from composer.summary.table import Summary, summarize
 from perception_blocks.graph.assemble import BuiltNode
@@ -29,6 +24,12 @@ __all__ = ["sketch"]
 
 Values = dict[str, Value]  # a name in some graph -> the tensor
 INPUT, OUTPUT = "->", "<-"  # no node is named so
+SAID = {
+    "action": "the action",
+    "presence": "who is there",
+    "shared": "from the policy",
+    "previous": "of the step before",
+}
 
 
 def sketch(net: nn.Module) -> Picture:
@@ -39,7 +40,7 @@ def sketch(net: nn.Module) -> Picture:
     parts = networks_by_name(net)
     _refuse_plain([part.network.module for part in parts.values()] or [net])
     summary = summarize(net)
-    sketcher = _Sketcher(summary, served_actors(net))
+    sketcher = _Sketcher(net, summary)
     sketched: list[Draft]
     if parts:
         sketched = sketcher.networks(parts)
@@ -81,29 +82,31 @@ def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str,
 class _Sketcher:
     """Makes leaves and clusters; tensors are named by where they are made."""
 
-    def __init__(self, summary: Summary, casts: Mapping[str, ServedActors]) -> None:
-        self._casts = casts
+    def __init__(self, net: nn.Module, summary: Summary) -> None:
+        self._casts = served_actors(net)
+        self._has_target = target_of(net) is not None
         self._rows = {row.path: row for row in summary.rows}
         self._heads = {(head.network, head.name): head for head in summary.heads}
-        self._ours: set[nn.Module] = set()  # what critics add to their networks' children
+        self._ours: set[nn.Module] = (
+            set()
+        )  # what policies and critics add to their networks' children
         self._inputs: dict[str, DraftBox] = {}
         self._made: dict[str, Values] = {}  # by network, its outputs
 
     def networks(self, parts: Mapping[str, NetworkModule]) -> list[Draft]:
         """Observations, then policies and critics as clusters."""
         clusters: list[Draft] = []
-        read = {key for part in parts.values() for key in getattr(part, "shared", ())}
+        read = {key for part in parts.values() for key in part.shared}
         for name, part in parts.items():
-            judges = isinstance(part, CriticModule)
-            self._ours |= set(part.own_children().values()) if judges else set()
+            self._ours |= set(part.own_children().values())
             env = self._observed(name, part, parts)
-            stacks = self._handed(name, part, env) if judges else []
+            stacks = self._handed(name, part, env)
             children, outputs = self._network(name, part.network, env)
             children = [*stacks, *children]
             children += [
                 self._output(name, part, key, value, env)
                 for key, value in outputs.items()
-                if key not in read or judges
+                if key not in read or not self._heads[name, key].shared
             ]
             self._made[name] = outputs
             clusters.append(
@@ -113,7 +116,7 @@ class _Sketcher:
 
     def _about(self, name: str, part: NetworkModule) -> str:
         """What stands beside a network's name."""
-        has_target = isinstance(part, StateActionCritic)
+        has_target = self._has_target and part.part == "critic"
         if name not in self._casts:
             return "and its target copy" if has_target else ""
         return self._casts[name].words(most=2) + (", with target" if has_target else "")
@@ -121,54 +124,55 @@ class _Sketcher:
     def _observed(
         self, name: str, part: NetworkModule, parts: Mapping[str, NetworkModule]
     ) -> Values:
-        """The observations that a network reads."""
+        """What a network reads that no other network makes."""
         env: Values = {}
-        for key, port in _observations(part).items():
-            title = short_name(name, key)
-            leaf = self._inputs.setdefault(
-                title, _input(("", title), title, port, self._remark(name, parts, key))
-            )
-            env[key] = leaf.writes[0]
+        for key, source in part.input_sources().items():
+            if not source.is_handed_over:
+                title = short_name(name, key)
+                leaf = self._inputs.setdefault(
+                    title,
+                    _input(("", title), title, source.port, self._remark(name, parts, source)),
+                )
+                env[key] = leaf.writes[0]
         return env
 
-    def _remark(self, name: str, parts: Mapping[str, NetworkModule], key: str) -> str:
+    def _remark(self, name: str, parts: Mapping[str, NetworkModule], source: InputSource) -> str:
         """What is said of an input that the network ``name`` is the first to read."""
-        part = parts[name]
-        if isinstance(part, StateActionCritic) and key in part.actions.ports:
-            return "the action"
-        owners, own, stacked = self._actors(name), key, ""
-        observers = [part.observer] if isinstance(part, Policy | SpaceCritic) else []
-        if isinstance(part, SharedStateCritic):
-            source = part.sources.get(key)
-            if source is None:
-                return "who is there"
-            owners, own = source.actors, source.key
-            stacked = f"of {len(owners)} actors" if source.stacked else ""
-            observers = [part.observers[actor] for actor in owners]
-        normalized = "normalized" if any(own in one.keys for one in observers) else ""
+        if source.kind in SAID:
+            return SAID[source.kind]
+        owners = source.actors or self._actors(name)
         acting = [parts[made] for made in self._makers(owners) if made in parts]
-        seen = any(own in _observations(policy) for policy in acting)
-        hidden = "only for the critic" if acting and not seen and part not in acting else ""
-        return ", ".join(filter(None, [stacked, normalized, hidden]))
+        seen = any(source.key in policy.input_sources() for policy in acting)
+        remarks = {
+            f"of {len(owners)} actors": source.stacked,
+            "normalized": source.normalized,
+            "only for the critic": acting and not seen and parts[name] not in acting,
+        }
+        return ", ".join(remark for remark, holds in remarks.items() if holds)
 
-    def _handed(self, name: str, critic: CriticModule, env: Values) -> list[Draft]:
+    def _handed(self, name: str, part: NetworkModule, env: Values) -> list[Draft]:
         """Put into ``env`` what a critic gets of other networks; what several of them share is stacked first."""
         stacks: list[Draft] = []
-        for key, (value, owners) in _handed_over(critic, self._actors(name)).items():
+        for key, source in part.input_sources().items():
+            if not source.is_handed_over:
+                continue
             judged = [made for made in self._made if made.startswith("critic")]
-            makers = judged[-1:] if key == PREV_VALUE else self._makers(owners)
-            values = [self._made[made][value] for made in makers if value in self._made[made]]
+            follows = source.kind == "previous"
+            makers = judged[-1:] if follows else self._makers(source.actors or self._actors(name))
+            made = [self._made[maker] for maker in makers]
+            values = [outputs[source.key] for outputs in made if source.key in outputs]
             if not values:  # a critic that is drawn without its policy
-                said = "of the step before" if key == PREV_VALUE else "from the policy"
                 title = short_name(name, key)
-                leaf = _input(("policy", title), title, critic.network.in_ports[key], said)
+                leaf = _input(("policy", title), title, source.port, SAID[source.kind])
                 self._inputs[f"policy: {title}"] = leaf
                 values = leaf.writes
             if len(values) > 1:
-                made = (OUTPUT, name, "stack", key)
+                stacked = (OUTPUT, name, "stack", key)
                 lines = (f"{key} of {len(values)} groups",)
-                stacks.append(DraftBox("opaque", ["stack"], ("stack", key), values, [made], lines))
-                values = [made]
+                stacks.append(
+                    DraftBox("opaque", ["stack"], ("stack", key), values, [stacked], lines)
+                )
+                values = [stacked]
             env[key] = values[0]
         return stacks
 
@@ -363,27 +367,3 @@ def _kind_of(port: Port) -> str:
     if None in counts or len(set(counts)) > 1:
         return str(port)
     return f"integers below {counts[0]} {format_shape(port.shape)}"
-
-
-def _observations(part: NetworkModule) -> dict[str, Port]:
-    """What a network reads of the environment, and the observations that mask a policy's actions."""
-    handed = _handed_over(part, ()) if isinstance(part, CriticModule) else ()
-    ports = {key: port for key, port in part.network.in_ports.items() if key not in handed}
-    if isinstance(part, Policy):
-        for key in part.masks.values():
-            ports.setdefault(key, part.observer.tree.ports[key])
-    return ports
-
-
-def _handed_over(
-    critic: CriticModule, actors: tuple[str, ...]
-) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """The inputs of a critic that other networks make: what these call them, and of whom they are."""
-    if isinstance(critic, SharedStateCritic):
-        sources = critic.sources.items()
-        return {name: (own.key, own.actors) for name, own in sources if own.is_shared}
-    found = {name: (name, actors) for name in critic.shared}
-    known = critic.observer.tree.ports if isinstance(critic, SpaceCritic) else {}
-    if PREV_VALUE in critic.network.in_ports and PREV_VALUE not in known:
-        found.setdefault(PREV_VALUE, ("value", actors))
-    return found

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from composer.critic.delta_state import DeltaStateCritic
-from composer.export.values import ExportPart, policies_of, roots_of
+from composer.export.values import ExportPart, roots_of
 from composer.network.groups import SeparateNetworks
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
@@ -52,8 +51,8 @@ def model_problems(
         yield f"{size / 2**30:.1f} GiB of weights do not fit into an .onnx file; write a .pt2 file"
     if "policy" in roots:
         yield from _own_python(policy)
-    if isinstance(critic, DeltaStateCritic):
-        yield from _uncounted_steps(critic)
+    if "critic" in roots:
+        yield from critic.export_problems()
     for name, root in roots.items():
         yield from _limits(name, root)
         yield from _unsafe_names(name, root)
@@ -62,21 +61,13 @@ def model_problems(
 def _own_python(policy: Policy | StructuredPolicy) -> Iterator[str]:
     """Methods of users' classes that decide in Python."""
     owners: dict[str, dict[str, str]] = {}
-    for one in policies_of(policy).values():
+    for one in policy.policies.values():
         for method, what in (("act", "how it acts"), ("preprocess", "what it reads")):
             if one.users_own(method) is not None:
                 owners.setdefault(type(one.network.module).__name__, {})[method] = what
     for owner, methods in owners.items():
         for method, what in methods.items():
             yield f"{owner!r} defines {method}(), which decides {what} and is Python that no file holds"
-
-
-def _uncounted_steps(critic: DeltaStateCritic) -> Iterator[str]:
-    for name in (actor.name for actor in critic.actors if actor.is_open):
-        yield (
-            f"the values of steps build on one another, and the agents of {name!r}, which are not counted, are an "
-            "axis of their own"
-        )
 
 
 def _unsafe_names(name: str, root: nn.Module) -> Iterator[str]:

@@ -16,8 +16,6 @@ from torch.export import ExportedProgram
 from composer.atomic import WriteError, replace_with
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.plain_spec import plain_spec
-from composer.critic.delta_state import DeltaStateCritic
-from composer.critic.shared_state import SharedStateCritic
 from composer.errors import RefusedError
 from composer.export.checks import argument_problems, model_problems
 from composer.export.files import FORMATS, METADATA, FileFormat, trace
@@ -175,14 +173,12 @@ def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy | StructuredPol
     critic = None if part == "policy" else model.critic
     if actor is None:
         return model.policy, critic
-    if isinstance(model.policy, Policy):
+    if None in model.policy.policies:
         raise ExportError(f"this model has one policy, and none of its own for {actor!r}")
-    if isinstance(critic, SharedStateCritic | DeltaStateCritic):
-        why = "all actors observe together"
-        if isinstance(critic, DeltaStateCritic):
-            why = "steps are worth one after the other"
+    if critic is not None and critic.only_for_all:
         raise ExportError(
-            f"the critic gives what {why}, and none of {actor!r} alone; export all actors, or part='policy'"
+            f"the critic gives what {critic.only_for_all}, and none of {actor!r} alone; export all actors, or "
+            "part='policy'"
         )
     try:
         return model.policy[actor], None if critic is None else critic[actor]

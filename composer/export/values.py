@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from composer.critic.shared_state import PRESENT, SharedStateCritic
-from composer.critic.structured import StructuredCriticBase
+from composer.critic.shared_state import PRESENT
 from composer.network.network import Tensors
 from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
@@ -21,7 +20,7 @@ from composer.spaces.kinds import Leaf
 from composer.spaces.samples import space_dtype
 from perception_blocks.words import is_plain
 
-__all__ = ["ExportPart", "ExportedActors", "Interface", "Place", "Value", "policies_of", "roots_of"]
+__all__ = ["ExportPart", "ExportedActors", "Interface", "Place", "Value", "roots_of"]
 
 ExportPart = Literal["policy", "critic", "model"]
 Kind = Literal["observation", "taken", "present", "state", "resets", "logits", "action", "value"]
@@ -79,11 +78,6 @@ def roots_of(policy: Policy | StructuredPolicy, critic: Any, part: ExportPart) -
     return roots
 
 
-def policies_of(policy: Policy | StructuredPolicy) -> dict[str | None, Policy]:
-    """The policies by actor, or the only one under None."""
-    return {**policy.policies} if isinstance(policy, StructuredPolicy) else {None: policy}
-
-
 class ExportedActors:
     """Whose networks are in a file: the policies by actor, or the only one under None, and what the critic reads.
 
@@ -93,10 +87,9 @@ class ExportedActors:
     def __init__(
         self, policy: Policy | StructuredPolicy, critic: Any, runs_policy: bool = True
     ) -> None:
-        self.several = isinstance(policy, StructuredPolicy)
-        self.policies = policies_of(policy)
-        actors = policy.actors if isinstance(policy, StructuredPolicy) else ()
-        open_names = [actor.name for actor in actors if actor.is_open]
+        self.policies: dict[str | None, Policy] = dict(policy.policies.items())
+        self.several = None not in self.policies
+        open_names = [actor.name for actor in policy.actors if actor.is_open]
         self.crowds = _axis_names(open_names, "_agents", {"batch"})
         self.critic = critic
         self.runs_policy = runs_policy
@@ -111,9 +104,7 @@ class ExportedActors:
 
     def critic_of(self, actor: str | None) -> Any:
         """The critic of ``actor`` alone; None where there is none, and where one judges all together."""
-        if isinstance(self.critic, StructuredCriticBase):
-            return self.critic.critics[str(actor)]
-        return None if isinstance(self.critic, SharedStateCritic) else self.critic
+        return None if self.critic is None else self.critic.critic_of(actor)
 
     def leaves(self, actor: str | None) -> dict[str, Leaf]:
         """The observations of ``actor`` that are read, and the masks without which they cannot be."""
@@ -135,7 +126,7 @@ class ExportedActors:
     @property
     def tells_presence(self) -> bool:
         """Whether the critic reads who is there."""
-        return isinstance(self.critic, SharedStateCritic) and self.critic.reads_presence
+        return self.critic is not None and self.critic.reads_presence
 
     def leading(self, actor: str | None, steps: int | None) -> Axes:
         """The axes before a value's own: the batch, agents that are not counted, and steps where several go in."""
@@ -154,11 +145,11 @@ class ExportedActors:
             yield name, (*self.leading(owner, None), *state.shape)
 
     def _read_by_critic(self, actor: str | None) -> set[str]:
-        if isinstance(self.critic, SharedStateCritic):
-            sources = self.critic.sources.values()
-            return {s.key for s in sources if actor in s.actors and not s.is_shared}
-        critic = self.critic_of(actor)
-        return set() if critic is None else set(critic.network.in_ports)
+        if self.critic is None:
+            return set()
+        sources = (self.critic_of(actor) or self.critic).input_sources().values()
+        seen = [source for source in sources if source.kind == "observation"]
+        return {source.key for source in seen if not source.actors or actor in source.actors}
 
 
 class Interface:

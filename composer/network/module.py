@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,50 @@ from composer.network.network import REGISTRIES, CustomNetwork, Network, State, 
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
 from perception_blocks.inference import submodule_at
-from perception_blocks.port import Shape, format_shape
+from perception_blocks.port import Port, Shape, format_shape
 
-__all__ = ["EnsembleMember", "NetworkModule", "OwnAttributes", "is_empty", "state_axes", "under"]
+__all__ = [
+    "EnsembleMember",
+    "InputSource",
+    "NetworkModule",
+    "OutputMeaning",
+    "OwnAttributes",
+    "is_empty",
+    "state_axes",
+    "under",
+]
+
+
+@dataclass(frozen=True)
+class InputSource:
+    """Where an input of a network comes from, whoever draws, lists or exports it: the value ``key`` of the ``kind``.
+
+    "shared" values are a policy's, the "previous" one is that of the critic's network before this one; "presence" says
+    which actors are there. Without ``actors`` it is of those whom the network serves; of several it may be ``stacked``.
+    """
+
+    kind: Literal["observation", "action", "shared", "previous", "presence"]
+    key: str
+    port: Port
+    actors: tuple[str, ...] = ()
+    stacked: bool = False
+    normalized: bool = False
+
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether another network of the model makes it."""
+        return self.kind in ("shared", "previous")
+
+
+@dataclass(frozen=True)
+class OutputMeaning:
+    """What an output stands for: parameters of a ``distribution``, a value for the critic, or what a ``note`` says."""
+
+    port: Port
+    distribution: nn.Module | None = None
+    mask: str | None = None  # the observation that masks the action
+    is_shared: bool = False
+    note: str = ""
 
 
 class OwnAttributes(nn.Module):
@@ -43,7 +85,22 @@ class NetworkModule(OwnAttributes):
         self._device = torch.device("cpu")
 
     network: Network
+    part: ClassVar[str]  # of a model: "policy", "critic"
     call_arguments = "observations, state, resets"  # of one with memory, in messages
+    shared: tuple[str, ...] = ()  # the values of a policy that it reads
+
+    def input_sources(self) -> dict[str, InputSource]:
+        """What it reads, by the names of its network, and the masks of actions."""
+        ports = self.network.in_ports.items()
+        return {name: InputSource("observation", name, port) for name, port in ports}
+
+    def output_meanings(self) -> dict[str, OutputMeaning]:
+        """What it gives."""
+        return {name: OutputMeaning(port) for name, port in self.network.out_ports.items()}
+
+    def own_children(self) -> dict[str, nn.Module]:
+        """The children that are its own and not its network's."""
+        return {}
 
     @property
     def has_memory(self) -> bool:

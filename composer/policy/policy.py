@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from composer.distributions.base import (
     Distribution,
@@ -16,8 +17,9 @@ from composer.distributions.base import (
 from composer.distributions.discrete import NoLegalChoiceError
 from composer.distributions.joint import ActionDistributions
 from composer.lowered.policy import LoweredPolicy
-from composer.network.module import NetworkModule
+from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Network, State, Tensors
+from composer.spaces.actors import Actor
 from composer.spaces.kinds import as_tensor
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree, holds_tensors, to_environment
@@ -58,6 +60,32 @@ class Policy(NetworkModule):
             self._modules["normalizers"] = observer.normalizers
 
     observer: Observer
+    part = "policy"
+    actors: Sequence[Actor] = ()  # of a policy of several, these
+
+    @property
+    def policies(self) -> dict[str | None, Policy]:
+        """As of a policy of several actors: by actor, here under None."""
+        return {None: self}
+
+    def input_sources(self) -> dict[str, InputSource]:
+        ports, normalized = self.observer.tree.ports | self.network.in_ports, self.observer.keys
+        return {
+            key: InputSource("observation", key, ports[key], normalized=key in normalized)
+            for key in self.read_keys
+        }
+
+    def output_meanings(self) -> dict[str, OutputMeaning]:
+        families = dict(self.distributions.items())
+        return {
+            name: OutputMeaning(
+                port, families.get(name), self.masks.get(name), name not in families
+            )
+            for name, port in self.network.out_ports.items()
+        }
+
+    def own_children(self) -> dict[str, nn.Module]:
+        return {"distributions": self.distributions, "normalizers": self.observer.normalizers}
 
     @property
     def distributions(self) -> ActionDistributions:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from composer.critic.base import CriticModule
+from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks
 from composer.network.module import NetworkModule
 from composer.network.structured import StructuredModule
-from composer.policy.policy import Policy
 from composer.spaces.actors import shortened
 
-__all__ = ["ServedActors", "served_actors", "networks_by_name", "short_name"]
+__all__ = ["ServedActors", "served_actors", "networks_by_name", "short_name", "target_of"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,12 @@ def served_actors(net: nn.Module) -> dict[str, ServedActors]:
     return {name: cast for name, _, cast in _all_parts(net) if cast is not None}
 
 
+def target_of(net: nn.Module) -> nn.Module | None:
+    """The target copy of a critic, or of a Model's critic, that has one."""
+    critic = getattr(net, "critic", net)
+    return critic.target if isinstance(critic, Targeted) and critic.has_target else None
+
+
 def short_name(part: str, name: str) -> str:
     """What a value of a part is called among those of all others.
 
@@ -55,11 +60,11 @@ def short_name(part: str, name: str) -> str:
 
 def _all_parts(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors | None]]:
     if isinstance(net, NetworkModule):
-        return [("critic" if isinstance(net, CriticModule) else "policy", net, None)]
+        return [(net.part, net, None)]
     if isinstance(net, StructuredModule):
         return [part for group in net.groups for part in _parts_of_group(net.role, group)]
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
-    if not isinstance(policy, Policy | StructuredModule):
+    if not isinstance(policy, NetworkModule | StructuredModule):
         return []
     return [*_all_parts(policy), *(_all_parts(critic) if isinstance(critic, nn.Module) else [])]
 

@@ -10,11 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from composer.critic.base import CriticModule
 from composer.distributions.base import DISTRIBUTIONS
 from composer.network.module import NetworkModule
 from composer.network.network import CustomNetwork, EnsembleNetwork
-from composer.policy.policy import Policy
 from composer.spec.model_spec import ModelSpec
 from composer.spec.places import ENSEMBLE, place_of
 from composer.summary.flops import count_flops, flops_of
@@ -125,10 +123,7 @@ class _RowCollector:
     def add_part(self, path: RowPath, part: NetworkModule, copies: int = 1) -> None:
         """A policy or critic: its network (one of ``copies``), then the parameters of its distributions."""
         self._copies = copies
-        if isinstance(part, Policy):
-            self._ours |= {part.distributions, part.observer.normalizers}
-        if isinstance(part, CriticModule):
-            self._ours |= set(part.own_children().values())
+        self._ours |= set(part.own_children().values())
         if isinstance(part.network, CustomNetwork):
             self._add_custom(path, part.network)
         elif isinstance(part.network, EnsembleNetwork):
@@ -136,10 +131,9 @@ class _RowCollector:
         else:
             self._add(path, path[-1], 0, "graph" if copies == 1 else f"{copies} x graph")
             self._add_nodes(path, part.network.module, 1)  # type: ignore[arg-type]
-        if not isinstance(part, Policy):
-            return
-        for name, family in part.distributions.items():
-            if any(True for _ in family.parameters()):
+        for name, meaning in part.output_meanings().items():
+            family = meaning.distribution
+            if family is not None and any(True for _ in family.parameters()):
                 below = ("distributions", name)
                 label = distribution_name(family)
                 self._add((*path, *below), "/".join(below), 1, label, family.parameters())

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from composer.critic.base import CriticModule
-from composer.critic.targets import Targeted
 from composer.network.module import NetworkModule
 from composer.policy.policy import Policy
 from composer.spec.model_spec import ModelSpec
-from composer.summary.networks import networks_by_name, served_actors, short_name
+from composer.summary.networks import networks_by_name, served_actors, short_name, target_of
 from composer.summary.rows import Row, distribution_name, read_rows
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
@@ -134,40 +132,23 @@ def percent(share: float) -> str:
 
 
 def _heads(network: str, part: NetworkModule) -> list[Head]:
-    if isinstance(part, CriticModule):
-        notes = _notes(part)
-        return [
-            Head(network, name, port.shape, note=notes.get(name, ""))
-            for name, port in part.out_ports.items()
-        ]
-    assert isinstance(part, Policy)
     heads = []
-    for name, port in part.network.out_ports.items():
-        if name in part.distributions:
-            kind = distribution_name(part.distributions[name])
-            heads.append(Head(network, name, port.shape, kind, part.masks.get(name)))
-        else:
-            heads.append(Head(network, name, port.shape, shared=True))
+    for name, meaning in part.output_meanings().items():
+        family = meaning.distribution
+        kind = None if family is None else distribution_name(family)
+        shape = meaning.port.shape
+        heads.append(
+            Head(network, name, shape, kind, meaning.mask, meaning.is_shared, meaning.note)
+        )
     return heads
-
-
-def _notes(critic: CriticModule) -> dict[str, str]:
-    """What values are made of, where that is more than a number."""
-    notes = {}
-    for name, block in critic.reader.blocks.items():
-        raw = None if block is None else block.raw_name
-        means = {"quantiles": "mean of its quantiles", "logits": "mean of its bins"}
-        scaled = "" if critic.value_normalizer is None else "on the scale of returns"
-        notes[name] = ", ".join(filter(None, [means.get(raw or ""), scaled]))
-    return notes
 
 
 def _targets(net: nn.Module) -> list[str]:
     """The copy of a critic that is not trained."""
-    critic = getattr(net, "critic", net)
-    if not isinstance(critic, Targeted) or not critic.has_target:
+    target = target_of(net)
+    if target is None:
         return []
-    count = sum(p.numel() for p in critic.target.parameters())
+    count = sum(p.numel() for p in target.parameters())
     return [
         f"the critic has a target copy of as many parameters ({count:,}); update_targets(tau) moves it"
     ]
@@ -201,7 +182,7 @@ def _shared(parts: Mapping[str, NetworkModule]) -> list[str]:
     return [
         f"the {name} reads of the policy: {_names(part.shared)}"
         for name, part in parts.items()
-        if isinstance(part, CriticModule) and part.shared
+        if part.shared
     ]
 
 

@@ -17,6 +17,8 @@ from composer.critic import CRITICS, Critic
 from composer.critic.delta_state import DeltaStateCritic
 from composer.critic.shared_state import SharedStateCritic
 from composer.critic.state_action import StateActionCritic
+from composer.diagram.sketch import sketch
+from composer.network.module import InputSource, OutputMeaning
 from perception_blocks.words import describe
 from tests.helpers.paths import ROOT
 
@@ -224,3 +226,46 @@ def test_every_kind_that_is_built_in_has_a_class():
     kinds = {"state": Critic, "state_action": StateActionCritic, "shared_state": SharedStateCritic}
     for kind, cls in {**kinds, "delta_state": DeltaStateCritic}.items():
         assert CRITICS.get(kind) is cls
+
+
+# --- what is shown of it and exported ---
+
+
+class StrangeCritic(Critic):
+    """Says of its inputs, its output and itself what no critic that is built in says."""
+
+    def input_sources(self):
+        (port,) = self.network.in_ports.values()
+        return {"observation": InputSource("presence", "observation", port, ("one", "two"))}
+
+    def output_meanings(self):
+        (port,) = self.network.out_ports.values()
+        return {"value": OutputMeaning(port, note="drawn by lot")}
+
+    def export_problems(self):
+        yield "it draws lots"
+
+
+def test_diagram_table_and_export_say_what_a_kind_says_of_itself(tmp_path):
+    CRITICS.register("strange", StrangeCritic)
+    model = compose({"kind": "strange", "template": {}})
+    text = composer.draw(model.critic, tmp_path / "critic.mmd").read_text()
+    assert '(["<b>observation</b><br/>(4,)<br/>who is there"])' in text
+    assert '(["<b>value</b><br/>(1,)<br/>drawn by lot"])' in text
+    assert "value   (1,)   drawn by lot" in str(model.summary())
+    with pytest.raises(ValueError, match=r"cannot be exported: it draws lots$"):
+        model.export(tmp_path / "model.onnx", part="critic")
+
+
+def test_what_is_handed_to_a_critic_is_drawn_from_the_network_that_makes_it():
+    """Of the value ``key`` of the part that makes it, whatever the critic calls it."""
+
+    class Handed(Critic):
+        def input_sources(self):
+            (port,) = self.network.in_ports.values()
+            return {"observation": InputSource("shared", "logits", port)}
+
+    CRITICS.register("handed", Handed)
+    model = compose({"kind": "handed", "template": {}})
+    boxes = [(box.title, box.lines) for box in sketch(model.critic).boxes.values()]
+    assert ("observation", ("(4,)", "from the policy")) in boxes
