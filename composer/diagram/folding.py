@@ -1,4 +1,4 @@
-"""Many equal parts drawn as one: branches that do the same side by side, and steps that repeat one after another."""
+"""Many equal drafts drawn as one: branches that do the same side by side, and steps that repeat one after another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeAlias
 from composer.diagram.picture import Kind
 from composer.summary.rows import Row
 
-__all__ = ["DraftFrame", "DraftBox", "Draft", "Value", "fold", "leaves"]
+__all__ = ["DraftFrame", "DraftBox", "Draft", "Value", "fold", "boxes_of"]
 
 MIN_BRANCHES = 5  # equal branches from which on they are drawn as one
 MIN_REPEATS = 4  # repeats of a step (or of a few) from which on they are drawn once
@@ -21,7 +21,7 @@ Value: TypeAlias = tuple[str, ...]  # names a tensor in the whole picture
 
 @dataclass(eq=False)
 class DraftBox:
-    """What becomes one box. Leaves of one ``form`` look alike; ``names`` are all that it stands for."""
+    """What becomes one box. Boxes of one ``form`` look alike; ``names`` are all that it stands for."""
 
     kind: Kind
     names: list[str]
@@ -49,42 +49,42 @@ class DraftFrame:
 Draft: TypeAlias = DraftBox | DraftFrame
 
 
-def leaves(parts: Iterable[Draft]) -> list[DraftBox]:
-    """All leaves, in their order."""
-    found: list[DraftBox] = []
-    for part in parts:
-        found += [part] if isinstance(part, DraftBox) else leaves(part.children)
-    return found
+def boxes_of(drafts: Iterable[Draft]) -> list[DraftBox]:
+    """All boxes, in their order."""
+    boxes: list[DraftBox] = []
+    for draft in drafts:
+        boxes += [draft] if isinstance(draft, DraftBox) else boxes_of(draft.children)
+    return boxes
 
 
-def fold(parts: list[Draft]) -> list[Draft]:
-    """``parts`` (each after all it reads) with equal ones merged; the leaves are changed in place."""
-    return _Folder(parts).fold(parts)
+def fold(drafts: list[Draft]) -> list[Draft]:
+    """``drafts`` (each after all it reads) with equal ones merged; the boxes are changed in place."""
+    return _Folder(drafts).fold(drafts)
 
 
 class _Folder:
     """Knows who reads what in the whole picture while its levels are folded, the inner ones first."""
 
-    def __init__(self, parts: list[Draft]) -> None:
+    def __init__(self, drafts: list[Draft]) -> None:
         self.writer: dict[Value, DraftBox] = {}
         self.readers: defaultdict[Value, list[DraftBox]] = defaultdict(list)
-        for leaf in leaves(parts):
-            self.writer |= dict.fromkeys(leaf.writes, leaf)
-            for value in leaf.reads:
-                self.readers[value].append(leaf)
+        for box in boxes_of(drafts):
+            self.writer |= dict.fromkeys(box.writes, box)
+            for value in box.reads:
+                self.readers[value].append(box)
 
-    def fold(self, parts: list[Draft]) -> list[Draft]:
-        for part in parts:
-            if isinstance(part, DraftFrame):
-                part.children = self.fold(part.children)
-        return self._fold_rows(self._fold_branches(parts))
+    def fold(self, drafts: list[Draft]) -> list[Draft]:
+        for draft in drafts:
+            if isinstance(draft, DraftFrame):
+                draft.children = self.fold(draft.children)
+        return self._fold_rows(self._fold_branches(drafts))
 
     # --- side by side -------------------------------------------------------------------------------------------------
 
-    def _fold_branches(self, parts: list[Draft]) -> list[Draft]:
-        if len(parts) < MIN_BRANCHES:
-            return parts
-        level = _Level(parts, self)
+    def _fold_branches(self, drafts: list[Draft]) -> list[Draft]:
+        if len(drafts) < MIN_BRANCHES:
+            return drafts
+        level = _Level(drafts, self)
         colors = level.colors()
         classes: defaultdict[Hashable, list[int]] = defaultdict(list)
         for index, color in enumerate(colors):
@@ -96,26 +96,26 @@ class _Folder:
         ]
         gone: set[int] = set()
         for members in alike:
-            first, *others = (parts[index] for index in members)
+            first, *others = (drafts[index] for index in members)
             for other in others:
                 self._merge(first, other)
             first.counts.insert(0, (len(members), "side by side"))
             gone |= set(members[1:])
-        return [part for index, part in enumerate(parts) if index not in gone]
+        return [draft for index, draft in enumerate(drafts) if index not in gone]
 
     def _merge(self, first: Draft, other: Draft) -> None:
         """Let ``first`` stand for ``other`` too: it reads what both read, and what reads either reads it."""
         first.names += other.names
-        for into, leaf in zip(leaves([first]), leaves([other])):
+        for into, box in zip(boxes_of([first]), boxes_of([other])):
             if into is not first:
-                into.names += leaf.names
-            self._redirect(leaf, into)
-            own = set(into.reads)
-            for value in leaf.reads:
-                self.readers[value] = [into if r is leaf else r for r in self.readers[value]]
-                if value not in own:
+                into.names += box.names
+            self._redirect(box, into)
+            known = set(into.reads)
+            for value in box.reads:
+                self.readers[value] = [into if r is box else r for r in self.readers[value]]
+                if value not in known:
                     into.reads.append(value)
-            into.masks += leaf.masks
+            into.masks += box.masks
 
     def _redirect(self, old: DraftBox, new: DraftBox) -> None:
         """Whoever reads ``old`` reads ``new``."""
@@ -126,10 +126,10 @@ class _Folder:
 
     # --- one after another --------------------------------------------------------------------------------------------
 
-    def _fold_rows(self, parts: list[Draft]) -> list[Draft]:
-        level = _Level(parts, self)
+    def _fold_rows(self, drafts: list[Draft]) -> list[Draft]:
+        level = _Level(drafts, self)
         following = level.following()
-        starts = [i for i in range(len(parts)) if i not in set(following.values())]
+        starts = [i for i in range(len(drafts)) if i not in set(following.values())]
         instead: dict[int, Draft | None] = {}
         for start in starts:
             row = [start]
@@ -137,21 +137,21 @@ class _Folder:
                 row.append(following[row[-1]])
             forms = [level.forms[index] for index in row]
             for begin, period, times in _repeats(forms):
-                self._fold_row(parts, row[begin : begin + period * times], period, instead)
-        folded = (instead.get(index, part) for index, part in enumerate(parts))
-        return [part for part in folded if part is not None]
+                self._fold_row(drafts, row[begin : begin + period * times], period, instead)
+        folded = (instead.get(index, draft) for index, draft in enumerate(drafts))
+        return [draft for draft in folded if draft is not None]
 
     def _fold_row(
-        self, parts: list[Draft], row: Sequence[int], period: int, instead: dict[int, Draft | None]
+        self, drafts: list[Draft], row: Sequence[int], period: int, instead: dict[int, Draft | None]
     ) -> None:
-        """Let the first ``period`` parts of a row stand for all of it."""
+        """Let the first ``period`` drafts of a row stand for all of it."""
         times = len(row) // period
-        first = [parts[index] for index in row[:period]]
-        last = [parts[index] for index in row[-period:]]
-        names = [name for index in row for name in parts[index].names]
-        for value in (value for leaf in leaves(first[-1:]) for value in leaf.writes):
-            self.readers[value] = [r for r in self.readers[value] if r in set(leaves(first))]
-        for new, old in zip(leaves(first), leaves(last)):
+        first = [drafts[index] for index in row[:period]]
+        last = [drafts[index] for index in row[-period:]]
+        names = [name for index in row for name in drafts[index].names]
+        for value in (value for box in boxes_of(first[-1:]) for value in box.writes):
+            self.readers[value] = [r for r in self.readers[value] if r in set(boxes_of(first))]
+        for new, old in zip(boxes_of(first), boxes_of(last)):
             self._redirect(old, new)
         instead |= dict.fromkeys(row, None)
         count = (times, "in a row")
@@ -164,31 +164,28 @@ class _Folder:
 
 
 class _Level:
-    """The parts within one frame: what each looks like, and how they hang together."""
+    """The drafts within one frame: what each looks like, and how they hang together."""
 
-    def __init__(self, parts: list[Draft], folder: _Folder) -> None:
-        self.parts = parts
-        self.forms = [_form(part) for part in parts]
-        self.before: list[
-            list[int | Value]
-        ] = []  # what a part reads: parts of this level, or values from outside
-        self.after: list[
-            list[int | DraftBox]
-        ] = []  # who reads it: parts of this level, or leaves outside
+    def __init__(self, drafts: list[Draft], folder: _Folder) -> None:
+        self.drafts = drafts
+        self.forms = [_form(draft) for draft in drafts]
+        # What a draft reads (drafts of this level, values from outside), and who reads it (these, or boxes outside).
+        self.before: list[list[int | Value]] = []
+        self.after: list[list[int | DraftBox]] = []
         self._writer = folder.writer
-        inside = [leaves([part]) for part in parts]
-        home = {leaf: index for index, group in enumerate(inside) for leaf in group}
+        inside = [boxes_of([draft]) for draft in drafts]
+        home = {box: index for index, group in enumerate(inside) for box in group}
         owner = {
-            value: i for i, group in enumerate(inside) for leaf in group for value in leaf.writes
+            value: i for i, group in enumerate(inside) for box in group for value in box.writes
         }
         for index, group in enumerate(inside):
-            reads = (owner.get(value, value) for leaf in group for value in leaf.reads)
+            reads = (owner.get(value, value) for box in group for value in box.reads)
             self.before.append([r for r in reads if r != index])
-            readers = (r for leaf in group for v in leaf.writes for r in folder.readers.get(v, ()))
+            readers = (r for box in group for v in box.writes for r in folder.readers.get(v, ()))
             self.after.append([h for r in readers if (h := home.get(r, r)) != index])
 
     def colors(self) -> list[tuple[int, int]]:
-        """Equal for parts that look alike, read what is alike, and are read by what is alike, all the way."""
+        """Equal for drafts that look alike, read what is alike, and are read by what is alike, all the way."""
         numbers: dict[Hashable, int] = {}
 
         def number(key: Hashable) -> int:
@@ -199,10 +196,10 @@ class _Level:
             read = (down[b] if isinstance(b, int) else number(self._outside(b)) for b in before)
             down.append(number((form, tuple(read))))
         up: dict[int, int] = {}
-        for index in reversed(range(len(self.parts))):
+        for index in reversed(range(len(self.drafts))):
             readers = (up[a] if isinstance(a, int) else number(a) for a in self.after[index])
             up[index] = number((self.forms[index], tuple(sorted(readers))))
-        return [(down[index], up[index]) for index in range(len(self.parts))]
+        return [(down[index], up[index]) for index in range(len(self.drafts))]
 
     def is_regular(self, members: list[int], colors: list[tuple[int, int]]) -> bool:
         """Whether the members read, and are read by, either the very same or each its own."""
@@ -222,14 +219,14 @@ class _Level:
         return True
 
     def following(self) -> dict[int, int]:
-        """Part -> the only one that reads it, where that one reads nothing else."""
+        """Draft -> the only one that reads it, where that one reads nothing else."""
         following = {}
         for index, after in enumerate(self.after):
             readers = set(after)
             reader = readers.pop() if len(readers) == 1 else None
             if not isinstance(reader, int) or set(self.before[reader]) != {index}:
                 continue
-            if _is_step(self.parts[index]) and _is_step(self.parts[reader]):
+            if _is_step(self.drafts[index]) and _is_step(self.drafts[reader]):
                 following[index] = reader
         return following
 
@@ -238,18 +235,18 @@ class _Level:
         return neighbour if isinstance(neighbour, DraftBox) else _form(self._writer[neighbour])
 
 
-def _form(part: Draft) -> Hashable:
-    if isinstance(part, DraftBox):
-        return (part.kind, part.form, len(part.reads), tuple(part.counts))
-    inside = leaves([part])
-    place = {value: (i, j) for i, leaf in enumerate(inside) for j, value in enumerate(leaf.writes)}
-    wiring = tuple(tuple(place.get(value) for value in leaf.reads) for leaf in inside)
-    children = tuple(_form(child) for child in part.children)
-    return (children, wiring, tuple(part.counts), part.remark)
+def _form(draft: Draft) -> Hashable:
+    if isinstance(draft, DraftBox):
+        return (draft.kind, draft.form, len(draft.reads), tuple(draft.counts))
+    inside = boxes_of([draft])
+    place = {value: (i, j) for i, box in enumerate(inside) for j, value in enumerate(box.writes)}
+    wiring = tuple(tuple(place.get(value) for value in box.reads) for box in inside)
+    children = tuple(_form(child) for child in draft.children)
+    return (children, wiring, tuple(draft.counts), draft.remark)
 
 
-def _is_step(part: Draft) -> bool:
-    return part.kind == "block" if isinstance(part, DraftBox) else not part.network
+def _is_step(draft: Draft) -> bool:
+    return draft.kind == "block" if isinstance(draft, DraftBox) else not draft.network
 
 
 def _repeats(forms: Sequence[Hashable]) -> Iterable[tuple[int, int, int]]:
@@ -258,7 +255,7 @@ def _repeats(forms: Sequence[Hashable]) -> Iterable[tuple[int, int, int]]:
     while begin < len(forms):
         period, times = max(
             ((p, _times(forms, begin, p)) for p in range(1, MAX_PERIOD + 1)),
-            key=lambda found: (found[1] >= MIN_REPEATS, found[0] * found[1], -found[0]),
+            key=lambda run: (run[1] >= MIN_REPEATS, run[0] * run[1], -run[0]),
         )
         if times >= MIN_REPEATS:
             yield begin, period, times

@@ -1,4 +1,4 @@
-"""From leaves and clusters to labels: what each box of a Picture says."""
+"""From drafts to labels: what each box of a Picture says."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["typeset"]
 LONG = 44  # characters of a line; longer ones are shortened, and whole in the details
 
 
-def typeset(parts: Iterable[Draft], summary: Summary) -> Picture:
-    """The Picture of ``parts``, its boxes named ``n0``, ``n1``, ... and its groups ``g0``, ``g1``, ... in order."""
+def typeset(drafts: Iterable[Draft], summary: Summary) -> Picture:
+    """The Picture of ``drafts``, its boxes named ``n0``, ``n1``, ... and its groups ``g0``, ``g1``, ... in order."""
     page = _Page(summary)
-    page.add(parts, None, "", 1)
+    page.add(drafts, None, "", 1)
     return page.picture()
 
 
@@ -31,36 +31,36 @@ class _Page:
     summary: Summary
     boxes: dict[str, Box] = field(default_factory=dict)
     groups: dict[str, Frame] = field(default_factory=dict)
-    _leaves: dict[str, DraftBox] = field(default_factory=dict)
+    _drafts: dict[str, DraftBox] = field(default_factory=dict)
     _networks: dict[str, str] = field(default_factory=dict)  # the network that a box is in
     _writers: dict[Value, str] = field(default_factory=dict)
 
-    def add(self, parts: Iterable[Draft], group: str | None, network: str, count: int) -> None:
-        for part in parts:
-            if isinstance(part, DraftFrame):
-                inside = part.names[0] if part.network else network
-                name = self._group(part, group)
-                self.add(part.children, name, inside, count * times(part))
+    def add(self, drafts: Iterable[Draft], group: str | None, network: str, count: int) -> None:
+        for draft in drafts:
+            if isinstance(draft, DraftFrame):
+                inside = draft.names[0] if draft.network else network
+                name = self._group(draft, group)
+                self.add(draft.children, name, inside, count * times(draft))
                 continue
             name = f"n{len(self.boxes)}"
-            self.boxes[name] = _box(part, group, count)
-            self._leaves[name] = part
+            self.boxes[name] = _box(draft, group, count)
+            self._drafts[name] = draft
             self._networks[name] = network
-            self._writers |= dict.fromkeys(part.writes, name)
+            self._writers |= dict.fromkeys(draft.writes, name)
 
     def picture(self) -> Picture:
         nodes, shared, masks = [], set(), set()
-        for name, leaf in self._leaves.items():
-            reads = [self._writers[value] for value in leaf.reads]
-            if leaf.kind == "input":
+        for name, draft in self._drafts.items():
+            reads = [self._writers[value] for value in draft.reads]
+            if draft.kind == "input":
                 continue
             nodes.append(DagNode(name, tuple(dict.fromkeys(reads))))
-            for value, writer in zip(leaf.reads, reads):
+            for value, writer in zip(draft.reads, reads):
                 if self._networks[writer] not in ("", self._networks[name]):
                     shared.add((writer, name))
-                if value in leaf.masks:
+                if value in draft.masks:
                     masks.add((writer, name))
-        inputs = [name for name, leaf in self._leaves.items() if leaf.kind == "input"]
+        inputs = [name for name, draft in self._drafts.items() if draft.kind == "input"]
         caption = f"{self.summary.parameters:,} parameters"
         if self.summary.flops is not None:
             caption += f", {self.summary.flops:,} FLOPs"
@@ -75,56 +75,58 @@ class _Page:
             caption,
         )
 
-    def _group(self, part: DraftFrame, parent: str | None) -> str:
+    def _group(self, draft: DraftFrame, parent: str | None) -> str:
         name = f"g{len(self.groups)}"
-        remarks = [part.remark, *(f"{count} {how}" for count, how in part.counts)]
+        remarks = [draft.remark, *(f"{count} {how}" for count, how in draft.counts)]
         remark = ", ".join(filter(None, remarks))
-        if part.network:
-            count = f"{quantity(self.summary.by_network[part.names[0]])} parameters"
-            remark = " ".join(filter(None, [count, part.remark]))
-        self.groups[name] = Frame(first_to_last(part.names), remark, parent, part.network)
+        if draft.network:
+            count = f"{quantity(self.summary.by_network[draft.names[0]])} parameters"
+            remark = " ".join(filter(None, [count, draft.remark]))
+        self.groups[name] = Frame(first_to_last(draft.names), remark, parent, draft.network)
         return name
 
 
-def _box(leaf: DraftBox, group: str | None, count: int) -> Box:
-    """The label of a leaf; ``count`` is how often the frame around it repeats."""
-    title = first_to_last(leaf.names)
-    row = leaf.row
+def _box(draft: DraftBox, group: str | None, count: int) -> Box:
+    """The label of a box; ``count`` is how often the frame around it repeats."""
+    title = first_to_last(draft.names)
+    row = draft.row
     if row is None:
-        lines = _counted(leaf, list(leaf.lines))
-        details = leaf.details | _stands_for(leaf)
-        return Box(leaf.kind, title, tuple(lines), group=group, details=details)
-    every = count * times(leaf)
+        lines = _counted(draft, list(draft.lines))
+        details = draft.details | _stands_for(draft)
+        return Box(draft.kind, title, tuple(lines), group=group, details=details)
+    every = count * times(draft)
     share = row.share * every
-    lines = _counted(leaf, list(leaf.lines) or [row.block, shortened(row.shapes, row)])
+    lines = _counted(draft, list(draft.lines) or [row.block, shortened(row.shapes, row)])
     if row.parameters:
         lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
     lines += filter(None, [row.memory, _shared(row)])
     remembers = row.memory.startswith("carries")
-    return Box(leaf.kind, title, tuple(lines), share, remembers, group, _details(leaf, row, every))
+    return Box(
+        draft.kind, title, tuple(lines), share, remembers, group, _details(draft, row, every)
+    )
 
 
-def _counted(leaf: DraftBox, lines: list[str]) -> list[str]:
+def _counted(draft: DraftBox, lines: list[str]) -> list[str]:
     """``64 x dense side by side``"""
-    for count, how in reversed(leaf.counts):
+    for count, how in reversed(draft.counts):
         lines[0] = f"{count} x {lines[0]} {how}"
     return lines
 
 
-def _stands_for(leaf: DraftBox) -> dict[str, str]:
-    return {"stands for": ", ".join(leaf.names)} if len(leaf.names) > 1 else {}
+def _stands_for(draft: DraftBox) -> dict[str, str]:
+    return {"stands for": ", ".join(draft.names)} if len(draft.names) > 1 else {}
 
 
-def times(part: Draft) -> int:
-    """How many equal ones a part stands for."""
-    return math.prod(count for count, _ in part.counts)
+def times(draft: Draft) -> int:
+    """How many equal ones a draft stands for."""
+    return math.prod(count for count, _ in draft.counts)
 
 
-def _details(leaf: DraftBox, row: Row, count: int) -> dict[str, str]:
+def _details(draft: DraftBox, row: Row, count: int) -> dict[str, str]:
     """What is said of a box when one asks."""
     many = f" each, {count:,} of them" if count > 1 else ""
     details = {"path": "/".join(row.path), "block": row.block}
-    details |= _stands_for(leaf)
+    details |= _stands_for(draft)
     details |= {f"setting {key}": show(value) for key, value in row.settings.items()}
     details["input"] = " + ".join(map(format_shape, row.in_shapes))
     details["output"] = " + ".join(map(format_shape, row.out_shapes))

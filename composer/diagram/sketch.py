@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from composer.diagram.folding import Draft, DraftBox, DraftFrame, Value, fold, leaves
+from composer.diagram.folding import Draft, DraftBox, DraftFrame, Value, boxes_of, fold
 from composer.diagram.labels import typeset
 from composer.diagram.picture import Picture
 from composer.network.module import InputSource, NetworkModule
@@ -37,13 +37,13 @@ def sketch(net: nn.Module) -> Picture:
 
     Raises ValueError for plain PyTorch, in which there is no graph to see.
     """
-    parts = networks_by_name(net)
-    _refuse_plain([part.network.module for part in parts.values()] or [net])
+    modules = networks_by_name(net)
+    _refuse_plain([module.network.module for module in modules.values()] or [net])
     summary = summarize(net)
     sketcher = _Sketcher(net, summary)
     sketched: list[Draft]
-    if parts:
-        sketched = sketcher.networks(parts)
+    if modules:
+        sketched = sketcher.networks(modules)
     elif isinstance(net, InferenceBlock):
         sketched = sketcher.alone(net, ())
     else:
@@ -70,102 +70,100 @@ def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str,
     """InferenceBlocks that are in no other one and none of ``ours``, by their path."""
     if isinstance(module, InferenceBlock):
         return {"": module}
-    found: dict[str, InferenceBlock] = {}
+    blocks: dict[str, InferenceBlock] = {}
     for name, child in module.named_children():
         if child in ours:
             continue
         for path, block in _outermost(child).items():
-            found[f"{name}.{path}" if path else name] = block
-    return found
+            blocks[f"{name}.{path}" if path else name] = block
+    return blocks
 
 
 class _Sketcher:
-    """Makes leaves and clusters; tensors are named by where they are made."""
+    """Makes drafts of boxes and frames; tensors are named by where they are made."""
 
     def __init__(self, net: nn.Module, summary: Summary) -> None:
-        self._casts = served_actors(net)
+        self._served = served_actors(net)
         self._has_target = target_of(net) is not None
         self._rows = {row.path: row for row in summary.rows}
         self._heads = {(head.network, head.name): head for head in summary.heads}
-        self._ours: set[nn.Module] = (
-            set()
-        )  # what policies and critics add to their networks' children
+        self._ours: set[nn.Module] = set()  # children that are no part of a network
         self._inputs: dict[str, DraftBox] = {}
-        self._made: dict[str, Values] = {}  # by network, its outputs
+        self._outputs: dict[str, Values] = {}  # by network
 
-    def networks(self, parts: Mapping[str, NetworkModule]) -> list[Draft]:
-        """Observations, then policies and critics as clusters."""
-        clusters: list[Draft] = []
-        read = {key for part in parts.values() for key in part.shared}
-        for name, part in parts.items():
-            self._ours |= set(part.own_children().values())
-            env = self._observed(name, part, parts)
-            stacks = self._handed(name, part, env)
-            children, outputs = self._network(name, part.network, env)
+    def networks(self, modules: Mapping[str, NetworkModule]) -> list[Draft]:
+        """Observations, then policies and critics as frames."""
+        frames: list[Draft] = []
+        read = {key for module in modules.values() for key in module.shared}
+        for name, module in modules.items():
+            self._ours |= set(module.own_children().values())
+            env = self._observed(name, module, modules)
+            stacks = self._handed(name, module, env)
+            children, outputs = self._network(name, module.network, env)
             children = [*stacks, *children]
             children += [
-                self._output(name, part, key, value, env)
+                self._output(name, module, key, value, env)
                 for key, value in outputs.items()
                 if key not in read or not self._heads[name, key].shared
             ]
-            self._made[name] = outputs
-            clusters.append(
-                DraftFrame([name], children, network=True, remark=self._about(name, part))
+            self._outputs[name] = outputs
+            frames.append(
+                DraftFrame([name], children, network=True, remark=self._about(name, module))
             )
-        return [*self._inputs.values(), *clusters]
+        return [*self._inputs.values(), *frames]
 
-    def _about(self, name: str, part: NetworkModule) -> str:
+    def _about(self, name: str, module: NetworkModule) -> str:
         """What stands beside a network's name."""
-        has_target = self._has_target and part.part == "critic"
-        if name not in self._casts:
+        has_target = self._has_target and module.part == "critic"
+        if name not in self._served:
             return "and its target copy" if has_target else ""
-        return self._casts[name].words(most=2) + (", with target" if has_target else "")
+        return self._served[name].words(most=2) + (", with target" if has_target else "")
 
     def _observed(
-        self, name: str, part: NetworkModule, parts: Mapping[str, NetworkModule]
+        self, name: str, module: NetworkModule, modules: Mapping[str, NetworkModule]
     ) -> Values:
         """What a network reads that no other network makes."""
         env: Values = {}
-        for key, source in part.input_sources().items():
+        for key, source in module.input_sources().items():
             if not source.is_handed_over:
                 title = short_name(name, key)
-                leaf = self._inputs.setdefault(
+                box = self._inputs.setdefault(
                     title,
-                    _input(("", title), title, source.port, self._remark(name, parts, source)),
+                    _input(("", title), title, source.port, self._remark(name, modules, source)),
                 )
-                env[key] = leaf.writes[0]
+                env[key] = box.writes[0]
         return env
 
-    def _remark(self, name: str, parts: Mapping[str, NetworkModule], source: InputSource) -> str:
+    def _remark(self, name: str, modules: Mapping[str, NetworkModule], source: InputSource) -> str:
         """What is said of an input that the network ``name`` is the first to read."""
         if source.kind in SAID:
             return SAID[source.kind]
         owners = source.actors or self._actors(name)
-        acting = [parts[made] for made in self._makers(owners) if made in parts]
+        acting = [modules[maker] for maker in self._makers(owners) if maker in modules]
         seen = any(source.key in policy.input_sources() for policy in acting)
         remarks = {
             f"of {len(owners)} actors": source.stacked,
             "normalized": source.normalized,
-            "only for the critic": acting and not seen and parts[name] not in acting,
+            "only for the critic": acting and not seen and modules[name] not in acting,
         }
         return ", ".join(remark for remark, holds in remarks.items() if holds)
 
-    def _handed(self, name: str, part: NetworkModule, env: Values) -> list[Draft]:
+    def _handed(self, name: str, module: NetworkModule, env: Values) -> list[Draft]:
         """Put into ``env`` what a critic gets of other networks; what several of them share is stacked first."""
         stacks: list[Draft] = []
-        for key, source in part.input_sources().items():
+        for key, source in module.input_sources().items():
             if not source.is_handed_over:
                 continue
-            judged = [made for made in self._made if made.startswith("critic")]
+            critics = [maker for maker in self._outputs if maker.startswith("critic")]
             follows = source.kind == "previous"
-            makers = judged[-1:] if follows else self._makers(source.actors or self._actors(name))
-            made = [self._made[maker] for maker in makers]
-            values = [outputs[source.key] for outputs in made if source.key in outputs]
+            makers = critics[-1:] if follows else self._makers(source.actors or self._actors(name))
+            made_by = [self._outputs[maker] for maker in makers]
+            values = [outputs[source.key] for outputs in made_by if source.key in outputs]
             if not values:  # a critic that is drawn without its policy
                 title = short_name(name, key)
-                leaf = _input(("policy", title), title, source.port, SAID[source.kind])
-                self._inputs[f"policy: {title}"] = leaf
-                values = leaf.writes
+                box = _input(("policy", title), title, source.port, SAID[source.kind])
+                self._inputs[f"policy: {title}"] = box
+                values = box.writes
             if len(values) > 1:
                 stacked = (OUTPUT, name, "stack", key)
                 lines = (f"{key} of {len(values)} groups",)
@@ -177,21 +175,21 @@ class _Sketcher:
         return stacks
 
     def _actors(self, name: str) -> tuple[str, ...]:
-        return self._casts[name].actors if name in self._casts else ()
+        return self._served[name].actors if name in self._served else ()
 
     def _makers(self, actors: Collection[str]) -> list[str]:
         """The policies that act for any of ``actors``; of one Space, the only one."""
-        policies = [made for made in self._made if made.startswith("policy")]
-        return [made for made in policies if not actors or set(self._actors(made)) & set(actors)]
+        policies = [name for name in self._outputs if name.startswith("policy")]
+        return [name for name in policies if not actors or set(self._actors(name)) & set(actors)]
 
     def alone(self, net: InferenceBlock, path: RowPath) -> list[Draft]:
         """An InferenceBlock with tensors of its own around it."""
         inputs = [_input((*path, key), key, port) for key, port in net.in_ports.items()]
-        env = {leaf.names[0]: leaf.writes[0] for leaf in inputs}
-        parts: list[Draft] = [*inputs, *self._graph(net, path, env)]
+        env = {box.names[0]: box.writes[0] for box in inputs}
+        drafts: list[Draft] = [*inputs, *self._graph(net, path, env)]
         for key, port in net.out_ports.items():
-            parts.append(_tensor_out((OUTPUT, *path, key), key, port, env[net.outputs[key]]))
-        return parts
+            drafts.append(_tensor_out((OUTPUT, *path, key), key, port, env[net.outputs[key]]))
+        return drafts
 
     # --- one network --------------------------------------------------------------------------------------------------
 
@@ -216,21 +214,21 @@ class _Sketcher:
         Blocks that read what the network reads come first, then the class itself, then the blocks that read what it
         makes, and the class again where it makes outputs of theirs.
         """
-        found = _outermost(network.module, self._ours)
-        blocks = {path: _outside_inputs(block, network) for path, block in found.items()}
+        inner = _outermost(network.module, self._ours)
+        blocks = {path: _outside_inputs(block, network) for path, block in inner.items()}
         early = [path for path, outside in blocks.items() if not outside]
         late = {path: outside for path, outside in blocks.items() if outside}
-        made = [(OUTPUT, *base, path, key) for path, outside in late.items() for key in outside]
+        computed = [(OUTPUT, *base, path, key) for path, outside in late.items() for key in outside]
         outputs: Values = {}
         children, loose = self._inside(base, network, early, env, outputs)
         after, later = self._inside(base, network, late, env, outputs)
         missing = [key for key in network.out_ports if key not in outputs]
         forward: list[Value] = [(OUTPUT, *base, "", key) for key in missing]
-        read = {value for leaf in leaves([*children, *after]) for value in leaf.reads}
+        read = {value for box in boxes_of([*children, *after]) for value in box.reads}
         unread = [env[key] for key in network.in_ports if env[key] not in read]
-        row = self._outside_row(base, leaves([*children, *after]))
+        row = self._outside_row(base, boxes_of([*children, *after]))
         if late:
-            children.append(_opaque(network, bool(blocks), [*loose, *unread], made, row))
+            children.append(_opaque(network, bool(blocks), [*loose, *unread], computed, row))
             children += after
             if missing:
                 again = replace(row, parameters=0, share=0.0)
@@ -243,8 +241,8 @@ class _Sketcher:
     def _inside(
         self, base: RowPath, network: Network, paths: Iterable[str], env: Values, outputs: Values
     ) -> tuple[list[Draft], list[Value]]:
-        """Clusters of the InferenceBlocks at ``paths``, and what they make beside the network's ``outputs``."""
-        parts: list[Draft] = []
+        """Frames of the InferenceBlocks at ``paths``, and what they make beside the network's ``outputs``."""
+        drafts: list[Draft] = []
         loose: list[Value] = []
         for path in paths:
             block = _outermost(network.module, self._ours)[path]
@@ -253,7 +251,7 @@ class _Sketcher:
                 key: (OUTPUT, *base, path, key) if key in outside else env[key]
                 for key in block.in_ports
             }
-            parts.append(DraftFrame([path], self._graph(block, (*base, *path.split(".")), values)))
+            drafts.append(DraftFrame([path], self._graph(block, (*base, *path.split(".")), values)))
             for key, port in block.out_ports.items():
                 asked = network.out_ports.get(key)
                 value = values[block.outputs[key]]
@@ -261,30 +259,30 @@ class _Sketcher:
                     outputs[key] = value
                 else:
                     loose.append(value)
-        return parts, loose
+        return drafts, loose
 
     def _outside_row(self, base: RowPath, shown: Iterable[DraftBox]) -> Row:
         """The row of a class, with the parameters that are in none of the boxes ``shown``."""
-        paths = {leaf.row.path for leaf in shown if leaf.row}
-        own = [
+        paths = {box.row.path for box in shown if box.row}
+        rows = [
             row
             for path, row in self._rows.items()
             if path[: len(base)] == base
             and path not in paths
             and path[len(base) : len(base) + 1] != ("distributions",)
         ]
-        parameters, share = sum(row.parameters for row in own), sum(row.share for row in own)
+        parameters, share = sum(row.parameters for row in rows), sum(row.share for row in rows)
         return replace(self._rows[base], parameters=parameters, share=share)
 
     def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Draft]:
         """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
-        parts: list[Draft] = []
+        drafts: list[Draft] = []
         for node in net.nodes:
             below = (*path, *node.node.path)
             module = net.module_of(node)
             nested = network_in(module)
             if nested:
-                parts.append(self._nested(node, *nested, below, env))
+                drafts.append(self._nested(node, *nested, below, env))
                 continue
             row = self._rows[below]
             for name in filter(None, node.step.outputs):
@@ -295,8 +293,8 @@ class _Sketcher:
             )  # fmt: skip
             reads = [env[name] for name in node.step.inputs]
             writes = [env[name] for name in node.step.outputs if name is not None]
-            parts.append(DraftBox("block", [node.node.name], form, reads, writes, row=row))
-        return parts
+            drafts.append(DraftBox("block", [node.node.name], form, reads, writes, row=row))
+        return drafts
 
     def _nested(
         self, node: BuiltNode, module: InferenceBlock, copies: int, path: RowPath, env: Values
@@ -304,26 +302,26 @@ class _Sketcher:
         """The frame around a nested graph, or around one of an ensemble's copies."""
         assert node.step.inner is not None
         inner_inputs, inner_outputs = node.step.inner
-        values = {own: env[name] for own, name in zip(inner_inputs, node.step.inputs)}
+        values = {inner: env[name] for inner, name in zip(inner_inputs, node.step.inputs)}
         children = self._graph(module, path, values)
-        for name, own in zip(node.step.outputs, inner_outputs):
+        for name, inner in zip(node.step.outputs, inner_outputs):
             if name is not None:
-                env[name] = values[module.outputs[own]]
+                env[name] = values[module.outputs[inner]]
         return DraftFrame([node.node.name], children, remark=_copies(self._rows[path], copies))
 
     # --- outputs ------------------------------------------------------------------------------------------------------
 
     def _output(
-        self, network: str, part: NetworkModule, key: str, value: Value, env: Values
+        self, network: str, module: NetworkModule, key: str, value: Value, env: Values
     ) -> DraftBox:
         """The tensor at the end of a head, with what an action's distribution makes of it."""
         head = self._heads[network, key]
-        port = replace(part.network.out_ports[key], shape=head.shape)
-        leaf = _tensor_out((OUTPUT, network, key), key, port, value, head.meaning)
+        port = replace(module.network.out_ports[key], shape=head.shape)
+        box = _tensor_out((OUTPUT, network, key), key, port, value, head.meaning)
         if head.mask is not None:
-            leaf.masks.append(env[head.mask])
-            leaf.reads.append(env[head.mask])
-        return leaf
+            box.masks.append(env[head.mask])
+            box.reads.append(env[head.mask])
+        return box
 
 
 def _copies(row: Row, copies: int) -> str:
