@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from composer.critic.values import ValueReader, ValueRequirements
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
-from composer.network.network import Network, State, Tensors
+from composer.network.network import Inputs, Network, State, Tensors
 from composer.network.structured import StructuredModule
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree
@@ -142,7 +142,7 @@ class CriticModule(CriticKind, NetworkModule):
         return {name: child for name, child in children if name in self.added and child is not None}
 
     def values_of(self, outputs: Tensors) -> Tensors:
-        """What the critic says of what its network gives."""
+        """The values that ``outputs`` of the network stand for."""
         return self.reader(outputs, self.value_normalizer)
 
     def value(self, *arguments: Any, **keywords: Any) -> Any:
@@ -179,11 +179,11 @@ class CriticModule(CriticKind, NetworkModule):
             self.value_normalizer.merge(other.value_normalizer)
 
     def _judge(
-        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool
     ) -> tuple[Tensors, State]:
         """Values, and the state after. Raises ValueError for inputs of different batches."""
         self.leading(inputs)  # else values of another batch would be broadcast
-        outputs, after = self.evaluate(inputs, state, resets, "critic", unroll)
+        outputs, after = self.evaluate(inputs, state, resets, unroll)
         return self.values_of(outputs), after
 
 
@@ -270,9 +270,11 @@ class SpaceCritic(CriticModule):
         observer: Observer | None = None,
     ) -> Tensors:
         """What the network reads of the environment, by its own ``observer`` or another, and of the policy."""
+        if isinstance(observations, Inputs):
+            return observations
         observer = observer or self.observer
         inputs = observer.read(observations, self._keys, self.dtype, self.device)
-        return inputs | shared_values(self.shared, shared, self.call())
+        return Inputs(inputs | shared_values(self.shared, shared, self.call()))
 
 
 def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None, call: str) -> Tensors:

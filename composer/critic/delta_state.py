@@ -90,25 +90,12 @@ class DeltaStateCritic(StructuredCritic):
         *,
         shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
         prev_value: Tensor | None = None,
+        unroll: bool = False,
     ) -> Any:
         """{actor: {"value": (..., 1)}}, and of later steps their "delta"; with memory (these, state)."""
         turns = self._prepared(observations, state, resets, shared)
-        self._chain(turns, prev_value)
-        return self._answer(state, turns)
-
-    def unroll(
-        self,
-        observations: Mapping[Any, Any],
-        state: State,
-        resets: Any = None,
-        *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
-        prev_value: Tensor | None = None,
-    ) -> tuple[dict[Any, Tensors], State]:
-        """All steps of time (..., T) of everyone present, and the state after the last; resets (..., T)."""
-        turns = self._prepared(observations, state, resets, shared)
-        self._chain(turns, prev_value, unroll=True)
-        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
+        self._chain(turns, prev_value, unroll)
+        return self._answer(state, turns, unroll)
 
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
         """Count returns, {actor: (...)} or of any shape, into the statistics that all steps share."""
@@ -130,14 +117,14 @@ class DeltaStateCritic(StructuredCritic):
                 "axis of their own"
             )
 
-    def _chain(self, turns: list[ActorCall], prev_value: Any, unroll: bool = False) -> None:
+    def _chain(self, turns: list[ActorCall], prev_value: Any, unroll: bool) -> None:
         """Values step by step, each on top of the one before."""
         before = self._before(turns, prev_value)
         for group in self.groups:
             step = [turn for turn in turns if turn.seat.group is group]
             for turn in step:
                 turn.beside[PREV_VALUE] = before
-            self._run(step, unroll)
+            self._compute(step, unroll)
             for turn in step:
                 if before is not None:
                     turn.outputs = _sum(turn, before)

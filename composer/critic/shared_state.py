@@ -141,22 +141,12 @@ class SharedStateCritic(CriticModule):
         *,
         shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
         present: Mapping[Any, Any] | None = None,
+        unroll: bool = False,
     ) -> Any:
         """``{"value": (..., 1)}``; with memory (values, state)."""
-        values, after = self._judge(self.read(observations, shared, present), state, resets)
-        return (values, after) if self.has_memory else values
-
-    def unroll(
-        self,
-        observations: Mapping[Any, Any],
-        state: State,
-        resets: Any = None,
-        *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
-        present: Mapping[Any, Any] | None = None,
-    ) -> tuple[Tensors, State]:
-        """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
-        return self._judge(self.read(observations, shared, present), state, resets, unroll=True)
+        inputs = self.read(observations, shared, present)
+        values, after = self._judge(inputs, state, resets, unroll)
+        return self._returned(values, after, unroll)
 
     def read(self, observations: Any, shared: Any = None, present: Any = None) -> Tensors:
         """The inputs of the network. Raises ValueError where somebody is missing, or of another batch."""

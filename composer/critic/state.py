@@ -9,7 +9,7 @@ from torch import Tensor
 
 from composer.critic.base import CRITICS, SpaceCritic
 from composer.critic.structured import StructuredCritic, StructuredCriticBase
-from composer.network.network import State, Tensors
+from composer.network.network import State
 
 __all__ = ["Critic"]
 
@@ -33,18 +33,8 @@ class Critic(SpaceCritic):
         resets: Any = None,
         *,
         shared: Mapping[str, Tensor] | None = None,
+        unroll: bool = False,
     ) -> Any:
         """``{"value": (..., 1)}``, and what the value was made of; with memory (values, state)."""
-        values, after = self._judge(self.read(observations, shared), state, resets)
-        return (values, after) if self.has_memory else values
-
-    def unroll(
-        self,
-        observations: Any,
-        state: State,
-        resets: Any = None,
-        *,
-        shared: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensors, State]:
-        """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
-        return self._judge(self.read(observations, shared), state, resets, unroll=True)
+        values, after = self._judge(self.read(observations, shared), state, resets, unroll)
+        return self._returned(values, after, unroll)

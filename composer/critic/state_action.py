@@ -15,7 +15,7 @@ from composer.critic.structured_state_action import StructuredStateActionCritic
 from composer.critic.targets import Targeted
 from composer.critic.values import ValueReader, ValueRequirements
 from composer.network.module import InputSource
-from composer.network.network import Network, State, Tensors
+from composer.network.network import Inputs, Network, State, Tensors
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree
 from perception_blocks.blocks.scale import NormalizeBlock
@@ -102,22 +102,16 @@ class StateActionCritic(Targeted, SpaceCritic):
         resets: Any = None,
         *,
         shared: Mapping[str, Tensor] | None = None,
+        unroll: bool = False,
     ) -> Any:
         """``{"q_value": (..., 1)}``, or Q values by choice; with memory (values, state)."""
-        values, after = self._evaluate(observations, action, state, resets, shared)
-        return (values, after) if self.has_memory else values
-
-    def unroll(
-        self,
-        observations: Any,
-        action: Any,
-        state: State,
-        resets: Any = None,
-        *,
-        shared: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensors, State]:
-        """All steps of (..., T): values of every step, and the state after the last; resets (..., T)."""
-        return self._evaluate(observations, action, state, resets, shared, unroll=True)
+        is_read = isinstance(observations, Inputs)  # then with the action
+        vectors = {} if is_read else self.vectors_of(action)
+        inputs = self.read(observations, shared)
+        if not self.actions.are_choices:
+            inputs = inputs | vectors
+        values, after = self._judge(inputs, state, resets, unroll)
+        return self._returned(values | self.chosen(values, vectors), after, unroll)
 
     def _source(self, name: str, port: Port) -> InputSource:
         is_action = name in self.actions.ports and name not in self.shared
@@ -161,22 +155,6 @@ class StateActionCritic(Targeted, SpaceCritic):
         return {"q_value": self.actions.chosen(q_values, vectors)}
 
     # --- inside ---
-
-    def _evaluate(
-        self,
-        observations: Any,
-        action: Any,
-        state: State | None,
-        resets: Any,
-        shared: Mapping[str, Tensor] | None,
-        unroll: bool = False,
-    ) -> tuple[Tensors, State]:
-        vectors = self.vectors_of(action)
-        inputs = self.read(observations, shared)
-        if not self.actions.are_choices:
-            inputs |= vectors
-        values, after = self._judge(inputs, state, resets, unroll)
-        return values | self.chosen(values, vectors), after
 
     def _common(self) -> Sequence[Any]:
         return [self.observer, self.actions, self.value_normalizer]

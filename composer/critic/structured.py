@@ -25,7 +25,7 @@ class StructuredCriticBase(CriticKind, StructuredModule):
     shares are taken as ``critic(observations, shared=policy_outputs)``.
     """
 
-    role = "critic"
+    part = "critic"
     takes_action = False
     # What networks beside the first call the value before theirs, where values build on one another.
     previous: ClassVar[str | None] = None
@@ -125,14 +125,9 @@ class StructuredCriticBase(CriticKind, StructuredModule):
             turn.beside["shared"] = values.get(turn.present.name)
         return turns
 
-    def _answer(self, state: State | None, turns: list[ActorCall]) -> Any:
+    def _answer(self, state: State | None, turns: list[ActorCall], unroll: bool) -> Any:
         values = {turn.present.key: turn.outputs for turn in turns}
-        return (values, self._after(state, turns)) if self.has_memory else values
-
-    def _run(self, turns: list[ActorCall], unroll: bool = False) -> None:
-        self._compute(turns, unroll)
-        for turn in turns:
-            turn.outputs = turn.network.values_of(turn.outputs)
+        return self._returned(values, self._after(state, turns), unroll)
 
     def _read_inputs(self, turn: ActorCall) -> Tensors:
         observer = self.observers[turn.present.actor.name]
@@ -149,21 +144,9 @@ class StructuredCritic(StructuredCriticBase):
         resets: Any = None,
         *,
         shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        unroll: bool = False,
     ) -> Any:
         """{actor: {"value": (..., 1)}} of everyone present; with memory (these, state)."""
         turns = self._prepared(observations, state, resets, shared)
-        self._run(turns)
-        return self._answer(state, turns)
-
-    def unroll(
-        self,
-        observations: Mapping[Any, Any],
-        state: State,
-        resets: Any = None,
-        *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
-    ) -> tuple[dict[Any, Tensors], State]:
-        """All steps of (..., T) of everyone present, and the state after the last; resets (..., T)."""
-        turns = self._prepared(observations, state, resets, shared)
-        self._run(turns, unroll=True)
-        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
+        self._compute(turns, unroll)
+        return self._answer(state, turns, unroll)

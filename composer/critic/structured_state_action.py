@@ -66,25 +66,15 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         resets: Any = None,
         *,
         shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        unroll: bool = False,
     ) -> Any:
         """{actor: {"q_value": (..., 1)}} of everyone present, or Q values by choice; with memory (these, state)."""
         turns = self._acting(observations, action, state, resets, shared)
-        self._run(turns)
-        return self._answer(state, turns)
-
-    def unroll(
-        self,
-        observations: Mapping[Any, Any],
-        action: Mapping[Any, Any] | None,
-        state: State,
-        resets: Any = None,
-        *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
-    ) -> tuple[dict[Any, Tensors], State]:
-        """All steps of (..., T) of everyone present, and the state after the last; resets (..., T)."""
-        turns = self._acting(observations, action, state, resets, shared)
-        self._run(turns, unroll=True)
-        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
+        self._compute(turns, unroll)
+        for turn in turns:
+            with blamed(turn.present.name):
+                turn.outputs |= turn.network.chosen(turn.outputs, turn.beside["vectors"])
+        return self._answer(state, turns, unroll)
 
     def _acting(
         self, observations: Any, action: Any, state: State | None, resets: Any, shared: Any
@@ -101,12 +91,6 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         vectors = network.vectors_of(turn.action, self.actions[turn.present.actor.name])
         turn.beside["vectors"] = vectors
         return inputs if network.actions.are_choices else inputs | vectors
-
-    def _run(self, turns: list[ActorCall], unroll: bool = False) -> None:
-        super()._run(turns, unroll)
-        for turn in turns:
-            with blamed(turn.present.name):
-                turn.outputs |= turn.network.chosen(turn.outputs, turn.beside["vectors"])
 
     def _common(self) -> Sequence[Any]:
         normalizers = [network.value_normalizer for network in self.networks]

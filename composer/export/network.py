@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from composer.export.values import ExportedActors, ExportPart, Interface, Place, Value, roots_of
 from composer.export.wrappers import MeanNoise
-from composer.network.network import State, Tensors, share_of
+from composer.network.network import Inputs, State, Tensors, share_of
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.kinds import to_space_value
@@ -93,10 +93,10 @@ class ExportedNetwork(nn.Module):
     ) -> dict[Place, Tensor]:
         """The logits of one actor, and what it does: the modes of its distributions, as its wrappers leave them."""
         policy = self.actors.policies[actor]
-        masks: Tensors = {}
+        masks = Inputs()
         if policy.masks:
             keys = policy.masks.values()
-            masks = policy.observer.read(observations, keys, policy.dtype, policy.device)
+            masks = Inputs(policy.observer.read(observations, keys, policy.dtype, policy.device))
         mode: Any = policy.distribution_of(outputs, masks, None, 1.0).mode()
         leaves = policy.action_tree.leaves
         modes: Tensors = mode if isinstance(mode, dict) else {next(iter(leaves)): mode}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from composer.distributions.base import NoNumberError, with_observation
 from composer.lowered.actions import drawer
 from composer.lowered.network import follow, twin_of
-from composer.network.network import State, Tensors
+from composer.network.network import Inputs, State, Tensors
 from composer.spaces.kinds import Leaf, look_at
 from perception_blocks.direct import is_plain
 from perception_blocks.lowering.code import Guard
@@ -40,7 +40,7 @@ class LoweredPolicy:
         if self._twin is None or not is_plain(self.policy, self._class):
             return self.policy(observations, state, resets)
         follow(self._twin, self.policy)
-        outputs, after = self._twin.evaluate(self._read(observations)[0], state, resets, "policy")
+        outputs, after = self._twin.evaluate(self._read(observations)[0], state, resets)
         return (outputs, after) if self._has_memory else outputs
 
     def act(
@@ -56,7 +56,7 @@ class LoweredPolicy:
     ) -> Any:
         """As `Policy.act`: an action that the environment accepts; with memory (action, state)."""
         policy = self._twin
-        if policy is None:
+        if policy is None or not is_plain(self.policy, self._class):
             return self.policy.act(
                 observation, state, resets, deterministic=deterministic, mask=mask,
                 temperature=temperature, generator=generator,
@@ -67,7 +67,7 @@ class LoweredPolicy:
         try:
             inputs, single = self._read(observation)
             if self._has_memory or state:
-                outputs, after = policy.evaluate(inputs, state, resets, "policy")
+                outputs, after = policy.evaluate(inputs, state, resets)
             else:
                 policy.network.require_weights()
                 outputs, after = policy.network.run(inputs), None
@@ -131,10 +131,10 @@ class LoweredPolicy:
         tree = self.policy.action_tree
         return actions[self._only] if tree.is_single else tree.unflatten(actions)
 
-    def _read(self, observation: Any) -> tuple[Tensors, bool]:
+    def _read(self, observation: Any) -> tuple[Inputs, bool]:
         """What the network reads, and whether it is one observation in numpy, on the host."""
         inputs = self._reader.read(observation)
-        return (self.policy.read(observation), False) if inputs is None else (inputs, True)
+        return (self.policy.read(observation), False) if inputs is None else (Inputs(inputs), True)
 
 
 class _InputReader:

@@ -23,7 +23,7 @@ from perception_blocks.base_block import is_traced
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
-__all__ = ["GroupNetworks", "SeparateNetworks", "refuse_other_axes"]
+__all__ = ["GroupNetworks", "SeparateNetworks", "refuse_other_axes", "rows_of"]
 
 Resets = Tensor | None
 TENSORS = [registry for registry in REGISTRIES if registry != "_modules"]
@@ -55,14 +55,13 @@ class GroupNetworks:
         """Outputs of the actors ``rows`` and their states after, in one call where there can be one."""
         if isinstance(self.module, SeparateNetworks):
             return self.module.evaluate(rows, inputs, states, resets, unroll)
-        part = self.module
+        module = self.module
         if len(inputs) == 1:
-            return [part.evaluate(inputs[0], states[0], resets[0], "policy", unroll)]
-        together = _stacked([_only(own, part.network.in_ports) for own in inputs])
-        state = _stacked([s for s in states if s is not None]) if part.has_memory else None
-        outputs, after = part.evaluate(together, state, _reset(resets), "policy", unroll)
-        places = range(len(inputs))
-        return [(_at(outputs, place), _at(after, place)) for place in places]
+            return [module.run(inputs[0], states[0], resets[0], unroll)]
+        batch = _stacked([_only(own, module.network.in_ports) for own in inputs])
+        state = _stacked([s for s in states if s is not None]) if module.has_memory else None
+        outputs, after = module.run(batch, state, _reset(resets), unroll)
+        return list(zip(rows_of(outputs, len(rows)), rows_of(after, len(rows))))
 
 
 class SeparateNetworks(nn.Module):
@@ -117,19 +116,22 @@ class SeparateNetworks(nn.Module):
         parts = self.parts
         if self.ensemble is None or len(rows) == 1:
             return [
-                parts[row].evaluate(own, state, reset, "policy", unroll)
+                parts[row].run(own, state, reset, unroll)
                 for row, own, state, reset in zip(rows, inputs, states, resets)
             ]
         parts[0].require_weights()
         names = self.ensemble.in_keys
         together = _stacked([_only(own, names) for own in inputs])
         chosen = None if list(rows) == list(range(len(parts))) else list(rows)
-        if not parts[0].has_memory:
-            outputs = self.ensemble(together, rows=chosen)
-            return [(_at(outputs, place), {}) for place in range(len(rows))]
-        state = _stacked([own for own in states if own is not None])
-        outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
-        return [(_at(outputs, place), _at(after, place)) for place in range(len(rows))]
+        if parts[0].has_memory:
+            state = _stacked([own for own in states if own is not None])
+            outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
+        else:
+            outputs, after = self.ensemble(together, rows=chosen), {}
+        results = [
+            parts[row].values_of(own) for row, own in zip(rows, rows_of(outputs, len(rows)))
+        ]
+        return list(zip(results, rows_of(after, len(rows))))
 
     def train(self, mode: bool = True) -> SeparateNetworks:
         if self.ensemble is not None:
@@ -178,7 +180,7 @@ class _Member(Network):
         return self.ensemble.network
 
     def run(self, inputs: Any) -> Tensors:
-        return _at(self.ensemble(_stacked([_only(inputs, self.in_ports)]), rows=[self.row]), 0)
+        return _first(self.ensemble(_stacked([_only(inputs, self.in_ports)]), rows=[self.row]))
 
     def advance(
         self, inputs: Any, state: State, resets: Resets, unroll: bool
@@ -187,7 +189,7 @@ class _Member(Network):
         outputs, after = self.ensemble(
             own, _stacked([state]), _reset([resets]), unroll, rows=[self.row]
         )
-        return _at(outputs, 0), _at(after, 0)
+        return _first(outputs), _first(after)
 
 
 def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | None, str | None]:
@@ -227,8 +229,19 @@ def _stacked(values: Sequence[Tensors]) -> Tensors:
     return {name: torch.stack([own[name] for own in values]) for name in values[0]}
 
 
-def _at(values: Tensors, place: int) -> Tensors:
-    return {name: value[place] for name, value in values.items()}
+def rows_of(values: Tensors, count: int) -> list[Tensors]:
+    """Each of the ``count`` rows of ``values`` that are stacked on their first axis."""
+    rows: list[Tensors] = [{} for _ in range(count)]
+    for name, value in values.items():
+        # unbind is faster, but what it returns cannot be changed in place where gradients flow.
+        tensors = value if torch.is_grad_enabled() else value.unbind()
+        for index, row in enumerate(rows):
+            row[name] = tensors[index]
+    return rows
+
+
+def _first(values: Tensors) -> Tensors:
+    return {name: value[0] for name, value in values.items()}
 
 
 def _reset(resets: Sequence[Resets]) -> Resets:

@@ -10,7 +10,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from composer.network.network import REGISTRIES, CustomNetwork, Network, State, Tensors, own_share
+from composer.network.network import (
+    REGISTRIES,
+    CustomNetwork,
+    Inputs,
+    Network,
+    State,
+    Tensors,
+    own_share,
+)
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
 from perception_blocks.inference import submodule_at
@@ -70,7 +78,34 @@ class OwnAttributes(nn.Module):
             object.__setattr__(self, name, value)
 
 
-class NetworkModule(OwnAttributes):
+class StatefulModule(OwnAttributes):
+    """What policies and critics have in common: ``module(observations, state, resets)``, for one step or many.
+
+    Every way to use one goes through ``module(...)``, so that hooks run.
+    """
+
+    part: ClassVar[
+        str
+    ]  # of a model, "policy" or "critic": in messages, and before the names of its state
+    call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
+
+    @property
+    def has_memory(self) -> bool:
+        raise TypeError(f"{type(self).__name__} must define has_memory")
+
+    def unroll(self, *arguments: Any, **keywords: Any) -> tuple[Any, State]:
+        """All steps of (..., T): outputs of every step, and the state after the last; resets (..., T).
+
+        It is called as the module is: ``unroll(observations, state, resets)``.
+        """
+        return self(*arguments, **keywords, unroll=True)
+
+    def _returned(self, outputs: Any, after: State, unroll: bool) -> Any:
+        """What a call returns: without memory the outputs alone, except from `unroll`."""
+        return (outputs, after) if unroll or self.has_memory else outputs
+
+
+class NetworkModule(StatefulModule):
     """The ``nn.Module`` of a network: same parameters, buffers and children, under the same names.
 
     Children that are added to it are children of the network's module too.
@@ -85,8 +120,6 @@ class NetworkModule(OwnAttributes):
         self._device = torch.device("cpu")
 
     network: Network
-    part: ClassVar[str]  # of a model: "policy", "critic"
-    call_arguments = "observations, state, resets"  # of one with memory, in messages
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
 
     def input_sources(self) -> dict[str, InputSource]:
@@ -149,29 +182,43 @@ class NetworkModule(OwnAttributes):
         if self.network.owns_weights:  # else whoever holds them loads them
             super()._load_from_state_dict(*arguments, **keywords)
 
-    def evaluate(
-        self, inputs: Tensors, state: State | None, resets: Any, name: str, unroll: bool = False
+    def run(
+        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
     ) -> tuple[Tensors, State]:
-        """Outputs and the state after; ``name`` is what the caller of this network calls it.
+        """Call this module with ``inputs`` that are read already; it always returns (outputs, state)."""
+        inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+        if unroll:
+            return self(inputs, state=state, resets=resets, unroll=True)
+        result = self(inputs, state=state, resets=resets)
+        return result if self.has_memory else (result, {})
+
+    def evaluate(
+        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+    ) -> tuple[Tensors, State]:
+        """Outputs of the network and the state after.
 
         The state may be that of a whole model: then the state after is that too, with this part moved on.
 
-        Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights so far.
+        Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights yet.
         """
         self.require_weights()
         if not self.has_memory:
             if not is_empty(state):
-                raise ValueError(f"this {name} has no memory; call it without a state")
+                raise ValueError(f"this {self.part} has no memory; call it without a state")
             return self.network.run(inputs), {}
         leading = self.leading(inputs)
         whole = None
         if isinstance(state, Mapping) and state.keys() != self.state_shapes.keys():
-            state, whole = own_share(name, state, self.state_shapes.__contains__)
-        call = self.call("unroll" if unroll else name)
+            state, whole = own_share(self.part, state, self.state_shapes.__contains__)
+        call = self.call("unroll" if unroll else self.part)
         self.check_state(state, state_axes(leading, unroll), call)
         resets = self.read_resets(resets, leading)
         outputs, after = self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
-        return outputs, after if whole is None else {**whole, **under(name, after)}
+        return outputs, after if whole is None else {**whole, **under(self.part, after)}
+
+    def values_of(self, outputs: Tensors) -> Tensors:
+        """What a call returns for these ``outputs`` of the network."""
+        return outputs
 
     def call(self, name: str) -> str:
         """How it is called as ``name``, for messages."""

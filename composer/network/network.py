@@ -21,6 +21,7 @@ __all__ = [
     "EnsembleNetwork",
     "CustomNetwork",
     "GraphNetwork",
+    "Inputs",
     "Network",
     "State",
     "Tensors",
@@ -33,6 +34,10 @@ REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_se
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensor]
+
+
+class Inputs(Tensors):
+    """What a network reads, by name: observations that a policy or critic does not read a second time."""
 
 
 class Network:

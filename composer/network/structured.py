@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from composer.network.groups import GroupNetworks, SeparateNetworks, refuse_other_axes
-from composer.network.module import OwnAttributes, is_empty, state_axes, under
-from composer.network.network import REGISTRIES, State, Tensors, own_share
+from composer.network.groups import GroupNetworks, SeparateNetworks, refuse_other_axes, rows_of
+from composer.network.module import StatefulModule, is_empty, state_axes, under
+from composer.network.network import REGISTRIES, Inputs, State, Tensors, own_share
 from composer.spaces.actors import Actor, ActorKey, Actors, Entry, shortened
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
 from perception_blocks.words import did_you_mean
 
-__all__ = ["StructuredModule", "ActorNetwork", "ActorCall", "blamed"]
+__all__ = ["ActorCall", "ActorNetwork", "Batch", "StructuredModule", "blamed", "unstack"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ class ActorNetwork:
     group: GroupNetworks
     row: int
     network: Any
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What several actors who share a network read, and what it returns: each on its first axis, in their order."""
+
+    inputs: Inputs
+    outputs: Tensors
 
 
 @dataclass
@@ -45,21 +53,21 @@ class ActorCall:
     outputs: Tensors = field(default_factory=dict)
     after: State = field(default_factory=dict)
     action: Any = None
+    batch: Batch | None = (
+        None  # where it is computed with others: then ``outputs`` are left to `unstack`
+    )
 
     @property
     def network(self) -> Any:
         return self.seat.network
 
 
-class StructuredModule(OwnAttributes):
+class StructuredModule(StatefulModule):
     """The networks of groups of actors: one child for each group, or the only group itself, under its own names.
 
     It keeps no state: with memory, calls take and return one flat state, ``{"<actor>/<node>/h": ...}``; what belongs to
     actors that are absent passes through.
     """
-
-    role: ClassVar[str]  # "policy", "critic"
-    call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
 
     def __init__(self, actors: Actors, groups: Sequence[GroupNetworks]) -> None:
         super().__init__()
@@ -185,13 +193,15 @@ class StructuredModule(OwnAttributes):
         """Outputs and states, by one call for those who share a network or have stacked ones."""
         batches: dict[tuple[int, str], list[ActorCall]] = {}
         for turn in turns:
-            with blamed(turn.present.name):
-                self._read_turn(turn, unroll)
             # The agents of an open step that come as one array have an axis more than the others.
-            one = turn.present
-            alone = one.name if one.actor.is_open and one.name == one.actor.name else ""
+            alone = turn.present.name if turn.present.is_whole_step else ""
             batches.setdefault((id(turn.seat.group), alone), []).append(turn)
-        for batch in batches.values():
+        rest = [batch for batch in batches.values() if not self._read_together(batch, unroll)]
+        for batch in rest:
+            for turn in batch:
+                with blamed(turn.present.name):
+                    self._read_turn(turn, unroll)
+        for batch in rest:
             refuse_other_axes({turn.present.name: turn.leading for turn in batch})
             batch = sorted(batch, key=lambda turn: turn.seat.row)
             results = batch[0].seat.group.evaluate(
@@ -204,12 +214,16 @@ class StructuredModule(OwnAttributes):
             for turn, (outputs, after) in zip(batch, results, strict=True):
                 turn.outputs, turn.after = outputs, after
 
+    def _read_together(self, batch: Sequence[ActorCall], unroll: bool) -> bool:
+        """Compute a batch whose observations are read as one; False where they cannot be."""
+        return False
+
     def _read_turn(self, turn: ActorCall, unroll: bool) -> None:
         """The inputs of its network, its leading axes, and resets for these."""
         turn.inputs = self._read_inputs(turn)
         turn.leading = turn.network.leading(turn.inputs)
         if turn.network.has_memory:
-            call = turn.network.call("unroll" if unroll else self.role)
+            call = turn.network.call("unroll" if unroll else self.part)
             turn.network.check_state(turn.state, state_axes(turn.leading, unroll), call)
             turn.resets = turn.network.read_resets(turn.resets, turn.leading)
 
@@ -218,13 +232,13 @@ class StructuredModule(OwnAttributes):
         after = dict(own or {})
         for turn in turns:
             after |= {f"{turn.present.name}/{node}": value for node, value in turn.after.items()}
-        return after if whole is None else {**whole, **under(self.role, after)}
+        return after if whole is None else {**whole, **under(self.part, after)}
 
     def _own_share(self, state: State | None) -> tuple[State | None, State | None]:
         """The state of these actors, and the whole model's where that was given, else None."""
         if not isinstance(state, Mapping):
             return state, None
-        return own_share(self.role, state, self._is_own)
+        return own_share(self.part, state, self._is_own)
 
     def _is_own(self, name: str) -> bool:
         open_steps = tuple(f"{actor.name}/" for actor in self.actors if actor.is_open)
@@ -233,11 +247,11 @@ class StructuredModule(OwnAttributes):
     def _check_memory(self, state: State | None) -> None:
         if not self.has_memory:
             if not is_empty(state):
-                raise ValueError(f"this {self.role} has no memory; call it without a state")
+                raise ValueError(f"this {self.part} has no memory; call it without a state")
             return
         if state is None:
             raise ValueError(
-                f"this {self.role} has memory; call {self.role}({self.call_arguments}), "
+                f"this {self.part} has memory; call {self.part}({self.call_arguments}), "
                 "beginning with initial_state(batch_size)"
             )
         if not isinstance(state, Mapping):
@@ -247,7 +261,7 @@ class StructuredModule(OwnAttributes):
         for name in state:
             if not self._is_own(name):
                 near = did_you_mean(name, known) or f"; it has {shortened(known)}"
-                raise ValueError(f"{name!r} is not in the state of this {self.role}{near}")
+                raise ValueError(f"{name!r} is not in the state of this {self.part}{near}")
 
     def _by_name(self, values: Any, what: str) -> dict[str, Any]:
         if values is None:
@@ -277,6 +291,18 @@ class StructuredModule(OwnAttributes):
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         module = self.groups[0].module if self._alone else super()
         module._load_from_state_dict(*arguments, **keywords)
+
+
+def unstack(calls: Sequence[ActorCall]) -> None:
+    """Fill in the outputs of each of those who were computed in one batch."""
+    batches: dict[int, list[ActorCall]] = {}
+    for call in calls:
+        if call.batch is not None:
+            batches.setdefault(id(call.batch), []).append(call)
+    for batched in batches.values():
+        rows = rows_of(batched[0].batch.outputs, len(batched))  # type: ignore[union-attr]
+        for call, call.outputs in zip(batched, rows, strict=True):
+            call.batch = None
 
 
 @contextmanager

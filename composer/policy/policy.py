@@ -18,7 +18,7 @@ from composer.distributions.discrete import NoLegalChoiceError
 from composer.distributions.joint import ActionDistributions
 from composer.lowered.policy import LoweredPolicy
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
-from composer.network.network import Network, State, Tensors
+from composer.network.network import Inputs, Network, State, Tensors
 from composer.spaces.actors import Actor
 from composer.spaces.kinds import as_tensor
 from composer.spaces.observer import Observer
@@ -34,7 +34,8 @@ class Policy(NetworkModule):
 
     Observations are those of the environment (nested, numpy or tensors), with any leading axes or none. With memory,
     ``policy(observations, state, resets)`` returns (logits, state); ``resets`` is true where an observation is the
-    first of its episode. The policy is a pure function: it stores no state.
+    first of its episode. The policy is a pure function: it stores no state. Forward hooks on it run in `unroll`,
+    `distribution` and `act` too, and what they return is used.
     """
 
     def __init__(
@@ -92,14 +93,17 @@ class Policy(NetworkModule):
         """By action, what turns its logits into a distribution."""
         return self._modules["distributions"]  # type: ignore[return-value]
 
-    def forward(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
+    def forward(
+        self,
+        observations: Any,
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        unroll: bool = False,
+    ) -> Any:
         """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state)."""
-        outputs, after = self.evaluate(self.read(observations), state, resets, "policy")
-        return (outputs, after) if self.has_memory else outputs
-
-    def unroll(self, observations: Any, state: State, resets: Any = None) -> tuple[Tensors, State]:
-        """All steps of (..., T): logits of every step, and the state after the last; resets (..., T)."""
-        return self.evaluate(self.read(observations), state, resets, "policy", unroll=True)
+        outputs, after = self.evaluate(self.read(observations), state, resets, unroll)
+        return self._returned(outputs, after, unroll)
 
     def distribution(
         self,
@@ -117,9 +121,9 @@ class Policy(NetworkModule):
         logits; by action where there are several) adds to the masks that the spec takes from observations. A
         ``temperature`` below 1 sharpens.
         """
-        inputs = self.read(observations)
-        outputs, after = self.evaluate(inputs, state, resets, "policy", unroll)
-        distribution = self.distribution_of(outputs, inputs, mask, temperature)
+        result = self(observations, state, resets, unroll=unroll)
+        outputs, after = result if unroll or self.has_memory else (result, None)
+        distribution = self.distribution_of(outputs, observations, mask, temperature)
         return (distribution, after) if self.has_memory else distribution
 
     def act(
@@ -201,16 +205,19 @@ class Policy(NetworkModule):
 
     def read(self, observations: Any, keys: Iterable[str] | None = None) -> Tensors:
         """What the network reads, and the masks of actions, as tensors; of these observations ``keys``, if given."""
+        if isinstance(observations, Inputs):
+            return observations
         own = self.users_own("preprocess")
         if own is not None:
             observations = own(observations)
         keys = self.read_keys if keys is None else keys
-        return self.observer.read(observations, keys, self.dtype, self.device)
+        return Inputs(self.observer.read(observations, keys, self.dtype, self.device))
 
     def distribution_of(
-        self, outputs: Tensors, inputs: Tensors, mask: Any, temperature: float
+        self, outputs: Tensors, observations: Any, mask: Any, temperature: float
     ) -> Distribution:
-        """The distribution that the network's ``outputs`` stand for, masked by the ``inputs`` and by ``mask``."""
+        """The distribution that the network's ``outputs`` stand for, masked by ``observations`` and by ``mask``."""
+        inputs = self.read(observations, self.masks.values()) if self.masks else {}
         masks = {action: inputs[key] for action, key in self.masks.items()}
         added = self._given_masks(mask)
         for action, given in added.items():
@@ -227,7 +234,7 @@ class Policy(NetworkModule):
             also = " within the mask that was given" if error.action in added else ""
             raise error.of(f"observation {self.masks[error.action]!r}{also}") from None
         except NoNumberError as error:
-            raise with_observation(error, inputs) from None
+            raise with_observation(error, self.read(observations)) from None
         return joint.parts[self._only] if self.action_tree.is_single else joint
 
     def action_of(

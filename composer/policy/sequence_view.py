@@ -68,11 +68,7 @@ class SequenceView(nn.Module):
     actor: SequenceView | None
 
     def forward(self, sequence: Tensor, sequence_mask: Tensor | None = None) -> Tensors:
-        outputs = self._outputs(sequence, sequence_mask)
-        if isinstance(self.network, Policy):
-            return outputs
-        critic: Any = self.network
-        return critic.reader(outputs, critic.value_normalizer)
+        return self._outputs(sequence, sequence_mask)
 
     def distribution(
         self,
@@ -107,9 +103,9 @@ class SequenceView(nn.Module):
             shared = self.actor._outputs(sequence, sequence_mask)
             inputs |= {name: shared[name] for name in self.network.shared}  # type: ignore[union-attr]
         if not self.network.has_memory:
-            return self.network.evaluate(inputs, None, None, "view")[0]
+            return self.network.run(inputs, None, None)[0]
         state = self.network.initial_state(sequence.shape[:-1])
-        return self.network.evaluate(inputs, state, None, "view", unroll=True)[0]
+        return self.network.run(inputs, state, None, unroll=True)[0]
 
 
 def refuse_other_inputs(sequence: Any, sequence_mask: Any) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from composer.distributions.base import Distribution
-from composer.network.network import State, Tensors
-from composer.network.structured import ActorCall, StructuredModule, blamed
+from composer.network.groups import GroupNetworks, rows_of
+from composer.network.network import Inputs, State, Tensors
+from composer.network.structured import ActorCall, Batch, StructuredModule, blamed, unstack
 from composer.policy.policy import Policy
-from composer.spaces.actors import ActorKey
+from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.tree import alike, holds_tensors, to_environments
+from perception_blocks.base_block import is_traced
+from perception_blocks.direct import is_plain
 
-__all__ = ["StructuredPolicy", "PolicyBatch", "policy_batches"]
+__all__ = ["PolicyBatch", "StructuredPolicy", "policy_batches"]
 
 
 class StructuredPolicy(StructuredModule):
@@ -26,7 +29,11 @@ class StructuredPolicy(StructuredModule):
     ``{"<actor>/<node>/h": ...}``; the state of absent actors does not change. The policy stores no state.
     """
 
-    role = "policy"
+    part = "policy"
+
+    def __init__(self, actors: Actors, groups: Sequence[GroupNetworks]) -> None:
+        super().__init__(actors, groups)
+        self._asks_classes = any(policy.users_own("act") for policy in self.policies.values())
 
     # --- what it is ---
 
@@ -64,21 +71,19 @@ class StructuredPolicy(StructuredModule):
     # --- what it does ---
 
     def forward(
-        self, observations: Mapping[Any, Any], state: State | None = None, resets: Any = None
+        self,
+        observations: Mapping[Any, Any],
+        state: State | None = None,
+        resets: Any = None,
+        *,
+        unroll: bool = False,
     ) -> Any:
         """Logits and shared values, {actor: {action: (...) + (k,)}}; with memory (these, state)."""
-        turns = self._turns(observations, state, resets)
-        self._compute(turns)
-        outputs = {turn.present.key: turn.outputs for turn in turns}
-        return (outputs, self._after(state, turns)) if self.has_memory else outputs
-
-    def unroll(
-        self, observations: Mapping[Any, Any], state: State, resets: Any = None
-    ) -> tuple[dict[Any, Tensors], State]:
-        """All steps of (..., T) of everyone present, and the state after the last; resets (..., T)."""
-        turns = self._turns(observations, state, resets)
-        self._compute(turns, unroll=True)
-        return {turn.present.key: turn.outputs for turn in turns}, self._after(state, turns)
+        calls = self._turns(observations, state, resets)
+        self._compute(calls, unroll)
+        unstack(calls)
+        outputs = {call.present.key: call.outputs for call in calls}
+        return self._returned(outputs, self._after(state, calls), unroll)
 
     def distribution(
         self,
@@ -91,11 +96,11 @@ class StructuredPolicy(StructuredModule):
         temperature: float = 1.0,
     ) -> Any:
         """{actor: distribution over its actions}; with memory (these, state). ``mask`` is by actor too."""
-        turns = self._turns(observations, state, resets)
-        self._compute(turns, unroll)
+        calls, after = self._evaluated(observations, state, resets, unroll)
+        unstack(calls)
         masks = self._by_name(mask, "masks")
-        found = {turn.present.key: _distribution(turn, masks, temperature) for turn in turns}
-        return (found, self._after(state, turns)) if self.has_memory else found
+        found = {call.present.key: _distribution(call, masks, temperature) for call in calls}
+        return (found, after) if self.has_memory else found
 
     def act(
         self,
@@ -114,21 +119,68 @@ class StructuredPolicy(StructuredModule):
         network class defines ``act`` is asked by that.
         """
         with torch.no_grad():
-            turns = self._turns(observations, state, resets)
-            masks = self._by_name(mask, "masks")
-            together, alone, asked = _by_manner(turns, masks, temperature)
-            self._compute(alone)
-            distributions = [_distribution(turn, masks, temperature) for turn in alone]
-            for crew in together:
-                crew.draw(deterministic, generator)
-            for turn, distribution in zip(alone, distributions, strict=True):
-                turn.action = turn.network.action_of(
-                    distribution, turn.present.value, deterministic, generator
-                )
-            for turn in asked:
-                _ask(turn)
-            actions = {turn.present.key: turn.action for turn in turns}
-        return (actions, self._after(state, turns)) if self.has_memory else actions
+            rest, asked = self._by_manner(observations)
+            calls, after = [], state
+            if rest or not asked:
+                calls, after = self._evaluated(rest, state, resets)
+            _draw(calls, self._by_name(mask, "masks"), temperature, deterministic, generator)
+            if asked:
+                asked_calls = self._turns(asked, state, resets)
+                for call in asked_calls:
+                    _ask(call)
+                after, calls = self._after(after, asked_calls), [*calls, *asked_calls]
+            by_key = {call.present.key: call.action for call in calls}
+            actions = {key: by_key[key] for key in observations}
+        return (actions, after) if self.has_memory else actions
+
+    def _by_manner(self, observations: Any) -> tuple[Mapping[Any, Any], dict[Any, Any]]:
+        """The observations of those whom this policy decides for, and of those whose own class is asked to act."""
+        if not self._asks_classes:
+            return observations, {}
+        rest, asked = {}, {}
+        for entry in self.actors.present(observations, "observations"):
+            policy = self._seats[entry.actor.name].network
+            (asked if policy.users_own("act") else rest)[entry.key] = entry.value
+        return rest, asked
+
+    def _evaluated(
+        self, observations: Any, state: State | None, resets: Any, unroll: bool = False
+    ) -> tuple[list[ActorCall], State]:
+        """Everyone present with the outputs of its network, and the state after.
+
+        They come from the call of this module, or without hooks from what it would run: then batches stay batches.
+        """
+        calls = self._turns(observations, state, resets)
+        if is_plain(self, StructuredPolicy) and not is_traced():
+            self._compute(calls, unroll)
+            return calls, self._after(state, calls)
+        result = self(observations, state, resets, unroll=unroll)
+        outputs, after = result if unroll or self.has_memory else (result, {})
+        for call in calls:
+            call.outputs = outputs[call.present.key]
+        return calls, after
+
+    def _read_together(self, batch: Sequence[ActorCall], unroll: bool) -> bool:
+        policy: Any = batch[0].seat.group.module
+        if len(batch) == 1 or not isinstance(policy, Policy) or is_traced():
+            return False
+        if policy.users_own("preprocess"):
+            return False
+        try:
+            values = [call.present.value for call in batch]
+            inputs = policy.read(policy.observer.tree.side_by_side(values, policy.read_keys))
+            if not policy.leading(inputs):
+                return False  # these were the parts of one observation
+            states = [call.state or {} for call in batch]
+            state = {node: alike([own.get(node) for own in states]) for node in policy.state_shapes}
+            resets = _alike_or_none([call.resets for call in batch])
+            outputs, after = policy.run(inputs, state, resets, unroll)
+        except ValueError:
+            return False  # read one by one, it is said what is wrong with whom
+        together = Batch(inputs, outputs)
+        for call, call.after in zip(batch, rows_of(after, len(batch)), strict=True):
+            call.batch = together
+        return True
 
     def lower(self) -> StructuredPolicy:
         """Itself: networks of one form are one call already. That of one actor alone is ``policy[key].lower()``."""
@@ -175,84 +227,93 @@ class StructuredPolicy(StructuredModule):
                     policy.reset_distributions(seed, *name, index)
 
 
-def _by_manner(
-    turns: Sequence[ActorCall], masks: Mapping[str, Any], temperature: float
-) -> tuple[list[PolicyBatch], list[ActorCall], list[ActorCall]]:
-    """Those who have decided together; who decides alone; whose own class is to be asked."""
-    together, rest = [], []
-    for crew in policy_batches(turns):
-        if crew.decide(masks, temperature):
-            together.append(crew)
+def _draw(
+    calls: Sequence[ActorCall],
+    masks: Mapping[str, Any],
+    temperature: float,
+    deterministic: bool,
+    generator: torch.Generator | None,
+) -> None:
+    """Fill in the action of each. Nothing is drawn unless all distributions are known; batches are drawn first."""
+    together: list[PolicyBatch] = []
+    alone: list[ActorCall] = []
+    for batch in policy_batches(calls):
+        if batch.decide(masks, temperature):
+            together.append(batch)
         else:
-            rest += crew.turns
-    asked = [turn for turn in rest if turn.network.users_own("act")]
-    return together, [turn for turn in rest if not turn.network.users_own("act")], asked
+            alone += batch.calls
+    unstack(alone)
+    distributions = [_distribution(call, masks, temperature) for call in alone]
+    for batch in together:
+        batch.draw(deterministic, generator)
+    for call, distribution in zip(alone, distributions, strict=True):
+        call.action = call.network.action_of(
+            distribution, call.present.value, deterministic, generator
+        )
 
 
-def _distribution(turn: ActorCall, masks: Mapping[str, Any], temperature: float) -> Distribution:
-    mask = masks.get(turn.present.name)
-    with blamed(turn.present.name):
-        return turn.network.distribution_of(turn.outputs, turn.inputs, mask, temperature)
+def _distribution(call: ActorCall, masks: Mapping[str, Any], temperature: float) -> Distribution:
+    mask = masks.get(call.present.name)
+    with blamed(call.present.name):
+        return call.network.distribution_of(call.outputs, call.present.value, mask, temperature)
 
 
-def _ask(turn: ActorCall) -> None:
+def _ask(call: ActorCall) -> None:
     """Let the user's own class act."""
-    result = turn.network.act(turn.present.value, turn.state, turn.resets)
-    turn.action, turn.after = result if turn.network.has_memory else (result, {})
+    result = call.network.act(call.present.value, call.state, call.resets)
+    call.action, call.after = result if call.network.has_memory else (result, {})
 
 
 @dataclass
 class PolicyBatch:
-    """Those present who share a policy. `decide`, then `draw`; each fills in the turns' actions and states after."""
+    """Those present who share a policy. `decide`, then `draw`, which fills in the action of each call."""
 
-    turns: list[ActorCall]
+    calls: list[ActorCall]
     distribution: Distribution | None = None
-    after: State | None = None
 
     def decide(self, masks: Mapping[str, Any], temperature: float) -> bool:
-        """Find the distribution over all of their actions.
+        """Find one distribution over the actions of all of them.
 
         False where they are unlike, or something is wrong: then each alone is to decide, which says what is wrong with
         whom. ``masks`` are by actor.
         """
-        policy: Policy = self.turns[0].network
-        if len(self.turns) == 1 or policy.users_own("act") or policy.users_own("preprocess"):
+        policy: Policy = self.calls[0].network
+        if len(self.calls) == 1 or policy.users_own("preprocess"):
             return False
         try:
-            inputs, mask = self._inputs(policy), self._mask(masks)
-            leading = policy.leading(inputs)
-            # Without leading axes, these were the parts of one observation.
-            if not leading or (mask is not None and len(leading) > 1):
+            batch, mask = self.calls[0].batch or self._stacked(policy), self._mask(masks)
+            if mask is not None and any(
+                batch.outputs[key].dim() > 2 for key in policy.distributions
+            ):
                 return False
-            state, resets = self._state(policy), _alike_or_none([t.resets for t in self.turns])
-            outputs, self.after = policy.evaluate(inputs, state, resets, "policy")
-            self.distribution = policy.distribution_of(outputs, inputs, mask, temperature)
+            self.distribution = policy.distribution_of(
+                batch.outputs, batch.inputs, mask, temperature
+            )
         except ValueError:
             return False
         return True
 
     def draw(self, deterministic: bool, generator: torch.Generator | None) -> None:
-        """Fill in what each of them does, and its state after."""
-        policy, after = self.turns[0].network, self.after or {}
+        """Fill in what each of them does."""
+        policy: Policy = self.calls[0].network
         flat = policy.drawn(self.distribution, deterministic, generator)
-        as_numpy = not holds_tensors(self.turns[0].present.value)
+        as_numpy = not holds_tensors(self.calls[0].present.value)
         actions = to_environments(policy.action_tree, flat, as_numpy)
-        for row, (turn, action) in enumerate(zip(self.turns, actions, strict=True)):
-            turn.action = action
-            turn.after = {node: value[row] for node, value in after.items()}
+        for call, action in zip(self.calls, actions, strict=True):
+            call.action = action
 
-    def _inputs(self, policy: Policy) -> dict[str, torch.Tensor]:
-        values = [turn.present.value for turn in self.turns]
+    def _stacked(self, policy: Policy) -> Batch:
+        """The logits of each, and the masks that they observe, on a new first axis."""
+        values = [call.present.value for call in self.calls]
         if len({holds_tensors(value) for value in values}) > 1:
             raise ValueError("tensors are answered by tensors, arrays by arrays")
-        return policy.read(policy.observer.tree.side_by_side(values, policy.read_keys))
-
-    def _state(self, policy: Policy) -> State | None:
-        states = [turn.state or {} for turn in self.turns]
-        return {node: alike([own.get(node) for own in states]) for node in policy.state_shapes}
+        names, keys = policy.distributions, policy.masks.values()
+        outputs = {name: alike([call.outputs[name] for call in self.calls]) for name in names}
+        inputs = policy.observer.tree.side_by_side(values, keys) if keys else Inputs()
+        return Batch(policy.read(inputs, keys), outputs)
 
     def _mask(self, masks: Mapping[str, Any]) -> Any:
-        own = [masks.get(turn.present.name) for turn in self.turns]
+        own = [masks.get(call.present.name) for call in self.calls]
         by_action = [mask for mask in own if isinstance(mask, Mapping)]
         if len(by_action) < len(own):
             return _alike_or_none(own)
@@ -260,14 +321,16 @@ class PolicyBatch:
         return {name: alike([mask.get(name) for mask in by_action]) for name in names}
 
 
-def policy_batches(turns: Sequence[ActorCall]) -> list[PolicyBatch]:
-    """The turns by policy, in the order given."""
-    found: dict[tuple[int, bool], PolicyBatch] = {}
-    for turn in turns:
-        one = turn.present
-        whole_step = one.actor.is_open and one.name == one.actor.name  # has an axis of its own
-        found.setdefault((id(turn.network), whole_step), PolicyBatch([])).turns.append(turn)
-    return list(found.values())
+def policy_batches(calls: Sequence[ActorCall]) -> list[PolicyBatch]:
+    """The calls by policy, in the order given."""
+    batches: dict[tuple[int, bool], PolicyBatch] = {}
+    for call in calls:
+        key = id(call.network), call.present.is_whole_step  # which has an axis of its own
+        if key in batches:
+            batches[key].calls.append(call)
+        else:
+            batches[key] = PolicyBatch([call])
+    return list(batches.values())
 
 
 def _alike_or_none(values: Sequence[Any]) -> Any:

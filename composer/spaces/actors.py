@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from composer.errors import Path, Problem, Problems, SpecError
 from perception_blocks.words import did_you_mean, is_writable, listing
@@ -34,7 +35,7 @@ class Actor:
     observation_space: Any
     action_space: Any
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The key as one text: ``0`` is "0", ``("pick", 1)`` is "pick/1"."""
         return flat_name(self.key)
@@ -56,14 +57,18 @@ class Actor:
         return isinstance(self.key, tuple) and self.key[1] is None
 
 
-@dataclass(frozen=True)
-class Entry(Generic[X]):
+class Entry(NamedTuple, Generic[X]):
     """A value of a mapping by key: of which actor, under which flat name, and the key as the caller wrote it."""
 
     key: Any
     name: str
     actor: Actor
     value: X
+
+    @property
+    def is_whole_step(self) -> bool:
+        """Whether the value is of all agents of a step together: then it has an axis of its own for them."""
+        return self.actor.is_open and self.name == self.actor.name
 
 
 class Actors:
@@ -100,9 +105,10 @@ class Actors:
 
         An agent of a step whose agents are not counted has a name of its own, and the step's actor.
         """
-        name = flat_name(key)
-        if name in self._by_name:
-            return name, self._by_name[name]
+        name = key if isinstance(key, str) else flat_name(key)
+        actor = self._by_name.get(name)
+        if actor is not None:
+            return name, actor
         step, slash, agent = name.partition("/")
         actor = self._by_name.get(step)
         return (name, actor) if slash and agent and actor is not None and actor.is_open else None
@@ -117,20 +123,24 @@ class Actors:
             raise ValueError(
                 f"{what} come as a dict by actor ({names}), got a {type(values).__name__}"
             )
-        found: dict[str, Entry] = {}
-        unknown = [key for key in values if self.find(key) is None]
-        if unknown:
-            near = did_you_mean(flat_name(unknown[0]), self.names) if len(unknown) == 1 else ""
-            there = near or f"; there is {shortened(self.names)}"
-            raise ValueError(f"{what} of unknown actors: {shortened(unknown)}{there}")
+        entries: dict[str, Entry] = {}
         for key, value in values.items():
-            name, actor = self.find(key)  # type: ignore[misc]
-            if name in found:
+            name_and_actor = self.find(key)
+            if name_and_actor is None:
+                raise ValueError(self._unknown(values, what))
+            name, actor = name_and_actor
+            if name in entries:
                 raise ValueError(
-                    f"{what} of {name!r} are given twice, as {found[name].key!r} and {key!r}"
+                    f"{what} of {name!r} are given twice, as {entries[name].key!r} and {key!r}"
                 )
-            found[name] = Entry(key, name, actor, value)
-        return list(found.values())
+            entries[name] = Entry(key, name, actor, value)
+        return list(entries.values())
+
+    def _unknown(self, values: Mapping[Any, Any], what: str) -> str:
+        unknown = [key for key in values if self.find(key) is None]
+        near = did_you_mean(flat_name(unknown[0]), self.names) if len(unknown) == 1 else ""
+        near = near or f"; there is {shortened(self.names)}"
+        return f"{what} of unknown actors: {shortened(unknown)}{near}"
 
 
 def flat_name(key: Any) -> str:

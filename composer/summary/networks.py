@@ -62,7 +62,7 @@ def _all_parts(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors | 
     if isinstance(net, NetworkModule):
         return [(net.part, net, None)]
     if isinstance(net, StructuredModule):
-        return [part for group in net.groups for part in _parts_of_group(net.role, group)]
+        return [part for group in net.groups for part in _parts_of_group(net.part, group)]
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
     if not isinstance(policy, NetworkModule | StructuredModule):
         return []

@@ -51,7 +51,7 @@ class ComposedPolicy(IModelWrapper):
         policy: Policy = self._model
         inputs = policy.read(self._observation(data))
         state = self._state(data, policy.leading(inputs)) if policy.has_memory else None
-        outputs, after = policy.evaluate(inputs, state, resets, "policy")
+        outputs, after = policy.run(inputs, state, resets)
         result: dict[str, Any] = {"logit": self._one_or_list(self._logits(outputs))}
         legal = self._legal(inputs, outputs)
         if any(mask is not None for mask in legal):

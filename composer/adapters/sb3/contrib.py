@@ -169,7 +169,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
             state, resets = _begun(state, starts > 0.5)
         inputs = policy.read(observations)
         own = share_of("policy", state)
-        outputs, after = policy.evaluate(inputs, own, resets, "policy", unroll)
+        outputs, after = policy.run(inputs, own, resets, unroll)
         values, more = self._values(
             critic, observations, share_of("critic", state), resets, outputs, unroll
         )

@@ -187,7 +187,7 @@ class ActorCritic(HostPolicy):
         """The distribution and the values; what policy and critic share runs once."""
         policy, critic = self.model.policy, self.model.critic
         inputs = policy.read(observations)
-        outputs: Tensors = policy.evaluate(inputs, None, None, "policy")[0]
+        outputs: Tensors = policy(inputs)
         values = critic(observations, shared=outputs)["value"]  # type: ignore[misc]
         return policy.distribution_of(outputs, inputs, mask, 1.0), values.float()
 

@@ -95,7 +95,7 @@ class TensorFunction(nn.Module):
         self, inputs: Tensors, state: State | None, resets: Tensor | None, unroll: bool
     ) -> tuple[Tensors, State]:
         """Outputs, and the state after."""
-        return self.part.evaluate(inputs, state, resets, self.role, unroll)
+        return self.part.run(inputs, state, resets, unroll)
 
     def forward(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         given = {key: tensor for key, tensor in zip(self.in_keys, tensors) if tensor is not None}
@@ -259,13 +259,6 @@ class TensorCritic(TensorFunction):
             for name, field in self.actions.items()
         }
         return inputs | critic.actions.read(action, critic.dtype, critic.device)
-
-    def run(
-        self, inputs: Tensors, state: State | None, resets: Tensor | None, unroll: bool
-    ) -> tuple[Tensors, State]:
-        self.part.leading(inputs)  # else values of another batch would be broadcast
-        outputs, after = super().run(inputs, state, resets, unroll)
-        return self.part.values_of(outputs), after
 
 
 class Weights(nn.Module):
