@@ -128,9 +128,7 @@ class SeparateNetworks(nn.Module):
             outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
         else:
             outputs, after = self.ensemble(together, rows=chosen), {}
-        results = [
-            parts[row].values_of(own) for row, own in zip(rows, rows_of(outputs, len(rows)))
-        ]
+        results = [parts[row].values_of(own) for row, own in zip(rows, rows_of(outputs, len(rows)))]
         return list(zip(results, rows_of(after, len(rows))))
 
     def train(self, mode: bool = True) -> SeparateNetworks:
