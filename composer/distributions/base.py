@@ -1,8 +1,7 @@
 """From logits to actions: which distribution an action has, and all actions together as one.
 
 A family (`ActionDistribution`) is chosen per action of the space; called with logits it gives a `Distribution`. The
-families themselves are in `discrete_actions`, `continuous_actions` and `deterministic_actions`; others come by
-registration.
+families themselves are in `discrete`, `continuous` and `deterministic`; others come by registration.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class GroupNetworks:
 
     name: str | None
     actors: tuple[Actor, ...]
-    module: Any  # a Policy, a critic or SeparateParts
+    module: Any  # a Policy, a critic or `SeparateNetworks`
 
     @property
     def parts(self) -> list[Any]:

@@ -1,7 +1,7 @@
 """Spaces whose values vary in size - Sequence, Graph, Text, OneOf - as ports under flat keys.
 
 A mask is true where there is a real element. What is not real is zero, and a set or graph without elements is one
-padded element long, so that no block meets an empty axis:
+padded element long, so that no block meets an empty axis. `variable_readers` makes these tensors and masks:
 
     space at the key ``k``            flat keys
     Sequence(Box((F,)))               k (None, F); k:mask (None,)
@@ -34,7 +34,8 @@ from composer.spaces.kinds import (
     look_at,
     watched,
 )
-from composer.spaces.sample_readers import (
+from composer.spaces.values import FLAGS, IntegerRange
+from composer.spaces.variable_readers import (
     CompoundReader,
     FixedReader,
     GraphReader,
@@ -47,7 +48,6 @@ from composer.spaces.sample_readers import (
     shape_of,
     typed,
 )
-from composer.spaces.values import FLAGS, IntegerRange
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import did_you_mean
 

@@ -26,7 +26,7 @@ __all__ = ["GruBlock", "LstmBlock", "LstmLastStepBlock", "RecurrentBlock", "RnnB
 
 
 class RecurrentBlock(MemoryBlock):
-    """What lstm, gru and rnn share: layers with a norm after and dropout between them.
+    """What lstm, gru and rnn share: layers with a norm after and dropout between them. Resets are `MemoryBlock`'s work.
 
     A subclass names its state and hands over what makes a layer from (features, hidden_units, bidirectional).
     Parameters are called ``layers.0.weight_ih_l0`` and so on.

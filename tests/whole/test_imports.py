@@ -29,7 +29,7 @@ composer: errors atomic batch_axes limits | torch
 composer.source: values files scalars params overlay load | yaml
 composer: trust |
 composer.spec: fields model_spec nodes template references wrapper_names read places diff |
-composer.spaces: sizes values kinds sample_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
+composer.spaces: sizes values kinds variable_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
 composer.network: network module groups structured | torch
 composer.lowered: network actions policy model | torch numpy

@@ -1,0 +1,64 @@
+"""A file whose numbers are not those of the model is not kept."""
+
+import re
+
+import pytest
+import torch
+
+from composer.export.exporting import ExportError
+from composer.export.files import FORMATS
+from tests.composer.export.test_export import message, mlp
+
+
+def test_a_file_that_would_be_different_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt2"
+    path.write_text("the old one")
+    real = FORMATS[".pt2"]
+
+    def read(name):
+        run = real.read(name)
+        return lambda inputs: {k: v + (v.dtype == torch.float32) for k, v in run(inputs).items()}
+
+    monkeypatch.setitem(FORMATS, ".pt2", real._replace(read=read))
+    with pytest.raises(ExportError) as error:
+        mlp().export(path)
+    assert re.fullmatch(
+        rf"{str(path)!r} is not kept: its output 'logits' differs from the model's by \d\.\de[+-]\d\d "
+        r"\(step \d+ with a batch of \d\), more than 1e-04",
+        str(error.value),
+    )
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_read_is_not_kept(tmp_path, monkeypatch):
+    def read(name):
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setitem(FORMATS, ".pt2", FORMATS[".pt2"]._replace(read=read))
+    path = tmp_path / "model.pt2"
+    path.write_text("the old one")
+    expected = f"{str(path)!r} cannot be written: RuntimeError: no such operator"
+    with pytest.raises(ExportError, match=f"^{re.escape(expected)}$"):
+        mlp().export(path)
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 2.0])
+def test_wrong_actions_and_numbers_that_are_none_are_differences(wrong, tmp_path, monkeypatch):
+    real = FORMATS[".pt2"]
+
+    def spoilt(name, value):
+        return value * wrong if name == "logits" else 1 - value if wrong == 2.0 else value
+
+    def read(name):
+        run = real.read(name)
+        return lambda inputs: {
+            k: value if k == "logits" and wrong == 2.0 else spoilt(k, value)
+            for k, value in run(inputs).items()
+        }
+
+    monkeypatch.setitem(FORMATS, ".pt2", real._replace(read=read))
+    output = "action" if wrong == 2.0 else "logits"
+    assert f"its output {output!r} differs" in message(mlp(), tmp_path / "model.pt2")
