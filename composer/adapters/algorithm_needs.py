@@ -21,7 +21,7 @@ from composer.spaces.tree import format_space
 
 __all__ = ["AlgorithmNeeds", "problems"]
 
-ADVISED_CRITICS = {
+ADVISED = {
     "state": "critic: {kind: state, template: {}}",
     "state_action": "critic: {kind: state_action, ensemble: 2, template: {}}",
     "choices": "critic: {kind: state_action, template: {}}",
@@ -95,7 +95,7 @@ def _needs(model: Model, row: AlgorithmNeeds) -> list[str]:
     if row.critic is None:
         needs += [] if critic is None else ["critic: null"]
     elif critic is None or not can_stand_for(critic.kind, _kind(row.critic)):
-        needs.append(ADVISED_CRITICS[row.critic])
+        needs.append(ADVISED[row.critic])
     elif row.critic != "state_action" and critic.ensemble > 1:
         needs.append("no 'ensemble'")
     return needs
@@ -119,9 +119,9 @@ def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[str]:
         return
     what = "the value of a state" if needed == "state" else "the value of an action"
     if critic is None:
-        yield f"{name} needs {what}; add a critic such as {ADVISED_CRITICS[needed]}"
+        yield f"{name} needs {what}; add a critic such as {ADVISED[needed]}"
     elif not can_stand_for(critic.kind, _kind(needed)):
-        yield f"{name} needs {what}, but the critic is of kind {critic.kind!r}; give it one such as {ADVISED_CRITICS[needed]}"
+        yield f"{name} needs {what}, but the critic is of kind {critic.kind!r}; give it one such as {ADVISED[needed]}"
     elif needed != "state_action" and critic.ensemble > 1:
         yield f"{name} needs {what} once, but the critic gives {critic.ensemble}; leave out 'ensemble'"
 
