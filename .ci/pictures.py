@@ -4,6 +4,7 @@
 is one that the page saves, or one of configs/. The name of a value of the Python blocks above the mark does as well.
 """
 
+import contextlib
 import posixpath
 import sys
 import tempfile
@@ -39,14 +40,15 @@ def on_page_markdown(
         return None
     runs_python = any("." not in picture.what for picture in pictures)
     with tempfile.TemporaryDirectory() as folder, open_page(Path(folder)) as examples:
-        for part in parts:
+        for part in parts[: parts.index(pictures[-1]) + 1]:
             if isinstance(part, Picture):
                 uri = f"pictures/{page.file.src_uri.removesuffix('.md')}-{pictures.index(part)}.svg"
                 svg = drawn(part, examples)
                 files.append(File.generated(config, uri, content=svg))
                 markdown = markdown.replace(part.mark, image(part, page.file.src_uri, uri))
             elif part.language == "python" and (runs_python or part.file):
-                examples.run(part)
+                with contextlib.redirect_stdout(None):
+                    examples.run(part)
             else:
                 examples.save(part)
     return markdown
