@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ __all__ += ["one_input", "one_vector"]
 State = Mapping[str, Tensor]
 
 
-def block_name(block: Any) -> str:
+def block_name(block: object) -> str:
     """The registered name of a block class or instance, else its path in ``torch.nn``, else the name of its class.
 
     >>> block_name(torch.nn.ReLU())
@@ -47,18 +47,18 @@ def block_name(block: Any) -> str:
     return name
 
 
-def block_label(block: Any) -> str:
+def block_label(block: object) -> str:
     """How messages call a block class or instance: ``block 'dense'``."""
     return f"block {block_name(block)!r}"
 
 
-def is_built_in(block: Any) -> bool:
+def is_built_in(block: object) -> bool:
     """Whether a block class or instance comes with this package; others are a user's, a plugin's or torch's."""
     cls = block if isinstance(block, type) else type(block)
     return _is_in(cls, "perception_blocks")
 
 
-def is_torchs(block: Any) -> bool:
+def is_torchs(block: object) -> bool:
     """Whether a module class or instance is torch's own."""
     return _is_in(block if isinstance(block, type) else type(block), "torch")
 
@@ -118,9 +118,9 @@ class PerceptionBlock(nn.Module):
     state_shapes: Mapping[str, tuple[int, ...]] = {}  # filled by blocks with memory
     initializer: Rule | None = None  # set by a node's `init:`
     # A setting that names what is read once -> the settings that a saved spec has instead, so that it may be gone then.
-    read_once: tuple[tuple[str, Any], Mapping[str, Any]] | None = None
+    read_once: tuple[tuple[str, object], Mapping[str, object]] | None = None
 
-    def __new__(cls, in_shapes: Any = None, *args: Any, **settings: Any) -> Self:
+    def __new__(cls, in_shapes: object = None, *args: object, **settings: object) -> Self:
         if in_shapes is not None:  # None: a copy or an unpickled block, whose settings were checked
             problems = check_settings(cls, settings, block_label(cls), partial=bool(args))
             if problems:
@@ -228,7 +228,7 @@ class MemoryBlock(PerceptionBlock):
         state: State | None = None,
         resets: Tensor | None = None,
         unroll: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, State]:
         if state is None:
             return self.advance(x, self.zero_state(x))[0]
         if not unroll:
@@ -248,7 +248,10 @@ class MemoryBlock(PerceptionBlock):
         return self(x, state, resets, unroll=True)
 
     def initial_state(
-        self, *leading: int, device: Any = None, dtype: Any = None
+        self,
+        *leading: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
         shapes = self.state_shapes.items()
         return {n: torch.zeros(*leading, *shape, device=device, dtype=dtype) for n, shape in shapes}

@@ -53,7 +53,7 @@ class InferenceBlock(nn.Module):
 
         def nest(
             inner: Graph, names: list[str], inner_path: tuple[str, ...], copies: int | None
-        ) -> Any:
+        ) -> InferenceBlock | EnsembleBlock:
             if copies is None:
                 return InferenceBlock(inner, names, construction=construction, path=inner_path)
             networks = [
@@ -106,7 +106,7 @@ class InferenceBlock(nn.Module):
         state: Mapping[str, Tensor] | None = None,
         resets: Tensor | None = None,
         unroll: bool = False,
-    ) -> Any:
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Outputs alone without a ``state`` (memory then starts from zero), else (outputs, state)."""
         try:
             if state is None:
@@ -189,7 +189,7 @@ class InferenceBlock(nn.Module):
     _run: Callable[..., Any]
     _run_memory: Callable[..., Any] | None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         generated = ("_program", "_memory_program", "_run", "_run_memory")
         return {name: value for name, value in self.__dict__.items() if name not in generated}
 
@@ -202,8 +202,8 @@ def submodule_at(root: nn.Module, target: str) -> nn.Module:
     """By path; unlike torch's ``get_submodule``, it finds a node that is named like a method ("train")."""
     module = root
     for name in filter(None, target.split(".")):
-        found = module._modules.get(name)
-        if found is None:
+        child = module._modules.get(name)
+        if child is None:
             raise AttributeError(f"no module {target!r} in this network")
-        module = found
+        module = child
     return module

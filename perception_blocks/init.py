@@ -32,7 +32,7 @@ __all__ += [
 ]
 __all__ += ["stacked_linear", "xavier_uniform", "zeros"]
 
-Rule = Callable[[Tensor, torch.Generator], Any]
+Rule = Callable[[Tensor, torch.Generator], object]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 
 
@@ -110,7 +110,7 @@ def _uniform(tensor: Tensor, fan_in: int, generator: torch.Generator) -> None:
     tensor.uniform_(-bound, bound, generator=generator)
 
 
-def initializer(rule: Any) -> Rule | None:
+def initializer(rule: object) -> Rule | None:
     """The function for a spec's ``init``: a name, ``{name: {setting: value}}``, a function; None for torch's own.
 
     Raises UnknownNameError for an unknown name and SettingsError for a setting that the initialiser does not take.
@@ -240,26 +240,26 @@ def _gates(layer: nn.Module) -> int:
     return {nn.LSTMCell: 4, nn.GRUCell: 3}.get(type(layer), 1)
 
 
-def _fan_in(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+def _fan_in(layer: nn.Linear, name: str, tensor: Tensor, generator: torch.Generator) -> None:
     """Linear layers and convolutions, weight and bias alike: uniform within 1 / sqrt(fan_in)."""
     _uniform(tensor, math.prod(layer.weight.shape[1:]) or 1, generator)
 
 
-def _hidden(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+def _hidden(layer: nn.RNNBase, name: str, tensor: Tensor, generator: torch.Generator) -> None:
     _uniform(tensor, layer.hidden_size, generator)
 
 
-def _embedding(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+def _embedding(layer: nn.Embedding, name: str, tensor: Tensor, generator: torch.Generator) -> None:
     nn.init.normal_(tensor, generator=generator)
     if layer.padding_idx is not None:
         tensor[layer.padding_idx] = 0
 
 
-def _norm(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+def _norm(layer: nn.Module, name: str, tensor: Tensor, generator: torch.Generator) -> None:
     tensor.fill_(0.0 if name == "bias" else 1.0)
 
 
-def _slope(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+def _slope(layer: nn.PReLU, name: str, tensor: Tensor, generator: torch.Generator) -> None:
     tensor.fill_(layer.init)
 
 
@@ -290,6 +290,6 @@ def _family(cls: type[nn.Module]) -> Callable[..., None] | None:
     return next((draw for kind, draw in _FAMILIES.items() if issubclass(cls, kind)), None)
 
 
-def _clear_statistics(layer: Any) -> None:
+def _clear_statistics(layer: nn.modules.batchnorm._NormBase) -> None:
     if layer.running_mean is not None and not layer.running_mean.is_meta:
         layer.reset_running_stats()

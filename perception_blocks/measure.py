@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -71,7 +71,7 @@ def still() -> Iterator[None]:
 def measure(
     module: nn.Module,
     ports: Sequence[Port],
-    call: Callable[..., Any] | None = None,
+    call: Callable[..., object] | None = None,
     length: int = PROBE_LENGTHS[0],
     batch: int = PROBE_BATCH,
 ) -> Any:
@@ -98,7 +98,7 @@ def measure(
         return _on_zeros(module, probes, call)
 
 
-def _called(module: nn.Module, *tensors: Tensor) -> Any:
+def _called(module: nn.Module, *tensors: Tensor) -> object:
     return module(*tensors)
 
 
@@ -106,12 +106,12 @@ def _called(module: nn.Module, *tensors: Tensor) -> Any:
 class Measured:
     """What a module returned: for each of the lengths, and for a single row; None where it is not run on one."""
 
-    runs: list[Any]
-    one_row: Any
+    runs: list[object]
+    one_row: object
 
 
 def measure_lengths(
-    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+    module: nn.Module, ports: Sequence[Port], call: Callable[..., object] | None = None
 ) -> Measured:
     """What `measure` gives: once, or for each of PROBE_LENGTHS where an axis varies, and for a batch of one."""
     varies = any(None in port.shape for port in ports)
@@ -127,7 +127,7 @@ def _is_torchs(module: nn.Module) -> bool:
     return all(type(inner).__module__.startswith("torch.") for inner in module.modules())
 
 
-def for_one_row(run: Callable[[], Any]) -> Any:
+def for_one_row(run: Callable[[], object]) -> object:
     """What ``run`` returns; None where it fails: what needs several rows says so itself, whenever it is called."""
     try:
         return run()
@@ -136,7 +136,7 @@ def for_one_row(run: Callable[[], Any]) -> Any:
 
 
 def initialize_lazy(
-    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+    module: nn.Module, ports: Sequence[Port], call: Callable[..., object] | None = None
 ) -> None:
     """Give the lazy layers of ``module`` their weights, as its first call would."""
     lazy = _lazy_tensors(module)
@@ -176,7 +176,7 @@ def output_shapes(measured: Measured, name: str) -> tuple[list[Shape], bool]:
     return [_common(variants, name) for variants in zip(*shapes)], single
 
 
-def _outputs(result: Any) -> list[Any]:
+def _outputs(result: object) -> list[Any]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
@@ -187,7 +187,7 @@ def _common(variants: Sequence[Shape], name: str) -> Shape:
     return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*variants))
 
 
-def feature_shape(value: Any, name: str, batch: int = PROBE_BATCH) -> Shape:
+def feature_shape(value: object, name: str, batch: int = PROBE_BATCH) -> Shape:
     """The shape of one measured output without its batch axis; says so when the batch axis got lost."""
     if not isinstance(value, Tensor):
         raise ValueError(
@@ -267,22 +267,22 @@ def probing_tensors(
 
 def _run(
     module: nn.Module,
-    call: Callable[..., Any],
+    call: Callable[..., object],
     to: Callable[[Tensor], Tensor],
     tensors: list[Tensor],
-) -> Any:
+) -> object:
     """What ``call`` makes of a copy of ``module`` whose tensors ``to`` has made."""
     trial = trial_copy(module, to)
     trial.eval()
     return call(trial, *tensors)
 
 
-def _on_meta(module: nn.Module, probes: Probes, call: Callable[..., Any]) -> Any:
+def _on_meta(module: nn.Module, probes: Probes, call: Callable[..., object]) -> object:
     with MetaMode():
         return _run(module, call, lambda t: t.detach().to("meta"), probes("meta"))
 
 
-def _on_fake(module: nn.Module, probes: Probes, call: Callable[..., Any]) -> Any:
+def _on_fake(module: nn.Module, probes: Probes, call: Callable[..., object]) -> object:
     from torch._subclasses import fake_tensor  # takes a third of the time of importing composer
 
     fakes = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
@@ -290,7 +290,7 @@ def _on_fake(module: nn.Module, probes: Probes, call: Callable[..., Any]) -> Any
         return _run(module, call, lambda t: mode.from_tensor(_on_cpu(t)), probes("cpu"))
 
 
-def _on_zeros(module: nn.Module, probes: Probes, call: Callable[..., Any]) -> Any:
+def _on_zeros(module: nn.Module, probes: Probes, call: Callable[..., object]) -> object:
     return _run(module, call, lambda t: _on_cpu(t).clone(), probes("cpu"))
 
 
@@ -307,7 +307,7 @@ class MetaMode(TorchFunctionMode):
     ``made`` is called with every tensor that a constructor of torch makes.
     """
 
-    def __init__(self, made: Callable[[Tensor], Any] | None = None) -> None:
+    def __init__(self, made: Callable[[Tensor], object] | None = None) -> None:
         super().__init__()
         self._made = made
 
@@ -333,7 +333,7 @@ class MetaMode(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _normed(x: Tensor, normalized_shape: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+def _normed(x: Tensor, normalized_shape: Iterable[int], *args: Any, **kwargs: Any) -> Tensor | None:
     """What a norm gives for ``x``; None where torch has something to say about it, or values to compute."""
     sizes = tuple(normalized_shape)
     if not x.is_meta or tuple(x.shape[x.dim() - len(sizes) :]) != sizes:

@@ -116,15 +116,15 @@ class _Draws(TorchDispatchMode):
 @functools.cache
 def _with_generator(func: OpOverload) -> tuple[OpOverload, int] | None:
     """The form of a drawing operation that takes a generator, and the generator's place; None if ``func`` draws not."""
-    own = [argument.name for argument in func._schema.arguments]
-    if "generator" in own:
-        return func, own.index("generator")
+    arguments = [argument.name for argument in func._schema.arguments]
+    if "generator" in arguments:
+        return func, arguments.index("generator")
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return None
     for overload in func.overloadpacket.overloads():
         other = getattr(func.overloadpacket, overload)
         names = [argument.name for argument in other._schema.arguments]
-        if "generator" in names and [name for name in names if name != "generator"] == own:
+        if "generator" in names and [name for name in names if name != "generator"] == arguments:
             return other, names.index("generator")
     return None  # it draws on other devices only
 
@@ -143,7 +143,9 @@ def _is_on_cpu(args: tuple, kwargs: dict[str, Any]) -> bool:
 
 # --- functions that ask which thread calls ---
 
-_Replacement = tuple[ModuleType, str, Any, Any]  # a module, a name in it, what is there, what asks
+_Replacement = tuple[
+    ModuleType, str, object, object
+]  # a module, a name in it, its value, what asks
 
 _LOCK = threading.Lock()
 _threads = 0  # how many have states of their own
@@ -165,7 +167,7 @@ def _ask_which_thread(begins: bool) -> None:
 @functools.cache
 def _replacements() -> list[_Replacement]:
     generator = _AskingGenerator()
-    found: list[_Replacement] = [
+    replacements: list[_Replacement] = [
         (torch.random, "default_generator", torch.default_generator, generator)
     ]
     for module, shared, kind in (
@@ -177,11 +179,11 @@ def _replacements() -> list[_Replacement]:
             names |= {"seed": "seed", "sample": "random_sample", "ranf": "random_sample"}
         for name, method in names.items():
             original = getattr(module, name)
-            found.append((module, name, original, _asking(original, kind, method)))
-    return found
+            replacements.append((module, name, original, _asking(original, kind, method)))
+    return replacements
 
 
-def _asking(original: Callable[..., Any], kind: str, method: str) -> Callable[..., Any]:
+def _asking(original: Callable[..., object], kind: str, method: str) -> Callable[..., Any]:
     @functools.wraps(original)
     def draw(*args: Any, **kwargs: Any) -> Any:
         states = _OWN.states

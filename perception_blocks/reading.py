@@ -9,7 +9,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
 __all__ = ["file_at", "files_found", "without_lost_files"]
 
@@ -42,7 +42,7 @@ def file_at(path: str) -> str:
 
 
 def without_lost_files(
-    cls: type[T], make: Callable[..., T], settings: Mapping[str, Any]
+    cls: type[T], make: Callable[..., T], settings: Mapping[str, object]
 ) -> Callable[[], T]:
     """A function that calls ``make(**settings)`` to make a ``cls``.
 
@@ -51,7 +51,7 @@ def without_lost_files(
     if not _has_weights.get():
         return lambda: make(**settings)
 
-    def made() -> T:
+    def make_without_lost() -> T:
         try:
             return make(**settings)
         except FileNotFoundError as error:
@@ -67,4 +67,4 @@ def without_lost_files(
                 raise
         return make(**{name: value for name, value in settings.items() if name not in lost})
 
-    return made
+    return make_without_lost

@@ -9,9 +9,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from perception_blocks.words import did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 __all__ = [
     "ACTIVATIONS",
@@ -95,7 +98,7 @@ def extra_for(error: Exception, what: str, extra: str | None = None) -> str | No
 class _Entry:
     """What a name stands for: the object itself, or ``"module:attribute"`` until it is asked for."""
 
-    value: Any
+    value: object
     extra: str | None
 
     @property
@@ -103,7 +106,7 @@ class _Entry:
         return self.value if isinstance(self.value, str) else _address(self.value)
 
 
-def _address(value: Any) -> str:
+def _address(value: object) -> str:
     return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', '')}"
 
 
@@ -127,7 +130,7 @@ class Registry:
         self._names: dict[str, str] = {}  # address -> first name
 
     def register(
-        self, name: str, entry: Any = None, *, extra: str | None = None, replace: bool = False
+        self, name: str, entry: object = None, *, extra: str | None = None, replace: bool = False
     ) -> Callable[[T], T] | Any:
         """Give ``entry`` (a class, a function or a lazy ``"module:Class"``) a name; a decorator without ``entry``.
 
@@ -181,7 +184,7 @@ class Registry:
         near = did_you_mean(name, self._entries, self.kind)
         return near or f"; known are {', '.join(map(repr, self._entries))}"
 
-    def name_of(self, value: Any) -> str | None:
+    def name_of(self, value: object) -> str | None:
         """The name under which ``value`` is registered, or None."""
         return self._names.get(_address(value))
 
@@ -238,19 +241,21 @@ def load_plugins() -> None:
                 )
 
 
-def _installed_plugins() -> list[Any]:
+def _installed_plugins() -> list[EntryPoint]:
     """The entry points of installed packages: none is installed in the current folder, or in that of the script."""
     from importlib import metadata  # takes longer to import than all that reads a spec
 
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     never = {os.path.realpath(folder) for folder in ("", os.path.dirname(script or ""))}
     folders = [folder for folder in sys.path if os.path.realpath(folder) not in never]
-    points: dict[str, Any] = {}  # by package: the first one found is that which Python imports
+    points: dict[
+        str, EntryPoints
+    ] = {}  # by package: the first one found is that which Python imports
     for package in metadata.distributions(path=folders):
-        found = package.entry_points.select(group=PLUGIN_GROUP)
-        if found:
-            points.setdefault(package.metadata["Name"], found)
-    return [point for found in points.values() for point in found]
+        announced = package.entry_points.select(group=PLUGIN_GROUP)
+        if announced:
+            points.setdefault(package.metadata["Name"], announced)
+    return [point for announced in points.values() for point in announced]
 
 
 BLOCKS = Registry("block")

@@ -38,18 +38,18 @@ def trial_copy(module: _Module, to: Callable[[Tensor], Tensor]) -> _Module:
 class _Copier:
     def __init__(self, to: Callable[[Tensor], Tensor]) -> None:
         # What is copied, and its copy that has no attributes yet.
-        self.unfilled: list[tuple[Any, Any]] = []
+        self.unfilled: list[tuple[object, object]] = []
         self._to = to
         self._copies: dict[int, Any] = {}  # by the id of what was copied
-        self._copied: list[Any] = []  # kept, so that no id is used again
+        self._copied: list[object] = []  # kept, so that no id is used again
 
-    def fill(self, value: Any, trial: Any) -> None:
+    def fill(self, value: object, trial: object) -> None:
         """Give ``trial`` the attributes of ``value``."""
         vars(trial).update({name: self.copied(held) for name, held in vars(value).items()})
         if isinstance(value, nn.Module):
             vars(trial)["_compiled_call_impl"] = None  # it is compiled for ``value``
 
-    def copied(self, value: Any) -> Any:
+    def copied(self, value: object) -> Any:
         """The copy of ``value``, or ``value`` itself where it leads to no module or tensor."""
         if isinstance(value, str | int | float | None | type):
             return value
@@ -62,7 +62,7 @@ class _Copier:
             self._complete(value, self._copies[id(value)])
         return self._copies[id(value)]
 
-    def _maker(self, value: Any) -> Callable[[Any], Any] | None:
+    def _maker(self, value: object) -> Callable[[Any], object] | None:
         """What begins the copy of such a value; None where it needs none."""
         if isinstance(value, Tensor):
             return self._to
@@ -83,11 +83,11 @@ class _Copier:
             for key, held in value.items() if isinstance(value, dict) else enumerate(value):
                 trial[key] = self.copied(held)
         elif isinstance(value, FunctionType):
-            for own, cell in zip(value.__closure__ or (), trial.__closure__ or ()):
-                if _is_filled(own):
-                    cell.cell_contents = self.copied(own.cell_contents)
+            for cell, new_cell in zip(value.__closure__ or (), trial.__closure__ or ()):
+                if _is_filled(cell):
+                    new_cell.cell_contents = self.copied(cell.cell_contents)
 
-    def _empty(self, value: Any) -> Any:
+    def _empty(self, value: object) -> object:
         trial = object.__new__(type(value))
         self.unfilled.append((value, trial))
         return trial
@@ -103,12 +103,14 @@ class _Copier:
         return functools.partial(self.copied(value.func), *map(self.copied, value.args), **settings)
 
 
-def _holds_modules(value: Any) -> bool:
+def _holds_modules(value: object) -> bool:
     """Whether an object of a class that is neither a module nor a container has modules as attributes."""
     if isinstance(value, ModuleType | FunctionType):
         return False
-    own = getattr(value, "__dict__", None)
-    return isinstance(own, dict) and any(isinstance(held, nn.Module) for held in own.values())
+    attributes = getattr(value, "__dict__", None)
+    return isinstance(attributes, dict) and any(
+        isinstance(held, nn.Module) for held in attributes.values()
+    )
 
 
 def _with_new_cells(function: FunctionType) -> FunctionType:

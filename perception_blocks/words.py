@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from itertools import islice
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 from urllib.parse import quote
 
 from perception_blocks.synonyms import SYNONYMS, folded
@@ -44,7 +44,7 @@ _left: ContextVar[list[int] | None] = ContextVar("comparisons left", default=Non
 MOST_NAMES = 100
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A value in words, for messages: ``"the number 3"``.
 
     >>> describe([1]), describe(None), describe("x" * 100)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -216,7 +215,7 @@ class MultiHeadAttentionBlock(AttentionBlock):
         value: Tensor,
         attention_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         mask = self.joint_mask(attention_mask, key_padding_mask)
         padding = self.padding_mask(attention_mask, key_padding_mask)
         key, value = blank(key, padding), blank(value, padding)
@@ -265,7 +264,7 @@ class SelfAttentionSeqBlock(AttentionBlock):
         x: Tensor,
         attention_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         mask = self.joint_mask(attention_mask, key_padding_mask)
         x = blank(x, self.padding_mask(attention_mask, key_padding_mask))
         y, weights = self.attention(x, x, x, mask, self.causal, self.return_weights)
@@ -322,7 +321,7 @@ class CrossAttentionBlock(AttentionBlock):
         context: Tensor,
         attention_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         mask = self.joint_mask(attention_mask, key_padding_mask)
         context = blank(context, self.padding_mask(attention_mask, key_padding_mask))
         queries = query.unsqueeze(-2) if self.single else query

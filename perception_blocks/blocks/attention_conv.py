@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         tensor.zero_()  # the gain, the only parameter of its own
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         pixels = seen = x.flatten(-self.dims).transpose(-2, -1)  # (..., H * W, C)
         if mask is not None:
             mask = as_bool(mask)
@@ -74,6 +73,6 @@ class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
                 mask = mask.flatten(-self.dims)
                 seen, mask = blank(pixels, mask), mask[..., None, :]
             mask = mask.unsqueeze(-3)
-        found, weights = self.attention(pixels, seen, seen, mask, weighted=self.return_weights)
-        y = x + self.gain * found.transpose(-2, -1).unflatten(-1, x.shape[-self.dims :])
+        attended, weights = self.attention(pixels, seen, seen, mask, weighted=self.return_weights)
+        y = x + self.gain * attended.transpose(-2, -1).unflatten(-1, x.shape[-self.dims :])
         return (y, weights.squeeze(-3)) if self.return_weights else y

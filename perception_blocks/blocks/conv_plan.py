@@ -56,10 +56,10 @@ def plan_layers(
     in_shape: Shape,
     channels: Sequence[int],
     *,
-    kernels: Any,
-    strides: Any = 1,
-    dilations: Any = 1,
-    padding: Any = 0,
+    kernels: object,
+    strides: object = 1,
+    dilations: object = 1,
+    padding: object = 0,
     padding_mode: str = "zeros",
     advice: str = "use smaller kernels or strides, fewer layers, or padding",
 ) -> list[ConvPlan]:
@@ -129,7 +129,7 @@ def _check_lengths(name: str, layers: int, dims: int, given: dict[str, Any]) -> 
         raise ValueError(f"{name}: {'; '.join(problems)}")
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS, FUNCTIONS
-from perception_blocks.settings import Function, SettingsError, check_settings
+from perception_blocks.settings import Function, SettingProblem, SettingsError, check_settings
 
 __all__ = ["FunctionalBlock", "add", "function_label", "identity", "mean", "multiply"]
 
@@ -94,7 +94,7 @@ def _alike(name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return inputs
 
 
-def function_label(function: Callable[..., Any]) -> str:
+def function_label(function: Callable[..., object]) -> str:
     """A callable in a few words: its name, a lambda's place, a partial with its arguments.
 
     >>> function_label(functools.partial(math.pow, 2))
@@ -113,8 +113,8 @@ def function_label(function: Callable[..., Any]) -> str:
 
 
 def check_call(
-    function: Callable[..., Any], inputs: int, settings: dict[str, Any], label: str
-) -> list[Any]:
+    function: Callable[..., object], inputs: int, settings: dict[str, Any], label: str
+) -> list[SettingProblem]:
     """What is wrong with the settings; ValueError where the function takes another number of inputs.
 
     Nothing is checked of functions written in C that do not tell their arguments.

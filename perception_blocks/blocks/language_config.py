@@ -80,8 +80,8 @@ def settings_of(config: Any) -> dict[str, Any]:
     given = {name: getattr(config, name) for name in names}
     settings = {"vocab_size": given["vocab_size"]}
     for _ in range(2):  # a default may follow from another setting, once that is given
-        made = cls(**settings, **NO_TOKENS)
-        settings |= {name: value for name, value in given.items() if getattr(made, name) != value}
+        base = cls(**settings, **NO_TOKENS)
+        settings |= {name: value for name, value in given.items() if getattr(base, name) != value}
     return settings
 
 
@@ -115,7 +115,7 @@ def _problems(family: str, settings: Mapping[str, Any]) -> Iterator[SettingProbl
             yield SettingProblem(name, f"{name!r} {wrong}")
 
 
-def _wrong_value(name: str, annotation: Any, value: Any) -> str | None:
+def _wrong_value(name: str, annotation: object, value: object) -> str | None:
     """What the library would not notice until it runs, or never, and plain types in our own words."""
     kinds = get_args(annotation) or (annotation,)
     if set(kinds) <= {int, float, str, bool, type(None)} and (wrong := mismatch(annotation, value)):
@@ -158,13 +158,13 @@ class Folder:
 
     def family(self, expected: str | None) -> str:
         """Which family it is of. Raises SettingsError for one that is unknown or not the ``expected`` one."""
-        found = self._values.get("model_type")
-        if found not in FAMILIES:
+        family = self._values.get("model_type")
+        if family not in FAMILIES:
             names = ", ".join(map(repr, FAMILIES))
-            raise self._wrong(f"{self.path!r} is of the family {found!r}; there is {names}")
-        if expected not in (None, found):
-            raise self._wrong(f"{self.path!r} is of the family {found!r}, not {expected!r}")
-        return found
+            raise self._wrong(f"{self.path!r} is of the family {family!r}; there is {names}")
+        if expected not in (None, family):
+            raise self._wrong(f"{self.path!r} is of the family {family!r}, not {expected!r}")
+        return family
 
     def config(self, family: str) -> Any:
         """The library's configuration that the folder holds.
@@ -204,7 +204,7 @@ class Folder:
 
     def _places(self, body: Any) -> dict[str, tuple[Path, str]]:
         """Name in ``body`` -> the file that holds it, and its name there: a head's checkpoint puts a prefix before."""
-        own, prefix = set(body.state_dict()), f"{body.base_model_prefix}."
+        names, prefix = set(body.state_dict()), f"{body.base_model_prefix}."
         places = {}
         for file in self.files:
             try:
@@ -213,7 +213,7 @@ class Folder:
             except (SafetensorError, OSError) as error:
                 raise self._wrong(f"{str(file)!r} cannot be read: {error}") from error
             for name in stored:
-                if name.removeprefix(prefix) in own:
+                if name.removeprefix(prefix) in names:
                     places[name.removeprefix(prefix)] = (file, name)
         return places
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class RecurrentBlock(MemoryBlock):
         self._check(name, shape, num_layers, dropout, bidirectional)
         width = hidden_units * (2 if bidirectional else 1)
         super().__init__(in_shapes, out_shapes=[(*shape[:-1], width)])
-        sizes: list[Any] = [shape[-1], *[width] * (num_layers - 1)]
+        sizes = [shape[-1], *[width] * (num_layers - 1)]
         self.layers = nn.ModuleList(layer(size, hidden_units, bidirectional) for size in sizes)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in sizes) if layer_norm else None
         self.hidden_units = hidden_units
@@ -67,7 +67,7 @@ class RecurrentBlock(MemoryBlock):
         state: State | None = None,
         resets: Tensor | None = None,
         unroll: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, State]:
         if self.reads_window:
             return self._normed(-1, self._layers_over(x, None)[0])
         return super().forward(x, state, resets, unroll)

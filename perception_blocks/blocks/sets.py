@@ -104,7 +104,7 @@ class AttentionPoolingBlock(MaskedBlock):
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
         nn.init.xavier_uniform_(tensor, generator=generator)  # the seeds
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         x = blank(x, mask)
         seeds = self.seeds.expand(*x.shape[:-2], *self.seeds.shape)
         legal = None if mask is None else as_bool(mask)[..., None, None, :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class ParallelMemoryBlock(MemoryBlock):
         state: State | None = None,
         resets: Tensor | None = None,
         unroll: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, State]:
         if state is not None and unroll:
             return self.scan(x, state, resets)
         return super().forward(x, state, resets)

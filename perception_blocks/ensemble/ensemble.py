@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +74,7 @@ class EnsembleBlock(nn.Module):
                 self._buffers[key] = like
                 continue
             across = name in self._networks.across
-            stacked = _moved_together([own[name] for own in tensors], across)
+            stacked = _moved_together([copy_tensors[name] for copy_tensors in tensors], across)
             if isinstance(like, nn.Parameter):
                 self._parameters[key] = nn.Parameter(stacked, like.requires_grad)
             else:
@@ -97,7 +97,7 @@ class EnsembleBlock(nn.Module):
             self._refuse_rows(rows, inputs)
         if self.why_looped is not None:
             return self._one_by_one(inputs, state, resets, unroll, rows)
-        values: dict[str, Any] = {name: inputs[name] for name in self.in_keys}
+        values = {name: inputs[name] for name in self.in_keys}
         if not self.own_inputs:
             values = {n: x.expand(self.copies, *x.shape) for n, x in values.items()}
             resets = None if resets is None else resets.expand(self.copies, *resets.shape)
@@ -116,11 +116,11 @@ class EnsembleBlock(nn.Module):
         if self.why_looped is not None:
             return copy.deepcopy(self._modules[str(index)])
 
-        def own(tensor: Tensor) -> Tensor:
+        def copied(tensor: Tensor) -> Tensor:
             value = tensor[index].detach().clone()
             return nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
 
-        return self._filled(own)
+        return self._filled(copied)
 
     def view_of(self, index: int) -> Any:
         """The network of one copy alone, over the very weights of this ensemble: its tensors are parts of the stacks.
@@ -227,13 +227,13 @@ class EnsembleBlock(nn.Module):
         results = []
         for place, row in enumerate(range(self.copies) if rows is None else rows):
             network = self._network_at(row)
-            own = {n: inputs[n][place] if self.own_inputs else inputs[n] for n in self.in_keys}
+            given = {n: inputs[n][place] if self.own_inputs else inputs[n] for n in self.in_keys}
             if state is None:
-                results.append(network(own))
+                results.append(network(given))
                 continue
-            own_resets = resets[place] if self.own_inputs and resets is not None else resets
-            own_state = {n: state[n].select(dim, place) for n, dim in self._state_dims.items()}
-            results.append(network(own, own_state, own_resets, unroll))
+            copy_resets = resets[place] if self.own_inputs and resets is not None else resets
+            copy_state = {n: state[n].select(dim, place) for n, dim in self._state_dims.items()}
+            results.append(network(given, copy_state, copy_resets, unroll))
         if state is None:
             return _together(results, self._out_dims)
         outputs = _together([out for out, _ in results], self._out_dims)
@@ -248,10 +248,12 @@ class EnsembleBlock(nn.Module):
             self._lowered[row] = network.lower()
         return self._lowered[row]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_lowered": {}}  # generated, and anew when needed
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: MutableMapping[str, Tensor], prefix: str, keep_vars: bool
+    ) -> None:
         if self.why_looped is not None:
             return
         for index in range(self.copies):
@@ -262,9 +264,9 @@ class EnsembleBlock(nn.Module):
 
     def _load_from_state_dict(
         self,
-        state_dict: Any,
+        state_dict: Mapping[str, Tensor],
         prefix: str,
-        local_metadata: Any,
+        local_metadata: object,
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
@@ -277,17 +279,17 @@ class EnsembleBlock(nn.Module):
             for name in self._saved_names():
                 key = f"{prefix}{index}.{name}"
                 known.add(key)
-                own = self._tensor(self._keys[name])[index]
+                tensor = self._tensor(self._keys[name])[index]
                 if key not in state_dict:
                     missing_keys.append(key)
-                elif state_dict[key].shape != own.shape:
+                elif state_dict[key].shape != tensor.shape:
                     error_msgs.append(
                         f"size mismatch for {key}: {tuple(state_dict[key].shape)} in the "
-                        f"checkpoint, {tuple(own.shape)} in the model"
+                        f"checkpoint, {tuple(tensor.shape)} in the model"
                     )
                 else:
                     with torch.no_grad():
-                        own.copy_(state_dict[key])
+                        tensor.copy_(state_dict[key])
         unexpected_keys += [
             key for key in state_dict if key.startswith(prefix) and key not in known
         ]
@@ -309,7 +311,7 @@ def _refuse_other_ports(networks: Sequence[Any]) -> None:
                 )
 
 
-def _ports(network: Any) -> dict[str, Any]:
+def _ports(network: Any) -> dict[str, object]:
     outputs = {name: port.shape for name, port in network.out_ports.items()}
     return {"inputs": network.in_keys, "outputs": outputs, "states": network.state_shapes}
 
@@ -331,4 +333,4 @@ def _moved_together(tensors: Sequence[Tensor], across: bool) -> Tensor:
 
 
 def _together(copies: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:
-    return {name: torch.stack([own[name] for own in copies], dim=dim) for name, dim in dims.items()}
+    return {name: torch.stack([out[name] for out in copies], dim=dim) for name, dim in dims.items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +110,8 @@ class StackedBatchNorm(FeatureBatchNorm):
         learns = self.training and rows.shape[0] > 1
         if learns:
             self.num_batches_tracked.add_(1)  # type: ignore[operator]
-        own = (self.running_mean, self.running_var, self.weight, self.bias)
-        flat = [tensor.flatten() for tensor in own]  # type: ignore[union-attr]
+        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
+        flat = [tensor.flatten() for tensor in tensors]  # type: ignore[union-attr]
         y = functional.batch_norm(rows, *flat, learns, self.momentum, self.eps)  # type: ignore[arg-type]
         return y.unflatten(1, (copies, -1)).transpose(0, 1).reshape(input.shape)
 
@@ -128,9 +127,9 @@ class StackedRecurrentLayer(RecurrentLayer):
             return self._stepwise(x_TF, carry)
         outputs, ends = [], []
         weights = zip(*(tensor.unbind(0) for tensor in self.all_weights_flat()))
-        for place, own in enumerate(weights):
+        for place, copy_weights in enumerate(weights):
             start = None if carry is None else tuple(part[place] for part in carry)
-            y_TF, end = self.over(x_TF[place], start, own)
+            y_TF, end = self.over(x_TF[place], start, copy_weights)
             outputs.append(y_TF)
             ends.append(end)
         return torch.stack(outputs), tuple(map(torch.stack, zip(*ends)))
@@ -204,18 +203,18 @@ def why_not_alike(networks: Sequence[nn.Module]) -> str | None:
     return None
 
 
-def _form(network: nn.Module) -> dict[str, list[Any]]:
-    """What copies have in common, by how that is said of one that differs."""
+def _form(network: nn.Module) -> dict[str, list[object]]:
+    """What copies have in common, by the words for a copy that differs in it."""
     modules = list(network.modules())
-    own = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
-    tensors = [tensor for some in own for tensor in some.values() if tensor is not None]
+    registries = [tensors for m in modules for tensors in (m._parameters, m._buffers) if tensors]
+    tensors = [tensor for some in registries for tensor in some.values() if tensor is not None]
     nodes = [node for m in modules for node in m.__dict__.get("nodes", ())]
     return {
         "other blocks": [*map(type, modules)],
         "other settings": [(node.step, node.settings) for node in nodes],
         "other hooks": [bool(m._forward_hooks or m._forward_pre_hooks) for m in modules],
         "another mode (train or eval)": [module.training for module in modules],
-        "weights of other names": [[*some] for some in own],
+        "weights of other names": [[*some] for some in registries],
         "weights of other shapes": [tensor.shape for tensor in tensors],
         "weights of another dtype or device": [(t.dtype, t.device) for t in tensors],
         "other frozen weights": [tensor.requires_grad for tensor in tensors],

@@ -76,15 +76,15 @@ class StackedNetwork:
         join = torch.cat if size > 1 else torch.stack
         results = []
         pieces = self._pieces(tensors, first.shape[0], size)
-        for place, own in enumerate(zip(*pieces)):
-            part: Any = slice(place * size, (place + 1) * size) if size > 1 else place
-            own_state = state and _parts(state, part)
-            own_resets = None if resets is None else resets[part]
-            own_call = (_parts(inputs, part), own_state, own_resets, unroll)
-            results.append(self._run(size > 1, own, own_call))
+        for place, weights in enumerate(zip(*pieces)):
+            part = slice(place * size, (place + 1) * size) if size > 1 else place
+            part_state = state and _parts(state, part)
+            part_resets = None if resets is None else resets[part]
+            part_call = (_parts(inputs, part), part_state, part_resets, unroll)
+            results.append(self._run(size > 1, weights, part_call))
         return _joined(results, join, state is None)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_functions": {}}  # generated, and anew when needed
 
     def _together(self, first: Tensor) -> int:

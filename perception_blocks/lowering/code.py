@@ -25,7 +25,7 @@ __all__ = ["Code", "Guard", "children", "fresh", "is_ordinary", "rule"]
 Rule = Callable[..., "str | None"]
 
 # By class, its rule and the forward that this is about: a class may be given another one.
-_RULES: dict[type[nn.Module], tuple[Rule, Any]] = {}
+_RULES: dict[type[nn.Module], tuple[Rule, Callable[..., object]]] = {}
 # Classes whose output is a new tensor that no gradient needs: what follows may be computed in place.
 _FRESH: set[type[nn.Module]] = set()
 
@@ -155,13 +155,13 @@ class Code:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.constants: dict[str, Any] = {}
+        self.constants: dict[str, object] = {}
         self.guard = Guard()
         self.called: dict[nn.Module, None] = {}  # what runs through its own call
         self._names: dict[int, str] = {}
         self._count = 0
 
-    def constant(self, value: Any) -> str:
+    def constant(self, value: object) -> str:
         """The name of ``value`` itself, the same each time."""
         if id(value) not in self._names:
             name = f"k{len(self.constants)}"
@@ -182,7 +182,7 @@ class Code:
         first, self._count = self._count, self._count + count
         return [f"v{number}" for number in range(first, first + count)]
 
-    def call(self, function: Callable[..., Any], *arguments: str) -> str:
+    def call(self, function: Callable[..., object], *arguments: str) -> str:
         return f"{self.constant(function)}({', '.join(arguments)})"
 
     def parameter(self, module: nn.Module, name: str) -> str:
@@ -250,6 +250,6 @@ class Code:
 
     def function(self, source: str) -> Callable[..., Any]:
         """The function ``run`` that ``source`` defines."""
-        namespace = self.constants
+        namespace: dict[str, Any] = self.constants
         exec(compile(source, "<lowered network>", "exec"), namespace)
         return namespace["run"]

@@ -81,12 +81,12 @@ def _with_memory(
 ) -> list[str]:
     assert isinstance(module, MemoryBlock)
     (x,) = inputs
-    state = {own: memory.before[name] for own, name in step.state}
+    state = {part: memory.before[name] for part, name in step.state}
     if memory.unroll:
         output, after = memory_call(code, module, x, state, unroll=True)
     else:
         output, after = step_of(code, module, x, state)
-    memory.after |= {name: after[own] for own, name in step.state}
+    memory.after |= {name: after[part] for part, name in step.state}
     return [code.variable(output)]
 
 
@@ -102,14 +102,14 @@ def _nested(
     given = dict(zip(step.inner[0], inputs))
     inner = None
     if memory is not None and step.state:
-        before = {own: memory.before[name] for own, name in step.state}
+        before = {part: memory.before[name] for part, name in step.state}
         inner = Memory(memory.unroll, before)
     if type(module) is type(network) and code.runs(module):
         outputs = write_network(code, module, given, inner)
     else:
         outputs = _called_network(code, module, given, inner)
     if memory is not None and inner is not None:
-        memory.after |= {name: inner.after[own] for own, name in step.state}
+        memory.after |= {name: inner.after[part] for part, name in step.state}
     return [outputs[name] for name in step.inner[1]]
 
 
@@ -254,7 +254,7 @@ class LoweredNetwork:
         """All steps: inputs (..., T) + shapes with T >= 1, state (...) + shapes, resets (..., T)."""
         return self(inputs, state, resets, unroll=True)
 
-    def initial_state(self, *arguments: Any, **keywords: Any) -> dict[str, Tensor]:
+    def initial_state(self, *arguments: object, **keywords: object) -> dict[str, Tensor]:
         return self.network.initial_state(*arguments, **keywords)
 
     @property
@@ -270,10 +270,10 @@ class LoweredNetwork:
     def __repr__(self) -> str:
         return f"LoweredNetwork({self.network.in_shapes} -> {self.network.out_shapes})"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"network": self.network, "_class": self._class}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._lower()
 

@@ -56,7 +56,7 @@ def write_program(steps: Sequence[Step], outputs: Mapping[str, str], *, memory: 
     writer.finish(outputs)
     arguments = "modules, inputs, state, resets, unroll" if memory else "modules, inputs"
     source = f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in writer.lines)
-    namespace: dict[str, Any] = {**writer.constants, "one_batch_axis": one_batch_axis}
+    namespace: dict[str, object] = {**writer.constants, "one_batch_axis": one_batch_axis}
     namespace["__builtins__"] = builtins  # torch.compile looks for them
     # A copy: Python notes beside the code where it found a function's globals the last time.
     return Program(source, FunctionType(_code_of(source).replace(), namespace))
@@ -78,10 +78,10 @@ class _Writer:
     def __init__(self, memory: bool) -> None:
         self.memory = memory
         self.lines: list[str] = []
-        self.constants: dict[str, Any] = {}
+        self.constants: dict[str, object] = {}
         self._values: dict[str, str] = {}
         self._free: list[str] = []
-        self._keys: dict[Any, str] = {}
+        self._keys: dict[str, str] = {}
         self._containers: dict[tuple[str, ...], str] = {(): "modules"}
         self._states: list[tuple[str, str]] = []  # (network's name, expression)
         self._count = 0
@@ -115,7 +115,7 @@ class _Writer:
         else:
             arguments = ", ".join(inputs)
         if with_state:
-            state = self._mapping((own, f"state[{self._key(name)}]") for own, name in step.state)
+            state = self._mapping((part, f"state[{self._key(name)}]") for part, name in step.state)
             arguments += f", {state}, resets, unroll"
         return f"{module}({arguments})"
 
@@ -130,7 +130,7 @@ class _Writer:
             results = f"({results},)" if with_state else f"{results},"
         if with_state:
             after = self._number("s")
-            self._states += [(name, f"{after}[{self._key(own)}]") for own, name in step.state]
+            self._states += [(name, f"{after}[{self._key(part)}]") for part, name in step.state]
             results += f", {after}"
         self.lines.append(f"{results} = {call}")
         if step.inner is not None:
@@ -153,7 +153,7 @@ class _Writer:
         return "{" + ", ".join(f"{self._key(key)}: {text}" for key, text in pairs) + "}"
 
     def _value(self, name: str) -> str:
-        if name not in self._values:  # not written by any step so far: an input
+        if name not in self._values:  # not written by any step yet: an input
             self.lines.append(f"{self._new_value(name)} = inputs[{self._key(name)}]")
         return self._values[name]
 
@@ -168,7 +168,7 @@ class _Writer:
             self._keys[key] = self._constant(key)
         return self._keys[key]
 
-    def _constant(self, value: Any) -> str:
+    def _constant(self, value: object) -> str:
         name = f"k{len(self.constants)}"
         self.constants[name] = value
         return name
@@ -186,15 +186,15 @@ def one_batch_axis(
     ``ranks`` are the tensors' numbers of feature axes; ``names`` are keyword names, or None for positional arguments.
     """
     leading = tensors[0].shape[: tensors[0].dim() - ranks[0]]
-    one = len(leading) == 1
-    if not one:
+    has_one_axis = len(leading) == 1
+    if not has_one_axis:
         size = math.prod(leading)
         tensors = tuple(
             t.reshape(size, *t.shape[t.dim() - rank :])
             for t, rank in zip(tensors, ranks, strict=True)
         )
     result = module(*tensors) if names is None else module(**dict(zip(names, tensors, strict=True)))
-    if one:
+    if has_one_axis:
         return result
     if isinstance(result, Tensor):
         return result.reshape(*leading, *result.shape[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -46,20 +46,22 @@ ANY_LEADING_AXES |= {nn.Softplus, nn.Tanh}
 
 _LINEAR = torch._C._nn.linear  # type: ignore[attr-defined]
 # The same without a Python function around it.
-_SHORTER: dict[Any, Any] = {
+_SHORTER: dict[object, Callable[..., Tensor]] = {
     functional.elu: torch._C._nn.elu,  # type: ignore[attr-defined]
     functional.gelu: torch._C._nn.gelu,  # type: ignore[attr-defined]
     functional.leaky_relu: torch._C._nn.leaky_relu,  # type: ignore[attr-defined]
     functional.silu: torch._C._nn.silu,  # type: ignore[attr-defined]
 }
-_IN_PLACE: dict[Any, Any] = {
+_IN_PLACE: dict[object, Callable[..., Tensor]] = {
     torch.relu: torch.relu_,
     torch.sigmoid: torch.sigmoid_,
     torch.tanh: torch.tanh_,
 }
 
 
-def activated(code: Code, activation: Any, x: str, may_overwrite: bool) -> str:
+def activated(
+    code: Code, activation: Callable[[Tensor], Tensor], x: str, may_overwrite: bool
+) -> str:
     """``activation`` (a function, or a module) of ``x``."""
     if isinstance(activation, nn.Module):
         return code.apply(activation, x)
@@ -94,7 +96,7 @@ def _rms_norm(code: Code, norm: nn.RMSNorm, x: str) -> str | None:
 
 
 @rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, fresh=True)
-def _conv(code: Code, conv: Any, x: str) -> str | None:
+def _conv(code: Code, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: str) -> str | None:
     if not _holds(conv, "weight", "bias"):
         return None
     weights = code.parameter(conv, "weight"), code.parameter(conv, "bias")
@@ -219,10 +221,14 @@ def _embedding(code: Code, block: EmbeddingBlock, x: str) -> str:
     return code.apply(code.child(block, "table"), x)
 
 
-def _activations(code: Code, block: Any, name: str = "activations") -> list[Any]:
+def _activations(
+    code: Code, block: nn.Module, name: str = "activations"
+) -> list[Callable[[Tensor], Tensor]]:
     """The activations of ``block``, functions or modules."""
-    found = getattr(block, name)
-    return code.list_of(block, name) if isinstance(found, nn.ModuleList) else list(found)
+    activations = getattr(block, name)
+    return (
+        code.list_of(block, name) if isinstance(activations, nn.ModuleList) else list(activations)
+    )
 
 
 def _activation_after(code: Code, block: nn.Module, name: str, last: nn.Module, x: str) -> str:
