@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from composer.limits import GivenLimits
-from composer.source.load import load_source
+from composer.source.load import GivenSpec, Override, load_source
 from composer.trust import allow_list, import_object
 from perception_blocks.registry import NameTakenError, UnknownNameError
 from perception_blocks.words import did_you_mean
@@ -19,6 +19,7 @@ from perception_blocks.words import did_you_mean
 __all__ = ["MODELS", "MissingPartError", "ModelRecord", "ModelRegistry", "SpecFactory"]
 __all__ += ["find_model", "record_of_spec"]
 
+Factory = TypeVar("Factory")
 # Part -> what messages call it, in the order of the 6-tuple.
 PARTS = {
     "actor": "actor factory",
@@ -55,7 +56,7 @@ class ModelRecord:
     """
 
     name: str
-    parts: Mapping[str, Any]
+    parts: Mapping[str, object]
     allow: tuple[str, ...] = ()  # modules that parts given as dotted paths may come from
 
     def __post_init__(self) -> None:
@@ -125,7 +126,7 @@ class ModelRecord:
 class SpecFactory:
     """One part of a model whose networks a spec describes; called with the vocabulary's size and the longest length."""
 
-    spec: Any
+    spec: GivenSpec
     part: str
     allow: tuple[str, ...] = ()
 
@@ -136,7 +137,7 @@ class SpecFactory:
         max_length: int,
         seed: int | None = None,
         device: Any = "cpu",
-        overrides: Iterable[Any] = (),
+        overrides: Iterable[Override] = (),
         limits: GivenLimits = None,
     ) -> tuple[Any, ...]:
         """(training, inference), or all four of an actor and its critic; see `composer.policy.sequence_view`."""
@@ -161,12 +162,14 @@ class SpecFactory:
         return token_views(model.policy if self.part == "actor" else model.critic)
 
 
-def record_of_spec(name: str, spec: Any, allow: Iterable[str] = (), **files: Any) -> ModelRecord:
+def record_of_spec(
+    name: str, spec: GivenSpec, allow: Iterable[str] = (), **files: object
+) -> ModelRecord:
     """The record of a spec (file, text or mapping); it has a critic where the spec has one."""
     allow = allow_list(allow)
     has_critic = load_source(spec, allow=allow).data.get("critic") is not None
-    made = ("actor", "critic", "actor_critic") if has_critic else ("actor",)
-    factories = {part: SpecFactory(spec, part, allow) for part in made}
+    names = ("actor", "critic", "actor_critic") if has_critic else ("actor",)
+    factories = {part: SpecFactory(spec, part, allow) for part in names}
     return ModelRecord(name, {**factories, **files}, allow)
 
 
@@ -188,10 +191,10 @@ class ModelRegistry:
         name: str,
         part: str | None = None,
         *,
-        spec: Any = None,
+        spec: GivenSpec | None = None,
         allow: Iterable[str] = (),
         replace: bool = False,
-        **parts: Any,
+        **parts: object,
     ) -> Any:
         """Give a model its name: by its ``parts``, by a ``spec``, or as the decorator of the factory that is ``part``.
 
@@ -206,7 +209,7 @@ class ModelRegistry:
                 )
             _checked(name, {part: None, **parts})
 
-            def decorate(factory: Any) -> Any:
+            def decorate(factory: Factory) -> Factory:
                 self._add(name, {part: factory, **parts}, allow, replace)
                 return factory
 
@@ -222,7 +225,7 @@ class ModelRegistry:
         return self._add(name, parts, allow, replace)
 
     def _add(
-        self, name: str, parts: Mapping[str, Any], allow: Iterable[str], replace: bool
+        self, name: str, parts: Mapping[str, object], allow: Iterable[str], replace: bool
     ) -> None:
         parts = _checked(name, parts)
         old = None if replace else self._records.get(name)
@@ -256,7 +259,7 @@ MODELS = ModelRegistry()
 
 
 def find_model(
-    model: Any, allow: Iterable[str] = (), models: ModelRegistry = MODELS
+    model: object, allow: Iterable[str] = (), models: ModelRegistry = MODELS
 ) -> ModelRecord:
     """What a training config means by ``model``: a name, the dotted path of a record, or a spec (file or mapping).
 
@@ -279,13 +282,13 @@ def find_model(
         )
     if model in models or "." not in model:
         return models.get(model)
-    found = import_object(model, allow)
-    if not isinstance(found, ModelRecord):
-        raise ValueError(f"{model!r} is no ModelRecord but a {type(found).__name__}")
-    return found
+    record = import_object(model, allow)
+    if not isinstance(record, ModelRecord):
+        raise ValueError(f"{model!r} is no ModelRecord but a {type(record).__name__}")
+    return record
 
 
-def _checked(name: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(name: str, parts: Mapping[str, object]) -> dict[str, object]:
     """The ``parts`` that are there. Raises ValueError for one that no model has, and for a factory that is none."""
     for part, value in parts.items():
         if part not in PARTS:

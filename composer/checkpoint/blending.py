@@ -58,29 +58,29 @@ def _near(buffers: object) -> str:
 
 def _pairs(target: nn.Module, source: nn.Module) -> tuple[Pairs, Pairs]:
     """(target, source) of every parameter, and of every buffer. Raises ValueError unless they go together."""
-    found: list[Pairs] = []
+    pairs: list[Pairs] = []
     problems: list[str] = []
-    for kind, own, other in (
+    for kind, ours, other in (
         ("parameter", dict(target.named_parameters()), dict(source.named_parameters())),
         ("buffer", dict(target.named_buffers()), dict(source.named_buffers())),
     ):
-        problems += _differences(kind, own, other)
-        found.append([(tensor, other[name]) for name, tensor in own.items() if name in other])
+        problems += _differences(kind, ours, other)
+        pairs.append([(tensor, other[name]) for name, tensor in ours.items() if name in other])
     if problems:
         raise ValueError("target and source differ:\n" + "\n".join(f"  {p}" for p in problems))
-    return found[0], found[1]
+    return pairs[0], pairs[1]
 
 
 def _differences(
-    kind: str, own: Mapping[str, Tensor], other: Mapping[str, Tensor]
+    kind: str, ours: Mapping[str, Tensor], other: Mapping[str, Tensor]
 ) -> Iterable[str]:
-    for name in [*own, *(name for name in other if name not in own)]:
+    for name in [*ours, *(name for name in other if name not in ours)]:
         if name not in other:
             yield f"{kind} {name!r} is only in the target"
-        elif name not in own:
+        elif name not in ours:
             yield f"{kind} {name!r} is only in the source"
-        elif own[name].shape != other[name].shape:
-            shapes = (format_shape(tensor.shape) for tensor in (own[name], other[name]))
+        elif ours[name].shape != other[name].shape:
+            shapes = (format_shape(tensor.shape) for tensor in (ours[name], other[name]))
             yield "{} {!r} has the shape {} in the target and {} in the source".format(
                 kind, name, *shapes
             )

@@ -35,6 +35,7 @@ _NAMES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 _Result = TypeVar("_Result")
+Kinds = Mapping[str, tuple[str, list[int]]]  # of each tensor, its dtype and shape
 
 
 class CheckpointError(RefusedError):
@@ -107,7 +108,7 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 
-def _header_digest(texts: Mapping[str, str], kinds: Mapping[str, Any]) -> str:
+def _header_digest(texts: Mapping[str, str], kinds: Kinds) -> str:
     """Of all texts but itself, and of the name, dtype and shape of each tensor."""
     covered = {key: text for key, text in texts.items() if key != HEADER}
     return hashlib.sha256(json.dumps([covered, kinds], sort_keys=True).encode()).hexdigest()
@@ -150,14 +151,14 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def _header_of(file: Any) -> tuple[dict[str, str], dict[str, Any]]:
+def _header_of(file: safe_open) -> tuple[dict[str, str], Kinds]:
     """The texts beside the tensors, and of each tensor its dtype and shape."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     kinds = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     return file.metadata() or {}, kinds
 
 
-def _tensors_of(file: Any) -> dict[str, Tensor]:
+def _tensors_of(file: safe_open) -> dict[str, Tensor]:
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
@@ -172,9 +173,7 @@ def _loaded(path: str | os.PathLike[str], key: str, text: str) -> Any:
         raise _damaged(path, f"{key!r} in its header cannot be read") from error
 
 
-def _check_header(
-    path: str | os.PathLike[str], texts: Mapping[str, str], kinds: Mapping[str, Any]
-) -> bool:
+def _check_header(path: str | os.PathLike[str], texts: Mapping[str, str], kinds: Kinds) -> bool:
     """Whether there are digests. Raises CheckpointError unless the header is as it was saved."""
     if TENSORS not in texts and HEADER not in texts:
         return False
@@ -184,7 +183,7 @@ def _check_header(
 
 
 def _check_tensors(
-    path: str | os.PathLike[str], digests: Any, tensors: Mapping[str, Tensor]
+    path: str | os.PathLike[str], digests: object, tensors: Mapping[str, Tensor]
 ) -> None:
     if not isinstance(digests, dict):
         raise _damaged(path, f"{TENSORS!r} in its header is {digests!r}")
@@ -200,7 +199,7 @@ def _damaged(path: str | os.PathLike[str], what: str) -> CheckpointError:
     return CheckpointError(f"{os.fspath(path)!r} is damaged: {what}; take a copy of the file")
 
 
-def _read(path: str | os.PathLike[str], use: Callable[[Any], _Result]) -> _Result:
+def _read(path: str | os.PathLike[str], use: Callable[[safe_open], _Result]) -> _Result:
     name = os.fspath(path)
     if "\0" in name:
         raise CheckpointError(f"there is no file {name!r}")

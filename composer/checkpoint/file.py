@@ -19,7 +19,7 @@ from composer.checkpoint import container as checkpoint_file
 from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.plain_spec import _every_part
 from composer.source.files import as_argument
-from composer.spaces.json_form import spaces_from_json
+from composer.spaces.json_form import Json, spaces_from_json
 from composer.spec.model_spec import CRITICS
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS
@@ -47,8 +47,8 @@ class Record:
     """What a checkpoint says beside its weights. ``spec`` is the resolved spec as YAML text."""
 
     spec: str
-    observation_space: dict[str, Any]
-    action_space: dict[str, Any]
+    observation_space: Json
+    action_space: Json
     seed: int
     dtype: str
     modules: list[str]  # those that provided blocks and classes, beside our own
@@ -87,8 +87,8 @@ def write_checkpoint(
     module: nn.Module,
     *,
     spec: str,
-    observation_space: dict[str, Any],
-    action_space: dict[str, Any],
+    observation_space: Json,
+    action_space: Json,
     seed: int,
     dtype: torch.dtype,
     critics: Sequence[str] = (),
@@ -137,12 +137,14 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     return Record(**{name: values[name] for name in kinds})
 
 
-def is_dtype(value: Any) -> bool:
+def is_dtype(value: object) -> bool:
     """Whether a model can be of this dtype: PyTorch keeps floats of 8 bits, but cannot calculate with them."""
     return isinstance(value, torch.dtype) and value.is_floating_point and value.itemsize > 1
 
 
-def _require_types(path: Any, values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+def _require_types(
+    path: str | os.PathLike[str], values: Mapping[str, Any], kinds: Mapping[str, type]
+) -> None:
     """Raise CheckpointError unless the header's ``values`` are there and of these ``kinds``."""
     missing = [name for name in kinds if name not in values]
     if missing:
@@ -202,21 +204,21 @@ def fill(
     source: str = "the file",
     advice: str = "strict=False loads what fits",
 ) -> LoadReport:
-    """Copy ``tensors`` into ``module`` by name; ``stored`` says what the source calls those that it calls otherwise.
+    """Copy ``tensors`` into ``module`` by name; ``stored`` has the source's names where those are others.
 
-    ``source`` is what messages call that which held the tensors.
+    ``source`` is what messages call the file or mapping that held the tensors.
 
     Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
     Into a module on "meta" nothing is copied. ``advice`` is the way out that the error names.
     """
-    own = module.state_dict(keep_vars=True)
-    tensors = _as_now(tensors, own)
+    state = module.state_dict(keep_vars=True)
+    tensors = _as_now(tensors, state)
     report = LoadReport()
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         other = (stored or {}).get(name, name)
         where = source if other == name else f"{source}, as {other!r}"
         if name not in tensors:
-            near = near_name(name, [n for n in tensors if n not in own])
+            near = near_name(name, [n for n in tensors if n not in state])
             hint = f"; {source} has {near!r}" if near else ""
             report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in {source}{hint}")
         elif tensors[name].shape != tensor.shape:
@@ -230,14 +232,14 @@ def fill(
     report.skipped += [
         f"{name} {format_shape(tensor.shape)} is in {source}, the model has no such tensor"
         for name, tensor in tensors.items()
-        if name not in own
+        if name not in state
     ]
     if strict and report.skipped:
         lines = "\n  ".join(report.skipped)
         raise CheckpointError(f"the weights do not fit this model; {advice}\n  {lines}")
     with torch.no_grad():
         for name in report.loaded:
-            own[name].copy_(tensors[name])
+            state[name].copy_(tensors[name])
     return report
 
 
@@ -247,10 +249,10 @@ def fill_whole(module: nn.Module, path: str | os.PathLike[str]) -> None:
     fill(module, tensors, strict=True, advice="leave out what changes it, such as --set or --env")
 
 
-def _as_now(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_now(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``tensors`` by the names that modules have today: earlier ones held quotes as they are."""
-    now = {name: name if name in own else as_module_name(name) for name in tensors}
-    return {now[name] if now[name] in own else name: tensors[name] for name in tensors}
+    now = {name: name if name in state else as_module_name(name) for name in tensors}
+    return {now[name] if now[name] in state else name: tensors[name] for name in tensors}
 
 
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -20,7 +20,7 @@ from perception_blocks.registry import BLOCKS
 __all__ = ["CheckpointError", "plain_spec", "saved_spec"]
 
 
-def plain_spec(data: Any, path: SpecPath = ()) -> Any:
+def plain_spec(data: object, path: SpecPath = ()) -> Any:
     """A spec's data with classes replaced by their dotted paths, fit to be written.
 
     Raises CheckpointError, naming the place, for a callable or module that has no name to find it by again.
@@ -46,7 +46,7 @@ def plain_spec(data: Any, path: SpecPath = ()) -> Any:
     raise CheckpointError(f"cannot be saved: {shown!r} at {format_path(path)} {why}")
 
 
-def saved_spec(data: Any, module: nn.Module) -> Any:
+def saved_spec(data: object, module: nn.Module) -> Any:
     """The spec's ``data`` as `plain_spec` gives it, for ``module``, whose weights are saved beside it.
 
     What blocks read once, when they were built, is no longer named. Raises CheckpointError as `plain_spec`.
@@ -55,7 +55,9 @@ def saved_spec(data: Any, module: nn.Module) -> Any:
     return _without_files(plain_spec(data), [b.read_once for b in blocks if b.read_once])
 
 
-def _without_files(data: Any, read: list[Any]) -> Any:
+def _without_files(
+    data: object, read: list[tuple[tuple[str, object], Mapping[str, object]]]
+) -> object:
     if isinstance(data, list):
         return [_without_files(value, read) for value in data]
     if not isinstance(data, dict):
@@ -67,7 +69,7 @@ def _without_files(data: Any, read: list[Any]) -> Any:
 
 
 def _every_part(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules in a model, those that are no children of others among them."""
+    """All modules in a model, also those that are no children of another module."""
     parts = list(module.modules())
     # The only group of actors and the module of a network are no children: what stands for them has their children.
     parts += [g.module for part in parts if isinstance(part, StructuredModule) for g in part.groups]

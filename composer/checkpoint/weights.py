@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ By = Literal["name", "position"]
 
 
 def load_weights(
-    module: nn.Module, source: Any, *, by: By = "name", strict: bool = False, prefix: str = ""
+    module: nn.Module, source: object, *, by: By = "name", strict: bool = False, prefix: str = ""
 ) -> LoadReport:
     """Copy what fits of ``source`` into ``module``; ``print`` the report to see what did not, and why.
 
@@ -51,14 +51,14 @@ def _by_position(
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """What each name of the module is called in the weights, and the tensors by the module's names; others after."""
     stored = dict(zip(module.state_dict(), tensors))
-    renamed = {own: tensors[name] for own, name in stored.items()}
+    renamed = {here: tensors[name] for here, name in stored.items()}
     for position, name in enumerate(tensors):
         if position >= len(stored):
             renamed[f"{name} (at position {position})"] = tensors[name]
     return stored, renamed
 
 
-def _tensors(source: Any, by: By) -> dict[str, Tensor]:
+def _tensors(source: object, by: By) -> dict[str, Tensor]:
     """``source`` as tensors by name, in its own order."""
     if isinstance(source, Mapping):
         wrong = [repr(name) for name, value in source.items() if not isinstance(value, Tensor)]
@@ -81,9 +81,9 @@ def _tensors(source: Any, by: By) -> dict[str, Tensor]:
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with ``prefix``, without it."""
-    found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    if tensors and not found:
+    """The tensors whose names begin with ``prefix``, by their names without it."""
+    chosen = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    if tensors and not chosen:
         near = did_you_mean(prefix, {name.partition(".")[0] + "." for name in tensors})
         raise CheckpointError(f"no name of the weights begins with {prefix!r}{near}")
-    return found
+    return chosen

@@ -100,9 +100,9 @@ class Distribution(ABC):
 class ActionDistribution(nn.Module):
     """A family of distributions for one action: ``Family(leaf, **settings)``; logits (..., k) -> `Distribution`.
 
-    A subclass says what its head's width is, ``super().__init__(leaf, width)``, and how logits are read in ``forward``.
-    Logits narrower than float32 are widened before any density is computed. In those of a family that
-    ``allows_minus_infinity`` it is a choice that is never taken.
+    A subclass gives the width of its head, ``super().__init__(leaf, width)``, and reads logits in ``forward``.
+    Logits narrower than float32 are widened before any density is computed. Minus infinity, in a
+    family that ``allows_minus_infinity``, is a choice that is never taken.
     """
 
     allows_minus_infinity = True
@@ -112,7 +112,7 @@ class ActionDistribution(nn.Module):
         self.key = leaf.key
         self.action_shape = leaf.shape
         self.logits_shape = (width,)
-        self._constants: dict[str, Any] = {}
+        self._constants: dict[str, tuple[Sequence[object] | float, torch.dtype]] = {}
 
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
@@ -138,9 +138,9 @@ class ActionDistribution(nn.Module):
                     "look for NaN in the observations, the state and the weights"
                 )
         if self._parameters or self._modules:  # most families have none
-            # Parameters of its own, the usual case, are at hand; named_parameters() takes longer than the look.
-            own = self.named_parameters() if self._modules else self._parameters.items()
-            for name, parameter in own:
+            # Without children the parameters are at hand; named_parameters() takes longer than the look.
+            parameters = self.named_parameters() if self._modules else self._parameters.items()
+            for name, parameter in parameters:
                 if parameter is None:
                     continue
                 if on_host(parameter.data) and not all_finite(parameter):
@@ -156,7 +156,7 @@ class ActionDistribution(nn.Module):
             return logits.isnan() | (logits == math.inf)
         return ~logits.isfinite()
 
-    def constant(self, name: str, value: Sequence[Any] | float, dtype: torch.dtype) -> None:
+    def constant(self, name: str, value: Sequence[object] | float, dtype: torch.dtype) -> None:
         """Keep ``value`` as a tensor that moves with the module, but is never cast, saved or left uninitialised."""
         self._constants[name] = (value, dtype)
         self.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)
@@ -192,7 +192,7 @@ def is_bounded(leaf: Leaf) -> bool:
     return leaf.kind == "box" and all(b is not None and _bounded(b) for b in bounds)
 
 
-def _bounded(bound: Any) -> bool:
+def _bounded(bound: float | tuple) -> bool:
     return all(map(_bounded, bound)) if isinstance(bound, tuple) else math.isfinite(bound)
 
 
@@ -253,7 +253,7 @@ def _without_mask(key: str, observation: str, single: bool) -> str:
     )
 
 
-def no_action_to_mask(name: Any, actions: Iterable[str]) -> str:
+def no_action_to_mask(name: object, actions: Iterable[str]) -> str:
     """What is wrong with a mask of something else."""
     near = did_you_mean(str(name), actions) or f"; there is {listing(actions)}"
     return f"there is no action {name!r} to mask{near}"
@@ -273,7 +273,7 @@ def refuse_actions(
 ) -> None:
     """Raise ValueError for the first action that is ``wrong``; ``expected`` says what would be right at its index.
 
-    ``way_out`` is what to do about a number; what is none has its own.
+    ``way_out`` is what to do about a finite number; NaN and infinity have their own.
     """
     if bool(wrong.any()):
         index = tuple(wrong.nonzero()[0].tolist())
@@ -285,26 +285,28 @@ def refuse_actions(
         )
 
 
-def limits_text(low: Any, high: Any, shape: Sequence[int], index: tuple[int, ...]) -> str:
+def limits_text(
+    low: float | Tensor, high: float | Tensor, shape: Sequence[int], index: tuple[int, ...]
+) -> str:
     """The bounds at ``index`` of values of ``shape``: ``0 to 3``."""
     least, most = (torch.as_tensor(limit).expand(shape)[index].item() for limit in (low, high))
     return f"{least:g} to {most:g}"
 
 
 def index_text(wrong: Tensor) -> str:
-    """Where the first of those that are wrong is."""
+    """The index of the first true entry of ``wrong``, for a message."""
     index = tuple(wrong.nonzero()[0].tolist())
     return f" at index {index}" if index else ""
 
 
-def check_family(own: Distribution, other: Any) -> None:
+def check_family(this: Distribution, other: object) -> None:
     """Raise ValueError unless ``other`` is a distribution of the same family."""
-    if type(other) is not type(own):
-        name, got = type(own).__name__, type(other).__name__
+    if type(other) is not type(this):
+        name, got = type(this).__name__, type(other).__name__
         raise ValueError(f"kl of a {name} is to another one, got a {got}")
 
 
-def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
+def check_action(action: object, shape: Sequence[int], event_dims: int) -> None:
     """Raise ValueError unless ``action`` is one for a distribution of batch and action axes ``shape``.
 
     Batch axes may be broadcast, but not those of actions (B, 1) under a batch (B,): the result would be (B, B).
@@ -321,12 +323,14 @@ def check_action(action: Any, shape: Sequence[int], event_dims: int) -> None:
         )
     if action.is_complex():
         raise ValueError(f"an action of this distribution is of real numbers, got {action.dtype}")
-    own, first = max(action.dim() - event_dims, 0), len(shape) - event_dims
+    batch_dims, first = max(action.dim() - event_dims, 0), len(shape) - event_dims
     one_axis_more = not event_dims and len(shape) > 0 and action.shape == (*shape, 1)
-    if action.shape[own:] != shape[first:] or one_axis_more:
+    if action.shape[batch_dims:] != shape[first:] or one_axis_more:
         expected, got = format_shape(tuple(shape)), format_shape(tuple(action.shape))
         raise ValueError(f"an action of this distribution has the shape {expected}, got {got}")
-    for size, batch in zip(reversed(action.shape[:own]), reversed(shape[:first]), strict=False):
+    for size, batch in zip(
+        reversed(action.shape[:batch_dims]), reversed(shape[:first]), strict=False
+    ):
         if size != batch and size != 1 and batch != 1:
             expected, got = format_shape(tuple(shape)), format_shape(tuple(action.shape))
             raise ValueError(f"actions of the shape {got} are no batch for this one, {expected}")

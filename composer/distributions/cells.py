@@ -87,7 +87,7 @@ def place(action: Tensor, bounds: Bounds, dtype: torch.dtype, resolution: Resolu
 
 
 def _distances(value: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """From both bounds, exact next to them."""
+    """Distances of ``value`` from both bounds, exact next to them."""
     low, high, _, half, _ = bounds
     tiny = torch.finfo(value.dtype).tiny
     if isinstance(half, Tensor) or half > 1e37:  # the differences might overflow
@@ -177,7 +177,7 @@ def _cells(placed: Placed, bounds: Bounds) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _spacing(number: Any, dtype: torch.dtype) -> Any:
-    """From a number, or those of a tensor, to the next of ``dtype`` towards zero."""
+    """The distance from a number, or each of a tensor, to the next of ``dtype`` towards zero."""
     eps = torch.finfo(dtype).eps
     if isinstance(number, Tensor):
         _, exponent = torch.frexp(number.abs() * (1 - eps / 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class DeterministicDistribution(Distribution):
     def entropy(self) -> Tensor:
         self._refuse("entropy")
 
-    def kl(self, other: Any) -> Tensor:
+    def kl(self, other: object) -> Tensor:
         self._refuse("kl")
 
     def _refuse(self, what: str) -> NoReturn:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +100,7 @@ class ChoiceDistribution(Distribution):
         return event_sum(log_probs.gather(-1, chosen[..., :1]).squeeze(-1), self._event_dims)
 
     def _refuse_no_choice(self, action: Tensor) -> None:
-        sizes: Any = self.log_probs.shape[-1] if self._sizes is None else self._sizes
+        sizes = self.log_probs.shape[-1] if self._sizes is None else self._sizes
         whole = action == action.round() if action.is_floating_point() else True
         right = (action >= 0) & (action < sizes) & whole  # False for NaN
         if bool(right.all()):

@@ -102,7 +102,7 @@ class ActionDistributions(nn.Module):
             parts[key] = family(logits[key], given.get(key), temperature)
         return CompositeDistribution(parts)
 
-    def _given(self, masks: Any) -> Mapping[str, Tensor]:
+    def _given(self, masks: object) -> Mapping[str, Tensor]:
         """``masks`` if they are by action, else ValueError."""
         if not isinstance(masks, Mapping):
             raise ValueError(
@@ -119,7 +119,7 @@ class ActionDistributions(nn.Module):
                 )
         return masks
 
-    def _refuse_other_logits(self, logits: Any) -> None:
+    def _refuse_other_logits(self, logits: object) -> None:
         """Raise ValueError unless they are by action and of every one."""
         if not isinstance(logits, Mapping):
             memory = isinstance(logits, tuple)

@@ -75,7 +75,7 @@ def _matching(
     index: int,
     problems: list[RuleProblem],
 ) -> list[str]:
-    """The actions that a rule speaks of."""
+    """The keys of the actions that a rule is for."""
     if ("action" in rule) == ("space" in rule):
         text = "needs either 'action' (its name) or 'space' (a kind of space)"
         problems.append(

@@ -202,7 +202,7 @@ def default_of(setting: Setting, from_space: bool) -> str:
     return "required" if setting.required else _written(setting.default)
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     """A default as it would be written in a spec."""
     try:
         return dump_flow({"": value})[5:-1]

@@ -365,7 +365,7 @@ def _property(setting: Setting) -> Schema:
     return schema
 
 
-def _typed(annotation: Any) -> Schema:
+def _typed(annotation: object) -> Schema:
     """The schema of an annotation; what it cannot say allows everything."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -385,7 +385,7 @@ def _typed(annotation: Any) -> Schema:
     return {"type": simple[annotation]} if annotation in simple else {}
 
 
-def _annotated(base: Any, notes: tuple[Any, ...]) -> Schema:
+def _annotated(base: object, notes: tuple[Any, ...]) -> Schema:
     schema = _typed(base)
     for note in notes:
         if isinstance(note, Named):
@@ -399,7 +399,7 @@ def _annotated(base: Any, notes: tuple[Any, ...]) -> Schema:
     return schema
 
 
-def _array(item: Any) -> Schema:
+def _array(item: object) -> Schema:
     return {"type": "array", "items": _value(_typed(item))}
 
 
@@ -419,7 +419,9 @@ def _named(
     return _if({"type": "object"}, mapping, _value(known))
 
 
-def _settings(function: Callable[..., Any], skip: int) -> tuple[dict[str, Schema], list[str], bool]:
+def _settings(
+    function: Callable[..., object], skip: int
+) -> tuple[dict[str, Schema], list[str], bool]:
     settings, takes_any = settings_of(function, skip)
     required = [setting.name for setting in settings.values() if setting.required]
     return _properties(settings), required, takes_any

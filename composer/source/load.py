@@ -28,14 +28,17 @@ from composer.source.files import (
 )
 from composer.source.overlay import merge, set_value
 from composer.source.params import escape_params, fill_params
-from composer.source.scalars import no_space_in_words, parse_scalar, syntax_error_in_words
+from composer.source.scalars import Scalar, no_space_in_words, parse_scalar, syntax_error_in_words
 from composer.source.values import MAX_DEPTH, Located, check_size, from_python, node_at, plain
 from perception_blocks.words import describe, did_you_mean, sparing
 
-__all__ = ["Override", "Source", "dump_flow", "dump_yaml", "load_source", "stored_source"]
+__all__ = ["GivenSpec", "Override", "Source", "dump_flow", "dump_yaml", "load_source"]
+__all__ += ["stored_source"]
 
-Override: TypeAlias = "str | tuple[str | Path, Any]"
+Override: TypeAlias = "str | tuple[str | Path, object]"
 """``"params.width=128"``, or a path (dotted, or its parts) and a value."""
+GivenSpec: TypeAlias = "str | FilePath | Mapping[str, Any] | Source"
+"""A file, YAML text or a mapping."""
 
 MAX_EXTENDS = 20  # files, one extending the next
 _TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
@@ -68,8 +71,8 @@ class Source:
         self.folders = tuple(folders)
         self._written = root
         self._problems_written = problems = tuple(problems)
-        self._root, found = fill_params(root, name or "")
-        self.problems = (*problems, *found)
+        self._root, param_problems = fill_params(root, name or "")
+        self.problems = (*problems, *param_problems)
         self.data: dict[str, Any] = plain(self._root)
         params = self.data.pop("params", {})
         self.params: dict[str, Any] = params if isinstance(params, dict) else {}
@@ -77,8 +80,8 @@ class Source:
     def position(self, path: Path, key: bool = False) -> Position | None:
         """Where the value at ``path`` is written, or the key that names it; else its nearest ancestor's place."""
         while True:
-            node, found = node_at(self._root, path)
-            place = node.key_position if key and found and node.key_position else node.position
+            node, exists = node_at(self._root, path)
+            place = node.key_position if key and exists and node.key_position else node.position
             if place is not None or not path:
                 return place
             path = path[:-1]
@@ -115,7 +118,7 @@ class Source:
 
 @sparing
 def load_source(
-    spec: str | FilePath | Mapping[str, Any] | Source,
+    spec: GivenSpec,
     overrides: Iterable[Override] = (),
     allow: Iterable[str] = (),
 ) -> Source:
@@ -263,14 +266,14 @@ def _apply(root: Located, override: Override, problems: list[Problem]) -> Locate
 
 
 def _parse_value(text: str, position: Position, problems: list[Problem]) -> Located:
-    found: list[Problem] = []
+    syntax_problems: list[Problem] = []
     try:
-        root = _YamlReader(position.file, found).read(text)
+        root = _YamlReader(position.file, syntax_problems).read(text)
     except SpecError as error:
-        found += error.problems
+        syntax_problems += error.problems
         root = None
-    if found:
-        message = f"the value is not valid YAML: {found[0].message}"
+    if syntax_problems:
+        message = f"the value is not valid YAML: {syntax_problems[0].message}"
         problems.append(Problem(message, (), position))
     return Located(None, position) if root is None else _placed(root, position)
 
@@ -292,14 +295,14 @@ def _parse(text: str, name: str, problems: list[Problem]) -> Located:
     if len(text) > MAX_BYTES:
         message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
         raise SpecError([Problem(message, (), Position(name, 1, 1))])
-    own: list[Problem] = []
-    root = _YamlReader(name, own).read(text)
+    yaml_problems: list[Problem] = []
+    root = _YamlReader(name, yaml_problems).read(text)
     if root is not None and not isinstance(root.value, dict | None):
         # No word of it: it may be any file.
         kind = "a list" if isinstance(root.value, list) else "a single value"
         message = f"a spec must be a mapping of keys to values, got {kind}"
         raise SpecError([*problems, Problem(message, (), root.position)])
-    problems += own
+    problems += yaml_problems
     if root is None or root.value is None:
         message = "the spec is empty; `composer init ENV` writes one to start from"
         raise SpecError([*problems, Problem(message, (), Position(name, 1, 1))])
@@ -318,12 +321,12 @@ class _Open:
     )
     plain: bool = False  # whether the key stands without quotes
     flow: bool = False  # whether it is written in { }
-    number: Any = None  # the key, where it is a number
-    unbracketed: list[Any] | None = None  # the values so far of a list whose brackets are missing
+    number: Scalar = None  # the key, where it is a number
+    unbracketed: list[Scalar] | None = None  # the values of a list whose brackets are missing
 
 
 class _YamlReader:
-    """YAML events -> Nodes, by the rules of YAML 1.2. Without recursion, and without ever making an object by its tag.
+    """YAML events -> Located values, by the rules of YAML 1.2. Never recurses, and never makes an object by its tag.
 
     What spoils one value only goes to ``problems``; what spoils the whole document raises SpecError.
     """
@@ -413,8 +416,8 @@ class _YamlReader:
         else:
             self._put(node.value, node.position, None)
 
-    def _put(self, value: Any, position: Position | None, anchor: str | None) -> Located:
-        """Hand a finished value to the mapping or list it stands in; returns its Node."""
+    def _put(self, value: object, position: Position | None, anchor: str | None) -> Located:
+        """Add a finished value to the mapping or list that holds it; returns it, located."""
         parent = self._open[-1] if self._open else None
         key = None if parent is None else parent.key
         node = Located(value, position, None if key is None else key.position)
@@ -432,7 +435,7 @@ class _YamlReader:
             parent.key = None
         return node
 
-    def _scalar(self, text: str, position: Position | None) -> Any:
+    def _scalar(self, text: str, position: Position | None) -> Scalar:
         """What an unquoted ``text`` means; itself where it means a number that is too long, which is noted."""
         try:
             return parse_scalar(text)
@@ -481,7 +484,7 @@ class _YamlReader:
             del self._problems[-1]
         self._note(last.position, f"a list is written in [ ]; write {json.dumps(values)}", name)
 
-    def _is_tuple(self, parent: _Open, key: Any) -> bool:
+    def _is_tuple(self, parent: _Open, key: object) -> bool:
         """Whether ``key`` belongs to a list in parentheses, of which the value before it is the beginning."""
         assert isinstance(parent.children, dict)
         name, last = next(reversed(parent.children.items()), ("", None))
@@ -536,7 +539,7 @@ class _YamlReader:
             position = Position(self._name, len(lines), len(lines[-1]) + 1)
             raise SpecError([Problem(message, (), position)])
 
-    def _at(self, mark: Any) -> Position:
+    def _at(self, mark: yaml.Mark) -> Position:
         return Position(self._name, mark.line + 1, mark.column + 1)
 
     def _note(self, position: Position | None, message: str, *key: str) -> None:
@@ -553,11 +556,11 @@ class _YamlReader:
         raise SpecError([*self._problems, Problem(message, (), self._at(event.start_mark))])
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float)  # true and false too
 
 
-def _may_begin_list(value: Any) -> bool:
+def _may_begin_list(value: object) -> bool:
     return _is_number(value) or (isinstance(value, str) and value.startswith("${"))
 
 
@@ -567,7 +570,7 @@ def _may_begin_list(value: Any) -> bool:
 class _Dumper(_BaseDumper):
     """Writes text in quotes wherever YAML 1.1 or 1.2 would read it as something else."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
     def text(self, data: str) -> yaml.ScalarNode:
@@ -581,7 +584,7 @@ class _Dumper(_BaseDumper):
 _Dumper.add_representer(str, _Dumper.text)
 
 
-def dump_yaml(data: Any) -> str:
+def dump_yaml(data: object) -> str:
     """``data`` (dicts, lists, texts, numbers, true, false, null) as YAML that `load_source` reads back as the same.
 
     Raises ValueError for anything else, by its path.
@@ -610,7 +613,7 @@ def dump_flow(data: Mapping[str, Any]) -> str:
     return text.strip()
 
 
-def _writable(value: Any, path: Path) -> Any:
+def _writable(value: object, path: Path) -> Any:
     if isinstance(value, Mapping):
         return {key: _writable(child, (*path, key)) for key, child in value.items()}
     if isinstance(value, list | tuple):

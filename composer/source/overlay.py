@@ -60,8 +60,8 @@ def set_value(root: Located, path: Path, value: Located, problems: list[Problem]
 
     The last key may be new, those before it may not.
     """
-    parent, found = node_at(root, _indexed(root, path[:-1]))
-    if not found or not isinstance(parent.value, dict | list):
+    parent, exists = node_at(root, _indexed(root, path[:-1]))
+    if not exists or not isinstance(parent.value, dict | list):
         problems.append(Problem(_no_such_parent(root, path), path, value.position))
         return root
     if isinstance(parent.value, list) and not _is_index(path[-1], parent.value):

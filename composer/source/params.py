@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from composer.errors import Path, Position, Problem
 from composer.source.values import Located, check_size
@@ -108,7 +107,7 @@ class _Filler:
         if not node.refers:
             return node
         if isinstance(node.value, dict):
-            value: Any = {key: self.fill(child, (*path, key)) for key, child in node.value.items()}
+            value = {key: self.fill(child, (*path, key)) for key, child in node.value.items()}
         elif isinstance(node.value, list):
             value = [self.fill(child, (*path, i)) for i, child in enumerate(node.value)]
         else:

@@ -85,9 +85,9 @@ def syntax_error_in_words(
         reference = rest[: rest.find("}") + 1] or rest
         return f'"${reference}" must be in quotes inside {{ }} and [ ]', (line, column - 1)
     for above in (line, line - 1) if "':'" in reason or "mapping values" in reason else ():
-        found = _NO_SPACE.fullmatch(lines[above]) if above >= 0 else None
-        if found:
-            return no_space_in_words(found[1]), (above, found.start(1))
+        match = _NO_SPACE.fullmatch(lines[above]) if above >= 0 else None
+        if match:
+            return no_space_in_words(match[1]), (above, match.start(1))
     if "cannot start any token" in reason:
         if rest.startswith("\t"):
             return _SYNTAX["tab character"], place

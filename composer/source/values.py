@@ -19,14 +19,14 @@ MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5
 
 @dataclass(slots=True)  # not frozen: a spec of 10,000 blocks has 100,000 of them
 class Located:
-    """A scalar, or a dict or list of Nodes. Never changed once made, so that two places may hold the same one.
+    """A scalar, or a dict or list of Located values. Never changed once made, so that two places may hold the same one.
 
     ``key_position`` is where the key that leads here is written. Of this value and all below, ``size`` and ``depth``
     are counted, and ``refers`` says whether some text may refer to a param. ``removed`` are the keys of a mapping that
     overrides removed, and by which.
     """
 
-    value: Any  # dict[str, Node], list[Node], or a scalar
+    value: Any  # dict[str, Located], list[Located], or a scalar
     position: Position | None = None
     key_position: Position | None = None
     removed: Mapping[str, Position | None] | None = field(default=None, repr=False, compare=False)
@@ -75,18 +75,18 @@ def node_at(root: Located, path: Path) -> tuple[Located, bool]:
     """The node at ``path`` and True, or its nearest ancestor and False."""
     node = root
     for part in path:
-        values: Any = node.value
+        values = node.value
         if isinstance(values, list):
-            there = isinstance(part, int) and 0 <= part < len(values)
+            exists = isinstance(part, int) and 0 <= part < len(values)
         else:
-            there = isinstance(values, dict) and part in values
-        if not there:
+            exists = isinstance(values, dict) and part in values
+        if not exists:
             return node, False
         node = node.value[part]
     return node, True
 
 
-def from_python(value: Any, position: Position | None = None) -> Located:
+def from_python(value: object, position: Position | None = None) -> Located:
     """A tree of mappings, lists and tuples; whatever else (a class, a callable, a module) passes through untouched.
 
     Raises SpecError for keys that are no text, and for what is nested too deep, as a container within itself is.
@@ -94,7 +94,7 @@ def from_python(value: Any, position: Position | None = None) -> Located:
     return _from_python(value, position, (), 0)
 
 
-def _from_python(value: Any, position: Position | None, path: Path, depth: int) -> Located:
+def _from_python(value: object, position: Position | None, path: Path, depth: int) -> Located:
     if depth > MAX_DEPTH:
         message = f"nested more than {MAX_DEPTH} deep; does a container hold itself?"
         raise SpecError([Problem(message, path[:3], position)])
@@ -117,7 +117,7 @@ def _from_python(value: Any, position: Position | None, path: Path, depth: int) 
     return Located(value, position)
 
 
-def _without_omegaconf(value: Any) -> Any:
+def _without_omegaconf(value: object) -> object:
     """Plain containers in place of OmegaConf's; its interpolations are resolved, ours are left for later.
 
     OmegaConf would fill in ``${params.width}`` as well, but before an override of ``params.width`` is applied.

@@ -15,7 +15,7 @@ _MODES = ", ".join(repr(mode.value) for mode in AutoresetMode)
 
 
 def first_steps(
-    vector_env: Any, autoreset_mode: AutoresetMode | str | None = None
+    vector_env: object, autoreset_mode: AutoresetMode | str | None = None
 ) -> EpisodeStarts:
     """Track which observations of a vector environment are the first of an episode, in its autoreset mode.
 
@@ -58,7 +58,7 @@ class EpisodeStarts:
         self.resets = np.ones(num_envs, dtype=np.bool_)
         self._over = np.zeros(num_envs, dtype=np.bool_)  # ended, and its next episode has not begun
 
-    def update(self, terminations: Any, truncations: Any) -> None:
+    def update(self, terminations: object, truncations: object) -> None:
         """After ``vector_env.step``, with what it returned. Raises ValueError for arrays of another shape.
 
         Without autoreset also where an episode has ended that `reset` was not told to have begun anew.
@@ -75,7 +75,7 @@ class EpisodeStarts:
             self.resets = np.zeros_like(ended)
         self._over = ended
 
-    def reset(self, mask: Any = None) -> None:
+    def reset(self, mask: object = None) -> None:
         """After ``vector_env.reset``, with its ``options["reset_mask"]`` if there was one."""
         began = np.ones_like(self.resets) if mask is None else self._flags("mask", mask)
         self.resets = self.resets | began

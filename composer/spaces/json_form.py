@@ -19,6 +19,7 @@ __all__ = ["OpaqueSpace", "space_from_json", "space_to_json", "spaces_differ", "
 __all__ += ["spaces_to_json"]
 
 Json = dict[str, Any]
+Data = Mapping[str, Any]  # JSON from a file
 ACTORS = "Actors"  # the type of a mapping from actors to spaces
 
 
@@ -30,7 +31,7 @@ class OpaqueSpace(Space):
         self.class_name = class_name
         self.text = text
 
-    def contains(self, x: Any) -> bool:
+    def contains(self, x: object) -> bool:
         """True: what the original holds is not known."""
         return True
 
@@ -47,21 +48,21 @@ def spaces_to_json(space: Space | Mapping[Any, Space]) -> Json:
     """One space, or the spaces of actors by key, as plain JSON; equal spaces are written once."""
     if isinstance(space, Space):
         return space_to_json(space)
-    written = [space_to_json(own) for own in space.values()]
-    distinct = [own for index, own in enumerate(written) if own not in written[:index]]
+    written = [space_to_json(part) for part in space.values()]
+    distinct = [part for index, part in enumerate(written) if part not in written[:index]]
     keys = [list(key) if isinstance(key, tuple) else key for key in space]
-    which = [distinct.index(own) for own in written]
+    which = [distinct.index(part) for part in written]
     return {"type": ACTORS, "keys": keys, "spaces": distinct, "which": which}
 
 
-def spaces_from_json(data: Any) -> Any:
+def spaces_from_json(data: object) -> Any:
     """What `spaces_to_json` wrote. Raises ValueError as `space_from_json` does."""
     if not isinstance(data, Mapping) or data.get("type") != ACTORS:
         return space_from_json(data)
     reader = _SpaceReader()
     try:
         refuse_actors(len(data["keys"]))
-        distinct = [reader.read(own) for own in data["spaces"]]
+        distinct = [reader.read(part) for part in data["spaces"]]
         keys = [tuple(key) if isinstance(key, list) else key for key in data["keys"]]
         return {key: distinct[index] for key, index in zip(keys, data["which"], strict=True)}
     except _UNREADABLE as error:
@@ -77,7 +78,7 @@ def space_to_json(space: Space) -> Json:
     return {"type": "Opaque", "class": f"{cls.__module__}:{cls.__qualname__}", "text": repr(space)}
 
 
-def space_from_json(data: Any) -> Space:
+def space_from_json(data: object) -> Space:
     """The space that `space_to_json` wrote.
 
     Raises ValueError for what is none, and for one that is larger or deeper than models read, before it is made.
@@ -95,28 +96,30 @@ def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[s
     ["'action': n is 5, expected 4"]
     """
     wanted = {key: part for key, _, part in walk_space(expected, root)}
-    found = {key: part for key, _, part in walk_space(actual, root)}
-    return list(_parts_differ(wanted, found))
+    actual_parts = {key: part for key, _, part in walk_space(actual, root)}
+    return list(_parts_differ(wanted, actual_parts))
 
 
-def _parts_differ(wanted: Mapping[str, Space], found: Mapping[str, Space]) -> Iterator[str]:
-    yield from (f"{key!r} is missing" for key in wanted if key not in found)
-    yield from (f"{key!r} is not expected" for key in found if key not in wanted)
+def _parts_differ(wanted: Mapping[str, Space], actual_parts: Mapping[str, Space]) -> Iterator[str]:
+    yield from (f"{key!r} is missing" for key in wanted if key not in actual_parts)
+    yield from (f"{key!r} is not expected" for key in actual_parts if key not in wanted)
     for key in wanted:
-        if key in found:
-            yield from (f"{key!r}: {text}" for text in _leaf_differs(wanted[key], found[key]))
+        if key in actual_parts:
+            yield from (
+                f"{key!r}: {text}" for text in _leaf_differs(wanted[key], actual_parts[key])
+            )
 
 
 def _leaf_differs(expected: Space, actual: Space) -> Iterator[str]:
-    wanted, found = space_to_json(expected), space_to_json(actual)
-    if wanted["type"] != found["type"]:
-        yield f"is {found['type']}, expected {wanted['type']}"
+    wanted, got = space_to_json(expected), space_to_json(actual)
+    if wanted["type"] != got["type"]:
+        yield f"is {got['type']}, expected {wanted['type']}"
         return
     yield from _parts_differ(_inner_parts(expected), _inner_parts(actual))
-    for field in dict.fromkeys([*wanted, *found]):
-        if field in _INNER or _close(wanted.get(field), found.get(field)):
+    for field in dict.fromkeys([*wanted, *got]):
+        if field in _INNER or _close(wanted.get(field), got.get(field)):
             continue
-        yield f"{field} is {_short(found.get(field))}, expected {_short(wanted.get(field))}"
+        yield f"{field} is {_short(got.get(field))}, expected {_short(wanted.get(field))}"
         if field == "shape":
             return  # the bounds differ because of it
 
@@ -141,7 +144,7 @@ def _inner_parts(space: Space) -> dict[str, Space]:
     }
 
 
-def _close(a: Any, b: Any) -> bool:
+def _close(a: object, b: object) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_close, a, b))
     if isinstance(a, float) and isinstance(b, float):
@@ -149,11 +152,11 @@ def _close(a: Any, b: Any) -> bool:
     return a == b
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return cut(str(tuple(value)) if isinstance(value, list) else str(value), 60)
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any) -> float | str:
     """An exact JSON number; JSON has no infinity."""
     if isinstance(value, (bool, np.bool_, int, np.integer)):
         return int(value)
@@ -166,11 +169,11 @@ def _array_to_json(array: np.ndarray) -> Any:
     return _nested(array.tolist())
 
 
-def _nested(values: Any) -> Any:
+def _nested(values: object) -> Any:
     return list(map(_nested, values)) if isinstance(values, list) else _number(values)
 
 
-def _array_from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _array_from_json(data: object, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     array = np.array(data, dtype=dtype)  # numpy reads "inf" as a float
     return np.full(shape, array) if array.shape == () else array.reshape(shape)
 
@@ -178,7 +181,7 @@ def _array_from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.n
 _DTYPES = {str(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
 
 
-def _dtype(data: Mapping[str, Any]) -> np.dtype:
+def _dtype(data: Data) -> np.dtype:
     """numpy would take far more for one than the name of a number."""
     name = data["dtype"]
     if not isinstance(name, str) or name not in _DTYPES:
@@ -208,7 +211,7 @@ class _SpaceReader:
         finally:
             self.level -= 1
 
-    def box(self, data: Mapping[str, Any]) -> spaces.Box:
+    def box(self, data: Data) -> spaces.Box:
         shape, dtype = tuple(map(index, data["shape"])), _dtype(data)
         self.sizes.add("Box", shape)
         low, high = (_array_from_json(data[name], shape, dtype) for name in ("low", "high"))
@@ -218,12 +221,12 @@ class _SpaceReader:
                 setattr(box, name, _array_from_json(data[name], shape, np.dtype(bool)))
         return box
 
-    def discrete(self, data: Mapping[str, Any]) -> spaces.Discrete:
+    def discrete(self, data: Data) -> spaces.Discrete:
         n, start = index(data["n"]), index(data["start"])
         self.sizes.choices("Discrete", n, start)
         return spaces.Discrete(n, start=start, dtype=_dtype(data).type)
 
-    def multi_discrete(self, data: Mapping[str, Any]) -> spaces.MultiDiscrete:
+    def multi_discrete(self, data: Data) -> spaces.MultiDiscrete:
         dtype = _dtype(data)
         nvec = np.array(data["nvec"], dtype=dtype)
         self.sizes.add("MultiDiscrete", nvec.shape)
@@ -231,34 +234,34 @@ class _SpaceReader:
         start = _array_from_json(data["start"], nvec.shape, dtype)
         return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
 
-    def multi_binary(self, data: Mapping[str, Any]) -> spaces.MultiBinary:
+    def multi_binary(self, data: Data) -> spaces.MultiBinary:
         n = data["n"]
         shape = tuple(map(index, n)) if isinstance(n, list) else (index(n),)
         self.sizes.add("MultiBinary", shape)
         return spaces.MultiBinary(shape if isinstance(n, list) else shape[0])
 
-    def text(self, data: Mapping[str, Any]) -> spaces.Text:
+    def text(self, data: Data) -> spaces.Text:
         longest, shortest = index(data["max_length"]), index(data["min_length"])
         self.sizes.add("Text", (longest,))
         return spaces.Text(longest, min_length=shortest, charset=str(data["charset"]))
 
-    def sequence(self, data: Mapping[str, Any]) -> spaces.Sequence:
+    def sequence(self, data: Data) -> spaces.Sequence:
         return spaces.Sequence(self.read(data["space"]), stack=bool(data["stack"]))
 
-    def graph(self, data: Mapping[str, Any]) -> spaces.Graph:
+    def graph(self, data: Data) -> spaces.Graph:
         edge = None if data["edge"] is None else self.read(data["edge"])
         return spaces.Graph(self.read(data["node"]), edge)  # type: ignore[arg-type]
 
-    def one_of(self, data: Mapping[str, Any]) -> spaces.OneOf:
+    def one_of(self, data: Data) -> spaces.OneOf:
         return spaces.OneOf([self.read(part) for part in data["spaces"]])
 
-    def tuple(self, data: Mapping[str, Any]) -> spaces.Tuple:
+    def tuple(self, data: Data) -> spaces.Tuple:
         return spaces.Tuple([self.read(part) for part in data["spaces"]])
 
-    def dict(self, data: Mapping[str, Any]) -> spaces.Dict:
+    def dict(self, data: Data) -> spaces.Dict:
         return spaces.Dict([(key, self.read(part)) for key, part in data["spaces"]])
 
-    def opaque(self, data: Mapping[str, Any]) -> OpaqueSpace:
+    def opaque(self, data: Data) -> OpaqueSpace:
         return OpaqueSpace(str(data["class"]), str(data["text"]))
 
 
@@ -275,7 +278,7 @@ _UNREADABLE = (
 )
 
 
-def _unreadable(name: str, data: Mapping[str, Any], error: Exception) -> ValueError:
+def _unreadable(name: str, data: Data, error: Exception) -> ValueError:
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return ValueError(f"the {name} {reprlib.repr(dict(data))} cannot be read: {reason}")
 

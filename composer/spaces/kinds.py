@@ -12,6 +12,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from composer.errors import Path
 from composer.spaces.values import BoundsWatch, IntegerRange, on_host, refuse_outside
 from perception_blocks.port import Port
 from perception_blocks.words import cut
@@ -37,7 +38,6 @@ __all__ += [
     "watched",
 ]
 
-Path = tuple[Any, ...]
 Bounds = tuple[float | Tensor, float | Tensor]
 
 
@@ -77,7 +77,7 @@ def to_space_value(leaf: Leaf, tensor: Tensor) -> Tensor:
 
 def from_space_value(
     leaf: Leaf,
-    value: Any,
+    value: object,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -122,9 +122,10 @@ def look_at(leaf: Leaf, value: np.ndarray | Tensor) -> None:
 
 def watched(leaf: Leaf) -> Leaf:
     """``leaf``, an observation, with a watch over its bounds if it is a Box of floats that has some."""
-    space: Any = leaf.space
+    space = leaf.space
     if leaf.integers is not None or (leaf.port.low is None and leaf.port.high is None):
         return leaf
+    assert isinstance(space, spaces.Box)
     text = format_space(space)
     return replace(
         leaf, watch=BoundsWatch(f"observation {leaf.key!r}", space.low, space.high, text)
@@ -154,19 +155,20 @@ def to_numpy(leaf: Leaf, value: Tensor) -> Any:
     array = value.detach().cpu().numpy()
     if array.dtype != leaf.space.dtype:
         # A long double, which torch does not have: its bounds were rounded.
-        space: Any = leaf.space
+        space = leaf.space
+        assert isinstance(space, spaces.Box)
         array = np.asarray(np.clip(array.astype(space.dtype), space.low, space.high))
     return array[()] if leaf.kind == "discrete" else array  # a number, not an array without axes
 
 
-def as_tensor(key: str, value: Any, device: torch.device | str | None = None) -> Tensor:
+def as_tensor(key: str, value: object, device: torch.device | str | None = None) -> Tensor:
     """``value`` as `as_numbers` has it, as a tensor."""
     numbers = as_numbers(key, value)
     tensor = numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
     return tensor if device is None else tensor.to(device)
 
 
-def as_numbers(key: str, value: Any, space: Space | None = None) -> np.ndarray | Tensor:
+def as_numbers(key: str, value: object, space: Space | None = None) -> np.ndarray | Tensor:
     """``value`` of any numeric dtype as an array; a tensor is itself.
 
     Raises ValueError, which names the ``space`` if it is given, for what is not numbers.
@@ -188,7 +190,7 @@ def as_numbers(key: str, value: Any, space: Space | None = None) -> np.ndarray |
     return array
 
 
-def unpacking(value: Any) -> str:
+def unpacking(value: object) -> str:
     """The end of a message about what `env.reset` or `env.step` returned, observation and more."""
     if not (isinstance(value, tuple) and value and isinstance(value[-1], dict)):
         return ""
@@ -199,7 +201,7 @@ def unpacking(value: Any) -> str:
     return ""
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """What a value is that is not numbers."""
     if value is None:
         return "None"
@@ -258,11 +260,11 @@ def _one_if_alike(space: spaces.Box) -> spaces.Box:
     bounds = {n: getattr(space, n) for n in ("low", "high", "bounded_below", "bounded_above")}
     if space.low.size < 2 or not all((b == b.flat[0]).all() for b in bounds.values()):
         return space
-    one = copy.copy(space)
-    one._shape = (1,)
+    single = copy.copy(space)
+    single._shape = (1,)
     for name, bound in bounds.items():
-        setattr(one, name, bound.reshape(-1)[:1])
-    return one
+        setattr(single, name, bound.reshape(-1)[:1])
+    return single
 
 
 def _whole_numbers(space: spaces.Box, shown: str) -> IntegerRange:
@@ -303,7 +305,7 @@ def _compact(bound: np.ndarray) -> float | tuple | None:
     return _nested_tuple(bound.tolist())
 
 
-def _nested_tuple(values: Any) -> Any:
+def _nested_tuple(values: object) -> Any:
     return tuple(map(_nested_tuple, values)) if isinstance(values, list) else values
 
 

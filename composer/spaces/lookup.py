@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 
 from composer.errors import MissingExtraSpecError, Path, Problem, SpecError
 from composer.source.load import Source
-from composer.spaces.actors import counted_spaces
+from composer.spaces.actors import ActorKey, counted_spaces
 from composer.spaces.pettingzoo import (
     PREFIX,
     PettingZooError,
@@ -30,12 +30,16 @@ PACKAGE_HINT = "package:id, such as ale_py:ALE/Pong-v5"
 OWN_MODULE = "\nIf a module of yours registers it, allow that: allow=['my_envs'] or --allow my_envs"
 PACKAGES = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}  # by the start of ids
 
+SpaceOrActors = gymnasium.Space | Mapping[ActorKey, gymnasium.Space]
 Spaces = tuple[Any, Any]
 """Observation and action space: two Spaces, or two mappings from actors to Spaces."""
 
 
 def find_spaces(
-    spec: ModelSpec, env: Any, observation_space: Any = None, action_space: Any = None
+    spec: ModelSpec,
+    env: Any,
+    observation_space: SpaceOrActors | None = None,
+    action_space: SpaceOrActors | None = None,
 ) -> Spaces:
     """The spaces that the caller gave, else those of ``env``, else of the spec's environment.
 
@@ -45,18 +49,18 @@ def find_spaces(
         return _in_one_form(observation_space, action_space)
     if (observation_space is None) != (action_space is None):
         raise ValueError("give both observation_space and action_space, or an env")
-    made = None
+    own_env = None
     if env is None:
         if spec.environment is None:
             raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
-        made = env = make_environment(spec.environment, ("environment",), spec.source)
+        own_env = env = make_environment(spec.environment, ("environment",), spec.source)
     elif isinstance(env, str):
-        made = env = make_environment(env)
+        own_env = env = make_environment(env)
     try:
         return environment_spaces(env)
     finally:
-        if made is not None:
-            made.close()
+        if own_env is not None:
+            own_env.close()
 
 
 def environment_spaces(env: Any) -> Spaces:
@@ -84,7 +88,7 @@ def environment_spaces(env: Any) -> Spaces:
     return _checked(observation, action)
 
 
-def is_by_actor(space: Any) -> bool:
+def is_by_actor(space: object) -> TypeGuard[Mapping[ActorKey, gymnasium.Space]]:
     """Whether it maps actors to spaces; a Dict is one space."""
     return isinstance(space, Mapping) and not isinstance(space, gymnasium.Space)
 
@@ -141,18 +145,18 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _in_one_form(observation_space: Any, action_space: Any) -> Spaces:
+def _in_one_form(observation_space: SpaceOrActors, action_space: SpaceOrActors) -> Spaces:
     """Both, if both are spaces or both mappings from actors to spaces."""
     forms = [is_by_actor(space) for space in (observation_space, action_space)]
     if forms[0] != forms[1]:
-        by, one = ("observation", "action") if forms[0] else ("action", "observation")
+        by, other = ("observation", "action") if forms[0] else ("action", "observation")
         raise ValueError(
-            f"{by}_space is a mapping by actor, but {one}_space is one Space; give both in one form"
+            f"{by}_space is a mapping by actor, but {other}_space is one Space; give both in one form"
         )
     return _checked(observation_space, action_space)
 
 
-def _checked(observation_space: Any, action_space: Any) -> Spaces:
+def _checked(observation_space: SpaceOrActors, action_space: SpaceOrActors) -> Spaces:
     """Both, if they are spaces of gymnasium, or mappings to such, of sizes that models read."""
     for name, given in (("observation", observation_space), ("action", action_space)):
         spaces = given if is_by_actor(given) else {None: given}
@@ -168,7 +172,7 @@ def _checked(observation_space: Any, action_space: Any) -> Spaces:
     return observation_space, action_space
 
 
-def _attribute(env: Any, name: str) -> Any:
+def _attribute(env: object, name: str) -> Any:
     """An attribute of an environment, also of one inside wrappers."""
     inner = getattr(env, "unwrapped", env)
     return getattr(env, name, None) or getattr(inner, name, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,16 @@ from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape, format_shape
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 __all__ = ["Observer"]
 
 
 class Observer:
     """Reads observations of ``tree``; those named in ``normalize`` go through running statistics.
 
-    Of what is masked, such as a set, only what is there counts, all elements alike; padding stays zero.
+    Of a masked observation, such as a set, only the elements that are present count, all alike; padding stays zero.
     ``normalizers`` belong to the policy as its children; the critic reads through the same ones.
     """
 
@@ -33,7 +36,7 @@ class Observer:
         self._masks = {key: tree.ports[key].mask for key in self.keys}
 
     def read(
-        self, observations: Any, keys: Iterable[str], dtype: torch.dtype, device: torch.device
+        self, observations: object, keys: Iterable[str], dtype: torch.dtype, device: torch.device
     ) -> dict[str, Tensor]:
         """The observations called ``keys`` as tensors with their leading axes."""
         keys = list(keys)
@@ -52,7 +55,11 @@ class Observer:
         return {key: tensors[key] for key in keys}
 
     def update(
-        self, observations: Any, dtype: torch.dtype, device: torch.device, group: Any = None
+        self,
+        observations: object,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: ProcessGroup | None = None,
     ) -> None:
         """Count a batch of observations into the running statistics, as `NormalizeBlock.update` does.
 
@@ -61,9 +68,9 @@ class Observer:
         self.count([self.seen(observations, dtype, device)], group)
 
     def seen(
-        self, observations: Any, dtype: torch.dtype, device: torch.device
+        self, observations: object, dtype: torch.dtype, device: torch.device
     ) -> dict[str, Tensor]:
-        """What there is to count in a batch of observations, rows (n, *shape); ValueError as `update` says."""
+        """What a batch of observations has to be counted, as rows (n, *shape); ValueError as `update` says."""
         keys = dict.fromkeys([*self.keys, *filter(None, self._masks.values())])
         tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
         rows: dict[str, Tensor] = {}
@@ -77,11 +84,13 @@ class Observer:
                 )
         return rows
 
-    def count(self, seen: Sequence[Mapping[str, Tensor]], group: Any = None) -> None:
-        """Count several of what `seen` gives, of any number, in one update."""
+    def count(
+        self, seen: Sequence[Mapping[str, Tensor]], group: ProcessGroup | None = None
+    ) -> None:
+        """Count the rows that any number of calls of `seen` gave in one update."""
         for key in self.keys:
             none = torch.zeros((0, *self._element(key)))  # type: ignore[arg-type]
-            rows = torch.cat([own[key] for own in seen]) if seen else none
+            rows = torch.cat([rows_by_key[key] for rows_by_key in seen]) if seen else none
             self._normalizer(key).update(rows, group)
 
     def merge(self, other: Observer) -> None:
@@ -111,5 +120,5 @@ class Observer:
         mask = self._masks[key]
         if mask is None:
             return value
-        there = tensors[mask][(..., *[None] * len(self._element(key)))]
-        return value.masked_fill(~there, 0.0)
+        is_present = tensors[mask][(..., *[None] * len(self._element(key)))]
+        return value.masked_fill(~is_present, 0.0)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from gymnasium import Space
+
 from composer.errors import RefusedError
 from composer.spaces.actors import ActorKey, shortened
 from composer.trust import PETTINGZOO
@@ -24,13 +26,13 @@ class PettingZooError(RefusedError):
     """Why there is no such environment."""
 
 
-def is_pettingzoo(env: Any) -> bool:
+def is_pettingzoo(env: object) -> bool:
     """Whether ``env`` is a parallel or AEC environment, wrapped or not."""
     methods = ("observation_space", "action_space")
     return hasattr(env, "possible_agents") and all(callable(getattr(env, m, None)) for m in methods)
 
 
-def agent_spaces(env: Any) -> tuple[dict[ActorKey, Any], dict[ActorKey, Any]]:
+def agent_spaces(env: Any) -> tuple[dict[ActorKey, Space], dict[ActorKey, Space]]:
     """Observation and action space of every agent that can ever be in ``env``."""
     agents = env.possible_agents
     return {a: env.observation_space(a) for a in agents}, {a: env.action_space(a) for a in agents}
@@ -52,7 +54,7 @@ def make_pettingzoo(environment: str) -> Any:
         raise PettingZooError(f"{error}") from error
 
 
-def _makers() -> dict[str, Callable[[], Any]]:
+def _makers() -> dict[str, Callable[[], object]]:
     """By name, what makes each of the environments of PettingZoo."""
     try:
         import pettingzoo
@@ -66,8 +68,8 @@ def _makers() -> dict[str, Callable[[], Any]]:
     }
 
 
-def _mpe_makers() -> dict[str, Callable[[], Any]]:
-    """Those of the particle environments, which are a package of their own."""
+def _mpe_makers() -> dict[str, Callable[[], object]]:
+    """By name, what makes each of the particle environments, which are a package of their own."""
     try:
         from mpe2.all_modules import mpe_environments  # type: ignore[import-not-found]
     except ImportError as error:

@@ -15,6 +15,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from composer.errors import Path
 from composer.spaces.kinds import (
     Leaf,
     as_numbers,
@@ -40,7 +41,6 @@ __all__ = ["Leaf", "SpaceError", "SpaceTree", "flatten_space", "format_space", "
 __all__ += ["from_space_value", "holds_tensors", "to_environment", "to_environments"]
 __all__ += ["alike", "to_space_value"]
 
-Path = tuple[Any, ...]
 X = TypeVar("X")
 
 
@@ -97,7 +97,7 @@ class SpaceTree:
 
     def to_tensors(
         self,
-        value: Any,
+        value: object,
         *,
         dtype: torch.dtype,
         device: torch.device | str | None = None,
@@ -129,16 +129,16 @@ class SpaceTree:
 
     def leading(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
         """The axes before those of the space, which all values share; ValueError where they do not."""
-        found = None
+        shared = None
         for key, tensor in tensors.items():
             axes = tensor.shape[: tensor.dim() - len(self.leaves[key].port.shape)]
-            if found is None:
-                found = axes
-            elif axes != found:
+            if shared is None:
+                shared = axes
+            elif axes != shared:
                 raise ValueError(self._differing(tensors))
-        return tuple(found or ())
+        return tuple(shared or ())
 
-    def side_by_side(self, values: Sequence[Any], keys: Iterable[str]) -> dict[str, Any]:
+    def side_by_side(self, values: Sequence[object], keys: Iterable[str]) -> dict[str, Any]:
         """What ``values`` of the space have under flat ``keys``, each stacked on a new first axis.
 
         Raises ValueError for what varies in size, or is not `alike`.
@@ -169,7 +169,7 @@ class SpaceTree:
         return _nested(self.space, (), by_path)
 
     def _read_variable(
-        self, value: Any, leaf: Leaf, dtype: torch.dtype, device: torch.device | str | None
+        self, value: object, leaf: Leaf, dtype: torch.dtype, device: torch.device | str | None
     ) -> dict[str, Tensor]:
         """All tensors of the variable space to which ``leaf`` belongs."""
         variable = self._variables[leaf.key]
@@ -207,7 +207,7 @@ class SpaceTree:
             raise ValueError(self._missing(value, key))
         return value
 
-    def _missing(self, value: Any, key: str) -> str:
+    def _missing(self, value: object, key: str) -> str:
         got = f"a value of type {type(value).__name__}"
         if isinstance(value, Mapping):
             got = f"the keys {', '.join(map(repr, value))}" if value else "an empty dict"
@@ -216,7 +216,7 @@ class SpaceTree:
         hint = unpacking(value) if self.root == "observation" else ""
         return f"{self.root} {key!r} is missing; got {got}{hint}"
 
-    def _refuse_unknown(self, value: Any) -> None:
+    def _refuse_unknown(self, value: object) -> None:
         """Every key must be one of the space's; on top also a flat one."""
         if any(not v.path and v.fits(value) for v in self._variables.values()):
             return  # the whole space is a Sequence of Dicts, and this its stacked elements
@@ -242,7 +242,7 @@ def flatten_space(
     space: Space,
     root: str,
     ignore: Sequence[str] = (),
-    texts: Mapping[str, Mapping[str, Any]] | None = None,
+    texts: Mapping[str, Mapping[str, object]] | None = None,
 ) -> SpaceTree:
     """The leaves of ``space`` under flat keys: the path joined by ``/``, ``root`` for a space without parts.
 
@@ -293,21 +293,21 @@ def _leaves(
     leaves: dict[str, Leaf] = {}
     variables = []
     for key, path, part in walk_space(space, root):
-        found: dict[str, Leaf] = {}
+        part_leaves: dict[str, Leaf] = {}
         if is_ignored(key, maker.ignored):
             continue
         if maker.is_variable(key, part):
             variable = maker.variable(key, path, part)
             if variable is not None:
                 variables.append(variable)
-                found = variable.leaves
+                part_leaves = variable.leaves
         else:
             kind = kind_of(part)
             if kind is None:
                 maker.problems.append(maker.unsupported(key, part))
             else:
-                found = {key: maker.leaf(kind, key, path, part)}
-        for name, leaf in found.items():
+                part_leaves = {key: maker.leaf(kind, key, path, part)}
+        for name, leaf in part_leaves.items():
             if name in leaves:
                 maker.problems.append(collision(root, name, leaves[name].path, path))
             else:
@@ -326,19 +326,19 @@ def walk_space(
         yield from walk_space(child, root, (*path, part), inner=inner)
 
 
-def holds_tensors(value: Any) -> bool:
+def holds_tensors(value: object) -> bool:
     """Whether the numbers of a (nested) value are tensors, judged by the first that are not a mere index."""
     return isinstance(_first_numbers(value), Tensor)
 
 
-def _first_numbers(value: Any) -> Any:
+def _first_numbers(value: object) -> object:
     """The first array, tensor or float; None for what holds only texts, empty tuples and integers."""
     if not isinstance(value, (Mapping, tuple, list)):
         return None if isinstance(value, (str, int, np.integer)) else value
     for part in value.values() if isinstance(value, Mapping) else value:
-        found = _first_numbers(part)
-        if found is not None:
-            return found
+        numbers = _first_numbers(part)
+        if numbers is not None:
+            return numbers
     return None
 
 
@@ -368,7 +368,7 @@ def to_environments(
     ]
 
 
-def _rows(leaf: Leaf, value: Tensor) -> list[Any]:
+def _rows(leaf: Leaf, value: Tensor) -> list[np.ndarray]:
     """The rows of a batch, each as `to_numpy` would make it alone."""
     array = to_numpy(leaf, value)
     if leaf.kind == "discrete":
@@ -398,7 +398,7 @@ def _flat_key(path: Path, root: str) -> str:
     return "/".join(str(part) for part in path) if path else root
 
 
-def _parts(space: Space) -> Iterable[tuple[Any, Space]] | None:
+def _parts(space: Space) -> Iterable[tuple[str | int, Space]] | None:
     """The named or numbered parts of a Dict or Tuple; None for any other space."""
     if isinstance(space, spaces.Dict):
         return space.spaces.items()
@@ -422,7 +422,7 @@ def _keys_at(value: Any, path: Path) -> Iterable[Any]:
     return value if isinstance(value, Mapping) else ()
 
 
-def _nested(space: Space, path: Path, by_path: Mapping[Path, Any]) -> Any:
+def _nested(space: Space, path: Path, by_path: Mapping[Path, object]) -> object:
     if isinstance(space, spaces.Dict):
         nested = {k: _nested(s, (*path, k), by_path) for k, s in space.spaces.items()}
         return {key: value for key, value in nested.items() if value is not None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,8 @@ class IntegerRange(NamedTuple):
     ``expected`` ends the message about another value. All values of the dtype ``free`` are in it; None for no dtype.
     """
 
-    low: Any
-    high: Any
+    low: int | np.ndarray
+    high: int | np.ndarray
     expected: str
     free: torch.dtype | None = None
 

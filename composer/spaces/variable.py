@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from composer.errors import Path
 from composer.spaces.kinds import (
     KINDS,
     Kind,
@@ -54,7 +55,7 @@ from perception_blocks.words import did_you_mean
 __all__ = ["PRINTABLE", "VARIABLE", "ReaderMaker", "VariableSpace", "collision", "declared_text"]
 __all__ += ["is_ignored"]
 
-Path = tuple[Any, ...]
+K = TypeVar("K", bound=str | int)
 VARIABLE = (spaces.Sequence, spaces.Graph, spaces.Text, spaces.OneOf)
 PRINTABLE = string.printable.strip() + " "
 
@@ -79,16 +80,16 @@ class VariableSpace:
             if k in used or not is_mask(port)
         }
 
-    def is_padded(self, value: Any) -> bool:
+    def is_padded(self, value: object) -> TypeGuard[Mapping[str, object]]:
         """Whether ``value`` is a dict of padded tensors by flat key, not a value of the space."""
         return isinstance(value, Mapping) and any(k in value for k in self.leaves if k != self.key)
 
-    def fits(self, value: Any) -> bool:
+    def fits(self, value: object) -> bool:
         """Whether ``value`` has the form of a single, unbatched one of the space."""
         return self._reader.fits(value)
 
     def read(
-        self, value: Any, dtype: torch.dtype, device: torch.device | str | None
+        self, value: object, dtype: torch.dtype, device: torch.device | str | None
     ) -> dict[str, Tensor]:
         """A value of the space, or tuples of them (any leading axes), by flat key and padded to the longest.
 
@@ -103,7 +104,7 @@ class VariableSpace:
 
     def read_padded(
         self,
-        values: Mapping[str, Any],
+        values: Mapping[str, object],
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> dict[str, Tensor]:
@@ -131,7 +132,7 @@ class VariableSpace:
                 )
         return tensors
 
-    def _samples(self, value: Any) -> tuple[list[Any], tuple[int, ...]]:
+    def _samples(self, value: object) -> tuple[list[object], tuple[int, ...]]:
         """The values of the space in nested tuples, lists or arrays of them, and the axes of the nesting."""
         if self._reader.fits(value):
             return [value], ()
@@ -146,7 +147,7 @@ class VariableSpace:
             raise ValueError(f"the parts of the batch {self.key!r} differ in their leading axes")
         return [sample for samples, _ in parts for sample in samples], (len(parts), *inner)
 
-    def _may_hold(self, value: Any) -> bool:
+    def _may_hold(self, value: object) -> TypeGuard[Iterable[object]]:
         """Whether ``value`` is a batch, judged by its first part."""
         while isinstance(value, (tuple, list, np.ndarray, Tensor)) and shape_of(value) != ():
             if len(value) == 0 or self._reader.fits(value[0]):
@@ -208,7 +209,7 @@ class ReaderMaker:
         return leaf if self.root == "action" else watched(leaf)
 
     def variable(self, key: str, path: Path, space: Space) -> VariableSpace | None:
-        """None where nothing of it can be read."""
+        """The space at ``key`` with its reader; None where nothing of it can be read."""
         reader = self.reader(key, path, space)
         if reader is None:
             return None
@@ -280,9 +281,9 @@ class ReaderMaker:
         return TextReader(key, path, space)
 
     def _readers(
-        self, key: str, path: Path, parts: Iterable[tuple[Any, Space]], within: str
-    ) -> dict[Any, Reader]:
-        readers: dict[Any, Reader] = {}
+        self, key: str, path: Path, parts: Iterable[tuple[K, Space]], within: str
+    ) -> dict[K, Reader]:
+        readers: dict[K, Reader] = {}
         known: dict[str, Port] = {}
         for name, part in parts:
             reader = self.reader(f"{key}/{name}", (*path, name), part, within)
@@ -306,7 +307,7 @@ _MAKERS: dict[type[Space], Callable[..., Reader | None]] = {
 }
 
 
-def declared_text(name: str, declared: Mapping[str, Any]) -> spaces.Text:
+def declared_text(name: str, declared: Mapping[str, object]) -> spaces.Text:
     """The Text space of ``{max_length: 64, charset: "abc"}``; without a charset it is all printable ASCII.
 
     Raises ValueError for settings that are none, with ``name`` in the message.

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from gymnasium.spaces import GraphInstance
 from torch import Tensor
 
+from composer.errors import Path
 from composer.spaces.kinds import Leaf, as_tensor, from_space_value
 from composer.spaces.values import IntegerRange, refuse_outside
 from perception_blocks.port import Port, format_shape
@@ -37,7 +38,6 @@ __all__ = [
 ]
 __all__ += ["is_mask", "shape_of", "typed"]
 
-Path = tuple[Any, ...]
 Tensors = dict[str, Tensor]
 _INT64 = np.iinfo(np.int64)
 INTEGERS = IntegerRange(int(_INT64.min), int(_INT64.max), "expected the numbers of nodes")
@@ -49,7 +49,7 @@ class Reader(ABC):
     ports: dict[str, Port]
 
     @abstractmethod
-    def fits(self, value: Any, column: bool = False) -> bool:
+    def fits(self, value: object, column: bool = False) -> bool:
         """Whether ``value`` has the form of one sample, or of one column; a quick look, not a proof."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class FixedReader(Reader):
         self.leaf = leaf
         self.ports = {leaf.key: leaf.port}
 
-    def fits(self, value: Any, column: bool = False) -> bool:
+    def fits(self, value: object, column: bool = False) -> bool:
         shape = shape_of(value)
         if column:
             return bool(shape) and shape[1:] == self.leaf.port.shape
@@ -103,11 +103,11 @@ class FixedReader(Reader):
         self._refuse_misfit([column], column=True)
         return len(column)
 
-    def _tensor(self, value: Any, dtype: torch.dtype) -> Tensors:
+    def _tensor(self, value: object, dtype: torch.dtype) -> Tensors:
         tensor = from_space_value(self.leaf, value, dtype=dtype)
         return {self.leaf.key: tensor}
 
-    def _refuse_misfit(self, values: Sequence[Any], column: bool = False) -> None:
+    def _refuse_misfit(self, values: Sequence[object], column: bool = False) -> None:
         for value in values:
             if not self.fits(value, column):
                 shape = (None, *self.leaf.shape) if column else self.leaf.shape
@@ -128,7 +128,7 @@ class CompoundReader(Reader):
         self.parts = dict(parts)
         self.ports = {key: port for part in parts.values() for key, port in part.ports.items()}
 
-    def fits(self, value: Any, column: bool = False) -> bool:
+    def fits(self, value: object, column: bool = False) -> bool:
         if self.is_dict:
             return isinstance(value, Mapping)
         if not isinstance(value, (tuple, list)) or len(value) != self.size:
@@ -153,8 +153,8 @@ class CompoundReader(Reader):
             for name, part in self.parts.items()
         }
         if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{key!r} has {length}" for key, length in lengths.items())
-            raise ValueError(f"the parts of {self.key!r} must have equally many elements: {found}")
+            counts = ", ".join(f"{key!r} has {length}" for key, length in lengths.items())
+            raise ValueError(f"the parts of {self.key!r} must have equally many elements: {counts}")
         return next(iter(lengths.values()), 0)
 
     def _part(self, value: Any, name: Any) -> Any:
@@ -175,7 +175,7 @@ class SetReader(Reader):
         self.mask = f"{key}:mask"
         self.ports = _set_ports(element.ports, self.mask, path)
 
-    def fits(self, value: Any, column: bool = False) -> bool:
+    def fits(self, value: object, column: bool = False) -> bool:
         if _is_empty(value):
             return True
         if self._is_column(value):
@@ -192,7 +192,7 @@ class SetReader(Reader):
             flat = self.element.read(list(chain.from_iterable(filled)), dtype)
         return _padded(flat, lengths, self.mask)
 
-    def _is_column(self, sample: Any) -> bool:
+    def _is_column(self, sample: object) -> bool:
         return self.stack or isinstance(sample, (np.ndarray, Tensor, Mapping))
 
 
@@ -207,7 +207,7 @@ class TextReader(Reader):
         port = Port(shape, torch.int64, cardinality=len(self._ids) + 1, mask=mask, source=path)
         self.ports = {key: port, mask: Port(shape, torch.bool, source=path)}
 
-    def fits(self, value: Any, column: bool = False) -> bool:
+    def fits(self, value: object, column: bool = False) -> bool:
         return isinstance(value, str)
 
     def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
@@ -217,7 +217,7 @@ class TextReader(Reader):
         tokens = torch.from_numpy(ids)
         return {self.key: tokens, f"{self.key}:mask": tokens != 0}
 
-    def _encoded(self, text: Any) -> list[int]:
+    def _encoded(self, text: object) -> list[int]:
         if not isinstance(text, str):
             raise ValueError(f"{self.key!r} must be a text, got {described(text)}")
         if len(text) > self.max_length:
@@ -253,7 +253,7 @@ class GraphReader(Reader):
             ports = {**(edge.ports if edge is not None else {}), self._links: links}
             self.ports |= _set_ports(ports, f"{key}/edges:mask", (*path, "edges"))
 
-    def fits(self, value: Any, column: bool = False) -> bool:
+    def fits(self, value: object, column: bool = False) -> bool:
         return isinstance(value, GraphInstance)
 
     def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
@@ -296,7 +296,7 @@ class GraphReader(Reader):
                         "counted from 0"
                     )
 
-    def _integers(self, links: Any) -> Tensor:
+    def _integers(self, links: object) -> Tensor:
         numbers = as_tensor(self._links, links)
         refuse_outside(repr(self._links), numbers, INTEGERS)
         return numbers.to(torch.int64)
@@ -322,7 +322,7 @@ class OneOfReader(Reader):
             if any(port.mask == mask for port in ports.values()) and mask not in ports:
                 self.ports[mask] = Port((), torch.bool, source=(*path, index))
 
-    def fits(self, value: Any, column: bool = False) -> bool:
+    def fits(self, value: object, column: bool = False) -> bool:
         if column:
             return isinstance(value, (tuple, list)) and (not value or self.fits(value[0]))
         if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -369,7 +369,7 @@ def typed(tensor: Tensor, port: Port, dtype: torch.dtype) -> Tensor:
     return tensor.to(torch.int64 if port.is_integer else dtype)
 
 
-def shape_of(value: Any) -> tuple[int, ...] | None:
+def shape_of(value: object) -> tuple[int, ...] | None:
     """The shape of nested numbers, judged by their first parts; None for what holds none."""
     if isinstance(value, (np.ndarray, Tensor)):
         return tuple(value.shape)
@@ -379,7 +379,7 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
     return () if isinstance(value, (int, float, np.number, np.bool_)) else None
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """What a value is, in words: a message says it after "got"."""
     if isinstance(value, (np.ndarray, Tensor)):
         return f"an array of shape {format_shape(value.shape)}"
@@ -416,7 +416,7 @@ def _padded(flat: Mapping[str, Tensor], lengths: Sequence[int], mask_key: str) -
     return {**tensors, mask_key: mask}
 
 
-def _is_empty(sample: Any) -> bool:
+def _is_empty(sample: object) -> bool:
     """An empty tuple; what has no elements but a form (an array, a dict of arrays) is not meant."""
     return isinstance(sample, (tuple, list)) and not sample
 
@@ -425,5 +425,5 @@ def _edge_count(graph: GraphInstance) -> int:
     return 0 if graph.edge_links is None else len(graph.edge_links)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return cut(repr(value), 60)

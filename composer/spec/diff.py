@@ -21,7 +21,7 @@ def diff_specs(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]
     return list(_differences(first, second, ()))
 
 
-def _differences(first: Any, second: Any, path: Path) -> Iterator[str]:
+def _differences(first: object, second: object, path: Path) -> Iterator[str]:
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for key in [*first, *(key for key in second if key not in first)]:
             inner = (*path, key)
@@ -35,6 +35,6 @@ def _differences(first: Any, second: Any, path: Path) -> Iterator[str]:
         yield f"~ {format_path(path)}: {_show(first)} -> {_show(second)}"
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     constant = value is None or isinstance(value, bool | dict | list)
     return readable(json.dumps(value, default=str) if constant else repr(value), MOST_CHARACTERS)

@@ -34,7 +34,7 @@ class Fields:
         """Note ``message`` at the value of ``key``, or at the key itself."""
         self.problems.add(self.at(key), message, key=on_key)
 
-    def wrong(self, key: str, expected: str, fits: Callable[[Any], bool] | None = None) -> None:
+    def wrong(self, key: str, expected: str, fits: Callable[[object], bool] | None = None) -> None:
         """Note that the value of ``key`` is not what is ``expected``; ``fits`` says what would be."""
         value = self.values[key]
         from perception_blocks.settings import as_yaml  # for messages alone: it takes long
@@ -135,9 +135,9 @@ class Fields:
         return {name: item for name, item in value.items() if isinstance(item, str)}
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_node(value: Any) -> bool:
+def _is_node(value: object) -> bool:
     return isinstance(value, dict) and "in" in value and ("block" in value or "same_as" in value)

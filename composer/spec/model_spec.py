@@ -36,12 +36,12 @@ class NodeSpec:
 
     path: Path
     name: str
-    block: Any
+    block: object
     inputs: tuple[str, ...] | dict[str, str]
     out: tuple[str, ...] | dict[str, str] | None = None
     each: int = 0
     same_as: str | None = None
-    init: Any = None
+    init: object = None
     settings: dict[str, Any] = field(default_factory=dict)
     graph: dict[str, NodeSpec] | None = None
     copies: int | None = None  # of the nested graph: an ensemble
@@ -103,12 +103,12 @@ class NetworkSpec:
 
     path: Path
     graph: dict[str, NodeSpec] | None = None
-    target: Any = None
+    target: object = None
     arguments: dict[str, Any] = field(default_factory=dict)
     template: TemplateSpec | None = None
     heads: HeadsSpec | None = None
     observations: tuple[str, ...] | None = None
-    init: Any = None
+    init: object = None
     shares: tuple[str, ...] = ()
     separate: bool = False
 
@@ -172,7 +172,7 @@ class ModelSpec:
     distributions: tuple[DistributionRule, ...]
     ignore: tuple[str, ...]
     normalize: tuple[str, ...]
-    texts: dict[str, dict[str, Any]]
+    texts: dict[str, dict[str, int | str]]
     policy: PolicySpec
     critic: CriticSpec | None
     source: Source

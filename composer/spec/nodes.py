@@ -29,7 +29,7 @@ _UNKNOWN_BLOCK = (
 _NETWORK_KEYS = ("heads", "observations", "init", "shares", "action_mask", "wrap", "networks")
 
 
-def is_misplaced(name: str, node: Any) -> bool:
+def is_misplaced(name: str, node: object) -> bool:
     """Whether what stands in a graph under ``name`` is no node, but a key of the network."""
     is_node = isinstance(node, dict) and not {"block", "same_as"}.isdisjoint(node)
     return name in _NETWORK_KEYS and not is_node

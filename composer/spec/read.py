@@ -117,7 +117,7 @@ class _SpecReader:
         )
 
     def _without_other_files(self) -> dict[str, Any]:
-        """The data without what stands in files that are no specs: a message must not show what is in them."""
+        """The data without the keys of files that are no specs: no message may show their content."""
         by_file: dict[str, list[str]] = {}
         for key in self._source.data:
             position = self._source.position((key,), key=True)
@@ -171,9 +171,9 @@ class _SpecReader:
                 rules.append(DistributionRule(path, entry))
         return tuple(rules)
 
-    def _texts(self, top: Fields) -> dict[str, dict[str, Any]]:
-        """What is declared of texts, by observation."""
-        declared = {}
+    def _texts(self, top: Fields) -> dict[str, dict[str, int | str]]:
+        """The declared length and charset of each text, by observation."""
+        declared: dict[str, dict[str, int | str]] = {}
         expected = "a mapping from observations to what is known of them"
         for name, value in top.mapping("texts", expected).items():
             path = ("texts", name)
@@ -293,18 +293,18 @@ class _SpecReader:
     # --- networks ---
 
     def _networks(
-        self, fields: Fields, keys: tuple[str, ...], own: tuple[str, ...], role: str
+        self, fields: Fields, keys: tuple[str, ...], part_keys: tuple[str, ...], role: str
     ) -> dict[str | None, NetworkSpec]:
-        """The networks of a policy or critic that has ``own`` keys beside those of a network."""
+        """The networks of a policy or critic which has ``part_keys`` beside the ``keys`` of a network."""
         if "networks" not in fields:
-            inner = {key: value for key, value in fields.values.items() if key not in own}
+            inner = {key: value for key, value in fields.values.items() if key not in part_keys}
             network = Fields(inner, fields.path, self._problems)
-            return {None: self._network(network, keys, (*keys, *own), role, role)}
+            return {None: self._network(network, keys, (*keys, *part_keys), role, role)}
         for key in keys:
             if key in fields:
                 message = f"{key!r} has no place beside 'networks'; write it in each of them"
                 fields.note(key, message, on_key=True)
-        fields.unknown((*keys, *own), f"a {role}")
+        fields.unknown((*keys, *part_keys), f"a {role}")
         value = fields.values["networks"]
         if not isinstance(value, list | dict) or not value:
             fields.wrong("networks", "a list or a mapping of networks")
@@ -356,7 +356,7 @@ class _SpecReader:
             check_shares(network, self._problems)
         return network
 
-    def _target(self, fields: Fields) -> Any:
+    def _target(self, fields: Fields) -> object:
         target = fields.values.get("_target_")
         if isinstance(target, str):
             problem = check_trusted(target, self._allow)

@@ -24,7 +24,7 @@ def check_graph(
 ) -> None:
     """Cycles, names taken twice and `same_as` in a graph and in those nested in it (as deep as a document may be).
 
-    ``inputs`` and ``outputs`` are known for a nested graph only; there, unknown and unused names are found as well.
+    ``inputs`` and ``outputs`` are known for a nested graph only; its unknown and unused names are reported as well.
     """
     for problem in _dag(nodes, inputs, outputs).problems():
         _add(problem, nodes, path, problems)
@@ -48,9 +48,9 @@ def check_shares(network: NetworkSpec, problems: Problems) -> None:
 
 
 def origins(nodes: dict[str, NodeSpec], names: Iterable[str]) -> dict[str, frozenset[str]]:
-    """Of each value called so, the inputs of the graph that it is made of."""
+    """For each of the values ``names``, the inputs of the graph that it depends on."""
     written = {name: node for node in nodes.values() for name in node.writes}
-    found = {}
+    inputs_by_name = {}
     for name in names:
         inputs, seen, left = set(), {name}, [name]
         while left:
@@ -61,8 +61,8 @@ def origins(nodes: dict[str, NodeSpec], names: Iterable[str]) -> dict[str, froze
             new = [read for read in written[current].reads if read not in seen]
             seen.update(new)
             left += new
-        found[name] = frozenset(inputs)
-    return found
+        inputs_by_name[name] = frozenset(inputs)
+    return inputs_by_name
 
 
 def sinks(nodes: dict[str, NodeSpec]) -> list[str]:

@@ -71,24 +71,24 @@ class _TemplateReader:
 
     def by_name(self, template: Fields) -> dict[str, NodeSpec]:
         patterns = template.mapping("by_name", "a mapping from names of observations to nodes")
-        found = {}
+        nodes = {}
         for pattern, value in patterns.items():
             node = self._node(pattern, value, (*template.at("by_name"), pattern))
             if node is not None:
-                found[pattern] = node
-        return found
+                nodes[pattern] = node
+        return nodes
 
     def kinds(self, template: Fields) -> dict[str, str]:
         expected = f"a mapping from names of observations to {listing(GIVEN_KINDS)}"
-        found = template.text_mapping("kinds", expected)
-        for pattern in [pattern for pattern, kind in found.items() if kind not in GIVEN_KINDS]:
-            kind = found.pop(pattern)
+        given = template.text_mapping("kinds", expected)
+        for pattern in [pattern for pattern, kind in given.items() if kind not in GIVEN_KINDS]:
+            kind = given.pop(pattern)
             near = did_you_mean(kind, GIVEN_KINDS) or f"; known are {listing(GIVEN_KINDS)}"
             message = f"{kind!r} is no kind of observation that can be given{near}"
             self._problems.add((*template.at("kinds"), pattern), message)
-        return found
+        return given
 
-    def _node(self, name: str, value: Any, path: Path) -> NodeSpec | None:
+    def _node(self, name: str, value: object, path: Path) -> NodeSpec | None:
         if not isinstance(value, Mapping):
             self._problems.add(path, f"{name!r} must be {_EXAMPLE}, got {describe(value)}")
             return None

@@ -269,8 +269,8 @@ class _Expansion:
         if kind == "image":
             return self._image(key, port, base, chosen or self._of_kind("image"), each)
         if chosen is None and kind == "vector":
-            own = None if each else self._of_kind("vector")  # what follows reads vectors
-            return self._vector(key, port, base, own, each)
+            node = None if each else self._of_kind("vector")  # what follows reads vectors
+            return self._vector(key, port, base, node, each)
         if kind == "discrete":
             chosen = chosen or self._of_kind("discrete") or self._own(_integer_block(port))
         assert chosen is not None

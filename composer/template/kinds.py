@@ -50,14 +50,14 @@ def groups_of(ports: Mapping[str, Port]) -> list[ObservationGroup]:
     [ObservationGroup(name='units', kind='set', keys=('units/kind', 'units/at'), links='')]
     """
     masks = {port.mask for port in ports.values()}
-    found: dict[str, ObservationGroup] = {}
+    groups: dict[str, ObservationGroup] = {}
     for key, port in ports.items():
         if key not in masks and not _is_links(key, port):
             group = _group(key, port, ports)
-            before = found.get(group.name)
+            before = groups.get(group.name)
             keys = (*before.keys, key) if before else (key,)
-            found[group.name] = ObservationGroup(group.name, group.kind, keys, group.links)
-    return list(found.values())
+            groups[group.name] = ObservationGroup(group.name, group.kind, keys, group.links)
+    return list(groups.values())
 
 
 def kind_of_observation(port: Port) -> Kind:

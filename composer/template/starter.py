@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from gymnasium import Space
+
 from composer.distributions.rules import build_distributions
 from composer.errors import Problems
 from composer.source.load import dump_flow
-from composer.spaces.actors import Actor, Actors, read_actors, shortened
+from composer.spaces.actors import Actor, ActorKey, Actors, read_actors, shortened
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, format_space, walk_space
 from composer.spec.model_spec import NetworkSpec, NodeSpec, TemplateSpec
@@ -37,8 +39,8 @@ ACTION_MASK = "action_mask"  # what PettingZoo's environments call the observati
 
 
 def starting_spec(
-    observation_space: Any,
-    action_space: Any,
+    observation_space: Space,
+    action_space: Space,
     environment: str | None = None,
     allow: Iterable[str] = (),
 ) -> str:
@@ -62,7 +64,7 @@ def starting_spec(
     return "\n".join(lines) + "\n"
 
 
-def readable(observation_space: Any) -> tuple[SpaceTree, dict[str, str]]:
+def readable(observation_space: Space) -> tuple[SpaceTree, dict[str, str]]:
     """What networks can read of a space, and what has to be ignored, with the reason.
 
     Raises ValueError where nothing is left.
@@ -81,27 +83,27 @@ def readable(observation_space: Any) -> tuple[SpaceTree, dict[str, str]]:
     return observations, ignored
 
 
-def _unreadable(space: Any) -> dict[str, str]:
-    """Flat keys of what has to be ignored, and why."""
-    found = {}
+def _unreadable(space: Space) -> dict[str, str]:
+    """The flat keys of the observations to ignore, each with the reason."""
+    reasons = {}
     for key, _, part in walk_space(space, "observation"):
         what = f"a {type(part).__name__} space"
         try:
             flatten_space(part, "observation")
         except SpaceError:
-            found[key] = f"{what}, which no block reads yet"
+            reasons[key] = f"{what}, which no block reads yet"
             if part.dtype is not None and part.dtype.kind == "U":
                 declared = f"texts: {{{dump_flow({key: {'max_length': 64}})[1:-1]}}}"
-                found[key] = f"{what}, read where its length is known: {declared}"
-    return found
+                reasons[key] = f"{what}, read where its length is known: {declared}"
+    return reasons
 
 
 def heading(environment: str | None, allow: Iterable[str], what: str) -> Iterator[str]:
     """The comment above a spec."""
     yield f"# A first {what} for {environment or 'these spaces'}, to be changed at will."
     module, colon, _ = (environment or "").partition(":")
-    own = [module] if colon and module != PETTINGZOO else []
-    needed = " ".join(f"--allow {name}" for name in dict.fromkeys([*allow, *own]))
+    modules = [module] if colon and module != PETTINGZOO else []
+    needed = " ".join(f"--allow {name}" for name in dict.fromkeys([*allow, *modules]))
     if needed:
         yield f"# The environment is code: composer check FILE {needed}"
 
@@ -178,7 +180,7 @@ def node_data(node: NodeSpec) -> dict[str, Any]:
     return {"block": node.block, "in": reads, **each, **init, **node.settings}
 
 
-def entry(key: str, value: Any) -> str:
+def entry(key: str, value: object) -> str:
     """``key: value`` on one line."""
     return dump_flow({key: value})[1:-1]
 
@@ -189,8 +191,8 @@ def node_line(node: NodeSpec, margin: str = "    ") -> str:
 
 
 def starting_actor_spec(
-    observation_space: Mapping[Any, Any],
-    action_space: Mapping[Any, Any],
+    observation_space: Mapping[ActorKey, Space],
+    action_space: Mapping[ActorKey, Space],
     environment: str | None = None,
     allow: Iterable[str] = (),
 ) -> str:

@@ -33,7 +33,7 @@ composer.spaces: sizes values kinds variable_readers variable tree json_form act
 composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
 composer.network: network module groups structured | torch
 composer.lowered: network actions policy model | torch numpy
-composer.template: kinds expansion starter | torch
+composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words help pages schema |
 composer.checkpoint: container plain_spec file weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
