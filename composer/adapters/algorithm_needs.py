@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gymnasium import spaces
 
@@ -49,7 +49,7 @@ class AlgorithmNeeds:
     is_advised: bool = True  # not where the environment must be made for it
 
 
-def problems(model: Model, name: str, table: Mapping[Any, AlgorithmNeeds]) -> list[str]:
+def problems(model: Model, name: str, table: Mapping[str, AlgorithmNeeds]) -> list[str]:
     """Why the algorithm ``name`` of ``table`` cannot train ``model``, each reason with a way out that works."""
     algorithm = table[name]
     refused = list(_refused(model, algorithm))
@@ -58,19 +58,19 @@ def problems(model: Model, name: str, table: Mapping[Any, AlgorithmNeeds]) -> li
         return [f"{reason}{out}{more}" for reason, more in refused]
     return [
         *_of_distributions(model, algorithm.family),
-        *_of_critic(model, str(name), algorithm.critic),
+        *_of_critic(model, name, algorithm.critic),
         *algorithm.more(model),
     ]
 
 
-def _way_out(model: Model, table: Mapping[Any, AlgorithmNeeds]) -> str:
+def _way_out(model: Model, table: Mapping[str, AlgorithmNeeds]) -> str:
     """The algorithms that can train ``model`` and what they need besides, as the end of a message: ``; use PPO``."""
     fit = [n for n, row in table.items() if row.is_advised and not any(_refused(model, row))]
     needs = {name: _needs(model, table[name]) for name in fit}
     if not fit:
         return ""
     fewest = needs[min(fit, key=lambda name: len(needs[name]))]
-    names = [str(name) for name in fit if needs[name] == fewest]
+    names = [name for name in fit if needs[name] == fewest]
     listed = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     return f"; use {listed}" + (f" with {' and '.join(fewest)}" if fewest else "")
 
@@ -131,9 +131,9 @@ def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[str]:
 
 def _of_distributions(model: Model, family: str) -> Iterator[str]:
     for key, other in _other_families(model, family):
-        own = model.policy.distributions[key]
-        name = DISTRIBUTIONS.name_of(type(own)) or type(own).__name__
-        if isinstance(own, Deterministic):
+        distribution = model.policy.distributions[key]
+        name = DISTRIBUTIONS.name_of(type(distribution)) or type(distribution).__name__
+        if isinstance(distribution, Deterministic):
             reason = f"it learns from chances, but {key!r} is deterministic"
         elif family == "deterministic":
             reason = f"its actor is deterministic, but {key!r} has the distribution {name!r}"
@@ -144,12 +144,13 @@ def _of_distributions(model: Model, family: str) -> Iterator[str]:
 
 def _other_families(model: Model, family: str) -> Iterator[tuple[str, str]]:
     """The actions whose distribution does not serve, and one that does."""
-    for key, own in model.policy.distributions.items():
+    for key, distribution in model.policy.distributions.items():
         if family == "deterministic":
-            if not isinstance(own, Deterministic):
+            if not isinstance(distribution, Deterministic):
                 yield key, "deterministic"
         elif family != "any" and (
-            isinstance(own, Deterministic) or (family == "bounded" and isinstance(own, Gaussian))
+            isinstance(distribution, Deterministic)
+            or (family == "bounded" and isinstance(distribution, Gaussian))
         ):
             yield key, "squashed_gaussian"  # whose Box has bounds, or `refuses` had said so
 

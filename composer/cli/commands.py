@@ -13,13 +13,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.train import add_train_options, run_train
 from composer.errors import SpecError
 from composer.source.files import begins_as_checkpoint, is_regular, real_path
 from perception_blocks.words import readable
+
+if TYPE_CHECKING:
+    from composer.model import Model
+    from composer.source.load import Source
 
 __all__ = ["main"]
 
@@ -119,7 +123,7 @@ def _fail(text: str) -> int:
 
 def _say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
     """Print ``text``, in which names from files may be, as a terminal may have it."""
-    stream: Any = sys.stdout if file is None else file
+    stream = sys.stdout if file is None else file
     shown = readable(str(text)) + end
     encoding = stream.encoding or "utf-8"
     stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
@@ -242,7 +246,7 @@ def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def _compose(arguments: argparse.Namespace) -> Any:
+def _compose(arguments: argparse.Namespace) -> Model:
     """The model without weights. What needs no torch is checked first: a wrong structure answers at once."""
     source, spaces = _read(arguments)
     if not (spaces or source.data.get("environment")):
@@ -250,14 +254,16 @@ def _compose(arguments: argparse.Namespace) -> Any:
     return _composed(arguments, source, spaces)
 
 
-def _composed(arguments: argparse.Namespace, source: Any, spaces: dict[str, Any]) -> Any:
+def _composed(arguments: argparse.Namespace, source: Source, spaces: dict[str, Any]) -> Model:
     from composer.model import compose
 
     limits = dict(arguments.limits)
     return compose(source, allow=arguments.allow, device="meta", seed=0, limits=limits, **spaces)
 
 
-def _read(arguments: argparse.Namespace, *, makes_environment: bool = True) -> tuple[Any, Any]:
+def _read(
+    arguments: argparse.Namespace, *, makes_environment: bool = True
+) -> tuple[Source, dict[str, Any]]:
     """The Source of a spec whose structure is good, and what the caller or a checkpoint says of its spaces."""
     from composer.spec.read import read_spec
     from composer.trust import import_allowed
@@ -270,7 +276,7 @@ def _read(arguments: argparse.Namespace, *, makes_environment: bool = True) -> t
     return source, spaces
 
 
-def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
     from composer.source.load import load_source, stored_source
 
     given = {} if arguments.env is None else {"env": arguments.env}
@@ -307,8 +313,8 @@ def _init(arguments: argparse.Namespace) -> None:
     module, colon, _ = (arguments.env or "").partition(":")
     from composer.trust import PETTINGZOO
 
-    own = [module] if colon and module != PETTINGZOO else []
-    allow = dict.fromkeys([*arguments.allow, *own])
+    modules = [module] if colon and module != PETTINGZOO else []
+    allow = dict.fromkeys([*arguments.allow, *modules])
     options = "".join(f" --allow {name}" for name in allow)
     _say(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
 
@@ -357,7 +363,7 @@ def _check(arguments: argparse.Namespace) -> None:
     _say(f"{arguments.file}: good; {count:,} parameters")
 
 
-def _check_tensors(path: str, model: Any) -> None:
+def _check_tensors(path: str, model: Model) -> None:
     """Raise _UserError for a checkpoint whose tensors are not as they were saved, or do not fit ``model``."""
     from composer.checkpoint.container import CheckpointError
     from composer.checkpoint.file import fill_whole

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 __all__ = ["STATUS", "answer_ctrl_c", "interrupted_in_a_line", "say_interrupted"]
 
@@ -46,7 +46,7 @@ def say_interrupted() -> None:
         os.write(2, f"{start}interrupted\n".encode())
 
 
-def _answer(number: int, frame: Any) -> None:
+def _answer(number: int, frame: object) -> None:
     if not _State.working or _State.came:
         _end()
     _State.came = True

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
 from perception_blocks.words import readable
+
+if TYPE_CHECKING:
+    from composer.source.load import Source
+    from composer.training.session import Outcome
 
 __all__ = ["add_train_options", "run_train"]
 
@@ -35,7 +39,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(usage_error=parser.error)
 
 
-def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> int:
+def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str | None) -> int:
     """Train, or go on; returns the exit status. ``spec`` is a Source, or None where only --resume was given."""
     _require_libraries(arguments.trainer or ("sb3" if arguments.resume is None else None))
     from composer.training.session import resume, train
@@ -45,6 +49,7 @@ def run_train(arguments: argparse.Namespace, spec: Any, weights: str | None) -> 
     given = {name: value for name, value in given.items() if value is not None}
     allow, limits = arguments.allow, dict(arguments.limits)
     if arguments.resume is None:
+        assert spec is not None
         outcome = train(
             spec,
             arguments.output,
@@ -96,9 +101,10 @@ def _settings(given: list[str]) -> dict[str, Any]:
     return settings
 
 
-def _say(outcome: Any, allow: list[str]) -> int:
+def _say(outcome: Outcome, allow: list[str]) -> int:
     folder = readable(str(outcome.folder))
     if outcome.evaluation is None:
+        assert outcome.signal is not None
         options = "".join(f" --allow {module}" for module in allow)
         print(
             f"interrupted after {outcome.steps:,} steps; what it had is in {folder}\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from composer.checkpoint.plain_spec import plain_spec
 from composer.model import Model
@@ -12,10 +12,11 @@ from composer.template.starter import entry, node_data
 
 __all__ = ["written_out"]
 
+Form: TypeAlias = "Mapping[str | None, Form]"
 # Which mappings are written over several lines, by key (None: any key), and those within them; the others take one.
-_NETWORK: dict[str | None, Any] = {"graph": {}}
-_ROLE: dict[str | None, Any] = {**_NETWORK, "networks": {None: _NETWORK}}
-_SPEC: dict[str | None, Any] = {"policy": _ROLE, "critic": _ROLE}
+_NETWORK: Form = {"graph": {}}
+_ROLE: Form = {**_NETWORK, "networks": {None: _NETWORK}}
+_SPEC: Form = {"policy": _ROLE, "critic": _ROLE}
 
 
 def written_out(model: Model) -> str:
@@ -51,9 +52,7 @@ def _as_graph(written: Mapping[str, Any], network: NetworkSpec) -> dict[str, Any
     return data if "shares" not in data else {**data, "shares": list(network.shares)}
 
 
-def _lines(
-    data: Mapping[str, Any], form: Mapping[str | None, Any], indent: int = 0
-) -> Iterator[str]:
+def _lines(data: Mapping[str, Any], form: Form, indent: int = 0) -> Iterator[str]:
     for key, value in data.items():
         inner = form.get(key, form.get(None))
         if indent == 0 and inner is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces, wrappers
+from gymnasium import Space, spaces, wrappers
 
 from composer.spaces.lookup import make_environment
 from composer.training.trainer import TrainingError
@@ -21,35 +21,37 @@ _FLAG = (bool, np.bool_)
 _WHOLE = (int, np.int64)  # types that Discrete.contains takes 20 times as long to check
 
 
-def training_environment(name: str) -> Any:
+def training_environment(name: str) -> gymnasium.Env:
     """The environment called ``name``, checked. Raises SpecError where there is none."""
-    made = make_environment(name)
-    inner, outer = made, None
+    env = make_environment(name)
+    inner, outer = env, None
     while isinstance(inner, _OF_GYMNASIUM):
         outer, inner = inner, inner.env
     checked = CheckedEnvironment(inner, name)
     if outer is None:
         return checked
     outer.env = checked
-    return made
+    return env
 
 
 class CheckedEnvironment(gymnasium.Wrapper):
     """Raises TrainingError for what is no step, and for an observation that its space does not have."""
 
-    def __init__(self, env: Any, name: str) -> None:
+    def __init__(self, env: gymnasium.Env, name: str) -> None:
         super().__init__(env)
         self._name = name
         self._space = env.observation_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[object, dict[str, Any]]:
         result = self.env.reset(seed=seed, options=options)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], dict):
             self._refuse("reset", _described(result), "it returns (observation, info)")
         self._check(result[0], "reset")
         return result
 
-    def step(self, action: Any) -> Any:
+    def step(self, action: object) -> tuple[object, SupportsFloat, bool, bool, dict[str, Any]]:
         result = self.env.step(action)
         if type(result) is not tuple or len(result) != 5:
             form = "(observation, reward, terminated, truncated, info)"
@@ -75,11 +77,11 @@ class CheckedEnvironment(gymnasium.Wrapper):
                 f"the environment {self._name!r} gave the reward {shown}; a reward must be a finite number"
             )
 
-    def _check_flag(self, name: str, value: Any) -> None:
+    def _check_flag(self, name: str, value: object) -> None:
         if not isinstance(value, _FLAG) and not (type(value) is int and value in (0, 1)):
             self._refuse("step", f"as {name!r} {_described(value)}", "it must be true or false")
 
-    def _check(self, observation: Any, method: str) -> None:
+    def _check(self, observation: object, method: str) -> None:
         wrong = _wrong(self._space, observation, ())
         if wrong is not None:
             space, value, path = wrong
@@ -91,8 +93,8 @@ class CheckedEnvironment(gymnasium.Wrapper):
 
 
 def _wrong(
-    space: Any, value: Any, path: tuple[str, ...]
-) -> tuple[Any, Any, tuple[str, ...]] | None:
+    space: Space, value: object, path: tuple[str, ...]
+) -> tuple[Space, object, tuple[str, ...]] | None:
     """The part of ``value`` that its space does not have, with that space and where it is; None if all is well.
 
     Numbers beyond the bounds of a Box pass, as environments give them.
@@ -109,11 +111,11 @@ def _wrong(
         parts = [(s, v, str(i)) for i, (s, v) in enumerate(zip(space.spaces, value, strict=True))]
     else:
         return None if _is_in(space, value) else (space, value, path)
-    found = (_wrong(part, own, (*path, name)) for part, own, name in parts)
-    return next((wrong for wrong in found if wrong is not None), None)
+    wrong_parts = (_wrong(part, inner, (*path, name)) for part, inner, name in parts)
+    return next((wrong for wrong in wrong_parts if wrong is not None), None)
 
 
-def _fits(space: spaces.Box, value: Any) -> bool:
+def _fits(space: spaces.Box, value: object) -> bool:
     if type(value) is np.ndarray and value.dtype == space.dtype:
         return value.shape == space.shape
     try:
@@ -123,7 +125,7 @@ def _fits(space: spaces.Box, value: Any) -> bool:
     return array.shape == space.shape and np.can_cast(array.dtype, space.dtype, "same_kind")
 
 
-def _is_in(space: Any, value: Any) -> bool:
+def _is_in(space: Space, value: Any) -> bool:
     if type(space) is spaces.Discrete and type(value) in _WHOLE:
         return bool(space.start <= value < space.start + space.n)
     try:
@@ -132,7 +134,7 @@ def _is_in(space: Any, value: Any) -> bool:
         return False
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """What an environment returned, in a few words."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
@@ -145,6 +147,6 @@ def _described(value: Any) -> str:
     return _shortened(value)
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:150]}...{text[-30:]}"

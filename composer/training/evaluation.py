@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from composer.policy.policy import Policy
 from composer.training.environment import training_environment
 
 __all__ = ["Evaluation", "evaluate", "greedy"]
 
 FIRST_SEED = 2**30  # added to that of the run: no episode of training begins from one of these
 
-Act = Callable[[Any, Any, bool, Any], tuple[Any, Any]]
+Act = Callable[[object, object, bool, object], tuple[object, object]]
 """(observation, state, whether it is the episode's first, mask) -> (action, state after).
 
 The state is None at first. The mask is what the environment's ``action_masks()`` says, None where it has none.
@@ -70,15 +71,15 @@ def evaluate(
     return Evaluation(tuple(returns), tuple(lengths))
 
 
-def greedy(policy: Any, *, masked: bool = False) -> Act:
+def greedy(policy: Policy, *, masked: bool = False) -> Act:
     """How ``policy`` acts without exploration: the mode of its distribution; ``masked`` also by the environment."""
 
-    def act(observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
-        keywords = {"deterministic": True, "mask": mask if masked else None}
+    def act(observation: object, state: Any, first: bool, mask: object) -> tuple[object, object]:
+        mask = mask if masked else None
         if not policy.has_memory:
-            return policy.act(observation, **keywords), None
+            return policy.act(observation, deterministic=True, mask=mask), None
         if state is None:
             state = policy.initial_state()
-        return policy.act(observation, state, first, **keywords)
+        return policy.act(observation, state, first, deterministic=True, mask=mask)
 
     return act

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict
+from typing import Any, NoReturn, TypedDict, TypeGuard
 
 import torch
 from filelock import FileLock, Timeout
@@ -75,9 +75,9 @@ class RunFolder:
         hidden = _hidden_folder(path)
         with _locked(hidden, path) as lock:
             try:
-                made = cls(hidden, task, name=path)
-                made.write_task()
-                made.save(trainer, curve, 0)
+                folder = cls(hidden, task, name=path)
+                folder.write_task()
+                folder.save(trainer, curve, 0)
                 lock.rename(hidden, path)
             except BaseException:
                 shutil.rmtree(hidden, ignore_errors=True)
@@ -120,7 +120,7 @@ class RunFolder:
     def load(self) -> Saved:
         """What `save` wrote. Nothing in the file is executed."""
         path = self.path / "trainer.pt"
-        if not _there(path, os.path.lexists):
+        if not _answer(path, os.path.lexists):
             raise TrainingError(f"there is no run in {str(self.path)!r}: it has no trainer.pt")
         try:
             _refuse_damage(path)
@@ -140,7 +140,7 @@ class RunFolder:
         text = json.dumps(record, indent=2) + "\n"
         self._write(name, lambda file: Path(file).write_text(text, encoding="utf-8"))
 
-    def _write(self, name: str, write: Callable[[str], Any]) -> None:
+    def _write(self, name: str, write: Callable[[str], object]) -> None:
         with self._writing(name) as path:
             replace_with(path, write)
 
@@ -248,7 +248,7 @@ def _holder(file: Path) -> str:
 # --- what is read is checked ------------------------------------------------------------------------------------------
 
 
-def _there(path: Path, question: Callable[[Path], bool]) -> bool:
+def _answer(path: Path, question: Callable[[Path], bool]) -> bool:
     """The answer to ``question``; no for what cannot be asked of, such as a name that is too long."""
     try:
         return question(path)
@@ -257,9 +257,9 @@ def _there(path: Path, question: Callable[[Path], bool]) -> bool:
 
 
 def _refuse_no_run(path: Path) -> None:
-    if not _there(path, Path.is_dir):
+    if not _answer(path, Path.is_dir):
         raise TrainingError(f"there is no folder {_short(path)} to resume")
-    if not _there(path / "run.json", os.path.lexists):
+    if not _answer(path / "run.json", os.path.lexists):
         raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json")
 
 
@@ -346,7 +346,7 @@ def _task_of(record: Mapping[str, Any]) -> Task:
 _CALLED = {str: "a text", int: "an integer", dict: "a mapping"}
 
 
-def _as_saved(state: Any) -> Saved:
+def _as_saved(state: object) -> Saved:
     """``state`` as it was saved. Raises ValueError for what is of another form."""
     if not isinstance(state, dict) or not isinstance(state.get("trainer"), dict):
         raise ValueError("it holds no trainer")
@@ -358,11 +358,11 @@ def _as_saved(state: Any) -> Saved:
     return {"steps": steps, "curve": curve, "recent": recent, "trainer": state["trainer"]}
 
 
-def _is_row(row: Any) -> bool:
+def _is_row(row: object) -> bool:
     return _are_numbers(row) and len(row) in (6, 7)
 
 
-def _are_numbers(values: Any) -> bool:
+def _are_numbers(values: object) -> TypeGuard[list[float]]:
     return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
@@ -407,7 +407,7 @@ def refuse_taken(path: Path) -> None:
         return
     except (OSError, ValueError) as error:
         _refuse(path, error)
-    if _there(path / "run.json", Path.exists):
+    if _answer(path / "run.json", Path.exists):
         raise TrainingError(
             f"there is a run in {str(path)!r} already; go on with it by --resume {path}, or choose another folder"
         )

@@ -34,7 +34,7 @@ def interruption_noted(doing: Callable[[], str] = lambda: "training") -> Iterato
     noted = Interruption()
     before: dict[int, Any] = {}
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: object) -> None:
         noted.signal = number
         restore()
         _say(

@@ -19,7 +19,7 @@ from composer.distributions.discrete import NoLegalChoiceError
 from composer.errors import Problem, SpecError
 from composer.limits import GivenLimits
 from composer.model import Model, compose
-from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
+from composer.source.load import GivenSpec, Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.lookup import is_by_actor, own_environment
 from composer.spec.diff import diff_specs
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def train(
-    spec: Any,
+    spec: GivenSpec,
     out: str | Path,
     *,
     env: str | None = None,
@@ -96,7 +96,7 @@ def resume(
     path: str | Path,
     *,
     steps: int | None = None,
-    spec: Any = None,
+    spec: GivenSpec | None = None,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
     limits: GivenLimits = None,
@@ -163,24 +163,27 @@ def _restore(trainer: Trainer, saved: Saved, folder: RunFolder) -> None:
         ) from error
 
 
-def _refuse_other_form(saved: Any, own: Any, path: str) -> None:
+def _refuse_other_form(saved: Any, expected: Any, path: str) -> None:
     """Raise ValueError where two states differ in more than values. What grows with time the trainer itself checks."""
-    if type(saved) is not type(own):
-        raise ValueError(f"{path} is a {type(saved).__name__}, not a {type(own).__name__}")
-    if isinstance(own, Mapping):
-        if saved.keys() != own.keys():
-            differing = min(map(str, saved.keys() ^ own.keys()))
+    if type(saved) is not type(expected):
+        raise ValueError(f"{path} is a {type(saved).__name__}, not a {type(expected).__name__}")
+    if isinstance(expected, Mapping):
+        if saved.keys() != expected.keys():
+            differing = min(map(str, saved.keys() ^ expected.keys()))
             raise ValueError(f"{path or 'the trainer'} differs in {differing[:40]!r}")
-        for key in own.keys() - GROWING:
-            _refuse_other_form(saved[key], own[key], f"{path}/{key}" if path else str(key))
-    elif isinstance(own, list | tuple):
-        if len(saved) != len(own):
-            raise ValueError(f"{path} has {len(saved)} entries, not {len(own)}")
-        for index, pair in enumerate(zip(saved, own, strict=True)):
+        for key in expected.keys() - GROWING:
+            _refuse_other_form(saved[key], expected[key], f"{path}/{key}" if path else str(key))
+    elif isinstance(expected, list | tuple):
+        if len(saved) != len(expected):
+            raise ValueError(f"{path} has {len(saved)} entries, not {len(expected)}")
+        for index, pair in enumerate(zip(saved, expected, strict=True)):
             _refuse_other_form(*pair, f"{path}/{index}")
-    elif isinstance(own, Tensor) and (saved.shape, saved.dtype) != (own.shape, own.dtype):
+    elif isinstance(expected, Tensor) and (saved.shape, saved.dtype) != (
+        expected.shape,
+        expected.dtype,
+    ):
         raise ValueError(
-            f"{path} is {tuple(saved.shape)} of {saved.dtype}, not {tuple(own.shape)} of {own.dtype}"
+            f"{path} is {tuple(saved.shape)} of {saved.dtype}, not {tuple(expected.shape)} of {expected.dtype}"
         )
 
 
@@ -312,8 +315,8 @@ def _trainer_class(task: Task) -> type[Trainer]:
         "eval_episodes": (1, MOST),
         "seed": (0, MOST),
     }
-    found = [_count_problem(name, getattr(task, name), *ends) for name, ends in ranges.items()]
-    problems = [problem for problem in found if problem]
+    counts = [_count_problem(name, getattr(task, name), *ends) for name, ends in ranges.items()]
+    problems = [problem for problem in counts if problem]
     trainer_class = None
     try:
         trainer_class = TRAINERS.get(task.trainer)
@@ -339,7 +342,7 @@ def _algorithm_problems(trainer_class: type[Trainer], task: Task) -> list[str]:
     return [f"trainer {task.trainer!r} has no algorithm {task.algorithm!r}{near}"]
 
 
-def _count_problem(name: str, value: Any, least: int, most: int) -> str | None:
+def _count_problem(name: str, value: object, least: int, most: int) -> str | None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         kind = "an integer of 0 or more" if least == 0 else "a positive integer"
         return f"{_option(name)} must be {kind}, got {_shown(value)}"
@@ -348,7 +351,7 @@ def _count_problem(name: str, value: Any, least: int, most: int) -> str | None:
     return None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return cut(repr(value), 60)
 
 
@@ -395,7 +398,7 @@ def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
 
 
 def _refuse_another(
-    folder: RunFolder, given: Mapping[str, Any], spec: Source | None, allow: Iterable[str]
+    folder: RunFolder, given: Mapping[str, object], spec: Source | None, allow: Iterable[str]
 ) -> None:
     """Raise TrainingError where what is given is not what the run in ``folder`` has."""
     has = asdict(folder.task)

@@ -84,8 +84,10 @@ class Trainer(Protocol):
         """Train until ``steps`` steps, those before `restore` included, have been made in all environments together."""
         ...
 
-    def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
-        """The action that it takes for the best, as `evaluation.Act` says."""
+    def act(
+        self, observation: object, state: object, first: bool, mask: object
+    ) -> tuple[object, object]:
+        """The action without exploration and the state after it, as `evaluation.Act` says."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -117,13 +119,14 @@ def refuse_other_state(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(f"the optimiser's {name!r} is of another kind or shape")
 
 
-def _is_shaped(value: Any, parameter: Tensor) -> bool:
+def _is_shaped(value: object, parameter: Tensor) -> bool:
     """Whether ``value`` has a number of its own for each of the ``parameter``."""
-    is_like = isinstance(value, Tensor) and value.shape == parameter.shape
-    return is_like and value.untyped_storage().nbytes() >= value.nbytes
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return False
+    return value.untyped_storage().nbytes() >= value.nbytes
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.dim()):
         return False
     return 0 <= float(value) < float("inf")

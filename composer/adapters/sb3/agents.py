@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 
 from composer.adapters.sb3.checks import refuse, several_actors
@@ -27,7 +28,7 @@ from composer.checkpoint.file import foreign_modules
 from composer.checkpoint.plain_spec import plain_spec
 from composer.limits import GivenLimits, limits_from
 from composer.model import Model, compose
-from composer.source.load import Override, dump_yaml, load_source
+from composer.source.load import GivenSpec, Override, dump_yaml, load_source
 from composer.spaces.json_form import spaces_differ, spaces_to_json
 from composer.spaces.lookup import (
     Spaces,
@@ -64,8 +65,8 @@ OPTIMIZER_SETTINGS = ("optimizer_class", "optimizer_kwargs")
 
 def agent(
     algorithm: type,
-    spec: Any,
-    env: Any = None,
+    spec: GivenSpec | Model,
+    env: gymnasium.Env | VecEnv | str | None = None,
     *,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
@@ -92,37 +93,42 @@ def agent(
     import_allowed(allow)
     _refuse_network_settings(policy_kwargs or {})
     env = _environment(spec, env, overrides, allow)
-    own = _model_spaces(env)
-    model = _composed(spec, own, allow, overrides=overrides, seed=seed, dtype=dtype, limits=limits)
+    env_spaces = _model_spaces(env)
+    model = _composed(
+        spec, env_spaces, allow, overrides=overrides, seed=seed, dtype=dtype, limits=limits
+    )
     refuse(model, name)
     observations, actions = _hosts(model)
     bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
-    _refuse_unlike(model, own, bounds)
+    _refuse_unlike(model, env_spaces, bounds)
     if not isinstance(env, VecEnv):
         env = _wrapped(env, observations, actions)
     seen = (env.observation_space, env.action_space)
     refuse_other_spaces(observations, actions, *seen, bounds=bounds)
     arguments = {**_arguments(model, allow, limits), **(policy_kwargs or {})}
-    made = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
+    trained = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
     if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
-        made.policy.use_weights(spec)
+        trained.policy.use_weights(spec)
     # What blocks read once, when they were built, need not be there when the agent is loaded.
-    made.policy_kwargs["spec"] = made.policy.saved_spec()
-    return made
+    trained.policy_kwargs["spec"] = trained.policy.saved_spec()
+    return trained
 
 
 def wrap(
-    env: gymnasium.Env, spec: Any, allow: Iterable[str] = (), limits: GivenLimits = None
+    env: gymnasium.Env,
+    spec: GivenSpec | Model,
+    allow: Iterable[str] = (),
+    limits: GivenLimits = None,
 ) -> gymnasium.Env:
     """``env`` with observations and actions that Stable-Baselines3 can store; ``env`` itself where they are such.
 
     ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
     (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
     """
-    own = _model_spaces(env)
-    _refuse_actors(own[0])
-    model = _composed(spec, own, allow, limits=limits)
-    _refuse_unlike(model, own)
+    env_spaces = _model_spaces(env)
+    _refuse_actors(env_spaces[0])
+    model = _composed(spec, env_spaces, allow, limits=limits)
+    _refuse_unlike(model, env_spaces)
     return _wrapped(env, *_hosts(model))
 
 
@@ -135,8 +141,8 @@ class UpdateNormalizers(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: list[Any] = []
-        self._returns: Any = None
+        self._seen: list[np.ndarray | dict[str, np.ndarray]] = []
+        self._returns: np.ndarray | None = None
 
     def _on_step(self) -> bool:
         self._seen.append(self.locals["new_obs"])
@@ -167,13 +173,13 @@ class UpdateNormalizers(BaseCallback):
 # --- the model and its environment ---
 
 
-def _name_of(algorithm: Any) -> str:
+def _name_of(algorithm: object) -> str:
     """The name of the algorithm that a class is, or is derived from."""
     classes = algorithm.__mro__ if isinstance(algorithm, type) else ()
     for cls in classes:
         if cls.__name__ in POLICIES:
             return cls.__name__
-    shown = algorithm.__name__ if classes else repr(algorithm)
+    shown = algorithm.__name__ if isinstance(algorithm, type) else repr(algorithm)
     raise ValueError(
         f"algorithm is a class of Stable-Baselines3 or sb3-contrib, one of {', '.join(POLICIES)}; got {shown}"
     )
@@ -191,7 +197,12 @@ def _refuse_network_settings(policy_kwargs: dict[str, Any]) -> None:
         )
 
 
-def _environment(spec: Any, env: Any, overrides: Iterable[Override], allow: Iterable[str]) -> Any:
+def _environment(
+    spec: GivenSpec | Model,
+    env: gymnasium.Env | VecEnv | str | None,
+    overrides: Iterable[Override],
+    allow: Iterable[str],
+) -> gymnasium.Env | VecEnv:
     """The environment itself, made if it is an id or the spec's own."""
     if env is None:
         source = spec.source if isinstance(spec, Model) else load_source(spec, overrides, allow)
@@ -199,7 +210,7 @@ def _environment(spec: Any, env: Any, overrides: Iterable[Override], allow: Iter
         if env is None:
             raise ValueError("agent needs an env, or a spec with an 'environment'")
     if isinstance(env, str):
-        env = make_environment(env)
+        return make_environment(env)
     if isinstance(env, gymnasium.vector.VectorEnv):
         raise ValueError(
             "Stable-Baselines3 has vector environments of its own; make one of them instead of gymnasium's: "
@@ -208,7 +219,7 @@ def _environment(spec: Any, env: Any, overrides: Iterable[Override], allow: Iter
     return env
 
 
-def _model_spaces(env: Any) -> Spaces:
+def _model_spaces(env: gymnasium.Env | VecEnv) -> Spaces:
     """The spaces that a model is composed for: those of the environment inside of `FlatEnv`."""
     if isinstance(env, VecEnv):
         if env.has_attr("model_spaces"):
@@ -217,30 +228,32 @@ def _model_spaces(env: Any) -> Spaces:
     return env.get_wrapper_attr("model_spaces") if _is_flat(env) else environment_spaces(env)
 
 
-def _is_flat(env: Any) -> bool:
+def _is_flat(env: gymnasium.Env) -> bool:
     return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
 
 
-def _composed(spec: Any, own: Spaces, allow: Iterable[str], **settings: Any) -> Model:
+def _composed(
+    spec: GivenSpec | Model, env_spaces: Spaces, allow: Iterable[str], **settings: Any
+) -> Model:
     """The model of ``spec``, without weights: it is only looked at. A `Model` is itself."""
     if isinstance(spec, Model):
         return spec
-    spaces = {"observation_space": own[0], "action_space": own[1]}
+    spaces = {"observation_space": env_spaces[0], "action_space": env_spaces[1]}
     return compose(spec, **spaces, allow=allow, device="meta", **settings)
 
 
-def _refuse_unlike(model: Model, own: Spaces, bounds: bool = True) -> None:
+def _refuse_unlike(model: Model, env_spaces: Spaces, bounds: bool = True) -> None:
     """Raise ValueError unless the spaces of an environment are those of ``model``."""
-    _refuse_actors(own[0])
+    _refuse_actors(env_spaces[0])
     needed = (model.observation_space, model.action_space)
-    differences = differing(needed[0], own[0], "observation", bounds=bounds)
-    differences += spaces_differ(needed[1], own[1], "action")
+    differences = differing(needed[0], env_spaces[0], "observation", bounds=bounds)
+    differences += spaces_differ(needed[1], env_spaces[1], "action")
     if differences:
         lines = "".join(f"\n  {difference}" for difference in differences)
         raise ValueError(f"the environment's spaces are not those of the model:{lines}")
 
 
-def _refuse_actors(space: Any) -> None:
+def _refuse_actors(space: object) -> None:
     if is_by_actor(space):
         raise ValueError(f"the environment has {several_actors(space)}")
 
@@ -249,7 +262,9 @@ def _hosts(model: Model) -> tuple[HostObservations, HostActions]:
     return HostObservations(model.policy.observer.tree), HostActions(model.policy.action_tree)
 
 
-def _wrapped(env: Any, observations: HostObservations, actions: HostActions) -> Any:
+def _wrapped(
+    env: gymnasium.Env, observations: HostObservations, actions: HostActions
+) -> gymnasium.Env:
     if _is_flat(env) or not (observations.is_flat or actions.is_flat):
         return env
     return FlatEnv(env, observations, actions)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 from gymnasium import Space, spaces
 
 from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
 from composer.model import Model
+from composer.spaces.actors import ActorKey
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
 
@@ -19,18 +19,18 @@ __all__ = ["ALGORITHMS", "refuse", "several_actors"]
 def refuse(model: Model, algorithm: str, names: Mapping[str, str] | None = None) -> None:
     """Raise ValueError with every reason why ``algorithm`` cannot train ``model``.
 
-    ``names`` are those of the algorithms where they are not called by their classes.
+    ``names`` maps names of classes to what the caller calls the algorithms.
     """
-    found = _problems(model, algorithm)
-    if found:
-        lines = "".join(f"\n  {problem}" for problem in found)
+    reasons = _problems(model, algorithm)
+    if reasons:
+        lines = "".join(f"\n  {problem}" for problem in reasons)
         text = f"{algorithm} cannot train this model:{lines}"
-        for own, name in (names or {}).items():
-            text = re.sub(rf"(?<!')\b{own}\b", name, text)  # not of actions, which are quoted
+        for cls, name in (names or {}).items():
+            text = re.sub(rf"(?<!')\b{cls}\b", name, text)  # not of actions, which are quoted
         raise ValueError(text)
 
 
-def several_actors(spaces_by_actor: Any) -> str:
+def several_actors(spaces_by_actor: Iterable[ActorKey]) -> str:
     """Who acts, and that no algorithm here is for them."""
     names = ", ".join(map(repr, spaces_by_actor))
     return f"several steps or agents ({names}); Stable-Baselines3 trains one policy of one agent"
@@ -80,7 +80,7 @@ def _are_choices(space: Space) -> bool:
     return isinstance(space, spaces.Discrete)
 
 
-ALGORITHMS: Mapping[Any, AlgorithmNeeds] = {
+ALGORITHMS: Mapping[str, AlgorithmNeeds] = {
     "PPO": AlgorithmNeeds(_memory, "state"),
     "A2C": AlgorithmNeeds(_memory, "state"),
     "RecurrentPPO": AlgorithmNeeds(_no_memory, "state"),

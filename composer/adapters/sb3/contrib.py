@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.adapters.sb3.policies import ActorCritic
+from composer.adapters.sb3.policies import ActorCritic, PyTorchObs, Schedule
+from composer.distributions.base import Distribution
 from composer.distributions.discrete import NoLegalChoiceError
 from composer.network.module import under
 from composer.network.network import State, Tensors, share_of
@@ -39,7 +40,7 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
     algorithm = "MaskablePPO"
 
     def forward(  # type: ignore[override]
-        self, obs: Any, deterministic: bool = False, action_masks: Any = None
+        self, obs: PyTorchObs, deterministic: bool = False, action_masks: object = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
         with _masks_named():
@@ -48,22 +49,22 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
         return actions, values, self.log_prob(distribution, actions, (len(actions),))
 
     def evaluate_actions(  # type: ignore[override]
-        self, obs: Any, actions: Tensor, action_masks: Any = None
+        self, obs: PyTorchObs, actions: Tensor, action_masks: object = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
         return self._evaluated(*self.judge(self.read(obs), self._mask(action_masks)), actions)
 
-    def get_distribution(self, obs: Any, action_masks: Any = None) -> Any:
+    def get_distribution(self, obs: PyTorchObs, action_masks: object = None) -> Any:
         """The model's own distribution over what is legal."""
         with _masks_named():
             return self.model.policy.distribution(self.read(obs), mask=self._mask(action_masks))
 
     def _predict(  # type: ignore[override]
-        self, observation: Any, deterministic: bool = False, action_masks: Any = None
+        self, observation: PyTorchObs, deterministic: bool = False, action_masks: object = None
     ) -> Tensor:
         return self.draw(self.get_distribution(observation, action_masks), deterministic)
 
-    def _mask(self, action_masks: Any) -> Tensor | None:
+    def _mask(self, action_masks: object) -> Tensor | None:
         """The host's masks (B, choices), of bits (B, 2 * bits), as the model's distributions take them.
 
         Raises ValueError for a bit that may not be 0, which no mask of the model's can say.
@@ -100,7 +101,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
 
     algorithm = "RecurrentPPO"
 
-    def _build(self, lr_schedule: Any) -> None:
+    def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         numbers = sum(math.prod(shape) for shape in self._shapes.values())
         width = math.ceil(numbers / 2)
@@ -108,8 +109,12 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         self.lstm_hidden_state_shape = (1, 1, width)
 
     def forward(  # type: ignore[override]
-        self, obs: Any, lstm_states: Any, episode_starts: Tensor, deterministic: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        self,
+        obs: PyTorchObs,
+        lstm_states: RNNStates,
+        episode_starts: Tensor,
+        deterministic: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """Actions, values (B, 1), log-probabilities (B,) and the state after."""
         state = self._unpack(lstm_states.pi)
         distribution, values, after = self._advance(self.read(obs), state, episode_starts)
@@ -119,7 +124,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         return actions, values, log_prob, RNNStates(packed, packed)
 
     def evaluate_actions(  # type: ignore[override]
-        self, obs: Any, actions: Tensor, lstm_states: Any, episode_starts: Tensor
+        self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values (N * T, 1), log-probabilities and entropies (N * T,) of N padded sequences of T steps."""
         leading = (lstm_states.pi[0].shape[1], -1)
@@ -131,27 +136,27 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         return self._evaluated(distribution, values, actions)
 
     def get_distribution(  # type: ignore[override]
-        self, obs: Any, lstm_states: Packed, episode_starts: Tensor
-    ) -> tuple[Any, Packed]:
+        self, obs: PyTorchObs, lstm_states: Packed, episode_starts: Tensor
+    ) -> tuple[Distribution, Packed]:
         """The model's own distribution, and the state after."""
         state = self._unpack(lstm_states)
         resets = episode_starts > 0.5
-        observations, own = self.read(obs), share_of("policy", state)
+        observations, policy_state = self.read(obs), share_of("policy", state)
         policy = self.model.policy
         if not policy.has_memory:
             return policy.distribution(observations), lstm_states
-        distribution, after = policy.distribution(observations, own, resets)
+        distribution, after = policy.distribution(observations, policy_state, resets)
         return distribution, self._pack(state | under("policy", after))
 
     def predict_values(  # type: ignore[override]
-        self, obs: Any, lstm_states: Packed, episode_starts: Tensor
+        self, obs: PyTorchObs, lstm_states: Packed, episode_starts: Tensor
     ) -> Tensor:
         """Values (B, 1)."""
         return self._advance(self.read(obs), self._unpack(lstm_states), episode_starts)[1]
 
     def _predict(  # type: ignore[override]
         self,
-        observation: Any,
+        observation: PyTorchObs,
         lstm_states: Packed,
         episode_starts: Tensor,
         deterministic: bool = False,
@@ -160,16 +165,16 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         return self.draw(distribution, deterministic), after
 
     def _advance(
-        self, observations: Any, state: State, starts: Tensor, unroll: bool = False
-    ) -> tuple[Any, Tensor, State]:
+        self, observations: object, state: State, starts: Tensor, unroll: bool = False
+    ) -> tuple[Distribution, Tensor, State]:
         """Distribution, values (..., 1) and the state after one step, or with ``unroll`` after all of (N, T)."""
         policy, critic = self.model.policy, self.model.critic
         resets: Tensor | None = starts > 0.5
         if unroll:
             state, resets = _begun(state, starts > 0.5)
         inputs = policy.read(observations)
-        own = share_of("policy", state)
-        outputs, after = policy.run(inputs, own, resets, unroll)
+        policy_state = share_of("policy", state)
+        outputs, after = policy.run(inputs, policy_state, resets, unroll)
         values, more = self._values(
             critic, observations, share_of("critic", state), resets, outputs, unroll
         )
@@ -179,7 +184,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     def _values(
         self,
         critic: Any,
-        observations: Any,
+        observations: object,
         state: State,
         resets: Tensor | None,
         outputs: Tensors,

@@ -7,13 +7,14 @@ own. Here a part is a view: the weights are the model's, once, under the model's
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
-from composer.adapters.sb3.policies import HostPolicy
+from composer.adapters.sb3.policies import HostPolicy, PyTorchObs, Schedule
 from composer.model import Model
 from composer.policy.policy import Policy
 
@@ -40,7 +41,7 @@ class SubNetwork:
 class QNetwork(SubNetwork):
     """Values (B, choices): the logits of a policy."""
 
-    def __call__(self, obs: Any) -> Tensor:
+    def __call__(self, obs: PyTorchObs) -> Tensor:
         logits = self.module(self.policy.read(obs))
         (name,) = self.policy.model.policy.logits_shapes
         return logits[name].float()
@@ -51,7 +52,7 @@ class QPolicy(HostPolicy):
 
     algorithm = "DQN"
 
-    def _build(self, lr_schedule: Any) -> None:
+    def _build(self, lr_schedule: Schedule) -> None:
         self.policy_target = _target_of(self.model.policy)
         self.q_net = QNetwork(self, self.model.policy)
         self.q_net_target = QNetwork(self, self.policy_target)
@@ -61,10 +62,10 @@ class QPolicy(HostPolicy):
         super().use_weights(model)
         self.policy_target.load_state_dict(self.model.policy.state_dict())
 
-    def forward(self, obs: Any, deterministic: bool = True) -> Tensor:
+    def forward(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         return self._predict(obs, deterministic)
 
-    def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
+    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
         values = self.q_net(observation)
         (family,) = dict(self.model.policy.distributions.items()).values()
         family.refuse_no_numbers(values)
@@ -74,12 +75,12 @@ class QPolicy(HostPolicy):
 class Actor(SubNetwork):
     """What acts, in the host's scale from -1 to 1."""
 
-    def __call__(self, obs: Any, deterministic: bool = False) -> Tensor:
+    def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
         action = distribution.mode() if deterministic else distribution.rsample()
         return self.policy.scaled(action)
 
-    def action_log_prob(self, obs: Any) -> tuple[Tensor, Tensor]:
+    def action_log_prob(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
         """Actions and the logarithm of their density, which is that of the host's scale, shape (B,)."""
         distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
         action = distribution.rsample()
@@ -98,7 +99,7 @@ class QFunctions(SubNetwork):
         self.critic = critic
         self.actor = actor
 
-    def __call__(self, obs: Any, actions: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, ...]:
         observations = self.policy.read(obs)
         shared = None
         if self.critic.shared:
@@ -108,7 +109,7 @@ class QFunctions(SubNetwork):
         values = self.critic(observations, taken, shared=shared)["q_value"].float()
         return values.unbind(-2) if self.critic.copies > 1 else (values,)
 
-    def q1_forward(self, obs: Any, actions: Tensor) -> Tensor:
+    def q1_forward(self, obs: PyTorchObs, actions: Tensor) -> Tensor:
         return self(obs, actions)[0]
 
 
@@ -119,8 +120,9 @@ class ContinuousPolicy(HostPolicy):
     is the only place where one becomes the other.
     """
 
-    def _build(self, lr_schedule: Any) -> None:
-        space: Any = self.action_space
+    def _build(self, lr_schedule: Schedule) -> None:
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
         low, high = (torch.as_tensor(bound).flatten() for bound in (space.low, space.high))
         self.register_buffer("_low", low, persistent=False)
         self.register_buffer("_half", high / 2 - low / 2, persistent=False)
@@ -136,10 +138,10 @@ class ContinuousPolicy(HostPolicy):
     _half: Tensor
 
     def _target_actor(self) -> Policy:
-        """What the target critic reads a policy's values of."""
+        """The policy whose values the target critic reads."""
         return self.model.policy
 
-    def scaled(self, action: Any) -> Tensor:
+    def scaled(self, action: Tensor | Mapping[str, Tensor]) -> Tensor:
         """A distribution's action as the host stores it, (B, *its shape), from -1 to 1; gradients flow through."""
         host = self.actions.to_host(action)
         rows = (host.flatten(1) - self._low) / self._half - 1
@@ -150,10 +152,10 @@ class ContinuousPolicy(HostPolicy):
         rows = self._low + (actions.reshape(len(actions), -1) + 1) * self._half
         return self.actions.from_host(rows, self.model.policy.dtype, (len(rows),))
 
-    def forward(self, obs: Any, deterministic: bool = False) -> Tensor:
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self._predict(obs, deterministic)
 
-    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """An action in the environment's scale: the host scales what it stores."""
         return self.draw(self.model.policy.distribution(self.read(observation)), deterministic)
 
@@ -167,7 +169,7 @@ class SACPolicy(ContinuousPolicy):
 class TD3Policy(ContinuousPolicy):
     """A composed model for TD3: a deterministic policy, which gets a target, and a critic of kind state_action.
 
-    ``n_critics`` is what DDPG gives; it must be that of the spec's ``ensemble``.
+    ``n_critics``, which DDPG gives, must be the number in the spec's ``ensemble``.
     """
 
     algorithm = "TD3"

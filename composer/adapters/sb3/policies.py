@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from gymnasium import Space
 from torch import Tensor, nn
 
 from composer.adapters.sb3.checks import refuse
@@ -17,13 +18,14 @@ from composer.distributions.base import Distribution
 from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.network.network import Tensors
-from composer.source.load import dump_yaml
-from composer.spaces.json_form import spaces_from_json
+from composer.source.load import GivenSpec, dump_yaml
+from composer.spaces.json_form import Json, spaces_from_json
 from composer.spaces.lookup import Spaces
 from perception_blocks.registry import missing_extra
 
 try:
     from stable_baselines3.common.policies import BasePolicy
+    from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 except ImportError as error:
     raise missing_extra("composer.adapters.sb3", error, "sb3") from error
 
@@ -44,20 +46,20 @@ class HostPolicy(BasePolicy):
     learn. Nothing here draws or changes a weight: they are what composing gave.
     """
 
-    algorithm: ClassVar[str]  # that of which messages speak
+    algorithm: ClassVar[str]  # its name in messages
     optimizer_defaults: ClassVar[dict[str, Any]] = {}  # of Adam
 
     def __init__(
         self,
-        observation_space: Any,
-        action_space: Any,
-        lr_schedule: Any,
+        observation_space: Space,
+        action_space: Space,
+        lr_schedule: Schedule,
         *,
-        spec: Any,
+        spec: GivenSpec,
         allow: Sequence[str] = (),
         seed: int | None = None,
         dtype: str = "float32",
-        spaces: Sequence[dict[str, Any]] | None = None,
+        spaces: Sequence[Json] | None = None,
         frozen: Sequence[str] = (),
         limits: GivenLimits = None,
         use_sde: bool = False,
@@ -89,7 +91,7 @@ class HostPolicy(BasePolicy):
     model: Model
 
     @abstractmethod
-    def _build(self, lr_schedule: Any) -> None:
+    def _build(self, lr_schedule: Schedule) -> None:
         """Make the optimisers, and what else the algorithm looks for."""
 
     def use_weights(self, model: Model) -> None:
@@ -113,12 +115,14 @@ class HostPolicy(BasePolicy):
         """The spec of what is saved with its weights, as `Model.save` writes it."""
         return dump_yaml(saved_spec(self.model.source.data, self.model))
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter], lr_schedule: Any) -> Any:
+    def make_optimizer(
+        self, parameters: Iterable[nn.Parameter], lr_schedule: Schedule
+    ) -> torch.optim.Optimizer:
         """An optimiser of those that learn, each of them once."""
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         return self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def read(self, observations: Any, leading: tuple[int, ...] = (-1,)) -> Any:
+    def read(self, observations: PyTorchObs, leading: tuple[int, ...] = (-1,)) -> Any:
         """The host's observations as the model takes them, with the axes ``leading``."""
         flat = self.observations.read(observations, self.observation_space, leading)
         return self.as_observed(flat)
@@ -129,13 +133,15 @@ class HostPolicy(BasePolicy):
             return flat
         return self.observations.tree.unflatten(flat)
 
-    def draw(self, distribution: Any, deterministic: bool) -> Tensor:
+    def draw(self, distribution: Distribution, deterministic: bool) -> Tensor:
         """An action of the host's space, without gradient."""
         with torch.no_grad():
             action = distribution.mode() if deterministic else distribution.sample()
             return self.actions.to_host(action)
 
-    def log_prob(self, distribution: Any, actions: Tensor, leading: tuple[int, ...]) -> Tensor:
+    def log_prob(
+        self, distribution: Distribution, actions: Tensor, leading: tuple[int, ...]
+    ) -> Tensor:
         """Of actions of the host's space, shape (B,)."""
         taken = self.actions.from_host(actions, self.model.policy.dtype, leading)
         return distribution.log_prob(taken).float().reshape(-1)
@@ -159,31 +165,33 @@ class ActorCritic(HostPolicy):
     algorithm = "PPO"
     optimizer_defaults: ClassVar[dict[str, Any]] = {"eps": 1e-5}
 
-    def _build(self, lr_schedule: Any) -> None:
+    def _build(self, lr_schedule: Schedule) -> None:
         self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
 
-    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
         distribution, values = self.judge(self.read(obs))
         actions = self.draw(distribution, deterministic)
         return actions, values, self.log_prob(distribution, actions, (len(actions),))
 
-    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
         return self._evaluated(*self.judge(self.read(obs)), actions)
 
-    def get_distribution(self, obs: Any) -> Distribution:
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The model's own distribution, with ``sample``, ``mode``, ``log_prob``, ``entropy`` and ``kl``."""
         return self.model.policy.distribution(self.read(obs))
 
-    def predict_values(self, obs: Any) -> Tensor:
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values (B, 1)."""
         observations = self.read(obs)
         critic: Any = self.model.critic
         shared = self.model.policy(observations) if critic.shared else None
         return critic(observations, shared=shared)["value"].float()
 
-    def judge(self, observations: Any, mask: Any = None) -> tuple[Any, Tensor]:
+    def judge(self, observations: Any, mask: Tensor | None = None) -> tuple[Distribution, Tensor]:
         """The distribution and the values; what policy and critic share runs once."""
         policy, critic = self.model.policy, self.model.critic
         inputs = policy.read(observations)
@@ -191,11 +199,11 @@ class ActorCritic(HostPolicy):
         values = critic(observations, shared=outputs)["value"]  # type: ignore[misc]
         return policy.distribution_of(outputs, inputs, mask, 1.0), values.float()
 
-    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.draw(self.get_distribution(observation), deterministic)
 
     def _evaluated(
-        self, distribution: Any, values: Tensor, actions: Tensor
+        self, distribution: Distribution, values: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         leading = tuple(values.shape[:-1])
         log_prob = self.log_prob(distribution, actions, leading)
@@ -205,18 +213,18 @@ class ActorCritic(HostPolicy):
 def _composed(
     seen: Spaces,
     *,
-    spec: Any,
+    spec: GivenSpec,
     allow: Sequence[str],
     seed: int | None,
     dtype: str,
-    spaces: Sequence[dict[str, Any]] | None,
+    spaces: Sequence[Json] | None,
     frozen: Sequence[str],
     limits: GivenLimits,
 ) -> Model:
     """The model of a policy's arguments, for the spaces ``seen`` by the host where no others are given."""
-    own = seen if spaces is None else tuple(map(spaces_from_json, spaces))
+    needed = seen if spaces is None else tuple(map(spaces_from_json, spaces))
     model = compose(
-        spec, observation_space=own[0], action_space=own[1],
+        spec, observation_space=needed[0], action_space=needed[1],
         allow=allow, limits=limits, seed=seed, dtype=getattr(torch, dtype),
     )  # fmt: skip
     parameters = dict(model.named_parameters())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -43,11 +43,11 @@ class HostObservations:
         self.space = tree.space if _is_storable(tree.space) else _flat_space(tree)
         self.is_flat = self.space is not tree.space
 
-    def flat(self, observation: Any) -> dict[str, Any]:
+    def flat(self, observation: object) -> dict[str, np.ndarray]:
         """An environment's observation as one of ``space``, which `is_flat`."""
         varying = [key for key, leaf in self.tree.leaves.items() if leaf.kind in VARIABLE]
         padded = self.tree.to_tensors(observation, dtype=torch.float32, keys=varying)
-        values: dict[str, Any] = {key: tensor.numpy() for key, tensor in padded.items()}
+        values: dict[str, np.ndarray] = {key: tensor.numpy() for key, tensor in padded.items()}
         for key, leaf in self.tree.leaves.items():
             if key not in values:
                 values[key] = np.asarray(_at(observation, leaf))
@@ -56,17 +56,20 @@ class HostObservations:
         return {key: np.asarray(values[key], dtype=part.dtype) for key, part in parts.items()}
 
     def read(
-        self, observations: Any, host: Space, leading: tuple[int, ...] = (-1,)
+        self,
+        observations: Tensor | Mapping[str, Tensor],
+        host: Space,
+        leading: tuple[int, ...] = (-1,),
     ) -> dict[str, Tensor]:
         """The host's tensors, of its space ``host``, by flat key, with the axes ``leading`` before the space's own."""
         if not isinstance(observations, Mapping):
             observations = {self.tree.root: observations}
-        found = {}
+        tensors = {}
         for key in self.tree.leaves:
             has, needed = (tuple(_part(space, key).shape or ()) for space in (host, self.space))
             value = observations[key].reshape((*leading, *has))
-            found[key] = value if has == needed else value.movedim(-3, -1)
-        return found
+            tensors[key] = value if has == needed else value.movedim(-3, -1)
+        return tensors
 
 
 class HostActions:
@@ -79,7 +82,7 @@ class HostActions:
         self.space = _vector(tree) if self.is_flat else tree.space
         self._sizes = [math.prod(leaf.shape) for leaf in tree.leaves.values()]
 
-    def to_host(self, action: Any) -> Tensor:
+    def to_host(self, action: Tensor | Mapping[str, Tensor]) -> Tensor:
         """An action of the model's distribution, (..., *its shape), as one of ``space``.
 
         Numbers of a Box stay as they were drawn: whoever acts clips them, and densities are those of the draw.
@@ -99,7 +102,7 @@ class HostActions:
         flat = self.tree.to_tensors(self._split(action, leading), dtype=dtype)
         return flat[self._only] if self.tree.is_single else flat
 
-    def to_environment(self, action: Any) -> Any:
+    def to_environment(self, action: object) -> Any:
         """One action of ``space``, which `is_flat`, as the environment takes it."""
         values = self._split(torch.as_tensor(np.asarray(action)), ())
         flat = self.tree.to_tensors(values, dtype=torch.float32)
@@ -133,16 +136,16 @@ class FlatEnv(gymnasium.Wrapper):
         self.observation_space = observations.space
         self.action_space = actions.space
 
-    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    def reset(self, **settings: Any) -> tuple[object, dict[str, Any]]:
         observation, info = self.env.reset(**settings)
         return self._observed(observation), info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[object, SupportsFloat, bool, bool, dict[str, Any]]:
         taken = self._actions.to_environment(action) if self._actions.is_flat else action
         observation, *rest = self.env.step(taken)
         return (self._observed(observation), *rest)  # type: ignore[return-value]
 
-    def _observed(self, observation: Any) -> Any:
+    def _observed(self, observation: object) -> object:
         return self._observations.flat(observation) if self._observations.is_flat else observation
 
 
@@ -221,7 +224,7 @@ def _at(observation: Any, leaf: Leaf) -> Any:
     return observation
 
 
-def _part(space: Space, key: str) -> Space[Any]:
+def _part(space: Space, key: str) -> Space:
     return space.spaces[key] if isinstance(space, spaces.Dict) else space
 
 

@@ -26,6 +26,7 @@ try:
     from sb3_contrib import MaskablePPO, RecurrentPPO
     from sb3_contrib.common.maskable.utils import is_masking_supported
     from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+    from stable_baselines3.common.buffers import ReplayBuffer
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.noise import NormalActionNoise
@@ -46,7 +47,7 @@ ALGORITHMS: dict[str, type] = {
 }
 NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
 # What the library takes without a complaint, and then fails with or learns nothing by.
-NARROWER: dict[str, Any] = {
+NARROWER: dict[str, object] = {
     "action_noise": Optional[PositiveFloat],  # noqa: UP045
     "learning_rate": PositiveFloat,
     **dict.fromkeys(("gamma", "gae_lambda", "tau"), Probability),
@@ -117,7 +118,9 @@ class Sb3Trainer:
             reset_num_timesteps=False,
         )
 
-    def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+    def act(
+        self, observation: object, state: object, first: bool, mask: object
+    ) -> tuple[object, object]:
         return self._act(observation, state, first, mask)
 
     def state(self) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def _refuse_no_masks(envs: DummyVecEnv, environment: str) -> None:
         )
 
 
-def _noise(space: Any, deviation: float) -> NormalActionNoise:
+def _noise(space: gymnasium.Space, deviation: float) -> NormalActionNoise:
     size = gymnasium.spaces.flatdim(space)
     return NormalActionNoise(np.zeros(size), np.full(size, deviation))
 
@@ -189,14 +192,14 @@ def _noise(space: Any, deviation: float) -> NormalActionNoise:
 # --- settings ---
 
 
-def _settings(algorithm: type) -> dict[str, Any]:
+def _settings(algorithm: type) -> dict[str, object]:
     """The settings that a text can give, and what each of them may be."""
     parameters = list(inspect.signature(algorithm).parameters.values())[2:]  # after policy and env
     known = {p.name: _said(p.annotation) for p in parameters if p.name not in NOT_SETTINGS}
     return {name: NARROWER.get(name, kind) for name, kind in known.items()}
 
 
-def _said(annotation: Any) -> Any:
+def _said(annotation: object) -> object:
     """An annotation without functions, such as schedules, among its alternatives."""
     kinds = [kind for kind in get_args(annotation) if get_origin(kind) is not Callable]
     if len(kinds) == len(get_args(annotation)):
@@ -207,7 +210,7 @@ def _said(annotation: Any) -> Any:
 # --- replay buffers as tensors ---
 
 
-def _kept(buffer: Any) -> dict[str, Any]:
+def _kept(buffer: ReplayBuffer) -> dict[str, Any]:
     """What has been collected, by the names of the buffer's arrays."""
     size = buffer.size()
     arrays = {name: value for name, value in vars(buffer).items() if _is_stored(value, buffer)}
@@ -220,7 +223,7 @@ def _kept(buffer: Any) -> dict[str, Any]:
     return {"arrays": kept, "at": buffer.pos, "full": bool(buffer.full)}
 
 
-def _fill(buffer: Any, kept: Mapping[str, Any]) -> None:
+def _fill(buffer: ReplayBuffer, kept: Mapping[str, Any]) -> None:
     """Raises what the copying raises, and ValueError where the rest is not of this buffer."""
     if type(kept["at"]) is not int or not 0 <= kept["at"] < buffer.buffer_size:
         raise ValueError("the place in its replay buffer is no place of this one")
@@ -240,7 +243,7 @@ def _fill(buffer: Any, kept: Mapping[str, Any]) -> None:
         raise ValueError("its replay buffer holds actions that its space does not have")
 
 
-def _is_stored(value: Any, buffer: Any) -> bool:
+def _is_stored(value: object, buffer: ReplayBuffer) -> bool:
     first = next(iter(value.values()), None) if isinstance(value, dict) else value
     return isinstance(first, np.ndarray) and len(first) == buffer.buffer_size
 

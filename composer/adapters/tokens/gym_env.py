@@ -17,6 +17,8 @@ from composer.adapters.tokens.sequences import Judge, TokenRules, TokenSequences
 
 __all__ = ["TokenGym", "token_spaces"]
 
+Observation = dict[str, np.integer | np.ndarray]
+
 
 def token_spaces(vocabulary_size: int, max_length: int) -> tuple[spaces.Dict, spaces.Discrete]:
     """Observation and action space of a token environment, to compose a model for one that is not there yet.
@@ -61,17 +63,17 @@ class TokenGym(gymnasium.Env):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         self._row.reset(torch.ones(1, dtype=torch.bool))
         return self._observation(), {}
 
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         reward, terminated, truncated = self._row.step(torch.as_tensor(action).reshape(-1))
         over = bool(terminated), bool(truncated)
         return self._observation(), float(reward), *over, {}
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self) -> Observation:
         row = self._row
         return {
             "observation": np.int64(row.last.item()),

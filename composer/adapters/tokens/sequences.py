@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,7 +174,7 @@ class TokenSequences:
         return reward
 
 
-def _tensor_of(answer: Any, shape: tuple[int, ...], what: str) -> Tensor:
+def _tensor_of(answer: object, shape: tuple[int, ...], what: str) -> Tensor:
     """What a function of the user's says. Raises ValueError, which begins with ``what``, for another shape."""
     try:
         tensor = torch.as_tensor(answer)

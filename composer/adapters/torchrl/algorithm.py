@@ -44,7 +44,11 @@ class Algorithm(ABC):
     random_frames = 0  # so many steps at the beginning of a run are drawn without the explorer
 
     def __init__(
-        self, model: Model, settings: Any, loss: LossModule, explorer: TensorDictModuleBase
+        self,
+        model: Model,
+        settings: Settings,
+        loss: LossModule,
+        explorer: TensorDictModuleBase,
     ) -> None:
         self.model, self.settings = model, settings
         self.loss, self.explorer = loss, explorer
@@ -65,8 +69,8 @@ class Algorithm(ABC):
 
     def _update(self, data: TensorDictBase) -> None:
         """One step of the optimiser by all that the loss says of ``data``."""
-        found: Any = self.loss(data)
-        total: Any = sum(value for name, value in found.items() if name.startswith("loss"))
+        losses = self.loss(data)
+        total: Any = sum(value for name, value in losses.items() if name.startswith("loss"))
         self._optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(self._learning, self.settings.max_grad_norm)
@@ -75,9 +79,9 @@ class Algorithm(ABC):
 
 def refuse(model: Model, algorithm: str) -> None:
     """Raise ValueError with every reason why ``algorithm``, one of `ALGORITHMS`, cannot train ``model``."""
-    found = [*problems(model, algorithm, ALGORITHMS), *_private_keys(model)]
-    if found:
-        lines = "".join(f"\n  {problem}" for problem in found)
+    reasons = [*problems(model, algorithm, ALGORITHMS), *_private_keys(model)]
+    if reasons:
+        lines = "".join(f"\n  {problem}" for problem in reasons)
         raise ValueError(f"{algorithm} of torchrl cannot train this model:{lines}")
 
 
@@ -119,7 +123,7 @@ def _memory(model: Model) -> Iterator[str]:
 
 
 def _of_copies(model: Model) -> Iterator[str]:
-    """Of what TorchRL's loss trains copies of."""
+    """Why TorchRL's loss cannot train copies of the critic."""
     critic = model.critic
     if critic is not None and critic.shared:
         shared = ", ".join(map(repr, critic.shared))
@@ -131,7 +135,7 @@ def _of_copies(model: Model) -> Iterator[str]:
         yield "a replay buffer has no returns, so that 'normalize_value' has nothing to count; leave it out"
 
 
-ALGORITHMS: Mapping[Any, AlgorithmNeeds] = {
+ALGORITHMS: Mapping[str, AlgorithmNeeds] = {
     "ppo": AlgorithmNeeds(lambda model: iter(()), "state"),
     "a2c": AlgorithmNeeds(_several, "state"),
     "dqn": AlgorithmNeeds(_not_one_choice, None, "any"),

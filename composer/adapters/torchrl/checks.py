@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torchrl.data import Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import EnvBase
@@ -20,7 +19,7 @@ from torchrl.objectives import (
 )
 
 from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
-from composer.adapters.torchrl.fields import CHOICES, Encoding, Field, choice_sizes, shown
+from composer.adapters.torchrl.fields import CHOICES, Encoding, Field, Key, choice_sizes, shown
 from composer.critic.state_action import StateActionCritic
 from composer.model import Model
 from composer.policy.policy import Policy
@@ -30,7 +29,7 @@ from perception_blocks.port import format_shape
 __all__ = ["encoding_of", "refuse_loss", "refuse_model", "refuse_specs"]
 __all__ += ["refuse_taken_keys", "serves_choices"]
 
-Specs = Mapping[Any, TensorSpec]
+Specs = Mapping[Key, TensorSpec]
 _INDICES = (Categorical, MultiCategorical)
 _FORMS = {
     "plain": "",
@@ -65,9 +64,9 @@ def refuse_model(model: Model) -> None:
 def refuse_taken_keys(observations: Iterable[Field], actions: Iterable[Field]) -> None:
     """Raise ValueError for an observation under a key that the modules write: it would be gone after the actor."""
     taken = {*_WRITTEN, *(field.key for field in actions)}
-    found = [field for field in observations if field.key in taken]
-    if found:
-        names = ", ".join(shown(field.key) for field in found)
+    clashing = [field for field in observations if field.key in taken]
+    if clashing:
+        names = ", ".join(shown(field.key) for field in clashing)
         raise ValueError(
             f"the modules write {names} themselves, which are observations here; rename them in the environment with "
             "RenameTransform, and say so in to_torchrl(..., keys={name: key})"
@@ -107,23 +106,23 @@ def refuse_specs(env: EnvBase, observations: Iterable[Field], actions: Iterable[
 
 
 def _differences(word: str, field: Field, specs: Specs) -> Iterable[str]:
-    own = format_space(field.leaf.space) + _FORMS[field.form]
+    needed = format_space(field.leaf.space) + _FORMS[field.form]
     spec = specs.get(field.key)
     if spec is None:
-        there = ", ".join(map(shown, specs))
-        yield f"the {word} {shown(field.key)} is {own} for the model; the environment has {there}"
+        names = ", ".join(map(shown, specs))
+        yield f"the {word} {shown(field.key)} is {needed} for the model; the environment has {names}"
     elif not _fits(field, spec):
         count = _sizes(spec)
-        found = f"{type(spec).__name__} {format_shape(spec.shape)}"
-        found += f" of {', '.join(map(str, sorted(count)))} choices" if count else ""
-        yield f"the {word} {shown(field.key)} is {own} for the model, {found} in the environment"
+        given = f"{type(spec).__name__} {format_shape(spec.shape)}"
+        given += f" of {', '.join(map(str, sorted(count)))} choices" if count else ""
+        yield f"the {word} {shown(field.key)} is {needed} for the model, {given} in the environment"
 
 
 def _fits(field: Field, spec: TensorSpec) -> bool:
-    shape, own = tuple(spec.shape), tuple(field.shape)
+    shape, needed = tuple(spec.shape), tuple(field.shape)
     if field.form == "plain":
-        return shape == own or (not own and shape == (1,))  # as GymEnv has a number
-    if shape != own or (field.form == "index") != isinstance(spec, _INDICES):
+        return shape == needed or (not needed and shape == (1,))  # as GymEnv has a number
+    if shape != needed or (field.form == "index") != isinstance(spec, _INDICES):
         return False
     return _sizes(spec) == set(choice_sizes(field.leaf))
 
@@ -137,7 +136,7 @@ def _sizes(spec: TensorSpec) -> set[int] | None:
     return {int(spec.space.n)} if isinstance(spec, (Categorical, OneHot)) else None
 
 
-def _specs(composite: Composite) -> dict[Any, TensorSpec]:
+def _specs(composite: Composite) -> dict[Key, TensorSpec]:
     return {key: spec for key, spec in composite.items(True, True) if spec is not None}
 
 
@@ -153,9 +152,9 @@ def refuse_loss(loss: type[LossModule], model: Model) -> None:
     table = {**LOSSES, loss.__name__: LOSSES[row]}
     if row == "DQNLoss" and model.critic is None:  # the policy's logits are the values
         table[loss.__name__] = replace(LOSSES[row], critic=None)
-    found = problems(model, loss.__name__, table)
-    if found:
-        lines = "".join(f"\n  {problem}" for problem in found)
+    reasons = problems(model, loss.__name__, table)
+    if reasons:
+        lines = "".join(f"\n  {problem}" for problem in reasons)
         raise ValueError(f"{loss.__name__} cannot train this model:{lines}")
 
 
@@ -191,7 +190,7 @@ def _not_one_box(model: Model) -> Iterator[str]:
         yield f"it needs gradients through one action, which a Box has; the action here is {shown}"
 
 
-LOSSES: Mapping[Any, AlgorithmNeeds] = {
+LOSSES: Mapping[str, AlgorithmNeeds] = {
     "ClipPPOLoss": AlgorithmNeeds(_anything, "state", "any"),
     "A2CLoss": AlgorithmNeeds(_several, "state", "any", is_advised=False),
     "DQNLoss": AlgorithmNeeds(_not_one_choice, "choices", "any", is_advised=False),

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 from torch.distributions import Distribution as TorchDistribution
 
-from composer.adapters.torchrl.fields import Field
+from composer.adapters.torchrl.fields import Field, Key
 from composer.distributions.base import ActionDistribution, Distribution
 from composer.distributions.continuous import Beta, SquashedGaussian
 from composer.distributions.discrete import ChoiceDistribution, NoLegalChoiceError
@@ -34,7 +35,7 @@ class ComposedDistribution(TorchDistribution):
         *,
         family: ActionDistribution,
         field: Field,
-        mask_key: Any = None,
+        mask_key: Key | None = None,
     ) -> None:
         self.family = family
         self.field = field
@@ -95,7 +96,7 @@ class ComposedDistribution(TorchDistribution):
     def dtype(self) -> torch.dtype:
         return self._logits.dtype
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> ComposedDistribution:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> ComposedDistribution:
         logits, mask = self._expanded(batch_shape)
         # Without its key: this mask has been looked at already.
         return ComposedDistribution(logits, mask, family=self.family, field=self.field)
@@ -123,9 +124,9 @@ class ComposedDistribution(TorchDistribution):
     def _is_exact(self) -> bool:
         """Whether what is drawn reaches the environment as it is."""
         leaf = self.field.leaf
-        if leaf.kind != "box":
+        space = leaf.space
+        if not isinstance(space, spaces.Box):
             return True
-        space: Any = leaf.space
         unbounded = leaf.port.low is None and leaf.port.high is None
         stays = unbounded or isinstance(self.family, (SquashedGaussian, Beta))
         return stays and space.dtype.kind == "f"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional
 from torchrl.data import (
@@ -33,6 +34,7 @@ __all__ = ["CHOICES", "Encoding", "Field", "Key", "choice_sizes", "fields_of", "
 
 Key = str | tuple[str, ...]
 Encoding = Literal["categorical", "one_hot"]
+Form = Literal["plain", "index", "one_hot", "flat_one_hot"]
 CHOICES = ("discrete", "multi_discrete")  # kinds of leaves of which there are encodings
 VARIABLE = ("variable", "mask")  # several leaves of one path, each under its flat key
 
@@ -47,7 +49,7 @@ class Field:
 
     leaf: Leaf
     key: Key
-    form: Literal["plain", "index", "one_hot", "flat_one_hot"]
+    form: Form
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,7 +126,7 @@ def choice_sizes(leaf: Leaf) -> list[int]:
     return [known] if isinstance(known, int) else list(known)
 
 
-def shown(key: Any) -> str:
+def shown(key: object) -> str:
     """A key of a TensorDict in a message."""
     return repr(key[0] if isinstance(key, tuple) and len(key) == 1 else key)
 
@@ -136,7 +138,7 @@ def _own_key(tree: SpaceTree, leaf: Leaf) -> Key:
     return path[0] if len(path) == 1 else path
 
 
-def _form(leaf: Leaf, encoding: Encoding) -> Any:
+def _form(leaf: Leaf, encoding: Encoding) -> Form:
     if leaf.kind not in CHOICES:
         return "plain"
     is_even = len(set(choice_sizes(leaf))) == 1
@@ -156,17 +158,18 @@ def _form(leaf: Leaf, encoding: Encoding) -> Any:
     return "one_hot" if is_even else "flat_one_hot"
 
 
-def _start(leaf: Leaf) -> Any:
+def _start(leaf: Leaf) -> object:
     return leaf.start.tolist() if isinstance(leaf.start, Tensor) else leaf.start
 
 
 def _plain_spec(leaf: Leaf) -> TensorSpec:
-    space: Any = leaf.space
     shape = torch.Size(leaf.shape)
     dtype = to_space_value(leaf, torch.zeros(shape)).dtype
     if leaf.kind == "multi_binary":
         return Binary(shape=shape, dtype=dtype)
     if leaf.port.low is None and leaf.port.high is None:
         return Unbounded(shape=shape, dtype=dtype)
-    low, high = (torch.as_tensor(bound, dtype=dtype) for bound in (space.low, space.high))
+    assert isinstance(leaf.space, spaces.Box)
+    limits = leaf.space.low, leaf.space.high
+    low, high = (torch.as_tensor(limit, dtype=dtype) for limit in limits)
     return Bounded(low, high, shape=shape, dtype=dtype)

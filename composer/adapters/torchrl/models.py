@@ -97,7 +97,7 @@ def to_torchrl(
     if env is not None:
         refuse_specs(env, build.observations.values(), build.actions.values())
     actor_training, actor_inference = build.actor(training=True), build.actor(training=False)
-    made = TorchRLModules(
+    modules = TorchRLModules(
         model,
         actor_training,
         actor_inference,
@@ -105,9 +105,9 @@ def to_torchrl(
         q_actor=build.q_actor() if serves_choices(model) else None,
     )
     if model.critic is None:
-        return made
+        return modules
     return replace(
-        made,
+        modules,
         critic_training=build.critic(training=True),
         critic_inference=build.critic(training=False),
         actor_critic=build.actor_critic(actor_training) if model.critic.shared else None,
@@ -122,12 +122,11 @@ def primers(model: Model) -> Compose:
     """
     refuse_model(model)
     specs = Composite()
-    parts: dict[str, Any] = {"actor": model.policy, "critic": model.critic}
+    parts = {"actor": model.policy, "critic": model.critic}
     for role, part in parts.items():
         if part is None:
             continue
-        own: dict[str, Any] = {**state_specs(part, role)}
-        specs.update(own)
+        specs.update(dict(state_specs(part, role)))
     transforms: list[Any] = [InitTracker()]
     if len(specs.keys()):
         transforms.append(TensorDictPrimer(specs, expand_specs=True))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -18,7 +19,7 @@ from torchrl.modules import EGreedyModule
 from torchrl.objectives import DQNLoss, LossModule, SACLoss, SoftUpdate
 
 from composer.adapters.torchrl.algorithm import Algorithm, Settings
-from composer.adapters.torchrl.fields import CHOICES, choice_sizes, shown
+from composer.adapters.torchrl.fields import CHOICES, Key, choice_sizes, shown
 from composer.adapters.torchrl.models import to_torchrl
 from composer.model import Model
 from perception_blocks.settings import NonNegativeInt, PositiveFloat, PositiveInt, Probability
@@ -118,7 +119,7 @@ class OffPolicy(Algorithm):
         with _quiet():
             self._buffer.extend(steps)
 
-    def _kept(self) -> dict[Any, torch.Tensor]:
+    def _kept(self) -> dict[Key, torch.Tensor]:
         """What is in the buffer by key, the oldest step first: so it can be written into an empty one."""
         size = len(self._buffer)
         if not size:
@@ -209,7 +210,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _begin_with(loss: Any, critic: Any) -> None:
+def _begin_with(loss: SACLoss, critic: TensorDictModuleBase) -> None:
     """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn them anew."""
     weights: Any = TensorDict.from_module(critic)
     for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
@@ -219,7 +220,8 @@ def _begin_with(loss: Any, critic: Any) -> None:
 def _target_entropy(model: Model, settings: SacSettings) -> float:
     """On the scale of the environment, which the log-probabilities are of: wider by the logarithm of half its range."""
     (leaf,) = model.policy.action_tree.leaves.values()
-    space: Any = leaf.space
+    space = leaf.space
+    assert isinstance(space, spaces.Box)
     wanted = -float(np.prod(space.shape))
     if settings.target_entropy is not None:
         wanted = settings.target_entropy

@@ -57,7 +57,7 @@ class OnPolicy(Algorithm):
     loss_type: ClassVar[Any]  # a class of torchrl.objectives
 
     def __init__(self, model: Model, env: EnvBase, settings: OnPolicySettings) -> None:
-        modules: Any = to_torchrl(model, env, mask_training=True, loss=self.loss_type)
+        modules = to_torchrl(model, env, mask_training=True, loss=self.loss_type)
         self._values: Any = modules.critic_inference
         self._advantage = GAE(gamma=settings.gamma, lmbda=settings.lmbda, value_network=None)
         loss = self.loss_type(

@@ -92,7 +92,9 @@ class TorchrlTrainer:
         finally:
             collector.shutdown(close_env=False)
 
-    def act(self, observation: Any, state: Any, first: bool, mask: Any) -> tuple[Any, Any]:
+    def act(
+        self, observation: Any, state: object, first: bool, mask: object
+    ) -> tuple[object, object]:
         return self._act(observation, state, first, observation[MASK] if self._is_masked else None)
 
     def state(self) -> dict[str, Any]:
