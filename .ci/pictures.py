@@ -1,11 +1,14 @@
 """A hook of mkdocs: draws the pictures of the pages from their own specs and code, so that none can be out of date.
 
+Code that a page saves under a name (``<!-- file: agent.yaml -->``) is shown with that name above it.
+
 ``<!-- picture: agent.yaml: A policy and a critic -->`` becomes the diagram of the model that the spec describes. A spec
 is one that the page saves, or one of configs/. The name of a value of the Python blocks above the mark does as well.
 """
 
 import contextlib
 import posixpath
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -27,17 +30,22 @@ from tests.helpers.pages import Page, Picture, items, open_page  # noqa: E402
 CONFIG_MODULES = ["environments", "networks"]  # the folders of classes beside the specs in configs/
 
 
+SAVED = re.compile(r"^<!-- file: (\S+) -->\s+```([\w-]+)$", re.M)
+
+
 def on_startup(**kwargs: Any) -> None:
     sys.path.append(str(ROOT / "configs"))  # not above: mkdocs resets the path after loading a hook
 
 
-def on_page_markdown(
-    markdown: str, page: SitePage, config: MkDocsConfig, files: Files
-) -> str | None:
+def on_page_markdown(markdown: str, page: SitePage, config: MkDocsConfig, files: Files) -> str:
+    return SAVED.sub(r'```\2 title="\1"', with_pictures(markdown, page, config, files))
+
+
+def with_pictures(markdown: str, page: SitePage, config: MkDocsConfig, files: Files) -> str:
     parts = list(items(page.file.src_uri, markdown))
     pictures = [part for part in parts if isinstance(part, Picture)]
     if not pictures:
-        return None
+        return markdown
     runs_python = any("." not in picture.what for picture in pictures)
     with tempfile.TemporaryDirectory() as folder, open_page(Path(folder)) as examples:
         for part in parts[: parts.index(pictures[-1]) + 1]:
