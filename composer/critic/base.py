@@ -61,10 +61,6 @@ class CriticKind:
         """The class of the critic of several actors; None for a kind that is for one Space only."""
         return None
 
-    def critic_of(self, actor: str | None) -> SpaceCritic | None:
-        """The critic of ``actor`` (None: the only one there is); None where several are judged together."""
-        return None
-
     def export_problems(self) -> Iterable[str]:
         """Why no file can hold it."""
         return ()
@@ -136,6 +132,10 @@ class CriticModule(CriticKind, NetworkModule):
             name: OutputMeaning(port, note=notes.get(name, ""))
             for name, port in self.out_ports.items()
         }
+
+    def critic_of(self, actor: str | None) -> CriticModule:
+        """The critic that judges ``actor``, alone or with others."""
+        return self
 
     def own_children(self) -> dict[str, nn.Module]:
         children = self._modules.items()
@@ -233,9 +233,6 @@ class SpaceCritic(CriticModule):
         if name in self._keys:
             return InputSource("observation", name, port, normalized=name in self.observer.keys)
         return InputSource("previous", "value", port)
-
-    def critic_of(self, actor: str | None) -> SpaceCritic | None:
-        return self
 
     @classmethod
     def member(cls) -> type[SpaceCritic]:

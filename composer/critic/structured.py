@@ -51,7 +51,8 @@ class StructuredCriticBase(CriticKind, StructuredModule):
         """The critic of ``groups`` with each actor's setup; the ``value_normalizer`` is for one with ``previous``."""
         return cls(actors, groups, {name: setup.observer for name, setup in setups.items()})
 
-    def critic_of(self, actor: str | None) -> SpaceCritic | None:
+    def critic_of(self, actor: str | None) -> SpaceCritic:
+        """The critic that judges ``actor``."""
         return self.critics[str(actor)]
 
     @property

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 
-from composer.export.values import ExportPart, roots_of
+from composer.export.values import AnyCritic, AnyPolicy, ExportPart, roots_of
 from composer.network.groups import SeparateNetworks
-from composer.policy.policy import Policy
-from composer.policy.structured import StructuredPolicy
 from perception_blocks.base_block import PerceptionBlock, block_name
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.words import as_module_name
@@ -25,7 +22,7 @@ PARTS: dict[str, str] = {
 LARGEST_ONNX = 2**31  # bytes; a limit of protobuf
 
 
-def argument_problems(part: str, unroll: Any, critic: Any) -> Iterator[str]:
+def argument_problems(part: str, unroll: object, critic: AnyCritic | None) -> Iterator[str]:
     """What is wrong with the arguments of an export."""
     if part not in PARTS:
         known = ", ".join(f"{name!r} ({what})" for name, what in PARTS.items())
@@ -39,7 +36,7 @@ def argument_problems(part: str, unroll: Any, critic: Any) -> Iterator[str]:
 
 
 def model_problems(
-    policy: Policy | StructuredPolicy, critic: Any, part: ExportPart, suffix: str
+    policy: AnyPolicy, critic: AnyCritic | None, part: ExportPart, suffix: str
 ) -> Iterator[str]:
     """Why ``part`` of a model cannot be in a file that ends in ``suffix``."""
     roots = roots_of(policy, critic, part)
@@ -51,14 +48,14 @@ def model_problems(
         yield f"{size / 2**30:.1f} GiB of weights do not fit into an .onnx file; write a .pt2 file"
     if "policy" in roots:
         yield from _own_python(policy)
-    if "critic" in roots:
+    if critic is not None:
         yield from critic.export_problems()
     for name, root in roots.items():
         yield from _limits(name, root)
         yield from _unsafe_names(name, root)
 
 
-def _own_python(policy: Policy | StructuredPolicy) -> Iterator[str]:
+def _own_python(policy: AnyPolicy) -> Iterator[str]:
     """Methods of users' classes that decide in Python."""
     owners: dict[str, dict[str, str]] = {}
     for one in policy.policies.values():

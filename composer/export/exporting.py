@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,13 @@ from composer.export.parity import (
     random_inputs,
     zero_state,
 )
-from composer.export.values import ExportPart, Value
+from composer.export.values import AnyCritic, AnyPolicy, ExportPart, Value
 from composer.export.wrappers import MeanNoise, mean_noises, wrapped_policy
 from composer.network.module import NetworkModule
 from composer.network.network import Network
 from composer.policy.policy import Policy
-from composer.policy.structured import StructuredPolicy
 from composer.source.load import dump_yaml
+from composer.spaces.actors import ActorKey
 from composer.spaces.json_form import spaces_to_json
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.registry import MissingExtraError
@@ -70,8 +71,8 @@ class ExportReport:
 class _Order:
     """What is to be in a file, and what stands in the way."""
 
-    policy: Policy | StructuredPolicy
-    critic: Any
+    policy: AnyPolicy
+    critic: AnyCritic | None
     part: ExportPart
     unroll: int | None
     wrappers: list[MeanNoise]
@@ -84,8 +85,8 @@ def export_model(
     *,
     part: ExportPart = "policy",
     unroll: int | None = None,
-    actor: Any = None,
-    wrapped: Any = None,
+    actor: ActorKey | None = None,
+    wrapped: object = None,
 ) -> ExportReport:
     """Write ``model`` to ``path``, as `Model.export` says. Raises ExportError, and then writes nothing."""
     target = Path(path)
@@ -102,7 +103,9 @@ def export_model(
     return ExportReport(target, inputs, outputs, worst.size)
 
 
-def _ordered(model: Any, part: ExportPart, unroll: int | None, actor: Any, wrapped: Any) -> _Order:
+def _ordered(
+    model: Any, part: ExportPart, unroll: int | None, actor: ActorKey | None, wrapped: Any
+) -> _Order:
     policy, critic = _parts_of(model, part, actor)
     problems = list(argument_problems(part, unroll, critic))
     wrappers: list[MeanNoise] = []
@@ -117,18 +120,18 @@ def _ordered(model: Any, part: ExportPart, unroll: int | None, actor: Any, wrapp
     return _Order(policy, critic, part, unroll, wrappers, problems)
 
 
-def _acts_alike(inner: Policy | None, policy: Any) -> bool:
+def _acts_alike(inner: Policy | None, policy: AnyPolicy) -> bool:
     return inner is not None and inner.logits_shapes == policy.logits_shapes
 
 
-def _not_wrapped(wrapped: Any, inner: Policy | None, actor: Any) -> str:
+def _not_wrapped(wrapped: object, inner: Policy | None, actor: ActorKey | None) -> str:
     own = "model.policy" if actor is None else f"model.policy[{actor!r}]"
     got = f"a {type(wrapped).__name__}" if inner is None else "another policy in wrappers"
     return f"wrapped is what composer.model_wrap({own}, ...) gives, got {got}"
 
 
 def _write(
-    network: ExportedNetwork, chosen: FileFormat, target: Path, metadata: dict[str, Any]
+    network: ExportedNetwork, chosen: FileFormat, target: Path, metadata: Mapping[str, object]
 ) -> Difference:
     """Put the file in its place, if it computes what ``network`` does; the largest difference between them."""
     program = _traced(network)
@@ -168,7 +171,7 @@ def _format(path: Path) -> FileFormat:
     return chosen
 
 
-def _parts_of(model: Any, part: str, actor: Any) -> tuple[Policy | StructuredPolicy, Any]:
+def _parts_of(model: Any, part: str, actor: ActorKey | None) -> tuple[AnyPolicy, AnyCritic | None]:
     """The policy and critic that are exported: of several actors those of all, or of ``actor`` alone."""
     critic = None if part == "policy" else model.critic
     if actor is None:
@@ -208,7 +211,7 @@ def _network(order: _Order) -> ExportedNetwork:
     return network
 
 
-def _has_history(value: Any) -> bool:
+def _has_history(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and not value.is_leaf
 
 
@@ -240,7 +243,7 @@ def _failing_module(network: ExportedNetwork, error: BaseException) -> str:
     return f"{names.get(id(found), 'the model')!r} ({type(found).__qualname__})"
 
 
-def _networks_of(module: Any) -> list[Network]:
+def _networks_of(module: AnyPolicy | AnyCritic) -> list[Network]:
     """The networks that a policy or critic runs itself."""
     if isinstance(module, NetworkModule):
         return [module.network]
@@ -254,7 +257,7 @@ def _unequal(path: Path, worst: Difference) -> str:
     )
 
 
-def _metadata(model: Any, network: ExportedNetwork, actor: Any) -> dict[str, Any]:
+def _metadata(model: Any, network: ExportedNetwork, actor: ActorKey | None) -> dict[str, object]:
     """What a file says of itself, in JSON."""
     policy = network.policy
     try:
@@ -276,7 +279,7 @@ def _metadata(model: Any, network: ExportedNetwork, actor: Any) -> dict[str, Any
     }
 
 
-def _described(value: Value) -> dict[str, Any]:
+def _described(value: Value) -> dict[str, object]:
     dtype = str(value.dtype).removeprefix("torch.")
     described = {"kind": value.kind, "key": value.key, "shape": list(value.axes), "dtype": dtype}
     return described if value.actor is None else {**described, "actor": value.actor}

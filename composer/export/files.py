@@ -30,7 +30,7 @@ EXAMPLE_BATCH = 3  # sizes 0 and 1 would be taken for constants
 class FileFormat(NamedTuple):
     """How to write a program, and how to read the file again as something that runs on tensors by name."""
 
-    write: Callable[[ExportedProgram, ExportedNetwork, Mapping[str, Any], str], None]
+    write: Callable[[ExportedProgram, ExportedNetwork, Mapping[str, object], str], None]
     read: Callable[[str], Runner]
     needs: tuple[str, ...] = ()
 
@@ -76,7 +76,7 @@ def _leave_out_unread(program: ExportedProgram) -> None:
 
 
 def _write_onnx(
-    program: ExportedProgram, network: ExportedNetwork, metadata: Mapping[str, Any], path: str
+    program: ExportedProgram, network: ExportedNetwork, metadata: Mapping[str, object], path: str
 ) -> None:
     with _silence(), torch.no_grad():
         onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -149,7 +149,7 @@ def _read_onnx(path: str) -> Runner:
 
 
 def _write_program(
-    program: ExportedProgram, network: ExportedNetwork, metadata: Mapping[str, Any], path: str
+    program: ExportedProgram, network: ExportedNetwork, metadata: Mapping[str, object], path: str
 ) -> None:
     extra = {METADATA: json.dumps(metadata, allow_nan=False)}
     buffer = io.BytesIO()  # of a disk that is full, torch itself says nothing

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from composer.export.values import ExportedActors, ExportPart, Interface, Place, Value, roots_of
+from composer.export.values import (
+    AnyCritic,
+    AnyPolicy,
+    ExportedActors,
+    ExportPart,
+    Interface,
+    Place,
+    Value,
+    roots_of,
+)
 from composer.export.wrappers import MeanNoise
 from composer.network.network import Inputs, State, Tensors, share_of
-from composer.policy.policy import Policy
-from composer.policy.structured import StructuredPolicy
 from composer.spaces.kinds import to_space_value
 from perception_blocks.words import as_module_name
 
 __all__ = ["ExportedNetwork"]
+
+Resets: TypeAlias = Tensor | Mapping[str | None, Tensor] | None
 
 
 class ExportedNetwork(nn.Module):
@@ -27,8 +36,8 @@ class ExportedNetwork(nn.Module):
 
     def __init__(
         self,
-        policy: Policy | StructuredPolicy,
-        critic: Any,
+        policy: AnyPolicy,
+        critic: AnyCritic | None,
         part: ExportPart,
         unroll: int | None,
         wrappers: Sequence[MeanNoise] = (),
@@ -46,8 +55,8 @@ class ExportedNetwork(nn.Module):
         self.actors = ExportedActors(policy, self.critic, self.runs_policy)
         self.interface = Interface(self.actors, roots, unroll)
 
-    policy: Policy | StructuredPolicy
-    critic: Any
+    policy: AnyPolicy
+    critic: AnyCritic | None
 
     @property
     def inputs(self) -> dict[str, Value]:
@@ -74,7 +83,7 @@ class ExportedNetwork(nn.Module):
             found |= self._states("policy", after)
         if self.critic is not None:
             own = self._own(state, "critic")
-            values, after = self._judged(inputs, observations, own, resets, shared)
+            values, after = self._judged(self.critic, inputs, observations, own, resets, shared)
             found |= {("value", *place): value for place, value in values.items()}
             found |= self._states("critic", after)
         return face.named(found)
@@ -109,14 +118,15 @@ class ExportedNetwork(nn.Module):
 
     def _judged(
         self,
+        critic: AnyCritic,
         inputs: Mapping[str, Tensor],
         observations: Mapping[str | None, Tensors],
         state: State,
-        resets: Any,
+        resets: Resets,
         shared: Any,
     ) -> tuple[dict[tuple[str | None, str], Tensor], State]:
         """Values by actor and key, and the critic's state after."""
-        actors, critic = self.actors, self.critic
+        actors = self.actors
         arguments: list[Any] = [actors.whole(observations)]
         if critic.takes_action:
             arguments.append(self._taken(inputs))
@@ -125,7 +135,7 @@ class ExportedNetwork(nn.Module):
             told = self.interface.by_actor("present", inputs)
             keywords["present"] = {actor: next(iter(own.values())) for actor, own in told.items()}
         values, after = self._call(critic, arguments, state, resets, **keywords)
-        by_actor = actors.several and actors.critic_of(next(iter(actors.policies))) is not None
+        by_actor = actors.critic_of(next(iter(actors.policies))) is not critic
         owned = values if by_actor else {None: values}
         return {(a, key): value for a, own in owned.items() for key, value in own.items()}, after
 
@@ -139,7 +149,12 @@ class ExportedNetwork(nn.Module):
         return self.actors.whole(taken) if taken else None
 
     def _call(
-        self, module: Any, arguments: list[Any], state: State, resets: Any, **keywords: Any
+        self,
+        module: Any,
+        arguments: list[Any],
+        state: State,
+        resets: Resets,
+        **keywords: Any,
     ) -> tuple[Any, State]:
         """What a policy or critic gives for one step or for all of them, and its state after."""
         if not module.has_memory:
@@ -149,7 +164,7 @@ class ExportedNetwork(nn.Module):
 
     def _resets(
         self, inputs: Mapping[str, Tensor], observations: Mapping[str | None, Tensors]
-    ) -> Any:
+    ) -> Resets:
         """One for all, or by actor where some are many: then each of those has the same."""
         resets = self.interface.of_kind("resets", inputs).get("resets")
         if resets is None or not self.actors.crowds:

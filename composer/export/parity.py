@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +132,10 @@ def _state_after(network: ExportedNetwork, outputs: Mapping[str, Tensor]) -> dic
 
 
 def _difference(
-    network: ExportedNetwork, value: Value, expected: Mapping[str, Tensor], found: Mapping[str, Any]
+    network: ExportedNetwork,
+    value: Value,
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
 ) -> float:
     name = value.name
     ours, theirs = expected[name], found[name]

@@ -6,22 +6,36 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from composer.critic.base import CriticModule
 from composer.critic.shared_state import PRESENT
+from composer.critic.structured import StructuredCriticBase
 from composer.network.network import Tensors
 from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.kinds import Leaf
 from composer.spaces.samples import space_dtype
+from perception_blocks.port import Port
 from perception_blocks.words import is_plain
 
-__all__ = ["ExportPart", "ExportedActors", "Interface", "Place", "Value", "roots_of"]
+__all__ = [
+    "AnyCritic",
+    "AnyPolicy",
+    "ExportPart",
+    "ExportedActors",
+    "Interface",
+    "Place",
+    "Value",
+    "roots_of",
+]
 
+AnyPolicy: TypeAlias = Policy | StructuredPolicy
+AnyCritic: TypeAlias = CriticModule | StructuredCriticBase
 ExportPart = Literal["policy", "critic", "model"]
 Kind = Literal["observation", "taken", "present", "state", "resets", "logits", "action", "value"]
 Place = tuple[Kind, str | None, str]  # kind, actor, key
@@ -68,10 +82,12 @@ class Value:
         return f"{text}, the {self.kind} {self.key!r}{owner}"
 
 
-def roots_of(policy: Policy | StructuredPolicy, critic: Any, part: ExportPart) -> dict[str, Any]:
+def roots_of(
+    policy: AnyPolicy, critic: AnyCritic | None, part: ExportPart
+) -> dict[str, AnyPolicy | AnyCritic]:
     """What runs in a file, by name: the policy is in it where it is asked for, or where the critic reads it."""
-    roots: dict[str, Any] = {}
-    if part != "critic" or getattr(critic, "shared", ()):
+    roots: dict[str, AnyPolicy | AnyCritic] = {}
+    if part != "critic" or (critic is not None and critic.shared):
         roots["policy"] = policy
     if part != "policy" and critic is not None:
         roots["critic"] = critic
@@ -85,7 +101,7 @@ class ExportedActors:
     """
 
     def __init__(
-        self, policy: Policy | StructuredPolicy, critic: Any, runs_policy: bool = True
+        self, policy: AnyPolicy, critic: AnyCritic | None, runs_policy: bool = True
     ) -> None:
         self.policies: dict[str | None, Policy] = dict(policy.policies.items())
         self.several = None not in self.policies
@@ -98,12 +114,12 @@ class ExportedActors:
         """Values by actor as a policy or critic takes them: those of the only one alone."""
         return by_actor if self.several else by_actor[None]
 
-    def parts(self, whole: Any) -> dict[str | None, Any]:
+    def parts(self, whole: Any) -> dict[str | None, Tensors]:
         """The way back."""
         return dict(whole) if self.several else {None: whole}
 
-    def critic_of(self, actor: str | None) -> Any:
-        """The critic of ``actor`` alone; None where there is none, and where one judges all together."""
+    def critic_of(self, actor: str | None) -> CriticModule | None:
+        """The critic that judges ``actor``, alone or with others; None where there is none."""
         return None if self.critic is None else self.critic.critic_of(actor)
 
     def leaves(self, actor: str | None) -> dict[str, Leaf]:
@@ -119,9 +135,9 @@ class ExportedActors:
     def taken(self, actor: str | None) -> dict[str, Leaf]:
         """The action that the critic values; one with a value for each choice needs none."""
         critic = self.critic_of(actor)
-        if critic is None or not critic.takes_action or critic.actions.are_choices:
-            return {}
-        return dict(self.policies[actor].action_tree.leaves)
+        sources = {} if critic is None else critic.input_sources()
+        is_read = any(source.kind == "action" for source in sources.values())
+        return dict(self.policies[actor].action_tree.leaves) if is_read else {}
 
     @property
     def tells_presence(self) -> bool:
@@ -133,11 +149,11 @@ class ExportedActors:
         agents = () if actor not in self.crowds else (self.crowds[str(actor)],)
         return ("batch", *agents, *(() if steps is None else (steps,)))
 
-    def states(self, module: Any) -> Iterator[tuple[str, Axes]]:
+    def states(self, module: AnyPolicy | AnyCritic) -> Iterator[tuple[str, Axes]]:
         """The names and axes of what the policy or critic ``module`` carries."""
         if not isinstance(module, StructuredModule):
             for name, shape in module.state_shapes.items():
-                yield name, ("batch", *(int(size) for size in shape))
+                yield name, ("batch", *(size for size in shape if size is not None))
             return
         everyone = module.initial_state(actors=[actor.key for actor in module.actors])
         for name, state in everyone.items():
@@ -145,9 +161,8 @@ class ExportedActors:
             yield name, (*self.leading(owner, None), *state.shape)
 
     def _read_by_critic(self, actor: str | None) -> set[str]:
-        if self.critic is None:
-            return set()
-        sources = (self.critic_of(actor) or self.critic).input_sources().values()
+        critic = self.critic_of(actor)
+        sources = () if critic is None else critic.input_sources().values()
         seen = [source for source in sources if source.kind == "observation"]
         return {source.key for source in seen if not source.actors or actor in source.actors}
 
@@ -161,7 +176,10 @@ class Interface:
     """
 
     def __init__(
-        self, actors: ExportedActors, modules: Mapping[str, Any], steps: int | None
+        self,
+        actors: ExportedActors,
+        modules: Mapping[str, AnyPolicy | AnyCritic],
+        steps: int | None,
     ) -> None:
         self.actors = actors
         self.steps = steps
@@ -231,7 +249,7 @@ class Interface:
         for actor in self.actors.policies if self.actors.tells_presence else ():
             yield self._input("present", actor, PRESENT, PRESENT, (), torch.bool)
 
-    def _states(self, modules: Mapping[str, Any]) -> Iterator[Value]:
+    def _states(self, modules: Mapping[str, AnyPolicy | AnyCritic]) -> Iterator[Value]:
         for part, module in modules.items():
             for key, axes in self.actors.states(module):
                 key = self.state_key(part, key)
@@ -282,7 +300,7 @@ def _of_actor(actor: str | None, name: str) -> str:
     return name if actor is None else f"{actor}/{name}"
 
 
-def _varies_with(ports: Mapping[str, Any], key: str) -> str:
+def _varies_with(ports: Mapping[str, Port], key: str) -> str:
     """What says how long an axis is: equal for all values whose masks are called alike, of whichever actor.
 
     Actors that share a network run as one batch, in which sets are equally long.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from composer.network.network import Tensors
 from composer.policy.policy import Policy
@@ -63,7 +62,7 @@ class MeanNoise:
         return {**actions, **moved}
 
 
-def wrapped_policy(wrapped: Any) -> Policy | None:
+def wrapped_policy(wrapped: object) -> Policy | None:
     """The policy inside of wrappers; None where there is something else, or no wrapper."""
     inner = innermost(wrapped) if isinstance(wrapped, IModelWrapper) else None
     return inner if isinstance(inner, Policy) else None
