@@ -18,6 +18,7 @@ from composer.export.values import (
     roots_of,
 )
 from composer.export.wrappers import MeanNoise
+from composer.network.module import StatefulModule
 from composer.network.network import Inputs, State, Tensors, share_of
 from composer.spaces.kinds import to_space_value
 from perception_blocks.words import as_module_name
@@ -150,7 +151,7 @@ class ExportedNetwork(nn.Module):
 
     def _call(
         self,
-        module: Any,
+        module: StatefulModule,
         arguments: list[Any],
         state: State,
         resets: Resets,

@@ -84,9 +84,8 @@ class StatefulModule(OwnAttributes):
     Every way to use one goes through ``module(...)``, so that hooks run.
     """
 
-    part: ClassVar[
-        str
-    ]  # of a model, "policy" or "critic": in messages, and before the names of its state
+    # Of a model, "policy" or "critic": in messages, and before the names of its state.
+    part: ClassVar[str]
     call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
 
     @property

@@ -8,7 +8,7 @@ from torch import nn
 
 from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks
-from composer.network.module import NetworkModule
+from composer.network.module import NetworkModule, StatefulModule
 from composer.network.structured import StructuredModule
 from composer.spaces.actors import shortened
 
@@ -17,7 +17,7 @@ __all__ = ["ServedActors", "served_actors", "networks_by_name", "short_name", "t
 
 @dataclass(frozen=True)
 class ServedActors:
-    """The ``actors`` of one part of a model. With ``copies`` each has a network of its own, of which one is shown."""
+    """The ``actors`` of a network. With ``copies`` each has a network of its own, of which one is shown."""
 
     actors: tuple[str, ...]
     copies: int = 1
@@ -34,12 +34,12 @@ def networks_by_name(net: nn.Module) -> dict[str, NetworkModule]:
 
     Those of a policy or critic for several actors are called "policy/<group>" and "critic/<group>".
     """
-    return {name: part for name, part, _ in _all_parts(net)}
+    return {name: module for name, module, _ in _all_networks(net)}
 
 
 def served_actors(net: nn.Module) -> dict[str, ServedActors]:
-    """For whom each of the parts is; empty for a model of one Space."""
-    return {name: cast for name, _, cast in _all_parts(net) if cast is not None}
+    """By network whom it serves; empty for a model of one Space."""
+    return {name: served for name, _, served in _all_networks(net) if served is not None}
 
 
 def target_of(net: nn.Module) -> nn.Module | None:
@@ -48,39 +48,40 @@ def target_of(net: nn.Module) -> nn.Module | None:
     return critic.target if isinstance(critic, Targeted) and critic.has_target else None
 
 
-def short_name(part: str, name: str) -> str:
-    """What a value of a part is called among those of all others.
+def short_name(network: str, name: str) -> str:
+    """What a value of a network is called among the values of all.
 
     >>> short_name("policy", "move"), short_name("policy/pick", "move")
     ('move', 'pick/move')
     """
-    group = part.partition("/")[2]
+    group = network.partition("/")[2]
     return f"{group}/{name}" if group else name
 
 
-def _all_parts(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors | None]]:
+def _all_networks(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors | None]]:
     if isinstance(net, NetworkModule):
         return [(net.part, net, None)]
     if isinstance(net, StructuredModule):
-        return [part for group in net.groups for part in _parts_of_group(net.part, group)]
+        return [network for group in net.groups for network in _networks_of(net.part, group)]
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
-    if not isinstance(policy, NetworkModule | StructuredModule):
+    if not isinstance(policy, StatefulModule):
         return []
-    return [*_all_parts(policy), *(_all_parts(critic) if isinstance(critic, nn.Module) else [])]
+    return [
+        *_all_networks(policy),
+        *(_all_networks(critic) if isinstance(critic, nn.Module) else ()),
+    ]
 
 
-def _parts_of_group(
-    role: str, group: GroupNetworks
-) -> list[tuple[str, NetworkModule, ServedActors | None]]:
-    base = role if group.name is None else f"{role}/{group.name}"
+def _networks_of(part: str, group: GroupNetworks) -> list[tuple[str, NetworkModule, ServedActors]]:
+    base = part if group.name is None else f"{part}/{group.name}"
     names = tuple(actor.name for actor in group.actors)
     if isinstance(group.module, NetworkModule):
         return [(base, group.module, ServedActors(names))]
-    networks, why = group.module.parts, group.module.why_looped
-    ports = [(own.network.in_ports, own.network.out_ports) for own in networks]
-    if all(own == ports[0] for own in ports):
+    modules, why = group.module.parts, group.module.why_looped
+    ports = [(module.network.in_ports, module.network.out_ports) for module in modules]
+    if all(other == ports[0] for other in ports):
         return [(base, group.module.part_of(0), ServedActors(names, len(names), why))]
     return [
-        (f"{base}/{index}", own, ServedActors((names[index],), 1, why))
-        for index, own in enumerate(networks)
+        (f"{base}/{index}", module, ServedActors((names[index],), 1, why))
+        for index, module in enumerate(modules)
     ]
