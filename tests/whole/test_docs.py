@@ -35,6 +35,14 @@ def test_the_examples_of_a_page_hold(path, page, capsys):
             page.run(item)
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_mark_of_a_page_is_understood(path):
+    text = path.read_text()
+    marks = re.findall(r"^ *<!-- *(?:file|picture)\b.*$", text, re.M)
+    understood = [i for i in items(path.name, text) if isinstance(i, Picture) or i.file]
+    assert len(marks) == len(understood), marks
+
+
 def check_commands(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     """Run each ``$ composer ...``. It must print what stands below it (``...`` for anything), or else succeed."""
     capsys.readouterr()
