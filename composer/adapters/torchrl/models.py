@@ -38,13 +38,13 @@ __all__ = ["ComposedDistribution", "TorchRLModules", "primers", "to_torchrl"]
 
 @dataclass(frozen=True)
 class TorchRLModules:
-    """A model as TorchRL's modules. All of them but ``critic_copies`` are over the weights of ``model``.
+    """A model as TorchRL modules. All of them but ``critic_copies`` share the weights of ``model``.
 
-    Those for training read sequences (..., T) if they have memory and draw from all choices; those for inference go
-    step by step and keep to the action mask. ``actor_critic`` is there where the critic shares values of the policy,
-    ``q_actor`` where the critic, or without one the policy, has a value for each choice of one Discrete action.
-    ``collecting`` is what goes into a collector: the actor for inference, and behind it the memory of the critic where
-    that has one.
+    With memory, the modules for training read sequences (..., T), and those for inference single steps. The modules for
+    training ignore the action mask by default; those for inference apply it. ``actor_critic`` exists if the critic
+    reads shared values of the policy, ``q_actor`` if the critic (or, without a critic, the policy) returns Q values of
+    one Discrete action. Give ``collecting`` to a collector: the actor for inference, followed by the memory of the
+    critic if it has one.
     """
 
     model: Model
@@ -58,10 +58,11 @@ class TorchRLModules:
     critic_copies: tuple[ValueOperator, ...] = ()
 
     def adopt(self, loss: LossModule) -> None:
-        """Take into the model the weights of ``critic_copies`` that ``loss`` trains, and those of their targets.
+        """Copy the weights of ``critic_copies`` that ``loss`` trains, and of their targets, into the model.
 
-        ``SACLoss(actor, list(critic_copies))`` makes parameters of its own of them; of a critic without an ensemble
-        so does ``SACLoss(actor, critic_training, num_qvalue_nets=1)``. Raises ValueError for a loss of anything else.
+        ``SACLoss(actor, list(critic_copies))`` creates its own parameters from them, and so does
+        ``SACLoss(actor, critic_training, num_qvalue_nets=1)`` for a critic without an ensemble. Raises ValueError for a
+        loss of other modules.
         """
         adopt(self.model.critic, loss)
 
@@ -76,15 +77,15 @@ def to_torchrl(
     return_log_prob: bool = True,
     loss: type[LossModule] | None = None,
 ) -> TorchRLModules:
-    """TorchRL's modules of ``model``, which they share the weights of.
+    """Wrap ``model`` as TorchRL modules that share its weights.
 
-    With ``env`` the model is held against its specs, and choices are read and written as the environment has them:
-    ``one_hot``, which GymEnv does unless it is told otherwise, or ``categorical``, as indices. Without it ``encoding``
-    says which; the default is ``categorical``. ``keys`` maps observations and actions to the keys of a TensorDict where
-    these differ: ``{"legal": "action_mask"}``. ``mask_training`` applies the action mask in training too.
+    With ``env`` its specs are compared with the model's, and discrete actions have its encoding: ``one_hot``, as GymEnv
+    has by default, or ``categorical`` (indices). Without ``env``, ``encoding`` (default ``categorical``) selects it.
+    ``keys`` maps observations and actions to other keys of the TensorDict: ``{"legal": "action_mask"}``.
+    ``mask_training`` applies the action mask in training too.
 
-    Raises ValueError for a model of several actors, for an environment with other specs, and where the critic or the
-    distributions do not serve the class ``loss``.
+    Raises ValueError for a model of several actors, for an environment with other specs, and if the critic or the
+    distributions do not fit the class ``loss``.
     """
     refuse_model(model)
     if loss is not None:
@@ -116,9 +117,9 @@ def to_torchrl(
 
 
 def primers(model: Model) -> Compose:
-    """The environment transform that carries the memory of actor and critic: zero at the start of every episode.
+    """The environment transform that carries the memory of actor and critic; it is zero at the start of an episode.
 
-    ``TransformedEnv(env, primers(model))`` has their states as observations, and ``is_init``.
+    ``TransformedEnv(env, primers(model))`` adds the states, and ``is_init``, to the observations.
     """
     refuse_model(model)
     specs = Composite()
