@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +15,7 @@ __all__ = ["count_flops", "flops_of"]
 
 
 def count_flops(
-    module: nn.Module, ports: Sequence[Port], call: Callable[..., Any] | None = None
+    module: nn.Module, ports: Sequence[Port], call: Callable[..., object] | None = None
 ) -> dict[str, int] | None:
     """FLOPs of ``module`` for one observation: ``""`` is the whole, ``"body"`` its child of that name, ``"body.0"`` ...
 
@@ -26,9 +25,9 @@ def count_flops(
     """
     if any(size is None for port in ports for size in port.shape):
         return None
-    counts: dict[str, dict[Any, int]] = {}
+    counts: dict[str, dict[Callable[..., object], int]] = {}
 
-    def counted(trial: nn.Module, *tensors: Tensor) -> Any:
+    def counted(trial: nn.Module, *tensors: Tensor) -> object:
         with FlopCounterMode(display=False) as counter:
             result = trial(*tensors) if call is None else call(trial, *tensors)
         counts.update(counter.get_flop_counts())

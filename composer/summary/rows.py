@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from composer.distributions.base import DISTRIBUTIONS
 from composer.network.module import NetworkModule
@@ -118,7 +118,7 @@ class _RowCollector:
         self._seen: set[int] = set()
         self._ours: set[nn.Module] = set()  # what a Policy adds to its network's children
         self._copies = 1  # of the part that is being added
-        self._flops: dict[Any, int | None] = {}  # what nodes that do the same compute
+        self._flops: dict[Hashable, int | None] = {}  # what nodes that do the same compute
 
     def add_part(self, path: RowPath, part: NetworkModule, copies: int = 1) -> None:
         """A policy or critic: its network (one of ``copies``), then the parameters of its distributions."""
@@ -280,7 +280,7 @@ class _RowCollector:
         self.rows.append(Row(path, name, depth, block, parameters=count, position=place, **data))
 
 
-def _same_work(node: BuiltNode, module: nn.Module) -> Any:
+def _same_work(node: BuiltNode, module: nn.Module) -> Hashable:
     """What nodes have in common that compute as much as each other; None where only the module itself could tell."""
     made_here = isinstance(node.node.block, str | type)  # so all that matters is in its settings
     if not (made_here and (is_built_in(module) or is_torchs(module))):
@@ -294,7 +294,7 @@ def _flops_once(node: BuiltNode, module: nn.Module) -> int | None:
     ports = [replace(port, shape=port.shape[node.node.each :]) for port in node.in_ports]
     names = node.step.arguments
 
-    def call(trial: nn.Module, *tensors: Any) -> Any:
+    def call(trial: nn.Module, *tensors: Tensor) -> object:
         if names is None:
             return trial(*tensors)
         return trial(**dict(zip(names, tensors, strict=True)))
@@ -304,9 +304,9 @@ def _flops_once(node: BuiltNode, module: nn.Module) -> int | None:
 
 
 def _custom_flops(network: CustomNetwork) -> dict[str, int] | None:
-    def call(trial: nn.Module, *tensors: Any) -> Any:
-        own = CustomNetwork(trial, network.in_ports, network.out_ports)
-        return own.run(dict(zip(network.in_ports, tensors, strict=True)))
+    def call(trial: nn.Module, *tensors: Tensor) -> object:
+        twin = CustomNetwork(trial, network.in_ports, network.out_ports)
+        return twin.run(dict(zip(network.in_ports, tensors, strict=True)))
 
     return count_flops(network.module, list(network.in_ports.values()), call)
 

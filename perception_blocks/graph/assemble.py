@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from perception_blocks.graph.construct import (
     outputs_of,
     resolve_block,
 )
-from perception_blocks.graph.graph import Graph, GraphError, GraphProblem, Node
+from perception_blocks.graph.graph import Block, Graph, GraphError, GraphProblem, Node
 from perception_blocks.graph.wiring import (
     CombinedNodeError,
     NodeError,
@@ -39,6 +39,8 @@ from perception_blocks.port import InputShapeError, Port, Shape, format_shape
 from perception_blocks.settings import SettingsError, check_settings
 
 __all__ = ["BuiltNode", "assemble"]
+
+M = TypeVar("M", bound=nn.Module)
 
 # Makes the network of a nested graph from its outputs, its path and its number of copies (None: just one network).
 Nest = Callable[[Graph, list[str], tuple[str, ...], int | None], Any]
@@ -176,7 +178,7 @@ class _Assembly:
     def _build(self, node: Node) -> BuiltNode:
         source = self._source(node)
         if isinstance(source.block, Graph):
-            return self._build_nested(node, source)
+            return self._build_nested(node, source, source.block)
         block, settings = resolve_block(source.block, source.settings)
         reads, arguments = wires(node, block)
         reads, arguments = with_masks(block, reads, arguments, self.ports, node.each)
@@ -207,7 +209,7 @@ class _Assembly:
         named = {name: port for name, port in zip(names, outs) if name != "_"}
         return _built(node, block_name(block), settings, in_ports, named, axes, step, states)
 
-    def _build_nested(self, node: Node, source: Node) -> BuiltNode:
+    def _build_nested(self, node: Node, source: Node, block: Graph) -> BuiltNode:
         if source.settings:
             first = min(source.settings)
             raise NodeError(first, f"a nested graph takes no settings, got {first!r}", True)
@@ -221,7 +223,7 @@ class _Assembly:
         masks = {port.mask: port.mask for port in inner if port.mask is not None}
         wired = {**masks, **wired}  # what is masked brings its mask along
         inner = [*(self.ports[name] for name in masks), *inner]
-        graph = nested_graph(source.block, dict(zip(wired, inner)), masks)
+        graph = nested_graph(block, dict(zip(wired, inner)), masks)
         out = nested_outputs(node, graph)
         net = self._module(
             source,
@@ -255,7 +257,7 @@ class _Assembly:
             raise _ReportedError
         return self._by_name[node.same_as]
 
-    def _module(self, source: Node, inner: Sequence[Port], make: Callable[[], Any]) -> Any:
+    def _module(self, source: Node, inner: Sequence[Port], make: Callable[[], M]) -> M:
         """The module of a node: a new one, or that of the node it shares with."""
         if source.group is not None:
             return make()
@@ -300,7 +302,7 @@ def _masked(port: Port, mask: str | None) -> Port:
     return port if port.mask == mask else replace(port, mask=mask)
 
 
-def _refuse_each(node: Node, states: Mapping[str, Shape], block: Any) -> None:
+def _refuse_each(node: Node, states: Mapping[str, Shape], block: Block | None) -> None:
     """Raise NodeError where a block with memory, or a graph (None) with one inside, is to be repeated."""
     if states and node.each:
         label = "a graph" if block is None else block_label(block)

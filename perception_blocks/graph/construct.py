@@ -25,7 +25,7 @@ from perception_blocks.base_block import (
     is_torchs,
 )
 from perception_blocks.blocks.custom import FunctionalBlock
-from perception_blocks.graph.graph import Node
+from perception_blocks.graph.graph import Block, BlockSource, Node
 from perception_blocks.graph.wiring import CombinedNodeError, NodeError, refused_call
 from perception_blocks.init import Rule, draw_parameters, initializer
 from perception_blocks.measure import initialize_lazy, measure, measure_lengths, output_shapes
@@ -95,7 +95,7 @@ class NodeConstruction:
         add_place(error, where, self.block)
 
 
-def add_place(error: Exception, where: str, block: Any) -> None:
+def add_place(error: Exception, where: str, block: object) -> None:
     """Add a note to an ``error`` of a user's class: where that is used, and the line of Python that raised it."""
     cls = block if isinstance(block, type) else type(block)
     frames = [
@@ -107,7 +107,9 @@ def add_place(error: Exception, where: str, block: Any) -> None:
     error.add_note(f"in {where}{f', raised at {lines[-1]}' if lines else ''}")
 
 
-def resolve_block(block: Any, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+def resolve_block(
+    block: BlockSource, settings: Mapping[str, Any]
+) -> tuple[Block, Mapping[str, Any]]:
     """The class or ready module that a node names, and its settings; a function becomes a functional block.
 
     Raises NodeError for an unknown name; dotted text stands for ``torch.nn`` classes only.
@@ -163,7 +165,7 @@ def outputs_of(site: NodeConstruction, module: nn.Module) -> tuple[list[Port], b
     return [Port(shape) for shape in shapes], single
 
 
-def _by_name(name: str) -> Any:
+def _by_name(name: str) -> type[nn.Module]:
     if name in BLOCKS:
         return BLOCKS.get(name)
     if "." not in name:

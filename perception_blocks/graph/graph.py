@@ -5,9 +5,9 @@ A `Graph` is a declaration; nothing is built and no shape is known until an Infe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
@@ -19,10 +19,14 @@ from perception_blocks.words import did_you_mean
 if TYPE_CHECKING:
     from networkx import DiGraph
 
-__all__ = ["Graph", "GraphError", "GraphProblem", "Node"]
+__all__ = ["Block", "BlockSource", "Graph", "GraphError", "GraphProblem", "Node"]
 
 # Graphs within one another: a module calls the next, and Python's stack has an end.
 MAX_NESTING = 100
+
+Block: TypeAlias = type[nn.Module] | nn.Module
+# What a node may name as its block: an exception says why there is none.
+BlockSource: TypeAlias = "Block | str | Callable[..., Any] | Graph | Exception | None"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Node:
     """
 
     name: str
-    block: Any
+    block: BlockSource
     inputs: tuple[str, ...] | Mapping[str, str]
     settings: Mapping[str, Any] = field(default_factory=dict)
     out: tuple[str, ...] | Mapping[str, str] | None = None
@@ -118,7 +122,7 @@ class Graph:
         self,
         name: str,
         /,  # a block may have a setting called name
-        block: Any = None,
+        block: BlockSource = None,
         inputs: str | Sequence[str] | Mapping[str, str] = (),
         *,
         out: Sequence[str] | Mapping[str, str] | None = None,
@@ -138,10 +142,10 @@ class Graph:
 
         Raises ValueError for a malformed node; what is wrong between nodes is found by InferenceBlock, all at once.
         """
-        wires: Any = (inputs,)
-        if not isinstance(inputs, str):
-            wires = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
-        outs: Any = dict(out) if isinstance(out, Mapping) else out and tuple(out)
+        if isinstance(inputs, str):
+            inputs = (inputs,)
+        wires = dict(inputs) if isinstance(inputs, Mapping) else tuple(inputs)
+        outs = dict(out) if isinstance(out, Mapping) else None if out is None else tuple(out)
         node = Node(name, block, wires, settings, outs, each, same_as, init, group, copies)
         self.add_node(node)
         return name
@@ -201,18 +205,18 @@ class Graph:
 
     def _nesting_problems(self) -> list[GraphProblem]:
         """The first node that holds too many graphs within one another; a graph may even hold itself."""
-        left = [(node, node.path, 1) for node in self.nodes if isinstance(node.block, Graph)]
+        left = [(n.block, n.path, 1) for n in self.nodes if isinstance(n.block, Graph)]
         seen: set[tuple[int, int]] = set()  # graphs that were looked into, each at its depth
         while left:
-            node, path, depth = left.pop()
+            graph, path, depth = left.pop()
             if depth > MAX_NESTING:
                 message = f"graphs are nested in it more than {MAX_NESTING} deep"
                 advice = "does one hold itself? Put the nodes of inner graphs into outer ones"
                 return [GraphProblem(path, "block", f"{message}; {advice}", blocks_order=True)]
-            if (id(node.block), depth) not in seen:
-                seen.add((id(node.block), depth))
-                inner = (below for below in node.block.nodes if isinstance(below.block, Graph))
-                left += [(below, path, depth + 1) for below in inner]
+            if (id(graph), depth) not in seen:
+                seen.add((id(graph), depth))
+                inner = (node.block for node in graph.nodes)
+                left += [(below, path, depth + 1) for below in inner if isinstance(below, Graph)]
         return []
 
     def _same_as_problems(self) -> list[GraphProblem]:

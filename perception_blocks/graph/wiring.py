@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from perception_blocks.base_block import block_label
-from perception_blocks.graph.graph import Graph, Node
+from perception_blocks.graph.graph import Block, Graph, Node
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.words import as_module_name, did_you_mean
 
@@ -46,7 +46,7 @@ class CombinedNodeError(Exception):
         super().__init__("; ".join(map(str, self.errors)))
 
 
-def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+def wires(node: Node, block: Block) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """The values that the block reads in the order of its forward, and keyword names where positions do not do."""
     if isinstance(node.inputs, tuple):
         return node.inputs, None
@@ -67,7 +67,7 @@ def wires(node: Node, block: Any) -> tuple[tuple[str, ...], tuple[str, ...] | No
 
 
 def refused_call(
-    module: nn.Module, inputs: Sequence[Any], names: Sequence[str] | None = None
+    module: nn.Module, inputs: Sequence[object], names: Sequence[str] | None = None
 ) -> str | None:
     """Why forward of ``module`` does not take ``inputs``, by its signature; ``names`` are those of keywords."""
     try:
@@ -84,7 +84,7 @@ def refused_call(
 
 
 def with_masks(
-    block: Any,
+    block: Block,
     reads: tuple[str, ...],
     names: tuple[str, ...] | None,
     ports: Mapping[str, Port],
@@ -118,7 +118,7 @@ def with_masks(
 
 
 def kept_mask(
-    node: Node, module: Any, reads: Sequence[str], ports: Mapping[str, Port]
+    node: Node, module: nn.Module, reads: Sequence[str], ports: Mapping[str, Port]
 ) -> str | None:
     """The name of the mask that a node's first output still has: that of its first masked input.
 
@@ -191,7 +191,7 @@ def strip_each(node: Node, ports: list[Port]) -> tuple[list[Port], Shape]:
     return inner, axes.pop() if axes else ()
 
 
-def filled(block: Any, given: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, Any]:
+def filled(block: Block, given: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, Any]:
     """The settings, and those of `from_ports` that the user left out and the first input's Port knows."""
     settings = dict(given)
     for name in getattr(block, "from_ports", ()):
@@ -201,7 +201,7 @@ def filled(block: Any, given: Mapping[str, Any], ports: Sequence[Port]) -> dict[
     return settings
 
 
-def output_names(node: Node, count: int, block: Any) -> tuple[str, ...]:
+def output_names(node: Node, count: int, block: Block) -> tuple[str, ...]:
     """What the ``count`` outputs of ``block`` are called. Raises NodeError where the node names another number."""
     if node.out is None:
         return (node.value_name,)
