@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.train import add_train_options, run_train
-from composer.errors import SpecError
+from composer.errors import RefusedError, SpecError
 from composer.source.files import begins_as_checkpoint, is_regular, real_path
 from perception_blocks.words import readable
 
@@ -51,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be caught
-    except (SpecError, _UserError, NameTakenError, MissingExtraError) as error:
+    except (SpecError, RefusedError, _UserError, NameTakenError, MissingExtraError) as error:
         return _answer(arguments, error)
     except ModuleNotFoundError as error:  # in a function of an allowed module
         from composer.trust import advice_on_missing
@@ -282,15 +282,11 @@ def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Source, dict[str,
     given = {} if arguments.env is None else {"env": arguments.env}
     if not _is_checkpoint(arguments.file):
         return load_source(Path(arguments.file), arguments.overrides, arguments.allow), given
-    from composer.checkpoint.container import CheckpointError
     from composer.checkpoint.file import read_record, require_blocks
 
-    try:
-        record = read_record(arguments.file)
-        require_blocks(record)
-        observation_space, action_space = record.spaces()
-    except CheckpointError as error:
-        raise _UserError(str(error)) from error
+    record = read_record(arguments.file)
+    require_blocks(record)
+    observation_space, action_space = record.spaces()
     held = {"observation_space": observation_space, "action_space": action_space}
     return stored_source(record.spec, arguments.file, arguments.overrides), given or held
 
@@ -358,20 +354,11 @@ def _check(arguments: argparse.Namespace) -> None:
         return
     model = _composed(arguments, source, spaces)
     if _is_checkpoint(arguments.file):
-        _check_tensors(arguments.file, model)
+        from composer.checkpoint.file import fill_whole
+
+        fill_whole(model, arguments.file)
     count = sum(parameter.numel() for parameter in model.parameters())
     _say(f"{arguments.file}: good; {count:,} parameters")
-
-
-def _check_tensors(path: str, model: Model) -> None:
-    """Raise _UserError for a checkpoint whose tensors are not as they were saved, or do not fit ``model``."""
-    from composer.checkpoint.container import CheckpointError
-    from composer.checkpoint.file import fill_whole
-
-    try:
-        fill_whole(model, path)
-    except CheckpointError as error:
-        raise _UserError(str(error)) from error
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -391,18 +378,13 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     model = _compose(arguments).materialize()
-    from composer.checkpoint.container import CheckpointError
-    from composer.checkpoint.file import fill_whole
-    from composer.export.exporting import ExportError
+    if _is_checkpoint(arguments.file):
+        from composer.checkpoint.file import fill_whole
 
-    try:
-        if _is_checkpoint(arguments.file):
-            fill_whole(model, arguments.file)
-        report = model.export(
-            arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
-        )
-    except (CheckpointError, ExportError) as error:
-        raise _UserError(str(error)) from error
+        fill_whole(model, arguments.file)
+    report = model.export(
+        arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
+    )
     if not _is_checkpoint(arguments.file):
         _say(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
     _say(report)
@@ -418,13 +400,7 @@ def _train(arguments: argparse.Namespace) -> int:
         makes_environment = arguments.env is None and arguments.resume is None
         source, _ = _read(arguments, makes_environment=makes_environment)
         weights = arguments.file if _is_checkpoint(arguments.file) else None
-    from composer.checkpoint.container import CheckpointError
-    from composer.training.trainer import TrainingError
-
-    try:
-        return run_train(arguments, source, weights)
-    except (CheckpointError, TrainingError) as error:
-        raise _UserError(str(error)) from error
+    return run_train(arguments, source, weights)
 
 
 def _blocks(arguments: argparse.Namespace) -> None:
@@ -461,13 +437,9 @@ def _data(path: str, allow: Sequence[str]) -> dict[str, Any]:
 
     if not _is_checkpoint(path):
         return load_source(Path(path), allow=allow).data
-    from composer.checkpoint.container import CheckpointError
     from composer.checkpoint.file import read_record
 
-    try:
-        return stored_source(read_record(path).spec, path).data
-    except CheckpointError as error:
-        raise _UserError(str(error)) from error
+    return stored_source(read_record(path).spec, path).data
 
 
 def _is_checkpoint(path: str) -> bool:
