@@ -203,7 +203,7 @@ class Policy(NetworkModule):
 
     # --- one part after the other, for policies of several actors ---
 
-    def read(self, observations: Any, keys: Iterable[str] | None = None) -> Tensors:
+    def read(self, observations: Any, keys: Iterable[str] | None = None) -> Inputs:
         """What the network reads, and the masks of actions, as tensors; of these observations ``keys``, if given."""
         if isinstance(observations, Inputs):
             return observations
