@@ -129,7 +129,7 @@ class _CentralCriticBuilder:
         port = readable_ports(self.plans[actor.name])[key]
         if port.mask is not None:
             port = replace(port, mask=f"{actor.name}/{port.mask}")
-        return CentralInput((actor.name,), key, port, is_shared=self._is_shared(key, actor))
+        return self._source(key, port, (actor.name,))
 
     def _stacked(self, key: str, members: Sequence[Actor]) -> CentralInput | None:
         """The value ``key`` of several actors on a new first axis; None where theirs differ."""
@@ -153,7 +153,14 @@ class _CentralCriticBuilder:
             port, shape=(len(members), *port.shape), cardinality=cardinality, **_bounds(port)
         )
         names = tuple(actor.name for actor in members)
-        return CentralInput(names, key, port, stacked=True, is_shared=is_shared)
+        return self._source(key, port, names, stacked=True)
+
+    def _source(
+        self, key: str, port: Port, actors: tuple[str, ...], stacked: bool = False
+    ) -> CentralInput:
+        kind = "shared" if self._is_shared(key, self.actors[actors[0]]) else "observation"
+        normalized = any(key in self.observers[name].keys for name in actors)
+        return CentralInput(kind, key, port, actors, stacked, normalized)
 
     def _offers_presence(self, spec: NetworkSpec, sources: Mapping[str, CentralInput]) -> bool:
         """Whether the network may read who is present; templates and classes, which read all there is, if told to."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,25 +21,20 @@ from composer.spaces.kinds import as_tensor
 from composer.spaces.observer import Observer
 from composer.spaces.values import as_flags
 from perception_blocks.blocks.scale import NormalizeBlock
-from perception_blocks.port import Port, format_shape
+from perception_blocks.port import format_shape
 
 __all__ = ["PRESENT", "CentralInput", "SharedStateCritic"]
 
 PRESENT = "present"  # the input that says who is there
 
 
-@dataclass(frozen=True)
-class CentralInput:
-    """One input of a central network: the value ``key`` of one actor, or of several, ``stacked`` on a new first axis.
+class CentralInput(InputSource):
+    """One input of a central network; ``stacked`` values of several actors are on a new first axis."""
 
-    ``is_shared`` tells a value that a policy shares from an observation.
-    """
-
-    actors: tuple[str, ...]
-    key: str
-    port: Port
-    stacked: bool = False
-    is_shared: bool = False
+    @property
+    def is_shared(self) -> bool:
+        """Whether a policy shares it; else it is an observation."""
+        return self.kind == "shared"
 
     @property
     def rank(self) -> int:
@@ -123,15 +117,11 @@ class SharedStateCritic(CriticModule):
                 self._wanted.setdefault(actor, ([], []))[source.is_shared].append(source.key)
 
     def input_sources(self) -> dict[str, InputSource]:
-        return {name: self._source(name, port) for name, port in self.network.in_ports.items()}
-
-    def _source(self, name: str, port: Port) -> InputSource:
-        source = self.sources.get(name)
-        if source is None:
-            return InputSource("presence", name, port, self.actors.names)
-        kind = "shared" if source.is_shared else "observation"
-        normalized = any(source.key in self.observers[actor].keys for actor in source.actors)
-        return InputSource(kind, source.key, port, source.actors, source.stacked, normalized)
+        names = self.actors.names
+        return {
+            name: self.sources.get(name) or InputSource("presence", name, port, names)
+            for name, port in self.network.in_ports.items()
+        }
 
     def forward(
         self,
