@@ -121,7 +121,7 @@ class StructuredPolicy(StructuredModule):
         with torch.no_grad():
             rest, asked = self._by_manner(observations)
             calls, after = [], state
-            if rest or not asked:
+            if not asked or rest:
                 calls, after = self._evaluated(rest, state, resets)
             _draw(calls, self._by_name(mask, "masks"), temperature, deterministic, generator)
             if asked:
