@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from composer.build.budget import Budget, CountingMode, LimitReached, not_allocated, too_large
 from composer.errors import Path as SpecPath
-from composer.network.network import REGISTRIES, Network
+from composer.network.network import Network
+from composer.network.registries import REGISTRIES
 from composer.spec.places import NodePath
 from perception_blocks.base_block import PerceptionBlock, is_built_in
 from perception_blocks.graph.construct import Construction

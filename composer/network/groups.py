@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from composer.network.module import EnsembleMember, NetworkModule
 from composer.network.network import (
-    REGISTRIES,
     CustomNetwork,
     GraphNetwork,
     Network,
     State,
     Tensors,
 )
+from composer.network.registries import TENSORS, RegistryView
 from composer.spaces.actors import Actor
 from perception_blocks.base_block import is_traced
 from perception_blocks.ensemble.ensemble import EnsembleBlock
@@ -26,7 +26,6 @@ from perception_blocks.port import format_shape
 __all__ = ["GroupNetworks", "SeparateNetworks", "refuse_other_axes", "rows_of"]
 
 Resets = Tensor | None
-TENSORS = [registry for registry in REGISTRIES if registry != "_modules"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class GroupNetworks:
         return list(zip(rows_of(outputs, len(rows)), rows_of(after, len(rows))))
 
 
-class SeparateNetworks(nn.Module):
+class SeparateNetworks(RegistryView):
     """One policy (or critic) for each agent of a group, with weights of its own: its children, in the agents' order.
 
     Networks of one form have their weights stacked in ``ensemble`` and run as one call; state_dict has them by agent
@@ -78,11 +77,10 @@ class SeparateNetworks(nn.Module):
         why_looped: str | None,
     ) -> None:
         super().__init__()
-        object.__setattr__(self, "ensemble", ensemble)  # not a child: its registries are ours
+        object.__setattr__(self, "ensemble", ensemble)  # no child: its tensors are ours
         self.why_looped = why_looped
         if ensemble is not None:
-            for registry in TENSORS:
-                object.__setattr__(self, registry, getattr(ensemble, registry))
+            self.view(ensemble, TENSORS)
         for index, part in enumerate(parts):
             self._modules[str(index)] = part
 
@@ -131,10 +129,8 @@ class SeparateNetworks(nn.Module):
         results = [parts[row].values_of(own) for row, own in zip(rows, rows_of(outputs, len(rows)))]
         return list(zip(results, rows_of(after, len(rows))))
 
-    def train(self, mode: bool = True) -> SeparateNetworks:
-        if self.ensemble is not None:
-            self.ensemble.train(mode)
-        return super().train(mode)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SeparateNetworks:
+        return nn.Module._apply(self, fn, recurse)  # its children are not the ensemble's
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.ensemble is not None:

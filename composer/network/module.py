@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from composer.network.network import (
-    REGISTRIES,
     CustomNetwork,
     Inputs,
     Network,
@@ -19,9 +18,9 @@ from composer.network.network import (
     Tensors,
     own_share,
 )
+from composer.network.registries import RegistryView
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
-from perception_blocks.inference import submodule_at
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "InputSource",
     "NetworkModule",
     "OutputMeaning",
-    "OwnAttributes",
     "is_empty",
     "state_axes",
     "under",
@@ -68,17 +66,7 @@ class OutputMeaning:
     note: str = ""
 
 
-class OwnAttributes(nn.Module):
-    """A module whose children have names that others chose: an attribute called as a child does not touch that."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if value is None or isinstance(value, nn.Module | Tensor):
-            super().__setattr__(name, value)  # type: ignore[arg-type]
-        else:
-            object.__setattr__(self, name, value)
-
-
-class StatefulModule(OwnAttributes):
+class StatefulModule(RegistryView):
     """What policies and critics have in common: ``module(observations, state, resets)``, for one step or many.
 
     Every way to use one goes through ``module(...)``, so that hooks run.
@@ -112,9 +100,8 @@ class NetworkModule(StatefulModule):
 
     def __init__(self, network: Network, dtype: torch.dtype) -> None:
         super().__init__()
-        object.__setattr__(self, "network", network)  # not a child: its registries are ours
-        for registry in REGISTRIES:
-            object.__setattr__(self, registry, getattr(network.module, registry))
+        self.network = network
+        self.view(network.module)
         self._dtype = dtype
         self._device = torch.device("cpu")
 
@@ -164,13 +151,6 @@ class NetworkModule(StatefulModule):
         leading = _axes(batch_size)
         where = self.device if device is None else torch.device(device)
         return self.network.initial_state(leading, where, dtype or self.dtype)
-
-    def train(self, mode: bool = True) -> Any:
-        self.network.module.train(mode)
-        return super().train(mode)
-
-    def get_submodule(self, target: str) -> nn.Module:
-        return submodule_at(self, target)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))

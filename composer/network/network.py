@@ -29,9 +29,6 @@ __all__ = [
     "share_of",
 ]
 
-# Where nn.Module keeps what belongs to it.
-REGISTRIES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-
 Tensors = dict[str, Tensor]
 State = dict[str, Tensor]
 

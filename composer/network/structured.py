@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from composer.network.groups import GroupNetworks, SeparateNetworks, refuse_other_axes, rows_of
 from composer.network.module import StatefulModule, is_empty, state_axes, under
-from composer.network.network import REGISTRIES, Inputs, State, Tensors, own_share
+from composer.network.network import Inputs, State, Tensors, own_share
 from composer.spaces.actors import Actor, ActorKey, Actors, Entry, shortened
 from perception_blocks.graph.wiring import module_name
-from perception_blocks.inference import submodule_at
 from perception_blocks.port import Shape
 from perception_blocks.words import did_you_mean
 
@@ -74,9 +72,8 @@ class StructuredModule(StatefulModule):
         self.actors = actors
         self.groups = tuple(groups)
         self._alone = groups[0].name is None
-        if self._alone:  # not a child: its registries are ours
-            for registry in REGISTRIES:
-                object.__setattr__(self, registry, getattr(groups[0].module, registry))
+        if self._alone:
+            self.view(groups[0].module)
         else:
             for group in groups:
                 self._modules[module_name(str(group.name))] = group.module
@@ -269,20 +266,6 @@ class StructuredModule(StatefulModule):
         return {one.name: one.value for one in self.actors.present(values, what)}
 
     # --- as a module ---
-
-    def train(self, mode: bool = True) -> Self:
-        if self._alone:
-            self.groups[0].module.train(mode)
-        return super().train(mode)
-
-    def get_submodule(self, target: str) -> nn.Module:
-        return submodule_at(self, target)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if self._alone:
-            self.groups[0].module._apply(fn, recurse)
-            return self
-        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         module = self.groups[0].module if self._alone else super()

@@ -31,7 +31,7 @@ composer: trust |
 composer.spec: fields model_spec nodes template references wrapper_names read places diff |
 composer.spaces: sizes values kinds variable_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
-composer.network: network module groups structured | torch
+composer.network: network registries module groups structured | torch
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words help pages schema |

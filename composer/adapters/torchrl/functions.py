@@ -7,7 +7,7 @@ TorchRL's environments carry it on. It goes one step at a time, or in TorchRL's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from composer.critic.base import SpaceCritic
 from composer.critic.state_action import StateActionCritic
 from composer.network.module import NetworkModule
 from composer.network.network import State, Tensors
+from composer.network.registries import TENSORS, RegistryView
 from composer.policy.policy import Policy
 from perception_blocks.base_block import capturing, is_traced
 
@@ -261,26 +262,13 @@ class TensorCritic(TensorFunction):
         return inputs | critic.actions.read(action, critic.dtype, critic.device)
 
 
-class Weights(nn.Module):
+class Weights(RegistryView):
     """The weights of a critic of actions without its target: TorchRL's losses make targets themselves."""
 
     def __init__(self, part: NetworkModule) -> None:
         super().__init__()
-        object.__setattr__(self, "part", part)
-        object.__setattr__(self, "_parameters", part._parameters)
-        object.__setattr__(self, "_buffers", part._buffers)
+        self.view(part, TENSORS)
         self._modules.update({n: m for n, m in part._modules.items() if n != "target"})
-
-    part: NetworkModule
-
-    def train(self, mode: bool = True) -> Weights:
-        self.part.train(mode)
-        self.training = mode
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Weights:
-        self.part._apply(fn, recurse)
-        return self
 
 
 def _hidden() -> bool:
