@@ -58,10 +58,10 @@ def model_problems(
 def _own_python(policy: AnyPolicy) -> Iterator[str]:
     """Methods of users' classes that decide in Python."""
     owners: dict[str, dict[str, str]] = {}
-    for one in policy.policies.values():
+    for each in policy.policies.values():
         for method, what in (("act", "how it acts"), ("preprocess", "what it reads")):
-            if one.users_own(method) is not None:
-                owners.setdefault(type(one.network.module).__name__, {})[method] = what
+            if each.users_own(method) is not None:
+                owners.setdefault(type(each.network.module).__name__, {})[method] = what
     for owner, methods in owners.items():
         for method, what in methods.items():
             yield f"{owner!r} defines {method}(), which decides {what} and is Python that no file holds"

@@ -73,21 +73,21 @@ class ExportedNetwork(nn.Module):
         face, actors = self.interface, self.actors
         observations = face.by_actor("observation", inputs)
         state, resets = face.of_kind("state", inputs), self._resets(inputs, observations)
-        found: dict[Place, Tensor] = {}
+        outputs: dict[Place, Tensor] = {}
         shared: Any = {}
         if self.runs_policy:
-            own = self._own(state, "policy")
-            shared, after = self._call(self.policy, [actors.whole(observations)], own, resets)
+            before = self._own(state, "policy")
+            shared, after = self._call(self.policy, [actors.whole(observations)], before, resets)
             if self.part != "critic":
-                for actor, outputs in actors.parts(shared).items():
-                    found |= self._decided(actor, outputs, observations[actor])
-            found |= self._states("policy", after)
+                for actor, logits in actors.parts(shared).items():
+                    outputs |= self._decided(actor, logits, observations[actor])
+            outputs |= self._states("policy", after)
         if self.critic is not None:
-            own = self._own(state, "critic")
-            values, after = self._judged(self.critic, inputs, observations, own, resets, shared)
-            found |= {("value", *place): value for place, value in values.items()}
-            found |= self._states("critic", after)
-        return face.named(found)
+            before = self._own(state, "critic")
+            values, after = self._judged(self.critic, inputs, observations, before, resets, shared)
+            outputs |= {("value", *place): value for place, value in values.items()}
+            outputs |= self._states("critic", after)
+        return face.named(outputs)
 
     def example(self, batch: int) -> Tensors:
         """Zeros as inputs, for tracing; axes that vary have sizes of their own."""

@@ -80,11 +80,10 @@ def _joined(shapes: Iterable[Shape]) -> str:
 def read_rows(net: nn.Module) -> list[Row]:
     """The rows of a Model, a Policy, a Critic, an InferenceBlock or any other module, in the order they run."""
     reader = _RowCollector(_positions(net))
-    parts = networks_by_name(net)
-    casts = served_actors(net)
-    for name, part in parts.items():
-        reader.add_part((name,), part, casts[name].copies if name in casts else 1)
-    if not parts:
+    modules, served = networks_by_name(net), served_actors(net)
+    for name, module in modules.items():
+        reader.add_network((name,), module, served[name].copies if name in served else 1)
+    if not modules:
         reader.add_module(net)
     total = sum(row.parameters for row in reader.rows)
     return [replace(row, share=row.parameters / total if total else 0.0) for row in reader.rows]
@@ -120,18 +119,18 @@ class _RowCollector:
         self._copies = 1  # of the part that is being added
         self._flops: dict[Hashable, int | None] = {}  # what nodes that do the same compute
 
-    def add_part(self, path: RowPath, part: NetworkModule, copies: int = 1) -> None:
+    def add_network(self, path: RowPath, module: NetworkModule, copies: int = 1) -> None:
         """A policy or critic: its network (one of ``copies``), then the parameters of its distributions."""
         self._copies = copies
-        self._ours |= set(part.own_children().values())
-        if isinstance(part.network, CustomNetwork):
-            self._add_custom(path, part.network)
-        elif isinstance(part.network, EnsembleNetwork):
-            self._add_copies(path, part.network)
+        self._ours |= set(module.own_children().values())
+        if isinstance(module.network, CustomNetwork):
+            self._add_custom(path, module.network)
+        elif isinstance(module.network, EnsembleNetwork):
+            self._add_copies(path, module.network)
         else:
             self._add(path, path[-1], 0, "graph" if copies == 1 else f"{copies} x graph")
-            self._add_nodes(path, part.network.module, 1)  # type: ignore[arg-type]
-        for name, meaning in part.output_meanings().items():
+            self._add_nodes(path, module.network.module, 1)  # type: ignore[arg-type]
+        for name, meaning in module.output_meanings().items():
             family = meaning.distribution
             if family is not None and any(True for _ in family.parameters()):
                 below = ("distributions", name)
@@ -243,11 +242,11 @@ class _RowCollector:
                 self._add_nodes(below, child, depth + 1, copies, copies)
                 continue
             inside = any(isinstance(m, InferenceBlock) for m in child.modules())
-            own = self._own_flops(child, flops, f"{prefix}{name}") if inside else None
+            counted = self._own_flops(child, flops, f"{prefix}{name}") if inside else None
             if flops is not None and not inside:
-                own = flops_of(flops, f"{prefix}{name}")
+                counted = flops_of(flops, f"{prefix}{name}")
             parameters = child.parameters(recurse=not inside)
-            self._add(below, name, depth, class_name(child), parameters, copies, flops=own)
+            self._add(below, name, depth, class_name(child), parameters, copies, flops=counted)
             if inside:
                 below_it = f"{prefix}{name}."
                 self._add_children(below, child, depth + 1, flops, below_it, copies)
@@ -320,7 +319,7 @@ def _repeats(node: BuiltNode) -> int:
 def _memory(node: BuiltNode, module: nn.Module) -> str:
     if getattr(module, "reads_window", False):
         return "reads its window, carries nothing"
-    return _carries({own: node.state_shapes[key] for own, key in node.step.state})
+    return _carries({name: node.state_shapes[key] for name, key in node.step.state})
 
 
 def _carries(shapes: Mapping[str, Shape]) -> str:

@@ -99,8 +99,8 @@ def summarize(net: nn.Module) -> Summary:
     Nothing is allocated and nothing of ``net`` changes: FLOPs are counted on data that is not there.
     """
     rows = read_rows(net)
-    parts = networks_by_name(net)
-    heads = [head for name, part in parts.items() for head in _heads(name, part)]
+    modules = networks_by_name(net)
+    heads = [head for name, module in modules.items() for head in _heads(name, module)]
     if isinstance(net, InferenceBlock):
         heads = [Head("", name, port.shape) for name, port in net.out_ports.items()]
     wrappers = _wrappers(net)
@@ -116,9 +116,9 @@ def summarize(net: nn.Module) -> Summary:
             *_acting(net),
             *([f"the policy acts in the wrappers {', '.join(wrappers)}"] if wrappers else []),
             *_looped(rows),
-            *_shared(parts),
+            *_shared(modules),
             *_targets(net),
-            *_visible(net, parts),
+            *_visible(net, modules),
         ),
     )
 
@@ -131,9 +131,9 @@ def percent(share: float) -> str:
     return "<0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
 
 
-def _heads(network: str, part: NetworkModule) -> list[Head]:
+def _heads(network: str, module: NetworkModule) -> list[Head]:
     heads = []
-    for name, meaning in part.output_meanings().items():
+    for name, meaning in module.output_meanings().items():
         family = meaning.distribution
         kind = None if family is None else distribution_name(family)
         shape = meaning.port.shape
@@ -157,9 +157,9 @@ def _targets(net: nn.Module) -> list[str]:
 def _acting(net: nn.Module) -> list[str]:
     """For whom each part of a model is, and why some of them run one after the other."""
     return [
-        f"{name} {'is' if name.startswith('critic') else 'acts'} {cast.words()}"
-        + (f"; they run one by one: {cast.why_looped}" if cast.why_looped else "")
-        for name, cast in served_actors(net).items()
+        f"{name} {'is' if name.startswith('critic') else 'acts'} {served.words()}"
+        + (f"; they run one by one: {served.why_looped}" if served.why_looped else "")
+        for name, served in served_actors(net).items()
     ]
 
 
@@ -178,18 +178,18 @@ def _looped(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _shared(parts: Mapping[str, NetworkModule]) -> list[str]:
+def _shared(modules: Mapping[str, NetworkModule]) -> list[str]:
     return [
-        f"the {name} reads of the policy: {_names(part.shared)}"
-        for name, part in parts.items()
-        if part.shared
+        f"the {name} reads of the policy: {_names(module.shared)}"
+        for name, module in modules.items()
+        if module.shared
     ]
 
 
-def _visible(net: nn.Module, parts: Mapping[str, NetworkModule]) -> list[str]:
+def _visible(net: nn.Module, modules: Mapping[str, NetworkModule]) -> list[str]:
     """What policy and critic may see, where it is not the same."""
     spec = getattr(net, "spec", None)
-    policy, critic = parts.get("policy"), parts.get("critic")
+    policy, critic = modules.get("policy"), modules.get("critic")
     if not isinstance(spec, ModelSpec) or not isinstance(policy, Policy) or critic is None:
         return []
     everything = tuple(policy.observer.tree.ports)
