@@ -42,10 +42,10 @@ _FUNCTIONS: dict[type[nn.Module], Function] = {
 
 def make_activations(activations: Sequence[Activation]) -> list[Function] | nn.ModuleList:
     """One callable for each: functions where all are plain ones, else modules, so that parameters are registered."""
-    made = [make_activation(activation) for activation in activations]
-    if not any(isinstance(activation, nn.Module) for activation in made):
-        return made
-    return nn.ModuleList(a if isinstance(a, nn.Module) else _Applied(a) for a in made)
+    functions = [make_activation(activation) for activation in activations]
+    if not any(isinstance(activation, nn.Module) for activation in functions):
+        return functions
+    return nn.ModuleList(a if isinstance(a, nn.Module) else _Applied(a) for a in functions)
 
 
 def make_activation(activation: Activation) -> Function:
@@ -104,13 +104,13 @@ def _class_of(activation: str | type) -> type[nn.Module]:
             f"an activation is named like 'relu' or 'torch.nn.ReLU', got {activation!r}; "
             "register other classes in perception_blocks.registry.ACTIVATIONS"
         )
-    found = getattr(nn, name, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    cls = getattr(nn, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         near = did_you_mean(
             activation, [f"torch.nn.{n}" for n, v in vars(nn).items() if isinstance(v, type)]
         )
         raise ValueError(f"there is no module class {activation!r}{near}")
-    return found
+    return cls
 
 
 def _known_classes() -> set[type]:
@@ -118,16 +118,16 @@ def _known_classes() -> set[type]:
 
 
 def _checked(module: nn.Module, label: str) -> nn.Module:
-    """``module``, if it leaves a shape as it is."""
+    """``module``, checked: raises ValueError where it changes a shape."""
     shape = (3, 6)
     try:
         with torch.no_grad():
-            found = tuple(module(torch.zeros(shape)).shape)
+            out_shape = tuple(module(torch.zeros(shape)).shape)
     except Exception as error:
         raise ValueError(f"{label} cannot be applied to {format_shape(shape)}: {error}") from error
-    if found != shape:
+    if out_shape != shape:
         raise ValueError(
-            f"{label} turns {format_shape(shape)} into {format_shape(found)}; "
+            f"{label} turns {format_shape(shape)} into {format_shape(out_shape)}; "
             "an activation keeps the shape"
         )
     return module

@@ -26,18 +26,18 @@ def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     Not so with hooks, another class (a parametrization, FSDP2 and adapters change it), a forward of its own (as tools
     that offload set it), or a compiled one.
     """
-    own = module.__dict__  # not by attribute: nn.Module has a slow lookup
+    attributes = module.__dict__  # not by attribute: nn.Module has a slow lookup
     return type(module) is cls and not (
-        own["_forward_pre_hooks"]
-        or own["_forward_hooks"]
-        or own["_backward_pre_hooks"]
-        or own["_backward_hooks"]
+        attributes["_forward_pre_hooks"]
+        or attributes["_forward_hooks"]
+        or attributes["_backward_pre_hooks"]
+        or attributes["_backward_hooks"]
         or _global_forward_pre_hooks
         or _global_forward_hooks
         or _global_backward_pre_hooks
         or _global_backward_hooks
-        or "forward" in own
-        or "_compiled_call_impl" in own
+        or "forward" in attributes
+        or "_compiled_call_impl" in attributes
     )
 
 
@@ -50,9 +50,9 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     if _is_compiling():  # a call costs nothing there, and each look at the layer would be looked at again in each run
         return layer(x)
     if is_plain(layer, nn.Linear) and nn.Linear.forward is _FORWARDS[nn.Linear]:
-        own = layer._parameters
-        if "weight" in own and "bias" in own:
-            return functional.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
+        parameters = layer._parameters
+        if "weight" in parameters and "bias" in parameters:
+            return functional.linear(x, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
     return layer(x)
 
 
@@ -61,9 +61,9 @@ def convolution(layer: Any, x: Tensor) -> Tensor:
     cls = type(layer)
     if _is_compiling() or cls.forward is not _FORWARDS.get(cls) or not is_plain(layer, cls):
         return layer(x)
-    own = layer._parameters
-    if "weight" in own and "bias" in own:
-        return layer._conv_forward(x, own["weight"], own["bias"])
+    parameters = layer._parameters
+    if "weight" in parameters and "bias" in parameters:
+        return layer._conv_forward(x, parameters["weight"], parameters["bias"])
     return layer(x)
 
 

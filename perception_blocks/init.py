@@ -171,7 +171,7 @@ def draw_in_a_copy(module: nn.Module, seed: int, draw: Callable[[nn.Module], Non
 
 
 def _own_tensors(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Its parameters, and the buffers that its ``drawn_buffers`` names."""
+    """The layer's parameters and the buffers that its ``drawn_buffers`` names."""
     if _family(type(layer)) is None:
         return
     names = getattr(type(layer), "drawn_buffers", ())
@@ -232,7 +232,7 @@ def stacked_linear(features: int, units: int, count: int, *, bias: bool = True) 
 
 
 def _gates(layer: nn.Module) -> int:
-    """How many matrices a layer's weight holds one above the other."""
+    """The number of gates whose matrices are stacked in a layer's weight."""
     if isinstance(layer, nn.Linear):
         return getattr(layer, "gates", 1)
     if isinstance(layer, nn.RNNBase):
@@ -284,7 +284,7 @@ def _own(layer: Any, name: str, tensor: Tensor, generator: torch.Generator) -> N
 
 @functools.cache
 def _family(cls: type[nn.Module]) -> Callable[..., None] | None:
-    """What draws the parameters of a layer of class ``cls``; None where its own constructor has the only say."""
+    """The function that draws the parameters of layers of class ``cls``; None where only its constructor does."""
     if hasattr(cls, "draw_parameter"):
         return _own
     return next((draw for kind, draw in _FAMILIES.items() if issubclass(cls, kind)), None)

@@ -181,7 +181,7 @@ def _outputs(result: object) -> list[Any]:
 
 
 def _common(variants: Sequence[Shape], name: str) -> Shape:
-    """One shape for all lengths: what differs varies."""
+    """The shape for all lengths: an axis whose size differs is None."""
     if len({len(shape) for shape in variants}) > 1:
         raise ValueError(f"{name} returned another number of axes for another length of its input")
     return tuple(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*variants))
@@ -226,7 +226,7 @@ _SILENT = _SilentThreads()
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """No log lines of that logger in this thread: a failed attempt is no news, the next one speaks."""
+    """Silence that logger in this thread: a failed attempt is not worth a log line."""
     logging.getLogger(name).addFilter(_SILENT)
     before, _SILENT.active = _SILENT.active, True
     try:
@@ -271,7 +271,7 @@ def _run(
     to: Callable[[Tensor], Tensor],
     tensors: list[Tensor],
 ) -> object:
-    """What ``call`` makes of a copy of ``module`` whose tensors ``to`` has made."""
+    """The result of ``call`` on a copy of ``module`` with its tensors converted by ``to``."""
     trial = trial_copy(module, to)
     trial.eval()
     return call(trial, *tensors)
@@ -334,7 +334,7 @@ class MetaMode(TorchFunctionMode):
 
 
 def _normed(x: Tensor, normalized_shape: Iterable[int], *args: Any, **kwargs: Any) -> Tensor | None:
-    """What a norm gives for ``x``; None where torch has something to say about it, or values to compute."""
+    """A norm's output for a meta ``x`` of the right shape; None where torch itself must run or raise."""
     sizes = tuple(normalized_shape)
     if not x.is_meta or tuple(x.shape[x.dim() - len(sizes) :]) != sizes:
         return None

@@ -91,7 +91,7 @@ def _put_back(seed: int | None) -> Iterator[None]:
 
 
 class _Draws(TorchDispatchMode):
-    """What is drawn on the CPU comes from ``generator``, where the caller names none."""
+    """Draws on the CPU come from ``generator`` where the caller gives no generator."""
 
     supports_higher_order_operators = True
 
@@ -152,7 +152,7 @@ _threads = 0  # how many have states of their own
 
 
 def _ask_which_thread(begins: bool) -> None:
-    """Count one more thread, or one less, with states of its own; with the last, all is as it was."""
+    """Count a thread with its own states in or out. The asking functions are installed as long as there is one."""
     global _threads
     with _LOCK:
         _threads += 1 if begins else -1
@@ -195,7 +195,7 @@ def _asking(original: Callable[..., object], kind: str, method: str) -> Callable
 
 
 class _AskingGenerator:
-    """What `torch.manual_seed` and its kin set and read."""
+    """Stands for torch's default generator, which `torch.manual_seed` and `torch.get_rng_state` use."""
 
     def __getattr__(self, name: str) -> Any:
         states = _OWN.states

@@ -181,7 +181,7 @@ def mismatch(annotation: object, value: object) -> str | None:
 
 
 def _meant(annotation: object, value: object) -> str:
-    """The end of a message about a text that does not fit: the choice or the value that was meant."""
+    """The end of a message about a text that does not fit: the near choice, or how to write the value."""
     if not isinstance(value, str):
         return ""
     literals = [part for part in _alternatives(annotation) if get_origin(part) is Literal]

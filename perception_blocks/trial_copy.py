@@ -63,7 +63,7 @@ class _Copier:
         return self._copies[id(value)]
 
     def _maker(self, value: object) -> Callable[[Any], object] | None:
-        """What begins the copy of such a value; None where it needs none."""
+        """The function that begins a copy of ``value``; None where it needs no copy."""
         if isinstance(value, Tensor):
             return self._to
         if isinstance(value, torch.jit.ScriptModule):  # its attributes are not Python's
@@ -78,7 +78,7 @@ class _Copier:
         return makers.get(type(value))
 
     def _complete(self, value: Any, trial: Any) -> None:
-        """Copy what ``value`` holds, where it may hold itself."""
+        """Copy the contents of a container or closure, which may contain itself."""
         if type(value) in _CONTAINERS:
             for key, held in value.items() if isinstance(value, dict) else enumerate(value):
                 trial[key] = self.copied(held)

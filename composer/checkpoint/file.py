@@ -256,7 +256,7 @@ def _as_now(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[
 
 
 def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each tensor once, and the other names of those that have several."""
+    """Each tensor once, and the other names of tied tensors."""
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}

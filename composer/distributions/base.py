@@ -126,7 +126,7 @@ class ActionDistribution(nn.Module):
     def refuse_no_numbers(self, logits: Tensor) -> None:
         """Raise NoNumberError for ``logits`` and own parameters that are NaN or infinite, where `on_host` says to look.
 
-        Whoever calls the family for an action asks this first.
+        Call this before you call the family for an action.
         """
         if not on_host(logits):
             return
@@ -244,7 +244,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def _without_mask(key: str, observation: str, single: bool) -> str:
-    """What is wrong with logits alone where the spec has a mask."""
+    """The message for logits without their mask, where the spec has one."""
     joint = f"; samples of that are dicts, {{{key!r}: action}}" if single else ""
     return (
         f"the spec masks action {key!r} by the observation {observation!r}, which logits do not carry; "

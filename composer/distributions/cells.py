@@ -125,7 +125,7 @@ def log_mean_density(
 
 
 def _over_cells(placed: Placed, bounds: Bounds, mean: Tensor, log_std: Tensor) -> Tensor:
-    """The same by the cells' edges, whatever their width."""
+    """`log_mean_density` computed from the cells' edges, for cells of any width."""
     below, above, reach = _cells(placed, bounds)
     tiny = torch.finfo(mean.dtype).tiny
     lowest, highest = below <= reach, above <= reach  # the cell is open: it holds all u beyond

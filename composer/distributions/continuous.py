@@ -203,7 +203,7 @@ class SquashedGaussianDistribution(Distribution):
         return event_sum(terms, self.base.event_dims)
 
     def kl(self, other: SquashedGaussianDistribution) -> Tensor:
-        """That of the normals: squashing both alike changes nothing."""
+        """The divergence of the normals, which squashing both in the same way does not change."""
         check_family(self, other)
         return self.base.kl(other.base)
 
@@ -291,7 +291,7 @@ class BetaDistribution(Distribution):
 
     @property
     def _is_broad(self) -> bool:
-        """Whether all of it is known to be so wide that the usual forms are exact to 1e-5; they take less time."""
+        """Whether every beta is so wide that torch's usual formulas, which are faster, are exact to 1e-5."""
         a, b = self._excess
         return on_host(a) and bool((a + b < _BROAD).all())
 
@@ -496,7 +496,7 @@ def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _standard(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """How many standard deviations ``value`` is from ``mean``, as far as its square is a number."""
+    """The distance of ``value`` from ``mean`` in standard deviations, clamped so that its square is finite."""
     return ((value - mean) * (-log_std).exp()).clamp(-FARTHEST, FARTHEST)
 
 

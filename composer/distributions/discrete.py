@@ -49,7 +49,7 @@ class NoLegalChoiceError(ValueError):
         super().__init__(f"{mask} leaves no legal choice{row}; each row needs a nonzero element")
 
     def of(self, source: str) -> NoLegalChoiceError:
-        """The same, told by one who knows where the mask is from: ``"observation 'legal'"``."""
+        """The same error with the mask's origin in its message: ``"observation 'legal'"``."""
         return NoLegalChoiceError(self.action, self.row, source)
 
     def __reduce__(self) -> tuple:
@@ -268,7 +268,7 @@ def _refuse_wide(leaf: Leaf, count: int) -> None:
 
 
 def _padded_index(sizes: tuple[int, ...]) -> list[int]:
-    """Where the choices of each element are, each element padded to the widest by the one that follows them all."""
+    """The index of each element's choices, padded to the widest element with the index after the last choice."""
     index, first, last = [], 0, sum(sizes)
     for size in sizes:
         index += [*range(first, first + size), *[last] * (max(sizes) - size)]
@@ -318,7 +318,7 @@ def _broadcasts(shape: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def _scores(logits: Tensor, legal: Tensor | None, temperature: float | Tensor) -> Tensor:
-    """Logits (..., n) over the temperature, what is illegal below all that is legal, whatever the logits are.
+    """Logits (..., n) over the temperature, with every illegal choice below all legal ones.
 
     Only the differences to the largest legal one count; taken first, they overflow to what is impossible anyway.
     """
@@ -337,7 +337,7 @@ def _scores(logits: Tensor, legal: Tensor | None, temperature: float | Tensor) -
 
 
 def _without_choice(logits: Tensor) -> Tensor:
-    """Rows in which all are minus infinity, which leaves nothing to choose."""
+    """Which rows of logits are all minus infinity, and so leave no choice."""
     return (logits == -math.inf).all(-1, keepdim=True).expand_as(logits)
 
 

@@ -103,7 +103,7 @@ class ActionDistributions(nn.Module):
         return CompositeDistribution(parts)
 
     def _given(self, masks: object) -> Mapping[str, Tensor]:
-        """``masks`` if they are by action, else ValueError."""
+        """``masks``, checked: a mapping from actions to tensors or None. Raises ValueError for anything else."""
         if not isinstance(masks, Mapping):
             raise ValueError(
                 f"masks must be a dict by action ({listing(self)}), got a {type(masks).__name__}; "
@@ -120,7 +120,7 @@ class ActionDistributions(nn.Module):
         return masks
 
     def _refuse_other_logits(self, logits: object) -> None:
-        """Raise ValueError unless they are by action and of every one."""
+        """Raise ValueError unless ``logits`` is a mapping with an entry for every action."""
         if not isinstance(logits, Mapping):
             memory = isinstance(logits, tuple)
             gives = "(logits, state) with memory: take its first" if memory else "it"

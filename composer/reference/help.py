@@ -131,9 +131,9 @@ def example_of(name: str) -> Example | None:
         with contextlib.suppress(ValueError):  # arguments that are computed
             shapes = list(map(tuple, ast.literal_eval(call.args[0])))
             settings = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-            made = block(shapes, **settings)
+            built = block(shapes, **settings)
             in_shapes: dict[str, Any] = dict(zip(_input_names(block, len(shapes)), shapes))
-            return Example(name, in_shapes, settings, made.out_shapes, dict(made.state_shapes))
+            return Example(name, in_shapes, settings, built.out_shapes, dict(built.state_shapes))
     return None
 
 

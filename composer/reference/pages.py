@@ -64,20 +64,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _our_blocks() -> list[str]:
-    """Registered names but those of plugins."""
+    """The registered names of our own blocks, without plugins."""
     return [name for name in BLOCKS if BLOCKS.module_of(name).startswith(OURS)]
 
 
 def _page_of(name: str) -> str:
     module = BLOCKS.module_of(name).removeprefix(OURS)
-    found = [page for page, modules in FAMILIES.items() if module in modules.split()]
-    if not found:
+    pages = [page for page, modules in FAMILIES.items() if module in modules.split()]
+    if not pages:
         raise LookupError(f"the block {name!r} is on no page: name {module!r} in FAMILIES")
-    return ELSEWHERE.get(name, found[0])
+    return ELSEWHERE.get(name, pages[0])
 
 
 def _place(name: str) -> int:
-    """Where the module of a block stands among all that are on pages; within one, blocks keep their order."""
+    """The sort key of a block: its module's place on the pages; blocks of one module keep their order."""
     modules = " ".join(FAMILIES.values()).split()
     module = BLOCKS.module_of(name).removeprefix(OURS)
     return modules.index(module) if module in modules else len(modules)
@@ -127,8 +127,8 @@ def _section(name: str, old: str) -> str:
 
 
 def _section_in(text: str, name: str) -> str:
-    found = re.search(rf"\n## {re.escape(name)}\n.*?(?=\n\n## |\n*\Z)", text, re.S)
-    return found[0] if found else ""
+    section = re.search(rf"\n## {re.escape(name)}\n.*?(?=\n\n## |\n*\Z)", text, re.S)
+    return section[0] if section else ""
 
 
 def _settings(block: type) -> list[str]:
@@ -145,7 +145,7 @@ def _settings(block: type) -> list[str]:
 
 
 def _marked(text: str) -> str:
-    """The marks of a docstring as those of Markdown."""
+    """A docstring's marks as Markdown's."""
     return text.replace("``", "`")
 
 

@@ -190,17 +190,17 @@ def _needs_heads(of_policy: bool) -> Schema:
     return _if({"required": ["graph"], **graph}, {"required": ["heads"]})
 
 
-def _networks(own: dict[str, Schema], alone: dict[str, Schema], member: str, part: str) -> Schema:
-    """A policy or critic with its ``own`` keys: one network, which may have the keys ``alone``, or several."""
+def _networks(keys: dict[str, Schema], alone: dict[str, Schema], member: str, part: str) -> Schema:
+    """A policy or critic with its ``keys``: one network, which may have the keys ``alone``, or several."""
     if part:
-        own = {key: _or_null(schema) for key, schema in own.items()}
+        keys = {key: _or_null(schema) for key, schema in keys.items()}
     listed = {"type": "array", "items": _ref(member, part), "minItems": 1}
     by_name = {**_names_to(_ref(member, part)), "minProperties": 1}
     networks = _if({"type": "array"}, listed, by_name)
-    several = {"properties": {**own, "networks": networks}, "additionalProperties": False}
+    several = {"properties": {**keys, "networks": networks}, "additionalProperties": False}
     return {
         "type": "object",
-        **_if({"required": ["networks"]}, several, _network({**own, **alone}, part)),
+        **_if({"required": ["networks"]}, several, _network({**keys, **alone}, part)),
     }
 
 
@@ -213,9 +213,9 @@ def _heads(part: str) -> Schema:
     head = _ref("head", part)
     if part:  # whether there is one for every action may stand in the other file
         return _said(text, _names_to(_if({"type": "object"}, head)))
-    one = {"required": ["in"], "properties": {"in": {"type": ["string", "array"]}}}
+    for_all = {"required": ["in"], "properties": {"in": {"type": ["string", "array"]}}}
     mapping = {"type": "object", "minProperties": 1}
-    return _said(text, {**mapping, **_if(one, head, {"additionalProperties": head})})
+    return _said(text, {**mapping, **_if(for_all, head, {"additionalProperties": head})})
 
 
 def _template(part: str) -> Schema:
@@ -271,8 +271,8 @@ def _node(part: str) -> Schema:
     block = _value(_if({"pattern": r"\."}, DOTTED_PATH, names))
     shared = {**_wiring(nested=True), "same_as": TEXT}
     if part:
-        own = {"block": block, "same_as": TEXT, "graph": _or_null(_ref("graph", part))}
-        return {"type": "object", "properties": own, "allOf": _per_block(part)}
+        settings = {"block": block, "same_as": TEXT, "graph": _or_null(_ref("graph", part))}
+        return {"type": "object", "properties": settings, "allOf": _per_block(part)}
     return {
         "type": "object",
         "properties": {
@@ -309,11 +309,11 @@ def _template_node(part: str) -> Schema:
 def _per_block(part: str) -> list[Schema]:
     """What each block takes, and where it is not a ``part`` also what it needs."""
     names = (*sorted(BLOCKS), *NESTED)
-    found = [_when("block", name, _ref(f"block_{name}")) for name in names]
+    rules = [_when("block", name, _ref(f"block_{name}")) for name in names]
     if not part:
         needs = {name: _required_by(name) for name in names}
-        found += [_when("block", name, {"required": keys}) for name, keys in needs.items() if keys]
-    return found
+        rules += [_when("block", name, {"required": keys}) for name, keys in needs.items() if keys]
+    return rules
 
 
 def _required_by(name: str) -> list[str]:

@@ -279,7 +279,7 @@ def _parse_value(text: str, position: Position, problems: list[Problem]) -> Loca
 
 
 def _placed(node: Located, position: Position) -> Located:
-    """``node`` and all below, as if written at ``position``."""
+    """A copy of ``node`` in which every value has ``position``."""
     if isinstance(node.value, dict):
         return Located({k: _placed(v, position) for k, v in node.value.items()}, position, position)
     if isinstance(node.value, list):
@@ -436,7 +436,7 @@ class _YamlReader:
         return node
 
     def _scalar(self, text: str, position: Position | None) -> Scalar:
-        """What an unquoted ``text`` means; itself where it means a number that is too long, which is noted."""
+        """The value of an unquoted ``text``; for a number that is too long, the text itself, and a problem."""
         try:
             return parse_scalar(text)
         except ValueError as error:
@@ -444,7 +444,7 @@ class _YamlReader:
             return text
 
     def _is_slip(self) -> bool:
-        """Whether the key that has no value is part of another thing, which is noted: 'block:dense', '(64, 64)'."""
+        """Whether the key without a value is a slip such as 'block:dense' or '(64, 64)'; if so, note it."""
         parent = self._open[-1] if self._open else None
         if parent is None or isinstance(parent.children, list) or not parent.plain:
             return False
@@ -465,7 +465,7 @@ class _YamlReader:
         return False
 
     def _note_missing_brackets(self, parent: _Open, key: Located | None) -> None:
-        """Where the key without a value is a number after one, say that a list was meant: ``{units: 64, 64}``.
+        """Where numbers follow a value, as in ``{units: 64, 64}``, note that a list was meant.
 
         After a list it belongs to the list: ``{units: [64], 64}``.
         """
@@ -485,7 +485,7 @@ class _YamlReader:
         self._note(last.position, f"a list is written in [ ]; write {json.dumps(values)}", name)
 
     def _is_tuple(self, parent: _Open, key: object) -> bool:
-        """Whether ``key`` belongs to a list in parentheses, of which the value before it is the beginning."""
+        """Whether ``key`` continues a list in parentheses that began in the value before it."""
         assert isinstance(parent.children, dict)
         name, last = next(reversed(parent.children.items()), ("", None))
         if last is None or not str(last.value).startswith("(") or ")" in str(last.value):
@@ -498,7 +498,7 @@ class _YamlReader:
         return True
 
     def _checked_key(self, parent: _Open, node: Located) -> Located:
-        """The key itself, or one of value None when it is repeated or no text."""
+        """The key, or a key of value None where it is repeated or is no text."""
         if not isinstance(node.value, str) and self._is_tuple(parent, node.value):
             pass
         elif not isinstance(node.value, str):

@@ -108,7 +108,7 @@ def _is_index(part: str | int, values: Sequence[Located]) -> bool:
 
 
 def _no_such_parent(root: Located, path: Path) -> str:
-    """Why nothing can be set at ``path``: its first part that is not there, or the value that holds no others."""
+    """Why nothing can be set at ``path``: its first missing part, or a value on the way that holds no others."""
     node = root
     for index, part in enumerate(path[:-1]):
         here = f"in {format_path(path[:index])!r}" if index else "in the spec"

@@ -118,7 +118,7 @@ def _from_python(value: object, position: Position | None, path: Path, depth: in
 
 
 def _without_omegaconf(value: object) -> object:
-    """Plain containers in place of OmegaConf's; its interpolations are resolved, ours are left for later.
+    """Plain containers in place of OmegaConf's, with OmegaConf's interpolations resolved and params left as they are.
 
     OmegaConf would fill in ``${params.width}`` as well, but before an override of ``params.width`` is applied.
     """

@@ -182,7 +182,7 @@ _DTYPES = {str(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typec
 
 
 def _dtype(data: Data) -> np.dtype:
-    """numpy would take far more for one than the name of a number."""
+    """The dtype of ``data``. Raises ValueError for what numpy would take, but is not the name of a number's dtype."""
     name = data["dtype"]
     if not isinstance(name, str) or name not in _DTYPES:
         raise ValueError(f"a space has the dtype {reprlib.repr(name)}, which is no number's")
@@ -190,7 +190,7 @@ def _dtype(data: Data) -> np.dtype:
 
 
 class _SpaceReader:
-    """Makes one space of JSON, and counts what it is made of before it is."""
+    """Makes one space of JSON; counts its parts before each is made, so that none is too large."""
 
     def __init__(self) -> None:
         self.sizes = SpaceSizes()

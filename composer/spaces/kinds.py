@@ -202,7 +202,7 @@ def unpacking(value: object) -> str:
 
 
 def _described(value: object) -> str:
-    """What a value is that is not numbers."""
+    """A value that is not numbers, in words."""
     if value is None:
         return "None"
     got = f" of dtype {value.dtype}" if isinstance(value, np.ndarray | Tensor) else ""
@@ -310,7 +310,7 @@ def _nested_tuple(values: object) -> Any:
 
 
 def _channels(shape: tuple[int, ...]) -> Literal["first", "last"] | None:
-    """Where an image has its channels, if only one of the two ends can be them."""
+    """Whether channels are an image's first or last axis; None where both or none can be."""
     if len(shape) != 3 or (shape[0] in (1, 3, 4)) == (shape[-1] in (1, 3, 4)):
         return None
     return "first" if shape[0] in (1, 3, 4) else "last"
@@ -331,7 +331,7 @@ def _exact_bounds(space: spaces.Box) -> Bounds:
 
 
 def _inside(bound: np.ndarray, direction: int) -> np.ndarray:
-    """Integers as float64, moved inwards where float64 cannot say them: 2**63 - 1 would become 2**63."""
+    """Integers as float64, moved inwards where float64 cannot represent them: 2**63 - 1 would become 2**63."""
     nearest = bound.astype(np.float64)
     outside = [
         (int(n) - int(b)) * direction < 0 for n, b in zip(nearest.flat, bound.flat, strict=True)

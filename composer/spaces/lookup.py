@@ -136,7 +136,7 @@ def _needs(what: str, environment: str, error: Exception) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """Why there is no such environment, and what to allow where a module makes it known that was not imported."""
+    """Why the environment cannot be made, and what to allow where a module must be imported to register it."""
     if isinstance(error, gymnasium.error.NameNotFound):
         return f"{error}{OWN_MODULE}"
     missing = error.__cause__ or error
@@ -146,7 +146,7 @@ def _reason(error: Exception) -> str:
 
 
 def _in_one_form(observation_space: SpaceOrActors, action_space: SpaceOrActors) -> Spaces:
-    """Both, if both are spaces or both mappings from actors to spaces."""
+    """The two spaces, checked. Raises ValueError where one is a Space and the other a mapping by actor."""
     forms = [is_by_actor(space) for space in (observation_space, action_space)]
     if forms[0] != forms[1]:
         by, other = ("observation", "action") if forms[0] else ("action", "observation")
@@ -157,7 +157,7 @@ def _in_one_form(observation_space: SpaceOrActors, action_space: SpaceOrActors) 
 
 
 def _checked(observation_space: SpaceOrActors, action_space: SpaceOrActors) -> Spaces:
-    """Both, if they are spaces of gymnasium, or mappings to such, of sizes that models read."""
+    """The two spaces. Raises ValueError for what is no Space of gymnasium, and for sizes beyond the limits."""
     for name, given in (("observation", observation_space), ("action", action_space)):
         spaces = given if is_by_actor(given) else {None: given}
         refuse_actors(len(spaces))

@@ -14,7 +14,7 @@ from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape, format_shape
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from perception_blocks.blocks.scale import Group
 
 __all__ = ["Observer"]
 
@@ -59,7 +59,7 @@ class Observer:
         observations: object,
         dtype: torch.dtype,
         device: torch.device,
-        group: ProcessGroup | None = None,
+        group: Group = None,
     ) -> None:
         """Count a batch of observations into the running statistics, as `NormalizeBlock.update` does.
 
@@ -84,9 +84,7 @@ class Observer:
                 )
         return rows
 
-    def count(
-        self, seen: Sequence[Mapping[str, Tensor]], group: ProcessGroup | None = None
-    ) -> None:
+    def count(self, seen: Sequence[Mapping[str, Tensor]], group: Group = None) -> None:
         """Count the rows that any number of calls of `seen` gave in one update."""
         for key in self.keys:
             none = torch.zeros((0, *self._element(key)))  # type: ignore[arg-type]
@@ -110,7 +108,7 @@ class Observer:
         return self.normalizers[self._names[key]]  # type: ignore[return-value]
 
     def _element(self, key: str) -> Shape:
-        """The shape of what is normalised: without the axes that a mask is about."""
+        """The shape of one normalised element: the value's shape without the axes that its mask covers."""
         port = self.tree.ports[key]
         axes = 0 if port.mask is None else len(self.tree.ports[port.mask].shape)
         return port.shape[axes:]

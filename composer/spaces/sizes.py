@@ -105,5 +105,5 @@ def _shown(shape: tuple[int, ...]) -> str:
 
 
 def _number(value: int) -> str:
-    """A number of any length, the long ones by the number of their bits: those of 5,000 digits have no text."""
+    """A number as text; a long one by its number of bits, because Python refuses to print 5,000 digits."""
     return f"{value:,}" if abs(value) < 10**30 else f"a number of {value.bit_length():,} bits"

@@ -182,15 +182,15 @@ class SpaceTree:
             raise ValueError(self._missing(value, leaf.key))
         return variable.read_padded(value, dtype, device)
 
-    def _refuse_other_shape(self, key: str, found: Sequence[int]) -> None:
+    def _refuse_other_shape(self, key: str, given: Sequence[int]) -> None:
         shape = self.leaves[key].port.shape
-        ending = found[max(len(found) - len(shape), 0) :]
+        ending = given[max(len(given) - len(shape), 0) :]
         if len(ending) == len(shape) and all(
             size is None or size == other for size, other in zip(shape, ending, strict=True)
         ):
             return
         raise ValueError(
-            f"{self.root} {key!r} has shape {format_shape(found)}, expected {_batched(shape)}"
+            f"{self.root} {key!r} has shape {format_shape(given)}, expected {_batched(shape)}"
         )
 
     def _pick(self, value: Any, key: str, path: Path) -> Any:
@@ -217,7 +217,7 @@ class SpaceTree:
         return f"{self.root} {key!r} is missing; got {got}{hint}"
 
     def _refuse_unknown(self, value: object) -> None:
-        """Every key must be one of the space's; on top also a flat one."""
+        """Raise ValueError for a key that the space does not have; at the top, flat keys are known too."""
         if any(not v.path and v.fits(value) for v in self._variables.values()):
             return  # the whole space is a Sequence of Dicts, and this its stacked elements
         for path, known in self._dicts:

@@ -417,7 +417,7 @@ def _padded(flat: Mapping[str, Tensor], lengths: Sequence[int], mask_key: str) -
 
 
 def _is_empty(sample: object) -> bool:
-    """An empty tuple; what has no elements but a form (an array, a dict of arrays) is not meant."""
+    """Whether it is an empty tuple or list; an empty array or dict of arrays has a form and does not count."""
     return isinstance(sample, (tuple, list)) and not sample
 
 

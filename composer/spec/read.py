@@ -193,7 +193,7 @@ class _SpecReader:
     # --- policy and critic ---
 
     def _params_meant(self, top: Fields) -> dict[str, str]:
-        """Of the unknown keys that overrides set, the params that they name: ``--set width=3``."""
+        """The params that were meant by unknown keys of overrides, by key: ``--set width=3`` means params.width."""
         places = {
             key: self._source.position((key,), key=True)
             for key in top.values
@@ -401,7 +401,7 @@ class _SpecReader:
         return HeadsSpec(path, None, actions)
 
     def _default_head(self, value: dict[str, Any], path: Path) -> HeadsSpec:
-        """``{in: latent}``: `in` names values, so it is no action with a head of its own."""
+        """The head of all actions, written ``{in: latent}``; notes settings that look like the head of one action."""
         for name, setting in value.items():
             if isinstance(setting, dict) and "in" in setting:
                 message = (
@@ -413,6 +413,6 @@ class _SpecReader:
 
 
 def _holds_heads(fields: Fields) -> bool:
-    """Whether the heads stand inside of the graph, which is noted there."""
+    """Whether ``heads`` was written inside of the graph; the graph's reader notes that."""
     graph = fields.values.get("graph")
     return isinstance(graph, dict) and "heads" in graph and is_misplaced("heads", graph["heads"])

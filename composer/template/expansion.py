@@ -110,7 +110,7 @@ def _names_are_right(
     ports: Mapping[str, Port],
     problems: Problems,
 ) -> bool:
-    """Whether ``by_name`` and ``kinds`` name observations, and those that can be so; else it is noted."""
+    """Whether every name in ``by_name`` and ``kinds`` is an observation that can be of that kind; notes the others."""
     before = len(problems)
     names = list(dict.fromkeys(name for group in groups for name in (group.name, *group.keys)))
     for where in ("by_name", "kinds"):
@@ -128,14 +128,14 @@ def _names_are_right(
 
 
 def _continued(template: TemplateSpec, shared: Iterable[str]) -> TemplateSpec:
-    """``template`` without the default trunk where one comes before it, in what it reads of the policy."""
+    """``template`` without the default trunk where the policy's shared values already come from a trunk or memory."""
     is_default = template.trunk is not None and template.trunk.path == template.path
     has_one = {STAGES["trunk"], STAGES["memory"]} & set(shared)
     return replace(template, trunk=None) if is_default and has_one else template
 
 
 def _without(ports: Mapping[str, Port], covered: frozenset[str]) -> dict[str, Port]:
-    """``ports`` but those that are ``covered``, and masks that only these have."""
+    """``ports`` without the ``covered`` ones and without masks that only the covered ones have."""
     left = {key: port for key, port in ports.items() if key not in covered}
     needed = {port.mask for port in left.values()}
     freed = {ports[key].mask for key in covered if key in ports} - needed
@@ -154,7 +154,7 @@ def _refuse_shares(spec: NetworkSpec, nodes: Mapping[str, NodeSpec], problems: P
 
 
 class _Expansion:
-    """One run of `expand`: gathers nodes, each under a name that nothing else has."""
+    """One run of `expand`: collects nodes under unique names."""
 
     def __init__(self, template: TemplateSpec, ports: Mapping[str, Port]) -> None:
         self.template = template
@@ -213,7 +213,7 @@ class _Expansion:
         return self._pooled(base, node, elements, matrix)
 
     def _by_name(self, name: str, group: str = "") -> NodeSpec | None:
-        """The node for what is called so; a pattern that matches the whole ``group`` is not about its parts."""
+        """The node of `by_name` for a name; a pattern that matches the whole ``group`` is not for its parts."""
         for pattern, node in self.template.by_name.items():
             if fnmatchcase(name, pattern) and not (group and fnmatchcase(group, pattern)):
                 self._used.add(("by_name", pattern))
@@ -226,7 +226,7 @@ class _Expansion:
         return getattr(self.template, kind)
 
     def _kind(self, key: str, port: Port) -> str:
-        """What a single observation is taken for."""
+        """The kind that a single observation is treated as."""
         for pattern, kind in self.template.kinds.items():
             if fnmatchcase(key, pattern):
                 self._used.add(("kinds", pattern))
@@ -252,7 +252,7 @@ class _Expansion:
         return self._pooled(base, node or self._of_kind("text") or self._own(TEXT), value)
 
     def _pooled(self, base: str, node: NodeSpec, *reads: str) -> str:
-        """What ``node`` makes of all elements, as one vector."""
+        """The output of ``node`` over all elements, pooled into one vector."""
         value = self._place(f"{base}features", node, *reads)
         if node.block not in POOLED or node.each:
             return self._add(f"{base}pooled", {"block": "masked_global_pooling"}, value)

@@ -129,5 +129,5 @@ def _group(key: str, port: Port, ports: Mapping[str, Port]) -> ObservationGroup:
 
 
 def _is_links(key: str, port: Port) -> bool:
-    """Whether these are pairs of node numbers, which stand for nothing by themselves."""
+    """Whether the value is a graph's edge list: pairs of node numbers."""
     return key.endswith(LINKS) and port.is_integer and port.cardinality is None

@@ -370,7 +370,7 @@ def _are_numbers(values: object) -> TypeGuard[list[float]]:
 
 
 def _hidden_folder(path: Path) -> Path:
-    """A new folder beside ``path``, until it is whole. Those that killed processes left there are removed."""
+    """A new hidden folder beside ``path``, to be renamed once it is whole. Removes those of killed processes."""
     _remove_abandoned(path.parent)
     hidden = path.parent / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
     try:

@@ -232,8 +232,8 @@ class GraphAttentionLayer(nn.Module):
         scores = functional.leaky_relu(target.unsqueeze(-1) + source.unsqueeze(-2), 0.2)
         weights = masked_softmax(scores, legal.unsqueeze(-3))
         used = functional.dropout(weights, self.dropout, self.training)
-        found = (used @ values.transpose(-3, -2)).transpose(-3, -2)  # (..., N, heads, size)
-        y = (found.mean(-2) if self.average else found.flatten(-2)) + self.bias
+        attended = (used @ values.transpose(-3, -2)).transpose(-3, -2)  # (..., N, heads, size)
+        y = (attended.mean(-2) if self.average else attended.flatten(-2)) + self.bias
         return y.masked_fill(~legal.any(dim=-1, keepdim=True), 0.0), weights
 
 

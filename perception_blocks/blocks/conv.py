@@ -67,9 +67,9 @@ class ConvBlock(ImageBlock):
     def _fix_sizes(self, x: Tensor) -> None:
         """Tell the compiler the sizes that never vary: with unknown ones inductor cannot order a convolution's axes."""
         shape = self.in_shapes[0]
-        for size, found in zip(shape, x.shape[-len(shape) :], strict=True):
+        for size, actual in zip(shape, x.shape[-len(shape) :], strict=True):
             if size is not None:
-                torch._check(found == size)
+                torch._check(actual == size)
 
 
 class ConvDenseBlock(ImageBlock):

@@ -157,7 +157,7 @@ def _sides(value: Any, spans: tuple[int, ...]) -> tuple[Sides, ...]:
 def _check_padding(
     where: str, in_shape: Shape, space: SpatialShape, sides: tuple[Sides, ...], mode: str
 ) -> None:
-    """Reflected values exist only inside the image, repeated ones once."""
+    """Raise InputShapeError for more reflected or repeated values than an image has."""
     spare = {"reflect": 1, "circular": 0}.get(mode)
     if spare is None:
         return

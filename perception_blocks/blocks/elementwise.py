@@ -156,10 +156,10 @@ def broadcast_shape(in_shapes: Shapes, name: str) -> Shape:
     return result
 
 
-def _broadcast(one: Shape, other: Shape) -> Shape | None:
+def _broadcast(first: Shape, other: Shape) -> Shape | None:
     """The common shape of two, or None."""
-    rank = max(len(one), len(other))
-    one, other = (1,) * (rank - len(one)) + one, (1,) * (rank - len(other)) + other
-    if any(a != b and 1 not in (a, b) for a, b in zip(one, other)):
+    rank = max(len(first), len(other))
+    first, other = (1,) * (rank - len(first)) + first, (1,) * (rank - len(other)) + other
+    if any(a != b and 1 not in (a, b) for a, b in zip(first, other)):
         return None
-    return tuple(b if a == 1 else a for a, b in zip(one, other))
+    return tuple(b if a == 1 else a for a, b in zip(first, other))

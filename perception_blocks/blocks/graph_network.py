@@ -168,7 +168,7 @@ def all_links(edges: Pairs, directed: bool) -> dict[str, Pairs]:
             if other != edge
         ],
     }
-    return {name: list(dict.fromkeys(found)) for name, found in pairs.items()}
+    return {name: list(dict.fromkeys(links)) for name, links in pairs.items()}
 
 
 def check_edges(edges: Pairs, nodes: int, directed: bool) -> None:
@@ -208,12 +208,12 @@ def network_shape(in_shapes: Shapes, edges: int) -> tuple[int, int, int]:
 
 
 def _heard(sizes: tuple[int, int], how: Sequence[str]) -> int:
-    """The features that come from nodes and from edges, of ``sizes``, where they are aggregated at all."""
-    return sum(size for size, one in zip(sizes, how) if one != "none")
+    """The number of features, of ``sizes``, that are aggregated."""
+    return sum(size for size, kind in zip(sizes, how) if kind != "none")
 
 
 def _aggregated(
     sources: Sequence[Tensor], links: Sequence[Tensor], how: Sequence[str], receivers: int
 ) -> list[Tensor]:
     heard = [part for part in zip(sources, links, how) if part[2] != "none"]
-    return [aggregate(x, pairs, receivers, one) for x, pairs, one in heard]
+    return [aggregate(x, pairs, receivers, kind) for x, pairs, kind in heard]

@@ -203,7 +203,7 @@ class Folder:
                 yield name, opened.get_tensor(stored)
 
     def _places(self, body: Any) -> dict[str, tuple[Path, str]]:
-        """Name in ``body`` -> the file that holds it, and its name there: a head's checkpoint puts a prefix before."""
+        """By a tensor's name in ``body``: its file, and its name there, which has a prefix in a head's checkpoint."""
         names, prefix = set(body.state_dict()), f"{body.base_model_prefix}."
         places = {}
         for file in self.files:

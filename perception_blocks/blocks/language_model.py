@@ -90,10 +90,10 @@ class TransformerBlock(MaskedBlock):
         if self.folder is None:
             draw_in_a_copy(self.body, seed, lambda body: draw_body(body, seed, self.initializer))
             return
-        own = self.body.state_dict(keep_vars=True)
+        weights = self.body.state_dict(keep_vars=True)
         with torch.no_grad():
             for name, tensor in self.folder.tensors(self.body):
-                own[name].copy_(tensor)
+                weights[name].copy_(tensor)
 
     def fill_constants(self) -> None:
         """Frequencies of rotary places stand in no checkpoint."""
@@ -120,10 +120,10 @@ class TransformerBlock(MaskedBlock):
         features = self._features(packed(tokens, seen))
         if self.read == "last":
             last = seen.sum(-1, keepdim=True) - 1
-            y, there = at_places(features, last).squeeze(1), seen.any(-1, keepdim=True)
+            y, is_seen = at_places(features, last).squeeze(1), seen.any(-1, keepdim=True)
         else:
-            y, there = at_places(features, seen.cumsum(-1) - 1), seen.unsqueeze(-1)
-        return y.masked_fill(~there, 0.0).reshape(*leading, *y.shape[1:])
+            y, is_seen = at_places(features, seen.cumsum(-1) - 1), seen.unsqueeze(-1)
+        return y.masked_fill(~is_seen, 0.0).reshape(*leading, *y.shape[1:])
 
     def _features(self, tokens: Tensor) -> Tensor:
         """(rows, L) -> (rows, L, F)."""

@@ -71,9 +71,9 @@ def check_mask(name: str, shapes: Sequence[Shape], index: int, allowed: Sequence
     raise InputShapeError(f"{name} needs a mask of shape {needed}", {index: shapes[index]})
 
 
-def same_shape(one: Shape, other: Shape) -> bool:
+def same_shape(first: Shape, other: Shape) -> bool:
     """Whether the shapes can be equal; an axis that varies may have any size."""
-    return len(one) == len(other) and all(n == m or None in (n, m) for n, m in zip(one, other))
+    return len(first) == len(other) and all(n == m or None in (n, m) for n, m in zip(first, other))
 
 
 def as_bool(mask: Tensor) -> Tensor:
@@ -103,12 +103,12 @@ def pool(x: Tensor, mask: Tensor | None, dims: Sequence[int], pooling: Pooling) 
     if pooling == "max":
         most = torch.where(mask, x, torch.finfo(x.dtype).min).amax(dims)
         return torch.where(mask.any(dims), most, 0.0)
-    there = torch.where(mask, x, 0.0)
+    kept = torch.where(mask, x, 0.0)
     if pooling == "sum":
-        return there.sum(dims)
+        return kept.sum(dims)
     # The sum may exceed the range of float16, though the mean does not.
     wide = torch.float32 if x.dtype == torch.float16 else None
-    return (there.sum(dims, dtype=wide) / mask.sum(dims).clamp(min=1)).to(x.dtype)
+    return (kept.sum(dims, dtype=wide) / mask.sum(dims).clamp(min=1)).to(x.dtype)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

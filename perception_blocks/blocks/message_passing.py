@@ -184,9 +184,9 @@ class MessagePassingBlock(PerceptionBlock):
         return x[:-1].unflatten(0, nodes.shape[:-1])
 
     def _given(self, edges: Tensor, carries: Tensor) -> dict[str, Tensor]:
-        """What a convolution is told of the edges (edges, D): neutral values of those that do not carry."""
-        one = self.edge_argument == "edge_weight"
-        edges = edges.masked_fill(~carries.unsqueeze(-1), 1.0 if one else 0.0)
+        """The edge argument of a convolution (edges, D), with neutral values for edges that do not carry."""
+        is_weight = self.edge_argument == "edge_weight"
+        edges = edges.masked_fill(~carries.unsqueeze(-1), 1.0 if is_weight else 0.0)
         if self.takes_roots and edges.is_cpu and not is_traced() and bool((edges < 0).any()):
             raise ValueError(
                 f"message_passing got a weight of {edges.min().item():g}, but {self.conv!r} divides by the root of the "
@@ -195,7 +195,7 @@ class MessagePassingBlock(PerceptionBlock):
         if not self.directed:
             edges = torch.cat([edges, edges])
         assert self.edge_argument is not None
-        return {self.edge_argument: edges.squeeze(-1) if one else edges}
+        return {self.edge_argument: edges.squeeze(-1) if is_weight else edges}
 
 
 def joined(edge_links: Tensor, count: int) -> Tensor:
@@ -295,7 +295,7 @@ class Convolution:
         return {name: value for name, value in known.items() if name in self.arguments}
 
     def _channels(self, units: int) -> int:
-        """Heads that are put side by side share the units."""
+        """Output channels of each head: concatenated heads share the units."""
         if not {"heads", "concat"} <= self.arguments.keys():
             return units
         heads, concat = (
@@ -318,7 +318,7 @@ class Convolution:
 
     def _setting_problems(self) -> Iterator[str]:
         label = f"convolution {self.name!r}"
-        known = {name: one for name, one in self.arguments.items() if name not in WITHHELD}
+        known = {name: setting for name, setting in self.arguments.items() if name not in WITHHELD}
         for name, value in self.settings.items():
             if name in WITHHELD and name in self.arguments:
                 yield f"{name!r} of {label} cannot be set: {WITHHELD[name]}"
@@ -331,8 +331,8 @@ class Convolution:
                     yield f"'aggr' of {label} must be one of {names}, got {value!r}"
             elif wrong := mismatch(known[name].annotation, value):
                 yield f"{name!r} of {label} {wrong}"
-        for name, one in known.items():
-            if one.required and name not in self.settings:
+        for name, setting in known.items():
+            if setting.required and name not in self.settings:
                 yield f"{label} needs the setting {name!r}"
 
     def _check_edges(self) -> None:
@@ -353,14 +353,14 @@ class Convolution:
 
 
 def arguments_of(cls: type) -> dict[str, Setting]:
-    """The arguments of a convolution's class, and those that it hands on to its bases."""
-    found: dict[str, Setting] = {}
+    """The arguments of a convolution's class, and of the bases that it passes further keywords to."""
+    arguments: dict[str, Setting] = {}
     for base in cls.__mro__:
-        own, hands_on = settings_of(base, 0)
-        found = {**own, **found}
+        settings, hands_on = settings_of(base, 0)
+        arguments = {**settings, **arguments}
         if not hands_on:
             break
-    return found
+    return arguments
 
 
 def graph_shapes(in_shapes: Shapes) -> tuple[int | None, int, Shape | None]:

@@ -101,7 +101,7 @@ class RecurrentBlock(MemoryBlock):
         return x_TF, carries
 
     def _between(self, index: int, x: Tensor) -> Tensor:
-        """What layer ``index`` reads of the one before."""
+        """The input of layer ``index``: the normed output of the layer before, after dropout."""
         return functional.dropout(self._normed(index - 1, x), self.dropout, self.training)
 
     def _normed(self, index: int, x: Tensor) -> Tensor:

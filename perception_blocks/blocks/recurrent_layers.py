@@ -88,7 +88,7 @@ class RecurrentLayer(nn.RNNBase):
         return [*self.weights(), *(self.weights("_reverse") if self.bidirectional else ())]
 
     def _stepwise(self, x_TF: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
-        """The same in plain operations, which can be compiled, exported and vmapped."""
+        """All steps in plain operations, which can be compiled, exported and vmapped."""
         zero = x_TF.new_zeros((*x_TF.shape[:-2], self.hidden_size))
         start = carry or (zero,) * len(self.carried)
         steps = x_TF.unbind(-2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    Group: TypeAlias = dist.ProcessGroup | Literal[False] | None
 
 # An axis of this size or less is taken for the channels when the other one is longer.
 MOST_CHANNELS = 4
@@ -156,7 +156,7 @@ class NormalizeBlock(PerceptionBlock):
         return x.to(y.dtype) if y.is_floating_point() else x
 
     @torch.no_grad()
-    def update(self, x: Tensor, group: ProcessGroup | None = None) -> None:
+    def update(self, x: Tensor, group: Group = None) -> None:
         """Count in all values of ``x``, whatever its leading axes.
 
         Where torch.distributed runs, also those of the other processes of ``group`` (None: of all of them; False: of
@@ -318,7 +318,7 @@ def merged(first: Moments, second: Moments) -> Moments:
     return Moments(total, first.mean + delta * share, var)
 
 
-def gathered(moments: Moments, group: ProcessGroup | None = None) -> Moments:
+def gathered(moments: Moments, group: Group = None) -> Moments:
     """The moments of the values of all processes of ``group`` (None: of all), each of which must call this.
 
     The result is the same number on each of them. Where torch.distributed does not run, or ``group`` is False, they are

@@ -190,7 +190,7 @@ class EnsembleBlock(nn.Module):
                 )
 
     def _chosen(self, rows: Sequence[int] | None) -> list[Tensor]:
-        """The stacks in the order of a copy's names, of all copies or of ``rows``."""
+        """The stacked tensors in the order of a copy's names; with ``rows``, of these copies only."""
         parameters = self._parameters
         tensors: list[Any] = [
             parameters[key] if key in parameters else self._tensor(key)
@@ -205,7 +205,7 @@ class EnsembleBlock(nn.Module):
         ]
 
     def _keep_buffers(self, tensors: Sequence[Tensor], rows: Sequence[int]) -> None:
-        """Running statistics of ``rows`` moved in a copy of them."""
+        """Write back the running statistics of ``rows``, which were updated in a copy."""
         for (name, key), tensor in zip(self._keys.items(), tensors):
             if key in self._buffers and name not in self._networks.common:
                 self._tensor(key)[list(rows)] = tensor
@@ -317,9 +317,9 @@ def _ports(network: Any) -> dict[str, object]:
 
 
 def _moved_together(tensors: Sequence[Tensor], across: bool) -> Tensor:
-    """One tensor of all; each of ``tensors`` becomes its part of that, so that nothing is held twice.
+    """``tensors`` stacked; each becomes a view of its part of the stack, so that nothing is held twice.
 
-    Those that are multiplied ``across`` lie in memory as they are read, which spares gradients a copy.
+    Weights that are multiplied ``across`` are stored transposed, as they are read: gradients need no copy.
     """
     first = tensors[0].detach()
     if across:

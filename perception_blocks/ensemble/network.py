@@ -88,7 +88,7 @@ class StackedNetwork:
         return {**vars(self), "_functions": {}}  # generated, and anew when needed
 
     def _together(self, first: Tensor) -> int:
-        """How many copies run at once, by the first input."""
+        """How many copies to run at once, by the size of the first input."""
         count = first.shape[0]
         if is_traced():  # where sizes may be anything
             return count
@@ -98,7 +98,7 @@ class StackedNetwork:
         return max(1, MOST_NUMBERS // numbers)
 
     def _pieces(self, tensors: Tensors, count: int, size: int) -> list[Sequence[Tensor]]:
-        """Each tensor of all copies as those of some; where ``size`` is 1, as those of one."""
+        """Each stacked tensor split into parts of ``size`` copies; for 1, into the tensors of single copies."""
         return [
             [tensor] * count
             if name in self.common

@@ -70,7 +70,7 @@ def fresh(module: nn.Module) -> bool:
 
 
 def _rule_of(cls: type[nn.Module]) -> Rule | None:
-    """The rule of a class, if it still has the forward that this is about."""
+    """The rule of a class, if the class still has the forward that the rule was written for."""
     write, forward = _RULES.get(cls, (None, None))
     return write if cls.forward is forward else None
 
@@ -112,7 +112,7 @@ class Guard:
         modules, families = [*self._plain], [module._modules.values() for module in self._parents]
         tensors = [module._parameters.values() for module in modules if module._parameters]
         classes = [*dict.fromkeys(map(type, modules))]
-        found = [
+        parts = [
             *map(len, attributes),
             *map(type, modules),
             *map(_forward_of, classes),
@@ -128,7 +128,7 @@ class Guard:
             ]
         )
         hooked = code.constant((*hooks, *GLOBAL_HOOKS))
-        changed = f"any({hooked}) or [{seen}] != {code.constant(found)}"
+        changed = f"any({hooked}) or [{seen}] != {code.constant(parts)}"
         if tensors:
             kinds = f"map(type, {every}({code.constant(tensors)}))"
             changed += f" or not {code.constant(_ORDINARY.issuperset)}({kinds})"
@@ -202,9 +202,9 @@ class Code:
     def child(self, module: nn.Module, name: str) -> nn.Module:
         """A child that the code runs."""
         self.guard.watch_children(module)
-        found = module._modules[name]
-        assert found is not None
-        return found
+        child = module._modules[name]
+        assert child is not None
+        return child
 
     def list_of(self, module: nn.Module, name: str) -> list[nn.Module]:
         """The modules in the ModuleList or Sequential ``name`` of ``module``."""

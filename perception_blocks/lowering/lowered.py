@@ -197,7 +197,7 @@ class TensorCode(Code):
         self._look_into(module)
 
     def _look_into(self, module: nn.Module) -> None:
-        """What runs by itself reads its own tensors."""
+        """A module that is called as it is reads its own tensors: the code is not complete then."""
         if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
             self.complete = False
 
@@ -308,7 +308,7 @@ class LoweredNetwork:
         state: Mapping[str, Tensor] | None,
         resets: Tensor | None,
     ) -> Any:
-        """The same call after something has changed in the network."""
+        """Lower the network again after a change, and repeat the call."""
         self._lower()
         if not self._is_code:
             arguments = (inputs,) if state is None else (inputs, state, resets, unroll)

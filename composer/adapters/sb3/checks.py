@@ -31,7 +31,7 @@ def refuse(model: Model, algorithm: str, names: Mapping[str, str] | None = None)
 
 
 def several_actors(spaces_by_actor: Iterable[ActorKey]) -> str:
-    """Who acts, and that no algorithm here is for them."""
+    """The end of a message that names the actors and says that one policy of one agent is trained."""
     names = ", ".join(map(repr, spaces_by_actor))
     return f"several steps or agents ({names}); Stable-Baselines3 trains one policy of one agent"
 

@@ -118,7 +118,7 @@ class HostPolicy(BasePolicy):
     def make_optimizer(
         self, parameters: Iterable[nn.Parameter], lr_schedule: Schedule
     ) -> torch.optim.Optimizer:
-        """An optimiser of those that learn, each of them once."""
+        """An optimiser of the parameters that learn."""
         learning = [parameter for parameter in parameters if parameter.requires_grad]
         return self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 

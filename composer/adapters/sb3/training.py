@@ -224,7 +224,7 @@ def _kept(buffer: ReplayBuffer) -> dict[str, Any]:
 
 
 def _fill(buffer: ReplayBuffer, kept: Mapping[str, Any]) -> None:
-    """Raises what the copying raises, and ValueError where the rest is not of this buffer."""
+    """Copy ``kept`` into ``buffer``. Raises ValueError, or the copy's own error, for what is not of this buffer."""
     if type(kept["at"]) is not int or not 0 <= kept["at"] < buffer.buffer_size:
         raise ValueError("the place in its replay buffer is no place of this one")
     for name, value in kept["arrays"].items():

@@ -175,7 +175,7 @@ class TokenSequences:
 
 
 def _tensor_of(answer: object, shape: tuple[int, ...], what: str) -> Tensor:
-    """What a function of the user's says. Raises ValueError, which begins with ``what``, for another shape."""
+    """The answer of a user's function as a tensor. Raises ValueError that begins with ``what`` for another shape."""
     try:
         tensor = torch.as_tensor(answer)
     except (TypeError, ValueError, RuntimeError):

@@ -49,7 +49,7 @@ def _weights(critic: Any, params: Any) -> dict[str, Tensor] | None:
 
 
 def _holder(critic: StateActionCritic) -> nn.Module:
-    """What holds the weights that are copied."""
+    """The module whose weights the loss copied."""
     return ensemble_of(critic) or critic.online
 
 

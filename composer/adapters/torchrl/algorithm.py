@@ -68,7 +68,7 @@ class Algorithm(ABC):
         refuse_other_state(self._optimizer)
 
     def _update(self, data: TensorDictBase) -> None:
-        """One step of the optimiser by all that the loss says of ``data``."""
+        """One step of the optimiser on the sum of all losses of ``data``."""
         losses = self.loss(data)
         total: Any = sum(value for name, value in losses.items() if name.startswith("loss"))
         self._optimizer.zero_grad()

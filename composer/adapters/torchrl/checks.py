@@ -128,7 +128,7 @@ def _fits(field: Field, spec: TensorSpec) -> bool:
 
 
 def _sizes(spec: TensorSpec) -> set[int] | None:
-    """How many choices there are."""
+    """The numbers of choices of a spec; None for other specs."""
     if isinstance(spec, MultiCategorical):
         return {int(n) for n in spec.nvec.flatten()}
     if isinstance(spec, MultiOneHot):

@@ -104,7 +104,7 @@ class ComposedDistribution(TorchDistribution):
     # --- inside ---
 
     def _of(self, sample_shape: Sequence[int]) -> Distribution:
-        """Ours, of batch shape ``sample_shape`` + (...)."""
+        """Our distribution with batch shape ``sample_shape`` + (...)."""
         if not tuple(sample_shape):
             return self.base
         return self.family(*self._expanded((*sample_shape, *self.batch_shape)))
@@ -122,7 +122,7 @@ class ComposedDistribution(TorchDistribution):
         return action, base.log_prob(self.field.to_model(action, self.dtype))
 
     def _is_exact(self) -> bool:
-        """Whether what is drawn reaches the environment as it is."""
+        """Whether the environment gets the drawn value unchanged."""
         leaf = self.field.leaf
         space = leaf.space
         if not isinstance(space, spaces.Box):

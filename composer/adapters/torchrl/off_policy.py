@@ -120,7 +120,7 @@ class OffPolicy(Algorithm):
             self._buffer.extend(steps)
 
     def _kept(self) -> dict[Key, torch.Tensor]:
-        """What is in the buffer by key, the oldest step first: so it can be written into an empty one."""
+        """The buffer's steps by key, oldest first, ready to be written into an empty buffer."""
         size = len(self._buffer)
         if not size:
             return {}
@@ -218,7 +218,7 @@ def _begin_with(loss: SACLoss, critic: TensorDictModuleBase) -> None:
 
 
 def _target_entropy(model: Model, settings: SacSettings) -> float:
-    """On the scale of the environment, which the log-probabilities are of: wider by the logarithm of half its range."""
+    """The target entropy on the environment's scale: plus the logarithm of half the range of each dimension."""
     (leaf,) = model.policy.action_tree.leaves.values()
     space = leaf.space
     assert isinstance(space, spaces.Box)
