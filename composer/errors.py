@@ -122,7 +122,7 @@ class Problems:
         return iter((*self._known, *self._found))
 
     def raise_if_any(self) -> None:
-        """Raise a SpecError with everything noted so far."""
+        """Raise a SpecError with all problems noted up to now."""
         if len(self):
             is_missing = all(problem.needs_extra for problem in self)
             raise (MissingExtraSpecError if is_missing else SpecError)(self)

@@ -159,7 +159,7 @@ class _GroupPlanner:
         self.notes = notes
         self.problems = context.problems
         self.misses = _UnmatchedNames()
-        self.plans = 0  # read so far
+        self.plans = 0  # read up to now
 
     def alone(self, observation_space: Any, action_space: Any) -> PlannedGroup | None:
         """The group of an environment that has one Space."""

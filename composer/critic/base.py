@@ -90,7 +90,7 @@ class CriticSetup:
 class CriticModule(CriticKind, NetworkModule):
     """What all critics of one network share: values as numbers, and on the scale of returns.
 
-    ``value_normalizer`` has the statistics of the returns seen so far, where the spec asks for them, else it is None.
+    ``value_normalizer`` has the statistics of the returns seen up to now if the spec asks for them, else it is None.
     ``shared`` are the values of a policy that it reads.
     """
 

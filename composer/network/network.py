@@ -45,7 +45,7 @@ class Network:
     out_ports: dict[str, Port]
     state_shapes: dict[str, Shape]
     owns_weights = True  # whether ``module`` holds them
-    has_weights = True  # else it is on the meta device so far
+    has_weights = True  # False while it is on the meta device
     # Of one over another module's weights: whether they are elsewhere by now.
     is_outdated: Callable[[], bool] | None = None
 
@@ -59,10 +59,10 @@ class Network:
         self.has_weights = True
 
     def require_weights(self) -> None:
-        """Raise ValueError where there are no weights so far, or not those of the model any more."""
+        """Raise ValueError if there are no weights yet, or if they are no longer the weights of the model."""
         if not self.has_weights:
             raise ValueError(
-                "this model has no weights so far; call model.materialize(device) first"
+                "this model has no weights yet; call model.materialize(device) first"
             )
         if self.is_outdated is not None and self.is_outdated():
             raise ValueError(

@@ -162,7 +162,7 @@ class StructuredModule(StatefulModule):
         return turn.network.read(turn.present.value)
 
     def _turns(self, observations: Any, state: State | None, resets: Any) -> list[ActorCall]:
-        """Everyone present, each with its share of the state; nothing is computed so far."""
+        """Everyone present, each with its share of the state; nothing is computed yet."""
         present = self.actors.present(observations, "observations")
         state, _ = self._own_share(state)
         self._check_memory(state)

@@ -138,7 +138,7 @@ class _SpecReader:
                 self._problems.add((), f"the spec has no 'version'; write version: {VERSION}")
         elif top.values["version"] is True or top.values["version"] != VERSION:
             got = describe(top.values["version"])
-            top.note("version", f"'version' must be {VERSION}, the only one so far, got {got}")
+            top.note("version", f"'version' must be {VERSION}, the only version yet, got {got}")
 
     def _environment(self, top: Fields) -> str | None:
         if top.values.get("environment") is None:

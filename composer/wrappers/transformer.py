@@ -74,7 +74,7 @@ class TransformerInputWrapper(IModelWrapper):
         self.obs_memory, self.memory_idx = self._before
 
     def _memory_for(self, obs: Any) -> tuple[Any, list[int]]:
-        """The sequences so far; zeros for as many environments as there are observations, if none have been seen."""
+        """The current sequences; zeros, one per observation, before the first observation."""
         if self.obs_memory is not None:
             return self.obs_memory, self.memory_idx
         zeros = mapped(lambda x: x.new_zeros((self.seq_len, *x.shape)), obs)
@@ -178,7 +178,7 @@ def _appended(seq: Tensor, x: Tensor, ids: Sequence[int], filled: Sequence[int])
     if not isinstance(x, Tensor) or x.shape[1:] != seq.shape[2:]:
         expected = format_shape(seq.shape[2:])
         got = format_shape(x.shape[1:]) if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise ValueError(f"observations had the shape {expected} so far, got {got}")
+        raise ValueError(f"observations had the shape {expected} before, got {got}")
     seq = seq.clone()
     for i, env in enumerate(ids):
         if filled[env] == len(seq):

@@ -345,7 +345,7 @@ def test_without_weights_nobody_acts(separate, key):
     model = agents(separate=separate, device="meta")
     policy = model.policy if key is None else model.policy[key]
     seen = observations(model) if key is None else np.ones(3)
-    message = "this model has no weights so far; call model.materialize(device) first"
+    message = "this model has no weights yet; call model.materialize(device) first"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         policy.act(seen)
     model.materialize("cpu")

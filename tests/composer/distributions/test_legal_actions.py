@@ -224,7 +224,7 @@ def test_a_model_without_weights_does_not_act():
     model = composer.compose(
         spec, observation_space=SEEN, action_space=spaces.Discrete(2), device="meta"
     )
-    message = "this model has no weights so far; call model.materialize(device) first"
+    message = "this model has no weights yet; call model.materialize(device) first"
     seen = np.zeros(3, np.float32)
     refuse(message, model.policy.act, seen)
     copied = copy.deepcopy(model)

@@ -261,7 +261,7 @@ def test_a_model_without_weights_says_so_and_has_them_later():
     model = compose(spaces.Discrete(3), device="meta")
     policy, whole = model.policy.lower(), model.lower()
     observation = np.ones(4, np.float32)
-    message = "^this model has no weights so far; call model.materialize\\(device\\) first$"
+    message = "^this model has no weights yet; call model.materialize\\(device\\) first$"
     for call in (policy, policy.act, whole):
         with pytest.raises(ValueError, match=message):
             call(observation)

@@ -63,12 +63,12 @@ def test_wrong_observations_are_said_and_nothing_changes():
     model(torch.ones(2, 1))
     for wrong, keywords, error, message in (
         (torch.ones(3, 1), {}, ValueError, "got 3 observations for 2 environments"),
-        (torch.ones(2, 4), {}, ValueError, "observations had the shape (1,) so far, got (4,)"),
+        (torch.ones(2, 4), {}, ValueError, "observations had the shape (1,) before, got (4,)"),
         (
             {"x": torch.ones(2, 1)},
             {},
             ValueError,
-            "observations had the shape (1,) so far, got a dict",
+            "observations had the shape (1,) before, got a dict",
         ),
         (torch.ones(1, 1), {"data_id": [2]}, KeyError, "'data_id' names 2; there are the slots 0"),
     ):
