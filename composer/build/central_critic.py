@@ -90,16 +90,14 @@ class _CentralCriticBuilder:
     def _is_possible(self) -> bool:
         """Whether there is one network, of a number of actors that is known; else it is noted."""
         if None not in self.critic.networks:
-            message = (
-                "one network values what all actors observe; write it directly, without 'networks'"
-            )
+            message = "one network reads the observations of all actors; write it directly, without 'networks'"
             self.problems.add((*self.critic.path, "networks"), message, key=True)
             return False
         uncounted = [actor.name for actor in self.actors if actor.is_open]
         if uncounted:
             message = (
-                f"a critic of what all actors observe needs to know how many there are; those of {listing(uncounted)} "
-                "are not counted"
+                "a critic of the observations of all actors needs a known number of agents; it is not known for "
+                f"{listing(uncounted)}"
             )
             self.problems.add(self.critic.path, message, key=True)
         return not uncounted

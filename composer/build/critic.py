@@ -41,7 +41,7 @@ C = TypeVar("C", bound=nn.Module)
 
 # Settings that say nothing where there is one Space.
 OF_SEVERAL = {
-    "stack": "'stack' puts the observations of several actors together; there is one space only",
+    "stack": "'stack' stacks the observations of several actors, but this environment has one space",
     "separate": "'separate' gives each agent a critic of its own, but this environment has no agents; leave it out",
 }
 
@@ -183,9 +183,7 @@ def _refuse_unread(
     """Whether the network leaves out one of ``actions``: its value would not depend on it."""
     unread = [name for name in actions if name not in network.in_ports]
     for name in unread:
-        message = (
-            f"the critic does not read {name!r}; the value of an action must depend on all of it"
-        )
+        message = f"the critic does not read {name!r}; a Q value must depend on the whole action"
         context.problems.add(spec.path, message, key=True)
     return bool(unread)
 

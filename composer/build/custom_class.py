@@ -146,7 +146,7 @@ def _check_arguments(
     refused = [p.setting for p in problems if p.misspelt and p.setting in injected]
     if refused:
         names = " and ".join(map(repr, refused))
-        message = f"{label} must take {names} in its constructor: the composer hands them over"
+        message = f"{label} must take {names} in its constructor: the composer passes them"
         context.problems.add((*spec.path, "_target_"), message)
     for problem in problems:
         if problem.setting in refused:

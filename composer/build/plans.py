@@ -201,7 +201,7 @@ class _GroupPlanner:
         uncounted = [actor.name for actor in actors if actor.is_open]
         if separate and uncounted:
             where = network.path if network.separate else policy.path
-            message = f"'separate' needs a known number of agents; those of {listing(uncounted)} are not counted"
+            message = f"'separate' needs a known number of agents; it is not known for {listing(uncounted)}"
             self.problems.add((*where, "separate"), f"{message}: leave it out", key=True)
             separate = False
         base = "policy" if name is None else f"policy/{name}"
@@ -298,7 +298,7 @@ class _GroupPlanner:
             if port is None:
                 self.misses.add(path, plan.not_an_observation(name))
             elif port.is_integer:
-                message = f"{key!r} holds integers that name or count; only numbers are normalised"
+                message = f"{key!r} holds integers, such as categories; only numbers are normalised"
                 self.problems.add(path, message)
             elif key in plan.observations.masks:
                 self.problems.add(path, f"{key!r} is a mask; only numbers are normalised")

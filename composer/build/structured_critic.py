@@ -111,7 +111,7 @@ class _StructuredCriticBuilder:
         served = serve(self.actors, paths, self.problems, (*self.critic.path, "networks"))
         for key in served:
             if str(key) in {*Targeted.added, *self.member.added}:
-                message = f"{str(key)!r} is what a part of the critic itself is called; rename the step or agent"
+                message = f"{str(key)!r} is the name of a part of the critic itself; rename the step or agent"
                 self.problems.add(paths[key], message, key=True)
         if len(self.problems) > before:
             return None
@@ -167,7 +167,7 @@ class _StructuredCriticBuilder:
             return GroupNetworks(key, members, self._critic(members[0], built[0])), [built[1]]
         uncounted = [actor.name for actor in members if actor.is_open]
         if uncounted:
-            message = f"'separate' needs a known number of agents; those of {listing(uncounted)} are not counted"
+            message = f"'separate' needs a known number of agents; it is not known for {listing(uncounted)}"
             self.problems.add(spec.path, f"{message}: leave it out")
             return None
         each = [self._network(f"{name}/{i}", spec, a, (a,), later) for i, a in enumerate(members)]

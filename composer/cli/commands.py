@@ -386,7 +386,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
     )
     if not _is_checkpoint(arguments.file):
-        _say(f"{arguments.file} is no checkpoint: its weights are drawn, not trained")
+        _say(f"{arguments.file} is no checkpoint: its weights are initial ones, not trained")
     _say(report)
 
 
@@ -466,7 +466,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
     "show": (_show, _add_spec, "print shapes, parameters and FLOPs of every node"),
     "draw": (_draw, _add_draw_options, "draw policy and critic in one picture"),
     "export": (_export, _add_export_options, "write a file that runs without this library"),
-    "train": (_train, _add_training_options, "train a model, or go on with a run"),
+    "train": (_train, _add_training_options, "train a model, or continue a run"),
     "blocks": (_blocks, _add_block_options, "list the blocks, or describe one"),
     "schema": (_schema, _add_schema_options, "print the JSON Schema of specs, for editors"),
     "diff": (_diff, _add_diff_options, "print what differs between two specs or checkpoints"),

@@ -21,20 +21,25 @@ OF_THE_TASK = ("trainer", "algorithm", "steps", "seed", "envs", "eval_episodes",
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The options that a spec's other commands do not have. Those that were not given are None."""
     add = parser.add_argument
-    add("-o", "--output", metavar="DIR", help="the folder to make, with all that comes of it")
-    add("--resume", metavar="DIR", help="go on with the run in this folder; --steps may be more")
+    add("-o", "--output", metavar="DIR", help="the folder to create, for the results")
+    add("--resume", metavar="DIR", help="continue the run in this folder; --steps may be larger")
     add("--trainer", metavar="NAME", help="sb3 (default) or torchrl")
     add("--algorithm", metavar="NAME", help="one of the trainer's: ppo (default), dqn, sac, ...")
-    add("--steps", metavar="N", type=int, help="of all environments together")
-    add("--seed", metavar="N", type=int, help="of weights, trainer and environments (default: 0)")
-    add("--envs", metavar="N", type=int, help="environments side by side (default: 1)")
+    add("--steps", metavar="N", type=int, help="number of steps, summed over all environments")
+    add(
+        "--seed",
+        metavar="N",
+        type=int,
+        help="seed of weights, trainer and environments (default: 0)",
+    )
+    add("--envs", metavar="N", type=int, help="number of parallel environments (default: 1)")
     add(
         "--set-algorithm", metavar="KEY=VALUE", action="append", default=[], dest="settings",
         help="a setting of the algorithm, such as learning_rate=1e-3 (repeatable)",
     )  # fmt: skip
     add(
         "--eval-episodes", metavar="N", type=int,
-        help="episodes without exploration at the end (default: 20)",
+        help="number of evaluation episodes (default: 20)",
     )  # fmt: skip
     parser.set_defaults(usage_error=parser.error)
 
@@ -107,8 +112,8 @@ def _say(outcome: Outcome, allow: list[str]) -> int:
         assert outcome.signal is not None
         options = "".join(f" --allow {module}" for module in allow)
         print(
-            f"interrupted after {outcome.steps:,} steps; what it had is in {folder}\n"
-            f"go on with: composer train --resume {folder}{options}"
+            f"interrupted after {outcome.steps:,} steps; it is saved in {folder}\n"
+            f"continue with: composer train --resume {folder}{options}"
         )
         return 128 + outcome.signal
     print(f"trained for {outcome.steps:,} steps; without exploration: {outcome.evaluation}")

@@ -292,7 +292,7 @@ def read_returns(returns: Any, device: torch.device) -> Tensor:
     rows = as_numbers(returns, "returns", device).reshape(-1, 1)
     if not bool(rows.isfinite().all()):
         raise ValueError(
-            "the returns have a NaN or infinite number in them, of which there are no statistics"
+            "the returns contain NaN or an infinite number, which the statistics cannot count"
         )
     return rows
 

@@ -80,7 +80,7 @@ class DeltaStateCritic(StructuredCritic):
         return cls(actors, groups, observers, value_normalizer)
 
     def __getitem__(self, key: ActorKey) -> SpaceCritic:
-        raise KeyError("values of steps build on one another, and there is no critic of one alone")
+        raise KeyError("the values of steps depend on each other, so a single step has no critic")
 
     def forward(
         self,

@@ -184,11 +184,11 @@ class SharedStateCritic(CriticModule):
             raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
         if gone and not self.reads_presence:
             raise ValueError(
-                f"this critic values what all actors observe; missing: {shortened(gone)}. Where actors may be absent "
-                f"let its network read {PRESENT!r}, which says who is there: of the others it gets zeros"
+                f"this critic reads the observations of all actors; missing: {shortened(gone)}. If actors may be "
+                f"absent, let its network read {PRESENT!r}, which is 0 for them; their observations are then zeros"
             )
         if not self._wanted.keys() - gone:
-            raise ValueError("nobody is present of whom this critic reads anything")
+            raise ValueError("no actor is present whose observations this critic reads")
 
     def _leading(self, values: Mapping[str, Tensors]) -> tuple[int, ...]:
         """The leading axes that the values of everyone present share."""

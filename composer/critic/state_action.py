@@ -72,7 +72,7 @@ class StateActionCritic(Targeted, SpaceCritic):
         reasons = {
             name + Q_VALUES: f"a Q value for each choice of {name!r}" for name in inputs.widths
         }
-        reason = "is no input here: each choice of an action has a Q value of its own"
+        reason = "is no input here: the critic returns a Q value for each choice"
         injected = {"action_logits_shapes": {n: (width,) for n, width in inputs.widths.items()}}
         return ValueRequirements(
             widths, reasons, hidden=dict.fromkeys(inputs.ports, reason), injected=injected

@@ -37,7 +37,7 @@ def render(dot: str, form: str) -> bytes:
     if form != "svg" and not _has_fonts():
         raise DrawError(
             f"this machine has no font, so every letter of a {form} would be an empty box; install one (such as the "
-            "package fonts-dejavu-core), or draw .svg or .html, which use the fonts of whoever looks at them"
+            "package fonts-dejavu-core), or draw .svg or .html, which use the fonts of the viewer"
         )
     return _run(dot, form)
 

@@ -247,8 +247,8 @@ def _without_mask(key: str, observation: str, single: bool) -> str:
     """The message for logits without their mask, where the spec has one."""
     joint = f"; samples of that are dicts, {{{key!r}: action}}" if single else ""
     return (
-        f"the spec masks action {key!r} by the observation {observation!r}, which logits do not carry; "
-        "policy.distribution(observations) reads it, or give it: "
+        f"the spec masks action {key!r} by the observation {observation!r}, which logits do not contain; "
+        "policy.distribution(observations) reads it, or pass it: "
         f"policy.distributions(logits, masks={{{key!r}: mask}}), None for no mask{joint}"
     )
 

@@ -98,6 +98,6 @@ def _moving(wrapper: ActionNoiseWrapper) -> Iterable[str]:
     noise = wrapper.noise
     if isinstance(noise, OuNoise) and noise.x0 != noise.mu:
         yield (
-            f"the wrapper {wrapper_label(wrapper)} moves actions by noise that goes from x0 {noise.x0:g} to mu "
-            f"{noise.mu:g} without any chance; give both the same number"
+            f"the wrapper {wrapper_label(wrapper)} adds noise whose mean moves from x0 {noise.x0:g} to mu "
+            f"{noise.mu:g}; give both the same number"
         )

@@ -61,13 +61,11 @@ class Network:
     def require_weights(self) -> None:
         """Raise ValueError if there are no weights yet, or if they are no longer the weights of the model."""
         if not self.has_weights:
-            raise ValueError(
-                "this model has no weights yet; call model.materialize(device) first"
-            )
+            raise ValueError("this model has no weights yet; call model.materialize(device) first")
         if self.is_outdated is not None and self.is_outdated():
             raise ValueError(
                 "the model has been moved, or has new parameters, since this policy was taken from it; "
-                "ask for it again: model.policy[...]"
+                "get it again: model.policy[...]"
             )
 
     def __getstate__(self) -> dict[str, Any]:

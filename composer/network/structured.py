@@ -144,9 +144,7 @@ class StructuredModule(StatefulModule):
             raise KeyError(f"there is no actor or group {key!r}{near}")
         if len({id(self._seats[actor.name].network) for actor in members}) > 1:
             names = shortened(actor.name for actor in members)
-            raise KeyError(
-                f"the actors of {key!r} have networks of their own; ask for one of {names}"
-            )
+            raise KeyError(f"the actors of {key!r} have separate networks; name one of {names}")
         return members[0]
 
     # --- one call ---

@@ -53,12 +53,12 @@ class SequenceView(nn.Module):
         module = network.network.module
         if not isinstance(module, InferenceBlock):
             raise ValueError(
-                "only a graph of blocks can be read at every place; this network is a class of its own"
+                "only a graph of blocks can be read at every place; this network is a custom class"
             )
         if getattr(network, "shared", ()) and actor is None:
             names = ", ".join(map(repr, network.shared))  # type: ignore[union-attr]
             raise ValueError(
-                f"this critic reads {names} of its policy; ask for the views of both: "
+                f"this critic reads {names} of its policy; make the views of both: "
                 "token_views(policy, critic), or the factory 'actor_critic' of a model"
             )
         self.reads = sequence_inputs(network, module)

@@ -120,7 +120,7 @@ def _section(name: str, old: str) -> str:
     lines += [f"It needs the extra `[{extra}]`.", ""] if extra else []
     if block.mask_of:
         names = " and ".join(f"`{argument}`" for argument in block.mask_of)
-        lines += [f"The mask of what it reads reaches it untold, as {names}.", ""]
+        lines += [f"The graph passes the mask of the input, as {names}.", ""]
     for what, why in block.limits.items():
         lines += [f"Not possible: {what} ({why}).", ""]
     return "\n".join([*lines, f"In Python: `{block.__name__}`."])
@@ -140,8 +140,8 @@ def _settings(block: type) -> list[str]:
         default = default_of(setting, from_space)
         shown = default if from_space or setting.required else f"`{default}`"
         rows.append(f"| `{setting.name}` | {_cell(what)} | {_cell(shown)} |")
-    rows += ["| any other | handed on | |"] if takes_any else []
-    return ["| setting | what it is | default |", "|---|---|---|", *rows, ""] if rows else []
+    rows += ["| any other | passed on | |"] if takes_any else []
+    return ["| setting | meaning | default |", "|---|---|---|", *rows, ""] if rows else []
 
 
 def _marked(text: str) -> str:

@@ -139,7 +139,7 @@ class _Filler:
         parts.append(text[end:])
         length = sum(map(len, parts))
         if length > _MAX_TEXT:
-            message = f"the text grows to {length} characters; at most {_MAX_TEXT} make sense"
+            message = f"the text grows to {length} characters; the limit is {_MAX_TEXT}"
             self._add(path, node, message)
             return "".join(part[:100] for part in parts[:100])[
                 :100

@@ -185,7 +185,9 @@ def _dtype(data: Data) -> np.dtype:
     """The dtype of ``data``. Raises ValueError for what numpy would take, but is not the name of a number's dtype."""
     name = data["dtype"]
     if not isinstance(name, str) or name not in _DTYPES:
-        raise ValueError(f"a space has the dtype {reprlib.repr(name)}, which is no number's")
+        raise ValueError(
+            f"a space has the dtype {reprlib.repr(name)}, which is not a type of numbers"
+        )
     return np.dtype(name)
 
 

@@ -79,7 +79,7 @@ class Observer:
             rows[key] = values.reshape(-1, *self._element(key))  # type: ignore[arg-type]
             if not bool(values.isfinite().all()):
                 raise ValueError(
-                    f"the observation {key!r} has a NaN or infinite number in it, of which there are no statistics; "
+                    f"the observation {key!r} contains NaN or an infinite number, which the statistics cannot count; "
                     "leave out that row"
                 )
         return rows

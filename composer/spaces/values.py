@@ -112,8 +112,8 @@ class BoundsWatch:
             self.is_over = True
             value, where = _first(array, outside)
             warnings.warn(
-                f"{self.name} is {value}{where}, beyond the bounds of {self.space}; the network gets it as it is. "
-                "This is said once",
+                f"{self.name} is {value}{where}, beyond the bounds of {self.space}; the network reads it unchanged. "
+                "This warning is given once",
                 OutOfBoundsWarning,
                 stacklevel=_frames_to_caller(),
             )

@@ -63,7 +63,7 @@ class Fields:
                 if key in elsewhere:
                     hint, near = f"did you mean {elsewhere[key]!r}?", None
                 elif not near and "graph" in known and _is_node(self.values[key]):
-                    hint = "a node stands inside of 'graph'"
+                    hint = "a node belongs inside 'graph'"
                 self.note(key, f"{key!r} is not a key of {what}; {hint}", on_key=True)
                 meant |= {near} if near else set()
         return meant

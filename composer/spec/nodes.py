@@ -61,9 +61,7 @@ class NodeReader:
             path = (*fields.at("graph"), name)
             wrong = node_name_problem(name)
             if is_misplaced(name, node):
-                message = (
-                    f"{name!r} is a key of the network; it stands beside 'graph', not inside of it"
-                )
+                message = f"{name!r} is a key of the network; write it beside 'graph', not inside"
                 self._problems.add(path, message, key=True)
             elif wrong:
                 self._problems.add(path, wrong, key=True)

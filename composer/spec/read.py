@@ -165,7 +165,7 @@ class _SpecReader:
                 self._problems.add(path, f"{message}, got {describe(entry)}")
             elif "distribution" not in entry:
                 near = near_name("distribution", entry)
-                hint = f"; did {near!r} mean it?" if near else ""
+                hint = f"; is {near!r} a misspelling of it?" if near else ""
                 self._problems.add(path, f"an entry of 'distributions' lacks 'distribution'{hint}")
             else:
                 rules.append(DistributionRule(path, entry))
@@ -405,8 +405,8 @@ class _SpecReader:
         for name, setting in value.items():
             if isinstance(setting, dict) and "in" in setting:
                 message = (
-                    f"{name!r} looks like the head of one action beside the 'in' that makes one head for all; "
-                    "give every action its own, or none"
+                    f"{name!r} looks like the head of one action, but 'in' makes one head for all; "
+                    "give a head for every action, or only 'in'"
                 )
                 self._problems.add((*path, name), message, key=True)
         return HeadsSpec(path, self._nodes.node("", value, path, HEAD_BLOCK))

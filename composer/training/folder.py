@@ -291,7 +291,7 @@ def _refuse_more_than_tensors(state: bytes) -> None:
     """Raise ValueError unless ``state`` makes tensors and plain data only: a ``bytearray`` may be of any size."""
     for opcode, what, _ in pickletools.genops(state):
         if opcode.name in ("STACK_GLOBAL", "INST", "OBJ"):
-            raise ValueError("it names what it makes in a way that torch does not")
+            raise ValueError("it names a class in a way that torch does not")
         if opcode.name == "GLOBAL" and not _MADE.fullmatch(str(what)):
             raise ValueError(f"it makes {what!r}")
 
@@ -409,6 +409,6 @@ def refuse_taken(path: Path) -> None:
         _refuse(path, error)
     if _answer(path / "run.json", Path.exists):
         raise TrainingError(
-            f"there is a run in {str(path)!r} already; go on with it by --resume {path}, or choose another folder"
+            f"there is a run in {str(path)!r} already; continue it with --resume {path}, or choose another folder"
         )
     raise TrainingError(f"{str(path)!r} is there already; remove it or choose another folder")

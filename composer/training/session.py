@@ -128,7 +128,7 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
     if saved["steps"] >= task.steps and (is_whole or goes_on):
         raise TrainingError(
             f"the run in {str(folder.path)!r} has made its {saved['steps']:,} steps; "
-            "to go on, say how many there shall be in all: --steps"
+            "to continue, give a larger total: --steps"
         )
     model = compose(
         stored_source(task.spec, folder.path / "run.json"),

@@ -52,7 +52,7 @@ class HiddenStateWrapper(IModelWrapper):
     def fit(cls, offer: Offer) -> Offer:
         if not offer.memory:
             raise ValueError(
-                f"{wrapper_label(cls)} keeps the state of a memory, but none comes out of this policy"
+                f"{wrapper_label(cls)} keeps the state of a memory, but this policy has no memory"
             )
         return offer.without_memory()
 

@@ -55,7 +55,7 @@ class AdjacencyBlock(PerceptionBlock):
     mask_free = (0,)  # padding nodes have no edges
 
     def __init__(self, in_shapes: Shapes, *, directed: bool = True) -> None:
-        shapes = shapes_of(in_shapes, "adjacency", 2, 3, "nodes, edges and, if need be, a mask")
+        shapes = shapes_of(in_shapes, "adjacency", 2, 3, "nodes, edges and optionally a mask")
         if len(shapes[0]) != 2:
             raise InputShapeError("adjacency takes nodes (nodes, features) first", {0: shapes[0]})
         if len(shapes[1]) != 2 or shapes[1][1] != 2:
@@ -239,7 +239,7 @@ class GraphAttentionLayer(nn.Module):
 
 def graph_shape(in_shapes: Shapes, name: str) -> tuple[int | None, int]:
     """How many nodes and features of each; the second input is the adjacency, the third may be a mask of nodes."""
-    takes = "nodes (N, features), their adjacency (N, N) and, if need be, a mask"
+    takes = "nodes (N, features), their adjacency (N, N) and optionally a mask"
     shapes = shapes_of(in_shapes, name, 2, 3, takes)
     if len(shapes[0]) != 2:
         raise InputShapeError(f"{name} takes nodes (N, features)", {0: shapes[0]})

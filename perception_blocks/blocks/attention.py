@@ -193,7 +193,7 @@ class MultiHeadAttentionBlock(AttentionBlock):
         return_weights: bool = False,
     ) -> None:
         name = "multi_head_attention"
-        shapes = shapes_of(in_shapes, name, 3, 5, "query, key, value and, if need be, their masks")
+        shapes = shapes_of(in_shapes, name, 3, 5, "query, key, value and optionally their masks")
         queries, query_size = sequence_shape(shapes, 0, name)
         keys, key_size = sequence_shape(shapes, 1, name)
         values, value_size = sequence_shape(shapes, 2, name)
@@ -248,7 +248,7 @@ class SelfAttentionSeqBlock(AttentionBlock):
         return_weights: bool = False,
     ) -> None:
         name = "self_attention_seq"
-        shapes = shapes_of(in_shapes, name, 1, 3, "a sequence and, if need be, its masks")
+        shapes = shapes_of(in_shapes, name, 1, 3, "a sequence and optionally its masks")
         length, features = sequence_shape(shapes, 0, name)
         width = head_width(name, features, hidden_units, num_heads)
         check_residual(name, residual, features, width)
@@ -300,7 +300,7 @@ class CrossAttentionBlock(AttentionBlock):
         return_weights: bool = False,
     ) -> None:
         name = "cross_attention"
-        takes = "a query, what it looks at and, if need be, masks of that"
+        takes = "a query, the values it attends to and optionally their masks"
         shapes = shapes_of(in_shapes, name, 2, 4, takes)
         features = query_features(shapes[0], name)
         queries = shapes[0][:-1]

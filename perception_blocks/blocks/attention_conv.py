@@ -46,7 +46,7 @@ class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
         return_weights: bool = False,
     ) -> None:
         name = "self_attention_conv"
-        shapes = shapes_of(in_shapes, name, 1, 2, "an image and, if need be, a mask")
+        shapes = shapes_of(in_shapes, name, 1, 2, "an image and optionally a mask")
         channels, space = image_shape(shapes[:1], name)
         pixels = None if None in space else math.prod(space)  # type: ignore[arg-type]
         check_mask(name, shapes, 1, [space, (pixels, pixels)])

@@ -50,7 +50,7 @@ _OLD_KEYS = ("rope_theta", "rope_scaling")  # which files of earlier versions ha
 _A_HEAD = "it belongs to a head, which is a node of its own"
 # Keys of configurations that are no settings here, and why.
 WITHHELD = {
-    **dict.fromkeys(NO_TOKENS, "what tokens mean is the environment's to say"),
+    **dict.fromkeys(NO_TOKENS, "the environment defines what tokens mean"),
     **dict.fromkeys(("summary_type", "summary_use_proj", "summary_activation"), _A_HEAD),
     **dict.fromkeys(("summary_proj_to_labels", "summary_first_dropout"), _A_HEAD),
     "tie_word_embeddings": _A_HEAD,

@@ -147,7 +147,7 @@ class TransformerBlock(MaskedBlock):
 def sequence_length(in_shapes: Shapes) -> int | None:
     """How many places the sequence has, the first input; the second may be its mask."""
     shapes: list[Shape] = shapes_of(
-        in_shapes, "transformer", 1, 2, "a sequence and, if need be, its mask"
+        in_shapes, "transformer", 1, 2, "a sequence and optionally its mask"
     )
     if len(shapes[0]) != 1:
         raise InputShapeError("transformer takes a sequence of tokens (length,)", {0: shapes[0]})

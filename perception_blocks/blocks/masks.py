@@ -51,7 +51,7 @@ def shapes_of(in_shapes: Shapes, name: str, least: int, most: int, takes: str) -
 
 def set_shape(in_shapes: Shapes, name: str) -> tuple[int | None, int]:
     """How many elements the set has, the first input, and features of each; the second may be its mask."""
-    shapes = shapes_of(in_shapes, name, 1, 2, "a set and, if need be, its mask")
+    shapes = shapes_of(in_shapes, name, 1, 2, "a set and optionally its mask")
     if len(shapes[0]) != 2:
         rule = f"{name} takes a set (elements, features)"
         raise InputShapeError(rule, {0: shapes[0]})

@@ -366,7 +366,7 @@ def arguments_of(cls: type) -> dict[str, Setting]:
 def graph_shapes(in_shapes: Shapes) -> tuple[int | None, int, Shape | None]:
     """How many nodes, the features of each, and the shape of the edges' features, None where there are none."""
     name = "message_passing"
-    takes = "nodes (N, features), edges (E, 2) and, if need be, features of the edges and masks"
+    takes = "nodes (N, features), edges (E, 2) and optionally features of the edges and masks"
     shapes = shapes_of(in_shapes, name, 2, 5, takes)
     nodes, links = shapes[:2]
     if len(nodes) != 2:

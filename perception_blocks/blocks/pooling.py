@@ -78,7 +78,7 @@ class MaskedGlobalPoolingBlock(MaskedBlock):
         dims: NegativeInt | Sequence[NegativeInt] = -2,
     ) -> None:
         name = "masked_global_pooling"
-        shapes = shapes_of(in_shapes, name, 1, 2, "a value and, if need be, its mask")
+        shapes = shapes_of(in_shapes, name, 1, 2, "a value and optionally its mask")
         dims = pooled_dims(shapes[0], dims)
         super().__init__(in_shapes, out_shapes=[without_dims(shapes[0], dims)])
         rank = len(shapes[0])

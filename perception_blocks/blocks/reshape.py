@@ -136,7 +136,7 @@ class RepeatToMatchBlock(PerceptionBlock):
     def __init__(self, in_shapes: Shapes, *, dim: int) -> None:
         shapes = [as_shape(shape) for shape in in_shapes]
         if len(shapes) != 2:
-            rule = "repeat_to_match takes two inputs, what to repeat and what to match"
+            rule = "repeat_to_match takes two inputs, the one to repeat and the one to match"
             raise InputShapeError(rule, dict(enumerate(shapes)))
         first, second = shapes
         axes = [feature_axis(s, dim, "repeat_to_match", i) for i, s in enumerate(shapes)]

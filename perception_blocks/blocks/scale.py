@@ -169,9 +169,7 @@ class NormalizeBlock(PerceptionBlock):
             got = format_shape(x.shape)
             raise ValueError(f"normalize counts values of {format_shape(shape)}, got {got}")
         if not bool(x.isfinite().all()):
-            raise ValueError(
-                "normalize cannot count NaN or infinite numbers, of which there are no statistics"
-            )
+            raise ValueError("normalize cannot count NaN or infinite numbers")
         rows = x.reshape(-1, *shape).to(self.mean.device)
         self._count_in(gathered(moments_of(rows), group))
 

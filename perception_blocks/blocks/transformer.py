@@ -42,7 +42,7 @@ class TransformerEncoderBlock(AttentionBlock):
         causal: bool = False,
     ) -> None:
         name = "transformer_encoder"
-        shapes = shapes_of(in_shapes, name, 1, 3, "a sequence and, if need be, its masks")
+        shapes = shapes_of(in_shapes, name, 1, 3, "a sequence and optionally its masks")
         length, features = sequence_shape(shapes, 0, name)
         head_width(name, features, None, num_heads)
         super().__init__(in_shapes, out_shapes=[(length, features)])

@@ -156,7 +156,7 @@ def outputs_of(site: NodeConstruction, module: nn.Module) -> tuple[list[Port], b
         if not is_torchs(site.block):
             site.note(error)
             raise
-        rule = f"{block_name(module)} refuses: {_reason(error)}"
+        rule = f"{block_name(module)} fails: {_reason(error)}"
         raise InputShapeError(rule, dict(enumerate(site.ports))) from error
     try:
         shapes, single = output_shapes(results, block_label(module))

@@ -227,7 +227,7 @@ def test_a_text_that_params_make_long_is_refused_before_it_is_made():
     message = refusal(text)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "the text grows to 4500000000 characters; at most 10000 make sense" in message
+    assert "the text grows to 4500000000 characters; the limit is 10000" in message
     assert peak < 2**26
 
 

@@ -117,7 +117,7 @@ def test_a_spec_is_a_model(models, name, monkeypatch):
     assert {id(p) for p in training.parameters()} == {id(p) for p in inference.parameters()}
     shared = {"token_gru": "memory", "token_gpt2": "latent"}[name]
     refused(
-        f"this critic reads '{shared}' of its policy; ask for the views of both: "
+        f"this critic reads '{shared}' of its policy; make the views of both: "
         "token_views(policy, critic), or the factory 'actor_critic' of a model",
         lambda: record.critic(**SIZES, seed=0),
     )

@@ -14,7 +14,7 @@ from tests.whole.test_bad_specs import FOLDER, SPECS, outcome
 
 VERBS = "add(?! needs)|put|use|write|give|leave|name|choose|keep|share|take|change|say|quote|rename|remove|drop|lower|apply|check"
 ADVICE = re.compile(
-    rf"(?:[;.:,] |, or |, and )(?:{VERBS})\b|[Dd]id you mean|did '\w+' mean it|instead\b",
+    rf"(?:[;.:,] |, or |, and )(?:{VERBS})\b|[Dd]id you mean|is '\w+' a misspelling of it|instead\b",
     re.IGNORECASE,
 )
 MEANT = re.compile(r"; did you mean '([^']+)'\?$")
@@ -64,6 +64,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "head_beside_default": [("    in: latent\n", "    use: {in: latent}\n")],
     "head_without_in": [("block: dense, hidden", "block: dense, in: latent, hidden")],
     "heads_inside_graph": [("    heads:", "  heads:")],
+    "observations_inside_graph": [("    observations:", "  observations:")],
     "input_unread_observation": [("policy:", "ignore: [screen]\npolicy:")],
     "inputs_for_in": [("inputs", "in")],
     "linear_output_bias_off": [("bias: false, ", "")],

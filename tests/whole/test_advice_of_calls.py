@@ -208,7 +208,7 @@ ADVISED_AND_DONE = {
     ),
     "the value before": (
         lambda: delta_state("prev_value"),
-        "critic.networks.place: 'prev_value' is what the value before is called here; rename the other one",
+        "critic.networks.place: 'prev_value' is the name of the previous value here; rename the other one",
         lambda: delta_state("before"),
     ),
     "two inputs of one name": (

@@ -141,8 +141,8 @@ def test_logits_alone_do_not_lose_the_mask_of_the_spec():
     seen = {"x": torch.zeros(50, 4), "legal": torch.tensor([0, 1, 0]).expand(50, 3)}
     logits = policy(seen)
     message = (
-        "the spec masks action 'kind' by the observation 'legal', which logits do not carry; "
-        "policy.distribution(observations) reads it, or give it: "
+        "the spec masks action 'kind' by the observation 'legal', which logits do not contain; "
+        "policy.distribution(observations) reads it, or pass it: "
         "policy.distributions(logits, masks={'kind': mask}), None for no mask"
     )
     for masks in (None, {}, {"args": None}):

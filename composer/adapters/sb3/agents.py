@@ -193,7 +193,7 @@ def _refuse_network_settings(policy_kwargs: dict[str, Any]) -> None:
         known = " and ".join(map(repr, OPTIMIZER_SETTINGS))
         raise ValueError(
             f"policy_kwargs takes {known}, not {', '.join(map(repr, wrong))}: "
-            "what the policy is made of stands in the spec"
+            "the spec describes the policy"
         )
 
 

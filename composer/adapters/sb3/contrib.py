@@ -78,7 +78,7 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
         bits = mask.reshape(-1, width, 2)
         if not bool(bits[..., 0].all()):
             raise ValueError(
-                "action_masks forbids that a bit is 0; of bits a composed model masks only that they are 1"
+                "action_masks forbids the value 0 of a bit; a composed model can only forbid the value 1"
             )
         return bits[..., 1]
 

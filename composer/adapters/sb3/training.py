@@ -180,7 +180,7 @@ def _refuse_no_masks(envs: DummyVecEnv, environment: str) -> None:
     if not is_masking_supported(envs):
         raise ValueError(
             f"maskable_ppo asks the environment for its masks, but {environment!r} has no action_masks(); "
-            "define it there, or use ppo, which keeps to the action_mask of the spec"
+            "define it there, or use ppo, which applies the action_mask of the spec"
         )
 
 
@@ -226,7 +226,7 @@ def _kept(buffer: ReplayBuffer) -> dict[str, Any]:
 def _fill(buffer: ReplayBuffer, kept: Mapping[str, Any]) -> None:
     """Copy ``kept`` into ``buffer``. Raises ValueError, or the copy's own error, for what is not of this buffer."""
     if type(kept["at"]) is not int or not 0 <= kept["at"] < buffer.buffer_size:
-        raise ValueError("the place in its replay buffer is no place of this one")
+        raise ValueError("its position in the replay buffer is outside this buffer")
     for name, value in kept["arrays"].items():
         stored = getattr(buffer, name)
         parts = value.items() if isinstance(value, dict) else [(None, value)]

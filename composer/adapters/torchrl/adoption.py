@@ -24,7 +24,7 @@ def adopt(critic: Any, loss: LossModule) -> None:
     online = _weights(critic, getattr(loss, "qvalue_network_params", None))
     if online is None:
         raise ValueError(
-            "this loss was not made of the critic_copies of this model; give it "
+            "this loss was not created from the critic_copies of this model; give it "
             "qvalue_network=list(modules.critic_copies) and as many num_qvalue_nets"
         )
     target = _weights(critic.target, getattr(loss, "target_qvalue_network_params", None))

@@ -166,8 +166,8 @@ class TensorFunction(nn.Module):
         if _are_zero(recorded, torch.ones_like(starts)):
             names = ", ".join(map(repr, self.states.values()))
             raise ValueError(
-                f"{names} is zero at every step of data that begin within an episode: nobody carried the critic's "
-                "memory; collect with to_torchrl(model).collecting"
+                f"{names} is zero at every step of data that begin within an episode: the critic's memory was not "
+                "carried; collect with to_torchrl(model).collecting"
             )
 
     def _refuse_missing(self, given: Mapping[Key, Tensor]) -> None:

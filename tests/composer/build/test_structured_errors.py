@@ -164,7 +164,7 @@ V3, V4 = Box(-1, 1, (3,)), Box(-1, 1, (4,))
         (
             AGENT.replace("SEPARATE", SEPARATE),
             {("look", None): V3},
-            "<spec>:4:3: 'separate' needs a known number of agents; those of 'look' are not counted: leave it out",
+            "<spec>:4:3: 'separate' needs a known number of agents; it is not known for 'look': leave it out",
         ),
         (
             AGENT.replace("SEPARATE", SEPARATE).replace("hidden_units", "hiden_units"),

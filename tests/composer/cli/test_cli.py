@@ -303,10 +303,10 @@ def test_a_block_is_described_with_settings_example_and_shapes(capsys):
     assert (status, err) == (0, "")
     assert out.endswith("""
 Settings:
-  hidden_units: a positive integer (required), size of the result, or of what each layer gives
-  num_layers: an integer between 1 and 1000 (default: 1), how many layers there are
+  hidden_units: a positive integer (required), size of the output, or of the output of each layer
+  num_layers: an integer between 1 and 1000 (default: 1), the number of layers
   dropout: a number between 0 and 1 (default: 0.0), the share of values set to zero in train mode
-  layer_norm: true or false (default: false), normalise what each layer gives
+  layer_norm: true or false (default: false), normalise the output of each layer
   bidirectional: true or false (default: false), read windows from both ends, which doubles the features
 
 In a graph:

@@ -318,7 +318,7 @@ def test_a_class_is_told_what_it_reads(critic, shapes):
         ({"kind": "shared_state", "separate": True, "template": {}},
          "critic.separate: 'separate' gives each agent a critic of its own, for kind: state"),
         ({"kind": "shared_state", "networks": {"pick": {"template": {}}}},
-         "critic.networks: one network values what all actors observe; write it directly, without 'networks'"),
+         "critic.networks: one network reads the observations of all actors; write it directly, without 'networks'"),
         ({"template": {}},
          "critic: one network values them, but 'view' of 'pick' and 'place/0' has the shapes (4,) and (3,); give them networks of their own under 'networks', or write separate: true"),
         ({"networks": {"pick": {"template": {}}, "plaec": {"template": {}}}},
@@ -353,7 +353,7 @@ def test_what_policies_share_in_other_shapes_is_not_stacked():
 def test_a_central_critic_counts_its_actors():
     observations, actions = {("agent", None): ARM}, {("agent", None): spaces.Discrete(2)}
     spec = {"version": 1, "policy": {"template": {}}, "critic": {"kind": "shared_state", "template": {}}}  # fmt: skip
-    message = "a critic of what all actors observe needs to know how many there are; those of 'agent' are not counted"
+    message = "a critic of the observations of all actors needs a known number of agents; it is not known for 'agent'"
     with pytest.raises(SpecError, match=re.escape(message)):
         composer.compose(spec, observation_space=observations, action_space=actions)
 
@@ -430,7 +430,7 @@ def test_a_state_of_another_batch_is_refused():
 def test_returns_are_counted_all_or_none(critic):
     model = compose({**critic, "normalize_value": True})
     before = {name: value.clone() for name, value in model.critic.state_dict().items()}
-    message = "for 'place/1': the returns have a NaN or infinite number in them, of which there are no statistics"
+    message = "for 'place/1': the returns contain NaN or an infinite number, which the statistics cannot count"
     with pytest.raises(ValueError, match=re.escape(message)):
         model.update_normalizers(returns={"pick": [5.0], "place/1": [1.0, float("nan")]})
     torch.testing.assert_close(dict(model.critic.state_dict()), before, rtol=0, atol=0)

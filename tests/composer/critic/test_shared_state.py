@@ -110,8 +110,8 @@ def test_a_central_critic_needs_everyone_it_reads():
     seen = observe()
     del seen["place", 1]
     message = (
-        "this critic values what all actors observe; missing: 'place/1'. Where actors may be absent let its network "
-        "read 'present', which says who is there: of the others it gets zeros"
+        "this critic reads the observations of all actors; missing: 'place/1'. If actors may be absent, let its network "
+        "read 'present', which is 0 for them; their observations are then zeros"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         critic(seen)
@@ -200,7 +200,9 @@ def test_sets_and_shared_values_of_absent_actors_are_masked_and_zero():
             expected = summed(model.critic, torch.cat([best, zeros]), shared, told)
             torch.testing.assert_close(values["value"], expected)
         else:
-            with pytest.raises(ValueError, match="nobody is present of whom this critic reads"):
+            with pytest.raises(
+                ValueError, match="no actor is present whose observations this critic reads"
+            ):
                 model({"a": np.zeros((4, 3), np.float32)})
 
 
@@ -230,7 +232,7 @@ def test_a_critic_of_who_is_present_is_saved_copied_and_shown(critic, tmp_path):
 @pytest.mark.parametrize(
     ("critic", "actors", "present", "message"),
     [
-        (WITH_PRESENT, [], None, "nobody is present of whom this critic reads anything"),
+        (WITH_PRESENT, [], None, "no actor is present whose observations this critic reads"),
         (WITH_PRESENT, ["pick"], {"pick": [True] * 4}, "'present' of 'pick' must have the shape (5,), got (4,)"),
         (WITH_PRESENT, ["pick"], {"pikc": True}, "present of unknown actors: 'pikc'; did you mean 'pick'?"),
         (STACKED, list(OBSERVATIONS), {"pick": True}, "this critic does not read 'present'; leave it out of the call"),

@@ -410,9 +410,9 @@ def test_actors_of_other_actions_need_networks_of_their_own():
     ("critic", "message"),
     [
         ({**BY_STEP, "networks": {"pick": PICK, "place": linear("observation", "action/where")}},
-         "critic.networks.place: the critic does not read 'action/hold'; the value of an action must depend on all of it"),
+         "critic.networks.place: the critic does not read 'action/hold'; a Q value must depend on the whole action"),
         ({**BY_STEP, "networks": {"pick": linear("observation", "action/action"), "place": PLACE}},
-         "critic.networks.pick.graph.all.in: 'all' reads 'action/action', which is no input here: each choice of an action has a Q value of its own"),
+         "critic.networks.pick.graph.all.in: 'all' reads 'action/action', which is no input here: the critic returns a Q value for each choice"),
         ({**BY_STEP, "stack": True},
          "critic.stack: 'stack' puts the observations of all actors together, for kind: shared_state"),
     ],
@@ -426,7 +426,7 @@ def test_what_cannot_be_is_said(critic, message):
 def test_an_actor_called_like_a_part_of_the_critic_is_refused():
     names = ["target", "other"]
     networks = {name: {"template": {}} for name in names}
-    message = "critic.networks.target: 'target' is what a part of the critic itself is called; rename the step or agent"
+    message = "critic.networks.target: 'target' is the name of a part of the critic itself; rename the step or agent"
     with pytest.raises(SpecError, match=re.escape(message)):
         compose(
             {"kind": "state_action", "networks": networks},

@@ -456,7 +456,7 @@ def without_fonts(tmp_path, monkeypatch):
 def test_without_a_font_it_says_so(without_fonts, tmp_path, ending):
     message = (
         f"this machine has no font, so every letter of a {ending} would be an empty box; install one (such as the "
-        "package fonts-dejavu-core), or draw .svg or .html, which use the fonts of whoever looks at them"
+        "package fonts-dejavu-core), or draw .svg or .html, which use the fonts of the viewer"
     )
     with pytest.raises(DrawError, match=f"^{re.escape(message)}$"):
         composer.draw(mlp(), tmp_path / f"model.{ending}")

@@ -443,7 +443,7 @@ def test_a_spec_is_exported_with_weights_that_are_not_trained(tmp_path, monkeypa
     command = ["export", "agent.yaml", "-o", "agent.pt2", "--part", "critic"]
     assert main(command) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == "agent.yaml is no checkpoint: its weights are drawn, not trained"
+    assert first == "agent.yaml is no checkpoint: its weights are initial ones, not trained"
 
 
 def test_what_cannot_be_exported_is_answered_in_words(tmp_path, monkeypatch, capsys):

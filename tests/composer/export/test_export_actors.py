@@ -205,7 +205,7 @@ def test_values_of_steps_build_on_one_another_inside_of_the_file(tmp_path):
     expected = model.critic(observations)
     assert_equal(file(inputs)["shoot/1/value"], expected["shoot/1"]["value"])
     assert message(model, tmp_path / "a.pt2", part="critic", actor="aim") == (
-        "the critic gives what steps are worth one after the other, and none of 'aim' alone; "
+        "the values of steps depend on each other, so 'aim' has no critic alone; "
         "export all actors, or part='policy'"
     )
 
@@ -219,7 +219,7 @@ def test_the_critic_of_one_actor_is_that_of_the_whole():
     torch.testing.assert_close(own(observation, action)["q_value"], whole["player_1"]["q_value"])
     with pytest.raises(KeyError, match="there is no actor or group 'player_9'"):
         critic["player_9"]
-    message = "values of steps build on one another, and there is no critic of one alone"
+    message = "the values of steps depend on each other, so a single step has no critic"
     with pytest.raises(KeyError, match=message):
         critic_of(steps(SHOOTER))["aim"]
 
@@ -227,8 +227,8 @@ def test_the_critic_of_one_actor_is_that_of_the_whole():
 def test_steps_with_agents_that_are_not_counted_have_no_values_in_a_row(tmp_path):
     path = str(tmp_path / "steps.pt2")
     assert message(steps([("shoot", None)]), path, part="critic") == (
-        f"{path!r} cannot be exported: the values of steps build on one another, and the agents of 'shoot', which are "
-        "not counted, are an axis of their own"
+        f"{path!r} cannot be exported: the values of steps depend on each other, and the agents of 'shoot', whose "
+        "number is not known, are a separate axis"
     )
 
 
@@ -236,7 +236,7 @@ def test_what_all_observe_together_has_no_value_of_one(tmp_path):
     space = Dict(things=Sequence(Box(-1, 1, (2,)), stack=True))
     model = team(SHARED, observation_space=dict.fromkeys(NAMES, space))
     assert message(model, tmp_path / "a.pt2", part="model", actor="player_0") == (
-        "the critic gives what all actors observe together, and none of 'player_0' alone; "
+        "the critic reads the observations of all actors, so 'player_0' has no critic alone; "
         "export all actors, or part='policy'"
     )
 

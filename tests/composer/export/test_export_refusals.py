@@ -111,7 +111,7 @@ def test_a_class_that_acts_by_itself_is_named(tmp_path):
 
 
 def test_an_actor_of_a_model_with_one_policy_is_refused(tmp_path):
-    expected = "this model has one policy, and none of its own for 'left'"
+    expected = "this model has one policy, and no separate one for 'left'"
     assert message(mlp(), tmp_path / "model.pt2", actor="left") == expected
 
 

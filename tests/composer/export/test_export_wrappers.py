@@ -138,8 +138,8 @@ def test_noise_that_moves_by_itself_is_refused(tmp_path):
     path = str(tmp_path / "a.pt2")
     noise = "{action_noise: {noise_type: ou, noise_kwargs: {mu: 0.5}}}"
     assert message(wrapped(f"deterministic_sample, {noise}", NORMAL), path) == (
-        f"{path!r} cannot be exported: the wrapper 'action_noise' moves actions by noise that goes from x0 0 to mu 0.5 "
-        "without any chance; give both the same number"
+        f"{path!r} cannot be exported: the wrapper 'action_noise' adds noise whose mean moves from x0 0 to mu 0.5; "
+        "give both the same number"
     )
 
 

@@ -302,7 +302,7 @@ class NoShapes(nn.Module):
             {"_target_": NoShapes},
             [
                 "policy._target_: class 'NoShapes' must take 'obs_shapes' and 'action_logits_shapes' in its "
-                "constructor: the composer hands them over"
+                "constructor: the composer passes them"
             ],
         ),
         (

@@ -200,7 +200,7 @@ def test_what_would_spoil_the_statistics_is_refused_and_changes_nothing(wrong):
     observations = batch(3, 1)
     observations["around"][2][0, 1] = wrong
     message = (
-        "the observation 'around' has a NaN or infinite number in it, of which there are no statistics; "
+        "the observation 'around' contains NaN or an infinite number, which the statistics cannot count; "
         "leave out that row"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -211,8 +211,8 @@ def test_what_would_spoil_the_statistics_is_refused_and_changes_nothing(wrong):
 def test_what_is_wrong_with_one_actor_counts_nobody():
     team = compose_team()
     message = (
-        "for 'y': the observation 'observation' has a NaN or infinite number in it, of which there are no "
-        "statistics; leave out that row"
+        "for 'y': the observation 'observation' contains NaN or an infinite number, which the "
+        "statistics cannot count; leave out that row"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         team.update_normalizers({"x_0": [1.0, 1.0], "y": [np.nan]})

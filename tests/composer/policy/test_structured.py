@@ -148,7 +148,7 @@ def test_a_group_of_separate_agents_has_no_single_policy():
     with pytest.raises(KeyError) as caught:
         pick_and_place(SEPARATE).policy["place"]
     assert caught.value.args == (
-        "the actors of 'place' have networks of their own; ask for one of 'place/0', 'place/1'",
+        "the actors of 'place' have separate networks; name one of 'place/0', 'place/1'",
     )
 
 
@@ -233,7 +233,7 @@ def test_the_policy_of_a_separate_agent_refuses_weights_that_the_model_has_left(
         model.policy._parameters[name] = nn.Parameter(stack.detach() + 1)
     message = (
         "the model has been moved, or has new parameters, since this policy was taken from it; "
-        "ask for it again: model.policy[...]"
+        "get it again: model.policy[...]"
     )
     for call in (alone, alone.act, lowered, lowered.act):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

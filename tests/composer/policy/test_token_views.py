@@ -142,7 +142,7 @@ def refused(message, network, actor=None):
 def test_networks_that_cannot_read_a_sequence_are_refused():
     model = compose(spec_of("gpt2"))
     refused(
-        "this critic reads 'latent' of its policy; ask for the views of both: token_views(policy, critic), or the "
+        "this critic reads 'latent' of its policy; make the views of both: token_views(policy, critic), or the "
         "factory 'actor_critic' of a model",
         model.critic,
     )

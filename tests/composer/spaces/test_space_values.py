@@ -325,7 +325,7 @@ def test_floats_beyond_their_bounds_pass_and_are_told_once():
     space = spaces.Dict(speed=spaces.Box(-1, 1, (2,)), free=spaces.Box(-np.inf, np.inf, (2,)))
     message = (
         "observation 'speed' is 1.5 at index (1,), beyond the bounds of Box(-1.0, 1.0, (2,), float32); "
-        "the network gets it as it is. This is said once"
+        "the network reads it unchanged. This warning is given once"
     )
     for make in (np.asarray, torch.as_tensor):
         tree = flatten_space(space, "observation")

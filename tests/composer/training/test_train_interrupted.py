@@ -149,8 +149,8 @@ def test_a_process_that_is_terminated_says_how_to_go_on(tmp_path):
     assert err in [HEARD.format(name="SIGTERM", phase=phase) for phase in phases]
     steps = RunFolder.open(Path("run")).load()["steps"]
     assert out == (
-        f"interrupted after {steps:,} steps; what it had is in run\n"
-        "go on with: composer train --resume run\n"
+        f"interrupted after {steps:,} steps; it is saved in run\n"
+        "continue with: composer train --resume run\n"
     )
 
 

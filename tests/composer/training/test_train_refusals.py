@@ -106,7 +106,7 @@ def test_masks_are_asked_of_an_environment_that_has_them(capsys, run_folder):
         1,
         "",
         "composer train: maskable_ppo asks the environment for its masks, but "
-        "'training_envs:Sort-v0' has no action_masks(); define it there, or use ppo, which keeps to "
+        "'training_envs:Sort-v0' has no action_masks(); define it there, or use ppo, which applies "
         "the action_mask of the spec\n",
     )
     assert [path.name for path in run_folder.iterdir()] == ["agent.yaml"]
@@ -220,7 +220,7 @@ def test_what_is_there_is_not_touched(capsys):
     assert [path.name for path in Path("run").iterdir()] == ["notes.txt"]
     Path("run/run.json").write_text("{}")
     message = (
-        "there is a run in 'run' already; go on with it by --resume run, or choose another folder"
+        "there is a run in 'run' already; continue it with --resume run, or choose another folder"
     )
     assert run(capsys, CARTPOLE, "--steps", "10", "-o", "run")[2] == f"composer train: {message}\n"
 
@@ -267,7 +267,7 @@ def test_a_run_is_resumed_as_the_one_it_is(capsys):
     )
     assert (status, err) == (1, f"{message}\n")
     status, _, err = run(capsys, "--resume", "run", "--allow", "training_envs")
-    message = "the run in 'run' has made its 512 steps; to go on, say how many there shall be in all: --steps"
+    message = "the run in 'run' has made its 512 steps; to continue, give a larger total: --steps"
     assert (status, err) == (1, f"composer train: {message}\n")
     (Path("run") / "evaluation.json").unlink()  # as if it had been interrupted
     status, _, err = run(capsys, "--resume", "run", "--allow", "training_envs", "--steps", "300")

@@ -444,7 +444,7 @@ def test_sequences_of_observations_go_through_a_policy():
         (
             BOX,
             ["hidden_state"],
-            "'hidden_state' keeps the state of a memory, but none comes out of this policy",
+            "'hidden_state' keeps the state of a memory, but this policy has no memory",
         ),
         (
             spaces.Discrete(2),

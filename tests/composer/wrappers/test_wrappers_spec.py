@@ -110,7 +110,7 @@ def test_without_wrap_there_is_nothing_wrapped():
         ),
         (
             "[{hidden_state: {state_num: 4}}]",
-            "5:10: 'hidden_state' keeps the state of a memory, but none comes out of this policy",
+            "5:10: 'hidden_state' keeps the state of a memory, but this policy has no memory",
         ),
     ],
 )

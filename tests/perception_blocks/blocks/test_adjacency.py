@@ -282,7 +282,7 @@ def test_a_loop_is_one_neighbour():
             GraphConvBlock,
             [(5, 3)],
             {"hidden_units": 4},
-            "graph_conv takes nodes (N, features), their adjacency (N, N) and, if need be, a mask, got (5, 3)",
+            "graph_conv takes nodes (N, features), their adjacency (N, N) and optionally a mask, got (5, 3)",
         ),
         (
             GraphConvBlock,

@@ -440,13 +440,13 @@ def test_weighted_and_fused_attention_agree(dtype):
             SelfAttentionSeqBlock,
             [(4, 6)] * 4,
             {},
-            "self_attention_seq takes a sequence and, if need be, its masks, got (4, 6), (4, 6), (4, 6) and (4, 6)",
+            "self_attention_seq takes a sequence and optionally its masks, got (4, 6), (4, 6), (4, 6) and (4, 6)",
         ),
         (
             MultiHeadAttentionBlock,
             [(4, 6), (7, 5)],
             {},
-            "multi_head_attention takes query, key, value and, if need be, their masks, got (4, 6) and (7, 5)",
+            "multi_head_attention takes query, key, value and optionally their masks, got (4, 6) and (7, 5)",
         ),
         (
             MultiHeadAttentionBlock,

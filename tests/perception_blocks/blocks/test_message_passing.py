@@ -365,7 +365,7 @@ CONV: Any = {"conv": "GCNConv", "hidden_units": 4}
         (
             [(5, 3)],
             {},
-            "message_passing takes nodes (N, features), edges (E, 2) and, if need be, features of the edges and masks, "
+            "message_passing takes nodes (N, features), edges (E, 2) and optionally features of the edges and masks, "
             "got (5, 3)",
         ),
         ([(5,), (7, 2)], {}, "message_passing takes nodes (N, features) first, got (5,)"),

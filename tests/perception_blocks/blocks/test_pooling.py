@@ -153,13 +153,13 @@ def test_vgg_conv_gap_is_its_two_parts():
             MaskedGlobalPoolingBlock,
             [(4, 3), (4,), (4,)],
             {},
-            "masked_global_pooling takes a value and, if need be, its mask, got (4, 3), (4,) and (4,)",
+            "masked_global_pooling takes a value and optionally its mask, got (4, 3), (4,) and (4,)",
         ),
         (
             MaskedGlobalPoolingBlock,
             [],
             {},
-            "masked_global_pooling takes a value and, if need be, its mask",
+            "masked_global_pooling takes a value and optionally its mask",
         ),
         (
             GlobalAveragePoolingBlock,

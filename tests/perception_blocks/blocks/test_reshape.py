@@ -171,7 +171,7 @@ def test_a_slice_of_integers_is_made_of_integers():
             RepeatToMatchBlock,
             [(1,)],
             {"dim": 0},
-            "repeat_to_match takes two inputs, what to repeat and what to match, got (1,)",
+            "repeat_to_match takes two inputs, the one to repeat and the one to match, got (1,)",
         ),
         (
             RepeatToMatchBlock,

@@ -123,7 +123,7 @@ def test_two_normalizers_merge_into_one_that_saw_both():
         (lambda b: b.update(torch.ones(())), "normalize counts values of (3,), got ()"),
         (
             lambda b: b.update(torch.tensor([1.0, 2.0, math.nan])),
-            "normalize cannot count NaN or infinite numbers, of which there are no statistics",
+            "normalize cannot count NaN or infinite numbers",
         ),
         (
             lambda b: b.merge(NormalizeBlock([(4,)])),

@@ -149,7 +149,7 @@ def test_a_point_transform_is_a_matrix_found_from_the_valid_points():
             PointNetBlock,
             [(6, 3), (6,), (6,)],
             {},
-            "point_net takes a set and, if need be, its mask, got (6, 3), (6,) and (6,)",
+            "point_net takes a set and optionally its mask, got (6, 3), (6,) and (6,)",
         ),
         (
             AttentionPoolingBlock,

@@ -169,7 +169,7 @@ def test_torch_modules_that_cannot_take_their_input_say_so():
     graph = Graph({"x": (16,)})
     graph.add("a", nn.Linear, "x", in_features=3, out_features=3)
     assert problems(graph, "a") == [
-        "node 'a': block 'a' gets (16,) from 'x'; torch.nn.Linear refuses: "
+        "node 'a': block 'a' gets (16,) from 'x'; torch.nn.Linear fails: "
         "mat1 and mat2 shapes cannot be multiplied (11x16 and 3x3)."
     ]
 

@@ -272,7 +272,7 @@ def test_a_bit_that_may_not_be_zero_is_refused():
     env = MaskedWalk(spaces.Box(-1, 1, (3,)), spaces.MultiBinary(2))
     made = agent(MaskablePPO, ACTOR + VALUES, env)
     expected = (
-        "action_masks forbids that a bit is 0; of bits a composed model masks only that they are 1"
+        "action_masks forbids the value 0 of a bit; a composed model can only forbid the value 1"
     )
     with pytest.raises(ValueError, match=expected):
         made.predict(made.env.reset(), action_masks=np.array([0, 1, 1, 1]))

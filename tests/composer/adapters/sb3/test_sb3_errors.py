@@ -269,7 +269,7 @@ def test_weights_of_another_network_are_refused_and_nothing_is_written(algorithm
 def test_settings_of_the_hosts_own_policies_are_refused():
     with refuses(
         "policy_kwargs takes 'optimizer_class' and 'optimizer_kwargs', not 'net_arch', 'ortho_init': "
-        "what the policy is made of stands in the spec"
+        "the spec describes the policy"
     ):
         agent(PPO, CARTPOLE, policy_kwargs={"net_arch": [64], "ortho_init": False})
 

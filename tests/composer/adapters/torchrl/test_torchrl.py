@@ -320,8 +320,8 @@ def test_a_critic_whose_memory_nobody_carried_is_refused():
     modules = to_torchrl(model, env)
     data = rollout(env, modules.actor_inference)
     assert refusal(modules.critic_training, data[2:5]) == (
-        "'recurrent_state_critic' is zero at every step of data that begin within an episode: nobody carried the "
-        "critic's memory; collect with to_torchrl(model).collecting"
+        "'recurrent_state_critic' is zero at every step of data that begin within an episode: the critic's "
+        "memory was not carried; collect with to_torchrl(model).collecting"
     )
 
 
@@ -356,7 +356,7 @@ def test_collectors_and_losses_of_state_values(loss, spec):
 
 
 NOT_OF_COPIES = (
-    "this loss was not made of the critic_copies of this model; give it "
+    "this loss was not created from the critic_copies of this model; give it "
     "qvalue_network=list(modules.critic_copies) and as many num_qvalue_nets"
 )
 WIDE_VALUES = {
