@@ -142,7 +142,7 @@ def critic_network(
     ports = {**seen, **plan.notes.shared}
     if previous is not None:
         if previous in ports:
-            message = f"{previous!r} is what the value before is called here; rename the other one"
+            message = f"{previous!r} is the name of the previous value here; rename the other one"
             plan.context.problems.add(spec.path, message)
         ports[previous] = Port((1,))
     for action in [action for action in asked.actions if action in ports]:

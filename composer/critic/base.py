@@ -48,7 +48,7 @@ class CriticKind:
         "stack": "'stack' puts the observations of all actors together, for kind: shared_state"
     }
     serves_space: ClassVar[bool] = True
-    only_for_all: ClassVar[str | None] = None  # why there is none of one of several actors
+    only_for_all: ClassVar[str | None] = None  # why one of several actors has none alone
     reads_presence = False  # whether it reads which actors there are
 
     @classmethod

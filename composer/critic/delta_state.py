@@ -43,7 +43,7 @@ class DeltaStateCritic(StructuredCritic):
     """
 
     previous = PREV_VALUE
-    only_for_all = "steps are worth one after the other"
+    only_for_all = "the values of steps depend on each other"
     refused = {
         **CriticKind.refused,
         "ensemble": "a value that builds on the one before is one number; leave 'ensemble' out",
@@ -113,8 +113,8 @@ class DeltaStateCritic(StructuredCritic):
     def export_problems(self) -> Iterator[str]:
         for name in (actor.name for actor in self.actors if actor.is_open):
             yield (
-                f"the values of steps build on one another, and the agents of {name!r}, which are not counted, are an "
-                "axis of their own"
+                f"the values of steps depend on each other, and the agents of {name!r}, whose number is not known, are a "
+                "separate axis"
             )
 
     def _chain(self, turns: list[ActorCall], prev_value: Any, unroll: bool) -> None:

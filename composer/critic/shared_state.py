@@ -81,7 +81,7 @@ class SharedStateCritic(CriticModule):
     """
 
     refused = {"separate": SEPARATE}
-    only_for_all = "all actors observe together"
+    only_for_all = "the critic reads the observations of all actors"
 
     @classmethod
     def member(cls) -> type[SpaceCritic]:

@@ -177,11 +177,10 @@ def _parts_of(model: Any, part: str, actor: ActorKey | None) -> tuple[AnyPolicy,
     if actor is None:
         return model.policy, critic
     if None in model.policy.policies:
-        raise ExportError(f"this model has one policy, and none of its own for {actor!r}")
+        raise ExportError(f"this model has one policy, and no separate one for {actor!r}")
     if critic is not None and critic.only_for_all:
         raise ExportError(
-            f"the critic gives what {critic.only_for_all}, and none of {actor!r} alone; export all actors, or "
-            "part='policy'"
+            f"{critic.only_for_all}, so {actor!r} has no critic alone; export all actors, or part='policy'"
         )
     try:
         return model.policy[actor], None if critic is None else critic[actor]

@@ -21,7 +21,7 @@ MEANINGS = {
     "conv": "the name of the convolution",
     "debug": "raise an error for a row without any legal action",
     "dilations": "pixels between two elements of a kernel",
-    "dim": "the axis of the operation",
+    "dim": "the axis along which the block operates",
     "dims": "the axes that are pooled",
     "directed": "edges lead from source to target only",
     "dropout": "the share of values set to zero in train mode",

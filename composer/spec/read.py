@@ -174,7 +174,7 @@ class _SpecReader:
     def _texts(self, top: Fields) -> dict[str, dict[str, int | str]]:
         """The declared length and charset of each text, by observation."""
         declared: dict[str, dict[str, int | str]] = {}
-        expected = "a mapping from observations to what is known of them"
+        expected = "a mapping such as {mission: {max_length: 64}}"
         for name, value in top.mapping("texts", expected).items():
             path = ("texts", name)
             if not isinstance(value, dict):
