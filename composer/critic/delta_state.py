@@ -113,8 +113,8 @@ class DeltaStateCritic(StructuredCritic):
     def export_problems(self) -> Iterator[str]:
         for name in (actor.name for actor in self.actors if actor.is_open):
             yield (
-                f"the values of steps depend on each other, and the agents of {name!r}, whose number is not known, are a "
-                "separate axis"
+                f"the values of steps depend on each other, and the agents of {name!r}, whose number is not known, are "
+                "a separate axis"
             )
 
     def _chain(self, turns: list[ActorCall], prev_value: Any, unroll: bool) -> None:
