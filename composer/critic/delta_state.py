@@ -93,9 +93,9 @@ class DeltaStateCritic(StructuredCritic):
         unroll: bool = False,
     ) -> Any:
         """{actor: {"value": (..., 1)}}, and of later steps their "delta"; with memory (these, state)."""
-        turns = self._prepared(observations, state, resets, shared)
-        self._chain(turns, prev_value, unroll)
-        return self._answer(state, turns, unroll)
+        calls = self._prepared(observations, state, resets, shared)
+        self._chain(calls, prev_value, unroll)
+        return self._answer(state, calls, unroll)
 
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
         """Count returns, {actor: (...)} or of any shape, into the statistics that all steps share."""
@@ -117,35 +117,35 @@ class DeltaStateCritic(StructuredCritic):
                 "a separate axis"
             )
 
-    def _chain(self, turns: list[ActorCall], prev_value: Any, unroll: bool) -> None:
+    def _chain(self, calls: list[ActorCall], prev_value: Any, unroll: bool) -> None:
         """Values step by step, each on top of the one before."""
-        before = self._before(turns, prev_value)
+        before = self._before(calls, prev_value)
         for group in self.groups:
-            step = [turn for turn in turns if turn.seat.group is group]
-            for turn in step:
-                turn.beside[PREV_VALUE] = before
+            step = [call for call in calls if call.actor_network.group is group]
+            for call in step:
+                call.beside[PREV_VALUE] = before
             self._compute(step, unroll)
-            for turn in step:
+            for call in step:
                 if before is not None:
-                    turn.outputs = _sum(turn, before)
+                    call.outputs = _sum(call, before)
             if step:
-                values = torch.stack([turn.outputs["value"] for turn in step])
+                values = torch.stack([call.outputs["value"] for call in step])
                 before = values.mean(dim=0).detach()
         if self.value_normalizer is not None:
-            for turn in turns:
-                value = turn.outputs["value"]
-                turn.outputs["normalized_value"] = value
-                turn.outputs["value"] = self.value_normalizer.denormalize(value)
+            for call in calls:
+                value = call.outputs["value"]
+                call.outputs["normalized_value"] = value
+                call.outputs["value"] = self.value_normalizer.denormalize(value)
 
-    def _before(self, turns: list[ActorCall], prev_value: Any) -> Tensor | None:
+    def _before(self, calls: list[ActorCall], prev_value: Any) -> Tensor | None:
         """The value before the first step that is present, on the networks' scale."""
-        first = any(turn.seat.group is self.groups[0] for turn in turns)
+        first = any(call.actor_network.group is self.groups[0] for call in calls)
         if first and prev_value is not None:
             raise ValueError("the first step has no value before it; leave prev_value out")
-        if first or not turns:
+        if first or not calls:
             return None
         if prev_value is None:
-            name = turns[0].present.name
+            name = calls[0].entry.name
             raise ValueError(
                 f"the first step is absent: {name!r} builds on the value before it; "
                 "pass that as prev_value=value, (..., 1)"
@@ -153,13 +153,13 @@ class DeltaStateCritic(StructuredCritic):
         before = as_numbers(prev_value, PREV_VALUE, self.device, self.dtype).detach()
         return before if self.value_normalizer is None else self.value_normalizer(before)
 
-    def _read_inputs(self, turn: ActorCall) -> Tensors:
-        inputs = super()._read_inputs(turn)
-        before = turn.beside[PREV_VALUE]
+    def _read_inputs(self, call: ActorCall) -> Tensors:
+        inputs = super()._read_inputs(call)
+        before = call.beside[PREV_VALUE]
         if before is None:
             return inputs
         axes = tuple(before.shape[:-1])
-        for name, port in turn.network.network.in_ports.items():
+        for name, port in call.network.network.in_ports.items():
             if name != PREV_VALUE:
                 axes = tuple(inputs[name].shape[: inputs[name].dim() - len(port.shape)])
                 break
@@ -169,7 +169,7 @@ class DeltaStateCritic(StructuredCritic):
         return inputs | {PREV_VALUE: before}
 
 
-def _sum(turn: ActorCall, before: Tensor) -> Tensors:
+def _sum(call: ActorCall, before: Tensor) -> Tensors:
     """The values of a later step: what its network gives is only the difference."""
-    delta = turn.outputs["value"]
-    return {**turn.outputs, "value": before + delta, "delta": delta}
+    delta = call.outputs["value"]
+    return {**call.outputs, "value": before + delta, "delta": delta}

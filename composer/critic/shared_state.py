@@ -41,11 +41,11 @@ class CentralInput(InputSource):
         """How many axes the value of one actor has, beside leading ones."""
         return len(self.port.shape) - self.stacked
 
-    def value(self, parts: list[Tensor]) -> Tensor:
+    def value(self, values: list[Tensor]) -> Tensor:
         """The input, of the value of each of its actors."""
         if not self.stacked:
-            return parts[0]
-        return torch.stack(padded(parts, self.rank), dim=parts[0].dim() - self.rank)
+            return values[0]
+        return torch.stack(padded(values, self.rank), dim=values[0].dim() - self.rank)
 
     def nothing(self, leading: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Zeros in place of what an actor that is absent would have; sets of varying size have one masked element."""
@@ -57,16 +57,16 @@ class CentralInput(InputSource):
         return torch.zeros((*leading, *shape), dtype=dtype, device=device)
 
 
-def padded(parts: list[Tensor], rank: int) -> list[Tensor]:
-    """``parts`` with their last ``rank`` axes as long as the longest of them; what is added is zero, or false."""
-    ends = [part.shape[part.dim() - rank :] for part in parts]
+def padded(values: list[Tensor], rank: int) -> list[Tensor]:
+    """``values`` with their last ``rank`` axes as long as the longest of them; what is added is zero, or false."""
+    ends = [value.shape[value.dim() - rank :] for value in values]
     if all(end == ends[0] for end in ends):  # no set: hashing would fix the size
-        return parts
+        return values
     longest = [max(sizes) for sizes in zip(*ends)]
-    missing = [[size - own for size, own in zip(longest, end)] for end in ends]
+    missing = [[size - held for size, held in zip(longest, end)] for end in ends]
     return [
-        functional.pad(part, [n for size in reversed(sizes) for n in (0, size)])
-        for part, sizes in zip(parts, missing)
+        functional.pad(value, [n for size in reversed(sizes) for n in (0, size)])
+        for value, sizes in zip(values, missing)
     ]
 
 
@@ -144,30 +144,32 @@ class SharedStateCritic(CriticModule):
         handed = self._by_name(shared, "shared values")
         if shared is None:
             shared_values(self.shared, None, self.call())  # nobody's are there: says so
-        gone = [
+        missing = [
             name
             for name, (keys, _) in self._wanted.items()
             if name not in (seen if keys else handed)
         ]
-        self._refuse_gone(gone, present)
+        self._refuse_missing(missing, present)
         values = {
             name: self._values_of(name, seen.get(name), handed.get(name))
             for name in self._wanted
-            if name not in gone
+            if name not in missing
         }
         leading = self._leading(values)
-        there = [name not in gone and name in (seen | handed) for name in self.actors.names]
-        here = self._presence(there, present, leading)
-        hidden = None if present is None else ~here
+        are_present = [
+            name not in missing and name in (seen | handed) for name in self.actors.names
+        ]
+        presence = self._presence(are_present, present, leading)
+        hidden = None if present is None else ~presence
         inputs = {n: self._input(s, values, hidden, leading) for n, s in self.sources.items()}
-        return inputs | ({PRESENT: here.to(self.dtype)} if self.reads_presence else {})
+        return inputs | ({PRESENT: presence.to(self.dtype)} if self.reads_presence else {})
 
     # --- inside ---
 
     def _by_name(self, values: Any, what: str) -> dict[str, Any]:
         if values is None:
             return {}
-        return {one.name: one.value for one in self.actors.present(values, what)}
+        return {entry.name: entry.value for entry in self.actors.entries(values, what)}
 
     def _values_of(self, name: str, observation: Any, shared: Any) -> Tensors:
         """What the network reads of one actor."""
@@ -178,39 +180,39 @@ class SharedStateCritic(CriticModule):
                 seen = self.observers[name].read(observation, keys, self.dtype, self.device)
             return seen | shared_values(handed, shared, self.call())
 
-    def _refuse_gone(self, gone: list[str], present: Any) -> None:
+    def _refuse_missing(self, missing: list[str], present: Any) -> None:
         """Raise ValueError where the network cannot be told of absent actors, or nobody is there."""
         if present is not None and not self.reads_presence:
             raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
-        if gone and not self.reads_presence:
+        if missing and not self.reads_presence:
             raise ValueError(
-                f"this critic reads the observations of all actors; missing: {shortened(gone)}. If actors may be "
+                f"this critic reads the observations of all actors; missing: {shortened(missing)}. If actors may be "
                 f"absent, let its network read {PRESENT!r}, which is 0 for them; their observations are then zeros"
             )
-        if not self._wanted.keys() - gone:
+        if not self._wanted.keys() - missing:
             raise ValueError("no actor is present whose observations this critic reads")
 
     def _leading(self, values: Mapping[str, Tensors]) -> tuple[int, ...]:
         """The leading axes that the values of everyone present share."""
         axes: dict[str, tuple[int, ...]] = {}
         for source in self.sources.values():
-            here = [actor for actor in source.actors if actor in values]
-            parts = {actor: values[actor][source.key] for actor in here}
-            axes |= {a: tuple(part.shape[: part.dim() - source.rank]) for a, part in parts.items()}
+            present = [actor for actor in source.actors if actor in values]
+            tensors = {actor: values[actor][source.key] for actor in present}
+            axes |= {a: tuple(t.shape[: t.dim() - source.rank]) for a, t in tensors.items()}
             refuse_other_axes(axes)
         return next(iter(axes.values()))
 
-    def _presence(self, there: list[bool], present: Any, leading: tuple[int, ...]) -> Tensor:
+    def _presence(self, are_present: list[bool], present: Any, leading: tuple[int, ...]) -> Tensor:
         """(..., n): which actors are present, in their order; of those in ``present`` as that says."""
         said = self._by_name(present, "present")
         rows = []
-        for name, is_there in zip(self.actors.names, there):
-            given = as_tensor(PRESENT, said.get(name, is_there))
+        for name, is_present in zip(self.actors.names, are_present):
+            given = as_tensor(PRESENT, said.get(name, is_present))
             row = as_flags(f"{PRESENT!r} of {name!r}", given).to(self.device)
             if row.dim() and tuple(row.shape) != leading:
                 got, needed = format_shape(row.shape), format_shape(leading)
                 raise ValueError(f"{PRESENT!r} of {name!r} must have the shape {needed}, got {got}")
-            rows.append((row & is_there).expand(leading))
+            rows.append((row & is_present).expand(leading))
         return torch.stack(rows, dim=-1)
 
     def _input(
@@ -221,15 +223,16 @@ class SharedStateCritic(CriticModule):
         leading: tuple[int, ...],
     ) -> Tensor:
         """One input of the network: zeros for actors that are absent, or ``hidden`` (..., n) in some of the samples."""
-        parts = []
+        tensors = []
         for actor in source.actors:
             if actor not in values:
-                parts.append(source.nothing(leading, self.dtype, self.device))
+                tensors.append(source.nothing(leading, self.dtype, self.device))
                 continue
-            part = values[actor][source.key]
+            tensor = values[actor][source.key]
             if hidden is not None:
-                own = hidden[..., self.actors.names.index(actor)][(..., *[None] * source.rank)]
+                absent = hidden[..., self.actors.names.index(actor)][(..., *[None] * source.rank)]
                 # ONNX Runtime does not choose between truth values.
-                part = part & ~own if part.dtype == torch.bool else part.masked_fill(own, 0)
-            parts.append(part)
-        return source.value(parts)
+                is_flags = tensor.dtype == torch.bool
+                tensor = tensor & ~absent if is_flags else tensor.masked_fill(absent, 0)
+            tensors.append(tensor)
+        return source.value(tensors)

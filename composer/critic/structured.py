@@ -11,7 +11,7 @@ from composer.critic.base import CriticKind, CriticSetup, SpaceCritic, count_ret
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.structured import ActorCall, StructuredModule, blamed
-from composer.spaces.actors import ActorKey, Actors
+from composer.spaces.actors import Actor, ActorKey, Actors
 from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
 
@@ -58,13 +58,13 @@ class StructuredCriticBase(CriticKind, StructuredModule):
     @property
     def shared(self) -> tuple[str, ...]:
         """The values of the policy that any of the networks reads."""
-        names = [name for seat in self._seats.values() for name in seat.network.shared]
+        names = [name for critic in self.critics.values() for name in critic.shared]
         return tuple(dict.fromkeys(names))
 
     @property
     def critics(self) -> dict[str, Any]:
         """The critic of each actor by flat name; actors of one group share one unless they are separate."""
-        return {actor.name: self._seats[actor.name].network for actor in self.actors}
+        return {actor.name: self._network_of(actor) for actor in self.actors}
 
     def __getitem__(self, key: ActorKey) -> SpaceCritic:
         """The critic of one actor alone, over its part of the weights.
@@ -83,15 +83,15 @@ class StructuredCriticBase(CriticKind, StructuredModule):
     @property
     def networks(self) -> list[Any]:
         """The critics that it is made of, each once."""
-        return list({id(seat.network): seat.network for seat in self._seats.values()}.values())
+        return list({id(critic): critic for critic in self.critics.values()}.values())
 
     def value(self, *arguments: Any, **keywords: Any) -> Any:
         """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
         result = self(*arguments, **keywords)
         values, after = result if self.has_memory else (result, None)
         numbers = {
-            one.key: self._seats[one.actor.name].network.number_of(one.value)
-            for one in self.actors.present(values, "values")
+            entry.key: self._network_of(entry.actor).number_of(entry.value)
+            for entry in self.actors.entries(values, "values")
         }
         return (numbers, after) if self.has_memory else numbers
 
@@ -100,39 +100,39 @@ class StructuredCriticBase(CriticKind, StructuredModule):
         rows = self._rows_of(returns)
         # Everyone's, in one order: other processes, which may have others present, count along with this one.
         for network in self.networks:
-            own = [row for actor, row in rows if self._seats[actor].network is network]
-            count_returns(network.value_normalizer, own, group)
+            of_network = [row for actor, row in rows if self._network_of(actor) is network]
+            count_returns(network.value_normalizer, of_network, group)
 
     def merge_normalizer(self, other: Any) -> None:
         """Count in the returns that ``other``, a critic of the same spec, has seen."""
-        for own, their in zip(self.networks, other.networks, strict=True):
-            own.merge_normalizer(their)
+        for ours, theirs in zip(self.networks, other.networks, strict=True):
+            ours.merge_normalizer(theirs)
 
-    def _rows_of(self, returns: Any) -> list[tuple[str, Tensor]]:
-        """By flat names of actors (an actor may have several) their returns as rows (n, 1)."""
-        found = []
-        for one in self.actors.present(returns, "returns"):
-            with blamed(one.name):
-                found.append((one.actor.name, read_returns(one.value, self.device)))
-        return found
+    def _rows_of(self, returns: Any) -> list[tuple[Actor, Tensor]]:
+        """By actor (an actor may have several) their returns as rows (n, 1)."""
+        rows = []
+        for entry in self.actors.entries(returns, "returns"):
+            with blamed(entry.name):
+                rows.append((entry.actor, read_returns(entry.value, self.device)))
+        return rows
 
     def _prepared(
         self, observations: Any, state: State | None, resets: Any, shared: Any
     ) -> list[ActorCall]:
         """Everyone present, with what the policy shares of them."""
-        turns = self._turns(observations, state, resets)
+        calls = self._calls(observations, state, resets)
         values = self._by_name(shared, "shared values")
-        for turn in turns:
-            turn.beside["shared"] = values.get(turn.present.name)
-        return turns
+        for call in calls:
+            call.beside["shared"] = values.get(call.entry.name)
+        return calls
 
-    def _answer(self, state: State | None, turns: list[ActorCall], unroll: bool) -> Any:
-        values = {turn.present.key: turn.outputs for turn in turns}
-        return self._returned(values, self._after(state, turns), unroll)
+    def _answer(self, state: State | None, calls: list[ActorCall], unroll: bool) -> Any:
+        values = {call.entry.key: call.outputs for call in calls}
+        return self._returned(values, self._after(state, calls), unroll)
 
-    def _read_inputs(self, turn: ActorCall) -> Tensors:
-        observer = self.observers[turn.present.actor.name]
-        return turn.network.read(turn.present.value, turn.beside["shared"], observer)
+    def _read_inputs(self, call: ActorCall) -> Tensors:
+        observer = self.observers[call.entry.actor.name]
+        return call.network.read(call.entry.value, call.beside["shared"], observer)
 
 
 class StructuredCritic(StructuredCriticBase):
@@ -148,6 +148,6 @@ class StructuredCritic(StructuredCriticBase):
         unroll: bool = False,
     ) -> Any:
         """{actor: {"value": (..., 1)}} of everyone present; with memory (these, state)."""
-        turns = self._prepared(observations, state, resets, shared)
-        self._compute(turns, unroll)
-        return self._answer(state, turns, unroll)
+        calls = self._prepared(observations, state, resets, shared)
+        self._compute(calls, unroll)
+        return self._answer(state, calls, unroll)

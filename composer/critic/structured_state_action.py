@@ -69,27 +69,27 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         unroll: bool = False,
     ) -> Any:
         """{actor: {"q_value": (..., 1)}} of everyone present, or Q values by choice; with memory (these, state)."""
-        turns = self._acting(observations, action, state, resets, shared)
-        self._compute(turns, unroll)
-        for turn in turns:
-            with blamed(turn.present.name):
-                turn.outputs |= turn.network.chosen(turn.outputs, turn.beside["vectors"])
-        return self._answer(state, turns, unroll)
+        calls = self._acting(observations, action, state, resets, shared)
+        self._compute(calls, unroll)
+        for call in calls:
+            with blamed(call.entry.name):
+                call.outputs |= call.network.chosen(call.outputs, call.beside["vectors"])
+        return self._answer(state, calls, unroll)
 
     def _acting(
         self, observations: Any, action: Any, state: State | None, resets: Any, shared: Any
     ) -> list[ActorCall]:
         """Everyone present, with what they do."""
-        turns = self._prepared(observations, state, resets, shared)
+        calls = self._prepared(observations, state, resets, shared)
         actions = self._by_name(action, "actions")
-        for turn in turns:
-            turn.action = actions.get(turn.present.name)
-        return turns
+        for call in calls:
+            call.action = actions.get(call.entry.name)
+        return calls
 
-    def _read_inputs(self, turn: ActorCall) -> Tensors:
-        inputs, network = super()._read_inputs(turn), turn.network
-        vectors = network.vectors_of(turn.action, self.actions[turn.present.actor.name])
-        turn.beside["vectors"] = vectors
+    def _read_inputs(self, call: ActorCall) -> Tensors:
+        inputs, network = super()._read_inputs(call), call.network
+        vectors = network.vectors_of(call.action, self.actions[call.entry.actor.name])
+        call.beside["vectors"] = vectors
         return inputs if network.actions.are_choices else inputs | vectors
 
     def _common(self) -> Sequence[Any]:

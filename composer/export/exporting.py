@@ -246,7 +246,7 @@ def _networks_of(module: AnyPolicy | AnyCritic) -> list[Network]:
     """The networks that a policy or critic runs itself."""
     if isinstance(module, NetworkModule):
         return [module.network]
-    return [seat.network for group in module.groups for seat in group.parts]
+    return [member.network for group in module.groups for member in group.networks]
 
 
 def _unequal(path: Path, worst: Difference) -> str:

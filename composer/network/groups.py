@@ -20,6 +20,7 @@ from composer.network.network import (
 from composer.network.registries import TENSORS, RegistryView
 from composer.spaces.actors import Actor
 from perception_blocks.base_block import is_traced
+from perception_blocks.direct import is_plain
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
@@ -37,10 +38,10 @@ class GroupNetworks:
     module: Any  # a Policy, a critic or `SeparateNetworks`
 
     @property
-    def parts(self) -> list[Any]:
+    def networks(self) -> list[Any]:
         """What reads the observations of each actor, and makes actions for it."""
         if isinstance(self.module, SeparateNetworks):
-            return self.module.parts
+            return self.module.members
         return [self.module] * len(self.actors)
 
     def evaluate(
@@ -57,7 +58,7 @@ class GroupNetworks:
         module = self.module
         if len(inputs) == 1:
             return [module.run(inputs[0], states[0], resets[0], unroll)]
-        batch = _stacked([_only(own, module.network.in_ports) for own in inputs])
+        batch = _stacked([_only(values, module.network.in_ports) for values in inputs])
         state = _stacked([s for s in states if s is not None]) if module.has_memory else None
         outputs, after = module.run(batch, state, _reset(resets), unroll)
         return list(zip(rows_of(outputs, len(rows)), rows_of(after, len(rows))))
@@ -72,7 +73,7 @@ class SeparateNetworks(RegistryView):
 
     def __init__(
         self,
-        parts: Sequence[NetworkModule],
+        members: Sequence[NetworkModule],
         ensemble: EnsembleBlock | None,
         why_looped: str | None,
     ) -> None:
@@ -81,26 +82,26 @@ class SeparateNetworks(RegistryView):
         self.why_looped = why_looped
         if ensemble is not None:
             self.view(ensemble, TENSORS)
-        for index, part in enumerate(parts):
-            self._modules[str(index)] = part
+        for index, member in enumerate(members):
+            self._modules[str(index)] = member
 
     ensemble: EnsembleBlock | None
 
     @property
-    def parts(self) -> list[Any]:
-        return [own for name, own in self._modules.items() if name.isdigit()]
+    def members(self) -> list[Any]:
+        return [member for name, member in self._modules.items() if name.isdigit()]
 
-    def part_of(self, index: int) -> Any:
+    def member_of(self, index: int) -> Any:
         """The whole policy of one agent, over the weights that are its share of the stacks."""
-        part = self.parts[index]
+        member = self.members[index]
         if self.ensemble is None:
-            return part
+            return member
         view = self.ensemble.view_of(index)
         network = view.network if isinstance(view, EnsembleMember) else GraphNetwork(view)
-        network.has_weights = part.network.has_weights
+        network.has_weights = member.network.has_weights
         ensemble, start = self.ensemble, self.ensemble.addresses()
         network.is_outdated = lambda: not is_traced() and ensemble.addresses() != start
-        return part.with_network(network)
+        return member.with_network(network)
 
     def evaluate(
         self,
@@ -111,23 +112,29 @@ class SeparateNetworks(RegistryView):
         unroll: bool,
     ) -> list[tuple[Tensors, State]]:
         """Outputs of the agents ``rows`` and their states after."""
-        parts = self.parts
-        if self.ensemble is None or len(rows) == 1:
+        members = self.members
+        if self.ensemble is None or len(rows) == 1 or self._have_hooks(rows):
             return [
-                parts[row].run(own, state, reset, unroll)
-                for row, own, state, reset in zip(rows, inputs, states, resets)
+                members[row].run(values, state, reset, unroll)
+                for row, values, state, reset in zip(rows, inputs, states, resets)
             ]
-        parts[0].require_weights()
+        members[0].require_weights()
         names = self.ensemble.in_keys
-        together = _stacked([_only(own, names) for own in inputs])
-        chosen = None if list(rows) == list(range(len(parts))) else list(rows)
-        if parts[0].has_memory:
-            state = _stacked([own for own in states if own is not None])
-            outputs, after = self.ensemble(together, state, _reset(resets), unroll, rows=chosen)
+        batch = _stacked([_only(values, names) for values in inputs])
+        chosen = None if list(rows) == list(range(len(members))) else list(rows)
+        if members[0].has_memory:
+            state = _stacked([state for state in states if state is not None])
+            outputs, after = self.ensemble(batch, state, _reset(resets), unroll, rows=chosen)
         else:
-            outputs, after = self.ensemble(together, rows=chosen), {}
-        results = [parts[row].values_of(own) for row, own in zip(rows, rows_of(outputs, len(rows)))]
+            outputs, after = self.ensemble(batch, rows=chosen), {}
+        by_row = zip(rows, rows_of(outputs, len(rows)))
+        results = [members[row].values_of(values) for row, values in by_row]
         return list(zip(results, rows_of(after, len(rows))))
+
+    def _have_hooks(self, rows: Sequence[int]) -> bool:
+        """Whether a call of one of the agents ``rows`` does more than run its network."""
+        members = [self.members[row] for row in rows]
+        return not is_traced() and not all(is_plain(m, type(m)) for m in members)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SeparateNetworks:
         return nn.Module._apply(self, fn, recurse)  # its children are not the ensemble's
@@ -149,9 +156,9 @@ class SeparateNetworks(RegistryView):
         if self.ensemble is None:
             return
         others = tuple(f"{prefix}{name}." for name, _ in self.named_modules() if "." in name)
-        own = {key: value for key, value in state_dict.items() if not key.startswith(others)}
+        stacked = {k: value for k, value in state_dict.items() if not k.startswith(others)}
         self.ensemble._load_from_state_dict(
-            own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            stacked, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
 
@@ -179,9 +186,9 @@ class _Member(Network):
     def advance(
         self, inputs: Any, state: State, resets: Resets, unroll: bool
     ) -> tuple[Tensors, State]:
-        own = _stacked([_only(inputs, self.in_ports)])
+        batch = _stacked([_only(inputs, self.in_ports)])
         outputs, after = self.ensemble(
-            own, _stacked([state]), _reset([resets]), unroll, rows=[self.row]
+            batch, _stacked([state]), _reset([resets]), unroll, rows=[self.row]
         )
         return _first(outputs), _first(after)
 
@@ -190,9 +197,9 @@ def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | 
     """Networks of one form over stacked weights, or as they are, and why that is not possible."""
     first = networks[0]
     if isinstance(first, CustomNetwork):
-        own = [name for name in ("act", "preprocess") if hasattr(type(first.module), name)]
-        if own:
-            return list(networks), None, f"the class defines {own[0]!r} itself"
+        methods = [name for name in ("act", "preprocess") if hasattr(type(first.module), name)]
+        if methods:
+            return list(networks), None, f"the class defines {methods[0]!r} itself"
     ensemble = EnsembleBlock(weights_of(networks), own_inputs=True)
     if ensemble.why_looped is not None:
         return list(networks), None, ensemble.why_looped
@@ -220,7 +227,7 @@ def _only(values: Tensors, names: Any) -> Tensors:
 
 
 def _stacked(values: Sequence[Tensors]) -> Tensors:
-    return {name: torch.stack([own[name] for own in values]) for name in values[0]}
+    return {name: torch.stack([value[name] for value in values]) for name in values[0]}
 
 
 def rows_of(values: Tensors, count: int) -> list[Tensors]:

@@ -41,8 +41,8 @@ class Batch:
 class ActorCall:
     """What one actor does in one call."""
 
-    present: Entry
-    seat: ActorNetwork
+    entry: Entry
+    actor_network: ActorNetwork
     state: State | None
     resets: Any
     beside: dict[str, Any] = field(default_factory=dict)  # what is read beside the observation
@@ -57,7 +57,7 @@ class ActorCall:
 
     @property
     def network(self) -> Any:
-        return self.seat.network
+        return self.actor_network.network
 
 
 class StructuredModule(StatefulModule):
@@ -77,18 +77,18 @@ class StructuredModule(StatefulModule):
         else:
             for group in groups:
                 self._modules[module_name(str(group.name))] = group.module
-        self._seats = {
+        self._actor_networks = {
             actor.name: ActorNetwork(group, row, network)
             for group in groups
-            for row, (actor, network) in enumerate(zip(group.actors, group.parts, strict=True))
+            for row, (actor, network) in enumerate(zip(group.actors, group.networks, strict=True))
         }
         self._state_shapes = {
-            f"{name}/{node}": shape
-            for name, seat in self._seats.items()
-            if not actors[name].is_open
-            for node, shape in seat.network.state_shapes.items()
+            f"{actor.name}/{node}": shape
+            for actor in (actor for group in groups for actor in group.actors)
+            if not actor.is_open
+            for node, shape in self._network_of(actor).state_shapes.items()
         }
-        self._has_memory = any(seat.network.has_memory for seat in self._seats.values())
+        self._has_memory = any(self._network_of(actor).has_memory for actor in actors)
 
     @property
     def has_memory(self) -> bool:
@@ -101,11 +101,11 @@ class StructuredModule(StatefulModule):
 
     @property
     def device(self) -> torch.device:
-        return self._seats[self.actors.names[0]].network.device
+        return self._network_of(next(iter(self.actors))).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._seats[self.actors.names[0]].network.dtype
+        return self._network_of(next(iter(self.actors))).dtype
 
     def initial_state(
         self,
@@ -118,12 +118,12 @@ class StructuredModule(StatefulModule):
         """A zero state for ``batch_size`` environments, of ``actors`` or else of all whose number is known."""
         if actors is None:
             actors = [actor.key for actor in self.actors if not actor.is_open]
-        present = self.actors.present(dict.fromkeys(actors), "states")
+        entries = self.actors.entries(dict.fromkeys(actors), "states")
         return {
-            f"{one.name}/{node}": value
-            for one in present
-            for node, value in self._seats[one.actor.name]
-            .network.initial_state(batch_size, device, dtype)
+            f"{entry.name}/{node}": value
+            for entry in entries
+            for node, value in self._network_of(entry.actor)
+            .initial_state(batch_size, device, dtype)
             .items()
         }
 
@@ -132,9 +132,9 @@ class StructuredModule(StatefulModule):
 
         Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own.
         """
-        found = self.actors.find(key)
-        if found is not None:
-            return found[1]
+        name_and_actor = self.actors.find(key)
+        if name_and_actor is not None:
+            return name_and_actor[1]
         name = str(key)
         members = [a for group in self.groups if group.name == name for a in group.actors]
         members = members or [actor for actor in self.actors if actor.step == name]
@@ -142,91 +142,97 @@ class StructuredModule(StatefulModule):
             known = [*self.actors.names, *(str(g.name) for g in self.groups if g.name is not None)]
             near = did_you_mean(name, known) or f"; there is {shortened(self.actors.names)}"
             raise KeyError(f"there is no actor or group {key!r}{near}")
-        if len({id(self._seats[actor.name].network) for actor in members}) > 1:
+        if len({id(self._network_of(actor)) for actor in members}) > 1:
             names = shortened(actor.name for actor in members)
             raise KeyError(f"the actors of {key!r} have separate networks; name one of {names}")
         return members[0]
 
     # --- one call ---
 
+    def _network_of(self, actor: Actor) -> Any:
+        """The policy or critic of ``actor``."""
+        return self._actor_networks[actor.name].network
+
     def _whole(self, actor: Actor) -> Any:
         """The network of ``actor`` as a module of its own: that of a separate agent over its part of the weights."""
-        seat = self._seats[actor.name]
-        module = seat.group.module
-        return module.part_of(seat.row) if isinstance(module, SeparateNetworks) else module
+        network = self._actor_networks[actor.name]
+        module = network.group.module
+        return module.member_of(network.row) if isinstance(module, SeparateNetworks) else module
 
-    def _read_inputs(self, turn: ActorCall) -> Tensors:
-        """What the network of ``turn`` reads. A subclass may hand over more than the observation."""
-        return turn.network.read(turn.present.value)
+    def _read_inputs(self, call: ActorCall) -> Tensors:
+        """What the network of ``call`` reads. A subclass may hand over more than the observation."""
+        return call.network.read(call.entry.value)
 
-    def _turns(self, observations: Any, state: State | None, resets: Any) -> list[ActorCall]:
+    def _calls(self, observations: Any, state: State | None, resets: Any) -> list[ActorCall]:
         """Everyone present, each with its share of the state; nothing is computed yet."""
-        present = self.actors.present(observations, "observations")
+        entries = self.actors.entries(observations, "observations")
         state, _ = self._own_share(state)
         self._check_memory(state)
         by_actor = isinstance(resets, Mapping)
-        own_resets = self._by_name(resets, "resets") if by_actor else {}
-        turns = []
-        for one in present:
-            seat = self._seats[one.actor.name]
-            network, own = seat.network, None
+        actor_resets = self._by_name(resets, "resets") if by_actor else {}
+        calls = []
+        for entry in entries:
+            actor_network = self._actor_networks[entry.actor.name]
+            network, share = actor_network.network, None
             if network.has_memory:
-                names = {node: f"{one.name}/{node}" for node in network.state_shapes}
-                own = {node: state[name] for node, name in names.items() if name in state}  # type: ignore[index,operator]
-                if not own and one.actor.is_open:
+                names = {node: f"{entry.name}/{node}" for node in network.state_shapes}
+                share = {node: state[name] for node, name in names.items() if name in state}  # type: ignore[index,operator]
+                if not share and entry.actor.is_open:
                     raise ValueError(
-                        f"the state has nothing of {one.name!r}; a new actor begins with "
-                        f"initial_state(batch_size, actors=[{one.name!r}])"
+                        f"the state has nothing of {entry.name!r}; a new actor begins with "
+                        f"initial_state(batch_size, actors=[{entry.name!r}])"
                     )
-                if by_actor and one.name not in own_resets:
-                    raise ValueError(f"resets lack {one.name!r}; it is present and has memory")
-            reset = own_resets.get(one.name) if by_actor else resets
-            turns.append(ActorCall(one, seat, own, reset if network.has_memory else None))
-        return turns
+                if by_actor and entry.name not in actor_resets:
+                    raise ValueError(f"resets lack {entry.name!r}; it is present and has memory")
+            reset = actor_resets.get(entry.name) if by_actor else resets
+            calls.append(
+                ActorCall(entry, actor_network, share, reset if network.has_memory else None)
+            )
+        return calls
 
-    def _compute(self, turns: list[ActorCall], unroll: bool = False) -> None:
+    def _compute(self, calls: list[ActorCall], unroll: bool = False) -> None:
         """Outputs and states, by one call for those who share a network or have stacked ones."""
         batches: dict[tuple[int, str], list[ActorCall]] = {}
-        for turn in turns:
+        for call in calls:
             # The agents of an open step that come as one array have an axis more than the others.
-            alone = turn.present.name if turn.present.is_whole_step else ""
-            batches.setdefault((id(turn.seat.group), alone), []).append(turn)
+            alone = call.entry.name if call.entry.is_whole_step else ""
+            batches.setdefault((id(call.actor_network.group), alone), []).append(call)
         rest = [batch for batch in batches.values() if not self._read_together(batch, unroll)]
         for batch in rest:
-            for turn in batch:
-                with blamed(turn.present.name):
-                    self._read_turn(turn, unroll)
+            for call in batch:
+                with blamed(call.entry.name):
+                    self._read_call(call, unroll)
         for batch in rest:
-            refuse_other_axes({turn.present.name: turn.leading for turn in batch})
-            batch = sorted(batch, key=lambda turn: turn.seat.row)
-            results = batch[0].seat.group.evaluate(
-                [turn.seat.row for turn in batch],
-                [turn.inputs for turn in batch],
-                [turn.state for turn in batch],
-                [turn.resets for turn in batch],
+            refuse_other_axes({call.entry.name: call.leading for call in batch})
+            batch = sorted(batch, key=lambda call: call.actor_network.row)
+            results = batch[0].actor_network.group.evaluate(
+                [call.actor_network.row for call in batch],
+                [call.inputs for call in batch],
+                [call.state for call in batch],
+                [call.resets for call in batch],
                 unroll,
             )
-            for turn, (outputs, after) in zip(batch, results, strict=True):
-                turn.outputs, turn.after = outputs, after
+            for call, (outputs, after) in zip(batch, results, strict=True):
+                call.outputs, call.after = outputs, after
 
     def _read_together(self, batch: Sequence[ActorCall], unroll: bool) -> bool:
         """Compute a batch whose observations are read as one; False where they cannot be."""
         return False
 
-    def _read_turn(self, turn: ActorCall, unroll: bool) -> None:
+    def _read_call(self, call: ActorCall, unroll: bool) -> None:
         """The inputs of its network, its leading axes, and resets for these."""
-        turn.inputs = self._read_inputs(turn)
-        turn.leading = turn.network.leading(turn.inputs)
-        if turn.network.has_memory:
-            call = turn.network.call("unroll" if unroll else self.part)
-            turn.network.check_state(turn.state, state_axes(turn.leading, unroll), call)
-            turn.resets = turn.network.read_resets(turn.resets, turn.leading)
+        call.inputs = self._read_inputs(call)
+        call.leading = call.network.leading(call.inputs)
+        if call.network.has_memory:
+            usage = call.network.call("unroll" if unroll else self.part)
+            call.network.check_state(call.state, state_axes(call.leading, unroll), usage)
+            call.resets = call.network.read_resets(call.resets, call.leading)
 
-    def _after(self, state: State | None, turns: list[ActorCall]) -> State:
-        own, whole = self._own_share(state)
-        after = dict(own or {})
-        for turn in turns:
-            after |= {f"{turn.present.name}/{node}": value for node, value in turn.after.items()}
+    def _after(self, state: State | None, calls: list[ActorCall]) -> State:
+        share, whole = self._own_share(state)
+        after = dict(share or {})
+        for call in calls:
+            after |= {f"{call.entry.name}/{node}": value for node, value in call.after.items()}
         return after if whole is None else {**whole, **under(self.part, after)}
 
     def _own_share(self, state: State | None) -> tuple[State | None, State | None]:
@@ -261,7 +267,7 @@ class StructuredModule(StatefulModule):
     def _by_name(self, values: Any, what: str) -> dict[str, Any]:
         if values is None:
             return {}
-        return {one.name: one.value for one in self.actors.present(values, what)}
+        return {entry.name: entry.value for entry in self.actors.entries(values, what)}
 
     # --- as a module ---
 

@@ -40,7 +40,7 @@ class StructuredPolicy(StructuredModule):
     @property
     def policies(self) -> dict[str, Policy]:
         """The Policy of each actor by flat name; actors of one group share one unless they are separate."""
-        return {actor.name: self._seats[actor.name].network for actor in self.actors}
+        return {actor.name: self._network_of(actor) for actor in self.actors}
 
     def __getitem__(self, key: ActorKey) -> Policy:
         """The Policy of an actor, a group or a step. That of a separate agent is over the agent's part of the weights.
@@ -79,10 +79,10 @@ class StructuredPolicy(StructuredModule):
         unroll: bool = False,
     ) -> Any:
         """Logits and shared values, {actor: {action: (...) + (k,)}}; with memory (these, state)."""
-        calls = self._turns(observations, state, resets)
+        calls = self._calls(observations, state, resets)
         self._compute(calls, unroll)
         unstack(calls)
-        outputs = {call.present.key: call.outputs for call in calls}
+        outputs = {call.entry.key: call.outputs for call in calls}
         return self._returned(outputs, self._after(state, calls), unroll)
 
     def distribution(
@@ -99,8 +99,8 @@ class StructuredPolicy(StructuredModule):
         calls, after = self._evaluated(observations, state, resets, unroll)
         unstack(calls)
         masks = self._by_name(mask, "masks")
-        found = {call.present.key: _distribution(call, masks, temperature) for call in calls}
-        return (found, after) if self.has_memory else found
+        distributions = {c.entry.key: _distribution(c, masks, temperature) for c in calls}
+        return (distributions, after) if self.has_memory else distributions
 
     def act(
         self,
@@ -125,11 +125,11 @@ class StructuredPolicy(StructuredModule):
                 calls, after = self._evaluated(rest, state, resets)
             _draw(calls, self._by_name(mask, "masks"), temperature, deterministic, generator)
             if asked:
-                asked_calls = self._turns(asked, state, resets)
+                asked_calls = self._calls(asked, state, resets)
                 for call in asked_calls:
                     _ask(call)
                 after, calls = self._after(after, asked_calls), [*calls, *asked_calls]
-            by_key = {call.present.key: call.action for call in calls}
+            by_key = {call.entry.key: call.action for call in calls}
             actions = {key: by_key[key] for key in observations}
         return (actions, after) if self.has_memory else actions
 
@@ -138,8 +138,8 @@ class StructuredPolicy(StructuredModule):
         if not self._asks_classes:
             return observations, {}
         rest, asked = {}, {}
-        for entry in self.actors.present(observations, "observations"):
-            policy = self._seats[entry.actor.name].network
+        for entry in self.actors.entries(observations, "observations"):
+            policy = self._network_of(entry.actor)
             (asked if policy.users_own("act") else rest)[entry.key] = entry.value
         return rest, asked
 
@@ -150,24 +150,24 @@ class StructuredPolicy(StructuredModule):
 
         They come from the call of this module, or without hooks from what it would run: then batches stay batches.
         """
-        calls = self._turns(observations, state, resets)
+        calls = self._calls(observations, state, resets)
         if is_plain(self, StructuredPolicy) and not is_traced():
             self._compute(calls, unroll)
             return calls, self._after(state, calls)
         result = self(observations, state, resets, unroll=unroll)
         outputs, after = result if unroll or self.has_memory else (result, {})
         for call in calls:
-            call.outputs = outputs[call.present.key]
+            call.outputs = outputs[call.entry.key]
         return calls, after
 
     def _read_together(self, batch: Sequence[ActorCall], unroll: bool) -> bool:
-        policy: Any = batch[0].seat.group.module
+        policy: Any = batch[0].actor_network.group.module
         if len(batch) == 1 or not isinstance(policy, Policy) or is_traced():
             return False
         if policy.users_own("preprocess"):
             return False
         try:
-            values = [call.present.value for call in batch]
+            values = [call.entry.value for call in batch]
             inputs = policy.read(policy.observer.tree.side_by_side(values, policy.read_keys))
             if not policy.leading(inputs):
                 return False  # these were the parts of one observation
@@ -188,20 +188,20 @@ class StructuredPolicy(StructuredModule):
 
     def from_environment(self, actions: Mapping[Any, Any]) -> dict[Any, Any]:
         """Actions of an environment by actor as the distributions have them, as `Policy.from_environment` does."""
-        present = self.actors.present(actions, "actions")
-        found = {}
-        for one in present:
-            with blamed(one.name):
-                found[one.key] = self._seats[one.actor.name].network.from_environment(one.value)
-        return found
+        converted = {}
+        for entry in self.actors.entries(actions, "actions"):
+            with blamed(entry.name):
+                policy = self._network_of(entry.actor)
+                converted[entry.key] = policy.from_environment(entry.value)
+        return converted
 
     def update_normalizers(self, observations: Mapping[Any, Any], group: Any = None) -> None:
         """Count the observations of everyone present into the statistics; nothing if those of one are wrong."""
         seen: dict[int, list[Tensors]] = {}
-        for one in self.actors.present(observations, "observations"):
-            policy = self._seats[one.actor.name].network
-            with blamed(one.name):
-                rows = policy.observer.seen(one.value, policy.dtype, policy.device)
+        for entry in self.actors.entries(observations, "observations"):
+            policy = self._network_of(entry.actor)
+            with blamed(entry.name):
+                rows = policy.observer.seen(entry.value, policy.dtype, policy.device)
             seen.setdefault(id(policy), []).append(rows)
         # Everyone's, in one order: other processes, which may have others present, count along with this one.
         for number, policy in {id(policy): policy for policy in self.policies.values()}.items():
@@ -223,7 +223,7 @@ class StructuredPolicy(StructuredModule):
             if isinstance(group.module, Policy):
                 group.module.reset_distributions(seed, *name)
             else:
-                for index, policy in enumerate(group.module.parts):
+                for index, policy in enumerate(group.module.members):
                     policy.reset_distributions(seed, *name, index)
 
 
@@ -248,19 +248,19 @@ def _draw(
         batch.draw(deterministic, generator)
     for call, distribution in zip(alone, distributions, strict=True):
         call.action = call.network.action_of(
-            distribution, call.present.value, deterministic, generator
+            distribution, call.entry.value, deterministic, generator
         )
 
 
 def _distribution(call: ActorCall, masks: Mapping[str, Any], temperature: float) -> Distribution:
-    mask = masks.get(call.present.name)
-    with blamed(call.present.name):
-        return call.network.distribution_of(call.outputs, call.present.value, mask, temperature)
+    mask = masks.get(call.entry.name)
+    with blamed(call.entry.name):
+        return call.network.distribution_of(call.outputs, call.entry.value, mask, temperature)
 
 
 def _ask(call: ActorCall) -> None:
     """Let the user's own class act."""
-    result = call.network.act(call.present.value, call.state, call.resets)
+    result = call.network.act(call.entry.value, call.state, call.resets)
     call.action, call.after = result if call.network.has_memory else (result, {})
 
 
@@ -297,14 +297,14 @@ class PolicyBatch:
         """Fill in what each of them does."""
         policy: Policy = self.calls[0].network
         flat = policy.drawn(self.distribution, deterministic, generator)
-        as_numpy = not holds_tensors(self.calls[0].present.value)
+        as_numpy = not holds_tensors(self.calls[0].entry.value)
         actions = to_environments(policy.action_tree, flat, as_numpy)
         for call, action in zip(self.calls, actions, strict=True):
             call.action = action
 
     def _stacked(self, policy: Policy) -> Batch:
         """The logits of each, and the masks that they observe, on a new first axis."""
-        values = [call.present.value for call in self.calls]
+        values = [call.entry.value for call in self.calls]
         if len({holds_tensors(value) for value in values}) > 1:
             raise ValueError("tensors are answered by tensors, arrays by arrays")
         names, keys = policy.distributions, policy.masks.values()
@@ -313,10 +313,10 @@ class PolicyBatch:
         return Batch(policy.read(inputs, keys), outputs)
 
     def _mask(self, masks: Mapping[str, Any]) -> Any:
-        own = [masks.get(call.present.name) for call in self.calls]
-        by_action = [mask for mask in own if isinstance(mask, Mapping)]
-        if len(by_action) < len(own):
-            return _alike_or_none(own)
+        given = [masks.get(call.entry.name) for call in self.calls]
+        by_action = [mask for mask in given if isinstance(mask, Mapping)]
+        if len(by_action) < len(given):
+            return _alike_or_none(given)
         names = {name: None for mask in by_action for name in mask}
         return {name: alike([mask.get(name) for mask in by_action]) for name in names}
 
@@ -325,7 +325,7 @@ def policy_batches(calls: Sequence[ActorCall]) -> list[PolicyBatch]:
     """The calls by policy, in the order given."""
     batches: dict[tuple[int, bool], PolicyBatch] = {}
     for call in calls:
-        key = id(call.network), call.present.is_whole_step  # which has an axis of its own
+        key = id(call.network), call.entry.is_whole_step  # which has an axis of its own
         if key in batches:
             batches[key].calls.append(call)
         else:

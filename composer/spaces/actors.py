@@ -1,7 +1,7 @@
 """Who acts: the steps and agents of an environment, and which network serves whom.
 
 An actor is a step, an agent, or an agent within a step. `read_actors` makes them of spaces by key, `serve` says which
-of a spec's networks is for which of them. At run time `Actors.present` reads a mapping by key, such as the observations
+of a spec's networks is for which of them. At run time `Actors.entries` reads a mapping by key, such as the observations
 of everyone who is there.
 """
 
@@ -113,7 +113,7 @@ class Actors:
         actor = self._by_name.get(step)
         return (name, actor) if slash and agent and actor is not None and actor.is_open else None
 
-    def present(self, values: Any, what: str) -> list[Entry]:
+    def entries(self, values: Any, what: str) -> list[Entry]:
         """The entries of a mapping by key, in its order; ``what`` it holds ("observations") is for messages.
 
         Raises ValueError for what is no mapping, for keys of no actor, and for two keys of the same one.
@@ -123,18 +123,18 @@ class Actors:
             raise ValueError(
                 f"{what} come as a dict by actor ({names}), got a {type(values).__name__}"
             )
-        entries: dict[str, Entry] = {}
+        by_name: dict[str, Entry] = {}
         for key, value in values.items():
             name_and_actor = self.find(key)
             if name_and_actor is None:
                 raise ValueError(self._unknown(values, what))
             name, actor = name_and_actor
-            if name in entries:
+            if name in by_name:
                 raise ValueError(
-                    f"{what} of {name!r} are given twice, as {entries[name].key!r} and {key!r}"
+                    f"{what} of {name!r} are given twice, as {by_name[name].key!r} and {key!r}"
                 )
-            entries[name] = Entry(key, name, actor, value)
-        return list(entries.values())
+            by_name[name] = Entry(key, name, actor, value)
+        return list(by_name.values())
 
     def _unknown(self, values: Mapping[Any, Any], what: str) -> str:
         unknown = [key for key in values if self.find(key) is None]
@@ -222,11 +222,10 @@ def serve(
     served: dict[str | None, tuple[Actor, ...]] = {}
     by: dict[str, list[str]] = {name: [] for name in actors.names}
     for key, place in networks.items():
-        found = tuple(actors) if key is None else _meant(key, actors)
-        served[key] = found
-        for actor in found:
+        served[key] = tuple(actors) if key is None else _meant(key, actors)
+        for actor in served[key]:
             by[actor.name].append(str(key))
-        if not found:
+        if not served[key]:
             near = (
                 did_you_mean(str(key), _addresses(actors))
                 or f"; there is {shortened(actors.names)}"
@@ -255,9 +254,9 @@ def shortened(names: Iterable[Any], most: int = MOST_NAMES) -> str:
 
 def _meant(key: str, actors: Actors) -> tuple[Actor, ...]:
     for test in (_is_named, _is_of_step, _is_of_type):
-        found = tuple(actor for actor in actors if test(actor, key))
-        if found:
-            return found
+        meant = tuple(actor for actor in actors if test(actor, key))
+        if meant:
+            return meant
     return ()
 
 
@@ -275,8 +274,8 @@ def _is_of_type(actor: Actor, key: str) -> bool:
 
 def _addresses(actors: Actors) -> list[str]:
     """All keys by which networks may speak of actors."""
-    found = [address for a in actors for address in (a.name, a.step, a.type) if address]
-    return list(dict.fromkeys(found))
+    addresses = [address for a in actors for address in (a.name, a.step, a.type) if address]
+    return list(dict.fromkeys(addresses))
 
 
 def _wrong_key(key: Any) -> str | None:

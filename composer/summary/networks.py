@@ -77,10 +77,10 @@ def _networks_of(part: str, group: GroupNetworks) -> list[tuple[str, NetworkModu
     names = tuple(actor.name for actor in group.actors)
     if isinstance(group.module, NetworkModule):
         return [(base, group.module, ServedActors(names))]
-    modules, why = group.module.parts, group.module.why_looped
+    modules, why = group.module.members, group.module.why_looped
     ports = [(module.network.in_ports, module.network.out_ports) for module in modules]
     if all(other == ports[0] for other in ports):
-        return [(base, group.module.part_of(0), ServedActors(names, len(names), why))]
+        return [(base, group.module.member_of(0), ServedActors(names, len(names), why))]
     return [
         (f"{base}/{index}", module, ServedActors((names[index],), 1, why))
         for index, module in enumerate(modules)

@@ -85,7 +85,7 @@ def test_separate_critics_have_weights_of_their_own_in_one_call():
     assert not torch.isclose(values["place", 0], values["place", 1]).any()
     assert model.critic.groups[1].module.ensemble is not None
     for index in range(2):
-        view = model.critic.groups[1].module.part_of(index)
+        view = model.critic.groups[1].module.member_of(index)
         expected = view.value(seen["place", 0])
         torch.testing.assert_close(values["place", index], expected)
 

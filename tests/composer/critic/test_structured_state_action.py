@@ -141,7 +141,7 @@ def test_separate_agents_have_weights_of_their_own_in_one_call():
     values = critic.value(*same)
     assert not torch.isclose(values["place", 0], values["place", 1]).any()
     for index, key in enumerate(PLACES):
-        own = module.part_of(index)
+        own = module.member_of(index)
         expected = own.value(seen["place", 0], done["place", 0])
         torch.testing.assert_close(values[key], expected)
 

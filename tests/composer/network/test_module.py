@@ -136,6 +136,17 @@ def test_hooks_on_the_policy_that_actors_share_run_once(use):
 
 
 @pytest.mark.parametrize("use", ["call", "unroll", "distribution", "act"])
+def test_hooks_on_one_of_separate_policies_run_once(use):
+    policy, ran = actors_of("gru", SEPARATE).policy, []
+    expected = used(actors_of("gru", SEPARATE).policy, "unroll", EVERYONE)
+    policy.groups[0].module.members[2].register_forward_hook(lambda *_: ran.append("after"))
+    result = used(policy, use, EVERYONE)
+    assert ran == ["after"]
+    if use == "unroll":
+        torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("use", ["call", "unroll", "distribution", "act"])
 def test_parametrizations_and_backward_hooks_of_layers_take_part(use):
     policy, ran = model_of("gru").policy, []
 

@@ -70,7 +70,7 @@ def test_agents_that_are_not_counted_are_found_by_any_name():
 
 
 def test_present_keeps_order_and_keys_as_given():
-    present = actors(0, 1, "a").present({"a": 10, 1: 11}, "observations")
+    present = actors(0, 1, "a").entries({"a": 10, 1: 11}, "observations")
     assert [(one.key, one.name, one.value) for one in present] == [("a", "a", 10), (1, "1", 11)]
 
 
@@ -85,7 +85,7 @@ def test_present_keeps_order_and_keys_as_given():
 )
 def test_values_by_actor_that_are_wrong_are_refused_in_words(values, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        actors(0, "agent_1").present(values, "observations")
+        actors(0, "agent_1").entries(values, "observations")
 
 
 # --- spaces by key ----------------------------------------------------------------------------------------------------

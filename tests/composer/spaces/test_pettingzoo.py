@@ -101,9 +101,11 @@ def test_every_agent_has_a_network_by_its_type():
     env = pettingzoo.make("parallel", KNIGHTS)
     model = composer.compose(BY_TYPE, env=env, seed=0)
     assert isinstance(model.policy, StructuredPolicy)
-    assert {name: list(g.parts) for name, g in zip(["archer", "knight"], model.policy.groups)} == {
+    assert {
+        name: list(g.networks) for name, g in zip(["archer", "knight"], model.policy.groups)
+    } == {
         "archer": [model.policy["archer"]] * 2,
-        "knight": model.policy.groups[1].module.parts,
+        "knight": model.policy.groups[1].module.members,
     }
     assert list(model.observation_space) == env.possible_agents
 
