@@ -16,13 +16,13 @@ X = TypeVar("X")
 
 
 def any_batch(value: X, axes: int = 1, ports: Mapping[str, Port] | None = None) -> X:
-    """Mark the first ``axes`` axes of all tensors in ``value`` as ones that vary; returns ``value`` itself.
+    """Mark the first ``axes`` axes of all tensors in ``value`` as dynamic for torch.compile; returns ``value``.
 
-    Given to the first call of what ``torch.compile`` made, its graph serves all batches of 2 and more: torch alone
+    In the first call of a compiled function, this gives one graph for all batches of 2 and more: otherwise torch
     compiles once for the first batch and again for the second, and takes a batch for a constant that is as large as
-    some other axis. Dicts, tuples and lists are looked into; what is no tensor stays as it is.
+    some other axis. Tensors in dicts, tuples and lists are marked too.
 
-    ``ports`` says what tensors are by their flat name (those of a network or of a policy's observations): their axes
+    ``ports`` are the Ports of the tensors by flat name (of a network or of a policy's observations): their axes
     of unknown length, of sets and graphs, are marked too.
 
     >>> compiled = torch.compile(torch.nn.Linear(2, 3), backend="eager")

@@ -71,9 +71,9 @@ class RefusedError(ValueError):
 
 
 class SpecError(ValueError):
-    """Everything found wrong in a spec: ``problems`` as data, its text one problem a line, in the order of the file.
+    """All errors in a spec: ``problems`` as data; the text has one problem per line, in the order of the file.
 
-    Of more than 100 problems the text has the first ones, and how many more there are.
+    The text has the first 100 problems, and the number of the others.
     """
 
     def __init__(self, problems: Iterable[Problem]) -> None:

@@ -125,7 +125,7 @@ class Model(nn.Module):
         *,
         actors: Iterable[ActorKey] | None = None,
     ) -> State:
-        """A zero state of policy and critic for ``batch_size`` environments, of ``actors`` or of all counted ones."""
+        """A zero state of policy and critic for ``batch_size`` environments, of ``actors`` or of all known actors."""
         if actors is not None and not isinstance(self.policy, StructuredModule):
             raise ValueError("'actors' is for steps and agents, of which this model has none")
         chosen = {} if actors is None else {"actors": list(actors)}
@@ -165,7 +165,7 @@ class Model(nn.Module):
 
     @property
     def wrapped(self) -> IModelWrapper:
-        """The policy in the wrappers of the spec's `wrap`, the first one innermost; made once, as it keeps states."""
+        """The policy in the wrappers of the spec's `wrap`, the innermost first; created once, as it stores states."""
         if not self.spec.policy.wrap:
             raise ValueError(
                 "the spec has no 'wrap' in its policy; add one, or wrap model.policy with composer.model_wrap"
@@ -204,11 +204,11 @@ class Model(nn.Module):
 
         ``part`` "policy" gives logits and the deterministic action as the environment takes it, "critic" values,
         "model" both. With memory the state is an input and an output; ``unroll`` makes it so many steps at once. Of
-        several actors ``actor`` says whose; without it one file has all. In the wrappers of the spec's `wrap`, or of
-        ``wrapped``, the policy acts without chance and noise. The file is kept if it gives what the model gives over 50
+        several actors ``actor`` selects one; without it the file has all. In the wrappers of the spec's `wrap`, or of
+        ``wrapped``, the policy acts without exploration and noise. The file is kept if it equals the model over 50
         random steps.
 
-        Raises ExportError, and then leaves no file, with everything that stands in the way.
+        Raises ExportError with every reason why the model cannot be exported; then there is no file.
         """
         # Not above: torch's exporters take as long to import as torch itself.
         from composer.export.exporting import export_model
@@ -218,7 +218,7 @@ class Model(nn.Module):
     def save(self, path: str | FilePath) -> None:
         """Write weights, spec, spaces and seed to one safetensors file; it appears whole or not at all.
 
-        Raises CheckpointError where something in the spec has no name by which it can be found again.
+        Raises CheckpointError if something in the spec has no name by which it can be loaded.
         """
         write_checkpoint(
             path,
@@ -246,7 +246,7 @@ class Model(nn.Module):
         ``returns`` (any shape) update the statistics of the critic's ``normalize_value``.
 
         With torch.distributed every process of ``group`` (None: all processes) must call this with its observations,
-        and every process gets the statistics of all; with ``group=False`` this process updates its statistics alone.
+        and every process gets the statistics of all; with ``group=False`` only this process updates its statistics.
         """
         if observations is not None:
             self.policy.update_normalizers(observations, group)

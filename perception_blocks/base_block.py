@@ -96,8 +96,8 @@ class PerceptionBlock(nn.Module):
     """Base of every block: tensors in, a tensor or a tuple of tensors out.
 
     A subclass takes ``in_shapes`` first and its settings as keywords with defaults. Settings are checked against their
-    annotations before ``__init__`` runs (SettingsError). A subclass either hands its ``out_shapes`` to this class, or
-    they are found by running ``forward`` once on data that is not there.
+    annotations before ``__init__`` runs (SettingsError). A subclass either passes its ``out_shapes`` to this class, or
+    they are inferred by running ``forward`` once on tensors without data.
 
     >>> class Double(PerceptionBlock):
     ...     def forward(self, x_F):
@@ -145,7 +145,7 @@ class PerceptionBlock(nn.Module):
 
     @classmethod
     def check_ports(cls, in_ports: Sequence[Port]) -> None:
-        """Raise InputShapeError where an input is of the wrong kind; called before the block is built.
+        """Raise InputShapeError if an input has the wrong kind; called before the block is built.
 
         Quantities do not go where integers are embedded, integers not where quantities are multiplied, and nothing is
         scaled silently: a value of a uint8 space goes through scale_image, which knows its bounds.
@@ -169,7 +169,7 @@ class PerceptionBlock(nn.Module):
             raise InputShapeError(f"{block_name(cls)} {rule}", {index: port}, advice)
 
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
-        """What is known of the outputs when the inputs are ``in_ports``; floats unless a block says otherwise."""
+        """The Ports of the outputs for the inputs ``in_ports``; floats unless a block overrides this."""
         return [Port(shape) for shape in self.out_shapes]
 
     def take_initializer(self, rule: Rule) -> None:
@@ -177,7 +177,7 @@ class PerceptionBlock(nn.Module):
         self.initializer = rule
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew from ``generator`` (torch's global one if None), each by its own name."""
+        """Initialise all weights again from ``generator`` (torch's global one if None), each by its name."""
         draw_parameters(self, seed_from(generator), self.initializer)
 
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
@@ -219,7 +219,7 @@ class MemoryBlock(PerceptionBlock):
         raise TypeError(f"{type(self).__name__} must define advance(x, state)")
 
     def scan(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """All steps of (..., T) + shape, one after the other."""
+        """All steps of (..., T) + shape, in a loop."""
         return self._loop(x, state, None)
 
     def forward(

@@ -153,14 +153,14 @@ class InferenceBlock(nn.Module):
         }
 
     def lower(self) -> LoweredNetwork:
-        """The same network as straight-line functional code over its live parameters; called like it, and faster.
+        """The same network as straight-line functional code that reads its parameters; called like it, and faster.
 
-        It stays right whatever is done to the network: loading, moving, training, hooks, parametrizations, adapters.
+        It follows all changes of the network: loading, moving, training, hooks, parametrizations, adapters.
         """
         return LoweredNetwork(self, InferenceBlock)
 
     def source(self) -> str:
-        """The straight-line forward, as it runs; ``k`` are names, ``v`` values, ``m`` groups of modules."""
+        """The generated code of the forward pass; ``k`` are names, ``v`` values, ``m`` groups of modules."""
         return self._program.source if self._memory_program is None else self._memory_program.source
 
     def module_of(self, node: BuiltNode) -> nn.Module:

@@ -20,7 +20,7 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def blend(target: nn.Module, source: nn.Module, tau: float, buffers: Buffers = "copy") -> nn.Module:
-    """Move ``target`` in place by ``tau`` (0 to 1) of the way to ``source``, without gradients; returns ``target``.
+    """Soft update (Polyak averaging): move ``target`` by ``tau`` (0 to 1) towards ``source``, in place; returns it.
 
     Every parameter becomes ``target + tau * (source - target)``. Buffers, such as the statistics of a batch
     normalisation, are copied; with ``blend`` numbers move as parameters do (integers are copied), with ``keep`` they

@@ -44,7 +44,7 @@ OURS = ("torch.", "perception_blocks.", "composer.")
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint says beside its weights. ``spec`` is the resolved spec as YAML text."""
+    """The metadata of a checkpoint. ``spec`` is the resolved spec as YAML text."""
 
     spec: str
     observation_space: Json
@@ -121,7 +121,7 @@ def write_checkpoint(
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """What the checkpoint says beside its weights. Raises CheckpointError for any file that is not a whole one."""
+    """Read the metadata of a checkpoint. Raises CheckpointError for a file that is damaged or no checkpoint."""
     values = checkpoint_file.read_record(path, VERSION)
     if values is None:
         raise CheckpointError(

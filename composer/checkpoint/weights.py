@@ -20,13 +20,13 @@ By = Literal["name", "position"]
 def load_weights(
     module: nn.Module, source: object, *, by: By = "name", strict: bool = False, prefix: str = ""
 ) -> LoadReport:
-    """Copy what fits of ``source`` into ``module``; ``print`` the report to see what did not, and why.
+    """Copy the weights of ``source`` that fit into ``module``; ``print`` the report to see the others, and why.
 
     ``source`` is a safetensors file or a mapping from names to tensors, such as a ``state_dict``. ``prefix`` takes the
     names below it only: ``"policy."`` for the policy of a saved model. By position, the first tensor goes to the first
     name of ``module.state_dict()`` and so on, whatever they are called; a safetensors file does not keep an order.
 
-    Raises CheckpointError where nothing fits, and with ``strict`` where anything is left out.
+    Raises CheckpointError if no weight fits, and with ``strict`` if any weight is left out.
     """
     if by not in ("name", "position"):
         raise ValueError(

@@ -77,7 +77,7 @@ def can_stand_for(kind: str, other: str) -> bool:
 
 @dataclass(frozen=True)
 class CriticSetup:
-    """What a critic is made of beside its network; ``shared`` are all values that the policy hands over."""
+    """The arguments of a critic beside its network; ``shared`` are all values that the policy shares."""
 
     observer: Observer
     actions: SpaceTree
@@ -88,7 +88,7 @@ class CriticSetup:
 
 
 class CriticModule(CriticKind, NetworkModule):
-    """What all critics of one network share: values as numbers, and on the scale of returns.
+    """Base of critics of one network: values as numbers, and on the scale of the returns.
 
     ``value_normalizer`` has the statistics of the returns seen up to now if the spec asks for them, else it is None.
     ``shared`` are the values of a policy that it reads.
@@ -146,7 +146,7 @@ class CriticModule(CriticKind, NetworkModule):
         return self.reader(outputs, self.value_normalizer)
 
     def value(self, *arguments: Any, **keywords: Any) -> Any:
-        """The value alone, of shape (...), of an ensemble (..., n); with memory (value, state).
+        """The value, of shape (...); of an ensemble (..., n); with memory (value, state).
 
         It is called as the critic is.
         """
@@ -167,14 +167,14 @@ class CriticModule(CriticKind, NetworkModule):
         return values["value"].squeeze(-1)
 
     def update_normalizer(self, returns: Any, group: Any = None) -> None:
-        """Count ``returns`` (any shape) into the statistics by which values are scaled.
+        """Update the statistics that scale the values with ``returns`` (any shape).
 
-        Raises ValueError where the spec does not ask for them.
+        Raises ValueError if the spec has no ``normalize_value``.
         """
         count_returns(self.value_normalizer, [read_returns(returns, self.device)], group)
 
     def merge_normalizer(self, other: Any) -> None:
-        """Count in the returns that ``other``, a critic of the same spec, has seen."""
+        """Merge the statistics of ``other``, a critic of the same spec."""
         if self.value_normalizer is not None:
             self.value_normalizer.merge(other.value_normalizer)
 

@@ -35,7 +35,7 @@ PREV_VALUE = "prev_value"
 
 @CRITICS.register("delta_state")
 class DeltaStateCritic(StructuredCritic):
-    """Values of steps, one after the other: that of the first, and of each later one what it adds to the one before.
+    """The value of the first step, and for each later step the difference to the value of the step before.
 
     Groups are the steps in their order. A later network reads ``prev_value`` (..., 1), the value before it, through
     which no gradient flows; its value is the sum. The value of a step of several agents is their mean. Where the first
@@ -106,7 +106,7 @@ class DeltaStateCritic(StructuredCritic):
         count_returns(self.value_normalizer, rows, group)
 
     def merge_normalizer(self, other: Any) -> None:
-        """Count in the returns that ``other``, a critic of the same spec, has seen."""
+        """Merge the statistics of ``other``, a critic of the same spec."""
         if self.value_normalizer is not None:
             self.value_normalizer.merge(other.value_normalizer)
 

@@ -72,7 +72,7 @@ def padded(values: list[Tensor], rank: int) -> list[Tensor]:
 
 @CRITICS.register("shared_state")
 class SharedStateCritic(CriticModule):
-    """One value of what all actors observe: ``critic({actor: observation})["value"]`` has the shape (..., 1).
+    """A central critic, one value for all actors: ``critic({actor: observation})["value"]`` has the shape (..., 1).
 
     ``sources`` says of each input of the network where it comes from, ``observers`` read what each actor observes.
     Everyone whom the network reads must be present, unless it reads ``present`` (..., n), which is 1 where an actor is

@@ -19,7 +19,7 @@ class Critic(SpaceCritic):
     """The value of a state: ``critic(observations)["value"]`` has the shape (..., 1), ``critic.value`` gives (...).
 
     A critic that reads values of the policy takes them as ``critic(observations, shared=policy_outputs)``. With memory
-    it takes and returns a state, as a policy does. Of an ensemble there are values (..., n, 1).
+    it takes and returns a state, like a policy. An ensemble returns values (..., n, 1).
     """
 
     @classmethod
@@ -35,6 +35,6 @@ class Critic(SpaceCritic):
         shared: Mapping[str, Tensor] | None = None,
         unroll: bool = False,
     ) -> Any:
-        """``{"value": (..., 1)}``, and what the value was made of; with memory (values, state)."""
+        """``{"value": (..., 1)}``, and the outputs that the value is computed from; with memory (values, state)."""
         values, after = self._judge(self.read(observations, shared), state, resets, unroll)
         return self._returned(values, after, unroll)

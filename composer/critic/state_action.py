@@ -28,9 +28,9 @@ Q_VALUES = "_q_values"  # after an action's name: what its choices are worth
 
 @CRITICS.register("state_action")
 class StateActionCritic(Targeted, SpaceCritic):
-    """What an action is worth in a state, ``q_value`` (..., 1); of an ensemble (..., n, 1).
+    """Q(s, a), the value of an action in a state: ``q_value`` (..., 1); of an ensemble (..., n, 1).
 
-    Where all actions are choices the network gives ``<action>_q_values`` (..., choices), one for each choice, and needs
+    If all actions are choices, the network returns ``<action>_q_values`` (..., choices), one for each choice, and needs
     no action; given one, there is its ``q_value`` too: the mean over the choices that make it up. Else the action is
     an input of the network. It is as distributions have it (``policy.from_environment`` makes it of an environment's),
     and gradients flow to it.

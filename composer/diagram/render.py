@@ -25,7 +25,7 @@ sys.stdout.buffer.write(graph.draw(format=sys.argv[1], prog="dot"))
 
 
 class DrawError(RefusedError):
-    """The picture cannot be made: of the way it was asked for, or of what this machine lacks."""
+    """The picture cannot be drawn; the message says why."""
 
 
 def render(dot: str, form: str) -> bytes:

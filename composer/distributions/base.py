@@ -67,17 +67,17 @@ DISTRIBUTIONS.register_all(
 
 
 class Distribution(ABC):
-    """A batch of distributions over one action. Actions are (..., *action shape), zero-based or on the Box's own scale.
+    """A batch of distributions over one action. Actions are (..., *action shape), zero-based or on the Box's scale.
 
     ``log_prob``, ``entropy`` and ``kl`` are sums over the action's dimensions, shape (...).
     """
 
     @abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """An action, without gradient."""
+        """A sample, without gradient."""
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        """An action through which gradients flow. Raises ValueError where there is no such form."""
+        """A reparametrised sample, with gradient. Raises ValueError if the distribution has none."""
         raise ValueError(f"{type(self).__name__} has no reparametrised sample; use sample()")
 
     @abstractmethod
@@ -121,7 +121,7 @@ class ActionDistribution(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward(logits, mask, temperature)")
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Set own parameters to where learning starts; most families have none."""
+        """Initialise the parameters of the family; most families have none."""
 
     def refuse_no_numbers(self, logits: Tensor) -> None:
         """Raise NoNumberError for ``logits`` and own parameters that are NaN or infinite, where `on_host` says to look.

@@ -54,7 +54,7 @@ class DeterministicDistribution(Distribution):
 
 
 class Deterministic(ActionDistribution):
-    """The action itself: logits (..., one per dimension), squashed into the Box's bounds by tanh."""
+    """A deterministic action: logits (..., one per dimension), squashed into the Box's bounds by tanh."""
 
     allows_minus_infinity = False
 
@@ -67,7 +67,7 @@ class Deterministic(ActionDistribution):
     def forward(
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> DeterministicDistribution:
-        """``temperature`` changes nothing: there is nothing to sharpen."""
+        """``temperature`` has no effect."""
         check_temperature(temperature)
         refuse_mask(mask, "deterministic", self.key)
         u = wide(logits)

@@ -45,12 +45,12 @@ __all__ = ["METADATA", "ExportError", "ExportReport", "export_model"]
 
 
 class ExportError(RefusedError):
-    """Why there is no file; the message says everything that stands in the way, and what to do."""
+    """The model cannot be exported; the message gives every reason, and what to do."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written to ``path``: its inputs and outputs, and how far from the model's they were at most."""
+    """The file at ``path``: its inputs and outputs, and their largest difference from the model."""
 
     path: Path
     inputs: list[Value] = field(repr=False)

@@ -14,8 +14,8 @@ __all__ = ["LoweredModel"]
 class LoweredModel:
     """``model`` (a Model), called like it for (logits, values); ``policy`` is its policy for acting, lowered.
 
-    It computes the same over the model's live parameters, as `LoweredNetwork` does. Parts that are no graphs of blocks,
-    such as a network class of the user's own, run as they are.
+    It computes the same with the model's current parameters, as `LoweredNetwork` does. Other networks than graphs,
+    such as a user's network class, run unchanged.
     """
 
     def __init__(self, model: Any) -> None:

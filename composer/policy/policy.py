@@ -66,7 +66,7 @@ class Policy(NetworkModule):
 
     @property
     def policies(self) -> dict[str | None, Policy]:
-        """As of a policy of several actors: by actor, here under None."""
+        """The policies by actor, as in a policy of several actors; here the only key is None."""
         return {None: self}
 
     def input_sources(self) -> dict[str, InputSource]:
@@ -154,13 +154,13 @@ class Policy(NetworkModule):
         return (action, after) if self.has_memory else action
 
     def lower(self) -> LoweredPolicy:
-        """The same for acting, fast: straight-line code over the live parameters; it has ``act`` and can be called."""
+        """A faster policy for acting: straight-line code that reads the parameters, with ``act``."""
         return LoweredPolicy(self, Policy)
 
     def from_environment(self, action: Any) -> Any:
-        """An environment's action (any leading axes) as the distribution has it: zero-based, tensors, flat keys.
+        """An environment's action (any leading axes) in the form of the distribution: zero-based, tensors, flat keys.
 
-        It is what ``distribution(...).log_prob`` takes, where actions come from an environment or a data set.
+        Use it before ``distribution(...).log_prob`` for actions of an environment or a data set.
         """
         flat = self.action_tree.to_tensors(action, dtype=self.dtype, device=self.device)
         return flat[self._only] if self.action_tree.is_single else flat

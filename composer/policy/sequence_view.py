@@ -39,7 +39,7 @@ def token_views(policy: Any, critic: Any = None) -> tuple[Any, ...]:
 
 
 class SequenceView(nn.Module):
-    """A policy's logits, or a critic's values, at every place of sequences that begin with their first token.
+    """A policy's logits, or a critic's values, at every position of sequences that begin with their first token.
 
     ``view(sequence, sequence_mask)``, both (B, L), gives {name: (B, L, k)}; what stands at places that the mask leaves
     out means nothing. A critic that reads values of its policy needs the policy's view as ``actor``.

@@ -64,7 +64,7 @@ class StructuredPolicy(StructuredModule):
 
     @property
     def shares(self) -> tuple[str, ...]:
-        """The values that any of the policies hands to the critic."""
+        """The values that any of the policies shares with the critic."""
         shared = [name for policy in self.policies.values() for name in policy.shares]
         return tuple(dict.fromkeys(shared))
 
@@ -183,7 +183,7 @@ class StructuredPolicy(StructuredModule):
         return True
 
     def lower(self) -> StructuredPolicy:
-        """Itself: networks of one form are one call already. That of one actor alone is ``policy[key].lower()``."""
+        """The policy itself: networks of one form already run in one call. For one actor: ``policy[key].lower()``."""
         return self
 
     def from_environment(self, actions: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -196,7 +196,7 @@ class StructuredPolicy(StructuredModule):
         return converted
 
     def update_normalizers(self, observations: Mapping[Any, Any], group: Any = None) -> None:
-        """Count the observations of everyone present into the statistics; nothing if those of one are wrong."""
+        """Update the statistics with observations of all present actors; nothing changes if one is wrong."""
         seen: dict[int, list[Tensors]] = {}
         for entry in self.actors.entries(observations, "observations"):
             policy = self._network_of(entry.actor)

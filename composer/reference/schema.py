@@ -50,7 +50,7 @@ DOTTED_PATH: Schema = {"type": "string", "pattern": DOTTED}
 
 
 def json_schema() -> Schema:
-    """A dict of plain values that describes every spec that `read_spec` takes."""
+    """The JSON Schema of every spec that `read_spec` accepts, as a dict."""
     keys = _top_keys()
     return {
         "$schema": DRAFT,

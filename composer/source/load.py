@@ -49,7 +49,7 @@ _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class Source:
-    """A spec's resolved ``data`` and where each part of it was written.
+    """A spec's resolved ``data`` and the position of each value in its files.
 
     ``params`` holds the params, already filled in wherever `data` refers to them. ``problems`` are those that did not
     keep the rest from being read; `composer.spec.read.read_spec` raises them together with its own. Other files that it

@@ -29,7 +29,7 @@ MOST_NAMES = 6  # in a message
 
 @dataclass(frozen=True, eq=False)
 class Actor:
-    """Who acts, as the environment calls it. ``observation_space`` and ``action_space`` are its own."""
+    """An agent, a step, or an agent in a step, with its ``observation_space`` and ``action_space``."""
 
     key: ActorKey
     observation_space: Any

@@ -96,7 +96,7 @@ class Summary:
 def summarize(net: nn.Module) -> Summary:
     """The summary of a Model, a Policy, a Critic, an InferenceBlock or any other module.
 
-    Nothing is allocated and nothing of ``net`` changes: FLOPs are counted on data that is not there.
+    Nothing is allocated and ``net`` does not change: FLOPs are counted on tensors without data.
     """
     rows = read_rows(net)
     modules = networks_by_name(net)

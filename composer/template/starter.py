@@ -46,7 +46,7 @@ def starting_spec(
 ) -> str:
     """The text of a spec that composes for these spaces; ``allow`` is what making the environment needs.
 
-    Where there is an image, the critic shares what the policy sees in it. Observations that no network can read are
+    If there is an image, the critic shares the policy's features of it. Observations that no network can read are
     ignored, with a comment. Raises ValueError where none is left, and SpaceError for an action that is not supported.
     """
     observations, ignored = readable(observation_space)

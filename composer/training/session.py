@@ -46,7 +46,7 @@ GROWING = {"state", "buffer"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: ``evaluation`` is None where a ``signal`` came before it was over."""
+    """The result of a run: ``evaluation`` is None if a ``signal`` interrupted it."""
 
     folder: Path
     task: Task
@@ -66,7 +66,7 @@ def train(
     limits: GivenLimits = None,
     **options: Any,
 ) -> Outcome:
-    """Train a model of ``spec``, and write what comes of it to the new folder ``out``.
+    """Train a model of ``spec``, and write the results to the new folder ``out``.
 
     ``weights`` is a checkpoint to begin with; ``options`` are the other fields of `Task`.
 
@@ -102,7 +102,7 @@ def resume(
     limits: GivenLimits = None,
     **given: Any,
 ) -> Outcome:
-    """Go on with the run in the folder ``path``, to more ``steps`` if those are given.
+    """Continue the run in the folder ``path``, to more ``steps`` if given.
 
     ``spec`` and what else is ``given`` of a `Task` must be those of the run. Raises as `train`; the folder is then as
     it was.

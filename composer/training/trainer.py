@@ -24,7 +24,7 @@ TRAINERS.register("torchrl", "composer.adapters.torchrl.training:TorchrlTrainer"
 
 
 class TrainingError(RefusedError):
-    """A run that cannot begin or go on; the message says why and what to do."""
+    """A run that cannot start or continue; the message says why and what to do."""
 
 
 class Episode(NamedTuple):

@@ -63,10 +63,10 @@ class Offer:
 
 
 class IModelWrapper:
-    """A model that is used in another way. Other attributes are those of the model.
+    """Base of wrappers, which change how a model is used. All other attributes are those of the model.
 
     A subclass takes ``(model, *, settings)`` and defines ``forward``, which calls the model by ``self._run(...)``.
-    Making one looks at its settings only: a spec's `wrap:` tries them around a stand-in.
+    The constructor reads only its settings: a spec's `wrap:` checks wrappers around a stand-in.
     """
 
     listens: ClassVar[tuple[str, ...]] = ()  # keywords of forward that it takes
@@ -97,7 +97,7 @@ class IModelWrapper:
         return self._model.reset(data_id=data_id, **settings)
 
     def info(self, attr_name: str) -> str:
-        """The classes in the chain that have the attribute themselves, the outermost first; empty if there are none."""
+        """The classes in the chain that define the attribute, the outermost first; empty if there are none."""
         owners = [wrapper for wrapper in chain(self) if attr_name in dir(wrapper)]
         inner = innermost(self)
         return " ".join(
@@ -126,7 +126,7 @@ class IModelWrapper:
 
 
 class BaseModelWrapper(IModelWrapper):
-    """The innermost wrapper, around the model itself; a `reset` of the model's own is called if there is one."""
+    """The innermost wrapper, around the model itself; it calls the model's `reset` if there is one."""
 
     def reset(self, data_id: Any = None, **settings: Any) -> Any:
         own = getattr(self._model, "reset", None)

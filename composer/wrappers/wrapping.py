@@ -21,7 +21,7 @@ def model_wrap(model: Any, wrapper_name: str, **settings: Any) -> IModelWrapper:
     """``model`` with the wrapper called ``wrapper_name`` around it; a wrapped model may be wrapped again.
 
     A model is a composed policy, or anything with a ``forward`` from dict to dict. Raises ValueError for an unknown
-    name or setting, and if the wrapper has nothing to work on in a composed policy.
+    name or setting, and for a wrapper that does not fit a composed policy.
 
     >>> import torch
     >>> class Net(torch.nn.Module):

@@ -49,7 +49,7 @@ class GraphProblem:
 
 
 class GraphError(ValueError):
-    """Everything that is wrong with a graph, as ``problems``; ``ports`` are the values known all the same."""
+    """All errors in a graph, as ``problems``; ``ports`` are the values that are known in spite of them."""
 
     def __init__(
         self, problems: Iterable[GraphProblem], ports: Mapping[str, Port] | None = None
@@ -105,7 +105,7 @@ class Node:
 
 
 class Graph:
-    """Blocks wired by name, from ``inputs`` (name -> shape or Port).
+    """Blocks connected by name, from ``inputs`` (name -> shape or Port).
 
     >>> graph = Graph({"inventory": (16,)})
     >>> graph.add("latent", "dense", "inventory", hidden_units=[32])
@@ -140,7 +140,7 @@ class Graph:
         the block to every element of the first ``each`` feature axes; ``same_as`` reuses the module of another node.
         ``copies`` makes an ensemble of a Graph: as many networks in one batched call, whose outputs gain a first axis.
 
-        Raises ValueError for a malformed node; what is wrong between nodes is found by InferenceBlock, all at once.
+        Raises ValueError for a malformed node. InferenceBlock reports all errors between nodes at once.
         """
         if isinstance(inputs, str):
             inputs = (inputs,)

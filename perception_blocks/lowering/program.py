@@ -37,7 +37,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A function and the text it was made of."""
+    """A function and its source text."""
 
     source: str
     function: Callable[..., Any]

@@ -76,7 +76,7 @@ def agent(
     policy_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Any:
-    """``algorithm(policy, env, **settings)`` with a composed model as its policy: an agent as that class makes it.
+    """An agent ``algorithm(policy, env, **settings)`` of Stable-Baselines3 whose policy is a composed model.
 
     ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with (and does not
     train where they are frozen). ``env`` is an environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None
@@ -85,7 +85,7 @@ def agent(
     composes within them too. ``policy_kwargs`` may give ``optimizer_class`` and
     ``optimizer_kwargs``.
 
-    ``agent.save`` and ``algorithm.load`` work as always, ``agent.policy.model.save`` writes a checkpoint of ours.
+    ``agent.save`` and ``algorithm.load`` work as usual; ``agent.policy.model.save`` writes a checkpoint.
     Raises ValueError with every reason why the algorithm cannot train the model.
     """
     name = _name_of(algorithm)
@@ -120,7 +120,7 @@ def wrap(
     allow: Iterable[str] = (),
     limits: GivenLimits = None,
 ) -> gymnasium.Env:
-    """``env`` with observations and actions that Stable-Baselines3 can store; ``env`` itself where they are such.
+    """``env`` with observations and actions that Stable-Baselines3 can store; ``env`` itself if it has such spaces.
 
     ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
     (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
@@ -133,10 +133,10 @@ def wrap(
 
 
 class UpdateNormalizers(BaseCallback):
-    """Counts what the agent sees into the running statistics of the spec's ``normalize``, between two rollouts.
+    """Updates the running statistics of the spec's ``normalize`` with the agent's observations, between two rollouts.
 
-    Those of a critic's ``normalize_value`` count the returns of rollouts, for algorithms that have them. Statistics
-    stay the same while a rollout is collected and learned from. Without this callback they stay what they are.
+    The statistics of ``normalize_value`` count the returns of rollouts, for on-policy algorithms. Statistics
+    do not change while a rollout is collected and trained on. Without this callback they never change.
     """
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ Observation = dict[str, np.integer | np.ndarray]
 
 
 def token_spaces(vocabulary_size: int, max_length: int) -> tuple[spaces.Dict, spaces.Discrete]:
-    """Observation and action space of a token environment, to compose a model for one that is not there yet.
+    """Observation and action space of a token environment, to compose a model before the environment exists.
 
     Raises ValueError for sizes below 2.
     """
@@ -37,7 +37,7 @@ def token_spaces(vocabulary_size: int, max_length: int) -> tuple[spaces.Dict, sp
 
 
 class TokenGym(gymnasium.Env):
-    """A sequence that grows by the action until that is the end token, or ``max_length`` is reached.
+    """A sequence; each action appends a token, until it is the end token or ``max_length`` is reached.
 
     Arguments, fields and reward are those of `composer.adapters.tokens.torchrl_env.TokenEnv`, without the batch axis.
 

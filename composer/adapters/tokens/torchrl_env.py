@@ -22,7 +22,7 @@ __all__ = ["TokenEnv"]
 
 
 class TokenEnv(EnvBase):
-    """Every row of the batch B is a sequence that grows by the action until that is the end token.
+    """Every row of the batch B is a sequence; each action appends a token, until it is the end token.
 
     Fields: ``observation`` (B,), int32, the token before; ``sequence`` and ``sequence_mask`` (B, max_length);
     ``action_mask`` (B, vocabulary_size). A row terminates with the end token, which is not written, and is truncated at
@@ -70,7 +70,7 @@ class TokenEnv(EnvBase):
         self.done_spec = Composite(flags, shape=shape, device=self.device)
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
-        """Any of the tokens that may come next, all alike."""
+        """A uniform sample of the legal tokens."""
         legal = self._rows.action_mask()
         chances = torch.rand(legal.shape, device=legal.device).masked_fill(~legal, -1.0)
         if tensordict is None:
