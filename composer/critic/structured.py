@@ -104,7 +104,7 @@ class StructuredCriticBase(CriticKind, StructuredModule):
             count_returns(network.value_normalizer, of_network, group)
 
     def merge_normalizer(self, other: Any) -> None:
-        """Count in the returns that ``other``, a critic of the same spec, has seen."""
+        """Merge the statistics of ``other``, a critic of the same spec."""
         for ours, theirs in zip(self.networks, other.networks, strict=True):
             ours.merge_normalizer(theirs)
 

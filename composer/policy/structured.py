@@ -187,7 +187,7 @@ class StructuredPolicy(StructuredModule):
         return self
 
     def from_environment(self, actions: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Actions of an environment by actor as the distributions have them, as `Policy.from_environment` does."""
+        """Actions of an environment by actor in the form of the distributions; see `Policy.from_environment`."""
         converted = {}
         for entry in self.actors.entries(actions, "actions"):
             with blamed(entry.name):
