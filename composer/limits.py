@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import hint
 
 __all__ = ["GivenLimits", "Limits", "above", "how_to_raise", "limits_from"]
 
@@ -42,8 +42,7 @@ def limits_from(given: GivenLimits) -> Limits:
     known = [field.name for field in fields(Limits)]
     for name, value in given.items():
         if name not in known:
-            hint = did_you_mean(str(name), known) or f"; there is {listing(known)}"
-            raise ValueError(f"there is no limit {name!r}{hint}")
+            raise ValueError(f"there is no limit {name!r}{hint(name, known)}")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"the limit {name!r} is a whole number of at least 1, got {value!r}")
     return Limits(**given)

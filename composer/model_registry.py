@@ -14,7 +14,7 @@ from composer.limits import GivenLimits
 from composer.source.load import GivenSpec, Override, load_source
 from composer.trust import allow_list, import_object
 from perception_blocks.registry import NameTakenError, UnknownNameError
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import did_you_mean, hint
 
 __all__ = ["MODELS", "MissingPartError", "ModelRecord", "ModelRegistry", "SpecFactory"]
 __all__ += ["find_model", "record_of_spec"]
@@ -242,9 +242,8 @@ class ModelRegistry:
     def get(self, name: str) -> ModelRecord:
         """Raises UnknownNameError, with a near name, for a model that nobody has registered."""
         if name not in self._records:
-            known = f"; known are {', '.join(map(repr, self._records)) or 'none'}"
             raise UnknownNameError(
-                f"unknown model {name!r}{did_you_mean(name, self._records) or known}"
+                f"unknown model {name!r}{hint(name, self._records, 'known are')}"
             )
         return self._records[name]
 
@@ -292,8 +291,8 @@ def _checked(name: str, parts: Mapping[str, object]) -> dict[str, object]:
     """The ``parts`` that are there. Raises ValueError for one that no model has, and for a factory that is none."""
     for part, value in parts.items():
         if part not in PARTS:
-            hint = did_you_mean(part, PARTS) or f"; it may have {', '.join(map(repr, PARTS))}"
-            raise ValueError(f"the model {name!r} cannot have a part {part!r}{hint}")
+            near = hint(part, PARTS, "it may have")
+            raise ValueError(f"the model {name!r} cannot have a part {part!r}{near}")
         if part in FACTORIES and not (value is None or isinstance(value, str) or callable(value)):
             raise ValueError(
                 f"the model {name!r}: its {PARTS[part]} must be a function or a dotted path, got {value!r}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import hint
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
@@ -181,8 +181,7 @@ class Registry:
 
     def hint(self, name: str) -> str:
         """The end of a message about the unknown ``name``: the nearest known one, or else all of them."""
-        near = did_you_mean(name, self._entries, self.kind)
-        return near or f"; known are {', '.join(map(repr, self._entries))}"
+        return hint(name, self._entries, "known are", kind=self.kind)
 
     def name_of(self, value: object) -> str | None:
         """The name under which ``value`` is registered, or None."""

@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from perception_blocks.registry import ACTIVATIONS, FUNCTIONS, INITIALIZERS, Registry
-from perception_blocks.words import cut, did_you_mean, near_name
+from perception_blocks.words import cut, did_you_mean, hint, near_name
 
 __all__ = [
     "Activation",
@@ -154,9 +154,8 @@ def check_settings(
                 problems.append(SettingProblem(name, f"{name!r} {wrong}"))
         elif not takes_any:
             named.add(near_name(name, settings, "setting"))
-            near = did_you_mean(name, settings, "setting")
-            known = f"; it has {', '.join(map(repr, settings))}" if settings else "; it has none"
-            message = f"{name!r} is not a setting of {label}{near or known}"
+            near = hint(name, settings, "it has", kind="setting")
+            message = f"{name!r} is not a setting of {label}{near}"
             problems.append(SettingProblem(name, message, misspelt=True))
     if not partial:
         missing = [s for s in settings.values() if s.required and s.name not in named]

@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "listing",
     "did_you_mean",
+    "hint",
     "near_name",
     "sparing",
     "as_module_name",
@@ -135,6 +136,27 @@ def did_you_mean(word: str, words: Iterable[str], kind: str = "") -> str:
     """
     near = near_name(word, words, kind)
     return f"; did you mean {near!r}?" if near else ""
+
+
+def hint(
+    name: object,
+    known: Iterable[str],
+    says: str = "there is",
+    *,
+    kind: str = "",
+    listed: Iterable[object] | None = None,
+    shown: Callable[[Iterable[object]], str] = listing,
+) -> str:
+    """The end of a message about a ``name`` that is none of ``known``: the near one, or else all of them.
+
+    ``listed`` are those to be listed, where they are others, as ``shown`` has them in words.
+
+    >>> hint("dens", ["dense", "lstm"]), hint("xyz", ["dense", "lstm"], "it has"), hint("xyz", [])
+    ("; did you mean 'dense'?", "; it has 'dense', 'lstm'", '; there is none')
+    """
+    known = list(known)
+    near = did_you_mean(str(name), known, kind)
+    return near or f"; {says} {shown(known if listed is None else listed) or 'none'}"
 
 
 def cut(text: str, most: int) -> str:

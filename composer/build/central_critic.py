@@ -18,7 +18,7 @@ from composer.critic.values import ValueReader
 from composer.spaces.actors import Actor, Actors, shortened
 from composer.spec.model_spec import CriticSpec, NetworkSpec
 from perception_blocks.port import Port, format_shape
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import hint, listing
 
 __all__ = ["alike", "build_central_critic", "difference", "readable_ports"]
 
@@ -195,7 +195,7 @@ class _CentralCriticBuilder:
         before = len(self.problems)
         for index, name in enumerate(spec.observations):
             if name not in (*sources, PRESENT):
-                near = did_you_mean(name, [*sources, PRESENT]) or f"; there is {shortened(sources)}"
+                near = hint(name, [*sources, PRESENT], listed=sources, shown=shortened)
                 path = (*spec.path, "observations", index)
                 self.problems.add(path, f"{name!r} is not an observation{near}")
         if len(self.problems) > before:

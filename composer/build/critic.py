@@ -11,7 +11,7 @@ from torch import nn
 from composer.build.construction import BuiltNetwork, SeededConstruction
 from composer.build.context import BuildContext, Requirements, VisiblePorts
 from composer.build.network_builder import build_network
-from composer.build.plans import PolicyPlan
+from composer.build.plans import PolicyPlan, only_network, separate_paths
 from composer.critic.base import CriticKind, CriticModule, CriticSetup, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
@@ -39,12 +39,6 @@ __all__ = [
 BuiltCritic = tuple[CriticModule, list[SeededConstruction]]
 C = TypeVar("C", bound=nn.Module)
 
-# Settings that say nothing where there is one Space.
-OF_SEVERAL = {
-    "stack": "'stack' stacks the observations of several actors, but this environment has one space",
-    "separate": "'separate' gives each agent a critic of its own, but this environment has no agents; leave it out",
-}
-
 
 def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> BuiltCritic | None:
     """The critic of ``spec`` for an environment with one Space, once its policy (``plan``) is built.
@@ -54,7 +48,7 @@ def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> Built
     critic = spec.critic
     if critic is None:
         return None
-    single = _single_network(critic, plan.context)
+    network = only_network(critic, "a critic", plan.context.problems)
     kind = kind_of(critic, plan.context)
     if kind is None:
         return None
@@ -63,15 +57,17 @@ def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> Built
         plan.context.problems.add((*critic.path, "kind"), message)
         return None
     member = kind.member()
-    refuse_settings(critic, {**member.refused, **OF_SEVERAL}, plan.context)
+    stack = "'stack' stacks the observations of several actors, but this environment has one space"
+    refused = {**member.refused, "stack": stack}
+    refused.pop("separate", None)  # which has been noted
+    refuse_settings(critic, refused, plan.context)
     if policy_failed(plan):
         return None
-    built = critic_network("critic", critic, member, single, plan)
+    built = critic_network("critic", critic, member, network, plan)
     if built is None:
         return None
-    network, construction = built
-    judge = member.build(network, critic_setup(critic, plan, dtype))
-    return with_target(judge, construction), [construction]
+    judge = member.build(built[0], critic_setup(critic, plan, dtype))
+    return with_target(judge, built[1]), [built[1]]
 
 
 def kind_of(critic: CriticSpec, context: BuildContext) -> type[CriticKind] | None:
@@ -95,11 +91,9 @@ def refuse_settings(critic: CriticSpec, refused: Mapping[str, str], context: Bui
         "stack": critic.stack,
         "ensemble": critic.ensemble > 1,
         "normalize_value": critic.normalize_value,
-        "separate": critic.separate,
     }
     paths = [(*critic.path, key) for key, is_set in alone.items() if is_set]
-    paths += [(*n.path, "separate") for n in critic.networks.values() if n.separate]
-    for path in paths:
+    for path in [*paths, *separate_paths(critic)]:
         if path[-1] in refused:
             context.problems.add(path, refused[str(path[-1])], key=True)
 
@@ -190,13 +184,3 @@ def _refuse_unread(
 
 def value_normalizer(critic: CriticSpec) -> NormalizeBlock | None:
     return NormalizeBlock([(1,)], clip=None) if critic.normalize_value else None
-
-
-def _single_network(spec: CriticSpec, context: BuildContext) -> NetworkSpec:
-    if None not in spec.networks:
-        context.problems.add(
-            (*spec.path, "networks"),
-            "networks by step or agent need an environment with steps or agents; this one takes a single network",
-        )
-        context.problems.raise_if_any()
-    return spec.networks[None]

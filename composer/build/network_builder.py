@@ -32,7 +32,7 @@ from perception_blocks.inference import InferenceBlock
 from perception_blocks.init import initializer
 from perception_blocks.port import Port
 from perception_blocks.registry import BLOCKS, MissingExtraError
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import did_you_mean, hint, listing
 
 __all__ = ["build_network"]
 
@@ -276,11 +276,7 @@ def _add_heads(
         return {}
     for name in heads.actions:
         if name not in requirements.heads:
-            near = (
-                did_you_mean(name, requirements.heads)
-                or f"; there is {listing(requirements.heads)}"
-            )
-            message = f"{name!r} is no {requirements.kind}{near}"
+            message = f"{name!r} is no {requirements.kind}{hint(name, requirements.heads)}"
             context.problems.add((*heads.path, name), message, key=True)
     outputs = {}
     for name, width in requirements.heads.items():

@@ -10,25 +10,34 @@ those of what its policy shares, and the observer that reads for it. What a crit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from composer.build.context import BuildContext, BuildNotes, VisiblePorts
 from composer.distributions.joint import ActionDistributions
 from composer.distributions.rules import DistributionRuleError, build_distributions
-from composer.errors import Path, SpecError
+from composer.errors import Path, Problems, SpecError
 from composer.spaces.actors import Actor, Actors, serve
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, walk_space
-from composer.spec.model_spec import ModelSpec, NetworkSpec
+from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
 from perception_blocks.port import Port, format_shape
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import hint, listing
 
-__all__ = ["PlannedGroup", "PolicyPlan", "plan_groups"]
+__all__ = [
+    "PlannedGroup",
+    "PolicyPlan",
+    "is_separate",
+    "only_network",
+    "plan_groups",
+    "separate_paths",
+]
+
+Networks: TypeAlias = PolicySpec | CriticSpec
 
 
 @dataclass
@@ -77,8 +86,7 @@ class PolicyPlan:
         """Why ``key`` is no observation that can be used."""
         if key in self.ignored:
             return f"{key!r} is left out by 'ignore'"
-        near = did_you_mean(key, self.ports) or f"; there is {listing(self.ports)}"
-        return f"{key!r} is not an observation{near}"
+        return f"{key!r} is not an observation{hint(key, self.ports)}"
 
     def local(self, name: str, known: Iterable[str]) -> str:
         """``name`` as it is called in this plan: ``<group>/<name>`` without its group."""
@@ -133,6 +141,52 @@ def plan_groups(
     return [group for group in groups if group is not None]
 
 
+def only_network(spec: Networks, gives: str, problems: Problems) -> NetworkSpec:
+    """The network for an environment with one Space; to each agent ``separate`` would give ``gives``, which is noted.
+
+    Raises SpecError where there are several.
+    """
+    if None not in spec.networks:
+        message = "networks by step or agent need an environment with steps or agents"
+        message += "; this one takes a single network"
+        problems.add((*spec.path, "networks"), message)
+        problems.raise_if_any()
+    message = f"'separate' gives each agent {gives} of its own, but this environment has no agents"
+    for path in separate_paths(spec):
+        problems.add(path, f"{message}; leave it out", key=True)
+    return spec.networks[None]
+
+
+def separate_paths(spec: Networks) -> list[Path]:
+    """Where ``separate`` is written."""
+    return [(*n.path, "separate") for n in (spec, *spec.networks.values()) if n.separate]
+
+
+def is_separate(
+    spec: Networks,
+    network: NetworkSpec,
+    actors: Sequence[Actor],
+    who: str,
+    unlike: str | None,
+    problems: Problems,
+) -> bool:
+    """Whether each of the ``actors`` of ``network`` has weights of its own; what stands in the way is noted.
+
+    ``who`` says that they share a network, ``unlike`` why they cannot.
+    """
+    separate = spec.separate or network.separate
+    if unlike and not separate:
+        way_out = "give them networks of their own under 'networks', or write separate: true"
+        problems.add(network.path, f"{who}, but {unlike}; {way_out}")
+    uncounted = [actor.name for actor in actors if actor.is_open]
+    if separate and uncounted:
+        where = network.path if network.separate else spec.path
+        message = f"'separate' needs a known number of agents; it is not known for {listing(uncounted)}"
+        problems.add((*where, "separate"), f"{message}: leave it out", key=True)
+        return False
+    return separate
+
+
 class _UnmatchedNames:
     """Names that a plan does not have: wrong only where no plan has them."""
 
@@ -163,19 +217,7 @@ class _GroupPlanner:
 
     def alone(self, observation_space: Any, action_space: Any) -> PlannedGroup | None:
         """The group of an environment that has one Space."""
-        policy = self.spec.policy
-        if None not in policy.networks:
-            message = "networks by step or agent need an environment with steps or agents"
-            message += "; this one takes a single network"
-            self.problems.add((*policy.path, "networks"), message)
-            self.problems.raise_if_any()
-        network = policy.networks[None]
-        for part in (policy, network):
-            if part.separate:
-                message = "'separate' gives each agent weights of its own, but this environment has no agents"
-                message += "; leave it out"
-                self.problems.add((*part.path, "separate"), message, key=True)
-                break
+        network = only_network(self.spec.policy, "weights", self.problems)
         plan = self._plan("policy", None, (), network, observation_space, action_space)
         return None if plan is None else PlannedGroup(None, (), network, False, (plan,))
 
@@ -188,22 +230,10 @@ class _GroupPlanner:
     def _group(self, name: str | None, actors: tuple[Actor, ...]) -> PlannedGroup | None:
         policy = self.spec.policy
         network = policy.networks[name]
-        separate = policy.separate or network.separate
         unlike = _unlike(actors)
-        if unlike and not separate:
-            who = (
-                "one network serves all actors"
-                if name is None
-                else f"the network {name!r} serves {len(actors)} actors"
-            )
-            way_out = "give them networks of their own under 'networks', or write separate: true"
-            self.problems.add(network.path, f"{who}, but {unlike}; {way_out}")
-        uncounted = [actor.name for actor in actors if actor.is_open]
-        if separate and uncounted:
-            where = network.path if network.separate else policy.path
-            message = f"'separate' needs a known number of agents; it is not known for {listing(uncounted)}"
-            self.problems.add((*where, "separate"), f"{message}: leave it out", key=True)
-            separate = False
+        who = f"the network {name!r} serves {len(actors)} actors"
+        who = "one network serves all actors" if name is None else who
+        separate = is_separate(policy, network, actors, who, unlike, self.problems)
         base = "policy" if name is None else f"policy/{name}"
         of_plan = (
             {f"{base}/{i}": (a,) for i, a in enumerate(actors)} if separate else {base: actors}
@@ -316,8 +346,8 @@ class _GroupPlanner:
             action = plan.local(name, plan.families)
             key = plan.local(observation, plan.ports)
             if action not in plan.families:
-                near = did_you_mean(name, plan.families) or f"; there is {listing(plan.families)}"
-                self.misses.add((*path, name), f"{name!r} is no action{near}", key=True)
+                message = f"{name!r} is no action{hint(name, plan.families)}"
+                self.misses.add((*path, name), message, key=True)
             elif key not in plan.ports:
                 only = "" if plan.group is None else f"; '<group>/{action}' masks one group only"
                 self.problems.add((*path, name), plan.not_an_observation(key) + only)

@@ -20,7 +20,7 @@ from composer.build.critic import (
     value_normalizer,
     with_target,
 )
-from composer.build.plans import PlannedGroup, PolicyPlan
+from composer.build.plans import PlannedGroup, PolicyPlan, is_separate
 from composer.build.stacking import stacked_networks
 from composer.critic.base import CriticKind, CriticModule, SpaceCritic
 from composer.critic.shared_state import SharedStateCritic
@@ -32,7 +32,6 @@ from composer.network.structured import StructuredModule
 from composer.spaces.actors import Actor, Actors, serve
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.port import Port
-from perception_blocks.words import listing
 
 __all__ = ["build_critic_by_actor"]
 
@@ -154,22 +153,15 @@ class _StructuredCriticBuilder:
         spec = self.critic.networks[key]
         name = "critic" if key is None else f"critic/{key}"
         unlike = self._unlike(members)
-        if not (self.critic.separate or spec.separate):
-            if unlike:
-                way_out = (
-                    "give them networks of their own under 'networks', or write separate: true"
-                )
-                self.problems.add(spec.path, f"one network values them, but {unlike}; {way_out}")
-                return None
+        before, who = len(self.problems), "one network values them"
+        separate = is_separate(self.critic, spec, members, who, unlike, self.problems)
+        if len(self.problems) > before:
+            return None
+        if not separate:
             built = self._network(name, spec, members[0], members, later)
             if built is None:
                 return None
             return GroupNetworks(key, members, self._critic(members[0], built[0])), [built[1]]
-        uncounted = [actor.name for actor in members if actor.is_open]
-        if uncounted:
-            message = f"'separate' needs a known number of agents; it is not known for {listing(uncounted)}"
-            self.problems.add(spec.path, f"{message}: leave it out")
-            return None
         each = [self._network(f"{name}/{i}", spec, a, (a,), later) for i, a in enumerate(members)]
         networks = [built for built in each if built is not None]
         if len(networks) < len(members):

@@ -19,7 +19,7 @@ from composer.spaces.tree import format_space
 from composer.spaces.values import on_host
 from perception_blocks.port import format_shape
 from perception_blocks.registry import Registry
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import hint, listing
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -255,8 +255,7 @@ def _without_mask(key: str, observation: str, single: bool) -> str:
 
 def no_action_to_mask(name: object, actions: Iterable[str]) -> str:
     """What is wrong with a mask of something else."""
-    near = did_you_mean(str(name), actions) or f"; there is {listing(actions)}"
-    return f"there is no action {name!r} to mask{near}"
+    return f"there is no action {name!r} to mask{hint(name, actions)}"
 
 
 def floor_of(dtype: torch.dtype) -> float:

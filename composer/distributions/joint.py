@@ -17,7 +17,7 @@ from composer.distributions.base import (
     no_action_to_mask,
 )
 from perception_blocks.graph.wiring import module_name
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import hint, listing
 
 __all__ = ["ActionDistributions", "CompositeDistribution"]
 
@@ -49,7 +49,7 @@ class CompositeDistribution(Distribution):
             raise ValueError(f"log_prob needs every action; missing: {listing(missing)}")
         for key in action:
             if key not in self.parts:
-                near = did_you_mean(str(key), self.parts) or f"; there is {listing(self.parts)}"
+                near = hint(key, self.parts)
                 raise ValueError(f"log_prob got {key!r}, which is no action{near}")
         return _total(part.log_prob(action[key]) for key, part in self.parts.items())
 

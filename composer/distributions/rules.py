@@ -15,7 +15,7 @@ from composer.distributions.joint import ActionDistributions
 from composer.spaces.kinds import KINDS
 from composer.spaces.tree import SpaceTree
 from perception_blocks.settings import check_settings
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import hint, listing
 
 __all__ = ["DistributionRuleError", "build_distributions"]
 
@@ -90,13 +90,13 @@ def _matching(
         name = rule["action"]
         if name in tree.leaves:
             return [name]
-        near = did_you_mean(name, tree.leaves) or f"; it has {listing(tree.leaves)}"
+        near = hint(name, tree.leaves, "it has")
         problems.append((index, "action", f"no action {name!r} in the action space{near}"))
         return []
     kind = rule["space"]
     matched = [key for key, leaf in tree.leaves.items() if leaf.kind == kind]
     if kind not in KINDS:
-        near = did_you_mean(kind, KINDS) or f"; known are {listing(KINDS)}"
+        near = hint(kind, KINDS, "known are")
         problems.append((index, "space", f"unknown kind of space {kind!r}{near}"))
     elif not matched:
         kinds = listing(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))

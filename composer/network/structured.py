@@ -15,7 +15,7 @@ from composer.network.network import Inputs, State, Tensors, own_share
 from composer.spaces.actors import Actor, ActorKey, Actors, Entry, shortened
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import hint
 
 __all__ = ["ActorCall", "ActorNetwork", "Batch", "StructuredModule", "blamed", "unstack"]
 
@@ -140,7 +140,7 @@ class StructuredModule(StatefulModule):
         members = members or [actor for actor in self.actors if actor.step == name]
         if not members:
             known = [*self.actors.names, *(str(g.name) for g in self.groups if g.name is not None)]
-            near = did_you_mean(name, known) or f"; there is {shortened(self.actors.names)}"
+            near = hint(name, known, listed=self.actors.names, shown=shortened)
             raise KeyError(f"there is no actor or group {key!r}{near}")
         if len({id(self._network_of(actor)) for actor in members}) > 1:
             names = shortened(actor.name for actor in members)
@@ -261,7 +261,7 @@ class StructuredModule(StatefulModule):
         known = self.state_shapes
         for name in state:
             if not self._is_own(name):
-                near = did_you_mean(name, known) or f"; it has {shortened(known)}"
+                near = hint(name, known, "it has", shown=shortened)
                 raise ValueError(f"{name!r} is not in the state of this {self.part}{near}")
 
     def _by_name(self, values: Any, what: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from composer.errors import Path, Problem, Problems, SpecError
-from perception_blocks.words import did_you_mean, is_writable, listing
+from perception_blocks.words import did_you_mean, hint, is_writable, listing
 
 __all__ = ["Actor", "ActorKey", "Actors", "Entry", "counted_spaces", "read_actors", "serve"]
 __all__ += ["shortened"]
@@ -226,10 +226,7 @@ def serve(
         for actor in served[key]:
             by[actor.name].append(str(key))
         if not served[key]:
-            near = (
-                did_you_mean(str(key), _addresses(actors))
-                or f"; there is {shortened(actors.names)}"
-            )
+            near = hint(key, _addresses(actors), listed=actors.names, shown=shortened)
             problems.add(place, f"the network {key!r} serves no actor{near}", key=True)
     lost = [name for name, by_keys in by.items() if not by_keys]
     if lost:

@@ -15,7 +15,7 @@ from gymnasium import Space
 from composer.errors import RefusedError
 from composer.spaces.actors import ActorKey, shortened
 from composer.trust import PETTINGZOO
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import hint
 
 __all__ = ["PREFIX", "PettingZooError", "agent_spaces", "is_pettingzoo", "make_pettingzoo"]
 
@@ -46,8 +46,7 @@ def make_pettingzoo(environment: str) -> Any:
     name = environment.removeprefix(PREFIX)
     makers = _mpe_makers() if name.startswith("mpe/") else _makers()
     if name not in makers:
-        near = did_you_mean(name, makers) or f"; there is {shortened(makers)}"
-        raise PettingZooError(f"there is no {name!r}{near}")
+        raise PettingZooError(f"there is no {name!r}{hint(name, makers, shown=shortened)}")
     try:
         return makers[name]()
     except Exception as error:  # PettingZoo's own for a missing library, or the environment's

@@ -9,7 +9,7 @@ from composer.errors import Path, Problems
 from composer.spec.fields import Fields
 from composer.spec.model_spec import NodeSpec, TemplateSpec
 from composer.spec.nodes import NodeReader
-from perception_blocks.words import describe, did_you_mean, listing
+from perception_blocks.words import describe, hint, listing
 
 __all__ = ["GIVEN_KINDS", "KINDS", "STAGES", "TEMPLATE_KEYS", "read_template", "shared_stages"]
 
@@ -83,7 +83,7 @@ class _TemplateReader:
         given = template.text_mapping("kinds", expected)
         for pattern in [pattern for pattern, kind in given.items() if kind not in GIVEN_KINDS]:
             kind = given.pop(pattern)
-            near = did_you_mean(kind, GIVEN_KINDS) or f"; known are {listing(GIVEN_KINDS)}"
+            near = hint(kind, GIVEN_KINDS, "known are")
             message = f"{kind!r} is no kind of observation that can be given{near}"
             self._problems.add((*template.at("kinds"), pattern), message)
         return given

@@ -25,7 +25,7 @@ from composer.template.kinds import (
     sides,
 )
 from perception_blocks.port import Port
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import hint, listing
 
 __all__ = ["Effects", "expand"]
 
@@ -147,7 +147,7 @@ def _refuse_shares(spec: NetworkSpec, nodes: Mapping[str, NodeSpec], problems: P
     known = [*nodes, *(stage for stage, node in STAGES.items() if node in nodes)]
     for index, name in enumerate(spec.shares):
         if name not in nodes:
-            near = did_you_mean(name, known) or f"; it has {listing(nodes) or 'none'}"
+            near = hint(name, known, "it has", listed=nodes)
             said = f"{name!r} (its {stages[name]})" if name in stages else repr(name)
             message = f"the template makes no value {said} to share{near}"
             problems.add((*spec.path, "shares", index), message)

@@ -31,7 +31,7 @@ from composer.training.progress import ProgressBar
 from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
 from composer.trust import allow_list, check_environment
 from perception_blocks.registry import UnknownNameError
-from perception_blocks.words import cut, did_you_mean
+from perception_blocks.words import cut, hint
 
 __all__ = ["Outcome", "resume", "train"]
 
@@ -338,7 +338,7 @@ def _algorithm_problems(trainer_class: type[Trainer], task: Task) -> list[str]:
             if isinstance(value, int) and value > MOST
         ]
         return [*trainer_class.wrong_settings(task), *too_large]
-    near = did_you_mean(task.algorithm, known) or f"; it has {', '.join(map(repr, known))}"
+    near = hint(task.algorithm, known, "it has")
     return [f"trainer {task.trainer!r} has no algorithm {task.algorithm!r}{near}"]
 
 

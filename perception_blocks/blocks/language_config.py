@@ -27,7 +27,7 @@ from perception_blocks.settings import (
     SettingsError,
     mismatch,
 )
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import did_you_mean, hint
 
 __all__ = ["FAMILIES", "Family", "Folder", "checked_config", "settings_of"]
 
@@ -104,9 +104,8 @@ def _problems(family: str, settings: Mapping[str, Any]) -> Iterator[SettingProbl
             message = f"{name!r} cannot be set: {WITHHELD[name]}"
             yield SettingProblem(name, message, misspelt=True)
         elif aliases.get(name, name) not in known:
-            near = did_you_mean(name, [*known, *aliases])
-            hint = near or f"; it has {', '.join(map(repr, known))}"
-            message = f"{name!r} is not a setting of {label}{hint}"
+            near = hint(name, [*known, *aliases], "it has", listed=known)
+            message = f"{name!r} is not a setting of {label}{near}"
             yield SettingProblem(name, message, misspelt=True)
         elif name in aliases and aliases[name] in settings:
             other = aliases[name]

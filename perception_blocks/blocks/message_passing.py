@@ -39,7 +39,7 @@ from perception_blocks.settings import (
     mismatch,
     settings_of,
 )
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import hint
 
 with warnings.catch_warnings():  # it scripts functions when it is imported, which torch deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -239,9 +239,8 @@ class Convolution:
 
     def __init__(self, name: str, settings: Mapping[str, Any], edges: Shape | None) -> None:
         if name not in CONVOLUTIONS:
-            near = did_you_mean(name, CONVOLUTIONS)
-            known = f"; known are {', '.join(map(repr, CONVOLUTIONS))}"
-            raise UnknownNameError(f"unknown convolution {name!r}{near or known}")
+            near = hint(name, CONVOLUTIONS, "known are")
+            raise UnknownNameError(f"unknown convolution {name!r}{near}")
         self.name = name
         self.cls: Any = getattr(convolutions, name)
         self.arguments = arguments_of(self.cls)
@@ -323,7 +322,7 @@ class Convolution:
             if name in WITHHELD and name in self.arguments:
                 yield f"{name!r} of {label} cannot be set: {WITHHELD[name]}"
             elif name not in known:
-                near = did_you_mean(str(name), known) or f"; it has {', '.join(map(repr, known))}"
+                near = hint(name, known, "it has")
                 yield f"{name!r} is not a setting of {label}{near}"
             elif name == "aggr":
                 if value not in AGGREGATIONS:

@@ -12,7 +12,7 @@ from torch import nn
 from perception_blocks.base_block import block_label
 from perception_blocks.graph.graph import Block, Graph, Node
 from perception_blocks.port import Port, Shape, format_shape
-from perception_blocks.words import as_module_name, did_you_mean
+from perception_blocks.words import as_module_name, did_you_mean, hint
 
 __all__ = [
     "NodeError",
@@ -56,7 +56,7 @@ def wires(node: Node, block: Block) -> tuple[tuple[str, ...], tuple[str, ...] | 
     for name in node.inputs:
         if name not in known and not takes_any:
             free = [other for other in known if other not in node.inputs]
-            near = did_you_mean(name, free) or f"; it takes {', '.join(map(repr, known))}"
+            near = hint(name, free, "it takes", listed=known)
             raise NodeError("in", f"{name!r} is not an argument of {block_label(block)}{near}")
     ordered = sorted(
         node.inputs, key=lambda name: known.index(name) if name in known else len(known)

@@ -20,7 +20,7 @@ from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_other_state
 from perception_blocks.registry import missing_extra
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import hint
 
 try:
     from sb3_contrib import MaskablePPO, RecurrentPPO
@@ -101,10 +101,7 @@ class Sb3Trainer:
         problems = []
         for name, value in task.settings.items():
             if name not in known:
-                near = (
-                    did_you_mean(name, known, "setting")
-                    or f"; it has {', '.join(map(repr, known))}"
-                )
+                near = hint(name, known, "it has", kind="setting")
                 problems.append(f"{name!r} is not a setting of {task.algorithm}{near}")
             elif wrong := mismatch(known[name], value):
                 problems.append(f"{name!r} {wrong}")

@@ -43,7 +43,7 @@ from composer.policy.policy import Policy
 from composer.spaces.tree import SpaceTree
 from composer.spaces.values import as_flags
 from perception_blocks.ensemble.ensemble import EnsembleBlock
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import hint
 
 __all__ = ["ModulesBuilder", "ensemble_of"]
 
@@ -77,8 +77,9 @@ class ModulesBuilder:
         known = [*tree.leaves, *action_tree.leaves, "action_mask"]
         for name in keys:
             if name not in known:
-                near = did_you_mean(name, known) or f"; there is {', '.join(map(repr, known))}"
-                raise ValueError(f"keys names {name!r}, which is no observation or action{near}")
+                raise ValueError(
+                    f"keys names {name!r}, which is no observation or action{hint(name, known)}"
+                )
         read = _read_by_policy(policy)
         if isinstance(model.critic, SpaceCritic):
             read += _with_masks(tree, model.critic.network.in_ports)
