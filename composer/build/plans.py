@@ -181,7 +181,9 @@ def is_separate(
     uncounted = [actor.name for actor in actors if actor.is_open]
     if separate and uncounted:
         where = network.path if network.separate else spec.path
-        message = f"'separate' needs a known number of agents; it is not known for {listing(uncounted)}"
+        message = (
+            f"'separate' needs a known number of agents; it is not known for {listing(uncounted)}"
+        )
         problems.add((*where, "separate"), f"{message}: leave it out", key=True)
         return False
     return separate
