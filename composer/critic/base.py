@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from composer.spaces.tree import SpaceTree
 from composer.spec.model_spec import CRITICS
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import Port
+
+if TYPE_CHECKING:
+    from perception_blocks.blocks.scale import Group
 
 __all__ = [
     "CRITICS",
@@ -166,7 +169,7 @@ class CriticModule(CriticKind, NetworkModule):
         """The value alone among ``values``, what a call gave."""
         return values["value"].squeeze(-1)
 
-    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+    def update_normalizer(self, returns: Any, group: Group = None) -> None:
         """Update the statistics that scale the values with ``returns`` (any shape).
 
         Raises ValueError if the spec has no ``normalize_value``.
@@ -265,7 +268,7 @@ class SpaceCritic(CriticModule):
         observations: Any,
         shared: Mapping[str, Tensor] | None = None,
         observer: Observer | None = None,
-    ) -> Tensors:
+    ) -> Inputs:
         """What the network reads of the environment, by its own ``observer`` or another, and of the policy."""
         if isinstance(observations, Inputs):
             return observations
@@ -308,7 +311,7 @@ def as_numbers(
         raise ValueError(f"{what} must be numbers or an array of them, got a {kind}") from error
 
 
-def count_returns(normalizer: NormalizeBlock | None, rows: Sequence[Tensor], group: Any) -> None:
+def count_returns(normalizer: NormalizeBlock | None, rows: Sequence[Tensor], group: Group) -> None:
     """Count what `read_returns` gives into ``normalizer``. Raises ValueError where there is none."""
     if normalizer is None:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import format_shape
+
+if TYPE_CHECKING:
+    from perception_blocks.blocks.scale import Group
 
 __all__ = ["PREV_VALUE", "DeltaStateCritic"]
 
@@ -97,7 +100,7 @@ class DeltaStateCritic(StructuredCritic):
         self._chain(calls, prev_value, unroll)
         return self._answer(state, calls, unroll)
 
-    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+    def update_normalizer(self, returns: Any, group: Group = None) -> None:
         """Count returns, {actor: (...)} or of any shape, into the statistics that all steps share."""
         if not isinstance(returns, Mapping):
             rows = [read_returns(returns, self.device)]
@@ -117,7 +120,7 @@ class DeltaStateCritic(StructuredCritic):
                 "a separate axis"
             )
 
-    def _chain(self, calls: list[ActorCall], prev_value: Any, unroll: bool) -> None:
+    def _chain(self, calls: list[ActorCall[SpaceCritic]], prev_value: Any, unroll: bool) -> None:
         """Values step by step, each on top of the one before."""
         before = self._before(calls, prev_value)
         for group in self.groups:
@@ -137,7 +140,7 @@ class DeltaStateCritic(StructuredCritic):
                 call.outputs["normalized_value"] = value
                 call.outputs["value"] = self.value_normalizer.denormalize(value)
 
-    def _before(self, calls: list[ActorCall], prev_value: Any) -> Tensor | None:
+    def _before(self, calls: list[ActorCall[SpaceCritic]], prev_value: Any) -> Tensor | None:
         """The value before the first step that is present, on the networks' scale."""
         first = any(call.actor_network.group is self.groups[0] for call in calls)
         if first and prev_value is not None:
@@ -153,7 +156,7 @@ class DeltaStateCritic(StructuredCritic):
         before = as_numbers(prev_value, PREV_VALUE, self.device, self.dtype).detach()
         return before if self.value_normalizer is None else self.value_normalizer(before)
 
-    def _read_inputs(self, call: ActorCall) -> Tensors:
+    def _read_inputs(self, call: ActorCall[SpaceCritic]) -> Tensors:
         inputs = super()._read_inputs(call)
         before = call.beside[PREV_VALUE]
         if before is None:

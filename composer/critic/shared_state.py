@@ -14,7 +14,7 @@ from composer.critic.state import Critic
 from composer.critic.values import ValueReader
 from composer.network.groups import refuse_other_axes
 from composer.network.module import InputSource
-from composer.network.network import Network, State, Tensors
+from composer.network.network import Inputs, Network, State, Tensors
 from composer.network.structured import blamed
 from composer.spaces.actors import Actors, shortened
 from composer.spaces.kinds import as_tensor
@@ -138,8 +138,10 @@ class SharedStateCritic(CriticModule):
         values, after = self._judge(inputs, state, resets, unroll)
         return self._returned(values, after, unroll)
 
-    def read(self, observations: Any, shared: Any = None, present: Any = None) -> Tensors:
+    def read(self, observations: Any, shared: Any = None, present: Any = None) -> Inputs:
         """The inputs of the network. Raises ValueError where somebody is missing, or of another batch."""
+        if isinstance(observations, Inputs):
+            return observations
         seen = self._by_name(observations, "observations")
         handed = self._by_name(shared, "shared values")
         if shared is None:
@@ -162,7 +164,9 @@ class SharedStateCritic(CriticModule):
         presence = self._presence(are_present, present, leading)
         hidden = None if present is None else ~presence
         inputs = {n: self._input(s, values, hidden, leading) for n, s in self.sources.items()}
-        return inputs | ({PRESENT: presence.to(self.dtype)} if self.reads_presence else {})
+        if self.reads_presence:
+            inputs[PRESENT] = presence.to(self.dtype)
+        return Inputs(inputs)
 
     # --- inside ---
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -15,10 +15,13 @@ from composer.spaces.actors import Actor, ActorKey, Actors
 from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
 
+if TYPE_CHECKING:
+    from perception_blocks.blocks.scale import Group
+
 __all__ = ["StructuredCriticBase", "StructuredCritic"]
 
 
-class StructuredCriticBase(CriticKind, StructuredModule):
+class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
     """What critics with a value for each actor have in common.
 
     ``observers`` read the observations of each actor by its flat name, as its policy does. Values that the policy
@@ -62,7 +65,7 @@ class StructuredCriticBase(CriticKind, StructuredModule):
         return tuple(dict.fromkeys(names))
 
     @property
-    def critics(self) -> dict[str, Any]:
+    def critics(self) -> dict[str, SpaceCritic]:
         """The critic of each actor by flat name; actors of one group share one unless they are separate."""
         return {actor.name: self._network_of(actor) for actor in self.actors}
 
@@ -81,7 +84,7 @@ class StructuredCriticBase(CriticKind, StructuredModule):
         return critic
 
     @property
-    def networks(self) -> list[Any]:
+    def networks(self) -> list[SpaceCritic]:
         """The critics that it is made of, each once."""
         return list({id(critic): critic for critic in self.critics.values()}.values())
 
@@ -95,7 +98,7 @@ class StructuredCriticBase(CriticKind, StructuredModule):
         }
         return (numbers, after) if self.has_memory else numbers
 
-    def update_normalizer(self, returns: Any, group: Any = None) -> None:
+    def update_normalizer(self, returns: Any, group: Group = None) -> None:
         """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""
         rows = self._rows_of(returns)
         # Everyone's, in one order: other processes, which may have others present, count along with this one.
@@ -118,7 +121,7 @@ class StructuredCriticBase(CriticKind, StructuredModule):
 
     def _prepared(
         self, observations: Any, state: State | None, resets: Any, shared: Any
-    ) -> list[ActorCall]:
+    ) -> list[ActorCall[SpaceCritic]]:
         """Everyone present, with what the policy shares of them."""
         calls = self._calls(observations, state, resets)
         values = self._by_name(shared, "shared values")
@@ -126,11 +129,13 @@ class StructuredCriticBase(CriticKind, StructuredModule):
             call.beside["shared"] = values.get(call.entry.name)
         return calls
 
-    def _answer(self, state: State | None, calls: list[ActorCall], unroll: bool) -> Any:
+    def _answer(
+        self, state: State | None, calls: list[ActorCall[SpaceCritic]], unroll: bool
+    ) -> Any:
         values = {call.entry.key: call.outputs for call in calls}
         return self._returned(values, self._after(state, calls), unroll)
 
-    def _read_inputs(self, call: ActorCall) -> Tensors:
+    def _read_inputs(self, call: ActorCall[SpaceCritic]) -> Tensors:
         observer = self.observers[call.entry.actor.name]
         return call.network.read(call.entry.value, call.beside["shared"], observer)
 

@@ -72,13 +72,14 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         calls = self._acting(observations, action, state, resets, shared)
         self._compute(calls, unroll)
         for call in calls:
+            critic: Any = call.network  # a StateActionCritic
             with blamed(call.entry.name):
-                call.outputs |= call.network.chosen(call.outputs, call.beside["vectors"])
+                call.outputs |= critic.chosen(call.outputs, call.beside["vectors"])
         return self._answer(state, calls, unroll)
 
     def _acting(
         self, observations: Any, action: Any, state: State | None, resets: Any, shared: Any
-    ) -> list[ActorCall]:
+    ) -> list[ActorCall[SpaceCritic]]:
         """Everyone present, with what they do."""
         calls = self._prepared(observations, state, resets, shared)
         actions = self._by_name(action, "actions")
@@ -86,11 +87,12 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
             call.action = actions.get(call.entry.name)
         return calls
 
-    def _read_inputs(self, call: ActorCall) -> Tensors:
-        inputs, network = super()._read_inputs(call), call.network
-        vectors = network.vectors_of(call.action, self.actions[call.entry.actor.name])
+    def _read_inputs(self, call: ActorCall[SpaceCritic]) -> Tensors:
+        critic: Any = call.network  # a StateActionCritic
+        inputs = super()._read_inputs(call)
+        vectors = critic.vectors_of(call.action, self.actions[call.entry.actor.name])
         call.beside["vectors"] = vectors
-        return inputs if network.actions.are_choices else inputs | vectors
+        return inputs if critic.actions.are_choices else inputs | vectors
 
     def _common(self) -> Sequence[Any]:
         normalizers = [network.value_normalizer for network in self.networks]

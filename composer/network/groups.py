@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,20 @@ from perception_blocks.port import format_shape
 
 __all__ = ["GroupNetworks", "SeparateNetworks", "refuse_other_axes", "rows_of"]
 
+M = TypeVar("M", bound=NetworkModule)
 Resets = Tensor | None
 
 
 @dataclass(frozen=True)
-class GroupNetworks:
+class GroupNetworks(Generic[M]):
     """Who acts (or is judged) by what: a Policy (or critic) that all ``actors`` share, or one for each of them."""
 
     name: str | None
     actors: tuple[Actor, ...]
-    module: Any  # a Policy, a critic or `SeparateNetworks`
+    module: M | SeparateNetworks[M]
 
     @property
-    def networks(self) -> list[Any]:
+    def networks(self) -> list[M]:
         """What reads the observations of each actor, and makes actions for it."""
         if isinstance(self.module, SeparateNetworks):
             return self.module.members
@@ -64,7 +65,7 @@ class GroupNetworks:
         return list(zip(rows_of(outputs, len(rows)), rows_of(after, len(rows))))
 
 
-class SeparateNetworks(RegistryView):
+class SeparateNetworks(RegistryView, Generic[M]):
     """One policy (or critic) for each agent of a group, with weights of its own: its children, in the agents' order.
 
     Networks of one form have their weights stacked in ``ensemble`` and run as one call; state_dict has them by agent
@@ -73,7 +74,7 @@ class SeparateNetworks(RegistryView):
 
     def __init__(
         self,
-        members: Sequence[NetworkModule],
+        members: Sequence[M],
         ensemble: EnsembleBlock | None,
         why_looped: str | None,
     ) -> None:
@@ -88,10 +89,10 @@ class SeparateNetworks(RegistryView):
     ensemble: EnsembleBlock | None
 
     @property
-    def members(self) -> list[Any]:
-        return [member for name, member in self._modules.items() if name.isdigit()]
+    def members(self) -> list[M]:
+        return [member for name, member in self._modules.items() if name.isdigit()]  # type: ignore[misc]
 
-    def member_of(self, index: int) -> Any:
+    def member_of(self, index: int) -> M:
         """The whole policy of one agent, over the weights that are its share of the stacks."""
         member = self.members[index]
         if self.ensemble is None:
@@ -136,18 +137,21 @@ class SeparateNetworks(RegistryView):
         members = [self.members[row] for row in rows]
         return not is_traced() and not all(is_plain(m, type(m)) for m in members)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SeparateNetworks:
-        return nn.Module._apply(self, fn, recurse)  # its children are not the ensemble's
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        nn.Module._apply(self, fn, recurse)  # its children are not the ensemble's
+        return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         if self.ensemble is not None:
             self.ensemble._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
-        state_dict: Any,
+        state_dict: Mapping[str, Any],
         prefix: str,
-        local_metadata: Any,
+        local_metadata: dict[str, Any],
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],
@@ -180,11 +184,11 @@ class _Member(Network):
     def form(self) -> nn.Module:
         return self.ensemble.network
 
-    def run(self, inputs: Any) -> Tensors:
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         return _first(self.ensemble(_stacked([_only(inputs, self.in_ports)]), rows=[self.row]))
 
     def advance(
-        self, inputs: Any, state: State, resets: Resets, unroll: bool
+        self, inputs: Mapping[str, Tensor], state: State, resets: Resets, unroll: bool
     ) -> tuple[Tensors, State]:
         batch = _stacked([_only(inputs, self.in_ports)])
         outputs, after = self.ensemble(
@@ -207,7 +211,7 @@ def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | 
     return [_Member(ensemble, row, have) for row in range(len(networks))], ensemble, None
 
 
-def weights_of(networks: Sequence[Network]) -> list[Any]:
+def weights_of(networks: Sequence[Network]) -> list[nn.Module]:
     """The networks as an EnsembleBlock takes them."""
     return [n.module if isinstance(n, GraphNetwork) else EnsembleMember(n) for n in networks]
 
@@ -222,7 +226,7 @@ def refuse_other_axes(axes: dict[str, tuple[int, ...]]) -> None:
         )
 
 
-def _only(values: Tensors, names: Any) -> Tensors:
+def _only(values: Mapping[str, Tensor], names: Iterable[str]) -> Tensors:
     return {name: values[name] for name in names}
 
 

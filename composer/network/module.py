@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from composer.network.registries import RegistryView
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
 from perception_blocks.port import Port, Shape, format_shape
+
+X = TypeVar("X")
 
 __all__ = [
     "EnsembleMember",
@@ -152,7 +154,7 @@ class NetworkModule(StatefulModule):
         where = self.device if device is None else torch.device(device)
         return self.network.initial_state(leading, where, dtype or self.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
         self._dtype, self._device = probe.dtype, probe.device
         return super()._apply(fn, recurse)
@@ -194,6 +196,14 @@ class NetworkModule(StatefulModule):
         resets = self.read_resets(resets, leading)
         outputs, after = self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
         return outputs, after if whole is None else {**whole, **under(self.part, after)}
+
+    def read(self, observations: Any) -> Inputs:
+        """What the network reads of ``observations``; of those that are read already, these."""
+        raise TypeError(f"{type(self).__name__} must define read")
+
+    def with_network(self, network: Network) -> Self:
+        """The same over another network of the same form."""
+        raise TypeError(f"{type(self).__name__} must define with_network")
 
     def values_of(self, outputs: Tensors) -> Tensors:
         """What a call returns for these ``outputs`` of the network."""
@@ -302,17 +312,17 @@ def state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
     return leading[:-1]
 
 
-def is_empty(state: Any) -> bool:
+def is_empty(state: object) -> bool:
     """Whether what is given as a state is none, as of a network without memory."""
     return state is None or (isinstance(state, Mapping) and not state)
 
 
-def under(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def under(part: str, values: Mapping[str, X]) -> dict[str, X]:
     """The way back: values of a part under the names that a whole model has for them."""
     return {f"{part}/{key}": value for key, value in values.items()}
 
 
-def _axes(batch_size: Any) -> tuple[int, ...]:
+def _axes(batch_size: int | Sequence[int]) -> tuple[int, ...]:
     try:
         leading = (batch_size,) if isinstance(batch_size, int) else tuple(map(index, batch_size))
     except TypeError:

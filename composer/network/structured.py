@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 import torch
 
-from composer.network.groups import GroupNetworks, SeparateNetworks, refuse_other_axes, rows_of
+from composer.network.groups import GroupNetworks, M, SeparateNetworks, refuse_other_axes, rows_of
 from composer.network.module import StatefulModule, is_empty, state_axes, under
 from composer.network.network import Inputs, State, Tensors, own_share
 from composer.spaces.actors import Actor, ActorKey, Actors, Entry, shortened
@@ -21,12 +21,12 @@ __all__ = ["ActorCall", "ActorNetwork", "Batch", "StructuredModule", "blamed", "
 
 
 @dataclass(frozen=True)
-class ActorNetwork:
+class ActorNetwork(Generic[M]):
     """Where an actor's network is: it is that of a group's ``row``, a Policy or a critic."""
 
-    group: GroupNetworks
+    group: GroupNetworks[M]
     row: int
-    network: Any
+    network: M
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Batch:
 
 
 @dataclass
-class ActorCall:
+class ActorCall(Generic[M]):
     """What one actor does in one call."""
 
     entry: Entry
-    actor_network: ActorNetwork
+    actor_network: ActorNetwork[M]
     state: State | None
     resets: Any
     beside: dict[str, Any] = field(default_factory=dict)  # what is read beside the observation
@@ -56,18 +56,18 @@ class ActorCall:
     )
 
     @property
-    def network(self) -> Any:
+    def network(self) -> M:
         return self.actor_network.network
 
 
-class StructuredModule(StatefulModule):
+class StructuredModule(StatefulModule, Generic[M]):
     """The networks of groups of actors: one child for each group, or the only group itself, under its own names.
 
     It keeps no state: with memory, calls take and return one flat state, ``{"<actor>/<node>/h": ...}``; what belongs to
     actors that are absent passes through.
     """
 
-    def __init__(self, actors: Actors, groups: Sequence[GroupNetworks]) -> None:
+    def __init__(self, actors: Actors, groups: Sequence[GroupNetworks[M]]) -> None:
         super().__init__()
         self.actors = actors
         self.groups = tuple(groups)
@@ -149,21 +149,21 @@ class StructuredModule(StatefulModule):
 
     # --- one call ---
 
-    def _network_of(self, actor: Actor) -> Any:
+    def _network_of(self, actor: Actor) -> M:
         """The policy or critic of ``actor``."""
         return self._actor_networks[actor.name].network
 
-    def _whole(self, actor: Actor) -> Any:
+    def _whole(self, actor: Actor) -> M:
         """The network of ``actor`` as a module of its own: that of a separate agent over its part of the weights."""
         network = self._actor_networks[actor.name]
         module = network.group.module
         return module.member_of(network.row) if isinstance(module, SeparateNetworks) else module
 
-    def _read_inputs(self, call: ActorCall) -> Tensors:
+    def _read_inputs(self, call: ActorCall[M]) -> Tensors:
         """What the network of ``call`` reads. A subclass may hand over more than the observation."""
         return call.network.read(call.entry.value)
 
-    def _calls(self, observations: Any, state: State | None, resets: Any) -> list[ActorCall]:
+    def _calls(self, observations: Any, state: State | None, resets: Any) -> list[ActorCall[M]]:
         """Everyone present, each with its share of the state; nothing is computed yet."""
         entries = self.actors.entries(observations, "observations")
         state, _ = self._own_share(state)
@@ -190,9 +190,9 @@ class StructuredModule(StatefulModule):
             )
         return calls
 
-    def _compute(self, calls: list[ActorCall], unroll: bool = False) -> None:
+    def _compute(self, calls: list[ActorCall[M]], unroll: bool = False) -> None:
         """Outputs and states, by one call for those who share a network or have stacked ones."""
-        batches: dict[tuple[int, str], list[ActorCall]] = {}
+        batches: dict[tuple[int, str], list[ActorCall[M]]] = {}
         for call in calls:
             # The agents of an open step that come as one array have an axis more than the others.
             alone = call.entry.name if call.entry.is_whole_step else ""
@@ -215,11 +215,11 @@ class StructuredModule(StatefulModule):
             for call, (outputs, after) in zip(batch, results, strict=True):
                 call.outputs, call.after = outputs, after
 
-    def _read_together(self, batch: Sequence[ActorCall], unroll: bool) -> bool:
+    def _read_together(self, batch: Sequence[ActorCall[M]], unroll: bool) -> bool:
         """Compute a batch whose observations are read as one; False where they cannot be."""
         return False
 
-    def _read_call(self, call: ActorCall, unroll: bool) -> None:
+    def _read_call(self, call: ActorCall[M], unroll: bool) -> None:
         """The inputs of its network, its leading axes, and resets for these."""
         call.inputs = self._read_inputs(call)
         call.leading = call.network.leading(call.inputs)
@@ -228,7 +228,7 @@ class StructuredModule(StatefulModule):
             call.network.check_state(call.state, state_axes(call.leading, unroll), usage)
             call.resets = call.network.read_resets(call.resets, call.leading)
 
-    def _after(self, state: State | None, calls: list[ActorCall]) -> State:
+    def _after(self, state: State | None, calls: list[ActorCall[M]]) -> State:
         share, whole = self._own_share(state)
         after = dict(share or {})
         for call in calls:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,11 +20,14 @@ from composer.lowered.policy import LoweredPolicy
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State, Tensors
 from composer.spaces.actors import Actor
-from composer.spaces.kinds import as_tensor
+from composer.spaces.kinds import Space, as_tensor
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree, holds_tensors, to_environment
 from composer.spaces.values import as_flags
 from perception_blocks.init import local_generator
+
+if TYPE_CHECKING:
+    from perception_blocks.blocks.scale import Group
 
 __all__ = ["Policy"]
 
@@ -171,12 +174,12 @@ class Policy(NetworkModule):
         return self.distributions.logits_shapes
 
     @property
-    def observation_space(self) -> Any:
+    def observation_space(self) -> Space:
         """The observation space."""
         return self.observer.tree.space
 
     @property
-    def action_space(self) -> Any:
+    def action_space(self) -> Space:
         """The action space."""
         return self.action_tree.space
 
@@ -184,7 +187,7 @@ class Policy(NetworkModule):
         """Initialise the parameters of the distributions."""
         self.distributions.reset_parameters(local_generator(seed, "distributions", *path))
 
-    def update_normalizers(self, observations: Any, group: Any = None) -> None:
+    def update_normalizers(self, observations: Any, group: Group = None) -> None:
         """Update the running statistics of observations, as `Model.update_normalizers` does."""
         self.observer.update(observations, self.dtype, self.device, group)
 
@@ -239,7 +242,7 @@ class Policy(NetworkModule):
 
     def action_of(
         self,
-        distribution: Any,
+        distribution: Distribution,
         observation: Any,
         deterministic: bool,
         generator: torch.Generator | None,
@@ -249,7 +252,7 @@ class Policy(NetworkModule):
         return to_environment(self.action_tree, drawn, as_numpy=not holds_tensors(observation))
 
     def drawn(
-        self, distribution: Any, deterministic: bool, generator: torch.Generator | None
+        self, distribution: Distribution, deterministic: bool, generator: torch.Generator | None
     ) -> Tensors:
         """The mode or a sample, by flat key."""
         value = distribution.mode() if deterministic else distribution.sample(generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,14 +14,18 @@ from composer.network.network import Inputs, State, Tensors
 from composer.network.structured import ActorCall, Batch, StructuredModule, blamed, unstack
 from composer.policy.policy import Policy
 from composer.spaces.actors import ActorKey, Actors
+from composer.spaces.kinds import Space
 from composer.spaces.tree import alike, holds_tensors, to_environments
 from perception_blocks.base_block import is_traced
 from perception_blocks.direct import is_plain
 
+if TYPE_CHECKING:
+    from perception_blocks.blocks.scale import Group
+
 __all__ = ["PolicyBatch", "StructuredPolicy", "policy_batches"]
 
 
-class StructuredPolicy(StructuredModule):
+class StructuredPolicy(StructuredModule[Policy]):
     """A policy of several actors (steps, agents): ``policy.act({actor: observation})`` returns {actor: action}.
 
     It returns an action for each actor that is given, in their order and under their keys. ``policy[key]`` is the
@@ -31,7 +35,7 @@ class StructuredPolicy(StructuredModule):
 
     part = "policy"
 
-    def __init__(self, actors: Actors, groups: Sequence[GroupNetworks]) -> None:
+    def __init__(self, actors: Actors, groups: Sequence[GroupNetworks[Policy]]) -> None:
         super().__init__(actors, groups)
         self._asks_classes = any(policy.users_own("act") for policy in self.policies.values())
 
@@ -50,11 +54,11 @@ class StructuredPolicy(StructuredModule):
         return self._whole(self.actor_of(key))
 
     @property
-    def observation_space(self) -> dict[ActorKey, Any]:
+    def observation_space(self) -> dict[ActorKey, Space]:
         return self.actors.observation_space
 
     @property
-    def action_space(self) -> dict[ActorKey, Any]:
+    def action_space(self) -> dict[ActorKey, Space]:
         return self.actors.action_space
 
     @property
@@ -145,7 +149,7 @@ class StructuredPolicy(StructuredModule):
 
     def _evaluated(
         self, observations: Any, state: State | None, resets: Any, unroll: bool = False
-    ) -> tuple[list[ActorCall], State]:
+    ) -> tuple[list[ActorCall[Policy]], State]:
         """Everyone present with the outputs of its network, and the state after.
 
         They come from the call of this module, or without hooks from what it would run: then batches stay batches.
@@ -160,8 +164,8 @@ class StructuredPolicy(StructuredModule):
             call.outputs = outputs[call.entry.key]
         return calls, after
 
-    def _read_together(self, batch: Sequence[ActorCall], unroll: bool) -> bool:
-        policy: Any = batch[0].actor_network.group.module
+    def _read_together(self, batch: Sequence[ActorCall[Policy]], unroll: bool) -> bool:
+        policy = batch[0].actor_network.group.module
         if len(batch) == 1 or not isinstance(policy, Policy) or is_traced():
             return False
         if policy.users_own("preprocess"):
@@ -195,7 +199,7 @@ class StructuredPolicy(StructuredModule):
                 converted[entry.key] = policy.from_environment(entry.value)
         return converted
 
-    def update_normalizers(self, observations: Mapping[Any, Any], group: Any = None) -> None:
+    def update_normalizers(self, observations: Mapping[Any, Any], group: Group = None) -> None:
         """Update the statistics with observations of all present actors; nothing changes if one is wrong."""
         seen: dict[int, list[Tensors]] = {}
         for entry in self.actors.entries(observations, "observations"):
@@ -228,7 +232,7 @@ class StructuredPolicy(StructuredModule):
 
 
 def _draw(
-    calls: Sequence[ActorCall],
+    calls: Sequence[ActorCall[Policy]],
     masks: Mapping[str, Any],
     temperature: float,
     deterministic: bool,
@@ -236,7 +240,7 @@ def _draw(
 ) -> None:
     """Fill in the action of each. Nothing is drawn unless all distributions are known; batches are drawn first."""
     together: list[PolicyBatch] = []
-    alone: list[ActorCall] = []
+    alone: list[ActorCall[Policy]] = []
     for batch in policy_batches(calls):
         if batch.decide(masks, temperature):
             together.append(batch)
@@ -252,13 +256,15 @@ def _draw(
         )
 
 
-def _distribution(call: ActorCall, masks: Mapping[str, Any], temperature: float) -> Distribution:
+def _distribution(
+    call: ActorCall[Policy], masks: Mapping[str, Any], temperature: float
+) -> Distribution:
     mask = masks.get(call.entry.name)
     with blamed(call.entry.name):
         return call.network.distribution_of(call.outputs, call.entry.value, mask, temperature)
 
 
-def _ask(call: ActorCall) -> None:
+def _ask(call: ActorCall[Policy]) -> None:
     """Let the user's own class act."""
     result = call.network.act(call.entry.value, call.state, call.resets)
     call.action, call.after = result if call.network.has_memory else (result, {})
@@ -268,7 +274,7 @@ def _ask(call: ActorCall) -> None:
 class PolicyBatch:
     """Those present who share a policy. `decide`, then `draw`, which fills in the action of each call."""
 
-    calls: list[ActorCall]
+    calls: list[ActorCall[Policy]]
     distribution: Distribution | None = None
 
     def decide(self, masks: Mapping[str, Any], temperature: float) -> bool:
@@ -277,7 +283,7 @@ class PolicyBatch:
         False where they are unlike, or something is wrong: then each alone is to decide, which says what is wrong with
         whom. ``masks`` are by actor.
         """
-        policy: Policy = self.calls[0].network
+        policy = self.calls[0].network
         if len(self.calls) == 1 or policy.users_own("preprocess"):
             return False
         try:
@@ -295,7 +301,8 @@ class PolicyBatch:
 
     def draw(self, deterministic: bool, generator: torch.Generator | None) -> None:
         """Fill in what each of them does."""
-        policy: Policy = self.calls[0].network
+        assert self.distribution is not None
+        policy = self.calls[0].network
         flat = policy.drawn(self.distribution, deterministic, generator)
         as_numpy = not holds_tensors(self.calls[0].entry.value)
         actions = to_environments(policy.action_tree, flat, as_numpy)
@@ -321,7 +328,7 @@ class PolicyBatch:
         return {name: alike([mask.get(name) for mask in by_action]) for name in names}
 
 
-def policy_batches(calls: Sequence[ActorCall]) -> list[PolicyBatch]:
+def policy_batches(calls: Sequence[ActorCall[Policy]]) -> list[PolicyBatch]:
     """The calls by policy, in the order given."""
     batches: dict[tuple[int, bool], PolicyBatch] = {}
     for call in calls:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from gymnasium import Space
+
 from composer.errors import Path, Problem, Problems, SpecError
 from perception_blocks.words import did_you_mean, hint, is_writable, listing
 
@@ -32,8 +34,8 @@ class Actor:
     """An agent, a step, or an agent in a step, with its ``observation_space`` and ``action_space``."""
 
     key: ActorKey
-    observation_space: Any
-    action_space: Any
+    observation_space: Space
+    action_space: Space
 
     @cached_property
     def name(self) -> str:
@@ -92,15 +94,15 @@ class Actors:
         return tuple(self._by_name)
 
     @property
-    def observation_space(self) -> dict[ActorKey, Any]:
+    def observation_space(self) -> dict[ActorKey, Space]:
         """The observation spaces by key, as `read_actors` takes them."""
         return {actor.key: actor.observation_space for actor in self}
 
     @property
-    def action_space(self) -> dict[ActorKey, Any]:
+    def action_space(self) -> dict[ActorKey, Space]:
         return {actor.key: actor.action_space for actor in self}
 
-    def find(self, key: Any) -> tuple[str, Actor] | None:
+    def find(self, key: object) -> tuple[str, Actor] | None:
         """The flat name and the actor that ``key`` means, in whichever form; None where there is none.
 
         An agent of a step whose agents are not counted has a name of its own, and the step's actor.
@@ -113,7 +115,7 @@ class Actors:
         actor = self._by_name.get(step)
         return (name, actor) if slash and agent and actor is not None and actor.is_open else None
 
-    def entries(self, values: Any, what: str) -> list[Entry]:
+    def entries(self, values: Any, what: str) -> list[Entry[Any]]:
         """The entries of a mapping by key, in its order; ``what`` it holds ("observations") is for messages.
 
         Raises ValueError for what is no mapping, for keys of no actor, and for two keys of the same one.
@@ -136,14 +138,14 @@ class Actors:
             by_name[name] = Entry(key, name, actor, value)
         return list(by_name.values())
 
-    def _unknown(self, values: Mapping[Any, Any], what: str) -> str:
+    def _unknown(self, values: Iterable[object], what: str) -> str:
         unknown = [key for key in values if self.find(key) is None]
         near = did_you_mean(flat_name(unknown[0]), self.names) if len(unknown) == 1 else ""
         near = near or f"; there is {shortened(self.names)}"
         return f"{what} of unknown actors: {shortened(unknown)}{near}"
 
 
-def flat_name(key: Any) -> str:
+def flat_name(key: object) -> str:
     """An actor's key as text.
 
     >>> flat_name(0), flat_name(("pick", 1)), flat_name(("pick", None))
@@ -154,7 +156,9 @@ def flat_name(key: Any) -> str:
     return str(key)
 
 
-def read_actors(observation_space: Mapping[Any, Any], action_space: Mapping[Any, Any]) -> Actors:
+def read_actors(
+    observation_space: Mapping[Any, Space], action_space: Mapping[Any, Space]
+) -> Actors:
     """The actors of spaces by key. Raises SpecError for keys that are none, collide, or have only one of the two."""
     problems = [_wrong_key(key) for key in (*observation_space, *action_space)]
     actions = {flat_name(key): space for key, space in action_space.items()}
@@ -178,8 +182,8 @@ def read_actors(observation_space: Mapping[Any, Any], action_space: Mapping[Any,
 
 
 def counted_spaces(
-    spaces: Mapping[Any, Any], agent_counts: Mapping[Any, int | None]
-) -> dict[ActorKey, Any]:
+    spaces: Mapping[Any, X], agent_counts: Mapping[Any, int | None]
+) -> dict[ActorKey, X]:
     """Spaces by step as spaces by (step, agent): ``agent_counts`` has the number of a step's agents, None if unknown.
 
     >>> counted_spaces({"pick": 1, "place": 2, "look": 3}, {"place": 2, "look": None})
@@ -199,7 +203,7 @@ def counted_spaces(
     ]
     if messages:
         raise SpecError([Problem(message) for message in messages])
-    counted: dict[ActorKey, Any] = {}
+    counted: dict[ActorKey, X] = {}
     for step, space in spaces.items():
         count = agent_counts.get(step, 1)
         if count == 1:
@@ -242,7 +246,7 @@ def serve(
     return served
 
 
-def shortened(names: Iterable[Any], most: int = MOST_NAMES) -> str:
+def shortened(names: Iterable[object], most: int = MOST_NAMES) -> str:
     """A few of ``names`` for a message, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
@@ -275,7 +279,7 @@ def _addresses(actors: Actors) -> list[str]:
     return list(dict.fromkeys(addresses))
 
 
-def _wrong_key(key: Any) -> str | None:
+def _wrong_key(key: object) -> str | None:
     parts = key if isinstance(key, tuple) else (key,)
     size = 2 if isinstance(key, tuple) else 1
     open_end = size == 2 and parts[-1:] == (None,)
@@ -289,9 +293,9 @@ def _wrong_key(key: Any) -> str | None:
     return f"an actor is a text, a number or (step, agent), got {key!r}"
 
 
-def _colliding(spaces: Mapping[Any, Any], kind: str) -> Iterator[str]:
+def _colliding(spaces: Iterable[object], kind: str) -> Iterator[str]:
     """Keys that are the same text, or one the beginning of another: then names of their parts would collide."""
-    first: dict[str, Any] = {}
+    first: dict[str, object] = {}
     for key in spaces:
         name = flat_name(key)
         other = first.setdefault(name, key)
@@ -303,9 +307,9 @@ def _colliding(spaces: Mapping[Any, Any], kind: str) -> Iterator[str]:
             yield f"{first[outer]!r} stands beside its own part {key!r}; an actor is one or the other"
 
 
-def _near(name: Any, known: Iterable[Any]) -> str:
+def _near(name: object, known: Iterable[object]) -> str:
     return did_you_mean(str(name), [flat_name(key) for key in known])
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
