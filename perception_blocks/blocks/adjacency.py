@@ -41,7 +41,7 @@ __all__ = ["AdjacencyBlock", "GraphAttentionBlock", "GraphConvBlock"]
 
 @BLOCKS.register("adjacency")
 class AdjacencyBlock(PerceptionBlock):
-    """The matrix of an edge list: nodes ``(N, F)``, pairs of node numbers ``(E, 2)`` -> ``(N, N)``.
+    """The adjacency matrix of an edge list: nodes ``(N, F)``, pairs of node numbers ``(E, 2)`` -> ``(N, N)``.
 
     Element ``[i, j]`` counts the edges from node j to node i; ``directed: false`` counts each edge both ways. A third
     input is a mask ``(E,)``, true for edges that exist. Of the nodes only their number matters.
@@ -83,7 +83,7 @@ class GraphConvBlock(MaskedBlock):
     Each layer gives a node the sum over itself, with ``self_weight``, and its neighbours, with the adjacency's weights
     divided by the square roots of both nodes' row sums. Weights are 0 or more, and a node whose sum is not above 0
     receives nothing; ``learn_self_weight`` makes the weight of the node itself a parameter. A third input is a mask
-    ``(N,)``, true for nodes that exist; the others come out as zeros.
+    ``(N,)``, true for nodes that exist; the others give zeros.
 
     >>> GraphConvBlock([(5, 3), (5, 5)], hidden_units=[8, 4]).out_shapes
     [(5, 4)]
@@ -145,12 +145,12 @@ class GraphConvBlock(MaskedBlock):
 
 @BLOCKS.register("graph_attention")
 class GraphAttentionBlock(MaskedBlock):
-    """Nodes look at neighbours (GAT, Velickovic et al., 2018): ``(N, F)``, ``(N, N)`` -> ``(N, hidden_units[-1])``.
+    """Nodes attend to neighbours (GAT, Velickovic et al., 2018): ``(N, F)``, ``(N, N)`` -> ``(N, hidden_units[-1])``.
 
-    The second input says who may look at whom: node i at node j where [i, j] is not 0; its values do not count, and
-    ``self_loops`` lets each node look at itself. Heads share each layer's units; with ``average_heads`` each has all of
-    the last layer's, and the mean counts. A third input is a mask ``(N,)``, true for nodes that exist; the others come
-    out as zeros. ``return_weights`` adds the last layer's ``(num_heads, N, N)``.
+    Node i attends to node j where the second input is not 0 at [i, j]; its values do not matter, and ``self_loops``
+    lets each node attend to itself. Heads share each layer's units; with ``average_heads`` each has all units of the
+    last layer, and they are averaged. A third input is a mask ``(N,)``, true for nodes that exist; the others give
+    zeros. ``return_weights`` adds the last layer's ``(num_heads, N, N)``.
 
     >>> GraphAttentionBlock([(5, 3), (5, 5)], hidden_units=[8, 4], num_heads=2).out_shapes
     [(5, 4)]
@@ -204,7 +204,7 @@ class GraphAttentionBlock(MaskedBlock):
 
 
 class GraphAttentionLayer(nn.Module):
-    """One layer over nodes (..., N, F), of which ``legal`` (..., N, N) says who may look at whom."""
+    """One layer over nodes (..., N, F), where ``legal`` (..., N, N) says which node attends to which."""
 
     def __init__(
         self, features: int, units: int, num_heads: int, average: bool, dropout: float

@@ -169,7 +169,7 @@ class AttentionBlock(MaskedBlock):
 
 @BLOCKS.register("multi_head_attention")
 class MultiHeadAttentionBlock(AttentionBlock):
-    """Queries look at keys and get their values (2017): ``(Q, F)``, ``(K, G)``, ``(K, V)`` -> ``(Q, hidden_units)``.
+    """Queries attend to keys and values (2017): ``(Q, F)``, ``(K, G)``, ``(K, V)`` -> ``(Q, hidden_units)``.
 
     Then an attention mask ``(Q, K)`` or ``(num_heads, Q, K)``, a key-padding mask ``(K,)``, or both. ``hidden_units``
     is F unless given; ``return_weights`` adds an output ``(num_heads, Q, K)``.
@@ -225,11 +225,11 @@ class MultiHeadAttentionBlock(AttentionBlock):
 
 @BLOCKS.register("self_attention_seq")
 class SelfAttentionSeqBlock(AttentionBlock):
-    """Steps of a sequence, or elements of a set, look at each other (2017): ``(N, F)`` -> ``(N, hidden_units)``.
+    """Steps of a sequence, or elements of a set, attend to each other (2017): ``(N, F)`` -> ``(N, hidden_units)``.
 
-    Then an attention mask ``(N, N)`` or ``(num_heads, N, N)``, a key-padding mask ``(N,)``, or both. ``causal`` lets
-    no step see later ones, ``residual`` adds the input; ``hidden_units`` is F unless given; ``return_weights`` adds an
-    output ``(num_heads, N, N)``.
+    Then an attention mask ``(N, N)`` or ``(num_heads, N, N)``, a key-padding mask ``(N,)``, or both. With ``causal``
+    no step attends to later ones. ``residual`` adds the input; ``hidden_units`` is F unless given; ``return_weights``
+    adds an output ``(num_heads, N, N)``.
 
     >>> SelfAttentionSeqBlock([(5, 8), (5,)], num_heads=2, return_weights=True).out_shapes
     [(5, 8), (2, 5, 5)]
@@ -274,7 +274,7 @@ class SelfAttentionSeqBlock(AttentionBlock):
 
 @BLOCKS.register("cross_attention")
 class CrossAttentionBlock(AttentionBlock):
-    """A vector or a sequence looks at another (2017): ``(F,)`` or ``(Q, F)``, ``(K, G)`` -> the first's shape.
+    """A vector or a sequence attends to another (2017): ``(F,)`` or ``(Q, F)``, ``(K, G)`` -> the first's shape.
 
     Then masks: for a sequence an attention mask ``(Q, K)`` or ``(num_heads, Q, K)``, a key-padding mask ``(K,)``, or
     both; for a vector ``(K,)``. ``residual`` adds the first input; ``hidden_units`` is F unless given;

@@ -26,10 +26,10 @@ __all__ = ["SelfAttentionConvBlock"]
 
 @BLOCKS.register("self_attention_conv")
 class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
-    """Pixels look at each other (SAGAN, Zhang et al., 2018): ``(C, H, W)`` -> ``(C, H, W)``; 1-d and 3-d likewise.
+    """Pixels attend to each other (SAGAN, Zhang et al., 2018): ``(C, H, W)`` -> ``(C, H, W)``; 1-d and 3-d likewise.
 
-    The input plus what attention finds times a learned gain, which is 0 at first. A second input is a mask: ``(H, W)``,
-    true for pixels that may be looked at, or ``(H * W, H * W)``, true where a pixel may look at another.
+    The input plus the output of attention times a learned gain, which is 0 at first. A second input is a mask:
+    ``(H, W)``, true for pixels to attend to, or ``(H * W, H * W)``, true where a pixel may attend to another.
     ``hidden_channels`` is C / 8 unless given; ``return_weights`` adds an output ``(H * W, H * W)``.
 
     >>> SelfAttentionConvBlock([(16, 4, 5)], return_weights=True).out_shapes

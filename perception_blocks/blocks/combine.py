@@ -17,7 +17,7 @@ __all__ = ["ConcatBlock"]
 
 @BLOCKS.register("concat")
 class ConcatBlock(PerceptionBlock):
-    """Inputs side by side along the feature axis ``dim``, counted from the right: ``(3,), (4,)`` -> ``(7,)``.
+    """Inputs concatenated along the feature axis ``dim``, counted from the right: ``(3,), (4,)`` -> ``(7,)``.
 
     >>> ConcatBlock([(3,), (4,)]).out_shapes
     [(7,)]

@@ -21,11 +21,11 @@ __all__ = ["FunctionalBlock", "add", "function_label", "identity", "mean", "mult
 
 @BLOCKS.register("functional")
 class FunctionalBlock(PerceptionBlock):
-    """What a function makes of one or more tensors: ``(...,)`` each -> the shapes of what it returns.
+    """A function of one or more tensors: ``(...,)`` each -> the shapes of what it returns.
 
-    It is given tensors with one batch axis and returns a tensor or a tuple of them. ``function`` is a name registered
-    in FUNCTIONS or, from Python, any callable; further settings are handed on to it. The shapes are found by running
-    it once on data that is not there.
+    It receives tensors with one batch axis and returns a tensor or a tuple of them. ``function`` is a name registered
+    in FUNCTIONS or, from Python, any callable; further settings are passed to it. The shapes are found by running
+    it once on tensors without data.
 
     >>> FunctionalBlock([(3,), (3,)], function="add").out_shapes
     [(3,)]

@@ -72,7 +72,7 @@ class MultiplyBlock(ElementwiseBlock):
 class GatedSumBlock(ElementwiseBlock):
     """The sum of all inputs, each times a learned gate per feature: ``(F,), (F,)`` -> ``(F,)``.
 
-    The gates see the features of all inputs. ``sigmoid`` opens each for itself; with ``softmax`` those of one feature
+    The gates read the features of all inputs. ``sigmoid`` gates are independent; ``softmax`` gates of one feature
     add up to 1 over the inputs, as in a gated multimodal unit (Arevalo et al., 2017).
 
     >>> GatedSumBlock([(4,), (4,)], gate="softmax").out_shapes

@@ -26,9 +26,9 @@ Counts: TypeAlias = int | list[int]
 
 @BLOCKS.register("one_hot")
 class OneHotBlock(PerceptionBlock):
-    """A 1 at each integer's place among zeros: ``()`` -> ``(num_embeddings,)``, ``(k,)`` -> ``(k, num_embeddings)``.
+    """One-hot vectors of integers: ``()`` -> ``(num_embeddings,)``, ``(k,)`` -> ``(k, num_embeddings)``.
 
-    With one number of values per element the codes stand side by side: ``(k,)`` -> ``(sum(num_embeddings),)``.
+    With one number of values per element the codes are concatenated: ``(k,)`` -> ``(sum(num_embeddings),)``.
 
     >>> OneHotBlock([(2,)], num_embeddings=[3, 2])(torch.tensor([2, 0])).tolist()
     [0.0, 0.0, 1.0, 1.0, 0.0]
@@ -83,7 +83,7 @@ class OneHotBlock(PerceptionBlock):
 class EmbeddingBlock(PerceptionBlock):
     """A learned vector for each value: ``(...,)`` -> ``(..., embedding_dim)``.
 
-    With one number of values per element each element has vectors of its own.
+    With one number of values per element each element has separate vectors.
 
     >>> EmbeddingBlock([(2,)], num_embeddings=[3, 2], embedding_dim=8).out_shapes
     [(2, 8)]

@@ -63,10 +63,10 @@ class FourierFeaturesBlock(PerceptionBlock):
 
 @BLOCKS.register("positional_encoding")
 class PositionalEncodingBlock(PerceptionBlock):
-    """A sequence plus a vector for each place in it: ``(T, F)`` -> ``(T, F)``.
+    """A sequence plus a vector for each position: ``(T, F)`` -> ``(T, F)``.
 
     The vectors are sines and cosines of falling frequency (Vaswani et al., 2017), or with ``learned`` they are trained.
-    Learned ones exist for ``max_length`` places, which is the length of the sequence unless that varies.
+    Learned vectors exist for ``max_length`` positions, by default the length of the sequence.
 
     >>> PositionalEncodingBlock([(None, 6)]).out_shapes
     [(None, 6)]

@@ -30,11 +30,11 @@ Pairs: TypeAlias = list[tuple[int, int]]  # (receiver, sender)
 
 @BLOCKS.register("graph_network")
 class GraphNetworkBlock(PerceptionBlock):
-    """Nodes and edges learn from each other (Battaglia et al., 2018): ``(N, F)``, ``(E, G)`` -> ``(N, h)``, ``(E, g)``.
+    """Nodes and edges exchange messages (Battaglia et al., 2018): ``(N, F)``, ``(E, G)`` -> ``(N, h)``, ``(E, g)``.
 
     ``edges`` lists them as [source, target], nodes counted from 0; features of edges may be left out. In each layer a
-    node hears from its neighbours and from its edges, an edge from its nodes and from the edges that touch it, each
-    with an aggregation of its own. ``directed`` lets edges carry only from source to target: a node then hears from
+    node reads its neighbours and its edges, and an edge reads its nodes and the edges that touch it, each
+    with a separate aggregation. ``directed`` lets edges carry only from source to target: a node then reads
     incoming edges and their sources, an edge from its source and from the edges that end there. ``edge_units`` are the
     same as ``hidden_units``, one per layer, unless given.
 

@@ -28,8 +28,8 @@ __all__ += ["ValueBlock", "ValueHead", "symexp", "symlog"]
 class DuelingBlock(PerceptionBlock):
     """A state's value plus each action's advantage (Wang et al., 2015): ``(F,)`` -> ``(output_units,)``.
 
-    The advantages count from their ``mean`` (or their ``max``). With ``hidden_units`` each of the two streams has dense
-    layers of its own before its last one.
+    The ``mean`` (or the ``max``) of the advantages is subtracted. With ``hidden_units`` each of the two streams has
+    dense layers before its last layer.
 
     >>> DuelingBlock([(3,)], output_units=2, hidden_units=[8]).out_shapes
     [(2,)]
@@ -206,7 +206,7 @@ class CategoricalValueBlock(ValueHead):
 
 @BLOCKS.register("action_masking")
 class ActionMaskingBlock(MaskedBlock):
-    """Logits with those of illegal actions very low: logits ``(n,)`` and mask ``(n,)``, true = legal -> ``(n,)``.
+    """Logits, very low for illegal actions: logits ``(n,)`` and mask ``(n,)``, true = legal -> ``(n,)``.
 
     The mask is bool or any numbers, zero = illegal; one mask serves logits of more axes. A row without a legal action
     is uniform, or with ``debug`` an error wherever the data can be looked at (not in compiled code).

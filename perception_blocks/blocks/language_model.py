@@ -33,12 +33,12 @@ __all__ = ["TransformerBlock"]
 class TransformerBlock(MaskedBlock):
     """The body of a language model of transformers over a sequence of tokens: ``(L,)`` -> ``(F,)`` or ``(L, F)``.
 
-    ``family`` says which body; its configuration's own keys (``n_layer`` of gpt2, ``num_hidden_layers`` of llama and
+    ``family`` selects the body; the keys of its configuration (``n_layer`` of gpt2, ``num_hidden_layers`` of llama and
     mamba) stand beside it, with the library's defaults. Or ``checkpoint`` names a local folder that ``save_pretrained``
-    wrote; its weights are then kept as they are, and a saved model needs the folder no more. Every body is causal.
-    ``read: last`` gives the features of the last token, ``read: all`` those of each.
+    wrote; its weights are not re-initialised, and a saved model does not need the folder. Every body is causal.
+    ``read: last`` returns the features of the last token, ``read: all`` the features of every token.
 
-    The mask ``(L,)`` is true for the tokens that there are. The others are taken out before the body counts places, so
+    The mask ``(L,)`` is true for tokens. Padding is removed before the body counts positions, so
     padding before, after or between tokens changes nothing; features of padding, and the last of none, are zeros. The
     whole sequence is read at every step.
 

@@ -28,7 +28,7 @@ Phase = Annotated[float, Range(0.0, 2 * math.pi)]
 class MinGruBlock(ParallelMemoryBlock):
     """Minimal gated recurrent unit (Feng et al., 2024): ``(F,)`` -> ``(hidden_units,)``, carrying ``h``.
 
-    ``h_t = (1 - z_t) * h_(t-1) + z_t * c_t``, where gate z and candidate c see the input alone. ``positive`` keeps
+    ``h_t = (1 - z_t) * h_(t-1) + z_t * c_t``, where gate z and candidate c depend on the input only. ``positive`` keeps
     candidates above zero, as in the paper's log-space form. ``dropout`` acts between layers, ``layer_norm`` on each
     layer's output.
 

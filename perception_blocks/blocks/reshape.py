@@ -52,7 +52,7 @@ class FlattenBlock(PerceptionBlock):
 
 @BLOCKS.register("slice")
 class SliceBlock(PerceptionBlock):
-    """One entry of the axis ``dim``, which goes away: ``(N, F)`` -> ``(F,)`` with ``dim=0``.
+    """One entry of the axis ``dim``, which is removed: ``(N, F)`` -> ``(F,)`` with ``dim=0``.
 
     ``dim`` counts the feature axes from the left, or from the right if negative; ``index`` the entries likewise.
 
@@ -122,10 +122,10 @@ class MultiIndexSliceBlock(PerceptionBlock):
 
 @BLOCKS.register("repeat_to_match")
 class RepeatToMatchBlock(PerceptionBlock):
-    """The first input, its axis ``dim`` of size 1 as long as that of the second: ``(1, F), (N, G)`` -> ``(N, F)``.
+    """The first input, its axis ``dim`` of size 1 repeated to match the second: ``(1, F), (N, G)`` -> ``(N, F)``.
 
     ``dim`` counts the feature axes of each input from the left, or from the right if negative. The result is a view
-    that takes no memory of its own.
+    that needs no memory.
 
     >>> RepeatToMatchBlock([(1, 8), (5, 3)], dim=0).out_shapes
     [(5, 8)]

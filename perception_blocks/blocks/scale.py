@@ -104,11 +104,11 @@ class ScaleImageBlock(PerceptionBlock):
 
 @BLOCKS.register("normalize")
 class NormalizeBlock(PerceptionBlock):
-    """Minus the running mean, by the running deviation, cut at ``clip``: any shape, which it keeps.
+    """To mean 0 and standard deviation 1 by running statistics, clipped at ``clip``: any shape, which it keeps.
 
-    Only ``update`` and ``merge`` move the statistics, never ``forward``. They are buffers, always float32 at least, and
-    travel with the weights; what float32 cannot say of them is kept beside, so that a batch counts however many came
-    before it. Before the first update they are those of a standard normal.
+    Only ``update`` and ``merge`` change the statistics, never ``forward``. They are buffers, at least float32, and
+    are saved with the weights; their rounding error is kept too, so that a batch counts after any number of batches
+    before it. Before the first update the mean is 0 and the standard deviation 1.
 
     >>> block = NormalizeBlock([(1,)])
     >>> block.update(torch.tensor([[2.0], [4.0]]))

@@ -69,7 +69,7 @@ class DeepSetBlock(MaskedBlock):
 
 @BLOCKS.register("attention_pooling")
 class AttentionPoolingBlock(MaskedBlock):
-    """Learned seeds look at the set (Set Transformer, Lee et al., 2019): ``(N, F)`` -> ``(hidden_units,)``.
+    """Learned seeds attend to the set (Set Transformer, Lee et al., 2019): ``(N, F)`` -> ``(hidden_units,)``.
 
     The optional mask ``(N,)`` is true where an element counts; a set without any gives zeros. Several seeds give
     ``(num_seeds, hidden_units)``; ``hidden_units`` is F unless given. ``return_weights`` adds an output

@@ -18,11 +18,11 @@ __all__ = ["TransformerEncoderBlock"]
 
 @BLOCKS.register("transformer_encoder")
 class TransformerEncoderBlock(AttentionBlock):
-    """Layers of self-attention and a small network, each after a norm and with a shortcut: ``(N, F)`` -> ``(N, F)``.
+    """Layers of self-attention and a feedforward network, pre-norm and residual: ``(N, F)`` -> ``(N, F)``.
 
     The pre-norm form (Xiong et al., 2020), with a norm at the end. Then an attention mask ``(N, N)`` or
-    ``(num_heads, N, N)``, a key-padding mask ``(N,)``, or both; what is padded comes out as zeros. ``causal`` lets no
-    step see later ones; ``feedforward_units`` is 4 F unless given. Positions are unknown to it: put a
+    ``(num_heads, N, N)``, a key-padding mask ``(N,)``, or both; padding gives zeros. With ``causal`` no
+    step attends to later ones; ``feedforward_units`` is 4 F unless given. It does not know positions: put a
     positional_encoding block before it where order matters.
 
     >>> TransformerEncoderBlock([(10, 8)], num_layers=2, num_heads=4, causal=True).out_shapes

@@ -44,7 +44,7 @@ class ParallelMemoryBlock(MemoryBlock):
 class FrameStackBlock(ParallelMemoryBlock):
     """The last ``num_frames`` inputs, oldest first, zeros before an episode's first: ``(F,)`` -> ``(num_frames, F)``.
 
-    ``axis`` says where they go: a ``new`` first axis, or side by side along the ``first`` axis (channels of an image)
+    They are stacked on a ``new`` first ``axis``, or concatenated along the ``first`` axis (channels of an image)
     or the ``last`` one.
 
     >>> FrameStackBlock([(3, 64, 64)], axis="first").out_shapes
