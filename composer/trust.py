@@ -26,6 +26,7 @@ __all__ = [
     "advice_on_missing",
     "allow_beside",
     "allow_list",
+    "allow_options",
     "check_environment",
     "check_trusted",
     "import_allowed",
@@ -78,9 +79,22 @@ def check_environment(environment: str, allow: Iterable[str]) -> str | None:
     >>> check_environment("CartPole-v1", ()), check_environment("my_envs:Maze-v0", ["my_envs"])
     (None, None)
     """
-    module, colon, _ = environment.partition(":")
-    problem = check_trusted(module, allow) if colon and module != PETTINGZOO else None
+    module = _module_of(environment)
+    problem = None if module is None else check_trusted(module, allow)
     return problem and f"the environment {environment!r} would run code: {problem}"
+
+
+def _module_of(environment: str) -> str | None:
+    """The module that an id such as ``my_envs:Maze-v0`` imports; None where it imports none."""
+    module, colon, _ = environment.partition(":")
+    return module if colon and module != PETTINGZOO else None
+
+
+def allow_options(allow: Iterable[str], environment: str | None = None) -> str:
+    """The options that allow a command the same, and to make ``environment``: ``" --allow my_envs"``."""
+    module = _module_of(environment or "")
+    names = dict.fromkeys([*allow, module] if module else allow)
+    return "".join(f" --allow {name}" for name in names)
 
 
 def allow_list(allow: Iterable[str]) -> tuple[str, ...]:

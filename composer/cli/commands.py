@@ -306,12 +306,9 @@ def _init(arguments: argparse.Namespace) -> None:
         replace_with(arguments.output, lambda name: Path(name).write_text(text, encoding="utf-8"))
     except WriteError as error:
         raise _UserError(str(error)) from error
-    module, colon, _ = (arguments.env or "").partition(":")
-    from composer.trust import PETTINGZOO
+    from composer.trust import allow_options
 
-    modules = [module] if colon and module != PETTINGZOO else []
-    allow = dict.fromkeys([*arguments.allow, *modules])
-    options = "".join(f" --allow {name}" for name in allow)
+    options = allow_options(arguments.allow, arguments.env)
     _say(f"wrote {arguments.output}; next: composer check {arguments.output}{options}")
 
 

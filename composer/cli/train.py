@@ -107,13 +107,14 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 
 def _say(outcome: Outcome, allow: list[str]) -> int:
+    from composer.trust import allow_options
+
     folder = readable(str(outcome.folder))
     if outcome.evaluation is None:
         assert outcome.signal is not None
-        options = "".join(f" --allow {module}" for module in allow)
         print(
             f"interrupted after {outcome.steps:,} steps; it is saved in {folder}\n"
-            f"continue with: composer train --resume {folder}{options}"
+            f"continue with: composer train --resume {folder}{allow_options(allow)}"
         )
         return 128 + outcome.signal
     print(f"trained for {outcome.steps:,} steps; without exploration: {outcome.evaluation}")

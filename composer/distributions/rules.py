@@ -19,6 +19,8 @@ from perception_blocks.words import hint, listing
 
 __all__ = ["DistributionRuleError", "build_distributions"]
 
+Rule = Mapping[str, Any]  # an entry of `distributions:`
+
 
 class DistributionRuleError(ValueError):
     """What is wrong with ``distributions:``; ``problems`` are (index of the rule, setting or None, message)."""
@@ -31,9 +33,7 @@ class DistributionRuleError(ValueError):
         return (type(self), (self.problems,))
 
 
-def build_distributions(
-    tree: SpaceTree, rules: Sequence[Mapping[str, Any]] = ()
-) -> ActionDistributions:
+def build_distributions(tree: SpaceTree, rules: Sequence[Rule] = ()) -> ActionDistributions:
     """The family of each action of ``tree``: from the first rule that fits it, else the default.
 
     A rule is ``{action: <flat key>, distribution: <name>}`` or ``{space: <kind>, distribution: <name>}`` with the
@@ -71,7 +71,7 @@ def build_distributions(
 
 def _matching(
     tree: SpaceTree,
-    rule: Mapping[str, Any],
+    rule: Rule,
     index: int,
     problems: list[RuleProblem],
 ) -> list[str]:
@@ -105,7 +105,7 @@ def _matching(
 
 
 def _family_of(
-    rule: Mapping[str, Any], index: int, problems: list[RuleProblem]
+    rule: Rule, index: int, problems: list[RuleProblem]
 ) -> Callable[..., ActionDistribution] | None:
     """The class that a rule names, if it exists and takes the rule's settings."""
     name = rule.get("distribution")
@@ -127,9 +127,9 @@ def _family_of(
     return None if wrong else cast("Callable[..., ActionDistribution]", family)
 
 
-def _settings(rule: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(rule: Rule) -> dict[str, Any]:
     return {k: v for k, v in rule.items() if k not in ("action", "space", "distribution")}
 
 
-def _subject(rule: Mapping[str, Any]) -> str:
+def _subject(rule: Rule) -> str:
     return repr(rule.get("action", rule.get("space")))

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from composer.spaces.tree import SpaceTree
-from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.blocks.scale import Group, NormalizeBlock
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape, format_shape
-
-if TYPE_CHECKING:
-    from perception_blocks.blocks.scale import Group
 
 __all__ = ["Observer"]
 

@@ -39,6 +39,7 @@ __all__ = [
 __all__ += ["is_mask", "shape_of", "typed"]
 
 Tensors = dict[str, Tensor]
+Samples = Sequence[Any]  # values of one space, or columns of them
 _INT64 = np.iinfo(np.int64)
 INTEGERS = IntegerRange(int(_INT64.min), int(_INT64.max), "expected the numbers of nodes")
 
@@ -53,10 +54,10 @@ class Reader(ABC):
         """Whether ``value`` has the form of one sample, or of one column; a quick look, not a proof."""
 
     @abstractmethod
-    def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         """Samples as tensors (len(samples), ...). Raises ValueError for what is no sample."""
 
-    def read_columns(self, columns: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read_columns(self, columns: Samples, dtype: torch.dtype) -> Tensors:
         """The samples of all columns, one after the other."""
         return self.read(list(chain.from_iterable(columns)), dtype)
 
@@ -78,7 +79,7 @@ class FixedReader(Reader):
             return bool(shape) and shape[1:] == self.leaf.port.shape
         return shape == self.leaf.port.shape
 
-    def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         if not samples:
             return self._tensor(np.zeros((0, *self.leaf.shape)), dtype)
         try:
@@ -91,7 +92,7 @@ class FixedReader(Reader):
             self._refuse_misfit(samples)
         return tensors
 
-    def read_columns(self, columns: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read_columns(self, columns: Samples, dtype: torch.dtype) -> Tensors:
         self._refuse_misfit(columns, column=True)
         if not columns:
             return self.read([], dtype)
@@ -135,13 +136,13 @@ class CompoundReader(Reader):
             return False
         return all(part.fits(value[name], column) for name, part in self.parts.items())
 
-    def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         tensors: Tensors = {}
         for name, part in self.parts.items():
             tensors |= part.read([self._part(sample, name) for sample in samples], dtype)
         return tensors
 
-    def read_columns(self, columns: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read_columns(self, columns: Samples, dtype: torch.dtype) -> Tensors:
         tensors: Tensors = {}
         for name, part in self.parts.items():
             tensors |= part.read_columns([self._part(column, name) for column in columns], dtype)
@@ -182,7 +183,7 @@ class SetReader(Reader):
             return self.element.fits(value, column=True)
         return isinstance(value, (tuple, list)) and self.element.fits(value[0])
 
-    def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         filled = [sample for sample in samples if not _is_empty(sample)]
         if filled and self._is_column(filled[0]):
             lengths = [0 if _is_empty(s) else self.element.length(s) for s in samples]
@@ -210,7 +211,7 @@ class TextReader(Reader):
     def fits(self, value: object, column: bool = False) -> bool:
         return isinstance(value, str)
 
-    def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         ids = np.zeros((len(samples), self.max_length), np.int64)
         for row, text in zip(ids, samples, strict=True):
             row[: len(text)] = self._encoded(text)
@@ -256,7 +257,7 @@ class GraphReader(Reader):
     def fits(self, value: object, column: bool = False) -> bool:
         return isinstance(value, GraphInstance)
 
-    def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         self._refuse_other_counts(samples)
         tensors: Tensors = {}
         if self.node is not None:
@@ -336,7 +337,7 @@ class OneOfReader(Reader):
         reader = self.alternatives.get(int(index))
         return reader is None or reader.fits(chosen)
 
-    def read(self, samples: Sequence[Any], dtype: torch.dtype) -> Tensors:
+    def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         for sample in samples:
             if not self.fits(sample):
                 raise ValueError(

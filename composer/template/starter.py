@@ -17,7 +17,7 @@ from composer.spec.model_spec import NetworkSpec, NodeSpec, TemplateSpec
 from composer.spec.template import TRUNK
 from composer.template.expansion import expand
 from composer.template.kinds import kind_of_observation
-from composer.trust import PETTINGZOO
+from composer.trust import allow_options
 
 __all__ = [
     "critic_lines",
@@ -101,11 +101,9 @@ def _unreadable(space: Space) -> dict[str, str]:
 def heading(environment: str | None, allow: Iterable[str], what: str) -> Iterator[str]:
     """The comment above a spec."""
     yield f"# A first {what} for {environment or 'these spaces'}, to be changed at will."
-    module, colon, _ = (environment or "").partition(":")
-    modules = [module] if colon and module != PETTINGZOO else []
-    needed = " ".join(f"--allow {name}" for name in dict.fromkeys([*allow, *modules]))
+    needed = allow_options(allow, environment)
     if needed:
-        yield f"# The environment is code: composer check FILE {needed}"
+        yield f"# The environment is code: composer check FILE{needed}"
 
 
 def described(observations: SpaceTree, actions: SpaceTree, margin: str = "") -> Iterator[str]:

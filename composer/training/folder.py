@@ -28,7 +28,7 @@ from composer.checkpoint.container import CheckpointError
 from composer.source.files import outside, real_path
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
-from composer.training.trainer import Task, Trainer, TrainingError
+from composer.training.trainer import Task, Trainer, TrainerState, TrainingError
 
 __all__ = ["RunFolder", "Saved", "in_use", "refuse_taken"]
 
@@ -48,7 +48,7 @@ class Saved(TypedDict):
     steps: int
     curve: list[list[float]]
     recent: list[float]
-    trainer: dict[str, Any]
+    trainer: TrainerState
 
 
 class RunFolder:

@@ -14,8 +14,8 @@ from composer.errors import RefusedError
 from composer.model import Model
 from perception_blocks.registry import Registry
 
-__all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer", "TrainingError"]
-__all__ += ["no_phase", "refuse_other_state"]
+__all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer"]
+__all__ += ["TrainerState", "TrainingError", "no_phase", "refuse_other_state"]
 
 TRAINERS = Registry("trainer")
 """Trainers of `composer train` by name."""
@@ -33,6 +33,9 @@ class Episode(NamedTuple):
     total: float
     length: int
 
+
+TrainerState = dict[str, Any]
+"""All that a trainer needs to go on: tensors and plain data."""
 
 Report = Callable[[int, Sequence[Episode]], bool]
 """Given the number of steps made and the episodes that ended since; the trainer stops where it returns False."""
@@ -90,11 +93,11 @@ class Trainer(Protocol):
         """The action without exploration and the state after it, as `evaluation.Act` says."""
         ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         """All that `restore` needs to go on: weights, optimisers, what was collected. Tensors and plain data."""
         ...
 
-    def restore(self, state: Mapping[str, Any], steps: int) -> None:
+    def restore(self, state: TrainerState, steps: int) -> None:
         """Be as the trainer was that gave ``state`` after ``steps`` steps; its episodes begin anew."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -25,13 +25,12 @@ __all__ = [
     "moments_of",
 ]
 
-if TYPE_CHECKING:
-    Group: TypeAlias = dist.ProcessGroup | Literal[False] | None
-
 # An axis of this size or less is taken for the channels when the other one is longer.
 MOST_CHANNELS = 4
 
 Bound = float | Sequence[Any]
+# Whose values count: all processes, those of a group, or this one alone.
+Group: TypeAlias = "dist.ProcessGroup | Literal[False] | None"
 
 
 @BLOCKS.register("scale_image")

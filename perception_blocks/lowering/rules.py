@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from perception_blocks.activations import Function
 from perception_blocks.base_block import MemoryBlock
 from perception_blocks.blocks.combine import ConcatBlock
 from perception_blocks.blocks.conv import (
@@ -59,9 +60,7 @@ _IN_PLACE: dict[object, Callable[..., Tensor]] = {
 }
 
 
-def activated(
-    code: Code, activation: Callable[[Tensor], Tensor], x: str, may_overwrite: bool
-) -> str:
+def activated(code: Code, activation: Function, x: str, may_overwrite: bool) -> str:
     """``activation`` (a function, or a module) of ``x``."""
     if isinstance(activation, nn.Module):
         return code.apply(activation, x)
@@ -221,9 +220,7 @@ def _embedding(code: Code, block: EmbeddingBlock, x: str) -> str:
     return code.apply(code.child(block, "table"), x)
 
 
-def _activations(
-    code: Code, block: nn.Module, name: str = "activations"
-) -> list[Callable[[Tensor], Tensor]]:
+def _activations(code: Code, block: nn.Module, name: str = "activations") -> list[Function]:
     """The activations of ``block``, functions or modules."""
     activations = getattr(block, name)
     return (

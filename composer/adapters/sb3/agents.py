@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
@@ -60,13 +60,15 @@ POLICIES: dict[str, type[HostPolicy]] = {
 }
 """The policy class of each algorithm, by the algorithm's name."""
 
+Env: TypeAlias = gymnasium.Env | VecEnv
+GivenModel: TypeAlias = "GivenSpec | Model"
 OPTIMIZER_SETTINGS = ("optimizer_class", "optimizer_kwargs")
 
 
 def agent(
     algorithm: type,
-    spec: GivenSpec | Model,
-    env: gymnasium.Env | VecEnv | str | None = None,
+    spec: GivenModel,
+    env: Env | str | None = None,
     *,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
@@ -116,7 +118,7 @@ def agent(
 
 def wrap(
     env: gymnasium.Env,
-    spec: GivenSpec | Model,
+    spec: GivenModel,
     allow: Iterable[str] = (),
     limits: GivenLimits = None,
 ) -> gymnasium.Env:
@@ -198,11 +200,8 @@ def _refuse_network_settings(policy_kwargs: dict[str, Any]) -> None:
 
 
 def _environment(
-    spec: GivenSpec | Model,
-    env: gymnasium.Env | VecEnv | str | None,
-    overrides: Iterable[Override],
-    allow: Iterable[str],
-) -> gymnasium.Env | VecEnv:
+    spec: GivenModel, env: Env | str | None, overrides: Iterable[Override], allow: Iterable[str]
+) -> Env:
     """The environment itself, made if it is an id or the spec's own."""
     if env is None:
         source = spec.source if isinstance(spec, Model) else load_source(spec, overrides, allow)
@@ -219,7 +218,7 @@ def _environment(
     return env
 
 
-def _model_spaces(env: gymnasium.Env | VecEnv) -> Spaces:
+def _model_spaces(env: Env) -> Spaces:
     """The spaces that a model is composed for: those of the environment inside of `FlatEnv`."""
     if isinstance(env, VecEnv):
         if env.has_attr("model_spaces"):
@@ -232,9 +231,7 @@ def _is_flat(env: gymnasium.Env) -> bool:
     return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
 
 
-def _composed(
-    spec: GivenSpec | Model, env_spaces: Spaces, allow: Iterable[str], **settings: Any
-) -> Model:
+def _composed(spec: GivenModel, env_spaces: Spaces, allow: Iterable[str], **settings: Any) -> Model:
     """The model of ``spec``, without weights: it is only looked at. A `Model` is itself."""
     if isinstance(spec, Model):
         return spec

@@ -18,7 +18,7 @@ from torchrl.objectives import LossModule
 from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
 from composer.model import Model
 from composer.spaces.tree import format_space
-from composer.training.trainer import refuse_other_state
+from composer.training.trainer import TrainerState, refuse_other_state
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
 
 __all__ = ["Algorithm", "Settings", "ALGORITHMS", "refuse"]
@@ -59,11 +59,11 @@ class Algorithm(ABC):
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         """Learn from ``batch`` (environments, steps), after which ``steps`` have been made in all."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         """What there is beside the weights of the model."""
         return {"optimizer": self._optimizer.state_dict()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: TrainerState) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
         refuse_other_state(self._optimizer)
 

@@ -22,6 +22,7 @@ from composer.adapters.torchrl.algorithm import Algorithm, Settings
 from composer.adapters.torchrl.fields import CHOICES, Key, choice_sizes, shown
 from composer.adapters.torchrl.models import to_torchrl
 from composer.model import Model
+from composer.training.trainer import TrainerState
 from perception_blocks.settings import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 __all__ = ["Dqn", "DqnSettings", "Sac", "SacSettings"]
@@ -91,10 +92,10 @@ class OffPolicy(Algorithm):
             self._update(self._buffer.sample())
             self._targets.step()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         return {**super().state(), "loss": self.loss.state_dict(), "buffer": self._kept()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: TrainerState) -> None:
         super().restore(state)
         self.loss.load_state_dict(state["loss"])
         self._buffer.empty()
@@ -162,10 +163,10 @@ class Dqn(OffPolicy):
         super().learn(batch, steps)
         self._chance.step(batch.numel())
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         return {**super().state(), "eps": float(self._chance.eps)}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: TrainerState) -> None:
         super().restore(state)
         self._chance.eps.fill_(state["eps"])
 

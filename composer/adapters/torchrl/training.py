@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from composer.model import Model
 from composer.training.environment import training_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Phase, Report, Task, no_phase
+from composer.training.trainer import Episode, Phase, Report, Task, TrainerState, no_phase
 from perception_blocks.registry import missing_extra
 from perception_blocks.settings import check_settings
 
@@ -97,10 +97,10 @@ class TorchrlTrainer:
     ) -> tuple[object, object]:
         return self._act(observation, state, first, observation[MASK] if self._is_masked else None)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         return {"model": self.model.state_dict(), **self._algorithm.state()}
 
-    def restore(self, state: Mapping[str, Any], steps: int) -> None:
+    def restore(self, state: TrainerState, steps: int) -> None:
         self.model.load_state_dict(state["model"])
         self._algorithm.restore(state)
         self._steps = steps
