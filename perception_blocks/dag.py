@@ -98,10 +98,10 @@ class Dag:
 
     def problems(self) -> list[DagProblem]:
         """Everything that is wrong, in the order of the nodes."""
-        found = self._duplicates() + self._unknown()
-        found += [_cycle_problem(cycle) for cycle in self.cycles()]
+        problems = self._duplicates() + self._unknown()
+        problems += [_cycle_problem(cycle) for cycle in self.cycles()]
         # What a broken reference leaves unused is the consequence, not the mistake.
-        return found or self._unused()
+        return problems or self._unused()
 
     def order(self) -> list[DagNode]:
         """The nodes that the outputs need, each after all it reads, otherwise as they were declared.
@@ -128,7 +128,7 @@ class Dag:
         return [name for node in self.nodes for name in node.writes if name not in read]
 
     def cycles(self) -> list[list[str]]:
-        """The nodes of some cycles, from writer to reader: no two have a node in common, and all cycles touch one."""
+        """The nodes of up to 20 cycles, each from writer to reader; no node is in two of them."""
         cycles: list[list[str]] = []
         if self._is_sorted:
             return cycles

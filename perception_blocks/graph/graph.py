@@ -195,13 +195,13 @@ class Graph:
 
     def problems_of(self, dag: Dag) -> list[GraphProblem]:
         """Mistakes that show without shapes: cycles, unknown, unread, duplicate and unused names of this graph."""
-        found = [*self._nesting_problems(), *self._same_as_problems()]
+        problems = [*self._nesting_problems(), *self._same_as_problems()]
         by_key = {node.value_name: node for node in self.nodes}
         for problem in dag.problems():
             if problem.kind == "unused_input" and problem.name in self.optional:
                 continue
-            found.append(_in_node(problem, by_key))
-        return found
+            problems.append(_in_node(problem, by_key))
+        return problems
 
     def _nesting_problems(self) -> list[GraphProblem]:
         """The first node that holds too many graphs within one another; a graph may even hold itself."""
