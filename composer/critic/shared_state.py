@@ -142,8 +142,8 @@ class SharedStateCritic(CriticModule):
         """The inputs of the network. Raises ValueError where somebody is missing, or of another batch."""
         if isinstance(observations, Inputs):
             return observations
-        seen = self._by_name(observations, "observations")
-        handed = self._by_name(shared, "shared values")
+        seen = self.actors.by_name(observations, "observations")
+        handed = self.actors.by_name(shared, "shared values")
         if shared is None:
             shared_values(self.shared, None, self.call())  # nobody's are there: says so
         missing = [
@@ -169,11 +169,6 @@ class SharedStateCritic(CriticModule):
         return Inputs(inputs)
 
     # --- inside ---
-
-    def _by_name(self, values: Any, what: str) -> dict[str, Any]:
-        if values is None:
-            return {}
-        return {entry.name: entry.value for entry in self.actors.entries(values, what)}
 
     def _values_of(self, name: str, observation: Any, shared: Any) -> Tensors:
         """What the network reads of one actor."""
@@ -208,7 +203,7 @@ class SharedStateCritic(CriticModule):
 
     def _presence(self, are_present: list[bool], present: Any, leading: tuple[int, ...]) -> Tensor:
         """(..., n): which actors are present, in their order; of those in ``present`` as that says."""
-        said = self._by_name(present, "present")
+        said = self.actors.by_name(present, "present")
         rows = []
         for name, is_present in zip(self.actors.names, are_present):
             given = as_tensor(PRESENT, said.get(name, is_present))

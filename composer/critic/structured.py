@@ -124,7 +124,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
     ) -> list[ActorCall[SpaceCritic]]:
         """Everyone present, with what the policy shares of them."""
         calls = self._calls(observations, state, resets)
-        values = self._by_name(shared, "shared values")
+        values = self.actors.by_name(shared, "shared values")
         for call in calls:
             call.beside["shared"] = values.get(call.entry.name)
         return calls

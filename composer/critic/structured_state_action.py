@@ -82,7 +82,7 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
     ) -> list[ActorCall[SpaceCritic]]:
         """Everyone present, with what they do."""
         calls = self._prepared(observations, state, resets, shared)
-        actions = self._by_name(action, "actions")
+        actions = self.actors.by_name(action, "actions")
         for call in calls:
             call.action = actions.get(call.entry.name)
         return calls

@@ -169,7 +169,7 @@ class StructuredModule(StatefulModule, Generic[M]):
         state, _ = self._own_share(state)
         self._check_memory(state)
         by_actor = isinstance(resets, Mapping)
-        actor_resets = self._by_name(resets, "resets") if by_actor else {}
+        actor_resets = self.actors.by_name(resets, "resets") if by_actor else {}
         calls = []
         for entry in entries:
             actor_network = self._actor_networks[entry.actor.name]
@@ -263,11 +263,6 @@ class StructuredModule(StatefulModule, Generic[M]):
             if not self._is_own(name):
                 near = hint(name, known, "it has", shown=shortened)
                 raise ValueError(f"{name!r} is not in the state of this {self.part}{near}")
-
-    def _by_name(self, values: Any, what: str) -> dict[str, Any]:
-        if values is None:
-            return {}
-        return {entry.name: entry.value for entry in self.actors.entries(values, what)}
 
     # --- as a module ---
 

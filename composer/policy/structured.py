@@ -102,7 +102,7 @@ class StructuredPolicy(StructuredModule[Policy]):
         """{actor: distribution over its actions}; with memory (these, state). ``mask`` is by actor too."""
         calls, after = self._evaluated(observations, state, resets, unroll)
         unstack(calls)
-        masks = self._by_name(mask, "masks")
+        masks = self.actors.by_name(mask, "masks")
         distributions = {c.entry.key: _distribution(c, masks, temperature) for c in calls}
         return (distributions, after) if self.has_memory else distributions
 
@@ -127,7 +127,7 @@ class StructuredPolicy(StructuredModule[Policy]):
             calls, after = [], state
             if not asked or rest:
                 calls, after = self._evaluated(rest, state, resets)
-            _draw(calls, self._by_name(mask, "masks"), temperature, deterministic, generator)
+            _draw(calls, self.actors.by_name(mask, "masks"), temperature, deterministic, generator)
             if asked:
                 asked_calls = self._calls(asked, state, resets)
                 for call in asked_calls:

@@ -138,6 +138,12 @@ class Actors:
             by_name[name] = Entry(key, name, actor, value)
         return list(by_name.values())
 
+    def by_name(self, values: Mapping[Any, X] | None, what: str) -> dict[str, X]:
+        """The values of a mapping by key, or of none, by flat name; it raises ValueError as `entries` does."""
+        if values is None:
+            return {}
+        return {entry.name: entry.value for entry in self.entries(values, what)}
+
     def _unknown(self, values: Iterable[object], what: str) -> str:
         unknown = [key for key in values if self.find(key) is None]
         near = did_you_mean(flat_name(unknown[0]), self.names) if len(unknown) == 1 else ""

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from composer.wrappers.heads import Choices, check_positive, choices_of, like_logit
-from composer.wrappers.interface import IModelWrapper, undone, wrapper_label
+from composer.wrappers.interface import IModelWrapper, Output, undone, wrapper_label
 from perception_blocks.settings import PositiveInt
 
 __all__ = ["CombinationArgmaxSampleWrapper", "CombinationMultinomialSampleWrapper"]
-
-Output = dict[str, Any]
 
 
 class CombinationArgmaxSampleWrapper(IModelWrapper):
@@ -65,7 +63,7 @@ class CombinationMultinomialSampleWrapper(IModelWrapper):
             return {**output, "action": like_logit(output["logit"], actions)}
 
 
-def _shots(wrapper: IModelWrapper, given: Any, setting: int | None) -> int:
+def _shots(wrapper: IModelWrapper, given: int | None, setting: int | None) -> int:
     shots = setting if given is None else given
     if shots is None:
         raise ValueError(

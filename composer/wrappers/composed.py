@@ -16,7 +16,7 @@ from composer.network.network import Tensors
 from composer.policy.policy import Policy
 from composer.spaces.tree import to_environment
 from composer.spaces.values import as_flags
-from composer.wrappers.interface import Head, IModelWrapper, Offer, chain
+from composer.wrappers.interface import Head, IModelWrapper, Offer, Output, chain
 from composer.wrappers.slots import stacked_rows, unstacked_rows
 from perception_blocks.port import format_shape
 
@@ -47,12 +47,12 @@ class ComposedPolicy(IModelWrapper):
             )
         self._families = dict(policy.distributions.items())
 
-    def forward(self, data: Any, *, resets: Any = None) -> dict[str, Any]:
+    def forward(self, data: Any, *, resets: Any = None) -> Output:
         policy: Policy = self._model
         inputs = policy.read(self._observation(data))
         state = self._state(data, policy.leading(inputs)) if policy.has_memory else None
         outputs, after = policy.run(inputs, state, resets)
-        result: dict[str, Any] = {"logit": self._one_or_list(self._logits(outputs))}
+        result: Output = {"logit": self._one_or_list(self._logits(outputs))}
         legal = self._legal(inputs, outputs)
         if any(mask is not None for mask in legal):
             result["action_mask"] = self._one_or_list(legal)

@@ -13,7 +13,7 @@ from composer.distributions.base import all_finite, index_text, wide
 from composer.distributions.discrete import ChoiceDistribution
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags, on_host
-from composer.wrappers.interface import IModelWrapper, read_output, wrapper_label
+from composer.wrappers.interface import IModelWrapper, Output, read_output, wrapper_label
 from perception_blocks.port import format_shape
 
 __all__ = ["Choices", "check_eps", "check_positive", "choices_of", "explored"]
@@ -57,7 +57,7 @@ def like_logit(logit: Any, actions: list[Any]) -> Any:
     return actions if isinstance(logit, list | tuple) else actions[0]
 
 
-def choices_of(output: Any, wrapper: IModelWrapper) -> list[Choices]:
+def choices_of(output: Output, wrapper: IModelWrapper) -> list[Choices]:
     """The choices in the `logit` of a model's output, and what its `action_mask` leaves of them."""
     return read_choices(read_output(output, "logit", wrapper), output.get("action_mask"), wrapper)
 
@@ -100,7 +100,7 @@ def _legal(mask: Any, logit: Tensor, label: str) -> Tensor:
     return legal
 
 
-def check_positive(name: str, value: Any, wrapper: IModelWrapper) -> None:
+def check_positive(name: str, value: object, wrapper: IModelWrapper) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(
             f"{wrapper_label(wrapper)} needs a positive number as {name!r}, got {value!r}"
@@ -195,7 +195,7 @@ def _coins(
     return [coin.reshape(-1, *[1] * (head.logit.dim() - 2)) for head in heads]
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(map(str, value)) + "}"
     if isinstance(value, Tensor):

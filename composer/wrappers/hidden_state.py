@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from composer.wrappers.composed import OBSERVATION, ComposedPolicy, composed_policy
-from composer.wrappers.interface import IModelWrapper, Offer, read_output, wrapper_label
+from composer.wrappers.interface import IModelWrapper, Offer, Output, read_output, wrapper_label
 from composer.wrappers.slots import ObjectSlots, Slots, StackedSlots, slot_ids, zeros_like
 from perception_blocks.settings import PositiveInt
 
@@ -63,7 +63,7 @@ class HiddenStateWrapper(IModelWrapper):
 
     def forward(
         self, data: Any, *args: Any, data_id: Any = None, valid_id: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    ) -> Output:
         ids = slot_ids(data_id, self.state_num)
         places = _places(valid_id, ids, self.state_num)
         slots = self._kept()

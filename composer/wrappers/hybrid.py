@@ -23,14 +23,13 @@ from composer.wrappers.heads import (
     read_choices,
     sample_of,
 )
-from composer.wrappers.interface import IModelWrapper, read_output, undone, wrapper_label
+from composer.wrappers.interface import IModelWrapper, Output, read_output, undone, wrapper_label
 
 __all__ = ["HybridArgmaxSampleWrapper", "HybridDeterministicArgmaxSampleWrapper"]
 __all__ += ["HybridEpsGreedyMultinomialSampleWrapper", "HybridEpsGreedySampleWrapper"]
 __all__ += ["HybridReparamMultinomialSampleWrapper"]
 
 Generator = torch.Generator | None
-Output = dict[str, Any]
 
 
 class HybridArgmaxSampleWrapper(IModelWrapper):
@@ -140,7 +139,7 @@ class _Parts(NamedTuple):
         return {**self.output, "action": action}
 
 
-def _parts(output: Any, wrapper: IModelWrapper) -> _Parts:
+def _parts(output: Output, wrapper: IModelWrapper) -> _Parts:
     logit, mask = read_output(output, "logit", wrapper), output.get("action_mask")
     place = 0
     if isinstance(logit, Mapping):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from composer.spec.wrapper_names import WRAPPERS
 
-__all__ = ["BaseModelWrapper", "Chosen", "Head", "IModelWrapper", "Offer", "chain", "innermost"]
-__all__ += ["read_output", "undone", "wrapper_label"]
+__all__ = ["BaseModelWrapper", "Chosen", "Head", "IModelWrapper", "Offer", "Output", "chain"]
+__all__ += ["innermost", "read_output", "undone", "wrapper_label"]
 
+Output: TypeAlias = dict[str, Any]  # of a model or wrapper, by name
 Head = Literal["choice", "normal", "other"]
 Chosen = Literal["choice", "normal", "hybrid"]
 
@@ -170,7 +171,7 @@ def wrapper_label(wrapper: IModelWrapper | type[IModelWrapper]) -> str:
     return repr(WRAPPERS.name_of(cls) or cls.__name__)
 
 
-def read_output(output: Any, key: str, wrapper: IModelWrapper) -> Any:
+def read_output(output: Output, key: str, wrapper: IModelWrapper) -> Any:
     """What the model returned under ``key``. Raises ValueError where there is none."""
     if not isinstance(output, Mapping):
         hint = "; wrap its 'policy'" if hasattr(innermost(wrapper), "policy") else ""
@@ -186,7 +187,7 @@ def read_output(output: Any, key: str, wrapper: IModelWrapper) -> Any:
     return output[key]
 
 
-def _takes(function: Any, keyword: str) -> bool:
+def _takes(function: Callable[..., Any], keyword: str) -> bool:
     parameters = inspect.signature(function).parameters
     return keyword in parameters or any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()

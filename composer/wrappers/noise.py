@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from composer.wrappers.heads import noise_like
-from composer.wrappers.interface import IModelWrapper, Offer, undone, wrapper_label
+from composer.wrappers.interface import IModelWrapper, Offer, Output, undone, wrapper_label
 from composer.wrappers.slots import slot_ids
 from perception_blocks.settings import Range, SettingsError, check_settings
 
 __all__ = ["ActionNoiseWrapper", "GaussNoise", "OuNoise"]
 
 Generator = torch.Generator | None
+Sigma = float | Tensor | None
 Limits = Sequence[float] | Mapping | None
 NonNegativeFloat = Annotated[float, Range(low=0.0)]
 
@@ -28,7 +29,7 @@ class GaussNoise:
         self.mu = mu
         self.sigma = sigma
 
-    def draw(self, name: str, like: Tensor, sigma: Any, generator: Generator) -> Tensor:
+    def draw(self, name: str, like: Tensor, sigma: Sigma, generator: Generator) -> Tensor:
         """Noise for the action called ``name``; ``sigma`` takes the place of this object's own for once."""
         sigma = self.sigma if sigma is None else sigma
         return self.mu + sigma * noise_like(like, generator)
@@ -55,7 +56,7 @@ class OuNoise:
         self.mu, self.sigma, self.theta, self.dt, self.x0 = mu, sigma, theta, dt, x0
         self.values: dict[str, Tensor] = {}  # by action
 
-    def draw(self, name: str, like: Tensor, sigma: Any, generator: Generator) -> Tensor:
+    def draw(self, name: str, like: Tensor, sigma: Sigma, generator: Generator) -> Tensor:
         sigma = self.sigma if sigma is None else sigma
         x = self.values.get(name)
         if x is None or x.shape != like.shape:
@@ -124,8 +125,8 @@ class ActionNoiseWrapper(IModelWrapper):
         return offer
 
     def forward(
-        self, *args: Any, sigma: Any = None, generator: Generator = None, **kwargs: Any
-    ) -> dict[str, Any]:
+        self, *args: Any, sigma: Sigma = None, generator: Generator = None, **kwargs: Any
+    ) -> Output:
         _check_sigma(sigma, self)
         output = self._run(*args, **self._for_inner(generator=generator), **kwargs)
         if isinstance(self.noise, OuNoise):
@@ -142,10 +143,10 @@ class ActionNoiseWrapper(IModelWrapper):
         if isinstance(self.noise, OuNoise):
             self.noise.values = self._before
 
-    def _noisy(self, output: Any, sigma: Any, generator: Generator) -> dict[str, Any]:
+    def _noisy(self, output: Output, sigma: Sigma, generator: Generator) -> Output:
         """The actions of an output with noise, under their names."""
         found = output if isinstance(output, Mapping) else {}
-        noisy: dict[str, Any] = {}
+        noisy: Output = {}
         action = found.get("action")
         if isinstance(action, Mapping) and "action_args" in action:  # of a hybrid wrapper
             arguments = self._add("action_args", action["action_args"], sigma, generator)
@@ -160,7 +161,7 @@ class ActionNoiseWrapper(IModelWrapper):
             )
         return noisy
 
-    def _add(self, name: str, action: Any, sigma: Any, generator: Generator) -> Any:
+    def _add(self, name: str, action: Any, sigma: Sigma, generator: Generator) -> Any:
         if isinstance(action, list | tuple):
             return [
                 self._add(f"{name}/{i}", part, sigma, generator) for i, part in enumerate(action)
@@ -174,7 +175,7 @@ class ActionNoiseWrapper(IModelWrapper):
         return _clipped(action + noise, self.action_range)
 
 
-def _limits(name: str, given: Any) -> tuple[float, float] | None:
+def _limits(name: str, given: Limits) -> tuple[float, float] | None:
     """[low, high] or {min: low, max: high} as a pair."""
     if given is None:
         return None
@@ -186,7 +187,7 @@ def _limits(name: str, given: Any) -> tuple[float, float] | None:
     return (float(numbers[0]), float(numbers[1]))
 
 
-def _check_sigma(sigma: Any, wrapper: IModelWrapper) -> None:
+def _check_sigma(sigma: Sigma, wrapper: IModelWrapper) -> None:
     if sigma is None or isinstance(sigma, Tensor):
         return
     if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not sigma >= 0:

@@ -20,13 +20,12 @@ from composer.wrappers.heads import (
     sample_of,
     several,
 )
-from composer.wrappers.interface import IModelWrapper, read_output, undone
+from composer.wrappers.interface import IModelWrapper, Output, read_output, undone
 
 __all__ = ["ArgmaxSampleWrapper", "DeterministicSampleWrapper", "EpsGreedyMultinomialSampleWrapper"]
 __all__ += ["EpsGreedySampleWrapper", "MultinomialSampleWrapper", "ReparamSampleWrapper"]
 
 Generator = torch.Generator | None
-Output = dict[str, Any]
 
 
 class ArgmaxSampleWrapper(IModelWrapper):
@@ -127,5 +126,5 @@ class ReparamSampleWrapper(IModelWrapper):
             return _with(output, [to_bounds(self, i, value) for i, value in enumerate(drawn)])
 
 
-def _with(output: Any, actions: list[Any]) -> Output:
+def _with(output: Output, actions: list[Any]) -> Output:
     return {**output, "action": like_logit(output["logit"], actions)}

@@ -188,7 +188,7 @@ def _check_batch(batch: Mapping[str, Tensor], row: Mapping[str, Tensor], count: 
         _check_shape(name, batch[name], (count, *value.shape))
 
 
-def _check_shape(name: str, value: Any, expected: tuple[int, ...]) -> None:
+def _check_shape(name: str, value: object, expected: tuple[int, ...]) -> None:
     if tuple(getattr(value, "shape", ())) != expected or not isinstance(value, Tensor):
         got = (
             format_shape(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.wrappers.interface import IModelWrapper, innermost, read_output, undone, wrapper_label
+from composer.wrappers.interface import (
+    IModelWrapper,
+    Output,
+    innermost,
+    read_output,
+    undone,
+    wrapper_label,
+)
 from composer.wrappers.slots import slot_ids
 from perception_blocks.port import format_shape
 from perception_blocks.settings import PositiveInt
@@ -41,7 +48,7 @@ class TransformerInputWrapper(IModelWrapper):
         only_last_logit: bool = True,
         data_id: Any = None,
         **kwargs: Any,
-    ) -> dict[str, Any]:
+    ) -> Output:
         obs = mapped(torch.as_tensor, input_obs)
         memory, filled = self._memory_for(obs)
         ids = slot_ids(data_id, len(filled))

@@ -111,7 +111,7 @@ def _parts(entry: Entry) -> tuple[str, dict[str, Any]]:
     return name, dict(settings or {})
 
 
-def _wrapper_class(name: Any) -> type[IModelWrapper]:
+def _wrapper_class(name: object) -> type[IModelWrapper]:
     if not isinstance(name, str):
         raise ValueError(f"wrapper_name must be the name of a wrapper, got {name!r}")
     return WRAPPERS.get(name)
