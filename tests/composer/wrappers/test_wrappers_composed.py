@@ -47,6 +47,24 @@ def test_one_action_has_one_logit(leading):
         assert torch.equal(output["action"], policy.distribution(x).mode())
 
 
+@pytest.mark.parametrize("template", [{}, MEMORY])
+def test_a_hook_on_the_policy_runs_once_and_what_it_returns_is_used(template):
+    policy, ran = compose(BOX, spaces.Discrete(4), template).policy, []
+
+    def hook(module, arguments, result):
+        ran.append("after")
+        logits = {"action": torch.tensor([[0.0, 0.0, 9.0, 0.0]])}
+        return (logits, result[1]) if policy.has_memory else logits
+
+    policy.register_forward_hook(hook)
+    state = {"prev_state": None} if policy.has_memory else {}
+    output = composer.model_wrap(policy, "argmax_sample")(
+        {"observation": torch.zeros(1, 3), **state}
+    )
+    assert output["action"].tolist() == [2]
+    assert ran == ["after"]
+
+
 def test_several_actions_are_a_list_in_the_order_of_the_space():
     policy = compose(BOX, ACTIONS).policy
     x = torch.randn(5, 3)

@@ -49,6 +49,16 @@ def numbers(space, count, seed=0):
     return np.stack([space.sample() for _ in range(count)])
 
 
+def test_hooks_on_policy_and_critic_run_in_the_host():
+    policy = agent(PPO, CARTPOLE, seed=3).policy
+    seen, ran = torch.as_tensor(numbers(policy.model.observation_space, 5)), []
+    policy.model.policy.register_forward_hook(lambda *_: ran.append("policy"))
+    policy.model.critic.register_forward_hook(lambda *_: ran.append("critic"))
+    actions, _, _ = policy(seen)
+    policy.evaluate_actions(seen, actions)
+    assert ran == ["policy", "critic"] * 2
+
+
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 def test_the_first_forward_is_that_of_a_model_composed_directly(algorithm):
     model = composer.compose(CARTPOLE, seed=3)

@@ -81,6 +81,16 @@ def test_modules_give_what_the_model_gives():
         assert torch.equal(critic(td)["state_value"], model.critic(observations)["value"])
 
 
+def test_hooks_on_policy_and_critic_run_in_their_modules():
+    model = compose({"environment": "CartPole-v1", "policy": DENSE, "critic": VALUES})
+    modules = to_torchrl(model)
+    model.policy.register_forward_hook(lambda *_: {"action": torch.ones(5, 2)})
+    model.critic.register_forward_hook(lambda *_: {"value": torch.full((5, 1), 3.0)})
+    td = modules.actor_training(TensorDict(observation=torch.randn(5, 4), batch_size=[5]))
+    assert (td["logits"] == 1).all()
+    assert (modules.critic_training(td)["state_value"] == 3).all()
+
+
 def test_all_modules_share_the_weights_of_the_model():
     model = compose({"environment": "CartPole-v1", "policy": DENSE, "critic": VALUES})
     modules = to_torchrl(model)
