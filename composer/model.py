@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
 import torch
@@ -32,6 +32,8 @@ from composer.lowered.model import LoweredModel
 from composer.network.module import under
 from composer.network.network import State, Tensors, share_of
 from composer.network.structured import StructuredModule
+from composer.policy.policy import Policy
+from composer.policy.structured import StructuredPolicy
 from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "compose", "load"]
 
+Part: TypeAlias = Policy | StructuredPolicy | CriticModule | StructuredCriticBase
+
 
 class Model(nn.Module):
     """A policy and, if the spec has one, a critic. ``model(observations)`` returns (logits, values).
@@ -61,8 +65,9 @@ class Model(nn.Module):
 
     def __init__(self, source: Source, spec: ModelSpec, parts: PolicyAndCritic, seed: int) -> None:
         super().__init__()
-        self.policy: Any = parts.policy  # a Policy, or a StructuredPolicy of several actors
-        self.critic = parts.critic
+        # A Policy, or a StructuredPolicy of several actors: of which of them is known where the model is used.
+        self.policy: Any = parts.policy
+        self.critic: CriticModule | StructuredCriticBase | None = parts.critic
         self.seed = seed
         self.source = source
         self.spec = spec
@@ -264,8 +269,8 @@ class Model(nn.Module):
             raise ValueError("this model has no critic, and so no returns to normalise")
         return self.critic
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {"policy": self.policy}
+    def _parts(self) -> dict[str, Part]:
+        parts: dict[str, Part] = {"policy": self.policy}
         return parts if self.critic is None else {**parts, "critic": self.critic}
 
     def _for_critic(self, logits: Tensors, action: Any) -> dict[str, Any]:
@@ -280,7 +285,7 @@ class Model(nn.Module):
 
 
 def _advance(
-    part: Any, name: str, state: State, observations: Any, resets: Any, **keywords: Any
+    part: Part, name: str, state: State, observations: Any, resets: Any, **keywords: Any
 ) -> tuple[Tensors, State]:
     """Call a part of the model with its share of the state, and return its outputs and that share after."""
     if not part.has_memory:

@@ -60,7 +60,7 @@ class Budget:
         if self.nodes > self.limits.nodes:
             raise self._too_many("nodes", self.limits.nodes)
 
-    def add_tensor(self, tensor: Any) -> None:
+    def add_tensor(self, tensor: Tensor) -> None:
         self.add_bytes(tensor.numel() * tensor.itemsize)
 
     def add_bytes(self, size: int) -> None:
@@ -83,7 +83,7 @@ class CountingMode(TorchFunctionMode):
         self._memory = memory
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Any = None
+        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _SIZED:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from composer.build.construction import SeededConstruction
 from composer.build.context import BuildContext, VisiblePorts
-from composer.build.critic import network_requirements, policy_values, value_normalizer
+from composer.build.critic import BuiltCritic, network_requirements, policy_values, value_normalizer
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
@@ -22,8 +21,6 @@ from perception_blocks.words import hint, listing
 
 __all__ = ["alike", "build_central_critic", "difference", "readable_ports"]
 
-Made = tuple[Any, list[SeededConstruction]]
-
 
 def build_central_critic(
     critic: CriticSpec,
@@ -32,7 +29,7 @@ def build_central_critic(
     plans: Mapping[str, PolicyPlan],
     context: BuildContext,
     dtype: torch.dtype,
-) -> Made | None:
+) -> BuiltCritic | None:
     """The critic of what all ``actors`` observe, with the plans of their policies; None where problems were noted."""
     return _CentralCriticBuilder(critic, kind, actors, plans, context, dtype).build()
 
@@ -63,7 +60,7 @@ class _CentralCriticBuilder:
         self.context = context
         self.dtype = dtype
 
-    def build(self) -> Made | None:
+    def build(self) -> BuiltCritic | None:
         if not self._is_possible():
             return None
         spec = self.critic.networks[None]

@@ -43,7 +43,7 @@ def chosen_seed(seed: Any) -> int:
         raise ValueError(f"seed is a whole number or None, got {seed!r}") from None
 
 
-def on_cpu() -> contextlib.AbstractContextManager[Any]:
+def on_cpu() -> contextlib.AbstractContextManager[object]:
     """Tensors are made on the CPU, whatever torch's default device is: there, generators may be others."""
     if torch.get_default_device().type == "cpu":
         return contextlib.nullcontext()  # torch.device slows every call down

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from perception_blocks.registry import MissingExtraError
 from perception_blocks.words import describe
 
 __all__ = [
+    "BuiltCritic",
     "build_critic",
     "critic_network",
     "critic_setup",
@@ -36,7 +37,7 @@ __all__ = [
     "with_target",
 ]
 
-BuiltCritic = tuple[CriticModule, list[SeededConstruction]]
+BuiltCritic: TypeAlias = tuple[CriticModule | StructuredCriticBase, list[SeededConstruction]]
 C = TypeVar("C", bound=nn.Module)
 
 

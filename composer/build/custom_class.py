@@ -28,7 +28,7 @@ from perception_blocks.measure import (
     initialize_lazy,
     measure,
 )
-from perception_blocks.port import Port, format_shape
+from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.reading import without_lost_files
 from perception_blocks.settings import check_settings
 from perception_blocks.words import describe, did_you_mean, listing, near_name
@@ -200,7 +200,7 @@ def _wrong_module(module: nn.Module, label: str, requirements: Requirements) -> 
     return ""
 
 
-def _are_shapes(shapes: Any) -> bool:
+def _are_shapes(shapes: object) -> bool:
     return isinstance(shapes, Mapping) and all(
         isinstance(name, str)
         and isinstance(shape, list | tuple)
@@ -234,7 +234,7 @@ def _checked_outputs(
     return "\n".join([*wrong, *lines]) or outputs
 
 
-def _wrong_call(module: nn.Module, label: str, states: Mapping[str, Any]) -> str:
+def _wrong_call(module: nn.Module, label: str, states: Mapping[str, Shape]) -> str:
     """Why forward cannot be called as the composer calls it, by its signature."""
     given = ["observations", "state", "resets"] if states else ["observations"]
     problem = refused_call(module, given)
@@ -278,7 +278,7 @@ def _call(names: Sequence[str], module: nn.Module, *tensors: Tensor) -> Any:
     return module(inputs, zeros, None)
 
 
-def _wrong_state(after: Any, states: Mapping[str, tuple[int, ...]], label: str) -> list[str]:
+def _wrong_state(after: object, states: Mapping[str, tuple[int, ...]], label: str) -> list[str]:
     """What is wrong with the state that forward returns."""
     if not isinstance(after, Mapping):
         return [
@@ -300,12 +300,12 @@ def _wrong_state(after: Any, states: Mapping[str, tuple[int, ...]], label: str) 
     return lines
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return "a dict" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
 def _read_outputs(
-    result: Any, label: str, requirements: Requirements
+    result: object, label: str, requirements: Requirements
 ) -> tuple[dict[str, Port], list[str]]:
     """The Ports of the outputs, and what is wrong with them."""
     wanted = [*requirements.heads, *requirements.values]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -27,7 +27,7 @@ from composer.spec.references import origins
 from composer.template.expansion import expand
 from composer.trust import PathError, import_trusted
 from perception_blocks.base_block import is_built_in
-from perception_blocks.graph.graph import Graph, GraphError, GraphProblem, Node
+from perception_blocks.graph.graph import BlockSource, Graph, GraphError, GraphProblem, Node
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.init import initializer
 from perception_blocks.port import Port
@@ -164,7 +164,7 @@ def _copied(
 
 
 def _graph(
-    nodes: Mapping[str, NodeSpec], inputs: Mapping[str, Port], context: BuildContext, rule: Any
+    nodes: Mapping[str, NodeSpec], inputs: Mapping[str, Port], context: BuildContext, rule: object
 ) -> Graph:
     graph = Graph(inputs)
     for node in nodes.values():
@@ -177,14 +177,14 @@ def _add(
     node: NodeSpec,
     name: str,
     context: BuildContext,
-    rule: Any,
+    rule: object,
     group: str | None = None,
     **extra: Any,
 ) -> None:
     """Add ``node`` to ``graph``."""
-    init: Any = None
+    init: object = None
     if node.graph is not None:
-        block: Any = _graph(node.graph, {}, context, _rule_within(node, context, rule))
+        block: BlockSource = _graph(node.graph, {}, context, _rule_within(node, context, rule))
     else:
         block = _block(node, context)
         init = node.init if node.init is not None else rule if _follows_rule(block) else None
@@ -205,10 +205,10 @@ def _add(
     )
 
 
-def _block(node: NodeSpec, context: BuildContext) -> Any:
+def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
     """What the node names; for a path that leads to no class, the error that says why."""
     if not isinstance(node.block, str):
-        return node.block
+        return cast(BlockSource, node.block)  # the reader has looked at it
     if "." not in node.block:
         return _registered(node.block, node, context)
     try:
@@ -217,7 +217,7 @@ def _block(node: NodeSpec, context: BuildContext) -> Any:
         return error
 
 
-def _registered(name: str, node: NodeSpec, context: BuildContext) -> Any:
+def _registered(name: str, node: NodeSpec, context: BuildContext) -> str | MissingExtraError:
     """``name``, or why its block is not to be had: a library that is not installed."""
     try:
         if name in BLOCKS and BLOCKS.extra_of(name):
@@ -228,7 +228,7 @@ def _registered(name: str, node: NodeSpec, context: BuildContext) -> Any:
     return name
 
 
-def _rule_within(node: NodeSpec, context: BuildContext, rule: Any) -> Any:
+def _rule_within(node: NodeSpec, context: BuildContext, rule: object) -> object:
     """The initialiser of what is in a nested graph: its own `init`, else the one around it."""
     if node.init is None:
         return rule
@@ -240,12 +240,12 @@ def _rule_within(node: NodeSpec, context: BuildContext, rule: Any) -> Any:
     return node.init
 
 
-def _follows_rule(block: Any) -> bool:
+def _follows_rule(block: object) -> bool:
     """A network's `init` draws our blocks; a user's modules keep the weights of their constructor."""
     return isinstance(block, str) or is_built_in(block)
 
 
-def _rules(spec: NetworkSpec, context: BuildContext) -> tuple[Any, Any]:
+def _rules(spec: NetworkSpec, context: BuildContext) -> tuple[object, object]:
     """The initialisers of the body and of the heads."""
     init = spec.init
     parts = ("body", "heads")
@@ -268,7 +268,7 @@ def _rules(spec: NetworkSpec, context: BuildContext) -> tuple[Any, Any]:
 
 
 def _add_heads(
-    graph: Graph, spec: NetworkSpec, requirements: Requirements, rule: Any, context: BuildContext
+    graph: Graph, spec: NetworkSpec, requirements: Requirements, rule: object, context: BuildContext
 ) -> dict[str, str]:
     """Add one head per action (or value); returns output name -> value."""
     heads = spec.heads or _default_heads(graph, spec, context)

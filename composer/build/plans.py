@@ -22,6 +22,7 @@ from composer.distributions.rules import DistributionRuleError, build_distributi
 from composer.errors import Path, Problems, SpecError
 from composer.spaces.actors import Actor, Actors, serve
 from composer.spaces.json_form import spaces_differ
+from composer.spaces.lookup import Spaces
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, walk_space
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
@@ -126,7 +127,7 @@ def plan_groups(
     spec: ModelSpec,
     context: BuildContext,
     notes: BuildNotes,
-    spaces: tuple[Any, Any],
+    spaces: Spaces,
     actors: Actors | None,
 ) -> list[PlannedGroup]:
     """The groups of the policy's networks; of an environment with one Space (``spaces``), the only one.

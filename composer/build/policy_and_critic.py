@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from composer.network.network import Network
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.actors import Actors
+from composer.spaces.lookup import Spaces
 from composer.spec.model_spec import ModelSpec, NetworkSpec
 from composer.wrappers.composed import offer_of
 from composer.wrappers.wrapping import check_wrap
@@ -46,7 +46,7 @@ class PolicyAndCritic:
 def build_policy_and_critic(
     spec: ModelSpec,
     context: BuildContext,
-    spaces: tuple[Any, Any],
+    spaces: Spaces,
     actors: Actors | None,
     dtype: torch.dtype,
 ) -> PolicyAndCritic:
@@ -127,7 +127,9 @@ def _policy_network(plan: PolicyPlan) -> BuiltNetwork | None:
     return build_network(plan.name, spec, visible, requirements, plan.context, plan.notes)
 
 
-def _module(group: PlannedGroup, built: list[BuiltNetwork], dtype: torch.dtype) -> Any:
+def _module(
+    group: PlannedGroup, built: list[BuiltNetwork], dtype: torch.dtype
+) -> Policy | SeparateNetworks:
     """The Policy that a group shares, or the policies of its agents over weights that are stacked where they can be."""
     if not group.separate:
         return _policy(group.plans[0], built[0][0], dtype)

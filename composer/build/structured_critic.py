@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -12,6 +11,7 @@ from composer.build.central_critic import alike, build_central_critic, differenc
 from composer.build.construction import BuiltNetwork, SeededConstruction
 from composer.build.context import BuildContext
 from composer.build.critic import (
+    BuiltCritic,
     critic_network,
     critic_setup,
     kind_of,
@@ -35,8 +35,6 @@ from perception_blocks.port import Port
 
 __all__ = ["build_critic_by_actor"]
 
-Made = tuple[Any, list[SeededConstruction]]
-
 
 def build_critic_by_actor(
     spec: ModelSpec,
@@ -44,7 +42,7 @@ def build_critic_by_actor(
     groups: Sequence[PlannedGroup],
     context: BuildContext,
     dtype: torch.dtype,
-) -> Made | None:
+) -> BuiltCritic | None:
     """The critic of ``spec`` for several actors, once their policies (``groups``) are built; None as `build_critic`."""
     if spec.critic is None:
         return None
@@ -103,7 +101,7 @@ class _StructuredCriticBuilder:
         self.dtype = dtype
         self.previous = self.structured.previous  # values of steps in turn
 
-    def build(self) -> Made | None:
+    def build(self) -> BuiltCritic | None:
         networks = self.critic.networks
         paths = {key: network.path for key, network in networks.items()}
         before = len(self.problems)
