@@ -7,7 +7,7 @@ import torch
 
 from composer.export.exporting import ExportError
 from composer.export.files import FORMATS
-from tests.composer.export.test_export import message, mlp
+from tests.composer.export.test_exporting import message, mlp
 
 
 def test_a_file_that_would_be_different_is_not_kept(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 import composer
-from tests.composer.wrappers.test_wrappers_composed import BOX, MEMORY, compose
+from tests.composer.wrappers.test_composed import BOX, MEMORY, compose
 
 SPEC = """
 version: 1

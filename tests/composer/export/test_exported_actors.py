@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Sequence
 import composer
 from composer.export.network import ExportedNetwork
 from composer.export.parity import random_inputs, zero_state
-from tests.composer.export.test_export import (
+from tests.composer.export.test_exporting import (
     CONFIGS,
     MODULES,
     ProgramFile,

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.spaces import GraphInstance
 
 from composer.spaces.tree import SpaceError, flatten_space
-from tests.composer.spaces.test_variable_spaces import BOX, MIXED, UNIT, Mission, Riddle
+from tests.composer.spaces.test_variable import BOX, MIXED, UNIT, Mission, Riddle
 
 
 @pytest.mark.parametrize(

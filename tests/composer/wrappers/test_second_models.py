@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import composer
-from tests.composer.wrappers.test_wrappers_hidden_state import Counter
+from tests.composer.wrappers.test_hidden_state import Counter
 
 
 class Net(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from composer.cli.commands import main
 from perception_blocks import BLOCKS, PerceptionBlock
-from tests.composer.export.test_export import CONFIGS, MLP, message, mlp
+from tests.composer.export.test_exporting import CONFIGS, MLP, message, mlp
 
 
 def test_an_unknown_ending_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import composer
 from perception_blocks import GtrxlBlock
-from tests.composer.wrappers.test_wrappers_samples import Echo
+from tests.composer.wrappers.test_samples import Echo
 
 
 class Steps(nn.Module):

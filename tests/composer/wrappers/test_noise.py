@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import composer
-from tests.composer.wrappers.test_wrappers_samples import Echo, seeded
+from tests.composer.wrappers.test_samples import Echo, seeded
 
 FREE = {"action_range": None}
 

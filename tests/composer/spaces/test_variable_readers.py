@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from composer.spaces.tree import flatten_space
-from tests.composer.spaces.test_variable_spaces import MIXED
+from tests.composer.spaces.test_variable import MIXED
 
 
 class Samples(gymnasium.Env):

@@ -9,8 +9,8 @@ import composer
 from composer.spec.wrapper_names import WRAPPERS
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import register_wrapper
-from tests.composer.export.test_export import CONFIGS, every_kind, exported, message
-from tests.composer.export.test_export_actors import team
+from tests.composer.export.test_exported_actors import team
+from tests.composer.export.test_exporting import CONFIGS, every_kind, exported, message
 
 MEMORY = """
 version: 1
