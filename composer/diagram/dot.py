@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeAlias
+
+from graphviz import Digraph
 
 from composer.diagram.picture import Box, Frame, Picture
 from perception_blocks.words import printable
@@ -15,22 +18,28 @@ TENSORS = {"input": ("#eef7ee", "#6a9a6f"), "output": ("#fdf3e3", "#c08a3e")}
 LIGHT, DEEP = (0xF7, 0xFA, 0xFD), (0x7F, 0xB2, 0xE5)
 LONGEST = 40  # characters of a name
 
+Attributes: TypeAlias = dict[str, str]
+
 
 def to_dot(picture: Picture) -> str:
     """The picture as DOT. Labels are HTML-like; every text from a user is escaped."""
-    lines = [
-        "digraph model {",
-        "  graph [newrank=true, ranksep=0.3, nodesep=0.3, pad=0.2, labelloc=b, labeljust=l,",
-        f'    fontname="{FONT}", fontsize=9, fontcolor="{FAINT}", label=<{_footer(picture)}>];',
-        f'  node [fontname="{FONT}", fontsize=11, fontcolor="{INK}", shape=box, style=filled, margin="0.14,0.05"];',
-        f'  edge [color="{FAINT}", arrowsize=0.7, weight=4];',
-        *_inside(picture, None, "  "),
-    ]
-    lines += _inputs_on_top(picture)
-    lines += [
-        f"  {tail} -> {head}{_arrow(picture, tail, head)};" for tail, head in picture.arrows()
-    ]
-    return "\n".join([*lines, "}"]) + "\n"
+    graph = Digraph(
+        "model",
+        graph_attr={
+            "newrank": "true", "ranksep": "0.3", "nodesep": "0.3", "pad": "0.2", "fontname": FONT, "fontsize": "9",
+            "fontcolor": FAINT, "labelloc": "b", "labeljust": "l", "label": f"<{_footer(picture)}>",
+        },
+        node_attr={
+            "fontname": FONT, "fontsize": "11", "fontcolor": INK, "shape": "box", "style": "filled",
+            "margin": "0.14,0.05",
+        },
+        edge_attr={"color": FAINT, "arrowsize": "0.7", "weight": "4"},
+    )  # fmt: skip
+    _add_inside(graph, picture, None)
+    _put_inputs_on_top(graph, picture)
+    for tail, head in picture.arrows():
+        graph.edge(tail, head, **_arrow(picture, tail, head))
+    return graph.source.replace("\t", "  ")  # no label has a tab
 
 
 def fill_color(share: float) -> str:
@@ -43,33 +52,34 @@ def fill_color(share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * depth):02x}" for a, b in zip(LIGHT, DEEP))
 
 
-def _inside(picture: Picture, group: str | None, indent: str) -> Iterator[str]:
-    """Boxes and groups within ``group``."""
+def _add_inside(graph: Digraph, picture: Picture, group: str | None) -> None:
+    """Add the boxes and groups within ``group``."""
     for name in picture.inside(group):
-        yield f"{indent}{name} [{_node(name, picture.boxes[name])}];"
+        graph.node(name, id=name, **_box(picture.boxes[name]))
     for name in picture.groups_in(group):
-        yield f"{indent}subgraph cluster_{name} {{"
-        yield f"{indent}  {_frame(picture.groups[name])}"
-        yield f"{indent}  {name} [{_title(picture.groups[name])}];"
-        yield from _inside(picture, name, indent + "  ")
-        # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's own label.
+        frame = picture.groups[name]
+        inner = Digraph(f"cluster_{name}", graph_attr=_frame(frame))
+        inner.node(name, **_title(frame))
+        _add_inside(inner, picture, name)
+        # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's label.
         for below in _first(picture, name):
-            yield f"{indent}  {name} -> {below} [style=invis, weight=1];"
+            inner.edge(name, below, style="invis", weight="1")
         for below in picture.groups_in(name):
-            yield f"{indent}  {name} -> {below} [style=invis, weight=0];"
-        yield f"{indent}}}"
+            inner.edge(name, below, style="invis", weight="0")
+        graph.subgraph(inner)
 
 
 def _first(picture: Picture, group: str) -> Iterator[str]:
     """The boxes at the top of a group."""
-    inside = set(own := picture.inside(group))
+    boxes = picture.inside(group)
+    inside = set(boxes)
     reads = {node.name: node.reads for node in picture.dag.nodes}
-    for name in own:
+    for name in boxes:
         if inside.isdisjoint(reads.get(name, ())):
             yield name
 
 
-def _inputs_on_top(picture: Picture) -> Iterator[str]:
+def _put_inputs_on_top(graph: Digraph, picture: Picture) -> None:
     """What a network reads from outside stands above its title, not beside it."""
     pairs = dict.fromkeys(
         (tail, _network(picture, head))
@@ -78,7 +88,7 @@ def _inputs_on_top(picture: Picture) -> Iterator[str]:
     )
     for tail, network in pairs:
         if network is not None:
-            yield f"  {tail} -> {network} [style=invis, weight=0];"
+            graph.edge(tail, network, style="invis", weight="0")
 
 
 def _network(picture: Picture, box: str) -> str | None:
@@ -89,32 +99,34 @@ def _network(picture: Picture, box: str) -> str | None:
     return group
 
 
-def _frame(group: Frame) -> str:
+def _frame(group: Frame) -> Attributes:
     if group.network:
-        return f'style="rounded,filled"; color="{FRAME}"; fillcolor="#fbfcfd"; margin=12; label="";'
-    return f'style="rounded,dashed"; color="{FRAME}"; fillcolor="none"; margin=10; label="";'
+        look = {"style": "rounded,filled", "fillcolor": "#fbfcfd", "margin": "12"}
+    else:
+        look = {"style": "rounded,dashed", "fillcolor": "none", "margin": "10"}
+    return look | {"color": FRAME, "label": ""}
 
 
-def _title(group: Frame) -> str:
+def _title(group: Frame) -> Attributes:
     size = 13 if group.network else 11
     label = f'<font point-size="{size}"><b>{_text(group.title)}</b></font>'
     if group.remark:
         label += f'<font point-size="10">   {_text(group.remark, 2 * LONGEST)}</font>'
-    return f'label=<{label}>, shape=plaintext, style="", fontcolor="{FAINT}", margin=0, height=0, width=0'
+    look = {"shape": "plaintext", "style": "", "fontcolor": FAINT}
+    return look | {"label": f"<{label}>", "margin": "0", "height": "0", "width": "0"}
 
 
-def _node(name: str, box: Box) -> str:
-    attributes = [f"id={name}", f"label=<{_label(box)}>"]
+def _box(box: Box) -> Attributes:
     if box.kind in TENSORS:
         fill, line = TENSORS[box.kind]
-        attributes += ['style="rounded,filled"', f'fillcolor="{fill}"', f'color="{line}"']
+        look = {"style": "rounded,filled", "fillcolor": fill, "color": line}
     elif box.kind == "opaque":
-        attributes += ['style="filled,dashed"', 'fillcolor="#eceff1"', f'color="{FAINT}"']
+        look = {"style": "filled,dashed", "fillcolor": "#eceff1", "color": FAINT}
     else:
-        attributes += [f'fillcolor="{fill_color(box.share)}"', 'color="#5b7a99"']
+        look = {"fillcolor": fill_color(box.share), "color": "#5b7a99"}
     if box.remembers:
-        attributes += ["peripheries=2", "penwidth=1.4"]
-    return ", ".join(attributes)
+        look |= {"peripheries": "2", "penwidth": "1.4"}
+    return look | {"label": f"<{_label(box)}>"}
 
 
 def _label(box: Box) -> str:
@@ -127,10 +139,10 @@ def _label(box: Box) -> str:
     return f'<table border="0" cellborder="0" cellspacing="0" cellpadding="0">{cells}</table>'
 
 
-def _arrow(picture: Picture, tail: str, head: str) -> str:
+def _arrow(picture: Picture, tail: str, head: str) -> Attributes:
     if (tail, head) in picture.shared:
-        return ' [color="#b4532a", penwidth=2]'
-    return " [style=dashed]" if (tail, head) in picture.masks else ""
+        return {"color": "#b4532a", "penwidth": "2"}
+    return {"style": "dashed"} if (tail, head) in picture.masks else {}
 
 
 def _footer(picture: Picture) -> str:

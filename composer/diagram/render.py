@@ -1,11 +1,13 @@
 """DOT text to bytes of a picture: by the Graphviz inside pygraphviz, else by a ``dot`` on the PATH.
 
-Graphviz runs in a process of its own: what it prints, where it hangs or crashes, is not ours then.
+Graphviz runs in a process of its own: what it prints, where it hangs or crashes, is not ours then. `graphviz.pipe` is
+not used: it has no time limit and hands on all of the environment.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -55,10 +57,17 @@ def _has_fonts() -> bool:
 def _run(dot: str, form: str) -> bytes:
     if form == "png":
         dot = dot.replace("{", f"{{ dpi={DOTS_PER_INCH};", 1)
+    environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     reason = None
     for command in _commands(form):
         try:
-            done = subprocess.run(command, input=dot.encode(), capture_output=True, timeout=SECONDS)
+            done = subprocess.run(
+                command,
+                input=dot.encode(),
+                capture_output=True,
+                timeout=SECONDS,
+                env=environment,
+            )
         except OSError:
             continue
         except subprocess.TimeoutExpired:
@@ -74,8 +83,8 @@ def _run(dot: str, form: str) -> bytes:
     if reason is not None:
         raise DrawError(f"Graphviz failed: {reason}")
     raise DrawError(
-        "drawing needs Graphviz: pip install 'pygraphviz>=2', or put dot on the PATH; "
-        ".dot and .mermaid need neither"
+        "drawing needs Graphviz: pip install 'pygraphviz>=2', or put the program dot on the PATH (the package graphviz "
+        "of an operating system has it, the one of PyPI does not); .dot and .mermaid need neither"
     )
 
 
@@ -83,5 +92,5 @@ def _commands(form: str) -> list[list[str]]:
     """The Graphviz inside pygraphviz, then the one on the PATH."""
     program = shutil.which("dot")
     on_path = [[program, f"-T{form}"]] if program else []
-    # -P: it imports nothing from the current folder.
+    # -P: it imports nothing from the current folder; PYTHONPATH, which may name that, is not handed on either.
     return [[sys.executable, "-P", "-c", _PROGRAM, form], *on_path]

@@ -40,7 +40,7 @@ composer.policy: policy structured sequence_view | torch numpy
 composer.critic: values actions targets base structured structured_state_action state state_action shared_state delta_state | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
 composer.summary: networks flops rows table | torch
-composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz
+composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
 composer.build: budget context construction plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic | torch
 composer: model | torch gymnasium

@@ -470,20 +470,54 @@ def test_text_and_svg_need_no_font(without_fonts, tmp_path):
 def test_without_graphviz_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(diagram_graphviz, "_commands", lambda form: [])
     message = (
-        "drawing needs Graphviz: pip install 'pygraphviz>=2', or put dot on the PATH; "
-        ".dot and .mermaid need neither"
+        "drawing needs Graphviz: pip install 'pygraphviz>=2', or put the program dot on the PATH (the package graphviz "
+        "of an operating system has it, the one of PyPI does not); .dot and .mermaid need neither"
     )
     with pytest.raises(DrawError, match=f"^{re.escape(message)}$"):
         composer.draw(mlp(), tmp_path / "model.svg")
 
 
-def test_a_dot_on_the_path_stands_in_for_pygraphviz(tmp_path, monkeypatch):
-    dot = tmp_path / "dot"
-    dot.write_text('#!/bin/sh\necho "<svg>$1</svg>"\n')
-    dot.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+@pytest.fixture
+def only_a_dot(tmp_path, monkeypatch):
+    """Writes the shell script that is ``dot``, in place of pygraphviz."""
+
+    def write(script: str) -> None:
+        dot = tmp_path / "bin" / "dot"
+        dot.parent.mkdir(exist_ok=True)
+        dot.write_text(f"#!/bin/sh\n{script}\n")
+        dot.chmod(0o755)
+
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     monkeypatch.setattr(diagram_graphviz, "_PROGRAM", "import no_such_module")
-    assert render("digraph {}", "svg") == b"<svg>-Tsvg</svg>\n"
+    return write
+
+
+def test_a_dot_on_the_path_stands_in_for_pygraphviz(only_a_dot, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    only_a_dot('echo "<svg>$1 $PYTHONPATH"; cat')
+    text = to_dot(sketch(mlp()))
+    assert render(text, "svg").decode() == f"<svg>-Tsvg \n{text}"
+
+
+def test_a_dot_that_fails_says_why(only_a_dot):
+    only_a_dot("echo 'dot: cannot load its libraries' >&2; exit 3")
+    with pytest.raises(DrawError, match=r"^Graphviz failed: dot: cannot load its libraries$"):
+        render("digraph {}", "svg")
+
+
+def test_a_dot_that_hangs_is_ended(only_a_dot, monkeypatch):
+    only_a_dot("exec sleep 60")
+    monkeypatch.setattr(diagram_graphviz, "SECONDS", 1)
+    message = "Graphviz took more than 1 seconds; draw .dot and lay it out elsewhere"
+    with pytest.raises(DrawError, match=f"^{message}$"):
+        render("digraph {}", "svg")
+
+
+def test_the_process_that_draws_does_not_get_the_python_path(tmp_path, monkeypatch):
+    (tmp_path / "pygraphviz.py").write_text("raise SystemExit('a file of the current folder ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", ".")
+    assert b"<svg" in render("digraph {}", "svg")
 
 
 def test_what_graphviz_says_is_passed_on(monkeypatch):
