@@ -63,7 +63,7 @@ class ComposedPolicy(IModelWrapper):
             result["shared"] = {name: outputs[name] for name in policy.shares}
         return result
 
-    def reset(self, data_id: Any = None, **settings: Any) -> None:
+    def reset(self, data_id: object = None, **settings: object) -> None:
         """Nothing: a policy keeps no state of its own."""
         if settings:
             names = ", ".join(map(repr, settings))

@@ -47,7 +47,7 @@ class Choices(NamedTuple):
         return self._replace(logit=torch.zeros_like(self.logit)).sample(1.0, generator)
 
 
-def several(value: Any) -> list[Any]:
+def several(value: object) -> list[Any]:
     """One value, or those of several actions, as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -142,7 +142,7 @@ def noise_like(like: Tensor, generator: torch.Generator | None) -> Tensor:
 # --- epsilon greedy: when to explore ----------------------------------------------------------------------------------
 
 
-def check_eps(eps: Any, wrapper: IModelWrapper) -> float | Tensor:
+def check_eps(eps: object, wrapper: IModelWrapper) -> float | Tensor:
     """``eps`` as one probability, or as one for each row. Raises ValueError for anything else."""
     label = wrapper_label(wrapper)
     if eps is None:

@@ -62,7 +62,7 @@ class HiddenStateWrapper(IModelWrapper):
         return dict(enumerate(self._kept().rows()))
 
     def forward(
-        self, data: Any, *args: Any, data_id: Any = None, valid_id: Any = None, **kwargs: Any
+        self, data: Any, *args: Any, data_id: object = None, valid_id: object = None, **kwargs: Any
     ) -> Output:
         ids = slot_ids(data_id, self.state_num)
         places = _places(valid_id, ids, self.state_num)
@@ -77,7 +77,7 @@ class HiddenStateWrapper(IModelWrapper):
             result["prev_state"] = _filled(previous, after)
         return result
 
-    def reset(self, data_id: Any = None, *, state: Any = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, *, state: Any = None, **settings: object) -> Any:
         """Begin all slots anew, or those in ``data_id``; with ``state``, a list of one a slot, these are stored."""
         ids = slot_ids(data_id, self.state_num)
         states = [self.init_fn() for _ in ids] if state is None else state
@@ -125,7 +125,7 @@ def _filled(previous: Any, after: Any) -> Any:
     return [zeros_like(new) if state is None else state for state, new in pairs]
 
 
-def _places(valid_id: Any, ids: list[int], count: int) -> list[int]:
+def _places(valid_id: object, ids: list[int], count: int) -> list[int]:
     """Where the slots ``valid_id`` are in the batch ``ids``."""
     if valid_id is None:
         return list(range(len(ids)))

@@ -51,7 +51,11 @@ class HybridEpsGreedySampleWrapper(IModelWrapper):
     listens = ("eps", "generator")
 
     def forward(
-        self, *args: Any, eps: Any = None, generator: Generator = None, **kwargs: Any
+        self,
+        *args: Any,
+        eps: float | Tensor | None = None,
+        generator: Generator = None,
+        **kwargs: Any,
     ) -> Output:
         rate = check_eps(eps, self)
         output = self._run(*args, **kwargs)
@@ -71,7 +75,7 @@ class HybridEpsGreedyMultinomialSampleWrapper(IModelWrapper):
     def forward(
         self,
         *args: Any,
-        eps: Any = None,
+        eps: float | Tensor | None = None,
         alpha: float = 1.0,
         generator: Generator = None,
         **kwargs: Any,

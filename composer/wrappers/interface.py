@@ -93,7 +93,7 @@ class IModelWrapper:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(*args, **kwargs)
 
-    def reset(self, data_id: Any = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, **settings: Any) -> Any:
         """Reset every wrapper of the chain, for all environments or those in ``data_id``."""
         return self._model.reset(data_id=data_id, **settings)
 
@@ -115,7 +115,7 @@ class IModelWrapper:
         call = self._model if callable(self._model) else self._model.forward
         return call(*args, **kwargs)
 
-    def _for_inner(self, **keywords: Any) -> dict[str, Any]:
+    def _for_inner(self, **keywords: object) -> dict[str, Any]:
         """Those of the keywords given to this wrapper that a wrapper inside listens to as well."""
         known = {word for wrapper in chain(self._model) for word in wrapper.listens}
         return {name: v for name, v in keywords.items() if v is not None and name in known}
@@ -129,7 +129,7 @@ class IModelWrapper:
 class BaseModelWrapper(IModelWrapper):
     """The innermost wrapper, around the model itself; it calls the model's `reset` if there is one."""
 
-    def reset(self, data_id: Any = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, **settings: Any) -> Any:
         own = getattr(self._model, "reset", None)
         if own is None:
             if settings:

@@ -134,7 +134,7 @@ class ActionNoiseWrapper(IModelWrapper):
         with undone(self):
             return {**output, **self._noisy(output, sigma, generator)}
 
-    def reset(self, data_id: Any = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, **settings: object) -> Any:
         self.noise.reset(data_id)
         return super().reset(data_id=data_id, **settings)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from composer.wrappers.composed import to_bounds
 from composer.wrappers.heads import (
@@ -66,7 +67,11 @@ class EpsGreedySampleWrapper(IModelWrapper):
     listens = ("eps", "generator")
 
     def forward(
-        self, *args: Any, eps: Any = None, generator: Generator = None, **kwargs: Any
+        self,
+        *args: Any,
+        eps: float | Tensor | None = None,
+        generator: Generator = None,
+        **kwargs: Any,
     ) -> Output:
         rate = check_eps(eps, self)
         output = self._run(*args, **kwargs)
@@ -85,7 +90,7 @@ class EpsGreedyMultinomialSampleWrapper(IModelWrapper):
     def forward(
         self,
         *args: Any,
-        eps: Any = None,
+        eps: float | Tensor | None = None,
         alpha: float = 1.0,
         generator: Generator = None,
         **kwargs: Any,

@@ -63,7 +63,7 @@ class TargetNetworkWrapper(IModelWrapper):
         self._update_count += 1
 
     def reset(
-        self, data_id: Any = None, *, target_update_count: int | None = None, **settings: Any
+        self, data_id: object = None, *, target_update_count: int | None = None, **settings: object
     ) -> Any:
         """Hands on down the chain; ``target_update_count`` sets how many updates have been counted."""
         if target_update_count is not None:
@@ -74,7 +74,7 @@ class TargetNetworkWrapper(IModelWrapper):
     def _module(self) -> nn.Module:
         return innermost(self)
 
-    def _source(self, given: Any) -> nn.Module:
+    def _source(self, given: object) -> nn.Module:
         """A module with the tensors of ``given``."""
         if isinstance(given, nn.Module | IModelWrapper):
             return innermost(given)
@@ -111,7 +111,7 @@ class TeacherNetworkWrapper(IModelWrapper):
             logit = read_output(taught, "logit", self)
         return {**self._run(*args, **kwargs), "teacher_logit": logit}
 
-    def reset(self, data_id: Any = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, **settings: object) -> Any:
         self.teacher.reset(data_id=data_id)
         return super().reset(data_id=data_id, **settings)
 

@@ -46,7 +46,7 @@ class TransformerInputWrapper(IModelWrapper):
         input_obs: Any,
         *args: Any,
         only_last_logit: bool = True,
-        data_id: Any = None,
+        data_id: object = None,
         **kwargs: Any,
     ) -> Output:
         obs = mapped(torch.as_tensor, input_obs)
@@ -66,7 +66,7 @@ class TransformerInputWrapper(IModelWrapper):
                 result["logit"] = mapped(lambda seq: seq[last, ids], logit)
             return result
 
-    def reset(self, data_id: Any = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, **settings: object) -> Any:
         """Forget all observations, or those of the environments in ``data_id``."""
         if data_id is None:
             self.obs_memory, self.memory_idx = None, []
@@ -141,7 +141,7 @@ class TransformerMemoryWrapper(IModelWrapper):
         self._before, self.memory = self.memory, self._taken()
         return output
 
-    def reset(self, data_id: Any = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, **settings: object) -> Any:
         """A fresh memory, for all environments or those in ``data_id``."""
         ids = slot_ids(data_id, self.batch_size)
         self.memory = mapped(self._fresh_rows(ids), self.memory, self._fresh)
