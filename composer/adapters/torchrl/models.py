@@ -81,7 +81,8 @@ def to_torchrl(
 
     With ``env`` its specs are compared with the model's, and discrete actions have its encoding: ``one_hot``, as GymEnv
     has by default, or ``categorical`` (indices). Without ``env``, ``encoding`` (default ``categorical``) selects it.
-    ``keys`` maps observations and actions to other keys of the TensorDict: ``{"legal": "action_mask"}``.
+    ``keys`` maps observations and actions to other keys of the TensorDict: ``{"legal": "action_mask"}``; a name that
+    both have is that of the observation.
     ``mask_training`` applies the action mask in training too.
 
     Raises ValueError for a model of several actors, for an environment with other specs, and if the critic or the

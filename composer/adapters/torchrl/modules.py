@@ -84,7 +84,8 @@ class ModulesBuilder:
         if isinstance(model.critic, SpaceCritic):
             read += _with_masks(tree, model.critic.network.in_ports)
         observations = fields_of(tree, dict.fromkeys(read), encoding=encoding, keys=keys)
-        actions = fields_of(action_tree, action_tree.leaves, encoding=encoding, keys=keys)
+        others = {name: key for name, key in keys.items() if name not in tree.leaves}
+        actions = fields_of(action_tree, action_tree.leaves, encoding=encoding, keys=others)
         mask = _mask_key(policy, observations, keys)
         return cls(model, observations, actions, mask, mask_training, return_log_prob)
 
