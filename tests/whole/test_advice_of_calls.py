@@ -1,6 +1,8 @@
 """What a call advises instead of itself is called here; and every advice in the source is compared in some test."""
 
 import ast
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -13,11 +15,18 @@ from torch import nn
 from torchrl.envs import GymWrapper
 
 import composer
+from composer.adapters.tokens.gym_env import token_spaces
 from composer.adapters.torchrl import to_torchrl
+from composer.cli.commands import main
+from composer.model_registry import ModelRegistry
+from composer.policy.sequence_view import token_views
 from composer.source.load import load_source
 from composer.spaces.lookup import make_environment
 from perception_blocks import Graph, InferenceBlock
-from tests.helpers.paths import ROOT
+from tests.helpers import actor_critics, structured_models
+from tests.helpers.actor_critics import CHAINED, STACKED, observe
+from tests.helpers.actor_critics import Sum as Sum  # a class of another module, named by this one
+from tests.helpers.paths import CONFIGS, ROOT
 from tests.whole.test_advice import ADVICE
 
 SEEN = spaces.Box(-1, 1, (3,))
@@ -31,9 +40,11 @@ SHARING = {"graph": {"value": {"block": "linear_output", "in": "latent", "output
 OBSERVATIONS = np.zeros((2, 3), np.float32)
 
 
-def composed(policy, critic=None, action=spaces.Discrete(2)):  # noqa: B008 - never changed
-    spec = {"version": 1, "policy": policy, "critic": critic}
-    return composer.compose(spec, observation_space=SEEN, action_space=action, seed=0)
+def composed(policy, critic=None, action=spaces.Discrete(2), seen=SEEN, **more):  # noqa: B008 - never changed
+    """A model of one actor; ``more`` are other keys of the spec, or arguments of `compose`."""
+    keywords = {key: more.pop(key) for key in ("allow", "limits") if key in more}
+    spec = {"version": 1, "policy": policy, "critic": critic, **more}
+    return composer.compose(spec, observation_space=seen, action_space=action, seed=0, **keywords)
 
 
 def advised(call, *arguments):
@@ -172,12 +183,361 @@ def in_torchrl(choices):
     return to_torchrl(model, GymWrapper(env, categorical_action_encoding=True))
 
 
+def command(*arguments):
+    """Run ``composer`` with ``arguments``; ValueError of what it printed where it failed."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        status = main([*map(str, arguments)])
+    if status:
+        raise ValueError(said.getvalue())
+
+
+def bare_file():
+    """The name of a new file with a spec that names no environment."""
+    Path("agent.yaml").write_text("version: 1\npolicy: {template: {}}\n")
+    return "agent.yaml"
+
+
+def started_again():
+    bare_file()
+    command("init", "CartPole-v1", "-o", "other.yaml")
+    Path("agent.yaml").unlink()
+    command("init", "CartPole-v1", "-o", "agent.yaml")
+
+
+def registered(*arguments, **keywords):
+    """The record of a model that is registered so."""
+    models = ModelRegistry()
+    decorate = models.register("mine", *arguments, **keywords)
+    return models.get("mine") if decorate is None else decorate(len)
+
+
+def read_at_once(read):
+    """The views of a token policy whose transformer gives what ``read`` says."""
+    body = {"block": "transformer", "in": ["sequence", "sequence_mask"], "family": "gpt2", "n_layer": 1,
+            "n_head": 1, "n_embd": 4, "read": read}  # fmt: skip
+    graph = {"latent": body, "flat": {"block": "flatten", "in": "latent"}}
+    seen, action = token_spaces(4, 3)
+    policy = {"graph": graph, "heads": {"in": "flat"}}
+    model = composed(policy, action=action, seen=seen, ignore=["observation", "action_mask"])
+    return token_views(model.policy)
+
+
+def of_squeezed(axis):
+    """A model whose critic is a class that returns its value without ``axis``."""
+    return composed(POLICY, {"_target_": Squeezing, "axis": axis})
+
+
+class Squeezing(Sum):
+    def __init__(self, obs_shapes, axis):
+        super().__init__(obs_shapes)
+        self.axis = axis
+
+    def forward(self, inputs):
+        value = super().forward(inputs)["value"]
+        return {"value": value if self.axis is None else value.squeeze(self.axis)}
+
+
+class Vectors:
+    """A vector environment that does not say when it resets."""
+
+    num_envs = 2
+
+
+def reading_action(name, **more):
+    """A model whose critic reads the action beside an observation called ``name``."""
+    seen = spaces.Dict({"state": SEEN, name: SEEN})
+    critic = {"kind": "state_action", "template": {}}
+    return composed(TEMPLATE, critic, TORQUE, seen=seen, **more)
+
+
+def each_valued(*names):
+    """A model with a critic that reads actions for each of the actors called ``names``."""
+    networks = {name: {"template": {}} for name in names}
+    return actor_critics.compose(
+        {"kind": "state_action", "networks": networks}, policy={"networks": networks},
+        observations=dict.fromkeys(names, SEEN), actions=dict.fromkeys(names, spaces.Discrete(2)),
+    )  # fmt: skip
+
+
+def of_actors(*names, action=(), **policy):
+    """A model of actors called ``names`` that see the same, by ``policy``."""
+    return composer.compose(
+        {"version": 1, "policy": policy or {"template": {}}},
+        observation_space=dict.fromkeys(names, SEEN),
+        action_space=dict.fromkeys(action or names, spaces.Discrete(2)),
+    )
+
+
+def of_sizes(**policy):
+    """A model of two actors that see vectors of other sizes, by ``policy``."""
+    return composer.compose(
+        {"version": 1, "policy": policy},
+        observation_space={"pick": SEEN, "place": spaces.Box(-1, 1, (4,))},
+        action_space=dict.fromkeys(["pick", "place"], spaces.Discrete(2)),
+    )
+
+
+def counted(observations):
+    composed(POLICY, normalize=["observation"]).update_normalizers(observations)
+
+
+def in_torque(distribution):
+    """The distribution of a continuous action, of the kind called ``distribution``."""
+    return composed(
+        POLICY, action=TORQUE, distributions=[{"action": "action", "distribution": distribution}]
+    ).policy.distribution(OBSERVATIONS)
+
+
+def in_one_call(model, masks):
+    return model.policy.distributions(model.policy(OBSERVATIONS), masks)
+
+
+def with_memory():
+    return composed({"graph": {"latent": {**GRU, "in": "observation"}}, "heads": {"in": "latent"}})
+
+
+def stepped(model):
+    return model.policy(OBSERVATIONS, model.policy.initial_state(2))
+
+
+def acted(last):
+    """An action for what ``last``, reset or step, returned."""
+    env = gymnasium.make("CartPole-v1")
+    policy = composer.compose({"version": 1, "policy": TEMPLATE}, env=env).policy
+    observation, _info = env.reset()
+    if last == "step":
+        observation, _reward, _terminated, _truncated, _info = env.step(0)
+    policy.act(observation)
+    env.close()
+
+
+TORQUE = spaces.Box(-1, 1, (1,))
+TEMPLATE = {"template": {}}
+VARYING = spaces.Dict(s=spaces.Sequence(spaces.Sequence(SEEN)), x=SEEN)
+TWO_NETWORKS = {"pick": TEMPLATE, "place": TEMPLATE}
+NESTED = {"block": "graph", "graph": {"inner": {"block": "dense", "in": "x", "hidden_units": 4}}}
+LEGAL = torch.ones(2)
+VIEWS = {"kind": "shared_state", "template": {}}
 DENSE = {"block": "dense", "inputs": "x", "hidden_units": 4}
 SAME = {"same_as": "first", "inputs": "x"}
 LINEAR = {"in_features": 3, "out_features": 4}
 WIDE = spaces.MultiDiscrete([2] * 2_000 + [1_000_000])
 SPLIT = spaces.Dict(few=spaces.MultiDiscrete([2] * 2_000), many=spaces.Discrete(1_000_000))
 ADVISED_AND_DONE = {
+    # --- models and their registry ---
+    "a model without wrappers": (
+        lambda: composed(POLICY).wrapped,
+        "the spec has no 'wrap' in its policy; add one, or wrap model.policy with composer.model_wrap",
+        lambda: (
+            composed({**POLICY, "wrap": ["argmax_sample"]}).wrapped,
+            composer.model_wrap(composed(POLICY).policy, "argmax_sample"),
+        ),
+    ),
+    "a model of nothing": (
+        lambda: registered(),
+        "the model 'mine' has nothing to register; give its parts or a spec, or name the part that is decorated: "
+        "register('mine', 'actor')",
+        lambda: (
+            registered(actor=len), registered(spec=CONFIGS / "token_gru.yaml"), registered("actor"),
+        ),
+    ),
+    # --- trust ---
+    "allow is a text": (
+        lambda: composed(POLICY, allow="tests.helpers"),
+        "allow is a list of modules, got the text 'tests.helpers'; write allow=['tests.helpers']",
+        lambda: composed(POLICY, allow=["tests.helpers"]),
+    ),
+    "a class of another module": (
+        lambda: composed(POLICY, {"_target_": f"{__name__}.Sum"}, allow=["tests.whole"]),
+        "critic._target_: 'tests.whole.test_advice_of_calls.Sum' lives in 'tests.helpers.actor_critics', outside the "
+        "allowed modules (tests.whole); name it by the module that defines it, and allow that one",
+        lambda: composed(
+            POLICY, {"_target_": "tests.helpers.actor_critics.Sum"}, allow=["tests.helpers.actor_critics"]
+        ),
+    ),
+    # --- the command line ---
+    "show without an environment": (
+        lambda: command("show", bare_file()),
+        "composer show: the spec names no environment; give one with --env ID",
+        lambda: command("show", bare_file(), "--env", "CartPole-v1"),
+    ),
+    "init over a file": (
+        lambda: command("init", "CartPole-v1", "-o", bare_file()),
+        "composer init: 'agent.yaml' is there already; remove it or choose another name",
+        started_again,
+    ),
+    # --- the spec and what is built of it ---
+    "a graph in a template": (
+        lambda: composed({"template": {"trunk": NESTED}}),
+        "policy.template.trunk.block: a template is made of single blocks; describe a network of your own with "
+        "'graph' instead",
+        lambda: composed(
+            {"graph": {"latent": {**NESTED, "in": {"x": "observation"}}}, "heads": {"in": "latent"}}
+        ),
+    ),
+    "a value without its axis": (
+        lambda: of_squeezed(-1),
+        "critic._target_: the head 'value' has the shape (), but a critic needs (1,); leave its last axis, of "
+        "size 1: no squeeze() or squeeze(-1)",
+        lambda: of_squeezed(None),
+    ),
+    "an observation called as the action": (
+        lambda: reading_action("action/action"),
+        "critic: the observation 'action/action' is called as the action is that the critic reads; rename it, or "
+        "name it under 'ignore'",
+        lambda: (reading_action("torque"), reading_action("action/action", ignore=["action/action"])),
+    ),
+    "weights beyond the memory": (
+        lambda: composed(POLICY, limits={"memory": 90}),
+        "policy.graph.latent: 'policy/latent' needs 64 bytes of memory for its weights (all nodes 104 bytes), "
+        "and there are 90 bytes; choose smaller sizes",
+        lambda: composed(
+            {"graph": {"latent": {**POLICY["graph"]["latent"], "hidden_units": 2}}, "heads": {"in": "latent"}},
+            limits={"memory": 90},
+        ),
+    ),
+    "one network of actors that see different things": (
+        lambda: of_sizes(template={}),
+        "policy: one network serves all actors, but the observation spaces of 'pick' and 'place' differ "
+        "('observation': shape is (4,), expected (3,)); give them networks of their own under 'networks', or write "
+        "separate: true",
+        lambda: (of_sizes(networks=TWO_NETWORKS), of_sizes(separate=True, template={})),
+    ),
+    "separate agents that are not counted": (
+        lambda: of_actors(("look", None), separate=True, template={}),
+        "policy.separate: 'separate' needs a known number of agents; it is not known for 'look': leave it out",
+        lambda: of_actors(("look", None)),
+    ),
+    "an actor called as a part of the critic": (
+        lambda: each_valued("target", "other"),
+        "critic.networks.target: 'target' is the name of a part of the critic itself; rename the step or agent",
+        lambda: each_valued("aim", "other"),
+    ),
+    "networks of a critic of all": (
+        lambda: actor_critics.compose({"kind": "shared_state", "networks": {"pick": TEMPLATE}}),
+        "critic.networks: one network reads the observations of all actors; write it directly, without 'networks'",
+        lambda: actor_critics.compose(VIEWS),
+    ),
+    "a stack of several shapes": (
+        lambda: actor_critics.compose({**VIEWS, "stack": True}),
+        "critic.stack: 'stack' needs values of one form, but 'view' of 'pick' and 'place/0' has the shapes (4,) and "
+        "(3,); leave 'stack' out, or name other 'observations'",
+        lambda: (
+            actor_critics.compose(VIEWS),
+            actor_critics.compose({**VIEWS, "stack": True, "observations": ["goal"]}),
+        ),
+    ),
+    # --- policies and critics ---
+    "the policy of a step of separate agents": (
+        lambda: structured_models.pick_and_place("separate: true").policy["place"],
+        "the actors of 'place' have separate networks; name one of 'place/0', 'place/1'",
+        lambda: [
+            structured_models.pick_and_place("separate: true").policy[name] for name in ("place/0", "place/1")
+        ],
+    ),
+    "every place of a sequence at once": (
+        lambda: read_at_once("all"),
+        "the network cannot read a whole sequence at once: transformer 'latent' has read: all, so what follows sees "
+        "all places at once; write read: last",
+        lambda: read_at_once("last"),
+    ),
+    "returns for values that are not normalised": (
+        lambda: composed(POLICY, TEMPLATE).update_normalizers(returns=[5.0]),
+        "this critic does not normalise its values; write normalize_value: true in it",
+        lambda: composed(POLICY, {**TEMPLATE, "normalize_value": True}).update_normalizers(returns=[5.0]),
+    ),
+    "an ensemble of values that build on one another": (
+        lambda: actor_critics.compose({**CHAINED, "ensemble": 2}),
+        "critic.ensemble: a value that builds on the one before is one number; leave 'ensemble' out",
+        lambda: actor_critics.compose(CHAINED),
+    ),
+    "a value before the first step": (
+        lambda: actor_critics.compose(CHAINED).critic(observe(), prev_value=torch.zeros(5, 1)),
+        "the first step has no value before it; leave prev_value out",
+        lambda: actor_critics.compose(CHAINED).critic(observe()),
+    ),
+    "who is present for a critic that does not read it": (
+        lambda: actor_critics.compose(STACKED).critic(observe(), present={"pick": True}),
+        "this critic does not read 'present'; leave it out of the call",
+        lambda: actor_critics.compose(STACKED).critic(observe()),
+    ),
+    # --- distributions ---
+    "log_prob of a dict": (
+        lambda: composed(POLICY).policy.distribution(OBSERVATIONS).log_prob({"action": torch.zeros(2)}),
+        "log_prob takes the tensor of one action, got a dict of 'action'; give the value of this action",
+        lambda: composed(POLICY).policy.distribution(OBSERVATIONS).log_prob(torch.zeros(2)),
+    ),
+    "log_prob of what is deterministic": (
+        lambda: in_torque("deterministic").log_prob(torch.zeros(2, 1)),
+        "the action 'action' is deterministic, which has no log_prob; use 'squashed_gaussian'",
+        lambda: in_torque("squashed_gaussian").log_prob(torch.zeros(2, 1)),
+    ),
+    "masks that are no dict": (
+        lambda: in_one_call(composed(POLICY), masks=LEGAL),
+        "masks must be a dict by action ('action'), got a Tensor; give {'action': mask}",
+        lambda: in_one_call(composed(POLICY), masks={"action": LEGAL}),
+    ),
+    "logits and state where logits are needed": (
+        lambda: with_memory().policy.distributions(stepped(with_memory())),
+        "logits must be a dict by action ('action'), got a tuple; policy(observations) gives (logits, state) with "
+        "memory: take its first",
+        lambda: with_memory().policy.distributions(stepped(with_memory())[0]),
+    ),
+    # --- spaces and observations ---
+    "what reset returns": (
+        lambda: composed(POLICY).policy.act((OBSERVATIONS, {})),
+        "'observation' must be numbers, got a tuple; its space is Box(-1.0, 1.0, (3,), float32); write observation, "
+        "info = env.reset() and give the observation",
+        lambda: acted("reset"),
+    ),
+    "what step returns": (
+        lambda: composed(POLICY).policy.act((OBSERVATIONS, 1.0, False, False, {})),
+        "'observation' must be numbers, got a tuple; its space is Box(-1.0, 1.0, (3,), float32); write observation, "
+        "reward, terminated, truncated, info = env.step(action) and give the observation",
+        lambda: acted("step"),
+    ),
+    "a row that is NaN": (
+        lambda: counted(np.array([[0, 0, np.nan], [0, 0, 1]], np.float32)),
+        "the observation 'observation' contains NaN or an infinite number, which the statistics cannot count; leave "
+        "out that row",
+        lambda: counted(np.array([[0, 0, 1]], np.float32)),
+    ),
+    "elements that vary in number and in size": (
+        lambda: composed(TEMPLATE, seen=VARYING),
+        "observation 's' is a Sequence space, whose elements would vary in number and in size, which is not "
+        "supported; leave it out with ignore: [s]",
+        lambda: composed(TEMPLATE, seen=VARYING, ignore=["s"]),
+    ),
+    "vectors that do not say when they reset": (
+        lambda: composer.first_steps(Vectors()),
+        "the vector environment, a Vectors, has no 'autoreset_mode' in its metadata; give first_steps(vector_env, "
+        "autoreset_mode=...), one of 'NextStep', 'SameStep', 'Disabled'",
+        lambda: [
+            composer.first_steps(Vectors(), autoreset_mode=mode) for mode in ("NextStep", "SameStep", "Disabled")
+        ],
+    ),
+    "two networks of one actor": (
+        lambda: of_actors("agent_0", "agent_1", networks={"agent": TEMPLATE, "agent_1": TEMPLATE}),
+        "policy.networks: 'agent_1' is served by 2 networks, 'agent', 'agent_1'; keep one of them",
+        lambda: of_actors("agent_0", "agent_1", networks={"agent": TEMPLATE}),
+    ),
+    "two actors of one name": (
+        lambda: of_actors(0, "0", action=[0]),
+        "the observation spaces of 0 and '0' have the same name '0'; rename one",
+        lambda: of_actors(0, "1"),
+    ),
+    "an actor that no file can hold": (
+        lambda: of_actors("half\ud800"),
+        "the actor 'half\\ud800' holds half of a surrogate pair, which no file can hold; rename it",
+        lambda: of_actors("half"),
+    ),
+    "an observation that no file can hold": (
+        lambda: composed(TEMPLATE, seen=spaces.Dict({"half\ud800": SEEN})),
+        "'half\\ud800' in the observation space holds half of a surrogate pair, which no file can hold; rename it",
+        lambda: composed(TEMPLATE, seen=spaces.Dict({"half": SEEN})),
+    ),
+    # --- graphs, sources and adapters ---
     "same_as of a same_as": (
         lambda: built(first=DENSE, second=SAME, third={**SAME, "same_as": "second"}),
         "node 'third': 'same_as' names 'second', which is itself 'same_as'; name 'first'",
@@ -265,9 +625,10 @@ ADVISED_AND_DONE = {
 def test_what_a_message_advises_can_be_done(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong, message, right = ADVISED_AND_DONE[case]
-    with pytest.raises((ValueError, OSError)) as caught:
+    with pytest.raises((ValueError, OSError, KeyError)) as caught:
         wrong()
-    assert str(caught.value).removeprefix("environment: ").startswith(message)
+    said = caught.value.args[0] if isinstance(caught.value, KeyError) else str(caught.value)
+    assert said.removeprefix("environment: ").startswith(message)
     right()
 
 
