@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from torch import nn
 from torchrl.envs import GymWrapper
 
@@ -194,7 +196,7 @@ def command(*arguments):
 
 def bare_file():
     """The name of a new file with a spec that names no environment."""
-    Path("agent.yaml").write_text("version: 1\npolicy: {template: {}}\n")
+    Path("agent.yaml").write_text("version: 1\npolicy: {template: {}}\ncritic: {template: {}}\n")
     return "agent.yaml"
 
 
@@ -630,6 +632,96 @@ def test_what_a_message_advises_can_be_done(case, tmp_path, monkeypatch):
     said = caught.value.args[0] if isinstance(caught.value, KeyError) else str(caught.value)
     assert said.removeprefix("environment: ").startswith(message)
     right()
+
+
+# --- training ---
+
+SHORT = ["--steps", "64", "--eval-episodes", "1", "--set-algorithm", "n_steps=64"]
+CARTPOLE = [CONFIGS / "cartpole.yaml", *SHORT]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """A function: ``composer train`` with some arguments fails with ``message``, in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(message, *arguments):
+        with pytest.raises(ValueError, match=f"^composer train: {re.escape(message)}"):
+            command("train", *arguments)
+
+    return refuse
+
+
+def test_what_a_new_run_advises_can_be_done(refused):
+    bare = [bare_file(), *SHORT]
+    refused("the spec names no environment; give one with --env ID", *bare, "-o", "run")
+    new = [*bare, "--env", "CartPole-v1", "-o"]
+    Path("run").mkdir()
+    refused("'run' is there already; remove it or choose another folder", *new, "run")
+    command("train", *new, "other")
+    Path("run").rmdir()
+    command("train", *new, "run")
+
+
+def test_what_a_run_that_is_there_advises_can_be_done(refused):
+    new = [*CARTPOLE, "-o", "run"]
+    command("train", *new)
+    refused(
+        "there is a run in 'run' already; continue it with --resume run, or choose another folder",
+        *new,
+    )
+    refused(
+        "the run in 'run' has made its 64 steps; to continue, give a larger total: --steps",
+        "--resume",
+        "run",
+    )
+    command("train", "--resume", "run", "--steps", "128")
+    more = ["--resume", "run", "--steps", "192"]
+    message = "the run in 'run' is another one; leave out what differs, or begin a new run with -o:"
+    refused(message, *more, "--seed", "3")
+    command("train", *CARTPOLE, "--seed", "3", "-o", "other")
+    shutil.move("run/curve.csv", "curve.csv")
+    Path("run/curve.csv").symlink_to("../curve.csv")
+    refused(
+        "'run/curve.csv' is a link that leads out of the run's folder; put the file itself there",
+        *more,
+    )
+    shutil.move("curve.csv", "run/curve.csv")
+    command("train", *more)
+
+
+def test_what_is_advised_where_memory_ends_can_be_done(refused, monkeypatch):
+    reset = RolloutBuffer.reset
+
+    def allocate(self):
+        if self.buffer_size * self.n_envs > 64:
+            raise MemoryError("Unable to allocate 29.8 GiB for an array")
+        reset(self)
+
+    monkeypatch.setattr(RolloutBuffer, "reset", allocate)
+    message = (
+        "there is not enough memory (Unable to allocate 29.8 GiB for an array); choose fewer --envs, or smaller "
+        "settings of the algorithm"
+    )
+    refused(message, *CARTPOLE, "--envs", "2", "-o", "run")
+    command("train", *CARTPOLE, "--envs", "1", "-o", "fewer")
+    command("train", *CARTPOLE, "--envs", "2", "--set-algorithm", "n_steps=32", "-o", "smaller")
+
+
+def test_what_is_advised_for_weights_that_are_nan_can_be_done(refused):
+    dqn = [
+        CONFIGS / "cartpole.yaml", "--set", "critic=null", "--set", "policy.graph.latent.activation=relu",
+        *SHORT[:4], "--trainer", "torchrl", "--algorithm", "dqn", "--set-algorithm", "learning_starts=16",
+    ]  # fmt: skip
+    message = (
+        "after 64 steps 'policy.latent.linears.0.weight' is NaN or infinite, and is not saved; look for NaN in the "
+        "observations, or choose a lower learning_rate"
+    )
+    refused(message, *dqn, "--set-algorithm", "learning_rate=1e36", "-o", "run")
+    command("train", *dqn, "--set-algorithm", "learning_rate=1e-3", "-o", "lower")
+
+
+# --- export ---
 
 
 def test_a_model_too_large_for_onnx_is_written_as_pt2(tmp_path, monkeypatch):
