@@ -270,7 +270,7 @@ class Convolution:
         if any(isinstance(part, nn.modules.batchnorm._NormBase) for part in conv.modules()):
             raise ValueError(
                 f"convolution {self.name!r} with settings={self.settings!r} normalises over the nodes of all graphs of "
-                "a batch and their padding; choose another norm, such as 'layer', or none"
+                "a batch and their padding; choose another norm, such as 'layer'"
             )
         return conv
 

@@ -149,8 +149,8 @@ def kept_mask(
             raise NodeError("in", f"the inputs are masked by {names}; they must share one mask")
         raise NodeError(
             "in",
-            f"{block_label(module)} would drop the mask of {name!r}; pool or attend first "
-            "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1",
+            f"{block_label(module)} would drop the mask of {name!r}; pool or attend first, or "
+            "instead (masked_global_pooling, attention_pooling), or apply it to each element: each: 1",
         )
     return kept
 

@@ -113,7 +113,7 @@ policy:
     with pytest.raises(SpecError) as caught:
         compose(text, spaces.Text(5))
     assert str(caught.value) == (
-        "<spec>:5:34: block 'flatten' would drop the mask of 'embedded'; pool or attend first "
+        "<spec>:5:34: block 'flatten' would drop the mask of 'embedded'; pool or attend first, or instead "
         "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1"
     )
 

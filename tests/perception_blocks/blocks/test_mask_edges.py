@@ -79,7 +79,7 @@ def test_a_block_that_would_drop_a_mask_is_refused(block, settings):
     )
     graph.add("latent", block, "units", **settings)
     assert problem(graph, "latent") == (
-        f"node 'latent': block {block!r} would drop the mask of 'units'; pool or attend first "
+        f"node 'latent': block {block!r} would drop the mask of 'units'; pool or attend first, or instead "
         "(masked_global_pooling, attention_pooling), or apply it to each element: each: 1"
     )
 

@@ -337,7 +337,7 @@ CONV: Any = {"conv": "GCNConv", "hidden_units": 4}
             THREE,
             {"conv": "GENConv"},
             "convolution 'GENConv' with settings={} normalises over the nodes of all graphs of a batch and their "
-            "padding; choose another norm, such as 'layer', or none",
+            "padding; choose another norm, such as 'layer'",
         ),
         (
             THREE,
