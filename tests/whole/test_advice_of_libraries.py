@@ -1,4 +1,7 @@
-"""What a message of the adapters, wrappers, checkpoints and blocks advises is done here, and works."""
+"""What a message of the adapters, wrappers, checkpoints, blocks and export advises is done here, and succeeds.
+
+A case is a call that raises, how its message begins, and the calls that the message advises.
+"""
 
 import shutil
 from pathlib import Path
@@ -27,9 +30,17 @@ from perception_blocks import Graph, InferenceBlock, Port
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.measure import measure
 from perception_blocks.registry import BLOCKS, Registry
-from tests.helpers import torchrl_models
 from tests.helpers.sb3_agents import ACTOR, CARTPOLE, DETERMINISTIC, TWINS, VALUES, Walk, agent
-from tests.helpers.torchrl_models import DENSE, MASKED, TEMPLATES, Playground, remembering, rollout
+from tests.helpers.torchrl_models import (
+    ACTION_VALUES,
+    DENSE,
+    MASKED,
+    TEMPLATES,
+    Playground,
+    compose,
+    remembering,
+    rollout,
+)
 
 SEEN = spaces.Box(-1, 1, (3,))
 CHOICE = spaces.Discrete(2)
@@ -42,7 +53,7 @@ class Masking(Playground):
 
 
 def registered(name, action=CHOICE, make=Playground, **observations):
-    """The id of an environment that is registered here."""
+    """The id of an environment of this file, by which ``train`` creates it."""
     if f"{name}-v0" not in gymnasium.registry:
         gymnasium.register(f"{name}-v0", lambda: make(action, spaces.Dict(observations)))
     return f"{name}-v0"
@@ -136,10 +147,6 @@ SAC_STEPS = {"frames_per_batch": 8, "learning_starts": 8}
 SAC_SB3 = {"learning_starts": 8, "batch_size": 8}
 
 
-def composed(spec, **keywords):
-    return torchrl_models.compose(spec, **keywords)
-
-
 def played(model, env, **keywords):
     """One rollout of the model, and the loss of PPO on it."""
     modules = to_torchrl(model, env, loss=ClipPPOLoss, **keywords)
@@ -148,20 +155,20 @@ def played(model, env, **keywords):
 
 
 def remembered(wrap):
-    model = composed(remembering())
+    model = compose(remembering())
     env = wrap(GymEnv("CartPole-v1"), model)
     return rollout(env, to_torchrl(model, env).actor_inference)
 
 
 def seen_under(key, **keywords):
-    model = composed({"environment": "CartPole-v1", "policy": DENSE})
+    model = compose({"environment": "CartPole-v1", "policy": DENSE})
     modules = to_torchrl(model, **keywords)
     return modules.actor_inference(TensorDict({key: torch.zeros(2, 4)}, [2]))
 
 
 def clashing(rename):
     env = Playground(CHOICE, spaces.Dict(logits=SEEN, action=spaces.Discrete(3)))
-    model = composed(TEMPLATES, env=env)
+    model = compose(TEMPLATES, env=env)
     wrapped = GymWrapper(env, categorical_action_encoding=True)
     if not rename:
         return played(model, wrapped)
@@ -173,12 +180,12 @@ def clashing(rename):
 
 def counted(**keywords):
     env = Playground(spaces.Discrete(3, start=2))
-    return played(composed(TEMPLATES, env=env), GymWrapper(env, **keywords))
+    return played(compose(TEMPLATES, env=env), GymWrapper(env, **keywords))
 
 
 def adopted(advised):
-    critic = {**torchrl_models.ACTION_VALUES, "ensemble": 3}
-    model = composed({"environment": "Pendulum-v1", "policy": DENSE, "critic": critic})
+    critic = {**ACTION_VALUES, "ensemble": 3}
+    model = compose({"environment": "Pendulum-v1", "policy": DENSE, "critic": critic})
     modules = to_torchrl(model, loss=SACLoss)
     copies = list(modules.critic_copies)
     loss = (
@@ -256,7 +263,7 @@ ZEROS = torch.zeros(2, 3)
 
 def policy(action=CHOICE, **keywords):
     part = keywords or {"template": {}}
-    return composed({"policy": part}, observation_space=SEEN, action_space=action).policy
+    return compose({"policy": part}, observation_space=SEEN, action_space=action).policy
 
 
 def wrapped(model, *names, **settings):
@@ -305,11 +312,11 @@ WRAPPERS = {
 
 # --- checkpoints ---
 
-SAVED = {"version": 1, "environment": "CartPole-v1", "policy": {"template": {}}}
+SAVED = {"environment": "CartPole-v1", "policy": {"template": {}}}
 
 
 def read_damaged(replaced):
-    model = composer.compose(SAVED, seed=0)
+    model = compose(SAVED)
     model.save("copy.safetensors")
     data = Path("copy.safetensors").read_bytes()
     Path("model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -319,7 +326,7 @@ def read_damaged(replaced):
 
 
 def read_weights(source, **keywords):
-    """A network that takes those weights whole."""
+    """Load all weights of another network from ``source``."""
     other, net = nn.Linear(3, 2), nn.Linear(3, 2)
     save_file(other.state_dict(), "net.safetensors")
     load_weights(net, source(other), strict=True, **keywords)
@@ -365,19 +372,16 @@ def built(inputs, **nodes):
     return InferenceBlock(graph, [name])  # the last of them
 
 
-def made(name, *shapes, **settings):
+def run_block(name, *shapes, **settings):
     """A registered block of those inputs, run once."""
     block = BLOCKS.get(name)([*shapes], **settings)
-    integers = name == "message_passing"  # whose second input is the numbers of nodes
-    block(
-        *(
-            torch.zeros(2, *s, dtype=torch.int64 if integers and i == 1 else None)
-            for i, s in enumerate(shapes)
-        )
-    )
+    inputs = [torch.zeros(2, *shape) for shape in shapes]
+    if name == "message_passing":  # its second input is the numbers of nodes
+        inputs[1] = inputs[1].long()
+    block(*inputs)
 
 
-def named(name, **keywords):
+def named_twice(name, **keywords):
     shapes = Registry("shape")
     shapes.register("round", "decimal:Decimal")
     shapes.register(name, "fractions:Fraction", **keywords)
@@ -410,7 +414,7 @@ def scaled(block, space, **settings):
     graph = {"scaled": {"block": block, "in": "observation", **settings}}
     graph["latent"] = {"block": "dense", "in": "scaled", "hidden_units": 4}
     spec = {"policy": {"graph": graph, "heads": {"in": "latent"}}}
-    return composed(spec, observation_space=space, action_space=CHOICE).policy(
+    return compose(spec, observation_space=space, action_space=CHOICE).policy(
         np.zeros((2, 3), np.float32)
     )
 
@@ -424,7 +428,7 @@ def language(checkpoint, **settings):
         node["checkpoint"] = "gpt2"
     spec = {"policy": {"graph": {"latent": node}, "heads": {"in": "latent"}}}
     space = spaces.MultiDiscrete([5] * 6)
-    return composed(spec, observation_space=space, action_space=CHOICE, allow=["./"])
+    return compose(spec, observation_space=space, action_space=CHOICE, allow=["./"])
 
 
 def dropped(name):
@@ -441,10 +445,10 @@ MEAN = ("masked_global_pooling", "units", {})
 ATTENDED = ("attention_pooling", "units", {})
 BLOCK_CASES = {
     "a name that is taken": (
-        lambda: named("round"),
+        lambda: named_twice("round"),
         "the shape name 'round' of fractions:Fraction is taken by decimal:Decimal; choose another, or pass replace=True",
-        lambda: named("square"),
-        lambda: named("round", replace=True),
+        lambda: named_twice("square"),
+        lambda: named_twice("round", replace=True),
     ),
     "a lazy layer that forward does not reach": (
         lambda: measure(Lazy(nn.LazyLinear(3)), [Port((4,))]),
@@ -480,14 +484,14 @@ BLOCK_CASES = {
         lambda: run_rows(),
     ),
     "layers of nodes and of edges": (
-        lambda: made("graph_network", (3, 3), hidden_units=4, edges=[[0, 1]], edge_units=[4, 4]),
+        lambda: run_block("graph_network", (3, 3), hidden_units=4, edges=[[0, 1]], edge_units=[4, 4]),
         "graph_network has 1 hidden_units and 2 edge_units; give as many, one for each layer",
-        lambda: made("graph_network", (3, 3), hidden_units=[4, 4], edges=[[0, 1]], edge_units=[4, 4]),
+        lambda: run_block("graph_network", (3, 3), hidden_units=[4, 4], edges=[[0, 1]], edge_units=[4, 4]),
     ),
     "what has no bounds to scale by": (
-        lambda: made("scale_image", (4,)),
+        lambda: run_block("scale_image", (4,)),
         f"{BOUNDS}which its input does not have; give it low and high",
-        lambda: made("scale_image", (4,), low=0, high=255),
+        lambda: run_block("scale_image", (4,), low=0, high=255),
     ),
     "an infinite bound to scale by": (
         lambda: scaled("scale_image", HALF),
@@ -496,25 +500,25 @@ BLOCK_CASES = {
         lambda: scaled("normalize", HALF),
     ),
     "a residual of another width": (
-        lambda: made("self_attention_seq", (4, 6), hidden_units=8, residual=True),
+        lambda: run_block("self_attention_seq", (4, 6), hidden_units=8, residual=True),
         "self_attention_seq cannot add its input of 6 features to its output of 8; leave out 'residual' or "
         "'hidden_units'",
-        lambda: made("self_attention_seq", (4, 6), hidden_units=8),
-        lambda: made("self_attention_seq", (4, 6), residual=True),
+        lambda: run_block("self_attention_seq", (4, 6), hidden_units=8),
+        lambda: run_block("self_attention_seq", (4, 6), residual=True),
     ),
     "a norm over the whole batch": (
-        lambda: made("message_passing", *EDGES, **NORMALISES),
+        lambda: run_block("message_passing", *EDGES, **NORMALISES),
         "convolution 'GENConv' with settings={} normalises over the nodes of all graphs of a batch and their padding; "
         "choose another norm, such as 'layer'",
-        lambda: made("message_passing", *EDGES, **NORMALISES, settings={"norm": "layer"}),
+        lambda: run_block("message_passing", *EDGES, **NORMALISES, settings={"norm": "layer"}),
     ),
     "features of edges that are not taken": (
-        lambda: made("message_passing", *EDGES, (7, 2), conv="SAGEConv", hidden_units=4),
+        lambda: run_block("message_passing", *EDGES, (7, 2), conv="SAGEConv", hidden_units=4),
         "convolution 'SAGEConv' takes no features of edges, got (7, 2); leave them out, or choose one that takes them, "
         "such as 'GATv2Conv' or 'GINEConv'",
-        lambda: made("message_passing", *EDGES, conv="SAGEConv", hidden_units=4),
-        lambda: made("message_passing", *EDGES, (7, 2), conv="GATv2Conv", hidden_units=4),
-        lambda: made("message_passing", *EDGES, (7, 2), conv="GINEConv", hidden_units=4),
+        lambda: run_block("message_passing", *EDGES, conv="SAGEConv", hidden_units=4),
+        lambda: run_block("message_passing", *EDGES, (7, 2), conv="GATv2Conv", hidden_units=4),
+        lambda: run_block("message_passing", *EDGES, (7, 2), conv="GINEConv", hidden_units=4),
     ),
     "settings beside a checkpoint": (
         lambda: language(True, n_embd=16),
@@ -539,7 +543,7 @@ def pairs(advised):
         if advised
         else {"template": {}, "wrap": [{"combination_argmax_sample": {"shot_number": 2}}]}
     )
-    model = composed({"policy": part}, observation_space=SEEN, action_space=spaces.Discrete(4))
+    model = compose({"policy": part}, observation_space=SEEN, action_space=spaces.Discrete(4))
     model.export("model.pt2")
     file = torch.export.load("model.pt2").module()
     observation = torch.randn(5, 3)
