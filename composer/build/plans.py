@@ -98,8 +98,9 @@ class PolicyPlan:
         masking = {port.mask for port in self.ports.values()}  # a mask goes where its value goes
         whose = "" if self.group is None else f" of {self.group!r}"
         path = ("policy",) if self.group is None else self.network.path
+        read = {*masking, *self.notes.read, *self.masks.values()}
         for key in self.ports:
-            if key not in masking and key not in self.notes.read | {*self.masks.values()}:
+            if key not in read:
                 message = f"the observation {key!r}{whose} is read by no network; "
                 message += "name it under 'ignore' if that is meant"
                 self.context.problems.add(path, message, key=True)

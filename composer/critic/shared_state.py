@@ -158,9 +158,8 @@ class SharedStateCritic(CriticModule):
             if name not in missing
         }
         leading = self._leading(values)
-        are_present = [
-            name not in missing and name in (seen | handed) for name in self.actors.names
-        ]
+        given = (seen.keys() | handed.keys()).difference(missing)
+        are_present = [name in given for name in self.actors.names]
         presence = self._presence(are_present, present, leading)
         hidden = None if present is None else ~presence
         inputs = {n: self._input(s, values, hidden, leading) for n, s in self.sources.items()}

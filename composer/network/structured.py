@@ -84,10 +84,12 @@ class StructuredModule(StatefulModule, Generic[M]):
         }
         self._state_shapes = {
             f"{actor.name}/{node}": shape
-            for actor in (actor for group in groups for actor in group.actors)
+            for group in groups
+            for actor in group.actors
             if not actor.is_open
             for node, shape in self._network_of(actor).state_shapes.items()
         }
+        self._open_steps = tuple(f"{actor.name}/" for actor in actors if actor.is_open)
         self._has_memory = any(self._network_of(actor).has_memory for actor in actors)
 
     @property
@@ -242,8 +244,7 @@ class StructuredModule(StatefulModule, Generic[M]):
         return own_share(self.part, state, self._is_own)
 
     def _is_own(self, name: str) -> bool:
-        open_steps = tuple(f"{actor.name}/" for actor in self.actors if actor.is_open)
-        return name in self._state_shapes or name.startswith(open_steps)
+        return name in self._state_shapes or name.startswith(self._open_steps)
 
     def _check_memory(self, state: State | None) -> None:
         if not self.has_memory:
@@ -258,10 +259,9 @@ class StructuredModule(StatefulModule, Generic[M]):
         if not isinstance(state, Mapping):
             got = type(state).__name__
             raise ValueError(f"a state is a dict of tensors by name, got a {got}")
-        known = self.state_shapes
         for name in state:
             if not self._is_own(name):
-                near = hint(name, known, "it has", shown=shortened)
+                near = hint(name, self._state_shapes, "it has", shown=shortened)
                 raise ValueError(f"{name!r} is not in the state of this {self.part}{near}")
 
     # --- as a module ---
