@@ -258,8 +258,8 @@ class SpaceCritic(CriticModule):
         return self._over(critic)
 
     def _over(self, critic: Self) -> Self:
-        """``critic``, which is this one over another network, where this one is and on its scale."""
-        critic._device = self.device
+        """``critic``, which is this one over another network, where this one is, on its scale and in its mode."""
+        critic._device, critic.training = self.device, self.training
         object.__setattr__(critic, "value_normalizer", self.value_normalizer)  # no second child
         return critic
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from composer.critic.base import CriticKind, CriticSetup, SpaceCritic, count_returns, read_returns
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
+from composer.network.registries import TENSORS
 from composer.network.structured import ActorCall, StructuredModule, blamed
 from composer.spaces.actors import Actor, ActorKey, Actors
 from composer.spaces.observer import Observer
@@ -78,6 +79,9 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         whole = self._whole(actor)
         critic = whole.with_network(whole.network)
         object.__setattr__(critic, "observer", self.observers[actor.name])
+        critic.view(whole, TENSORS)
+        # Children in a registry of its own: the target is that of all actors.
+        critic._modules = {n: child for n, child in whole._modules.items() if n != "target"}
         if critic.value_normalizer is not None:
             # Its child, to move and be saved with it; among all actors it is the group's.
             critic._modules["value_normalizer"] = critic.value_normalizer

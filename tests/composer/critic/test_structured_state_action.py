@@ -209,6 +209,54 @@ def test_each_networks_values_are_on_the_scale_of_its_own_returns_and_its_target
     model.critic.update_targets(0.5)
 
 
+# --- one actor's critic ---
+
+ONE_NETWORK = {"kind": "state_action", **PLACE, "graph": linear("observation", "action/action")["graph"]}
+OF_AGENTS = {
+    "one network": ONE_NETWORK,
+    "separate": {**ONE_NETWORK, "separate": True},
+    "scaled": {**ONE_NETWORK, "normalize_value": True},
+    "values of states": {"template": {}},
+    "values of states, separate": {"template": {}, "separate": True},
+}
+OF_ANY_AGENTS = pytest.mark.parametrize("form", OF_AGENTS.values(), ids=OF_AGENTS)
+
+
+@OF_ANY_AGENTS
+def test_the_critic_of_one_actor_has_no_target(form):
+    critic = alike(form)
+    names = list(critic.state_dict())
+    singles = [critic["agent_0"]]
+    if form.get("kind") == "state_action":
+        singles.append(critic.target["agent_0"])
+    for single in singles:
+        assert not hasattr(single, "target")
+        assert not any(name.startswith("target") for name in single.state_dict())
+    assert list(critic.state_dict()) == names
+
+
+def test_a_target_of_one_actors_critic_leaves_that_of_all():
+    critic = alike(ONE_NETWORK)
+    target, single = critic.target, critic["agent_0"]
+    single.make_target()
+    assert single.has_target
+    assert critic.target is target
+    assert not critic["agent_0"].has_target
+
+
+@OF_ANY_AGENTS
+def test_the_critic_of_one_actor_is_in_the_mode_of_all(form):
+    critic = alike(form)
+    for mode in (False, True):
+        critic.train(mode)
+        assert critic["agent_0"].training is mode
+        if form.get("kind") == "state_action":
+            assert not critic.target["agent_0"].training
+    if form.get("kind") == "state_action":
+        critic["agent_0"].train()
+        assert not any(module.training for module in critic.target.modules())
+
+
 # --- targets ---
 
 
