@@ -211,7 +211,11 @@ def test_each_networks_values_are_on_the_scale_of_its_own_returns_and_its_target
 
 # --- one actor's critic ---
 
-ONE_NETWORK = {"kind": "state_action", **PLACE, "graph": linear("observation", "action/action")["graph"]}
+ONE_NETWORK = {
+    "kind": "state_action",
+    **PLACE,
+    "graph": linear("observation", "action/action")["graph"],
+}
 OF_AGENTS = {
     "one network": ONE_NETWORK,
     "separate": {**ONE_NETWORK, "separate": True},
