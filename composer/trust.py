@@ -149,11 +149,11 @@ def import_trusted(path: str, allow: Iterable[str], expected_base: type) -> type
     found = _find(path, [*allow, *homes, *(["torch.nn"] if homes else [])])
     if not isinstance(found, type):
         raise PathError(f"{path!r} is not a class but {_kind(found)}")
-    _require_home(path, found, allow, homes)
     if not issubclass(found, expected_base):
         home = expected_base.__module__.partition(".modules.")[0]  # torch.nn.Module
         base = f"{home}.{expected_base.__qualname__}"
         raise PathError(f"{path!r} is no subclass of {base}")
+    _require_home(path, found, allow, homes)  # last, as it advises to use this class
     return found
 
 

@@ -134,7 +134,8 @@ def test_allowed_modules_are_imported_first(nets):
         ("my_nets.json.decoder.JSONDecoder", "'my_nets.json.decoder.JSONDecoder' leads through 'json', outside the allowed modules"),
         ("my_nets.Borrowed", "'my_nets.Borrowed' lives in 'other_nets', outside the allowed modules (my_nets); name it by the module that defines it, and allow that one"),
         ("torch.nn.Lineer", "'torch.nn' has no 'Lineer'; did you mean 'Linear'?"),
-        ("torch.nn.Parameter", "'torch.nn.Parameter' lives in 'torch.nn.parameter', outside the allowed modules (my_nets); name it by the module that defines it, and allow that one"),
+        ("torch.nn.Parameter", "'torch.nn.Parameter' is no subclass of torch.nn.Module"),
+        ("torch.nn.DataParallel", "'torch.nn.DataParallel' lives in 'torch.nn.parallel.data_parallel', outside the allowed modules (my_nets); name it by the module that defines it, and allow that one"),
     ],
 )  # fmt: skip
 def test_what_is_not_the_class_that_is_needed_is_named(nets, path, message):
