@@ -43,10 +43,10 @@ def on_page_markdown(markdown: str, page: SitePage, config: MkDocsConfig, files:
 
 def with_pictures(markdown: str, page: SitePage, config: MkDocsConfig, files: Files) -> str:
     parts = list(items(page.file.src_uri, markdown))
-    pictures = [part for part in parts if isinstance(part, Picture)]
+    pictures = [index for index, part in enumerate(parts) if isinstance(part, Picture)]
     if not pictures:
         return markdown
-    runs_python = any("." not in picture.what for picture in pictures)
+    runs_python = any(isinstance(part, Picture) and "." not in part.what for part in parts)
     with tempfile.TemporaryDirectory() as folder, open_page(Path(folder)) as examples:
         for part in parts[: parts.index(pictures[-1]) + 1]:
             if isinstance(part, Picture):

@@ -71,9 +71,10 @@ def specs():
     sys.path.insert(0, str(ROOT / "configs"))
     texts = {path.name: path.read_text() for path in sorted((ROOT / "configs").glob("*.yaml"))}
     texts["everything"] = (ROOT / "tests" / "specs" / "good" / "everything.yaml").read_text()
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    docs = ROOT / "docs"
+    for page in sorted(docs.rglob("*.md")):
         for index, text in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)):
-            texts[f"{page.name}:{index}"] = text
+            texts[f"{page.relative_to(docs)}:{index}"] = text
     for name, text in texts.items():
         if "policy:" not in text or "extends:" in text or not text.endswith("\n"):
             continue
