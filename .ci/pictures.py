@@ -48,12 +48,12 @@ def with_pictures(markdown: str, page: SitePage, config: MkDocsConfig, files: Fi
         return markdown
     runs_python = any(isinstance(part, Picture) and "." not in part.what for part in parts)
     with tempfile.TemporaryDirectory() as folder, open_page(Path(folder)) as examples:
-        for part in parts[: parts.index(pictures[-1]) + 1]:
+        for index, part in enumerate(parts[: pictures[-1] + 1]):
             if isinstance(part, Picture):
-                uri = f"pictures/{page.file.src_uri.removesuffix('.md')}-{pictures.index(part)}.svg"
+                uri = f"pictures/{page.file.src_uri.removesuffix('.md')}-{pictures.index(index)}.svg"
                 svg = drawn(part, examples)
                 files.append(File.generated(config, uri, content=svg))
-                markdown = markdown.replace(part.mark, image(part, page.file.src_uri, uri))
+                markdown = markdown.replace(part.mark, image(part, page.file.src_uri, uri), 1)
             elif part.language == "python" and (runs_python or part.file):
                 with contextlib.redirect_stdout(None):
                     examples.run(part)

@@ -144,7 +144,7 @@ class Dag:
         """The inputs and nodes as a `networkx.DiGraph`, for its algorithms; changing it changes nothing here.
 
         A node has a ``kind``, "input" or "node"; an edge has ``values``, the names of all values that go along it. An
-        input with the name of a node whose outputs have other names is called ``input:<name>``.
+        input with the name of a node whose outputs have other names is called ``("input", name)``.
 
         >>> graph = Dag([DagNode("a", ("x",), ("b", "c")), DagNode("d", ("c", "b"))], ["x"], None).to_networkx()
         >>> list(graph.edges(data="values"))
@@ -163,13 +163,13 @@ class Dag:
                 graph.add_edge(sources[name], node.name, values=(*values, name))
         return graph
 
-    def input_names(self) -> dict[str, str]:
+    def input_names(self) -> dict[str, str | tuple[str, str]]:
         """The inputs, and what they are called in `to_networkx`."""
         known = self.inputs
         if known is None:
             known = [name for node in self.nodes for name in node.reads]
         return {
-            name: f"input:{name}" if name in self._by_name else name
+            name: ("input", name) if name in self._by_name else name
             for name in known
             if name not in self.writer
         }

@@ -180,7 +180,7 @@ class Graph:
 
         A node has a ``kind``, "input" or "node", an input its ``shape``, any other node the name of its ``block``. An
         edge has ``values``, the names of all values that go along it. A head is called ``heads:<name>``, and an input
-        with the name of a node whose outputs have other names ``input:<name>``.
+        with the name of a node whose outputs have other names ``("input", name)``.
         """
         dag = self.dag(None)
         graph = dag.to_networkx()

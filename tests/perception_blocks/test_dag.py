@@ -214,9 +214,9 @@ def test_without_inputs_the_networkx_graph_has_those_that_are_read():
 
 
 def test_an_input_named_like_a_node_that_writes_other_names_is_no_cycle():
-    dag = Dag([DagNode("a", ("a",), ("b",))], ["a"], ["b"])
+    dag = Dag([DagNode("a", ("a", "input:a"), ("b",))], ["a", "input:a"], ["b"])
     assert dag.problems() == []
-    assert list(dag.to_networkx().edges) == [("input:a", "a")]
+    assert list(dag.to_networkx().edges) == [(("input", "a"), "a"), ("input:a", "a")]
 
 
 def test_a_changed_networkx_graph_changes_no_order():
