@@ -88,7 +88,7 @@ class _Sketcher:
         self._rows = {row.path: row for row in summary.rows}
         self._heads = {(head.network, head.name): head for head in summary.heads}
         self._ours: set[nn.Module] = set()  # children that are no part of a network
-        self._inputs: dict[str, DraftBox] = {}
+        self._inputs: dict[Value, DraftBox] = {}  # by what they hold
         self._outputs: dict[str, Values] = {}  # by network
 
     def networks(self, modules: Mapping[str, NetworkModule]) -> list[Draft]:
@@ -127,10 +127,10 @@ class _Sketcher:
         for key, source in module.input_sources().items():
             if not source.is_handed_over:
                 title = short_name(name, key)
-                box = self._inputs.setdefault(
-                    title,
-                    _input(("", title), title, source.port, self._remark(name, modules, source)),
-                )
+                # Of an actor, and of several on one axis, it is not the same tensor.
+                value = ("", title, "stack") if source.stacked else ("", title)
+                remark = self._remark(name, modules, source)
+                box = self._inputs.setdefault(value, _input(value, title, source.port, remark))
                 env[key] = box.writes[0]
         return env
 
@@ -156,17 +156,19 @@ class _Sketcher:
                 continue
             critics = [maker for maker in self._outputs if maker.startswith("critic")]
             follows = source.kind == "previous"
-            makers = critics[-1:] if follows else self._makers(source.actors or self._actors(name))
+            owners = source.actors or self._actors(name)
+            makers = critics[-1:] if follows else self._makers(owners)
             made_by = [self._outputs[maker] for maker in makers]
             values = [outputs[source.key] for outputs in made_by if source.key in outputs]
             if not values:  # a critic that is drawn without its policy
                 title = short_name(name, key)
-                box = _input(("policy", title), title, source.port, SAID[source.kind])
-                self._inputs[f"policy: {title}"] = box
-                values = box.writes
-            if len(values) > 1:
+                value = ("policy", title)
+                self._inputs[value] = _input(value, title, source.port, SAID[source.kind])
+                values = self._inputs[value].writes
+            elif source.stacked or len(values) > 1:
                 stacked = (OUTPUT, name, "stack", key)
-                lines = (f"{key} of {len(values)} groups",)
+                many = f"{len(owners)} actors" if source.stacked else f"{len(values)} groups"
+                lines = (f"{key} of {many}",)
                 stacks.append(
                     DraftBox("opaque", ["stack"], ("stack", key), values, [stacked], lines)
                 )

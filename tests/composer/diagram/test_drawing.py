@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from gymnasium.spaces import Box, Dict, Discrete
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -146,6 +147,40 @@ def test_policy_and_critic_alone():
     assert box_named(model.critic, "latent_screen").lines == ("(32,)", "from the policy")
     shared = [box for box in sketch(model.policy).boxes.values() if box.kind == "output"]
     assert shared[-1].lines == ("(32,)", "shared with the critic")
+
+
+def critic_of_a_stack(key):
+    """One policy for two actors, and a critic that reads ``key`` of both on one axis."""
+    spaces = {"a_0": Dict(x=Box(-1, 1, (4,))), "a_1": Dict(x=Box(-1, 1, (4,)))}
+    policy = {
+        "graph": {"latent": {"block": "dense", "in": "x", "hidden_units": 8}},
+        "heads": {"in": "latent"},
+        "shares": ["latent"] if key == "latent" else [],
+    }
+    graph = {"flat": {"block": "flatten", "in": key}}
+    critic = {"kind": "shared_state", "stack": True, "graph": graph}
+    return composer.compose(
+        {"version": 1, "policy": policy, "critic": critic},
+        observation_space=spaces,
+        action_space=dict.fromkeys(spaces, Discrete(2)),
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "read", "arrow"),
+    [
+        ("x", ("x", "(2, 4)", "of 2 actors"), ("x", "flat")),
+        ("latent", ("stack", "latent of 2 actors"), ("stack", "flat")),
+    ],
+)
+def test_a_stack_is_another_tensor_than_the_value_of_one_actor(key, read, arrow):
+    model = critic_of_a_stack(key)
+    cells = re.findall(r"n\d+ \[label=<<table.*?</table>>", to_dot(sketch(model)))
+    shown = [tuple(re.findall(r">([^<>]+)</(?:b|font)>", cell)) for cell in cells]
+    assert ("x", "(4,)") in shown
+    assert read in shown
+    assert {pair for pair in arrows(model) if pair[1] == "flat"} == {arrow}
 
 
 def test_a_nested_graph_is_a_frame_and_a_shared_module_says_so():
