@@ -50,7 +50,9 @@ def with_pictures(markdown: str, page: SitePage, config: MkDocsConfig, files: Fi
     with tempfile.TemporaryDirectory() as folder, open_page(Path(folder)) as examples:
         for index, part in enumerate(parts[: pictures[-1] + 1]):
             if isinstance(part, Picture):
-                uri = f"pictures/{page.file.src_uri.removesuffix('.md')}-{pictures.index(index)}.svg"
+                uri = (
+                    f"pictures/{page.file.src_uri.removesuffix('.md')}-{pictures.index(index)}.svg"
+                )
                 svg = drawn(part, examples)
                 files.append(File.generated(config, uri, content=svg))
                 markdown = markdown.replace(part.mark, image(part, page.file.src_uri, uri), 1)
