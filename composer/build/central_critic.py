@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from composer.build.context import BuildContext, VisiblePorts
-from composer.build.critic import BuiltCritic, network_requirements, policy_values, value_normalizer
+from composer.build.critic import (
+    BuiltCritic,
+    built_of_kind,
+    network_requirements,
+    noted_kind,
+    policy_values,
+    value_normalizer,
+)
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
@@ -68,7 +76,8 @@ class _CentralCriticBuilder:
         visible = None if sources is None else self._visible_ports(spec, sources)
         if sources is None or visible is None:
             return None
-        asked = self.kind.requirements(None)
+        with noted_kind(self.kind, self.critic, self.context):
+            asked = self.kind.requirements(None)
         requirements = network_requirements(self.critic, asked, self.kind.added)
         notes = next(iter(self.plans.values())).notes.of_another()
         built = build_network("critic", spec, visible, requirements, self.context, notes)
@@ -78,11 +87,12 @@ class _CentralCriticBuilder:
         for source in (sources[name] for name in network.in_ports if name in sources):
             for actor in source.actors:
                 self.plans[actor].notes.read.add(source.key)
-        critic = self.kind(
-            network, ValueReader(network.module, asked.heads), self.actors, self.observers, sources,
+        make = partial(
+            self.kind, network, ValueReader(network.module, asked.heads), self.actors, self.observers, sources,
             dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
         )  # fmt: skip
-        return critic, [construction]
+        critic = built_of_kind(make, self.kind, self.critic, self.context)
+        return None if critic is None else (critic, [construction])
 
     def _is_possible(self) -> bool:
         """Whether there is one network, of a number of actors that is known; else it is noted."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from composer.build.construction import BuiltNetwork, SeededConstruction
 from composer.build.context import BuildContext, Requirements, VisiblePorts
@@ -19,19 +21,24 @@ from composer.critic.values import RAW_NAMES, ValueRequirements
 from composer.network.network import Network
 from composer.spec.model_spec import CRITICS, CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.blocks.scale import NormalizeBlock
+from perception_blocks.graph.construct import add_place
+from perception_blocks.measure import measure
 from perception_blocks.port import Port
 from perception_blocks.registry import MissingExtraError
-from perception_blocks.words import describe
+from perception_blocks.words import describe, listing
 
 __all__ = [
     "BuiltCritic",
     "build_critic",
+    "built_of_kind",
     "critic_network",
     "critic_setup",
     "kind_of",
     "network_requirements",
+    "noted_kind",
     "policy_failed",
     "policy_values",
+    "refuse_one_actor",
     "refuse_settings",
     "value_normalizer",
     "with_target",
@@ -53,9 +60,7 @@ def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> Built
     kind = kind_of(critic, plan.context)
     if kind is None:
         return None
-    if not kind.serves_space:
-        message = f"a critic of kind {critic.kind!r} is for several actors; this environment has one space only"
-        plan.context.problems.add((*critic.path, "kind"), message)
+    if refuse_one_actor(kind, critic, plan.context, "has one space only"):
         return None
     member = kind.member()
     stack = "'stack' stacks the observations of several actors, but this environment has one space"
@@ -67,8 +72,9 @@ def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> Built
     built = critic_network("critic", critic, member, network, plan)
     if built is None:
         return None
-    judge = member.build(built[0], critic_setup(critic, plan, dtype))
-    return with_target(judge, built[1]), [built[1]]
+    make = partial(member.build, built[0], critic_setup(critic, plan, dtype))
+    judge = built_of_kind(make, member, critic, plan.context)
+    return None if judge is None else (with_target(judge, built[1]), [built[1]])
 
 
 def kind_of(critic: CriticSpec, context: BuildContext) -> type[CriticKind] | None:
@@ -79,11 +85,93 @@ def kind_of(critic: CriticSpec, context: BuildContext) -> type[CriticKind] | Non
     except MissingExtraError as error:
         context.problems.add(path, str(error), needs_extra=True)
         return None
+    problem = "which is no critic; derive it from composer.critic.Critic"
     if isinstance(kind, type) and issubclass(kind, CriticModule | StructuredCriticBase):
-        return kind
-    message = f"the critic kind {critic.kind!r} is {describe(kind)}, which is no critic"
-    context.problems.add(path, f"{message}; derive it from composer.critic.Critic")
+        if kind.member.__func__ is not CriticKind.member.__func__:  # type: ignore[attr-defined]
+            return kind
+        problem = (
+            "which does not define member(), the class of the critic of each network; register a class that is derived "
+            "from composer.critic.Critic and returns this one from structured()"
+        )
+    message = f"the critic kind {critic.kind!r} is {describe(kind)}, {problem}"
+    context.problems.add(path, message)
     return None
+
+
+def refuse_one_actor(
+    kind: type[CriticKind], critic: CriticSpec, context: BuildContext, environment: str
+) -> bool:
+    """Whether ``kind`` is for several actors only, while the ``environment`` has one, which is noted.
+
+    A user's kind is for several actors only where one of the built-in classes would stand for it, without what it
+    overrides.
+    """
+    lost = _is_users(kind) and not _is_users(kind.member())
+    if kind.serves_space and not lost:
+        return False
+    message = (
+        f"a critic of kind {critic.kind!r} is for several actors; this environment {environment}"
+    )
+    if kind.serves_space:
+        message += (
+            "; write kind: state, or let its member() return a class of yours that is derived from "
+            "composer.critic.Critic"
+        )
+    context.problems.add((*critic.path, "kind"), message)
+    return True
+
+
+def _is_users(kind: type) -> bool:
+    """Whether a class is no part of this package."""
+    return not kind.__module__.startswith("composer.")
+
+
+def built_of_kind(
+    make: Callable[[], C], kind: type[CriticKind], critic: CriticSpec, context: BuildContext
+) -> C | None:
+    """The critic of a ``kind`` that ``make`` returns; None where it is none or has no value, which is noted."""
+    with noted_kind(kind, critic, context):
+        judge = make()
+        problem = _wrong_critic(judge) if _is_users(kind) else ""
+    if not problem:
+        return judge
+    context.problems.add((*critic.path, "kind"), f"{kind.__module__}.{kind.__qualname__}{problem}")
+    return None
+
+
+@contextmanager
+def noted_kind(kind: type[CriticKind], critic: CriticSpec, context: BuildContext) -> Iterator[None]:
+    """An exception from a user's ``kind`` passes through, with a note that says where the spec names it."""
+    try:
+        yield
+    except Exception as error:
+        if _is_users(kind):
+            position = context.source.position((*critic.path, "kind"))
+            label = f"critic ({kind.__module__}.{kind.__qualname__})"
+            add_place(error, f"{position}: {label}" if position else label, kind)
+        raise
+
+
+def _wrong_critic(judge: object) -> str:
+    """What is wrong with what a user's kind has built, after its name; nothing if all is well."""
+    if not isinstance(judge, CriticModule | StructuredCriticBase):
+        return f".build returned {describe(judge)}; it must return the critic"
+    if not isinstance(judge, CriticModule):
+        return ""
+    ports = judge.network.out_ports
+
+    def read(critic: CriticModule, *outputs: Tensor) -> str:
+        values = critic.values_of(dict(zip(ports, outputs, strict=True)))
+        if not isinstance(values, Mapping):
+            return f".values_of returned {describe(values)}; it must return a dict of values"
+        try:
+            critic.number_of(values)
+        except KeyError as error:
+            got = listing(values) or "nothing"
+            return f".values_of returned {got}, but no {error.args[0]!r}, which critic.value reads"
+        return ""
+
+    return measure(judge, list(ports.values()), read)
 
 
 def refuse_settings(critic: CriticSpec, refused: Mapping[str, str], context: BuildContext) -> None:
@@ -131,7 +219,8 @@ def critic_network(
 
     It may read the value before its own by the name ``previous``.
     """
-    asked = member.requirements(plan.actions)
+    with noted_kind(member, critic, plan.context):
+        asked = member.requirements(plan.actions)
     plan.refuse_unknown(spec)
     seen, hidden = plan.visible_ports(spec)
     ports = {**seen, **plan.notes.shared}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -12,23 +13,24 @@ from composer.build.construction import BuiltNetwork, SeededConstruction
 from composer.build.context import BuildContext
 from composer.build.critic import (
     BuiltCritic,
+    built_of_kind,
     critic_network,
     critic_setup,
     kind_of,
     policy_failed,
+    refuse_one_actor,
     refuse_settings,
     value_normalizer,
     with_target,
 )
 from composer.build.plans import PlannedGroup, PolicyPlan, is_separate
 from composer.build.stacking import stacked_networks
-from composer.critic.base import CriticKind, CriticModule, SpaceCritic
+from composer.critic.base import SpaceCritic
 from composer.critic.shared_state import SharedStateCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks, SeparateNetworks
 from composer.network.network import Network
-from composer.network.structured import StructuredModule
 from composer.spaces.actors import Actor, Actors, serve
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.port import Port
@@ -47,9 +49,13 @@ def build_critic_by_actor(
     if spec.critic is None:
         return None
     kind = kind_of(spec.critic, context)
-    structured = None if kind is None else _class_of_several(kind, len(actors))
     if kind is None:
         return None
+    structured = kind.structured()
+    if len(actors) == 1 and getattr(structured, "previous", None):  # no value builds on another
+        if refuse_one_actor(kind, spec.critic, context, "has one actor only"):
+            return None
+        structured = kind.member().structured()
     if structured is None:
         message = f"a critic of kind {spec.critic.kind!r} is for one space; this environment has steps or agents"
         context.problems.add((*spec.critic.path, "kind"), message)
@@ -67,16 +73,6 @@ def build_critic_by_actor(
     return _StructuredCriticBuilder(
         spec.critic, classes, actors, groups, plans, context, dtype
     ).build()
-
-
-def _class_of_several(
-    kind: type[CriticKind], count: int
-) -> type[StructuredModule | CriticModule] | None:
-    """The class of the critic of ``count`` actors; None for a kind that is for one Space only."""
-    structured = kind.structured()
-    if structured and issubclass(structured, StructuredCriticBase) and structured.previous:
-        return structured if count > 1 else kind.member().structured()  # no value builds on another
-    return structured
 
 
 class _StructuredCriticBuilder:
@@ -97,6 +93,7 @@ class _StructuredCriticBuilder:
         self.actors = actors
         self.groups = groups
         self.plans = plans
+        self.context = context
         self.problems = context.problems
         self.dtype = dtype
         self.previous = self.structured.previous  # values of steps in turn
@@ -130,15 +127,18 @@ class _StructuredCriticBuilder:
                 return None
             made.append(group[0])
             constructions += group[1]
-        return self._together(made, constructions[-1]), constructions
+        together = self._together(made, constructions[-1])
+        return None if together is None else (together, constructions)
 
     def _together(
         self, groups: Sequence[GroupNetworks], last: SeededConstruction
-    ) -> StructuredCriticBase:
+    ) -> StructuredCriticBase | None:
         """The critics of all groups as one; ``last`` of its constructions gives weights."""
         setups = {n: critic_setup(self.critic, p, self.dtype) for n, p in self.plans.items()}
         normalizer = value_normalizer(self.critic) if self.previous else None
-        return with_target(self.structured.build(self.actors, groups, setups, normalizer), last)
+        make = partial(self.structured.build, self.actors, groups, setups, normalizer)
+        critic = built_of_kind(make, self.structured, self.critic, self.context)
+        return None if critic is None else with_target(critic, last)
 
     def _place(self, actor: Actor) -> int:
         """Where an actor's network stands among those of the policy."""
@@ -157,15 +157,21 @@ class _StructuredCriticBuilder:
             return None
         if not separate:
             built = self._network(name, spec, members[0], members, later)
-            if built is None:
+            critic = None if built is None else self._critic(members[0], built[0])
+            if built is None or critic is None:
                 return None
-            return GroupNetworks(key, members, self._critic(members[0], built[0])), [built[1]]
+            return GroupNetworks(key, members, critic), [built[1]]
         each = [self._network(f"{name}/{i}", spec, a, (a,), later) for i, a in enumerate(members)]
         networks = [built for built in each if built is not None]
         if len(networks) < len(members):
             return None
         own, ensemble, why_looped = stacked_networks(networks, unlike)
-        critics = [self._critic(a, net) for a, net in zip(members, own, strict=True)]
+        critics = []
+        for actor, network in zip(members, own, strict=True):
+            critic = self._critic(actor, network)
+            if critic is None:
+                return None  # the others are of the same class
+            critics.append(critic)
         module = SeparateNetworks(critics, ensemble, why_looped)
         return GroupNetworks(key, members, module), [construction for _, construction in networks]
 
@@ -179,9 +185,11 @@ class _StructuredCriticBuilder:
                 self.plans[member.name].notes.read |= set(built[0].in_ports)
         return built
 
-    def _critic(self, actor: Actor, network: Network) -> SpaceCritic:
+    def _critic(self, actor: Actor, network: Network) -> SpaceCritic | None:
         spec = replace(self.critic, normalize_value=False) if self.previous else self.critic
-        return self.member.build(network, critic_setup(spec, self.plans[actor.name], self.dtype))
+        setup = critic_setup(spec, self.plans[actor.name], self.dtype)
+        make = partial(self.member.build, network, setup)
+        return built_of_kind(make, self.member, self.critic, self.context)
 
     def _unlike(self, members: Sequence[Actor]) -> str | None:
         """How what two of ``members`` observe and share differs, in words; None where all is equal."""

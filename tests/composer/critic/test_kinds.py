@@ -1,5 +1,6 @@
 """Kinds of critics answer through their registry: one of a user's own goes wherever those that are built in go."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from composer import SpecError
 from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_record
+from composer.cli import main
 from composer.critic import CRITICS, Critic
 from composer.critic.delta_state import DeltaStateCritic
 from composer.critic.shared_state import SharedStateCritic
 from composer.critic.state_action import StateActionCritic
+from composer.critic.structured import StructuredCritic
 from composer.diagram.sketch import sketch
 from composer.network.module import InputSource, OutputMeaning
-from perception_blocks.words import describe
+from perception_blocks.words import describe, listing
 from tests.helpers.paths import ROOT
 
 BOX = spaces.Box(-1, 1, (4,))
@@ -57,10 +60,106 @@ class TeamCritic(SharedStateCritic):
     serves_space = False
 
 
+class CentralCritic(SharedStateCritic):
+    """Overrides something that a `Critic` would not have."""
+
+
+class StepsCritic(DeltaStateCritic):
+    """Overrides something that a `Critic` would not have."""
+
+
+class MemberlessCritic(StructuredCritic):
+    """Says nothing of the critic of each network."""
+
+
+class RegularCritic(Critic):
+    """The way out of `MemberlessCritic`."""
+
+    @classmethod
+    def structured(cls):
+        return MemberlessCritic
+
+
+class UnbuiltCritic(Critic):
+    @classmethod
+    def build(cls, network, setup):
+        return None
+
+
+class UnbuiltTogether(RegularCritic):
+    @classmethod
+    def structured(cls):
+        return NoneOfSeveral
+
+
+class NoneOfSeveral(StructuredCritic):
+    @classmethod
+    def build(cls, actors, groups, setups, value_normalizer):
+        return None
+
+
+class ValuelessCritic(Critic):
+    def values_of(self, outputs):
+        return {"worth": super().values_of(outputs)["value"]}
+
+
+class ValuelessCentralCritic(SharedStateCritic):
+    def values_of(self, outputs):
+        return None
+
+
+class RenamedCritic(ValuelessCritic):
+    """The way out: the number is another of the values."""
+
+    def number_of(self, values):
+        return values["worth"].squeeze(-1)
+
+
+class FailingCritic(Critic):
+    def __init__(self, *arguments, **keywords):
+        raise RuntimeError("no luck")
+
+
+class FailingTogether(RegularCritic):
+    @classmethod
+    def structured(cls):
+        return FailingOfSeveral
+
+
+class FailingOfSeveral(StructuredCritic):
+    def __init__(self, *arguments):
+        raise RuntimeError("no luck")
+
+
+class FailingCentralCritic(SharedStateCritic):
+    @classmethod
+    def requirements(cls, actions):
+        raise RuntimeError("no luck")
+
+
+class CentralOrBounded(SharedStateCritic):
+    @classmethod
+    def member(cls):
+        return BoundedCritic
+
+
 KINDS = {
     "bounded": BoundedCritic,
     "one_space": OneSpaceCritic,
     "team": TeamCritic,
+    "central": CentralCritic,
+    "steps": StepsCritic,
+    "memberless": MemberlessCritic,
+    "regular": RegularCritic,
+    "unbuilt": UnbuiltCritic,
+    "unbuilt_together": UnbuiltTogether,
+    "valueless": ValuelessCritic,
+    "valueless_central": ValuelessCentralCritic,
+    "renamed": RenamedCritic,
+    "failing": FailingCritic,
+    "failing_together": FailingTogether,
+    "failing_central": FailingCentralCritic,
+    "central_or_bounded": CentralOrBounded,
     "no_critic": dict,
     "later": f"{__name__}:BoundedCritic",
     "elsewhere": f"{__name__}_elsewhere:BoundedCritic",
@@ -121,8 +220,13 @@ def test_several_actors_have_it_in_every_form(form, tmp_path):
     assert all(torch.equal(again[actor], values[actor]) for actor in seen)
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one space", "several actors"])
-@pytest.mark.parametrize("kind", ["state", "shared_state", "delta_state", "state_action"])
+@pytest.mark.parametrize(
+    ("kind", "several"),
+    [
+        *itertools.product(["state", "state_action"], [False, True]),
+        ("shared_state", True), ("delta_state", True),
+    ],
+)  # fmt: skip
 def test_a_class_derived_from_that_of_a_kind_has_the_same_way(kind, several, tmp_path):
     derived = type(CRITICS.get(kind))("Derived", (CRITICS.get(kind),), {"__module__": __name__})
     CRITICS.register("derived", derived)
@@ -180,7 +284,13 @@ def test_the_kinds_that_are_built_in_are_not_recorded(tmp_path):
 
 # --- refusals ---
 
-KNOWN = "'state', 'shared_state', 'delta_state', 'state_action', " + ", ".join(map(repr, KINDS))
+KNOWN = listing(["state", "shared_state", "delta_state", "state_action", *KINDS])
+ONE_ACTOR = "; write kind: state, or let its member() return a class of yours that is derived from composer.critic.Critic"
+MEMBERLESS = (
+    "critic.kind: the critic kind 'memberless' is the class 'MemberlessCritic', which does not define member(), the "
+    "class of the critic of each network; register a class that is derived from composer.critic.Critic and returns "
+    "this one from structured()"
+)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +311,22 @@ KNOWN = "'state', 'shared_state', 'delta_state', 'state_action', " + ", ".join(m
          "critic.kind: a critic of kind 'one_space' is for one space; this environment has steps or agents"),
         ({"kind": "team"}, False,
          "critic.kind: a critic of kind 'team' is for several actors; this environment has one space only"),
+        ({"kind": "central"}, False,
+         f"critic.kind: a critic of kind 'central' is for several actors; this environment has one space only{ONE_ACTOR}"),
+        ({"kind": "steps"}, False,
+         f"critic.kind: a critic of kind 'steps' is for several actors; this environment has one space only{ONE_ACTOR}"),
+        ({"kind": "memberless"}, False, MEMBERLESS),
+        ({"kind": "memberless"}, True, MEMBERLESS),
+        *(({"kind": "unbuilt", **form}, several,
+           f"critic.kind: {__name__}.UnbuiltCritic.build returned nothing (null); it must return the critic")
+          for several, form in [(False, {}), (True, {}), (True, {"separate": True})]),
+        ({"kind": "unbuilt_together"}, True,
+         f"critic.kind: {__name__}.NoneOfSeveral.build returned nothing (null); it must return the critic"),
+        *(({"kind": "valueless", **form}, several,
+           f"critic.kind: {__name__}.ValuelessCritic.values_of returned 'worth', but no 'value', which critic.value reads")
+          for several, form in [(False, {}), (False, {"ensemble": 2}), (True, {}), (True, {"separate": True})]),
+        ({"kind": "valueless_central"}, True,
+         f"critic.kind: {__name__}.ValuelessCentralCritic.values_of returned nothing (null); it must return a dict of values"),
         ({"kind": "no_critic"}, False,
          f"critic.kind: the critic kind 'no_critic' is {describe(dict)}, which is no critic; derive it from composer.critic.Critic"),
         ({"kind": "elsewhere"}, False,
@@ -210,6 +336,54 @@ KNOWN = "'state', 'shared_state', 'delta_state', 'state_action', " + ", ".join(m
 def test_where_a_kind_cannot_be_used_a_message_says_why(critic, several, message):
     with pytest.raises(SpecError, match=f"^{re.escape(message)}$"):
         compose({"template": {}, **critic}, several)
+
+
+def test_steps_of_one_actor_have_no_kind_for_several():
+    spaces_of_one = {name: {"pick": space["pick"]} for name, space in SEVERAL.items()}
+    spec = {"version": 1, "policy": {"template": {}}, "critic": {"kind": "steps", "template": {}}}
+    message = f"critic.kind: a critic of kind 'steps' is for several actors; this environment has one actor only{ONE_ACTOR}"
+    with pytest.raises(SpecError, match=f"^{re.escape(message)}$"):
+        composer.compose(spec, **spaces_of_one)
+
+
+def test_the_ways_out_of_these_messages_work():
+    critic = compose({"kind": "regular", "template": {}}, several=True).critic
+    assert type(critic) is MemberlessCritic
+    assert type(critic["pick"]) is RegularCritic
+    assert type(compose({"kind": "central_or_bounded", "template": {}}).critic) is BoundedCritic
+    renamed = compose({"kind": "renamed", "template": {}, "normalize_value": True}).critic
+    assert renamed.value(observe(False)).shape == (8,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "several", "cls"),
+    [
+        ("failing", False, FailingCritic),
+        ("failing", True, FailingCritic),
+        ("failing_together", True, FailingOfSeveral),
+        ("failing_central", True, FailingCentralCritic),
+    ],
+)
+def test_an_exception_in_a_kind_says_where_the_spec_names_it(kind, several, cls):
+    with pytest.raises(RuntimeError, match=r"^no luck\n") as caught:
+        compose({"kind": kind, "template": {}}, several)
+    (note,) = caught.value.__notes__
+    place = f"critic ({__name__}.{cls.__name__}), raised at {__file__}:"
+    assert note.startswith(f"in {place}")
+
+
+def test_the_command_line_tells_an_exception_in_a_kind_in_a_line(tmp_path, capsys):
+    file = tmp_path / "agent.yaml"
+    file.write_text(
+        "version: 1\nenvironment: CartPole-v1\npolicy: {template: {}}\n"
+        "critic: {kind: failing, template: {}}\n"
+    )
+    assert main(["check", str(file)]) == 1
+    line = FailingCritic.__init__.__code__.co_firstlineno + 1
+    assert capsys.readouterr().err == (
+        f"{file}:4:16: critic ({__name__}.FailingCritic), raised at {__file__}:{line}: RuntimeError: no luck "
+        "(--traceback shows all of it)\n"
+    )
 
 
 def test_kinds_are_read_without_torch_or_the_class():
