@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perception_blocks.words import hint
+from perception_blocks.words import describe, hint
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint, EntryPoints
@@ -134,8 +134,19 @@ class Registry:
     ) -> Callable[[T], T] | Any:
         """Give ``entry`` (a class, a function or a lazy ``"module:Class"``) a name; a decorator without ``entry``.
 
-        Raises NameTakenError when the name is taken and ``replace`` is not set.
+        Raises NameTakenError when the name is taken and ``replace`` is not set, TypeError for a name that is no text (a
+        decorator without parentheses) and ValueError for one that is no identifier.
         """
+        example = f"my_{self.kind.replace(' ', '_')}"
+        if not isinstance(name, str):
+            raise TypeError(
+                f"register takes a {self.kind} name first, such as @register({example!r}), got {describe(name)}"
+            )
+        if not name.isidentifier():
+            raise ValueError(
+                f"a {self.kind} name has only letters, digits and underscores, and no digit first, such as "
+                f"{example!r}; got {name!r}"
+            )
         if entry is None:
             return lambda value: self.register(name, value, extra=extra, replace=replace)
         new = _Entry(entry, extra)

@@ -14,7 +14,7 @@ from perception_blocks.dag import NODE_NAME, node_name_problem
 from perception_blocks.registry import BLOCKS
 from perception_blocks.words import describe, did_you_mean, near_name
 
-__all__ = ["NODE_KEYS", "NodeReader", "is_misplaced"]
+__all__ = ["ALLOW_MODULE", "NODE_KEYS", "NodeReader", "is_misplaced"]
 
 NODE_KEYS = ("block", "in", "out", "each", "same_as", "init")
 NESTED = ("graph", "ensemble")  # blocks that hold a graph of their own
@@ -22,10 +22,10 @@ _EXAMPLE = "a mapping such as {block: dense, in: observation}"
 # What people write for `in`.
 _LIKE_IN = ("input", "inputs", "from")
 
-_UNKNOWN_BLOCK = (
-    "; `composer blocks` lists them; one that a module of yours registers needs allow=['that_module'] or "
-    "--allow that_module"
+ALLOW_MODULE = (
+    "; one that a module of yours registers needs allow=['that_module'] or --allow that_module"
 )
+_UNKNOWN_BLOCK = f"; `composer blocks` lists them{ALLOW_MODULE}"
 _NETWORK_KEYS = ("heads", "observations", "init", "shares", "action_mask", "wrap", "networks")
 
 

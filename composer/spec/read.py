@@ -22,7 +22,7 @@ from composer.spec.model_spec import (
     NodeSpec,
     PolicySpec,
 )
-from composer.spec.nodes import NodeReader, is_misplaced
+from composer.spec.nodes import ALLOW_MODULE, NodeReader, is_misplaced
 from composer.spec.references import check_graph, check_shares, sinks
 from composer.spec.template import read_template, shared_stages
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
@@ -250,9 +250,11 @@ class _SpecReader:
         kind = fields.values.get("kind", "state")
         if isinstance(kind, str) and kind in CRITICS:
             return kind
-        near = did_you_mean(kind, CRITICS, CRITICS.kind) if isinstance(kind, str) else ""
+        way_out = ""
+        if isinstance(kind, str):
+            way_out = did_you_mean(kind, CRITICS, CRITICS.kind) or ALLOW_MODULE
         got = describe(kind)
-        fields.note("kind", f"'kind' must be one of {listing(CRITICS)}, got {got}{near}")
+        fields.note("kind", f"'kind' must be one of {listing(CRITICS)}, got {got}{way_out}")
         return "state"
 
     def _wrap(self, fields: Fields) -> tuple[str | dict[str, Any], ...]:

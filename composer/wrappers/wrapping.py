@@ -50,10 +50,10 @@ def register_wrapper(name: str, wrapper: type[IModelWrapper] | None = None) -> A
 
     Raises ValueError for anything else, and for a name that another wrapper has.
     """
-    if wrapper is None:
-        return lambda cls: register_wrapper(name, cls)
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of a wrapper must be a text, got {name!r}")
+    if wrapper is None:
+        return lambda cls: register_wrapper(name, cls)
     if not (isinstance(wrapper, type) and issubclass(wrapper, IModelWrapper)):
         raise ValueError(f"a wrapper must be a subclass of IModelWrapper, got {wrapper!r}")
     return WRAPPERS.register(name, wrapper)

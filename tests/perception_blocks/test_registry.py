@@ -22,7 +22,7 @@ from perception_blocks.registry import (
 )
 from perception_blocks.settings import mismatch
 from perception_blocks.synonyms import SYNONYMS, folded
-from perception_blocks.words import did_you_mean, near_name
+from perception_blocks.words import describe, did_you_mean, near_name
 
 
 @pytest.fixture
@@ -59,6 +59,42 @@ def test_a_taken_name_is_refused_in_words(shapes):
         shapes.register("a", "fractions:Fraction")
     shapes.register("a", "fractions:Fraction", replace=True)
     assert shapes.get("a").__name__ == "Fraction"
+
+
+REGISTRIES = [
+    BLOCKS,
+    CRITICS,
+    DISTRIBUTIONS,
+    TRAINERS,
+    ACTIVATIONS,
+    INITIALIZERS,
+    Registry("shape"),
+]
+
+
+@pytest.mark.parametrize("names", REGISTRIES, ids=lambda names: names.kind)
+def test_a_decorator_without_parentheses_is_refused(names):
+    class Circle: ...
+
+    example = f"my_{names.kind.replace(' ', '_')}"
+    for name, got in [(Circle, describe(Circle)), (3, "the number 3"), (None, "nothing (null)")]:
+        with pytest.raises(TypeError) as caught:
+            names.register(name)
+        assert str(caught.value) == (
+            f"register takes a {names.kind} name first, such as @register({example!r}), got {got}"
+        )
+
+
+@pytest.mark.parametrize("name", ["", "a b/c", "3d", "a-b", "a.b", "a/b", "a\n"])
+@pytest.mark.parametrize("entry", [None, object], ids=["decorator", "call"])
+def test_a_name_that_is_no_identifier_is_refused(shapes, name, entry):
+    with pytest.raises(ValueError, match="name has only") as caught:
+        shapes.register(name, entry)
+    assert str(caught.value) == (
+        "a shape name has only letters, digits and underscores, and no digit first, such as 'my_shape'; "
+        f"got {name!r}"
+    )
+    assert len(shapes._entries) == 0
 
 
 def test_a_lazy_entry_and_the_class_itself_are_the_same(shapes):

@@ -286,6 +286,9 @@ def test_the_kinds_that_are_built_in_are_not_recorded(tmp_path):
 
 KNOWN = listing(["state", "shared_state", "delta_state", "state_action", *KINDS])
 ONE_ACTOR = "; write kind: state, or let its member() return a class of yours that is derived from composer.critic.Critic"
+ALLOW_MODULE = (
+    "; one that a module of yours registers needs allow=['that_module'] or --allow that_module"
+)
 MEMBERLESS = (
     "critic.kind: the critic kind 'memberless' is the class 'MemberlessCritic', which does not define member(), the "
     "class of the critic of each network; register a class that is derived from composer.critic.Critic and returns "
@@ -297,7 +300,7 @@ MEMBERLESS = (
     ("critic", "several", "message"),
     [
         ({"kind": "bounde"}, False, f"critic.kind: 'kind' must be one of {KNOWN}, got the text 'bounde'; did you mean 'bounded'?"),
-        ({"kind": "twin"}, False, f"critic.kind: 'kind' must be one of {KNOWN}, got the text 'twin'"),
+        ({"kind": "twin"}, False, f"critic.kind: 'kind' must be one of {KNOWN}, got the text 'twin'{ALLOW_MODULE}"),
         ({"kind": ["state"]}, False, f"critic.kind: 'kind' must be one of {KNOWN}, got a list"),
         ({"kind": "bounded", "normalize_value": True}, False,
          "critic.normalize_value: values are between -1 and 1; leave it out"),

@@ -296,6 +296,8 @@ def test_what_cannot_be_registered():
         composer.register_wrapper("net", Net)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the name of a wrapper must be a text, got 3"):
         composer.register_wrapper(3, composer.BaseModelWrapper)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the name of a wrapper must be a text, got <class "):
+        composer.register_wrapper(composer.BaseModelWrapper)  # type: ignore[arg-type]
 
     class Mine(composer.IModelWrapper):
         pass
