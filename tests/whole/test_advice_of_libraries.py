@@ -369,7 +369,7 @@ def built(inputs, **nodes):
     graph = Graph(inputs)
     for name, (block, reads, settings) in nodes.items():
         graph.add(name, block, reads, **settings)
-    return InferenceBlock(graph, [name])  # the last of them
+    return InferenceBlock(graph, [[*nodes][-1]])
 
 
 def run_block(name, *shapes, **settings):
