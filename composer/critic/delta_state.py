@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from composer.critic.base import (
-    CRITICS,
     SEPARATE,
     CriticKind,
     CriticSetup,
@@ -36,7 +35,6 @@ __all__ = ["PREV_VALUE", "DeltaStateCritic"]
 PREV_VALUE = "prev_value"
 
 
-@CRITICS.register("delta_state")
 class DeltaStateCritic(StructuredCritic):
     """The value of the first step, and for each later step the difference to the value of the step before.
 

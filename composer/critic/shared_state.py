@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from composer.critic.base import CRITICS, SEPARATE, CriticModule, SpaceCritic, shared_values
+from composer.critic.base import SEPARATE, CriticModule, SpaceCritic, shared_values
 from composer.critic.state import Critic
 from composer.critic.values import ValueReader
 from composer.network.groups import refuse_other_axes
@@ -70,7 +70,6 @@ def padded(values: list[Tensor], rank: int) -> list[Tensor]:
     ]
 
 
-@CRITICS.register("shared_state")
 class SharedStateCritic(CriticModule):
     """A central critic, one value for all actors: ``critic({actor: observation})["value"]`` has the shape (..., 1).
 

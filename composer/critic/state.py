@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from composer.critic.base import CRITICS, SpaceCritic
+from composer.critic.base import SpaceCritic
 from composer.critic.structured import StructuredCritic, StructuredCriticBase
 from composer.network.network import State
 
 __all__ = ["Critic"]
 
 
-@CRITICS.register("state")
 class Critic(SpaceCritic):
     """The value of a state: ``critic(observations)["value"]`` has the shape (..., 1), ``critic.value`` gives (...).
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from composer.critic.actions import ActionInputs
-from composer.critic.base import CRITICS, CriticSetup, MissingArgumentError, SpaceCritic
+from composer.critic.base import CriticSetup, MissingArgumentError, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.structured_state_action import StructuredStateActionCritic
 from composer.critic.targets import Targeted
@@ -26,7 +26,6 @@ __all__ = ["Q_VALUES", "StateActionCritic"]
 Q_VALUES = "_q_values"  # after an action's name: what its choices are worth
 
 
-@CRITICS.register("state_action")
 class StateActionCritic(Targeted, SpaceCritic):
     """Q(s, a), the value of an action in a state: ``q_value`` (..., 1); of an ensemble (..., n, 1).
 

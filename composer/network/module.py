@@ -112,12 +112,11 @@ class NetworkModule(StatefulModule):
 
     def input_sources(self) -> dict[str, InputSource]:
         """What it reads, by the names of its network, and the masks of actions."""
-        ports = self.network.in_ports.items()
-        return {name: InputSource("observation", name, port) for name, port in ports}
+        raise TypeError(f"{type(self).__name__} must define input_sources")
 
     def output_meanings(self) -> dict[str, OutputMeaning]:
         """What it gives."""
-        return {name: OutputMeaning(port) for name, port in self.network.out_ports.items()}
+        raise TypeError(f"{type(self).__name__} must define output_meanings")
 
     def own_children(self) -> dict[str, nn.Module]:
         """The children that are its own and not its network's."""

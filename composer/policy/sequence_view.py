@@ -55,8 +55,8 @@ class SequenceView(nn.Module):
             raise ValueError(
                 "only a graph of blocks can be read at every place; this network is a custom class"
             )
-        if getattr(network, "shared", ()) and actor is None:
-            names = ", ".join(map(repr, network.shared))  # type: ignore[union-attr]
+        if network.shared and actor is None:
+            names = ", ".join(map(repr, network.shared))
             raise ValueError(
                 f"this critic reads {names} of its policy; make the views of both: "
                 "token_views(policy, critic), or the factory 'actor_critic' of a model"
@@ -126,8 +126,7 @@ def sequence_inputs(network: NetworkModule, module: InferenceBlock) -> dict[str,
 
     Raises ValueError where it reads something else, which has no place in a sequence.
     """
-    shared: tuple[str, ...] = getattr(network, "shared", ())
-    observed = [name for name in module.in_ports if name not in shared]
+    observed = [name for name in module.in_ports if name not in network.shared]
     if network.has_memory:
         ports = [module.in_ports[name] for name in observed]
         if len(ports) <= 1 and all(port.is_integer and port.shape == () for port in ports):
