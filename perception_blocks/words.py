@@ -16,6 +16,7 @@ from perception_blocks.synonyms import SYNONYMS, folded
 __all__ = [
     "describe",
     "listing",
+    "few_of",
     "did_you_mean",
     "hint",
     "near_name",
@@ -42,7 +43,7 @@ R = TypeVar("R")
 P = ParamSpec("P")
 _left: ContextVar[list[int] | None] = ContextVar("comparisons left", default=None)
 
-MOST_NAMES = 100
+MOST_NAMES, FEW_NAMES = 100, 6
 
 
 def describe(value: object) -> str:
@@ -73,6 +74,17 @@ def listing(names: Iterable[object]) -> str:
     first = [*islice(names, MOST_NAMES + 1)]
     more = ", ..." if len(first) > MOST_NAMES else ""
     return ", ".join(repr(name) for name in first[:MOST_NAMES]) + more
+
+
+def few_of(names: Iterable[object], most: int = FEW_NAMES) -> str:
+    """A few of ``names``, and how many more there are.
+
+    >>> few_of("abc", most=2)
+    "'a', 'b' and 1 more"
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return listing(names[:most]) + more
 
 
 def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:

@@ -22,10 +22,10 @@ from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
 from composer.critic.values import ValueReader
-from composer.spaces.actors import Actor, Actors, shortened
+from composer.spaces.actors import Actor, Actors
 from composer.spec.model_spec import CriticSpec, NetworkSpec
 from perception_blocks.port import Port, format_shape
-from perception_blocks.words import hint, listing
+from perception_blocks.words import few_of, hint, listing
 
 __all__ = ["alike", "build_central_critic", "difference", "readable_ports"]
 
@@ -202,7 +202,7 @@ class _CentralCriticBuilder:
         before = len(self.problems)
         for index, name in enumerate(spec.observations):
             if name not in (*sources, PRESENT):
-                near = hint(name, [*sources, PRESENT], listed=sources, shown=shortened)
+                near = hint(name, [*sources, PRESENT], listed=sources, shown=few_of)
                 path = (*spec.path, "observations", index)
                 self.problems.add(path, f"{name!r} is not an observation{near}")
         if len(self.problems) > before:

@@ -16,12 +16,13 @@ from composer.network.groups import refuse_other_axes
 from composer.network.module import InputSource
 from composer.network.network import Inputs, Network, State, Tensors
 from composer.network.structured import blamed
-from composer.spaces.actors import Actors, shortened
+from composer.spaces.actors import Actors
 from composer.spaces.kinds import as_tensor
 from composer.spaces.observer import Observer
 from composer.spaces.values import as_flags
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import format_shape
+from perception_blocks.words import few_of
 
 __all__ = ["PRESENT", "CentralInput", "SharedStateCritic"]
 
@@ -183,7 +184,7 @@ class SharedStateCritic(CriticModule):
             raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
         if missing and not self.reads_presence:
             raise ValueError(
-                f"this critic reads the observations of all actors; missing: {shortened(missing)}. If actors may be "
+                f"this critic reads the observations of all actors; missing: {few_of(missing)}. If actors may be "
                 f"absent, let its network read {PRESENT!r}, which is 0 for them; their observations are then zeros"
             )
         if not self._wanted.keys() - missing:

@@ -96,7 +96,7 @@ def _box(draft: DraftBox, group: str | None, count: int) -> Box:
         return Box(draft.kind, title, tuple(lines), group=group, details=details)
     every = count * times(draft)
     share = row.share * every
-    lines = _counted(draft, list(draft.lines) or [row.block, shortened(row.shapes, row)])
+    lines = _counted(draft, list(draft.lines) or [row.block, _shapes(row)])
     if row.parameters:
         lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
     lines += filter(None, [row.memory, _shared(row)])
@@ -146,10 +146,10 @@ def first_to_last(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
 
 
-def shortened(shapes: str, row: Row) -> str:
-    """The shapes on one line: of many inputs only the output's."""
-    if len(shapes) <= LONG:
-        return shapes
+def _shapes(row: Row) -> str:
+    """The shapes on one line, without the inputs where there are many."""
+    if len(row.shapes) <= LONG:
+        return row.shapes
     return "-> " + " + ".join(map(format_shape, row.out_shapes))
 
 

@@ -12,10 +12,10 @@ import torch
 from composer.network.groups import GroupNetworks, M, SeparateNetworks, refuse_other_axes, rows_of
 from composer.network.module import StatefulModule, is_empty, state_axes, under
 from composer.network.network import Inputs, State, Tensors, own_share
-from composer.spaces.actors import Actor, ActorKey, Actors, Entry, shortened
+from composer.spaces.actors import Actor, ActorKey, Actors, Entry
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape
-from perception_blocks.words import hint
+from perception_blocks.words import few_of, hint
 
 __all__ = ["ActorCall", "ActorNetwork", "Batch", "StructuredModule", "blamed", "unstack"]
 
@@ -142,10 +142,10 @@ class StructuredModule(StatefulModule, Generic[M]):
         members = members or [actor for actor in self.actors if actor.step == name]
         if not members:
             known = [*self.actors.names, *(str(g.name) for g in self.groups if g.name is not None)]
-            near = hint(name, known, listed=self.actors.names, shown=shortened)
+            near = hint(name, known, listed=self.actors.names, shown=few_of)
             raise KeyError(f"there is no actor or group {key!r}{near}")
         if len({id(self._network_of(actor)) for actor in members}) > 1:
-            names = shortened(actor.name for actor in members)
+            names = few_of(actor.name for actor in members)
             raise KeyError(f"the actors of {key!r} have separate networks; name one of {names}")
         return members[0]
 
@@ -261,7 +261,7 @@ class StructuredModule(StatefulModule, Generic[M]):
             raise ValueError(f"a state is a dict of tensors by name, got a {got}")
         for name in state:
             if not self._is_own(name):
-                near = hint(name, self._state_shapes, "it has", shown=shortened)
+                near = hint(name, self._state_shapes, "it has", shown=few_of)
                 raise ValueError(f"{name!r} is not in the state of this {self.part}{near}")
 
     # --- as a module ---

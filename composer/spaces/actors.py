@@ -16,17 +16,14 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from gymnasium import Space
 
 from composer.errors import Path, Problem, Problems, SpecError
-from perception_blocks.words import did_you_mean, hint, is_writable, listing
+from perception_blocks.words import did_you_mean, few_of, hint, is_writable, listing
 
 __all__ = ["Actor", "ActorKey", "Actors", "Entry", "counted_spaces", "read_actors", "serve"]
-__all__ += ["shortened"]
 
 X = TypeVar("X")
 
 ActorKey: TypeAlias = str | int | tuple[str | int, str | int | None]
 """A step or an agent, or (step, agent); (step, None) is all agents of a step whose number is not known."""
-
-MOST_NAMES = 6  # in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +118,7 @@ class Actors:
         Raises ValueError for what is no mapping, for keys of no actor, and for two keys of the same one.
         """
         if not isinstance(values, Mapping):
-            names = shortened(self.names)
+            names = few_of(self.names)
             raise ValueError(
                 f"{what} come as a dict by actor ({names}), got a {type(values).__name__}"
             )
@@ -147,8 +144,8 @@ class Actors:
     def _unknown(self, values: Iterable[object], what: str) -> str:
         unknown = [key for key in values if self.find(key) is None]
         near = did_you_mean(flat_name(unknown[0]), self.names) if len(unknown) == 1 else ""
-        near = near or f"; there is {shortened(self.names)}"
-        return f"{what} of unknown actors: {shortened(unknown)}{near}"
+        near = near or f"; there is {few_of(self.names)}"
+        return f"{what} of unknown actors: {few_of(unknown)}{near}"
 
 
 def flat_name(key: object) -> str:
@@ -236,12 +233,12 @@ def serve(
         for actor in served[key]:
             by[actor.name].append(str(key))
         if not served[key]:
-            near = hint(key, _addresses(actors), listed=actors.names, shown=shortened)
+            near = hint(key, _addresses(actors), listed=actors.names, shown=few_of)
             problems.add(place, f"the network {key!r} serves no actor{near}", key=True)
     lost = [name for name, by_keys in by.items() if not by_keys]
     if lost:
         problems.add(
-            path, f"no network serves {shortened(lost)}; there are networks for {listing(served)}"
+            path, f"no network serves {few_of(lost)}; there are networks for {listing(served)}"
         )
     for name, by_keys in by.items():
         if len(by_keys) > 1:
@@ -252,31 +249,13 @@ def serve(
     return served
 
 
-def shortened(names: Iterable[object], most: int = MOST_NAMES) -> str:
-    """A few of ``names`` for a message, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return listing(names[:most]) + more
-
-
 def _meant(key: str, actors: Actors) -> tuple[Actor, ...]:
-    for test in (_is_named, _is_of_step, _is_of_type):
-        meant = tuple(actor for actor in actors if test(actor, key))
+    """The actors called ``key``, else those of that step, else those of that type."""
+    for attribute in ("name", "step", "type"):
+        meant = tuple(actor for actor in actors if getattr(actor, attribute) == key)
         if meant:
             return meant
     return ()
-
-
-def _is_named(actor: Actor, key: str) -> bool:
-    return actor.name == key
-
-
-def _is_of_step(actor: Actor, key: str) -> bool:
-    return actor.step == key
-
-
-def _is_of_type(actor: Actor, key: str) -> bool:
-    return actor.type == key
 
 
 def _addresses(actors: Actors) -> list[str]:

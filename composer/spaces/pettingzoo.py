@@ -13,9 +13,9 @@ from typing import Any
 from gymnasium import Space
 
 from composer.errors import RefusedError
-from composer.spaces.actors import ActorKey, shortened
+from composer.spaces.actors import ActorKey
 from composer.trust import PETTINGZOO
-from perception_blocks.words import hint
+from perception_blocks.words import few_of, hint
 
 __all__ = ["PREFIX", "PettingZooError", "agent_spaces", "is_pettingzoo", "make_pettingzoo"]
 
@@ -46,7 +46,7 @@ def make_pettingzoo(environment: str) -> Any:
     name = environment.removeprefix(PREFIX)
     makers = _mpe_makers() if name.startswith("mpe/") else _makers()
     if name not in makers:
-        raise PettingZooError(f"there is no {name!r}{hint(name, makers, shown=shortened)}")
+        raise PettingZooError(f"there is no {name!r}{hint(name, makers, shown=few_of)}")
     try:
         return makers[name]()
     except Exception as error:  # PettingZoo's own for a missing library, or the environment's

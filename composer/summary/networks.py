@@ -10,7 +10,7 @@ from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks
 from composer.network.module import NetworkModule, StatefulModule
 from composer.network.structured import StructuredModule
-from composer.spaces.actors import shortened
+from perception_blocks.words import few_of
 
 __all__ = ["ServedActors", "served_actors", "networks_by_name", "short_name", "target_of"]
 
@@ -26,7 +26,7 @@ class ServedActors:
     def words(self, most: int = 6) -> str:
         """``for 'piston_0', 'piston_1' and 8 more, one network each``: at ``most`` so many names."""
         each = ", one network each" if self.copies > 1 else ""
-        return f"for {shortened(self.actors, most)}{each}"
+        return f"for {few_of(self.actors, most)}{each}"
 
 
 def networks_by_name(net: nn.Module) -> dict[str, NetworkModule]:

@@ -10,7 +10,7 @@ from gymnasium import Space
 from composer.distributions.rules import build_distributions
 from composer.errors import Problems
 from composer.source.load import dump_flow
-from composer.spaces.actors import Actor, ActorKey, Actors, read_actors, shortened
+from composer.spaces.actors import Actor, ActorKey, Actors, read_actors
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, format_space, walk_space
 from composer.spec.model_spec import NetworkSpec, NodeSpec, TemplateSpec
@@ -18,6 +18,7 @@ from composer.spec.template import TRUNK
 from composer.template.expansion import expand
 from composer.template.kinds import kind_of_observation
 from composer.trust import allow_options
+from perception_blocks.words import few_of
 
 __all__ = [
     "critic_lines",
@@ -209,7 +210,7 @@ def starting_actor_spec(
         masks = masked_actions(observations, actions)
         masked |= {f"{key}/{action}": mask for action, mask in masks.items()}
         title = f"    {entry(key, {}).removesuffix('{}')}"
-        names = shortened(actor.name for actor in members)
+        names = few_of(actor.name for actor in members)
         policies += [f"{title}# {names}", *described(observations, actions, "      ")]
         policies += policy_lines(observations, "      ")
         critics += [title.rstrip(), *critic_lines(observations, "      ")]
