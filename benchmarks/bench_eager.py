@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import composer
+from composer.policy.structured import one_policy
 from harness import Row, main, medians
 from perception_blocks import Graph, InferenceBlock
 
@@ -76,7 +77,7 @@ class Complex(nn.Module):
 def composed_complex() -> nn.Module:
     sys.path.insert(0, str(CONFIGS))
     model = composer.compose(CONFIGS / "complex.yaml", allow=["environments"])
-    return model.policy.network.module
+    return one_policy(model.policy).network.module
 
 
 class Branches(nn.Module):

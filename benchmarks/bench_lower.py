@@ -14,6 +14,7 @@ from torch import Tensor, distributions
 
 import composer
 from bench_eager import Mlp, composed_mlp
+from composer.policy.structured import one_policy
 from harness import Row, main, medians
 
 SPEC = """
@@ -79,7 +80,7 @@ def act_row(name: str, space: Space, more: str, act: Callable[[np.ndarray], Any]
     model = composer.compose(
         SPEC.format(more=more), observation_space=OBSERVED, action_space=space, seed=0
     )
-    policy, observation = model.policy.lower(), np.ones(4, np.float32)
+    policy, observation = one_policy(model.policy).lower(), np.ones(4, np.float32)
     ours, theirs = medians(lambda: policy.act(observation), lambda: act(observation))
     return Row(f"one environment step, {name}", ours, "by hand", theirs, 0.5)
 

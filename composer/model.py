@@ -32,8 +32,7 @@ from composer.lowered.model import LoweredModel
 from composer.network.module import under
 from composer.network.network import State, Tensors, share_of
 from composer.network.structured import StructuredModule
-from composer.policy.policy import Policy
-from composer.policy.structured import StructuredPolicy
+from composer.policy.structured import AnyPolicy, one_policy
 from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "compose", "load"]
 
-Part: TypeAlias = Policy | StructuredPolicy | CriticModule | StructuredCriticBase
+Part: TypeAlias = AnyPolicy | CriticModule | StructuredCriticBase
 
 
 class Model(nn.Module):
@@ -65,8 +64,7 @@ class Model(nn.Module):
 
     def __init__(self, source: Source, spec: ModelSpec, parts: PolicyAndCritic, seed: int) -> None:
         super().__init__()
-        # A Policy, or a StructuredPolicy of several actors: of which of them is known where the model is used.
-        self.policy: Any = parts.policy
+        self.policy: AnyPolicy = parts.policy
         self.critic: CriticModule | StructuredCriticBase | None = parts.critic
         self.seed = seed
         self.source = source
@@ -176,7 +174,7 @@ class Model(nn.Module):
                 "the spec has no 'wrap' in its policy; add one, or wrap model.policy with composer.model_wrap"
             )
         if self._wrapped is None:
-            self._wrapped = wrap_policy(self.policy, self.spec.policy.wrap)
+            self._wrapped = wrap_policy(one_policy(self.policy), self.spec.policy.wrap)
         return self._wrapped
 
     def lower(self) -> LoweredModel:

@@ -17,6 +17,7 @@ from composer.distributions.base import DISTRIBUTIONS, is_bounded
 from composer.distributions.continuous import Gaussian
 from composer.distributions.deterministic import Deterministic
 from composer.model import Model
+from composer.policy.structured import one_policy
 from composer.spaces.tree import format_space
 
 __all__ = ["AlgorithmNeeds", "problems"]
@@ -77,7 +78,7 @@ def _way_out(model: Model, table: Mapping[str, AlgorithmNeeds]) -> str:
 
 def _refused(model: Model, row: AlgorithmNeeds) -> Iterator[tuple[str, str]]:
     """Each reason against the model's actions, mask or memory, and what else would help."""
-    for key, leaf in model.policy.action_tree.leaves.items() if row.of_boxes else ():
+    for key, leaf in one_policy(model.policy).action_tree.leaves.items() if row.of_boxes else ():
         shown = format_space(leaf.space)
         if not isinstance(leaf.space, spaces.Box):
             yield f"it needs Box actions, but {key!r} is {shown}", ""
@@ -131,7 +132,7 @@ def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[str]:
 
 def _of_distributions(model: Model, family: str) -> Iterator[str]:
     for key, other in _other_families(model, family):
-        distribution = model.policy.distributions[key]
+        distribution = one_policy(model.policy).distributions[key]
         name = DISTRIBUTIONS.name_of(type(distribution)) or type(distribution).__name__
         if isinstance(distribution, Deterministic):
             reason = f"it learns from chances, but {key!r} is deterministic"
@@ -144,7 +145,7 @@ def _of_distributions(model: Model, family: str) -> Iterator[str]:
 
 def _other_families(model: Model, family: str) -> Iterator[tuple[str, str]]:
     """The actions whose distribution does not serve, and one that does."""
-    for key, distribution in model.policy.distributions.items():
+    for key, distribution in one_policy(model.policy).distributions.items():
         if family == "deterministic":
             if not isinstance(distribution, Deterministic):
                 yield key, "deterministic"
@@ -157,7 +158,7 @@ def _other_families(model: Model, family: str) -> Iterator[tuple[str, str]]:
 
 def _rule(model: Model, key: str, family: str) -> str:
     """How to give the action ``key`` another distribution."""
-    kind = model.policy.action_tree.leaves[key].kind
+    kind = one_policy(model.policy).action_tree.leaves[key].kind
     for rule in model.spec.distributions:
         if rule.entry.get("action") == key or rule.entry.get("space") == kind:
             return f"write distribution: {family} in its entry of 'distributions'"

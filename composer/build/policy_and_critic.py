@@ -20,7 +20,7 @@ from composer.errors import Path
 from composer.network.groups import GroupNetworks, SeparateNetworks
 from composer.network.network import Network
 from composer.policy.policy import Policy
-from composer.policy.structured import StructuredPolicy
+from composer.policy.structured import AnyPolicy, StructuredPolicy
 from composer.spaces.actors import Actors
 from composer.spaces.lookup import Spaces
 from composer.spec.model_spec import ModelSpec, NetworkSpec
@@ -37,7 +37,7 @@ class PolicyAndCritic:
     ``expanded`` are the networks of templates, as graphs, by their path in the spec.
     """
 
-    policy: Policy | StructuredPolicy
+    policy: AnyPolicy
     critic: CriticModule | StructuredCriticBase | None
     constructions: list[SeededConstruction]
     expanded: dict[Path, NetworkSpec]

@@ -19,6 +19,7 @@ from composer.distributions.joint import ActionDistributions
 from composer.lowered.policy import LoweredPolicy
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State, Tensors
+from composer.network.structured import StructuredModule
 from composer.spaces.actors import Actor
 from composer.spaces.kinds import Space, as_tensor
 from composer.spaces.observer import Observer
@@ -191,8 +192,10 @@ class Policy(NetworkModule):
         """Update the running statistics of observations, as `Model.update_normalizers` does."""
         self.observer.update(observations, self.dtype, self.device, group)
 
-    def merge_normalizers(self, other: Policy) -> None:
+    def merge_normalizers(self, other: NetworkModule | StructuredModule) -> None:
         """Merge the statistics of ``other``, a policy that has seen other observations."""
+        if not isinstance(other, Policy):
+            raise ValueError("these are policies of other actors, whose statistics are not merged")
         self.observer.merge(other.observer)
 
     def with_network(self, network: Network) -> Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -22,7 +22,7 @@ from perception_blocks.direct import is_plain
 if TYPE_CHECKING:
     from perception_blocks.blocks.scale import Group
 
-__all__ = ["PolicyBatch", "StructuredPolicy", "policy_batches"]
+__all__ = ["AnyPolicy", "PolicyBatch", "StructuredPolicy", "one_policy", "policy_batches"]
 
 
 class StructuredPolicy(StructuredModule[Policy]):
@@ -211,9 +211,9 @@ class StructuredPolicy(StructuredModule[Policy]):
         for number, policy in {id(policy): policy for policy in self.policies.values()}.items():
             policy.observer.count(seen.get(number, []), group)
 
-    def merge_normalizers(self, other: StructuredPolicy) -> None:
+    def merge_normalizers(self, other: AnyPolicy) -> None:
         """Merge the statistics of ``other``, a policy that has seen other observations."""
-        if self.actors.names != other.actors.names:
+        if isinstance(other, Policy) or self.actors.names != other.actors.names:
             raise ValueError("these are policies of other actors, whose statistics are not merged")
         theirs = other.policies
         merged = {id(policy): (policy, theirs[name]) for name, policy in self.policies.items()}
@@ -229,6 +229,19 @@ class StructuredPolicy(StructuredModule[Policy]):
             else:
                 for index, policy in enumerate(group.module.members):
                     policy.reset_distributions(seed, *name, index)
+
+
+AnyPolicy: TypeAlias = Policy | StructuredPolicy
+
+
+def one_policy(policy: AnyPolicy) -> Policy:
+    """``policy`` as the policy of one actor. Raises ValueError for a policy of several actors."""
+    if isinstance(policy, StructuredPolicy):
+        actors = ", ".join(map(repr, policy.observation_space))
+        raise ValueError(
+            f"this policy acts for several actors ({actors}); take the policy of one of them: model.policy[actor]"
+        )
+    return policy
 
 
 def _draw(

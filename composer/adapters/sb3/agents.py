@@ -28,6 +28,7 @@ from composer.checkpoint.file import foreign_modules
 from composer.checkpoint.plain_spec import plain_spec
 from composer.limits import GivenLimits, limits_from
 from composer.model import Model, compose
+from composer.policy.structured import one_policy
 from composer.source.load import GivenSpec, Override, dump_yaml, load_source
 from composer.spaces.json_form import spaces_differ, spaces_to_json
 from composer.spaces.lookup import (
@@ -163,7 +164,7 @@ class UpdateNormalizers(BaseCallback):
     def _count(self) -> None:
         policy: Any = self.model.policy
         model: Model = policy.model
-        if model.policy.observer.keys:
+        if one_policy(model.policy).observer.keys:
             for seen in self._seen:
                 model.update_normalizers(policy.read(obs_as_tensor(seen, policy.device)))
         critic: Any = model.critic
@@ -256,7 +257,8 @@ def _refuse_actors(space: object) -> None:
 
 
 def _hosts(model: Model) -> tuple[HostObservations, HostActions]:
-    return HostObservations(model.policy.observer.tree), HostActions(model.policy.action_tree)
+    policy = one_policy(model.policy)
+    return HostObservations(policy.observer.tree), HostActions(policy.action_tree)
 
 
 def _wrapped(

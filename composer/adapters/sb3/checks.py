@@ -9,6 +9,7 @@ from gymnasium import Space, spaces
 
 from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
 from composer.model import Model
+from composer.policy.structured import one_policy
 from composer.spaces.actors import ActorKey
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
@@ -54,21 +55,23 @@ def _no_memory(model: Model) -> Iterator[str]:
 
 def _no_choices(model: Model) -> Iterator[str]:
     """What MaskablePPO cannot train."""
-    if not _are_choices(model.policy.action_space):
-        shown = format_space(model.policy.action_space)
+    space = one_policy(model.policy).action_space
+    if not _are_choices(space):
+        shown = format_space(space)
         yield f"it masks the choices of one Discrete, MultiDiscrete or MultiBinary action, got {shown}"
     yield from _memory(model)
 
 
 def _not_one_choice(model: Model) -> Iterator[str]:
     """What DQN cannot train."""
-    space = model.policy.action_space
+    policy = one_policy(model.policy)
+    space = policy.action_space
     shown = format_space(space)
     if not isinstance(space, spaces.Discrete):
         yield f"it learns a value for each choice of one Discrete action, got {shown}"
     elif space.start:
         yield f"it finds the value of an action by its number, so that these must begin with 0, got {shown}"
-    elif model.policy.masks:
+    elif policy.masks:
         yield "it explores with any action, legal or not, so no 'action_mask' can be kept"
     yield from _memory(model)
 

@@ -57,7 +57,7 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs, action_masks: object = None) -> Any:
         """The model's own distribution over what is legal."""
         with _masks_named():
-            return self.model.policy.distribution(self.read(obs), mask=self._mask(action_masks))
+            return self.policy.distribution(self.read(obs), mask=self._mask(action_masks))
 
     def _predict(  # type: ignore[override]
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: object = None
@@ -72,7 +72,7 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
         if action_masks is None:
             return None
         mask = as_flags("action_masks", as_tensor("action_masks", action_masks)).to(self.device)
-        (width,) = next(iter(self.model.policy.logits_shapes.values()))
+        (width,) = next(iter(self.policy.logits_shapes.values()))
         if not isinstance(self.action_space, spaces.MultiBinary):
             return mask.reshape(-1, width)
         bits = mask.reshape(-1, width, 2)
@@ -142,7 +142,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         state = self._unpack(lstm_states)
         resets = episode_starts > 0.5
         observations, policy_state = self.read(obs), share_of("policy", state)
-        policy = self.model.policy
+        policy = self.policy
         if not policy.has_memory:
             return policy.distribution(observations), lstm_states
         distribution, after = policy.distribution(observations, policy_state, resets)
@@ -168,7 +168,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         self, observations: object, state: State, starts: Tensor, unroll: bool = False
     ) -> tuple[Distribution, Tensor, State]:
         """Distribution, values (..., 1) and the state after one step, or with ``unroll`` after all of (N, T)."""
-        policy, critic = self.model.policy, self.model.critic
+        policy, critic = self.policy, self.model.critic
         resets: Tensor | None = starts > 0.5
         if unroll:
             state, resets = _begun(state, starts > 0.5)
@@ -199,7 +199,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole model's state, in the order in which it is packed."""
-        policy, critic = self.model.policy, self.model.critic
+        policy, critic = self.policy, self.model.critic
         return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)  # type: ignore[union-attr]
 
     def _pack(self, state: State) -> Packed:
@@ -210,7 +210,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         return tuple(half.unsqueeze(0).contiguous() for half in padded.split(width, -1))
 
     def _unpack(self, packed: Packed) -> State:
-        row = torch.cat([half.squeeze(0) for half in packed], -1).to(self.model.policy.dtype)
+        row = torch.cat([half.squeeze(0) for half in packed], -1).to(self.policy.dtype)
         state, start = {}, 0
         for name, shape in self._shapes.items():
             size = math.prod(shape)
@@ -223,7 +223,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
 
         Where they are none (masks without a legal choice, numbers that start later), they are made one.
         """
-        policy, filled = self.model.policy, dict(flat)
+        policy, filled = self.policy, dict(flat)
         for action, key in policy.masks.items():
             if policy.action_tree.leaves[action].port.cardinality is not None:
                 legal = filled[key] != 0

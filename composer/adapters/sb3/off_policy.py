@@ -43,7 +43,7 @@ class QNetwork(SubNetwork):
 
     def __call__(self, obs: PyTorchObs) -> Tensor:
         logits = self.module(self.policy.read(obs))
-        (name,) = self.policy.model.policy.logits_shapes
+        (name,) = self.policy.policy.logits_shapes
         return logits[name].float()
 
 
@@ -53,21 +53,21 @@ class QPolicy(HostPolicy):
     algorithm = "DQN"
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.policy_target = _target_of(self.model.policy)
-        self.q_net = QNetwork(self, self.model.policy)
+        self.policy_target = _target_of(self.policy)
+        self.q_net = QNetwork(self, self.policy)
         self.q_net_target = QNetwork(self, self.policy_target)
         self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
 
     def use_weights(self, model: Model) -> None:
         super().use_weights(model)
-        self.policy_target.load_state_dict(self.model.policy.state_dict())
+        self.policy_target.load_state_dict(self.policy.state_dict())
 
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
         values = self.q_net(observation)
-        (family,) = dict(self.model.policy.distributions.items()).values()
+        (family,) = dict(self.policy.distributions.items()).values()
         family.refuse_no_numbers(values)
         return self.actions.to_host(values.argmax(-1))
 
@@ -127,10 +127,10 @@ class ContinuousPolicy(HostPolicy):
         self.register_buffer("_low", low, persistent=False)
         self.register_buffer("_half", high / 2 - low / 2, persistent=False)
         self.log_half = float(self._half.double().log().sum())
-        self.actor = Actor(self, self.model.policy)
+        self.actor = Actor(self, self.policy)
         self.actor.optimizer = self.make_optimizer(self.actor.parameters(), lr_schedule)
         critic: Any = self.model.critic
-        self.critic = QFunctions(self, critic, self.model.policy)
+        self.critic = QFunctions(self, critic, self.policy)
         self.critic.optimizer = self.make_optimizer(self.critic.parameters(), lr_schedule)
         self.critic_target = QFunctions(self, critic.target, self._target_actor())
 
@@ -139,7 +139,7 @@ class ContinuousPolicy(HostPolicy):
 
     def _target_actor(self) -> Policy:
         """The policy whose values the target critic reads."""
-        return self.model.policy
+        return self.policy
 
     def scaled(self, action: Tensor | Mapping[str, Tensor]) -> Tensor:
         """A distribution's action as the host stores it, (B, *its shape), from -1 to 1; gradients flow through."""
@@ -150,14 +150,14 @@ class ContinuousPolicy(HostPolicy):
     def unscaled(self, actions: Tensor) -> Any:
         """The way back, to what the critic and the distributions take."""
         rows = self._low + (actions.reshape(len(actions), -1) + 1) * self._half
-        return self.actions.from_host(rows, self.model.policy.dtype, (len(rows),))
+        return self.actions.from_host(rows, self.policy.dtype, (len(rows),))
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """An action in the environment's scale: the host scales what it stores."""
-        return self.draw(self.model.policy.distribution(self.read(observation)), deterministic)
+        return self.draw(self.policy.distribution(self.read(observation)), deterministic)
 
 
 class SACPolicy(ContinuousPolicy):
@@ -184,13 +184,13 @@ class TD3Policy(ContinuousPolicy):
             )
 
     def _target_actor(self) -> Policy:
-        self.policy_target = _target_of(self.model.policy)
+        self.policy_target = _target_of(self.policy)
         self.actor_target = Actor(self, self.policy_target)
         return self.policy_target
 
     def use_weights(self, model: Model) -> None:
         super().use_weights(model)
-        self.policy_target.load_state_dict(self.model.policy.state_dict())
+        self.policy_target.load_state_dict(self.policy.state_dict())
 
 
 def _target_of(policy: Policy) -> Policy:

@@ -18,6 +18,8 @@ from composer.distributions.base import Distribution
 from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.network.network import Tensors
+from composer.policy.policy import Policy
+from composer.policy.structured import one_policy
 from composer.source.load import GivenSpec, dump_yaml
 from composer.spaces.json_form import Json, spaces_from_json
 from composer.spaces.lookup import Spaces
@@ -81,14 +83,19 @@ class HostPolicy(BasePolicy):
         }  # fmt: skip
         self.model = _composed((observation_space, action_space), **self._arguments)
         refuse(self.model, self.algorithm)
-        self.observations = HostObservations(self.model.policy.observer.tree)
-        self.actions = HostActions(self.model.policy.action_tree)
+        self.observations = HostObservations(self.policy.observer.tree)
+        self.actions = HostActions(self.policy.action_tree)
         refuse_other_spaces(
             self.observations, self.actions, observation_space, action_space, bounds=False
         )
         self._build(lr_schedule)
 
     model: Model
+
+    @property
+    def policy(self) -> Policy:
+        """The model's policy."""
+        return one_policy(self.model.policy)
 
     @abstractmethod
     def _build(self, lr_schedule: Schedule) -> None:
@@ -129,7 +136,7 @@ class HostPolicy(BasePolicy):
 
     def as_observed(self, flat: dict[str, Tensor]) -> Any:
         """What a network's own ``preprocess`` is given has the structure of the space."""
-        if self.model.policy.users_own("preprocess") is None:
+        if self.policy.users_own("preprocess") is None:
             return flat
         return self.observations.tree.unflatten(flat)
 
@@ -143,7 +150,7 @@ class HostPolicy(BasePolicy):
         self, distribution: Distribution, actions: Tensor, leading: tuple[int, ...]
     ) -> Tensor:
         """Of actions of the host's space, shape (B,)."""
-        taken = self.actions.from_host(actions, self.model.policy.dtype, leading)
+        taken = self.actions.from_host(actions, self.policy.dtype, leading)
         return distribution.log_prob(taken).float().reshape(-1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -182,18 +189,18 @@ class ActorCritic(HostPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The model's own distribution, with ``sample``, ``mode``, ``log_prob``, ``entropy`` and ``kl``."""
-        return self.model.policy.distribution(self.read(obs))
+        return self.policy.distribution(self.read(obs))
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values (B, 1)."""
         observations = self.read(obs)
         critic: Any = self.model.critic
-        shared = self.model.policy(observations) if critic.shared else None
+        shared = self.policy(observations) if critic.shared else None
         return critic(observations, shared=shared)["value"].float()
 
     def judge(self, observations: Any, mask: Tensor | None = None) -> tuple[Distribution, Tensor]:
         """The distribution and the values; what policy and critic share runs once."""
-        policy, critic = self.model.policy, self.model.critic
+        policy, critic = self.policy, self.model.critic
         inputs = policy.read(observations)
         outputs: Tensors = policy(inputs)
         values = critic(observations, shared=outputs)["value"]  # type: ignore[misc]

@@ -15,6 +15,7 @@ import torch
 from composer.adapters.sb3.agents import UpdateNormalizers, agent, wrap
 from composer.adapters.sb3.checks import refuse
 from composer.model import Model
+from composer.policy.structured import one_policy
 from composer.training.environment import training_environment
 from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_other_state
@@ -91,7 +92,7 @@ class Sb3Trainer:
             self._envs.close()
             raise
         self.model: Model = self._agent.policy.model
-        self._act = greedy(self.model.policy, masked=task.algorithm == "maskable_ppo")
+        self._act = greedy(one_policy(self.model.policy), masked=task.algorithm == "maskable_ppo")
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:

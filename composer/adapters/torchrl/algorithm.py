@@ -17,6 +17,7 @@ from torchrl.objectives import LossModule
 
 from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
 from composer.model import Model
+from composer.policy.structured import one_policy
 from composer.spaces.tree import format_space
 from composer.training.trainer import TrainerState, refuse_other_state
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
@@ -86,16 +87,17 @@ def refuse(model: Model, algorithm: str) -> None:
 
 
 def _several(model: Model) -> Iterator[str]:
-    actions = model.policy.distributions
+    actions = one_policy(model.policy).distributions
     if len(actions) > 1:
         yield f"it learns one action, but there are {', '.join(map(repr, actions))}"
 
 
 def _not_one_choice(model: Model) -> Iterator[str]:
     """What dqn cannot train."""
-    leaves = [*model.policy.action_tree.leaves.values()]
+    policy = one_policy(model.policy)
+    leaves = [*policy.action_tree.leaves.values()]
     if len(leaves) > 1 or not isinstance(leaves[0].space, spaces.Discrete):
-        shown = format_space(model.policy.action_space)
+        shown = format_space(policy.action_space)
         yield f"it learns a value for each choice of one Discrete action, got {shown}"
     elif leaves[0].start != 0:
         yield f"it counts choices from 0, got {format_space(leaves[0].space)}"
@@ -109,7 +111,9 @@ def _not_one_action(model: Model) -> Iterator[str]:
 
 
 def _private_keys(model: Model) -> Iterator[str]:
-    keys = [key for key in model.policy.observer.tree.leaves if re.search("(^|/)_", key)]
+    keys = [
+        key for key in one_policy(model.policy).observer.tree.leaves if re.search("(^|/)_", key)
+    ]
     if keys:
         yield (
             f"its collector drops what begins with '_', such as the observation {keys[0]!r}; rename it, or use the "

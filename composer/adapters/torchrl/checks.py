@@ -23,6 +23,7 @@ from composer.adapters.torchrl.fields import CHOICES, Encoding, Field, Key, choi
 from composer.critic.state_action import StateActionCritic
 from composer.model import Model
 from composer.policy.policy import Policy
+from composer.policy.structured import one_policy
 from composer.spaces.tree import format_space
 from perception_blocks.port import format_shape
 
@@ -170,12 +171,12 @@ def _anything(model: Model) -> Iterator[str]:
 
 
 def _several(model: Model) -> Iterator[str]:
-    if len(model.policy.distributions) > 1:
+    if len(one_policy(model.policy).distributions) > 1:
         yield "it trains one action, and this model has several"
 
 
 def _not_one_choice(model: Model) -> Iterator[str]:
-    leaves = [*model.policy.action_tree.leaves.values()]
+    leaves = [*one_policy(model.policy).action_tree.leaves.values()]
     shown = ", ".join(format_space(leaf.space) for leaf in leaves)
     if len(leaves) > 1 or leaves[0].kind not in CHOICES[:1]:
         yield f"it needs a value for each choice of one Discrete action; the action here is {shown}"
@@ -184,7 +185,7 @@ def _not_one_choice(model: Model) -> Iterator[str]:
 
 
 def _not_one_box(model: Model) -> Iterator[str]:
-    leaves = [*model.policy.action_tree.leaves.values()]
+    leaves = [*one_policy(model.policy).action_tree.leaves.values()]
     if any(leaf.kind != "box" for leaf in leaves) or len(leaves) > 1:
         shown = ", ".join(format_space(leaf.space) for leaf in leaves)
         yield f"it needs gradients through one action, which a Box has; the action here is {shown}"

@@ -40,6 +40,7 @@ from composer.distributions.discrete import NoLegalChoiceError, require_choice
 from composer.model import Model
 from composer.network.network import Network, State, Tensors
 from composer.policy.policy import Policy
+from composer.policy.structured import one_policy
 from composer.spaces.tree import SpaceTree
 from composer.spaces.values import as_flags
 from perception_blocks.ensemble.ensemble import EnsembleBlock
@@ -72,7 +73,7 @@ class ModulesBuilder:
         return_log_prob: bool,
     ) -> ModulesBuilder:
         """Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell."""
-        policy: Policy = model.policy
+        policy = one_policy(model.policy)
         tree, action_tree = policy.observer.tree, policy.action_tree
         known = [*tree.leaves, *action_tree.leaves, "action_mask"]
         for name in keys:
@@ -120,7 +121,7 @@ class ModulesBuilder:
     def _policy_part(
         self, outputs: Mapping[str, Key], training: bool, masked: bool, masks: Mapping[str, Key]
     ) -> TensorPolicy:
-        policy: Policy = self.model.policy
+        policy = one_policy(self.model.policy)
         fields = {name: self.observations[name] for name in _read_by_policy(policy, masked)}
         return TensorPolicy(policy, fields, outputs, recurrent=training, masks=masks)
 
@@ -137,7 +138,7 @@ class ModulesBuilder:
         """Of several actions: the observations that are masks, and where the distributions look for them."""
         if self._is_single:
             return {}
-        masks = self.model.policy.masks.items()
+        masks = one_policy(self.model.policy).masks.items()
         return {name: _params(self.actions[action].key, "mask") for action, name in masks}
 
     def _distribution_keys(self, masked: bool) -> Any:
@@ -147,13 +148,13 @@ class ModulesBuilder:
 
     def _distribution(self) -> dict[str, Any]:
         """Class and arguments of the distribution, for ProbabilisticActor."""
-        families = self.model.policy.distributions
+        families = one_policy(self.model.policy).distributions
         if self._is_single:
             ((name, field),) = self.actions.items()
             arguments: dict[str, Any] = {"family": families[name], "field": field}
             arguments["mask_key"] = self.mask_key
             return {"distribution_class": ComposedDistribution, "distribution_kwargs": arguments}
-        masks = self.model.policy.masks
+        masks = one_policy(self.model.policy).masks
         parts = {
             field.key: partial(
                 ComposedDistribution,

@@ -22,6 +22,7 @@ from composer.adapters.torchrl.algorithm import Algorithm, Settings
 from composer.adapters.torchrl.fields import CHOICES, Key, choice_sizes, shown
 from composer.adapters.torchrl.models import to_torchrl
 from composer.model import Model
+from composer.policy.structured import one_policy
 from composer.training.trainer import TrainerState
 from perception_blocks.settings import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
@@ -109,7 +110,7 @@ class OffPolicy(Algorithm):
         for key, values in kept.items():
             if values.isnan().any():
                 raise ValueError(f"its replay buffer holds NaN as {shown(key)}")
-        for name, leaf in self.model.policy.action_tree.leaves.items():
+        for name, leaf in one_policy(self.model.policy).action_tree.leaves.items():
             choices = kept.get(name)
             if choices is not None and leaf.kind in CHOICES:
                 sizes = torch.tensor(choice_sizes(leaf)).reshape(leaf.shape)
@@ -220,7 +221,7 @@ def _begin_with(loss: SACLoss, critic: TensorDictModuleBase) -> None:
 
 def _target_entropy(model: Model, settings: SacSettings) -> float:
     """The target entropy on the environment's scale: plus the logarithm of half the range of each dimension."""
-    (leaf,) = model.policy.action_tree.leaves.values()
+    (leaf,) = one_policy(model.policy).action_tree.leaves.values()
     space = leaf.space
     assert isinstance(space, spaces.Box)
     wanted = -float(np.prod(space.shape))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from composer.model import Model
+from composer.policy.structured import one_policy
 from composer.training.environment import training_environment
 from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Phase, Report, Task, TrainerState, no_phase
@@ -63,8 +64,9 @@ class TorchrlTrainer:
             raise
         self._frames = _multiple(settings.frames_per_batch, task.envs)
         # A mask that the spec does not name holds as well, as it does for what explores.
-        self._is_masked = not model.policy.masks and MASK in self._algorithm.explorer.in_keys
-        self._act = greedy(model.policy, masked=self._is_masked)
+        policy = one_policy(model.policy)
+        self._is_masked = not policy.masks and MASK in self._algorithm.explorer.in_keys
+        self._act = greedy(policy, masked=self._is_masked)
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
@@ -112,7 +114,7 @@ class TorchrlTrainer:
 
     def _count(self, batch: TensorDictBase) -> None:
         """Count what was seen into the statistics of the spec's ``normalize``, after it was learned from."""
-        observer = self.model.policy.observer
+        observer = one_policy(self.model.policy).observer
         if not observer.keys:
             return
         masks = [observer.tree.ports[key].mask for key in observer.keys]

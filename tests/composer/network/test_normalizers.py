@@ -231,6 +231,14 @@ def test_models_that_normalize_other_things_do_not_merge():
         model.merge_normalizers(compose(space=wider))
 
 
+def test_models_of_one_actor_and_of_several_do_not_merge():
+    one, team = compose(), compose_team()
+    message = "these are policies of other actors, whose statistics are not merged"
+    for model, other in ((one, team), (team, one)):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            model.merge_normalizers(other)
+
+
 def test_a_policy_that_normalizes_sees_standard_numbers_in_a_real_environment():
     envs = gymnasium.make_vec("Pendulum-v1", num_envs=4, vectorization_mode="sync")
     spec = "version: 1\nnormalize: [observation]\npolicy:\n  template: {}\n"

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 import composer
 from composer import StructuredPolicy
+from composer.policy.structured import one_policy
 from tests.helpers.structured_models import (
     AGENT,
     MEMORY,
@@ -197,10 +199,21 @@ def test_separate_weights_depend_on_seed_group_and_index_only():
     )
 
 
+def test_a_policy_of_several_actors_is_not_taken_for_one_of_one_actor():
+    policy = agents(number=2).policy
+    message = (
+        "this policy acts for several actors ('agent_0', 'agent_1'); take the policy of one of them: "
+        "model.policy[actor]"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        one_policy(policy)
+    assert one_policy(policy["agent_0"]) is policy["agent_0"]
+
+
 def test_gradients_of_each_agent_reach_its_own_weights_only():
     model = agents(separate=SEPARATE)
     model.policy(observations(model))["agent_1"]["action"].sum().backward()
-    stack = dict(model.policy.named_parameters())["latent/linears/0/weight"]
+    stack: Any = dict(model.policy.named_parameters())["latent/linears/0/weight"]
     assert [bool(row.any()) for row in stack.grad] == [False, True, False, False]
 
 
@@ -214,7 +227,7 @@ def test_the_policy_of_a_separate_agent_is_over_its_own_weights():
             parameter.mul_(2)
     assert same(model.policy(seen)["agent_2"], alone(seen["agent_2"]))
     alone(seen["agent_2"])["action"].sum().backward()
-    stack = dict(model.policy.named_parameters())["latent/linears/0/weight"]
+    stack: Any = dict(model.policy.named_parameters())["latent/linears/0/weight"]
     assert [bool(row.any()) for row in stack.grad] == [False, False, True, False]
 
 

@@ -30,6 +30,7 @@ def spec(*groups: str, separate: str = "") -> str:
 def test_an_episode_is_played_to_its_end(module, groups, separate, kind):
     env = module.parallel_env(max_cycles=15) if kind == "parallel" else module.env(max_cycles=15)
     model = composer.compose(spec(*groups, separate=separate), env=env, seed=0)
+    assert isinstance(model.policy, composer.StructuredPolicy)
     assert [group.name for group in model.policy.groups] == list(groups)
     if kind == "aec":
         env.reset(seed=0)

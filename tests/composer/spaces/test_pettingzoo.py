@@ -300,8 +300,9 @@ def test_a_first_spec_has_a_network_for_each_type(name, tmp_path, capsys):
     assert main(["init", f"pettingzoo:{name}", "-o", path]) == 0
     assert capsys.readouterr().out == f"wrote {path}; next: composer check {path}\n"
     assert main(["check", path]) == 0
-    groups = composer.compose(path, seed=0).policy.groups
-    assert [group.name for group in groups] == {
+    policy = composer.compose(path, seed=0).policy
+    assert isinstance(policy, composer.StructuredPolicy)
+    assert [group.name for group in policy.groups] == {
         KNIGHTS: ["archer", "knight"],
         "classic/tictactoe_v3": ["player"],
         "butterfly/pistonball_v6": ["piston"],

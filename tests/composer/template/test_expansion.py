@@ -298,7 +298,7 @@ def test_a_critic_reads_what_the_policys_template_shares():
 
 def test_a_template_reads_what_its_network_may_see():
     model = compose(spec_text("{}", "  observations: [joints]\n", "critic:\n  template: {}\n"))
-    assert [*model.policy.network.in_ports] == ["joints"]
+    assert list(model.policy.network.in_ports) == ["joints"]
     assert model.critic is not None
     assert len(model.critic.network.in_ports) == 3
 
