@@ -1,4 +1,4 @@
-"""How much a spec or a file may ask for. Beyond that it is refused in words, before anything of that size is made.
+"""How much a spec, a file or a space may ask for. More is refused in words, before anything of that size is made.
 
 The numbers in a spec may be anybody's; only the caller can raise a limit.
 """
@@ -18,7 +18,8 @@ __all__ = ["GivenLimits", "Limits", "above", "how_to_raise", "limits_from"]
 class Limits:
     """``copies`` are the networks of one ensemble, ``layers`` what a class that is named by its path may be asked for.
 
-    ``nodes`` and ``tensors`` are those that are built for a whole model, copies included.
+    ``nodes`` and ``tensors`` are those that are built for a whole model, copies included. A space has at most ``parts``
+    spaces in it, ``numbers`` in one of its values and ``choices`` of one integer; an environment at most ``actors``.
     ``memory`` is how many bytes all weights may take where they are made; None is what the device has.
     """
 
@@ -26,6 +27,10 @@ class Limits:
     layers: int = 1_000
     nodes: int = 20_000
     tensors: int = 50_000
+    actors: int = 10_000
+    parts: int = 10_000
+    numbers: int = 2**25  # an image in 4K with four channels has fewer
+    choices: int = 2**31
     memory: int | None = None
 
 

@@ -27,7 +27,7 @@ from composer.checkpoint.plain_spec import saved_spec
 from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
 from composer.errors import Problems
-from composer.limits import GivenLimits, limits_from
+from composer.limits import GivenLimits, Limits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
 from composer.network.network import State, Tensors, share_of
@@ -59,14 +59,18 @@ class Model(nn.Module):
     """A policy and, if the spec has one, a critic. ``model(observations)`` returns (logits, values).
 
     ``policy`` and ``critic`` (or None) are its parts, ``seed`` the seed of the initial weights, ``spec`` the resolved
-    spec. Only weights, statistics of normalisers and ``train`` / ``eval`` mode change.
+    spec, ``size_limits`` the limits of `compose`. Only weights, statistics of normalisers and ``train`` / ``eval`` mode
+    change.
     """
 
-    def __init__(self, source: Source, spec: ModelSpec, parts: PolicyAndCritic, seed: int) -> None:
+    def __init__(
+        self, source: Source, spec: ModelSpec, parts: PolicyAndCritic, seed: int, limits: Limits
+    ) -> None:
         super().__init__()
         self.policy: AnyPolicy = parts.policy
         self.critic: CriticModule | StructuredCriticBase | None = parts.critic
         self.seed = seed
+        self.size_limits = limits
         self.source = source
         self.spec = spec
         self.load_report: LoadReport | None = None
@@ -313,8 +317,8 @@ def compose(
     spec's own ``environment``. Spaces of steps and agents come as mappings: ``{"pick": space, ("place", 0): space}``.
     ``allow`` names modules whose classes the spec may use, and folders (with a slash: ``"../shared/"``) in which it may
     name files, beside its own. ``device="meta"`` composes without weights until ``model.materialize(device)``.
-    ``seed=None`` draws one from torch's global generator. ``limits`` says how much the spec may ask for, such as
-    ``{"copies": 5000}`` (see `composer.limits.Limits`).
+    ``seed=None`` draws one from torch's global generator. ``limits`` says how much spec and spaces may ask for,
+    such as ``{"copies": 5000}`` (see `composer.limits.Limits`).
 
     Raises SpecError with every problem of the spec. An exception of a user's class is passed on.
     """
@@ -326,7 +330,7 @@ def compose(
     source = load_source(spec, overrides, allow)
     makes_environment = env is None and (observation_space is None or action_space is None)
     model_spec = read_spec(source, allow, makes_environment=makes_environment, limits=limits)
-    spaces = find_spaces(model_spec, env, observation_space, action_space)
+    spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     if actors is None:
         model_spec = of_one_actor(model_spec)
@@ -339,7 +343,7 @@ def compose(
             parts = build_policy_and_critic(model_spec, context, spaces, actors, dtype)
         except LimitReached as reached:
             raise reached.as_error(source) from None
-        model = Model(source, model_spec, parts, seed)
+        model = Model(source, model_spec, parts, seed, limits)
         return model if context.meta else model.materialize(target, dtype)
 
 
@@ -363,7 +367,7 @@ def load(
     record = read_record(path)
     import_allowed(allow)
     require_blocks(record)
-    observation_space, action_space = record.spaces()
+    observation_space, action_space = record.spaces(limits)
     model = compose(
         stored_source(record.spec, path),
         observation_space=observation_space,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from composer.checkpoint import container as checkpoint_file
 from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.plain_spec import _every_part
+from composer.limits import GivenLimits
 from composer.source.files import as_argument
 from composer.spaces.json_form import Json, spaces_from_json
 from composer.spec.model_spec import CRITICS
@@ -57,13 +58,13 @@ class Record:
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
     critics: dict[str, str] = field(default_factory=dict)  # the same of kinds of critics
 
-    def spaces(self) -> tuple[Any, Any]:
+    def spaces(self, limits: GivenLimits = None) -> tuple[Any, Any]:
         """Observation and action space, or both by actor. Raises CheckpointError where they cannot be read."""
+        both = (self.observation_space, self.action_space)
         try:
-            return spaces_from_json(self.observation_space), spaces_from_json(self.action_space)
+            return spaces_from_json(both[0], limits), spaces_from_json(both[1], limits)
         except ValueError as error:
-            message = f"the checkpoint is damaged: its spaces cannot be read: {error}"
-            raise CheckpointError(message) from error
+            raise CheckpointError(f"the checkpoint's spaces cannot be read: {error}") from error
 
 
 @dataclass

@@ -158,7 +158,8 @@ def _add_init_options(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
     )
     _add_allow(parser, "a module that makes the environment known")
-    parser.set_defaults(overrides=[], limits=[], usage_error=parser.error)
+    _add_limit(parser)
+    parser.set_defaults(overrides=[], usage_error=parser.error)
 
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +222,10 @@ def _add_spec_options(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="replace a value of the spec, such as params.width=128 (repeatable)",
     )  # fmt: skip
+    _add_limit(parser)
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", metavar="NAME=NUMBER", action="append", default=[], dest="limits", type=_limit,
         help="allow more than the limit, such as copies=5000 (repeatable)",
@@ -286,7 +291,7 @@ def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Source, dict[str,
 
     record = read_record(arguments.file)
     require_blocks(record)
-    observation_space, action_space = record.spaces()
+    observation_space, action_space = record.spaces(dict(arguments.limits))
     held = {"observation_space": observation_space, "action_space": action_space}
     return stored_source(record.spec, arguments.file, arguments.overrides), given or held
 
@@ -321,7 +326,7 @@ def _start(arguments: argparse.Namespace) -> str:
     import_allowed(arguments.allow)
     env = make_environment(arguments.env)
     try:
-        spaces = environment_spaces(env)
+        spaces = environment_spaces(env, dict(arguments.limits))
         write = starting_actor_spec if is_by_actor(spaces[0]) else starting_spec
         return write(*spaces, arguments.env, arguments.allow)
     except ValueError as error:

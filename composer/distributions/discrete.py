@@ -30,12 +30,14 @@ from composer.distributions.base import (
     wide,
 )
 from composer.spaces.kinds import Leaf
-from composer.spaces.sizes import MOST_NUMBERS
 from composer.spaces.values import as_flags, on_host
 from perception_blocks.port import format_shape
 
 __all__ = ["Bernoulli", "BitDistribution", "Categorical", "ChoiceDistribution", "MultiCategorical"]
 __all__ += ["NoLegalChoiceError", "require_choice"]
+
+
+MOST_PADDED = 2**25  # choices of one action
 
 
 class NoLegalChoiceError(ValueError):
@@ -260,10 +262,10 @@ class MultiCategorical(ActionDistribution):
 
 def _refuse_wide(leaf: Leaf, count: int) -> None:
     """Raise ValueError for choices that are too many to be padded to the widest."""
-    if count > MOST_NUMBERS:
+    if count > MOST_PADDED:
         raise ValueError(
             f"distribution 'multi_categorical' pads all choices of {leaf.key!r} to the widest, which makes {count:,}, "
-            f"more than {MOST_NUMBERS:,}; give the wide choice a Discrete of its own"
+            f"more than {MOST_PADDED:,}; give the wide choice a Discrete of its own"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
+from composer.limits import GivenLimits, limits_from
 from composer.spaces.sizes import SpaceSizes, refuse_actors
 from composer.spaces.tree import walk_space
 from perception_blocks.words import cut
@@ -55,13 +56,13 @@ def spaces_to_json(space: Space | Mapping[Any, Space]) -> Json:
     return {"type": ACTORS, "keys": keys, "spaces": distinct, "which": which}
 
 
-def spaces_from_json(data: object) -> Any:
+def spaces_from_json(data: object, limits: GivenLimits = None) -> Any:
     """What `spaces_to_json` wrote. Raises ValueError as `space_from_json` does."""
     if not isinstance(data, Mapping) or data.get("type") != ACTORS:
-        return space_from_json(data)
-    reader = _SpaceReader()
+        return space_from_json(data, limits)
+    reader = _SpaceReader(limits)
     try:
-        refuse_actors(len(data["keys"]))
+        refuse_actors(len(data["keys"]), reader.sizes.limits)
         distinct = [reader.read(part) for part in data["spaces"]]
         keys = [tuple(key) if isinstance(key, list) else key for key in data["keys"]]
         return {key: distinct[index] for key, index in zip(keys, data["which"], strict=True)}
@@ -78,12 +79,12 @@ def space_to_json(space: Space) -> Json:
     return {"type": "Opaque", "class": f"{cls.__module__}:{cls.__qualname__}", "text": repr(space)}
 
 
-def space_from_json(data: object) -> Space:
+def space_from_json(data: object, limits: GivenLimits = None) -> Space:
     """The space that `space_to_json` wrote.
 
-    Raises ValueError for what is none, and for one that is larger or deeper than models read, before it is made.
+    Raises ValueError for what is none, and for one that is above ``limits`` or too deep, before it is made.
     """
-    return _SpaceReader().read(data)
+    return _SpaceReader(limits).read(data)
 
 
 def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[str]:
@@ -194,8 +195,8 @@ def _dtype(data: Data) -> np.dtype:
 class _SpaceReader:
     """Makes one space of JSON; counts its parts before each is made, so that none is too large."""
 
-    def __init__(self) -> None:
-        self.sizes = SpaceSizes()
+    def __init__(self, limits: GivenLimits = None) -> None:
+        self.sizes = SpaceSizes(limits_from(limits))
         self.level = 0
 
     def read(self, data: Any) -> Space:

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import gymnasium
 
 from composer.errors import MissingExtraSpecError, Path, Problem, SpecError
+from composer.limits import GivenLimits, limits_from
 from composer.source.load import Source
 from composer.spaces.actors import ActorKey, counted_spaces
 from composer.spaces.pettingzoo import (
@@ -40,38 +41,43 @@ def find_spaces(
     env: Any,
     observation_space: SpaceOrActors | None = None,
     action_space: SpaceOrActors | None = None,
+    limits: GivenLimits = None,
 ) -> Spaces:
     """The spaces that the caller gave, else those of ``env``, else of the spec's environment.
 
     Raises ValueError where the caller gave half of it or nothing at all.
     """
     if env is None and observation_space is not None and action_space is not None:
-        return _in_one_form(observation_space, action_space)
+        return _in_one_form(observation_space, action_space, limits)
     if (observation_space is None) != (action_space is None):
         raise ValueError("give both observation_space and action_space, or an env")
-    own_env = None
-    if env is None:
-        if spec.environment is None:
-            raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
-        own_env = env = make_environment(spec.environment, ("environment",), spec.source)
-    elif isinstance(env, str):
-        own_env = env = make_environment(env)
+    if env is not None and not isinstance(env, str):
+        return environment_spaces(env, limits)
+    if env is None and spec.environment is None:
+        raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
+    path, source = ((), None) if env is not None else (("environment",), spec.source)
+    name = env or spec.environment
+    new_env = make_environment(name, path, source)
     try:
-        return environment_spaces(env)
+        return environment_spaces(new_env, limits)
+    except SpecError:
+        raise
+    except ValueError as error:
+        message = f"the environment {name!r} cannot be used: {error}"
+        raise SpecError([Problem(message, path, source and source.position(path))]) from error
     finally:
-        if own_env is not None:
-            own_env.close()
+        new_env.close()
 
 
-def environment_spaces(env: Any) -> Spaces:
+def environment_spaces(env: Any, limits: GivenLimits = None) -> Spaces:
     """The spaces of an environment of gymnasium or PettingZoo, by actor where it has several.
 
     An environment of gymnasium has several where it has mappings ``observation_spaces`` and ``action_spaces`` from its
     steps; ``agent_counts`` may say how many agents a step has, None for any number. Raises ValueError for what is no
-    space, or larger than models read.
+    space, or larger than ``limits`` allow.
     """
     if is_pettingzoo(env):
-        return _checked(*agent_spaces(env))
+        return _checked(*agent_spaces(env), limits)
     by_step = [_attribute(env, f"{kind}_spaces") for kind in ("observation", "action")]
     if all(isinstance(spaces, Mapping) for spaces in by_step):
         counts = _attribute(env, "agent_counts") or {}
@@ -79,13 +85,13 @@ def environment_spaces(env: Any) -> Spaces:
             got = type(counts).__name__
             raise ValueError(f"agent_counts is a mapping from steps to numbers, got a {got}")
         observations, actions = (counted_spaces(spaces, counts) for spaces in by_step)
-        return _checked(observations, actions)
+        return _checked(observations, actions, limits)
     if not hasattr(env, "observation_space"):
         kind = type(env).__name__
         raise ValueError(f"env is an environment, a vector environment or an id, got a {kind}")
     observation = getattr(env, "single_observation_space", None) or env.observation_space
     action = getattr(env, "single_action_space", None) or env.action_space
-    return _checked(observation, action)
+    return _checked(observation, action, limits)
 
 
 def is_by_actor(space: object) -> TypeGuard[Mapping[ActorKey, gymnasium.Space]]:
@@ -145,7 +151,9 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _in_one_form(observation_space: SpaceOrActors, action_space: SpaceOrActors) -> Spaces:
+def _in_one_form(
+    observation_space: SpaceOrActors, action_space: SpaceOrActors, given: GivenLimits
+) -> Spaces:
     """The two spaces, checked. Raises ValueError where one is a Space and the other a mapping by actor."""
     forms = [is_by_actor(space) for space in (observation_space, action_space)]
     if forms[0] != forms[1]:
@@ -153,20 +161,23 @@ def _in_one_form(observation_space: SpaceOrActors, action_space: SpaceOrActors) 
         raise ValueError(
             f"{by}_space is a mapping by actor, but {other}_space is one Space; give both in one form"
         )
-    return _checked(observation_space, action_space)
+    return _checked(observation_space, action_space, given)
 
 
-def _checked(observation_space: SpaceOrActors, action_space: SpaceOrActors) -> Spaces:
+def _checked(
+    observation_space: SpaceOrActors, action_space: SpaceOrActors, given: GivenLimits
+) -> Spaces:
     """The two spaces. Raises ValueError for what is no Space of gymnasium, and for sizes beyond the limits."""
-    for name, given in (("observation", observation_space), ("action", action_space)):
-        spaces = given if is_by_actor(given) else {None: given}
-        refuse_actors(len(spaces))
+    limits = limits_from(given)
+    for name, both in (("observation", observation_space), ("action", action_space)):
+        spaces = both if is_by_actor(both) else {None: both}
+        refuse_actors(len(spaces), limits)
         for key, space in spaces.items():
             what = f"the {name} space" + ("" if key is None else f" of {key!r}")
             if not isinstance(space, gymnasium.Space):
                 raise ValueError(f"{what} is a Space of gymnasium, got a {type(space).__name__}")
             try:
-                refuse_sizes(space)
+                refuse_sizes(space, limits)
             except ValueError as error:
                 raise ValueError(f"{what} is too large: {error}") from None
     return observation_space, action_space

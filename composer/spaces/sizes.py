@@ -7,20 +7,20 @@ from collections.abc import Iterator
 
 from gymnasium import Space, spaces
 
-__all__ = ["MOST_LEVELS", "MOST_NUMBERS", "SpaceSizes", "refuse_actors", "refuse_sizes"]
+from composer.limits import Limits, how_to_raise
 
+__all__ = ["SpaceSizes", "refuse_actors", "refuse_sizes"]
+
+# No caller raises these: Python calls itself for each level, and numpy walks over no more axes.
 MOST_LEVELS = 100  # of spaces within spaces
-MOST_PARTS = 10_000
-MOST_ACTORS = 10_000
-MOST_AXES = 32  # of one array, which numpy can walk over
-MOST_NUMBERS = 2**25  # of one value of the whole space; an image in 4K with four channels has fewer
-MOST_CHOICES = 2**31  # of one integer
+MOST_AXES = 32  # of one array
 
 
 class SpaceSizes:
-    """Counts the parts and numbers of one space. Raises ValueError for what is more than a model reads."""
+    """Counts the parts and numbers of one space. Raises ValueError for what is above ``limits``."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self.parts = 0
         self.numbers = 0
 
@@ -29,8 +29,8 @@ class SpaceSizes:
         self.parts += 1
         if level > MOST_LEVELS:
             raise ValueError(f"spaces are nested more than {MOST_LEVELS} deep, which is not read")
-        if self.parts > MOST_PARTS:
-            raise ValueError(f"the space has more than {MOST_PARTS:,} parts, which is not read")
+        if self.parts > self.limits.parts:
+            raise _above("the space has more parts", "parts", self.limits, 2 * self.limits.parts)
 
     def add(self, kind: str, shape: tuple[int, ...]) -> None:
         """The numbers of a ``kind`` of space of this shape."""
@@ -42,35 +42,42 @@ class SpaceSizes:
                 "the environment"
             )
         self.numbers += math.prod(shape)
-        if self.numbers > MOST_NUMBERS:
-            raise ValueError(
-                f"{kind} of the shape {_shown(shape)} makes the numbers of one value more than {MOST_NUMBERS:,}, "
-                "which is not read; make it smaller in a wrapper of the environment"
-            )
+        if self.numbers > self.limits.numbers:
+            what = f"with {kind} of the shape {_shown(shape)} one value has {_number(self.numbers)} numbers"
+            raise _above(what, "numbers", self.limits, self.numbers, _SMALLER)
 
     def choices(self, kind: str, count: int, start: int = 0) -> None:
         """An integer of ``count`` values from ``start`` on."""
-        if count > MOST_CHOICES:
-            raise ValueError(
-                f"{kind} has {_number(count)} values, more than {MOST_CHOICES:,}, which is not read; hash them to "
-                "fewer in a wrapper of the environment"
-            )
+        if count > self.limits.choices:
+            what = f"{kind} has {_number(count)} values"
+            raise _above(what, "choices", self.limits, count, _HASHED)
         if not -(2**63) <= start <= 2**63 - count:
             raise ValueError(f"{kind} starts at {_number(start)}, which int64 does not hold")
 
 
-def refuse_actors(count: int) -> None:
-    """Raise ValueError for a mapping of more actors than models read."""
-    if count > MOST_ACTORS:
-        raise ValueError(
-            f"there are {count:,} actors, more than {MOST_ACTORS:,}, which are not read; for a step with any number "
-            "of agents, use the one actor (step, None)"
-        )
+_SMALLER = "make it smaller in a wrapper of the environment"
+_HASHED = "hash them to fewer in a wrapper of the environment"
 
 
-def refuse_sizes(space: Space) -> None:
-    """Raise ValueError for a space that is larger or deeper than models read; none of its own code runs."""
-    sizes = SpaceSizes()
+def _above(what: str, name: str, limits: Limits, needed: int, advice: str = "") -> ValueError:
+    """For ``what`` is above the limit ``name``; ``advice`` is a way out that needs no other limit."""
+    first = f"{advice}, or " if advice else ""
+    most = getattr(limits, name)
+    return ValueError(
+        f"{what}, but the limit of {name} is {most:,}; {first}{how_to_raise(name, needed)}"
+    )
+
+
+def refuse_actors(count: int, limits: Limits) -> None:
+    """Raise ValueError for a mapping of more actors than ``limits`` allow."""
+    if count > limits.actors:
+        advice = "for a step with any number of agents, use the one actor (step, None)"
+        raise _above(f"there are {count:,} actors", "actors", limits, count, advice)
+
+
+def refuse_sizes(space: Space, limits: Limits) -> None:
+    """Raise ValueError for a space that is larger than ``limits`` allow, or too deep; none of its own code runs."""
+    sizes = SpaceSizes(limits)
     waiting = [(space, 0)]
     while waiting:
         part, level = waiting.pop()

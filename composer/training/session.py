@@ -81,7 +81,7 @@ def train(
     model = compose(spec, env=task.environment, allow=allow, seed=task.seed, limits=limits)
     task = replace(task, spec=dump_yaml(saved_spec(model.source.data, model)))
     if weights is not None:
-        _begin_with(model, weights)
+        _begin_with(model, weights, limits)
     trainer = _trainer(trainer_class, task, model)
     try:
         curve = LearningCurve(every=max(1, task.steps // ROWS))
@@ -112,7 +112,7 @@ def resume(
         spec = load_source(spec, overrides, allow)
     with in_use(Path(path)):
         folder = RunFolder.open(Path(path))
-        _refuse_another(folder, given, spec, allow)
+        _refuse_another(folder, given, spec, allow, limits)
         if steps is not None:
             folder = RunFolder(folder.path, replace(folder.task, steps=steps))
         return _resume(folder, allow, limits, goes_on=steps is not None)
@@ -138,7 +138,7 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
         limits=limits,
     )
     if (folder.path / "model.safetensors").exists():
-        _refuse_other_spaces(folder.path / "model.safetensors", model)
+        _refuse_other_spaces(folder.path / "model.safetensors", model, limits)
     trainer = _trainer(trainer_class, task, model)
     try:
         _restore(trainer, saved, folder)
@@ -360,15 +360,15 @@ def _option(field: str) -> str:
     return "--" + named.get(field, field).replace("_", "-")
 
 
-def _begin_with(model: Model, weights: str | Path) -> None:
+def _begin_with(model: Model, weights: str | Path, limits: GivenLimits) -> None:
     """Load a checkpoint. Raises TrainingError where it is of an environment with other spaces."""
-    _refuse_other_spaces(weights, model)
+    _refuse_other_spaces(weights, model, limits)
     fill_whole(model, weights)
 
 
-def _refuse_other_spaces(weights: str | Path, model: Model) -> None:
+def _refuse_other_spaces(weights: str | Path, model: Model, limits: GivenLimits) -> None:
     """Raise TrainingError where the checkpoint ``weights`` is of other spaces than ``model``."""
-    needed = read_record(weights).spaces()
+    needed = read_record(weights).spaces(limits)
     spaces = (model.observation_space, model.action_space)
     differences = [
         difference
@@ -398,7 +398,11 @@ def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
 
 
 def _refuse_another(
-    folder: RunFolder, given: Mapping[str, object], spec: Source | None, allow: Iterable[str]
+    folder: RunFolder,
+    given: Mapping[str, object],
+    spec: Source | None,
+    allow: Iterable[str],
+    limits: GivenLimits,
 ) -> None:
     """Raise TrainingError where what is given is not what the run in ``folder`` has."""
     has = asdict(folder.task)
@@ -412,7 +416,9 @@ def _refuse_another(
         differences = diff_specs(stored, plain_spec(spec.data))
         if differences and not check_environment(folder.task.environment, allow):
             # What blocks read once, when they were built, is not named in the run.
-            model = compose(spec, env=folder.task.environment, allow=allow, device="meta")
+            model = compose(
+                spec, env=folder.task.environment, allow=allow, device="meta", limits=limits
+            )
             differences = diff_specs(stored, saved_spec(spec.data, model))
         problems += [f"the spec differs: {line}" for line in differences]
     if problems:

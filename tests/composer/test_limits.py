@@ -10,14 +10,16 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, OneOf, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, OneOf, Tuple
 from torch import nn
 
 import composer
 from composer.build.budget import Budget, LimitReached
 from composer.build.construction import SeededConstruction
+from composer.checkpoint.container import CheckpointError
 from composer.cli.commands import main
 from composer.limits import Limits, limits_from
 from perception_blocks import BLOCKS, Graph, GraphError, InferenceBlock
@@ -137,7 +139,7 @@ def test_limits_that_are_none_are_refused():
             limits_from(given)
     for given, message in [
         ({"node": 3}, "there is no limit 'node'; did you mean 'nodes'?"),
-        ({"x": 3}, "there is no limit 'x'; there is 'copies', 'layers', 'nodes', 'tensors', 'memory'"),
+        ({"x": 3}, "there is no limit 'x'; there is 'copies', 'layers', 'nodes', 'tensors', 'actors', 'parts', 'numbers', 'choices', 'memory'"),
         ({"nodes": 0}, "the limit 'nodes' is a whole number of at least 1, got 0"),
         ({"nodes": True}, "the limit 'nodes' is a whole number of at least 1, got True"),
         ({"nodes": 1.5}, "the limit 'nodes' is a whole number of at least 1, got 1.5"),
@@ -231,7 +233,38 @@ def test_a_text_that_params_make_long_is_refused_before_it_is_made():
     assert peak < 2**26
 
 
-# --- spaces of many parts ---
+# --- spaces ---
+
+MOVE = Discrete(2)
+SEEN = Box(-1, 1, (4,))
+IGNORING = "version: 1\nignore: [{}]\npolicy:\n  graph: {{a: {{block: dense, in: few, hidden_units: 8}}}}\n  heads: {{in: a}}\n"
+BESIDE = {"few": SEEN, "huge": MultiDiscrete([2**31 + 1])}
+ABOVE = {  # spaces, and the limit that they are above with the number that the message names
+    "numbers": (Dict({"few": SEEN, "huge": Box(0, 1, (1, 2**25), np.int8)}), MOVE, "huge", 2**25 + 4),
+    "choices": (Dict(BESIDE), MOVE, "huge", 2**31 + 1),
+    "parts": (Dict({"few": SEEN, "huge": Tuple([MOVE] * 10_001)}), MOVE, "huge", 20_000),
+    "actors": (dict.fromkeys(range(10_001), Dict(few=SEEN)), dict.fromkeys(range(10_001), MOVE), "", 10_001),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ABOVE)
+def test_what_a_space_is_above_the_caller_raises(name, tmp_path):
+    """What the message advises is done: by `compose`, `load` and on the command line."""
+    observations, actions, ignored, number = ABOVE[name]
+    spaces = {"observation_space": observations, "action_space": actions}
+    spec = IGNORING.format(ignored)
+    with pytest.raises(ValueError, match=re.escape(allow(name, number))):
+        composer.compose(spec, **spaces, device="meta")
+    path = str(tmp_path / "model.safetensors")
+    limits = {name: number}
+    composer.compose(spec, **spaces, limits=limits).save(path)
+    with pytest.raises(CheckpointError, match=re.escape(allow(name, number))):
+        composer.load(path)
+    composer.load(path, limits=limits)
+    for command in (["check", path], ["draw", path, "-o", str(tmp_path / "model.mmd")]):
+        assert main(command) == 1
+        assert main([*command, "--limit", f"{name}={number}"]) == 0
+
 
 MANY = {
     "actions": {"action_space": Tuple([Discrete(2)] * 3_000)},

@@ -26,7 +26,7 @@ from composer.adapters.sb3.spaces import (
 )
 from composer.checkpoint.file import foreign_modules
 from composer.checkpoint.plain_spec import plain_spec
-from composer.limits import GivenLimits, limits_from
+from composer.limits import GivenLimits, Limits, limits_from
 from composer.model import Model, compose
 from composer.policy.structured import one_policy
 from composer.source.load import GivenSpec, Override, dump_yaml, load_source
@@ -96,7 +96,8 @@ def agent(
     import_allowed(allow)
     _refuse_network_settings(policy_kwargs or {})
     env = _environment(spec, env, overrides, allow)
-    env_spaces = _model_spaces(env)
+    limits = _limits(spec, limits)
+    env_spaces = _model_spaces(env, limits)
     model = _composed(
         spec, env_spaces, allow, overrides=overrides, seed=seed, dtype=dtype, limits=limits
     )
@@ -128,7 +129,8 @@ def wrap(
     ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
     (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
     """
-    env_spaces = _model_spaces(env)
+    limits = _limits(spec, limits)
+    env_spaces = _model_spaces(env, limits)
     _refuse_actors(env_spaces[0])
     model = _composed(spec, env_spaces, allow, limits=limits)
     _refuse_unlike(model, env_spaces)
@@ -219,13 +221,20 @@ def _environment(
     return env
 
 
-def _model_spaces(env: Env) -> Spaces:
+def _limits(spec: GivenModel, given: GivenLimits) -> Limits:
+    """The limits that are ``given``, else those that a `Model` was composed within."""
+    return spec.size_limits if given is None and isinstance(spec, Model) else limits_from(given)
+
+
+def _model_spaces(env: Env, limits: Limits) -> Spaces:
     """The spaces that a model is composed for: those of the environment inside of `FlatEnv`."""
     if isinstance(env, VecEnv):
         if env.has_attr("model_spaces"):
             return env.get_attr("model_spaces")[0]
         return env.observation_space, env.action_space
-    return env.get_wrapper_attr("model_spaces") if _is_flat(env) else environment_spaces(env)
+    if _is_flat(env):
+        return env.get_wrapper_attr("model_spaces")
+    return environment_spaces(env, limits)
 
 
 def _is_flat(env: gymnasium.Env) -> bool:
@@ -269,13 +278,14 @@ def _wrapped(
     return FlatEnv(env, observations, actions)
 
 
-def _arguments(model: Model, allow: tuple[str, ...], limits: GivenLimits) -> dict[str, Any]:
+def _arguments(model: Model, allow: tuple[str, ...], limits: Limits) -> dict[str, Any]:
     """What a policy needs to compose this model again: plain data."""
     frozen = [
         name
         for name, parameter in model.named_parameters()
         if not (parameter.requires_grad or name.startswith("critic.target."))
     ]
+    changed = {name: n for name, n in asdict(limits).items() if n != getattr(Limits, name)}
     return {
         "spec": dump_yaml(plain_spec(model.source.data)),
         # What a model is made of needs no more permission.
@@ -286,9 +296,5 @@ def _arguments(model: Model, allow: tuple[str, ...], limits: GivenLimits) -> dic
             spaces_to_json(space) for space in (model.observation_space, model.action_space)
         ],
         "frozen": frozen,
-        **({} if limits is None else {"limits": _plain(limits)}),
+        **({"limits": changed} if changed else {}),
     }
-
-
-def _plain(limits: GivenLimits) -> dict[str, int]:
-    return {name: n for name, n in asdict(limits_from(limits)).items() if n is not None}

@@ -229,7 +229,7 @@ def _composed(
     limits: GivenLimits,
 ) -> Model:
     """The model of a policy's arguments, for the spaces ``seen`` by the host where no others are given."""
-    needed = seen if spaces is None else tuple(map(spaces_from_json, spaces))
+    needed = seen if spaces is None else [spaces_from_json(space, limits) for space in spaces]
     model = compose(
         spec, observation_space=needed[0], action_space=needed[1],
         allow=allow, limits=limits, seed=seed, dtype=getattr(torch, dtype),

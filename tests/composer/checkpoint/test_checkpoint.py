@@ -211,8 +211,8 @@ def test_a_newer_format_asks_for_an_upgrade(path):
         ("dtype", '"int32"', "is damaged: its dtype is 'int32'"),
         ("dtype", '"float8_e5m2"', "is damaged: its dtype is 'float8_e5m2'"),
         ("dtype", '"load"', "is damaged: its dtype is 'load'"),
-        ("action_space", "{}", "is damaged: its spaces cannot be read: .*unknown type of space"),
-        ("observation_space", '{"type": "Box"}', "is damaged: its spaces cannot be read: .*shape"),
+        ("action_space", "{}", "the checkpoint's spaces cannot be read: .*unknown type of space"),
+        ("observation_space", '{"type": "Box"}', "the checkpoint's spaces cannot be read: .*shape"),
     ],
 )
 def test_a_header_that_was_changed_is_said_to_be_damaged(path, key, value, message):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import composer
+from composer.cli.commands import main
 from composer.spaces.json_form import (
     space_from_json,
     space_to_json,
@@ -233,23 +234,23 @@ def nested(kind, levels):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({**BOX, "shape": [10**9]}, "Box of the shape (1,000,000,000,) makes the numbers of one value more than 33,554,432, which is not read; make it smaller in a wrapper of the environment"),
-        ({**BOX, "shape": [10**30]}, "Box of the shape (a number of 100 bits,) makes"),
-        ({"type": "Tuple", "spaces": [{**BOX, "shape": [2**24]}] * 3}, "Box of the shape (16,777,216,) makes"),
+        ({**BOX, "shape": [10**9]}, "with Box of the shape (1,000,000,000,) one value has 1,000,000,000 numbers, but the limit of numbers is 33,554,432; make it smaller in a wrapper of the environment, or if it is meant, allow it: limits={'numbers': 1000000000} or --limit numbers=1000000000"),
+        ({**BOX, "shape": [10**30]}, "with Box of the shape (a number of 100 bits,) one value has a number of 100 bits numbers, but"),
+        ({"type": "Tuple", "spaces": [{**BOX, "shape": [2**24]}] * 3}, "with Box of the shape (16,777,216,) one value has 50,331,648 numbers, but"),
         ({**BOX, "shape": [-1]}, "Box has the shape (-1,); sizes are 0 or more"),
         ({**BOX, "shape": [1] * 33}, "Box has 33 axes, more than 32, which is not read; reshape it in a wrapper of the environment"),
         ({"type": "MultiBinary", "n": [1] * 10**5}, "MultiBinary has 100,000 axes, more than 32"),
-        ({**BIT, "n": 10**30}, "Discrete has a number of 100 bits values, more than 2,147,483,648, which is not read; hash them to fewer in a wrapper of the environment"),
+        ({**BIT, "n": 10**30}, "Discrete has a number of 100 bits values, but the limit of choices is 2,147,483,648; hash them to fewer in a wrapper of the environment"),
         ({**BIT, "start": 2**63 - 1}, "Discrete starts at 9,223,372,036,854,775,807, which int64 does not hold"),
-        ({"type": "MultiBinary", "n": [10**5, 10**5]}, "MultiBinary of the shape (100,000, 100,000) makes"),
-        ({"type": "Text", "min_length": 0, "max_length": 10**12, "charset": "a"}, "Text of the shape (1,000,000,000,000,) makes"),
-        ({"type": "Tuple", "spaces": [BIT] * 10_001}, "the space has more than 10,000 parts, which is not read"),
+        ({"type": "MultiBinary", "n": [10**5, 10**5]}, "with MultiBinary of the shape (100,000, 100,000) one value has 10,000,000,000 numbers, but"),
+        ({"type": "Text", "min_length": 0, "max_length": 10**12, "charset": "a"}, "with Text of the shape (1,000,000,000,000,) one value"),
+        ({"type": "Tuple", "spaces": [BIT] * 10_001}, "the space has more parts, but the limit of parts is 10,000; if it is meant, allow it: limits={'parts': 20000} or --limit parts=20000"),
         *((nested(kind, 3_000), "spaces are nested more than 100 deep, which is not read") for kind in ("Tuple", "Dict", "OneOf", "Sequence")),
         ({"type": "Box"}, "the Box {'type': 'Box'} cannot be read: 'shape' is missing"),
         (None, "unknown type of space None; known are Box,"),
         ({"type": "Actors", "keys": ["a"], "spaces": [BIT], "which": [7]}, "the Actors {"),
-        ({"type": "Actors", "keys": list(range(10_001)), "spaces": [BIT], "which": [0] * 10_001}, "there are 10,001 actors, more than 10,000, which are not read; for a step with any number of agents, use the one actor (step, None)"),
-        ({"type": "Actors", "keys": ["a"], "spaces": [{**BOX, "shape": [2**24]}] * 3, "which": [0]}, "Box of the shape (16,777,216,) makes"),
+        ({"type": "Actors", "keys": list(range(10_001)), "spaces": [BIT], "which": [0] * 10_001}, "there are 10,001 actors, but the limit of actors is 10,000; for a step with any number of agents, use the one actor (step, None), or if it is meant, allow it: limits={'actors': 10001} or --limit actors=10001"),
+        ({"type": "Actors", "keys": ["a"], "spaces": [{**BOX, "shape": [2**24]}] * 3, "which": [0]}, "with Box of the shape (16,777,216,) one value"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -281,9 +282,9 @@ def deep(levels):
         (spaces.Discrete(2, start=2**63 - 2), None),
         (spaces.Discrete(3, start=2**63 - 2), "Discrete starts at 9,223,372,036,854,775,806"),
         (spaces.MultiDiscrete([2, 10**12]), "MultiDiscrete has 1,000,000,000,000 values"),
-        (spaces.MultiBinary(10**9), "MultiBinary of the shape (1,000,000,000,) makes"),
-        (spaces.Text(10**12), "Text of the shape (1,000,000,000,000,) makes"),
-        (spaces.Dict({str(i): spaces.Discrete(2) for i in range(10_001)}), "the space has more than 10,000 parts"),
+        (spaces.MultiBinary(10**9), "with MultiBinary of the shape (1,000,000,000,) one value has"),
+        (spaces.Text(10**12), "with Text of the shape (1,000,000,000,000,) one value has"),
+        (spaces.Dict({str(i): spaces.Discrete(2) for i in range(10_001)}), "the space has more parts, but the limit of parts is 10,000"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -300,6 +301,26 @@ def test_spaces_of_an_environment_that_are_too_large_are_refused(space, message)
     message = message.replace("space is", "space of 'a' is")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         composer.compose(spec, **wanted)
+
+
+def test_an_environment_by_id_whose_spaces_are_too_large_is_told_at_its_place(capsys, tmp_path):
+    class Huge(gymnasium.Env):
+        observation_space = spaces.Discrete(2**40)
+        action_space = spaces.Discrete(2)
+
+    gymnasium.register("Huge-v1", entry_point=Huge)
+    path = tmp_path / "agent.yaml"
+    path.write_text("version: 1\nenvironment: Huge-v1\npolicy: {template: {}}\n")
+    message = (
+        "the environment 'Huge-v1' cannot be used: the observation space is too large: "
+        "Discrete has 1,099,511,627,776 values, but the limit of choices is 2,147,483,648; "
+    )
+    try:
+        for given, place in (([], f"{path}:2:14: "), (["--env", "Huge-v1"], "")):
+            assert main(["check", str(path), *given]) == 1
+            assert capsys.readouterr().err.startswith(place + message)
+    finally:
+        del gymnasium.registry["Huge-v1"]
 
 
 def test_an_environment_whose_spaces_gymnasium_refuses_is_told():
@@ -325,7 +346,7 @@ def test_an_environment_of_too_many_actors_is_refused():
     agents = range(10_001)
     with pytest.raises(
         ValueError,
-        match=r"^there are 10,001 actors, more than 10,000, which are not read; for a step",
+        match=r"^there are 10,001 actors, but the limit of actors is 10,000; for a step",
     ):
         composer.compose(
             spec,

@@ -359,6 +359,7 @@ def test_limits_hold_for_agents_and_wrapped_environments(tmp_path):
         ):
             call(env, CARTPOLE, limits=low)
         call(env, CARTPOLE, limits=high)
-    made = agent(PPO, CARTPOLE, env, limits=high)
+    model = composer.compose(CARTPOLE, env, limits=high)
+    made = agent(PPO, model, env)  # within the limits of the model
     made.save(tmp_path / "agent.zip")
     assert PPO.load(tmp_path / "agent.zip").policy_kwargs["limits"]["tensors"] == 60_000
