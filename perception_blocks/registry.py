@@ -277,143 +277,41 @@ INITIALIZERS = Registry("initialiser")
 """Initialisers by name; `perception_blocks.init` has them as functions."""
 
 # Built-in names are listed here, lazily, so that they can be checked and suggested without importing torch.
-BLOCKS.register_all(
-    "perception_blocks.blocks.dense",
-    {
-        "dense": "DenseBlock",
-        "linear_output": "LinearOutputBlock",
-        "flatten_dense": "FlattenDenseBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.conv",
-    {
-        "strided_conv": "StridedConvBlock",
-        "strided_conv_dense": "StridedConvDenseBlock",
-        "vgg_conv": "VggConvBlock",
-        "vgg_conv_dense": "VggConvDenseBlock",
-        "nature_cnn": "NatureCnnBlock",
-        "nature_cnn_dense": "NatureCnnDenseBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.recurrent",
-    {
-        "lstm": "LstmBlock",
-        "gru": "GruBlock",
-        "lstm_last_step": "LstmLastStepBlock",
-        "rnn": "RnnBlock",
-    },
-)
-BLOCKS.register_all("perception_blocks.blocks.combine", {"concat": "ConcatBlock"})
-BLOCKS.register_all(
-    "perception_blocks.blocks.reshape",
-    {
-        "flatten": "FlattenBlock",
-        "slice": "SliceBlock",
-        "multi_index_slice": "MultiIndexSliceBlock",
-        "repeat_to_match": "RepeatToMatchBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.embed", {"one_hot": "OneHotBlock", "embedding": "EmbeddingBlock"}
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.scale",
-    {"scale_image": "ScaleImageBlock", "normalize": "NormalizeBlock"},
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.elementwise",
-    {
-        "add": "AddBlock",
-        "multiply": "MultiplyBlock",
-        "gated_sum": "GatedSumBlock",
-        "correlation": "CorrelationBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.pooling",
-    {
-        "global_average_pooling": "GlobalAveragePoolingBlock",
-        "masked_global_pooling": "MaskedGlobalPoolingBlock",
-        "vgg_conv_gap": "VggConvGapBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.residual_conv",
-    {"impala_cnn": "ImpalaCnnBlock", "res_conv": "ResConvBlock"},
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.residual_dense", {"residual_dense": "ResidualDenseBlock"}
-)
-BLOCKS.register_all("perception_blocks.blocks.noisy", {"noisy_dense": "NoisyDenseBlock"})
-BLOCKS.register_all(
-    "perception_blocks.blocks.features",
-    {
-        "fourier_features": "FourierFeaturesBlock",
-        "positional_encoding": "PositionalEncodingBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.attention",
-    {
-        "multi_head_attention": "MultiHeadAttentionBlock",
-        "self_attention_seq": "SelfAttentionSeqBlock",
-        "cross_attention": "CrossAttentionBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.attention_conv",
-    {"self_attention_conv": "SelfAttentionConvBlock"},
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.transformer",
-    {"transformer_encoder": "TransformerEncoderBlock"},
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.language_model", {"transformer": "TransformerBlock"}, extra="llm"
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.sets",
-    {
-        "deep_set": "DeepSetBlock",
-        "attention_pooling": "AttentionPoolingBlock",
-        "point_net": "PointNetBlock",
-    },
-)
-BLOCKS.register_all("perception_blocks.blocks.windows", {"frame_stack": "FrameStackBlock"})
-BLOCKS.register_all(
-    "perception_blocks.blocks.linear_memory", {"min_gru": "MinGruBlock", "lru": "LruBlock"}
-)
-BLOCKS.register_all("perception_blocks.blocks.gtrxl", {"gtrxl": "GtrxlBlock"})
-BLOCKS.register_all(
-    "perception_blocks.blocks.adjacency",
-    {
-        "adjacency": "AdjacencyBlock",
-        "graph_conv": "GraphConvBlock",
-        "graph_attention": "GraphAttentionBlock",
-    },
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.graph_network",
-    {"graph_network": "GraphNetworkBlock"},
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.message_passing",
-    {"message_passing": "MessagePassingBlock"},
-    extra="graph",
-)
-BLOCKS.register_all(
-    "perception_blocks.blocks.heads",
-    {
-        "dueling": "DuelingBlock",
-        "value": "ValueBlock",
-        "quantile_value": "QuantileValueBlock",
-        "categorical_value": "CategoricalValueBlock",
-        "action_masking": "ActionMaskingBlock",
-    },
-)
-BLOCKS.register_all("perception_blocks.blocks.custom", {"functional": "FunctionalBlock"})
+_BLOCKS = {  # by file; the class of ``strided_conv`` is ``StridedConvBlock``
+    "dense": "dense linear_output flatten_dense",
+    "conv": "strided_conv strided_conv_dense vgg_conv vgg_conv_dense nature_cnn nature_cnn_dense",
+    "recurrent": "lstm gru lstm_last_step rnn",
+    "combine": "concat",
+    "reshape": "flatten slice multi_index_slice repeat_to_match",
+    "embed": "one_hot embedding",
+    "scale": "scale_image normalize",
+    "elementwise": "add multiply gated_sum correlation",
+    "pooling": "global_average_pooling masked_global_pooling vgg_conv_gap",
+    "residual_conv": "impala_cnn res_conv",
+    "residual_dense": "residual_dense",
+    "noisy": "noisy_dense",
+    "features": "fourier_features positional_encoding",
+    "attention": "multi_head_attention self_attention_seq cross_attention",
+    "attention_conv": "self_attention_conv",
+    "transformer": "transformer_encoder",
+    "language_model": "transformer",
+    "sets": "deep_set attention_pooling point_net",
+    "windows": "frame_stack",
+    "linear_memory": "min_gru lru",
+    "gtrxl": "gtrxl",
+    "adjacency": "adjacency graph_conv graph_attention",
+    "graph_network": "graph_network",
+    "message_passing": "message_passing",
+    "heads": "dueling value quantile_value categorical_value action_masking",
+    "custom": "functional",
+}
+_EXTRAS_OF_BLOCKS = {"language_model": "llm", "message_passing": "graph"}
+for _file, _names in _BLOCKS.items():
+    BLOCKS.register_all(
+        f"perception_blocks.blocks.{_file}",
+        {name: f"{name.title().replace('_', '')}Block" for name in _names.split()},
+        extra=_EXTRAS_OF_BLOCKS.get(_file),
+    )
 
 ACTIVATIONS.register_all(
     "torch.nn",
@@ -441,20 +339,9 @@ ACTIVATIONS.register_all(
 
 FUNCTIONS.register_all(
     "perception_blocks.blocks.custom",
-    {"add": "add", "identity": "identity", "mean": "mean", "multiply": "multiply"},
+    {name: name for name in ("add", "identity", "mean", "multiply")},
 )
-
-INITIALIZERS.register_all(
-    "perception_blocks.init",
-    {
-        "default": "default",
-        "orthogonal": "orthogonal",
-        "xavier_uniform": "xavier_uniform",
-        "xavier_normal": "xavier_normal",
-        "kaiming_uniform": "kaiming_uniform",
-        "kaiming_normal": "kaiming_normal",
-        "trunc_normal": "trunc_normal",
-        "normc": "normc",
-        "zeros": "zeros",
-    },
-)
+_INITIALIZERS = """
+    default orthogonal xavier_uniform xavier_normal kaiming_uniform kaiming_normal trunc_normal normc zeros
+"""
+INITIALIZERS.register_all("perception_blocks.init", {name: name for name in _INITIALIZERS.split()})

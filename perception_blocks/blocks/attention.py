@@ -145,26 +145,20 @@ class AttentionBlock(MaskedBlock):
             self.only_padding = len(shapes[first]) == 1
             self.mask_per_head = len(shapes[first]) == 3
 
-    def joint_mask(
+    def masks(
         self, attention_mask: Tensor | None, key_padding_mask: Tensor | None
-    ) -> Tensor | None:
-        """Both masks as one that can be broadcast to (..., heads, Q, K)."""
-        padding = self.padding_mask(attention_mask, key_padding_mask)
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Both masks as one that can be broadcast to (..., heads, Q, K), and the key-padding mask alone."""
+        if self.only_padding and key_padding_mask is None:
+            attention_mask, key_padding_mask = None, attention_mask
         mask = None
-        if attention_mask is not None and attention_mask is not padding:
+        if attention_mask is not None:
             mask = as_bool(attention_mask)
             mask = mask if self.mask_per_head else mask.unsqueeze(-3)
-        if padding is not None:
-            padding = as_bool(padding)[..., None, None, :]
+        if key_padding_mask is not None:
+            padding = as_bool(key_padding_mask)[..., None, None, :]
             mask = padding if mask is None else mask & padding
-        return mask
-
-    def padding_mask(
-        self, attention_mask: Tensor | None, key_padding_mask: Tensor | None
-    ) -> Tensor | None:
-        """The key-padding mask, which may have come in the place of the attention mask."""
-        alone = self.only_padding and key_padding_mask is None
-        return attention_mask if alone else key_padding_mask
+        return mask, key_padding_mask
 
 
 @BLOCKS.register("multi_head_attention")
@@ -216,8 +210,7 @@ class MultiHeadAttentionBlock(AttentionBlock):
         attention_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        mask = self.joint_mask(attention_mask, key_padding_mask)
-        padding = self.padding_mask(attention_mask, key_padding_mask)
+        mask, padding = self.masks(attention_mask, key_padding_mask)
         key, value = blank(key, padding), blank(value, padding)
         y, weights = self.attention(query, key, value, mask, weighted=self.return_weights)
         return (y, weights) if self.return_weights else y
@@ -265,8 +258,8 @@ class SelfAttentionSeqBlock(AttentionBlock):
         attention_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        mask = self.joint_mask(attention_mask, key_padding_mask)
-        x = blank(x, self.padding_mask(attention_mask, key_padding_mask))
+        mask, padding = self.masks(attention_mask, key_padding_mask)
+        x = blank(x, padding)
         y, weights = self.attention(x, x, x, mask, self.causal, self.return_weights)
         y = x + y if self.residual else y
         return (y, weights) if self.return_weights else y
@@ -322,8 +315,8 @@ class CrossAttentionBlock(AttentionBlock):
         attention_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        mask = self.joint_mask(attention_mask, key_padding_mask)
-        context = blank(context, self.padding_mask(attention_mask, key_padding_mask))
+        mask, padding = self.masks(attention_mask, key_padding_mask)
+        context = blank(context, padding)
         queries = query.unsqueeze(-2) if self.single else query
         y, weights = self.attention(queries, context, context, mask, weighted=self.return_weights)
         y = y.squeeze(-2) if self.single else y

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ __all__ += ["StridedConvDenseBlock", "VggConvBlock", "VggConvDenseBlock"]
 Channels: TypeAlias = Sequence[PositiveInt]
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_POOLS = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
+POOLS = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
 
 
 class ImageBlock(PerceptionBlock):
@@ -52,8 +52,12 @@ class ConvBlock(ImageBlock):
     """What convolutions share: all leading axes become torch's one batch axis and come back."""
 
     def convolve(self, x_BC: Tensor) -> Tensor:
-        """The layers over (B, channels, ...)."""
-        raise TypeError(f"{type(self).__name__} must define convolve(x_BC)")
+        """The layers over (B, channels, ...): here each of ``convs`` and its activation."""
+        for conv, activation in zip(layers(self, "convs"), self.activations):
+            # A line of its own: what it read is free before the next is made.
+            x_BC = convolution(conv, x_BC)
+            x_BC = activation(x_BC)
+        return x_BC
 
     def forward(self, x: Tensor) -> Tensor:
         rank = len(self.in_shapes[0])
@@ -73,11 +77,11 @@ class ConvBlock(ImageBlock):
 
 
 class ConvDenseBlock(ImageBlock):
-    """A convolution block and dense layers over all it gives."""
+    """A convolution block and dense layers over its flattened output."""
 
-    def __init__(
-        self, in_shapes: Shapes, conv: ConvBlock, flatten_dense: FlattenDenseBlock
-    ) -> None:
+    def __init__(self, in_shapes: Shapes, conv: ConvBlock, **dense: Any) -> None:
+        known_size(conv.in_shapes[0], block_name(self))
+        flatten_dense = FlattenDenseBlock(conv.out_shapes, **dense)
         super().__init__(in_shapes, out_shapes=flatten_dense.out_shapes)
         self.conv = conv
         self.flatten_dense = flatten_dense
@@ -136,7 +140,6 @@ class StridedConvBlock(ConvBlock):
         for conv, pad, activation in zip(layers(self, "convs"), self.pads, self.activations):
             if pad is not None:
                 x_BC = functional.pad(x_BC, pad, mode=self.pad_mode)
-            # A line of its own: what it read is free before the next is made.
             x_BC = convolution(conv, x_BC)
             x_BC = activation(x_BC)
         return x_BC
@@ -177,15 +180,14 @@ class StridedConvDenseBlock(ConvDenseBlock):
             activation=activation,
             bias=bias,
         )
-        known_size(one_input(in_shapes, "strided_conv_dense"), "strided_conv_dense")
-        dense = FlattenDenseBlock(
-            conv.out_shapes,
+        super().__init__(
+            in_shapes,
+            conv,
             hidden_units=hidden_units,
             activation=activation,
             last_activation=last_activation,
             bias=bias,
         )
-        super().__init__(in_shapes, conv, dense)
 
 
 @BLOCKS.register("vgg_conv")
@@ -208,11 +210,10 @@ class VggConvBlock(ConvBlock):
         sizes = [channels, *(width for width in hidden_channels for _ in range(2))]
         self.convs = nn.ModuleList(make(n, m, 3, padding=1) for n, m in itertools.pairwise(sizes))
         self.activations = make_activations([activation] * len(self.convs))
-        self.max_pool = _POOLS[len(space)]
+        self.max_pool = POOLS[len(space)]
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for index, (conv, activation) in enumerate(zip(layers(self, "convs"), self.activations)):
-            # A line of its own: what it read is free before the next is made.
             x_BC = convolution(conv, x_BC)
             x_BC = activation(x_BC)
             if index % 2:
@@ -238,14 +239,13 @@ class VggConvDenseBlock(ConvDenseBlock):
         last_activation: Activation | None = None,
     ) -> None:
         conv = VggConvBlock(in_shapes, hidden_channels=hidden_channels, activation=activation)
-        known_size(one_input(in_shapes, "vgg_conv_dense"), "vgg_conv_dense")
-        dense = FlattenDenseBlock(
-            conv.out_shapes,
+        super().__init__(
+            in_shapes,
+            conv,
             hidden_units=hidden_units,
             activation=activation,
             last_activation=last_activation,
         )
-        super().__init__(in_shapes, conv, dense)
 
 
 @BLOCKS.register("nature_cnn")
@@ -267,10 +267,9 @@ class NatureCnnBlock(ConvBlock):
     ) -> None:
         channels, space = image_shape(in_shapes, "nature_cnn", dims=(2,))
         kernels, strides = [8, 4, 3], [4, 2, 1]
-        shape = (channels, *space)
         plans = plan_layers(
             "nature_cnn",
-            shape,
+            (channels, *space),
             hidden_channels,
             kernels=kernels,
             strides=strides,
@@ -283,13 +282,6 @@ class NatureCnnBlock(ConvBlock):
             for n, m, kernel, stride in zip(sizes, sizes[1:], kernels, strides)
         )
         self.activations = make_activations([activation] * 3)
-
-    def convolve(self, x_BC: Tensor) -> Tensor:
-        for conv, activation in zip(layers(self, "convs"), self.activations):
-            # A line of its own: what it read is free before the next is made.
-            x_BC = convolution(conv, x_BC)
-            x_BC = activation(x_BC)
-        return x_BC
 
 
 @BLOCKS.register("nature_cnn_dense")
@@ -310,14 +302,13 @@ class NatureCnnDenseBlock(ConvDenseBlock):
         last_activation: Activation | None = None,
     ) -> None:
         conv = NatureCnnBlock(in_shapes, hidden_channels=hidden_channels, activation=activation)
-        known_size(one_input(in_shapes, "nature_cnn_dense"), "nature_cnn_dense")
-        dense = FlattenDenseBlock(
-            conv.out_shapes,
+        super().__init__(
+            in_shapes,
+            conv,
             hidden_units=hidden_units,
             activation=activation,
             last_activation=last_activation,
         )
-        super().__init__(in_shapes, conv, dense)
 
 
 def image_shape(

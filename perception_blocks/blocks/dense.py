@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.activations import make_activations
-from perception_blocks.base_block import PerceptionBlock, one_input, one_vector
+from perception_blocks.base_block import PerceptionBlock, block_name, one_input, one_vector
 from perception_blocks.direct import layers, linear
 from perception_blocks.init import linear_layer
 from perception_blocks.port import InputShapeError, Shape, Shapes
@@ -29,35 +28,44 @@ __all__ = [
     "DenseBlock",
     "FeatureBatchNorm",
     "FlattenDenseBlock",
-    "LinearLayersBlock",
     "LinearOutputBlock",
 ]
 
 NormName = Literal["none", "layer", "rms", "batch"]
 
 
-class LinearLayersBlock(PerceptionBlock):
-    """What dense and noisy_dense share: linear layers, each followed by its norm, activation and dropout.
+@BLOCKS.register("dense")
+class DenseBlock(PerceptionBlock):
+    """Linear layers, each followed by its norm, activation and dropout: ``(F,)`` -> ``(hidden_units[-1],)``.
 
-    A subclass hands over what makes a linear layer from (features, units).
+    ``last_activation`` replaces the activation after the last layer; "identity" leaves it out. Parameters are called
+    ``linears.0.weight`` and so on; the layers' norms ``norms.0.weight``.
+
+    >>> DenseBlock([(3,)], hidden_units=[8, 4]).out_shapes
+    [(4,)]
     """
+
+    layer: Callable[..., nn.Module] = staticmethod(
+        linear_layer
+    )  # makes one from (features, units, bias=...)
 
     def __init__(
         self,
         in_shapes: Shapes,
-        name: str,
-        make: Callable[[int, int], nn.Module],
         *,
         hidden_units: OneOrMany,
-        activation: Activation,
-        norm: NormName,
-        dropout: float,
-        last_activation: Activation | None,
+        activation: Activation = "relu",
+        norm: NormName = "none",
+        dropout: Probability = 0.0,
+        bias: bool = True,
+        last_activation: Activation | None = None,
     ) -> None:
+        name = block_name(self)
         features = one_vector(in_shapes, name)
         units = unit_list(hidden_units, name)
         super().__init__(in_shapes, out_shapes=[(units[-1],)])
-        self.linears = nn.ModuleList([make(n, m) for n, m in zip([features, *units], units)])
+        sizes = zip([features, *units], units)
+        self.linears = nn.ModuleList([self.layer(n, m, bias=bias) for n, m in sizes])
         self.norms = None if norm == "none" else nn.ModuleList([make_norm(norm, n) for n in units])
         last = activation if last_activation is None else last_activation
         self.activations = make_activations([activation] * (len(units) - 1) + [last])
@@ -75,40 +83,6 @@ class LinearLayersBlock(PerceptionBlock):
             x_F = self.activations[index](x_F)
             x_F = functional.dropout(x_F, self.dropout, self.training)
         return x_F
-
-
-@BLOCKS.register("dense")
-class DenseBlock(LinearLayersBlock):
-    """Linear layers, each followed by its norm, activation and dropout: ``(F,)`` -> ``(hidden_units[-1],)``.
-
-    ``last_activation`` replaces the activation after the last layer; "identity" leaves it out. Parameters are called
-    ``linears.0.weight`` and so on; the layers' norms ``norms.0.weight``.
-
-    >>> DenseBlock([(3,)], hidden_units=[8, 4]).out_shapes
-    [(4,)]
-    """
-
-    def __init__(
-        self,
-        in_shapes: Shapes,
-        *,
-        hidden_units: OneOrMany,
-        activation: Activation = "relu",
-        norm: NormName = "none",
-        dropout: Probability = 0.0,
-        bias: bool = True,
-        last_activation: Activation | None = None,
-    ) -> None:
-        super().__init__(
-            in_shapes,
-            "dense",
-            functools.partial(linear_layer, bias=bias),
-            hidden_units=hidden_units,
-            activation=activation,
-            norm=norm,
-            dropout=dropout,
-            last_activation=last_activation,
-        )
 
 
 @BLOCKS.register("flatten_dense")
@@ -213,7 +187,6 @@ class FeatureBatchNorm(nn.BatchNorm1d):
 
 
 def make_norm(norm: str, features: int) -> nn.Module:
-    """The norm of that name over the last axis."""
     classes = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": FeatureBatchNorm}
     return classes[norm](features)
 

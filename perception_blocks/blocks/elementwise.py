@@ -46,9 +46,6 @@ class AddBlock(ElementwiseBlock):
     [(3, 4)]
     """
 
-    def __init__(self, in_shapes: Shapes) -> None:
-        super().__init__(in_shapes)
-
     def forward(self, *inputs: Tensor) -> Tensor:
         return functools.reduce(operator.add, self.aligned(inputs))
 
@@ -60,9 +57,6 @@ class MultiplyBlock(ElementwiseBlock):
     >>> MultiplyBlock([(8, 6, 6), (8, 1, 1)]).out_shapes
     [(8, 6, 6)]
     """
-
-    def __init__(self, in_shapes: Shapes) -> None:
-        super().__init__(in_shapes)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return functools.reduce(operator.mul, self.aligned(inputs))

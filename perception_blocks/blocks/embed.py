@@ -24,8 +24,21 @@ __all__ = ["EmbeddingBlock", "OneHotBlock", "refuse_too_few"]
 Counts: TypeAlias = int | list[int]
 
 
+class IntegerBlock(PerceptionBlock):
+    """What one_hot and embedding share: an input of integers, whose number of values the space knows."""
+
+    takes = "integer"
+    keeps_mask = True
+    from_ports = ("num_embeddings",)
+    num_embeddings: Counts
+
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        refuse_too_few(self.num_embeddings, in_ports)
+        return super().out_ports(in_ports)
+
+
 @BLOCKS.register("one_hot")
-class OneHotBlock(PerceptionBlock):
+class OneHotBlock(IntegerBlock):
     """One-hot vectors of integers: ``()`` -> ``(num_embeddings,)``, ``(k,)`` -> ``(k, num_embeddings)``.
 
     With one number of values per element the codes are concatenated: ``(k,)`` -> ``(sum(num_embeddings),)``.
@@ -34,9 +47,6 @@ class OneHotBlock(PerceptionBlock):
     [0.0, 0.0, 1.0, 1.0, 0.0]
     """
 
-    takes = "integer"
-    keeps_mask = True
-    from_ports = ("num_embeddings",)
     values: Tensor
     elements: Tensor | None
     unit: Tensor
@@ -74,13 +84,9 @@ class OneHotBlock(PerceptionBlock):
         x = x.flatten(-self.rank).index_select(-1, self.elements)
         return (x == self.values).to(self.unit.dtype)
 
-    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
-        refuse_too_few(self.num_embeddings, in_ports)
-        return super().out_ports(in_ports)
-
 
 @BLOCKS.register("embedding")
-class EmbeddingBlock(PerceptionBlock):
+class EmbeddingBlock(IntegerBlock):
     """A learned vector for each value: ``(...,)`` -> ``(..., embedding_dim)``.
 
     With one number of values per element each element has separate vectors.
@@ -89,9 +95,6 @@ class EmbeddingBlock(PerceptionBlock):
     [(2, 8)]
     """
 
-    takes = "integer"
-    keeps_mask = True
-    from_ports = ("num_embeddings",)
     starts: Tensor | None
 
     def __init__(
@@ -114,10 +117,6 @@ class EmbeddingBlock(PerceptionBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.table(x if self.starts is None else x + self.starts)
-
-    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
-        refuse_too_few(self.num_embeddings, in_ports)
-        return super().out_ports(in_ports)
 
 
 def refuse_too_few(

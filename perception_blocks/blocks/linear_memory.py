@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.base_block import State, one_vector
+from perception_blocks.blocks.recurrent_layers import check_dropout
 from perception_blocks.blocks.windows import ParallelMemoryBlock
 from perception_blocks.init import linear_layer, stacked_linear
 from perception_blocks.port import Shapes
@@ -47,10 +48,7 @@ class MinGruBlock(ParallelMemoryBlock):
         positive: bool = False,
     ) -> None:
         features = one_vector(in_shapes, "min_gru")
-        if dropout and num_layers == 1:
-            raise ValueError(
-                "'dropout' acts between layers, of which min_gru has one; raise num_layers or leave it out"
-            )
+        check_dropout("min_gru", dropout, num_layers)
         super().__init__(in_shapes, out_shapes=[(hidden_units,)])
         sizes = [features, *[hidden_units] * (num_layers - 1)]
         self.layers = nn.ModuleList(stacked_linear(size, hidden_units, 2) for size in sizes)

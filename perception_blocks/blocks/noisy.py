@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception_blocks.blocks.dense import LinearLayersBlock, NormName
+from perception_blocks.blocks.dense import DenseBlock, NormName
 from perception_blocks.init import linear_layer
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
@@ -55,7 +55,7 @@ def _noise(size: int, like: Tensor) -> Tensor:
 
 
 @BLOCKS.register("noisy_dense")
-class NoisyDenseBlock(LinearLayersBlock):
+class NoisyDenseBlock(DenseBlock):
     """`DenseBlock` of noisy linear layers (NoisyNet, Fortunato et al., 2017): ``(F,)`` -> ``(hidden_units[-1],)``.
 
     In train mode every forward draws fresh noise from torch's global generator, the same for the whole batch (vmap
@@ -78,13 +78,13 @@ class NoisyDenseBlock(LinearLayersBlock):
         last_activation: Activation | None = None,
         sigma: PositiveFloat = 0.5,
     ) -> None:
+        self.layer = functools.partial(NoisyLinear, sigma=sigma)
         super().__init__(
             in_shapes,
-            "noisy_dense",
-            functools.partial(NoisyLinear, bias=bias, sigma=sigma),
             hidden_units=hidden_units,
             activation=activation,
             norm=norm,
             dropout=dropout,
+            bias=bias,
             last_activation=last_activation,
         )

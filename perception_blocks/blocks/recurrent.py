@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception_blocks.base_block import MemoryBlock, State, one_input
+from perception_blocks.base_block import MemoryBlock, State, block_name, one_input
 from perception_blocks.blocks.recurrent_layers import (
     Carry,
     GruLayer,
     LstmLayer,
     RecurrentLayer,
     RnnLayer,
+    check_dropout,
 )
 from perception_blocks.port import InputShapeError, Shape, Shapes
 from perception_blocks.registry import BLOCKS
@@ -26,32 +27,36 @@ __all__ = ["GruBlock", "LstmBlock", "LstmLastStepBlock", "RecurrentBlock", "RnnB
 
 
 class RecurrentBlock(MemoryBlock):
-    """What lstm, gru and rnn share: layers with a norm after and dropout between them. Resets are `MemoryBlock`'s work.
+    """What lstm, gru and rnn share: layers with a norm after and dropout between them. `MemoryBlock` handles resets.
 
-    A subclass names its state and hands over what makes a layer from (features, hidden_units, bidirectional).
+    A subclass names its state and the ``layer`` that it makes from (features, hidden_units, bidirectional).
     Parameters are called ``layers.0.weight_ih_l0`` and so on.
     """
 
     carried: tuple[str, ...]
+    layer: Callable[[int, int, bool], RecurrentLayer]
 
     def __init__(
         self,
         in_shapes: Shapes,
-        name: str,
-        layer: Callable[[int, int, bool], RecurrentLayer],
         *,
-        hidden_units: int,
-        num_layers: int,
-        dropout: float,
-        layer_norm: bool,
-        bidirectional: bool,
+        hidden_units: PositiveInt,
+        num_layers: LayerCount = 1,
+        dropout: Probability = 0.0,
+        layer_norm: bool = False,
+        bidirectional: bool = False,
     ) -> None:
+        name = block_name(self)
         shape = recurrent_shape(in_shapes, name)
-        self._check(name, shape, num_layers, dropout, bidirectional)
+        check_dropout(name, dropout, num_layers)
+        if bidirectional and len(shape) == 1:
+            rule = f"{name} cannot be bidirectional step by step"
+            advice = "give it a window (time, features), or leave bidirectional out"
+            raise InputShapeError(rule, {0: shape}, advice)
         width = hidden_units * (2 if bidirectional else 1)
         super().__init__(in_shapes, out_shapes=[(*shape[:-1], width)])
         sizes = [shape[-1], *[width] * (num_layers - 1)]
-        self.layers = nn.ModuleList(layer(size, hidden_units, bidirectional) for size in sizes)
+        self.layers = nn.ModuleList(self.layer(size, hidden_units, bidirectional) for size in sizes)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in sizes) if layer_norm else None
         self.hidden_units = hidden_units
         self.dropout = dropout
@@ -115,19 +120,6 @@ class RecurrentBlock(MemoryBlock):
             name: torch.stack(parts, dim=-2) for name, parts in zip(self.carried, zip(*carries))
         }
 
-    @staticmethod
-    def _check(
-        name: str, shape: Shape, num_layers: int, dropout: float, bidirectional: bool
-    ) -> None:
-        if dropout and num_layers == 1:
-            raise ValueError(
-                f"'dropout' acts between layers, of which {name} has one; raise num_layers or leave it out"
-            )
-        if bidirectional and len(shape) == 1:
-            rule = f"{name} cannot be bidirectional step by step"
-            advice = "give it a window (time, features), or leave bidirectional out"
-            raise InputShapeError(rule, {0: shape}, advice)
-
 
 @BLOCKS.register("lstm")
 class LstmBlock(RecurrentBlock):
@@ -143,27 +135,7 @@ class LstmBlock(RecurrentBlock):
     """
 
     carried = LstmLayer.carried
-
-    def __init__(
-        self,
-        in_shapes: Shapes,
-        *,
-        hidden_units: PositiveInt,
-        num_layers: LayerCount = 1,
-        dropout: Probability = 0.0,
-        layer_norm: bool = False,
-        bidirectional: bool = False,
-    ) -> None:
-        super().__init__(
-            in_shapes,
-            "lstm",
-            LstmLayer,
-            hidden_units=hidden_units,
-            num_layers=num_layers,
-            dropout=dropout,
-            layer_norm=layer_norm,
-            bidirectional=bidirectional,
-        )
+    layer = LstmLayer
 
 
 @BLOCKS.register("gru")
@@ -178,27 +150,7 @@ class GruBlock(RecurrentBlock):
     """
 
     carried = GruLayer.carried
-
-    def __init__(
-        self,
-        in_shapes: Shapes,
-        *,
-        hidden_units: PositiveInt,
-        num_layers: LayerCount = 1,
-        dropout: Probability = 0.0,
-        layer_norm: bool = False,
-        bidirectional: bool = False,
-    ) -> None:
-        super().__init__(
-            in_shapes,
-            "gru",
-            GruLayer,
-            hidden_units=hidden_units,
-            num_layers=num_layers,
-            dropout=dropout,
-            layer_norm=layer_norm,
-            bidirectional=bidirectional,
-        )
+    layer = GruLayer
 
 
 @BLOCKS.register("rnn")
@@ -225,10 +177,9 @@ class RnnBlock(RecurrentBlock):
         layer_norm: bool = False,
         bidirectional: bool = False,
     ) -> None:
+        self.layer = functools.partial(RnnLayer, nonlinearity)
         super().__init__(
             in_shapes,
-            "rnn",
-            functools.partial(RnnLayer, nonlinearity),
             hidden_units=hidden_units,
             num_layers=num_layers,
             dropout=dropout,
@@ -248,6 +199,7 @@ class LstmLastStepBlock(RecurrentBlock):
     """
 
     carried = LstmLayer.carried
+    layer = LstmLayer
 
     def __init__(
         self,
@@ -265,8 +217,6 @@ class LstmLastStepBlock(RecurrentBlock):
             raise InputShapeError(rule, {0: shape}, "an lstm block takes one step at a time")
         super().__init__(
             in_shapes,
-            "lstm_last_step",
-            LstmLayer,
             hidden_units=hidden_units,
             num_layers=num_layers,
             dropout=dropout,

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from perception_blocks.base_block import is_traced
 
-__all__ = ["Carry", "GruLayer", "LstmLayer", "RecurrentLayer", "RnnLayer"]
+__all__ = ["Carry", "GruLayer", "LstmLayer", "RecurrentLayer", "RnnLayer", "check_dropout"]
 
 Carry: TypeAlias = tuple[Tensor, ...]  # (h,) or (h, c) of one layer, each (..., hidden)
 Weights: TypeAlias = list[Tensor] | tuple[Tensor, ...]
@@ -184,3 +184,11 @@ class RnnLayer(RecurrentLayer):
         w_input, w_hidden, b_input, b_hidden = weights
         total = linear(x_F, w_input, b_input) + linear(h, w_hidden, b_hidden)
         return (torch.relu(total) if self.relu else torch.tanh(total),)
+
+
+def check_dropout(name: str, dropout: float, num_layers: int) -> None:
+    """Raise ValueError for dropout between the layers of a block that has one layer."""
+    if dropout and num_layers == 1:
+        raise ValueError(
+            f"'dropout' acts between layers, of which {name} has one; raise num_layers or leave it out"
+        )

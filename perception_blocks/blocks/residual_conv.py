@@ -6,20 +6,17 @@ import dataclasses
 import itertools
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.activations import make_activations
-from perception_blocks.blocks.conv import Channels, ConvBlock, image_shape, make_conv
+from perception_blocks.blocks.conv import POOLS, Channels, ConvBlock, image_shape, make_conv
 from perception_blocks.blocks.conv_plan import ConvPlan, PerLayer, plan_layers
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, Range
 
 __all__ = ["ImpalaCnnBlock", "ResConvBlock"]
-
-_POOLS = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
 
 
 @BLOCKS.register("impala_cnn")
@@ -71,7 +68,7 @@ class ImpalaStage(nn.Module):
             make_conv(plan, hidden, hidden, "zeros", True) for _ in range(2 * num_blocks)
         )
         self.activations = make_activations([activation] * len(self.convs))
-        self.max_pool = _POOLS[dims]
+        self.max_pool = POOLS[dims]
 
     def forward(self, x_BC: Tensor) -> Tensor:
         x_BC = self.max_pool(self.conv(x_BC), 3, 2, 1)

@@ -61,8 +61,7 @@ class TransformerEncoderBlock(AttentionBlock):
         attention_mask: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> Tensor:
-        mask = self.joint_mask(attention_mask, key_padding_mask)
-        padding = self.padding_mask(attention_mask, key_padding_mask)
+        mask, padding = self.masks(attention_mask, key_padding_mask)
         x = blank(x, padding)
         for layer in self.layers:
             x = layer(x, mask, self.causal)
