@@ -1,8 +1,8 @@
-"""What is wrong with a spec, where it is written, and the one exception that carries all of it."""
+"""Problems of a spec, each with its place, and the exception that carries all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -40,9 +40,9 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong, at ``path`` of the spec and, where the spec was read from text, at ``position``.
+    """One problem, at ``path`` of the spec and, where the spec was read from text, at ``position``.
 
-    The ``message`` may quote whatever was written: it is kept as `readable` has it, 2,000 characters at most.
+    The ``message`` may quote what the user wrote: it is printable, and has 2,000 characters at most.
 
     >>> print(Problem("needs equal shapes.\\nAdd a flatten block.", ("policy", "graph"), None))
     policy.graph: needs equal shapes.
@@ -64,7 +64,7 @@ class Problem:
 
 
 class RefusedError(ValueError):
-    """What was asked for is not possible; the message may quote a file, so it is printable and has a limited length."""
+    """Something cannot be done; the message may quote a file, so it is printable and has a limited length."""
 
     def __init__(self, message: str) -> None:
         super().__init__(shortened(message))
@@ -85,11 +85,11 @@ class SpecError(ValueError):
 
 
 class MissingExtraSpecError(SpecError, MissingExtraError):
-    """Nothing is wrong but that libraries are not installed; the message names the extras that bring them."""
+    """The only problem is that libraries are not installed; the message names the extras that bring them."""
 
 
 class Locator(Protocol):
-    """Anything that knows where a path is written; a `composer.source.load.Source` does."""
+    """Says where a path is written, as a `composer.source.load.Source` does."""
 
     def position(self, path: Path, key: bool = False) -> Position | None: ...
 
@@ -97,14 +97,14 @@ class Locator(Protocol):
 class Problems:
     """Collects problems, so that a user sees all of them at once.
 
-    ``known`` are those found before: a second complaint about the very same value is their consequence and is left out.
+    ``known`` are earlier problems: a second one at the same value is their consequence and is left out.
     """
 
     def __init__(self, locator: Locator | None = None, known: Iterable[Problem] = ()) -> None:
         self._locator = locator
         self._known = list(known)
         self._known_paths = {problem.path for problem in self._known if problem.path}
-        self._found: dict[Problem, None] = {}
+        self._new: dict[Problem, None] = {}
 
     def add(
         self, path: Path, message: str, key: bool = False, *, needs_extra: bool = False
@@ -113,13 +113,13 @@ class Problems:
         if path in self._known_paths:
             return
         position = self._locator.position(path, key) if self._locator else None
-        self._found.setdefault(Problem(message, path, position, needs_extra))
+        self._new.setdefault(Problem(message, path, position, needs_extra))
 
     def __len__(self) -> int:
-        return len(self._known) + len(self._found)
+        return len(self._known) + len(self._new)
 
-    def __iter__(self):
-        return iter((*self._known, *self._found))
+    def __iter__(self) -> Iterator[Problem]:
+        return iter((*self._known, *self._new))
 
     def raise_if_any(self) -> None:
         """Raise a SpecError with all problems noted up to now."""

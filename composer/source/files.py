@@ -1,4 +1,4 @@
-"""A spec's file on disk -> its text, with a plain word for everything that is no readable text file."""
+"""The text of a spec's file, or in words why it cannot be read."""
 
 from __future__ import annotations
 
@@ -9,27 +9,19 @@ from collections.abc import Iterable
 from composer.errors import Position, Problem, SpecError
 from perception_blocks.words import near_name
 
-__all__ = [
-    "MAX_BYTES",
-    "allowed_folders",
-    "as_argument",
-    "begins_as_checkpoint",
-    "display_name",
-    "is_regular",
-    "names_a_folder",
-]
-__all__ += ["outside", "read_text", "real_path"]
+__all__ = ["MAX_BYTES", "allowed_folders", "as_argument", "begins_as_checkpoint", "display_name"]
+__all__ += ["is_regular", "names_a_folder", "outside", "read_text", "real_path"]
 
 MAX_BYTES = 1024 * 1024
 
 
 def names_a_folder(entry: str) -> bool:
-    """Whether an entry of ``allow`` is a folder and no module, in whose name there is no slash."""
+    """Whether an entry of ``allow`` is a folder, not a module: it has a slash."""
     return "/" in entry or os.sep in entry
 
 
 def allowed_folders(allow: Iterable[str]) -> tuple[str, ...]:
-    """The folders among what a caller allows, by their real paths."""
+    """The folders in ``allow``, by their real paths."""
     return tuple(real_path(entry) for entry in allow if names_a_folder(entry))
 
 
@@ -53,7 +45,7 @@ def as_argument(text: str) -> str:
 
 
 def is_regular(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is a file that ends, or leads to one: opening a pipe or a device can wait forever."""
+    """Whether ``path`` is a regular file, or leads to one: opening a pipe or a device can wait forever."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -67,18 +59,17 @@ def begins_as_checkpoint(data: bytes) -> bool:
 
 
 def read_text(path: str, asked_at: Position | None) -> str:
-    """The text of the file at ``path``. Raises SpecError for whatever is no readable text file."""
+    """The text of the file at ``path``. Raises SpecError for anything but a readable text file."""
     name = display_name(path)
-    problem = None
-    data = b""
+    problem, data = "", b""
     if name.endswith(".py"):
         message = f"{name!r} is a Python file, not a spec; a spec names its classes: policy: {{_target_: module.Class}}"
         raise SpecError([Problem(message, (), asked_at)])
     try:
-        # A pipe or a device would block or never end.
-        if stat.S_ISDIR(os.stat(path).st_mode):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
             problem = f"{name!r} is a folder, not a file"
-        elif not stat.S_ISREG(os.stat(path).st_mode):
+        elif not stat.S_ISREG(mode):  # a pipe or a device would block or never end
             problem = f"{name!r} is not a regular file"
         else:
             with open(path, "rb") as file:

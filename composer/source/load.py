@@ -1,7 +1,7 @@
-"""A spec as text, file or mapping -> plain data that knows where each value was written.
+"""A spec as text, file or mapping -> plain data with the position of each value.
 
-The only module that reads YAML. `extends`, overrides and params are applied here, in that order; nothing is known yet
-of what the keys mean.
+The only module that reads YAML. It applies `extends`, overrides and params, in this order, and does not know what the
+keys mean.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ += ["stored_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, object]"
 """``"params.width=128"``, or a path (dotted, or its parts) and a value."""
-GivenSpec: TypeAlias = "str | FilePath | Mapping[str, Any] | Source"
+GivenSpec: TypeAlias = "str | FilePath | Mapping[str, object] | Source"
 """A file, YAML text or a mapping."""
 
 MAX_EXTENDS = 20  # files, one extending the next
@@ -51,9 +51,9 @@ _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 class Source:
     """A spec's resolved ``data`` and the position of each value in its files.
 
-    ``params`` holds the params, already filled in wherever `data` refers to them. ``problems`` are those that did not
-    keep the rest from being read; `composer.spec.read.read_spec` raises them together with its own. Other files that it
-    names may be read from ``folders``. ``is_stored``: it is the spec inside of a checkpoint or a run.
+    ``params`` holds the params, already filled in wherever `data` refers to them. Despite its ``problems`` the rest
+    could be read; `composer.spec.read.read_spec` raises them together with its own. ``folders`` are where other files
+    that the spec names may be. ``is_stored``: the spec is inside of a checkpoint or a run.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Source:
         self.problems = (*problems, *param_problems)
         self.data: dict[str, Any] = plain(self._root)
         params = self.data.pop("params", {})
-        self.params: dict[str, Any] = params if isinstance(params, dict) else {}
+        self.params: dict[str, object] = params if isinstance(params, dict) else {}
 
     def position(self, path: Path, key: bool = False) -> Position | None:
-        """Where the value at ``path`` is written, or the key that names it; else its nearest ancestor's place."""
+        """Where the value at ``path``, or its ``key``, is written; else where its nearest ancestor is."""
         while True:
             node, exists = node_at(self._root, path)
             place = node.key_position if key and exists and node.key_position else node.position
@@ -87,15 +87,15 @@ class Source:
             path = path[:-1]
 
     def overridden(self, overrides: Iterable[Override]) -> Source:
-        """The same with ``overrides``."""
+        """The same spec with ``overrides``."""
         problems = list(self._problems_written)
         root = _overridden(self._written, overrides, problems)
         return Source(root, self.name, self.files, problems, self.folders, self.is_stored)
 
     def find_file(self, path: str) -> str:
-        """Where the file or folder is that a setting names: beside the spec, or in a folder that the caller allows.
+        """The path of a file or folder that a setting names: beside the spec, or in a folder that the caller allows.
 
-        Raises ValueError where it may not be read.
+        Raises ValueError for one that may not be read.
         """
         if self.is_stored:
             raise ValueError(
@@ -124,8 +124,8 @@ def load_source(
 ) -> Source:
     """Read ``spec``: a file's path, YAML text (any str with a line break), a mapping or an OmegaConf config.
 
-    A file may name others beside and below it, and in the folders among what the caller allows. A Source is itself,
-    with ``overrides``. Raises SpecError for what cannot be read at all.
+    A file may name others beside and below it, and in the folders that ``allow`` names. A Source is returned with
+    ``overrides`` applied. Raises SpecError for what cannot be read at all.
     """
     if isinstance(overrides, str | Mapping):
         message = f"overrides is a list such as ['params.width=64'], got {describe(overrides)}"
@@ -155,7 +155,7 @@ def load_source(
 def stored_source(
     text: str, file: str | os.PathLike[str], overrides: Iterable[Override] = ()
 ) -> Source:
-    """The spec inside of a checkpoint or a run, ``file``: text, even on one line. It names no file that would be read.
+    """The spec inside of a checkpoint or a run, ``file``: text, even on one line. It may not name other files.
 
     Raises SpecError for what cannot be read at all.
     """
@@ -170,9 +170,9 @@ def stored_source(
 
 
 class _Files:
-    """Reads a file and those it extends, each once; ``seen`` lists them as the user would write them.
+    """Reads a file and the files it extends, each once; ``seen`` lists them as the user would write them.
 
-    Files that another extends must lie in ``folders``.
+    A file that another extends must lie in ``folders``.
     """
 
     def __init__(self, problems: list[Problem], folders: tuple[str, ...]) -> None:
@@ -268,7 +268,7 @@ def _apply(root: Located, override: Override, problems: list[Problem]) -> Locate
 def _parse_value(text: str, position: Position, problems: list[Problem]) -> Located:
     syntax_problems: list[Problem] = []
     try:
-        root = _YamlReader(position.file, syntax_problems).read(text)
+        root = _YamlParser(position.file, syntax_problems).parse(text)
     except SpecError as error:
         syntax_problems += error.problems
         root = None
@@ -296,7 +296,7 @@ def _parse(text: str, name: str, problems: list[Problem]) -> Located:
         message = f"the spec is longer than {MAX_BYTES} characters, too long for a spec"
         raise SpecError([Problem(message, (), Position(name, 1, 1))])
     yaml_problems: list[Problem] = []
-    root = _YamlReader(name, yaml_problems).read(text)
+    root = _YamlParser(name, yaml_problems).parse(text)
     if root is not None and not isinstance(root.value, dict | None):
         # No word of it: it may be any file.
         kind = "a list" if isinstance(root.value, list) else "a single value"
@@ -311,24 +311,25 @@ def _parse(text: str, name: str, problems: list[Problem]) -> Located:
 
 @dataclass
 class _Open:
-    """A mapping or a list that is being read. ``key`` is the mapping's key that waits for its value."""
+    """A mapping or a list that is being read. ``key`` is the mapping's key that waits for its value.
+
+    A key of value None is wrong: its value is read and dropped.
+    """
 
     children: dict[str, Located] | list[Located]
     position: Position
     anchor: str | None
-    key: Located | None = (
-        None  # of value None: a key that is wrong, whose value is read and dropped
-    )
+    key: Located | None = None
     plain: bool = False  # whether the key stands without quotes
     flow: bool = False  # whether it is written in { }
     number: Scalar = None  # the key, where it is a number
     unbracketed: list[Scalar] | None = None  # the values of a list whose brackets are missing
 
 
-class _YamlReader:
+class _YamlParser:
     """YAML events -> Located values, by the rules of YAML 1.2. Never recurses, and never makes an object by its tag.
 
-    What spoils one value only goes to ``problems``; what spoils the whole document raises SpecError.
+    What is wrong with one value goes to ``problems``; what is wrong with the whole document raises SpecError.
     """
 
     def __init__(self, name: str, problems: list[Problem]) -> None:
@@ -339,7 +340,7 @@ class _YamlReader:
         self._root: Located | None = None
         self._documents = 0
 
-    def read(self, text: str) -> Located | None:
+    def parse(self, text: str) -> Located | None:
         """The document's value, or None when there is no document."""
         self._refuse_control_characters(text)
         take: dict[type, Callable[[Any], None]] = {
@@ -499,28 +500,23 @@ class _YamlReader:
 
     def _checked_key(self, parent: _Open, node: Located) -> Located:
         """The key, or a key of value None where it is repeated or is no text."""
-        if not isinstance(node.value, str) and self._is_tuple(parent, node.value):
-            pass
-        elif not isinstance(node.value, str):
-            parent.number = node.value if _is_number(node.value) else None
-            quote = "" if node.children() else "; put it in quotes"
-            self._note(node.position, f"a key must be a text, got {describe(node.value)}{quote}")
-        elif node.value in parent.children:
-            assert isinstance(parent.children, dict)
+        assert isinstance(parent.children, dict)
+        if isinstance(node.value, str) and node.value not in parent.children:
+            parent.unbracketed = None
+            return node
+        if isinstance(node.value, str):
             first = parent.children[node.value].key_position
             message = f"the key {node.value!r} is repeated; it is first given at {first}"
             self._note(node.position, message, node.value)
-        else:
-            parent.unbracketed = None
-            return node
+        elif not self._is_tuple(parent, node.value):
+            parent.number = node.value if _is_number(node.value) else None
+            quote = "" if node.children() else "; put it in quotes"
+            self._note(node.position, f"a key must be a text, got {describe(node.value)}{quote}")
         return Located(None, node.position)
 
     def _awaits_key(self) -> bool:
-        return (
-            bool(self._open)
-            and isinstance(self._open[-1].children, dict)
-            and not self._open[-1].key
-        )
+        last = self._open[-1] if self._open else None
+        return last is not None and isinstance(last.children, dict) and not last.key
 
     def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
@@ -589,31 +585,20 @@ def dump_yaml(data: object) -> str:
 
     Raises ValueError for anything else, by its path.
     """
-    plain_data = _writable(data, ())
-    return yaml.dump(
-        plain_data,
-        Dumper=_Dumper,
-        sort_keys=False,
-        default_flow_style=None,  # innermost mappings and lists on one line
-        allow_unicode=True,
-        width=100,
-    )
+    return _dump(data, flow=None, width=100)  # innermost mappings and lists on one line
 
 
-def dump_flow(data: Mapping[str, Any]) -> str:
+def dump_flow(data: Mapping[str, object]) -> str:
     """``data`` as YAML on one line: ``{block: dense, in: observation}``. Raises ValueError as `dump_yaml` does."""
-    text = yaml.dump(
-        _writable(data, ()),
-        Dumper=_Dumper,
-        sort_keys=False,
-        default_flow_style=True,
-        allow_unicode=True,
-        width=2**31 - 1,  # never breaks a line
-    )
-    return text.strip()
+    return _dump(data, flow=True, width=2**31 - 1).strip()  # never breaks a line
 
 
-def _writable(value: object, path: Path) -> Any:
+def _dump(data: object, flow: bool | None, width: int) -> str:
+    settings = {"sort_keys": False, "allow_unicode": True, "width": width}
+    return yaml.dump(_writable(data, ()), Dumper=_Dumper, default_flow_style=flow, **settings)
+
+
+def _writable(value: object, path: Path) -> object:
     if isinstance(value, Mapping):
         return {key: _writable(child, (*path, key)) for key, child in value.items()}
     if isinstance(value, list | tuple):

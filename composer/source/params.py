@@ -18,12 +18,12 @@ _MAX_TEXT = 10_000  # texts that hold texts that hold texts double in length eac
 
 
 def fill_params(root: Located, file: str) -> tuple[Located, list[Problem]]:
-    """``root`` with every reference replaced by its param's value, and what is wrong with them.
+    """``root`` with every reference replaced by its param's value, and the problems of the references.
 
-    A text that is one reference takes the param's value with its type and keeps its own position; a reference within a
-    text is written into it; ``$${`` stands for ``${``. What an override gives is named by the override wherever it
-    goes. Params may refer to params. One that nothing refers to is a
-    problem if it was written in ``file`` itself: a file taken over by `extends` may offer more than is used.
+    A text that is one reference becomes the param's value, with its type, and keeps its own position; a reference
+    within a text is replaced by the value as text; ``$${`` stands for ``${``. A value from an override has the
+    position of the override everywhere. Params may refer to params. A param that nothing refers to is a problem if it
+    is written in ``file`` itself: a file that `extends` names may offer more than is used.
     """
     params = root.value.get("params")
     filler = _Filler({**(root.removed or {}), **((params and params.removed) or {})})
@@ -49,7 +49,7 @@ def escape_params(text: str) -> str:
 
 
 class _Filler:
-    """The params of one document and how far they have been used."""
+    """The params of one document, and which of them are used."""
 
     def __init__(self, removed: Mapping[str, Position | None]) -> None:
         self.problems: list[Problem] = []
@@ -141,9 +141,8 @@ class _Filler:
         if length > _MAX_TEXT:
             message = f"the text grows to {length} characters; the limit is {_MAX_TEXT}"
             self._add(path, node, message)
-            return "".join(part[:100] for part in parts[:100])[
-                :100
-            ]  # what refers to it need not be reported as well
+            short = "".join(part[:100] for part in parts[:100])
+            return short[:100]  # what refers to it need not be reported as well
         return "".join(parts)
 
     def _text_of(self, match: re.Match[str], node: Located, path: Path) -> str:
@@ -189,7 +188,7 @@ class _Filler:
         return f"; the params are {listing(self._values)}"
 
     def report_unused(self, file: str) -> None:
-        """Note each param that nothing refers to; what a broken reference leaves unused is no mistake of its own."""
+        """Note each param that nothing refers to, unless a broken reference may be the reason."""
         if self.problems:
             return
         for name, node in self._values.items():

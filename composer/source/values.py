@@ -19,11 +19,11 @@ MAX_SIZE = 300_000  # values after aliases and params are filled in; a spec of 5
 
 @dataclass(slots=True)  # not frozen: a spec of 10,000 blocks has 100,000 of them
 class Located:
-    """A scalar, or a dict or list of Located values. Never changed once made, so that two places may hold the same one.
+    """A scalar, or a dict or list of Located values. It never changes, so two places may hold the same one.
 
-    ``key_position`` is where the key that leads here is written. Of this value and all below, ``size`` and ``depth``
-    are counted, and ``refers`` says whether some text may refer to a param. ``removed`` are the keys of a mapping that
-    overrides removed, and by which.
+    ``key_position`` is where the key that leads here is written. ``size`` and ``depth`` count this value and all below
+    it; ``refers`` says whether a text in it may refer to a param. ``removed`` has the keys of a mapping that overrides
+    removed, and the override.
     """
 
     value: Any  # dict[str, Located], list[Located], or a scalar
@@ -53,7 +53,7 @@ class Located:
 
 
 def check_size(node: Located, where: Position | None, what: str) -> None:
-    """Raise SpecError when ``node`` became too large or too deep to be a spec."""
+    """Raise SpecError if ``node`` is too large or too deep for a spec."""
     if node.size > MAX_SIZE:
         message = f"{what} grows to {node.size} values; a spec may have {MAX_SIZE}"
         raise SpecError([Problem(message, (), where)])
@@ -86,16 +86,13 @@ def node_at(root: Located, path: Path) -> tuple[Located, bool]:
     return node, True
 
 
-def from_python(value: object, position: Position | None = None) -> Located:
-    """A tree of mappings, lists and tuples; whatever else (a class, a callable, a module) passes through untouched.
+def from_python(value: object, position: Position | None = None, path: Path = ()) -> Located:
+    """Mappings, lists and tuples as Located values; anything else (a class, a callable, a module) stays as it is.
 
-    Raises SpecError for keys that are no text, and for what is nested too deep, as a container within itself is.
+    ``path`` leads to ``value``. Raises SpecError for keys that are no text, and for what is nested too deep, as a
+    container within itself is.
     """
-    return _from_python(value, position, (), 0)
-
-
-def _from_python(value: object, position: Position | None, path: Path, depth: int) -> Located:
-    if depth > MAX_DEPTH:
+    if len(path) > MAX_DEPTH:
         message = f"nested more than {MAX_DEPTH} deep; does a container hold itself?"
         raise SpecError([Problem(message, path[:3], position)])
     value = _without_omegaconf(value)
@@ -104,12 +101,10 @@ def _from_python(value: object, position: Position | None, path: Path, depth: in
             if not isinstance(key, str):
                 message = f"the key {key!r} must be a text, got {describe(key)}"
                 raise SpecError([Problem(message, path, position)])
-        items = value.items()
-        return Located(
-            {k: _from_python(v, position, (*path, k), depth + 1) for k, v in items}, position
-        )
+        children = {key: from_python(v, position, (*path, key)) for key, v in value.items()}
+        return Located(children, position)
     if isinstance(value, list | tuple):
-        parts = [_from_python(v, position, (*path, i), depth + 1) for i, v in enumerate(value)]
+        parts = [from_python(v, position, (*path, i)) for i, v in enumerate(value)]
         return Located(parts, position)
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         message = f"a number of {value.bit_length()} bits is too long"
@@ -133,9 +128,9 @@ def _without_omegaconf(value: object) -> object:
     return _keep_params(raw, done)
 
 
-def _keep_params(raw: Any, done: Any) -> Any:
-    if isinstance(raw, dict):
+def _keep_params(raw: object, done: object) -> object:
+    if isinstance(raw, dict) and isinstance(done, dict):
         return {key: _keep_params(raw[key], done[key]) for key in raw}
-    if isinstance(raw, list):
+    if isinstance(raw, list) and isinstance(done, list):
         return [_keep_params(r, d) for r, d in zip(raw, done, strict=True)]
     return raw if isinstance(raw, str) and "${params." in raw else done

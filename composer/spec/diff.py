@@ -1,10 +1,9 @@
-"""What differs between two specs, key by key, in the order of the first."""
+"""The differences between two specs, key by key, in the order of the first."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from composer.errors import Path, format_path
 from perception_blocks.words import MOST_CHARACTERS, readable
@@ -12,8 +11,8 @@ from perception_blocks.words import MOST_CHARACTERS, readable
 __all__ = ["diff_specs"]
 
 
-def diff_specs(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """One line a difference: ``-`` only in the first, ``+`` only in the second, ``~`` another value.
+def diff_specs(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    """One line for each difference: ``-`` only in the first, ``+`` only in the second, ``~`` another value.
 
     >>> diff_specs({"policy": {"graph": {"a": {"in": "x"}}}}, {"policy": {"graph": {"a": {"in": "y"}}}})
     ["~ policy.graph.a.in: 'x' -> 'y'"]

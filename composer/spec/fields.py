@@ -1,10 +1,10 @@
-"""Taking typed values out of a mapping of the spec; whatever is wrong is noted in words, and a default returned."""
+"""Typed values from a mapping of the spec; a value of another type is noted as a problem and replaced by a default."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TypeGuard
 
 from composer.errors import Path, Problems
 from composer.limits import Limits, above
@@ -16,10 +16,10 @@ __all__ = ["Fields"]
 class Fields:
     """The mapping at ``path``.
 
-    Each method returns the value of ``key`` if it is there and of its type, else ``default``.
+    Each method returns the value of ``key`` if it exists and has the right type, else a default.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: Path, problems: Problems) -> None:
+    def __init__(self, values: Mapping[str, object], path: Path, problems: Problems) -> None:
         self.values = values
         self.path = path
         self.problems = problems
@@ -35,7 +35,7 @@ class Fields:
         self.problems.add(self.at(key), message, key=on_key)
 
     def wrong(self, key: str, expected: str, fits: Callable[[object], bool] | None = None) -> None:
-        """Note that the value of ``key`` is not what is ``expected``; ``fits`` says what would be."""
+        """Note that the value of ``key`` is not what is ``expected``; ``fits`` accepts what would be."""
         value = self.values[key]
         from perception_blocks.settings import as_yaml  # for messages alone: it takes long
 
@@ -51,8 +51,8 @@ class Fields:
     ) -> set[str]:
         """Note each key that is not in ``known``; returns the keys that were probably meant.
 
-        A key that ``governing`` was meant by says what the others are, so then they are not judged.
-        ``elsewhere`` says of keys that have their place elsewhere what to write.
+        If one of them is ``governing``, which decides what the other keys are, only that one is noted. ``elsewhere``
+        maps keys that belong elsewhere to what to write.
         """
         near_of = {key: near_name(key, known, "key") for key in self.values if key not in known}
         governed = governing in near_of.values()
@@ -70,39 +70,39 @@ class Fields:
 
     def text(self, key: str) -> str | None:
         value = self.values.get(key)
-        if key in self.values and not (isinstance(value, str) and value):
+        if isinstance(value, str) and value:
+            return value
+        if key in self.values:
             self.wrong(key, "a text")
-            return None
-        return value
+        return None
 
-    def boolean(self, key: str, default: bool = False) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            self.wrong(key, "true or false", lambda other: isinstance(other, bool))
-            return default
-        return value
+    def boolean(self, key: str) -> bool:
+        value = self.values.get(key, False)
+        if isinstance(value, bool):
+            return value
+        self.wrong(key, "true or false", lambda other: isinstance(other, bool))
+        return False
 
     def count(self, key: str, default: int) -> int:
         """A whole number of at least 1."""
-        if key not in self.values:
-            return default
-        value = self.values[key]
-        if not _is_count(value):
+        value = self.values.get(key)
+        if _is_count(value):
+            return value
+        if key in self.values:
             self.wrong(key, "a whole number of at least 1", _is_count)
-            return default
-        return value
+        return default
 
     def copies(self, key: str, limits: Limits) -> int:
-        """How many networks there are of one form."""
+        """The number of networks of one form, within the limits."""
         value = self.count(key, 1)
         message = above(limits, "copies", key, value)
-        if message:
-            self.note(key, message)
-            return 1
-        return value
+        if not message:
+            return value
+        self.note(key, message)
+        return 1
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts, none of them twice."""
+        """A list of different texts."""
         value = self.values.get(key, [])
         if not isinstance(value, list):
             self.wrong(key, "a list of texts")
@@ -118,12 +118,12 @@ class Fields:
                 seen[item] = None
         return tuple(seen)
 
-    def mapping(self, key: str, expected: str = "a mapping") -> dict[str, Any]:
+    def mapping(self, key: str, expected: str = "a mapping") -> dict[str, object]:
         value = self.values.get(key, {})
-        if not isinstance(value, dict):
-            self.wrong(key, expected)
-            return {}
-        return value
+        if isinstance(value, dict):
+            return value
+        self.wrong(key, expected)
+        return {}
 
     def text_mapping(self, key: str, expected: str) -> dict[str, str]:
         """A mapping from texts to texts."""
@@ -135,7 +135,7 @@ class Fields:
         return {name: item for name, item in value.items() if isinstance(item, str)}
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

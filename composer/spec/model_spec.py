@@ -1,13 +1,12 @@
-"""A spec that has been read: what a user wrote, typed, with the path of every part for messages.
+"""The typed form of a spec, with the path of every part for messages.
 
-Nothing is known yet of spaces and shapes. `composer.spec.read.read_spec` makes these.
+It knows no spaces and no shapes. `composer.spec.read.read_spec` makes these classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from composer.errors import Path
 from composer.source.load import Source
@@ -42,29 +41,29 @@ class NodeSpec:
     each: int = 0
     same_as: str | None = None
     init: object = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
     graph: dict[str, NodeSpec] | None = None
     copies: int | None = None  # of the nested graph: an ensemble
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The values it takes, as the graph names them."""
+        """The values that it reads, by their names in the graph."""
         return tuple(self.inputs.values()) if isinstance(self.inputs, dict) else self.inputs
 
     @property
     def inner_outputs(self) -> tuple[str, ...] | None:
-        """What a nested graph must give, by its inner names; None: its only sink."""
+        """The outputs of a nested graph, by their inner names; None: its only sink."""
         return tuple(self.out.values()) if isinstance(self.out, dict) else self.out
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """The values it gives to the graph."""
+        """The values that it writes into the graph."""
         return (self.name,) if self.out is None else tuple(n for n in self.out if n != "_")
 
 
 @dataclass(frozen=True)
 class HeadsSpec:
-    """``default`` is the node every action gets (its name is empty), or ``actions`` has one node for each action."""
+    """One node for every action (``default``, whose name is empty), or a node for each action (``actions``)."""
 
     path: Path
     default: NodeSpec | None = None
@@ -73,11 +72,11 @@ class HeadsSpec:
 
 @dataclass(frozen=True)
 class TemplateSpec:
-    """What a user says of a network that follows from its observations; its nodes have no inputs yet.
+    """The settings of a network that follows from its observations; its nodes have no inputs yet.
 
-    ``image`` to ``graph`` are the nodes for each kind of observation (None: the template's own choice), ``by_name``
-    those for observations whose name matches a pattern; ``kinds`` says of such what they are taken for. ``trunk`` and
-    ``memory`` come after, or are None.
+    ``image`` to ``graph`` are the nodes for each kind of observation (None: the template's choice). ``by_name`` has
+    nodes, and ``kinds`` the kind, for the observations whose names match a pattern. ``trunk`` and ``memory`` come
+    after the nodes of the observations, or are None.
     """
 
     path: Path
@@ -97,14 +96,14 @@ class TemplateSpec:
 class NetworkSpec:
     """One network: exactly one of ``graph``, ``target`` and ``template`` is not None.
 
-    ``observations`` are those it may see (None: all), ``shares`` the values a policy hands to its critic. ``separate``
-    asks for one such network for each agent, as it does for all networks of a policy or critic.
+    ``observations`` names the observations that it may see (None: all), ``shares`` the values that a policy shares
+    with its critic. ``separate`` asks for a network of this form for each agent.
     """
 
     path: Path
     graph: dict[str, NodeSpec] | None = None
     target: object = None
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, object] = field(default_factory=dict)
     template: TemplateSpec | None = None
     heads: HeadsSpec | None = None
     observations: tuple[str, ...] | None = None
@@ -115,20 +114,20 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """``networks`` has the key None for a policy that is one network, else its step or agent (a list: "0", "1", ...).
+    """``networks`` has the key None for a policy of one network, else steps or agents (of a list: "0", "1", ...).
 
-    ``action_mask`` maps an action to the observation that holds its mask.
+    ``action_mask`` maps an action to the observation that is its mask. ``separate`` holds for all networks.
     """
 
     path: Path
     networks: dict[str | None, NetworkSpec]
     action_mask: dict[str, str] = field(default_factory=dict)
-    wrap: tuple[str | dict[str, Any], ...] = ()
+    wrap: tuple[str | dict[str, object], ...] = ()
     separate: bool = False
 
     @property
     def shares(self) -> tuple[str, ...]:
-        """The values that any of the networks hands to the critic."""
+        """The values that any of the networks shares with the critic."""
         return tuple(
             dict.fromkeys(name for network in self.networks.values() for name in network.shares)
         )
@@ -136,7 +135,7 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class CriticSpec:
-    """``kind`` is a name in `CRITICS`, ``shared`` what the policy hands over, ``ensemble`` the number of copies."""
+    """``kind`` is a name in `CRITICS`, ``shared`` has the policy's shared values, ``ensemble`` the number of copies."""
 
     path: Path
     networks: dict[str | None, NetworkSpec]
@@ -150,25 +149,22 @@ class CriticSpec:
 
 @dataclass(frozen=True)
 class DistributionRule:
-    """An override of the distribution an action gets.
-
-    ``entry`` is as written, such as ``{action: steer, distribution: beta}``.
-    """
+    """An entry of ``distributions``, as it is written: ``{action: steer, distribution: beta}``."""
 
     path: Path
-    entry: Mapping[str, Any]
+    entry: Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A whole spec. ``ignore`` and ``normalize`` name observations.
 
-    ``texts`` says of observations how long a text may be and of which characters it is, as flatten_space takes it.
+    ``texts`` has the longest length and the characters of observations that are texts, as `flatten_space` takes them.
     """
 
     version: int
     environment: str | None
-    params: dict[str, Any]
+    params: dict[str, object]
     distributions: tuple[DistributionRule, ...]
     ignore: tuple[str, ...]
     normalize: tuple[str, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from composer.errors import Path, Problems
 from composer.limits import Limits, above
@@ -14,7 +13,7 @@ from perception_blocks.dag import NODE_NAME, node_name_problem
 from perception_blocks.registry import BLOCKS
 from perception_blocks.words import describe, did_you_mean, near_name
 
-__all__ = ["ALLOW_MODULE", "NODE_KEYS", "NodeReader", "is_misplaced"]
+__all__ = ["ALLOW_MODULE", "NODE_KEYS", "NodeParser", "is_misplaced"]
 
 NODE_KEYS = ("block", "in", "out", "each", "same_as", "init")
 NESTED = ("graph", "ensemble")  # blocks that hold a graph of their own
@@ -30,13 +29,13 @@ _NETWORK_KEYS = ("heads", "observations", "init", "shares", "action_mask", "wrap
 
 
 def is_misplaced(name: str, node: object) -> bool:
-    """Whether what stands in a graph under ``name`` is no node, but a key of the network."""
+    """Whether ``name`` in a graph is a key of the network, not a node."""
     is_node = isinstance(node, dict) and not {"block", "same_as"}.isdisjoint(node)
     return name in _NETWORK_KEYS and not is_node
 
 
-class NodeReader:
-    """Reads nodes and graphs of nodes; what is wrong goes to ``problems``, and the rest is read all the same."""
+class NodeParser:
+    """Parses nodes and graphs of nodes; mistakes go to ``problems``, and the rest is parsed all the same."""
 
     def __init__(self, problems: Problems, allow: tuple[str, ...], limits: Limits) -> None:
         self._problems = problems
@@ -73,7 +72,7 @@ class NodeReader:
         return nodes
 
     def node(
-        self, name: str, value: Mapping[str, Any], path: Path, default_block: str | None = None
+        self, name: str, value: Mapping[str, object], path: Path, default_block: str | None = None
     ) -> NodeSpec:
         """The node called ``name``; a head has a ``default_block`` and may leave `block` out."""
         fields = Fields(value, path, self._problems)
@@ -109,7 +108,7 @@ class NodeReader:
                 message = f"{key!r} has no place beside 'same_as': the whole module is shared, settings and weights"
                 fields.note(key, message, on_key=True)
 
-    def _nested(self, fields: Fields, block: str) -> dict[str, NodeSpec]:
+    def _nested(self, fields: Fields, block: object) -> dict[str, NodeSpec]:
         has_copies = block == "ensemble" or "copies" in fields
         extra = ("graph", "copies") if has_copies else ("graph",)
         meant = fields.unknown((*NODE_KEYS, *extra), "a nested graph")
@@ -126,7 +125,7 @@ class NodeReader:
         return {}
 
     def _check_block(
-        self, fields: Fields, default_block: str | None, settings: dict[str, Any]
+        self, fields: Fields, default_block: str | None, settings: dict[str, object]
     ) -> None:
         block = str(fields.values.get("block"))
         if "graph" in settings and (block in BLOCKS or not near_name(block, NESTED)):
@@ -179,7 +178,7 @@ class NodeReader:
         return block in BLOCKS
 
     def _inputs(
-        self, fields: Fields, settings: Mapping[str, Any], nested: bool
+        self, fields: Fields, settings: Mapping[str, object], nested: bool
     ) -> tuple[str, ...] | dict[str, str]:
         if "in" not in fields:
             self._no_input(fields, settings)
@@ -194,7 +193,7 @@ class NodeReader:
         fields.wrong("in", "a name, a list of names, or a mapping from inputs to names")
         return ()
 
-    def _no_input(self, fields: Fields, settings: Mapping[str, Any]) -> None:
+    def _no_input(self, fields: Fields, settings: Mapping[str, object]) -> None:
         meant = next((key for key in settings if key in _LIKE_IN), None)
         if meant:
             message = f"{meant!r} is not a key of a node; did you mean 'in'?"

@@ -1,4 +1,4 @@
-"""Where a network, a node and a value are written."""
+"""The path in a spec of a network's node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENSEMBLE = "ensemble"  # what the copies of a whole network are called
 
 
 def place_of(spec: NetworkSpec, path: NodePath) -> Path:
-    """Where a node is written in the spec."""
+    """The path in the spec of the node at ``path`` in the network of ``spec``."""
     if path[:1] == (ENSEMBLE,) and ENSEMBLE not in (spec.graph or {}):
         path = path[1:]  # copies of the whole network
     if spec.template is not None and path[:1] != ("heads",):

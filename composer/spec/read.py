@@ -1,4 +1,4 @@
-"""The data of a spec -> a typed ModelSpec, or all that is wrong with its structure.
+"""The data of a spec -> a typed ModelSpec, or every mistake in its structure.
 
 Needs no torch and no environment.
 """
@@ -6,7 +6,6 @@ Needs no torch and no environment.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from composer.errors import Path, Problems
 from composer.limits import GivenLimits, Limits, limits_from
@@ -22,7 +21,7 @@ from composer.spec.model_spec import (
     NodeSpec,
     PolicySpec,
 )
-from composer.spec.nodes import ALLOW_MODULE, NodeReader, is_misplaced
+from composer.spec.nodes import ALLOW_MODULE, NodeParser, is_misplaced
 from composer.spec.references import check_graph, check_shares, sinks
 from composer.spec.template import read_template, shared_stages
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
@@ -56,21 +55,20 @@ def read_spec(
 ) -> ModelSpec:
     """The typed spec. ``allow`` names the modules whose dotted paths the caller trusts, ``limits`` how much it may ask.
 
-    ``makes_environment``: the spec's own environment will be made, so it must be allowed too.
+    ``makes_environment``: the environment that the spec names will be made, so it must be allowed too.
 
-    Raises SpecError with everything wrong in the structure: keys, types, names, references, params and paths.
+    Raises SpecError with every mistake in the structure: keys, types, names, references, params and paths.
     """
     problems = Problems(source, source.problems)
-    spec = _SpecReader(
-        source, problems, tuple(allow), makes_environment, limits_from(limits)
-    ).model()
+    parser = _SpecParser(source, problems, tuple(allow), makes_environment, limits_from(limits))
+    spec = parser.model()
     problems.raise_if_any()
     assert spec is not None
     return spec
 
 
-class _SpecReader:
-    """Reads from the top down; each method takes the value at ``path`` and notes what is wrong with it."""
+class _SpecParser:
+    """Parses from the top down; each method parses one value and notes its mistakes."""
 
     def __init__(
         self,
@@ -85,7 +83,7 @@ class _SpecReader:
         self._problems = problems
         self._allow = allow
         self._limits = limits
-        self._nodes = NodeReader(problems, allow, limits)
+        self._nodes = NodeParser(problems, allow, limits)
 
     def model(self) -> ModelSpec | None:
         top = Fields(self._without_other_files(), (), self._problems)
@@ -116,8 +114,8 @@ class _SpecReader:
             source=self._source,
         )
 
-    def _without_other_files(self) -> dict[str, Any]:
-        """The data without the keys of files that are no specs: no message may show their content."""
+    def _without_other_files(self) -> dict[str, object]:
+        """The data without the keys of files that are not specs: no message may show their content."""
         by_file: dict[str, list[str]] = {}
         for key in self._source.data:
             position = self._source.position((key,), key=True)
@@ -193,7 +191,7 @@ class _SpecReader:
     # --- policy and critic ---
 
     def _params_meant(self, top: Fields) -> dict[str, str]:
-        """The params that were meant by unknown keys of overrides, by key: ``--set width=3`` means params.width."""
+        """For unknown keys of overrides, the params that were probably meant: ``--set width=3`` means params.width."""
         places = {
             key: self._source.position((key,), key=True)
             for key in top.values
@@ -257,7 +255,7 @@ class _SpecReader:
         fields.note("kind", f"'kind' must be one of {listing(CRITICS)}, got {got}{way_out}")
         return "state"
 
-    def _wrap(self, fields: Fields) -> tuple[str | dict[str, Any], ...]:
+    def _wrap(self, fields: Fields) -> tuple[str | dict[str, object], ...]:
         wrap = fields.values.get("wrap", [])
         if not isinstance(wrap, list):
             fields.wrong("wrap", "a list of wrappers")
@@ -283,7 +281,7 @@ class _SpecReader:
         return tuple(wrap)
 
     def _wrapper(self, name: str, path: Path, key: str | None = None) -> None:
-        """Note what is wrong with the name of a wrapper, which stands at ``path`` or is a ``key`` there."""
+        """Note a wrong name of a wrapper, which is the value at ``path`` or a ``key`` there."""
         where = path if key is None else (*path, key)
         if name in ONLY_PYTHON:
             message = f"the wrapper {name!r} is for Python only: {ONLY_PYTHON[name]}"
@@ -295,18 +293,18 @@ class _SpecReader:
     # --- networks ---
 
     def _networks(
-        self, fields: Fields, keys: tuple[str, ...], part_keys: tuple[str, ...], role: str
+        self, fields: Fields, keys: tuple[str, ...], owner_keys: tuple[str, ...], owner: str
     ) -> dict[str | None, NetworkSpec]:
-        """The networks of a policy or critic which has ``part_keys`` beside the ``keys`` of a network."""
+        """The networks of ``owner`` (policy or critic), which has ``owner_keys`` beside the ``keys`` of a network."""
         if "networks" not in fields:
-            inner = {key: value for key, value in fields.values.items() if key not in part_keys}
+            inner = {key: value for key, value in fields.values.items() if key not in owner_keys}
             network = Fields(inner, fields.path, self._problems)
-            return {None: self._network(network, keys, (*keys, *part_keys), role, role)}
+            return {None: self._network(network, keys, (*keys, *owner_keys), owner, owner)}
         for key in keys:
             if key in fields:
                 message = f"{key!r} has no place beside 'networks'; write it in each of them"
                 fields.note(key, message, on_key=True)
-        fields.unknown((*keys, *part_keys), f"a {role}")
+        fields.unknown((*keys, *owner_keys), f"a {owner}")
         value = fields.values["networks"]
         if not isinstance(value, list | dict) or not value:
             fields.wrong("networks", "a list or a mapping of networks")
@@ -318,17 +316,17 @@ class _SpecReader:
             path = (*fields.path, "networks", key)
             if isinstance(item, dict):
                 inner = Fields(item, path, self._problems)
-                networks[str(key)] = self._network(inner, keys, keys, "network", role)
+                networks[str(key)] = self._network(inner, keys, keys, "network", owner)
             else:
                 message = f"the network {str(key)!r} must be a mapping, got {describe(item)}"
                 self._problems.add(path, message)
         return networks
 
     def _network(
-        self, fields: Fields, keys: tuple[str, ...], known: tuple[str, ...], what: str, role: str
+        self, fields: Fields, keys: tuple[str, ...], known: tuple[str, ...], what: str, owner: str
     ) -> NetworkSpec:
         given = [kind for kind in KINDS if kind in fields]
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, object] = {}
         meant: set[str] = set()
         if "_target_" in given:
             arguments = {key: value for key, value in fields.values.items() if key not in keys}
@@ -347,7 +345,7 @@ class _SpecReader:
             target=self._target(fields),
             arguments=arguments,
             template=read_template(fields, self._nodes) if "template" in given else None,
-            heads=self._heads(fields, graph, role, "heads" in meant or _holds_heads(fields)),
+            heads=self._heads(fields, graph, owner, "heads" in meant or _holds_heads(fields)),
             observations=fields.texts("observations") if "observations" in fields else None,
             init=fields.values.get("init"),
             shares=shared_stages(shares) if "template" in given else shares,
@@ -371,10 +369,10 @@ class _SpecReader:
     # --- heads ---
 
     def _heads(
-        self, fields: Fields, graph: dict[str, NodeSpec] | None, role: str, misspelt: bool
+        self, fields: Fields, graph: dict[str, NodeSpec] | None, owner: str, misspelt: bool
     ) -> HeadsSpec | None:
         if "heads" not in fields:
-            if role == "policy" and graph and not misspelt:
+            if owner == "policy" and graph and not misspelt:
                 ends = sinks(graph)
                 example = ends[0] if len(ends) == 1 else "latent"
                 message = (
@@ -402,8 +400,8 @@ class _SpecReader:
                 self._problems.add((*path, name), message)
         return HeadsSpec(path, None, actions)
 
-    def _default_head(self, value: dict[str, Any], path: Path) -> HeadsSpec:
-        """The head of all actions, written ``{in: latent}``; notes settings that look like the head of one action."""
+    def _default_head(self, value: dict[str, object], path: Path) -> HeadsSpec:
+        """The head of all actions, written ``{in: latent}``; settings that look like one action's head are noted."""
         for name, setting in value.items():
             if isinstance(setting, dict) and "in" in setting:
                 message = (
@@ -415,6 +413,6 @@ class _SpecReader:
 
 
 def _holds_heads(fields: Fields) -> bool:
-    """Whether ``heads`` was written inside of the graph; the graph's reader notes that."""
+    """Whether ``heads`` is written inside of the graph, which `NodeParser.graph` notes."""
     graph = fields.values.get("graph")
     return isinstance(graph, dict) and "heads" in graph and is_misplaced("heads", graph["heads"])

@@ -1,6 +1,6 @@
-"""Names in a spec that refer to others in it: inputs, `same_as`, `shares`.
+"""Names in a spec that refer to other names in it: inputs, `same_as`, `shares`.
 
-What the environment offers is not known here.
+The observations of the environment are not known here.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def check_graph(
     inputs: Iterable[str] | None = None,
     outputs: Iterable[str] | None = None,
 ) -> None:
-    """Cycles, names taken twice and `same_as` in a graph and in those nested in it (as deep as a document may be).
+    """Note cycles, duplicate names and wrong `same_as` in a graph and in the graphs nested in it.
 
-    ``inputs`` and ``outputs`` are known for a nested graph only; its unknown and unused names are reported as well.
+    ``inputs`` and ``outputs`` are known for a nested graph only; its unknown and unused names are noted as well.
     """
     for problem in _dag(nodes, inputs, outputs).problems():
         _add(problem, nodes, path, problems)
@@ -37,7 +37,7 @@ def check_graph(
 
 
 def check_shares(network: NetworkSpec, problems: Problems) -> None:
-    """Each of `shares` must be a value of the network's graph; what a class or a template gives is not known here."""
+    """Note each of `shares` that is no value of the network's graph; a class or a template is not checked here."""
     if network.graph is None:
         return
     values = [name for node in network.graph.values() for name in node.writes]
@@ -49,19 +49,12 @@ def check_shares(network: NetworkSpec, problems: Problems) -> None:
 
 def origins(nodes: dict[str, NodeSpec], names: Iterable[str]) -> dict[str, frozenset[str]]:
     """For each of the values ``names``, the inputs of the graph that it depends on."""
-    written = {name: node for node in nodes.values() for name in node.writes}
+    written = {value for node in nodes.values() for value in node.writes}
     inputs_by_name = {}
     for name in names:
-        inputs, seen, left = set(), {name}, [name]
-        while left:
-            current = left.pop()
-            if current not in written:
-                inputs.add(current)
-                continue
-            new = [read for read in written[current].reads if read not in seen]
-            seen.update(new)
-            left += new
-        inputs_by_name[name] = frozenset(inputs)
+        needed = _dag(nodes, None, [name]).needed()
+        values = {name, *(value for node in needed for value in nodes[node].reads)}
+        inputs_by_name[name] = frozenset(values - written)
     return inputs_by_name
 
 
@@ -78,7 +71,7 @@ def _dag(
 
 
 def _add(problem: DagProblem, nodes: dict[str, NodeSpec], path: Path, problems: Problems) -> None:
-    """Note a problem of the Dag where the user wrote its cause."""
+    """Note a problem of the Dag at its cause in the spec."""
     node = nodes.get(problem.node or "")
     if node is None:
         side = "in" if problem.kind == "unused_input" else "out"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from composer.errors import Path, Problems
+from composer.errors import Path
 from composer.spec.fields import Fields
 from composer.spec.model_spec import NodeSpec, TemplateSpec
-from composer.spec.nodes import NodeReader
+from composer.spec.nodes import NodeParser
 from perception_blocks.words import describe, hint, listing
 
 __all__ = ["GIVEN_KINDS", "KINDS", "STAGES", "TEMPLATE_KEYS", "read_template", "shared_stages"]
@@ -24,8 +23,8 @@ _EXAMPLE = "a mapping such as {block: dense, hidden_units: 64}"
 _WIRING = ("in", "out", "same_as")
 
 
-def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
-    """The template at `template` of the network ``fields``; what is wrong is noted and left out."""
+def read_template(fields: Fields, nodes: NodeParser) -> TemplateSpec:
+    """The value of `template` in the network ``fields``; mistakes are noted and left out."""
     given = {} if fields.values["template"] is None else fields.mapping("template")
     if fields.values["template"] is None:
         message = (
@@ -34,58 +33,48 @@ def read_template(fields: Fields, nodes: NodeReader) -> TemplateSpec:
         fields.note("template", message)
     template = Fields(given, fields.at("template"), fields.problems)
     template.unknown(TEMPLATE_KEYS, "a template")
-    reader = _TemplateReader(nodes, fields.problems)
-    return TemplateSpec(
-        template.path,
-        image=reader.optional(template, "image"),
-        vector=reader.optional(template, "vector"),
-        discrete=reader.optional(template, "discrete"),
-        set=reader.optional(template, "set"),
-        text=reader.optional(template, "text"),
-        graph=reader.optional(template, "graph"),
-        by_name=reader.by_name(template),
-        kinds=reader.kinds(template),
-        trunk=reader.optional(template, "trunk", TRUNK),
-        memory=reader.optional(template, "memory"),
-    )
+    parser = _TemplateParser(template, nodes)
+    stages = {key: parser.optional(key) for key in (*KINDS, "memory")}
+    trunk = parser.optional("trunk", TRUNK)
+    by_name, kinds = parser.by_name(), parser.kinds()
+    return TemplateSpec(template.path, by_name=by_name, kinds=kinds, trunk=trunk, **stages)
 
 
 def shared_stages(shares: tuple[str, ...]) -> tuple[str, ...]:
-    """The values that a template's network shares, where it may say ``trunk`` for the node that its trunk becomes."""
+    """The nodes of a template's network that ``shares`` names; ``trunk`` means the node that the trunk becomes."""
     return tuple(STAGES.get(name, name) for name in shares)
 
 
-class _TemplateReader:
-    def __init__(self, nodes: NodeReader, problems: Problems) -> None:
+class _TemplateParser:
+    def __init__(self, template: Fields, nodes: NodeParser) -> None:
+        self._template = template
         self._nodes = nodes
-        self._problems = problems
+        self._problems = template.problems
 
-    def optional(
-        self, template: Fields, key: str, default: Mapping[str, Any] | None = None
-    ) -> NodeSpec | None:
+    def optional(self, key: str, default: object = None) -> NodeSpec | None:
         """The node at ``key``; null leaves it out."""
-        if key not in template:
-            return None if default is None else self._node(key, default, template.path)
-        value = template.values[key]
-        return None if value is None else self._node(key, value, template.at(key))
+        template = self._template
+        path = template.at(key) if key in template else template.path
+        value = template.values.get(key, default)
+        return None if value is None else self._node(key, value, path)
 
-    def by_name(self, template: Fields) -> dict[str, NodeSpec]:
-        patterns = template.mapping("by_name", "a mapping from names of observations to nodes")
-        nodes = {}
-        for pattern, value in patterns.items():
-            node = self._node(pattern, value, (*template.at("by_name"), pattern))
-            if node is not None:
-                nodes[pattern] = node
-        return nodes
+    def by_name(self) -> dict[str, NodeSpec]:
+        expected, path = (
+            "a mapping from names of observations to nodes",
+            self._template.at("by_name"),
+        )
+        patterns = self._template.mapping("by_name", expected)
+        nodes = {name: self._node(name, value, (*path, name)) for name, value in patterns.items()}
+        return {name: node for name, node in nodes.items() if node is not None}
 
-    def kinds(self, template: Fields) -> dict[str, str]:
+    def kinds(self) -> dict[str, str]:
         expected = f"a mapping from names of observations to {listing(GIVEN_KINDS)}"
-        given = template.text_mapping("kinds", expected)
+        given = self._template.text_mapping("kinds", expected)
         for pattern in [pattern for pattern, kind in given.items() if kind not in GIVEN_KINDS]:
             kind = given.pop(pattern)
             near = hint(kind, GIVEN_KINDS, "known are")
             message = f"{kind!r} is no kind of observation that can be given{near}"
-            self._problems.add((*template.at("kinds"), pattern), message)
+            self._problems.add((*self._template.at("kinds"), pattern), message)
         return given
 
     def _node(self, name: str, value: object, path: Path) -> NodeSpec | None:

@@ -1,4 +1,4 @@
-"""The names of wrappers, and which of them a spec may use. Needs no torch, as a spec's structure is read without it."""
+"""The names of wrappers, and which of them a spec may use. Needs no torch: a spec's structure is read without it."""
 
 from __future__ import annotations
 
