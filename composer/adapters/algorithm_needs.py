@@ -6,7 +6,7 @@ follow from it: a setting of the spec that is to change, or the algorithms of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.tree import format_space
 
-__all__ = ["AlgorithmNeeds", "problems"]
+__all__ = ["AlgorithmNeeds", "anything", "problems", "refuse_for"]
 
 ADVISED = {
     "state": "critic: {kind: state, template: {}}",
@@ -30,6 +30,11 @@ ADVISED = {
 BOUND_THEM = (
     ", or give the environment's actions bounds, as gymnasium.wrappers.TransformAction does"
 )
+
+
+def anything(model: Model) -> Iterator[str]:
+    """No reason against any model."""
+    return iter(())
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class AlgorithmNeeds:
     refuses: Callable[[Model], Iterator[str]]
     critic: Literal["state", "state_action", "choices"] | None
     family: Literal["any", "chances", "bounded", "deterministic"] = "chances"
-    more: Callable[[Model], Iterator[str]] = lambda model: iter(())
+    more: Callable[[Model], Iterator[str]] = anything
     of_boxes: bool = False
     is_advised: bool = True  # not where the environment must be made for it
 
@@ -62,6 +67,13 @@ def problems(model: Model, name: str, table: Mapping[str, AlgorithmNeeds]) -> li
         *_of_critic(model, name, algorithm.critic),
         *algorithm.more(model),
     ]
+
+
+def refuse_for(trainer: str, reasons: Iterable[str]) -> None:
+    """Raise ValueError with every one of ``reasons`` why ``trainer`` cannot train a model."""
+    lines = "".join(f"\n  {reason}" for reason in reasons)
+    if lines:
+        raise ValueError(f"{trainer} cannot train this model:{lines}")
 
 
 def _way_out(model: Model, table: Mapping[str, AlgorithmNeeds]) -> str:

@@ -116,6 +116,7 @@ class CriticModule(CriticKind, NetworkModule):
     value_normalizer: NormalizeBlock | None
     part = "critic"
     takes_action = False
+    copies = 1  # of an ensemble
     added: ClassVar[tuple[str, ...]] = ("value_normalizer",)  # children that its network has not
 
     @classmethod

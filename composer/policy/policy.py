@@ -261,6 +261,10 @@ class Policy(NetworkModule):
         value = distribution.mode() if deterministic else distribution.sample(generator)
         return value if isinstance(value, dict) else {self._only: value}
 
+    def as_observed(self, flat: Tensors) -> Any:
+        """Observations by flat key, in the structure of the space for a class that defines its own ``preprocess``."""
+        return self.observer.tree.unflatten(flat) if self.users_own("preprocess") else flat
+
     def users_own(self, method: str) -> Any:
         """A method that the user's network class defines; a node of that name is none."""
         module = self.network.module

@@ -21,7 +21,6 @@ from composer.adapters.sb3.spaces import (
     FlatEnv,
     HostActions,
     HostObservations,
-    differing,
     refuse_other_spaces,
 )
 from composer.checkpoint.file import foreign_modules
@@ -30,7 +29,7 @@ from composer.limits import GivenLimits, Limits, limits_from
 from composer.model import Model, compose
 from composer.policy.structured import one_policy
 from composer.source.load import GivenSpec, Override, dump_yaml, load_source
-from composer.spaces.json_form import spaces_differ, spaces_to_json
+from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import (
     Spaces,
     environment_spaces,
@@ -108,7 +107,7 @@ def agent(
     if not isinstance(env, VecEnv):
         env = _wrapped(env, observations, actions)
     seen = (env.observation_space, env.action_space)
-    refuse_other_spaces(observations, actions, *seen, bounds=bounds)
+    refuse_other_spaces((observations.space, actions.space), seen, bounds=bounds)
     arguments = {**_arguments(model, allow, limits), **(policy_kwargs or {})}
     trained = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
     if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
@@ -164,13 +163,14 @@ class UpdateNormalizers(BaseCallback):
         self._count()
 
     def _count(self) -> None:
-        policy: Any = self.model.policy
-        model: Model = policy.model
-        if one_policy(model.policy).observer.keys:
+        policy = self.model.policy
+        assert isinstance(policy, HostPolicy)
+        model = policy.model
+        if policy.policy.observer.keys:
             for seen in self._seen:
                 model.update_normalizers(policy.read(obs_as_tensor(seen, policy.device)))
-        critic: Any = model.critic
-        if self._returns is not None and critic.value_normalizer is not None:
+        normalizer = getattr(model.critic, "value_normalizer", None)
+        if self._returns is not None and normalizer is not None:
             model.update_normalizers(returns=self._returns)
         self._seen, self._returns = [], None
 
@@ -253,11 +253,7 @@ def _refuse_unlike(model: Model, env_spaces: Spaces, bounds: bool = True) -> Non
     """Raise ValueError unless the spaces of an environment are those of ``model``."""
     _refuse_actors(env_spaces[0])
     needed = (model.observation_space, model.action_space)
-    differences = differing(needed[0], env_spaces[0], "observation", bounds=bounds)
-    differences += spaces_differ(needed[1], env_spaces[1], "action")
-    if differences:
-        lines = "".join(f"\n  {difference}" for difference in differences)
-        raise ValueError(f"the environment's spaces are not those of the model:{lines}")
+    refuse_other_spaces(needed, env_spaces, "of the model", "", bounds=bounds)
 
 
 def _refuse_actors(space: object) -> None:
@@ -279,7 +275,7 @@ def _wrapped(
 
 
 def _arguments(model: Model, allow: tuple[str, ...], limits: Limits) -> dict[str, Any]:
-    """What a policy needs to compose this model again: plain data."""
+    """The arguments with which a policy composes this model again: plain data."""
     frozen = [
         name
         for name, parameter in model.named_parameters()

@@ -22,7 +22,10 @@ def refuse(model: Model, algorithm: str, names: Mapping[str, str] | None = None)
 
     ``names`` maps names of classes to what the caller calls the algorithms.
     """
-    reasons = _problems(model, algorithm)
+    if is_by_actor(model.observation_space):
+        reasons = [f"it acts for {several_actors(model.observation_space)}"]
+    else:
+        reasons = problems(model, algorithm, ALGORITHMS)
     if reasons:
         lines = "".join(f"\n  {problem}" for problem in reasons)
         text = f"{algorithm} cannot train this model:{lines}"
@@ -35,12 +38,6 @@ def several_actors(spaces_by_actor: Iterable[ActorKey]) -> str:
     """The end of a message that names the actors and says that one policy of one agent is trained."""
     names = ", ".join(map(repr, spaces_by_actor))
     return f"several steps or agents ({names}); Stable-Baselines3 trains one policy of one agent"
-
-
-def _problems(model: Model, algorithm: str) -> list[str]:
-    if is_by_actor(model.observation_space):
-        return [f"it acts for {several_actors(model.observation_space)}"]
-    return problems(model, algorithm, ALGORITHMS)
 
 
 def _memory(model: Model) -> Iterator[str]:

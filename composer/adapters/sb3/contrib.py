@@ -44,9 +44,8 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
         with _masks_named():
-            distribution, values = self.judge(self.read(obs), self._mask(action_masks))
-        actions = self.draw(distribution, deterministic)
-        return actions, values, self.log_prob(distribution, actions, (len(actions),))
+            judged = self.judge(self.read(obs), self._mask(action_masks))
+        return self._drawn(*judged, deterministic)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: Tensor, action_masks: object = None
@@ -118,10 +117,8 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         """Actions, values (B, 1), log-probabilities (B,) and the state after."""
         state = self._unpack(lstm_states.pi)
         distribution, values, after = self._advance(self.read(obs), state, episode_starts)
-        actions = self.draw(distribution, deterministic)
         packed = self._pack(after)
-        log_prob = self.log_prob(distribution, actions, (len(actions),))
-        return actions, values, log_prob, RNNStates(packed, packed)
+        return *self._drawn(distribution, values, deterministic), RNNStates(packed, packed)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
@@ -129,7 +126,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         """Values (N * T, 1), log-probabilities and entropies (N * T,) of N padded sequences of T steps."""
         leading = (lstm_states.pi[0].shape[1], -1)
         flat = self.observations.read(obs, self.observation_space, leading)
-        observations = self.as_observed(self._without_padding(flat))
+        observations = self.policy.as_observed(self._without_padding(flat))
         state = self._unpack(lstm_states.pi)
         starts = episode_starts.reshape(leading)
         distribution, values, _ = self._advance(observations, state, starts, unroll=True)
@@ -168,39 +165,23 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         self, observations: object, state: State, starts: Tensor, unroll: bool = False
     ) -> tuple[Distribution, Tensor, State]:
         """Distribution, values (..., 1) and the state after one step, or with ``unroll`` after all of (N, T)."""
-        policy, critic = self.policy, self.model.critic
+        policy, critic = self.policy, self.state_critic
         resets: Tensor | None = starts > 0.5
         if unroll:
             state, resets = _begun(state, starts > 0.5)
         inputs = policy.read(observations)
-        policy_state = share_of("policy", state)
-        outputs, after = policy.run(inputs, policy_state, resets, unroll)
-        values, more = self._values(
-            critic, observations, share_of("critic", state), resets, outputs, unroll
-        )
+        outputs, after = policy.run(inputs, share_of("policy", state), resets, unroll)
+        seen = critic.read(observations, outputs)
+        values, more = critic.run(seen, share_of("critic", state), resets, unroll)
         after = under("policy", after) | under("critic", more)
-        return policy.distribution_of(outputs, inputs, None, 1.0), values.float(), after
-
-    def _values(
-        self,
-        critic: Any,
-        observations: object,
-        state: State,
-        resets: Tensor | None,
-        outputs: Tensors,
-        unroll: bool,
-    ) -> tuple[Tensor, State]:
-        if not critic.has_memory:
-            return critic(observations, shared=outputs)["value"], {}
-        call = critic.unroll if unroll else critic
-        values, after = call(observations, state, resets, shared=outputs)
-        return values["value"], after
+        distribution = policy.distribution_of(outputs, inputs, None, 1.0)
+        return distribution, values["value"].float(), after
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole model's state, in the order in which it is packed."""
-        policy, critic = self.policy, self.model.critic
-        return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)  # type: ignore[union-attr]
+        policy, critic = self.policy, self.state_critic
+        return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)
 
     def _pack(self, state: State) -> Packed:
         rows = [state[name].flatten(1) for name in self._shapes]

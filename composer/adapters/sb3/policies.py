@@ -14,6 +14,7 @@ from composer.adapters.sb3.checks import refuse
 from composer.adapters.sb3.spaces import HostActions, HostObservations, refuse_other_spaces
 from composer.checkpoint.file import fill
 from composer.checkpoint.plain_spec import saved_spec
+from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
 from composer.limits import GivenLimits
 from composer.model import Model, compose
@@ -85,9 +86,8 @@ class HostPolicy(BasePolicy):
         refuse(self.model, self.algorithm)
         self.observations = HostObservations(self.policy.observer.tree)
         self.actions = HostActions(self.policy.action_tree)
-        refuse_other_spaces(
-            self.observations, self.actions, observation_space, action_space, bounds=False
-        )
+        needed = (self.observations.space, self.actions.space)
+        refuse_other_spaces(needed, (observation_space, action_space), bounds=False)
         self._build(lr_schedule)
 
     model: Model
@@ -132,13 +132,7 @@ class HostPolicy(BasePolicy):
     def read(self, observations: PyTorchObs, leading: tuple[int, ...] = (-1,)) -> Any:
         """The host's observations as the model takes them, with the axes ``leading``."""
         flat = self.observations.read(observations, self.observation_space, leading)
-        return self.as_observed(flat)
-
-    def as_observed(self, flat: dict[str, Tensor]) -> Any:
-        """What a network's own ``preprocess`` is given has the structure of the space."""
-        if self.policy.users_own("preprocess") is None:
-            return flat
-        return self.observations.tree.unflatten(flat)
+        return self.policy.as_observed(flat)
 
     def draw(self, distribution: Distribution, deterministic: bool) -> Tensor:
         """An action of the host's space, without gradient."""
@@ -179,9 +173,7 @@ class ActorCritic(HostPolicy):
         self, obs: PyTorchObs, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
-        distribution, values = self.judge(self.read(obs))
-        actions = self.draw(distribution, deterministic)
-        return actions, values, self.log_prob(distribution, actions, (len(actions),))
+        return self._drawn(*self.judge(self.read(obs)), deterministic)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
@@ -193,21 +185,31 @@ class ActorCritic(HostPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values (B, 1)."""
-        observations = self.read(obs)
-        critic: Any = self.model.critic
+        observations, critic = self.read(obs), self.state_critic
         shared = self.policy(observations) if critic.shared else None
         return critic(observations, shared=shared)["value"].float()
 
     def judge(self, observations: Any, mask: Tensor | None = None) -> tuple[Distribution, Tensor]:
         """The distribution and the values; what policy and critic share runs once."""
-        policy, critic = self.policy, self.model.critic
+        policy = self.policy
         inputs = policy.read(observations)
         outputs: Tensors = policy(inputs)
-        values = critic(observations, shared=outputs)["value"]  # type: ignore[misc]
+        values = self.state_critic(observations, shared=outputs)["value"]
         return policy.distribution_of(outputs, inputs, mask, 1.0), values.float()
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.draw(self.get_distribution(observation), deterministic)
+
+    @property
+    def state_critic(self) -> SpaceCritic:
+        assert isinstance(self.model.critic, SpaceCritic)  # as `refuse` says
+        return self.model.critic
+
+    def _drawn(
+        self, distribution: Distribution, values: Tensor, deterministic: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        actions = self.draw(distribution, deterministic)
+        return actions, values, self.log_prob(distribution, actions, (len(actions),))
 
     def _evaluated(
         self, distribution: Distribution, values: Tensor, actions: Tensor

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.kinds import Leaf, look_at, to_space_value, unrounded
+from composer.spaces.lookup import Spaces
 from composer.spaces.tree import SpaceTree, to_environment
 from perception_blocks.port import format_shape
 
@@ -27,16 +30,17 @@ __all__ = [
     "FlatEnv",
     "HostActions",
     "HostObservations",
-    "differing",
     "refuse_other_spaces",
 ]
 
 VARIABLE = ("variable", "mask")  # kinds of leaves whose values are padded
+NEEDED = "that the model needs"
+WRAP = "\nWrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 class HostObservations:
-    """Observations as the host has them: ``space``, what it must be, and the way back to what the model reads."""
+    """Observations as the host stores them: the ``space`` that it must have, and the way back to the model's inputs."""
 
     def __init__(self, tree: SpaceTree) -> None:
         self.tree = tree
@@ -44,13 +48,13 @@ class HostObservations:
         self.is_flat = self.space is not tree.space
 
     def flat(self, observation: object) -> dict[str, np.ndarray]:
-        """An environment's observation as one of ``space``, which `is_flat`."""
+        """An environment's observation as an element of ``space``, which `is_flat`."""
         varying = [key for key, leaf in self.tree.leaves.items() if leaf.kind in VARIABLE]
         padded = self.tree.to_tensors(observation, dtype=torch.float32, keys=varying)
         values: dict[str, np.ndarray] = {key: tensor.numpy() for key, tensor in padded.items()}
         for key, leaf in self.tree.leaves.items():
             if key not in values:
-                values[key] = np.asarray(_at(observation, leaf))
+                values[key] = np.asarray(reduce(getitem, leaf.path, observation))  # type: ignore[arg-type]
                 look_at(leaf, values[key])  # before it is cast to the dtype of its space
         parts = self.space.spaces  # type: ignore[attr-defined]
         return {key: np.asarray(values[key], dtype=part.dtype) for key, part in parts.items()}
@@ -61,7 +65,7 @@ class HostObservations:
         host: Space,
         leading: tuple[int, ...] = (-1,),
     ) -> dict[str, Tensor]:
-        """The host's tensors, of its space ``host``, by flat key, with the axes ``leading`` before the space's own."""
+        """The host's tensors of the space ``host`` by flat key, with the axes ``leading`` before the space's axes."""
         if not isinstance(observations, Mapping):
             observations = {self.tree.root: observations}
         tensors = {}
@@ -73,7 +77,7 @@ class HostObservations:
 
 
 class HostActions:
-    """Actions as the host has them: ``space``, and the way to and from what a model's distributions have."""
+    """Actions as the host stores them: their ``space``, and the way to and from the model's distributions."""
 
     def __init__(self, tree: SpaceTree) -> None:
         leaves = {key: unrounded(leaf) for key, leaf in tree.leaves.items()}
@@ -83,12 +87,15 @@ class HostActions:
         self._sizes = [math.prod(leaf.shape) for leaf in tree.leaves.values()]
 
     def to_host(self, action: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """An action of the model's distribution, (..., *its shape), as one of ``space``.
+        """An action of the model's distribution, (..., *its shape), as an element of ``space``.
 
-        Numbers of a Box stay as they were drawn: whoever acts clips them, and densities are those of the draw.
+        Numbers of a Box stay as they were drawn: the host clips them when it acts, and densities are of the draw.
         """
         values = action if isinstance(action, Mapping) else {self._only: action}
-        parts = {key: _drawn(leaf, values[key]) for key, leaf in self.tree.leaves.items()}
+        parts = {
+            key: values[key].float() if _is_drawn(leaf) else to_space_value(leaf, values[key])
+            for key, leaf in self.tree.leaves.items()
+        }
         if not self.is_flat:
             return parts[self._only]
         rows = [
@@ -97,13 +104,15 @@ class HostActions:
         ]
         return torch.cat([row.float() for row in rows], -1)
 
-    def from_host(self, action: Tensor, dtype: torch.dtype, leading: tuple[int, ...]) -> Any:
+    def from_host(
+        self, action: Tensor, dtype: torch.dtype, leading: tuple[int, ...]
+    ) -> Tensor | dict[str, Tensor]:
         """The host's action with these ``leading`` axes as the model's distribution has it; gradients flow through."""
         flat = self.tree.to_tensors(self._split(action, leading), dtype=dtype)
         return flat[self._only] if self.tree.is_single else flat
 
     def to_environment(self, action: object) -> Any:
-        """One action of ``space``, which `is_flat`, as the environment takes it."""
+        """An action of ``space``, which `is_flat`, as the environment takes it."""
         values = self._split(torch.as_tensor(np.asarray(action)), ())
         flat = self.tree.to_tensors(values, dtype=torch.float32)
         return to_environment(self.tree, flat, as_numpy=True)
@@ -123,7 +132,7 @@ class HostActions:
 class FlatEnv(gymnasium.Wrapper):
     """An environment whose observations and actions Stable-Baselines3 can store.
 
-    ``model_spaces`` are those of the environment itself, for which its model is composed.
+    ``model_spaces`` are the spaces of the environment itself, for which its model is composed.
     """
 
     def __init__(
@@ -149,32 +158,18 @@ class FlatEnv(gymnasium.Wrapper):
         return self._observations.flat(observation) if self._observations.is_flat else observation
 
 
-def differing(needed: Space, host: Space, root: str, *, bounds: bool = True) -> list[str]:
-    """How the space of observations that the host has differs from the one that is needed, in words.
-
-    Images may be turned. Without ``bounds`` those of numbers do not count: statistics of the host move them.
-    """
-    return spaces_differ(_turned(needed, host, bounds), host, root)
-
-
 def refuse_other_spaces(
-    observations: HostObservations,
-    actions: HostActions,
-    observation_space: Space,
-    action_space: Space,
-    *,
-    bounds: bool = True,
+    needed: Spaces, host: Spaces, what: str = NEEDED, advice: str = WRAP, *, bounds: bool = True
 ) -> None:
-    """Raise ValueError unless the spaces that the host has are those that a model needs."""
-    root = observations.tree.root
-    differences = differing(observations.space, observation_space, root, bounds=bounds)
-    differences += spaces_differ(actions.space, action_space, "action")
+    """Raise ValueError unless observation and action space of the host are the ones ``needed``.
+
+    Images may be turned. Without ``bounds`` the bounds of numbers may differ: statistics of the host move them.
+    """
+    differences = spaces_differ(_turned(needed[0], host[0], bounds), host[0], "observation")
+    differences += spaces_differ(needed[1], host[1], "action")
     if differences:
         lines = "".join(f"\n  {difference}" for difference in differences)
-        raise ValueError(
-            f"the environment's spaces are not those that the model needs:{lines}\n"
-            "Wrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
-        )
+        raise ValueError(f"the environment's spaces are not those {what}:{lines}{advice}")
 
 
 # --- observations ---
@@ -218,18 +213,12 @@ def _flat_part(leaf: Leaf) -> Space:
     return spaces.Box(limits.min, limits.max, leaf.shape, np.int64)
 
 
-def _at(observation: Any, leaf: Leaf) -> Any:
-    for part in leaf.path:
-        observation = observation[part]
-    return observation
-
-
 def _part(space: Space, key: str) -> Space:
     return space.spaces[key] if isinstance(space, spaces.Dict) else space
 
 
 def _turned(space: Space, host: Space, bounds: bool) -> Space:
-    """``space`` with those images turned to channels first that ``host`` has so; its bounds, without ``bounds``."""
+    """``space`` with its images turned to channels first where ``host`` has them so; without ``bounds``, the host's."""
     if isinstance(space, spaces.Dict) and isinstance(host, spaces.Dict):
         parts = {k: _turned(s, host.spaces.get(k, s), bounds) for k, s in space.spaces.items()}
         return spaces.Dict(parts)
@@ -253,18 +242,12 @@ def _is_plain_action(space: Space) -> bool:
         return bounded and np.issubdtype(space.dtype, np.floating)
     if isinstance(space, spaces.MultiBinary):
         return isinstance(space.n, (int, np.integer))
-    return isinstance(space, spaces.Discrete) or (
-        isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1
-    )
+    return _is_array(space)
 
 
 def _is_drawn(leaf: Leaf) -> bool:
     """Whether an action is stored as it was drawn: the numbers of a Box of floats."""
     return leaf.kind == "box" and np.issubdtype(leaf.space.dtype, np.floating)  # type: ignore[arg-type]
-
-
-def _drawn(leaf: Leaf, value: Tensor) -> Tensor:
-    return value.float() if _is_drawn(leaf) else to_space_value(leaf, value)
 
 
 def _vector(tree: SpaceTree) -> spaces.Box:

@@ -92,7 +92,7 @@ class Sb3Trainer:
             self._envs.close()
             raise
         self.model: Model = self._agent.policy.model
-        self._act = greedy(one_policy(self.model.policy), masked=task.algorithm == "maskable_ppo")
+        self.act = greedy(one_policy(self.model.policy), masked=task.algorithm == "maskable_ppo")
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
@@ -115,11 +115,6 @@ class Sb3Trainer:
             callback=[_Reporting(report, phase), UpdateNormalizers()],
             reset_num_timesteps=False,
         )
-
-    def act(
-        self, observation: object, state: object, first: bool, mask: object
-    ) -> tuple[object, object]:
-        return self._act(observation, state, first, mask)
 
     def state(self) -> dict[str, Any]:
         trained = self._agent

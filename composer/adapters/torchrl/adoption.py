@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictParams
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from composer.adapters.torchrl.modules import ensemble_of
+from composer.critic.base import SpaceCritic
 from composer.critic.state_action import StateActionCritic
 
 __all__ = ["adopt"]
 
 
-def adopt(critic: Any, loss: LossModule) -> None:
-    """Write into ``critic`` and its target what ``loss`` made of their copies.
+def adopt(critic: SpaceCritic | None, loss: LossModule) -> None:
+    """Copy the weights that ``loss`` has trained into ``critic`` and its target.
 
-    Raises ValueError, with nothing written, for a loss that was made of something else.
+    Raises ValueError, with nothing written, for a loss of other modules.
     """
     online = _weights(critic, getattr(loss, "qvalue_network_params", None))
-    if online is None:
+    if online is None or not isinstance(critic, StateActionCritic):
         raise ValueError(
             "this loss was not created from the critic_copies of this model; give it "
             "qvalue_network=list(modules.critic_copies) and as many num_qvalue_nets"
@@ -33,7 +33,9 @@ def adopt(critic: Any, loss: LossModule) -> None:
         _holder(critic.target).load_state_dict(target)
 
 
-def _weights(critic: Any, params: Any) -> dict[str, Tensor] | None:
+def _weights(
+    critic: SpaceCritic | None, params: TensorDictParams | None
+) -> dict[str, Tensor] | None:
     """The stacked ``params`` of a loss by the names of ``critic``; None where they do not fit."""
     if params is None or not isinstance(critic, StateActionCritic):
         return None

@@ -1,4 +1,4 @@
-"""What all algorithms that train with TorchRL have in common: a loss, who explores, and one step of an optimiser."""
+"""Base of the algorithms that train with TorchRL: a loss, an explorer, and the step of an optimiser."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from gymnasium import spaces
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.objectives import LossModule
 
-from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
+from composer.adapters.algorithm_needs import AlgorithmNeeds, anything, problems, refuse_for
+from composer.adapters.torchrl.checks import not_one_choice, several
 from composer.model import Model
 from composer.policy.structured import one_policy
-from composer.spaces.tree import format_space
 from composer.training.trainer import TrainerState, refuse_other_state
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
 
@@ -35,19 +34,22 @@ class Settings:
     max_grad_norm: PositiveFloat = 0.5
 
 
-class Algorithm(ABC):
-    """Learns by ``loss`` from what ``explorer`` collects; what it trains is ``model``.
+S = TypeVar("S", bound=Settings)
 
-    Made as ``(model, env, settings)``, with ``settings`` of ``settings_type``.
+
+class Algorithm(ABC, Generic[S]):
+    """Trains ``model`` by ``loss`` on the steps that ``explorer`` collects.
+
+    A subclass is created as ``(model, env, settings)``, with ``settings`` of ``settings_type``.
     """
 
     settings_type: ClassVar[type[Settings]]
-    random_frames = 0  # so many steps at the beginning of a run are drawn without the explorer
+    random_frames = 0  # steps with random actions, at the beginning of a run
 
     def __init__(
         self,
         model: Model,
-        settings: Settings,
+        settings: S,
         loss: LossModule,
         explorer: TensorDictModuleBase,
     ) -> None:
@@ -58,10 +60,10 @@ class Algorithm(ABC):
 
     @abstractmethod
     def learn(self, batch: TensorDictBase, steps: int) -> None:
-        """Learn from ``batch`` (environments, steps), after which ``steps`` have been made in all."""
+        """Learn from ``batch`` (environments, steps), the last of ``steps`` steps in all."""
 
     def state(self) -> TrainerState:
-        """What there is beside the weights of the model."""
+        """The state beside the weights of the model."""
         return {"optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: TrainerState) -> None:
@@ -81,32 +83,16 @@ class Algorithm(ABC):
 def refuse(model: Model, algorithm: str) -> None:
     """Raise ValueError with every reason why ``algorithm``, one of `ALGORITHMS`, cannot train ``model``."""
     reasons = [*problems(model, algorithm, ALGORITHMS), *_private_keys(model)]
-    if reasons:
-        lines = "".join(f"\n  {problem}" for problem in reasons)
-        raise ValueError(f"{algorithm} of torchrl cannot train this model:{lines}")
+    refuse_for(f"{algorithm} of torchrl", reasons)
 
 
-def _several(model: Model) -> Iterator[str]:
-    actions = one_policy(model.policy).distributions
-    if len(actions) > 1:
-        yield f"it learns one action, but there are {', '.join(map(repr, actions))}"
-
-
-def _not_one_choice(model: Model) -> Iterator[str]:
-    """What dqn cannot train."""
-    policy = one_policy(model.policy)
-    leaves = [*policy.action_tree.leaves.values()]
-    if len(leaves) > 1 or not isinstance(leaves[0].space, spaces.Discrete):
-        shown = format_space(policy.action_space)
-        yield f"it learns a value for each choice of one Discrete action, got {shown}"
-    elif leaves[0].start != 0:
-        yield f"it counts choices from 0, got {format_space(leaves[0].space)}"
+def _no_dqn(model: Model) -> Iterator[str]:
+    yield from not_one_choice(model)
     yield from _memory(model)
 
 
-def _not_one_action(model: Model) -> Iterator[str]:
-    """What sac cannot train."""
-    yield from _several(model)
+def _no_sac(model: Model) -> Iterator[str]:
+    yield from several(model)
     yield from _memory(model)
 
 
@@ -140,8 +126,8 @@ def _of_copies(model: Model) -> Iterator[str]:
 
 
 ALGORITHMS: Mapping[str, AlgorithmNeeds] = {
-    "ppo": AlgorithmNeeds(lambda model: iter(()), "state"),
-    "a2c": AlgorithmNeeds(_several, "state"),
-    "dqn": AlgorithmNeeds(_not_one_choice, None, "any"),
-    "sac": AlgorithmNeeds(_not_one_action, "state_action", "bounded", _of_copies, of_boxes=True),
+    "ppo": AlgorithmNeeds(anything, "state"),
+    "a2c": AlgorithmNeeds(several, "state"),
+    "dqn": AlgorithmNeeds(_no_dqn, None, "any"),
+    "sac": AlgorithmNeeds(_no_sac, "state_action", "bounded", _of_copies, of_boxes=True),
 }

@@ -18,17 +18,17 @@ from torchrl.objectives import (
     SACLoss,
 )
 
-from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
-from composer.adapters.torchrl.fields import CHOICES, Encoding, Field, Key, choice_sizes, shown
-from composer.critic.state_action import StateActionCritic
+from composer.adapters.algorithm_needs import AlgorithmNeeds, anything, problems, refuse_for
+from composer.adapters.torchrl.fields import Encoding, Field, Key, choice_sizes, shown
+from composer.critic.base import can_stand_for
 from composer.model import Model
-from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
+from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
 from perception_blocks.port import format_shape
 
-__all__ = ["encoding_of", "refuse_loss", "refuse_model", "refuse_specs"]
-__all__ += ["refuse_taken_keys", "serves_choices"]
+__all__ = ["encoding_of", "not_one_choice", "refuse_loss", "refuse_model", "refuse_specs"]
+__all__ += ["refuse_taken_keys", "serves_choices", "several"]
 
 Specs = Mapping[Key, TensorSpec]
 _INDICES = (Categorical, MultiCategorical)
@@ -42,20 +42,21 @@ _WRITTEN = ("logits", "params", "state_value", "action_value", "state_action_val
 
 
 def refuse_model(model: Model) -> None:
-    """Raise ValueError for what is no model, and for one that one actor and one critic of TorchRL cannot stand for."""
+    """Raise ValueError for what is no model, and for a model that needs more than one actor of TorchRL."""
     if not isinstance(model, Model):
         raise ValueError(
             f"to_torchrl and primers take a model, as composer.compose makes it, got a {type(model).__name__}"
         )
-    if not isinstance(model.policy, Policy):
+    if is_by_actor(model.observation_space):
         actors = ", ".join(repr(key) for key in model.observation_space)
         raise ValueError(
             f"to_torchrl takes a model of one space; this one has the actors {actors}, whose observations come at "
             "different times. Compose a model for each of them, or train in a loop of your own with "
             "model.policy.act({actor: observation})"
         )
-    if model.policy.users_own("act") is not None:
-        name = type(model.policy.network.module).__name__
+    policy = one_policy(model.policy)
+    if policy.users_own("act") is not None:
+        name = type(policy.network.module).__name__
         raise ValueError(
             f"the class {name!r} defines act() itself, which has no distribution that a loss could differentiate; "
             "remove act() to train it with TorchRL"
@@ -63,7 +64,7 @@ def refuse_model(model: Model) -> None:
 
 
 def refuse_taken_keys(observations: Iterable[Field], actions: Iterable[Field]) -> None:
-    """Raise ValueError for an observation under a key that the modules write: it would be gone after the actor."""
+    """Raise ValueError for an observation under a key that the modules write: the actor would overwrite it."""
     taken = {*_WRITTEN, *(field.key for field in actions)}
     clashing = [field for field in observations if field.key in taken]
     if clashing:
@@ -75,7 +76,7 @@ def refuse_taken_keys(observations: Iterable[Field], actions: Iterable[Field]) -
 
 
 def encoding_of(env: EnvBase) -> Encoding:
-    """How ``env`` takes choices, and shows them."""
+    """The form that choices have in the actions and observations of ``env``."""
     specs = [*_specs(env.full_action_spec_unbatched).values()]
     specs += _specs(env.full_observation_spec_unbatched).values()
     one_hot = any(isinstance(spec, (OneHot, MultiOneHot)) for spec in specs)
@@ -129,7 +130,7 @@ def _fits(field: Field, spec: TensorSpec) -> bool:
 
 
 def _sizes(spec: TensorSpec) -> set[int] | None:
-    """The numbers of choices of a spec; None for other specs."""
+    """The numbers of choices of a spec; None for a spec without choices."""
     if isinstance(spec, MultiCategorical):
         return {int(n) for n in spec.nvec.flatten()}
     if isinstance(spec, MultiOneHot):
@@ -153,52 +154,50 @@ def refuse_loss(loss: type[LossModule], model: Model) -> None:
     table = {**LOSSES, loss.__name__: LOSSES[row]}
     if row == "DQNLoss" and model.critic is None:  # the policy's logits are the values
         table[loss.__name__] = replace(LOSSES[row], critic=None)
-    reasons = problems(model, loss.__name__, table)
-    if reasons:
-        lines = "".join(f"\n  {problem}" for problem in reasons)
-        raise ValueError(f"{loss.__name__} cannot train this model:{lines}")
+    refuse_for(loss.__name__, problems(model, loss.__name__, table))
 
 
 def serves_choices(model: Model) -> bool:
     """Whether the critic, or without one the policy, has one value for each choice of one Discrete action."""
-    critic = model.critic
-    serves = critic is None or (isinstance(critic, StateActionCritic) and critic.copies == 1)
-    return serves and not list(_not_one_choice(model))
+    critic = model.spec.critic
+    serves = critic is None or (can_stand_for(critic.kind, "state_action") and critic.ensemble == 1)
+    return serves and not any(not_one_choice(model))
 
 
-def _anything(model: Model) -> Iterator[str]:
-    return iter(())
+def several(model: Model) -> Iterator[str]:
+    """Why an algorithm of one action cannot train it."""
+    actions = one_policy(model.policy).distributions
+    if len(actions) > 1:
+        yield f"it learns one action, but there are {', '.join(map(repr, actions))}"
 
 
-def _several(model: Model) -> Iterator[str]:
-    if len(one_policy(model.policy).distributions) > 1:
-        yield "it trains one action, and this model has several"
-
-
-def _not_one_choice(model: Model) -> Iterator[str]:
-    leaves = [*one_policy(model.policy).action_tree.leaves.values()]
-    shown = ", ".join(format_space(leaf.space) for leaf in leaves)
-    if len(leaves) > 1 or leaves[0].kind not in CHOICES[:1]:
-        yield f"it needs a value for each choice of one Discrete action; the action here is {shown}"
+def not_one_choice(model: Model) -> Iterator[str]:
+    """Why an algorithm of values for each choice cannot train it."""
+    policy = one_policy(model.policy)
+    leaves = [*policy.action_tree.leaves.values()]
+    shown = format_space(policy.action_space)
+    if len(leaves) > 1 or leaves[0].kind != "discrete":
+        yield f"it learns a value for each choice of one Discrete action, got {shown}"
     elif leaves[0].start != 0:
-        yield f"it counts choices from 0; the action here is {shown}"
+        yield f"it counts choices from 0, got {shown}"
 
 
 def _not_one_box(model: Model) -> Iterator[str]:
-    leaves = [*one_policy(model.policy).action_tree.leaves.values()]
-    if any(leaf.kind != "box" for leaf in leaves) or len(leaves) > 1:
-        shown = ", ".join(format_space(leaf.space) for leaf in leaves)
-        yield f"it needs gradients through one action, which a Box has; the action here is {shown}"
+    policy = one_policy(model.policy)
+    kinds = [leaf.kind for leaf in policy.action_tree.leaves.values()]
+    if kinds != ["box"]:
+        shown = format_space(policy.action_space)
+        yield f"it needs gradients through one action, which a Box has, got {shown}"
 
 
 LOSSES: Mapping[str, AlgorithmNeeds] = {
-    "ClipPPOLoss": AlgorithmNeeds(_anything, "state", "any"),
-    "A2CLoss": AlgorithmNeeds(_several, "state", "any", is_advised=False),
-    "DQNLoss": AlgorithmNeeds(_not_one_choice, "choices", "any", is_advised=False),
-    "DiscreteSACLoss": AlgorithmNeeds(_not_one_choice, "state_action", "any"),
+    "ClipPPOLoss": AlgorithmNeeds(anything, "state", "any"),
+    "A2CLoss": AlgorithmNeeds(several, "state", "any", is_advised=False),
+    "DQNLoss": AlgorithmNeeds(not_one_choice, "choices", "any", is_advised=False),
+    "DiscreteSACLoss": AlgorithmNeeds(not_one_choice, "state_action", "any"),
     "SACLoss": AlgorithmNeeds(_not_one_box, "state_action", "any"),
 }
-# Of classes derived from one another the derived ones come first.
+# A derived class stands before its base.
 _ROWS: Mapping[type[LossModule], str] = {
     PPOLoss: "ClipPPOLoss",
     A2CLoss: "A2CLoss",

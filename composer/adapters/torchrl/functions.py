@@ -8,7 +8,7 @@ TorchRL's environments carry it on. It goes one step at a time, or in TorchRL's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -18,9 +18,8 @@ from torchrl.modules import recurrent_mode
 
 from composer.adapters.torchrl.fields import Field, Key, shown
 from composer.critic.base import SpaceCritic
-from composer.critic.state_action import StateActionCritic
 from composer.network.module import NetworkModule
-from composer.network.network import State, Tensors
+from composer.network.network import Inputs, State, Tensors
 from composer.network.registries import TENSORS, RegistryView
 from composer.policy.policy import Policy
 from perception_blocks.base_block import capturing, is_traced
@@ -29,16 +28,17 @@ __all__ = ["PARAMS", "TensorCritic", "TensorFunction", "TensorPolicy", "state_sp
 
 IS_INIT = "is_init"
 PARAMS = "params"  # of the distributions of several actions
+NAMES = {"policy": "actor", "critic": "critic"}  # TorchRL's names of the parts of a model
 
 
-def state_keys(part: NetworkModule, role: str) -> dict[str, str]:
+def state_keys(part: NetworkModule) -> dict[str, str]:
     """The TensorDict key of each tensor of the state: ``memory/h`` of the actor is ``recurrent_state_actor_h``.
 
     A state that is one tensor is ``recurrent_state_actor``; several memories are told apart by their names:
     ``recurrent_state_actor_<node>_h``.
     """
     names = list(part.state_shapes)
-    base = f"recurrent_state_{role}"
+    base = f"recurrent_state_{NAMES[part.part]}"
     if len(names) == 1:
         return {names[0]: base}
     nodes = {name.rpartition("/")[0] for name in names}
@@ -48,36 +48,45 @@ def state_keys(part: NetworkModule, role: str) -> dict[str, str]:
     return {name: f"{base}_{end}" for name, end in zip(names, ends)}
 
 
-def state_specs(part: NetworkModule, role: str) -> dict[str, Unbounded]:
-    """By key what the environment must know of each tensor of the state."""
+def state_specs(part: NetworkModule) -> dict[str, Unbounded]:
+    """The spec of each tensor of the state, by its key."""
     return {
         key: Unbounded(torch.Size(part.state_shapes[name]), dtype=part.dtype)  # type: ignore[arg-type]
-        for name, key in state_keys(part, role).items()
+        for name, key in state_keys(part).items()
     }
 
 
-class TensorFunction(nn.Module):
-    """What policies and critics have in common: what they read, and how memory goes from step to step.
+P = TypeVar("P", bound=Policy | SpaceCritic)
 
-    ``recurrent`` is the mode where TorchRL's `set_recurrent_mode` says nothing. As with TorchRL's own recurrent
-    modules, ``("next", state)`` holds in recurrent mode the state after the last step, and zeros before.
+
+class TensorFunction(nn.Module, Generic[P]):
+    """Base of policies and critics: their keys, and how memory goes from step to step.
+
+    ``outputs`` maps the outputs of the network to keys, in the order in which they are returned. ``recurrent`` is the
+    mode where TorchRL's `set_recurrent_mode` says nothing. As with TorchRL's own recurrent modules, ``("next", state)``
+    holds in recurrent mode the state after the last step, and zeros before.
     """
 
     def __init__(
-        self, part: NetworkModule, role: str, fields: Mapping[str, Field], *, recurrent: bool
+        self,
+        part: P,
+        fields: Mapping[str, Field],
+        outputs: Mapping[str, Key],
+        *,
+        recurrent: bool,
     ) -> None:
         super().__init__()
         object.__setattr__(self, "part", part)
-        self.weights = Weights(part) if isinstance(part, StateActionCritic) else part
-        self.role = role
+        self.weights = Weights(part) if "target" in part._modules else part
+        self.name = NAMES[part.part]
         self.recurrent = recurrent
         self.fields = dict(fields)  # observations
-        self.states = state_keys(part, role)
-        self.outputs: dict[str, Key] = {}  # of the network, in the order in which they are returned
+        self.states = state_keys(part)
+        self.outputs = dict(outputs)
         self.other_keys: dict[str, Key] = {}  # what else it reads
         self.memory_keys: list[Key] = [*self.states.values(), IS_INIT] if self.states else []
 
-    part: Any
+    part: P
 
     @property
     def in_keys(self) -> list[Key]:
@@ -88,44 +97,35 @@ class TensorFunction(nn.Module):
     def out_keys(self) -> list[Key]:
         return [*self.outputs.values(), *(("next", key) for key in self.states.values())]
 
-    def read(self, given: Mapping[Key, Tensor]) -> Tensors:
+    def read(self, given: Mapping[Key, Tensor]) -> Inputs:
         """Everything that the network reads, from tensors by TensorDict key."""
         raise TypeError(f"{type(self).__name__} must define read(given)")
-
-    def run(
-        self, inputs: Tensors, state: State | None, resets: Tensor | None, unroll: bool
-    ) -> tuple[Tensors, State]:
-        """Outputs, and the state after."""
-        return self.part.run(inputs, state, resets, unroll)
 
     def forward(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         given = {key: tensor for key, tensor in zip(self.in_keys, tensors) if tensor is not None}
         self._refuse_missing(given)
-        inputs = self.read(given)
-        outputs, after = (
-            self._advance(inputs, given) if self.states else self.run(inputs, None, None, False)
-        )
+        outputs, after = self._advance(self.read(given), given)
         return (*(outputs[name] for name in self.outputs), *(after[name] for name in self.states))
 
-    def observations(self, given: Mapping[Key, Tensor]) -> Any:
-        """Observations by flat key; in the structure of the space for a class that has its own ``preprocess``."""
-        flat = {name: field.to_space(given[field.key]) for name, field in self.fields.items()}
-        if isinstance(self.part, Policy) and self.part.users_own("preprocess") is not None:
-            return self.part.observer.tree.unflatten(flat)
-        return flat
+    def observations(self, given: Mapping[Key, Tensor]) -> Tensors:
+        """Observations by flat key."""
+        return {name: field.to_space(given[field.key]) for name, field in self.fields.items()}
 
     # --- memory ---
 
-    def _advance(self, inputs: Tensors, given: Mapping[Key, Tensor]) -> tuple[Tensors, State]:
+    def _advance(self, inputs: Inputs, given: Mapping[Key, Tensor]) -> tuple[Tensors, State]:
+        """The outputs, and the state after one step, or in recurrent mode after all."""
+        if not self.states:
+            return self.part.run(inputs, None, None)
         leading = self.part.leading(inputs)
         state = {name: given[key] for name, key in self.states.items()}
         starts = given[IS_INIT].reshape(leading)
         mode = recurrent_mode()
         if not (self.recurrent if mode is None else mode):
-            return self.run(inputs, state, starts, False)
+            return self.part.run(inputs, state, starts, False)
         if not leading:
             raise ValueError(
-                f"the {self.role} is in recurrent mode, where the last axis of the batch is time; this TensorDict has "
+                f"the {self.name} is in recurrent mode, where the last axis of the batch is time; this TensorDict has "
                 "no batch"
             )
         return self._over_time(inputs, state, starts)
@@ -137,7 +137,7 @@ class TensorFunction(nn.Module):
         state = {name: value.select(axis, 0) for name, value in recorded.items()}
         later = torch.cat([torch.zeros_like(starts[..., :1]), starts[..., 1:]], -1)
         if not _hidden() and _are_zero(recorded, later):
-            outputs, after = self.run(inputs, state, later, True)
+            outputs, after = self.part.run(inputs, state, later, True)
         else:
             outputs, after = self._step_by_step(inputs, recorded, later)
         return outputs, {name: _last_alone(after[name], recorded[name], axis) for name in after}
@@ -152,16 +152,16 @@ class TensorFunction(nn.Module):
         for t in range(starts.shape[-1]):
             begins = starts[..., t]
             for name, value in state.items():
-                own = begins.reshape(*begins.shape, *[1] * (value.dim() - begins.dim()))
-                state[name] = torch.where(own, recorded[name].select(axis, t), value)
+                flags = begins.reshape(*begins.shape, *[1] * (value.dim() - begins.dim()))
+                state[name] = torch.where(flags, recorded[name].select(axis, t), value)
             inputs_t = {name: value.select(axis, t) for name, value in inputs.items()}
-            outputs, state = self.run(inputs_t, state, None, False)
+            outputs, state = self.part.run(inputs_t, state, None, False)
             steps.append(outputs)
         return {name: torch.stack([step[name] for step in steps], axis) for name in steps[0]}, state
 
     def _refuse_forgotten(self, recorded: State, starts: Tensor) -> None:
         """Raise ValueError for data from within an episode all through which a critic's state is zero."""
-        if self.role != "critic" or _hidden() or bool(starts[..., 0].all()):
+        if self.part.part != "critic" or _hidden() or bool(starts[..., 0].all()):
             return
         if _are_zero(recorded, torch.ones_like(starts)):
             names = ", ".join(map(repr, self.states.values()))
@@ -176,17 +176,17 @@ class TensorFunction(nn.Module):
         names = ", ".join(map(shown, missing))
         if any(key in self.memory_keys for key in missing):
             raise ValueError(
-                f"the TensorDict lacks {names}: the {self.role} has memory, which the environment must carry from step "
+                f"the TensorDict lacks {names}: the {self.name} has memory, which the environment must carry from step "
                 "to step; use TransformedEnv(env, primers(model)), with primers of composer.adapters.torchrl"
             )
         if missing:
             raise ValueError(
-                f"the TensorDict lacks {names}, which the {self.role} reads; if an observation has another key there, "
+                f"the TensorDict lacks {names}, which the {self.name} reads; if an observation has another key there, "
                 "say so in to_torchrl(..., keys={name: key})"
             )
 
 
-class TensorPolicy(TensorFunction):
+class TensorPolicy(TensorFunction[Policy]):
     """Observations to logits, to values that are shared, and to the masks of actions: ``outputs`` says which."""
 
     def __init__(
@@ -198,8 +198,7 @@ class TensorPolicy(TensorFunction):
         recurrent: bool,
         masks: Mapping[str, Key] | None = None,
     ) -> None:
-        super().__init__(policy, "actor", fields, recurrent=recurrent)
-        self.outputs = dict(outputs)
+        super().__init__(policy, fields, outputs, recurrent=recurrent)
         self.masks = dict(masks or {})  # observation that is a mask -> where it goes as well
         self._reads = [name for name in policy.read_keys if name in self.fields]
 
@@ -207,20 +206,21 @@ class TensorPolicy(TensorFunction):
     def out_keys(self) -> list[Key]:
         return list(dict.fromkeys(map(_written, self._all_keys())))
 
-    def read(self, given: Mapping[Key, Tensor]) -> Tensors:
-        return self.part.read(self.observations(given), self._reads)
+    def read(self, given: Mapping[Key, Tensor]) -> Inputs:
+        return self.part.read(self.part.as_observed(self.observations(given)), self._reads)
 
-    def forward(self, *tensors: Tensor | None) -> tuple[Any, ...]:
+    def forward(self, *tensors: Tensor | None) -> tuple[Tensor | TensorDict, ...]:
         results = super().forward(*tensors)
         given = dict(zip(self.in_keys, tensors))
         masks = [given[self.fields[name].key] for name in self.masks]
-        written: dict[Key, Any] = {}
+        written: dict[Key, Tensor | TensorDict] = {}
+        params = TensorDict(batch_size=results[0].shape[:-1])
         for key, value in zip(self._all_keys(), [*results, *masks]):
             if _written(key) == key:
                 written[key] = value
             else:
-                parts = written.setdefault(PARAMS, TensorDict(batch_size=results[0].shape[:-1]))
-                parts[key[1:]] = value
+                params[key[1:]] = value
+                written[PARAMS] = params
         return tuple(written[key] for key in self.out_keys)
 
     def _all_keys(self) -> list[Key]:
@@ -228,11 +228,11 @@ class TensorPolicy(TensorFunction):
 
 
 def _written(key: Key) -> Key:
-    """Under which key a value is returned: those of a joint distribution together, as TorchRL reads them."""
+    """The key under which a value is returned: TorchRL reads the values of a joint distribution as one TensorDict."""
     return PARAMS if isinstance(key, tuple) and key[0] == PARAMS else key
 
 
-class TensorCritic(TensorFunction):
+class TensorCritic(TensorFunction[SpaceCritic]):
     """Observations, values that the policy shares, and actions, to values."""
 
     def __init__(
@@ -244,13 +244,12 @@ class TensorCritic(TensorFunction):
         recurrent: bool,
         actions: Mapping[str, Field] | None = None,
     ) -> None:
-        super().__init__(critic, "critic", fields, recurrent=recurrent)
-        self.outputs = dict(outputs)
+        super().__init__(critic, fields, outputs, recurrent=recurrent)
         self.actions = dict(actions or {})
         self.other_keys = {name: name for name in critic.shared}
         self.other_keys |= {f"action/{name}": field.key for name, field in self.actions.items()}
 
-    def read(self, given: Mapping[Key, Tensor]) -> Tensors:
+    def read(self, given: Mapping[Key, Tensor]) -> Inputs:
         critic = self.part
         inputs = critic.read(self.observations(given), given)
         if not self.actions:
@@ -259,7 +258,7 @@ class TensorCritic(TensorFunction):
             name: field.to_model(given[field.key], critic.dtype)
             for name, field in self.actions.items()
         }
-        return inputs | critic.actions.read(action, critic.dtype, critic.device)
+        return Inputs(inputs | critic.vectors_of(action))  # type: ignore[attr-defined]
 
 
 class Weights(RegistryView):

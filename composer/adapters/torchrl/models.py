@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from perception_blocks.registry import missing_extra
 
@@ -30,8 +29,9 @@ from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Key
 from composer.adapters.torchrl.functions import state_specs
 from composer.adapters.torchrl.modules import ModulesBuilder
-from composer.critic.state_action import StateActionCritic
+from composer.critic.base import SpaceCritic
 from composer.model import Model
+from composer.policy.structured import one_policy
 
 __all__ = ["ComposedDistribution", "TorchRLModules", "primers", "to_torchrl"]
 
@@ -113,7 +113,7 @@ def to_torchrl(
         critic_training=build.critic(training=True),
         critic_inference=build.critic(training=False),
         actor_critic=build.actor_critic(actor_training) if model.critic.shared else None,
-        critic_copies=build.copies() if isinstance(model.critic, StateActionCritic) else (),
+        critic_copies=build.copies(),
     )
 
 
@@ -123,13 +123,10 @@ def primers(model: Model) -> Compose:
     ``TransformedEnv(env, primers(model))`` adds the states, and ``is_init``, to the observations.
     """
     refuse_model(model)
-    specs = Composite()
-    parts = {"actor": model.policy, "critic": model.critic}
-    for role, part in parts.items():
-        if part is None:
-            continue
-        specs.update(dict(state_specs(part, role)))
-    transforms: list[Any] = [InitTracker()]
-    if len(specs.keys()):
-        transforms.append(TensorDictPrimer(specs, expand_specs=True))
-    return Compose(*transforms)
+    critic = model.critic
+    specs = state_specs(one_policy(model.policy))
+    if critic is not None:
+        assert isinstance(critic, SpaceCritic)  # as `refuse_model` says
+        specs |= state_specs(critic)
+    primer = [TensorDictPrimer(Composite(specs), expand_specs=True)] if specs else []
+    return Compose(InitTracker(), *primer)

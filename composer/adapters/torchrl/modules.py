@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ from composer.policy.structured import one_policy
 from composer.spaces.tree import SpaceTree
 from composer.spaces.values import as_flags
 from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import hint
 
 __all__ = ["ModulesBuilder", "ensemble_of"]
@@ -73,7 +74,7 @@ class ModulesBuilder:
         return_log_prob: bool,
     ) -> ModulesBuilder:
         """Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell."""
-        policy = one_policy(model.policy)
+        policy, critic = one_policy(model.policy), model.critic
         tree, action_tree = policy.observer.tree, policy.action_tree
         known = [*tree.leaves, *action_tree.leaves, "action_mask"]
         for name in keys:
@@ -82,8 +83,8 @@ class ModulesBuilder:
                     f"keys names {name!r}, which is no observation or action{hint(name, known)}"
                 )
         read = _read_by_policy(policy)
-        if isinstance(model.critic, SpaceCritic):
-            read += _with_masks(tree, model.critic.network.in_ports)
+        if critic is not None:
+            read += _with_masks(tree, critic.network.in_ports)
         observations = fields_of(tree, dict.fromkeys(read), encoding=encoding, keys=keys)
         others = {name: key for name, key in keys.items() if name not in tree.leaves}
         actions = fields_of(action_tree, action_tree.leaves, encoding=encoding, keys=others)
@@ -92,17 +93,17 @@ class ModulesBuilder:
 
     # --- the policy ---
 
+    @property
+    def policy(self) -> Policy:
+        return one_policy(self.model.policy)
+
     def actor(self, *, training: bool) -> ProbabilisticActor:
         """Draws actions; with gradients, and over sequences, where it is for ``training``."""
-        masked = self.mask_training or not training
-        outputs = self._logits_keys()
-        masks = self._mask_outputs() if masked else {}
-        part = self._policy_part(outputs, training, masked, masks)
         keys = [field.key for field in self.actions.values()]
         named: dict[str, Any] = {"log_prob_key": _log_prob(keys[0])} if self._is_single else {}
         return ProbabilisticActor(
-            _module(part),
-            in_keys=self._distribution_keys(masked),
+            self._network(self._logits_keys(), training),
+            in_keys=self._distribution_keys(self._is_masked(training)),
             out_keys=keys,
             spec=self._action_spec(),
             default_interaction_type=InteractionType.RANDOM,
@@ -113,17 +114,21 @@ class ModulesBuilder:
 
     def trunk(self, *, training: bool) -> TensorDictModule:
         """The policy's network up to its logits, with all that the critic reads of it."""
-        outputs = self._logits_keys() | {name: name for name in self.model.policy.shares}
-        masked = self.mask_training or not training
-        masks = self._mask_outputs() if masked else {}
-        return _module(self._policy_part(outputs, training, masked, masks))
+        shared = {name: name for name in self.policy.shares}
+        return self._network(self._logits_keys() | shared, training)
 
-    def _policy_part(
-        self, outputs: Mapping[str, Key], training: bool, masked: bool, masks: Mapping[str, Key]
-    ) -> TensorPolicy:
-        policy = one_policy(self.model.policy)
+    def _is_masked(self, training: bool) -> bool:
+        return self.mask_training or not training
+
+    def _network(
+        self, outputs: Mapping[str, Key], training: bool, masked: bool | None = None
+    ) -> TensorDictModule:
+        """The policy's network; it reads the masks of actions where the actor is ``masked``."""
+        masked = self._is_masked(training) if masked is None else masked
+        policy = self.policy
         fields = {name: self.observations[name] for name in _read_by_policy(policy, masked)}
-        return TensorPolicy(policy, fields, outputs, recurrent=training, masks=masks)
+        masks = self._mask_outputs() if masked else {}
+        return TensorModule(TensorPolicy(policy, fields, outputs, recurrent=training, masks=masks))
 
     @property
     def _is_single(self) -> bool:
@@ -135,39 +140,39 @@ class ModulesBuilder:
         return {name: _params(field.key, "logits") for name, field in self.actions.items()}
 
     def _mask_outputs(self) -> dict[str, Key]:
-        """Of several actions: the observations that are masks, and where the distributions look for them."""
+        """The observations that mask one of several actions, and the keys where the distributions expect them."""
         if self._is_single:
             return {}
-        masks = one_policy(self.model.policy).masks.items()
+        masks = self.policy.masks.items()
         return {name: _params(self.actions[action].key, "mask") for action, name in masks}
 
-    def _distribution_keys(self, masked: bool) -> Any:
+    def _distribution_keys(self, masked: bool) -> list[str] | dict[str, Key]:
         if not self._is_single:
             return [PARAMS]
-        return {"logits": "logits"} | ({"mask": self.mask_key} if masked and self.mask_key else {})
+        keys: dict[str, Key] = {"logits": "logits"}
+        return {**keys, "mask": self.mask_key} if masked and self.mask_key else keys
 
     def _distribution(self) -> dict[str, Any]:
         """Class and arguments of the distribution, for ProbabilisticActor."""
-        families = one_policy(self.model.policy).distributions
-        if self._is_single:
-            ((name, field),) = self.actions.items()
-            arguments: dict[str, Any] = {"family": families[name], "field": field}
-            arguments["mask_key"] = self.mask_key
-            return {"distribution_class": ComposedDistribution, "distribution_kwargs": arguments}
-        masks = one_policy(self.model.policy).masks
-        parts = {
-            field.key: partial(
-                ComposedDistribution,
-                family=families[name],
-                field=field,
-                mask_key=masks.get(name),
-            )
+        policy = self.policy
+        masks = dict.fromkeys(self.actions, self.mask_key) if self._is_single else policy.masks
+        arguments = {
+            name: {
+                "family": policy.distributions[name],
+                "field": field,
+                "mask_key": masks.get(name),
+            }
             for name, field in self.actions.items()
         }
-        return {
-            "distribution_class": CompositeDistribution,
-            "distribution_kwargs": {"distribution_map": parts},
+        if self._is_single:
+            (only,) = arguments.values()
+            return {"distribution_class": ComposedDistribution, "distribution_kwargs": only}
+        parts = {
+            self.actions[name].key: partial(ComposedDistribution, **settings)
+            for name, settings in arguments.items()
         }
+        kwargs = {"distribution_map": parts}
+        return {"distribution_class": CompositeDistribution, "distribution_kwargs": kwargs}
 
     def _action_spec(self) -> Composite:
         spec = Composite()
@@ -182,20 +187,21 @@ class ModulesBuilder:
         return self._after_trunk(self.value(training=training), training)
 
     def value(self, *, training: bool) -> ValueOperator:
-        return _value_operator(self._critic_part(self._critic, training))
+        return TensorValue(self._tensor_critic(self._critic, training))
 
     def collecting(self, actor: ProbabilisticActor) -> TensorDictModuleBase:
         """``actor`` for inference, and after it the critic's memory; values would be in the way of GAE."""
         if self.model.critic is None or not self._critic.has_memory:
             return actor
-        part = self._critic_part(self._critic, training=False)
-        part.outputs = {}
-        return _sequence(actor, self._after_trunk(_module(part), training=False))
+        memory = self._tensor_critic(self._critic, training=False)
+        memory.outputs = {}
+        critic = self._after_trunk(TensorModule(memory), training=False)
+        return TensorDictSequential(actor, critic)
 
     def _after_trunk(self, value: TensorDictModule, training: bool) -> TensorDictModuleBase:
         if not self._critic.shared:
             return value
-        return _sequence(self.trunk(training=training), value)
+        return TensorDictSequential(self.trunk(training=training), value)
 
     def copies(self) -> tuple[ValueOperator, ...]:
         """The copies of an ensemble as critics of their own, with copies of its weights."""
@@ -204,14 +210,13 @@ class ModulesBuilder:
         if ensemble is None or critic.shared or critic.has_memory:
             return ()
         return tuple(
-            _value_operator(self._critic_part(_single(critic, ensemble, index), True))
+            TensorValue(self._tensor_critic(_single(critic, ensemble, index), True))
             for index in range(ensemble.copies)
         )
 
     def actor_critic(self, actor: ProbabilisticActor) -> ActorValueOperator:
         """Policy and critic in one pass of what they share; ``actor`` is the one for training."""
-        last: Any = actor.module[-1]
-        head = SafeProbabilisticTensorDictSequential(last)
+        head = SafeProbabilisticTensorDictSequential(actor.module[-1])  # type: ignore[index]
         return ActorValueOperator(self.trunk(training=True), head, self.value(training=True))
 
     def q_actor(self) -> QValueActor:
@@ -220,8 +225,8 @@ class ModulesBuilder:
         Without a critic the policy's logits are the values.
         """
         ((name, field),) = self.actions.items()
-        value: Any = (
-            _module(self._policy_part({name: "action_value"}, False, False, {}))
+        value = (
+            self._network({name: "action_value"}, training=False, masked=False)
             if self.model.critic is None
             else self.critic(training=False)
         )
@@ -229,7 +234,7 @@ class ModulesBuilder:
             legal = TensorDictModule(
                 _Legal(field.leaf.key, self.mask_key), in_keys=[self.mask_key], out_keys=[LEGAL]
             )
-            value = _sequence(value, legal)
+            value = TensorDictSequential(value, legal)
         return QValueActor(
             value,
             spec=self._action_spec(),
@@ -241,46 +246,40 @@ class ModulesBuilder:
     @property
     def _critic(self) -> SpaceCritic:
         critic = self.model.critic
-        assert isinstance(critic, SpaceCritic)
+        assert isinstance(critic, SpaceCritic)  # as `refuse_model` says
         return critic
 
-    def _critic_part(self, critic: SpaceCritic, training: bool) -> TensorCritic:
+    def _tensor_critic(self, critic: SpaceCritic, training: bool) -> TensorCritic:
         read = _with_masks(critic.observer.tree, critic.network.in_ports)
         fields = {name: self.observations[name] for name in read}
-        actions = {}
-        if isinstance(critic, StateActionCritic) and not critic.actions.are_choices:
-            actions = dict(self.actions)
+        is_given = any(source.kind == "action" for source in critic.input_sources().values())
+        actions = self.actions if is_given else {}
         return TensorCritic(
             critic, fields, self._value_keys(critic), recurrent=training, actions=actions
         )
 
     def _value_keys(self, critic: SpaceCritic) -> dict[str, Key]:
         """Every output of the critic -> its key."""
-        keys: dict[str, Key] = {name: name for name in critic.out_ports}
-        if not isinstance(critic, StateActionCritic):
-            return keys | {"value": "state_value"}
-        if not critic.actions.are_choices:
-            return keys | {"q_value": "state_action_value"}
+        known: dict[str, Key] = {"value": "state_value", "q_value": "state_action_value"}
         for name, field in self.actions.items():
-            keys[name + Q_VALUES] = (
-                "action_value" if self._is_single else _nested("action_value", field.key)
-            )
-        return keys
+            key = "action_value" if self._is_single else _nested("action_value", field.key)
+            known[name + Q_VALUES] = key
+        return {name: known.get(name, name) for name in critic.out_ports}
 
 
 class OneCopy(Network):
-    """One of the copies of an ensemble, with its outputs called as the ensemble's are."""
+    """One of the copies of an ensemble; its outputs have the names of the ensemble's."""
 
-    def __init__(self, whole: Network, copy: Any, inner: Mapping[str, str]) -> None:
+    def __init__(self, whole: Network, copy: InferenceBlock, inner: Mapping[str, str]) -> None:
         self.module = copy
         self.in_ports = whole.in_ports
-        self.out_ports = {name: copy.out_ports[own] for name, own in inner.items()}
+        self.out_ports = {name: copy.out_ports[output] for name, output in inner.items()}
         self.state_shapes = {}
         self._inner = dict(inner)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         outputs = self.module(inputs)
-        return {name: outputs[own] for name, own in self._inner.items()}
+        return {name: outputs[output] for name, output in self._inner.items()}
 
     def advance(
         self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
@@ -288,24 +287,22 @@ class OneCopy(Network):
         return self.run(inputs), {}
 
 
-class Primed:
-    """A TensorDictModule of a Part; with memory it has what TorchRL's `get_primers_from_module` looks for."""
+class TensorModule(TensorDictModule):
+    """The network of a policy or critic; with memory it has what TorchRL's `get_primers_from_module` looks for."""
 
     module: TensorFunction
 
+    def __init__(self, function: TensorFunction) -> None:
+        super().__init__(function, in_keys=function.in_keys, out_keys=function.out_keys)
+
     @property
     def make_tensordict_primer(self) -> Callable[[], TensorDictPrimer]:
-        part = self.module
-        if not part.states:
+        if not self.module.states:
             raise AttributeError("only modules with memory have make_tensordict_primer")
-        return partial(TensorDictPrimer, state_specs(part.part, part.role), expand_specs=True)
+        return partial(TensorDictPrimer, state_specs(self.module.part), expand_specs=True)
 
 
-class PartModule(Primed, TensorDictModule):
-    """A policy's or critic's network."""
-
-
-class PartValue(Primed, ValueOperator):
+class TensorValue(TensorModule, ValueOperator):
     """A critic whose first output is its value."""
 
 
@@ -326,9 +323,9 @@ class _Legal(nn.Module):
         return legal
 
 
-def ensemble_of(critic: Any) -> EnsembleBlock | None:
-    """What holds the weights of a critic of several copies."""
-    if getattr(critic, "copies", 1) == 1:
+def ensemble_of(critic: SpaceCritic) -> EnsembleBlock | None:
+    """The module with the weights of a critic of several copies; None for a critic of one."""
+    if critic.copies == 1:
         return None
     return next(
         m for n, m in critic._modules.items() if n != "target" and isinstance(m, EnsembleBlock)
@@ -349,28 +346,15 @@ def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> StateAc
     )  # fmt: skip
 
 
-def _sequence(*modules: Any) -> TensorDictSequential:
-    return TensorDictSequential(*modules)
-
-
-def _module(part: TensorFunction) -> TensorDictModule:
-    keys: dict[str, Any] = {"in_keys": part.in_keys, "out_keys": part.out_keys}
-    return PartModule(part, **keys)
-
-
-def _value_operator(part: TensorFunction) -> ValueOperator:
-    return PartValue(part, in_keys=part.in_keys, out_keys=part.out_keys)
-
-
 def _read_by_policy(policy: Policy, masked: bool = True) -> list[str]:
-    """What it reads; the masks of actions only where it is ``masked``."""
+    """The observations that it reads; the masks of actions only where it is ``masked``."""
     tree = policy.observer.tree
     if policy.users_own("preprocess") is not None:
         return list(tree.leaves)
     return _with_masks(tree, policy.read_keys if masked else policy.network.in_ports)
 
 
-def _with_masks(tree: SpaceTree, names: Any) -> list[str]:
+def _with_masks(tree: SpaceTree, names: Iterable[str]) -> list[str]:
     """The observations among ``names``, and the masks of what varies in size."""
     read = [name for name in names if name in tree.leaves]
     masks = [mask for name in read if (mask := tree.ports[name].mask) is not None]
@@ -380,7 +364,7 @@ def _with_masks(tree: SpaceTree, names: Any) -> list[str]:
 def _mask_key(
     policy: Policy, observations: Mapping[str, Field], keys: Mapping[str, Key]
 ) -> Key | None:
-    """Where the mask of the only action is: where the spec says, else in an observation ``action_mask`` that fits."""
+    """The key of the mask of the only action: as the spec says, else an observation ``action_mask`` that fits."""
     leaves = policy.action_tree.leaves
     if len(leaves) > 1:
         return None
@@ -398,8 +382,8 @@ def _mask_key(
 
 
 def _nested(first: str, key: Key, *last: str) -> Key:
-    own = (key,) if isinstance(key, str) else key
-    return (first, *own, *last)
+    path = (key,) if isinstance(key, str) else key
+    return (first, *path, *last)
 
 
 def _params(key: Key, name: str) -> Key:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ LossFunction = Literal["l2", "l1", "smooth_l1"]
 
 @dataclass(frozen=True)
 class OffPolicySettings(Settings):
-    """``updates`` is their number after each batch, the first of them after ``learning_starts`` steps."""
+    """``updates`` is the number of updates after each batch; the first is after ``learning_starts`` steps."""
 
     frames_per_batch: PositiveInt = 16
     updates: PositiveInt = 16
@@ -47,7 +47,7 @@ class OffPolicySettings(Settings):
 
 @dataclass(frozen=True)
 class DqnSettings(OffPolicySettings):
-    """The chance of an action at random falls from ``eps_init`` to ``eps_end`` in ``annealing_num_steps`` steps."""
+    """The probability of a random action falls from ``eps_init`` to ``eps_end`` in ``annealing_num_steps`` steps."""
 
     learning_rate: PositiveFloat = 1e-3
     frames_per_batch: PositiveInt = 64
@@ -65,16 +65,16 @@ class SacSettings(OffPolicySettings):
     target_entropy: float | None = None
 
 
-class OffPolicy(Algorithm):
-    """A replay buffer of single steps, and targets that follow softly."""
+S = TypeVar("S", bound=OffPolicySettings)
 
-    settings: Any
-    loss: Any
+
+class OffPolicy(Algorithm[S]):
+    """A replay buffer of single steps, and targets that follow softly."""
 
     def __init__(
         self,
         model: Model,
-        settings: OffPolicySettings,
+        settings: S,
         loss: LossModule,
         explorer: TensorDictModuleBase,
     ) -> None:
@@ -105,8 +105,8 @@ class OffPolicy(Algorithm):
             self._refuse_values(kept)
             self._put(TensorDict(kept, batch_size=[len(next(iter(kept.values())))]))
 
-    def _refuse_values(self, kept: Mapping[Any, torch.Tensor]) -> None:
-        """Raise ValueError for what no environment gives: it would be learned from much later, or break the loss."""
+    def _refuse_values(self, kept: Mapping[Key, torch.Tensor]) -> None:
+        """Raise ValueError for values that no environment gives: they would break an update much later."""
         for key, values in kept.items():
             if values.isnan().any():
                 raise ValueError(f"its replay buffer holds NaN as {shown(key)}")
@@ -132,19 +132,19 @@ class OffPolicy(Algorithm):
         return dict(kept.items(include_nested=True, leaves_only=True))
 
 
-class Dqn(OffPolicy):
-    """The policy's logits are the values of its choices, so that its mode takes the best; it explores by chance.
+class Dqn(OffPolicy[DqnSettings]):
+    """The policy's logits are the values of its choices, so that its mode is greedy; it explores by epsilon-greedy.
 
-    What acts keeps to the action mask, chance too, and so do the values of what comes next.
+    Greedy and random actions are legal by the action mask, and so are the actions whose values make the target.
     """
 
     settings_type = DqnSettings
-    settings: DqnSettings
 
     def __init__(self, model: Model, env: EnvBase, settings: DqnSettings) -> None:
-        actor: Any = to_torchrl(model, env, loss=DQNLoss).q_actor
-        choice = actor[-1]
-        self._chance: Any = EGreedyModule(
+        actor = to_torchrl(model, env, loss=DQNLoss).q_actor
+        assert actor is not None
+        choice: Any = actor[-1]
+        self._chance = EGreedyModule(
             actor.spec,
             eps_init=float(settings.eps_init),
             eps_end=float(settings.eps_end),
@@ -172,16 +172,14 @@ class Dqn(OffPolicy):
         self._chance.eps.fill_(state["eps"])
 
 
-class Sac(OffPolicy):
-    """The loss trains copies of the critic, which the model takes back after each batch, targets included."""
+class Sac(OffPolicy[SacSettings]):
+    """The loss trains copies of the critic; after each batch they are written into the model, targets included."""
 
     settings_type = SacSettings
-    settings: SacSettings
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
-        modules: Any = to_torchrl(model, env, loss=SACLoss)
-        self._modules = modules
-        copies: Any = list(modules.critic_copies)
+        self._modules = modules = to_torchrl(model, env, loss=SACLoss)
+        copies = list(modules.critic_copies)
         loss = SACLoss(
             modules.actor_training,
             copies or modules.critic_training,
@@ -202,7 +200,7 @@ class Sac(OffPolicy):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what TorchRL writes to standard output when a storage is made."""
+    """Without TorchRL's messages about a new storage."""
     logger = logging.getLogger("torchrl")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -213,8 +211,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _begin_with(loss: SACLoss, critic: TensorDictModuleBase) -> None:
-    """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn them anew."""
-    weights: Any = TensorDict.from_module(critic)
+    """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn new ones."""
+    weights = TensorDict.from_module(critic)
     for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
         params.data.update_(weights.data.unsqueeze(0))
 

@@ -1,16 +1,16 @@
-"""PPO and A2C with TorchRL: what is learned from each batch of steps, which is then thrown away."""
+"""PPO and A2C with TorchRL: they learn from each batch of steps once, and then discard it."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
-from torchrl.objectives import A2CLoss, ClipPPOLoss
+from torchrl.objectives import A2CLoss, ClipPPOLoss, LossModule
 from torchrl.objectives.value import GAE
 
 from composer.adapters.torchrl.algorithm import Algorithm, Settings
@@ -47,18 +47,21 @@ class A2cSettings(OnPolicySettings):
     frames_per_batch: PositiveInt = 64
 
 
-class OnPolicy(Algorithm):
-    """Advantages by GAE. What acts keeps to the action mask, and so does what learns of it.
+S = TypeVar("S", bound=OnPolicySettings)
 
-    With memory, whole sequences are learned from: those of one environment in one batch.
+
+class OnPolicy(Algorithm[S]):
+    """Advantages by GAE. The action mask holds for collecting and for learning.
+
+    With memory it learns from whole sequences, the steps of one environment in one batch.
     """
 
-    settings: Any
-    loss_type: ClassVar[Any]  # a class of torchrl.objectives
+    loss_type: ClassVar[type[LossModule]]
 
-    def __init__(self, model: Model, env: EnvBase, settings: OnPolicySettings) -> None:
+    def __init__(self, model: Model, env: EnvBase, settings: S) -> None:
         modules = to_torchrl(model, env, mask_training=True, loss=self.loss_type)
-        self._values: Any = modules.critic_inference
+        assert modules.critic_inference is not None
+        self._values = modules.critic_inference
         self._advantage = GAE(gamma=settings.gamma, lmbda=settings.lmbda, value_network=None)
         loss = self.loss_type(
             modules.actor_training,
@@ -71,14 +74,13 @@ class OnPolicy(Algorithm):
         )
         super().__init__(model, settings, loss, modules.collecting)
 
-    @staticmethod
-    def loss_settings(settings: Any) -> dict[str, Any]:
-        """What this loss takes beside the others."""
+    def loss_settings(self, settings: S) -> dict[str, object]:
+        """The arguments of this loss alone."""
         return {}
 
     @abstractmethod
     def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
-        """What each update learns from."""
+        """The steps of each update."""
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         self._judge(batch)
@@ -91,8 +93,8 @@ class OnPolicy(Algorithm):
     def _judge(self, batch: TensorDictBase) -> None:
         """Write advantages and value targets.
 
-        States that were recorded are those that the weights of now would reach: so each step is valued by itself, and
-        the one after it too, whose episode GAE's own pass over the sequence would not tell from the next.
+        The recorded states are the ones that the present weights reach, so each step is valued by itself, and the step
+        after it too: GAE's own pass over the sequence would not tell its episode from the next.
         """
         for part in (batch, batch.get("next")):
             flat = part.select(*self._values.in_keys).reshape(-1)
@@ -100,14 +102,13 @@ class OnPolicy(Algorithm):
         self._advantage(batch)
 
 
-class Ppo(OnPolicy):
-    """Several passes over each batch, in minibatches, each update clipped."""
+class Ppo(OnPolicy[PpoSettings]):
+    """Several passes over each batch, in minibatches, with clipped updates."""
 
     settings_type = PpoSettings
     loss_type = ClipPPOLoss
 
-    @staticmethod
-    def loss_settings(settings: PpoSettings) -> dict[str, Any]:
+    def loss_settings(self, settings: PpoSettings) -> dict[str, object]:
         return {"clip_epsilon": settings.clip_epsilon, "normalize_advantage": True}
 
     def parts(self, batch: TensorDictBase) -> Iterator[TensorDictBase]:
@@ -126,8 +127,8 @@ class Ppo(OnPolicy):
                 yield batch[rows]
 
 
-class A2c(OnPolicy):
-    """One update by all of each batch."""
+class A2c(OnPolicy[A2cSettings]):
+    """One update for each batch."""
 
     settings_type = A2cSettings
     loss_type = A2CLoss

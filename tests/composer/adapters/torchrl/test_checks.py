@@ -73,12 +73,12 @@ LOSSES = [
     (
         SACLoss,
         VALUES,
-        "it needs gradients through one action, which a Box has; the action here is Discrete(2); use ClipPPOLoss",
+        "it needs gradients through one action, which a Box has, got Discrete(2); use ClipPPOLoss",
     ),
     (
         SACLoss,
         {**VALUES, "kind": "state_action"},
-        "it needs gradients through one action, which a Box has; the action here is Discrete(2); use DiscreteSACLoss",
+        "it needs gradients through one action, which a Box has, got Discrete(2); use DiscreteSACLoss",
     ),
     (
         int,
@@ -101,7 +101,7 @@ def test_several_actions_are_trained_by_ppo_alone():
     space = spaces.Dict(move=spaces.Discrete(2), use=spaces.Discrete(2))
     model = compose(TEMPLATES, env=Playground(space))
     assert refusal(to_torchrl, model, loss=A2CLoss) == (
-        "A2CLoss cannot train this model:\n  it trains one action, and this model has several; use ClipPPOLoss"
+        "A2CLoss cannot train this model:\n  it learns one action, but there are 'move', 'use'; use ClipPPOLoss"
     )
 
 
