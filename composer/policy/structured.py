@@ -15,7 +15,7 @@ from composer.network.structured import ActorCall, Batch, StructuredModule, blam
 from composer.policy.policy import Policy
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.kinds import Space
-from composer.spaces.tree import alike, holds_tensors, to_environments
+from composer.spaces.tree import holds_tensors, stacked, to_environments
 from perception_blocks.base_block import is_traced
 from perception_blocks.direct import is_plain
 
@@ -176,7 +176,9 @@ class StructuredPolicy(StructuredModule[Policy]):
             if not policy.leading(inputs):
                 return False  # these were the parts of one observation
             states = [call.state or {} for call in batch]
-            state = {node: alike([own.get(node) for own in states]) for node in policy.state_shapes}
+            state = {
+                node: stacked([own.get(node) for own in states]) for node in policy.state_shapes
+            }
             resets = _alike_or_none([call.resets for call in batch])
             outputs, after = policy.run(inputs, state, resets, unroll)
         except ValueError:
@@ -328,7 +330,7 @@ class PolicyBatch:
         if len({holds_tensors(value) for value in values}) > 1:
             raise ValueError("tensors are answered by tensors, arrays by arrays")
         names, keys = policy.distributions, policy.masks.values()
-        outputs = {name: alike([call.outputs[name] for call in self.calls]) for name in names}
+        outputs = {name: stacked([call.outputs[name] for call in self.calls]) for name in names}
         inputs = policy.observer.tree.side_by_side(values, keys) if keys else Inputs()
         return Batch(policy.read(inputs, keys), outputs)
 
@@ -338,7 +340,7 @@ class PolicyBatch:
         if len(by_action) < len(given):
             return _alike_or_none(given)
         names = {name: None for mask in by_action for name in mask}
-        return {name: alike([mask.get(name) for mask in by_action]) for name in names}
+        return {name: stacked([mask.get(name) for mask in by_action]) for name in names}
 
 
 def policy_batches(calls: Sequence[ActorCall[Policy]]) -> list[PolicyBatch]:
@@ -354,4 +356,4 @@ def policy_batches(calls: Sequence[ActorCall[Policy]]) -> list[PolicyBatch]:
 
 
 def _alike_or_none(values: Sequence[Any]) -> Any:
-    return None if all(value is None for value in values) else alike(values)
+    return None if all(value is None for value in values) else stacked(values)

@@ -1,8 +1,7 @@
-"""Who acts: the steps and agents of an environment, and which network serves whom.
+"""The actors of an environment, its steps and agents, and the network that serves each.
 
-An actor is a step, an agent, or an agent within a step. `read_actors` makes them of spaces by key, `serve` says which
-of a spec's networks is for which of them. At run time `Actors.entries` reads a mapping by key, such as the observations
-of everyone who is there.
+An actor is a step, an agent, or an agent within a step. `read_actors` makes them of spaces by key, `serve` assigns the
+networks of a spec to them. At run time `Actors.entries` reads a mapping by key, such as observations.
 """
 
 from __future__ import annotations
@@ -46,18 +45,18 @@ class Actor:
 
     @property
     def type(self) -> str | None:
-        """What PettingZoo calls agents by, with a number: the "adversary" of "adversary_0"."""
+        """The name of a PettingZoo agent without its number: "adversary" of "adversary_0"."""
         match = re.fullmatch(r"(.+)_\d+", self.name)
         return match[1] if match else None
 
     @property
     def is_open(self) -> bool:
-        """Whether it stands for any number of agents of its step."""
+        """Whether it stands for all agents of its step, of any number."""
         return isinstance(self.key, tuple) and self.key[1] is None
 
 
 class Entry(NamedTuple, Generic[X]):
-    """A value of a mapping by key: of which actor, under which flat name, and the key as the caller wrote it."""
+    """A value of a mapping by key: its actor, the actor's flat name, and the key as the caller wrote it."""
 
     key: Any
     name: str
@@ -66,7 +65,7 @@ class Entry(NamedTuple, Generic[X]):
 
     @property
     def is_whole_step(self) -> bool:
-        """Whether the value is of all agents of a step together: then it has an axis of its own for them."""
+        """Whether the value is of all agents of a step together, with an axis for them."""
         return self.actor.is_open and self.name == self.actor.name
 
 
@@ -100,9 +99,9 @@ class Actors:
         return {actor.key: actor.action_space for actor in self}
 
     def find(self, key: object) -> tuple[str, Actor] | None:
-        """The flat name and the actor that ``key`` means, in whichever form; None where there is none.
+        """The flat name and the actor of ``key``, in any of its forms; None for a key of no actor.
 
-        An agent of a step whose agents are not counted has a name of its own, and the step's actor.
+        An agent of a step with any number of agents has its own name and the step's actor.
         """
         name = key if isinstance(key, str) else flat_name(key)
         actor = self._by_name.get(name)
@@ -112,10 +111,10 @@ class Actors:
         actor = self._by_name.get(step)
         return (name, actor) if slash and agent and actor is not None and actor.is_open else None
 
-    def entries(self, values: Any, what: str) -> list[Entry[Any]]:
-        """The entries of a mapping by key, in its order; ``what`` it holds ("observations") is for messages.
+    def entries(self, values: object, what: str) -> list[Entry[Any]]:
+        """The entries of a mapping by key, in its order; messages call its values ``what`` ("observations").
 
-        Raises ValueError for what is no mapping, for keys of no actor, and for two keys of the same one.
+        Raises ValueError for anything but a mapping, for keys of no actor, and for two keys of one actor.
         """
         if not isinstance(values, Mapping):
             names = few_of(self.names)
@@ -136,7 +135,7 @@ class Actors:
         return list(by_name.values())
 
     def by_name(self, values: Mapping[Any, X] | None, what: str) -> dict[str, X]:
-        """The values of a mapping by key, or of none, by flat name; it raises ValueError as `entries` does."""
+        """The values of a mapping by key (None: of none) by flat name. Raises ValueError as `entries` does."""
         if values is None:
             return {}
         return {entry.name: entry.value for entry in self.entries(values, what)}
@@ -162,7 +161,7 @@ def flat_name(key: object) -> str:
 def read_actors(
     observation_space: Mapping[Any, Space], action_space: Mapping[Any, Space]
 ) -> Actors:
-    """The actors of spaces by key. Raises SpecError for keys that are none, collide, or have only one of the two."""
+    """The actors of spaces by key. Raises SpecError for keys that are wrong, collide, or have only one of the two."""
     problems = [_wrong_key(key) for key in (*observation_space, *action_space)]
     actions = {flat_name(key): space for key, space in action_space.items()}
     names = {flat_name(key): key for key in observation_space}
@@ -187,7 +186,7 @@ def read_actors(
 def counted_spaces(
     spaces: Mapping[Any, X], agent_counts: Mapping[Any, int | None]
 ) -> dict[ActorKey, X]:
-    """Spaces by step as spaces by (step, agent): ``agent_counts`` has the number of a step's agents, None if unknown.
+    """Spaces by step as spaces by (step, agent); ``agent_counts`` has a step's number of agents, None if unknown.
 
     >>> counted_spaces({"pick": 1, "place": 2, "look": 3}, {"place": 2, "look": None})
     {'pick': 1, ('place', 0): 2, ('place', 1): 2, ('look', None): 3}
@@ -221,10 +220,10 @@ def counted_spaces(
 def serve(
     actors: Actors, networks: Mapping[str | None, Path], problems: Problems, path: Path
 ) -> dict[str | None, tuple[Actor, ...]]:
-    """By the key of each network (None: the only one) the actors that it serves.
+    """The actors that each network serves, by the network's key (None: the only network).
 
-    A key is an actor's name, else a step, else the type of agents called ``<key>_<number>``. ``networks`` has where
-    each is written; a key that serves nobody is noted there, at ``path`` the actors that no key or several serve.
+    A key is an actor's name, or a step, or the type of agents called ``<key>_<number>``. ``networks`` has the place of
+    each key, where a key that serves no actor is noted; actors that no key or several keys serve are noted at ``path``.
     """
     served: dict[str | None, tuple[Actor, ...]] = {}
     by: dict[str, list[str]] = {name: [] for name in actors.names}
@@ -259,7 +258,7 @@ def _meant(key: str, actors: Actors) -> tuple[Actor, ...]:
 
 
 def _addresses(actors: Actors) -> list[str]:
-    """All keys by which networks may speak of actors."""
+    """All keys that networks may have."""
     addresses = [address for a in actors for address in (a.name, a.step, a.type) if address]
     return list(dict.fromkeys(addresses))
 
@@ -279,7 +278,7 @@ def _wrong_key(key: object) -> str | None:
 
 
 def _colliding(spaces: Iterable[object], kind: str) -> Iterator[str]:
-    """Keys that are the same text, or one the beginning of another: then names of their parts would collide."""
+    """Messages about keys with the same text, and keys that begin with another key: names of their parts collide."""
     first: dict[str, object] = {}
     for key in spaces:
         name = flat_name(key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
@@ -49,8 +47,8 @@ def first_steps(
 class EpisodeStarts:
     """``resets``, booleans (num_envs,): true where the observation that the policy sees next is its episode's first.
 
-    Tell it of every ``step`` with `update` and of every ``reset`` by hand with `reset`. Each of them makes a new array,
-    so those that were stored stay as they were.
+    Call `update` after every ``step`` and `reset` after every ``reset`` by hand. Each call makes a new array, so stored
+    ones do not change.
     """
 
     def __init__(self, num_envs: int, mode: AutoresetMode) -> None:
@@ -59,9 +57,9 @@ class EpisodeStarts:
         self._over = np.zeros(num_envs, dtype=np.bool_)  # ended, and its next episode has not begun
 
     def update(self, terminations: object, truncations: object) -> None:
-        """After ``vector_env.step``, with what it returned. Raises ValueError for arrays of another shape.
+        """Call this after ``vector_env.step``, with what it returned. Raises ValueError for arrays of another shape.
 
-        Without autoreset also where an episode has ended that `reset` was not told to have begun anew.
+        Without autoreset, also where an episode ended and `reset` was not called for it.
         """
         ended = self._flags("terminations", terminations) | self._flags("truncations", truncations)
         if self.mode is AutoresetMode.SAME_STEP:  # the last observation is in the infos
@@ -76,13 +74,14 @@ class EpisodeStarts:
         self._over = ended
 
     def reset(self, mask: object = None) -> None:
-        """After ``vector_env.reset``, with its ``options["reset_mask"]`` if there was one."""
+        """Call this after ``vector_env.reset``, with its ``options["reset_mask"]`` if you gave one."""
         began = np.ones_like(self.resets) if mask is None else self._flags("mask", mask)
         self.resets = self.resets | began
         self._over = self._over & ~began
 
-    def _flags(self, name: str, values: Any) -> np.ndarray:
-        flags = np.asarray(values.cpu() if hasattr(values, "cpu") else values)  # also tensors
+    def _flags(self, name: str, values: object) -> np.ndarray:
+        to_host = getattr(values, "cpu", None)  # of a tensor
+        flags = np.asarray(to_host() if to_host else values)
         if flags.shape != self.resets.shape:
             expected, got = format_shape(self.resets.shape), format_shape(flags.shape)
             raise ValueError(f"{name} must have the shape {expected}, got {got}")

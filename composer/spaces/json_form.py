@@ -1,4 +1,4 @@
-"""Spaces as JSON for checkpoints, and in words how two spaces differ."""
+"""Spaces as JSON for checkpoints, and the differences between two spaces in words."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from perception_blocks.words import cut
 __all__ = ["OpaqueSpace", "space_from_json", "space_to_json", "spaces_differ", "spaces_from_json"]
 __all__ += ["spaces_to_json"]
 
-Json = dict[str, Any]
+Json = dict[str, object]
 Data = Mapping[str, Any]  # JSON from a file
 ACTORS = "Actors"  # the type of a mapping from actors to spaces
 
 
 class OpaqueSpace(Space):
-    """Stands for a space of a class that only its own library knows; an ignored part of a loaded space may be one."""
+    """Replaces an ignored part of a loaded space whose class is unknown here."""
 
     def __init__(self, class_name: str, text: str) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class OpaqueSpace(Space):
         self.text = text
 
     def contains(self, x: object) -> bool:
-        """True: what the original holds is not known."""
+        """True: the values of the original space are unknown."""
         return True
 
     def __repr__(self) -> str:
@@ -82,13 +82,13 @@ def space_to_json(space: Space) -> Json:
 def space_from_json(data: object, limits: GivenLimits = None) -> Space:
     """The space that `space_to_json` wrote.
 
-    Raises ValueError for what is none, and for one that is above ``limits`` or too deep, before it is made.
+    Raises ValueError for other data, and for one that is above ``limits`` or too deep, before it is made.
     """
     return _SpaceReader(limits).read(data)
 
 
 def spaces_differ(expected: Space, actual: Space, root: str = "space") -> list[str]:
-    """What differs between two spaces, one sentence per key; empty when a model made for one fits the other.
+    """The differences between two spaces, a sentence for each key; empty if a model for one fits the other.
 
     The parts of a Sequence, Graph or OneOf have keys of their own: elements, nodes and edges, or 0, 1, ... Bounds count
     as equal when they are close, as they do in gymnasium; the order of keys does not count.
@@ -105,10 +105,8 @@ def _parts_differ(wanted: Mapping[str, Space], actual_parts: Mapping[str, Space]
     yield from (f"{key!r} is missing" for key in wanted if key not in actual_parts)
     yield from (f"{key!r} is not expected" for key in actual_parts if key not in wanted)
     for key in wanted:
-        if key in actual_parts:
-            yield from (
-                f"{key!r}: {text}" for text in _leaf_differs(wanted[key], actual_parts[key])
-            )
+        for text in _leaf_differs(wanted[key], actual_parts[key]) if key in actual_parts else ():
+            yield f"{key!r}: {text}"
 
 
 def _leaf_differs(expected: Space, actual: Space) -> Iterator[str]:
@@ -157,20 +155,20 @@ def _short(value: object) -> str:
     return cut(str(tuple(value)) if isinstance(value, list) else str(value), 60)
 
 
-def _number(value: Any) -> float | str:
+def _number(value: float | np.number | np.bool_) -> float | str:
     """An exact JSON number; JSON has no infinity."""
     if isinstance(value, (bool, np.bool_, int, np.integer)):
         return int(value)
     return float(value) if math.isfinite(value) else ("inf" if value > 0 else "-inf")
 
 
-def _array_to_json(array: np.ndarray) -> Any:
+def _array_to_json(array: np.ndarray) -> object:
     if array.size and (array == array.flat[0]).all():
         return _number(array.flat[0])
     return _nested(array.tolist())
 
 
-def _nested(values: object) -> Any:
+def _nested(values: Any) -> object:
     return list(map(_nested, values)) if isinstance(values, list) else _number(values)
 
 
@@ -269,16 +267,8 @@ class _SpaceReader:
 
 
 # What Python, numpy and gymnasium raise for data of another form.
-_UNREADABLE = (
-    KeyError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    IndexError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-)
+_UNREADABLE = (LookupError, TypeError, AttributeError, AssertionError)
+_UNREADABLE += (OverflowError, RecursionError, MemoryError)
 
 
 def _unreadable(name: str, data: Data, error: Exception) -> ValueError:

@@ -1,4 +1,4 @@
-"""What each kind of gymnasium space is inside of a model: its Port, and its values inwards and outwards."""
+"""The kinds of gymnasium spaces: for each its Port, and its values into a model and out of it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,9 @@ from composer.spaces.values import BoundsWatch, IntegerRange, on_host, refuse_ou
 from perception_blocks.port import Port
 from perception_blocks.words import cut
 
-__all__ = [
-    "KINDS",
-    "Kind",
-    "Leaf",
-    "as_tensor",
-    "format_space",
-    "from_space_value",
-    "kind_of",
-    "to_numpy",
-]
-__all__ += [
-    "as_drawn",
-    "as_numbers",
-    "from_numbers",
-    "look_at",
-    "to_space_value",
-    "unpacking",
-    "unrounded",
-    "watched",
-]
+__all__ = ["KINDS", "Kind", "Leaf", "as_tensor", "format_space", "from_space_value", "kind_of"]
+__all__ += ["as_drawn", "as_numbers", "from_numbers", "look_at", "to_numpy", "to_space_value"]
+__all__ += ["torch_dtype", "unpacking", "unrounded", "watched"]
 
 Bounds = tuple[float | Tensor, float | Tensor]
 
@@ -46,8 +29,8 @@ class Leaf:
     """One value of a space: its flat ``key``, the ``path`` to it, its ``port`` inside of a model.
 
     ``kind`` is box, discrete, multi_discrete or multi_binary; in a space whose values vary in size, which has several
-    leaves with one ``path``, it is variable or mask. ``start`` is what a Discrete counts from. ``bounds`` are those of
-    a Box, exact in the dtype in which `to_space_value` compares; numbers where all elements have the same. ``integers``
+    leaves with one ``path``, it is variable or mask. ``start`` is what a Discrete counts from. A Box has ``bounds``,
+    exact in the dtype in which `to_space_value` compares; they are numbers if all elements have the same. ``integers``
     is the range of a space of whole numbers, outside of which a value is refused; ``watch`` warns of floats beyond
     their bounds.
     """
@@ -68,7 +51,7 @@ class Leaf:
 
 
 def to_space_value(leaf: Leaf, tensor: Tensor) -> Tensor:
-    """A model's value (zero-based or float, any leading axes) as one of the space: start, dtype, bounds.
+    """A model's value (zero-based or float, any leading axes) as a value of the space: with its start, dtype, bounds.
 
     A Box is clipped, one of integers rounded to the nearest before; a MultiBinary is int8. NaN remains NaN.
     """
@@ -105,9 +88,9 @@ def from_numbers(
 
 
 def look_at(leaf: Leaf, value: np.ndarray | Tensor) -> None:
-    """Raise ValueError for what a space of whole numbers does not have; warn of floats beyond their bounds.
+    """Raise ValueError for a value that a space of whole numbers does not have; warn of floats beyond their bounds.
 
-    A cast would make another choice of it, and one_hot zeros. Tensors are looked at where `on_host` allows it.
+    A cast would make another choice of it, and one_hot zeros. Tensors are checked where `on_host` allows it.
     """
     integers = leaf.integers
     if integers is not None:
@@ -121,7 +104,7 @@ def look_at(leaf: Leaf, value: np.ndarray | Tensor) -> None:
 
 
 def watched(leaf: Leaf) -> Leaf:
-    """``leaf``, an observation, with a watch over its bounds if it is a Box of floats that has some."""
+    """``leaf``, an observation, with a watch over its bounds if it is a Box of floats with bounds."""
     space = leaf.space
     if leaf.integers is not None or (leaf.port.low is None and leaf.port.high is None):
         return leaf
@@ -133,12 +116,12 @@ def watched(leaf: Leaf) -> Leaf:
 
 
 def unrounded(leaf: Leaf) -> Leaf:
-    """``leaf``, an action, for numbers of a Box as a distribution draws them, neither rounded nor clipped."""
+    """``leaf``, an action, that takes the numbers of a Box as a distribution draws them, not rounded, not clipped."""
     return replace(leaf, integers=None) if leaf.kind == "box" else leaf
 
 
 def as_drawn(leaf: Leaf) -> Leaf:
-    """``leaf``, an action, for values as distributions draw them: choices from 0, integers of a Box not yet rounded."""
+    """``leaf``, an action, that takes values as distributions draw them: choices from 0, a Box not yet rounded."""
     leaf = unrounded(leaf)
     if leaf.integers is None or leaf.port.cardinality is None:
         return leaf
@@ -162,18 +145,17 @@ def to_numpy(leaf: Leaf, value: Tensor) -> Any:
 
 
 def as_tensor(key: str, value: object, device: torch.device | str | None = None) -> Tensor:
-    """``value`` as `as_numbers` has it, as a tensor."""
+    """The tensor of what `as_numbers` returns."""
     numbers = as_numbers(key, value)
     tensor = numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
     return tensor if device is None else tensor.to(device)
 
 
 def as_numbers(key: str, value: object, space: Space | None = None) -> np.ndarray | Tensor:
-    """``value`` of any numeric dtype as an array; a tensor is itself.
+    """``value`` of any numeric dtype as an array; a tensor is returned as it is.
 
-    Raises ValueError, which names the ``space`` if it is given, for what is not numbers.
-
-    An array is copied: an environment may write its next observation into the same one.
+    An array is copied: an environment may write its next observation into the same one. Raises ValueError, which names
+    the ``space`` if it is given, for what is not numbers.
     """
     if isinstance(value, Tensor) and not value.is_complex():
         return value
@@ -191,7 +173,7 @@ def as_numbers(key: str, value: object, space: Space | None = None) -> np.ndarra
 
 
 def unpacking(value: object) -> str:
-    """The end of a message about what `env.reset` or `env.step` returned, observation and more."""
+    """The end of a message about the whole tuple that `env.reset` or `env.step` returned."""
     if not (isinstance(value, tuple) and value and isinstance(value[-1], dict)):
         return ""
     if len(value) == 2:
@@ -228,12 +210,10 @@ def _discrete(key: str, path: Path, space: spaces.Discrete) -> Leaf:
 def _multi_discrete(key: str, path: Path, space: spaces.MultiDiscrete) -> Leaf:
     cardinality = tuple(int(n) for n in space.nvec.flat)
     first = space.start.astype(np.int64)
-    start = torch.tensor(first.tolist(), dtype=torch.int64, device="cpu")
+    start = torch.tensor(first.tolist(), dtype=torch.int64, device="cpu") if first.any() else 0
     port = Port(space.nvec.shape, torch.int64, cardinality=cardinality, source=path)
-    integers = IntegerRange(
-        first, first + space.nvec.astype(np.int64) - 1, f"outside of {format_space(space)}"
-    )
-    start = start if start.any() else 0
+    last = first + space.nvec.astype(np.int64) - 1
+    integers = IntegerRange(first, last, f"outside of {format_space(space)}")
     return Leaf(key, path, space, port, "multi_discrete", start=start, integers=integers)
 
 
@@ -268,7 +248,7 @@ def _one_if_alike(space: spaces.Box) -> spaces.Box:
 
 
 def _whole_numbers(space: spaces.Box, shown: str) -> IntegerRange:
-    """The range of a Box of integers or booleans, in messages ``shown``."""
+    """The range of a Box of integers or booleans, which messages call ``shown``."""
     low, high = (
         int(b.flat[0]) if b.size and (b == b.flat[0]).all() else b for b in (space.low, space.high)
     )
@@ -281,11 +261,11 @@ def _whole_numbers(space: spaces.Box, shown: str) -> IntegerRange:
         f"outside of {shown}; pass values as the space has them, whole and unscaled, "
         "or compose with the space of what you pass"
     )
-    return IntegerRange(low, high, expected, _torch_dtype(space) if is_free else None)
+    return IntegerRange(low, high, expected, torch_dtype(space) if is_free else None)
 
 
 def _finite_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds in float64; what stands for "none" (the largest number of the dtype or of float32) is infinite."""
+    """Bounds in float64; the largest number of the dtype or of float32, which stands for no bound, becomes infinite."""
     low = np.where(space.bounded_below, space.low.astype(np.float64), -np.inf)
     high = np.where(space.bounded_above, space.high.astype(np.float64), np.inf)
     if space.dtype.kind == "f":
@@ -317,34 +297,32 @@ def _channels(shape: tuple[int, ...]) -> Literal["first", "last"] | None:
 
 
 def _exact_bounds(space: spaces.Box) -> Bounds:
-    """Bounds that a value is clipped to: in the space's dtype if that is a float, else in float64."""
+    """The bounds to which a value is clipped: in the space's dtype if that is a float, else in float64."""
     low, high = space.low, space.high
     if space.dtype.kind != "f":
         low, high = _inside(low, 1), _inside(high, -1)
     if low.size and (low == low.flat[0]).all() and (high == high.flat[0]).all():
         return float(low.flat[0]), float(high.flat[0])
-    dtype = _torch_dtype(space) if space.dtype.kind == "f" else torch.float64
-    return (
-        torch.tensor(low.tolist(), dtype=dtype, device="cpu").reshape(space.shape),
-        torch.tensor(high.tolist(), dtype=dtype, device="cpu").reshape(space.shape),
-    )
+    dtype = torch_dtype(space) if space.dtype.kind == "f" else torch.float64
+
+    def exact(bound: np.ndarray) -> Tensor:
+        return torch.tensor(bound.tolist(), dtype=dtype, device="cpu").reshape(space.shape)
+
+    return exact(low), exact(high)
 
 
 def _inside(bound: np.ndarray, direction: int) -> np.ndarray:
     """Integers as float64, moved inwards where float64 cannot represent them: 2**63 - 1 would become 2**63."""
     nearest = bound.astype(np.float64)
-    outside = [
-        (int(n) - int(b)) * direction < 0 for n, b in zip(nearest.flat, bound.flat, strict=True)
-    ]
+    pairs = zip(nearest.flat, bound.flat, strict=True)
+    outside = [(int(near) - int(exact)) * direction < 0 for near, exact in pairs]
     moved = np.nextafter(nearest, direction * np.inf)
     return np.where(np.array(outside, dtype=bool).reshape(bound.shape), moved, nearest)
 
 
-def _torch_dtype(space: Space) -> torch.dtype:
-    try:
-        return torch.from_numpy(np.empty(0, space.dtype)).dtype
-    except TypeError:  # a long double
-        return torch.float64
+def torch_dtype(space: Space) -> torch.dtype:
+    """The dtype of a space's numbers; of a long double, which torch does not have, float64."""
+    return getattr(torch, str(space.dtype), torch.float64)
 
 
 def _start_on(leaf: Leaf, tensor: Tensor) -> int | Tensor:
@@ -352,7 +330,7 @@ def _start_on(leaf: Leaf, tensor: Tensor) -> int | Tensor:
 
 
 def _discrete_out(leaf: Leaf, tensor: Tensor) -> Tensor:
-    return (tensor.to(torch.int64) + _start_on(leaf, tensor)).to(_torch_dtype(leaf.space))
+    return (tensor.to(torch.int64) + _start_on(leaf, tensor)).to(torch_dtype(leaf.space))
 
 
 def _multi_binary_out(leaf: Leaf, tensor: Tensor) -> Tensor:
@@ -362,7 +340,7 @@ def _multi_binary_out(leaf: Leaf, tensor: Tensor) -> Tensor:
 def _box_out(leaf: Leaf, tensor: Tensor) -> Tensor:
     """Cast, then clip: in the dtype of the space its bounds are exact, and no rounding follows."""
     assert leaf.bounds is not None
-    dtype = _torch_dtype(leaf.space)
+    dtype = torch_dtype(leaf.space)
     value = tensor.to(dtype) if dtype.is_floating_point else tensor.to(torch.float64).round()
     low, high = leaf.bounds
     if isinstance(low, Tensor) and isinstance(high, Tensor):
@@ -381,6 +359,8 @@ def _number_in(leaf: Leaf, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Kind(NamedTuple):
+    """The class of a kind of space, what makes its `Leaf`, and its values into a model and out of it."""
+
     space: type[Space]
     leaf: Callable[[str, Path, Any], Leaf]
     inward: Callable[[Leaf, Tensor, torch.dtype], Tensor]

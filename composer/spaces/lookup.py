@@ -1,4 +1,4 @@
-"""Where a model's spaces come from: the caller, an environment, or the id of one."""
+"""The spaces of a model: from the caller, from an environment, or from the id of one."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def find_spaces(
     action_space: SpaceOrActors | None = None,
     limits: GivenLimits = None,
 ) -> Spaces:
-    """The spaces that the caller gave, else those of ``env``, else of the spec's environment.
+    """The spaces that the caller gave, or the spaces of ``env``, or of the spec's environment.
 
-    Raises ValueError where the caller gave half of it or nothing at all.
+    Raises ValueError for one space without the other, and if nothing says what the spaces are.
     """
     if env is None and observation_space is not None and action_space is not None:
         return _in_one_form(observation_space, action_space, limits)
@@ -69,12 +69,12 @@ def find_spaces(
         new_env.close()
 
 
-def environment_spaces(env: Any, limits: GivenLimits = None) -> Spaces:
-    """The spaces of an environment of gymnasium or PettingZoo, by actor where it has several.
+def environment_spaces(env: object, limits: GivenLimits = None) -> Spaces:
+    """The spaces of an environment of gymnasium or PettingZoo, by actor if it has several actors.
 
-    An environment of gymnasium has several where it has mappings ``observation_spaces`` and ``action_spaces`` from its
-    steps; ``agent_counts`` may say how many agents a step has, None for any number. Raises ValueError for what is no
-    space, or larger than ``limits`` allow.
+    The actors of an environment of gymnasium are its steps, if it has mappings ``observation_spaces`` and
+    ``action_spaces`` by step; ``agent_counts`` may have the number of agents of a step, None for any number. Raises
+    ValueError for what is no space, or larger than ``limits`` allow.
     """
     if is_pettingzoo(env):
         return _checked(*agent_spaces(env), limits)
@@ -89,13 +89,13 @@ def environment_spaces(env: Any, limits: GivenLimits = None) -> Spaces:
     if not hasattr(env, "observation_space"):
         kind = type(env).__name__
         raise ValueError(f"env is an environment, a vector environment or an id, got a {kind}")
-    observation = getattr(env, "single_observation_space", None) or env.observation_space
-    action = getattr(env, "single_action_space", None) or env.action_space
+    kinds = ("observation_space", "action_space")
+    observation, action = (getattr(env, f"single_{k}", None) or getattr(env, k) for k in kinds)
     return _checked(observation, action, limits)
 
 
 def is_by_actor(space: object) -> TypeGuard[Mapping[ActorKey, gymnasium.Space]]:
-    """Whether it maps actors to spaces; a Dict is one space."""
+    """Whether ``space`` maps actors to spaces; a gymnasium Dict is one space."""
     return isinstance(space, Mapping) and not isinstance(space, gymnasium.Space)
 
 
@@ -132,7 +132,7 @@ def make_environment(environment: str, path: Path = (), source: Source | None = 
 
 
 def _needs(what: str, environment: str, error: Exception) -> str | None:
-    """Which library the environment lacks and which extra brings it, or None."""
+    """The missing library and the extra that brings it, as a message; None for any other error."""
     if isinstance(error, gymnasium.error.UnregisteredEnv):
         package = next((p for start, p in PACKAGES.items() if environment.startswith(start)), None)
         if package is None or importlib.util.find_spec(package) is not None:
@@ -142,7 +142,7 @@ def _needs(what: str, environment: str, error: Exception) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """Why the environment cannot be made, and what to allow where a module must be imported to register it."""
+    """Why the environment cannot be made, and what to allow if a module must be imported to register it."""
     if isinstance(error, gymnasium.error.NameNotFound):
         return f"{error}{OWN_MODULE}"
     missing = error.__cause__ or error

@@ -1,4 +1,4 @@
-"""From an environment's observations to the tensors that networks read: converted, then normalised where asked."""
+"""Observations of an environment as the tensors that networks read: converted, and normalised if the spec says so."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Observer"]
 
 
 class Observer:
-    """Reads observations of ``tree``; those named in ``normalize`` go through running statistics.
+    """Reads observations of ``tree`` and normalises those in ``normalize`` by running statistics.
 
-    Of a masked observation, such as a set, only the elements that are present count, all alike; padding stays zero.
-    ``normalizers`` belong to the policy as its children; the critic reads through the same ones.
+    Of a masked observation, such as a set, only the elements that are present count, with the same statistics; padding
+    stays zero. ``normalizers`` are children of the policy; the critic uses them too.
     """
 
     def __init__(self, tree: SpaceTree, normalize: Iterable[str] = ()) -> None:
@@ -44,7 +44,7 @@ class Observer:
         return self.normalized(tensors, keys)
 
     def normalized(self, tensors: dict[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
-        """The ``tensors`` called ``keys``, those to be normalised after it; their masks are among the tensors."""
+        """The ``tensors`` called ``keys``, normalised where the spec says so; ``tensors`` includes their masks."""
         for key in self.keys:
             if key in keys:
                 tensors[key] = self._normalized(key, tensors)
@@ -66,7 +66,7 @@ class Observer:
     def seen(
         self, observations: object, dtype: torch.dtype, device: torch.device
     ) -> dict[str, Tensor]:
-        """What a batch of observations has to be counted, as rows (n, *shape); ValueError as `update` says."""
+        """The rows (n, *shape) of a batch of observations that `count` takes; ValueError as `update` says."""
         keys = dict.fromkeys([*self.keys, *filter(None, self._masks.values())])
         tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
         rows: dict[str, Tensor] = {}
@@ -81,14 +81,14 @@ class Observer:
         return rows
 
     def count(self, seen: Sequence[Mapping[str, Tensor]], group: Group = None) -> None:
-        """Count the rows that any number of calls of `seen` gave in one update."""
+        """Count the rows of any number of calls of `seen` in one update."""
         for key in self.keys:
-            none = torch.zeros((0, *self._element(key)))  # type: ignore[arg-type]
-            rows = torch.cat([rows_by_key[key] for rows_by_key in seen]) if seen else none
+            empty = torch.zeros((0, *self._element(key)))  # type: ignore[arg-type]
+            rows = torch.cat([rows_by_key[key] for rows_by_key in seen]) if seen else empty
             self._normalizer(key).update(rows, group)
 
     def merge(self, other: Observer) -> None:
-        """Count in what ``other`` has seen, of the same observations."""
+        """Merge the statistics of ``other``, which has the same observations."""
         if set(self.keys) != set(other.keys):
             ours, theirs = (", ".join(map(repr, o.keys)) or "nothing" for o in (self, other))
             raise ValueError(f"this model normalizes {ours}, the other one {theirs}")

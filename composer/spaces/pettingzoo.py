@@ -1,14 +1,14 @@
-"""PettingZoo's environments: the spaces of their agents, and the environments themselves by id.
+"""The spaces of the agents of PettingZoo's environments, and the environments by id.
 
-Any environment with PettingZoo's interface is read, its library needed or not; only making one by id imports it.
+An environment needs PettingZoo's interface, not the library; only `make_pettingzoo` imports that.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 from gymnasium import Space
 
@@ -23,17 +23,25 @@ PREFIX = f"{PETTINGZOO}:"  # of ids: pettingzoo:butterfly/pistonball_v6
 
 
 class PettingZooError(RefusedError):
-    """Why there is no such environment."""
+    """There is no such environment; the message says why."""
 
 
-def is_pettingzoo(env: object) -> bool:
+class AgentEnvironment(Protocol):
+    """The part of PettingZoo's interface that parallel and AEC environments share."""
+
+    possible_agents: Sequence[str | int]
+    observation_space: Callable[[str | int], Space]
+    action_space: Callable[[str | int], Space]
+
+
+def is_pettingzoo(env: object) -> TypeGuard[AgentEnvironment]:
     """Whether ``env`` is a parallel or AEC environment, wrapped or not."""
     methods = ("observation_space", "action_space")
     return hasattr(env, "possible_agents") and all(callable(getattr(env, m, None)) for m in methods)
 
 
-def agent_spaces(env: Any) -> tuple[dict[ActorKey, Space], dict[ActorKey, Space]]:
-    """Observation and action space of every agent that can ever be in ``env``."""
+def agent_spaces(env: AgentEnvironment) -> tuple[dict[ActorKey, Space], dict[ActorKey, Space]]:
+    """The observation and action spaces of every agent that may be in ``env``."""
     agents = env.possible_agents
     return {a: env.observation_space(a) for a in agents}, {a: env.action_space(a) for a in agents}
 
@@ -54,7 +62,7 @@ def make_pettingzoo(environment: str) -> Any:
 
 
 def _makers() -> dict[str, Callable[[], object]]:
-    """By name, what makes each of the environments of PettingZoo."""
+    """The functions that make PettingZoo's environments, by name."""
     try:
         import pettingzoo
     except ImportError as error:
@@ -68,7 +76,7 @@ def _makers() -> dict[str, Callable[[], object]]:
 
 
 def _mpe_makers() -> dict[str, Callable[[], object]]:
-    """By name, what makes each of the particle environments, which are a package of their own."""
+    """The functions that make the particle environments, which are a separate package, by name."""
     try:
         from mpe2.all_modules import mpe_environments  # type: ignore[import-not-found]
     except ImportError as error:

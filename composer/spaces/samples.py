@@ -1,4 +1,4 @@
-"""Random values of a space as batches, by flat key and in the dtypes that an environment has them in."""
+"""Random values of a space as batches, by flat key and in the dtypes of the environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from composer.spaces.kinds import Leaf, kind_of
+from composer.spaces.kinds import Leaf, kind_of, torch_dtype
 from composer.spaces.tree import SpaceTree
 
 __all__ = ["SpaceSampler", "space_dtype"]
@@ -26,7 +26,7 @@ class SpaceSampler:
         self._space.seed(seed)
 
     def draw(self, leading: tuple[int, ...], keys: Iterable[str]) -> dict[str, Tensor]:
-        """The values called ``keys`` with ``leading`` axes; what varies in size is padded to the longest."""
+        """The values called ``keys`` with ``leading`` axes; values that vary in size are padded to the longest."""
         count = int(np.prod(leading))
         batch = _batched(self._space, [self._space.sample() for _ in range(count)])
         drawn = {key: self._tensor(key, batch) for key in keys}
@@ -43,13 +43,8 @@ class SpaceSampler:
 
 
 def space_dtype(leaf: Leaf) -> torch.dtype:
-    """What an environment has a value in; of a set or graph, what it is once it is padded."""
-    if leaf.kind in ("variable", "mask"):
-        return leaf.port.dtype
-    try:
-        return torch.from_numpy(np.empty(0, leaf.space.dtype)).dtype
-    except TypeError:  # a long double, which torch does not have
-        return torch.float64
+    """The dtype of an environment's value; of a set or graph, of the padded tensor."""
+    return leaf.port.dtype if leaf.kind in ("variable", "mask") else torch_dtype(leaf.space)
 
 
 def _batched(space: Space, samples: Sequence[Any]) -> Any:

@@ -1,8 +1,8 @@
 """Gymnasium spaces as flat Ports, and their values as tensors and back.
 
-Inside a model a Discrete value is a zero-based int64 and every other number is of the model's dtype, unscaled. What
-varies in size (`variable_spaces`) is padded and has a mask. Towards the environment a value is exactly one of its
-space: its start, its dtype, its bounds, its structure.
+Inside a model a Discrete value is a zero-based int64 and every other number has the model's dtype, unscaled. A value
+that varies in size (`variable`) is padded and has a mask. The environment gets exact values of its space: with its
+start, dtype, bounds and structure.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from perception_blocks.words import did_you_mean, is_writable
 
 __all__ = ["Leaf", "SpaceError", "SpaceTree", "flatten_space", "format_space", "walk_space"]
 __all__ += ["from_space_value", "holds_tensors", "to_environment", "to_environments"]
-__all__ += ["alike", "to_space_value"]
+__all__ += ["stacked", "to_space_value"]
 
 X = TypeVar("X")
 
 
 class SpaceError(ValueError):
-    """What is wrong with a space: ``problems`` are (index in ``ignore``, name in ``texts`` or None, message)."""
+    """A space cannot be read; ``problems`` are (index in ``ignore``, name in ``texts`` or None; message)."""
 
     def __init__(self, problems: Iterable[tuple[int | str | None, str]]) -> None:
         self.problems = list(problems)
@@ -87,7 +87,7 @@ class SpaceTree:
 
     @property
     def is_single(self) -> bool:
-        """Whether the space has no parts: its only value then stands alone, not in a dict or tuple."""
+        """Whether the space has no parts: its value is not in a dict or tuple."""
         return _parts(self.space) is None
 
     @property
@@ -128,20 +128,28 @@ class SpaceTree:
         return tensors
 
     def leading(self, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-        """The axes before those of the space, which all values share; ValueError where they do not."""
+        """The axes before the axes of the space, which all values share; ValueError where they do not."""
         shared = None
         for key, tensor in tensors.items():
-            axes = tensor.shape[: tensor.dim() - len(self.leaves[key].port.shape)]
+            axes = self._leading_axes(key, tensor)
             if shared is None:
                 shared = axes
             elif axes != shared:
-                raise ValueError(self._differing(tensors))
+                axes = (
+                    f"{k!r} {format_shape(self._leading_axes(k, t))}" for k, t in tensors.items()
+                )
+                raise ValueError(
+                    f"the {self.root}s differ in their leading (batch) axes: {', '.join(axes)}"
+                )
         return tuple(shared or ())
 
-    def side_by_side(self, values: Sequence[object], keys: Iterable[str]) -> dict[str, Any]:
-        """What ``values`` of the space have under flat ``keys``, each stacked on a new first axis.
+    def _leading_axes(self, key: str, tensor: Tensor) -> torch.Size:
+        return tensor.shape[: tensor.dim() - len(self.leaves[key].port.shape)]
 
-        Raises ValueError for what varies in size, or is not `alike`.
+    def side_by_side(self, values: Sequence[object], keys: Iterable[str]) -> dict[str, Any]:
+        """The entries of ``values`` of the space under flat ``keys``, each `stacked` on a new first axis.
+
+        Raises ValueError for a key whose values vary in size.
         """
         for value in values:
             self._refuse_unknown(value)
@@ -152,21 +160,22 @@ class SpaceTree:
             )
         paths = {key: self.leaves[key].path for key in keys}
         return {
-            key: alike([self._pick(v, key, path) for v in values]) for key, path in paths.items()
+            key: stacked([self._pick(v, key, path) for v in values]) for key, path in paths.items()
         }
 
     def unflatten(self, flat: Mapping[str, X]) -> Any:
         """The structure of the space (dicts and tuples) around values by flat keys.
 
-        What is ignored is left out of a dict and is None in a tuple.
+        An ignored part is left out of a dict and is None in a tuple.
         """
-        by_path: dict[Path, Any] = {}
+        fixed: dict[Path, X] = {}
+        varying: dict[Path, dict[str, X]] = {}
         for key, leaf in self.leaves.items():
             if key in self._variables:  # several values have this path: they remain a flat dict
-                by_path.setdefault(leaf.path, {})[key] = flat[key]
+                varying.setdefault(leaf.path, {})[key] = flat[key]
             else:
-                by_path[leaf.path] = flat[key]
-        return _nested(self.space, (), by_path)
+                fixed[leaf.path] = flat[key]
+        return _nested(self.space, (), {**fixed, **varying})
 
     def _read_variable(
         self, value: object, leaf: Leaf, dtype: torch.dtype, device: torch.device | str | None
@@ -217,7 +226,7 @@ class SpaceTree:
         return f"{self.root} {key!r} is missing; got {got}{hint}"
 
     def _refuse_unknown(self, value: object) -> None:
-        """Raise ValueError for a key that the space does not have; at the top, flat keys are known too."""
+        """Raise ValueError for a key that the space does not have; a flat dict has flat keys."""
         if any(not v.path and v.fits(value) for v in self._variables.values()):
             return  # the whole space is a Sequence of Dicts, and this its stacked elements
         for path, known in self._dicts:
@@ -225,17 +234,9 @@ class SpaceTree:
                 name = str(key)
                 if name not in known and (path or name not in self._flat):
                     flat = _flat_key((*path, key), self.root)
-                    raise ValueError(f"{flat!r} is not in the {self.root} space{self._hint(flat)}")
-
-    def _hint(self, key: str) -> str:
-        return did_you_mean(key, self.leaves) or f"; it has {', '.join(map(repr, self.leaves))}"
-
-    def _differing(self, tensors: Mapping[str, Tensor]) -> str:
-        axes = [
-            f"{key!r} {format_shape(t.shape[: t.dim() - len(self.leaves[key].port.shape)])}"
-            for key, t in tensors.items()
-        ]
-        return f"the {self.root}s differ in their leading (batch) axes: {', '.join(axes)}"
+                    known = f"; it has {', '.join(map(repr, self.leaves))}"
+                    near = did_you_mean(flat, self.leaves) or known
+                    raise ValueError(f"{flat!r} is not in the {self.root} space{near}")
 
 
 def flatten_space(
@@ -246,10 +247,10 @@ def flatten_space(
 ) -> SpaceTree:
     """The leaves of ``space`` under flat keys: the path joined by ``/``, ``root`` for a space without parts.
 
-    ``ignore`` names what is left out, by flat key, whole branches included. ``texts`` declares, by flat key, the length
-    and characters of texts whose space does not say them: ``{"mission": {"max_length": 64, "charset": "abc "}}``.
-    Raises SpaceError that tells of every unsupported part, every collision of flat keys, every ``ignore`` and ``texts``
-    entry that names nothing.
+    ``ignore`` names parts to leave out, by flat key, whole branches included. ``texts`` declares, by flat key, the
+    length and characters of texts whose space has none: ``{"mission": {"max_length": 64, "charset": "abc "}}``. Raises
+    SpaceError with every unsupported part, every collision of flat keys, and every entry of ``ignore`` and ``texts``
+    that names nothing.
     """
     texts = texts or {}
     problems: list[tuple[int | str | None, str]] = []
@@ -271,20 +272,16 @@ def flatten_space(
                 text = f"{word} names {name!r}, which is not in the {root} space"
                 problems.append((place, text + did_you_mean(name, keys)))
             elif left_out and word == "texts":
-                text = (
-                    f"texts names {name!r}, which 'ignore' leaves out; take it out of one of them"
-                )
-                problems.append((place, text))
-    problems += [(None, _unwritable(root, key)) for key in leaves if not is_writable(key)]
+                way_out = "which 'ignore' leaves out; take it out of one of them"
+                problems.append((place, f"texts names {name!r}, {way_out}"))
+    for key in (key for key in leaves if not is_writable(key)):
+        half = "holds half of a surrogate pair, which no file can hold; rename it"
+        problems.append((None, f"{key!r} in the {root} space {half}"))
     problems += maker.no_texts.items()
     problems += [(None, message) for message in maker.problems]
     if problems:
         raise SpaceError(problems)
     return SpaceTree(space, root, leaves, ignore, variables)
-
-
-def _unwritable(root: str, key: str) -> str:
-    return f"{key!r} in the {root} space holds half of a surrogate pair, which no file can hold; rename it"
 
 
 def _leaves(
@@ -301,12 +298,10 @@ def _leaves(
             if variable is not None:
                 variables.append(variable)
                 part_leaves = variable.leaves
+        elif kind := kind_of(part):
+            part_leaves = {key: maker.leaf(kind, key, path, part)}
         else:
-            kind = kind_of(part)
-            if kind is None:
-                maker.problems.append(maker.unsupported(key, part))
-            else:
-                part_leaves = {key: maker.leaf(kind, key, path, part)}
+            maker.problems.append(maker.unsupported(key, part))
         for name, leaf in part_leaves.items():
             if name in leaves:
                 maker.problems.append(collision(root, name, leaves[name].path, path))
@@ -318,7 +313,7 @@ def _leaves(
 def walk_space(
     space: Space, root: str, path: Path = (), *, inner: bool = False
 ) -> Iterator[tuple[str, Path, Space]]:
-    """(flat key, path, space) of every part that is no Dict or Tuple, in order; with ``inner`` of these as well."""
+    """(flat key, path, space) of every part that is no Dict or Tuple, in order; with ``inner`` also of those."""
     parts = _parts(space)
     if parts is None or inner:
         yield _flat_key(path, root), path, space
@@ -327,7 +322,7 @@ def walk_space(
 
 
 def holds_tensors(value: object) -> bool:
-    """Whether the numbers of a (nested) value are tensors, judged by the first that are not a mere index."""
+    """Whether the numbers of a (nested) value are tensors, judged by the first that are no Python integer."""
     return isinstance(_first_numbers(value), Tensor)
 
 
@@ -343,7 +338,7 @@ def _first_numbers(value: object) -> object:
 
 
 def to_environment(tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy: bool) -> Any:
-    """What the environment takes: the space's structure around exact values.
+    """The value for the environment: the space's structure around exact values.
 
     With ``as_numpy`` an unbatched value is contained in the space, a batched one is arrays with leading axes.
     """
@@ -357,15 +352,13 @@ def to_environment(tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy
 def to_environments(
     tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy: bool
 ) -> list[Any]:
-    """What `to_environment` makes of each row of the first axis."""
+    """`to_environment` of each row of the first axis."""
     columns = {}
     for key, leaf in tree.leaves.items():
         value = to_space_value(leaf, flat_tensors[key])
         columns[key] = _rows(leaf, value) if as_numpy else value.unbind()
-    return [
-        tree.unflatten(dict(zip(columns, row, strict=True)))
-        for row in zip(*columns.values(), strict=True)
-    ]
+    rows = zip(*columns.values(), strict=True)
+    return [tree.unflatten(dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def _rows(leaf: Leaf, value: Tensor) -> list[np.ndarray]:
@@ -376,7 +369,7 @@ def _rows(leaf: Leaf, value: Tensor) -> list[np.ndarray]:
     return [array[row, ...] for row in range(len(array))]
 
 
-def alike(values: Sequence[Any]) -> Any:
+def stacked(values: Sequence[Any]) -> Any:
     """Arrays, numbers or tensors on a new first axis. Raises ValueError unless they have one type, shape and dtype."""
     first = values[0]
     numbers = isinstance(first, int | float)
@@ -412,8 +405,8 @@ def _inner_dicts(space: Space, path: Path) -> Iterator[tuple[Path, spaces.Dict]]
         yield from _inner_dicts(child, (*path, part))
 
 
-def _keys_at(value: Any, path: Path) -> Iterable[Any]:
-    """The keys of the dict at ``path``; none where there is no such dict, as in a flat one."""
+def _keys_at(value: Any, path: Path) -> Iterable[str | int]:
+    """The keys of the dict at ``path``; none if it has no such dict, as a flat dict has not."""
     for part in path:
         try:
             value = value[part]

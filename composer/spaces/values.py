@@ -1,7 +1,7 @@
-"""Values checked before they are cast: those that a cast would change are reported.
+"""Checks of values before a cast, which would change some of them silently.
 
-Arrays and tensors are looked at alike, and only on the host: on an accelerator it would have to wait, and where code is
-traced (torch.compile, torch.export, torch.func) there are no values.
+Only values on the host are checked: a check on an accelerator would have to wait, and while code is traced
+(torch.compile, torch.export, torch.func) there are no values.
 """
 
 from __future__ import annotations
@@ -14,15 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "FLAGS",
-    "BoundsWatch",
-    "IntegerRange",
-    "OutOfBoundsWarning",
-    "as_flags",
-    "on_host",
-    "refuse_outside",
-]
+__all__ = ["FLAGS", "BoundsWatch", "IntegerRange", "OutOfBoundsWarning", "as_flags", "on_host"]
+__all__ += ["refuse_outside"]
 
 _is_compiling = torch.compiler.is_compiling
 # What torch.func.vmap and grad are at; None where they are not.
@@ -30,7 +23,7 @@ _transformation = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether values can be looked at: not on an accelerator, which would have to wait, nor where code is traced."""
+    """Whether the values can be checked: not on an accelerator, which would have to wait, nor while code is traced."""
     return (
         tensor.is_cpu
         and type(tensor) is Tensor
@@ -40,9 +33,9 @@ def on_host(tensor: Tensor) -> bool:
 
 
 class IntegerRange(NamedTuple):
-    """What a value of whole numbers may be: ``low`` to ``high``, numbers or arrays of the value's shape.
+    """The range of a value of whole numbers: ``low`` to ``high``, numbers or arrays of the value's shape.
 
-    ``expected`` ends the message about another value. All values of the dtype ``free`` are in it; None for no dtype.
+    ``expected`` ends the message about another value. All values of the dtype ``free`` are in the range; None: of none.
     """
 
     low: int | np.ndarray
@@ -57,7 +50,7 @@ FLAGS = IntegerRange(0, 1, "expected 0 or 1", torch.bool)
 def refuse_outside(name: str, values: np.ndarray | Tensor, integers: IntegerRange) -> None:
     """Raise ValueError for the first of ``values`` that is no whole number in the range, NaN included.
 
-    Tensors are looked at where `on_host` allows it.
+    Tensors are checked where `on_host` allows it.
     """
     if isinstance(values, Tensor) and not on_host(values):
         return
@@ -91,9 +84,9 @@ class OutOfBoundsWarning(UserWarning):
 
 
 class BoundsWatch:
-    """Warns once of numbers beyond the bounds of a Box: environments give them, and networks get them as they are.
+    """Warns once of numbers beyond the bounds of a Box: environments give them, and networks read them unchanged.
 
-    Looking takes time, so that it happens ever more rarely: at the first value, the second, the fourth, the eighth.
+    A check takes time, so it happens ever more rarely: at the first value, the second, the fourth, the eighth, ...
     """
 
     def __init__(self, name: str, low: np.ndarray, high: np.ndarray, space: str) -> None:

@@ -1,7 +1,7 @@
 """Spaces whose values vary in size - Sequence, Graph, Text, OneOf - as ports under flat keys.
 
-A mask is true where there is a real element. What is not real is zero, and a set or graph without elements is one
-padded element long, so that no block meets an empty axis. `variable_readers` makes these tensors and masks:
+A mask is true for real elements. Padding is zero, and a set or graph without elements is one padded element long, so
+that no block meets an empty axis. `variable_readers` makes these tensors and masks:
 
     space at the key ``k``            flat keys
     Sequence(Box((F,)))               k (None, F); k:mask (None,)
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TypeGuard, TypeVar
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -52,21 +52,20 @@ from composer.spaces.variable_readers import (
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import did_you_mean
 
-__all__ = ["PRINTABLE", "VARIABLE", "ReaderMaker", "VariableSpace", "collision", "declared_text"]
-__all__ += ["is_ignored"]
+__all__ = ["ReaderMaker", "VariableSpace", "collision", "declared_text", "is_ignored"]
 
-K = TypeVar("K", bound=str | int)
+
 VARIABLE = (spaces.Sequence, spaces.Graph, spaces.Text, spaces.OneOf)
 PRINTABLE = string.printable.strip() + " "
 
 
 class VariableSpace:
-    """One space of varying size within an observation: its leaves, and its values as padded tensors."""
+    """A space of varying size within an observation: its leaves, and its values as padded tensors."""
 
     def __init__(
         self, key: str, path: Path, space: Space, reader: Reader, ignored: Collection[str] = ()
     ) -> None:
-        """``ignored`` are flat keys that get no leaf; a mask that then masks nothing gets none either."""
+        """``ignored`` are flat keys that get no leaf; neither does a mask that masks nothing."""
         self.key = key
         self.path = path
         self._space = space
@@ -108,9 +107,9 @@ class VariableSpace:
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> dict[str, Tensor]:
-        """Padded values by flat key, as `read` gives them (any leading axes), in the model's dtypes.
+        """Padded values by flat key, as `read` returns them (any leading axes), in the model's dtypes.
 
-        Raises ValueError for a shape that does not fit, and where a mask has not the axes of what it masks.
+        Raises ValueError for a wrong shape, and for a mask without the axes of what it masks.
         """
         tensors: dict[str, Tensor] = {}
         for key, leaf in self.leaves.items():
@@ -157,9 +156,9 @@ class VariableSpace:
 
 
 def _padded_leaf(key: str, path: Path, space: Space, port: Port, shown: str) -> Leaf:
-    """The leaf of a padded tensor; its range has the zeros that fill it up, and choices count from 0.
+    """The leaf of a padded tensor; its range includes the zeros of the padding, and choices count from 0.
 
-    ``shown`` is what messages call the space.
+    Messages call the space ``shown``.
     """
     if is_mask(port):
         return Leaf(key, path, space, port, "mask", integers=FLAGS)
@@ -186,9 +185,9 @@ def _counted(port: Port, expected: str) -> IntegerRange:
 class ReaderMaker:
     """Makes the readers of one space's parts.
 
-    What cannot be read is noted in ``problems``, and what ``texts`` names that is no text in ``no_texts``, by its key.
-    ``ignored`` are flat keys, ``texts`` the spaces that stand for those at their keys. ``seen`` are the flat keys that
-    it came across, which an ``ignore`` may name.
+    ``ignored`` are flat keys; ``texts`` are the spaces that replace the ones at their keys. ``problems`` collects the
+    parts that cannot be read, ``no_texts`` the keys in ``texts`` that are no texts, ``seen`` the flat keys that an
+    ``ignore`` may name.
     """
 
     def __init__(
@@ -217,7 +216,7 @@ class ReaderMaker:
         return VariableSpace(key, path, space, reader, self.ignored)
 
     def reader(self, key: str, path: Path, space: Space, within: str = "") -> Reader | None:
-        """None where it is ignored or cannot be read; ``within`` is the key of the Sequence or Graph around it."""
+        """None if it is ignored or cannot be read; ``within`` is the key of the Sequence or Graph around it."""
         self.seen.add(key)
         if is_ignored(key, self.ignored):
             return None
@@ -257,20 +256,15 @@ class ReaderMaker:
 
     def parts(self, key: str, path: Path, space: spaces.Dict | spaces.Tuple, within: str) -> Reader:
         named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        readers = self._readers(key, path, named, within)
-        return CompoundReader(key, space, readers)
+        return CompoundReader(key, space, self._readers(key, path, named, within))
 
     def sequence(self, key: str, path: Path, space: spaces.Sequence, within: str) -> Reader | None:
         element = self.reader(key, path, space.feature_space, key)
-        return (
-            None if element is None or not element.ports else SetReader(key, path, space, element)
-        )
+        return SetReader(key, path, space, element) if element and element.ports else None
 
     def graph(self, key: str, path: Path, space: spaces.Graph, within: str) -> Reader:
-        parts = [("nodes", space.node_space), ("edges", space.edge_space)]
-        readers = self._readers(
-            key, path, [(name, part) for name, part in parts if part is not None], key
-        )
+        edges = [] if space.edge_space is None else [("edges", space.edge_space)]
+        readers = self._readers(key, path, [("nodes", space.node_space), *edges], key)
         return GraphReader(key, path, space, readers.get("nodes"), readers.get("edges"))
 
     def one_of(self, key: str, path: Path, space: spaces.OneOf, within: str) -> Reader:
@@ -281,9 +275,9 @@ class ReaderMaker:
         return TextReader(key, path, space)
 
     def _readers(
-        self, key: str, path: Path, parts: Iterable[tuple[K, Space]], within: str
-    ) -> dict[K, Reader]:
-        readers: dict[K, Reader] = {}
+        self, key: str, path: Path, parts: Iterable[tuple[str | int, Space]], within: str
+    ) -> dict[str | int, Reader]:
+        readers: dict[str | int, Reader] = {}
         known: dict[str, Port] = {}
         for name, part in parts:
             reader = self.reader(f"{key}/{name}", (*path, name), part, within)
@@ -310,7 +304,7 @@ _MAKERS: dict[type[Space], Callable[..., Reader | None]] = {
 def declared_text(name: str, declared: Mapping[str, object]) -> spaces.Text:
     """The Text space of ``{max_length: 64, charset: "abc"}``; without a charset it is all printable ASCII.
 
-    Raises ValueError for settings that are none, with ``name`` in the message.
+    Raises ValueError, with ``name`` in the message, for other settings and wrong values.
     """
     for setting in declared:
         if setting not in ("max_length", "charset"):

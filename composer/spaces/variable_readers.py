@@ -1,8 +1,8 @@
-"""Samples of spaces whose values vary in size as padded tensors and masks: a reader for each kind of space.
+"""Readers of spaces whose values vary in size: their samples become padded tensors and masks.
 
-Where spaces are within others, so are their readers. ``read`` takes unbatched samples and makes them the first axis. A
-*column* is what gymnasium makes of a number of samples: an array, or a dict or tuple of columns, or, for spaces that it
-cannot batch, a tuple of samples.
+There is a reader for each kind of space; readers are nested as spaces are. ``read`` takes unbatched samples and stacks
+them on a first axis. A *column* is what gymnasium makes of a number of samples: an array, or a dict or tuple of
+columns, or, for spaces that it cannot batch, a tuple of samples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,17 +26,8 @@ from composer.spaces.values import IntegerRange, refuse_outside
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import cut
 
-__all__ = [
-    "OneOfReader",
-    "FixedReader",
-    "GraphReader",
-    "CompoundReader",
-    "Reader",
-    "SetReader",
-    "TextReader",
-    "described",
-]
-__all__ += ["is_mask", "shape_of", "typed"]
+__all__ = ["CompoundReader", "FixedReader", "GraphReader", "OneOfReader", "Reader", "SetReader"]
+__all__ += ["TextReader", "described", "is_mask", "shape_of", "typed"]
 
 Tensors = dict[str, Tensor]
 Samples = Sequence[Any]  # values of one space, or columns of them
@@ -45,7 +36,7 @@ INTEGERS = IntegerRange(int(_INT64.min), int(_INT64.max), "expected the numbers 
 
 
 class Reader(ABC):
-    """Turns samples of one space into tensors by flat key; ``ports`` are theirs."""
+    """Turns samples of one space into tensors by flat key, which ``ports`` describes."""
 
     ports: dict[str, Port]
 
@@ -66,6 +57,9 @@ class Reader(ABC):
         return len(column)
 
 
+Readers: TypeAlias = Mapping[Any, Reader]  # by the names or numbers of the parts
+
+
 class FixedReader(Reader):
     """A space of fixed size: numbers."""
 
@@ -81,10 +75,10 @@ class FixedReader(Reader):
 
     def read(self, samples: Samples, dtype: torch.dtype) -> Tensors:
         if not samples:
-            return self._tensor(np.zeros((0, *self.leaf.shape)), dtype)
+            return self._tensors(np.zeros((0, *self.leaf.shape)), dtype)
         try:
             stacked = torch.stack(list(samples)) if isinstance(samples[0], Tensor) else samples
-            tensors = self._tensor(stacked, dtype)
+            tensors = self._tensors(stacked, dtype)
         except (ValueError, TypeError, RuntimeError):  # of several shapes, or no numbers
             self._refuse_misfit(samples)
             raise
@@ -97,16 +91,15 @@ class FixedReader(Reader):
         if not columns:
             return self.read([], dtype)
         if isinstance(columns[0], Tensor):
-            return self._tensor(torch.cat(list(columns)), dtype)
-        return self._tensor(np.concatenate(columns), dtype)
+            return self._tensors(torch.cat(list(columns)), dtype)
+        return self._tensors(np.concatenate(columns), dtype)
 
     def length(self, column: Any) -> int:
         self._refuse_misfit([column], column=True)
         return len(column)
 
-    def _tensor(self, value: object, dtype: torch.dtype) -> Tensors:
-        tensor = from_space_value(self.leaf, value, dtype=dtype)
-        return {self.leaf.key: tensor}
+    def _tensors(self, value: object, dtype: torch.dtype) -> Tensors:
+        return {self.leaf.key: from_space_value(self.leaf, value, dtype=dtype)}
 
     def _refuse_misfit(self, values: Sequence[object], column: bool = False) -> None:
         for value in values:
@@ -118,15 +111,13 @@ class FixedReader(Reader):
 
 
 class CompoundReader(Reader):
-    """A Dict or Tuple; parts that are ignored have no reader, and are not looked at."""
+    """A Dict or Tuple; parts that are ignored have no reader and are not read."""
 
-    def __init__(
-        self, key: str, space: spaces.Dict | spaces.Tuple, parts: Mapping[Any, Reader]
-    ) -> None:
+    def __init__(self, key: str, space: spaces.Dict | spaces.Tuple, parts: Readers) -> None:
         self.key = key
         self.is_dict = isinstance(space, spaces.Dict)
         self.size = len(space.spaces)
-        self.parts = dict(parts)
+        self.parts = parts
         self.ports = {key: port for part in parts.values() for key, port in part.ports.items()}
 
     def fits(self, value: object, column: bool = False) -> bool:
@@ -158,7 +149,7 @@ class CompoundReader(Reader):
             raise ValueError(f"the parts of {self.key!r} must have equally many elements: {counts}")
         return next(iter(lengths.values()), 0)
 
-    def _part(self, value: Any, name: Any) -> Any:
+    def _part(self, value: object, name: Any) -> Any:
         if isinstance(value, Mapping if self.is_dict else (tuple, list)):
             try:
                 return value[name]
@@ -236,7 +227,7 @@ class TextReader(Reader):
 
 
 class GraphReader(Reader):
-    """A Graph: nodes, edges, and for each edge the two nodes that it links. Those ignored have no reader."""
+    """A Graph: nodes, edges, and for each edge the two nodes that it links. Ignored parts have no reader."""
 
     def __init__(
         self, key: str, path: Path, space: spaces.Graph, node: Reader | None, edge: Reader | None
@@ -304,14 +295,12 @@ class GraphReader(Reader):
 
 
 class OneOfReader(Reader):
-    """A OneOf: which one it is, and the tensors of each alternative, zero and masked where it is another one."""
+    """A OneOf: the index of the chosen alternative, and tensors of each one, zero and masked where it is not chosen."""
 
-    def __init__(
-        self, key: str, path: Path, space: spaces.OneOf, alternatives: Mapping[int, Reader]
-    ) -> None:
+    def __init__(self, key: str, path: Path, space: spaces.OneOf, alternatives: Readers) -> None:
         self.key = key
         self.size = len(space.spaces)
-        self.alternatives = dict(alternatives)
+        self.alternatives = {int(index): reader for index, reader in alternatives.items()}
         self.choice = f"{key}/choice"
         self.ports = {
             self.choice: Port((), torch.int64, cardinality=self.size, source=(*path, "choice"))
@@ -371,7 +360,7 @@ def typed(tensor: Tensor, port: Port, dtype: torch.dtype) -> Tensor:
 
 
 def shape_of(value: object) -> tuple[int, ...] | None:
-    """The shape of nested numbers, judged by their first parts; None for what holds none."""
+    """The shape of nested numbers, judged by their first parts; None for anything else."""
     if isinstance(value, (np.ndarray, Tensor)):
         return tuple(value.shape)
     if isinstance(value, (tuple, list)):
@@ -381,7 +370,7 @@ def shape_of(value: object) -> tuple[int, ...] | None:
 
 
 def described(value: object) -> str:
-    """What a value is, in words: a message says it after "got"."""
+    """A value in words, for the end of a message: "got ..."."""
     if isinstance(value, (np.ndarray, Tensor)):
         return f"an array of shape {format_shape(value.shape)}"
     if isinstance(value, Mapping):
@@ -418,7 +407,7 @@ def _padded(flat: Mapping[str, Tensor], lengths: Sequence[int], mask_key: str) -
 
 
 def _is_empty(sample: object) -> bool:
-    """Whether it is an empty tuple or list; an empty array or dict of arrays has a form and does not count."""
+    """Whether it is an empty tuple or list; an empty array, or a dict of them, is a column."""
     return isinstance(sample, (tuple, list)) and not sample
 
 
