@@ -12,9 +12,9 @@ import torch
 from composer.build.context import BuildContext, VisiblePorts
 from composer.build.critic import (
     BuiltCritic,
+    asked_of_kind,
     built_of_kind,
     network_requirements,
-    noted_kind,
     policy_values,
     value_normalizer,
 )
@@ -76,8 +76,9 @@ class _CentralCriticBuilder:
         visible = None if sources is None else self._visible_ports(spec, sources)
         if sources is None or visible is None:
             return None
-        with noted_kind(self.kind, self.critic, self.context):
-            asked = self.kind.requirements(None)
+        asked = asked_of_kind(self.kind, None, self.critic, self.context)
+        if asked is None:
+            return None
         requirements = network_requirements(self.critic, asked, self.kind.added)
         notes = next(iter(self.plans.values())).notes.of_another()
         built = build_network("critic", spec, visible, requirements, self.context, notes)

@@ -19,6 +19,7 @@ from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.critic.values import RAW_NAMES, ValueRequirements
 from composer.network.network import Network
+from composer.spaces.tree import SpaceTree
 from composer.spec.model_spec import CRITICS, CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.graph.construct import add_place
@@ -29,13 +30,13 @@ from perception_blocks.words import describe, listing
 
 __all__ = [
     "BuiltCritic",
+    "asked_of_kind",
     "build_critic",
     "built_of_kind",
     "critic_network",
     "critic_setup",
     "kind_of",
     "network_requirements",
-    "noted_kind",
     "policy_failed",
     "policy_values",
     "refuse_one_actor",
@@ -124,6 +125,19 @@ def refuse_one_actor(
 def _is_users(kind: type) -> bool:
     """Whether a class is no part of this package."""
     return not kind.__module__.startswith("composer.")
+
+
+def asked_of_kind(
+    kind: type[CriticModule], actions: SpaceTree | None, critic: CriticSpec, context: BuildContext
+) -> ValueRequirements | None:
+    """What a ``kind`` asks of its network; None where it returns something else, which is noted."""
+    with noted_kind(kind, critic, context):
+        asked = kind.requirements(actions)
+    if isinstance(asked, ValueRequirements):
+        return asked
+    message = f".requirements returned {describe(asked)}; it must return ValueRequirements, as super().requirements() does"
+    context.problems.add((*critic.path, "kind"), f"{kind.__module__}.{kind.__qualname__}{message}")
+    return None
 
 
 def built_of_kind(
@@ -219,8 +233,9 @@ def critic_network(
 
     It may read the value before its own by the name ``previous``.
     """
-    with noted_kind(member, critic, plan.context):
-        asked = member.requirements(plan.actions)
+    asked = asked_of_kind(member, plan.actions, critic, plan.context)
+    if asked is None:
+        return None
     plan.refuse_unknown(spec)
     seen, hidden = plan.visible_ports(spec)
     ports = {**seen, **plan.notes.shared}

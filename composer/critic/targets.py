@@ -50,7 +50,11 @@ class Targeted(nn.Module):
     def make_target(self) -> None:
         """Make ``target`` a copy of this critic as it is now, in place of the one before."""
         self._modules.pop("target", None)
-        target = copy.deepcopy(self, {id(one): one for one in self._common()})
+        copies = {id(part): part for part in self._common()}
+        # The weights of one of separate actors are slices, which deepcopy refuses.
+        slices = [t for t in self.state_dict(keep_vars=True).values() if not t.is_leaf]
+        copies |= {id(tensor): tensor.detach().clone() for tensor in slices}
+        target = copy.deepcopy(self, copies)
         for critic in target.networks:
             critic._modules.pop("value_normalizer", None)  # it is a child of the online one alone
         self._modules["target"] = target.requires_grad_(False).eval()

@@ -53,10 +53,10 @@ def find_spaces(
         raise ValueError("give both observation_space and action_space, or an env")
     if env is not None and not isinstance(env, str):
         return environment_spaces(env, limits)
-    if env is None and spec.environment is None:
+    name = spec.environment if env is None else env
+    if name is None:
         raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
-    path, source = ((), None) if env is not None else (("environment",), spec.source)
-    name = env or spec.environment
+    path, source = (("environment",), spec.source) if env is None else ((), None)
     new_env = make_environment(name, path, source)
     try:
         return environment_spaces(new_env, limits)

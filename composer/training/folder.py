@@ -7,6 +7,7 @@ follow from ``trainer.pt``: ``model.safetensors``, ``curve.csv``, ``curve.png``,
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickletools
 import re
@@ -28,7 +29,7 @@ from composer.checkpoint.container import CheckpointError
 from composer.source.files import outside, real_path
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
-from composer.training.trainer import Task, Trainer, TrainerState, TrainingError
+from composer.training.trainer import MOST_COUNTED, Task, Trainer, TrainerState, TrainingError
 
 __all__ = ["RunFolder", "Saved", "in_use", "refuse_taken"]
 
@@ -351,10 +352,13 @@ def _as_saved(state: object) -> Saved:
     if not isinstance(state, dict) or not isinstance(state.get("trainer"), dict):
         raise ValueError("it holds no trainer")
     steps, curve, recent = state.get("steps"), state.get("curve"), state.get("recent", [])
-    if type(steps) is not int or not 0 <= steps < 2**40:
+    if type(steps) is not int or not 0 <= steps < MOST_COUNTED:
         raise ValueError("it holds no number of steps")
     if not isinstance(curve, list) or not all(map(_is_row, curve)) or not _are_numbers(recent):
         raise ValueError("it holds no learning curve")
+    at = [0, *(row[0] for row in curve), steps]
+    if at != sorted(at) or any(row[1] < 1 for row in curve):
+        raise ValueError("its learning curve counts backwards")
     return {"steps": steps, "curve": curve, "recent": recent, "trainer": state["trainer"]}
 
 
@@ -363,7 +367,9 @@ def _is_row(row: object) -> bool:
 
 
 def _are_numbers(values: object) -> TypeGuard[list[float]]:
-    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
+    return isinstance(values, list) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in values
+    )
 
 
 # --- its name ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from composer.checkpoint.file import fill_whole, read_record
 from composer.checkpoint.plain_spec import plain_spec, saved_spec
 from composer.distributions.base import NoNumberError
 from composer.distributions.discrete import NoLegalChoiceError
-from composer.errors import Problem, SpecError
+from composer.errors import Problem, RefusedError, SpecError
 from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.source.load import GivenSpec, Override, Source, dump_yaml, load_source, stored_source
@@ -40,6 +41,7 @@ SAVE_EVERY = 30.0  # seconds
 SAVING_SHARE = 20  # saving may take this part of the time
 MOST = 2**31 - 1  # of everything that is counted
 MOST_ENVS = 10_000
+DIVERGED = 1e15  # weights above overflow in what is computed of them
 # The state of an optimiser and a replay buffer, which are empty at first.
 GROWING = {"state", "buffer"}
 
@@ -178,13 +180,19 @@ def _refuse_other_form(saved: Any, expected: Any, path: str) -> None:
             raise ValueError(f"{path} has {len(saved)} entries, not {len(expected)}")
         for index, pair in enumerate(zip(saved, expected, strict=True)):
             _refuse_other_form(*pair, f"{path}/{index}")
-    elif isinstance(expected, Tensor) and (saved.shape, saved.dtype) != (
-        expected.shape,
-        expected.dtype,
-    ):
+    elif isinstance(expected, Tensor):
+        _refuse_other_tensor(saved, expected, path)
+    elif "/param_groups/" in path and saved != expected:  # what the settings of the run say
+        raise ValueError(f"{path} is {_shown(saved)}, not {expected}")
+
+
+def _refuse_other_tensor(saved: Tensor, expected: Tensor, path: str) -> None:
+    if (saved.shape, saved.dtype) != (expected.shape, expected.dtype):
         raise ValueError(
             f"{path} is {tuple(saved.shape)} of {saved.dtype}, not {tuple(expected.shape)} of {expected.dtype}"
         )
+    if bool((expected.isfinite() & ~saved.isfinite()).any()):
+        raise ValueError(f"{path} is NaN or infinite")
 
 
 # --- the run itself ---
@@ -221,18 +229,24 @@ class _Recorder:
 
     def _save(self) -> None:
         begun = time.monotonic()
-        self._refuse_no_weights()
+        self.refuse_weights()
         self._folder.save(self._trainer, self._curve, self.steps)
         now = time.monotonic()
         self._save_at = now + max(SAVE_EVERY, SAVING_SHARE * (now - begun))
 
-    def _refuse_no_weights(self) -> None:
-        """Raise TrainingError for weights that are NaN or infinite: what was saved before is worth more."""
+    def refuse_weights(self, most: float = math.inf) -> None:
+        """Raise TrainingError for weights that are NaN, or reach ``most``: what was saved before is worth more."""
         for name, weight in self._trainer.model.named_parameters():
-            if not bool(weight.isfinite().all()):
+            largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
+            if not largest < most:
+                what = (
+                    f"is as large as {largest:.0e}"
+                    if math.isfinite(largest)
+                    else "is NaN or infinite"
+                )
                 raise TrainingError(
-                    f"after {self.steps:,} steps {name!r} is NaN or infinite, and is not saved; look for NaN in the "
-                    "observations, or choose a lower learning_rate"
+                    f"after {self.steps:,} steps {name!r} {what}, and is not saved; look for NaN in the observations, "
+                    "or choose smaller settings of the algorithm, such as learning_rate"
                 )
 
 
@@ -255,9 +269,9 @@ def _run(
     interruption: Interruption,
 ) -> Outcome:
     task = folder.task
-    with _as_training_errors():
-        recorder = _Recorder(folder, trainer, curve, bar, interruption)
-        recorder.steps = done
+    recorder = _Recorder(folder, trainer, curve, bar, interruption)
+    recorder.steps = done
+    with _as_training_errors(recorder):
         if done < task.steps:
             trainer.learn(task.steps, recorder, bar.phase)
         if not interruption:
@@ -276,14 +290,22 @@ def _run(
 
 
 @contextmanager
-def _as_training_errors() -> Iterator[None]:
-    """Tell in words what the model cannot act on, such as a mask that is all false."""
+def _as_training_errors(recorder: _Recorder) -> Iterator[None]:
+    """Tell in words what the model cannot act on, such as a mask that is all false, or weights that have diverged."""
     try:
         yield
-    except (NoLegalChoiceError, NoNumberError) as error:
+    except NoLegalChoiceError as error:
         raise TrainingError(str(error)) from error
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         _refuse_no_memory(error)
+        if not isinstance(error, RefusedError):
+            recorder.refuse_weights(DIVERGED)
+        if "without overflow" in str(error):  # in a step of an optimiser
+            raise TrainingError(
+                f"the optimiser takes no step of this size ({error}); choose a lower learning_rate"
+            ) from error
+        if isinstance(error, NoNumberError):
+            raise TrainingError(str(error)) from error
         raise
 
 
@@ -332,12 +354,15 @@ def _trainer_class(task: Task) -> type[Trainer]:
 def _algorithm_problems(trainer_class: type[Trainer], task: Task) -> list[str]:
     known = trainer_class.algorithms
     if task.algorithm in known:
-        too_large = [
-            f"{name!r} must be at most {MOST:,}, got {_shown(value)}"
-            for name, value in task.settings.items()
-            if isinstance(value, int) and value > MOST
-        ]
-        return [*trainer_class.wrong_settings(task), *too_large]
+        wrong = trainer_class.wrong_settings(task)
+        named = {problem.partition(" ")[0] for problem in wrong}
+        for name in [name for name in task.settings if repr(name) not in named]:
+            value = task.settings[name]
+            if isinstance(value, int) and value > MOST:
+                wrong.append(f"{name!r} must be at most {MOST:,}, got {_shown(value)}")
+            elif isinstance(value, float) and not math.isfinite(value):
+                wrong.append(f"{name!r} must be a finite number, got {value}")
+        return wrong
     near = hint(task.algorithm, known, "it has")
     return [f"trainer {task.trainer!r} has no algorithm {task.algorithm!r}{near}"]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+from gymnasium import Space, spaces
 from torch import Tensor
 
 from composer.errors import RefusedError
@@ -15,7 +16,10 @@ from composer.model import Model
 from perception_blocks.registry import Registry
 
 __all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer"]
-__all__ += ["TrainerState", "TrainingError", "no_phase", "refuse_other_state"]
+__all__ += ["MOST_COUNTED", "TrainerState", "TrainingError", "no_phase", "refuse_other_state"]
+__all__ += ["refuse_other_steps"]
+
+MOST_COUNTED = 2**40  # of steps and updates
 
 TRAINERS = Registry("trainer")
 """Trainers of `composer train` by name."""
@@ -120,6 +124,11 @@ def refuse_other_state(optimizer: torch.optim.Optimizer) -> None:
             has_shape = isinstance(form[name], Tensor) and form[name].dim() > 0
             if not (_is_shaped(value, parameter) if has_shape else _is_count(value)):
                 raise ValueError(f"the optimiser's {name!r} is of another kind or shape")
+            # Of squares the root is taken.
+            if has_shape and not bool(
+                (value.isfinite() & ((value >= 0) | ("sq" not in name))).all()
+            ):
+                raise ValueError(f"the optimiser's {name!r} holds numbers that no step gives")
 
 
 def _is_shaped(value: object, parameter: Tensor) -> bool:
@@ -132,4 +141,38 @@ def _is_shaped(value: object, parameter: Tensor) -> bool:
 def _is_count(value: object) -> bool:
     if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.dim()):
         return False
-    return 0 <= float(value) < float("inf")
+    return 0 <= float(value) < MOST_COUNTED
+
+
+def refuse_other_steps(
+    name: str, steps: object, like: Tensor, space: Space | None = None, bounded: bool = False
+) -> None:
+    """Raise ValueError unless the ``steps`` of a replay buffer are of the form of ``like``, with values of ``space``.
+
+    ``space`` is None for rewards, which are finite. Numbers beyond the bounds of a Box pass unless it is ``bounded``:
+    environments give them.
+    """
+    where = f"{name} in its replay buffer"
+    if not isinstance(steps, Tensor) or (steps.shape, steps.dtype) != (like.shape, like.dtype):
+        raise ValueError(f"{where} is of another shape or type")
+    if steps.untyped_storage().nbytes() < steps.nbytes:
+        raise ValueError(f"{where} is shorter than it says")
+    if bool(steps.isnan().any()) or (space is None and not bool(steps.isfinite().all())):
+        raise ValueError(f"{where} holds NaN or infinite numbers")
+    if not _are_in(steps, space, bounded):
+        raise ValueError(f"{where} holds values that its space does not have")
+
+
+def _are_in(values: Tensor, space: Space | None, bounded: bool) -> bool:
+    """Whether all ``values`` are choices of ``space``, or within its bounds but for rounding where it is ``bounded``."""
+    if isinstance(space, spaces.Box) and bounded:
+        low, high = (torch.as_tensor(bound) for bound in (space.low, space.high))
+        slack = (high - low) * 1e-3
+        return bool(((values >= low - slack) & (values <= high + slack)).all())
+    if isinstance(space, spaces.MultiBinary):
+        return bool(((values == 0) | (values == 1)).all())
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return True
+    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    choices = values - torch.as_tensor(space.start)
+    return bool(((choices >= 0) & (choices < torch.as_tensor(count))).all())

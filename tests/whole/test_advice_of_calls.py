@@ -715,7 +715,7 @@ def test_what_is_advised_for_weights_that_are_nan_can_be_done(refused):
     ]  # fmt: skip
     message = (
         "after 64 steps 'policy.latent.linears.0.weight' is NaN or infinite, and is not saved; look for NaN in the "
-        "observations, or choose a lower learning_rate"
+        "observations, or choose smaller settings of the algorithm, such as learning_rate"
     )
     refused(message, *dqn, "--set-algorithm", "learning_rate=1e36", "-o", "run")
     command("train", *dqn, "--set-algorithm", "learning_rate=1e-3", "-o", "lower")

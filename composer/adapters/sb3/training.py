@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from operator import attrgetter, or_
-from typing import Any, ClassVar, Optional, get_args, get_origin
+from typing import Any, ClassVar, Literal, Optional, get_args, get_origin
 
 import gymnasium
 import numpy as np
@@ -18,9 +18,25 @@ from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.training.environment import training_environment
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Phase, Report, Task, no_phase, refuse_other_state
+from composer.training.trainer import (
+    MOST_COUNTED,
+    Episode,
+    Phase,
+    Report,
+    Task,
+    no_phase,
+    refuse_other_state,
+    refuse_other_steps,
+)
 from perception_blocks.registry import missing_extra
-from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, mismatch
+from perception_blocks.settings import (
+    Coefficient,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    mismatch,
+)
 from perception_blocks.words import hint
 
 try:
@@ -54,6 +70,12 @@ NARROWER: dict[str, object] = {
     **dict.fromkeys(("gamma", "gae_lambda", "tau"), Probability),
     **dict.fromkeys(("exploration_initial_eps", "exploration_final_eps"), Probability),
     **dict.fromkeys(("clip_range", "max_grad_norm"), PositiveFloat),
+    **dict.fromkeys(("vf_coef", "target_policy_noise", "target_noise_clip"), Coefficient),
+    **dict.fromkeys(("clip_range_vf", "target_kl"), Optional[PositiveFloat]),  # noqa: UP045
+    "exploration_fraction": Probability,
+    "learning_starts": NonNegativeInt,
+    "gradient_steps": PositiveInt | Literal[-1],  # as many as steps were collected
+    "train_freq": PositiveInt | tuple[PositiveInt, Literal["step", "episode"]],
     **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
     **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
 }
@@ -135,6 +157,8 @@ class Sb3Trainer:
             refuse_other_state(optimizer)
         for name, value in state["tensors"].items():
             getattr(trained, name).data.copy_(value)
+        if not 0 <= state["updates"] < MOST_COUNTED:
+            raise ValueError(f"it has made {state['updates']:,} updates")
         trained._n_updates = state["updates"]
         trained.num_timesteps = steps
         trained.set_random_seed(self._task.seed + steps)  # not the episodes of the beginning again
@@ -206,39 +230,69 @@ def _said(annotation: object) -> object:
 def _kept(buffer: ReplayBuffer) -> dict[str, Any]:
     """What has been collected, by the names of the buffer's arrays."""
     size = buffer.size()
-    arrays = {name: value for name, value in vars(buffer).items() if _is_stored(value, buffer)}
     kept = {
         name: {key: _tensor(part, size) for key, part in value.items()}
         if isinstance(value, dict)
         else _tensor(value, size)
-        for name, value in arrays.items()
+        for name, value in _arrays(buffer).items()
     }
     return {"arrays": kept, "at": buffer.pos, "full": bool(buffer.full)}
 
 
 def _fill(buffer: ReplayBuffer, kept: Mapping[str, Any]) -> None:
-    """Copy ``kept`` into ``buffer``. Raises ValueError, or the copy's own error, for what is not of this buffer."""
-    if type(kept["at"]) is not int or not 0 <= kept["at"] < buffer.buffer_size:
+    """Copy ``kept`` into ``buffer``. Raises ValueError for what is not of this buffer."""
+    at, full = kept["at"], kept["full"]
+    if type(at) is not int or not 0 <= at < buffer.buffer_size or type(full) is not bool:
         raise ValueError("its position in the replay buffer is outside this buffer")
-    for name, value in kept["arrays"].items():
-        stored = getattr(buffer, name)
-        parts = value.items() if isinstance(value, dict) else [(None, value)]
-        for key, part in parts:
-            if part.is_floating_point() and part.isnan().any():
-                raise ValueError(f"its replay buffer holds NaN in its {name}")
-            (stored if key is None else stored[key])[: len(part)] = part.numpy()
-    buffer.pos, buffer.full = kept["at"], bool(kept["full"])
-    choices = buffer.actions[: buffer.size()]
-    space = buffer.action_space
-    if isinstance(space, gymnasium.spaces.Discrete) and np.any(
-        (choices < 0) | (choices >= space.n)
-    ):
-        raise ValueError("its replay buffer holds actions that its space does not have")
+    size = buffer.buffer_size if full else at
+    stored, given = (_by_path(arrays) for arrays in (_arrays(buffer), kept["arrays"]))
+    if stored.keys() != given.keys():
+        raise ValueError("its replay buffer holds other values than this run stores")
+    for path, array in stored.items():
+        like = torch.from_numpy(array[:size])
+        refuse_other_steps(
+            "/".join(path), given[path], like, _space_of(buffer, *path), path[0] == "actions"
+        )
+        like.copy_(given[path])
+    buffer.pos, buffer.full = at, full
+
+
+def _arrays(buffer: ReplayBuffer) -> dict[str, Any]:
+    """The arrays that hold a row for each step, or dicts of them, by their names."""
+    return {name: value for name, value in vars(buffer).items() if _is_stored(value, buffer)}
 
 
 def _is_stored(value: object, buffer: ReplayBuffer) -> bool:
     first = next(iter(value.values()), None) if isinstance(value, dict) else value
     return isinstance(first, np.ndarray) and len(first) == buffer.buffer_size
+
+
+def _by_path(arrays: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    return {
+        (name, *path): part
+        for name, value in arrays.items()
+        for path, part in (
+            {(key,): part for key, part in value.items()}
+            if isinstance(value, dict)
+            else {(): value}
+        ).items()
+    }
+
+
+def _space_of(buffer: ReplayBuffer, name: str, key: str = "") -> gymnasium.Space | None:
+    """The space of the values of an array, of the part ``key`` of them; None for rewards."""
+    if name in ("observations", "next_observations"):
+        space: Any = buffer.observation_space
+        return space[key] if key else space
+    if name != "actions":
+        return None if name == "rewards" else gymnasium.spaces.MultiBinary(1)
+    space = buffer.action_space
+    # The algorithms of Boxes store actions on a scale from -1 to 1.
+    return (
+        gymnasium.spaces.Box(-1, 1, space.shape)
+        if isinstance(space, gymnasium.spaces.Box)
+        else space
+    )
 
 
 def _tensor(array: np.ndarray, size: int) -> torch.Tensor:

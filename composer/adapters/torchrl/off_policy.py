@@ -19,11 +19,12 @@ from torchrl.modules import EGreedyModule
 from torchrl.objectives import DQNLoss, LossModule, SACLoss, SoftUpdate
 
 from composer.adapters.torchrl.algorithm import Algorithm, Settings
-from composer.adapters.torchrl.fields import CHOICES, Key, choice_sizes, shown
+from composer.adapters.torchrl.fields import Key, fields_of, shown
 from composer.adapters.torchrl.models import to_torchrl
 from composer.model import Model
 from composer.policy.structured import one_policy
-from composer.training.trainer import TrainerState
+from composer.spaces.tree import SpaceTree
+from composer.training.trainer import TrainerState, refuse_other_steps
 from perception_blocks.settings import NonNegativeInt, PositiveFloat, PositiveInt, Probability
 
 __all__ = ["Dqn", "DqnSettings", "Sac", "SacSettings"]
@@ -74,11 +75,13 @@ class OffPolicy(Algorithm[S]):
     def __init__(
         self,
         model: Model,
+        env: EnvBase,
         settings: S,
         loss: LossModule,
         explorer: TensorDictModuleBase,
     ) -> None:
         super().__init__(model, settings, loss, explorer)
+        self._example = _leaves(env.fake_tensordict().reshape(-1)[:1].select(*loss.in_keys))
         loss.make_value_estimator(gamma=settings.gamma)
         self._targets = SoftUpdate(loss, tau=settings.tau)
         self._buffer = TensorDictReplayBuffer(
@@ -106,16 +109,18 @@ class OffPolicy(Algorithm[S]):
             self._put(TensorDict(kept, batch_size=[len(next(iter(kept.values())))]))
 
     def _refuse_values(self, kept: Mapping[Key, torch.Tensor]) -> None:
-        """Raise ValueError for values that no environment gives: they would break an update much later."""
-        for key, values in kept.items():
-            if values.isnan().any():
-                raise ValueError(f"its replay buffer holds NaN as {shown(key)}")
-        for name, leaf in one_policy(self.model.policy).action_tree.leaves.items():
-            choices = kept.get(name)
-            if choices is not None and leaf.kind in CHOICES:
-                sizes = torch.tensor(choice_sizes(leaf)).reshape(leaf.shape)
-                if ((choices < 0) | (choices >= sizes)).any():
-                    raise ValueError("its replay buffer holds actions that its space does not have")
+        """Raise ValueError for steps that no environment gives: they would break an update much later."""
+        if kept.keys() != self._example.keys():
+            raise ValueError("its replay buffer holds other values than this run stores")
+        size = len(next(iter(kept.values())))
+        if size > self.settings.buffer_size:
+            raise ValueError(f"its replay buffer holds {size:,} steps")
+        policy = one_policy(self.model.policy)
+        actions, seen = map(_spaces_by_key, (policy.action_tree, policy.observer.tree))
+        seen |= {("next", *_path(key)): space for key, space in seen.items()} | actions
+        for key, example in self._example.items():
+            like = example.expand(size, *example.shape[1:])
+            refuse_other_steps(shown(key), kept[key], like, seen.get(key), key in actions)
 
     def _put(self, steps: TensorDictBase) -> None:
         with _quiet():
@@ -128,8 +133,7 @@ class OffPolicy(Algorithm[S]):
             return {}
         begin = self._buffer.write_count % size if size == self.settings.buffer_size else 0
         order = torch.arange(size).roll(-begin)
-        kept = self._buffer.storage[order].select(*self.loss.in_keys)
-        return dict(kept.items(include_nested=True, leaves_only=True))
+        return _leaves(self._buffer.storage[order].select(*self.loss.in_keys))
 
 
 class Dqn(OffPolicy[DqnSettings]):
@@ -158,7 +162,7 @@ class Dqn(OffPolicy[DqnSettings]):
             loss_function=settings.loss_function,
             action_space="categorical",
         )
-        super().__init__(model, settings, loss, TensorDictSequential(actor, self._chance))
+        super().__init__(model, env, settings, loss, TensorDictSequential(actor, self._chance))
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
@@ -169,6 +173,8 @@ class Dqn(OffPolicy[DqnSettings]):
 
     def restore(self, state: TrainerState) -> None:
         super().restore(state)
+        if not 0 <= state["eps"] <= 1:
+            raise ValueError(f"its probability of a random action is {state['eps']}")
         self._chance.eps.fill_(state["eps"])
 
 
@@ -188,7 +194,7 @@ class Sac(OffPolicy[SacSettings]):
             alpha_init=settings.alpha_init,
             target_entropy=_target_entropy(model, settings),
         )
-        super().__init__(model, settings, loss, modules.collecting)
+        super().__init__(model, env, settings, loss, modules.collecting)
         if not copies:
             _begin_with(loss, modules.critic_training)
         self.random_frames = settings.learning_starts
@@ -196,6 +202,19 @@ class Sac(OffPolicy[SacSettings]):
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
         self._modules.adopt(self.loss)
+
+
+def _leaves(data: TensorDictBase) -> dict[Key, torch.Tensor]:
+    return dict(data.items(include_nested=True, leaves_only=True))
+
+
+def _spaces_by_key(tree: SpaceTree) -> dict[Key, spaces.Space]:
+    fields = fields_of(tree, tree.leaves, encoding="categorical")
+    return {field.key: field.leaf.space for field in fields.values()}
+
+
+def _path(key: Key) -> tuple[str, ...]:
+    return key if isinstance(key, tuple) else (key,)
 
 
 @contextmanager

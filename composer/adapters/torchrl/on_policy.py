@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from tensordict import TensorDictBase
@@ -16,11 +16,10 @@ from torchrl.objectives.value import GAE
 from composer.adapters.torchrl.algorithm import Algorithm, Settings
 from composer.adapters.torchrl.models import to_torchrl
 from composer.model import Model
-from perception_blocks.settings import PositiveFloat, PositiveInt, Probability, Range
+from perception_blocks.settings import Coefficient, PositiveFloat, PositiveInt, Probability
 
 __all__ = ["A2c", "A2cSettings", "Ppo", "PpoSettings"]
 
-Coefficient = Annotated[float, Range(low=0.0)]
 VALUES = "state_value"
 
 

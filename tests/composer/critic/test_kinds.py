@@ -108,6 +108,18 @@ class ValuelessCentralCritic(SharedStateCritic):
         return None
 
 
+class UndemandingCritic(Critic):
+    @classmethod
+    def requirements(cls, actions):
+        return None
+
+
+class UndemandingCentralCritic(SharedStateCritic):
+    @classmethod
+    def requirements(cls, actions):
+        return {"value": (1,)}
+
+
 class RenamedCritic(ValuelessCritic):
     """The way out: the number is another of the values."""
 
@@ -155,6 +167,8 @@ KINDS = {
     "unbuilt_together": UnbuiltTogether,
     "valueless": ValuelessCritic,
     "valueless_central": ValuelessCentralCritic,
+    "undemanding": UndemandingCritic,
+    "undemanding_central": UndemandingCentralCritic,
     "renamed": RenamedCritic,
     "failing": FailingCritic,
     "failing_together": FailingTogether,
@@ -323,6 +337,11 @@ MEMBERLESS = (
         *(({"kind": "unbuilt", **form}, several,
            f"critic.kind: {__name__}.UnbuiltCritic.build returned nothing (null); it must return the critic")
           for several, form in [(False, {}), (True, {}), (True, {"separate": True})]),
+        *(({"kind": "undemanding"}, several,
+           f"critic.kind: {__name__}.UndemandingCritic.requirements returned nothing (null); it must return ValueRequirements, as super().requirements() does")
+          for several in (False, True)),
+        ({"kind": "undemanding_central"}, True,
+         f"critic.kind: {__name__}.UndemandingCentralCritic.requirements returned a mapping; it must return ValueRequirements, as super().requirements() does"),
         ({"kind": "unbuilt_together"}, True,
          f"critic.kind: {__name__}.NoneOfSeveral.build returned nothing (null); it must return the critic"),
         *(({"kind": "valueless", **form}, several,

@@ -249,6 +249,26 @@ def test_a_target_of_one_actors_critic_leaves_that_of_all():
 
 
 @OF_ANY_AGENTS
+def test_the_critic_of_one_actor_may_have_a_target_of_its_own(form):
+    """Also where its weights are slices of those of all actors."""
+    if form.get("kind") != "state_action":
+        return
+    critic = alike(form)
+    single = critic["agent_0"]
+    single.make_target()
+    before, now = single.target.state_dict(), single.online.state_dict()
+    assert list(before) == list(now)
+    assert all(torch.equal(before[name], now[name]) for name in now)
+    assert not any(parameter.requires_grad for parameter in single.target.parameters())
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.add_(1)
+    assert not any(torch.equal(before[name], now[name]) for name in now)
+    single.update_targets(1.0)
+    torch.testing.assert_close(single.target.state_dict(), single.online.state_dict())
+
+
+@OF_ANY_AGENTS
 def test_the_critic_of_one_actor_is_in_the_mode_of_all(form):
     critic = alike(form)
     for mode in (False, True):

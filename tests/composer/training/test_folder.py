@@ -1,5 +1,6 @@
 """composer train says in one line what a damaged run, a second process or a wrong environment is, and leaves it whole."""
 
+import functools
 import json
 import os
 import signal
@@ -269,10 +270,29 @@ TRAINERS = {
     "steps": (inner(["steps"], -5), DAMAGED),
     "many steps": (inner(["steps"], 10**30), DAMAGED),
     "curve": (inner(["curve"], [["a"] * 6]), DAMAGED),
+    "curve of infinities": (inner(["curve"], [[torch.inf] * 7]), DAMAGED),
+    "curve of large numbers": (inner(["curve"], [[64, 1, 10**400, 1, 1, 1, 1]]), DAMAGED),
+    "curve beyond the run": (inner(["curve"], [[10**9, 1, 1.0, 1.0, 1.0, 1.0, 1.0]]), DAMAGED),
+    "curve of no episodes": (inner(["curve"], [[64, -1, 1.0, 1.0, 1.0, 1.0, 1.0]]), DAMAGED),
+    "recent of NaN": (inner(["recent"], [torch.nan]), DAMAGED),
     "short rows": (inner(["curve"], [[1, 2]]), DAMAGED),
     "recent": (inner(["recent"], "abc"), DAMAGED),
     "parameters": (inner(["trainer", "parameters"], None), f"{OTHER}the trainer differs in 'parameters'"),
     "updates": (inner(["trainer", "updates"], "many"), f"{OTHER}updates is a str, not a int"),
+    "negative updates": (inner(["trainer", "updates"], -3), f"{OTHER}it has made -3 updates"),
+    "many updates": (inner(["trainer", "updates"], 10**30), f"{OTHER}it has made "),
+    "weights of NaN": (
+        inner([*PARAMETERS, "model.policy.latent.linears.0.bias"], torch.full((64,), torch.nan)),
+        f"{OTHER}parameters/policy/model.policy.latent.linears.0.bias is NaN or infinite",
+    ),
+    "negative rate": (
+        inner(["trainer", "parameters", "policy.optimizer", "param_groups", 0, "lr"], -1.0),
+        f"{OTHER}parameters/policy.optimizer/param_groups/0/lr is -1.0, not 0.0003",
+    ),
+    "betas": (
+        inner(["trainer", "parameters", "policy.optimizer", "param_groups", 0, "betas"], (0.9, 5.0)),
+        f"{OTHER}parameters/policy.optimizer/param_groups/0/betas/1 is 5.0, not 0.999",
+    ),
     "weights": (
         inner([*PARAMETERS, "model.policy.latent.linear_0.weight"], torch.zeros(3)), OTHER
     ),
@@ -289,6 +309,10 @@ KEPT = {  # what no optimiser keeps, by the name under which it is kept
     "negative step": ("step", torch.tensor(-1.0)),
     "short mean": ("exp_avg", torch.zeros(3)),
     "expanded mean": ("exp_avg", torch.zeros(1).expand(64, 4)),
+    "many steps": ("step", torch.tensor(1e30)),
+    "mean of NaN": ("exp_avg", torch.full((64, 4), torch.nan)),
+    "infinite mean": ("exp_avg", torch.full((64, 4), torch.inf)),
+    "negative squares": ("exp_avg_sq", torch.full((64, 4), -1.0)),
     "text": ("exp_avg_sq", "many"),
     "nothing": ("exp_avg", None),
 }
@@ -306,32 +330,92 @@ def test_a_wrong_trainer_pt_is_refused_in_a_line(capsys, finished, change, messa
 
 
 REPLAY = {
-    "a place far beyond": ("sb3", ["at"], 10**12),
-    "a place before": ("sb3", ["at"], -5),
-    "no place": ("sb3", ["at"], "x"),
-    "actions that there are not": ("sb3", ["arrays", "actions"], torch.full((128, 1, 1), 10**9)),
-    "no numbers": ("sb3", ["arrays", "observations"], torch.full((128, 1, 4), torch.nan)),
-    "short": ("sb3", ["arrays", "rewards"], torch.zeros(3)),
-    "torchrl: actions that there are not": ("torchrl", ["action"], torch.full((128,), 2)),
-    "torchrl: negative actions": ("torchrl", ["action"], torch.full((128,), -1)),
-    "torchrl: no numbers": ("torchrl", ["observation"], torch.full((128, 4), torch.nan)),
-    "torchrl: no rewards": ("torchrl", [("next", "reward")], torch.full((128, 1), torch.nan)),
-    "torchrl: short": ("torchrl", [("next", "reward")], torch.zeros(3)),
-}
+    "a place far beyond": ("sb3 dqn", ["at"], 10**12),
+    "a place before": ("sb3 dqn", ["at"], -5),
+    "a place after what is there": ("sb3 dqn", ["at"], 400),
+    "no place": ("sb3 dqn", ["at"], "x"),
+    "a number for full": ("sb3 dqn", ["full"], 1),
+    "full of less": ("sb3 dqn", ["full"], True),
+    "actions that there are not": ("sb3 dqn", ["arrays", "actions"], torch.full((128, 1, 1), 10**9)),
+    "actions of another type": ("sb3 dqn", ["arrays", "actions"], torch.zeros(128, 1, 1)),
+    "no numbers": ("sb3 dqn", ["arrays", "observations"], torch.full((128, 1, 4), torch.nan)),
+    "infinite rewards": ("sb3 dqn", ["arrays", "rewards"], torch.full((128, 1), torch.inf)),
+    "ends of seven": ("sb3 dqn", ["arrays", "dones"], torch.full((128, 1), 7.0)),
+    "ends of NaN": ("sb3 dqn", ["arrays", "timeouts"], torch.full((128, 1), torch.nan)),
+    "short": ("sb3 dqn", ["arrays", "rewards"], torch.zeros(3)),
+    "expanded": ("sb3 dqn", ["arrays", "rewards"], torch.zeros(1).expand(128, 1)),
+    "without rewards": ("sb3 dqn", ["arrays", "rewards"], None),
+    "another array": ("sb3 dqn", ["arrays", "more"], torch.zeros(128, 1)),
+    "sac: actions beyond their scale": ("sb3 sac", ["arrays", "actions"], torch.full((128, 1, 1), 9.0)),
+    "sac: infinite actions": ("sb3 sac", ["arrays", "actions"], torch.full((128, 1, 1), torch.inf)),
+    "torchrl: actions that there are not": ("torchrl dqn", ["action"], torch.full((128,), 2)),
+    "torchrl: negative actions": ("torchrl dqn", ["action"], torch.full((128,), -1)),
+    "torchrl: actions of another type": ("torchrl dqn", ["action"], torch.zeros(128)),
+    "torchrl: no numbers": ("torchrl dqn", ["observation"], torch.full((128, 4), torch.nan)),
+    "torchrl: no rewards": ("torchrl dqn", [("next", "reward")], torch.full((128, 1), torch.nan)),
+    "torchrl: infinite rewards": ("torchrl dqn", [("next", "reward")], torch.full((128, 1), torch.inf)),
+    "torchrl: short": ("torchrl dqn", [("next", "reward")], torch.zeros(3)),
+    "torchrl: without ends": ("torchrl dqn", [("next", "done")], None),
+    "torchrl: more": ("torchrl dqn", ["more"], torch.zeros(128)),
+    "torchrl: sac: actions beyond their bounds": ("torchrl sac", ["action"], torch.full((128, 1), 9.0)),
+}  # fmt: skip
+CONTINUOUS = """
+version: 1
+environment: Pendulum-v1
+distributions: [{action: action, distribution: squashed_gaussian}]
+policy:
+  graph: {body: {block: dense, in: observation, hidden_units: 8}}
+  heads: {in: body}
+critic:
+  kind: state_action
+  ensemble: 2
+  graph:
+    both: {block: concat, in: [observation, action/action]}
+    body: {block: dense, in: both, hidden_units: 8}
+"""
 
 
-@pytest.mark.parametrize(("trainer", "path", "value"), REPLAY.values(), ids=REPLAY)
-def test_a_wrong_replay_buffer_is_refused_in_a_line(capsys, trainer, path, value):
-    settings = {"buffer_size": 500, "learning_starts": 10}
-    if trainer == "torchrl":
-        settings = {**settings, "learning_starts": 1000, "frames_per_batch": 64}
-    train(
-        CARTPOLE, "run", steps=128, trainer=trainer, algorithm="dqn", settings=settings, eval_episodes=1,
-        overrides=[("critic", None)],
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory):
+    """Runs with a replay buffer, each trained once."""
+
+    @functools.cache
+    def trained(trainer, algorithm):
+        path = tmp_path_factory.mktemp("replayed") / "run"
+        settings = {"buffer_size": 500, "learning_starts": 100}
+        if trainer == "torchrl":
+            settings = {**settings, "learning_starts": 1000, "frames_per_batch": 64}
+        spec, overrides = (CARTPOLE, [("critic", None)]) if algorithm == "dqn" else (CONTINUOUS, [])
+        train(
+            spec, path, steps=128, trainer=trainer, algorithm=algorithm, settings=settings, eval_episodes=1,
+            overrides=overrides,
+        )  # fmt: skip
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+
+    return trained
+
+
+@pytest.mark.parametrize(("kind", "path", "value"), REPLAY.values(), ids=REPLAY)
+def test_a_wrong_replay_buffer_is_refused_in_a_line(capsys, replayed, kind, path, value):
+    put_run(replayed(*kind.split()))
     changed = inner(["trainer", "buffer", *path], value)(Path("run/trainer.pt").read_bytes())
     Path("run/trainer.pt").write_bytes(changed)
     assert refused(capsys).startswith(OTHER)
+
+
+@pytest.mark.parametrize("kind", ["sb3 dqn", "sb3 sac", "torchrl dqn", "torchrl sac"])
+def test_a_replay_buffer_as_it_was_saved_is_resumed(capsys, replayed, kind):
+    put_run(replayed(*kind.split()))
+    assert run(capsys, "--resume", "run", "--steps", "192")[0] == 0
+
+
+@pytest.mark.parametrize("value", [-1.0, 2.0, torch.nan])
+def test_a_probability_that_is_none_is_refused_in_a_line(capsys, replayed, value):
+    put_run(replayed("torchrl", "dqn"))
+    changed = inner(["trainer", "eps"], value)(Path("run/trainer.pt").read_bytes())
+    Path("run/trainer.pt").write_bytes(changed)
+    message = f"{OTHER}its probability of a random action is {value}\n"
+    assert refused(capsys) == message
 
 
 @pytest.mark.parametrize("name", ["run.json", "trainer.pt"])

@@ -38,6 +38,27 @@ BAD_OPTIONS = {
         "'n_epochs' must be a positive integer, got 0\n"
         "  'gamma' must be a number between 0 and 1, got 7",
     ),
+    "numbers that never end or learn nothing": (
+        [
+            "--algorithm",
+            "td3",
+            *(
+                f"--set-algorithm={text}"
+                for text in (
+                    "train_freq=0",
+                    "gradient_steps=0",
+                    "learning_starts=-1",
+                    "target_policy_noise=-1",
+                    "tau=.nan",
+                )
+            ),
+        ],
+        "'train_freq' must be a positive integer or a list of a positive integer and one of 'step', 'episode', got 0\n"
+        "  'gradient_steps' must be a positive integer or -1, got 0\n"
+        "  'learning_starts' must be an integer of 0 or more, got -1\n"
+        "  'target_policy_noise' must be a number of 0 or more, got -1\n"
+        "  'tau' must be a number between 0 and 1, got nan",
+    ),
     "setting of torchrl": (
         ["--trainer", "torchrl", "--set-algorithm", "epoch=2", "--set-algorithm", "gamma=2"],
         "'epoch' is not a setting of ppo; did you mean 'epochs'?\n"
@@ -160,16 +181,42 @@ def test_weights_that_are_no_numbers_are_not_saved(capsys, trainer):
         "--trainer", trainer, "--algorithm", "dqn", "--set-algorithm", "learning_starts=16",
         "--steps", "64", "-o", "run",
     )  # fmt: skip
-    messages = {
-        # The first action that is no random one.
-        "sb3": "the logits of action 'action' are NaN or infinite at index (0, 0); "
-        "look for NaN in the observations, the state and the weights",
-        "torchrl": "after 64 steps 'policy.latent.linears.0.weight' is NaN or infinite, and is not saved; "
-        "look for NaN in the observations, or choose a lower learning_rate",
-    }
-    assert (status, err.splitlines()[-1]) == (1, f"composer train: {messages[trainer]}")
+    steps = {"sb3": 23, "torchrl": 64}[
+        trainer
+    ]  # before the first action that is no random one; after a batch
+    message = (
+        f"after {steps} steps 'policy.latent.linears.0.weight' is NaN or infinite, and is not saved; "
+        "look for NaN in the observations, or choose smaller settings of the algorithm, such as learning_rate"
+    )
+    assert (status, err.splitlines()[-1]) == (1, f"composer train: {message}")
     saved = composer.load("run/model.safetensors", allow=["training_envs"])
     assert all(tensor.isfinite().all() for tensor in saved.parameters())
+
+
+@both
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learning_rate=1e38", "the optimiser takes no step of this size (value cannot be converted to type float "
+         "without overflow); choose a lower learning_rate"),
+        ("learning_rate=1e30", "after 64 steps 'policy.latent.linears.0.weight' is as large as 1e+30, and is not saved; "
+         "look for NaN in the observations, or choose smaller settings of the algorithm, such as learning_rate"),
+        ("vf_coef=1e38", "after 64 steps 'critic.value.linears.0.weight' is NaN or infinite, and is not saved; look for "
+         "NaN in the observations, or choose smaller settings of the algorithm, such as learning_rate"),
+        ("vf_coef=.inf", "'vf_coef' must be a finite number, got inf"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_makes_weights_diverge_ends_a_run_in_a_line(
+    capsys, trainer, setting, message
+):
+    if trainer == "torchrl":
+        setting, message = (text.replace("vf_coef", "critic_coeff") for text in (setting, message))
+    rollout = "n_steps" if trainer == "sb3" else "frames_per_batch"
+    status, _, err = run(
+        capsys, CARTPOLE, "--trainer", trainer, "--set-algorithm", f"{rollout}=64", "--set-algorithm", setting,
+        "--steps", "192", "-o", "run",
+    )  # fmt: skip
+    assert (status, err.splitlines()[-1]) == (1, f"composer train: {message}")
 
 
 def test_another_environment_than_the_checkpoints_is_refused(capsys):
