@@ -135,8 +135,9 @@ def asked_of_kind(
         asked = kind.requirements(actions)
     if isinstance(asked, ValueRequirements):
         return asked
-    message = f".requirements returned {describe(asked)}; it must return ValueRequirements, as super().requirements() does"
-    context.problems.add((*critic.path, "kind"), f"{kind.__module__}.{kind.__qualname__}{message}")
+    rule = "it must return ValueRequirements, as super().requirements() does"
+    message = f"{kind.__qualname__}.requirements returned {describe(asked)}; {rule}"
+    context.problems.add((*critic.path, "kind"), f"{kind.__module__}.{message}")
     return None
 
 

@@ -229,25 +229,24 @@ class _Recorder:
 
     def _save(self) -> None:
         begun = time.monotonic()
-        self.refuse_weights()
+        if wrong := self.diverged():  # what was saved before is worth more
+            raise TrainingError(f"after {self.steps:,} steps nothing is saved: {wrong}")
         self._folder.save(self._trainer, self._curve, self.steps)
         now = time.monotonic()
         self._save_at = now + max(SAVE_EVERY, SAVING_SHARE * (now - begun))
 
-    def refuse_weights(self, most: float = math.inf) -> None:
-        """Raise TrainingError for weights that are NaN, or reach ``most``: what was saved before is worth more."""
+    def diverged(self, most: float = math.inf) -> str | None:
+        """The first weight that is NaN or reaches ``most``, in words with a way out."""
         for name, weight in self._trainer.model.named_parameters():
             largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
             if not largest < most:
-                what = (
-                    f"is as large as {largest:.0e}"
-                    if math.isfinite(largest)
-                    else "is NaN or infinite"
+                is_number = math.isfinite(largest)
+                what = f"is as large as {largest:.0e}" if is_number else "is NaN or infinite"
+                return (
+                    f"{name!r} {what}; look for NaN in the observations, or choose smaller settings of the algorithm, "
+                    "such as learning_rate"
                 )
-                raise TrainingError(
-                    f"after {self.steps:,} steps {name!r} {what}, and is not saved; look for NaN in the observations, "
-                    "or choose smaller settings of the algorithm, such as learning_rate"
-                )
+        return None
 
 
 @contextmanager
@@ -298,8 +297,8 @@ def _as_training_errors(recorder: _Recorder) -> Iterator[None]:
         raise TrainingError(str(error)) from error
     except (MemoryError, RuntimeError, ValueError) as error:
         _refuse_no_memory(error)
-        if not isinstance(error, RefusedError):
-            recorder.refuse_weights(DIVERGED)
+        if not isinstance(error, RefusedError) and (wrong := recorder.diverged(DIVERGED)):
+            raise TrainingError(f"training has diverged: {wrong}") from error
         if "without overflow" in str(error):  # in a step of an optimiser
             raise TrainingError(
                 f"the optimiser takes no step of this size ({error}); choose a lower learning_rate"

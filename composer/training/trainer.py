@@ -164,7 +164,7 @@ def refuse_other_steps(
 
 
 def _are_in(values: Tensor, space: Space | None, bounded: bool) -> bool:
-    """Whether all ``values`` are choices of ``space``, or within its bounds but for rounding where it is ``bounded``."""
+    """Whether all ``values`` are choices of ``space``, or within its bounds but for rounding, if ``bounded``."""
     if isinstance(space, spaces.Box) and bounded:
         low, high = (torch.as_tensor(bound) for bound in (space.low, space.high))
         slack = (high - low) * 1e-3

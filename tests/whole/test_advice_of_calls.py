@@ -714,7 +714,7 @@ def test_what_is_advised_for_weights_that_are_nan_can_be_done(refused):
         *SHORT[:4], "--trainer", "torchrl", "--algorithm", "dqn", "--set-algorithm", "learning_starts=16",
     ]  # fmt: skip
     message = (
-        "after 64 steps 'policy.latent.linears.0.weight' is NaN or infinite, and is not saved; look for NaN in the "
+        "after 64 steps nothing is saved: 'policy.latent.linears.0.weight' is NaN or infinite; look for NaN in the "
         "observations, or choose smaller settings of the algorithm, such as learning_rate"
     )
     refused(message, *dqn, "--set-algorithm", "learning_rate=1e36", "-o", "run")

@@ -75,7 +75,7 @@ NARROWER: dict[str, object] = {
     "exploration_fraction": Probability,
     "learning_starts": NonNegativeInt,
     "gradient_steps": PositiveInt | Literal[-1],  # as many as steps were collected
-    "train_freq": PositiveInt | tuple[PositiveInt, Literal["step", "episode"]],
+    "train_freq": PositiveInt,  # of 0 its loop has no end
     **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
     **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
 }
