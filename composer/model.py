@@ -95,11 +95,11 @@ class Model(nn.Module):
 
     def forward(
         self,
-        observations: Any,
+        observations: object,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
-        action: Any = None,
+        action: object = None,
     ) -> Any:
         """Return (logits, values), both dicts; shared layers of policy and critic run once.
 
@@ -275,7 +275,7 @@ class Model(nn.Module):
         parts: dict[str, Part] = {"policy": self.policy}
         return parts if self.critic is None else {**parts, "critic": self.critic}
 
-    def _for_critic(self, logits: Tensors, action: Any) -> dict[str, Any]:
+    def _for_critic(self, logits: Tensors, action: object) -> dict[str, Any]:
         """What the critic takes beside observations."""
         assert self.critic is not None
         keywords: dict[str, Any] = {"shared": logits} if self.critic.shared else {}
@@ -287,7 +287,7 @@ class Model(nn.Module):
 
 
 def _advance(
-    part: Part, name: str, state: State, observations: Any, resets: Any, **keywords: Any
+    part: Part, name: str, state: State, observations: object, resets: object, **keywords: Any
 ) -> tuple[Tensors, State]:
     """Call a part of the model with its share of the state, and return its outputs and that share after."""
     if not part.has_memory:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ class ActionInputs:
         """Whether every action is a Discrete or MultiDiscrete, so that each choice can have a Q value."""
         return all(self.counts.values())
 
-    def read(self, action: Any, dtype: torch.dtype, device: torch.device) -> Tensors:
+    def read(self, action: object, dtype: torch.dtype, device: torch.device) -> Tensors:
         """By ``action/<name>`` the vectors (..., width).
 
         Raises ValueError for an action of another shape or structure, and for a choice that there is not.

@@ -149,7 +149,7 @@ class CriticModule(CriticKind, NetworkModule):
         """The values that ``outputs`` of the network stand for."""
         return self.reader(outputs, self.value_normalizer)
 
-    def value(self, *arguments: Any, **keywords: Any) -> Any:
+    def value(self, *arguments: object, **keywords: object) -> Any:
         """The value, of shape (...); of an ensemble (..., n); with memory (value, state).
 
         It is called as the critic is.
@@ -170,7 +170,7 @@ class CriticModule(CriticKind, NetworkModule):
         """The value alone among ``values``, what a call gave."""
         return values["value"].squeeze(-1)
 
-    def update_normalizer(self, returns: Any, group: Group = None) -> None:
+    def update_normalizer(self, returns: object, group: Group = None) -> None:
         """Update the statistics that scale the values with ``returns`` (any shape).
 
         Raises ValueError if the spec has no ``normalize_value``.
@@ -183,7 +183,7 @@ class CriticModule(CriticKind, NetworkModule):
             self.value_normalizer.merge(other.value_normalizer)
 
     def _judge(
-        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool
+        self, inputs: Tensors, state: State | None, resets: object, unroll: bool
     ) -> tuple[Tensors, State]:
         """Values, and the state after. Raises ValueError for inputs of different batches."""
         self.leading(inputs)  # else values of another batch would be broadcast
@@ -266,7 +266,7 @@ class SpaceCritic(CriticModule):
 
     def read(
         self,
-        observations: Any,
+        observations: object,
         shared: Mapping[str, Tensor] | None = None,
         observer: Observer | None = None,
     ) -> Inputs:
@@ -291,7 +291,7 @@ def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None, cal
     return {name: shared[name] for name in names}  # type: ignore[index]
 
 
-def read_returns(returns: Any, device: torch.device) -> Tensor:
+def read_returns(returns: object, device: torch.device) -> Tensor:
     """``returns`` of any shape as rows (n, 1). Raises ValueError for what are no numbers, for NaN and infinite ones."""
     rows = as_numbers(returns, "returns", device).reshape(-1, 1)
     if not bool(rows.isfinite().all()):

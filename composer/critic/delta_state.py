@@ -21,7 +21,7 @@ from composer.critic.state import Critic
 from composer.critic.structured import StructuredCritic
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
-from composer.network.structured import ActorCall
+from composer.network.structured import ActorCall, ByActor
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
@@ -85,11 +85,11 @@ class DeltaStateCritic(StructuredCritic):
 
     def forward(
         self,
-        observations: Mapping[Any, Any],
+        observations: ByActor[object],
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        shared: ByActor[Tensors] | None = None,
         prev_value: Tensor | None = None,
         unroll: bool = False,
     ) -> Any:
@@ -98,7 +98,7 @@ class DeltaStateCritic(StructuredCritic):
         self._chain(calls, prev_value, unroll)
         return self._answer(state, calls, unroll)
 
-    def update_normalizer(self, returns: Any, group: Group = None) -> None:
+    def update_normalizer(self, returns: object, group: Group = None) -> None:
         """Count returns, {actor: (...)} or of any shape, into the statistics that all steps share."""
         if not isinstance(returns, Mapping):
             rows = [read_returns(returns, self.device)]
@@ -118,7 +118,7 @@ class DeltaStateCritic(StructuredCritic):
                 "a separate axis"
             )
 
-    def _chain(self, calls: list[ActorCall[SpaceCritic]], prev_value: Any, unroll: bool) -> None:
+    def _chain(self, calls: list[ActorCall[SpaceCritic]], prev_value: object, unroll: bool) -> None:
         """Values step by step, each on top of the one before."""
         before = self._before(calls, prev_value)
         for group in self.groups:
@@ -138,7 +138,7 @@ class DeltaStateCritic(StructuredCritic):
                 call.outputs["normalized_value"] = value
                 call.outputs["value"] = self.value_normalizer.denormalize(value)
 
-    def _before(self, calls: list[ActorCall[SpaceCritic]], prev_value: Any) -> Tensor | None:
+    def _before(self, calls: list[ActorCall[SpaceCritic]], prev_value: object) -> Tensor | None:
         """The value before the first step that is present, on the networks' scale."""
         first = any(call.actor_network.group is self.groups[0] for call in calls)
         if first and prev_value is not None:

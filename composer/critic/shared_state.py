@@ -15,7 +15,7 @@ from composer.critic.values import ValueReader
 from composer.network.groups import refuse_other_axes
 from composer.network.module import InputSource
 from composer.network.network import Inputs, Network, State, Tensors
-from composer.network.structured import blamed
+from composer.network.structured import ByActor, blamed
 from composer.spaces.actors import Actors
 from composer.spaces.kinds import as_tensor
 from composer.spaces.observer import Observer
@@ -125,12 +125,12 @@ class SharedStateCritic(CriticModule):
 
     def forward(
         self,
-        observations: Mapping[Any, Any],
+        observations: ByActor[object],
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
-        present: Mapping[Any, Any] | None = None,
+        shared: ByActor[Tensors] | None = None,
+        present: ByActor[object] | None = None,
         unroll: bool = False,
     ) -> Any:
         """``{"value": (..., 1)}``; with memory (values, state)."""
@@ -138,7 +138,12 @@ class SharedStateCritic(CriticModule):
         values, after = self._judge(inputs, state, resets, unroll)
         return self._returned(values, after, unroll)
 
-    def read(self, observations: Any, shared: Any = None, present: Any = None) -> Inputs:
+    def read(
+        self,
+        observations: Any,
+        shared: ByActor[Tensors] | None = None,
+        present: ByActor[object] | None = None,
+    ) -> Inputs:
         """The inputs of the network. Raises ValueError where somebody is missing, or of another batch."""
         if isinstance(observations, Inputs):
             return observations
@@ -169,7 +174,9 @@ class SharedStateCritic(CriticModule):
 
     # --- inside ---
 
-    def _values_of(self, name: str, observation: Any, shared: Any) -> Tensors:
+    def _values_of(
+        self, name: str, observation: object, shared: Mapping[str, Tensor] | None
+    ) -> Tensors:
         """What the network reads of one actor."""
         keys, handed = self._wanted[name]
         with blamed(name):
@@ -178,7 +185,7 @@ class SharedStateCritic(CriticModule):
                 seen = self.observers[name].read(observation, keys, self.dtype, self.device)
             return seen | shared_values(handed, shared, self.call())
 
-    def _refuse_missing(self, missing: list[str], present: Any) -> None:
+    def _refuse_missing(self, missing: list[str], present: object) -> None:
         """Raise ValueError where the network cannot be told of absent actors, or nobody is there."""
         if present is not None and not self.reads_presence:
             raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
@@ -200,7 +207,12 @@ class SharedStateCritic(CriticModule):
             refuse_other_axes(axes)
         return next(iter(axes.values()))
 
-    def _presence(self, are_present: list[bool], present: Any, leading: tuple[int, ...]) -> Tensor:
+    def _presence(
+        self,
+        are_present: list[bool],
+        present: ByActor[object] | None,
+        leading: tuple[int, ...],
+    ) -> Tensor:
         """(..., n): which actors are present, in their order; of those in ``present`` as that says."""
         said = self.actors.by_name(present, "present")
         rows = []

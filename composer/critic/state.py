@@ -27,9 +27,9 @@ class Critic(SpaceCritic):
 
     def forward(
         self,
-        observations: Any,
+        observations: object,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         shared: Mapping[str, Tensor] | None = None,
         unroll: bool = False,

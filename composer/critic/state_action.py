@@ -95,10 +95,10 @@ class StateActionCritic(Targeted, SpaceCritic):
 
     def forward(
         self,
-        observations: Any,
-        action: Any = None,
+        observations: object,
+        action: object = None,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         shared: Mapping[str, Tensor] | None = None,
         unroll: bool = False,
@@ -123,7 +123,7 @@ class StateActionCritic(Targeted, SpaceCritic):
         q_values = {name: values[name + Q_VALUES] for name in self.actions.counts}
         return self.actions.best(q_values).squeeze(-1)
 
-    def vectors_of(self, action: Any, actions: ActionInputs | None = None) -> Tensors:
+    def vectors_of(self, action: object, actions: ActionInputs | None = None) -> Tensors:
         """``action`` as vectors, read by its own `ActionInputs` or others; nothing where there is no action.
 
         Raises ValueError where the network needs one.

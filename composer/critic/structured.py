@@ -11,7 +11,7 @@ from composer.critic.base import CriticKind, CriticSetup, SpaceCritic, count_ret
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.registries import TENSORS
-from composer.network.structured import ActorCall, StructuredModule, blamed
+from composer.network.structured import ActorCall, ByActor, StructuredModule, blamed
 from composer.spaces.actors import Actor, ActorKey, Actors
 from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
@@ -92,7 +92,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         """The critics that it is made of, each once."""
         return list({id(critic): critic for critic in self.critics.values()}.values())
 
-    def value(self, *arguments: Any, **keywords: Any) -> Any:
+    def value(self, *arguments: object, **keywords: object) -> Any:
         """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
         result = self(*arguments, **keywords)
         values, after = result if self.has_memory else (result, None)
@@ -102,7 +102,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         }
         return (numbers, after) if self.has_memory else numbers
 
-    def update_normalizer(self, returns: Any, group: Group = None) -> None:
+    def update_normalizer(self, returns: object, group: Group = None) -> None:
         """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""
         rows = self._rows_of(returns)
         # Everyone's, in one order: other processes, which may have others present, count along with this one.
@@ -115,7 +115,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         for ours, theirs in zip(self.networks, other.networks, strict=True):
             ours.merge_normalizer(theirs)
 
-    def _rows_of(self, returns: Any) -> list[tuple[Actor, Tensor]]:
+    def _rows_of(self, returns: object) -> list[tuple[Actor, Tensor]]:
         """By actor (an actor may have several) their returns as rows (n, 1)."""
         rows = []
         for entry in self.actors.entries(returns, "returns"):
@@ -124,7 +124,11 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         return rows
 
     def _prepared(
-        self, observations: Any, state: State | None, resets: Any, shared: Any
+        self,
+        observations: object,
+        state: State | None,
+        resets: object,
+        shared: ByActor[Tensors] | None,
     ) -> list[ActorCall[SpaceCritic]]:
         """Everyone present, with what the policy shares of them."""
         calls = self._calls(observations, state, resets)
@@ -149,11 +153,11 @@ class StructuredCritic(StructuredCriticBase):
 
     def forward(
         self,
-        observations: Mapping[Any, Any],
+        observations: ByActor[object],
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        shared: ByActor[Tensors] | None = None,
         unroll: bool = False,
     ) -> Any:
         """{actor: {"value": (..., 1)}} of everyone present; with memory (these, state)."""

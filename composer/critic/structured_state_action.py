@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from torch import Tensor
-
 from composer.critic.actions import ActionInputs
 from composer.critic.base import CriticSetup, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
-from composer.network.structured import ActorCall, blamed
+from composer.network.structured import ActorCall, ByActor, blamed
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
@@ -60,12 +58,12 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
 
     def forward(
         self,
-        observations: Mapping[Any, Any],
-        action: Mapping[Any, Any] | None = None,
+        observations: ByActor[object],
+        action: ByActor[object] | None = None,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
-        shared: Mapping[Any, Mapping[str, Tensor]] | None = None,
+        shared: ByActor[Tensors] | None = None,
         unroll: bool = False,
     ) -> Any:
         """{actor: {"q_value": (..., 1)}} of everyone present, or Q values by choice; with memory (these, state)."""
@@ -78,7 +76,12 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         return self._answer(state, calls, unroll)
 
     def _acting(
-        self, observations: Any, action: Any, state: State | None, resets: Any, shared: Any
+        self,
+        observations: object,
+        action: ByActor[object] | None,
+        state: State | None,
+        resets: object,
+        shared: ByActor[Tensors] | None,
     ) -> list[ActorCall[SpaceCritic]]:
         """Everyone present, with what they do."""
         calls = self._prepared(observations, state, resets, shared)

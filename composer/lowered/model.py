@@ -22,7 +22,7 @@ class LoweredModel:
         self.model = model
         self._prepare()
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+    def __call__(self, *arguments: object, **keywords: object) -> Any:
         """As the model: (logits, values), and with memory (logits, values, state)."""
         if any(self.model._modules[name] is not part for name, (part, _) in self._parts.items()):
             self._prepare()
@@ -30,7 +30,7 @@ class LoweredModel:
             follow(twin, part)
         return self._twin(*arguments, **keywords)
 
-    def initial_state(self, *arguments: Any, **keywords: Any) -> Any:
+    def initial_state(self, *arguments: object, **keywords: object) -> Any:
         return self.model.initial_state(*arguments, **keywords)
 
     @property

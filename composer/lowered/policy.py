@@ -35,7 +35,9 @@ class LoweredPolicy:
         self._class = cls
         self._prepare()
 
-    def __call__(self, observations: Any, state: State | None = None, resets: Any = None) -> Any:
+    def __call__(
+        self, observations: object, state: State | None = None, resets: object = None
+    ) -> Any:
         """As the policy: logits by action, and shared values; with memory (outputs, state)."""
         if self._twin is None or not is_plain(self.policy, self._class):
             return self.policy(observations, state, resets)
@@ -45,12 +47,12 @@ class LoweredPolicy:
 
     def act(
         self,
-        observation: Any,
+        observation: object,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         deterministic: bool = False,
-        mask: Any = None,
+        mask: object = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Any:
@@ -81,7 +83,7 @@ class LoweredPolicy:
             torch._C._set_grad_enabled(with_gradients)
         return (action, after) if self._has_memory else action
 
-    def initial_state(self, *arguments: Any, **keywords: Any) -> State:
+    def initial_state(self, *arguments: object, **keywords: object) -> State:
         return self.policy.initial_state(*arguments, **keywords)
 
     def __repr__(self) -> str:
@@ -131,7 +133,7 @@ class LoweredPolicy:
         tree = self.policy.action_tree
         return actions[self._only] if tree.is_single else tree.unflatten(actions)
 
-    def _read(self, observation: Any) -> tuple[Inputs, bool]:
+    def _read(self, observation: object) -> tuple[Inputs, bool]:
         """What the network reads, and whether it is one observation in numpy, on the host."""
         inputs = self._reader.read(observation)
         return (self.policy.read(observation), False) if inputs is None else (Inputs(inputs), True)
@@ -152,7 +154,7 @@ class _InputReader:
         self._names = {leaf.path[0]: leaf for leaf in leaves} if boxes and not alone else {}
         self._all = len(tree.leaves) == len(leaves)
 
-    def read(self, observation: Any) -> Tensors | None:
+    def read(self, observation: object) -> Tensors | None:
         """By flat key; None for anything but arrays without leading axes for a model of floats on the host."""
         policy = self._policy
         kind = _KINDS.get(policy._dtype)
@@ -167,7 +169,7 @@ class _InputReader:
             return tensors
         return policy.observer.normalized(tensors, self._keys)
 
-    def _read_dict(self, observation: Any, kind: type) -> Tensors | None:
+    def _read_dict(self, observation: object, kind: type) -> Tensors | None:
         if not self._names or not self._all or type(observation) is not dict:
             return None
         if observation.keys() != self._names.keys():

@@ -82,7 +82,7 @@ class StatefulModule(RegistryView):
     def has_memory(self) -> bool:
         raise TypeError(f"{type(self).__name__} must define has_memory")
 
-    def unroll(self, *arguments: Any, **keywords: Any) -> tuple[Any, State]:
+    def unroll(self, *arguments: object, **keywords: object) -> tuple[Any, State]:
         """All steps of (..., T): outputs of every step, and the state after the last; resets (..., T).
 
         It is called as the module is: ``unroll(observations, state, resets)``.
@@ -158,12 +158,12 @@ class NetworkModule(StatefulModule):
         self._dtype, self._device = probe.dtype, probe.device
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+    def _load_from_state_dict(self, *arguments: object, **keywords: object) -> None:
         if self.network.owns_weights:  # else whoever holds them loads them
             super()._load_from_state_dict(*arguments, **keywords)
 
     def run(
-        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+        self, inputs: Tensors, state: State | None, resets: object, unroll: bool = False
     ) -> tuple[Tensors, State]:
         """Call this module with ``inputs`` that are read already; it always returns (outputs, state)."""
         inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
@@ -173,7 +173,7 @@ class NetworkModule(StatefulModule):
         return result if self.has_memory else (result, {})
 
     def evaluate(
-        self, inputs: Tensors, state: State | None, resets: Any, unroll: bool = False
+        self, inputs: Tensors, state: State | None, resets: object, unroll: bool = False
     ) -> tuple[Tensors, State]:
         """Outputs of the network and the state after.
 
@@ -196,7 +196,7 @@ class NetworkModule(StatefulModule):
         outputs, after = self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
         return outputs, after if whole is None else {**whole, **under(self.part, after)}
 
-    def read(self, observations: Any) -> Inputs:
+    def read(self, observations: object) -> Inputs:
         """What the network reads of ``observations``; of those that are read already, these."""
         raise TypeError(f"{type(self).__name__} must define read")
 
@@ -266,7 +266,7 @@ class NetworkModule(StatefulModule):
                 f"the state {name!r} must be {expected}, got {got}; begin with initial_state(batch_size)"
             )
 
-    def read_resets(self, resets: Any, leading: tuple[int, ...]) -> Tensor | None:
+    def read_resets(self, resets: object, leading: tuple[int, ...]) -> Tensor | None:
         """``resets`` as a tensor of booleans. Raises ValueError unless there is one for each observation."""
         if resets is None:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
@@ -17,7 +17,10 @@ from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape
 from perception_blocks.words import few_of, hint
 
-__all__ = ["ActorCall", "ActorNetwork", "Batch", "StructuredModule", "blamed", "unstack"]
+__all__ = ["ActorCall", "ActorNetwork", "Batch", "ByActor", "StructuredModule", "blamed", "unstack"]
+
+V = TypeVar("V")
+ByActor: TypeAlias = Mapping[Any, V]  # by ActorKey, in which a Mapping is invariant
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class ActorCall(Generic[M]):
     leading: tuple[int, ...] = ()
     outputs: Tensors = field(default_factory=dict)
     after: State = field(default_factory=dict)
-    action: Any = None
+    action: object = None
     batch: Batch | None = (
         None  # where it is computed with others: then ``outputs`` are left to `unstack`
     )
@@ -165,7 +168,9 @@ class StructuredModule(StatefulModule, Generic[M]):
         """What the network of ``call`` reads. A subclass may hand over more than the observation."""
         return call.network.read(call.entry.value)
 
-    def _calls(self, observations: Any, state: State | None, resets: Any) -> list[ActorCall[M]]:
+    def _calls(
+        self, observations: object, state: State | None, resets: object
+    ) -> list[ActorCall[M]]:
         """Everyone present, each with its share of the state; nothing is computed yet."""
         entries = self.actors.entries(observations, "observations")
         state, _ = self._own_share(state)

@@ -99,9 +99,9 @@ class Policy(NetworkModule):
 
     def forward(
         self,
-        observations: Any,
+        observations: object,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         unroll: bool = False,
     ) -> Any:
@@ -111,12 +111,12 @@ class Policy(NetworkModule):
 
     def distribution(
         self,
-        observations: Any,
+        observations: object,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         unroll: bool = False,
-        mask: Any = None,
+        mask: object = None,
         temperature: float = 1.0,
     ) -> Any:
         """The distribution over actions, of batch shape (...); with memory (distribution, state).
@@ -132,12 +132,12 @@ class Policy(NetworkModule):
 
     def act(
         self,
-        observation: Any,
+        observation: object,
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         deterministic: bool = False,
-        mask: Any = None,
+        mask: object = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Any:
@@ -161,7 +161,7 @@ class Policy(NetworkModule):
         """A faster policy for acting: straight-line code that reads the parameters, with ``act``."""
         return LoweredPolicy(self, Policy)
 
-    def from_environment(self, action: Any) -> Any:
+    def from_environment(self, action: object) -> Any:
         """An environment's action (any leading axes) in the form of the distribution: zero-based, tensors, flat keys.
 
         Use it before ``distribution(...).log_prob`` for actions of an environment or a data set.
@@ -188,7 +188,7 @@ class Policy(NetworkModule):
         """Initialise the parameters of the distributions."""
         self.distributions.reset_parameters(local_generator(seed, "distributions", *path))
 
-    def update_normalizers(self, observations: Any, group: Group = None) -> None:
+    def update_normalizers(self, observations: object, group: Group = None) -> None:
         """Update the running statistics of observations, as `Model.update_normalizers` does."""
         self.observer.update(observations, self.dtype, self.device, group)
 
@@ -209,7 +209,7 @@ class Policy(NetworkModule):
 
     # --- one part after the other, for policies of several actors ---
 
-    def read(self, observations: Any, keys: Iterable[str] | None = None) -> Inputs:
+    def read(self, observations: object, keys: Iterable[str] | None = None) -> Inputs:
         """What the network reads, and the masks of actions, as tensors; of these observations ``keys``, if given."""
         if isinstance(observations, Inputs):
             return observations
@@ -220,7 +220,7 @@ class Policy(NetworkModule):
         return Inputs(self.observer.read(observations, keys, self.dtype, self.device))
 
     def distribution_of(
-        self, outputs: Tensors, observations: Any, mask: Any, temperature: float
+        self, outputs: Tensors, observations: object, mask: object, temperature: float
     ) -> Distribution:
         """The distribution that the network's ``outputs`` stand for, masked by ``observations`` and by ``mask``."""
         inputs = self.read(observations, self.masks.values()) if self.masks else {}
@@ -246,7 +246,7 @@ class Policy(NetworkModule):
     def action_of(
         self,
         distribution: Distribution,
-        observation: Any,
+        observation: object,
         deterministic: bool,
         generator: torch.Generator | None,
     ) -> Any:
@@ -274,7 +274,7 @@ class Policy(NetworkModule):
     def _only(self) -> str:
         return next(iter(self.action_tree.leaves))
 
-    def _given_masks(self, mask: Any) -> dict[str, Any]:
+    def _given_masks(self, mask: object) -> dict[str, Any]:
         if mask is None:
             return {}
         if not isinstance(mask, Mapping):

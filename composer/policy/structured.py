@@ -11,7 +11,7 @@ import torch
 from composer.distributions.base import Distribution
 from composer.network.groups import GroupNetworks, rows_of
 from composer.network.network import Inputs, State, Tensors
-from composer.network.structured import ActorCall, Batch, StructuredModule, blamed, unstack
+from composer.network.structured import ActorCall, Batch, ByActor, StructuredModule, blamed, unstack
 from composer.policy.policy import Policy
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.kinds import Space
@@ -76,9 +76,9 @@ class StructuredPolicy(StructuredModule[Policy]):
 
     def forward(
         self,
-        observations: Mapping[Any, Any],
+        observations: ByActor[object],
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         unroll: bool = False,
     ) -> Any:
@@ -91,12 +91,12 @@ class StructuredPolicy(StructuredModule[Policy]):
 
     def distribution(
         self,
-        observations: Mapping[Any, Any],
+        observations: ByActor[object],
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         unroll: bool = False,
-        mask: Mapping[Any, Any] | None = None,
+        mask: ByActor[object] | None = None,
         temperature: float = 1.0,
     ) -> Any:
         """{actor: distribution over its actions}; with memory (these, state). ``mask`` is by actor too."""
@@ -108,12 +108,12 @@ class StructuredPolicy(StructuredModule[Policy]):
 
     def act(
         self,
-        observations: Mapping[Any, Any],
+        observations: ByActor[object],
         state: State | None = None,
-        resets: Any = None,
+        resets: object = None,
         *,
         deterministic: bool = False,
-        mask: Mapping[Any, Any] | None = None,
+        mask: ByActor[object] | None = None,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Any:
@@ -137,7 +137,7 @@ class StructuredPolicy(StructuredModule[Policy]):
             actions = {key: by_key[key] for key in observations}
         return (actions, after) if self.has_memory else actions
 
-    def _by_manner(self, observations: Any) -> tuple[Mapping[Any, Any], dict[Any, Any]]:
+    def _by_manner(self, observations: ByActor[object]) -> tuple[ByActor[object], dict[Any, Any]]:
         """The observations of those whom this policy decides for, and of those whose own class is asked to act."""
         if not self._asks_classes:
             return observations, {}
@@ -148,7 +148,7 @@ class StructuredPolicy(StructuredModule[Policy]):
         return rest, asked
 
     def _evaluated(
-        self, observations: Any, state: State | None, resets: Any, unroll: bool = False
+        self, observations: object, state: State | None, resets: object, unroll: bool = False
     ) -> tuple[list[ActorCall[Policy]], State]:
         """Everyone present with the outputs of its network, and the state after.
 
@@ -192,7 +192,7 @@ class StructuredPolicy(StructuredModule[Policy]):
         """The policy itself: networks of one form already run in one call. For one actor: ``policy[key].lower()``."""
         return self
 
-    def from_environment(self, actions: Mapping[Any, Any]) -> dict[Any, Any]:
+    def from_environment(self, actions: ByActor[object]) -> dict[Any, Any]:
         """Actions of an environment by actor in the form of the distributions; see `Policy.from_environment`."""
         converted = {}
         for entry in self.actors.entries(actions, "actions"):
@@ -201,7 +201,7 @@ class StructuredPolicy(StructuredModule[Policy]):
                 converted[entry.key] = policy.from_environment(entry.value)
         return converted
 
-    def update_normalizers(self, observations: Mapping[Any, Any], group: Group = None) -> None:
+    def update_normalizers(self, observations: ByActor[object], group: Group = None) -> None:
         """Update the statistics with observations of all present actors; nothing changes if one is wrong."""
         seen: dict[int, list[Tensors]] = {}
         for entry in self.actors.entries(observations, "observations"):

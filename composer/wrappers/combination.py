@@ -7,73 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composer.wrappers.heads import Choices, check_positive, choices_of, like_logit
-from composer.wrappers.interface import IModelWrapper, Output, undone, wrapper_label
+from composer.wrappers.heads import Choices, choices_of, like_logit
+from composer.wrappers.interface import IModelWrapper, Output, wrapper_label
+from composer.wrappers.samples import Keywords, SampleWrapper
 from perception_blocks.settings import PositiveInt
 
 __all__ = ["CombinationArgmaxSampleWrapper", "CombinationMultinomialSampleWrapper"]
 
 
-class CombinationArgmaxSampleWrapper(IModelWrapper):
+class CombinationArgmaxSampleWrapper(SampleWrapper):
     """The ``shot_number`` legal choices of the largest logits; given as a setting, or as a keyword of forward."""
 
-    chooses = "choice"
     listens = ("shot_number",)
 
-    def __init__(self, model: Any, *, shot_number: PositiveInt | None = None) -> None:
+    def __init__(self, model: object, *, shot_number: PositiveInt | None = None) -> None:
         super().__init__(model)
         self.shot_number = shot_number
 
-    def forward(self, *args: Any, shot_number: int | None = None, **kwargs: Any) -> Output:
-        shots = _shots(self, shot_number, self.shot_number)
-        output = self._run(*args, **kwargs)
-        with undone(self):
-            heads = choices_of(output, self)
-            actions = [_first(head, head.scores(), shots, self) for head in heads]
-            return {**output, "action": like_logit(output["logit"], actions)}
+    def _checked(self, given: Keywords) -> Keywords:
+        shots = given.get("shot_number")
+        shots = self.shot_number if shots is None else shots
+        if shots is None:
+            raise ValueError(
+                f"{wrapper_label(self)} needs 'shot_number', how many actions to choose: a setting or a keyword"
+            )
+        if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
+            raise ValueError(
+                f"{wrapper_label(self)}: 'shot_number' must be a positive integer, got {shots!r}"
+            )
+        return super()._checked({**given, "shot_number": shots})
+
+    def _action(self, output: Output, **given: Any) -> Any:
+        heads = choices_of(output, self)
+        chosen = [
+            _first(head, self._scores(head, **given), given["shot_number"], self) for head in heads
+        ]
+        return like_logit(output["logit"], chosen)
+
+    def _scores(self, head: Choices, **given: Any) -> Tensor:
+        return head.scores()
 
 
-class CombinationMultinomialSampleWrapper(IModelWrapper):
+class CombinationMultinomialSampleWrapper(CombinationArgmaxSampleWrapper):
     """``shot_number`` legal choices, drawn one after the other by ``softmax(logit / alpha)`` of those that are left."""
 
-    chooses = "choice"
     listens = ("shot_number", "alpha", "generator")
 
-    def __init__(self, model: Any, *, shot_number: PositiveInt | None = None) -> None:
-        super().__init__(model)
-        self.shot_number = shot_number
-
-    def forward(
-        self,
-        *args: Any,
-        shot_number: int | None = None,
-        alpha: float = 1.0,
-        generator: torch.Generator | None = None,
-        **kwargs: Any,
-    ) -> Output:
-        shots = _shots(self, shot_number, self.shot_number)
-        check_positive("alpha", alpha, self)
-        output = self._run(*args, **kwargs)
-        with undone(self):
-            heads = choices_of(output, self)
-            actions = [
-                _first(head, _perturbed(head.scores(alpha), generator), shots, self)
-                for head in heads
-            ]
-            return {**output, "action": like_logit(output["logit"], actions)}
-
-
-def _shots(wrapper: IModelWrapper, given: int | None, setting: int | None) -> int:
-    shots = setting if given is None else given
-    if shots is None:
-        raise ValueError(
-            f"{wrapper_label(wrapper)} needs 'shot_number', how many actions to choose: a setting or a keyword"
-        )
-    if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
-        raise ValueError(
-            f"{wrapper_label(wrapper)}: 'shot_number' must be a positive integer, got {shots!r}"
-        )
-    return shots
+    def _scores(self, head: Choices, **given: Any) -> Tensor:
+        return _perturbed(head.scores(given["alpha"]), given.get("generator"))
 
 
 def _perturbed(scores: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -39,6 +39,8 @@ class ComposedPolicy(IModelWrapper):
     - `shared`: the values that the critic reads, if there are any.
     """
 
+    _model: Policy
+
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
         if policy.has_memory and PREV_STATE in policy.observer.tree.ports:
@@ -47,8 +49,8 @@ class ComposedPolicy(IModelWrapper):
             )
         self._families = dict(policy.distributions.items())
 
-    def forward(self, data: Any, *, resets: Any = None) -> Output:
-        policy: Policy = self._model
+    def forward(self, data: Any, *, resets: object = None) -> Output:
+        policy = self._model
         inputs = policy.read(self._observation(data))
         state = self._state(data, policy.leading(inputs)) if policy.has_memory else None
         outputs, after = policy.run(inputs, state, resets)
@@ -89,7 +91,7 @@ class ComposedPolicy(IModelWrapper):
             flat = dict(zip(families, parts, strict=True))
         return to_environment(self._model.action_tree, flat, as_numpy=as_numpy)
 
-    def _observation(self, data: Any) -> Any:
+    def _observation(self, data: object) -> Any:
         """What the policy reads of ``data``."""
         if not isinstance(data, Mapping):
             return data
@@ -100,8 +102,8 @@ class ComposedPolicy(IModelWrapper):
             return rest[OBSERVATION]  # a tuple, which stands alone
         return rest
 
-    def _state(self, data: Any, leading: tuple[int, ...]) -> Tensors:
-        policy: Policy = self._model
+    def _state(self, data: object, leading: tuple[int, ...]) -> Tensors:
+        policy = self._model
         if not isinstance(data, Mapping) or PREV_STATE not in data:
             raise ValueError(
                 "this policy has memory: wrap it in 'hidden_state', or put 'prev_state' beside the observation"
@@ -158,7 +160,7 @@ def offer_of(families: ActionDistributions, memory: bool) -> Offer:
     return Offer({key: _head(family) for key, family in families.items()}, memory)
 
 
-def composed_policy(model: Any) -> ComposedPolicy | None:
+def composed_policy(model: object) -> ComposedPolicy | None:
     """The composed policy inside of a chain of wrappers, if there is one."""
     return next((w for w in chain(model) if isinstance(w, ComposedPolicy)), None)
 

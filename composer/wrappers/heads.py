@@ -52,7 +52,7 @@ def several(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def like_logit(logit: Any, actions: list[Any]) -> Any:
+def like_logit(logit: object, actions: list[Any]) -> Any:
     """A list if ``logit`` is that of several actions, else the only action."""
     return actions if isinstance(logit, list | tuple) else actions[0]
 
@@ -62,7 +62,7 @@ def choices_of(output: Output, wrapper: IModelWrapper) -> list[Choices]:
     return read_choices(read_output(output, "logit", wrapper), output.get("action_mask"), wrapper)
 
 
-def read_choices(logit: Any, mask: Any, wrapper: IModelWrapper) -> list[Choices]:
+def read_choices(logit: object, mask: object, wrapper: IModelWrapper) -> list[Choices]:
     """The choices of each action. Raises ValueError for logits that are none, and masks that do not fit them."""
     label, logits = wrapper_label(wrapper), several(logit)
     masks = [None] * len(logits) if mask is None else several(mask)
@@ -71,7 +71,7 @@ def read_choices(logit: Any, mask: Any, wrapper: IModelWrapper) -> list[Choices]
     return [_choices(*pair, label) for pair in zip(logits, masks, strict=True)]
 
 
-def _choices(logit: Any, mask: Any, label: str) -> Choices:
+def _choices(logit: object, mask: object, label: str) -> Choices:
     if not isinstance(logit, Tensor) or logit.dim() == 0 or logit.shape[-1] == 0:
         raise ValueError(
             f"{label} needs choices, a tensor of logits (..., n), got {_described(logit)}"
@@ -84,7 +84,7 @@ def _choices(logit: Any, mask: Any, label: str) -> Choices:
     return Choices(logit, None if mask is None else _legal(mask, logit, label))
 
 
-def _legal(mask: Any, logit: Tensor, label: str) -> Tensor:
+def _legal(mask: object, logit: Tensor, label: str) -> Tensor:
     mask = as_flags(f"{label}: 'action_mask'", as_tensor("action_mask", mask)).to(logit.device)
     try:
         legal = mask.expand(logit.shape)
@@ -107,7 +107,7 @@ def check_positive(name: str, value: object, wrapper: IModelWrapper) -> None:
         )
 
 
-def normal_of(logit: Any, wrapper: IModelWrapper, key: str) -> Tensor:
+def normal_of(logit: object, wrapper: IModelWrapper, key: str) -> Tensor:
     """`mu` or `sigma` of ``logit = {mu, sigma}``. Raises ValueError where it is missing or does not fit."""
     label = wrapper_label(wrapper)
     value = logit.get(key) if isinstance(logit, Mapping) else None
@@ -117,7 +117,7 @@ def normal_of(logit: Any, wrapper: IModelWrapper, key: str) -> Tensor:
     return value
 
 
-def sample_of(logit: Any, wrapper: IModelWrapper, generator: torch.Generator | None) -> Tensor:
+def sample_of(logit: object, wrapper: IModelWrapper, generator: torch.Generator | None) -> Tensor:
     """A sample of the independent normals ``{mu, sigma}``, through which gradients flow."""
     mu, sigma = normal_of(logit, wrapper, "mu"), normal_of(logit, wrapper, "sigma")
     try:

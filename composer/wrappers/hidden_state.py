@@ -31,7 +31,7 @@ class HiddenStateWrapper(IModelWrapper):
 
     def __init__(
         self,
-        model: Any,
+        model: object,
         *,
         state_num: PositiveInt,
         save_prev_state: bool = False,
@@ -62,7 +62,12 @@ class HiddenStateWrapper(IModelWrapper):
         return dict(enumerate(self._kept().rows()))
 
     def forward(
-        self, data: Any, *args: Any, data_id: object = None, valid_id: object = None, **kwargs: Any
+        self,
+        data: object,
+        *args: object,
+        data_id: object = None,
+        valid_id: object = None,
+        **kwargs: object,
     ) -> Output:
         ids = slot_ids(data_id, self.state_num)
         places = _places(valid_id, ids, self.state_num)
@@ -106,7 +111,7 @@ class HiddenStateWrapper(IModelWrapper):
         zeros = StackedSlots(policy.initial_state(self.state_num))
         return zeros.put(range(self.state_num), states, range(self.state_num))
 
-    def _as_dict(self, data: Any) -> Mapping[str, Any]:
+    def _as_dict(self, data: object) -> Mapping[str, Any]:
         if isinstance(data, Mapping):
             return data
         if composed_policy(self._model) is None:

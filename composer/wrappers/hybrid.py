@@ -13,134 +13,66 @@ import torch
 from torch import Tensor
 
 from composer.wrappers.composed import to_bounds
-from composer.wrappers.heads import (
-    Choices,
-    check_eps,
-    check_positive,
-    explored,
-    like_logit,
-    normal_of,
-    read_choices,
-    sample_of,
-)
-from composer.wrappers.interface import IModelWrapper, Output, read_output, undone, wrapper_label
+from composer.wrappers.heads import Choices, like_logit, normal_of, read_choices, sample_of
+from composer.wrappers.interface import IModelWrapper, Output, read_output, wrapper_label
+from composer.wrappers.samples import SampleWrapper
 
 __all__ = ["HybridArgmaxSampleWrapper", "HybridDeterministicArgmaxSampleWrapper"]
 __all__ += ["HybridEpsGreedyMultinomialSampleWrapper", "HybridEpsGreedySampleWrapper"]
 __all__ += ["HybridReparamMultinomialSampleWrapper"]
 
-Generator = torch.Generator | None
-
-
-class HybridArgmaxSampleWrapper(IModelWrapper):
-    """The legal type of the largest logit, and the arguments as they are (`mu` of normals)."""
-
-    chooses = "hybrid"
-
-    def forward(self, *args: Any, **kwargs: Any) -> Output:
-        output = self._run(*args, **kwargs)
-        with undone(self):
-            parts = _parts(output, self)
-            return parts.chosen([head.greedy() for head in parts.types], parts.given(self))
-
-
-class HybridEpsGreedySampleWrapper(IModelWrapper):
-    """As hybrid_argmax_sample, but with probability ``eps`` any legal type; ``eps`` as for eps_greedy_sample."""
-
-    chooses = "hybrid"
-    listens = ("eps", "generator")
-
-    def forward(
-        self,
-        *args: Any,
-        eps: float | Tensor | None = None,
-        generator: Generator = None,
-        **kwargs: Any,
-    ) -> Output:
-        rate = check_eps(eps, self)
-        output = self._run(*args, **kwargs)
-        with undone(self):
-            parts = _parts(output, self)
-            greedy = [head.greedy() for head in parts.types]
-            types = explored(parts.types, greedy, rate, self, generator)
-            return parts.chosen(types, parts.given(self))
-
-
-class HybridEpsGreedyMultinomialSampleWrapper(IModelWrapper):
-    """As hybrid_eps_greedy_sample, but what is not explored is drawn by ``softmax(logit / alpha)``."""
-
-    chooses = "hybrid"
-    listens = ("eps", "alpha", "generator")
-
-    def forward(
-        self,
-        *args: Any,
-        eps: float | Tensor | None = None,
-        alpha: float = 1.0,
-        generator: Generator = None,
-        **kwargs: Any,
-    ) -> Output:
-        rate = check_eps(eps, self)
-        check_positive("alpha", alpha, self)
-        output = self._run(*args, **kwargs)
-        with undone(self):
-            parts = _parts(output, self)
-            drawn = [head.sample(alpha, generator) for head in parts.types]
-            types = explored(parts.types, drawn, rate, self, generator)
-            return parts.chosen(types, parts.given(self))
-
-
-class HybridReparamMultinomialSampleWrapper(IModelWrapper):
-    """A legal type drawn by its logits, and arguments drawn from their normals, through which gradients flow."""
-
-    chooses = "hybrid"
-    listens = ("alpha", "generator")
-
-    def forward(
-        self, *args: Any, alpha: float = 1.0, generator: Generator = None, **kwargs: Any
-    ) -> Output:
-        check_positive("alpha", alpha, self)
-        output = self._run(*args, **kwargs)
-        with undone(self):
-            parts = _parts(output, self)
-            types = [head.sample(alpha, generator) for head in parts.types]
-            value = sample_of(parts.arguments, self, generator)
-            return parts.chosen(types, to_bounds(self, parts.place, value))
-
-
-class HybridDeterministicArgmaxSampleWrapper(IModelWrapper):
-    """The legal type of the largest logit, and `mu` of the arguments."""
-
-    chooses = "hybrid"
-
-    def forward(self, *args: Any, **kwargs: Any) -> Output:
-        output = self._run(*args, **kwargs)
-        with undone(self):
-            parts = _parts(output, self)
-            value = normal_of(parts.arguments, self, "mu")
-            types = [head.greedy() for head in parts.types]
-            return parts.chosen(types, to_bounds(self, parts.place, value))
-
 
 class _Parts(NamedTuple):
     """Types and arguments of a model's output; ``place`` is that of the arguments among the actions of a policy."""
 
-    output: Mapping[str, Any]
     type_logit: Any
     types: list[Choices]
     arguments: Any
     place: int
 
-    def given(self, wrapper: IModelWrapper) -> Tensor:
-        """The arguments without anything drawn."""
-        if isinstance(self.arguments, Tensor):
-            return self.arguments
-        return to_bounds(wrapper, self.place, normal_of(self.arguments, wrapper, "mu"))
 
-    def chosen(self, types: list[Tensor], arguments: Tensor) -> Output:
-        action_type = like_logit(self.type_logit, types)
-        action = {"action_type": action_type, "action_args": arguments}
-        return {**self.output, "action": action}
+class HybridArgmaxSampleWrapper(SampleWrapper):
+    """The legal type of the largest logit, and the arguments as they are (`mu` of normals)."""
+
+    chooses = "hybrid"
+
+    def _action(self, output: Output, **given: Any) -> dict[str, Any]:
+        parts = _parts(output, self)
+        types = like_logit(parts.type_logit, self._chosen(parts.types, **given))
+        return {"action_type": types, "action_args": self._arguments(parts, given.get("generator"))}
+
+    def _arguments(self, parts: _Parts, generator: torch.Generator | None) -> Tensor:
+        if isinstance(parts.arguments, Tensor):
+            return parts.arguments
+        return to_bounds(self, parts.place, normal_of(parts.arguments, self, "mu"))
+
+
+class HybridEpsGreedySampleWrapper(HybridArgmaxSampleWrapper):
+    """As hybrid_argmax_sample, but with probability ``eps`` any legal type; ``eps`` as for eps_greedy_sample."""
+
+    listens = ("eps", "generator")
+
+
+class HybridEpsGreedyMultinomialSampleWrapper(HybridArgmaxSampleWrapper):
+    """As hybrid_eps_greedy_sample, but what is not explored is drawn by ``softmax(logit / alpha)``."""
+
+    listens = ("eps", "alpha", "generator")
+
+
+class HybridReparamMultinomialSampleWrapper(HybridArgmaxSampleWrapper):
+    """A legal type drawn by its logits, and arguments drawn from their normals, through which gradients flow."""
+
+    listens = ("alpha", "generator")
+
+    def _arguments(self, parts: _Parts, generator: torch.Generator | None) -> Tensor:
+        return to_bounds(self, parts.place, sample_of(parts.arguments, self, generator))
+
+
+class HybridDeterministicArgmaxSampleWrapper(HybridArgmaxSampleWrapper):
+    """The legal type of the largest logit, and `mu` of the arguments."""
+
+    def _arguments(self, parts: _Parts, generator: torch.Generator | None) -> Tensor:
+        return to_bounds(self, parts.place, normal_of(parts.arguments, self, "mu"))
 
 
 def _parts(output: Output, wrapper: IModelWrapper) -> _Parts:
@@ -166,4 +98,4 @@ def _parts(output: Output, wrapper: IModelWrapper) -> _Parts:
         mask = mask[rest[0]] if isinstance(mask, list | tuple) else mask
     else:
         type_logit, arguments = logit, read_output(output, "action_args", wrapper)
-    return _Parts(output, type_logit, read_choices(type_logit, mask, wrapper), arguments, place)
+    return _Parts(type_logit, read_choices(type_logit, mask, wrapper), arguments, place)

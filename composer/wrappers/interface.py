@@ -73,8 +73,8 @@ class IModelWrapper:
     listens: ClassVar[tuple[str, ...]] = ()  # keywords of forward that it takes
     chooses: ClassVar[Chosen | None] = None  # the kind of `action` that it adds to the output
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: object) -> None:
+        self._model: Any = model
 
     @classmethod
     def fit(cls, offer: Offer) -> Offer:
@@ -87,7 +87,7 @@ class IModelWrapper:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._model, name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +110,7 @@ class IModelWrapper:
         inner = repr(self._model) if isinstance(self._model, IModelWrapper) else None
         return f"{type(self).__name__}({inner or type(self._model).__name__})"
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, *args: object, **kwargs: object) -> Any:
         """Call the model, hooks included where it has them."""
         call = self._model if callable(self._model) else self._model.forward
         return call(*args, **kwargs)
@@ -129,7 +129,7 @@ class IModelWrapper:
 class BaseModelWrapper(IModelWrapper):
     """The innermost wrapper, around the model itself; it calls the model's `reset` if there is one."""
 
-    def reset(self, data_id: object = None, **settings: Any) -> Any:
+    def reset(self, data_id: object = None, **settings: object) -> Any:
         own = getattr(self._model, "reset", None)
         if own is None:
             if settings:
@@ -151,14 +151,14 @@ def undone(wrapper: IModelWrapper) -> Iterator[None]:
         raise
 
 
-def chain(model: Any) -> Iterator[IModelWrapper]:
+def chain(model: object) -> Iterator[IModelWrapper]:
     """The wrappers from ``model`` inwards."""
     while isinstance(model, IModelWrapper):
         yield model
         model = model._model
 
 
-def innermost(model: Any) -> Any:
+def innermost(model: object) -> Any:
     """What stands inside of all wrappers."""
     while isinstance(model, IModelWrapper):
         model = model._model

@@ -34,7 +34,7 @@ class GaussNoise:
         sigma = self.sigma if sigma is None else sigma
         return self.mu + sigma * noise_like(like, generator)
 
-    def reset(self, rows: Any = None) -> GaussNoise:
+    def reset(self, rows: object = None) -> GaussNoise:
         return self
 
 
@@ -67,7 +67,7 @@ class OuNoise:
         self.values = {**self.values, name: x}
         return x
 
-    def reset(self, rows: Any = None) -> OuNoise:
+    def reset(self, rows: object = None) -> OuNoise:
         """Begin anew, in all rows or in some. Raises UnknownSlotError for a row that is not there."""
         if rows is None:
             self.values = {}
@@ -95,7 +95,7 @@ class ActionNoiseWrapper(IModelWrapper):
 
     def __init__(
         self,
-        model: Any,
+        model: object,
         *,
         noise_type: Literal["gauss", "ou"] = "gauss",
         noise_kwargs: Mapping | None = None,
@@ -125,7 +125,7 @@ class ActionNoiseWrapper(IModelWrapper):
         return offer
 
     def forward(
-        self, *args: Any, sigma: Sigma = None, generator: Generator = None, **kwargs: Any
+        self, *args: object, sigma: Sigma = None, generator: Generator = None, **kwargs: object
     ) -> Output:
         _check_sigma(sigma, self)
         output = self._run(*args, **self._for_inner(generator=generator), **kwargs)

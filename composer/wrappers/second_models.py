@@ -26,7 +26,7 @@ class TargetNetworkWrapper(IModelWrapper):
 
     def __init__(
         self,
-        model: Any,
+        model: object,
         *,
         update_type: Literal["assign", "momentum"] = "assign",
         freq: PositiveInt | None = None,
@@ -46,7 +46,7 @@ class TargetNetworkWrapper(IModelWrapper):
         self._update_count = 0
         self._module.requires_grad_(False)
 
-    def update(self, state_dict: Any, direct: bool = False) -> None:
+    def update(self, state_dict: object, direct: bool = False) -> None:
         """Follow the model with this ``state_dict`` (or the model itself); ``direct`` copies now and counts anew.
 
         Raises ValueError for one that does not fit; nothing has changed then.
@@ -97,14 +97,14 @@ class TeacherNetworkWrapper(IModelWrapper):
     example, and takes those keywords of forward that its wrappers know.
     """
 
-    def __init__(self, model: Any, *, teacher: Any) -> None:
+    def __init__(self, model: object, *, teacher: object) -> None:
         super().__init__(model)
-        self.teacher = copy.deepcopy(teacher)
+        self.teacher: Any = copy.deepcopy(teacher)
         module = innermost(self.teacher)
         if isinstance(module, nn.Module):
             module.requires_grad_(False).eval()
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Any]:
         known = {word for wrapper in chain(self.teacher) for word in wrapper.listens}
         with torch.no_grad():
             taught = self.teacher(*args, **{k: v for k, v in kwargs.items() if k in known})

@@ -50,7 +50,7 @@ class Slots(Protocol):
 
     def take(self, ids: Sequence[int]) -> Any: ...
 
-    def put(self, ids: Sequence[int], states: Any, places: Sequence[int]) -> Slots: ...
+    def put(self, ids: Sequence[int], states: object, places: Sequence[int]) -> Slots: ...
 
     def rows(self) -> list[Any]: ...
 
@@ -64,7 +64,7 @@ class ObjectSlots:
     def take(self, ids: Sequence[int]) -> list[Any]:
         return [self._states[i] for i in ids]
 
-    def put(self, ids: Sequence[int], states: Any, places: Sequence[int]) -> ObjectSlots:
+    def put(self, ids: Sequence[int], states: object, places: Sequence[int]) -> ObjectSlots:
         """Raises ValueError unless ``states`` has one state for each of ``ids``."""
         if not isinstance(states, list | tuple | Tensor):
             raise ValueError(

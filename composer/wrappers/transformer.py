@@ -34,7 +34,7 @@ class TransformerInputWrapper(IModelWrapper):
 
     listens = ("data_id",)
 
-    def __init__(self, model: Any, *, seq_len: PositiveInt) -> None:
+    def __init__(self, model: object, *, seq_len: PositiveInt) -> None:
         super().__init__(model)
         self.seq_len = seq_len
         self.obs_memory: Any = None
@@ -44,10 +44,10 @@ class TransformerInputWrapper(IModelWrapper):
     def forward(
         self,
         input_obs: Any,
-        *args: Any,
+        *args: object,
         only_last_logit: bool = True,
         data_id: object = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Output:
         obs = mapped(torch.as_tensor, input_obs)
         memory, filled = self._memory_for(obs)
@@ -94,11 +94,11 @@ class TransformerSegmentWrapper(IModelWrapper):
     The last piece is filled up with zeros, so what comes out has a multiple of ``seq_len`` steps.
     """
 
-    def __init__(self, model: Any, *, seq_len: PositiveInt) -> None:
+    def __init__(self, model: object, *, seq_len: PositiveInt) -> None:
         super().__init__(model)
         self.seq_len = seq_len
 
-    def forward(self, obs: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, obs: Any, *args: object, **kwargs: object) -> Any:
         obs = mapped(torch.as_tensor, obs)
         length = _first(obs).shape[0]
         if length == 0:
@@ -120,7 +120,7 @@ class TransformerMemoryWrapper(IModelWrapper):
     tensor, or a dict of them, whose axis ``batch_axis`` counts the ``batch_size`` environments.
     """
 
-    def __init__(self, model: Any, *, batch_size: PositiveInt, batch_axis: int = -2) -> None:
+    def __init__(self, model: object, *, batch_size: PositiveInt, batch_axis: int = -2) -> None:
         super().__init__(model)
         for method in ("reset_memory", "get_memory"):
             if not hasattr(model, method):
@@ -130,12 +130,12 @@ class TransformerMemoryWrapper(IModelWrapper):
                 )
         self.batch_size = batch_size
         self.batch_axis = batch_axis
-        model.reset_memory(batch_size=batch_size)
+        self._model.reset_memory(batch_size=batch_size)
         self.memory = self._taken()
         self._fresh = self.memory
         self._before = self.memory
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         self._model.reset_memory(state=mapped(Tensor.clone, self.memory))
         output = self._run(*args, **kwargs)
         self._before, self.memory = self.memory, self._taken()

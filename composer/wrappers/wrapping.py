@@ -17,7 +17,7 @@ __all__ = ["check_wrap", "model_wrap", "register_wrapper", "wrap_policy"]
 Entry = str | Mapping[str, Any]
 
 
-def model_wrap(model: Any, wrapper_name: str, **settings: object) -> IModelWrapper:
+def model_wrap(model: object, wrapper_name: str, **settings: object) -> IModelWrapper:
     """``model`` with the wrapper called ``wrapper_name`` around it; a wrapped model may be wrapped again.
 
     A model is a composed policy, or anything with a ``forward`` from dict to dict. Raises ValueError for an unknown
@@ -117,7 +117,7 @@ def _wrapper_class(name: object) -> type[IModelWrapper]:
     return WRAPPERS.get(name)
 
 
-def _based(model: Any) -> IModelWrapper:
+def _based(model: object) -> IModelWrapper:
     """``model`` in its innermost wrapper."""
     if isinstance(model, Policy):
         return BaseModelWrapper(ComposedPolicy(model))
