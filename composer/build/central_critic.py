@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from composer.build.context import BuildContext, VisiblePorts
+from composer.build.context import VisiblePorts
 from composer.build.critic import (
     BuiltCritic,
     asked_of_kind,
+    CriticBuilder,
     built_of_kind,
     network_requirements,
     policy_values,
@@ -21,25 +20,12 @@ from composer.build.critic import (
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
-from composer.critic.values import ValueReader
-from composer.spaces.actors import Actor, Actors
-from composer.spec.model_spec import CriticSpec, NetworkSpec
+from composer.spaces.actors import Actor
+from composer.spec.model_spec import NetworkSpec
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import few_of, hint, listing
 
-__all__ = ["alike", "build_central_critic", "difference", "readable_ports"]
-
-
-def build_central_critic(
-    critic: CriticSpec,
-    kind: type[SharedStateCritic],
-    actors: Actors,
-    plans: Mapping[str, PolicyPlan],
-    context: BuildContext,
-    dtype: torch.dtype,
-) -> BuiltCritic | None:
-    """The critic of what all ``actors`` observe, with the plans of their policies; None where problems were noted."""
-    return _CentralCriticBuilder(critic, kind, actors, plans, context, dtype).build()
+__all__ = ["CentralCriticBuilder", "alike", "difference", "readable_ports"]
 
 
 def readable_ports(plan: PolicyPlan) -> dict[str, Port]:
@@ -47,28 +33,14 @@ def readable_ports(plan: PolicyPlan) -> dict[str, Port]:
     return {**plan.ports, **plan.notes.shared}
 
 
-class _CentralCriticBuilder:
-    """One run; problems are gathered in the context."""
+@dataclass(frozen=True)
+class CentralCriticBuilder(CriticBuilder):
+    """Builds the critic of what all actors observe, one value for all of them."""
 
-    def __init__(
-        self,
-        critic: CriticSpec,
-        kind: type[SharedStateCritic],
-        actors: Actors,
-        plans: Mapping[str, PolicyPlan],
-        context: BuildContext,
-        dtype: torch.dtype,
-    ) -> None:
-        self.critic = critic
-        self.kind = kind
-        self.actors = actors
-        self.plans = plans
-        self.observers = {name: plan.observer for name, plan in plans.items()}
-        self.problems = context.problems
-        self.context = context
-        self.dtype = dtype
+    kind: type[SharedStateCritic]
 
     def build(self) -> BuiltCritic | None:
+        """The critic; None where problems were noted."""
         if not self._is_possible():
             return None
         spec = self.critic.networks[None]
@@ -88,8 +60,9 @@ class _CentralCriticBuilder:
         for source in (sources[name] for name in network.in_ports if name in sources):
             for actor in source.actors:
                 self.plans[actor].notes.read.add(source.key)
+        observers = {name: plan.observer for name, plan in self.plans.items()}
         make = partial(
-            self.kind, network, ValueReader(network.module, asked.heads), self.actors, self.observers, sources,
+            self.kind, network, self.actors, observers, sources,
             dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
         )  # fmt: skip
         critic = built_of_kind(make, self.kind, self.critic, self.context)
@@ -165,7 +138,7 @@ class _CentralCriticBuilder:
         self, key: str, port: Port, actors: tuple[str, ...], stacked: bool = False
     ) -> CentralInput:
         kind = "shared" if self._is_shared(key, self.actors[actors[0]]) else "observation"
-        normalized = any(key in self.observers[name].keys for name in actors)
+        normalized = any(key in self.plans[name].observer.keys for name in actors)
         return CentralInput(kind, key, port, actors, stacked, normalized)
 
     def _offers_presence(self, spec: NetworkSpec, sources: Mapping[str, CentralInput]) -> bool:

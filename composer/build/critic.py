@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias, TypeVar
 
@@ -18,8 +19,10 @@ from composer.critic.base import CriticKind, CriticModule, CriticSetup, SpaceCri
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.critic.values import RAW_NAMES, ValueRequirements
+from composer.errors import Problems
 from composer.network.network import Network
 from composer.spaces.tree import SpaceTree
+from composer.spaces.actors import Actors
 from composer.spec.model_spec import CRITICS, CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.graph.construct import add_place
@@ -31,6 +34,7 @@ from perception_blocks.words import describe, listing
 __all__ = [
     "BuiltCritic",
     "asked_of_kind",
+    "CriticBuilder",
     "build_critic",
     "built_of_kind",
     "critic_network",
@@ -47,6 +51,21 @@ __all__ = [
 
 BuiltCritic: TypeAlias = tuple[CriticModule | StructuredCriticBase, list[SeededConstruction]]
 C = TypeVar("C", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class CriticBuilder:
+    """What the critic of several ``actors`` is built from; ``plans`` are those of their policies, by flat name."""
+
+    critic: CriticSpec
+    actors: Actors
+    plans: Mapping[str, PolicyPlan]
+    context: BuildContext
+    dtype: torch.dtype
+
+    @property
+    def problems(self) -> Problems:
+        return self.context.problems
 
 
 def build_critic(spec: ModelSpec, plan: PolicyPlan, dtype: torch.dtype) -> BuiltCritic | None:

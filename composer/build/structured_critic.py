@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 
-from composer.build.central_critic import alike, build_central_critic, difference, readable_ports
+from composer.build.central_critic import CentralCriticBuilder, alike, difference, readable_ports
 from composer.build.construction import BuiltNetwork, SeededConstruction
 from composer.build.context import BuildContext
 from composer.build.critic import (
     BuiltCritic,
+    CriticBuilder,
     built_of_kind,
     critic_network,
     critic_setup,
@@ -20,19 +21,18 @@ from composer.build.critic import (
     policy_failed,
     refuse_one_actor,
     refuse_settings,
-    value_normalizer,
     with_target,
 )
-from composer.build.plans import PlannedGroup, PolicyPlan, is_separate
+from composer.build.plans import PlannedGroup, is_separate
 from composer.build.stacking import stacked_networks
-from composer.critic.base import SpaceCritic
+from composer.critic.base import CriticSetup, SpaceCritic
 from composer.critic.shared_state import SharedStateCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks, SeparateNetworks
 from composer.network.network import Network
 from composer.spaces.actors import Actor, Actors, serve
-from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec
+from composer.spec.model_spec import ModelSpec, NetworkSpec
 from perception_blocks.port import Port
 
 __all__ = ["build_critic_by_actor"]
@@ -67,36 +67,30 @@ def build_critic_by_actor(
     if len(context.problems) > before or unknown:
         return None
     if issubclass(structured, SharedStateCritic):
-        return build_central_critic(spec.critic, structured, actors, plans, context, dtype)
+        return CentralCriticBuilder(spec.critic, actors, plans, context, dtype, structured).build()
     assert issubclass(structured, StructuredCriticBase)
-    classes = kind.member(), structured
     return _StructuredCriticBuilder(
-        spec.critic, classes, actors, groups, plans, context, dtype
+        spec.critic, actors, plans, context, dtype, kind.member(), structured, groups
     ).build()
 
 
-class _StructuredCriticBuilder:
-    """One run; problems are gathered in the context. Of ``classes`` the first is of each network, the other of all."""
+@dataclass(frozen=True)
+class _StructuredCriticBuilder(CriticBuilder):
+    """Builds a critic that has a value for each actor: a ``member`` of each network, all of them as one."""
 
-    def __init__(
-        self,
-        critic: CriticSpec,
-        classes: tuple[type[SpaceCritic], type[StructuredCriticBase]],
-        actors: Actors,
-        groups: Sequence[PlannedGroup],
-        plans: Mapping[str, PolicyPlan],
-        context: BuildContext,
-        dtype: torch.dtype,
-    ) -> None:
-        self.critic = critic
-        self.member, self.structured = classes
-        self.actors = actors
-        self.groups = groups
-        self.plans = plans
-        self.context = context
-        self.problems = context.problems
-        self.dtype = dtype
-        self.previous = self.structured.previous  # values of steps in turn
+    member: type[SpaceCritic]
+    structured: type[StructuredCriticBase]
+    groups: Sequence[PlannedGroup]  # of the policy
+
+    @property
+    def previous(self) -> str | None:
+        """What later networks call the value before theirs, where values build on one another."""
+        return self.structured.previous
+
+    @cached_property
+    def setups(self) -> dict[str, CriticSetup]:
+        """What the critic of each actor is made of."""
+        return {n: critic_setup(self.critic, p, self.dtype) for n, p in self.plans.items()}
 
     def build(self) -> BuiltCritic | None:
         networks = self.critic.networks
@@ -127,18 +121,9 @@ class _StructuredCriticBuilder:
                 return None
             made.append(group[0])
             constructions += group[1]
-        together = self._together(made, constructions[-1])
-        return None if together is None else (together, constructions)
-
-    def _together(
-        self, groups: Sequence[GroupNetworks], last: SeededConstruction
-    ) -> StructuredCriticBase | None:
-        """The critics of all groups as one; ``last`` of its constructions gives weights."""
-        setups = {n: critic_setup(self.critic, p, self.dtype) for n, p in self.plans.items()}
-        normalizer = value_normalizer(self.critic) if self.previous else None
-        make = partial(self.structured.build, self.actors, groups, setups, normalizer)
+        make = partial(self.structured.build, self.actors, made, self.setups)
         critic = built_of_kind(make, self.structured, self.critic, self.context)
-        return None if critic is None else with_target(critic, last)
+        return None if critic is None else (with_target(critic, constructions[-1]), constructions)
 
     def _place(self, actor: Actor) -> int:
         """Where an actor's network stands among those of the policy."""
@@ -186,8 +171,9 @@ class _StructuredCriticBuilder:
         return built
 
     def _critic(self, actor: Actor, network: Network) -> SpaceCritic | None:
-        spec = replace(self.critic, normalize_value=False) if self.previous else self.critic
-        setup = critic_setup(spec, self.plans[actor.name], self.dtype)
+        setup = self.setups[actor.name]
+        if self.previous:  # one normalizer serves all of them
+            setup = replace(setup, value_normalizer=None)
         make = partial(self.member.build, network, setup)
         return built_of_kind(make, self.member, self.critic, self.context)
 

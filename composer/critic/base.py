@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -93,14 +93,14 @@ class CriticSetup:
 class CriticModule(CriticKind, NetworkModule):
     """Base of critics of one network: values as numbers, and on the scale of the returns.
 
-    ``value_normalizer`` has the statistics of the returns seen up to now if the spec asks for them, else it is None.
-    ``shared`` are the values of a policy that it reads.
+    ``value_normalizer`` has the statistics of the returns seen yet if the spec asks for them, else it is None.
+    ``shared`` are the values of a policy that it reads; ``actions`` are as for `requirements`.
     """
 
     def __init__(
         self,
         network: Network,
-        reader: ValueReader,
+        actions: SpaceTree | None,
         *,
         shared: tuple[str, ...],
         dtype: torch.dtype,
@@ -110,7 +110,7 @@ class CriticModule(CriticKind, NetworkModule):
         object.__setattr__(self, "value_normalizer", value_normalizer)
         if value_normalizer is not None:
             self._modules["value_normalizer"] = value_normalizer
-        self.reader = reader
+        self.reader = ValueReader(network.form, self.requirements(actions).heads)
         self.shared = shared
 
     value_normalizer: NormalizeBlock | None
@@ -158,9 +158,8 @@ class CriticModule(CriticKind, NetworkModule):
             result = self(*arguments, **keywords)
         except MissingArgumentError as error:
             raise error.of_value() from None
-        if self.has_memory:
-            return self.number_of(result[0]), result[1]
-        return self.number_of(result)
+        values, after = self._split(result)
+        return self._returned(self.number_of(values), after)
 
     def call(self, name: str = "critic") -> str:
         call = super().call(name)
@@ -209,22 +208,15 @@ class MissingArgumentError(ValueError):
 class SpaceCritic(CriticModule):
     """A critic that reads the observations of one Space, and what a policy shares."""
 
-    def __init__(
-        self,
-        network: Network,
-        observer: Observer,
-        reader: ValueReader,
-        *,
-        shared: tuple[str, ...],
-        dtype: torch.dtype,
-        value_normalizer: NormalizeBlock | None = None,
-    ) -> None:
-        shared = tuple(name for name in shared if name in network.in_ports)
+    def __init__(self, network: Network, setup: CriticSetup) -> None:
+        shared = tuple(name for name in setup.shared if name in network.in_ports)
         super().__init__(
-            network, reader, shared=shared, dtype=dtype, value_normalizer=value_normalizer
-        )
-        object.__setattr__(self, "observer", observer)
-        self._keys = tuple(name for name in network.in_ports if name in observer.tree.ports)
+            network, setup.actions,
+            shared=shared, dtype=setup.dtype, value_normalizer=setup.value_normalizer,
+        )  # fmt: skip
+        self.setup = setup
+        self.observer = setup.observer
+        self._keys = tuple(name for name in network.in_ports if name in setup.observer.tree.ports)
 
     observer: Observer
 
@@ -245,21 +237,12 @@ class SpaceCritic(CriticModule):
     @classmethod
     def build(cls, network: Network, setup: CriticSetup) -> Self:
         """The critic over ``network``, which gives what `requirements` asks for."""
-        reader = ValueReader(network.form, cls.requirements(setup.actions).heads)
-        return cls(
-            network, setup.observer, reader,
-            shared=setup.shared, dtype=setup.dtype, value_normalizer=setup.value_normalizer,
-        )  # fmt: skip
+        return cls(network, setup)
 
-    def with_network(self, network: Network) -> Self:
-        """The same critic over another network of the same form."""
-        critic = type(self)(
-            network, self.observer, self.reader, shared=self.shared, dtype=self.dtype
-        )
-        return self._over(critic)
-
-    def _over(self, critic: Self) -> Self:
-        """``critic``, which is this one over another network, where this one is, on its scale and in its mode."""
+    def with_network(self, network: Network, setup: CriticSetup | None = None) -> Self:
+        """The same critic over another network of the same form, without a target; ``setup`` is of another actor."""
+        setup = replace(setup or self.setup, dtype=self.dtype, value_normalizer=None)
+        critic = type(self)(network, setup)
         critic._device, critic.training = self.device, self.training
         object.__setattr__(critic, "value_normalizer", self.value_normalizer)  # no second child
         return critic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.structured import ActorCall, ByActor
 from composer.spaces.actors import ActorKey, Actors
-from composer.spaces.observer import Observer
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import format_shape
 
@@ -52,33 +51,19 @@ class DeltaStateCritic(StructuredCritic):
     }
 
     def __init__(
-        self,
-        actors: Actors,
-        groups: Sequence[GroupNetworks],
-        observers: Mapping[str, Observer],
-        value_normalizer: NormalizeBlock | None = None,
+        self, actors: Actors, groups: Sequence[GroupNetworks], setups: Mapping[str, CriticSetup]
     ) -> None:
-        super().__init__(actors, groups, observers)
-        object.__setattr__(self, "value_normalizer", value_normalizer)
-        if value_normalizer is not None:
-            self._modules["value_normalizer"] = value_normalizer
+        super().__init__(actors, groups, setups)
+        normalizer = next(iter(setups.values())).value_normalizer  # of all actors
+        object.__setattr__(self, "value_normalizer", normalizer)
+        if normalizer is not None:
+            self._modules["value_normalizer"] = normalizer
 
     value_normalizer: NormalizeBlock | None
 
     @classmethod
     def member(cls) -> type[SpaceCritic]:
         return Critic
-
-    @classmethod
-    def build(
-        cls,
-        actors: Actors,
-        groups: Sequence[GroupNetworks],
-        setups: Mapping[str, CriticSetup],
-        value_normalizer: NormalizeBlock | None,
-    ) -> Self:
-        observers = {name: setup.observer for name, setup in setups.items()}
-        return cls(actors, groups, observers, value_normalizer)
 
     def __getitem__(self, key: ActorKey) -> SpaceCritic:
         raise KeyError("the values of steps depend on each other, so a single step has no critic")

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from composer.critic.base import SEPARATE, CriticModule, SpaceCritic, shared_values
 from composer.critic.state import Critic
-from composer.critic.values import ValueReader
 from composer.network.groups import refuse_other_axes
 from composer.network.module import InputSource
 from composer.network.network import Inputs, Network, State, Tensors
@@ -94,7 +93,6 @@ class SharedStateCritic(CriticModule):
     def __init__(
         self,
         network: Network,
-        reader: ValueReader,
         actors: Actors,
         observers: Mapping[str, Observer],
         sources: Mapping[str, CentralInput],
@@ -106,7 +104,7 @@ class SharedStateCritic(CriticModule):
         self.reads_presence = len(self.sources) < len(network.in_ports)
         shared = [source.key for source in self.sources.values() if source.is_shared]
         super().__init__(
-            network, reader, shared=tuple(dict.fromkeys(shared)),
+            network, None, shared=tuple(dict.fromkeys(shared)),
             dtype=dtype, value_normalizer=value_normalizer,
         )  # fmt: skip
         self.actors = actors

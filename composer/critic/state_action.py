@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from composer.critic.actions import ActionInputs
@@ -13,12 +12,10 @@ from composer.critic.base import CriticSetup, MissingArgumentError, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.structured_state_action import StructuredStateActionCritic
 from composer.critic.targets import Targeted
-from composer.critic.values import ValueReader, ValueRequirements
+from composer.critic.values import ValueRequirements
 from composer.network.module import InputSource
 from composer.network.network import Inputs, Network, State, Tensors
-from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree
-from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import Port, format_shape
 
 __all__ = ["Q_VALUES", "StateActionCritic"]
@@ -38,24 +35,10 @@ class StateActionCritic(Targeted, SpaceCritic):
     takes_action = True
     call_arguments = "observations, action, state, resets"
 
-    def __init__(
-        self,
-        network: Network,
-        observer: Observer,
-        reader: ValueReader,
-        actions: ActionInputs,
-        *,
-        shared: tuple[str, ...],
-        dtype: torch.dtype,
-        copies: int = 1,
-        value_normalizer: NormalizeBlock | None = None,
-    ) -> None:
-        super().__init__(
-            network, observer, reader,
-            shared=shared, dtype=dtype, value_normalizer=value_normalizer,
-        )  # fmt: skip
-        self.actions = actions
-        self.copies = copies
+    def __init__(self, network: Network, setup: CriticSetup) -> None:
+        super().__init__(network, setup)
+        self.actions = ActionInputs(setup.actions)
+        self.copies = setup.copies
 
     @classmethod
     def structured(cls) -> type[StructuredCriticBase] | None:
@@ -76,22 +59,6 @@ class StateActionCritic(Targeted, SpaceCritic):
         return ValueRequirements(
             widths, reasons, hidden=dict.fromkeys(inputs.ports, reason), injected=injected
         )
-
-    @classmethod
-    def build(cls, network: Network, setup: CriticSetup) -> Self:
-        reader = ValueReader(network.form, cls.requirements(setup.actions).heads)
-        return cls(
-            network, setup.observer, reader, ActionInputs(setup.actions), shared=setup.shared,
-            dtype=setup.dtype, copies=setup.copies, value_normalizer=setup.value_normalizer,
-        )  # fmt: skip
-
-    def with_network(self, network: Network) -> Self:
-        """The same critic over another network of the same form, without a target."""
-        critic = type(self)(
-            network, self.observer, self.reader, self.actions,
-            shared=self.shared, dtype=self.dtype, copies=self.copies,
-        )  # fmt: skip
-        return self._over(critic)
 
     def forward(
         self,
@@ -156,4 +123,4 @@ class StateActionCritic(Targeted, SpaceCritic):
     # --- inside ---
 
     def _common(self) -> Sequence[Any]:
-        return [self.observer, self.actions, self.value_normalizer]
+        return [self.setup, self.observer, self.actions, self.value_normalizer]

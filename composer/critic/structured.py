@@ -13,8 +13,6 @@ from composer.network.network import State, Tensors
 from composer.network.registries import TENSORS
 from composer.network.structured import ActorCall, ByActor, StructuredModule, blamed
 from composer.spaces.actors import Actor, ActorKey, Actors
-from composer.spaces.observer import Observer
-from perception_blocks.blocks.scale import NormalizeBlock
 
 if TYPE_CHECKING:
     from perception_blocks.blocks.scale import Group
@@ -25,8 +23,8 @@ __all__ = ["StructuredCriticBase", "StructuredCritic"]
 class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
     """What critics with a value for each actor have in common.
 
-    ``observers`` read the observations of each actor by its flat name, as its policy does. Values that the policy
-    shares are taken as ``critic(observations, shared=policy_outputs)``.
+    ``setups`` are by the flat name of each actor; their ``observers`` read what it observes, as its policy does. Values
+    that the policy shares are taken as ``critic(observations, shared=policy_outputs)``.
     """
 
     part = "critic"
@@ -35,10 +33,11 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
     previous: ClassVar[str | None] = None
 
     def __init__(
-        self, actors: Actors, groups: Sequence[GroupNetworks], observers: Mapping[str, Observer]
+        self, actors: Actors, groups: Sequence[GroupNetworks], setups: Mapping[str, CriticSetup]
     ) -> None:
         super().__init__(actors, groups)
-        self.observers = dict(observers)
+        self.setups = dict(setups)
+        self.observers = {name: setup.observer for name, setup in setups.items()}
 
     @classmethod
     def structured(cls) -> type[StructuredCriticBase]:
@@ -46,14 +45,10 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
 
     @classmethod
     def build(
-        cls,
-        actors: Actors,
-        groups: Sequence[GroupNetworks],
-        setups: Mapping[str, CriticSetup],
-        value_normalizer: NormalizeBlock | None,
+        cls, actors: Actors, groups: Sequence[GroupNetworks], setups: Mapping[str, CriticSetup]
     ) -> Self:
-        """The critic of ``groups`` with each actor's setup; the ``value_normalizer`` is for one with ``previous``."""
-        return cls(actors, groups, {name: setup.observer for name, setup in setups.items()})
+        """The critic of ``groups``, with the setup of each actor by flat name."""
+        return cls(actors, groups, setups)
 
     def critic_of(self, actor: str | None) -> SpaceCritic:
         """The critic that judges ``actor``."""
@@ -77,8 +72,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         """
         actor = self.actor_of(key)
         whole = self._whole(actor)
-        critic = whole.with_network(whole.network)
-        object.__setattr__(critic, "observer", self.observers[actor.name])
+        critic = whole.with_network(whole.network, self.setups[actor.name])
         critic.view(whole, TENSORS)
         # Children in a registry of its own: the target is that of all actors.
         critic._modules = {n: child for n, child in whole._modules.items() if n != "target"}
@@ -94,13 +88,12 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
 
     def value(self, *arguments: object, **keywords: object) -> Any:
         """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
-        result = self(*arguments, **keywords)
-        values, after = result if self.has_memory else (result, None)
+        values, after = self._split(self(*arguments, **keywords))
         numbers = {
             entry.key: self._network_of(entry.actor).number_of(entry.value)
             for entry in self.actors.entries(values, "values")
         }
-        return (numbers, after) if self.has_memory else numbers
+        return self._returned(numbers, after)
 
     def update_normalizer(self, returns: object, group: Group = None) -> None:
         """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from composer.critic.actions import ActionInputs
 from composer.critic.base import CriticSetup, SpaceCritic
@@ -12,9 +12,7 @@ from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.structured import ActorCall, ByActor, blamed
-from composer.spaces.actors import ActorKey, Actors
-from composer.spaces.observer import Observer
-from perception_blocks.blocks.scale import NormalizeBlock
+from composer.spaces.actors import Actors
 
 __all__ = ["StructuredStateActionCritic"]
 
@@ -30,31 +28,10 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
     call_arguments = "observations, action, state, resets"
 
     def __init__(
-        self,
-        actors: Actors,
-        groups: Sequence[GroupNetworks],
-        observers: Mapping[str, Observer],
-        actions: Mapping[str, ActionInputs],
+        self, actors: Actors, groups: Sequence[GroupNetworks], setups: Mapping[str, CriticSetup]
     ) -> None:
-        super().__init__(actors, groups, observers)
-        self.actions = dict(actions)
-
-    @classmethod
-    def build(
-        cls,
-        actors: Actors,
-        groups: Sequence[GroupNetworks],
-        setups: Mapping[str, CriticSetup],
-        value_normalizer: NormalizeBlock | None,
-    ) -> Self:
-        observers = {name: setup.observer for name, setup in setups.items()}
-        actions = {name: ActionInputs(setup.actions) for name, setup in setups.items()}
-        return cls(actors, groups, observers, actions)
-
-    def __getitem__(self, key: ActorKey) -> SpaceCritic:
-        critic = super().__getitem__(key)
-        object.__setattr__(critic, "actions", self.actions[self.actor_of(key).name])
-        return critic
+        super().__init__(actors, groups, setups)
+        self.actions = {name: ActionInputs(setup.actions) for name, setup in setups.items()}
 
     def forward(
         self,

@@ -30,8 +30,6 @@ __all__ = [
     "InputSource",
     "NetworkModule",
     "OutputMeaning",
-    "is_empty",
-    "state_axes",
     "under",
 ]
 
@@ -89,9 +87,19 @@ class StatefulModule(RegistryView):
         """
         return self(*arguments, **keywords, unroll=True)
 
-    def _returned(self, outputs: Any, after: State, unroll: bool) -> Any:
+    def _returned(self, outputs: Any, after: State, unroll: bool = False) -> Any:
         """What a call returns: without memory the outputs alone, except from `unroll`."""
         return (outputs, after) if unroll or self.has_memory else outputs
+
+    def _split(self, result: Any, unroll: bool = False) -> tuple[Any, State]:
+        """The outputs and the state after of the ``result`` of a call; without memory the state is empty."""
+        return result if unroll or self.has_memory else (result, {})
+
+    def _refuse_state(self, state: object) -> None:
+        """Raise ValueError for a state that is given to a module without memory."""
+        is_empty = isinstance(state, Mapping) and not state  # of a network without memory
+        if state is not None and not is_empty:
+            raise ValueError(f"this {self.part} has no memory; call it without a state")
 
 
 class NetworkModule(StatefulModule):
@@ -169,8 +177,7 @@ class NetworkModule(StatefulModule):
         inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
         if unroll:
             return self(inputs, state=state, resets=resets, unroll=True)
-        result = self(inputs, state=state, resets=resets)
-        return result if self.has_memory else (result, {})
+        return self._split(self(inputs, state=state, resets=resets))
 
     def evaluate(
         self, inputs: Tensors, state: State | None, resets: object, unroll: bool = False
@@ -183,16 +190,12 @@ class NetworkModule(StatefulModule):
         """
         self.require_weights()
         if not self.has_memory:
-            if not is_empty(state):
-                raise ValueError(f"this {self.part} has no memory; call it without a state")
+            self._refuse_state(state)
             return self.network.run(inputs), {}
-        leading = self.leading(inputs)
         whole = None
         if isinstance(state, Mapping) and state.keys() != self.state_shapes.keys():
             state, whole = own_share(self.part, state, self.state_shapes.__contains__)
-        call = self.call("unroll" if unroll else self.part)
-        self.check_state(state, state_axes(leading, unroll), call)
-        resets = self.read_resets(resets, leading)
+        resets = self.checked(state, resets, self.leading(inputs), unroll)
         outputs, after = self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
         return outputs, after if whole is None else {**whole, **under(self.part, after)}
 
@@ -230,7 +233,15 @@ class NetworkModule(StatefulModule):
             raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
         return leading
 
-    def check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
+    def checked(
+        self, state: State | None, resets: object, leading: tuple[int, ...], unroll: bool
+    ) -> Tensor | None:
+        """``resets`` as a tensor. Raises ValueError unless they and ``state`` are for these ``leading`` axes."""
+        call = self.call("unroll" if unroll else self.part)
+        self._check_state(state, _state_axes(leading, unroll), call)
+        return self.read_resets(resets, leading)
+
+    def _check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
         """Raise ValueError unless ``state`` is one for these leading axes; ``call`` is how to call this right."""
         if state is None:
             raise ValueError(
@@ -298,7 +309,7 @@ class EnsembleMember(NetworkModule):
         return self.network.advance(inputs, state, resets, unroll)
 
 
-def state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
+def _state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
     """The leading axes of a state for inputs of these; with ``unroll`` those before time.
 
     Raises ValueError where there are no steps to unroll.
@@ -309,11 +320,6 @@ def state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
         got = format_shape(leading)
         raise ValueError(f"unroll takes sequences (..., T) of at least one step, got {got}")
     return leading[:-1]
-
-
-def is_empty(state: object) -> bool:
-    """Whether what is given as a state is none, as of a network without memory."""
-    return state is None or (isinstance(state, Mapping) and not state)
 
 
 def under(part: str, values: Mapping[str, X]) -> dict[str, X]:

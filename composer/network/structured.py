@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 
 from composer.network.groups import GroupNetworks, M, SeparateNetworks, refuse_other_axes, rows_of
-from composer.network.module import StatefulModule, is_empty, state_axes, under
+from composer.network.module import StatefulModule, under
 from composer.network.network import Inputs, State, Tensors, own_share
 from composer.spaces.actors import Actor, ActorKey, Actors, Entry
 from perception_blocks.graph.wiring import module_name
@@ -231,9 +231,7 @@ class StructuredModule(StatefulModule, Generic[M]):
         call.inputs = self._read_inputs(call)
         call.leading = call.network.leading(call.inputs)
         if call.network.has_memory:
-            usage = call.network.call("unroll" if unroll else self.part)
-            call.network.check_state(call.state, state_axes(call.leading, unroll), usage)
-            call.resets = call.network.read_resets(call.resets, call.leading)
+            call.resets = call.network.checked(call.state, call.resets, call.leading, unroll)
 
     def _after(self, state: State | None, calls: list[ActorCall[M]]) -> State:
         share, whole = self._own_share(state)
@@ -253,8 +251,7 @@ class StructuredModule(StatefulModule, Generic[M]):
 
     def _check_memory(self, state: State | None) -> None:
         if not self.has_memory:
-            if not is_empty(state):
-                raise ValueError(f"this {self.part} has no memory; call it without a state")
+            self._refuse_state(state)
             return
         if state is None:
             raise ValueError(

@@ -25,6 +25,8 @@ from composer.spaces.kinds import Space, as_tensor
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree, holds_tensors, to_environment
 from composer.spaces.values import as_flags
+from perception_blocks.base_block import is_traced
+from perception_blocks.direct import is_plain
 from perception_blocks.init import local_generator
 
 if TYPE_CHECKING:
@@ -125,10 +127,14 @@ class Policy(NetworkModule):
         logits; by action where there are several) adds to the masks that the spec takes from observations. A
         ``temperature`` below 1 sharpens.
         """
-        result = self(observations, state, resets, unroll=unroll)
-        outputs, after = result if unroll or self.has_memory else (result, None)
+        if is_plain(self, Policy) and not is_traced():  # what a call without hooks does
+            observations = self.read(observations)
+            outputs, after = self.evaluate(observations, state, resets, unroll)
+        else:
+            result = self(observations, state, resets, unroll=unroll)
+            outputs, after = self._split(result, unroll)
         distribution = self.distribution_of(outputs, observations, mask, temperature)
-        return (distribution, after) if self.has_memory else distribution
+        return self._returned(distribution, after)
 
     def act(
         self,
@@ -153,9 +159,9 @@ class Policy(NetworkModule):
             result = self.distribution(
                 observation, state, resets, mask=mask, temperature=temperature
             )
-            distribution, after = result if self.has_memory else (result, None)
+            distribution, after = self._split(result)
             action = self.action_of(distribution, observation, deterministic, generator)
-        return (action, after) if self.has_memory else action
+        return self._returned(action, after)
 
     def lower(self) -> LoweredPolicy:
         """A faster policy for acting: straight-line code that reads the parameters, with ``act``."""

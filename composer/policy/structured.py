@@ -104,7 +104,7 @@ class StructuredPolicy(StructuredModule[Policy]):
         unstack(calls)
         masks = self.actors.by_name(mask, "masks")
         distributions = {c.entry.key: _distribution(c, masks, temperature) for c in calls}
-        return (distributions, after) if self.has_memory else distributions
+        return self._returned(distributions, after)
 
     def act(
         self,
@@ -135,7 +135,7 @@ class StructuredPolicy(StructuredModule[Policy]):
                 after, calls = self._after(after, asked_calls), [*calls, *asked_calls]
             by_key = {call.entry.key: call.action for call in calls}
             actions = {key: by_key[key] for key in observations}
-        return (actions, after) if self.has_memory else actions
+        return self._returned(actions, after)
 
     def _by_manner(self, observations: ByActor[object]) -> tuple[ByActor[object], dict[Any, Any]]:
         """The observations of those whom this policy decides for, and of those whose own class is asked to act."""
@@ -159,7 +159,7 @@ class StructuredPolicy(StructuredModule[Policy]):
             self._compute(calls, unroll)
             return calls, self._after(state, calls)
         result = self(observations, state, resets, unroll=unroll)
-        outputs, after = result if unroll or self.has_memory else (result, {})
+        outputs, after = self._split(result, unroll)
         for call in calls:
             call.outputs = outputs[call.entry.key]
         return calls, after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -272,10 +272,15 @@ class OneCopy(Network):
 
     def __init__(self, whole: Network, copy: InferenceBlock, inner: Mapping[str, str]) -> None:
         self.module = copy
+        self._whole = whole
         self.in_ports = whole.in_ports
         self.out_ports = {name: copy.out_ports[output] for name, output in inner.items()}
         self.state_shapes = {}
         self._inner = dict(inner)
+
+    @property
+    def form(self) -> nn.Module:
+        return self._whole.form
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         outputs = self.module(inputs)
@@ -342,8 +347,8 @@ def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> StateAc
     copy = ensemble.copy_of(index)
     return StateActionCritic(
         OneCopy(network, copy, {name: inner.get(name, name) for name in names}),
-        critic.observer, critic.reader, critic.actions, shared=(), dtype=critic.dtype,
-    )  # fmt: skip
+        replace(critic.setup, shared=(), dtype=critic.dtype, copies=1, value_normalizer=None),
+    )
 
 
 def _read_by_policy(policy: Policy, masked: bool = True) -> list[str]:

@@ -94,7 +94,7 @@ class UnbuiltTogether(RegularCritic):
 
 class NoneOfSeveral(StructuredCritic):
     @classmethod
-    def build(cls, actors, groups, setups, value_normalizer):
+    def build(cls, actors, groups, setups):
         return None
 
 
