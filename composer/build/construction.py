@@ -104,28 +104,25 @@ class SeededConstruction(Construction):
 
     def copy(self, path: NodePath, index: int) -> SeededConstruction:
         """A copy's weights are those of a single network of that name, composed with the seed derived here."""
-        seed = derive_seed(self.seed, self.name, *path, index)
-        inner = SeededConstruction(
-            self.name,
-            seed,
-            meta=self.meta,
+        inner = self._again(
+            seed=derive_seed(self.seed, self.name, *path, index),
             where=lambda inner: self.where((*path, *inner)),
             place=lambda inner: self._place((*path, *inner)),
-            budget=self.budget,
         )
         self._copies.append(inner)
         return inner
 
     def trial(self) -> SeededConstruction:
         """To build the same network only to see whether it can be built."""
-        return SeededConstruction(
-            self.name,
-            self.seed,
-            meta=True,
-            where=self._where,
-            place=self._place,
-            budget=self.budget,
-        )
+        return self._again(meta=True)
+
+    def _again(self, **changes: Any) -> SeededConstruction:
+        """A construction of nothing yet, with ``changes`` to the arguments of this one."""
+        arguments = {
+            "name": self.name, "seed": self.seed, "meta": self.meta,
+            "where": self._where, "place": self._place, "budget": self.budget,
+        }  # fmt: skip
+        return SeededConstruction(**{**arguments, **changes})
 
     def when_weights_exist(self, action: Callable[[], None]) -> None:
         self._actions.append(action)

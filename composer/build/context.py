@@ -12,10 +12,11 @@ from composer.network.network import Network
 from composer.source.load import Source
 from composer.spec.model_spec import NetworkSpec
 from composer.template.expansion import Effects
+from perception_blocks.init import initializer
 from perception_blocks.port import Port, Shape, format_shape
 
 __all__ = ["ADDED", "BuildContext", "BuildNotes", "Outcome", "Requirements", "VisiblePorts"]
-__all__ += ["width_problem"]
+__all__ += ["checked_rule", "width_problem"]
 
 # Names that a policy gives to children of its own: beside a user's, and beside the nodes of a graph.
 ADDED = ("distributions", "normalizers")
@@ -81,6 +82,16 @@ class Requirements:
     extras: tuple[str, ...] = ()  # what a custom class may return besides
     added: tuple[str, ...] = ADDED  # children that the network gets, whose names no other may have
     copies: int = 1  # networks with weights of their own, in one call
+
+
+def checked_rule(rule: object, path: Path, context: BuildContext) -> object:
+    """``rule``, how weights are drawn, as a spec has it; None where it is wrong, which is noted at ``path``."""
+    try:
+        initializer(rule)
+    except ValueError as error:
+        context.problems.add(path, str(error))
+        return None
+    return rule
 
 
 def width_problem(head: str, got: Shape, requirements: Requirements) -> str | None:

@@ -16,6 +16,7 @@ from composer.build.context import (
     Outcome,
     Requirements,
     VisiblePorts,
+    checked_rule,
     width_problem,
 )
 from composer.build.custom_class import custom_network
@@ -29,7 +30,6 @@ from composer.trust import PathError, import_trusted
 from perception_blocks.base_block import is_built_in
 from perception_blocks.graph.graph import BlockSource, Graph, GraphError, GraphProblem, Node
 from perception_blocks.inference import InferenceBlock
-from perception_blocks.init import initializer
 from perception_blocks.port import Port
 from perception_blocks.registry import BLOCKS, MissingExtraError
 from perception_blocks.words import did_you_mean, hint, listing
@@ -108,7 +108,10 @@ def _graph_network(
     body, heads = _rules(spec, context)
     graph = _graph(spec.graph or {}, ports, context, body)
     graph.optional = set(ports)
-    _note_taken_names(spec, requirements, context)
+    for node in requirements.added:
+        if node in (spec.graph or {}):
+            message = f"{node!r} is taken by the network itself; choose another name"
+            context.problems.add((*spec.path, "graph", node), message)
     outputs = _add_heads(graph, spec, requirements, heads, context)
     incomplete = len(context.problems) > before or requirements.values != spec.shares
     outputs |= {name: name for name in requirements.values}
@@ -128,13 +131,6 @@ def _graph_network(
         graph = _copied(graph, ports, outputs, requirements.copies)
         block = InferenceBlock(graph, list(outputs), construction=construction)
     return Outcome(GraphNetwork(block), block.in_keys, block.out_ports)
-
-
-def _note_taken_names(spec: NetworkSpec, requirements: Requirements, context: BuildContext) -> None:
-    for node in spec.graph or {}:
-        if node in requirements.added:
-            message = f"{node!r} is taken by the network itself; choose another name"
-            context.problems.add((*spec.path, "graph", node), message)
 
 
 def _note_wrong_widths(
@@ -206,23 +202,18 @@ def _add(
 
 
 def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
-    """What the node names; for a path that leads to no class, the error that says why."""
-    if not isinstance(node.block, str):
-        return cast(BlockSource, node.block)  # the reader has looked at it
-    if "." not in node.block:
-        return _registered(node.block, node, context)
+    """What the node names; for a class or block that cannot be had, the error that says why."""
+    name = node.block
+    if not isinstance(name, str):
+        return cast(BlockSource, name)  # the reader has looked at it
     try:
-        return import_trusted(node.block, context.allow, nn.Module)
-    except PathError as error:
-        return error
-
-
-def _registered(name: str, node: NodeSpec, context: BuildContext) -> str | MissingExtraError:
-    """``name``, or why its block is not to be had: a library that is not installed."""
-    try:
+        if "." in name:
+            return import_trusted(name, context.allow, nn.Module)
         if name in BLOCKS and BLOCKS.extra_of(name):
             BLOCKS.get(name)
-    except MissingExtraError as error:
+    except PathError as error:
+        return error
+    except MissingExtraError as error:  # a library is not installed
         context.problems.add((*node.path, "block"), str(error), needs_extra=True)
         return error
     return name
@@ -230,14 +221,7 @@ def _registered(name: str, node: NodeSpec, context: BuildContext) -> str | Missi
 
 def _rule_within(node: NodeSpec, context: BuildContext, rule: object) -> object:
     """The initialiser of what is in a nested graph: its own `init`, else the one around it."""
-    if node.init is None:
-        return rule
-    try:
-        initializer(node.init)
-    except ValueError as error:
-        context.problems.add((*node.path, "init"), str(error))
-        return None
-    return node.init
+    return rule if node.init is None else checked_rule(node.init, (*node.path, "init"), context)
 
 
 def _follows_rule(block: object) -> bool:
@@ -258,12 +242,8 @@ def _rules(spec: NetworkSpec, context: BuildContext) -> tuple[object, object]:
     else:
         rules = {"body": init, "heads": init}
     for name, rule in rules.items():
-        try:
-            initializer(rule)
-        except ValueError as error:
-            path = (*spec.path, "init", name) if rule is not init else (*spec.path, "init")
-            context.problems.add(path, str(error))
-            rules[name] = None
+        path = (*spec.path, "init") if rule is init else (*spec.path, "init", name)
+        rules[name] = checked_rule(rule, path, context)
     return rules["body"], rules["heads"]
 
 

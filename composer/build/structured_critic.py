@@ -140,24 +140,22 @@ class _StructuredCriticBuilder(CriticBuilder):
         separate = is_separate(self.critic, spec, members, who, unlike, self.problems)
         if len(self.problems) > before:
             return None
-        if not separate:
-            built = self._network(name, spec, members[0], members, later)
-            critic = None if built is None else self._critic(members[0], built[0])
-            if built is None or critic is None:
-                return None
-            return GroupNetworks(key, members, critic), [built[1]]
-        each = [self._network(f"{name}/{i}", spec, a, (a,), later) for i, a in enumerate(members)]
-        networks = [built for built in each if built is not None]
-        if len(networks) < len(members):
+        served = [(actor, (actor,)) for actor in members] if separate else [(members[0], members)]
+        built = [
+            self._network(f"{name}/{i}" if separate else name, spec, *pair, later)
+            for i, pair in enumerate(served)
+        ]
+        networks = [each for each in built if each is not None]
+        if len(networks) < len(built):
             return None
-        own, ensemble, why_looped = stacked_networks(networks, unlike)
+        stacked = stacked_networks(networks, unlike) if separate else ([networks[0][0]], None, None)
         critics = []
-        for actor, network in zip(members, own, strict=True):
+        for (actor, _), network in zip(served, stacked[0], strict=True):
             critic = self._critic(actor, network)
             if critic is None:
                 return None  # the others are of the same class
             critics.append(critic)
-        module = SeparateNetworks(critics, ensemble, why_looped)
+        module = SeparateNetworks(critics, *stacked[1:]) if separate else critics[0]
         return GroupNetworks(key, members, module), [construction for _, construction in networks]
 
     def _network(

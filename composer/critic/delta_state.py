@@ -19,9 +19,9 @@ from composer.critic.base import (
 )
 from composer.critic.state import Critic
 from composer.critic.structured import StructuredCritic
-from composer.network.groups import GroupNetworks
+from composer.network.groups import ActorCall, GroupNetworks
 from composer.network.network import State, Tensors
-from composer.network.structured import ActorCall, ByActor
+from composer.network.structured import ByActor
 from composer.spaces.actors import ActorKey, Actors
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import format_shape

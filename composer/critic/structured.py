@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from torch import Tensor
 
 from composer.critic.base import CriticKind, CriticSetup, SpaceCritic, count_returns, read_returns
-from composer.network.groups import GroupNetworks
+from composer.network.groups import ActorCall, GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.registries import TENSORS
-from composer.network.structured import ActorCall, ByActor, StructuredModule, blamed
+from composer.network.structured import ByActor, StructuredModule, blamed
 from composer.spaces.actors import Actor, ActorKey, Actors
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from composer.critic.actions import ActionInputs
 from composer.critic.base import CriticSetup, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
-from composer.network.groups import GroupNetworks
+from composer.network.groups import ActorCall, GroupNetworks
 from composer.network.network import State, Tensors
-from composer.network.structured import ActorCall, ByActor, blamed
+from composer.network.structured import ByActor, blamed
 from composer.spaces.actors import Actors
 
 __all__ = ["StructuredStateActionCritic"]

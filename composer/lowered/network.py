@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TypeVar
-
-from torch import Tensor
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from composer.network.module import NetworkModule
-from composer.network.network import GraphNetwork, Network, State, Tensors
+from composer.network.network import GraphNetwork, Network
 from perception_blocks.inference import InferenceBlock
 
 __all__ = ["LoweredGraph", "follow", "twin_of"]
@@ -31,13 +29,9 @@ class LoweredGraph(Network):
     def require_weights(self) -> None:
         self.original.require_weights()
 
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        return self.lowered(inputs)
-
-    def advance(
-        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
-    ) -> tuple[Tensors, State]:
-        return self.lowered(inputs, state, resets, unroll)
+    @property
+    def call(self) -> Callable[..., Any]:
+        return self.lowered
 
 
 def twin_of(module: M) -> M | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -13,21 +13,63 @@ from composer.network.module import EnsembleMember, NetworkModule
 from composer.network.network import (
     CustomNetwork,
     GraphNetwork,
+    Inputs,
     Network,
     State,
     Tensors,
 )
 from composer.network.registries import TENSORS, RegistryView
-from composer.spaces.actors import Actor
+from composer.spaces.actors import Actor, Entry
 from perception_blocks.base_block import is_traced
 from perception_blocks.direct import is_plain
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
-__all__ = ["GroupNetworks", "SeparateNetworks", "refuse_other_axes", "rows_of"]
+__all__ = ["ActorCall", "ActorNetwork", "Batch", "GroupNetworks", "SeparateNetworks"]
+__all__ += ["joined", "refuse_other_axes", "rows_of", "weights_of"]
 
 M = TypeVar("M", bound=NetworkModule)
 Resets = Tensor | None
+
+
+@dataclass(frozen=True)
+class ActorNetwork(Generic[M]):
+    """Where an actor's network is: it is that of a group's ``row``, a Policy or a critic."""
+
+    group: GroupNetworks[M]
+    row: int
+    network: M
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What several actors who share a network read, and what it returns: each on its first axis, in their order."""
+
+    inputs: Inputs
+    outputs: Tensors
+
+
+@dataclass
+class ActorCall(Generic[M]):
+    """What one actor does in one call."""
+
+    entry: Entry
+    actor_network: ActorNetwork[M]
+    state: State | None
+    resets: Any
+    beside: dict[str, Any] = field(default_factory=dict)  # what is read beside the observation
+    inputs: Tensors = field(default_factory=dict)
+    leading: tuple[int, ...] = ()
+    outputs: Tensors = field(default_factory=dict)
+    after: State = field(default_factory=dict)
+    action: object = None
+    batch: Batch | None = (
+        None  # where it is computed with others: then ``outputs`` are left to `unstack`
+    )
+
+    @property
+    def network(self) -> M:
+        return self.actor_network.network
 
 
 @dataclass(frozen=True)
@@ -45,24 +87,15 @@ class GroupNetworks(Generic[M]):
             return self.module.members
         return [self.module] * len(self.actors)
 
-    def evaluate(
-        self,
-        rows: Sequence[int],
-        inputs: Sequence[Tensors],
-        states: Sequence[State | None],
-        resets: Sequence[Resets],
-        unroll: bool,
-    ) -> list[tuple[Tensors, State]]:
-        """Outputs of the actors ``rows`` and their states after, in one call where there can be one."""
-        if isinstance(self.module, SeparateNetworks):
-            return self.module.evaluate(rows, inputs, states, resets, unroll)
+    def evaluate(self, calls: Sequence[ActorCall[M]], unroll: bool) -> None:
+        """Fill in outputs and states after of the ``calls`` of its actors, by one call where there can be one."""
         module = self.module
-        if len(inputs) == 1:
-            return [module.run(inputs[0], states[0], resets[0], unroll)]
-        batch = _stacked([_only(values, module.network.in_ports) for values in inputs])
-        state = _stacked([s for s in states if s is not None]) if module.has_memory else None
-        outputs, after = module.run(batch, state, _reset(resets), unroll)
-        return list(zip(rows_of(outputs, len(rows)), rows_of(after, len(rows))))
+        if isinstance(module, SeparateNetworks):
+            module.evaluate(calls, unroll)
+        elif len(calls) == 1:
+            _run_alone(calls[0], module, unroll)
+        else:
+            _fill(calls, *module.run(*_stacked_calls(calls, module.network.in_ports), unroll))
 
 
 class SeparateNetworks(RegistryView, Generic[M]):
@@ -104,33 +137,24 @@ class SeparateNetworks(RegistryView, Generic[M]):
         network.is_outdated = lambda: not is_traced() and ensemble.addresses() != start
         return member.with_network(network)
 
-    def evaluate(
-        self,
-        rows: Sequence[int],
-        inputs: Sequence[Tensors],
-        states: Sequence[State | None],
-        resets: Sequence[Resets],
-        unroll: bool,
-    ) -> list[tuple[Tensors, State]]:
-        """Outputs of the agents ``rows`` and their states after."""
+    def evaluate(self, calls: Sequence[ActorCall[M]], unroll: bool) -> None:
+        """Fill in outputs and states after of the ``calls`` of its agents."""
         members = self.members
+        rows = [call.actor_network.row for call in calls]
         if self.ensemble is None or len(rows) == 1 or self._have_hooks(rows):
-            return [
-                members[row].run(values, state, reset, unroll)
-                for row, values, state, reset in zip(rows, inputs, states, resets)
-            ]
+            for call in calls:
+                _run_alone(call, members[call.actor_network.row], unroll)
+            return
         members[0].require_weights()
-        names = self.ensemble.in_keys
-        batch = _stacked([_only(values, names) for values in inputs])
-        chosen = None if list(rows) == list(range(len(members))) else list(rows)
+        inputs, state, resets = _stacked_calls(calls, self.ensemble.in_keys)
+        chosen = None if rows == list(range(len(members))) else rows
         if members[0].has_memory:
-            state = _stacked([state for state in states if state is not None])
-            outputs, after = self.ensemble(batch, state, _reset(resets), unroll, rows=chosen)
+            outputs, after = self.ensemble(inputs, state, resets, unroll, rows=chosen)
         else:
-            outputs, after = self.ensemble(batch, rows=chosen), {}
-        by_row = zip(rows, rows_of(outputs, len(rows)))
-        results = [members[row].values_of(values) for row, values in by_row]
-        return list(zip(results, rows_of(after, len(rows))))
+            outputs, after = self.ensemble(inputs, rows=chosen), {}
+        _fill(calls, outputs, after)
+        for call in calls:
+            call.outputs = members[call.actor_network.row].values_of(call.outputs)
 
     def _have_hooks(self, rows: Sequence[int]) -> bool:
         """Whether a call of one of the agents ``rows`` does more than run its network."""
@@ -224,6 +248,26 @@ def refuse_other_axes(axes: dict[str, tuple[int, ...]]) -> None:
         raise ValueError(
             f"the observations of one network differ in their leading (batch) axes: {shown}"
         )
+
+
+def _run_alone(call: ActorCall[M], module: M, unroll: bool) -> None:
+    call.outputs, call.after = module.run(call.inputs, call.state, call.resets, unroll)
+
+
+def _stacked_calls(
+    calls: Sequence[ActorCall], names: Iterable[str]
+) -> tuple[Tensors, State | None, Resets]:
+    """Inputs, state and resets of all ``calls``, each on a new first axis."""
+    states = [call.state for call in calls if call.state is not None]
+    inputs = _stacked([_only(call.inputs, names) for call in calls])
+    return inputs, _stacked(states) if states else None, _reset([call.resets for call in calls])
+
+
+def _fill(calls: Sequence[ActorCall], outputs: Tensors, after: State) -> None:
+    """Fill in the rows of ``outputs`` and ``after``."""
+    count = len(calls)
+    for call, row, state in zip(calls, rows_of(outputs, count), rows_of(after, count), strict=True):
+        call.outputs, call.after = row, state
 
 
 def _only(values: Mapping[str, Tensor], names: Iterable[str]) -> Tensors:

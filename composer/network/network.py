@@ -71,15 +71,20 @@ class Network:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "is_outdated": None}  # a copy has weights of its own
 
+    @property
+    def call(self) -> Callable[..., Any]:
+        """What `run` and `advance` call; it takes and returns what they do."""
+        return self.module
+
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Outputs; memory starts from zero."""
-        raise TypeError(f"{type(self).__name__} must define run")
+        return self.call(inputs)
 
     def advance(
         self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
     ) -> tuple[Tensors, State]:
         """Outputs and the state after one step (...), or with ``unroll`` after all steps (..., T)."""
-        raise TypeError(f"{type(self).__name__} must define advance")
+        return self.call(inputs, state, resets, unroll)
 
     def initial_state(
         self, leading: tuple[int, ...], device: torch.device, dtype: torch.dtype
@@ -98,14 +103,6 @@ class GraphNetwork(Network):
         self.in_ports = block.in_ports
         self.out_ports = block.out_ports
         self.state_shapes = block.state_shapes
-
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        return self.module(inputs)
-
-    def advance(
-        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
-    ) -> tuple[Tensors, State]:
-        return self.module(inputs, state, resets, unroll)
 
 
 class CustomNetwork(Network):
@@ -126,15 +123,13 @@ class CustomNetwork(Network):
         self._state_ranks = {name: len(shape) for name, shape in self.state_shapes.items()}
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        leading = self._leading(inputs)
-        flat = _flattened(inputs, self._ranks, leading)
         if not self.state_shapes:
-            return _restored(self.module(flat), leading)
-        like = next((t for t in flat.values() if t.is_floating_point()), None)
-        where = next(iter(flat.values())).device
-        dtype = torch.get_default_dtype() if like is None else like.dtype
-        zeros = self.initial_state((math.prod(leading),), where, dtype)
-        return _restored(self.module(flat, zeros, None)[0], leading)
+            return self.advance(inputs, {}, None, False)[0]
+        values = [inputs[name] for name in self._ranks]
+        dtypes = [value.dtype for value in values if value.is_floating_point()]
+        dtype = dtypes[0] if dtypes else torch.get_default_dtype()
+        zeros = self.initial_state(self._leading(inputs), values[0].device, dtype)
+        return self.advance(inputs, zeros, None, False)[0]
 
     def advance(
         self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
@@ -187,13 +182,9 @@ class EnsembleNetwork(Network):
     def ensemble(self) -> EnsembleBlock:
         return next(m for m in self.module.children() if isinstance(m, EnsembleBlock))
 
-    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
-        return self.ensemble(inputs)
-
-    def advance(
-        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
-    ) -> tuple[Tensors, State]:
-        return self.ensemble(inputs, state, resets, unroll)
+    @property
+    def call(self) -> Callable[..., Any]:
+        return self.ensemble
 
 
 def share_of(part: str, state: State) -> State:

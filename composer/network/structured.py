@@ -4,63 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
-from composer.network.groups import GroupNetworks, M, SeparateNetworks, refuse_other_axes, rows_of
+from composer.network.groups import (
+    ActorCall,
+    ActorNetwork,
+    GroupNetworks,
+    M,
+    SeparateNetworks,
+    refuse_other_axes,
+    rows_of,
+)
 from composer.network.module import StatefulModule, under
-from composer.network.network import Inputs, State, Tensors, own_share
-from composer.spaces.actors import Actor, ActorKey, Actors, Entry
+from composer.network.network import State, Tensors, own_share
+from composer.spaces.actors import Actor, ActorKey, Actors
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape
 from perception_blocks.words import few_of, hint
 
-__all__ = ["ActorCall", "ActorNetwork", "Batch", "ByActor", "StructuredModule", "blamed", "unstack"]
+__all__ = ["ByActor", "StructuredModule", "blamed", "unstack"]
 
 V = TypeVar("V")
 ByActor: TypeAlias = Mapping[Any, V]  # by ActorKey, in which a Mapping is invariant
-
-
-@dataclass(frozen=True)
-class ActorNetwork(Generic[M]):
-    """Where an actor's network is: it is that of a group's ``row``, a Policy or a critic."""
-
-    group: GroupNetworks[M]
-    row: int
-    network: M
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What several actors who share a network read, and what it returns: each on its first axis, in their order."""
-
-    inputs: Inputs
-    outputs: Tensors
-
-
-@dataclass
-class ActorCall(Generic[M]):
-    """What one actor does in one call."""
-
-    entry: Entry
-    actor_network: ActorNetwork[M]
-    state: State | None
-    resets: Any
-    beside: dict[str, Any] = field(default_factory=dict)  # what is read beside the observation
-    inputs: Tensors = field(default_factory=dict)
-    leading: tuple[int, ...] = ()
-    outputs: Tensors = field(default_factory=dict)
-    after: State = field(default_factory=dict)
-    action: object = None
-    batch: Batch | None = (
-        None  # where it is computed with others: then ``outputs`` are left to `unstack`
-    )
-
-    @property
-    def network(self) -> M:
-        return self.actor_network.network
 
 
 class StructuredModule(StatefulModule, Generic[M]):
@@ -212,15 +179,7 @@ class StructuredModule(StatefulModule, Generic[M]):
         for batch in rest:
             refuse_other_axes({call.entry.name: call.leading for call in batch})
             batch = sorted(batch, key=lambda call: call.actor_network.row)
-            results = batch[0].actor_network.group.evaluate(
-                [call.actor_network.row for call in batch],
-                [call.inputs for call in batch],
-                [call.state for call in batch],
-                [call.resets for call in batch],
-                unroll,
-            )
-            for call, (outputs, after) in zip(batch, results, strict=True):
-                call.outputs, call.after = outputs, after
+            batch[0].actor_network.group.evaluate(batch, unroll)
 
     def _read_together(self, batch: Sequence[ActorCall[M]], unroll: bool) -> bool:
         """Compute a batch whose observations are read as one; False where they cannot be."""

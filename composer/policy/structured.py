@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from composer.distributions.base import Distribution
-from composer.network.groups import GroupNetworks, rows_of
+from composer.network.groups import ActorCall, Batch, GroupNetworks, rows_of
 from composer.network.network import Inputs, State, Tensors
-from composer.network.structured import ActorCall, Batch, ByActor, StructuredModule, blamed, unstack
+from composer.network.structured import ByActor, StructuredModule, blamed, unstack
 from composer.policy.policy import Policy
 from composer.spaces.actors import ActorKey, Actors
 from composer.spaces.kinds import Space

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,30 +154,32 @@ def unstacked_rows(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return [{name: value[i] for name, value in batch.items()} for i in range(count)]
 
 
-def zeros_like(state: Any) -> Any:
+def zeros_like(state: object) -> Any:
     """Zeros in the form of a state of tensors, arrays and numbers in dicts, lists and tuples; what is else stays."""
-    if isinstance(state, Tensor):
-        return torch.zeros_like(state)
-    if isinstance(state, np.ndarray):
-        return np.zeros_like(state)
-    if isinstance(state, int | float):
-        return type(state)(0)
-    if isinstance(state, Mapping):
-        return {key: zeros_like(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [zeros_like(value) for value in state]
-    return tuple(map(zeros_like, state)) if type(state) is tuple else state
+    return _mapped(_zero, state)
 
 
-def detached(state: Any) -> Any:
+def detached(state: object) -> Any:
     """A state of tensors in dicts, lists and tuples, without their graph."""
-    if isinstance(state, Tensor):
-        return state.detach()
+    return _mapped(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, state)
+
+
+def _mapped(function: Callable[[Any], object], state: object) -> Any:
     if isinstance(state, Mapping):
-        return {key: detached(value) for key, value in state.items()}
+        return {key: _mapped(function, value) for key, value in state.items()}
     if isinstance(state, list):
-        return [detached(value) for value in state]
-    return tuple(map(detached, state)) if type(state) is tuple else state
+        return [_mapped(function, value) for value in state]
+    if type(state) is tuple:
+        return tuple(_mapped(function, value) for value in state)
+    return function(state)
+
+
+def _zero(leaf: Any) -> object:
+    if isinstance(leaf, Tensor):
+        return torch.zeros_like(leaf)
+    if isinstance(leaf, np.ndarray):
+        return np.zeros_like(leaf)
+    return type(leaf)(0) if isinstance(leaf, int | float) else leaf
 
 
 def _check_batch(batch: Mapping[str, Tensor], row: Mapping[str, Tensor], count: int) -> None:
