@@ -292,8 +292,8 @@ def _advance(
     """Call a part of the model with its share of the state, and return its outputs and that share after."""
     if not part.has_memory:
         return part(observations, **keywords), {}
-    own = share_of(name, state)
-    outputs, after = part(observations, state=own, resets=resets, **keywords)
+    share = share_of(name, state)
+    outputs, after = part(observations, state=share, resets=resets, **keywords)
     return outputs, under(name, after)
 
 

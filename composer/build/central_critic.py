@@ -93,12 +93,12 @@ class CentralCriticBuilder(CriticBuilder):
         before = len(self.problems)
         for key, members in owners.items():
             together = self.critic.stack and len(members) > 1
-            for one in [members] if together else [[actor] for actor in members]:
-                name = key if together else f"{one[0].name}/{key}"
-                source = self._stacked(key, one) if together else self._single(key, one[0])
+            for served in [members] if together else [[actor] for actor in members]:
+                name = key if together else f"{served[0].name}/{key}"
+                source = self._stacked(key, served) if together else self._single(key, served[0])
                 if name in sources:
                     first = sources[name].actors[0]
-                    message = f"two inputs are called {name!r}: of {first!r} and of {one[0].name!r}; rename one"
+                    message = f"two inputs are called {name!r}: of {first!r} and of {served[0].name!r}; rename one"
                     self.problems.add(self.critic.path, message, key=True)
                 if source is not None:
                     sources[name] = source

@@ -229,8 +229,8 @@ def _checked_outputs(
         lines = _wrong_state(after, states, label)
     outputs, wrong = _read_outputs(result, label, requirements)
     if not (wrong or lines):
-        one = for_one_row(lambda: _probe(module, ports, 1))
-        lines = [] if one is None else _wrong_row(one, result, after, list(outputs), label)
+        row = for_one_row(lambda: _probe(module, ports, 1))
+        lines = [] if row is None else _wrong_row(row, result, after, list(outputs), label)
     return "\n".join([*wrong, *lines]) or outputs
 
 
@@ -242,9 +242,9 @@ def _wrong_call(module: nn.Module, label: str, states: Mapping[str, Shape]) -> s
     return f"{label} is called {called}: {problem}" if problem else ""
 
 
-def _wrong_row(one: Any, batch: Any, after: Any, names: Sequence[str], label: str) -> list[str]:
+def _wrong_row(row: Any, batch: Any, after: Any, names: Sequence[str], label: str) -> list[str]:
     """What is wrong with what forward returns for one row, where all is well for a batch."""
-    outputs, state = one if after else (one, {})
+    outputs, state = row if after else (row, {})
     checks = [(f"output {name!r} of {label}", outputs[name], batch[name]) for name in names]
     checks += [(f"the state {n!r} of {label}", state[n], like) for n, like in after.items()]
     lines = []

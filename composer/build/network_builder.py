@@ -59,8 +59,8 @@ def build_network(
         if expanded is None:
             return None
         spec = notes.expanded[spec.path] = expanded
-        made = tuple(name for name in requirements.values if name in (spec.graph or {}))
-        requirements = replace(requirements, values=made)  # what is not has been noted
+        values = tuple(name for name in requirements.values if name in (spec.graph or {}))
+        requirements = replace(requirements, values=values)  # what is not has been noted
     if spec.graph is not None:
         notes.origins |= origins(spec.graph, requirements.values)
 

@@ -135,9 +135,9 @@ def plan_groups(
 
     What is wrong is noted in ``context.problems``. Raises SpecError where nothing more can be said.
     """
-    reader = _GroupPlanner(spec, context, notes)
-    groups = [reader.alone(*spaces)] if actors is None else reader.groups(actors)
-    reader.misses.report(context, reader.plans)
+    planner = _GroupPlanner(spec, context, notes)
+    groups = [planner.alone(*spaces)] if actors is None else planner.groups(actors)
+    planner.misses.report(context, planner.plans)
     if None in groups or not groups:
         raise SpecError(context.problems)  # nothing more can be said
     return [group for group in groups if group is not None]
@@ -243,8 +243,10 @@ class _GroupPlanner:
             {f"{base}/{i}": (a,) for i, a in enumerate(actors)} if separate else {base: actors}
         )
         plans = [
-            self._plan(title, name, own, network, own[0].observation_space, own[0].action_space)
-            for title, own in of_plan.items()
+            self._plan(
+                title, name, served, network, served[0].observation_space, served[0].action_space
+            )
+            for title, served in of_plan.items()
         ]
         if None in plans:
             return None
@@ -386,7 +388,7 @@ def _unlike(actors: tuple[Actor, ...]) -> str | None:
     for actor in actors[1:]:
         for kind in ("observation", "action"):
             ours, theirs = (getattr(a, f"{kind}_space") for a in (first, actor))
-            found = [] if ours is theirs else spaces_differ(ours, theirs, kind)
-            if found:
-                return f"the {kind} spaces of {first.name!r} and {actor.name!r} differ ({found[0]})"
+            differences = [] if ours is theirs else spaces_differ(ours, theirs, kind)
+            if differences:
+                return f"the {kind} spaces of {first.name!r} and {actor.name!r} differ ({differences[0]})"
     return None

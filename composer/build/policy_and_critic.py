@@ -67,8 +67,8 @@ def build_policy_and_critic(
         for plan in (plan for group in groups for plan in group.plans):
             plan.refuse_unread()
     context.problems.raise_if_any()
-    made = [GroupNetworks(g.name, g.actors, _module(g, built[g.name], dtype)) for g in groups]
-    policy = made[0].module if actors is None else StructuredPolicy(actors, made)
+    networks = [GroupNetworks(g.name, g.actors, _module(g, built[g.name], dtype)) for g in groups]
+    policy = networks[0].module if actors is None else StructuredPolicy(actors, networks)
     assert not isinstance(policy, SeparateNetworks)
     constructions = [construction for networks in built.values() for _, construction in networks]
     if critic is None:

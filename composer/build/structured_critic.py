@@ -113,15 +113,15 @@ class _StructuredCriticBuilder(CriticBuilder):
         names = (
             sorted(served, key=lambda key: self._place(served[key][0])) if self.previous else served
         )
-        made: list[GroupNetworks] = []
+        built: list[GroupNetworks] = []
         constructions: list[SeededConstruction] = []
         for key in names:
-            group = self._group(key, served[key], later=bool(self.previous and made))
+            group = self._group(key, served[key], later=bool(self.previous and built))
             if group is None:
                 return None
-            made.append(group[0])
+            built.append(group[0])
             constructions += group[1]
-        make = partial(self.structured.build, self.actors, made, self.setups)
+        make = partial(self.structured.build, self.actors, built, self.setups)
         critic = built_of_kind(make, self.structured, self.critic, self.context)
         return None if critic is None else (with_target(critic, constructions[-1]), constructions)
 

@@ -72,13 +72,13 @@ class Targeted(nn.Module):
 
 def _network_of(critic: nn.Module, added: Sequence[str]) -> nn.Module:
     """The tensors of ``critic`` and of the critics in it, without the children called ``added``."""
-    own = nn.Module()
-    own._parameters, own._buffers = critic._parameters, critic._buffers
-    own._modules = {
+    network = nn.Module()
+    network._parameters, network._buffers = critic._parameters, critic._buffers
+    network._modules = {
         name: _network_of(child, added)
         if isinstance(child, NetworkModule | SeparateNetworks)
         else child
         for name, child in critic._modules.items()
         if name not in added
     }
-    return own
+    return network

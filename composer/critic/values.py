@@ -50,15 +50,15 @@ class ValueReader:
 
     def ports(self, out_ports: Mapping[str, Port], *, normalized: bool) -> dict[str, Port]:
         """The Ports of what a network with these ``out_ports`` becomes."""
-        found: dict[str, Port] = {}
+        ports: dict[str, Port] = {}
         for name, port in out_ports.items():
             block = self.blocks.get(name)
-            found[name] = port if block is None else Port(scalar_shape(block, port.shape))
+            ports[name] = port if block is None else Port(scalar_shape(block, port.shape))
             if block is not None and block.raw_name is not None:
-                found[f"{name}_{block.raw_name}"] = port
+                ports[f"{name}_{block.raw_name}"] = port
             if normalized and name in self.blocks:
-                found[f"normalized_{name}"] = found[name]
-        return found
+                ports[f"normalized_{name}"] = ports[name]
+        return ports
 
     def notes(self, *, normalized: bool) -> dict[str, str]:
         """By name what a value is made of, where that is more than a number."""

@@ -75,23 +75,23 @@ def _normal(
     family: Gaussian | SquashedGaussian, logits: Tensor, deterministic: bool, generator: Generator
 ) -> Tensor:
     """As `GaussianDistribution.sample` and ``mode``, without what only densities need."""
-    own = family._parameters.get("log_std")
-    if own is None:
+    learned = family._parameters.get("log_std")
+    if learned is None:
         width = logits.shape[-1] // 2
         mean, log_std = torch.split_with_sizes(logits, (width, width), -1)
     else:
-        mean, log_std = logits, own
+        mean, log_std = logits, learned
     if len(family.action_shape) != 1:
         mean = mean.reshape(family.action_shape)
     if deterministic:
         return mean
-    if own is None:
+    if learned is None:
         if len(family.action_shape) != 1:
             log_std = log_std.reshape(family.action_shape)
         if family.init_log_std != 0:
             log_std = log_std + family.init_log_std
-    elif own.dtype != logits.dtype:
-        log_std = own.to(logits.dtype)
+    elif learned.dtype != logits.dtype:
+        log_std = learned.to(logits.dtype)
     low, high = family.kept_range
     noise = torch.empty_like(mean).normal_(generator=generator)
     return noise.mul_(log_std.clamp(low, high).exp_()).add_(mean)

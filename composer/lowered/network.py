@@ -47,6 +47,6 @@ def twin_of(module: M) -> M | None:
 
 def follow(twin: NetworkModule, module: NetworkModule) -> None:
     """Let ``twin`` know where ``module`` is now and in which mode: all that is not in what they share."""
-    own, others = vars(twin), vars(module)  # setting attributes of a module is slow
-    own["_dtype"], own["_device"] = others["_dtype"], others["_device"]
-    own["training"] = others["training"]
+    attributes, others = vars(twin), vars(module)  # setting attributes of a module is slow
+    attributes["_dtype"], attributes["_device"] = others["_dtype"], others["_device"]
+    attributes["training"] = others["training"]

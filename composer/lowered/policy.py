@@ -98,17 +98,17 @@ class LoweredPolicy:
 
     def _prepare(self) -> None:
         policy = self.policy
-        own = policy.users_own("act") or policy.users_own("preprocess")
-        self._twin = None if own else twin_of(policy)
+        has_methods = policy.users_own("act") or policy.users_own("preprocess")
+        self._twin = None if has_methods else twin_of(policy)
         self._has_memory = policy.has_memory
         self._masked = bool(policy.masks)
         leaves = policy.action_tree.leaves
         self._only = next(iter(leaves))
         families = dict(policy.distributions.items())
         self._families = families
-        found = {key: drawer(family, leaves[key]) for key, family in families.items()}
-        known = {key: draw for key, draw in found.items() if draw is not None}
-        self._drawers = known if len(known) == len(found) else {}
+        drawers = {key: drawer(family, leaves[key]) for key, family in families.items()}
+        known = {key: draw for key, draw in drawers.items() if draw is not None}
+        self._drawers = known if len(known) == len(drawers) else {}
         guard = Guard()
         guard.watch_children(policy.distributions)
         for module in (policy.distributions, *families.values()):

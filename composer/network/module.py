@@ -223,13 +223,17 @@ class NetworkModule(StatefulModule):
 
     def leading(self, inputs: Tensors) -> tuple[int, ...]:
         """The axes before those of the inputs' own shapes. Raises ValueError unless all share them."""
-        found: dict[str, tuple[int, ...]] = {}
+        axes_by_name: dict[str, tuple[int, ...]] = {}
         for name, port in self.network.in_ports.items():
             shape = inputs[name].shape
-            found[name] = tuple(shape[: len(shape) - len(port.shape)])
-        leading = next(iter(found.values()))
-        if any(axes != leading for axes in found.values()):  # no set: hashing would fix the size
-            shown = ", ".join(f"{name!r} {format_shape(axes)}" for name, axes in found.items())
+            axes_by_name[name] = tuple(shape[: len(shape) - len(port.shape)])
+        leading = next(iter(axes_by_name.values()))
+        if any(
+            axes != leading for axes in axes_by_name.values()
+        ):  # no set: hashing would fix the size
+            shown = ", ".join(
+                f"{name!r} {format_shape(axes)}" for name, axes in axes_by_name.items()
+            )
             raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
         return leading
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from composer.distributions.base import (
     Distribution,
@@ -28,6 +28,7 @@ from composer.spaces.values import as_flags
 from perception_blocks.base_block import is_traced
 from perception_blocks.direct import is_plain
 from perception_blocks.init import local_generator
+from perception_blocks.port import format_shape
 
 if TYPE_CHECKING:
     from perception_blocks.blocks.scale import Group
@@ -152,9 +153,9 @@ class Policy(NetworkModule):
         With memory, return (action, state). ``deterministic`` returns the mode of the distribution. If the network is a
         user's class that defines ``act``, that method is called instead.
         """
-        own = self.users_own("act")
-        if own is not None:
-            return own(observation) if state is None else own(observation, state, resets)
+        method = self.users_own("act")
+        if method is not None:
+            return method(observation) if state is None else method(observation, state, resets)
         with torch.no_grad():
             result = self.distribution(
                 observation, state, resets, mask=mask, temperature=temperature
@@ -219,9 +220,9 @@ class Policy(NetworkModule):
         """What the network reads, and the masks of actions, as tensors; of these observations ``keys``, if given."""
         if isinstance(observations, Inputs):
             return observations
-        own = self.users_own("preprocess")
-        if own is not None:
-            observations = own(observations)
+        preprocess = self.users_own("preprocess")
+        if preprocess is not None:
+            observations = preprocess(observations)
         keys = self.read_keys if keys is None else keys
         return Inputs(self.observer.read(observations, keys, self.dtype, self.device))
 
@@ -229,6 +230,8 @@ class Policy(NetworkModule):
         self, outputs: Tensors, observations: object, mask: object, temperature: float
     ) -> Distribution:
         """The distribution that the network's ``outputs`` stand for, masked by ``observations`` and by ``mask``."""
+        if not is_traced() and not is_plain(self, Policy):
+            self.refuse_other_logits(outputs)
         inputs = self.read(observations, self.masks.values()) if self.masks else {}
         masks = {action: inputs[key] for action, key in self.masks.items()}
         added = self._given_masks(mask)
@@ -248,6 +251,17 @@ class Policy(NetworkModule):
         except NoNumberError as error:
             raise with_observation(error, self.read(observations)) from None
         return joint.parts[self._only] if self.action_tree.is_single else joint
+
+    def refuse_other_logits(self, outputs: object) -> None:
+        """Raise ValueError for logits of another width than the distributions take: a hook may return anything."""
+        for name, shape in self.logits_shapes.items() if isinstance(outputs, Mapping) else ():
+            logits = outputs.get(name)
+            if isinstance(logits, Tensor) and tuple(logits.shape[-len(shape) :]) != shape:
+                got, needed = format_shape(logits.shape), format_shape(shape)
+                raise ValueError(
+                    f"the logits of action {name!r} have the shape {got}, but its distribution takes {needed} at the "
+                    "end; a hook on this policy must keep their width"
+                )
 
     def action_of(
         self,

@@ -162,6 +162,8 @@ class StructuredPolicy(StructuredModule[Policy]):
         outputs, after = self._split(result, unroll)
         for call in calls:
             call.outputs = outputs[call.entry.key]
+            with blamed(call.entry.name):
+                call.network.refuse_other_logits(call.outputs)
         return calls, after
 
     def _read_together(self, batch: Sequence[ActorCall[Policy]], unroll: bool) -> bool:
@@ -177,7 +179,7 @@ class StructuredPolicy(StructuredModule[Policy]):
                 return False  # these were the parts of one observation
             states = [call.state or {} for call in batch]
             state = {
-                node: stacked([own.get(node) for own in states]) for node in policy.state_shapes
+                node: stacked([share.get(node) for share in states]) for node in policy.state_shapes
             }
             resets = _alike_or_none([call.resets for call in batch])
             outputs, after = policy.run(inputs, state, resets, unroll)

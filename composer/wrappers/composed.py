@@ -123,9 +123,9 @@ class ComposedPolicy(IModelWrapper):
     def _refuse_other_batch(self, state: Mapping[str, Any], leading: tuple[int, ...]) -> None:
         """Raise ValueError if there is not one state for each observation; all else the policy itself looks at."""
         name, shape = next(iter(self._model.state_shapes.items()))
-        found = state.get(name)
-        if isinstance(found, Tensor) and tuple(found.shape[found.dim() - len(shape) :]) == shape:
-            axes = tuple(found.shape[: found.dim() - len(shape)])
+        value = state.get(name)
+        if isinstance(value, Tensor) and tuple(value.shape[value.dim() - len(shape) :]) == shape:
+            axes = tuple(value.shape[: value.dim() - len(shape)])
             if axes != leading:
                 raise ValueError(
                     f"there are states for {format_shape(axes)}, but observations for {format_shape(leading)}; "

@@ -130,15 +130,15 @@ class BaseModelWrapper(IModelWrapper):
     """The innermost wrapper, around the model itself; it calls the model's `reset` if there is one."""
 
     def reset(self, data_id: object = None, **settings: object) -> Any:
-        own = getattr(self._model, "reset", None)
-        if own is None:
+        method = getattr(self._model, "reset", None)
+        if method is None:
             if settings:
                 names = ", ".join(map(repr, settings))
                 raise ValueError(f"reset got {names}, which nothing in {self!r} takes")
             return None
-        if _takes(own, "data_id"):
+        if _takes(method, "data_id"):
             settings["data_id"] = data_id
-        return own(**settings)
+        return method(**settings)
 
 
 @contextmanager

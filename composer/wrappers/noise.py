@@ -145,17 +145,17 @@ class ActionNoiseWrapper(IModelWrapper):
 
     def _noisy(self, output: Output, sigma: Sigma, generator: Generator) -> Output:
         """The actions of an output with noise, under their names."""
-        found = output if isinstance(output, Mapping) else {}
+        values = output if isinstance(output, Mapping) else {}
         noisy: Output = {}
-        action = found.get("action")
+        action = values.get("action")
         if isinstance(action, Mapping) and "action_args" in action:  # of a hybrid wrapper
             arguments = self._add("action_args", action["action_args"], sigma, generator)
             noisy["action"] = {**action, "action_args": arguments}
         else:
-            names = [name for name in ("action", "action_args") if name in found]
-            noisy = {name: self._add(name, found[name], sigma, generator) for name in names}
+            names = [name for name in ("action", "action_args") if name in values]
+            noisy = {name: self._add(name, values[name], sigma, generator) for name in names}
         if not noisy:
-            got = ", ".join(map(repr, found)) or "nothing"
+            got = ", ".join(map(repr, values)) or "nothing"
             raise ValueError(
                 f"{wrapper_label(self)} adds to 'action' or 'action_args', but the model's output has {got}"
             )

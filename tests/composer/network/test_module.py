@@ -1,5 +1,7 @@
 """Every way to use a policy or critic goes through its call: hooks run once, and what they return is used."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,22 @@ def test_what_a_hook_returns_is_used(name, use, block):
         tree_map(lambda action: np.testing.assert_array_equal(action, 3), result)
     else:
         tree_map(lambda value: torch.testing.assert_close(value, replaced(value)), result)
+
+
+@pytest.mark.parametrize("use", ["distribution", "act"])
+@pytest.mark.parametrize("name", [name for name in MODULES if "polic" in name])
+def test_logits_of_another_width_from_a_hook_are_refused(name, use):
+    make, arguments = MODULES[name]
+    module = make("dense")
+    module.register_forward_hook(
+        lambda module, arguments, result: tree_map(lambda logits: logits[..., :4], result)
+    )
+    message = (
+        "the logits of action 'action' have the shape (4,), but its distribution takes (5,) at the end; "
+        "a hook on this policy must keep their width"
+    )
+    with pytest.raises(ValueError, match=f"{re.escape(message)}$"):
+        used(module, use, arguments)
 
 
 @pytest.mark.parametrize("use", ["call", "unroll", "distribution", "act"])
