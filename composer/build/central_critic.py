@@ -10,8 +10,8 @@ from typing import Any
 from composer.build.context import VisiblePorts
 from composer.build.critic import (
     BuiltCritic,
-    asked_of_kind,
     CriticBuilder,
+    asked_of_kind,
     built_of_kind,
     network_requirements,
     policy_values,

@@ -21,8 +21,8 @@ from composer.critic.targets import Targeted
 from composer.critic.values import RAW_NAMES, ValueRequirements
 from composer.errors import Problems
 from composer.network.network import Network
-from composer.spaces.tree import SpaceTree
 from composer.spaces.actors import Actors
+from composer.spaces.tree import SpaceTree
 from composer.spec.model_spec import CRITICS, CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.graph.construct import add_place
