@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any, get_origin, get_type_hints
 
 import torch
+from gymnasium import Space
 from torch import Tensor, nn
 
 from composer.checkpoint import container as checkpoint_file
@@ -62,7 +63,10 @@ class Record:
         """Observation and action space, or both by actor. Raises CheckpointError where they cannot be read."""
         both = (self.observation_space, self.action_space)
         try:
-            return spaces_from_json(both[0], limits), spaces_from_json(both[1], limits)
+            spaces = [spaces_from_json(space, limits) for space in both]
+            if isinstance(spaces[0], Space) != isinstance(spaces[1], Space):
+                raise ValueError("only one of them is by actor")
+            return spaces[0], spaces[1]
         except ValueError as error:
             raise CheckpointError(f"the checkpoint's spaces cannot be read: {error}") from error
 

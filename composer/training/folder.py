@@ -357,7 +357,7 @@ def _as_saved(state: object) -> Saved:
     if not isinstance(curve, list) or not all(map(_is_row, curve)) or not _are_numbers(recent):
         raise ValueError("it holds no learning curve")
     at = [0, *(row[0] for row in curve), steps]
-    if at != sorted(at) or any(row[1] < 1 for row in curve):
+    if at != sorted(at) or any(row[1] < 1 or row[5] < 1 for row in curve):
         raise ValueError("its learning curve counts backwards")
     return {"steps": steps, "curve": curve, "recent": recent, "trainer": state["trainer"]}
 

@@ -128,6 +128,10 @@ class Sb3Trainer:
                 problems.append(f"{name!r} is not a setting of {task.algorithm}{near}")
             elif wrong := mismatch(known[name], value):
                 problems.append(f"{name!r} {wrong}")
+            elif name == "device" and not _is_device(value):
+                problems.append(
+                    f"'device' must be 'auto' or a device of torch such as 'cpu', got {value!r}"
+                )
         return problems
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
@@ -214,6 +218,13 @@ def _settings(algorithm: type) -> dict[str, object]:
     parameters = list(inspect.signature(algorithm).parameters.values())[2:]  # after policy and env
     known = {p.name: _said(p.annotation) for p in parameters if p.name not in NOT_SETTINGS}
     return {name: NARROWER.get(name, kind) for name, kind in known.items()}
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        return value == "auto" or bool(torch.device(value))
+    except RuntimeError:
+        return False
 
 
 def _said(annotation: object) -> object:

@@ -213,6 +213,11 @@ def test_a_newer_format_asks_for_an_upgrade(path):
         ("dtype", '"load"', "is damaged: its dtype is 'load'"),
         ("action_space", "{}", "the checkpoint's spaces cannot be read: .*unknown type of space"),
         ("observation_space", '{"type": "Box"}', "the checkpoint's spaces cannot be read: .*shape"),
+        (
+            "action_space",
+            '{"type": "Actors", "keys": ["a"], "spaces": [{"type": "MultiBinary", "n": 2}], "which": [0]}',
+            "the checkpoint's spaces cannot be read: only one of them is by actor",
+        ),
     ],
 )
 def test_a_header_that_was_changed_is_said_to_be_damaged(path, key, value, message):

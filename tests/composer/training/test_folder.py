@@ -274,6 +274,7 @@ TRAINERS = {
     "curve of large numbers": (inner(["curve"], [[64, 1, 10**400, 1, 1, 1, 1]]), DAMAGED),
     "curve beyond the run": (inner(["curve"], [[10**9, 1, 1.0, 1.0, 1.0, 1.0, 1.0]]), DAMAGED),
     "curve of no episodes": (inner(["curve"], [[64, -1, 1.0, 1.0, 1.0, 1.0, 1.0]]), DAMAGED),
+    "curve of short episodes": (inner(["curve"], [[64, 1, 1.0, 1.0, 1.0, -1.0, 1.0]]), DAMAGED),
     "recent of NaN": (inner(["recent"], [torch.nan]), DAMAGED),
     "short rows": (inner(["curve"], [[1, 2]]), DAMAGED),
     "recent": (inner(["recent"], "abc"), DAMAGED),

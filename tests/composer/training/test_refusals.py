@@ -59,6 +59,10 @@ BAD_OPTIONS = {
         "  'target_policy_noise' must be a number of 0 or more, got -1\n"
         "  'tau' must be a number between 0 and 1, got nan",
     ),
+    "device": (
+        ["--set-algorithm", "device=cup"],
+        "'device' must be 'auto' or a device of torch such as 'cpu', got 'cup'",
+    ),
     "setting of torchrl": (
         ["--trainer", "torchrl", "--set-algorithm", "epoch=2", "--set-algorithm", "gamma=2"],
         "'epoch' is not a setting of ppo; did you mean 'epochs'?\n"
