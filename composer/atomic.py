@@ -27,7 +27,7 @@ PREFIX, SUFFIX = ".composer-", ".tmp"
 
 
 class WriteError(OSError):
-    """A file that cannot be written, in one line; what was there before is whole."""
+    """A file cannot be written; the message is one line. The file that was there before is whole."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str, number: int = 0) -> None:
         super().__init__(number, reason, os.fspath(path))
@@ -35,14 +35,14 @@ class WriteError(OSError):
     def __str__(self) -> str:
         return f"{self.filename!r} cannot be written: {self.strerror}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple:
         return (type(self), (self.filename, self.strerror, self.errno))
 
 
-def replace_with(path: str | os.PathLike[str], write: Callable[[str], Any]) -> None:
-    """Let ``write`` fill a temporary file, whose path it is given, then put that in the place of ``path``.
+def replace_with(path: str | os.PathLike[str], write: Callable[[str], object]) -> None:
+    """Call ``write`` with the path of a temporary file, then replace ``path`` by that file.
 
-    Raises WriteError where the file cannot be written; what else ``write`` raises passes through.
+    Raises WriteError if the file cannot be written; other exceptions of ``write`` pass through.
     """
     if "\0" in os.fspath(path):
         raise WriteError(path, "a name holds no null character", errno.EINVAL)
@@ -62,7 +62,7 @@ def replace_with(path: str | os.PathLike[str], write: Callable[[str], Any]) -> N
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    """The file that is to be replaced: that to which ``path`` leads. Raises WriteError where no file can be."""
+    """The file to replace, to which ``path`` leads. Raises WriteError if it cannot be written."""
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise WriteError(path, os.strerror(errno.ELOOP), errno.ELOOP)
@@ -93,7 +93,7 @@ def _temporary_beside(target: Path) -> Iterator[str]:
 
 
 def _locked_file(folder: Path) -> tuple[str, int | None]:
-    """A new file in ``folder`` and what holds its lock; None where there are no locks."""
+    """A new file in ``folder`` and the handle that holds its lock; None on systems without locks."""
     while True:
         name = os.path.join(folder, f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}")
         handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -117,7 +117,7 @@ def _discard(name: str, handle: int | None) -> None:
 
 
 def _lock(handle: int, kind: int) -> bool:
-    """Whether the file is locked now; not where the file system has no locks."""
+    """Lock the file; False if the file system has no locks, or another process holds this one."""
     try:
         fcntl.flock(handle, kind)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which dotted paths of a spec may be imported, and their import. Importing runs code, so the caller decides.
+"""The dotted paths of a spec that may be imported, and their import. Importing runs code, so the caller decides.
 
 Registered names and the module classes of `torch.nn` are free. Everything else needs an entry in the caller's `allow`.
 """
@@ -20,29 +20,18 @@ from composer.source.files import names_a_folder
 from perception_blocks.registry import NameTakenError, extra_for, load_plugins
 from perception_blocks.words import did_you_mean
 
-__all__ = [
-    "PETTINGZOO",
-    "PathError",
-    "advice_on_missing",
-    "allow_beside",
-    "allow_list",
-    "allow_options",
-    "check_environment",
-    "check_trusted",
-    "import_allowed",
-    "import_object",
-    "import_trusted",
-]
+__all__ = ["PETTINGZOO", "PathError", "advice_on_missing", "allow_beside", "allow_list"]
+__all__ += ["allow_options", "check_environment", "check_trusted", "import_allowed"]
+__all__ += ["import_object", "import_trusted"]
 
-PETTINGZOO = (
-    "pettingzoo"  # before the colon of an environment's id: one that PettingZoo itself knows
-)
+# Before the colon of an environment's id: an environment that PettingZoo itself knows.
+PETTINGZOO = "pettingzoo"
 _TORCH_NN = re.compile(r"torch\.nn\.(modules\.(\w+\.)*)?[A-Z]\w*")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class PathError(SpecError):
-    """A dotted path that is not allowed, not there, or not what is needed."""
+    """A dotted path is not allowed, does not exist, or leads to something of another kind."""
 
     def __init__(self, message: str) -> None:
         super().__init__([Problem(message)])
@@ -91,16 +80,16 @@ def _module_of(environment: str) -> str | None:
 
 
 def allow_options(allow: Iterable[str], environment: str | None = None) -> str:
-    """The options that allow a command the same, and to make ``environment``: ``" --allow my_envs"``."""
+    """The options that allow ``allow`` and ``environment`` to a command: ``" --allow my_envs"``."""
     module = _module_of(environment or "")
     names = dict.fromkeys([*allow, module] if module else allow)
     return "".join(f" --allow {name}" for name in names)
 
 
 def allow_list(allow: Iterable[str]) -> tuple[str, ...]:
-    """``allow`` as a tuple: modules that may be imported, and folders (with a slash) that a spec may name files in.
+    """``allow`` as a tuple: modules that may be imported, and folders (with a slash) of files that a spec may name.
 
-    Raises PathError for what is no list of names.
+    Raises PathError for anything but a list of names.
     """
     if isinstance(allow, str):
         raise PathError(
@@ -119,10 +108,10 @@ def allow_list(allow: Iterable[str]) -> tuple[str, ...]:
 
 
 def import_allowed(allow: Iterable[str]) -> None:
-    """Import the allowed modules, so that what they register is known. Raises PathError.
+    """Import the allowed modules, which may register names. Raises PathError.
 
-    Plug-ins come first: a name that both register is an error, whatever a spec uses. Raises NameTakenError for one that
-    was registered before.
+    Plug-ins are imported first: a name that both register is an error, even if the spec does not use it. Raises
+    NameTakenError for a plug-in's name that is taken.
     """
     modules = [entry for entry in allow_list(allow) if not names_a_folder(entry)]
     for module in modules:
@@ -137,8 +126,8 @@ def import_allowed(allow: Iterable[str]) -> None:
 def import_trusted(path: str, allow: Iterable[str], expected_base: type) -> type:
     """The class at the dotted ``path``.
 
-    Raises PathError unless ``path`` is allowed, is there, is a subclass of ``expected_base``, and was written in an
-    allowed module itself: that an allowed module imports `os` allows nothing of `os`.
+    Raises PathError unless ``path`` is allowed, exists, is a subclass of ``expected_base``, and is defined in an
+    allowed module: if an allowed module imports `os`, nothing of `os` is allowed.
     """
     allow = list(allow)
     problem = check_trusted(path, allow)
@@ -146,31 +135,30 @@ def import_trusted(path: str, allow: Iterable[str], expected_base: type) -> type
         raise PathError(problem)
     import_allowed(allow)
     homes = ["torch.nn.modules"] if _TORCH_NN.fullmatch(path) else []
-    found = _find(path, [*allow, *homes, *(["torch.nn"] if homes else [])])
-    if not isinstance(found, type):
-        raise PathError(f"{path!r} is not a class but {_kind(found)}")
-    if not issubclass(found, expected_base):
+    target = _find(path, [*allow, *homes, *(["torch.nn"] if homes else [])])
+    if not isinstance(target, type):
+        raise PathError(f"{path!r} is not a class but {_kind(target)}")
+    if not issubclass(target, expected_base):
         home = expected_base.__module__.partition(".modules.")[0]  # torch.nn.Module
-        base = f"{home}.{expected_base.__qualname__}"
-        raise PathError(f"{path!r} is no subclass of {base}")
-    _require_home(path, found, allow, homes)  # last, as it advises to use this class
-    return found
+        raise PathError(f"{path!r} is no subclass of {home}.{expected_base.__qualname__}")
+    _require_home(path, target, allow, homes)  # last, as it advises to use this class
+    return target
 
 
 def import_object(path: str, allow: Iterable[str]) -> Any:
     """The function or other object at the dotted ``path``.
 
-    Raises PathError unless ``path`` is allowed and there; functions and classes must be written in an allowed module.
+    Raises PathError unless ``path`` is allowed and exists; functions and classes must be defined in an allowed module.
     """
     allow = list(allow)
     problem = check_trusted(path, allow)
     if problem or not _is_within(path, allow):  # torch.nn is free where a block is named, not here
         raise PathError(problem or f"{path!r} is outside the allowed modules")
     import_allowed(allow)
-    found = _find(path, allow)
-    if isinstance(found, type) or inspect.isroutine(found):
-        _require_home(path, found, allow)
-    return found
+    target = _find(path, allow)
+    if isinstance(target, type) or inspect.isroutine(target):
+        _require_home(path, target, allow)
+    return target
 
 
 def allow_beside(folders: Iterable[str], allow: Iterable[str]) -> None:
@@ -186,7 +174,7 @@ def allow_beside(folders: Iterable[str], allow: Iterable[str]) -> None:
 
 
 class _Beside:
-    """Finds the allowed modules in folders that are not installed."""
+    """Finds the allowed modules in folders of modules that are not installed."""
 
     def __init__(self) -> None:
         self._folders: dict[str, list[str]] = {}  # of each module that is allowed
@@ -204,8 +192,8 @@ class _Beside:
         # With a path it is a submodule, which Python itself finds in the folder of its package.
         folders = self._folders.get(name, []) if path is None else []
         # One by one: a folder without __init__.py would give way to a file in a later one.
-        found = (PathFinder.find_spec(name, [folder]) for folder in folders)
-        return next(filter(None, found), None)
+        specs = (PathFinder.find_spec(name, [folder]) for folder in folders)
+        return next(filter(None, specs), None)
 
     def keeps_out(self, name: str) -> bool:
         """Whether a module of that name is in a folder, and not allowed."""
@@ -213,7 +201,7 @@ class _Beside:
 
 
 def advice_on_missing(error: ImportError) -> str:
-    """The end of a message about a module that lies in such a folder, but is not allowed; or nothing."""
+    """The end of a message about a missing module that `allow_beside` would find if it were allowed; or nothing."""
     top = (error.name or "").partition(".")[0]
     finders = [known for known in sys.meta_path if isinstance(known, _Beside)]
     if not _DOTTED.fullmatch(top) or not any(finder.keeps_out(top) for finder in finders):
@@ -221,9 +209,9 @@ def advice_on_missing(error: ImportError) -> str:
     return f"; a file of that name is here, but is not allowed: --allow {top} if you trust it"
 
 
-def _require_home(path: str, found: Any, allow: list[str], homes: Sequence[str] = ()) -> None:
-    """Raise PathError unless ``found`` was written in an allowed module or one of ``homes``."""
-    home = getattr(found, "__module__", None) or "builtins"
+def _require_home(path: str, target: object, allow: list[str], homes: Sequence[str] = ()) -> None:
+    """Raise PathError unless ``target`` is defined in an allowed module or one of ``homes``."""
+    home = getattr(target, "__module__", None) or "builtins"
     if not _is_within(home, [*allow, *homes]):
         raise PathError(
             f"{path!r} lives in {home!r}, outside the allowed modules "
@@ -240,24 +228,23 @@ def _is_within(path: str, allow: Iterable[str]) -> bool:
     return any(path == entry or path.startswith(entry + ".") for entry in allow)
 
 
-def _find(path: str, allow: list[str]) -> Any:
+def _find(path: str, allow: list[str]) -> object:
     """Follow ``path`` from the module it starts in, never through a module that is not allowed."""
     start = max((entry for entry in allow if _is_within(path, [entry])), key=len)
-    found: Any = _import(start)
+    target: object = _import(start)
     at = start
     for name in path[len(start) + 1 :].split(".") if path != start else ():
-        if isinstance(found, ModuleType) and not _is_within(found.__name__, allow):
-            raise PathError(
-                f"{path!r} leads through {found.__name__!r}, outside the allowed modules"
-            )
-        if not isinstance(found, ModuleType | type):
-            raise PathError(f"{path!r} leads through {at!r}, which is {_kind(found)}")
-        found = _member(found, name, at)
+        if isinstance(target, ModuleType) and not _is_within(target.__name__, allow):
+            home = target.__name__
+            raise PathError(f"{path!r} leads through {home!r}, outside the allowed modules")
+        if not isinstance(target, ModuleType | type):
+            raise PathError(f"{path!r} leads through {at!r}, which is {_kind(target)}")
+        target = _member(target, name, at)
         at = f"{at}.{name}"
-    return found
+    return target
 
 
-def _member(owner: ModuleType | type, name: str, at: str) -> Any:
+def _member(owner: ModuleType | type, name: str, at: str) -> object:
     try:
         return getattr(owner, name)
     except AttributeError:
@@ -278,9 +265,9 @@ def _import(module: str) -> ModuleType:
             raise MissingExtraSpecError([Problem(needs, needs_extra=True)]) from error
         if error.name is not None and _is_within(module, [error.name]):
             parent, _, name = error.name.rpartition(".")
-            found = getattr(_import(parent), name, None) if parent else None
-            if found is not None:
-                kind = "a class" if isinstance(found, type) else _kind(found)
+            member = getattr(_import(parent), name, None) if parent else None
+            if member is not None:
+                kind = "a class" if isinstance(member, type) else _kind(member)
                 raise PathError(
                     f"allow names modules, and {error.name!r} is {kind}; "
                     f"use allow=[{parent!r}] or --allow {parent}"
@@ -298,7 +285,7 @@ def _import(module: str) -> ModuleType:
         ) from error
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, ModuleType):
         return "a module"
     if inspect.isroutine(value):

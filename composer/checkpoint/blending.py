@@ -1,4 +1,4 @@
-"""Tensors of one module towards those of another: what keeps target networks up to date."""
+"""The soft update that moves the tensors of one module, such as a target network, towards another's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from perception_blocks.port import format_shape
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import did_you_mean, listing
 
 __all__ = ["Buffers", "blend"]
 
@@ -48,16 +48,12 @@ def _check(tau: float, buffers: str) -> None:
     if not isinstance(tau, Real) or not 0 <= float(tau) <= 1:
         raise ValueError(f"tau must be between 0 and 1, got {tau!r}")
     if buffers not in get_args(Buffers):
-        known = ", ".join(map(repr, get_args(Buffers)))
-        raise ValueError(f"buffers must be one of {known}, got {buffers!r}{_near(buffers)}")
-
-
-def _near(buffers: object) -> str:
-    return did_you_mean(buffers, get_args(Buffers)) if isinstance(buffers, str) else ""
+        known, near = listing(get_args(Buffers)), did_you_mean(str(buffers), get_args(Buffers))
+        raise ValueError(f"buffers must be one of {known}, got {buffers!r}{near}")
 
 
 def _pairs(target: nn.Module, source: nn.Module) -> tuple[Pairs, Pairs]:
-    """(target, source) of every parameter, and of every buffer. Raises ValueError unless they go together."""
+    """The (target, source) pairs of parameters, and of buffers. Raises ValueError for other names or shapes."""
     pairs: list[Pairs] = []
     problems: list[str] = []
     for kind, ours, other in (
@@ -80,10 +76,8 @@ def _differences(
         elif name not in ours:
             yield f"{kind} {name!r} is only in the source"
         elif ours[name].shape != other[name].shape:
-            shapes = (format_shape(tensor.shape) for tensor in (ours[name], other[name]))
-            yield "{} {!r} has the shape {} in the target and {} in the source".format(
-                kind, name, *shapes
-            )
+            shape, wanted = format_shape(ours[name].shape), format_shape(other[name].shape)
+            yield f"{kind} {name!r} has the shape {shape} in the target and {wanted} in the source"
 
 
 def _is_blendable(tensor: Tensor) -> bool:
@@ -91,7 +85,7 @@ def _is_blendable(tensor: Tensor) -> bool:
 
 
 def _move(pairs: Pairs, tau: float) -> None:
-    """One call for all of them: the targets ``tau`` of the way to their sources."""
+    """Move all targets by ``tau`` towards their sources, in one call."""
     if not pairs or tau == 0:
         return
     targets = [target for target, _ in pairs]

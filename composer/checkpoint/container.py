@@ -1,4 +1,4 @@
-"""The container of a checkpoint: a safetensors file with a digest of every tensor and one of all the rest.
+"""The container of a checkpoint: a safetensors file with a digest of every tensor and one of the header.
 
 Equal contents give equal bytes: the order is fixed, and no time or path is in it. A digest detects damage, not intent:
 a person who changes a file on purpose can change its digests too.
@@ -39,14 +39,14 @@ Kinds = Mapping[str, tuple[str, list[int]]]  # of each tensor, its dtype and sha
 
 
 class CheckpointError(RefusedError):
-    """A file that cannot be saved or loaded; the message says why and what to do."""
+    """A checkpoint cannot be saved or loaded; the message says why and what to do."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_file(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, object]
 ) -> None:
     """Write ``tensors``, and ``record`` as JSON beside them; the file appears whole or not at all.
 
@@ -59,10 +59,8 @@ def write_file(
         raise CheckpointError(f"cannot be saved: {what}, which safetensors has no name for")
     stored = dict(sorted(stored.items(), key=lambda item: (-item[1].itemsize, item[0])))
     digests = {name: _digest(tensor) for name, tensor in stored.items()}
-    texts = {
-        key: json.dumps(value, allow_nan=False)
-        for key, value in {"format": FORMAT, **record}.items()
-    }
+    record = {"format": FORMAT, **record}
+    texts = {key: json.dumps(value, allow_nan=False) for key, value in record.items()}
     texts[TENSORS] = json.dumps(digests)
     kinds = {name: (_NAMES[tensor.dtype], list(tensor.shape)) for name, tensor in stored.items()}
     texts[HEADER] = json.dumps(_header_digest(texts, kinds))
@@ -82,7 +80,7 @@ def write_file(
 
 
 def _header(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": dict(texts)}
+    entries: dict[str, object] = {"__metadata__": dict(texts)}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
@@ -94,10 +92,8 @@ def _header(texts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _write(file: BinaryIO, header: bytes, tensors: Mapping[str, Tensor]) -> None:
-    file.write(len(header).to_bytes(8, "little"))
-    file.write(header)
-    for tensor in tensors.values():
-        file.write(_bytes(tensor))
+    file.writelines([len(header).to_bytes(8, "little"), header])
+    file.writelines(map(_bytes, tensors.values()))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -109,7 +105,7 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _header_digest(texts: Mapping[str, str], kinds: Kinds) -> str:
-    """Of all texts but itself, and of the name, dtype and shape of each tensor."""
+    """The digest of all texts but itself, and of the name, dtype and shape of each tensor."""
     covered = {key: text for key, text in texts.items() if key != HEADER}
     return hashlib.sha256(json.dumps([covered, kinds], sort_keys=True).encode()).hexdigest()
 
@@ -118,10 +114,10 @@ def _header_digest(texts: Mapping[str, str], kinds: Kinds) -> str:
 
 
 def read_record(path: str | os.PathLike[str], newest: int) -> dict[str, Any] | None:
-    """The record that `write_file` wrote; None for a file of others.
+    """The record that `write_file` wrote; None for a safetensors file of another library.
 
-    Raises CheckpointError for what is no safetensors file, for a format beyond ``newest``, and for a header that is not
-    as it was saved. One without digests, of an older version of this library, passes.
+    Raises CheckpointError for any other file, for a format beyond ``newest``, and for a header that has changed since
+    it was saved. A header without digests, from an older version of this library, passes.
     """
     texts, kinds = _read(path, _header_of)
     if not _is_ours(texts):
@@ -137,7 +133,7 @@ def read_record(path: str | os.PathLike[str], newest: int) -> dict[str, Any] | N
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors of any safetensors file by name. Raises CheckpointError for those that are not as they were saved."""
+    """All tensors of any safetensors file by name. Raises CheckpointError for a tensor that has changed since."""
     tensors, (texts, kinds) = _read(path, lambda file: (_tensors_of(file), _header_of(file)))
     if not _is_ours(texts):
         return tensors
@@ -152,7 +148,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _header_of(file: safe_open) -> tuple[dict[str, str], Kinds]:
-    """The texts beside the tensors, and of each tensor its dtype and shape."""
+    """The texts beside the tensors, and the dtype and shape of each tensor."""
     slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     kinds = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     return file.metadata() or {}, kinds
@@ -174,7 +170,7 @@ def _loaded(path: str | os.PathLike[str], key: str, text: str) -> Any:
 
 
 def _check_header(path: str | os.PathLike[str], texts: Mapping[str, str], kinds: Kinds) -> bool:
-    """Whether there are digests. Raises CheckpointError unless the header is as it was saved."""
+    """Whether there are digests. Raises CheckpointError if the header has changed since it was saved."""
     if TENSORS not in texts and HEADER not in texts:
         return False
     if TENSORS not in texts or texts.get(HEADER) != json.dumps(_header_digest(texts, kinds)):

@@ -1,4 +1,4 @@
-"""One safe file for a model: weights, and in its header the spec, the spaces and all else that rebuilds it.
+"""One safe file for a model: its weights, and in the header the spec, the spaces and what else rebuilds it.
 
 The format is safetensors: nothing in it is ever executed.
 """
@@ -27,21 +27,12 @@ from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.words import as_module_name, near_name
 
-__all__ = [
-    "LoadReport",
-    "Record",
-    "fill",
-    "fill_whole",
-    "foreign_modules",
-    "is_dtype",
-    "read_record",
-    "read_tensors",
-    "require_blocks",
-    "write_checkpoint",
-]
+__all__ = ["LoadReport", "Record", "fill", "fill_whole", "foreign_modules", "is_dtype"]
+__all__ += ["read_record", "read_tensors", "require_blocks", "write_checkpoint"]
 
 VERSION = 1
 OURS = ("torch.", "perception_blocks.", "composer.")
+OF_TEXTS = ("tied", "blocks", "critics")  # fields of a Record that map texts to texts
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Record:
     action_space: Json
     seed: int
     dtype: str
-    modules: list[str]  # those that provided blocks and classes, beside our own
+    modules: list[str]  # that provided blocks and classes, beside ours
     versions: dict[str, str]
     tied: dict[str, str]  # name -> the name under which the same tensor is stored
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
@@ -73,7 +64,7 @@ class Record:
 
 @dataclass
 class LoadReport:
-    """The names of the weights that were loaded, and what was skipped, in words with the reason."""
+    """The names of the weights that were loaded, and a line with the reason for each that was skipped."""
 
     loaded: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -98,7 +89,7 @@ def write_checkpoint(
     dtype: torch.dtype,
     critics: Sequence[str] = (),
 ) -> None:
-    """Write the state of ``module`` and what rebuilds it, such as the kinds of ``critics`` that its spec names.
+    """Write the state of ``module`` and what rebuilds it; ``critics`` are the kinds of critics in its spec.
 
     The file appears whole or not at all.
     """
@@ -143,14 +134,14 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
 
 def is_dtype(value: object) -> bool:
-    """Whether a model can be of this dtype: PyTorch keeps floats of 8 bits, but cannot calculate with them."""
+    """Whether a model can have this dtype: PyTorch stores floats of 8 bits, but cannot calculate with them."""
     return isinstance(value, torch.dtype) and value.is_floating_point and value.itemsize > 1
 
 
 def _require_types(
-    path: str | os.PathLike[str], values: Mapping[str, Any], kinds: Mapping[str, type]
+    path: str | os.PathLike[str], values: Mapping[str, object], kinds: Mapping[str, type]
 ) -> None:
-    """Raise CheckpointError unless the header's ``values`` are there and of these ``kinds``."""
+    """Raise CheckpointError unless the header has ``values`` of these ``kinds``."""
     missing = [name for name in kinds if name not in values]
     if missing:
         raise CheckpointError(
@@ -158,9 +149,7 @@ def _require_types(
         )
     for name, kind in kinds.items():
         value = values[name]
-        texts = (
-            value.values() if name in ("tied", "blocks", "critics") and kind is type(value) else ()
-        )
+        texts = value.values() if isinstance(value, dict) and name in OF_TEXTS else ()
         if type(value) is not kind or not all(isinstance(text, str) for text in texts):
             shown = repr(value)[:80]
             raise CheckpointError(
@@ -169,7 +158,7 @@ def _require_types(
 
 
 def require_blocks(record: Record) -> None:
-    """Raise CheckpointError unless all blocks and kinds of critics are known here that others than us had provided."""
+    """Raise CheckpointError unless the blocks and kinds of critics of other modules are registered here."""
     for registry, provided in ((BLOCKS, record.blocks), (CRITICS, record.critics)):
         missing = {name: home for name, home in provided.items() if name not in registry}
         if not missing:
@@ -192,10 +181,10 @@ def read_tensors(path: str | os.PathLike[str], record: Record) -> dict[str, Tens
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors of any safetensors file by name; of a checkpoint of ours, tied ones included."""
+    """All tensors of any safetensors file by name; of a checkpoint, tied ones included."""
     try:
         record = read_record(path)
-    except CheckpointError:  # of others; what is no such file at all is refused below
+    except CheckpointError:  # of another library; a file of another kind is refused below
         return checkpoint_file.read_tensors(path)
     return read_tensors(path, record)
 
@@ -209,12 +198,11 @@ def fill(
     source: str = "the file",
     advice: str = "strict=False loads what fits",
 ) -> LoadReport:
-    """Copy ``tensors`` into ``module`` by name; ``stored`` has the source's names where those are others.
+    """Copy ``tensors`` into ``module`` by name; ``stored`` has the names in the source that differ.
 
-    ``source`` is what messages call the file or mapping that held the tensors.
-
-    Raises CheckpointError with every difference, by name; without ``strict`` what fits is loaded and the rest reported.
-    Into a module on "meta" nothing is copied. ``advice`` is the way out that the error names.
+    Messages call the file or mapping of the tensors ``source``, and ``advice`` is the way out that they name. Raises
+    CheckpointError with every difference, by name; without ``strict`` the tensors that fit are loaded and the others
+    reported. Nothing is copied into a module on "meta".
     """
     state = module.state_dict(keep_vars=True)
     tensors = _as_now(tensors, state)
@@ -249,13 +237,13 @@ def fill(
 
 
 def fill_whole(module: nn.Module, path: str | os.PathLike[str]) -> None:
-    """`fill` from the checkpoint at ``path`` as commands do, which load all or nothing."""
+    """`fill` from the checkpoint at ``path``, all or nothing, with advice for the command line."""
     tensors = read_tensors(path, read_record(path))
     fill(module, tensors, strict=True, advice="leave out what changes it, such as --set or --env")
 
 
 def _as_now(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors`` by the names that modules have today: earlier ones held quotes as they are."""
+    """``tensors`` by today's names of modules: earlier names had quotes unchanged."""
     now = {name: name if name in state else as_module_name(name) for name in tensors}
     return {now[name] if now[name] in state else name: tensors[name] for name in tensors}
 
@@ -275,7 +263,7 @@ def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
 
 
 def foreign_modules(module: nn.Module) -> list[str]:
-    """The modules that provided classes of ``module``, beside ours and torch's."""
+    """The Python modules of the classes in ``module`` that are neither ours nor torch's."""
     return sorted({cls.__module__ for cls in _foreign_classes(module)})
 
 

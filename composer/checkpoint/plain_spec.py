@@ -1,4 +1,4 @@
-"""A spec as it is saved: classes by their dotted paths, files that have been read left out."""
+"""The saved form of a spec: classes by their dotted paths, without files that blocks have read."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["CheckpointError", "plain_spec", "saved_spec"]
 
 
 def plain_spec(data: object, path: SpecPath = ()) -> Any:
-    """A spec's data with classes replaced by their dotted paths, fit to be written.
+    """A spec's data with classes replaced by their dotted paths, so that it can be written.
 
-    Raises CheckpointError, naming the place, for a callable or module that has no name to find it by again.
+    Raises CheckpointError, with the path in the spec, for a callable or module without an importable name.
     """
     if isinstance(data, Mapping):
         return {key: plain_spec(value, (*path, key)) for key, value in data.items()}
@@ -47,9 +47,9 @@ def plain_spec(data: object, path: SpecPath = ()) -> Any:
 
 
 def saved_spec(data: object, module: nn.Module) -> Any:
-    """The spec's ``data`` as `plain_spec` gives it, for ``module``, whose weights are saved beside it.
+    """`plain_spec` of ``data``, for ``module``, whose weights are saved beside it.
 
-    What blocks read once, when they were built, is no longer named. Raises CheckpointError as `plain_spec`.
+    It does not name what blocks read once, when they were built. Raises CheckpointError as `plain_spec` does.
     """
     blocks = [part for part in _every_part(module) if isinstance(part, PerceptionBlock)]
     return _without_files(plain_spec(data), [b.read_once for b in blocks if b.read_once])
@@ -69,7 +69,7 @@ def _without_files(
 
 
 def _every_part(module: nn.Module) -> Iterator[nn.Module]:
-    """All modules in a model, also those that are no children of another module."""
+    """All modules in a model, also the ones that are no children of another module."""
     parts = list(module.modules())
     # The only group of actors and the module of a network are no children: what stands for them has their children.
     parts += [g.module for part in parts if isinstance(part, StructuredModule) for g in part.groups]

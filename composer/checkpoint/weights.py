@@ -1,4 +1,4 @@
-"""Weights from elsewhere into a module, by name or by position, and a report of what was left out and why."""
+"""Copies other weights into a module, by name or by position, and reports what was left out and why."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_weights(
 def _by_position(
     module: nn.Module, tensors: dict[str, Tensor]
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """What each name of the module is called in the weights, and the tensors by the module's names; others after."""
+    """The name in the weights for each name of the module, and the tensors by the module's names; others come last."""
     stored = dict(zip(module.state_dict(), tensors))
     renamed = {here: tensors[name] for here, name in stored.items()}
     for position, name in enumerate(tensors):

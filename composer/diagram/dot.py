@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from html import escape
 from typing import TypeAlias
 
 from graphviz import Digraph
@@ -52,39 +52,36 @@ def fill_color(share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * depth):02x}" for a, b in zip(LIGHT, DEEP))
 
 
-def _add_inside(graph: Digraph, picture: Picture, group: str | None) -> None:
-    """Add the boxes and groups within ``group``."""
-    for name in picture.inside(group):
+def _add_inside(graph: Digraph, picture: Picture, outer: str | None) -> None:
+    """Add the boxes and frames within the frame ``outer``."""
+    for name in picture.inside(outer):
         graph.node(name, id=name, **_box(picture.boxes[name]))
-    for name in picture.groups_in(group):
-        frame = picture.groups[name]
+    for name in picture.frames_in(outer):
+        frame = picture.frames[name]
         inner = Digraph(f"cluster_{name}", graph_attr=_frame(frame))
         inner.node(name, **_title(frame))
         _add_inside(inner, picture, name)
         # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's label.
         for below in _first(picture, name):
             inner.edge(name, below, style="invis", weight="1")
-        for below in picture.groups_in(name):
+        for below in picture.frames_in(name):
             inner.edge(name, below, style="invis", weight="0")
         graph.subgraph(inner)
 
 
-def _first(picture: Picture, group: str) -> Iterator[str]:
-    """The boxes at the top of a group."""
-    boxes = picture.inside(group)
-    inside = set(boxes)
+def _first(picture: Picture, frame: str) -> list[str]:
+    """The boxes at the top of a frame."""
+    inside = dict.fromkeys(picture.inside(frame))
     reads = {node.name: node.reads for node in picture.dag.nodes}
-    for name in boxes:
-        if inside.isdisjoint(reads.get(name, ())):
-            yield name
+    return [name for name in inside if not inside.keys() & reads.get(name, ())]
 
 
 def _put_inputs_on_top(graph: Digraph, picture: Picture) -> None:
-    """What a network reads from outside stands above its title, not beside it."""
+    """Put the inputs of a network above its title, not beside it."""
     pairs = dict.fromkeys(
         (tail, _network(picture, head))
         for tail, head in picture.arrows()
-        if picture.boxes[tail].kind == "input" and picture.boxes[tail].group is None
+        if picture.boxes[tail].kind == "input" and picture.boxes[tail].frame is None
     )
     for tail, network in pairs:
         if network is not None:
@@ -93,25 +90,25 @@ def _put_inputs_on_top(graph: Digraph, picture: Picture) -> None:
 
 def _network(picture: Picture, box: str) -> str | None:
     """The network that a box is in."""
-    group = picture.boxes[box].group
-    while group is not None and not picture.groups[group].network:
-        group = picture.groups[group].parent
-    return group
+    frame = picture.boxes[box].frame
+    while frame is not None and not picture.frames[frame].network:
+        frame = picture.frames[frame].parent
+    return frame
 
 
-def _frame(group: Frame) -> Attributes:
-    if group.network:
+def _frame(frame: Frame) -> Attributes:
+    if frame.network:
         look = {"style": "rounded,filled", "fillcolor": "#fbfcfd", "margin": "12"}
     else:
         look = {"style": "rounded,dashed", "fillcolor": "none", "margin": "10"}
     return look | {"color": FRAME, "label": ""}
 
 
-def _title(group: Frame) -> Attributes:
-    size = 13 if group.network else 11
-    label = f'<font point-size="{size}"><b>{_text(group.title)}</b></font>'
-    if group.remark:
-        label += f'<font point-size="10">   {_text(group.remark, 2 * LONGEST)}</font>'
+def _title(frame: Frame) -> Attributes:
+    size = 13 if frame.network else 11
+    label = f'<font point-size="{size}"><b>{_text(frame.title)}</b></font>'
+    if frame.remark:
+        label += f'<font point-size="10">   {_text(frame.remark, 2 * LONGEST)}</font>'
     look = {"shape": "plaintext", "style": "", "fontcolor": FAINT}
     return look | {"label": f"<{label}>", "margin": "0", "height": "0", "width": "0"}
 
@@ -130,7 +127,7 @@ def _box(box: Box) -> Attributes:
 
 
 def _label(box: Box) -> str:
-    """One row a line: lines that follow each other in one text would touch."""
+    """A table with a row for each line: lines of one text would touch."""
     rows = [f"<b>{_text(box.title)}</b>"]
     rows += [
         f'<font point-size="10" color="{FAINT}">{_text(line, 80)}</font>' for line in box.lines
@@ -152,13 +149,5 @@ def _footer(picture: Picture) -> str:
 
 def _text(text: str, longest: int = LONGEST) -> str:
     """Text as content of an HTML-like label; Graphviz reads backslashes there too."""
-    text = printable(text, longest)
-    for plain, safe in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        (">", "&gt;"),
-        ('"', "&quot;"),
-        ("\\", "&#92;&#92;"),
-    ):
-        text = text.replace(plain, safe)
-    return text
+    text = escape(printable(text, longest), quote=False)
+    return text.replace('"', "&quot;").replace("\\", "&#92;&#92;")

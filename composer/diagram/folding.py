@@ -21,7 +21,7 @@ Value: TypeAlias = tuple[str, ...]  # names a tensor in the whole picture
 
 @dataclass(eq=False)
 class DraftBox:
-    """What becomes one box. Boxes of one ``form`` look alike; ``names`` are all that it stands for."""
+    """A box before its label. Boxes of one ``form`` look alike; ``names`` are the nodes that it stands for."""
 
     kind: Kind
     names: list[str]
@@ -31,13 +31,13 @@ class DraftBox:
     lines: tuple[str, ...] = ()
     details: dict[str, str] = field(default_factory=dict)
     row: Row | None = None
-    masks: list[Value] = field(default_factory=list)  # of its reads, those that mask an action
+    masks: list[Value] = field(default_factory=list)  # the reads that mask an action
     counts: list[tuple[int, str]] = field(default_factory=list)  # (64, "side by side")
 
 
 @dataclass(eq=False)
 class DraftFrame:
-    """What becomes a frame around others."""
+    """A frame around drafts, before its label."""
 
     names: list[str]
     children: list[Draft]
@@ -63,7 +63,7 @@ def fold(drafts: list[Draft]) -> list[Draft]:
 
 
 class _Folder:
-    """Knows who reads what in the whole picture while its levels are folded, the inner ones first."""
+    """Folds a picture's levels, the inner ones first; it keeps the writer and the readers of each value."""
 
     def __init__(self, drafts: list[Draft]) -> None:
         self.writer: dict[Value, DraftBox] = {}
@@ -104,7 +104,7 @@ class _Folder:
         return [draft for index, draft in enumerate(drafts) if index not in gone]
 
     def _merge(self, first: Draft, other: Draft) -> None:
-        """Let ``first`` stand for ``other`` too: it reads what both read, and what reads either reads it."""
+        """Let ``first`` stand for ``other`` too, with the inputs and the readers of both."""
         first.names += other.names
         for into, box in zip(boxes_of([first]), boxes_of([other])):
             if into is not first:
@@ -118,7 +118,7 @@ class _Folder:
             into.masks += box.masks
 
     def _redirect(self, old: DraftBox, new: DraftBox) -> None:
-        """Whoever reads ``old`` reads ``new``."""
+        """Let the readers of ``old`` read ``new``."""
         for before, after in zip(old.writes, new.writes):
             for reader in self.readers.pop(before, []):
                 reader.reads = [after if value == before else value for value in reader.reads]
@@ -164,7 +164,7 @@ class _Folder:
 
 
 class _Level:
-    """The drafts within one frame: what each looks like, and how they hang together."""
+    """The drafts within one frame: their forms, and how they are connected."""
 
     def __init__(self, drafts: list[Draft], folder: _Folder) -> None:
         self.drafts = drafts
@@ -185,7 +185,7 @@ class _Level:
             self.after.append([h for r in readers if (h := home.get(r, r)) != index])
 
     def colors(self) -> list[tuple[int, int]]:
-        """Equal for drafts that look alike, read what is alike, and are read by what is alike, all the way."""
+        """A color for each draft, equal for drafts of one form whose inputs and readers have equal colors too."""
         numbers: dict[Hashable, int] = {}
 
         def number(key: Hashable) -> int:
@@ -202,7 +202,7 @@ class _Level:
         return [(down[index], up[index]) for index in range(len(self.drafts))]
 
     def is_regular(self, members: list[int], colors: list[tuple[int, int]]) -> bool:
-        """Whether the members read, and are read by, either the very same or each its own."""
+        """Whether all members have the same inputs and readers, or each has its own."""
         for neighbours in (self.before, self.after):
             by_color: defaultdict[Hashable, list[frozenset]] = defaultdict(list)
             for member in members:
@@ -219,7 +219,7 @@ class _Level:
         return True
 
     def following(self) -> dict[int, int]:
-        """Draft -> the only one that reads it, where that one reads nothing else."""
+        """Draft -> its only reader, if that reads nothing else."""
         following = {}
         for index, after in enumerate(self.after):
             readers = set(after)
@@ -231,7 +231,7 @@ class _Level:
         return following
 
     def _outside(self, neighbour: Value | DraftBox) -> Hashable:
-        """Values from outside are alike where their writers are; each reader outside is its own."""
+        """The color of a neighbour outside: for a value the form of its writer, for a reader the reader itself."""
         return neighbour if isinstance(neighbour, DraftBox) else _form(self._writer[neighbour])
 
 
@@ -265,7 +265,7 @@ def _repeats(forms: Sequence[Hashable]) -> Iterable[tuple[int, int, int]]:
 
 
 def _times(forms: Sequence[Hashable], begin: int, period: int) -> int:
-    """How often ``forms[begin : begin + period]`` comes there in a row."""
+    """How often ``forms[begin : begin + period]`` repeats from there on."""
     end = begin + period
     while end < len(forms) and forms[end] == forms[end - period]:
         end += 1

@@ -1,10 +1,9 @@
-"""A Picture as one HTML file that needs no network: the drawing, what is known of each box as data, and a script."""
+"""A Picture as one HTML file that needs no network: the drawing, the details of each box, and a script."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
@@ -15,12 +14,11 @@ from perception_blocks.words import printable
 
 __all__ = ["to_html", "to_svg"]
 
-
 LONGEST = 200  # characters of a title
 
 
 def to_svg(picture: Picture) -> str:
-    """The picture as SVG, its boxes named by their titles for who points at them."""
+    """The picture as SVG; a box shows its title when pointed at."""
     svg = render(to_dot(picture), "svg").decode()
 
     def title(match: re.Match[str]) -> str:
@@ -30,19 +28,15 @@ def to_svg(picture: Picture) -> str:
     return re.sub(r"<title>(.*?)</title>\n?", title, svg)
 
 
-def _printable(details: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(printable(name), printable(text)) for name, text in details.items()]
-
-
 def to_html(picture: Picture) -> str:
     """The picture as a page: drag to pan, turn the wheel to zoom, click a box for its settings and its line."""
     svg = to_svg(picture)
     svg = svg[svg.index("<svg") :]
-    details = {
-        name: {"title": printable(box.title), "lines": _printable(box.details)}
-        for name, box in picture.boxes.items()
-    }
-    # Inside a script element nothing but "<" could end it.
+    details = {}
+    for name, box in picture.boxes.items():
+        lines = [(printable(key), printable(text)) for key, text in box.details.items()]
+        details[name] = {"title": printable(box.title), "lines": lines}
+    # Only "<" could end a script element.
     data = json.dumps(details, indent=1).replace("<", "\\u003c")
     page = files("composer.diagram").joinpath("page.html").read_text(encoding="utf-8")
     for mark, content in (("<!--drawing-->", svg), ("/*details*/", data)):

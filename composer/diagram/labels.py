@@ -1,11 +1,10 @@
-"""From drafts to labels: what each box of a Picture says."""
+"""From drafts to the labels of a Picture's boxes and frames."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from composer.diagram.folding import Draft, DraftBox, DraftFrame, Value
 from composer.diagram.picture import Box, Frame, Picture
@@ -20,7 +19,7 @@ LONG = 44  # characters of a line; longer ones are shortened, and whole in the d
 
 
 def typeset(drafts: Iterable[Draft], summary: Summary) -> Picture:
-    """The Picture of ``drafts``, its boxes named ``n0``, ``n1``, ... and its groups ``g0``, ``g1``, ... in order."""
+    """The Picture of ``drafts``, its boxes named ``n0``, ``n1``, ... and its frames ``g0``, ``g1``, ... in order."""
     page = _Page(summary)
     page.add(drafts, None, "", 1)
     return page.picture()
@@ -30,20 +29,21 @@ def typeset(drafts: Iterable[Draft], summary: Summary) -> Picture:
 class _Page:
     summary: Summary
     boxes: dict[str, Box] = field(default_factory=dict)
-    groups: dict[str, Frame] = field(default_factory=dict)
+    frames: dict[str, Frame] = field(default_factory=dict)
     _drafts: dict[str, DraftBox] = field(default_factory=dict)
     _networks: dict[str, str] = field(default_factory=dict)  # the network that a box is in
     _writers: dict[Value, str] = field(default_factory=dict)
 
-    def add(self, drafts: Iterable[Draft], group: str | None, network: str, count: int) -> None:
+    def add(self, drafts: Iterable[Draft], frame: str | None, network: str, count: int) -> None:
+        """Add drafts within ``frame``, which is in ``network`` and stands for ``count`` equal ones."""
         for draft in drafts:
             if isinstance(draft, DraftFrame):
                 inside = draft.names[0] if draft.network else network
-                name = self._group(draft, group)
+                name = self._frame(draft, frame)
                 self.add(draft.children, name, inside, count * times(draft))
                 continue
             name = f"n{len(self.boxes)}"
-            self.boxes[name] = _box(draft, group, count)
+            self.boxes[name] = _box(draft, frame, count)
             self._drafts[name] = draft
             self._networks[name] = network
             self._writers |= dict.fromkeys(draft.writes, name)
@@ -66,44 +66,37 @@ class _Page:
             caption += f", {self.summary.flops:,} FLOPs"
         if self.summary.wrappers:
             caption += f"; policy wrapped in {', '.join(self.summary.wrappers)}"
-        return Picture(
-            Dag(nodes, inputs, None),
-            self.boxes,
-            self.groups,
-            frozenset(shared),
-            frozenset(masks),
-            caption,
-        )
+        dag, pairs = Dag(nodes, inputs, None), (frozenset(shared), frozenset(masks))
+        return Picture(dag, self.boxes, self.frames, *pairs, caption)
 
-    def _group(self, draft: DraftFrame, parent: str | None) -> str:
-        name = f"g{len(self.groups)}"
+    def _frame(self, draft: DraftFrame, parent: str | None) -> str:
+        """Add a frame; returns its name."""
+        name = f"g{len(self.frames)}"
         remarks = [draft.remark, *(f"{count} {how}" for count, how in draft.counts)]
         remark = ", ".join(filter(None, remarks))
         if draft.network:
             count = f"{quantity(self.summary.by_network[draft.names[0]])} parameters"
             remark = " ".join(filter(None, [count, draft.remark]))
-        self.groups[name] = Frame(first_to_last(draft.names), remark, parent, draft.network)
+        self.frames[name] = Frame(first_to_last(draft.names), remark, parent, draft.network)
         return name
 
 
-def _box(draft: DraftBox, group: str | None, count: int) -> Box:
+def _box(draft: DraftBox, frame: str | None, count: int) -> Box:
     """The label of a box; ``count`` is how often the frame around it repeats."""
     title = first_to_last(draft.names)
     row = draft.row
     if row is None:
         lines = _counted(draft, list(draft.lines))
         details = draft.details | _stands_for(draft)
-        return Box(draft.kind, title, tuple(lines), group=group, details=details)
+        return Box(draft.kind, title, tuple(lines), frame=frame, details=details)
     every = count * times(draft)
     share = row.share * every
     lines = _counted(draft, list(draft.lines) or [row.block, _shapes(row)])
     if row.parameters:
         lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
     lines += filter(None, [row.memory, _shared(row)])
-    remembers = row.memory.startswith("carries")
-    return Box(
-        draft.kind, title, tuple(lines), share, remembers, group, _details(draft, row, every)
-    )
+    remembers, details = row.memory.startswith("carries"), _details(draft, row, every)
+    return Box(draft.kind, title, tuple(lines), share, remembers, frame, details)
 
 
 def _counted(draft: DraftBox, lines: list[str]) -> list[str]:
@@ -118,12 +111,12 @@ def _stands_for(draft: DraftBox) -> dict[str, str]:
 
 
 def times(draft: Draft) -> int:
-    """How many equal ones a draft stands for."""
+    """The number of equal drafts that a draft stands for."""
     return math.prod(count for count, _ in draft.counts)
 
 
 def _details(draft: DraftBox, row: Row, count: int) -> dict[str, str]:
-    """What is said of a box when one asks."""
+    """The details of a box by name."""
     many = f" each, {count:,} of them" if count > 1 else ""
     details = {"path": "/".join(row.path), "block": row.block}
     details |= _stands_for(draft)
@@ -165,7 +158,7 @@ def quantity(count: int) -> str:
     return f"{count:,}"
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A setting as the user would write it; a function or class by its name."""
     if isinstance(value, str | int | float | bool | None | list | tuple | Mapping):
         return str(value)

@@ -12,7 +12,7 @@ __all__ = ["to_mermaid"]
 
 LONGEST = 200  # characters of a text
 SHADES = 6  # how many depths of colour
-_PLAIN = frozenset(" ,.()_+-/'?!=")  # what stands for itself in a label, beside letters and digits
+_PLAIN = frozenset(" ,.()_+-/'?!=")  # not escaped in a label, as letters and digits are not
 _SHAPES = {"input": ("([", "])"), "output": ("([", "])"), "block": ("[", "]"), "opaque": ("[", "]")}
 _CLASSES = {
     "input": "fill:#eef7ee,stroke:#6a9a6f,color:#1f2933",
@@ -38,14 +38,14 @@ def to_mermaid(picture: Picture) -> str:
     return "\n".join(lines + styles) + "\n"
 
 
-def _inside(picture: Picture, group: str | None, indent: str) -> Iterator[str]:
-    for name in picture.inside(group):
+def _inside(picture: Picture, frame: str | None, indent: str) -> Iterator[str]:
+    for name in picture.inside(frame):
         box = picture.boxes[name]
         text = "<br/>".join([f"<b>{_text(box.title)}</b>", *map(_text, box.lines)])
         opening, closing = ("[[", "]]") if box.remembers else _SHAPES[box.kind]
         yield f'{indent}{name}{opening}"{text}"{closing}:::{_class(box)}'
-    for name in picture.groups_in(group):
-        inner = picture.groups[name]
+    for name in picture.frames_in(frame):
+        inner = picture.frames[name]
         title = "  ".join(filter(None, [inner.title, inner.remark]))
         yield f'{indent}subgraph {name}["{_text(title)}"]'
         yield from _inside(picture, name, indent + "  ")
@@ -53,11 +53,7 @@ def _inside(picture: Picture, group: str | None, indent: str) -> Iterator[str]:
 
 
 def _class(box: Box) -> str:
-    return box.kind if box.kind in _CLASSES else f"share{_shade(box.share)}"
-
-
-def _shade(share: float) -> int:
-    return round(share**0.5 * SHADES)
+    return box.kind if box.kind in _CLASSES else f"share{round(box.share**0.5 * SHADES)}"
 
 
 def _style(name: str) -> str:

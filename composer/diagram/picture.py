@@ -1,4 +1,4 @@
-"""What a diagram shows, whatever draws it: a Dag of boxes, their labels, and the groups they stand in."""
+"""The contents of a diagram, for any format: a Dag of boxes, their labels, and the frames around them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Kind: TypeAlias = Literal["input", "output", "block", "opaque"]
 
 @dataclass(frozen=True)
 class Box:
-    """The label of one node of the Dag: an input or output tensor, a block, or a class that cannot be looked into.
+    """The label of one node of the Dag: an input or output tensor, a block, or a class whose inside is unknown.
 
-    Texts are as the user wrote them; whoever draws escapes them. ``details`` are for the reader who asks for more.
+    Texts are not escaped yet. ``frame`` is the name of the frame around the box; ``details`` appear on request.
     """
 
     kind: Kind
@@ -25,7 +25,7 @@ class Box:
     lines: tuple[str, ...] = ()
     share: float = 0.0  # of all parameters, 0 to 1
     remembers: bool = False  # carries a state
-    group: str | None = None
+    frame: str | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -41,15 +41,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class Picture:
-    """``dag`` says what reads what, each node writing its own name; ``boxes`` and ``groups`` label it by name.
+    """``dag`` has the connections, where each node writes its own name; ``boxes`` and ``frames`` are labels by name.
 
-    ``shared`` are the (writer, reader) pairs in which a critic reads a value of the policy, ``masks`` those in which an
-    observation masks an action.
+    ``shared`` are the (writer, reader) pairs in which a critic reads a value of the policy, ``masks`` the pairs in
+    which an observation masks an action.
     """
 
     dag: Dag
     boxes: Mapping[str, Box]
-    groups: Mapping[str, Frame]
+    frames: Mapping[str, Frame]
     shared: frozenset[tuple[str, str]] = frozenset()
     masks: frozenset[tuple[str, str]] = frozenset()
     caption: str = ""
@@ -60,15 +60,15 @@ class Picture:
             for name in dict.fromkeys(node.reads):
                 yield name, node.name
 
-    def inside(self, group: str | None) -> list[str]:
-        """The boxes that stand directly in ``group``, in their order."""
-        return [name for name, box in self.boxes.items() if box.group == group]
+    def inside(self, frame: str | None) -> list[str]:
+        """The boxes directly in ``frame`` (None: in no frame), in their order."""
+        return [name for name, box in self.boxes.items() if box.frame == frame]
 
-    def groups_in(self, group: str | None) -> list[str]:
-        return [name for name, inner in self.groups.items() if inner.parent == group]
+    def frames_in(self, frame: str | None) -> list[str]:
+        return [name for name, inner in self.frames.items() if inner.parent == frame]
 
     def legend(self) -> list[str]:
-        """How to read this picture: only what occurs in it."""
+        """The meaning of the symbols that occur in this picture."""
         boxes = self.boxes.values()
         lines = ["rounded: tensor"]
         if any(box.share for box in boxes):

@@ -1,4 +1,4 @@
-"""From networks to the Picture of them."""
+"""The Picture of a model's networks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _outermost(module: nn.Module, ours: Collection[nn.Module] = ()) -> dict[str,
 
 
 class _Sketcher:
-    """Makes drafts of boxes and frames; tensors are named by where they are made."""
+    """Makes drafts of boxes and frames; a tensor is named by the path of its writer."""
 
     def __init__(self, net: nn.Module, summary: Summary) -> None:
         self._served = served_actors(net)
@@ -113,7 +113,7 @@ class _Sketcher:
         return [*self._inputs.values(), *frames]
 
     def _about(self, name: str, module: NetworkModule) -> str:
-        """What stands beside a network's name."""
+        """The text beside a network's name."""
         has_target = self._has_target and module.part == "critic"
         if name not in self._served:
             return "and its target copy" if has_target else ""
@@ -122,7 +122,7 @@ class _Sketcher:
     def _observed(
         self, name: str, module: NetworkModule, modules: Mapping[str, NetworkModule]
     ) -> Values:
-        """What a network reads that no other network makes."""
+        """The inputs of a network that no other network makes."""
         env: Values = {}
         for key, source in module.input_sources().items():
             if not source.is_handed_over:
@@ -135,7 +135,7 @@ class _Sketcher:
         return env
 
     def _remark(self, name: str, modules: Mapping[str, NetworkModule], source: InputSource) -> str:
-        """What is said of an input that the network ``name`` is the first to read."""
+        """The remark at an input that the network ``name`` is the first to read."""
         if source.kind in SAID:
             return SAID[source.kind]
         owners = source.actors or self._actors(name)
@@ -149,7 +149,7 @@ class _Sketcher:
         return ", ".join(remark for remark, holds in remarks.items() if holds)
 
     def _handed(self, name: str, module: NetworkModule, env: Values) -> list[Draft]:
-        """Put into ``env`` what a critic gets of other networks; what several of them share is stacked first."""
+        """Put into ``env`` a critic's values from other networks; values of several networks are stacked first."""
         stacks: list[Draft] = []
         for key, source in module.input_sources().items():
             if not source.is_handed_over:
@@ -158,8 +158,8 @@ class _Sketcher:
             follows = source.kind == "previous"
             owners = source.actors or self._actors(name)
             makers = critics[-1:] if follows else self._makers(owners)
-            made_by = [self._outputs[maker] for maker in makers]
-            values = [outputs[source.key] for outputs in made_by if source.key in outputs]
+            outputs_of_makers = [self._outputs[maker] for maker in makers]
+            values = [outs[source.key] for outs in outputs_of_makers if source.key in outs]
             if not values:  # a critic that is drawn without its policy
                 title = short_name(name, key)
                 value = ("policy", title)
@@ -196,7 +196,7 @@ class _Sketcher:
     # --- one network --------------------------------------------------------------------------------------------------
 
     def _network(self, name: str, network: Network, env: Values) -> tuple[list[Draft], Values]:
-        """What is inside a network, and its outputs."""
+        """The inside of a network, and its outputs."""
         module = network.module
         if isinstance(module, InferenceBlock):
             values = dict(env)
@@ -211,10 +211,10 @@ class _Sketcher:
         return self._custom((name,), network, env)
 
     def _custom(self, base: RowPath, network: Network, env: Values) -> tuple[list[Draft], Values]:
-        """A user's class: the InferenceBlocks in it, and opaque boxes for what Python does around them.
+        """A user's class: the InferenceBlocks in it, and opaque boxes for the Python code around them.
 
-        Blocks that read what the network reads come first, then the class itself, then the blocks that read what it
-        makes, and the class again where it makes outputs of theirs.
+        Blocks that read the network's inputs come first, then the class itself, then the blocks that read its values,
+        and the class again if it makes outputs of theirs.
         """
         inner = _outermost(network.module, self._ours)
         blocks = {path: _outside_inputs(block, network) for path, block in inner.items()}
@@ -243,7 +243,7 @@ class _Sketcher:
     def _inside(
         self, base: RowPath, network: Network, paths: Iterable[str], env: Values, outputs: Values
     ) -> tuple[list[Draft], list[Value]]:
-        """Frames of the InferenceBlocks at ``paths``, and what they make beside the network's ``outputs``."""
+        """Frames of the InferenceBlocks at ``paths``, and their values that are not among the network's ``outputs``."""
         drafts: list[Draft] = []
         loose: list[Value] = []
         for path in paths:
@@ -316,7 +316,7 @@ class _Sketcher:
     def _output(
         self, network: str, module: NetworkModule, key: str, value: Value, env: Values
     ) -> DraftBox:
-        """The tensor at the end of a head, with what an action's distribution makes of it."""
+        """The output tensor of a head, with its meaning."""
         head = self._heads[network, key]
         port = replace(module.network.out_ports[key], shape=head.shape)
         box = _tensor_out((OUTPUT, network, key), key, port, value, head.meaning)
@@ -327,7 +327,7 @@ class _Sketcher:
 
 
 def _copies(row: Row, copies: int) -> str:
-    """What stands at the frame around a nested graph."""
+    """The remark at the frame around a nested graph."""
     remark = f"{copies} copies" if row.block == "ensemble" else ""
     return remark + (", one by one" if row.why_looped else "")
 
@@ -341,7 +341,7 @@ def _outside_inputs(block: InferenceBlock, network: Network) -> list[str]:
 def _opaque(
     network: Network, has_blocks: bool, reads: list[Value], writes: list[Value], row: Row
 ) -> DraftBox:
-    """What a class does that no InferenceBlock shows."""
+    """The box for the code of a class outside its InferenceBlocks."""
     title = class_name(network.module)
     what = "what the class does around its blocks" if has_blocks else "plain PyTorch"
     return DraftBox("opaque", [title], ("opaque", title), reads, writes, (what,), row=row)

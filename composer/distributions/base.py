@@ -1,7 +1,7 @@
-"""From logits to actions: which distribution an action has, and all actions together as one.
+"""The base classes of distributions, and their checks of actions.
 
-A family (`ActionDistribution`) is chosen per action of the space; called with logits it gives a `Distribution`. The
-families themselves are in `discrete`, `continuous` and `deterministic`; others come by registration.
+A family (`ActionDistribution`) is chosen for each action of the space; called with logits it returns a `Distribution`.
+The families are in `discrete`, `continuous` and `deterministic`; users register others.
 """
 
 from __future__ import annotations
@@ -21,32 +21,16 @@ from perception_blocks.port import format_shape
 from perception_blocks.registry import Registry
 from perception_blocks.words import hint, listing
 
-__all__ = [
-    "DISTRIBUTIONS",
-    "ActionDistribution",
-    "Distribution",
-    "check_action",
-    "AS_SAMPLED",
-    "ENVIRONMENTS_ACTION",
-    "all_finite",
-    "check_family",
-    "default_distribution",
-    "event_sum",
-    "is_bounded",
-    "limits_text",
-    "misfit",
-    "refuse_actions",
-    "NoNumberError",
-    "no_action_to_mask",
-    "with_observation",
-    "floor_of",
-    "wide",
-]
+__all__ = ["DISTRIBUTIONS", "ActionDistribution", "Distribution", "NoNumberError", "AS_SAMPLED"]
+__all__ += ["ENVIRONMENTS_ACTION", "all_finite", "check_action", "check_family", "event_sum"]
+__all__ += ["check_temperature", "default_distribution", "floor_of", "index_text", "is_bounded"]
+__all__ += ["limits_text", "misfit", "no_action_to_mask", "refuse_actions", "wide"]
+__all__ += ["with_observation"]
 
 ENVIRONMENTS_ACTION = "policy.from_environment(action) makes it of an environment's action"
 AS_SAMPLED = "log_prob takes actions as sample() gives them"
 FEW_NUMBERS = 32
-RuleProblem = tuple[int, str | None, str]
+
 DISTRIBUTIONS = Registry("distribution")
 """Families of distributions by name."""
 DISTRIBUTIONS.register_all(
@@ -124,7 +108,7 @@ class ActionDistribution(nn.Module):
         """Initialise the parameters of the family; most families have none."""
 
     def refuse_no_numbers(self, logits: Tensor) -> None:
-        """Raise NoNumberError for ``logits`` and own parameters that are NaN or infinite, where `on_host` says to look.
+        """Raise NoNumberError for ``logits`` or parameters that are NaN or infinite, where `on_host` allows a look.
 
         Call this before you call the family for an action.
         """
@@ -151,7 +135,7 @@ class ActionDistribution(nn.Module):
                     )
 
     def wrong_logits(self, logits: Tensor) -> Tensor:
-        """Which logits the family cannot read; asked if some are not finite."""
+        """The logits that the family cannot read, as booleans; called if some are not finite."""
         if self.allows_minus_infinity:
             return logits.isnan() | (logits == math.inf)
         return ~logits.isfinite()
@@ -180,14 +164,14 @@ _DEFAULTS = {
 
 
 def default_distribution(leaf: Leaf) -> str:
-    """The name of the family that an action has without a rule."""
+    """The name of the family of an action without a rule."""
     if leaf.kind == "box":
         return "squashed_gaussian" if is_bounded(leaf) else "gaussian"
     return _DEFAULTS[leaf.kind]
 
 
 def is_bounded(leaf: Leaf) -> bool:
-    """Whether it is a Box with finite bounds everywhere."""
+    """Whether ``leaf`` is a Box whose bounds are all finite."""
     bounds = (leaf.port.low, leaf.port.high)
     return leaf.kind == "box" and all(b is not None and _bounded(b) for b in bounds)
 
@@ -205,12 +189,12 @@ def misfit(name: str, leaf: Leaf, needs: str) -> ValueError:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """``tensor`` in float32 if it is narrower: densities of half precision numbers are noise."""
+    """``tensor`` in float32 if it is in half precision, where densities are noise."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def check_temperature(temperature: float | Tensor) -> None:
-    """Raise ValueError unless it is positive and finite; of a tensor, where its values can be looked at."""
+    """Raise ValueError unless it is positive and finite; a tensor is checked where `on_host` allows it."""
     if not isinstance(temperature, Tensor):
         right = 0 < temperature < math.inf
     else:
@@ -227,7 +211,7 @@ class NoNumberError(ValueError):
 
 
 def with_observation(error: NoNumberError, inputs: Mapping[str, Tensor]) -> NoNumberError:
-    """The same with the first of the observations ``inputs`` that is NaN or infinite, if one is."""
+    """``error`` with the first of the observations ``inputs`` that is NaN or infinite, if there is one."""
     for key, value in inputs.items():
         wrong = ~value.isfinite()
         if bool(wrong.any()):
@@ -237,7 +221,7 @@ def with_observation(error: NoNumberError, inputs: Mapping[str, Tensor]) -> NoNu
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether all are finite numbers; False also where only their sum is not."""
+    """Whether all numbers are finite; also False if only their sum is not."""
     few = tensor.dim() == 1 and tensor.numel() <= FEW_NUMBERS  # Python adds them up in less time
     total = sum(tensor.tolist()) if few else tensor.sum().item()
     return total - total == 0
@@ -254,12 +238,12 @@ def _without_mask(key: str, observation: str, single: bool) -> str:
 
 
 def no_action_to_mask(name: object, actions: Iterable[str]) -> str:
-    """What is wrong with a mask of something else."""
+    """The message about a mask for a name that is no action."""
     return f"there is no action {name!r} to mask{hint(name, actions)}"
 
 
 def floor_of(dtype: torch.dtype) -> float:
-    """What stands for the log-probability of the impossible: its exp is 0, and a million of them add up to a number."""
+    """A finite log-probability of the impossible: its exp is 0, and the sum of a million of them is finite."""
     return torch.finfo(dtype).min / 2**20
 
 
@@ -270,9 +254,9 @@ def refuse_actions(
     key: str,
     way_out: str = AS_SAMPLED,
 ) -> None:
-    """Raise ValueError for the first action that is ``wrong``; ``expected`` says what would be right at its index.
+    """Raise ValueError for the first action that is ``wrong``; ``expected`` has the right values at its index.
 
-    ``way_out`` is what to do about a finite number; NaN and infinity have their own.
+    ``way_out`` is the advice about a finite number; NaN and infinity get other advice.
     """
     if bool(wrong.any()):
         index = tuple(wrong.nonzero()[0].tolist())
@@ -308,7 +292,7 @@ def check_family(this: Distribution, other: object) -> None:
 def check_action(action: object, shape: Sequence[int], event_dims: int) -> None:
     """Raise ValueError unless ``action`` is one for a distribution of batch and action axes ``shape``.
 
-    Batch axes may be broadcast, but not those of actions (B, 1) under a batch (B,): the result would be (B, B).
+    Batch axes may be broadcast, but not actions (B, 1) with a batch (B,): the result would be (B, B).
     """
     if isinstance(action, Mapping):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Actions as their dtype represents them: the cell of all numbers that round to an action, and what a normal has there.
+"""The cell of all numbers that round to an action in its dtype, and the probability of a normal there.
 
 A density squashed into bounds changes more between two neighbouring numbers near a bound than a float can resolve:
 float32 has nothing between tanh(9.1) and 1. So a density there is a mean over the cell: the probability of what rounds
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from composer.spaces.kinds import Leaf
+from composer.spaces.kinds import Leaf, torch_dtype
 
 __all__ = ["FARTHEST", "FINEST", "Bounds", "Placed", "Resolution", "log_mean_density", "place"]
 
@@ -29,7 +29,7 @@ _SHORT_WAY = 0.01
 
 
 class Bounds(NamedTuple):
-    """The bounds of a Box and what follows from them: numbers where all elements have the same, else tensors."""
+    """The bounds of a Box and values derived from them: numbers if all elements have the same bounds, else tensors."""
 
     low: Any
     high: Any
@@ -39,18 +39,17 @@ class Bounds(NamedTuple):
 
 
 class Resolution(NamedTuple):
-    """What the environment's actions are rounded to: the numbers of a float dtype, or whole numbers (None)."""
+    """The numbers to which the environment's actions are rounded: of a float dtype, or whole numbers (None)."""
 
     dtype: torch.dtype | None
 
     @classmethod
     def of(cls, leaf: Leaf) -> Resolution:
-        # A long double is read as float64.
-        dtype = getattr(torch, str(leaf.space.dtype), torch.float64)
+        dtype = torch_dtype(leaf.space)
         return cls(dtype if dtype.is_floating_point else None)
 
 
-FINEST = Resolution(torch.float64)  # what it does not limit
+FINEST = Resolution(torch.float64)  # no limit
 
 
 class Placed(NamedTuple):

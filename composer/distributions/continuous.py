@@ -48,7 +48,7 @@ _SERIES = 16.0  # where the asymptotic series of betas begin
 
 
 def bounds_between(low: Any, high: Any) -> Bounds:
-    """`Bounds` of two numbers or two tensors; where they meet, as good as meet."""
+    """`Bounds` of two numbers or two tensors; equal ones get a tiny distance."""
     half = high / 2 - low / 2  # the difference itself may overflow
     tiny = torch.finfo(torch.float32).tiny
     if isinstance(half, Tensor):
@@ -59,7 +59,7 @@ def bounds_between(low: Any, high: Any) -> Bounds:
 
 
 def squashed(u: Tensor, bounds: Bounds) -> Tensor:
-    """``u`` between the bounds, by tanh."""
+    """``u`` squashed into the bounds by tanh."""
     low, high, middle, half, _ = bounds
     return torch.clamp(middle + half * u.tanh(), low, high)  # rounding may leave the bounds
 
@@ -145,8 +145,8 @@ class SquashedGaussianDistribution(Distribution):
 
         log_prob = log((cdf((h - mean) / std) - cdf((l - mean) / std)) / w)
 
-    Away from the bounds that is the density; see `composer.distributions.cells`. What is further out of its bounds than
-    rounding explains is refused where `on_host` allows a look at it. ``resolution`` is that of the environment.
+    Away from the bounds that is the density; see `composer.distributions.cells`. An action further out of its bounds
+    than rounding explains is refused where `on_host` allows a check. ``resolution`` is the environment's.
     """
 
     def __init__(
@@ -211,9 +211,9 @@ class SquashedGaussianDistribution(Distribution):
 class BetaDistribution(Distribution):
     """Independent betas stretched over the bounds: concentrations ``1 + a`` and ``1 + b`` (..., *action shape).
 
-    `log_prob` is of the number nearest to the mode of all that round to the action, and at most that of a cell of
-    probability 1. With ``n = a + b`` and the mode ``p = a / n``, the log-density at x is that at p, less ``n`` times
-    the divergence of p to x: written so, nothing large cancels where a beta is as narrow as the dtype resolves.
+    Of all numbers that round to the action, `log_prob` takes the one nearest to the mode; it is at most the log-density
+    of a cell of probability 1. With ``n = a + b`` and the mode ``p = a / n``, the log-density at x is the log-density
+    at p minus ``n`` times the divergence of p to x: in this form nothing large cancels if a beta is very narrow.
     """
 
     def __init__(
@@ -329,7 +329,7 @@ class BetaDistribution(Distribution):
 
 
 class _Normals(ActionDistribution):
-    """What gaussian and squashed_gaussian share: logits (or logits and a parameter) to independent normals."""
+    """The base of gaussian and squashed_gaussian: logits (or logits and a parameter) as independent normals."""
 
     allows_minus_infinity = False
 
@@ -506,7 +506,7 @@ def _log_slope(u: Tensor) -> Tensor:
     return slope.clamp_min(floor_of(u.dtype))
 
 
-# --- betas: functions of what a concentration exceeds 1 by, without cancellation ---
+# --- betas: functions of a concentration minus 1, without cancellation ---
 
 
 def _stirling_rest(v: Tensor) -> Tensor:

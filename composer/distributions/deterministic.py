@@ -1,4 +1,4 @@
-"""Actions without chance: what a network says, squashed into the bounds of a Box. TD3 and DDPG train such policies."""
+"""Deterministic actions: the outputs of a network, squashed into the bounds of a Box, as TD3 and DDPG train them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Deterministic", "DeterministicDistribution"]
 
 
 class DeterministicDistribution(Distribution):
-    """One action, always the same: ``action`` (..., *action shape). It has no density."""
+    """A distribution with one possible action, ``action`` (..., *action shape). It has no density."""
 
     def __init__(self, action: Tensor, *, key: str = "action") -> None:
         self.action = action

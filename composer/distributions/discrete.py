@@ -168,10 +168,8 @@ class BitDistribution(Distribution):
 
     def _expected(self, logits: Tensor) -> Tensor:
         """The expectation under this distribution of the log-probabilities that ``logits`` give."""
-        p = self.logits
-        return p.sigmoid() * functional.logsigmoid(logits) + (-p).sigmoid() * functional.logsigmoid(
-            -logits
-        )
+        of_one = self.logits.sigmoid() * functional.logsigmoid(logits)
+        return of_one + (-self.logits).sigmoid() * functional.logsigmoid(-logits)
 
 
 class Categorical(ActionDistribution):
@@ -196,7 +194,8 @@ class Categorical(ActionDistribution):
         return ChoiceDistribution(scores, key=self.key, start=self._start)
 
     def wrong_logits(self, logits: Tensor) -> Tensor:
-        return _without_choice(logits) | super().wrong_logits(logits)
+        no_choice = (logits == -math.inf).all(-1, keepdim=True)
+        return no_choice.expand_as(logits) | super().wrong_logits(logits)
 
 
 class MultiCategorical(ActionDistribution):
@@ -248,8 +247,8 @@ class MultiCategorical(ActionDistribution):
 
     def wrong_logits(self, logits: Tensor) -> Tensor:
         rows = self.choices(logits, -math.inf)
-        none = (rows == -math.inf).all(-1).flatten(logits.dim() - 1).any(-1, keepdim=True)
-        return none.expand_as(logits) | super().wrong_logits(logits)
+        no_choice = (rows == -math.inf).all(-1).flatten(logits.dim() - 1).any(-1, keepdim=True)
+        return no_choice.expand_as(logits) | super().wrong_logits(logits)
 
     def choices(self, values: Tensor, fill: float | bool) -> Tensor:
         """Logits or a mask (..., sum of sizes) as (..., *action shape, widest), filled up with ``fill``."""
@@ -338,13 +337,8 @@ def _scores(logits: Tensor, legal: Tensor | None, temperature: float | Tensor) -
     return torch.where(legal, scores.clamp_min(floor / 2), floor)
 
 
-def _without_choice(logits: Tensor) -> Tensor:
-    """Which rows of logits are all minus infinity, and so leave no choice."""
-    return (logits == -math.inf).all(-1, keepdim=True).expand_as(logits)
-
-
 def require_choice(legal: Tensor, key: str) -> None:
-    """Raise NoLegalChoiceError if a row has no legal choice; where `on_host` says not to look, it is uniform."""
+    """Raise NoLegalChoiceError if a row has no legal choice; where `on_host` allows no check, the row is uniform."""
     if not on_host(legal):
         return
     some = legal.any(-1)

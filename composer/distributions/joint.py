@@ -103,7 +103,7 @@ class ActionDistributions(nn.Module):
         return CompositeDistribution(parts)
 
     def _given(self, masks: object) -> Mapping[str, Tensor]:
-        """``masks``, checked: a mapping from actions to tensors or None. Raises ValueError for anything else."""
+        """``masks``, a mapping from actions to tensors or None. Raises ValueError for anything else."""
         if not isinstance(masks, Mapping):
             raise ValueError(
                 f"masks must be a dict by action ({listing(self)}), got a {type(masks).__name__}; "

@@ -1,14 +1,13 @@
-"""Which distribution an action gets: the defaults for each space, and a spec's `distributions:`."""
+"""The distribution of each action: by a spec's `distributions:`, or by default."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from composer.distributions.base import (
     DISTRIBUTIONS,
     ActionDistribution,
-    RuleProblem,
     default_distribution,
 )
 from composer.distributions.joint import ActionDistributions
@@ -19,11 +18,12 @@ from perception_blocks.words import hint, listing
 
 __all__ = ["DistributionRuleError", "build_distributions"]
 
-Rule = Mapping[str, Any]  # an entry of `distributions:`
+Rule = Mapping[str, object]  # an entry of `distributions:`
+RuleProblem = tuple[int, str | None, str]  # index of the rule, setting, message
 
 
 class DistributionRuleError(ValueError):
-    """What is wrong with ``distributions:``; ``problems`` are (index of the rule, setting or None, message)."""
+    """``distributions:`` is wrong; ``problems`` are (index of the rule, setting or None, message)."""
 
     def __init__(self, problems: Iterable[RuleProblem]) -> None:
         self.problems = list(problems)
@@ -37,7 +37,7 @@ def build_distributions(tree: SpaceTree, rules: Sequence[Rule] = ()) -> ActionDi
     """The family of each action of ``tree``: from the first rule that fits it, else the default.
 
     A rule is ``{action: <flat key>, distribution: <name>}`` or ``{space: <kind>, distribution: <name>}`` with the
-    family's settings beside. Raises DistributionRuleError that tells of everything wrong with the rules.
+    family's settings beside. Raises DistributionRuleError with every problem of the rules.
     """
     problems: list[RuleProblem] = []
     chosen: dict[str, int] = {}
@@ -69,38 +69,30 @@ def build_distributions(tree: SpaceTree, rules: Sequence[Rule] = ()) -> ActionDi
     return ActionDistributions(families)
 
 
-def _matching(
-    tree: SpaceTree,
-    rule: Rule,
-    index: int,
-    problems: list[RuleProblem],
-) -> list[str]:
+def _matching(tree: SpaceTree, rule: Rule, index: int, problems: list[RuleProblem]) -> list[str]:
     """The keys of the actions that a rule is for."""
     if ("action" in rule) == ("space" in rule):
-        text = "needs either 'action' (its name) or 'space' (a kind of space)"
-        problems.append(
-            (index, None, f"a rule {text}, got {', '.join(map(repr, rule)) or 'nothing'}")
-        )
+        got = ", ".join(map(repr, rule)) or "nothing"
+        text = f"a rule needs either 'action' (its name) or 'space' (a kind of space), got {got}"
+        problems.append((index, None, text))
         return []
     subject = "action" if "action" in rule else "space"
-    if not isinstance(rule[subject], str):
-        problems.append((index, subject, f"{subject!r} must be a text, got {rule[subject]!r}"))
-        return []
-    if "action" in rule:
-        name = rule["action"]
-        if name in tree.leaves:
-            return [name]
+    name = rule[subject]
+    matched, text = [], ""
+    if not isinstance(name, str):
+        text = f"{subject!r} must be a text, got {name!r}"
+    elif subject == "action":
+        matched = [name] if name in tree.leaves else []
         near = hint(name, tree.leaves, "it has")
-        problems.append((index, "action", f"no action {name!r} in the action space{near}"))
-        return []
-    kind = rule["space"]
-    matched = [key for key, leaf in tree.leaves.items() if leaf.kind == kind]
-    if kind not in KINDS:
-        near = hint(kind, KINDS, "known are")
-        problems.append((index, "space", f"unknown kind of space {kind!r}{near}"))
-    elif not matched:
+        text = f"no action {name!r} in the action space{near}"
+    elif name not in KINDS:
+        text = f"unknown kind of space {name!r}{hint(name, KINDS, 'known are')}"
+    else:
+        matched = [key for key, leaf in tree.leaves.items() if leaf.kind == name]
         kinds = listing(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))
-        problems.append((index, "space", f"no action is a {kind!r}; the actions are {kinds}"))
+        text = f"no action is a {name!r}; the actions are {kinds}"
+    if not matched:
+        problems.append((index, subject, text))
     return matched
 
 
@@ -127,7 +119,7 @@ def _family_of(
     return None if wrong else cast("Callable[..., ActionDistribution]", family)
 
 
-def _settings(rule: Rule) -> dict[str, Any]:
+def _settings(rule: Rule) -> dict[str, object]:
     return {k: v for k, v in rule.items() if k not in ("action", "space", "distribution")}
 
 

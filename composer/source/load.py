@@ -240,7 +240,7 @@ def _overridden(root: Located, overrides: Iterable[Override], problems: list[Pro
 
 
 def _apply(root: Located, override: Override, problems: list[Problem]) -> Located:
-    """``root`` with one override applied; what is wrong with it goes to ``problems``."""
+    """``root`` with one override applied; its mistakes go to ``problems``."""
     if isinstance(override, str):
         position = Position(f"--set {override}")
         dotted, equals, text = override.partition("=")

@@ -10,7 +10,7 @@ from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["merge", "set_value"]
 
-# Keys that say what a mapping is. Their neighbours are settings of that very thing.
+# Keys that decide what a mapping is; its other keys are the settings of that.
 _SCALAR_KINDS = ("block", "same_as", "_target_")
 _MAPPING_KINDS = ("graph", "template", "networks")
 # Mappings whose keys are the user's names, which may be any of the above.

@@ -81,7 +81,7 @@ class _Filler:
                 return
 
     def _order(self, params: Located, cyclic: set[str]) -> list[str]:
-        """The names in an order in which each can be filled; those in a circle are reported and added to ``cyclic``."""
+        """The names in an order in which each can be filled; names in a circle are noted and added to ``cyclic``."""
         reads = {
             name: [other for other in _references(node) if other in params.value]
             for name, node in params.value.items()

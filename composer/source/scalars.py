@@ -42,7 +42,7 @@ def parse_scalar(text: str) -> Scalar:
     return text
 
 
-# What the parser says, and what it means to somebody who writes a spec.
+# The parser's messages, and what they mean for the author of a spec.
 _SYNTAX = {
     "mapping values are not allowed": "a ':' is out of place here: a text that holds ': ' must be in quotes, "
     "and keys of one mapping must start in the same column",

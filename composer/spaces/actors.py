@@ -167,14 +167,13 @@ def read_actors(
     names = {flat_name(key): key for key in observation_space}
     for space, kind in ((observation_space, "observation"), (action_space, "action")):
         problems += _colliding(space, kind)
-    for name in [name for name in names if name not in actions]:
-        problems.append(
-            f"{name!r} has an observation space but no action space{_near(name, actions)}"
-        )
-    for name in [name for name in actions if name not in names]:
-        problems.append(
-            f"{name!r} has an action space but no observation space{_near(name, names)}"
-        )
+    for has, lacks, known, others in (
+        ("an observation", "action", names, actions),
+        ("an action", "observation", actions, names),
+    ):
+        for name in (name for name in known if name not in others):
+            text = f"{name!r} has {has} space but no {lacks} space{_near(name, others)}"
+            problems.append(text)
     if not names and not actions:
         problems.append("there are no actors: the mapping of spaces is empty")
     messages = dict.fromkeys(filter(None, problems))
@@ -241,10 +240,8 @@ def serve(
         )
     for name, by_keys in by.items():
         if len(by_keys) > 1:
-            problems.add(
-                path,
-                f"{name!r} is served by {len(by_keys)} networks, {listing(by_keys)}; keep one of them",
-            )
+            several = f"{len(by_keys)} networks, {listing(by_keys)}"
+            problems.add(path, f"{name!r} is served by {several}; keep one of them")
     return served
 
 
@@ -268,13 +265,11 @@ def _wrong_key(key: object) -> str | None:
     size = 2 if isinstance(key, tuple) else 1
     open_end = size == 2 and parts[-1:] == (None,)
     named = [(isinstance(p, str) and p != "") or _is_number(p) for p in parts[: size - open_end]]
-    if len(parts) == size and all(named):
-        text = flat_name(key)
-        problem = (
-            f"the actor {text!r} holds half of a surrogate pair, which no file can hold; rename it"
-        )
-        return None if is_writable(text) else problem
-    return f"an actor is a text, a number or (step, agent), got {key!r}"
+    if len(parts) != size or not all(named):
+        return f"an actor is a text, a number or (step, agent), got {key!r}"
+    name = flat_name(key)
+    half = "holds half of a surrogate pair, which no file can hold; rename it"
+    return None if is_writable(name) else f"the actor {name!r} {half}"
 
 
 def _colliding(spaces: Iterable[object], kind: str) -> Iterator[str]:

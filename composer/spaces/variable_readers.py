@@ -390,7 +390,7 @@ def _set_ports(elements: Mapping[str, Port], mask: str, path: Path) -> dict[str,
 
 
 def _masked(port: Port, mask: str) -> Port:
-    """``port`` masked by ``mask``, unless it is a mask or has one that says more."""
+    """``port`` masked by ``mask``, unless it is a mask or has a mask of its own."""
     return port if is_mask(port) or port.mask is not None else replace(port, mask=mask)
 
 

@@ -9,7 +9,7 @@ __all__ = ["place_of", "ENSEMBLE"]
 
 NodePath = tuple[str, ...]
 
-ENSEMBLE = "ensemble"  # what the copies of a whole network are called
+ENSEMBLE = "ensemble"  # the name of the copies of a whole network
 
 
 def place_of(spec: NetworkSpec, path: NodePath) -> Path:

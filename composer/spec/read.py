@@ -40,7 +40,7 @@ NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
 POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
 POLICY_KEYS = ("networks", "action_mask", "wrap", "separate")
 CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value", "separate")
-ONE_OF_SEVERAL = ("separate",)  # what a network among several may have besides
+ONE_OF_SEVERAL = ("separate",)  # more keys of one network among several
 TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
 

@@ -16,7 +16,7 @@ KINDS = ("image", "vector", "discrete", "set", "text", "graph")
 GIVEN_KINDS = KINDS[:3]  # the others are clear from the space
 TEMPLATE_KEYS = (*KINDS, "by_name", "kinds", "trunk", "memory")
 TRUNK = {"block": "dense", "hidden_units": [64, 64], "activation": "tanh"}
-# What a template's stages are called as nodes of the graph that it stands for.
+# A template's stages, and the names of their nodes in its graph.
 STAGES = {"features": "features", "trunk": "latent", "memory": "memory"}
 _EXAMPLE = "a mapping such as {block: dense, hidden_units: 64}"
 # Keys of a graph's nodes that say how it is wired.

@@ -1,4 +1,4 @@
-"""How much a module computes: counted by running it once on data that is not there."""
+"""The FLOPs of a module, counted in one forward on tensors without data."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def count_flops(
 ) -> dict[str, int] | None:
     """FLOPs of ``module`` for one observation: ``""`` is the whole, ``"body"`` its child of that name, ``"body.0"`` ...
 
-    A multiply-add counts as two; matrix products, convolutions and attention are counted, what is done element by
-    element is not. Nothing is allocated, and neither the module nor a random state changes (see `measure`, which says
-    what ``call`` is). None where a length varies, or where the module does not run on such data.
+    A multiply-add counts as two. Matrix products, convolutions and attention are counted, operations on elements are
+    not. Nothing is allocated, and neither the module nor a random state changes (see `measure`, also for ``call``).
+    None if a length varies, or if the module does not run on such data.
     """
     if any(size is None for port in ports for size in port.shape):
         return None
@@ -47,7 +47,7 @@ def count_flops(
 
 
 def flops_of(counts: dict[str, int], name: str) -> int:
-    """What ``count_flops`` counted in the child ``name``; one that is never called itself has what is inside it."""
+    """The FLOPs in ``counts`` of the child ``name``; if it is never called itself, of the children inside it."""
     if name in counts:
         return counts[name]
     inside = [key for key in counts if key.startswith(f"{name}.")]

@@ -1,4 +1,4 @@
-"""The networks that a model is made of, by name, and for whom each acts: what its table and its picture show."""
+"""The networks of a model by name, and the actors of each, as the model's table and picture show them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class ServedActors:
 def networks_by_name(net: nn.Module) -> dict[str, NetworkModule]:
     """The networks of a Model (or the policy or critic itself) by name; empty for any other module.
 
-    Those of a policy or critic for several actors are called "policy/<group>" and "critic/<group>".
+    The networks of a policy or critic for several actors are called "policy/<group>" and "critic/<group>".
     """
     return {name: module for name, module, _ in _all_networks(net)}
 
 
 def served_actors(net: nn.Module) -> dict[str, ServedActors]:
-    """By network whom it serves; empty for a model of one Space."""
+    """The actors of each network, by its name; empty for a model of one Space."""
     return {name: served for name, _, served in _all_networks(net) if served is not None}
 
 
@@ -49,7 +49,7 @@ def target_of(net: nn.Module) -> nn.Module | None:
 
 
 def short_name(network: str, name: str) -> str:
-    """What a value of a network is called among the values of all.
+    """The name of a network's value among the values of all networks.
 
     >>> short_name("policy", "move"), short_name("policy/pick", "move")
     ('move', 'pick/move')
@@ -66,10 +66,8 @@ def _all_networks(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)
     if not isinstance(policy, StatefulModule):
         return []
-    return [
-        *_all_networks(policy),
-        *(_all_networks(critic) if isinstance(critic, nn.Module) else ()),
-    ]
+    modules = [policy, critic] if isinstance(critic, nn.Module) else [policy]
+    return [network for module in modules for network in _all_networks(module)]
 
 
 def _networks_of(part: str, group: GroupNetworks) -> list[tuple[str, NetworkModule, ServedActors]]:

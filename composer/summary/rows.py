@@ -1,4 +1,4 @@
-"""A model node by node, as data: shapes, parameters, FLOPs, memory, sharing, and where each is written in the spec."""
+"""A model node by node, as data: shapes, parameters, FLOPs, memory, sharing, and places in the spec."""
 
 from __future__ import annotations
 
@@ -23,14 +23,7 @@ from perception_blocks.graph.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 
-__all__ = [
-    "Row",
-    "RowPath",
-    "class_name",
-    "distribution_name",
-    "network_in",
-    "read_rows",
-]
+__all__ = ["Row", "RowPath", "class_name", "distribution_name", "network_in", "read_rows"]
 
 RowPath = tuple[str, ...]
 
@@ -52,7 +45,7 @@ class Row:
     parameters: int = 0
     share: float = 0.0  # of all parameters
     flops: int | None = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     memory: str = ""  # "carries h (1, 128)", "reads its window, carries nothing"
     same_as: str | None = None  # the node whose module it is
     why_looped: str | None = None  # why the copies of an ensemble run one by one
@@ -79,14 +72,15 @@ def _joined(shapes: Iterable[Shape]) -> str:
 
 def read_rows(net: nn.Module) -> list[Row]:
     """The rows of a Model, a Policy, a Critic, an InferenceBlock or any other module, in the order they run."""
-    reader = _RowCollector(_positions(net))
+    collector = _RowCollector(_positions(net))
     modules, served = networks_by_name(net), served_actors(net)
     for name, module in modules.items():
-        reader.add_network((name,), module, served[name].copies if name in served else 1)
+        collector.add_network((name,), module, served[name].copies if name in served else 1)
     if not modules:
-        reader.add_module(net)
-    total = sum(row.parameters for row in reader.rows)
-    return [replace(row, share=row.parameters / total if total else 0.0) for row in reader.rows]
+        collector.add_module(net)
+    rows = collector.rows
+    total = sum(row.parameters for row in rows) or 1
+    return [replace(row, share=row.parameters / total) for row in rows]
 
 
 def network_in(module: nn.Module) -> tuple[InferenceBlock, int] | None:
@@ -254,7 +248,7 @@ class _RowCollector:
     def _own_flops(
         self, module: nn.Module, counts: dict[str, int] | None, name: str = ""
     ) -> int | None:
-        """What a class computes outside its children."""
+        """The FLOPs of a class outside its children."""
         if counts is None:
             return None
         prefix = f"{name}." if name else ""
@@ -280,9 +274,9 @@ class _RowCollector:
 
 
 def _same_work(node: BuiltNode, module: nn.Module) -> Hashable:
-    """What nodes have in common that compute as much as each other; None where only the module itself could tell."""
-    made_here = isinstance(node.node.block, str | type)  # so all that matters is in its settings
-    if not (made_here and (is_built_in(module) or is_torchs(module))):
+    """A key that is equal for nodes with equal FLOPs; None if only the module itself could tell."""
+    is_built = isinstance(node.node.block, str | type)  # so all that matters is in its settings
+    if not (is_built and (is_built_in(module) or is_torchs(module))):
         return None
     inputs = [(port.shape, port.dtype, port.cardinality) for port in node.in_ports]
     settings = sorted((name, repr(value)) for name, value in node.settings.items())
@@ -311,7 +305,7 @@ def _custom_flops(network: CustomNetwork) -> dict[str, int] | None:
 
 
 def _repeats(node: BuiltNode) -> int:
-    """How often `each` applies the block; a varying axis counts as one."""
+    """The number of applications of a block with `each`; a varying axis counts as one."""
     axes = node.in_ports[0].shape[: node.node.each] if node.in_ports else ()
     return math.prod(size or 1 for size in axes)
 
@@ -328,7 +322,7 @@ def _carries(shapes: Mapping[str, Shape]) -> str:
 
 
 def _positions(net: nn.Module) -> Callable[[RowPath], str | None]:
-    """Where the node of a row is written, for a model that was composed from a spec."""
+    """The place in the spec of a row's node; None for a model that was not composed from a spec."""
     spec, source = getattr(net, "spec", None), getattr(net, "source", None)
     if not isinstance(spec, ModelSpec):
         return lambda path: None

@@ -1,4 +1,4 @@
-"""A model as a table: what it is made of, how large, how costly, and what policy and critic share."""
+"""A model as a table: its nodes, their sizes and costs, and what policy and critic share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Summary:
-    """``str(summary)`` is a table, the same bytes for the same model; the fields are what it shows, as data."""
+    """``str(summary)`` is a table, the same bytes for the same model; the fields have its contents as data."""
 
     rows: tuple[Row, ...]
     heads: tuple[Head, ...]
@@ -79,15 +79,7 @@ class Summary:
         flops = "not known for every row" if self.flops is None else f"{self.flops:,}"
         lines += ["", f"parameters  {parameters}", f"FLOPs       {flops} for one observation"]
         if self.heads:
-            cells = [
-                [
-                    printable(short_name(head.network, head.name), LONGEST),
-                    format_shape(head.shape),
-                    head.meaning,
-                ]
-                for head in self.heads
-            ]
-            lines += ["", *_aligned(["output", "shape", ""], cells)]
+            lines += ["", *_aligned(["output", "shape", ""], list(map(_head_cells, self.heads)))]
         if self.remarks:
             lines += ["", *self.remarks]
         return "\n".join(readable(line.rstrip(), LONGEST_LINE) for line in lines)
@@ -155,7 +147,7 @@ def _targets(net: nn.Module) -> list[str]:
 
 
 def _acting(net: nn.Module) -> list[str]:
-    """For whom each part of a model is, and why some of them run one after the other."""
+    """The actors of each network, and why some networks run one after the other."""
     return [
         f"{name} {'is' if name.startswith('critic') else 'acts'} {served.words()}"
         + (f"; they run one by one: {served.why_looped}" if served.why_looped else "")
@@ -187,7 +179,7 @@ def _shared(modules: Mapping[str, NetworkModule]) -> list[str]:
 
 
 def _visible(net: nn.Module, modules: Mapping[str, NetworkModule]) -> list[str]:
-    """What policy and critic may see, where it is not the same."""
+    """The observations of policy and critic, if they differ."""
     spec = getattr(net, "spec", None)
     policy, critic = modules.get("policy"), modules.get("critic")
     if not isinstance(spec, ModelSpec) or not isinstance(policy, Policy) or critic is None:
@@ -226,16 +218,15 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+def _head_cells(head: Head) -> list[str]:
+    name = printable(short_name(head.network, head.name), LONGEST)
+    return [name, format_shape(head.shape), head.meaning]
+
+
 def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of columns two spaces apart; a column without any value is left out."""
     used = [index for index in range(len(header)) if any(row[index] for row in rows)]
     table = [[row[index] for index in used] for row in (header, *rows)]
-    widths = [max(len(row[index]) for row in table) for index in range(len(used))]
-    right = [header[index] in _RIGHT for index in used]
-    return [
-        "  ".join(
-            cell.rjust(width) if at_right else cell.ljust(width)
-            for cell, width, at_right in zip(row, widths, right)
-        )
-        for row in table
-    ]
+    sides = [">" if header[index] in _RIGHT else "<" for index in used]
+    formats = [f"{side}{max(map(len, column))}" for side, column in zip(sides, zip(*table))]
+    return ["  ".join(map(format, row, formats)) for row in table]

@@ -119,7 +119,7 @@ def test_memory_has_a_border_of_its_own():
 
 def test_policy_and_critic_stand_in_one_picture_with_what_each_sees():
     picture = sketch(complex_model())
-    assert [group.title for group in picture.groups.values()] == ["policy", "critic"]
+    assert [frame.title for frame in picture.frames.values()] == ["policy", "critic"]
     seen = arrows(complex_model())
     assert ("inventory", "latent_inventory") in seen
     assert ("inventory", "both") in seen
@@ -185,7 +185,7 @@ def test_a_stack_is_another_tensor_than_the_value_of_one_actor(key, read, arrow)
 
 def test_a_nested_graph_is_a_frame_and_a_shared_module_says_so():
     picture = sketch(nested())
-    assert [group.title for group in picture.groups.values()] == ["encoder"]
+    assert [frame.title for frame in picture.frames.values()] == ["encoder"]
     assert box_named(nested(), "b").lines[-1] == "same module as 'a'"
     assert ("left", "first") in arrows(nested())
     assert ("second", "all") in arrows(nested())
@@ -312,7 +312,7 @@ def test_few_branches_are_drawn_each():
 
 def test_steps_that_repeat_together_are_framed():
     picture = sketch(EXAMPLES["repeats"]())
-    assert [(group.title, group.remark) for group in picture.groups.values()] == [
+    assert [(frame.title, frame.remark) for frame in picture.frames.values()] == [
         ("dense_0 ... norm_9", "10 in a row"),
         ("residual_0 ... residual_5", "6 in a row"),
     ]
