@@ -21,6 +21,7 @@ from perception_blocks.lazy import lazy_attributes  # noqa: E402
 __version__ = "0.1.0"  # setup.cfg reads it from here
 
 __all__ = [
+    "MODELS",
     "BaseModelWrapper",
     "Critic",
     "IModelWrapper",
@@ -33,6 +34,7 @@ __all__ = [
     "blend",
     "compose",
     "draw",
+    "find_model",
     "first_steps",
     "load",
     "model_wrap",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from composer.diagram.drawing import draw
     from composer.errors import SpecError
     from composer.model import Model, compose, load
+    from composer.model_registry import MODELS, find_model
     from composer.policy.policy import Policy
     from composer.policy.structured import StructuredPolicy
     from composer.spaces.episode_starts import first_steps
@@ -61,6 +64,7 @@ else:
             "diagram.drawing": "draw",
             "errors": "SpecError",
             "model": "Model compose load",
+            "model_registry": "MODELS find_model",
             "policy.policy": "Policy",
             "policy.structured": "StructuredPolicy",
             "spaces.episode_starts": "first_steps",

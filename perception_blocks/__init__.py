@@ -7,8 +7,10 @@ from perception_blocks.lazy import lazy_attributes
 __all__ = [
     "ACTIVATIONS",
     "BLOCKS",
+    "FUNCTIONS",
     "INITIALIZERS",
     "ActionMaskingBlock",
+    "Activation",
     "AddBlock",
     "AdjacencyBlock",
     "AttentionPoolingBlock",
@@ -36,6 +38,7 @@ __all__ = [
     "GtrxlBlock",
     "ImpalaCnnBlock",
     "InferenceBlock",
+    "InputShapeError",
     "LinearOutputBlock",
     "LruBlock",
     "LstmBlock",
@@ -56,7 +59,9 @@ __all__ = [
     "PointNetBlock",
     "Port",
     "PositionalEncodingBlock",
+    "PositiveInt",
     "QuantileValueBlock",
+    "Range",
     "Registry",
     "RepeatToMatchBlock",
     "ResConvBlock",
@@ -75,11 +80,14 @@ __all__ = [
     "VggConvDenseBlock",
     "VggConvGapBlock",
     "init",
+    "make_activation",
+    "one_vector",
 ]
 
 if TYPE_CHECKING:
     from perception_blocks import init
-    from perception_blocks.base_block import MemoryBlock, PerceptionBlock
+    from perception_blocks.activations import make_activation
+    from perception_blocks.base_block import MemoryBlock, PerceptionBlock, one_vector
     from perception_blocks.blocks.adjacency import (
         AdjacencyBlock,
         GraphAttentionBlock,
@@ -143,13 +151,15 @@ if TYPE_CHECKING:
     from perception_blocks.blocks.windows import FrameStackBlock
     from perception_blocks.graph.graph import Graph, GraphError
     from perception_blocks.inference import InferenceBlock
-    from perception_blocks.port import Port
-    from perception_blocks.registry import ACTIVATIONS, BLOCKS, INITIALIZERS, Registry
+    from perception_blocks.port import InputShapeError, Port
+    from perception_blocks.registry import ACTIVATIONS, BLOCKS, FUNCTIONS, INITIALIZERS, Registry
+    from perception_blocks.settings import Activation, PositiveInt, Range
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
-            "base_block": "MemoryBlock PerceptionBlock",
+            "activations": "make_activation",
+            "base_block": "MemoryBlock PerceptionBlock one_vector",
             "blocks.adjacency": "AdjacencyBlock GraphAttentionBlock GraphConvBlock",
             "blocks.attention": "CrossAttentionBlock MultiHeadAttentionBlock SelfAttentionSeqBlock",
             "blocks.attention_conv": "SelfAttentionConvBlock",
@@ -180,8 +190,9 @@ else:
             "blocks.windows": "FrameStackBlock",
             "graph.graph": "Graph GraphError",
             "inference": "InferenceBlock",
-            "port": "Port",
-            "registry": "ACTIVATIONS BLOCKS INITIALIZERS Registry",
+            "port": "InputShapeError Port",
+            "registry": "ACTIVATIONS BLOCKS FUNCTIONS INITIALIZERS Registry",
+            "settings": "Activation PositiveInt Range",
         },
         submodules=("init",),
     )

@@ -1,7 +1,7 @@
-"""What algorithms need of actions, memory, critics and distributions, in words that the trainers share.
+"""The requirements of algorithms on actions, memory, critics and distributions, with the messages of all trainers.
 
-Each trainer has one table of its algorithms (`AlgorithmNeeds`). Both what an algorithm cannot train and the way out
-follow from it: a setting of the spec that is to change, or the algorithms of the same table that can train the model.
+Each trainer has one table of its algorithms (`AlgorithmNeeds`). From it follow the reasons why an algorithm cannot
+train a model, and the way out: a setting of the spec to change, or the algorithms of the same table that can train it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ADVISED = {
     "state_action": "critic: {kind: state_action, ensemble: 2, template: {}}",
     "choices": "critic: {kind: state_action, template: {}}",
 }
+KINDS = {"state": "state", "state_action": "state_action", "choices": "state_action"}
 BOUND_THEM = (
     ", or give the environment's actions bounds, as gymnasium.wrappers.TransformAction does"
 )
@@ -64,7 +65,7 @@ def problems(model: Model, name: str, table: Mapping[str, AlgorithmNeeds]) -> li
         return [f"{reason}{out}{more}" for reason, more in refused]
     return [
         *_of_distributions(model, algorithm.family),
-        *_of_critic(model, name, algorithm.critic),
+        *(problem for problem, _ in _of_critic(model, name, algorithm.critic)),
         *algorithm.more(model),
     ]
 
@@ -101,42 +102,36 @@ def _refused(model: Model, row: AlgorithmNeeds) -> Iterator[tuple[str, str]]:
 
 
 def _needs(model: Model, row: AlgorithmNeeds) -> list[str]:
-    """What must change in the spec for it, in a few words each."""
-    critic = model.spec.critic
+    """The changes in the spec that it needs, in a few words each."""
     others = _other_families(model, row.family)
     needs = [f"distribution: {family} for {key!r}" for key, family in others]
-    if row.critic is None:
-        needs += [] if critic is None else ["critic: null"]
-    elif critic is None or not can_stand_for(critic.kind, _kind(row.critic)):
-        needs.append(ADVISED[row.critic])
-    elif row.critic != "state_action" and critic.ensemble > 1:
-        needs.append("no 'ensemble'")
-    return needs
+    return needs + [change for _, change in _of_critic(model, "", row.critic)]
 
 
 # --- critics ---
 
 
-def _kind(needed: str) -> str:
-    return "state" if needed == "state" else "state_action"
-
-
-def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[str]:
+def _of_critic(model: Model, name: str, needed: str | None) -> Iterator[tuple[str, str]]:
+    """Why the critic does not serve the algorithm ``name``, and the change in the spec in a few words."""
     critic = model.spec.critic
     if needed is None:
         if critic is not None:
             yield (
                 f"{name} learns one network, whose values choose the action: the policy, whose logits they are. "
-                "A critic would leave one of the two untrained; leave it out, as --set critic=null does"
+                "A critic would leave one of the two untrained; leave it out, as --set critic=null does",
+                "critic: null",
             )
         return
     what = "the value of a state" if needed == "state" else "the value of an action"
+    advised = ADVISED[needed]
     if critic is None:
-        yield f"{name} needs {what}; add a critic such as {ADVISED[needed]}"
-    elif not can_stand_for(critic.kind, _kind(needed)):
-        yield f"{name} needs {what}, but the critic is of kind {critic.kind!r}; give it one such as {ADVISED[needed]}"
+        yield f"{name} needs {what}; add a critic such as {advised}", advised
+    elif not can_stand_for(critic.kind, KINDS[needed]):
+        got = f"but the critic is of kind {critic.kind!r}"
+        yield f"{name} needs {what}, {got}; give it one such as {advised}", advised
     elif needed != "state_action" and critic.ensemble > 1:
-        yield f"{name} needs {what} once, but the critic gives {critic.ensemble}; leave out 'ensemble'"
+        got = f"but the critic gives {critic.ensemble}"
+        yield f"{name} needs {what} once, {got}; leave out 'ensemble'", "no 'ensemble'"
 
 
 # --- distributions ---
@@ -156,7 +151,7 @@ def _of_distributions(model: Model, family: str) -> Iterator[str]:
 
 
 def _other_families(model: Model, family: str) -> Iterator[tuple[str, str]]:
-    """The actions whose distribution does not serve, and one that does."""
+    """The actions whose distribution does not fit, each with one that does."""
     for key, distribution in one_policy(model.policy).distributions.items():
         if family == "deterministic":
             if not isinstance(distribution, Deterministic):

@@ -1,7 +1,7 @@
 """The command line: a verb and a file. It calls the library, prints, and returns the exit status.
 
-0: good. 1: the input is wrong, and is answered in words. 2: wrong usage. 128 and a signal's number: what it has
-interrupted. An exception in a user's own class is shown with its traceback where --traceback is given.
+0: good. 1: the input is wrong; a message says why. 2: wrong usage. 128 plus the number of a signal that interrupted it.
+With --traceback the traceback of an exception in a user's class is printed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -85,12 +86,12 @@ def _answer(arguments: argparse.Namespace, error: Exception, advice: str = "") -
 
 
 def _silence_output() -> None:
-    """What could not be written is not tried again at the end."""
+    """At its end the process does not try again to write the rest of the output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _allow_more(arguments: argparse.Namespace) -> None:
-    """What COMPOSER_ALLOW allows too; allowed modules may lie in the current folder, or in that of the spec."""
+    """Add COMPOSER_ALLOW to --allow; allowed modules may lie in the current folder, or in the folder of the spec."""
     given = getattr(arguments, "allow", None)
     if given is None:
         return
@@ -104,11 +105,20 @@ def _allow_more(arguments: argparse.Namespace) -> None:
 
 
 class _UserError(Exception):
-    """What the user gave is wrong; the text says what and what to do."""
+    """Wrong input of the user; the text says what and what to do."""
+
+
+@contextmanager
+def _as_user_errors(*kinds: type[Exception], before: str = "") -> Iterator[None]:
+    """Raise exceptions of these ``kinds`` as a _UserError, whose text begins with ``before``."""
+    try:
+        yield
+    except kinds as error:
+        raise _UserError(f"{before}{error}") from error
 
 
 def _fail_in_a_class(arguments: argparse.Namespace, error: Exception) -> int:
-    """Tell an exception in a user's own class in a line: its note says where. Any other is raised again."""
+    """Print an exception in a user's class as a line, with the place that its note names; raise any other again."""
     notes = getattr(error, "__notes__", [])
     if arguments.traceback or not notes:
         raise
@@ -122,7 +132,7 @@ def _fail(text: str) -> int:
 
 
 def _say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print ``text``, in which names from files may be, as a terminal may have it."""
+    """Print ``text``, which may quote files, with escapes for what a terminal cannot show."""
     stream = sys.stdout if file is None else file
     shown = readable(str(text)) + end
     encoding = stream.encoding or "utf-8"
@@ -148,15 +158,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_init_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "env", metavar="ENV", nargs="?", help="an environment id, such as CartPole-v1"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("env", metavar="ENV", nargs="?", help="an environment id, such as CartPole-v1")
+    add(
         "--from", metavar="SPEC", dest="file", help="write out the templates of this spec as graphs"
     )
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="where to write it (default: print it)"
-    )
+    add("-o", "--output", metavar="FILE", help="where to write it (default: print it)")
     _add_allow(parser, "a module that makes the environment known")
     _add_limit(parser)
     parser.set_defaults(overrides=[], usage_error=parser.error)
@@ -169,31 +176,28 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
 
 def _add_draw_options(parser: argparse.ArgumentParser) -> None:
     _add_spec(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", required=True,
-        help="png, svg, pdf, html, dot or mmd by its suffix",
-    )  # fmt: skip
+    _add_out(parser, "png, svg, pdf, html, dot or mmd by its suffix")
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
     _add_spec(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", required=True, help="onnx or pt2 by its suffix"
-    )
-    parser.add_argument(
+    _add_out(parser, "onnx or pt2 by its suffix")
+    add = parser.add_argument
+    add(
         "--part", choices=["policy", "critic", "model"], default="policy",
         help="policy: logits and the deterministic action (default), critic: values, model: both",
     )  # fmt: skip
-    parser.add_argument(
-        "--unroll", metavar="T", type=int, help="T steps at once (default: one step)"
-    )
-    parser.add_argument("--actor", metavar="KEY", help="of several actors this one alone")
+    add("--unroll", metavar="T", type=int, help="T steps at once (default: one step)")
+    add("--actor", metavar="KEY", help="of several actors this one alone")
+
+
+def _add_out(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help=text)
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", metavar="SPEC", nargs="?", help="a spec, or a checkpoint to begin with"
-    )
+    text = "a spec, or a checkpoint to begin with"
+    parser.add_argument("file", metavar="SPEC", nargs="?", help=text)
     _add_spec_options(parser)
     add_train_options(parser)
 
@@ -215,9 +219,8 @@ def _add_diff_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", metavar="ID", help="the environment (default: the spec's own)")
-    _add_allow(
-        parser, "a module whose classes the spec may use, or a folder/ of files that it names"
-    )
+    what = "a module whose classes the spec may use, or a folder/ of files that it names"
+    _add_allow(parser, what)
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
         help="replace a value of the spec, such as params.width=128 (repeatable)",
@@ -252,7 +255,7 @@ def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _compose(arguments: argparse.Namespace) -> Model:
-    """The model without weights. What needs no torch is checked first: a wrong structure answers at once."""
+    """The model without weights. The structure is checked first, without torch, so that errors in it are quick."""
     source, spaces = _read(arguments)
     if not (spaces or source.data.get("environment")):
         raise _UserError("the spec names no environment; give one with --env ID")
@@ -269,7 +272,7 @@ def _composed(arguments: argparse.Namespace, source: Source, spaces: dict[str, A
 def _read(
     arguments: argparse.Namespace, *, makes_environment: bool = True
 ) -> tuple[Source, dict[str, Any]]:
-    """The Source of a spec whose structure is good, and what the caller or a checkpoint says of its spaces."""
+    """The Source of a spec whose structure is good, and the spaces or environment of the caller or the checkpoint."""
     from composer.spec.read import read_spec
     from composer.trust import import_allowed
 
@@ -307,10 +310,8 @@ def _init(arguments: argparse.Namespace) -> None:
         raise _UserError(f"{arguments.output!r} is there already; remove it or choose another name")
     from composer.atomic import WriteError, replace_with
 
-    try:
+    with _as_user_errors(WriteError):
         replace_with(arguments.output, lambda name: Path(name).write_text(text, encoding="utf-8"))
-    except WriteError as error:
-        raise _UserError(str(error)) from error
     from composer.trust import allow_options
 
     options = allow_options(arguments.allow, arguments.env)
@@ -325,14 +326,10 @@ def _start(arguments: argparse.Namespace) -> str:
 
     import_allowed(arguments.allow)
     env = make_environment(arguments.env)
-    try:
+    with closing(env), _as_user_errors(ValueError):
         spaces = environment_spaces(env, dict(arguments.limits))
         write = starting_actor_spec if is_by_actor(spaces[0]) else starting_spec
         return write(*spaces, arguments.env, arguments.allow)
-    except ValueError as error:
-        raise _UserError(str(error)) from error
-    finally:
-        env.close()
 
 
 def _written_out(arguments: argparse.Namespace) -> str:
@@ -340,10 +337,8 @@ def _written_out(arguments: argparse.Namespace) -> str:
     model = _compose(arguments)
     from composer.cli.write_out import written_out
 
-    try:
+    with _as_user_errors(ValueError, before=f"{arguments.file}: "):
         return written_out(model)
-    except ValueError as error:
-        raise _UserError(f"{arguments.file}: {error}") from error
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -355,10 +350,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
         return
     model = _composed(arguments, source, spaces)
-    if _is_checkpoint(arguments.file):
-        from composer.checkpoint.file import fill_whole
-
-        fill_whole(model, arguments.file)
+    _fill(model, arguments.file)
     count = sum(parameter.numel() for parameter in model.parameters())
     _say(f"{arguments.file}: good; {count:,} parameters")
 
@@ -368,26 +360,19 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    from composer.diagram.drawing import draw
-
     model = _compose(arguments)
-    try:
-        path = draw(model, arguments.output)
-    except ValueError as error:
-        raise _UserError(str(error)) from error
+    with _as_user_errors(ValueError):
+        path = model.draw(arguments.output)
     _say(f"wrote {path}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     model = _compose(arguments).materialize()
-    if _is_checkpoint(arguments.file):
-        from composer.checkpoint.file import fill_whole
-
-        fill_whole(model, arguments.file)
+    is_trained = _fill(model, arguments.file)
     report = model.export(
         arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
     )
-    if not _is_checkpoint(arguments.file):
+    if not is_trained:
         _say(f"{arguments.file} is no checkpoint: its weights are initial ones, not trained")
     _say(report)
 
@@ -411,10 +396,8 @@ def _blocks(arguments: argparse.Namespace) -> None:
     from perception_blocks.registry import UnknownNameError
 
     import_allowed(arguments.allow)
-    try:
+    with _as_user_errors(UnknownNameError, ImportError):
         _say(list_blocks() if arguments.name is None else describe_block(arguments.name))
-    except (UnknownNameError, ImportError) as error:
-        raise _UserError(str(error)) from error
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -433,7 +416,7 @@ def _diff(arguments: argparse.Namespace) -> None:
     _say("\n".join(lines) if lines else "no differences")
 
 
-def _data(path: str, allow: Sequence[str]) -> dict[str, Any]:
+def _data(path: str, allow: Sequence[str]) -> Mapping[str, object]:
     """The resolved data of a spec, or of the spec in a checkpoint."""
     from composer.source.load import load_source, stored_source
 
@@ -444,8 +427,18 @@ def _data(path: str, allow: Sequence[str]) -> dict[str, Any]:
     return stored_source(read_record(path).spec, path).data
 
 
+def _fill(model: Model, path: str) -> bool:
+    """Load the weights of ``path``, if it is a checkpoint; returns whether it is."""
+    if not _is_checkpoint(path):
+        return False
+    from composer.checkpoint.file import fill_whole
+
+    fill_whole(model, path)
+    return True
+
+
 def _is_checkpoint(path: str) -> bool:
-    """By its ending, or by how it begins."""
+    """By its ending, or by its first bytes."""
     if path.endswith(".safetensors"):
         return True
     if not is_regular(path):
@@ -457,7 +450,7 @@ def _is_checkpoint(path: str) -> bool:
         return False
 
 
-# Of each command: what runs it, its options and what it does.
+# Command: the function that runs it, the function that adds its options, and its help.
 COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] = {
     "init": (
         _init,

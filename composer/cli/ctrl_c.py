@@ -27,7 +27,7 @@ def answer_ctrl_c() -> None:
 
 @contextmanager
 def interrupted_in_a_line() -> Iterator[None]:
-    """What is done here is cleaned up before Ctrl-C ends the process; a second one does not wait for that."""
+    """Clean up the work in this context before Ctrl-C ends the process; a second Ctrl-C does not wait."""
     _State.working = True
     try:
         yield

@@ -1,10 +1,10 @@
-"""The command `composer train`: its options, and what it says. Until it runs, nothing heavy is imported."""
+"""The command `composer train`: its options and its output. It imports heavy libraries only when it runs."""
 
 from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
 from perception_blocks.words import readable
@@ -19,33 +19,27 @@ OF_THE_TASK = ("trainer", "algorithm", "steps", "seed", "envs", "eval_episodes",
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """The options that a spec's other commands do not have. Those that were not given are None."""
+    """The options that other commands of specs do not have. An option that is not given is None."""
     add = parser.add_argument
     add("-o", "--output", metavar="DIR", help="the folder to create, for the results")
     add("--resume", metavar="DIR", help="continue the run in this folder; --steps may be larger")
     add("--trainer", metavar="NAME", help="sb3 (default) or torchrl")
     add("--algorithm", metavar="NAME", help="one of the trainer's: ppo (default), dqn, sac, ...")
     add("--steps", metavar="N", type=int, help="number of steps, summed over all environments")
-    add(
-        "--seed",
-        metavar="N",
-        type=int,
-        help="seed of weights, trainer and environments (default: 0)",
-    )
+    text = "seed of weights, trainer and environments (default: 0)"
+    add("--seed", metavar="N", type=int, help=text)
     add("--envs", metavar="N", type=int, help="number of parallel environments (default: 1)")
     add(
         "--set-algorithm", metavar="KEY=VALUE", action="append", default=[], dest="settings",
         help="a setting of the algorithm, such as learning_rate=1e-3 (repeatable)",
     )  # fmt: skip
-    add(
-        "--eval-episodes", metavar="N", type=int,
-        help="number of evaluation episodes (default: 20)",
-    )  # fmt: skip
+    text = "number of evaluation episodes (default: 20)"
+    add("--eval-episodes", metavar="N", type=int, help=text)
     parser.set_defaults(usage_error=parser.error)
 
 
 def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str | None) -> int:
-    """Train, or go on; returns the exit status. ``spec`` is a Source, or None where only --resume was given."""
+    """Train or resume; returns the exit status. ``spec`` is None if only --resume is given."""
     _require_libraries(arguments.trainer or ("sb3" if arguments.resume is None else None))
     from composer.training.session import resume, train
 
@@ -56,14 +50,9 @@ def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str |
     if arguments.resume is None:
         assert spec is not None
         outcome = train(
-            spec,
-            arguments.output,
-            env=arguments.env,
-            weights=weights,
-            allow=allow,
-            limits=limits,
-            **given,
-        )
+            spec, arguments.output, env=arguments.env, weights=weights,
+            allow=allow, limits=limits, **given,
+        )  # fmt: skip
     else:
         if arguments.env is not None:
             given["environment"] = arguments.env
@@ -72,7 +61,7 @@ def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str |
 
 
 def _require_libraries(trainer: str | None) -> None:
-    """Raise MissingExtraError with all libraries that are not installed: of every run, and of the ``trainer``."""
+    """Raise MissingExtraError with all missing libraries, of every run and of the ``trainer``."""
     from composer.training.trainer import TRAINERS
 
     extras = {"train"}
@@ -87,8 +76,8 @@ def _require_libraries(trainer: str | None) -> None:
         raise MissingExtraError(needs_extra("a training", names, ",".join(needed)))
 
 
-def _settings(given: list[str]) -> dict[str, Any]:
-    """Raises TrainingError for what is no ``key=value``."""
+def _settings(given: list[str]) -> dict[str, object]:
+    """Raises TrainingError for a text that is no ``key=value``."""
     from composer.errors import SpecError
     from composer.source.load import load_source
     from composer.training.trainer import TrainingError

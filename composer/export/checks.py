@@ -1,4 +1,4 @@
-"""What stands in the way of a file, in words, before anything is traced."""
+"""Reasons against an export, in words, before anything is traced."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from composer.export.values import AnyCritic, AnyPolicy, ExportPart, roots_of
+from composer.export.values import AnyCritic, ExportPart, roots_of
 from composer.network.groups import SeparateNetworks
+from composer.policy.structured import AnyPolicy
 from perception_blocks.base_block import PerceptionBlock, block_name
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.words import as_module_name
@@ -23,7 +24,7 @@ LARGEST_ONNX = 2**31  # bytes; a limit of protobuf
 
 
 def argument_problems(part: str, unroll: object, critic: AnyCritic | None) -> Iterator[str]:
-    """What is wrong with the arguments of an export."""
+    """The errors in the arguments of an export."""
     if part not in PARTS:
         known = ", ".join(f"{name!r} ({what})" for name, what in PARTS.items())
         yield f"part is one of {known}, got {part!r}"
@@ -68,18 +69,18 @@ def _own_python(policy: AnyPolicy) -> Iterator[str]:
 
 
 def _unsafe_names(name: str, root: nn.Module) -> Iterator[str]:
-    """Tensors of users' classes that PyTorch's exporter would write into code as they are called."""
+    """Tensors of users' classes whose names PyTorch's exporter cannot write into code."""
     for path, module in root.named_modules(prefix=name):
-        for own in (*module._parameters, *module._buffers):
-            if as_module_name(own) != own:
+        for label in (*module._parameters, *module._buffers):
+            if as_module_name(label) != label:
                 yield (
-                    f"{path!r} ({type(module).__qualname__}) calls a tensor {own!r}; exporters generate code with that "
-                    "name, so leave quotes, backslashes and control characters out of it"
+                    f"{path!r} ({type(module).__qualname__}) calls a tensor {label!r}; exporters generate code with "
+                    "that name, so leave quotes, backslashes and control characters out of it"
                 )
 
 
 def _limits(name: str, root: nn.Module) -> Iterator[str]:
-    """The blocks that say themselves that they cannot be exported."""
+    """Blocks whose ``limits`` say that they cannot be exported."""
     for path, module in root.named_modules(prefix=name):
         if isinstance(module, PerceptionBlock) and "export" in module.limits:
             yield f"{path!r} is a block {block_name(module)!r}, which cannot: {module.limits['export']}"

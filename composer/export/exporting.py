@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,16 @@ from composer.export.parity import (
     random_inputs,
     zero_state,
 )
-from composer.export.values import AnyCritic, AnyPolicy, ExportPart, Value
+from composer.export.values import AnyCritic, ExportableModel, ExportPart, Value
 from composer.export.wrappers import MeanNoise, mean_noises, wrapped_policy
 from composer.network.module import NetworkModule
 from composer.network.network import Network
 from composer.policy.policy import Policy
+from composer.policy.structured import AnyPolicy
 from composer.source.load import dump_yaml
 from composer.spaces.actors import ActorKey
 from composer.spaces.json_form import spaces_to_json
+from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.registry import MissingExtraError
 
@@ -67,20 +69,8 @@ class ExportReport:
         return "\n".join([*lines, f"wrote {self.path}"])
 
 
-@dataclass(frozen=True)
-class _Order:
-    """What is to be in a file, and what stands in the way."""
-
-    policy: AnyPolicy
-    critic: AnyCritic | None
-    part: ExportPart
-    unroll: int | None
-    wrappers: list[MeanNoise]
-    problems: list[str]
-
-
 def export_model(
-    model: Any,
+    model: ExportableModel,
     path: str | os.PathLike[str],
     *,
     part: ExportPart = "policy",
@@ -91,43 +81,44 @@ def export_model(
     """Write ``model`` to ``path``, as `Model.export` says. Raises ExportError, and then writes nothing."""
     target = Path(path)
     chosen = _format(target)
-    order = _ordered(model, part, unroll, actor, wrapped)
-    problems = [*order.problems]
-    problems += model_problems(order.policy, order.critic, part, target.suffix)
+    policy, critic = _parts_of(model, part, actor)
+    problems = list(argument_problems(part, unroll, critic))
+    wrappers = _wrappers(model, policy, part, actor, wrapped, problems)
+    problems += model_problems(policy, critic, part, target.suffix)
     if problems:
         raise ExportError(f"{os.fspath(path)!r} cannot be exported: " + "\n  ".join(problems))
-    with torch.autocast("cpu", enabled=False):  # what runs the file knows nothing of the caller's
-        network = _network(order)
+    with torch.autocast("cpu", enabled=False):  # as the file will run, whatever the caller has set
+        policy, critic = _copied(policy, critic)
+        network = _named(ExportedNetwork(policy, critic, part, unroll, wrappers).eval())
         worst = _write(network, chosen, target, _metadata(model, network, actor))
     inputs, outputs = list(network.inputs.values()), list(network.outputs.values())
     return ExportReport(target, inputs, outputs, worst.size)
 
 
-def _ordered(
-    model: Any, part: ExportPart, unroll: int | None, actor: ActorKey | None, wrapped: Any
-) -> _Order:
-    policy, critic = _parts_of(model, part, actor)
-    problems = list(argument_problems(part, unroll, critic))
-    wrappers: list[MeanNoise] = []
-    if wrapped is not None:
-        inner = wrapped_policy(wrapped)
-        # An actor's policy is made anew whenever it is asked for.
-        same = inner is policy if actor is None else _acts_alike(inner, policy)
-        problems += [] if same else [_not_wrapped(wrapped, inner, actor)]
-        wrappers = mean_noises(wrapped, problems) if same else []
-    elif part != "critic" and isinstance(policy, Policy) and model.spec.policy.wrap:
-        wrappers = mean_noises(wrap_policy(policy, model.spec.policy.wrap), problems)
-    return _Order(policy, critic, part, unroll, wrappers, problems)
-
-
-def _acts_alike(inner: Policy | None, policy: AnyPolicy) -> bool:
-    return inner is not None and inner.logits_shapes == policy.logits_shapes
-
-
-def _not_wrapped(wrapped: object, inner: Policy | None, actor: ActorKey | None) -> str:
-    own = "model.policy" if actor is None else f"model.policy[{actor!r}]"
+def _wrappers(
+    model: ExportableModel,
+    policy: AnyPolicy,
+    part: ExportPart,
+    actor: ActorKey | None,
+    wrapped: object,
+    problems: list[str],
+) -> list[MeanNoise]:
+    """The wrappers that change actions: of ``wrapped``, or else of the spec; adds ``problems``."""
+    if wrapped is None:
+        if part == "critic" or not isinstance(policy, Policy) or not model.spec.policy.wrap:
+            return []
+        return mean_noises(wrap_policy(policy, model.spec.policy.wrap), problems)
+    inner = wrapped_policy(wrapped)
+    # Each access to an actor's policy creates a new one.
+    same = inner is policy or (
+        actor is not None and inner is not None and inner.logits_shapes == policy.logits_shapes
+    )
+    if same and isinstance(wrapped, IModelWrapper):
+        return mean_noises(wrapped, problems)
+    name = "model.policy" if actor is None else f"model.policy[{actor!r}]"
     got = f"a {type(wrapped).__name__}" if inner is None else "another policy in wrappers"
-    return f"wrapped is what composer.model_wrap({own}, ...) gives, got {got}"
+    problems.append(f"wrapped is what composer.model_wrap({name}, ...) gives, got {got}")
+    return []
 
 
 def _write(
@@ -171,8 +162,10 @@ def _format(path: Path) -> FileFormat:
     return chosen
 
 
-def _parts_of(model: Any, part: str, actor: ActorKey | None) -> tuple[AnyPolicy, AnyCritic | None]:
-    """The policy and critic that are exported: of several actors those of all, or of ``actor`` alone."""
+def _parts_of(
+    model: ExportableModel, part: str, actor: ActorKey | None
+) -> tuple[AnyPolicy, AnyCritic | None]:
+    """The exported policy and critic: of all actors, or of ``actor`` alone."""
     critic = None if part == "policy" else model.critic
     if actor is None:
         return model.policy, critic
@@ -183,30 +176,32 @@ def _parts_of(model: Any, part: str, actor: ActorKey | None) -> tuple[AnyPolicy,
             f"{critic.only_for_all}, so {actor!r} has no critic alone; export all actors, or part='policy'"
         )
     try:
-        return model.policy[actor], None if critic is None else critic[actor]
+        return model.policy[actor], None if critic is None else critic[actor]  # type: ignore[index]
     except KeyError as error:
         raise ExportError(error.args[0]) from error
 
 
-def _network(order: _Order) -> ExportedNetwork:
-    """A copy as it is for use: on the CPU, in eval mode, in float32 at least."""
-    roots = [root for root in (order.policy, order.critic) if root is not None]
-    modules = [module for root in roots for module in root.modules()]
-    own = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
-    weights = [t for t in own if t is not None]
+def _copied(policy: AnyPolicy, critic: AnyCritic | None) -> tuple[AnyPolicy, AnyCritic | None]:
+    """A copy for use: on the CPU, in eval mode, in float32 at least."""
+    modules = [module for root in (policy, critic) if root is not None for module in root.modules()]
+    registered = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]
+    weights = [t for t in registered if t is not None]
     computed = [t for m in modules for t in vars(m).values()]  # as pruning has it
-    # What is computed of others cannot be copied as it is; parts of stacks are, those of networks of one form.
+    # Tensors with a history cannot be copied as they are: rows of the stacks that networks of one form share are such.
     memo: dict[int, Tensor] = {id(t): t.detach().clone() for t in computed if _has_history(t)}
     memo |= {id(t): nn.Parameter(t.detach().clone(), False) for t in weights if _has_history(t)}
-    policy, critic = copy.deepcopy((order.policy, order.critic), memo)
+    policy, critic = copy.deepcopy((policy, critic), memo)
     narrow = torch.finfo(policy.dtype).bits < 32
     for module in filter(None, (policy, critic)):
         module.to(device="cpu", dtype=torch.float32 if narrow else policy.dtype).eval()
-    network = ExportedNetwork(policy, critic, order.part, order.unroll, order.wrappers).eval()
+    return policy, critic
+
+
+def _named(network: ExportedNetwork) -> ExportedNetwork:
+    """``network`` after a first run, which names its outputs."""
     with torch.no_grad():
-        batch = BATCHES[1]
-        inputs = next(random_inputs(network, batch, 1))
-        network(dict(zero_state(network, batch)) | inputs)  # names the outputs, in their order
+        inputs = next(random_inputs(network, BATCHES[1], 1))
+        network(dict(zero_state(network, BATCHES[1])) | inputs)
     return network
 
 
@@ -234,12 +229,12 @@ def _failing_module(network: ExportedNetwork, error: BaseException) -> str:
         if module is not None:
             names |= {id(inner): name for name, inner in module.named_modules(prefix=part)}
             names |= {id(net.module): part for net in _networks_of(module)}
-    found, trace_back = network, error.__traceback__
+    failing, trace_back = network, error.__traceback__
     while trace_back is not None:
         owner = trace_back.tb_frame.f_locals.get("self")
-        found = owner if id(owner) in names else found
+        failing = owner if id(owner) in names else failing
         trace_back = trace_back.tb_next
-    return f"{names.get(id(found), 'the model')!r} ({type(found).__qualname__})"
+    return f"{names.get(id(failing), 'the model')!r} ({type(failing).__qualname__})"
 
 
 def _networks_of(module: AnyPolicy | AnyCritic) -> list[Network]:
@@ -256,8 +251,10 @@ def _unequal(path: Path, worst: Difference) -> str:
     )
 
 
-def _metadata(model: Any, network: ExportedNetwork, actor: ActorKey | None) -> dict[str, object]:
-    """What a file says of itself, in JSON."""
+def _metadata(
+    model: ExportableModel, network: ExportedNetwork, actor: ActorKey | None
+) -> dict[str, object]:
+    """The metadata of a file, for JSON."""
     policy = network.policy
     try:
         spec = dump_yaml(plain_spec(model.source.data))

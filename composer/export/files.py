@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from composer.export.network import ExportedNetwork
+from composer.export.values import Value
 from perception_blocks.registry import MissingExtraError, needs_extra
 
 __all__ = ["FORMATS", "METADATA", "FileFormat", "trace"]
@@ -57,7 +58,7 @@ def trace(network: ExportedNetwork) -> ExportedProgram:
 
 
 def _leave_out_unread(program: ExportedProgram) -> None:
-    """Take out what no output depends on, and the weights that are read by nothing then, such as those of targets."""
+    """Remove nodes that no output depends on, and weights that no node reads, such as the weights of targets."""
     graph, signature = program.graph_module.graph, program.graph_signature
     graph.eliminate_dead_code()
     unused = {node.name for node in graph.nodes if node.op == "placeholder" and not node.users}
@@ -90,7 +91,7 @@ def _write_onnx(
 
 
 def _give_own_outputs(graph: Any) -> None:
-    """An output that is an input, or another output too, gets a value of its own, which can have its own name."""
+    """Give an output that is an input, or another output too, a value of its own, which can have its own name."""
     from onnxscript import ir
 
     taken = {id(value) for value in graph.inputs}
@@ -103,30 +104,33 @@ def _give_own_outputs(graph: Any) -> None:
         taken.add(id(value))
 
 
+def _faces(graph: Any, network: ExportedNetwork) -> list[tuple[Any, Value]]:
+    """The inputs and outputs of the graph, each with the Value that declares it."""
+    inputs = zip(graph.inputs, network.inputs.values(), strict=True)
+    return [*inputs, *zip(graph.outputs, network.outputs.values(), strict=True)]
+
+
 def _name_values(graph: Any, network: ExportedNetwork) -> None:
-    """Inputs and outputs get their names, which nothing else in the file has then."""
-    faces = [*zip(graph.inputs, network.inputs, strict=True)]
-    faces += zip(graph.outputs, network.outputs, strict=True)
+    """Give inputs and outputs their names, and no other value in the file one of these names."""
+    faces = _faces(graph, network)
     named = {id(value) for value, _ in faces}
     taken = {*network.inputs, *network.outputs}
     inner = [*graph.initializers.values(), *(v for n in graph.all_nodes() for v in n.outputs)]
     for value in inner:
         if value.name in taken and id(value) not in named:
             value.name = f"{value.name}_inner"
-    for value, name in faces:
-        value.name = name
+    for value, declared in faces:
+        value.name = declared.name
 
 
 def _name_axes(graph: Any, network: ExportedNetwork) -> None:
-    """Axes that vary are called as in the report, in place of torch's symbols such as ``s77``."""
+    """Give axes that vary the names of the report, in place of torch's symbols such as ``s77``."""
     from onnxscript import ir
 
     names: dict[str, str] = {}
-    faces = [*zip(graph.inputs, network.inputs.values(), strict=True)]
-    faces += zip(graph.outputs, network.outputs.values(), strict=True)
-    for value, own in faces:
+    for value, declared in _faces(graph, network):
         symbols = [str(getattr(size, "value", size)) for size in value.shape]
-        names |= {s: axis for s, axis in zip(symbols, own.axes) if isinstance(axis, str)}
+        names |= {s: axis for s, axis in zip(symbols, declared.axes) if isinstance(axis, str)}
     for value in {*graph.inputs, *(v for node in graph.all_nodes() for v in node.outputs)}:
         if value.shape is not None:
             sizes = [getattr(size, "value", size) for size in value.shape]
@@ -180,7 +184,7 @@ def _is_installed(name: str) -> bool:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Torch's exporters warn of their own code, and of libraries that a model has no use for."""
+    """Without the warnings of torch's exporters, which are of their own code and of libraries that no model needs."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)

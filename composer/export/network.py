@@ -1,4 +1,4 @@
-"""What is exported of a model: one function from a dict of tensors to a dict of tensors."""
+"""The network of a file: one function from a dict of tensors to a dict of tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from composer.export.values import (
     AnyCritic,
-    AnyPolicy,
     ExportedActors,
     ExportPart,
     Interface,
@@ -20,6 +19,7 @@ from composer.export.values import (
 from composer.export.wrappers import MeanNoise
 from composer.network.module import StatefulModule
 from composer.network.network import Inputs, State, Tensors, share_of
+from composer.policy.structured import AnyPolicy
 from composer.spaces.kinds import to_space_value
 from perception_blocks.words import as_module_name
 
@@ -76,14 +76,14 @@ class ExportedNetwork(nn.Module):
         outputs: dict[Place, Tensor] = {}
         shared: Any = {}
         if self.runs_policy:
-            before = self._own(state, "policy")
+            before = self._share(state, "policy")
             shared, after = self._call(self.policy, [actors.whole(observations)], before, resets)
             if self.part != "critic":
                 for actor, logits in actors.parts(shared).items():
                     outputs |= self._decided(actor, logits, observations[actor])
             outputs |= self._states("policy", after)
         if self.critic is not None:
-            before = self._own(state, "critic")
+            before = self._share(state, "critic")
             values, after = self._judged(self.critic, inputs, observations, before, resets, shared)
             outputs |= {("value", *place): value for place, value in values.items()}
             outputs |= self._states("critic", after)
@@ -101,7 +101,7 @@ class ExportedNetwork(nn.Module):
     def _decided(
         self, actor: str | None, outputs: Tensors, observations: Tensors
     ) -> dict[Place, Tensor]:
-        """The logits of one actor, and what it does: the modes of its distributions, as its wrappers leave them."""
+        """The logits of one actor, and its action: the modes of its distributions, changed by its wrappers."""
         policy = self.actors.policies[actor]
         masks = Inputs()
         if policy.masks:
@@ -124,40 +124,40 @@ class ExportedNetwork(nn.Module):
         observations: Mapping[str | None, Tensors],
         state: State,
         resets: Resets,
-        shared: Any,
+        shared: object,
     ) -> tuple[dict[tuple[str | None, str], Tensor], State]:
         """Values by actor and key, and the critic's state after."""
         actors = self.actors
-        arguments: list[Any] = [actors.whole(observations)]
+        arguments: list[object] = [actors.whole(observations)]
         if critic.takes_action:
             arguments.append(self._taken(inputs))
-        keywords: dict[str, Any] = {"shared": shared}
-        if actors.tells_presence:
+        keywords: dict[str, object] = {"shared": shared}
+        if critic.reads_presence:
             told = self.interface.by_actor("present", inputs)
-            keywords["present"] = {actor: next(iter(own.values())) for actor, own in told.items()}
+            keywords["present"] = {actor: next(iter(of.values())) for actor, of in told.items()}
         values, after = self._call(critic, arguments, state, resets, **keywords)
-        by_actor = actors.critic_of(next(iter(actors.policies))) is not critic
-        owned = values if by_actor else {None: values}
-        return {(a, key): value for a, own in owned.items() for key, value in own.items()}, after
+        is_by_actor = actors.critic_of(next(iter(actors.policies))) is not critic
+        by_actor = values if is_by_actor else {None: values}
+        return {(a, key): value for a, of in by_actor.items() for key, value in of.items()}, after
 
-    def _taken(self, inputs: Mapping[str, Tensor]) -> Any:
-        """The actions to be valued, as distributions have them; None where no critic asks for one."""
+    def _taken(self, inputs: Mapping[str, Tensor]) -> object:
+        """The actions that the critic reads, as distributions have them; None where it reads none."""
         taken = {
-            actor: self.actors.policies[actor].from_environment(own)
-            for actor, own in self.interface.by_actor("taken", inputs).items()
-            if own
+            actor: self.actors.policies[actor].from_environment(leaves)
+            for actor, leaves in self.interface.by_actor("taken", inputs).items()
+            if leaves
         }
         return self.actors.whole(taken) if taken else None
 
     def _call(
         self,
         module: StatefulModule,
-        arguments: list[Any],
+        arguments: list[object],
         state: State,
         resets: Resets,
-        **keywords: Any,
+        **keywords: object,
     ) -> tuple[Any, State]:
-        """What a policy or critic gives for one step or for all of them, and its state after."""
+        """The result of a policy or critic for one step or for all of them, and its state after."""
         if not module.has_memory:
             return module(*arguments, **keywords), {}
         call = module if self.steps is None else module.unroll
@@ -166,15 +166,15 @@ class ExportedNetwork(nn.Module):
     def _resets(
         self, inputs: Mapping[str, Tensor], observations: Mapping[str | None, Tensors]
     ) -> Resets:
-        """One for all, or by actor where some are many: then each of those has the same."""
+        """The resets of all actors; by actor if the number of some is open, repeated for each agent of those."""
         resets = self.interface.of_kind("resets", inputs).get("resets")
         if resets is None or not self.actors.crowds:
             return resets
         by_actor = {}
-        for actor, own in observations.items():
+        for actor, values in observations.items():
             by_actor[actor] = resets
             if actor in self.actors.crowds:
-                agents = next(iter(own.values())).shape[1]
+                agents = next(iter(values.values())).shape[1]
                 by_actor[actor] = resets.unsqueeze(1).expand(-1, agents, *resets.shape[1:])
         return by_actor
 
@@ -182,12 +182,12 @@ class ExportedNetwork(nn.Module):
         face = self.interface
         return {("state", None, face.state_key(part, key)): v for key, v in after.items()}
 
-    def _own(self, state: State, part: str) -> State:
-        """What of the state is of a part, under that part's own names."""
+    def _share(self, state: State, part: str) -> State:
+        """The state of ``part``, under the part's names."""
         return share_of(part, state) if self.interface.state_key(part, "") else state
 
     def _adopt(self, part: str, root: nn.Module) -> None:
-        """Give the weights of ``root`` addresses of one step: ``weights/policy/latent/linears/0``, and their own name.
+        """Register the weights of ``root`` under flat names: in ``weights/policy/latent/linears/0``.
 
         Torch's exporter looks them up as attributes, where a node that is named like a method ("value") is not found.
         """

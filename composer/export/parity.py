@@ -47,21 +47,21 @@ def largest_difference(network: ExportedNetwork, run: Run) -> Difference:
         for step, inputs in enumerate(random_inputs(network, batch, STEPS)):
             with torch.no_grad():
                 expected = network({**inputs, **ours})
-                found = run({**inputs, **theirs})
+                computed = run({**inputs, **theirs})
             for name, value in network.outputs.items():
-                size = _difference(network, value, expected, found)
+                size = _difference(network, value, expected, computed)
                 if size > worst.size or size != size:
                     worst = Difference(name, size, step, batch)
-            ours, theirs = _state_after(network, expected), _state_after(network, found)
+            ours, theirs = _state_after(network, expected), _state_after(network, computed)
     return worst
 
 
 def random_inputs(
     network: ExportedNetwork, batch: int, steps: int, seed: int = 0
 ) -> Iterator[dict[str, Tensor]]:
-    """Observations, actions, resets and who is there, ``steps`` times; the first of them begins episodes.
+    """Observations, actions, resets and presence, ``steps`` times; the first step begins episodes.
 
-    What varies in size is as long for all whose sizes have one name: padded to the longest.
+    Axes that have one name are padded to the longest.
     """
     policies = network.actors.policies.items()
     samplers = [
@@ -74,12 +74,10 @@ def random_inputs(
     for step in range(steps):
         inputs: dict[str, Tensor] = {}
         for kind, actor, sampler in samplers:
-            own = {v.key: v for v in values if (v.kind, v.actor) == (kind, actor)}
-            if not own:
-                continue
+            by_key = {v.key: v for v in values if (v.kind, v.actor) == (kind, actor)}
             leading = _sizes(network.actors.leading(actor, network.steps), batch)
-            for key, drawn in sampler.draw(leading, own).items():
-                inputs[own[key].name] = _legal(network, own[key], drawn)
+            for key, drawn in sampler.draw(leading, by_key).items() if by_key else ():
+                inputs[by_key[key].name] = _legal(network, by_key[key], drawn)
         for value in values:
             rate = {"resets": RESET_RATE, "present": PRESENCE_RATE}.get(value.kind)
             if rate is not None:
@@ -89,14 +87,14 @@ def random_inputs(
 
 
 def _sizes(axes: Iterable[int | str], batch: int) -> tuple[int, ...]:
-    """Axes as numbers; those that are neither numbers nor the batch are of agents."""
+    """Axes as numbers; a name that is not the batch is a number of agents."""
     agents = AGENTS.get(batch, batch)
     named = {"batch": batch}
     return tuple(axis if isinstance(axis, int) else named.get(axis, agents) for axis in axes)
 
 
 def _equally_long(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``inputs`` with zeros after what is shorter than another along an axis of the same name."""
+    """``inputs``, padded with zeros to the longest along axes of one name."""
     longest: dict[str, int] = {}
     for name, value in inputs.items():
         for axis, size in zip(network.inputs[name].axes, value.shape, strict=True):
@@ -110,7 +108,7 @@ def _equally_long(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> dic
 
 
 def _legal(network: ExportedNetwork, value: Value, drawn: Tensor) -> Tensor:
-    """A mask of actions that allows at least every other choice, and so one of any two."""
+    """``drawn``; a mask of actions allows at least every other choice."""
     masks = network.actors.policies[value.actor].masks.values()
     if value.kind != "observation" or not network.runs_policy or value.key not in masks:
         return drawn
@@ -135,10 +133,10 @@ def _difference(
     network: ExportedNetwork,
     value: Value,
     expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
+    computed: Mapping[str, Tensor],
 ) -> float:
     name = value.name
-    ours, theirs = expected[name], found[name]
+    ours, theirs = expected[name], computed[name]
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return float("inf")
     if value.kind == "action" and not ours.dtype.is_floating_point:
@@ -152,7 +150,7 @@ def _difference(
 def _less_likely(
     network: ExportedNetwork, value: Value, expected: Mapping[str, Tensor], theirs: Tensor
 ) -> float:
-    """How far apart in log-probability two actions are; rounding may decide between those that are equally likely."""
+    """The difference in log-probability of two actions; rounding may decide between equally likely ones."""
     place = ("logits", value.actor, value.key)
     (logits,) = (name for name, v in network.outputs.items() if v.place == place)
     policy, key = network.actors.policies[value.actor], value.key

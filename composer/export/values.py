@@ -1,4 +1,4 @@
-"""What goes into an exported file and what comes out: names, kinds and axes, of one actor or of several."""
+"""The inputs and outputs of an exported file: names, kinds and axes, of one actor or of several."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, count
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,42 +17,43 @@ from composer.critic.structured import StructuredCriticBase
 from composer.network.network import Tensors
 from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
-from composer.policy.structured import StructuredPolicy
+from composer.policy.structured import AnyPolicy
+from composer.source.load import Source
 from composer.spaces.kinds import Leaf
 from composer.spaces.samples import space_dtype
+from composer.spec.model_spec import ModelSpec
 from perception_blocks.port import Port
 from perception_blocks.words import is_plain
 
-__all__ = [
-    "AnyCritic",
-    "AnyPolicy",
-    "ExportPart",
-    "ExportedActors",
-    "Interface",
-    "Place",
-    "Value",
-    "roots_of",
-]
+__all__ = ["AnyCritic", "ExportPart", "ExportableModel", "ExportedActors", "Interface"]
+__all__ += ["Place", "Value", "roots_of"]
 
-AnyPolicy: TypeAlias = Policy | StructuredPolicy
 AnyCritic: TypeAlias = CriticModule | StructuredCriticBase
 ExportPart = Literal["policy", "critic", "model"]
 Kind = Literal["observation", "taken", "present", "state", "resets", "logits", "action", "value"]
 Place = tuple[Kind, str | None, str]  # kind, actor, key
 _NUMBERED = re.compile(r"(input|output)_\d+$")
 Axes = tuple[int | str, ...]
-Role = Literal["input", "output"]
+Side = Literal["input", "output"]
+
+
+class ExportableModel(Protocol):
+    """The attributes of a `Model` that an export reads."""
+
+    policy: AnyPolicy
+    critic: AnyCritic | None
+    spec: ModelSpec
+    source: Source
 
 
 @dataclass(frozen=True)
 class Value:
-    """An input or output: its ``name`` in the file, the ``key`` that the model knows it by, and its form.
+    """An input or output: its ``name`` in the file, its ``key`` in the model, and its form.
 
-    The name follows from the key where that `is_plain`, and is a number (``input_3``) where not.
-
-    An axis is a number, or the name of one whose size varies. ``next`` is the output that a state becomes. ``taken`` is
-    an action, as the environment takes it, that a critic of actions is asked about. ``actor`` is whose it is, where
-    there are several; of a state, that is in its key.
+    The name is the key if that `is_plain`, else a number (``input_3``). An axis is a number, or the name of an axis
+    whose size varies. ``next`` is the output that a state becomes. ``taken`` is an action, as the environment takes it,
+    whose value a critic gives. ``actor`` is the actor that it belongs to, where there are several; the key of a state
+    has it.
     """
 
     name: str
@@ -65,11 +66,11 @@ class Value:
 
     @property
     def place(self) -> Place:
-        """What tells it from all others."""
+        """Kind, actor and key, which no other value has."""
         return self.kind, self.actor, self.key
 
     def zeros(self, sizes: Mapping[str, int]) -> Tensor:
-        """Zeros of its form; ``sizes`` has those of axes that vary."""
+        """Zeros of its form; ``sizes`` has the sizes of axes that vary."""
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in self.axes]
         return torch.zeros(shape, dtype=self.dtype)
 
@@ -85,7 +86,7 @@ class Value:
 def roots_of(
     policy: AnyPolicy, critic: AnyCritic | None, part: ExportPart
 ) -> dict[str, AnyPolicy | AnyCritic]:
-    """What runs in a file, by name: the policy is in it where it is asked for, or where the critic reads it."""
+    """The modules in a file, by name: the policy is one if it is asked for, or if the critic reads it."""
     roots: dict[str, AnyPolicy | AnyCritic] = {}
     if part != "critic" or (critic is not None and critic.shared):
         roots["policy"] = policy
@@ -95,7 +96,7 @@ def roots_of(
 
 
 class ExportedActors:
-    """Whose networks are in a file: the policies by actor, or the only one under None, and what the critic reads.
+    """The policies in a file by actor, or the only one under None, and what the critic reads.
 
     ``runs_policy`` is false where the critic alone is in the file and reads nothing of the policy.
     """
@@ -110,8 +111,8 @@ class ExportedActors:
         self.critic = critic
         self.runs_policy = runs_policy
 
-    def whole(self, by_actor: Mapping[str | None, Any]) -> Any:
-        """Values by actor as a policy or critic takes them: those of the only one alone."""
+    def whole(self, by_actor: Mapping[str | None, object]) -> object:
+        """Values by actor as a policy or critic takes them; without several actors, the values alone."""
         return by_actor if self.several else by_actor[None]
 
     def parts(self, whole: Any) -> dict[str | None, Tensors]:
@@ -123,7 +124,7 @@ class ExportedActors:
         return None if self.critic is None else self.critic.critic_of(actor)
 
     def leaves(self, actor: str | None) -> dict[str, Leaf]:
-        """The observations of ``actor`` that are read, and the masks without which they cannot be."""
+        """The observations of ``actor`` that are read, and the masks that reading them needs."""
         policy = self.policies[actor]
         tree = policy.observer.tree
         keys = set(self._read_by_critic(actor) & tree.ports.keys())
@@ -133,24 +134,19 @@ class ExportedActors:
         return {key: leaf for key, leaf in tree.leaves.items() if key in keys | masks}
 
     def taken(self, actor: str | None) -> dict[str, Leaf]:
-        """The action that the critic values; one with a value for each choice needs none."""
+        """The action that the critic reads; none for a critic with a value for each choice."""
         critic = self.critic_of(actor)
         sources = {} if critic is None else critic.input_sources()
         is_read = any(source.kind == "action" for source in sources.values())
         return dict(self.policies[actor].action_tree.leaves) if is_read else {}
 
-    @property
-    def tells_presence(self) -> bool:
-        """Whether the critic reads who is there."""
-        return self.critic is not None and self.critic.reads_presence
-
     def leading(self, actor: str | None, steps: int | None) -> Axes:
-        """The axes before a value's own: the batch, agents that are not counted, and steps where several go in."""
+        """The leading axes of a value: the batch, agents of an open number, and steps with ``unroll``."""
         agents = () if actor not in self.crowds else (self.crowds[str(actor)],)
         return ("batch", *agents, *(() if steps is None else (steps,)))
 
     def states(self, module: AnyPolicy | AnyCritic) -> Iterator[tuple[str, Axes]]:
-        """The names and axes of what the policy or critic ``module`` carries."""
+        """The names and axes of the state of the policy or critic ``module``."""
         if not isinstance(module, StructuredModule):
             for name, shape in module.state_shapes.items():
                 yield name, ("batch", *(size for size in shape if size is not None))
@@ -168,11 +164,11 @@ class ExportedActors:
 
 
 class Interface:
-    """Inputs and outputs of a file by name. Outputs are named by the first run, which says what there is.
+    """Inputs and outputs of a file by name. The first run names the outputs.
 
-    Observations have their flat keys and the state the names of ``initial_state``; what is of one of several actors has
-    that one's name before it. Where two would have one name, the later one has its kind before it. What is not plain is
-    numbered: ``input_3`` is the fourth input.
+    Observations have their flat keys and the state the names of ``initial_state``, after the name of the actor where
+    there are several. A name that is taken gets the kind before it. Names that are not plain are numbered: ``input_3``
+    is the fourth input.
     """
 
     def __init__(
@@ -185,7 +181,7 @@ class Interface:
         self.steps = steps
         self.dtype = next(iter(actors.policies.values())).dtype
         self._prefixed = len(modules) > 1
-        self._names: dict[Role, set[str]] = {"input": set(), "output": set()}
+        self._names: dict[Side, set[str]] = {"input": set(), "output": set()}
         self._lengths = self._axes_that_vary()
         inputs = [*self._observations(), *self._taken(), *self._present(), *self._states(modules)]
         if any(value.kind == "state" for value in inputs):
@@ -196,7 +192,7 @@ class Interface:
         self._next = {value.key: value.next for value in inputs if value.next is not None}
 
     def state_key(self, part: str, key: str) -> str:
-        """What a state of a part is called: where several parts have one, as the whole model does."""
+        """The key of a state of ``part``: in a file of policy and critic, the model's."""
         return f"{part}/{key}" if self._prefixed else key
 
     def of_kind(self, kind: Kind, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -205,18 +201,18 @@ class Interface:
 
     def by_actor(self, kind: Kind, tensors: Mapping[str, Tensor]) -> dict[str | None, Tensors]:
         """The inputs of one kind by actor and key; of an actor who has none, an empty dict."""
-        found: dict[str | None, Tensors] = {actor: {} for actor in self.actors.policies}
+        inputs: dict[str | None, Tensors] = {actor: {} for actor in self.actors.policies}
         for name, value in self.inputs.items():
             if value.kind == kind:
-                found[value.actor][value.key] = tensors[name]
-        return found
+                inputs[value.actor][value.key] = tensors[name]
+        return inputs
 
-    def named(self, found: Mapping[Place, Tensor]) -> Tensors:
-        """What a run has found, by name."""
+    def named(self, outputs: Mapping[Place, Tensor]) -> Tensors:
+        """The outputs of a run by name."""
         if not self.outputs:
-            self._name_outputs(found)
+            self._name_outputs(outputs)
         names = {value.place: name for name, value in self.outputs.items()}
-        return {names[place]: tensor for place, tensor in found.items()}
+        return {names[place]: tensor for place, tensor in outputs.items()}
 
     # --- names ---
 
@@ -229,24 +225,24 @@ class Interface:
                 yield self._input("observation", actor, key, key, tuple(shape), space_dtype(leaf))
 
     def _axes_that_vary(self) -> dict[str, str]:
-        """What the axes that vary are called, by the masks of their values (`_varies_with`)."""
-        found = [
+        """The names of the axes that vary, by the masks of their values (`_varies_with`)."""
+        masks = [
             _varies_with(policy.observer.tree.ports, key)
             for actor, policy in self.actors.policies.items()
             for key, leaf in self.actors.leaves(actor).items()
             if None in leaf.port.shape
         ]
-        return _axis_names(found, "", {"batch", *self.actors.crowds.values()})
+        return _axis_names(masks, "", {"batch", *self.actors.crowds.values()})
 
     def _taken(self) -> Iterator[Value]:
         for actor in self.actors.policies:
-            leaves = self.actors.taken(actor)
-            for key, leaf in leaves.items():
+            for key, leaf in self.actors.taken(actor).items():
                 name = "taken" if self._acts_once(actor) else f"taken/{key}"
                 yield self._input("taken", actor, key, name, leaf.shape, space_dtype(leaf))
 
     def _present(self) -> Iterator[Value]:
-        for actor in self.actors.policies if self.actors.tells_presence else ():
+        critic = self.actors.critic
+        for actor in self.actors.policies if critic and critic.reads_presence else ():
             yield self._input("present", actor, PRESENT, PRESENT, (), torch.bool)
 
     def _states(self, modules: Mapping[str, AnyPolicy | AnyCritic]) -> Iterator[Value]:
@@ -265,34 +261,32 @@ class Interface:
         axes = (*self.actors.leading(actor, self.steps), *shape)
         return Value(name, kind, key, axes, dtype, actor=actor)
 
-    def _name_outputs(self, found: Mapping[Place, Tensor]) -> None:
+    def _name_outputs(self, outputs: Mapping[Place, Tensor]) -> None:
         states = {value.key: value for value in self.inputs.values() if value.kind == "state"}
-        for (kind, actor, key), tensor in found.items():
+        for (kind, actor, key), tensor in outputs.items():
             if kind == "state":
                 name, axes = self._next[key], states[key].axes
             else:
-                name, leading = (
-                    self._output_name(kind, actor, key),
-                    self.actors.leading(actor, self.steps),
-                )
+                name = self._output_name(kind, actor, key)
+                leading = self.actors.leading(actor, self.steps)
                 axes = (*leading, *tensor.shape[len(leading) :])
             self.outputs[name] = Value(name, kind, key, axes, tensor.dtype, actor=actor)
 
     def _output_name(self, kind: Kind, actor: str | None, key: str) -> str:
-        """``value`` as the critic calls it; ``logits`` and ``action``, followed by which where there are several."""
+        """The critic's name of a value; ``logits`` and ``action``, with the key of the action if there are several."""
         name = key if kind == "value" else kind if self._acts_once(actor) else f"{kind}/{key}"
         return self._unused(_of_actor(actor, name), "output", "output")
 
     def _acts_once(self, actor: str | None) -> bool:
         return self.actors.policies[actor].action_tree.is_single
 
-    def _unused(self, name: str, kind: str, role: Role) -> str:
+    def _unused(self, name: str, kind: str, side: Side) -> str:
         """``name``, or a number where it is not plain; with ``kind`` before it where it is taken."""
         if not is_plain(name):
-            name = f"{role}_{len(self._names[role])}"
+            name = f"{side}_{len(self._names[side])}"
         while any(name in names for names in self._names.values()):
             name = f"{kind}/{name}"
-        self._names[role].add(name)
+        self._names[side].add(name)
         return name
 
 
@@ -301,15 +295,15 @@ def _of_actor(actor: str | None, name: str) -> str:
 
 
 def _varies_with(ports: Mapping[str, Port], key: str) -> str:
-    """What says how long an axis is: equal for all values whose masks are called alike, of whichever actor.
+    """The name of the mask of a value, which decides the length of its axis, or the key of the value.
 
-    Actors that share a network run as one batch, in which sets are equally long.
+    Values of any actors with masks of one name are equally long: actors that share a network run as one batch.
     """
     return ports[key].mask or key
 
 
 def _axis_names(texts: Iterable[str], ending: str, taken: Iterable[str]) -> dict[str, str]:
-    """A name for each of ``texts`` that no other has, nor any of ``taken``: an axis of one name has one size."""
+    """A unique name for each of ``texts``, none of ``taken``: axes of one name have one size."""
     names: dict[str, str] = {}
     used = set(taken)
     for text in dict.fromkeys(texts):

@@ -1,4 +1,4 @@
-"""Wrappers as a file has them: they act without chance or noise, and keep no memory of their own."""
+"""Wrappers in a file: they act without randomness, and store nothing between calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from composer.wrappers.noise import ActionNoiseWrapper, OuNoise
 
 __all__ = ["MeanNoise", "mean_noises", "wrapped_policy"]
 
-# What chance leaves of these is the mode of the policy's distributions; `hidden_state` is the inputs of the state.
+# Without randomness these act by the mode of the policy's distributions; `hidden_state` is the inputs of the state.
 AS_THE_POLICY = {
     "base",
     "hidden_state",
@@ -46,9 +46,9 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class MeanNoise:
-    """What `action_noise` does to the actions ``keys`` where there is no chance in its noise.
+    """The effect of `action_noise` on the actions ``keys`` without randomness.
 
-    What is left of the noise is ``offset``, its mean; the sum is clipped to ``limits``.
+    It adds ``offset``, the mean of the noise, and clips the sum to ``limits``.
     """
 
     keys: tuple[str, ...]
@@ -63,26 +63,26 @@ class MeanNoise:
 
 
 def wrapped_policy(wrapped: object) -> Policy | None:
-    """The policy inside of wrappers; None where there is something else, or no wrapper."""
+    """The policy inside of wrappers; None for anything else."""
     inner = innermost(wrapped) if isinstance(wrapped, IModelWrapper) else None
     return inner if isinstance(inner, Policy) else None
 
 
 def mean_noises(wrapped: IModelWrapper, problems: list[str]) -> list[MeanNoise]:
-    """Those of the wrappers around a composed policy that change actions, the innermost first.
+    """The wrappers around a composed policy that change actions, the innermost first.
 
-    What cannot be in a file is added to ``problems``.
+    Adds to ``problems`` the wrappers that cannot be in a file.
     """
-    found: list[MeanNoise] = []
+    noises: list[MeanNoise] = []
     for wrapper in reversed(list(chain(wrapped))):
         name = WRAPPERS.name_of(type(wrapper))
         if type(wrapper) is ActionNoiseWrapper:
             problems += _moving(wrapper)
-            found.append(_mean_noise(wrapper, wrapped))
+            noises.append(_mean_noise(wrapper, wrapped))
         elif type(wrapper) is not ComposedPolicy and name not in AS_THE_POLICY:
             reason = REFUSED.get(str(name), "is Python that no file holds")
             problems.append(f"the wrapper {wrapper_label(wrapper)} {reason}")
-    return found
+    return noises
 
 
 def _mean_noise(wrapper: ActionNoiseWrapper, wrapped: IModelWrapper) -> MeanNoise:
@@ -94,7 +94,7 @@ def _mean_noise(wrapper: ActionNoiseWrapper, wrapped: IModelWrapper) -> MeanNois
 
 
 def _moving(wrapper: ActionNoiseWrapper) -> Iterable[str]:
-    """Noise that moves even where nothing is drawn has a memory, which is not in a file."""
+    """Why noise whose mean moves cannot be in a file: it has a memory."""
     noise = wrapper.noise
     if isinstance(noise, OuNoise) and noise.x0 != noise.mu:
         yield (

@@ -1,4 +1,4 @@
-"""What blocks there are and how they are used, read from the classes themselves."""
+"""The blocks and how to use them, read from their classes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ast
 import contextlib
 import doctest
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from composer.reference.words import meaning
+from composer.reference.words import MEANINGS
 from composer.source.load import dump_flow
+from perception_blocks.base_block import PerceptionBlock
+from perception_blocks.port import format_shape
 from perception_blocks.registry import (
     ACTIVATIONS,
     BLOCKS,
@@ -60,18 +60,18 @@ Shapes:
 
 @dataclass(frozen=True)
 class Example:
-    """One use of a block, taken from its documentation: shapes by input name, settings, shapes of outputs and state."""
+    """An example of a block from its documentation: shapes by input name, settings, shapes of outputs and state."""
 
     block: str
     in_shapes: dict[str, tuple[int | None, ...]]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     out_shapes: list[tuple[int | None, ...]]
     state_shapes: dict[str, tuple[int, ...]]
 
     def __str__(self) -> str:
         """A line of a graph in YAML."""
         names = list(self.in_shapes)
-        inputs: Any = names[0] if len(names) == 1 else names
+        inputs: object = names[0] if len(names) == 1 else names
         many = {} if len(self.out_shapes) == 1 else {"out": list(self.out_names)}
         return f"latent: {dump_flow({'block': self.block, 'in': inputs, **many, **self.settings})}"
 
@@ -83,7 +83,7 @@ class Example:
     def shapes(self) -> str:
         """``first (3,), second (4,) -> (7,)``"""
         inputs, state = map(_named_shapes, (self.in_shapes, self.state_shapes))
-        line = f"{inputs} -> {', '.join(map(_shape, self.out_shapes))}"
+        line = f"{inputs} -> {', '.join(map(format_shape, self.out_shapes))}"
         return f"{line}, carrying {state} from step to step" if state else line
 
 
@@ -112,7 +112,7 @@ def describe_block(name: str) -> str:
         return f"{name}\n\n{GRAPHS[name].replace('`', '')}"
     block = BLOCKS.get(name)
     settings, takes_any = settings_of(block)
-    lines = [name, "", _plain(documentation(block)), "", "Settings:"]
+    lines = [name, "", documentation(block).replace("`", ""), "", "Settings:"]
     shown = [_setting_line(s, s.name in block.from_ports) for s in settings.values()]
     shown += ["any other: handed on"] if takes_any else []
     lines += [f"  {line}" for line in shown or ["none"]]
@@ -132,15 +132,15 @@ def example_of(name: str) -> Example | None:
             shapes = list(map(tuple, ast.literal_eval(call.args[0])))
             settings = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
             built = block(shapes, **settings)
-            in_shapes: dict[str, Any] = dict(zip(_input_names(block, len(shapes)), shapes))
+            in_shapes = dict(zip(_input_names(block, len(shapes)), shapes))
             return Example(name, in_shapes, settings, built.out_shapes, dict(built.state_shapes))
     return None
 
 
-def _input_names(block: type, count: int) -> list[str]:
-    """What an example's inputs are called: masks like their argument, the others by number."""
-    arguments = list(inspect.signature(block.forward).parameters)[1:]  # type: ignore[attr-defined]
-    named = [name if name in block.mask_of else None for name in arguments[:count]]  # type: ignore[attr-defined]
+def _input_names(block: type[PerceptionBlock], count: int) -> list[str]:
+    """The names of an example's inputs: of masks their argument, of others a number."""
+    arguments = list(inspect.signature(block.forward).parameters)[1:]
+    named = [name if name in block.mask_of else None for name in arguments[:count]]
     named += [None] * (count - len(named))
     numbers = iter(["observation"] if named.count(None) == 1 else INPUT_NAMES)
     return [name or next(numbers) for name in named]
@@ -164,15 +164,10 @@ def documentation(block: type) -> str:
     return text.partition(">>>")[0].strip()
 
 
-def _plain(text: str) -> str:
-    """``text`` without its marks."""
-    return re.sub(r"`+", "", text)
-
-
 def _summary(name: str) -> str:
     """The first line of a block's documentation, or which extra it needs."""
     try:
-        return _plain(documentation(BLOCKS.get(name))).partition("\n")[0]
+        return documentation(BLOCKS.get(name)).partition("\n")[0].replace("`", "")
     except MissingExtraError:
         return f"(needs the extra [{BLOCKS.extra_of(name)}])"
 
@@ -191,12 +186,12 @@ def _setting_names(name: str) -> str:
 def _setting_line(setting: Setting, from_space: bool) -> str:
     default = default_of(setting, from_space)
     shown = default if default == "required" else f"default: {default}"
-    what, means = describe(setting.annotation), meaning(setting.name)
+    what, means = describe(setting.annotation), MEANINGS.get(setting.name)
     return f"{setting.name}: {what} ({shown})" + (f", {means}" if means else "")
 
 
 def default_of(setting: Setting, from_space: bool) -> str:
-    """What a setting is when it is left out, as a spec would say it."""
+    """The value of a setting that is left out, as a spec would have it."""
     if from_space:
         return "from the input's space"
     return "required" if setting.required else _written(setting.default)
@@ -211,9 +206,4 @@ def _written(value: object) -> str:
 
 
 def _named_shapes(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
-    return ", ".join(f"{name} {_shape(shape)}" for name, shape in shapes.items())
-
-
-def _shape(shape: tuple[int | None, ...]) -> str:
-    sizes = ["?" if size is None else str(size) for size in shape]
-    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+    return ", ".join(f"{name} {format_shape(shape)}" for name, shape in shapes.items())

@@ -1,6 +1,6 @@
-"""The pages of ``docs/blocks/``: what is hand-written stays, what stands below the mark comes from the classes.
+"""The pages of ``docs/blocks/``: the text above the mark is hand-written, the text below comes from the classes.
 
-``python -m composer.reference.pages docs/blocks`` writes them anew.
+``python -m composer.reference.pages docs/blocks`` rewrites them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from composer.reference.help import default_of, documentation, example_of
-from composer.reference.words import meaning
+from composer.reference.words import MEANINGS
+from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.registry import BLOCKS, MissingExtraError
 from perception_blocks.settings import describe, settings_of
 
@@ -42,45 +43,32 @@ def families() -> dict[str, list[str]]:
     Raises LookupError for a block of a module that belongs to no page.
     """
     pages: dict[str, list[str]] = {page: [] for page in FAMILIES}
-    for name in sorted(_our_blocks(), key=_place):
-        pages[_page_of(name)].append(name)
+    page_of = {module: page for page, modules in FAMILIES.items() for module in modules.split()}
+    modules = {name: BLOCKS.module_of(name) for name in BLOCKS}
+    ours = {name: m.removeprefix(OURS) for name, m in modules.items() if m.startswith(OURS)}
+    for name, module in ours.items():
+        if module not in page_of:
+            raise LookupError(f"the block {name!r} is on no page: name {module!r} in FAMILIES")
+    for module, page in page_of.items():
+        for name in (name for name in ours if ours[name] == module):
+            pages[ELSEWHERE.get(name, page)].append(name)
     return pages
 
 
 def page_text(page: str, text: str) -> str:
-    """``text``, the page as it is, with what stands below its mark written anew."""
+    """``text`` of a page with a new text below its mark."""
     head, _, old = text.partition(MARK)
     sections = _index(old) if page == INDEX else [_section(name, old) for name in families()[page]]
     return "\n".join([head + MARK, *sections]).rstrip("\n") + "\n"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write all pages in the folder that is given anew."""
+    """Rewrite all pages in the folder that is given."""
     (folder,) = arguments
     for page in (INDEX, *FAMILIES):
         path = Path(folder, f"{page}.md")
         path.write_text(page_text(page, path.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
-
-
-def _our_blocks() -> list[str]:
-    """The registered names of our own blocks, without plugins."""
-    return [name for name in BLOCKS if BLOCKS.module_of(name).startswith(OURS)]
-
-
-def _page_of(name: str) -> str:
-    module = BLOCKS.module_of(name).removeprefix(OURS)
-    pages = [page for page, modules in FAMILIES.items() if module in modules.split()]
-    if not pages:
-        raise LookupError(f"the block {name!r} is on no page: name {module!r} in FAMILIES")
-    return ELSEWHERE.get(name, pages[0])
-
-
-def _place(name: str) -> int:
-    """The sort key of a block: its module's place on the pages; blocks of one module keep their order."""
-    modules = " ".join(FAMILIES.values()).split()
-    module = BLOCKS.module_of(name).removeprefix(OURS)
-    return modules.index(module) if module in modules else len(modules)
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------
@@ -131,12 +119,12 @@ def _section_in(text: str, name: str) -> str:
     return section[0] if section else ""
 
 
-def _settings(block: type) -> list[str]:
+def _settings(block: type[PerceptionBlock]) -> list[str]:
     settings, takes_any = settings_of(block)
     rows = []
     for setting in settings.values():
-        from_space = setting.name in block.from_ports  # type: ignore[attr-defined]
-        what = "; ".join(filter(None, [meaning(setting.name), describe(setting.annotation)]))
+        from_space = setting.name in block.from_ports
+        what = "; ".join(filter(None, [MEANINGS.get(setting.name), describe(setting.annotation)]))
         default = default_of(setting, from_space)
         shown = default if from_space or setting.required else f"`{default}`"
         rows.append(f"| `{setting.name}` | {_cell(what)} | {_cell(shown)} |")

@@ -34,7 +34,7 @@ Schema = dict[str, Any]
 DRAFT = "http://json-schema.org/draft-07/schema#"
 NODE_NAME = r"^(?!(_|training)$)[A-Za-z_][A-Za-z0-9_]*$"
 DOTTED = r"^[^\W\d]\w*(\.[^\W\d]\w*)+$"
-PART = "part_of_"  # begins the names of definitions of what another file, which is extended, has the rest of
+PART = "part_of_"  # begins the names of definitions of one file's share, where another file has the rest
 PARAM = r"\$\{\s*params\.[^{}]+\}"
 
 TEXT: Schema = {"type": "string", "minLength": 1}
@@ -52,6 +52,8 @@ DOTTED_PATH: Schema = {"type": "string", "pattern": DOTTED}
 def json_schema() -> Schema:
     """The JSON Schema of every spec that `read_spec` accepts, as a dict."""
     keys = _top_keys()
+    text = "The values it reads: a name, a list, or a mapping from arguments to names."
+    inputs = _if({"type": "object"}, _names_to(TEXT), _one_or_list(TEXT))
     return {
         "$schema": DRAFT,
         "title": "Perception composer spec",
@@ -67,7 +69,7 @@ def json_schema() -> Schema:
             "function": _named(FUNCTIONS, 1),
             "initialiser": _named(INITIALIZERS, 2),
             "wrapper": _named(WRAPPERS, 1, without=ONLY_PYTHON),
-            "inputs": _inputs(),
+            "inputs": _said(text, inputs),
             "distribution": _distribution(),
             **_networks_and_nodes(""),
             **_networks_and_nodes(PART),
@@ -78,12 +80,22 @@ def json_schema() -> Schema:
 
 
 def _networks_and_nodes(part: str) -> dict[str, Schema]:
-    """Definitions of what is merged with the same of another file where a spec ``extends`` it.
+    """Definitions of the mappings that are merged with another file's where a spec ``extends`` it.
 
-    They are made twice. With ``part``, which is in their names then, they say what one file may hold of such a thing:
-    all that is required may stand in the other one, null removes a key, and what a mapping's other keys are is judged
-    only where it is said here.
+    There are two of each. With ``part``, which is then in their names, they say what one of the files may hold: the
+    other file may hold required keys, null removes a key, and the keys of a mapping are checked only where this file
+    decides which there are.
     """
+    separate = {"separate": _said("One network for each agent.", _value({"type": "boolean"}))}
+    shares = {"shares": _said("Values that the critic may read.", _names())}
+    text = "How the policy is used; the first wrapper is innermost."
+    policy_keys = {"action_mask": _names_to(TEXT), "wrap": _said(text, _list(_ref("wrapper")))}
+    critic_keys = {
+        "kind": _value({"enum": list(CRITICS)}),
+        "stack": _value({"type": "boolean"}),
+        "ensemble": _value(COUNT),
+        "normalize_value": _value({"type": "boolean"}),
+    }
     definitions = {
         "graph": _names_to(_or_null(_ref("node", part)) if part else _ref("node"), NODE_NAME),
         "node": _node(part),
@@ -91,10 +103,10 @@ def _networks_and_nodes(part: str) -> dict[str, Schema]:
         "heads": _heads(part),
         "template": _template(part),
         "template_node": _template_node(part),
-        "policy_network": _network({**_shares(), **_separate()}, part),
-        "critic_network": _network(_separate(), part),
-        "policy": _networks({**_policy_keys(), **_separate()}, _shares(), "policy_network", part),
-        "critic": _networks({**_critic_keys(), **_separate()}, {}, "critic_network", part),
+        "policy_network": _network({**shares, **separate}, part),
+        "critic_network": _network(separate, part),
+        "policy": _networks({**policy_keys, **separate}, shares, "policy_network", part),
+        "critic": _networks({**critic_keys, **separate}, {}, "critic_network", part),
     }
     return {part + name: schema for name, schema in definitions.items()}
 
@@ -103,10 +115,11 @@ def _networks_and_nodes(part: str) -> dict[str, Schema]:
 
 
 def _top_keys(part: str = "") -> dict[str, Schema]:
+    params = _names_to({"type": ["number", "string", "boolean", "null", "array"]})
     return {
         "version": {"enum": [VERSION], "description": "The version of the format."},
         "environment": _said("The id of the gymnasium environment it is for.", TEXT),
-        "params": _said('Values that "${params.name}" stands for anywhere below.', _params()),
+        "params": _said('Values that "${params.name}" stands for anywhere below.', params),
         "extends": _said(
             "The file of a spec that this one changes, or several.", _one_or_list(TEXT)
         ),
@@ -119,10 +132,6 @@ def _top_keys(part: str = "") -> dict[str, Schema]:
     }
 
 
-def _params() -> Schema:
-    return _names_to({"type": ["number", "string", "boolean", "null", "array"]})
-
-
 def _texts() -> Schema:
     length = _said("The longest length, in characters.", _value(COUNT))
     charset = _said("All its characters; printable ASCII unless given.", TEXT)
@@ -131,41 +140,16 @@ def _texts() -> Schema:
     return _said(what, _names_to(text))
 
 
-def _policy_keys() -> dict[str, Schema]:
-    return {
-        "action_mask": _names_to(TEXT),
-        "wrap": _said(
-            "How the policy is used; the first wrapper is innermost.", _list(_ref("wrapper"))
-        ),
-    }
-
-
-def _critic_keys() -> dict[str, Schema]:
-    return {
-        "kind": _value({"enum": list(CRITICS)}),
-        "stack": _value({"type": "boolean"}),
-        "ensemble": _value(COUNT),
-        "normalize_value": _value({"type": "boolean"}),
-    }
-
-
-def _shares() -> dict[str, Schema]:
-    return {"shares": _said("Values that the critic may read.", _names())}
-
-
-def _separate() -> dict[str, Schema]:
-    return {"separate": _said("One network for each agent.", _value({"type": "boolean"}))}
-
-
 def _network(more: dict[str, Schema], part: str) -> Schema:
     """One network, which may have the keys of ``more`` too; one that may have `shares` is a policy's."""
+    init = _ref("initialiser")
     keys = {
         "graph": _ref("graph", part),
         "_target_": _said("A class of your own; its arguments stand beside it.", DOTTED_PATH),
         "template": _ref("template", part),
         "heads": _ref("heads", part),
         "observations": _said("What it may see; by default everything.", _names()),
-        "init": _if(_has("body", "heads"), _object(_parts_of_init()), _ref("initialiser")),
+        "init": _if(_has("body", "heads"), _object(dict.fromkeys(("body", "heads"), init)), init),
         **more,
     }
     only_these: Schema = {"propertyNames": {"enum": list(keys)}}
@@ -204,10 +188,6 @@ def _networks(keys: dict[str, Schema], alone: dict[str, Schema], member: str, pa
     }
 
 
-def _parts_of_init() -> dict[str, Schema]:
-    return {"body": _ref("initialiser"), "heads": _ref("initialiser")}
-
-
 def _heads(part: str) -> Schema:
     text = "One head for every action ({in: latent}), or a mapping from actions to heads."
     head = _ref("head", part)
@@ -219,41 +199,35 @@ def _heads(part: str) -> Schema:
 
 
 def _template(part: str) -> Schema:
-    node = _or_null(_ref("template_node", part))
+    node = _ref("template_node", part)
     keys = [key for key in TEMPLATE_KEYS if key not in ("by_name", "kinds")]
     named = {
-        "by_name": _names_to(
-            _or_null(_ref("template_node", part)) if part else _ref("template_node")
-        ),
+        "by_name": _names_to(_or_null(node) if part else node),
         "kinds": _names_to({"enum": list(GIVEN_KINDS)}),
     }
-    return _object({**dict.fromkeys(keys, node), **named})
+    return _object({**dict.fromkeys(keys, _or_null(node)), **named})
 
 
 def _distribution() -> Schema:
     """An entry of `distributions`."""
-    subject = {"action": TEXT, "space": {"enum": list(KINDS)}}
-    known = {"distribution": _value({"enum": list(DISTRIBUTIONS)})}
+    keys = {"action": TEXT, "space": {"enum": list(KINDS)}}
+    keys["distribution"] = _value({"enum": list(DISTRIBUTIONS)})
+    no_action = {"properties": {"action": NOTHING}}
     return {
         "type": "object",
-        "properties": {**subject, **known},
+        "properties": keys,
         "required": ["distribution"],
-        **_if(
-            {"required": ["space"]}, {"properties": {"action": NOTHING}}, {"required": ["action"]}
-        ),
+        **_if({"required": ["space"]}, no_action, {"required": ["action"]}),
         "allOf": [
-            _when("distribution", name, _object({**subject, **known, **_settings(family, 1)[0]}))
-            for name, family in ((name, DISTRIBUTIONS.get(name)) for name in DISTRIBUTIONS)
+            _when(
+                "distribution", name, _object({**keys, **_settings(DISTRIBUTIONS.get(name), 1)[0]})
+            )
+            for name in DISTRIBUTIONS
         ],
     }
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
-
-
-def _inputs() -> Schema:
-    text = "The values it reads: a name, a list, or a mapping from arguments to names."
-    return _said(text, _if({"type": "object"}, _names_to(TEXT), _one_or_list(TEXT)))
 
 
 def _wiring(*, nested: bool = False) -> dict[str, Schema]:
@@ -307,7 +281,7 @@ def _template_node(part: str) -> Schema:
 
 
 def _per_block(part: str) -> list[Schema]:
-    """What each block takes, and where it is not a ``part`` also what it needs."""
+    """The settings that each block takes and, without ``part``, the ones that it requires."""
     names = (*sorted(BLOCKS), *NESTED)
     rules = [_when("block", name, _ref(f"block_{name}")) for name in names]
     if not part:
@@ -366,7 +340,7 @@ def _property(setting: Setting) -> Schema:
 
 
 def _typed(annotation: object) -> Schema:
-    """The schema of an annotation; what it cannot say allows everything."""
+    """The schema of an annotation; an annotation that no schema can say allows everything."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _annotated(args[0], args[1:])
@@ -385,7 +359,7 @@ def _typed(annotation: object) -> Schema:
     return {"type": simple[annotation]} if annotation in simple else {}
 
 
-def _annotated(base: object, notes: tuple[Any, ...]) -> Schema:
+def _annotated(base: object, notes: tuple[object, ...]) -> Schema:
     schema = _typed(base)
     for note in notes:
         if isinstance(note, Named):
@@ -439,7 +413,7 @@ def _said(description: str, schema: Schema) -> Schema:
 
 
 def _if(condition: Schema, then: Schema, otherwise: Schema | None = None) -> Schema:
-    """Unlike anyOf, it reports what is wrong in the case that is meant, and there alone."""
+    """Unlike anyOf, it reports errors of the case that applies, and of no other."""
     return {"if": condition, "then": then, **({"else": otherwise} if otherwise is not None else {})}
 
 

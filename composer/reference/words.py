@@ -1,11 +1,11 @@
-"""What the settings of blocks mean, in a few words; a name means the same in every block that has it.
+"""The meanings of the settings of blocks in a few words; a name means the same in every block that has it.
 
-What is special about a setting of one block stands in that block's own documentation.
+The documentation of a block describes the settings that only this block has.
 """
 
 from __future__ import annotations
 
-__all__ = ["meaning"]
+__all__ = ["MEANINGS"]
 
 MEANINGS = {
     "activation": "the nonlinearity after each layer but the last, or after each one",
@@ -95,8 +95,3 @@ MEANINGS = {
     "transform_units": "sizes of the layers that compute these matrices",
     "vocab_size": "the number of tokens",
 }
-
-
-def meaning(setting: str) -> str | None:
-    """What ``setting`` means; None for one that only its own block knows."""
-    return MEANINGS.get(setting)

@@ -48,21 +48,21 @@ POOLED = ("deep_set", "attention_pooling", "point_net", "masked_global_pooling")
 
 
 class Effects:
-    """What of the templates of a spec has an effect: one may stand for several networks, each of other observations."""
+    """The keys of a spec's templates that have an effect in any network: each network may read other observations."""
 
     def __init__(self) -> None:
         self._used: set[Path] = set()
         self._unused: dict[Path, str] = {}
 
     def add(self, path: Path, unused: str | None) -> None:
-        """What a key does in one network: nothing, as the message ``unused`` says, or something."""
+        """Add a key of one network: the message ``unused`` says that it has no effect, None that it has one."""
         if unused is None:
             self._used.add(path)
         else:
             self._unused.setdefault(path, unused)
 
     def note(self, problems: Problems) -> None:
-        """Note what has an effect in no network."""
+        """Add the keys that have no effect in any network to ``problems``."""
         for path, message in self._unused.items():
             if path not in self._used:
                 problems.add(path, message, key=True)
@@ -75,12 +75,11 @@ def expand(
     origins: Mapping[str, frozenset[str]] | None = None,
     effects: Effects | None = None,
 ) -> NetworkSpec | None:
-    """``spec`` with the graph that its template stands for, over the values ``ports``; heads read its end.
+    """``spec`` with a graph in place of its template, over the values ``ports``; heads read the end of the graph.
 
-    ``origins`` are, of values that a policy shares, the observations that they are made of: the template reads the
-    value in their place, and begins where it comes from. A node's path is where the template says something of it,
-    for messages. What does not fit is noted; None where there is nothing to read. ``effects`` learns what of the
-    template has none.
+    ``origins`` maps values that a policy shares to the observations that they are made of: the template reads the value
+    in place of these. For messages, the path of a node is the place in the template that it comes from. Adds to
+    ``problems``, and to ``effects`` the keys with and without effect. Returns None if there is nothing to read.
     """
     template = spec.template
     assert template is not None
@@ -286,7 +285,7 @@ class _Expansion:
         if scale is not None:
             scaled = replace(self._own(scale), each=stacked)
             value = self._place(f"{base}scaled", scaled, value, each=each)
-        node = node or self._own(_image_block(port))
+        node = node or self._own(NATURE if min(sides(port)) >= SMALLEST_NATURE else SMALL_CNN)
         node = replace(node, each=node.each or stacked)
         value = self._place(f"{base}features", node, value, each=each)
         return value if ends_in_vector(node) and not stacked else self._flat(base, value, each)
@@ -294,9 +293,8 @@ class _Expansion:
     def _vector(self, key: str, port: Port, base: str, node: NodeSpec | None, each: int) -> str:
         value = key if len(port.shape) == 1 else self._flat(base, key, each)
         if port.dtype == torch.uint8:
-            value = self._place(
-                f"{base}scaled", self._own({"block": "scale_image"}), value, each=each
-            )
+            scale = self._own({"block": "scale_image"})
+            value = self._place(f"{base}scaled", scale, value, each=each)
         return value if node is None else self._place(f"{base}features", node, value, each=each)
 
     # --- nodes ---
@@ -342,10 +340,6 @@ def ends_in_vector(node: NodeSpec) -> bool:
 def _integer_block(port: Port) -> dict[str, Any]:
     counts = port.cardinality if isinstance(port.cardinality, tuple) else (port.cardinality or 0,)
     return EMBEDDING if max(counts) > MOST_ONE_HOT else {"block": "one_hot"}
-
-
-def _image_block(port: Port) -> dict[str, Any]:
-    return NATURE if min(sides(port)) >= SMALLEST_NATURE else SMALL_CNN
 
 
 def _image_scale(port: Port) -> dict[str, Any] | None:

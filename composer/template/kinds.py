@@ -1,4 +1,4 @@
-"""What a template takes the observations for: which of them belong together, and of what kind they are."""
+"""How a template sees the observations: which of them form a group, and of what kind they are."""
 
 from __future__ import annotations
 
@@ -12,27 +12,21 @@ import torch
 from perception_blocks.blocks.scale import find_channels
 from perception_blocks.port import InputShapeError, Port, format_shape
 
-__all__ = [
-    "ObservationGroup",
-    "channel_order",
-    "groups_of",
-    "kind_of_observation",
-    "kind_problem",
-    "sides",
-]
+__all__ = ["ObservationGroup", "channel_order", "groups_of", "kind_of_observation"]
+__all__ += ["kind_problem", "sides"]
 
 Kind = Literal["image", "vector", "discrete"]
 
 SMALLEST_IMAGE = 5  # pixels of the shorter side: (5, 5, 3) is a picture, (2, 3, 3) a table
 SMALLEST_GREY_IMAGE = 16  # without channels, (4, 8) is a table
-LINKS = "/edge_links"
+LINKS = "/edge_links"  # ends the key of a graph's edge list: pairs of node numbers
 
 
 @dataclass(frozen=True)
 class ObservationGroup:
     """Observations that become one vector together: one alone, a text, the parts of a set, or the nodes of a graph.
 
-    ``keys`` are the flat keys of its parts; ``links`` that of a graph's edge list.
+    ``keys`` are the flat keys of its parts; ``links`` is the key of a graph's edge list.
     """
 
     name: str
@@ -52,7 +46,8 @@ def groups_of(ports: Mapping[str, Port]) -> list[ObservationGroup]:
     masks = {port.mask for port in ports.values()}
     groups: dict[str, ObservationGroup] = {}
     for key, port in ports.items():
-        if key not in masks and not _is_links(key, port):
+        is_links = key.endswith(LINKS) and port.is_integer and port.cardinality is None
+        if key not in masks and not is_links:
             group = _group(key, port, ports)
             before = groups.get(group.name)
             keys = (*before.keys, key) if before else (key,)
@@ -73,12 +68,8 @@ def kind_of_observation(port: Port) -> Kind:
     if len(port.shape) == 2:
         grey = port.dtype == torch.uint8 and min(sides(port)) >= SMALLEST_GREY_IMAGE
         return "image" if grey else "vector"
-    pictured = len(port.shape) == 3 or port.dtype == torch.uint8
-    return (
-        "image"
-        if pictured and len(port.shape) >= 3 and min(sides(port)) >= SMALLEST_IMAGE
-        else "vector"
-    )
+    pictured = len(port.shape) == 3 or (len(port.shape) > 3 and port.dtype == torch.uint8)
+    return "image" if pictured and min(sides(port)) >= SMALLEST_IMAGE else "vector"
 
 
 def kind_problem(key: str, port: Port, kind: str) -> str | None:
@@ -126,8 +117,3 @@ def _group(key: str, port: Port, ports: Mapping[str, Port]) -> ObservationGroup:
     if graph != name and graph + LINKS in ports:
         return ObservationGroup(graph, "graph", (key,), graph + LINKS)
     return ObservationGroup(name, "set", (key,))
-
-
-def _is_links(key: str, port: Port) -> bool:
-    """Whether the value is a graph's edge list: pairs of node numbers."""
-    return key.endswith(LINKS) and port.is_integer and port.cardinality is None

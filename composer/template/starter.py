@@ -20,21 +20,7 @@ from composer.template.kinds import kind_of_observation
 from composer.trust import allow_options
 from perception_blocks.words import few_of
 
-__all__ = [
-    "critic_lines",
-    "described",
-    "entry",
-    "heading",
-    "ignoring",
-    "masked_actions",
-    "masking",
-    "node_data",
-    "node_line",
-    "policy_lines",
-    "readable",
-    "starting_spec",
-    "starting_actor_spec",
-]
+__all__ = ["entry", "node_data", "starting_actor_spec", "starting_spec"]
 
 ACTION_MASK = "action_mask"  # what PettingZoo's environments call the observation of what is legal
 
@@ -50,25 +36,21 @@ def starting_spec(
     If there is an image, the critic shares the policy's features of it. Observations that no network can read are
     ignored, with a comment. Raises ValueError where none is left, and SpaceError for an action that is not supported.
     """
-    observations, ignored = readable(observation_space)
+    observations, ignored = _readable(observation_space)
     actions = flatten_space(action_space, "action")
     lines = [
-        *heading(environment, allow, "policy and critic"),
-        *described(observations, actions),
-        "version: 1",
-        *([entry("environment", environment)] if environment else []),
-        *ignoring(ignored),
-        *("", "policy:", *masking(masked_actions(observations, actions))),
-        *policy_lines(observations),
-        *("", "critic:", *critic_lines(observations)),
+        *_heading(environment, allow, _described(observations, actions), ignored),
+        *("", "policy:", *_masking(_masked_actions(observations, actions))),
+        *_policy_lines(observations),
+        *("", "critic:", *_critic_lines(observations)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def readable(observation_space: Space) -> tuple[SpaceTree, dict[str, str]]:
-    """What networks can read of a space, and what has to be ignored, with the reason.
+def _readable(observation_space: Space) -> tuple[SpaceTree, dict[str, str]]:
+    """The observations that networks can read, and the ones to ignore, each with the reason.
 
-    Raises ValueError where nothing is left.
+    Raises ValueError if none can be read.
     """
     ignored = _unreadable(observation_space)
     observations = flatten_space(observation_space, "observation", list(ignored))
@@ -99,16 +81,29 @@ def _unreadable(space: Space) -> dict[str, str]:
     return reasons
 
 
-def heading(environment: str | None, allow: Iterable[str], what: str) -> Iterator[str]:
-    """The comment above a spec."""
-    yield f"# A first {what} for {environment or 'these spaces'}, to be changed at will."
+def _heading(
+    environment: str | None,
+    allow: Iterable[str],
+    comments: Iterable[str],
+    ignored: Mapping[str, str],
+) -> Iterator[str]:
+    """The lines before the policy."""
+    yield f"# A first policy and critic for {environment or 'these spaces'}, to be changed at will."
     needed = allow_options(allow, environment)
     if needed:
         yield f"# The environment is code: composer check FILE{needed}"
+    yield from comments
+    yield "version: 1"
+    if environment:
+        yield entry("environment", environment)
+    if ignored:
+        yield "ignore:"
+        for key, reason in ignored.items():
+            yield f"  - {dump_flow({'key': key})[6:-1]} # {reason}"
 
 
-def described(observations: SpaceTree, actions: SpaceTree, margin: str = "") -> Iterator[str]:
-    """Comments that say what there is to see and to do."""
+def _described(observations: SpaceTree, actions: SpaceTree, margin: str = "") -> Iterator[str]:
+    """Comments that list the observations and actions."""
     for tree, word in ((observations, "observation"), (actions, "action")):
         read = {leaf.path for leaf in tree.leaves.values()}
         for key, path, part in walk_space(tree.space, word):
@@ -118,14 +113,7 @@ def described(observations: SpaceTree, actions: SpaceTree, margin: str = "") -> 
                 yield f"{margin}#   {word}{name}: {format_space(part)}"
 
 
-def ignoring(ignored: dict[str, str]) -> Iterator[str]:
-    if ignored:
-        yield "ignore:"
-        for key, reason in ignored.items():
-            yield f"  - {dump_flow({'key': key})[6:-1]} # {reason}"
-
-
-def masked_actions(observations: SpaceTree, actions: SpaceTree) -> dict[str, str]:
+def _masked_actions(observations: SpaceTree, actions: SpaceTree) -> dict[str, str]:
     """The only action, if it is a choice, by the observation ``action_mask`` (as PettingZoo names it) that masks it."""
     mask, leaves = observations.ports.get(ACTION_MASK), list(actions.leaves.values())
     if mask is None or len(leaves) != 1 or leaves[0].kind == "box":
@@ -134,12 +122,12 @@ def masked_actions(observations: SpaceTree, actions: SpaceTree) -> dict[str, str
     return {leaves[0].key: ACTION_MASK} if fits and (mask.low, mask.high) == (0.0, 1.0) else {}
 
 
-def masking(masked: dict[str, str]) -> Iterator[str]:
+def _masking(masked: dict[str, str]) -> Iterator[str]:
     if masked:
         yield f"  {entry('action_mask', masked)}"
 
 
-def default_nodes(observations: SpaceTree) -> list[NodeSpec]:
+def _default_nodes(observations: SpaceTree) -> list[NodeSpec]:
     """The nodes of the default template, the last of which is its trunk."""
     trunk = NodeSpec((), "", "dense", (), settings={k: v for k, v in TRUNK.items() if k != "block"})
     template = TemplateSpec((), trunk=trunk)
@@ -149,22 +137,22 @@ def default_nodes(observations: SpaceTree) -> list[NodeSpec]:
     return list(network.graph.values())
 
 
-def policy_lines(observations: SpaceTree, margin: str = "  ") -> Iterator[str]:
-    """A policy's network; where there is an image, it shares what it sees with the critic."""
-    nodes = default_nodes(observations)
+def _policy_lines(observations: SpaceTree, margin: str = "  ") -> Iterator[str]:
+    """A policy's network; with an image, it shares its features with the critic."""
+    nodes = _default_nodes(observations)
     yield f"{margin}graph:"
-    yield from (node_line(node, f"{margin}  ") for node in nodes)
+    yield from (_node_line(node, f"{margin}  ") for node in nodes)
     yield f"{margin}heads: {{in: {nodes[-1].name}}}"
     if _is_pictured(observations):
         yield f"{margin}shares: [{nodes[-1].reads[0]}] # the critic sees through the policy's eyes"
 
 
-def critic_lines(observations: SpaceTree, margin: str = "  ") -> Iterator[str]:
+def _critic_lines(observations: SpaceTree, margin: str = "  ") -> Iterator[str]:
     """The network of a critic beside that policy."""
-    *features, latent = default_nodes(observations)
+    *features, latent = _default_nodes(observations)
     yield f"{margin}graph:"
     for node in (*(() if _is_pictured(observations) else features), latent):
-        yield node_line(node, f"{margin}  ")
+        yield _node_line(node, f"{margin}  ")
 
 
 def _is_pictured(observations: SpaceTree) -> bool:
@@ -184,7 +172,7 @@ def entry(key: str, value: object) -> str:
     return dump_flow({key: value})[1:-1]
 
 
-def node_line(node: NodeSpec, margin: str = "    ") -> str:
+def _node_line(node: NodeSpec, margin: str = "    ") -> str:
     """A node of a graph on one line of a spec."""
     return margin + entry(node.name, node_data(node))
 
@@ -204,28 +192,21 @@ def starting_actor_spec(
     policies: list[str] = []
     critics: list[str] = []
     for key, members in _kinds(read_actors(observation_space, action_space)).items():
-        observations, unread = readable(members[0].observation_space)
+        observations, unread = _readable(members[0].observation_space)
         actions = flatten_space(members[0].action_space, "action")
         ignored |= {f"{key}/{name}": reason for name, reason in unread.items()}
-        masks = masked_actions(observations, actions)
+        masks = _masked_actions(observations, actions)
         masked |= {f"{key}/{action}": mask for action, mask in masks.items()}
         title = f"    {entry(key, {}).removesuffix('{}')}"
         names = few_of(actor.name for actor in members)
-        policies += [f"{title}# {names}", *described(observations, actions, "      ")]
-        policies += policy_lines(observations, "      ")
-        critics += [title.rstrip(), *critic_lines(observations, "      ")]
+        policies += [f"{title}# {names}", *_described(observations, actions, "      ")]
+        policies += _policy_lines(observations, "      ")
+        critics += [title.rstrip(), *_critic_lines(observations, "      ")]
     lines = [
-        *heading(environment, allow, "policy and critic"),
-        "version: 1",
-        *([entry("environment", environment)] if environment else []),
-        *ignoring(ignored),
-        *("", "policy:", *masking(masked), "  networks:", *policies),
-        *(
-            "",
-            "critic: # a value for each of them, of its own observations",
-            "  networks:",
-            *critics,
-        ),
+        *_heading(environment, allow, (), ignored),
+        *("", "policy:", *_masking(masked), "  networks:", *policies),
+        *("", "critic: # a value for each of them, of its own observations", "  networks:"),
+        *critics,
     ]
     return "\n".join(lines) + "\n"
 

@@ -32,7 +32,7 @@ class Row(NamedTuple):
     return_min: float
     return_max: float
     length_mean: float
-    return_mean_100: float  # of the last 100 episodes, those of rows before included
+    return_mean_100: float  # of the last 100 episodes, of earlier rows too
 
 
 class LearningCurve:
@@ -51,15 +51,16 @@ class LearningCurve:
         return fmean(self.recent) if self.recent else None
 
     def add(self, step: int, episodes: Iterable[Episode]) -> None:
-        """Note the ``episodes`` that have ended by ``step``."""
+        """Add the ``episodes`` that have ended by ``step``."""
         for episode in episodes:
             self._waiting.append(episode)
             self.recent.append(episode.total)
-        if self._waiting and step >= self._last + self.every:
+        last = self.rows[-1].step if self.rows else 0
+        if self._waiting and step >= last + self.every:
             self.close_row(step)
 
     def close_row(self, step: int) -> None:
-        """Make a row of what waits, at the end of a run also of fewer steps."""
+        """Make a row of the waiting episodes, at the end of a run also of fewer steps."""
         if not self._waiting:
             return
         totals = [episode.total for episode in self._waiting]
@@ -72,14 +73,14 @@ class LearningCurve:
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Row._fields)
-            writer.writerows([_rounded(value) for value in row] for row in self.rows)
+            writer.writerows([round(value, 6) for value in row] for row in self.rows)
 
     def draw(self, path: str | Path, title: str) -> None:
         """The mean return of the last 100 episodes over the steps, and the range of all of them, as PNG."""
         with style.context("default"):  # whatever a matplotlibrc in the current folder says
-            self._draw(path, title)
+            self._figure(title).savefig(path, dpi=120, format="png")
 
-    def _draw(self, path: str | Path, title: str) -> None:
+    def _figure(self, title: str) -> Figure:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         steps = [row.step for row in self.rows]
@@ -95,11 +96,7 @@ class LearningCurve:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
-        figure.savefig(path, dpi=120, format="png")
-
-    @property
-    def _last(self) -> int:
-        return self.rows[-1].step if self.rows else 0
+        return figure
 
 
 def _row(values: Sequence[float]) -> Row:
@@ -108,7 +105,3 @@ def _row(values: Sequence[float]) -> Row:
     return Row(
         int(step), int(count), mean, *rest, *([mean] if len(values) < len(Row._fields) else [])
     )
-
-
-def _rounded(value: float) -> float | int:
-    return value if isinstance(value, int) else round(value, 6)

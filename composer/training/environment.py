@@ -1,4 +1,4 @@
-"""The environment of a run, with what it gives checked at every step: wrong values end a run in words."""
+"""The environment of a run, checked at every step: a wrong value ends the run with a message."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from gymnasium import Space, spaces, wrappers
 
 from composer.spaces.lookup import make_environment
 from composer.training.trainer import TrainingError
+from perception_blocks.words import printable
 
 __all__ = ["CheckedEnvironment", "training_environment"]
 
-# What `gymnasium.make` puts around an environment; they rely on what it gives.
+# The wrappers of `gymnasium.make`, which rely on valid values.
 _OF_GYMNASIUM = (wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker)
 _FLAG = (bool, np.bool_)
 _WHOLE = (int, np.int64)  # types that Discrete.contains takes 20 times as long to check
@@ -35,7 +36,7 @@ def training_environment(name: str) -> gymnasium.Env:
 
 
 class CheckedEnvironment(gymnasium.Wrapper):
-    """Raises TrainingError for what is no step, and for an observation that its space does not have."""
+    """Raises TrainingError for an invalid step, and for an observation outside its space."""
 
     def __init__(self, env: gymnasium.Env, name: str) -> None:
         super().__init__(env)
@@ -43,15 +44,15 @@ class CheckedEnvironment(gymnasium.Wrapper):
         self._space = env.observation_space
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[object, dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[object, dict[str, object]]:
         result = self.env.reset(seed=seed, options=options)
         if type(result) is not tuple or len(result) != 2 or not isinstance(result[1], dict):
             self._refuse("reset", _described(result), "it returns (observation, info)")
         self._check(result[0], "reset")
         return result
 
-    def step(self, action: object) -> tuple[object, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[object, SupportsFloat, bool, bool, dict[str, object]]:
         result = self.env.step(action)
         if type(result) is not tuple or len(result) != 5:
             form = "(observation, reward, terminated, truncated, info)"
@@ -86,7 +87,7 @@ class CheckedEnvironment(gymnasium.Wrapper):
         if wrong is not None:
             space, value, path = wrong
             of = f" for the observation {'/'.join(path)!r}" if path else ""
-            self._refuse(method, f"{_described(value)}{of}", f"its space is {_shortened(space)}")
+            self._refuse(method, f"{_described(value)}{of}", f"its space is {_shown(space)}")
 
     def _refuse(self, method: str, what: str, rule: str) -> None:
         raise TrainingError(f"{method}() of the environment {self._name!r} returned {what}; {rule}")
@@ -135,18 +136,17 @@ def _is_in(space: Space, value: Any) -> bool:
 
 
 def _described(value: object) -> str:
-    """What an environment returned, in a few words."""
+    """A value that an environment returned, in a few words."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
     if isinstance(value, Mapping):
-        return f"a dict of {_shortened(list(value))}"
+        return f"a dict of {_shown(list(value))}"
     if isinstance(value, str):
-        return f"the text {_shortened(value)}"
-    return _shortened(value)
+        return f"the text {_shown(value)}"
+    return _shown(value)
 
 
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:150]}...{text[-30:]}"
+def _shown(value: object) -> str:
+    return printable(repr(value), 200)

@@ -1,4 +1,4 @@
-"""How good a policy is: whole episodes, without exploration, in an environment that training has not seen."""
+"""The evaluation of a policy: whole episodes, without exploration, in an environment of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from composer.training.environment import training_environment
 
 __all__ = ["Evaluation", "evaluate", "greedy"]
 
-FIRST_SEED = 2**30  # added to that of the run: no episode of training begins from one of these
+FIRST_SEED = 2**30  # added to the seed of the run: training episodes have smaller seeds
 
 Act = Callable[[object, object, bool, object], tuple[object, object]]
-"""(observation, state, whether it is the episode's first, mask) -> (action, state after).
+"""(observation, state, whether it is the first of its episode, mask) -> (action, state after).
 
 The state is None at first. The mask is what the environment's ``action_masks()`` says, None where it has none.
 """
@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def std(self) -> float:
-        """Of these episodes themselves (divided by their number)."""
+        """The standard deviation of these episodes (divided by their number)."""
         return statistics.pstdev(self.returns)
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def greedy(policy: Policy, *, masked: bool = False) -> Act:
-    """How ``policy`` acts without exploration: the mode of its distribution; ``masked`` also by the environment."""
+    """Act by the mode of the distribution of ``policy``; if ``masked``, by the masks of the environment too."""
 
     def act(observation: object, state: Any, first: bool, mask: object) -> tuple[object, object]:
         mask = mask if masked else None

@@ -1,4 +1,4 @@
-"""The folder of a run. It appears whole, and whatever is in it is whole at any time. One process at a time uses it.
+"""The folder of a run. It appears whole, and every file in it is whole at any time. One process at a time uses it.
 
 ``run.json`` says what the run is, ``trainer.pt`` all that is needed to go on with it. The others are for users and
 follow from ``trainer.pt``: ``model.safetensors``, ``curve.csv``, ``curve.png``, and at the end ``evaluation.json``.
@@ -30,6 +30,7 @@ from composer.source.files import outside, real_path
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
 from composer.training.trainer import MOST_COUNTED, Task, Trainer, TrainerState, TrainingError
+from perception_blocks.words import cut
 
 __all__ = ["RunFolder", "Saved", "in_use", "refuse_taken"]
 
@@ -53,9 +54,9 @@ class Saved(TypedDict):
 
 
 class RunFolder:
-    """The folder at ``path``, of the run ``task``; ``name`` is what messages call it where it is to have another path.
+    """The folder at ``path`` of the run ``task``; ``name`` is its path in messages, if it is to be renamed.
 
-    A file that cannot be written, as on a full disk, is a TrainingError; what was there before is whole then.
+    Raises TrainingError for a file that cannot be written, as on a full disk; the file before it is then still whole.
     """
 
     def __init__(self, path: Path, task: Task, name: Path | None = None) -> None:
@@ -68,9 +69,9 @@ class RunFolder:
     def create(
         cls, path: Path, task: Task, trainer: Trainer, curve: LearningCurve
     ) -> Iterator[RunFolder]:
-        """A new folder with the first state of a run, which no other process uses meanwhile.
+        """A new folder with the first state of a run, locked for other processes.
 
-        Raises TrainingError where there is one, or it cannot be.
+        Raises TrainingError if the path exists, or cannot be created.
         """
         refuse_taken(path)
         hidden = _hidden_folder(path)
@@ -87,7 +88,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that was made before. Raises TrainingError where there is none."""
+        """The folder of an existing run. Raises TrainingError if there is none."""
         _refuse_no_run(path)
         _refuse_links_outside(path)
         return cls(path, _read_task(path))
@@ -105,7 +106,7 @@ class RunFolder:
             raise TrainingError(f"{name!r} cannot be removed: {error.strerror}") from error
 
     def save(self, trainer: Trainer, curve: LearningCurve, steps: int) -> None:
-        """All there is after ``steps`` steps, each file at once."""
+        """Write the state after ``steps`` steps, each file at once."""
         rows = [list(row) for row in curve.rows]
         state = {
             "steps": steps, "curve": rows, "recent": list(curve.recent), "trainer": trainer.state(),
@@ -137,7 +138,7 @@ class RunFolder:
         }  # fmt: skip
         self._write_json("evaluation.json", record)
 
-    def _write_json(self, name: str, record: dict[str, Any]) -> None:
+    def _write_json(self, name: str, record: Mapping[str, object]) -> None:
         text = json.dumps(record, indent=2) + "\n"
         self._write(name, lambda file: Path(file).write_text(text, encoding="utf-8"))
 
@@ -147,7 +148,7 @@ class RunFolder:
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[Path]:
-        """The file ``name``; that it cannot be written becomes a TrainingError."""
+        """The path of the file ``name``; if it cannot be written, a TrainingError says so."""
         try:
             yield self.path / name
         except (WriteError, CheckpointError) as error:
@@ -162,7 +163,7 @@ class RunFolder:
             raise TrainingError(problem + rest) from error
 
 
-def _save_state(state: dict[str, Any], path: str) -> None:
+def _save_state(state: Mapping[str, object], path: str) -> None:
     """Raises OSError where the file cannot be written."""
     try:
         with open(path, "wb") as file:
@@ -171,15 +172,6 @@ def _save_state(state: dict[str, Any], path: str) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
-
-
-def _rename(hidden: Path, path: Path) -> None:
-    """Give the whole folder its name. Raises TrainingError where meanwhile there is another, or it cannot be."""
-    try:
-        hidden.rename(path)
-    except OSError as error:
-        refuse_taken(path)
-        _refuse(path, error)
 
 
 # --- one process at a time --------------------------------------------------------------------------------------------
@@ -194,7 +186,7 @@ def in_use(path: Path) -> Iterator[None]:
 
 
 class _Lock:
-    """The lock of a run's folder: the operating system gives it back when the process ends, however it ends."""
+    """The lock of a run's folder; the operating system releases it when the process ends, however it ends."""
 
     def __init__(self, folder: Path, name: Path) -> None:
         self._acquire(folder, name)
@@ -214,10 +206,14 @@ class _Lock:
             self._file.write_text(f"{os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
 
     def rename(self, folder: Path, path: Path) -> None:
-        """Give the locked ``folder`` its name ``path``. Raises TrainingError where that cannot be."""
+        """Rename the locked ``folder`` to ``path``. Raises TrainingError if there is such a path, or it cannot be."""
         if os.name == "nt":  # which renames no folder with an open file in it
             self.release()
-        _rename(folder, path)
+        try:
+            folder.rename(path)
+        except OSError as error:
+            refuse_taken(path)
+            _refuse(path, error)
         if os.name == "nt":
             self._acquire(path, path)
         self._file = path / LOCK
@@ -259,7 +255,7 @@ def _answer(path: Path, question: Callable[[Path], bool]) -> bool:
 
 def _refuse_no_run(path: Path) -> None:
     if not _answer(path, Path.is_dir):
-        raise TrainingError(f"there is no folder {_short(path)} to resume")
+        raise TrainingError(f"there is no folder {cut(str(path), 200)!r} to resume")
     if not _answer(path / "run.json", os.path.lexists):
         raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json")
 
@@ -397,12 +393,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _refuse(path: Path, error: OSError | ValueError) -> NoReturn:
     reason = error.strerror if isinstance(error, OSError) else error
-    raise TrainingError(f"{_short(path)} cannot be made: {reason}") from error
-
-
-def _short(path: Path) -> str:
-    text = str(path)
-    return repr(text if len(text) <= 200 else f"{text[:100]}...{text[-50:]}")
+    raise TrainingError(f"{cut(str(path), 200)!r} cannot be made: {reason}") from error
 
 
 def refuse_taken(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as something that is noted, and answered where nothing is left half done."""
+"""Ctrl-C and SIGTERM are noted, and stop a run where nothing is left half done."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Interruption:
 
 @contextmanager
 def interruption_noted(doing: Callable[[], str] = lambda: "training") -> Iterator[Interruption]:
-    """Signals that would end the process are noted instead; a second one ends it at once, as ever.
+    """Note signals that would end the process; a second one ends it at once.
 
-    That it was heard is said at once on standard error, and what it waits for: what ``doing()`` names is ended first.
+    A message on standard error says at once that the signal was received, and that the run first completes ``doing()``.
     Outside of the main thread, where Python allows no handlers, nothing is noted.
     """
     noted = Interruption()

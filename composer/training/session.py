@@ -42,6 +42,7 @@ SAVING_SHARE = 20  # saving may take this part of the time
 MOST = 2**31 - 1  # of everything that is counted
 MOST_ENVS = 10_000
 DIVERGED = 1e15  # weights above overflow in what is computed of them
+RANGES = {"steps": (1, MOST), "envs": (1, MOST_ENVS), "eval_episodes": (1, MOST), "seed": (0, MOST)}
 # The state of an optimiser and a replay buffer, which are empty at first.
 GROWING = {"state", "buffer"}
 
@@ -77,17 +78,21 @@ def train(
     """
     out, allow = Path(out), allow_list(allow)
     spec = load_source(spec, overrides, allow)
-    task = Task(spec="", environment=env or _environment_of(spec, allow), **options)
+    environment = env or own_environment(spec, allow)
+    if not isinstance(environment, str):
+        raise TrainingError("the spec names no environment; give one with --env ID")
+    task = Task(spec="", environment=environment, **options)
     trainer_class = _trainer_class(task)
     refuse_taken(out)
     model = compose(spec, env=task.environment, allow=allow, seed=task.seed, limits=limits)
     task = replace(task, spec=dump_yaml(saved_spec(model.source.data, model)))
     if weights is not None:
-        _begin_with(model, weights, limits)
+        _refuse_other_spaces(weights, model, limits)
+        fill_whole(model, weights)
     trainer = _trainer(trainer_class, task, model)
     try:
         curve = LearningCurve(every=max(1, task.steps // ROWS))
-        # Who sees the folder may send a signal: from then on it is noted.
+        # Once the folder can be seen, a signal may come: from then on it is noted.
         with _watched(task, 0) as watched, RunFolder.create(out, task, trainer, curve) as folder:
             return _run(folder, trainer, curve, 0, *watched)
     finally:
@@ -102,12 +107,11 @@ def resume(
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
     limits: GivenLimits = None,
-    **given: Any,
+    **given: object,
 ) -> Outcome:
     """Continue the run in the folder ``path``, to more ``steps`` if given.
 
-    ``spec`` and what else is ``given`` of a `Task` must be those of the run. Raises as `train`; the folder is then as
-    it was.
+    ``spec`` and the ``given`` fields of a `Task` must equal the run's. Raises as `train`; the folder is then as it was.
     """
     allow = allow_list(allow)
     if spec is not None:
@@ -121,9 +125,11 @@ def resume(
 
 
 def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_on: bool) -> Outcome:
-    """Go on with a run that no other process uses; ``goes_on`` where it was asked for more steps."""
+    """Continue a run that no other process uses; ``goes_on`` if the caller asked for more steps."""
     task = folder.task
-    _check_environment(task, allow)
+    problem = check_environment(task.environment, allow)
+    if problem:  # a file names it, and only the caller can allow what it imports
+        raise SpecError([Problem(problem)])
     trainer_class = _trainer_class(task)
     saved = folder.load()
     is_whole = (folder.path / "evaluation.json").exists()  # an evaluation may have been interrupted
@@ -154,7 +160,7 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
 
 
 def _restore(trainer: Trainer, saved: Saved, folder: RunFolder) -> None:
-    """Raises TrainingError where the saved state is not of this trainer, whatever that leads to."""
+    """Raises TrainingError if the saved state is not of this trainer, whatever error that leads to."""
     try:
         _refuse_other_form(saved["trainer"], trainer.state(), "")
         trainer.restore(saved["trainer"], saved["steps"])
@@ -166,7 +172,7 @@ def _restore(trainer: Trainer, saved: Saved, folder: RunFolder) -> None:
 
 
 def _refuse_other_form(saved: Any, expected: Any, path: str) -> None:
-    """Raise ValueError where two states differ in more than values. What grows with time the trainer itself checks."""
+    """Raise ValueError if two states differ in more than values. The trainer itself checks what grows with time."""
     if type(saved) is not type(expected):
         raise ValueError(f"{path} is a {type(saved).__name__}, not a {type(expected).__name__}")
     if isinstance(expected, Mapping):
@@ -199,7 +205,7 @@ def _refuse_other_tensor(saved: Tensor, expected: Tensor, path: str) -> None:
 
 
 class _Recorder:
-    """What a trainer reports to: it fills the curve, moves the bar, saves now and then, and stops at a signal."""
+    """The `Report` of a run: it fills the curve, moves the bar, saves now and then, and stops at a signal."""
 
     def __init__(
         self,
@@ -222,18 +228,14 @@ class _Recorder:
         return not self._interruption
 
     def save(self) -> None:
-        before = self._bar.now
+        begun, phase = time.monotonic(), self._bar.now
         self._bar.phase("saving")
-        self._save()
-        self._bar.phase(before)
-
-    def _save(self) -> None:
-        begun = time.monotonic()
-        if wrong := self.diverged():  # what was saved before is worth more
+        if wrong := self.diverged():  # it would overwrite good weights
             raise TrainingError(f"after {self.steps:,} steps nothing is saved: {wrong}")
         self._folder.save(self._trainer, self._curve, self.steps)
         now = time.monotonic()
         self._save_at = now + max(SAVE_EVERY, SAVING_SHARE * (now - begun))
+        self._bar.phase(phase)
 
     def diverged(self, most: float = math.inf) -> str | None:
         """The first weight that is NaN or reaches ``most``, in words with a way out."""
@@ -321,31 +323,16 @@ def _refuse_no_memory(error: BaseException) -> None:
 # --- what a user may have given wrongly ---
 
 
-def _environment_of(source: Source, allow: Iterable[str]) -> str:
-    environment = own_environment(source, allow)
-    if not isinstance(environment, str):
-        raise TrainingError("the spec names no environment; give one with --env ID")
-    return environment
-
-
 def _trainer_class(task: Task) -> type[Trainer]:
     """The class of the task's trainer. Raises TrainingError with all that is wrong with the task."""
-    ranges = {
-        "steps": (1, MOST),
-        "envs": (1, MOST_ENVS),
-        "eval_episodes": (1, MOST),
-        "seed": (0, MOST),
-    }
-    counts = [_count_problem(name, getattr(task, name), *ends) for name, ends in ranges.items()]
+    counts = [_count_problem(name, getattr(task, name), *ends) for name, ends in RANGES.items()]
     problems = [problem for problem in counts if problem]
-    trainer_class = None
     try:
         trainer_class = TRAINERS.get(task.trainer)
     except UnknownNameError as error:
-        problems.append(str(error))
-    if trainer_class is not None:
-        problems += _algorithm_problems(trainer_class, task)
-    if problems or trainer_class is None:
+        raise TrainingError("\n  ".join([*problems, str(error)])) from None
+    problems += _algorithm_problems(trainer_class, task)
+    if problems:
         raise TrainingError("\n  ".join(problems))
     return trainer_class
 
@@ -382,12 +369,6 @@ def _shown(value: object) -> str:
 def _option(field: str) -> str:
     named = {"settings": "set-algorithm", "environment": "env"}
     return "--" + named.get(field, field).replace("_", "-")
-
-
-def _begin_with(model: Model, weights: str | Path, limits: GivenLimits) -> None:
-    """Load a checkpoint. Raises TrainingError where it is of an environment with other spaces."""
-    _refuse_other_spaces(weights, model, limits)
-    fill_whole(model, weights)
 
 
 def _refuse_other_spaces(weights: str | Path, model: Model, limits: GivenLimits) -> None:
@@ -451,10 +432,3 @@ def _refuse_another(
             f"the run in {str(folder.path)!r} is another one; leave out what differs, or "
             f"begin a new run with -o:{lines}"
         )
-
-
-def _check_environment(task: Task, allow: Iterable[str]) -> None:
-    """The file names the environment: what that would import, only the caller can allow."""
-    problem = check_environment(task.environment, allow)
-    if problem:
-        raise SpecError([Problem(problem)])

@@ -1,4 +1,4 @@
-"""What a run of training is, and what a trainer must be able to do. No trainer's library is imported here."""
+"""The task of a run of training, and the interface of trainers. It imports no trainer's library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainingError(RefusedError):
 
 
 class Episode(NamedTuple):
-    """One that was finished in training: the sum of its rewards, as the environment gave them, and its steps."""
+    """A finished training episode: the sum of its rewards, as the environment gave them, and its number of steps."""
 
     total: float
     length: int
@@ -49,12 +49,12 @@ Phase = Callable[[str], None]
 
 
 def no_phase(name: str) -> None:
-    """Where nobody asks what the trainer does."""
+    """Ignore what the trainer does."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be trained, and how: all that makes a run what it is. ``spec`` is the resolved spec as YAML text.
+    """What a run trains, and how. ``spec`` is the resolved spec as YAML text.
 
     ``settings`` are the algorithm's own, by the names that the trainer's library gives them.
     """
@@ -84,11 +84,11 @@ class Trainer(Protocol):
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
-        """What is wrong with the settings of the task's algorithm, in words, before anything is made."""
+        """The errors in the settings of the task's algorithm, in words, before anything is created."""
         ...
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
-        """Train until ``steps`` steps, those before `restore` included, have been made in all environments together."""
+        """Train until all environments together have made ``steps`` steps, including the steps before `restore`."""
         ...
 
     def act(
@@ -102,14 +102,14 @@ class Trainer(Protocol):
         ...
 
     def restore(self, state: TrainerState, steps: int) -> None:
-        """Be as the trainer was that gave ``state`` after ``steps`` steps; its episodes begin anew."""
+        """Restore ``state``, of a trainer after ``steps`` steps; episodes begin anew."""
         ...
 
     def close(self) -> None: ...
 
 
 def refuse_other_state(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError where what an optimiser has restored is not what it keeps: a later step would fail by it."""
+    """Raise ValueError if an optimiser has restored a state with which a later step would fail."""
     probe = torch.zeros(2, requires_grad=True)
     probe.grad = torch.zeros(2)
     takes = inspect.signature(type(optimizer)).parameters

@@ -15,20 +15,21 @@ from tests.helpers.paths import ROOT
 PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
-    BaseModelWrapper Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ any_batch blend compose draw first_steps load
-    model_wrap register_wrapper
+    MODELS BaseModelWrapper Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ any_batch blend compose draw find_model
+    first_steps load model_wrap register_wrapper
 """
 PERCEPTION_BLOCKS = """
-    ACTIVATIONS BLOCKS INITIALIZERS ActionMaskingBlock AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
+    ACTIVATIONS BLOCKS FUNCTIONS INITIALIZERS ActionMaskingBlock Activation AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
     ConcatBlock CorrelationBlock CrossAttentionBlock DeepSetBlock DenseBlock DuelingBlock EmbeddingBlock FlattenBlock
     FlattenDenseBlock FourierFeaturesBlock FrameStackBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock
     Graph GraphAttentionBlock GraphConvBlock GraphError GraphNetworkBlock GruBlock GtrxlBlock ImpalaCnnBlock
-    InferenceBlock LinearOutputBlock LruBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
+    InferenceBlock InputShapeError LinearOutputBlock LruBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
     MessagePassingBlock MinGruBlock MultiHeadAttentionBlock MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock
     NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PointNetBlock Port PositionalEncodingBlock
-    QuantileValueBlock Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
+    PositiveInt QuantileValueBlock Range Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
     SelfAttentionConvBlock SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock
     TransformerBlock TransformerEncoderBlock ValueBlock VggConvBlock VggConvDenseBlock VggConvGapBlock init
+    make_activation one_vector
 """
 
 

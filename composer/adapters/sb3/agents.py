@@ -83,7 +83,7 @@ def agent(
     ``spec`` is anything that `composer.compose` takes, or a `Model`, whose weights the agent begins with (and does not
     train where they are frozen). ``env`` is an environment of gymnasium, its id, or a VecEnv of Stable-Baselines3; None
     makes the spec's own. What cannot be stored (nested observations, several actions) is made flat by `wrap`. ``seed``
-    is that of the initial weights and of the algorithm. ``limits`` are those of `composer.compose`; loading the agent
+    is for the initial weights and the algorithm. ``limits`` are the limits of `composer.compose`; loading the agent
     composes within them too. ``policy_kwargs`` may give ``optimizer_class`` and
     ``optimizer_kwargs``.
 
@@ -125,7 +125,7 @@ def wrap(
 ) -> gymnasium.Env:
     """``env`` with observations and actions that Stable-Baselines3 can store; ``env`` itself if it has such spaces.
 
-    ``spec`` is that of the model, or the `Model`. `agent` does it for a single environment; it is for those of a VecEnv
+    ``spec`` is the model's, or the `Model`. `agent` wraps a single environment; use this for environments of a VecEnv
     (``make_vec_env(id, wrapper_class=wrap, wrapper_kwargs={"spec": spec})``) and for ``algorithm.load(path, env)``.
     """
     limits = _limits(spec, limits)
@@ -222,12 +222,12 @@ def _environment(
 
 
 def _limits(spec: GivenModel, given: GivenLimits) -> Limits:
-    """The limits that are ``given``, else those that a `Model` was composed within."""
+    """The limits that are ``given``, else the limits that a `Model` was composed with."""
     return spec.size_limits if given is None and isinstance(spec, Model) else limits_from(given)
 
 
 def _model_spaces(env: Env, limits: Limits) -> Spaces:
-    """The spaces that a model is composed for: those of the environment inside of `FlatEnv`."""
+    """The spaces that a model is composed for: of the environment inside of `FlatEnv`."""
     if isinstance(env, VecEnv):
         if env.has_attr("model_spaces"):
             return env.get_attr("model_spaces")[0]
@@ -250,7 +250,7 @@ def _composed(spec: GivenModel, env_spaces: Spaces, allow: Iterable[str], **sett
 
 
 def _refuse_unlike(model: Model, env_spaces: Spaces, bounds: bool = True) -> None:
-    """Raise ValueError unless the spaces of an environment are those of ``model``."""
+    """Raise ValueError unless ``model`` was composed for these spaces of an environment."""
     _refuse_actors(env_spaces[0])
     needed = (model.observation_space, model.action_space)
     refuse_other_spaces(needed, env_spaces, "of the model", "", bounds=bounds)

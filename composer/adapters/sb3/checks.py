@@ -1,4 +1,4 @@
-"""What an algorithm of Stable-Baselines3 cannot do with a model, in words."""
+"""Models that an algorithm of Stable-Baselines3 cannot train are refused, with every reason."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ Packed = tuple[Tensor, ...]
 
 
 class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
-    """A composed model as the policy of MaskablePPO, whose masks add to those that the spec takes from observations."""
+    """A composed model as the policy of MaskablePPO; its masks add to the masks that the spec names."""
 
     algorithm = "MaskablePPO"
 
@@ -84,7 +84,7 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
 
 @contextmanager
 def _masks_named() -> Iterator[None]:
-    """The host's masks are no observation: where one leaves nothing, they are called by the method that gives them."""
+    """Name the method that gives the host's masks where one leaves no legal choice: they are no observation."""
     try:
         yield
     except NoLegalChoiceError as error:
@@ -181,7 +181,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole model's state, in the order in which it is packed."""
         policy, critic = self.policy, self.state_critic
-        return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)
+        return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)  # type: ignore[return-value]
 
     def _pack(self, state: State) -> Packed:
         rows = [state[name].flatten(1) for name in self._shapes]
@@ -200,9 +200,9 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         return state
 
     def _without_padding(self, flat: Tensors) -> Tensors:
-        """The host fills short sequences up with zeros and ignores what comes of them; but zeros may be no observation.
+        """``flat`` with valid observations in place of the zeros with which the host pads short sequences.
 
-        Where they are none (masks without a legal choice, numbers that start later), they are made one.
+        The host ignores their results, but zeros may be invalid: as a mask, or as a number that starts later.
         """
         policy, filled = self.policy, dict(flat)
         for action, key in policy.masks.items():

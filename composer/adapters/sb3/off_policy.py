@@ -15,14 +15,14 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from composer.adapters.sb3.policies import HostPolicy, PyTorchObs, Schedule
-from composer.model import Model
+from composer.critic.state_action import StateActionCritic
 from composer.policy.policy import Policy
 
 __all__ = ["ContinuousPolicy", "QPolicy", "SACPolicy", "TD3Policy"]
 
 
 class SubNetwork:
-    """A part of ``policy`` whose weights are those of ``module``."""
+    """A part of ``policy`` with the weights of ``module``."""
 
     optimizer: torch.optim.Optimizer
 
@@ -34,7 +34,7 @@ class SubNetwork:
         return self.module.parameters()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """By it the host finds the statistics of batch normalisations, which it copies into targets."""
+        """The host looks here for the statistics of batch normalisation, which it copies into targets."""
         return self.module.state_dict()
 
 
@@ -58,10 +58,6 @@ class QPolicy(HostPolicy):
         self.q_net_target = QNetwork(self, self.policy_target)
         self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
 
-    def use_weights(self, model: Model) -> None:
-        super().use_weights(model)
-        self.policy_target.load_state_dict(self.policy.state_dict())
-
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         return self._predict(obs, deterministic)
 
@@ -73,7 +69,7 @@ class QPolicy(HostPolicy):
 
 
 class Actor(SubNetwork):
-    """What acts, in the host's scale from -1 to 1."""
+    """The actor, in the host's scale from -1 to 1."""
 
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
@@ -81,7 +77,7 @@ class Actor(SubNetwork):
         return self.policy.scaled(action)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
-        """Actions and the logarithm of their density, which is that of the host's scale, shape (B,)."""
+        """Actions and the logarithm of their density in the host's scale, shape (B,)."""
         distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
         action = distribution.rsample()
         log_prob = distribution.log_prob(action).float() + self.policy.log_half
@@ -89,12 +85,12 @@ class Actor(SubNetwork):
 
 
 class QFunctions(SubNetwork):
-    """What actions in the host's scale are worth: one (B, 1) for each copy of an ensemble.
+    """Q values of actions in the host's scale: one (B, 1) for each copy of an ensemble.
 
-    What the critic reads of the policy learns from the actor's loss alone, as it does in the host's own policies.
+    Layers of the policy that the critic reads learn from the actor's loss alone, as in the host's own policies.
     """
 
-    def __init__(self, policy: ContinuousPolicy, critic: Any, actor: Policy) -> None:
+    def __init__(self, policy: ContinuousPolicy, critic: StateActionCritic, actor: Policy) -> None:
         super().__init__(policy, critic.online)
         self.critic = critic
         self.actor = actor
@@ -114,10 +110,10 @@ class QFunctions(SubNetwork):
 
 
 class ContinuousPolicy(HostPolicy):
-    """What SAC and TD3 share.
+    """Base of the policies of SAC and TD3.
 
-    The host stores and disturbs actions in a scale from -1 to 1; the model's own scale is that of the environment. Here
-    is the only place where one becomes the other.
+    The host stores actions, and adds noise to them, in a scale from -1 to 1; the model has the environment's scale.
+    Only `scaled` and `unscaled` convert between them.
     """
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -129,7 +125,8 @@ class ContinuousPolicy(HostPolicy):
         self.log_half = float(self._half.double().log().sum())
         self.actor = Actor(self, self.policy)
         self.actor.optimizer = self.make_optimizer(self.actor.parameters(), lr_schedule)
-        critic: Any = self.model.critic
+        critic = self.model.critic
+        assert isinstance(critic, StateActionCritic)  # as `refuse` says
         self.critic = QFunctions(self, critic, self.policy)
         self.critic.optimizer = self.make_optimizer(self.critic.parameters(), lr_schedule)
         self.critic_target = QFunctions(self, critic.target, self._target_actor())
@@ -188,13 +185,9 @@ class TD3Policy(ContinuousPolicy):
         self.actor_target = Actor(self, self.policy_target)
         return self.policy_target
 
-    def use_weights(self, model: Model) -> None:
-        super().use_weights(model)
-        self.policy_target.load_state_dict(self.policy.state_dict())
-
 
 def _target_of(policy: Policy) -> Policy:
-    """A copy of a policy that only follows it; what it sees it sees through the same normalisers."""
+    """A copy of a policy that only follows it; both read through the same normalisers."""
     shared = [policy.observer, policy.observer.normalizers, policy.action_tree]
     target = copy.deepcopy(policy, {id(part): part for part in shared})
     return target.requires_grad_(False).eval()

@@ -104,6 +104,9 @@ class HostPolicy(BasePolicy):
     def use_weights(self, model: Model) -> None:
         """Copy the weights of ``model``, one of the same spec, and make targets equal to what they follow."""
         self.model.load_state_dict(model.state_dict())
+        target = getattr(self, "policy_target", None)
+        if target is not None:
+            target.load_state_dict(self.policy.state_dict())
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -189,7 +192,9 @@ class ActorCritic(HostPolicy):
         shared = self.policy(observations) if critic.shared else None
         return critic(observations, shared=shared)["value"].float()
 
-    def judge(self, observations: Any, mask: Tensor | None = None) -> tuple[Distribution, Tensor]:
+    def judge(
+        self, observations: object, mask: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
         """The distribution and the values; what policy and critic share runs once."""
         policy = self.policy
         inputs = policy.read(observations)

@@ -1,8 +1,8 @@
-"""Between the spaces of an environment and those that Stable-Baselines3 can store: flat, and of one size.
+"""Conversion between the spaces of an environment and the flat spaces of one size that Stable-Baselines3 can store.
 
-What it cannot store as it is becomes flat in a wrapper of the environment, and is read back here: a nested observation
-as a Dict by flat keys, several actions (or an action without bounds) as one vector. Images that it has turned to
-channels first are turned back, so that a model sees what it was composed for.
+A wrapper of the environment flattens what it cannot store, and the functions here read it back: a nested observation as
+a Dict by flat keys, several actions (or an action without bounds) as one vector. Images that Stable-Baselines3 has
+turned to channels first are turned back, so that the model reads the space that it was composed for.
 """
 
 from __future__ import annotations
@@ -25,15 +25,8 @@ from composer.spaces.lookup import Spaces
 from composer.spaces.tree import SpaceTree, to_environment
 from perception_blocks.port import format_shape
 
-__all__ = [
-    "VARIABLE",
-    "FlatEnv",
-    "HostActions",
-    "HostObservations",
-    "refuse_other_spaces",
-]
+__all__ = ["FlatEnv", "HostActions", "HostObservations", "refuse_other_spaces"]
 
-VARIABLE = ("variable", "mask")  # kinds of leaves whose values are padded
 NEEDED = "that the model needs"
 WRAP = "\nWrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -44,12 +37,15 @@ class HostObservations:
 
     def __init__(self, tree: SpaceTree) -> None:
         self.tree = tree
-        self.space = tree.space if _is_storable(tree.space) else _flat_space(tree)
+        parts = tree.space.spaces.values() if isinstance(tree.space, spaces.Dict) else [tree.space]
+        self.space = tree.space if all(map(_is_array, parts)) else _flat_space(tree)
         self.is_flat = self.space is not tree.space
 
     def flat(self, observation: object) -> dict[str, np.ndarray]:
         """An environment's observation as an element of ``space``, which `is_flat`."""
-        varying = [key for key, leaf in self.tree.leaves.items() if leaf.kind in VARIABLE]
+        varying = [
+            key for key, leaf in self.tree.leaves.items() if leaf.kind in ("variable", "mask")
+        ]
         padded = self.tree.to_tensors(observation, dtype=torch.float32, keys=varying)
         values: dict[str, np.ndarray] = {key: tensor.numpy() for key, tensor in padded.items()}
         for key, leaf in self.tree.leaves.items():
@@ -104,14 +100,12 @@ class HostActions:
         ]
         return torch.cat([row.float() for row in rows], -1)
 
-    def from_host(
-        self, action: Tensor, dtype: torch.dtype, leading: tuple[int, ...]
-    ) -> Tensor | dict[str, Tensor]:
+    def from_host(self, action: Tensor, dtype: torch.dtype, leading: tuple[int, ...]) -> Any:
         """The host's action with these ``leading`` axes as the model's distribution has it; gradients flow through."""
         flat = self.tree.to_tensors(self._split(action, leading), dtype=dtype)
         return flat[self._only] if self.tree.is_single else flat
 
-    def to_environment(self, action: object) -> Any:
+    def to_environment(self, action: object) -> object:
         """An action of ``space``, which `is_flat`, as the environment takes it."""
         values = self._split(torch.as_tensor(np.asarray(action)), ())
         flat = self.tree.to_tensors(values, dtype=torch.float32)
@@ -145,11 +139,11 @@ class FlatEnv(gymnasium.Wrapper):
         self.observation_space = observations.space
         self.action_space = actions.space
 
-    def reset(self, **settings: Any) -> tuple[object, dict[str, Any]]:
+    def reset(self, **settings: Any) -> tuple[object, dict[str, object]]:
         observation, info = self.env.reset(**settings)
         return self._observed(observation), info
 
-    def step(self, action: object) -> tuple[object, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[object, SupportsFloat, bool, bool, dict[str, object]]:
         taken = self._actions.to_environment(action) if self._actions.is_flat else action
         observation, *rest = self.env.step(taken)
         return (self._observed(observation), *rest)  # type: ignore[return-value]
@@ -175,13 +169,8 @@ def refuse_other_spaces(
 # --- observations ---
 
 
-def _is_storable(space: Space) -> bool:
-    """Whether Stable-Baselines3 can store it: numbers of one shape, or a Dict of such."""
-    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-    return all(map(_is_array, parts))
-
-
 def _is_array(space: Space) -> bool:
+    """Whether Stable-Baselines3 can store it as it is, alone or in a Dict: numbers of one shape."""
     if isinstance(space, spaces.MultiDiscrete):
         return space.nvec.ndim == 1
     return isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary))
@@ -251,7 +240,7 @@ def _is_drawn(leaf: Leaf) -> bool:
 
 
 def _vector(tree: SpaceTree) -> spaces.Box:
-    """All actions as one vector of numbers, each within its bounds or those of float32."""
+    """All actions as one vector of numbers, each within its bounds or the bounds of float32."""
     bounds = [_bounds(leaf) for leaf in tree.leaves.values()]
     low, high = (np.concatenate(side) for side in zip(*bounds, strict=True))
     return spaces.Box(low, high, dtype=np.float32)

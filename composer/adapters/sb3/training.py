@@ -24,6 +24,7 @@ from composer.training.trainer import (
     Phase,
     Report,
     Task,
+    TrainerState,
     no_phase,
     refuse_other_state,
     refuse_other_steps,
@@ -63,7 +64,7 @@ ALGORITHMS: dict[str, type] = {
     "recurrent_ppo": RecurrentPPO,
 }
 NAMES = {algorithm.__name__: name for name, algorithm in ALGORITHMS.items()}
-# What the library takes without a complaint, and then fails with or learns nothing by.
+# Values that the library accepts, but fails with later or learns nothing by, are refused here.
 NARROWER: dict[str, object] = {
     "action_noise": Optional[PositiveFloat],  # noqa: UP045
     "learning_rate": PositiveFloat,
@@ -79,7 +80,7 @@ NARROWER: dict[str, object] = {
     **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
     **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
 }
-# What the task and the spec say already, or what no text can say.
+# Arguments that the task or the spec decides, or that no text can say.
 NOT_SETTINGS = (
     "seed", "verbose", "tensorboard_log", "policy_kwargs", "policy_base", "_init_setup_model",
     "use_sde", "sde_sample_freq", "use_sde_at_warmup", "monitor_wrapper",
@@ -103,7 +104,9 @@ class Sb3Trainer:
         self._envs = DummyVecEnv([partial(_environment, task.environment, model)] * task.envs)
         settings = dict(task.settings)
         if settings.get("action_noise") is not None:
-            settings["action_noise"] = _noise(model.action_space, settings["action_noise"])
+            size = gymnasium.spaces.flatdim(model.action_space)  # type: ignore[arg-type]
+            deviations = np.full(size, settings["action_noise"])
+            settings["action_noise"] = NormalActionNoise(np.zeros(size), deviations)
         try:
             if algorithm is MaskablePPO:
                 _refuse_no_masks(self._envs, task.environment)
@@ -118,7 +121,7 @@ class Sb3Trainer:
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
-        """What is wrong with the settings of the task's algorithm, in words."""
+        """The errors in the settings of the task's algorithm, in words."""
         algorithm = ALGORITHMS[task.algorithm]
         known = _settings(algorithm)
         problems = []
@@ -142,7 +145,7 @@ class Sb3Trainer:
             reset_num_timesteps=False,
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         trained = self._agent
         _, names = trained._get_torch_save_params()
         state = {
@@ -153,7 +156,7 @@ class Sb3Trainer:
         buffer = getattr(trained, "replay_buffer", None)
         return state if buffer is None else {**state, "buffer": _kept(buffer)}
 
-    def restore(self, state: Mapping[str, Any], steps: int) -> None:
+    def restore(self, state: TrainerState, steps: int) -> None:
         trained = self._agent
         trained.set_parameters(state["parameters"])
         parts = [attrgetter(name)(trained) for name in trained._get_torch_save_params()[0]]
@@ -165,7 +168,7 @@ class Sb3Trainer:
             raise ValueError(f"it has made {state['updates']:,} updates")
         trained._n_updates = state["updates"]
         trained.num_timesteps = steps
-        trained.set_random_seed(self._task.seed + steps)  # not the episodes of the beginning again
+        trained.set_random_seed(self._task.seed + steps)  # else the first episodes would come again
         if "buffer" in state:
             _fill(trained.replay_buffer, state["buffer"])
 
@@ -205,11 +208,6 @@ def _refuse_no_masks(envs: DummyVecEnv, environment: str) -> None:
         )
 
 
-def _noise(space: gymnasium.Space, deviation: float) -> NormalActionNoise:
-    size = gymnasium.spaces.flatdim(space)
-    return NormalActionNoise(np.zeros(size), np.full(size, deviation))
-
-
 # --- settings ---
 
 
@@ -239,7 +237,7 @@ def _said(annotation: object) -> object:
 
 
 def _kept(buffer: ReplayBuffer) -> dict[str, Any]:
-    """What has been collected, by the names of the buffer's arrays."""
+    """The collected steps, by the names of the buffer's arrays."""
     size = buffer.size()
     kept = {
         name: {key: _tensor(part, size) for key, part in value.items()}

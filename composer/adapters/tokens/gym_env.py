@@ -6,8 +6,6 @@ Importing this module registers ``Tokens-v0``, whose arguments are the rules; gy
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium
 import numpy as np
 import torch
@@ -39,7 +37,7 @@ def token_spaces(vocabulary_size: int, max_length: int) -> tuple[spaces.Dict, sp
 class TokenGym(gymnasium.Env):
     """A sequence; each action appends a token, until it is the end token or ``max_length`` is reached.
 
-    Arguments, fields and reward are those of `composer.adapters.tokens.torchrl_env.TokenEnv`, without the batch axis.
+    It has the arguments, fields and reward of `composer.adapters.tokens.torchrl_env.TokenEnv`, without the batch axis.
 
     >>> env = TokenGym(vocabulary_size=4, max_length=4)
     >>> _ = env.reset()
@@ -62,13 +60,13 @@ class TokenGym(gymnasium.Env):
         self._row = TokenSequences(self.rules, 1)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[Observation, dict[str, object]]:
         super().reset(seed=seed)
         self._row.reset(torch.ones(1, dtype=torch.bool))
         return self._observation(), {}
 
-    def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Observation, float, bool, bool, dict[str, object]]:
         reward, terminated, truncated = self._row.step(torch.as_tensor(action).reshape(-1))
         over = bool(terminated), bool(truncated)
         return self._observation(), float(reward), *over, {}

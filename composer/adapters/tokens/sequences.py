@@ -1,4 +1,4 @@
-"""Sequences of tokens that grow by one at each step: what both token environments do, as tensors."""
+"""Sequences of tokens that grow by one at each step: the core of both token environments, as tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Judge = Callable[[Tensor, Tensor], Tensor]
 
 
 def wrong_sizes(vocabulary_size: int, max_length: int) -> list[str]:
-    """What is wrong with the sizes of sequences: there are two tokens at least, and room for two."""
+    """The errors in the sizes of sequences: both are at least 2."""
     sizes = {"vocabulary_size": vocabulary_size, "max_length": max_length}
     return [
         f"{name!r} must be a whole number of at least 2, got {size!r}"
@@ -29,7 +29,7 @@ def wrong_sizes(vocabulary_size: int, max_length: int) -> list[str]:
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a sequence is. Raises ValueError with all that is wrong.
+    """The rules of a sequence. Raises ValueError with all errors.
 
     ``score`` judges finished sequences, ``legal`` says which tokens may come next (all where it is None).
     """

@@ -1,4 +1,4 @@
-"""What cannot work with TorchRL, found before anything runs: models, environments and losses that do not fit."""
+"""Models, environments and losses that do not fit TorchRL are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -85,21 +85,16 @@ def encoding_of(env: EnvBase) -> Encoding:
 
 def refuse_specs(env: EnvBase, observations: Iterable[Field], actions: Iterable[Field]) -> None:
     """Raise ValueError with every difference between the specs of ``env`` and what the model reads and gives."""
-    problems = []
-    for word, fields, composite in (
-        ("observation", observations, env.full_observation_spec_unbatched),
-        ("action", actions, env.full_action_spec_unbatched),
-    ):
-        specs = _specs(composite)
-        for field in fields:
-            problems += _differences(word, field, specs)
-        if word == "action":
-            known = [field.key for field in actions]
-            for key in specs:
-                if key not in known:
-                    problems.append(
-                        f"the environment takes the action {shown(key)}, which the model does not give"
-                    )
+    observed = _specs(env.full_observation_spec_unbatched)
+    taken = _specs(env.full_action_spec_unbatched)
+    actions = list(actions)
+    problems = [p for field in observations for p in _differences("observation", field, observed)]
+    problems += [p for field in actions for p in _differences("action", field, taken)]
+    problems += [
+        f"the environment takes the action {shown(key)}, which the model does not give"
+        for key in taken
+        if key not in [field.key for field in actions]
+    ]
     if problems:
         raise ValueError(
             "this environment is not the one that the model was composed for:\n"

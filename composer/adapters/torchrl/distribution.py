@@ -15,7 +15,7 @@ from composer.distributions.base import ActionDistribution, Distribution
 from composer.distributions.continuous import Beta, SquashedGaussian
 from composer.distributions.discrete import ChoiceDistribution, NoLegalChoiceError
 
-__all__ = ["ComposedDistribution", "draws_with_gradient"]
+__all__ = ["ComposedDistribution"]
 
 
 class ComposedDistribution(TorchDistribution):
@@ -45,7 +45,7 @@ class ComposedDistribution(TorchDistribution):
         except NoLegalChoiceError as error:
             raise error.of(f"observation {mask_key!r}") from None
         self._logits, self._mask = logits, mask
-        self.has_rsample = draws_with_gradient(self.base)
+        self.has_rsample = type(self.base).rsample is not Distribution.rsample
         super().__init__(logits.shape[:-1], torch.Size(field.shape), validate_args=False)
 
     # --- what TorchRL asks for ---
@@ -138,8 +138,3 @@ class ComposedDistribution(TorchDistribution):
                 f"the action {key!r} is no choice of one out of many: {kind} has no probs and logits of its choices"
             )
         return self.base
-
-
-def draws_with_gradient(distribution: Distribution) -> bool:
-    """Whether gradients flow through its samples."""
-    return type(distribution).rsample is not Distribution.rsample

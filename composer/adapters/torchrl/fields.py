@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -53,14 +54,14 @@ class Field:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its axes after those of the batch."""
+        """Its axes without the batch axes."""
         if self.form == "one_hot":
             return (*self.leaf.shape, choice_sizes(self.leaf)[0])
         return (sum(choice_sizes(self.leaf)),) if self.form == "flat_one_hot" else self.leaf.shape
 
     @property
     def spec(self) -> TensorSpec:
-        """What TorchRL must know of it."""
+        """Its spec for TorchRL."""
         if self.form == "plain":
             return _plain_spec(self.leaf)
         sizes, shape = choice_sizes(self.leaf), torch.Size(self.shape)
@@ -86,7 +87,7 @@ class Field:
         return from_space_value(self.leaf, self.to_space(value), dtype=dtype)
 
     def to_tensordict(self, value: Tensor) -> Tensor:
-        """What a distribution draws as the environment takes it: start, dtype, bounds, encoding."""
+        """A draw of a distribution as the environment takes it: start, dtype, bounds, encoding."""
         exact = to_space_value(self.leaf, value)
         if self.form == "one_hot":
             return functional.one_hot(exact.to(torch.int64), choice_sizes(self.leaf)[0])
@@ -120,7 +121,7 @@ def fields_of(
 
 
 def choice_sizes(leaf: Leaf) -> list[int]:
-    """How many choices each element has."""
+    """The number of choices of each element."""
     known = leaf.port.cardinality
     assert known is not None
     return [known] if isinstance(known, int) else list(known)
@@ -152,14 +153,10 @@ def _form(leaf: Leaf, encoding: Encoding) -> Form:
         return "index"
     if isinstance(leaf.start, Tensor) or leaf.start != 0:
         raise ValueError(
-            f"{leaf.key!r} counts from {_start(leaf)}, which one-hot vectors do not tell; "
+            f"{leaf.key!r} counts from {np.asarray(leaf.start).tolist()}, which one-hot vectors do not tell; "
             "use an environment with categorical_action_encoding=True"
         )
     return "one_hot" if is_even else "flat_one_hot"
-
-
-def _start(leaf: Leaf) -> object:
-    return leaf.start.tolist() if isinstance(leaf.start, Tensor) else leaf.start
 
 
 def _plain_spec(leaf: Leaf) -> TensorSpec:

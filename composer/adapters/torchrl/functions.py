@@ -18,13 +18,14 @@ from torchrl.modules import recurrent_mode
 
 from composer.adapters.torchrl.fields import Field, Key, shown
 from composer.critic.base import SpaceCritic
+from composer.model import Model
 from composer.network.module import NetworkModule
 from composer.network.network import Inputs, State, Tensors
 from composer.network.registries import TENSORS, RegistryView
 from composer.policy.policy import Policy
 from perception_blocks.base_block import capturing, is_traced
 
-__all__ = ["PARAMS", "TensorCritic", "TensorFunction", "TensorPolicy", "state_specs"]
+__all__ = ["PARAMS", "TensorCritic", "TensorFunction", "TensorPolicy", "critic_of", "state_specs"]
 
 IS_INIT = "is_init"
 PARAMS = "params"  # of the distributions of several actions
@@ -46,6 +47,12 @@ def state_keys(part: NetworkModule) -> dict[str, str]:
     if len(set(ends)) < len(ends):
         ends = names
     return {name: f"{base}_{end}" for name, end in zip(names, ends)}
+
+
+def critic_of(model: Model) -> SpaceCritic | None:
+    """The critic of a model of one Space."""
+    assert model.critic is None or isinstance(model.critic, SpaceCritic)
+    return model.critic
 
 
 def state_specs(part: NetworkModule) -> dict[str, Unbounded]:
@@ -211,7 +218,7 @@ class TensorPolicy(TensorFunction[Policy]):
 
     def forward(self, *tensors: Tensor | None) -> tuple[Tensor | TensorDict, ...]:
         results = super().forward(*tensors)
-        given = dict(zip(self.in_keys, tensors))
+        given = {key: tensor for key, tensor in zip(self.in_keys, tensors) if tensor is not None}
         masks = [given[self.fields[name].key] for name in self.masks]
         written: dict[Key, Tensor | TensorDict] = {}
         params = TensorDict(batch_size=results[0].shape[:-1])
@@ -251,7 +258,8 @@ class TensorCritic(TensorFunction[SpaceCritic]):
 
     def read(self, given: Mapping[Key, Tensor]) -> Inputs:
         critic = self.part
-        inputs = critic.read(self.observations(given), given)
+        shared = {name: given[name] for name in critic.shared}
+        inputs = critic.read(self.observations(given), shared)
         if not self.actions:
             return inputs
         action = {

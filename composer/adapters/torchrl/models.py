@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from perception_blocks.registry import missing_extra
 
 try:
+    from tensordict import TensorDict
     from tensordict.nn import TensorDictModuleBase
+    from torch import Tensor, nn
     from torchrl.data import Composite
     from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
     from torchrl.modules import ActorValueOperator, ProbabilisticActor, QValueActor, ValueOperator
@@ -16,7 +19,6 @@ try:
 except ImportError as error:
     raise missing_extra("composer.adapters.torchrl", error, "torchrl") from error
 
-from composer.adapters.torchrl.adoption import adopt
 from composer.adapters.torchrl.checks import (
     encoding_of,
     refuse_loss,
@@ -27,9 +29,9 @@ from composer.adapters.torchrl.checks import (
 )
 from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Key
-from composer.adapters.torchrl.functions import state_specs
-from composer.adapters.torchrl.modules import ModulesBuilder
-from composer.critic.base import SpaceCritic
+from composer.adapters.torchrl.functions import critic_of, state_specs
+from composer.adapters.torchrl.modules import ModulesBuilder, ensemble_of
+from composer.critic.state_action import StateActionCritic
 from composer.model import Model
 from composer.policy.structured import one_policy
 
@@ -64,7 +66,17 @@ class TorchRLModules:
         ``SACLoss(actor, critic_training, num_qvalue_nets=1)`` for a critic without an ensemble. Raises ValueError for a
         loss of other modules.
         """
-        adopt(self.model.critic, loss)
+        critic = self.model.critic
+        online = _weights(critic, getattr(loss, "qvalue_network_params", None))
+        if online is None or not isinstance(critic, StateActionCritic):
+            raise ValueError(
+                "this loss was not created from the critic_copies of this model; give it "
+                "qvalue_network=list(modules.critic_copies) and as many num_qvalue_nets"
+            )
+        target = _weights(critic.target, getattr(loss, "target_qvalue_network_params", None))
+        _holder(critic).load_state_dict(online)
+        if target is not None:
+            _holder(critic.target).load_state_dict(target)
 
 
 def to_torchrl(
@@ -82,7 +94,7 @@ def to_torchrl(
     With ``env`` its specs are compared with the model's, and discrete actions have its encoding: ``one_hot``, as GymEnv
     has by default, or ``categorical`` (indices). Without ``env``, ``encoding`` (default ``categorical``) selects it.
     ``keys`` maps observations and actions to other keys of the TensorDict: ``{"legal": "action_mask"}``; a name that
-    both have is that of the observation.
+    both have means the observation.
     ``mask_training`` applies the action mask in training too.
 
     Raises ValueError for a model of several actors, for an environment with other specs, and if the critic or the
@@ -123,10 +135,30 @@ def primers(model: Model) -> Compose:
     ``TransformedEnv(env, primers(model))`` adds the states, and ``is_init``, to the observations.
     """
     refuse_model(model)
-    critic = model.critic
-    specs = state_specs(one_policy(model.policy))
-    if critic is not None:
-        assert isinstance(critic, SpaceCritic)  # as `refuse_model` says
-        specs |= state_specs(critic)
-    primer = [TensorDictPrimer(Composite(specs), expand_specs=True)] if specs else []
-    return Compose(InitTracker(), *primer)
+    parts = [one_policy(model.policy), critic_of(model)]
+    specs = {key: spec for part in parts if part for key, spec in state_specs(part).items()}
+    transforms: list[Any] = [InitTracker()]
+    if specs:
+        transforms.append(TensorDictPrimer(Composite(specs), expand_specs=True))
+    return Compose(*transforms)
+
+
+def _weights(critic: nn.Module | None, params: Any) -> dict[str, Tensor] | None:
+    """The stacked ``params`` of a loss by the names of ``critic``; None where they do not fit."""
+    if params is None or not isinstance(critic, StateActionCritic):
+        return None
+    stacked = params.get(("module", "weights"), TensorDict()).data.flatten_keys(".")
+    if any(len(copies) != critic.copies for copies in stacked.values()):
+        return None
+    state = {
+        f"{index}.{name}" if critic.copies > 1 else name: copy
+        for name, copies in stacked.items()
+        for index, copy in enumerate(copies)
+    }
+    shapes = {name: tensor.shape for name, tensor in _holder(critic).state_dict().items()}
+    return state if {name: tensor.shape for name, tensor in state.items()} == shapes else None
+
+
+def _holder(critic: StateActionCritic) -> nn.Module:
+    """The module whose weights a loss copies."""
+    return ensemble_of(critic) or critic.online

@@ -32,13 +32,14 @@ from composer.adapters.torchrl.functions import (
     TensorCritic,
     TensorFunction,
     TensorPolicy,
+    critic_of,
     state_specs,
 )
 from composer.critic.base import SpaceCritic
 from composer.critic.state_action import Q_VALUES, StateActionCritic
 from composer.distributions.discrete import NoLegalChoiceError, require_choice
 from composer.model import Model
-from composer.network.network import Network, State, Tensors
+from composer.network.network import Network, Tensors
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from composer.spaces.tree import SpaceTree
@@ -47,14 +48,14 @@ from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import hint
 
-__all__ = ["ModulesBuilder", "ensemble_of"]
+__all__ = ["ModulesBuilder", "ensemble_of", "sequence"]
 
 LEGAL = "legal_actions"
 
 
 @dataclass(frozen=True)
 class ModulesBuilder:
-    """Makes modules of ``model``; fields say where observations and actions are in a TensorDict, and how."""
+    """Builds the modules of ``model``; fields say under which key and in which form a TensorDict holds a value."""
 
     model: Model
     observations: Mapping[str, Field]
@@ -74,7 +75,7 @@ class ModulesBuilder:
         return_log_prob: bool,
     ) -> ModulesBuilder:
         """Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell."""
-        policy, critic = one_policy(model.policy), model.critic
+        policy, critic = one_policy(model.policy), critic_of(model)
         tree, action_tree = policy.observer.tree, policy.action_tree
         known = [*tree.leaves, *action_tree.leaves, "action_mask"]
         for name in keys:
@@ -137,20 +138,19 @@ class ModulesBuilder:
     def _logits_keys(self) -> dict[str, Key]:
         if self._is_single:
             return dict.fromkeys(self.actions, "logits")
-        return {name: _params(field.key, "logits") for name, field in self.actions.items()}
+        return {name: _nested(PARAMS, field.key, "logits") for name, field in self.actions.items()}
 
     def _mask_outputs(self) -> dict[str, Key]:
         """The observations that mask one of several actions, and the keys where the distributions expect them."""
         if self._is_single:
             return {}
         masks = self.policy.masks.items()
-        return {name: _params(self.actions[action].key, "mask") for action, name in masks}
+        return {name: _nested(PARAMS, self.actions[key].key, "mask") for key, name in masks}
 
-    def _distribution_keys(self, masked: bool) -> list[str] | dict[str, Key]:
+    def _distribution_keys(self, masked: bool) -> Any:
         if not self._is_single:
             return [PARAMS]
-        keys: dict[str, Key] = {"logits": "logits"}
-        return {**keys, "mask": self.mask_key} if masked and self.mask_key else keys
+        return {"logits": "logits"} | ({"mask": self.mask_key} if masked and self.mask_key else {})
 
     def _distribution(self) -> dict[str, Any]:
         """Class and arguments of the distribution, for ProbabilisticActor."""
@@ -196,12 +196,12 @@ class ModulesBuilder:
         memory = self._tensor_critic(self._critic, training=False)
         memory.outputs = {}
         critic = self._after_trunk(TensorModule(memory), training=False)
-        return TensorDictSequential(actor, critic)
+        return sequence(actor, critic)
 
     def _after_trunk(self, value: TensorDictModule, training: bool) -> TensorDictModuleBase:
         if not self._critic.shared:
             return value
-        return TensorDictSequential(self.trunk(training=training), value)
+        return sequence(self.trunk(training=training), value)
 
     def copies(self) -> tuple[ValueOperator, ...]:
         """The copies of an ensemble as critics of their own, with copies of its weights."""
@@ -220,7 +220,7 @@ class ModulesBuilder:
         return ActorValueOperator(self.trunk(training=True), head, self.value(training=True))
 
     def q_actor(self) -> QValueActor:
-        """Takes the choice of the highest Q value, among those that are legal where there is a mask.
+        """Takes the choice of the highest Q value, among the legal ones if there is a mask.
 
         Without a critic the policy's logits are the values.
         """
@@ -234,7 +234,7 @@ class ModulesBuilder:
             legal = TensorDictModule(
                 _Legal(field.leaf.key, self.mask_key), in_keys=[self.mask_key], out_keys=[LEGAL]
             )
-            value = TensorDictSequential(value, legal)
+            value = sequence(value, legal)
         return QValueActor(
             value,
             spec=self._action_spec(),
@@ -245,8 +245,8 @@ class ModulesBuilder:
 
     @property
     def _critic(self) -> SpaceCritic:
-        critic = self.model.critic
-        assert isinstance(critic, SpaceCritic)  # as `refuse_model` says
+        critic = critic_of(self.model)
+        assert critic is not None
         return critic
 
     def _tensor_critic(self, critic: SpaceCritic, training: bool) -> TensorCritic:
@@ -286,11 +286,6 @@ class OneCopy(Network):
         outputs = self.module(inputs)
         return {name: outputs[output] for name, output in self._inner.items()}
 
-    def advance(
-        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
-    ) -> tuple[Tensors, State]:
-        return self.run(inputs), {}
-
 
 class TensorModule(TensorDictModule):
     """The network of a policy or critic; with memory it has what TorchRL's `get_primers_from_module` looks for."""
@@ -298,7 +293,8 @@ class TensorModule(TensorDictModule):
     module: TensorFunction
 
     def __init__(self, function: TensorFunction) -> None:
-        super().__init__(function, in_keys=function.in_keys, out_keys=function.out_keys)
+        keys: dict[str, Any] = {"in_keys": function.in_keys, "out_keys": function.out_keys}
+        super().__init__(function, **keys)
 
     @property
     def make_tensordict_primer(self) -> Callable[[], TensorDictPrimer]:
@@ -351,6 +347,11 @@ def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> StateAc
     )
 
 
+def sequence(*modules: Any) -> TensorDictSequential:
+    """The modules one after the other; TorchRL's annotation of them is wrong."""
+    return TensorDictSequential(*modules)
+
+
 def _read_by_policy(policy: Policy, masked: bool = True) -> list[str]:
     """The observations that it reads; the masks of actions only where it is ``masked``."""
     tree = policy.observer.tree
@@ -389,10 +390,6 @@ def _mask_key(
 def _nested(first: str, key: Key, *last: str) -> Key:
     path = (key,) if isinstance(key, str) else key
     return (first, *path, *last)
-
-
-def _params(key: Key, name: str) -> Key:
-    return _nested(PARAMS, key, name)
 
 
 def _log_prob(key: Key) -> Key:

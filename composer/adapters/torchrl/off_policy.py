@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModuleBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import EGreedyModule
@@ -21,6 +21,7 @@ from torchrl.objectives import DQNLoss, LossModule, SACLoss, SoftUpdate
 from composer.adapters.torchrl.algorithm import Algorithm, Settings
 from composer.adapters.torchrl.fields import Key, fields_of, shown
 from composer.adapters.torchrl.models import to_torchrl
+from composer.adapters.torchrl.modules import sequence
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.tree import SpaceTree
@@ -148,7 +149,7 @@ class Dqn(OffPolicy[DqnSettings]):
         actor = to_torchrl(model, env, loss=DQNLoss).q_actor
         assert actor is not None
         choice: Any = actor[-1]
-        self._chance = EGreedyModule(
+        self._chance: Any = EGreedyModule(
             actor.spec,
             eps_init=float(settings.eps_init),
             eps_end=float(settings.eps_end),
@@ -162,7 +163,7 @@ class Dqn(OffPolicy[DqnSettings]):
             loss_function=settings.loss_function,
             action_space="categorical",
         )
-        super().__init__(model, env, settings, loss, TensorDictSequential(actor, self._chance))
+        super().__init__(model, env, settings, loss, sequence(actor, self._chance))
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
@@ -185,10 +186,11 @@ class Sac(OffPolicy[SacSettings]):
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
         self._modules = modules = to_torchrl(model, env, loss=SACLoss)
-        copies = list(modules.critic_copies)
+        copies, critic = list(modules.critic_copies), modules.critic_training
+        assert critic is not None
         loss = SACLoss(
             modules.actor_training,
-            copies or modules.critic_training,
+            copies or critic,  # type: ignore[arg-type]
             num_qvalue_nets=max(1, len(copies)),
             loss_function=settings.loss_function,
             alpha_init=settings.alpha_init,
@@ -196,7 +198,7 @@ class Sac(OffPolicy[SacSettings]):
         )
         super().__init__(model, env, settings, loss, modules.collecting)
         if not copies:
-            _begin_with(loss, modules.critic_training)
+            _begin_with(loss, critic)
         self.random_frames = settings.learning_starts
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
@@ -231,7 +233,7 @@ def _quiet() -> Iterator[None]:
 
 def _begin_with(loss: SACLoss, critic: TensorDictModuleBase) -> None:
     """Give the only critic of ``loss`` the weights of ``critic``: TorchRL has drawn new ones."""
-    weights = TensorDict.from_module(critic)
+    weights: Any = TensorDict.from_module(critic)
     for params in (loss.qvalue_network_params, loss.target_qvalue_network_params):
         params.data.update_(weights.data.unsqueeze(0))
 

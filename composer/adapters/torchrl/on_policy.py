@@ -63,7 +63,7 @@ class OnPolicy(Algorithm[S]):
         self._values = modules.critic_inference
         self._advantage = GAE(gamma=settings.gamma, lmbda=settings.lmbda, value_network=None)
         loss = self.loss_type(
-            modules.actor_training,
+            modules.actor_training,  # type: ignore[call-arg]
             modules.critic_training,
             entropy_bonus=settings.entropy_coeff > 0,
             entropy_coeff=settings.entropy_coeff,

@@ -44,7 +44,7 @@ TOTAL, LENGTH = "episode_reward", "step_count"  # what the transforms call them
 
 
 class TorchrlTrainer:
-    """A composed model in a loop of TorchRL's parts: steps are collected, then learned from."""
+    """A composed model in a loop of TorchRL's parts: it collects steps, then learns from them."""
 
     algorithms: ClassVar[Sequence[str]] = tuple(ALGORITHMS)
 
@@ -63,14 +63,14 @@ class TorchrlTrainer:
             self._env.close()
             raise
         self._frames = _multiple(settings.frames_per_batch, task.envs)
-        # A mask that the spec does not name holds as well, as it does for what explores.
+        # A mask that the spec does not name applies too, as it does while exploring.
         policy = one_policy(model.policy)
         self._is_masked = not policy.masks and MASK in self._algorithm.explorer.in_keys
         self._act = greedy(policy, masked=self._is_masked)
 
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
-        """What is wrong with the settings of the task's algorithm, in words."""
+        """The errors in the settings of the task's algorithm, in words."""
         kind = ALGORITHMS[task.algorithm].settings_type
         problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
         return [problem.message for problem in problems]
@@ -106,14 +106,14 @@ class TorchrlTrainer:
         self.model.load_state_dict(state["model"])
         self._algorithm.restore(state)
         self._steps = steps
-        torch.manual_seed(self._task.seed + steps)  # not the episodes of the beginning again
+        torch.manual_seed(self._task.seed + steps)  # else the first episodes would come again
         self._env.set_seed(self._task.seed + steps)
 
     def close(self) -> None:
         self._env.close(raise_if_closed=False)  # the collector closes it where an error ends it
 
     def _count(self, batch: TensorDictBase) -> None:
-        """Count what was seen into the statistics of the spec's ``normalize``, after it was learned from."""
+        """Update the statistics of the spec's ``normalize`` with a batch, after learning from it."""
         observer = one_policy(self.model.policy).observer
         if not observer.keys:
             return
@@ -137,7 +137,7 @@ def _environment(task: Task, model: Model) -> EnvBase:
 
 
 def _multiple(count: int, of: int) -> int:
-    """``count`` up to a multiple of ``of``, 0 where it is less."""
+    """``count`` rounded up to a multiple of ``of``; 0 if it is negative."""
     return -(-max(0, count) // of) * of
 
 

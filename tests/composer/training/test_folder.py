@@ -484,7 +484,7 @@ def refused(capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x" * 300, f"'{'x' * 100}...{'x' * 50}' cannot be made: File name too long"),
+        ("x" * 300, f"'{'x' * 197}...' cannot be made: File name too long"),
         ("a\0b", "'a\\x00b' cannot be made: embedded null byte"),
         ("file/run", "'file/run' cannot be made: Not a directory"),
     ],
