@@ -13,7 +13,6 @@ from importlib import metadata
 from typing import Any, get_origin, get_type_hints
 
 import torch
-from gymnasium import Space
 from torch import Tensor, nn
 
 from composer.checkpoint import container as checkpoint_file
@@ -22,6 +21,7 @@ from composer.checkpoint.plain_spec import _every_part
 from composer.limits import GivenLimits
 from composer.source.files import as_argument
 from composer.spaces.json_form import Json, spaces_from_json
+from composer.spaces.lookup import is_by_actor
 from composer.spec.model_spec import CRITICS
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS
@@ -55,7 +55,7 @@ class Record:
         both = (self.observation_space, self.action_space)
         try:
             spaces = [spaces_from_json(space, limits) for space in both]
-            if isinstance(spaces[0], Space) != isinstance(spaces[1], Space):
+            if is_by_actor(spaces[0]) != is_by_actor(spaces[1]):
                 raise ValueError("only one of them is by actor")
             return spaces[0], spaces[1]
         except ValueError as error:
