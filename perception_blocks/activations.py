@@ -72,7 +72,8 @@ def make_activation(activation: Activation) -> Function:
     if problems:
         raise SettingsError(problems)
     module = cls(**settings)
-    return module if cls in _known_classes() else _checked(module, label)
+    is_known = cls in map(ACTIVATIONS.get, ACTIVATIONS)
+    return module if is_known else _checked(module, label)
 
 
 class _Applied(nn.Module):
@@ -113,12 +114,8 @@ def _class_of(activation: str | type) -> type[nn.Module]:
     return cls
 
 
-def _known_classes() -> set[type]:
-    return {ACTIVATIONS.get(name) for name in ACTIVATIONS}
-
-
 def _checked(module: nn.Module, label: str) -> nn.Module:
-    """``module``, checked: raises ValueError where it changes a shape."""
+    """``module`` itself. Raises ValueError where it changes a shape."""
     shape = (3, 6)
     try:
         with torch.no_grad():

@@ -1,10 +1,9 @@
-"""Order and sanity of a graph of names: no torch, no shapes.
+"""The order of a graph of names, and its mistakes: cycles, and unknown, unused and duplicate names.
 
-A `Dag` owns order, cycles, and unknown, unused and duplicate names. The graph of a network uses it, so does the check
-of a spec that has no shapes yet; the diagram draws one.
+No torch and no shapes: the graph of a network uses a `Dag`, the check of a spec without shapes and the diagram too.
 
-networkx sorts, and finds cycles. Importing it takes 0.1 s, as long as a whole check of a spec's structure, so a graph
-whose nodes are declared after all that they read, as most are, does without: it is sorted, and has no cycle.
+networkx sorts, and finds cycles. Importing it takes 0.1 s, as long as a whole check of a spec's structure, so it is not
+imported for a graph whose nodes are declared after all that they read, as most are: it is sorted, and has no cycle.
 """
 
 from __future__ import annotations
@@ -128,7 +127,7 @@ class Dag:
         return [name for node in self.nodes for name in node.writes if name not in read]
 
     def cycles(self) -> list[list[str]]:
-        """The nodes of up to 20 cycles, each from writer to reader; no node is in two of them."""
+        """The nodes of up to 20 cycles, each before the node that reads it; no node is in two of them."""
         cycles: list[list[str]] = []
         if self._is_sorted:
             return cycles
@@ -196,7 +195,7 @@ class Dag:
         return True
 
     def _graph(self) -> DiGraph:
-        """Who reads whom: the nodes alone, each followed by those it reads that are new."""
+        """The nodes alone, with an edge from each node to each that reads it."""
         import networkx
 
         graph = networkx.DiGraph()
@@ -242,7 +241,7 @@ class Dag:
         return problems
 
     def _unknown_read(self, node: DagNode, name: str, known: list[str]) -> DagProblem:
-        """Suggests inputs and what other nodes write; one that has a label of its own is not to be read."""
+        """The problem, with a suggestion: an input, or what another node writes, unless that node has a title."""
         others = (value for value in known if value not in node.writes)
         few = [] if len(known) > MOST_LISTED + len(node.writes) else list(others)
         near = did_you_mean(name, few or others) or _listing(few)
@@ -299,5 +298,5 @@ def _cycle_problem(cycle: list[str]) -> DagProblem:
 
 
 def _listing(names: list[str]) -> str:
-    """The end of a message: what there is, if it can be taken in at a glance."""
+    """The end of a message: all ``names``, if there are few."""
     return f"; there is {', '.join(map(repr, names))}" if 0 < len(names) <= MOST_LISTED else ""

@@ -143,7 +143,9 @@ def draw_parameters(module: nn.Module, seed: int, rule: Rule | None = None) -> N
         generator = torch.Generator(device="cpu")
         for prefix, layer in layers:
             if isinstance(layer, nn.modules.batchnorm._NormBase):
-                _clear_statistics(layer)
+                mean = layer.running_mean
+                if mean is not None and not mean.is_meta:
+                    layer.reset_running_stats()
             for name, tensor in _own_tensors(layer):
                 generator.manual_seed(derive_seed(seed, f"{prefix}.{name}" if prefix else name))
                 _draw(layer, name, tensor, generator, rule)
@@ -288,8 +290,3 @@ def _family(cls: type[nn.Module]) -> Callable[..., None] | None:
     if hasattr(cls, "draw_parameter"):
         return _own
     return next((draw for kind, draw in _FAMILIES.items() if issubclass(cls, kind)), None)
-
-
-def _clear_statistics(layer: nn.modules.batchnorm._NormBase) -> None:
-    if layer.running_mean is not None and not layer.running_mean.is_meta:
-        layer.reset_running_stats()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
 
 from perception_blocks.words import did_you_mean
 
@@ -17,16 +16,16 @@ __all__ = ["lazy_attributes"]
 
 def lazy_attributes(
     package: str, homes: Mapping[str, str], submodules: tuple[str, ...] = ()
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of ``package``.
 
-    ``homes`` says, for each module of the package, the names that come from it, separated by blanks; ``submodules`` are
-    modules that are themselves attributes. No name may be that of a submodule: importing that would replace it.
+    ``homes`` gives, for each module of the package, the names that come from it, separated by blanks; ``submodules``
+    are modules that are themselves attributes. A name must not equal a submodule's: importing that would replace it.
     """
     home_of = {name: module for module, names in homes.items() for name in names.split()}
     public = sorted([*home_of, *submodules])
 
-    def get(name: str) -> Any:
+    def get(name: str) -> object:
         if name in submodules:
             return import_module(f"{package}.{name}")
         if name not in home_of:

@@ -1,4 +1,4 @@
-"""The output shapes of a module that does not declare them: one forward on data that is not there.
+"""The output shapes of a module that does not declare them: one forward on tensors without data.
 
 A copy of the module is run in eval mode: on the meta device, then on fake tensors, then on real zeros, until one works.
 No random state moves, and nothing of the module itself changes.
@@ -41,7 +41,7 @@ __all__ = [
     "MetaMode",
 ]
 
-# They change values only, and there are none.
+# They change values only, which meta tensors do not have.
 _DRAWS = {
     Tensor.normal_,
     Tensor.uniform_,
@@ -58,7 +58,9 @@ PROBE_BATCH = 11  # an unusual size, so that a batch axis is not mistaken for a 
 PROBE_LENGTHS = (5, 7)
 Probes: TypeAlias = Callable[[str], list[Tensor]]  # probing tensors on a device
 MOST_ELEMENTS = 2**28  # numbers that may exist for real while a module is measured
-MOST_OF_TORCHS = 2**22  # the same of torch's own classes, run for real for an error message only
+MOST_OF_TORCHS = (
+    2**22
+)  # the same for torch's own classes, which run for real for an error message only
 
 
 @contextmanager
@@ -86,7 +88,8 @@ def measure(
     probes = functools.partial(probing_tensors, ports, length=length, batch=batch)
     with still():
         try:
-            return _on_meta(module, probes, call)
+            with MetaMode():
+                return _run(module, call, lambda t: t.detach().to("meta"), probes("meta"))
         except Exception:  # no meta kernel, or data-dependent code: try the next
             pass
         try:
@@ -95,7 +98,7 @@ def measure(
             is_torchs = type(module).__module__.startswith("torch.nn.")
             if _elements(module, probes) > (MOST_OF_TORCHS if is_torchs else MOST_ELEMENTS):
                 raise  # checking must not fill the memory
-        return _on_zeros(module, probes, call)
+        return _run(module, call, lambda t: _on_cpu(t).clone(), probes("cpu"))
 
 
 def _called(module: nn.Module, *tensors: Tensor) -> object:
@@ -118,13 +121,9 @@ def measure_lengths(
     lengths = PROBE_LENGTHS if varies else PROBE_LENGTHS[:1]
     with still():
         runs = [measure(module, ports, call, length) for length in lengths]
-        if _is_torchs(module):  # which drops no axis by itself
-            return Measured(runs, None)
+        if all(type(inner).__module__.startswith("torch.") for inner in module.modules()):
+            return Measured(runs, None)  # torch's classes drop no axis
         return Measured(runs, for_one_row(lambda: measure(module, ports, call, batch=1)))
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    return all(type(inner).__module__.startswith("torch.") for inner in module.modules())
 
 
 def for_one_row(run: Callable[[], object]) -> object:
@@ -213,7 +212,7 @@ def check_one_row(value: Any, like: Tensor, name: str) -> None:
 
 
 class _SilentThreads(threading.local):
-    """A filter of log records that drops those of threads in which an attempt is made."""
+    """A filter that drops the log records of threads in which an attempt runs."""
 
     active = False
 
@@ -226,7 +225,7 @@ _SILENT = _SilentThreads()
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Silence that logger in this thread: a failed attempt is not worth a log line."""
+    """Silence the logger ``name`` in this thread: a failed attempt is not worth a log line."""
     logging.getLogger(name).addFilter(_SILENT)
     before, _SILENT.active = _SILENT.active, True
     try:
@@ -277,21 +276,12 @@ def _run(
     return call(trial, *tensors)
 
 
-def _on_meta(module: nn.Module, probes: Probes, call: Callable[..., object]) -> object:
-    with MetaMode():
-        return _run(module, call, lambda t: t.detach().to("meta"), probes("meta"))
-
-
 def _on_fake(module: nn.Module, probes: Probes, call: Callable[..., object]) -> object:
     from torch._subclasses import fake_tensor  # takes a third of the time of importing composer
 
     fakes = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     with _silent(fake_tensor.__name__), fakes as mode:
         return _run(module, call, lambda t: mode.from_tensor(_on_cpu(t)), probes("cpu"))
-
-
-def _on_zeros(module: nn.Module, probes: Probes, call: Callable[..., object]) -> object:
-    return _run(module, call, lambda t: _on_cpu(t).clone(), probes("cpu"))
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
@@ -304,16 +294,20 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 class MetaMode(TorchFunctionMode):
     """As ``with torch.device("meta")``, where weights are not drawn and norms cost nothing.
 
-    ``made`` is called with every tensor that a constructor of torch makes.
+    ``on_new`` is called with every tensor that a constructor of torch creates.
     """
 
-    def __init__(self, made: Callable[[Tensor], object] | None = None) -> None:
+    def __init__(self, on_new: Callable[[Tensor], object] | None = None) -> None:
         super().__init__()
-        self._made = made
+        self._on_new = on_new
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func in _DRAWS:
             tensor = args[0] if args else kwargs["tensor"]
@@ -327,13 +321,15 @@ class MetaMode(TorchFunctionMode):
             if kwargs.get("device") is None:
                 kwargs["device"] = "meta"
             tensor = func(*args, **kwargs)
-            if self._made is not None:
-                self._made(tensor)
+            if self._on_new is not None:
+                self._on_new(tensor)
             return tensor
         return func(*args, **kwargs)
 
 
-def _normed(x: Tensor, normalized_shape: Iterable[int], *args: Any, **kwargs: Any) -> Tensor | None:
+def _normed(
+    x: Tensor, normalized_shape: Iterable[int], *args: object, **kwargs: object
+) -> Tensor | None:
     """A norm's output for a meta ``x`` of the right shape; None where torch itself must run or raise."""
     sizes = tuple(normalized_shape)
     if not x.is_meta or tuple(x.shape[x.dim() - len(sizes) :]) != sizes:

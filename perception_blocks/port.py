@@ -83,7 +83,7 @@ class InputShapeError(ValueError):
         return self.rule + got + (f"; {self._advice(None)}" if self.advice else "")
 
     def render(self, names: Sequence[str]) -> str:
-        """The same with the inputs' names in it, as the end of a sentence that begins with the reader's name."""
+        """The message with the inputs' names in it, as the end of a sentence that begins with the node's name."""
         shown = [f"{what} from {names[index]!r}" for index, what in self.got.items()]
         text = f"gets {_joined(shown) or 'no input'}; {self.rule}."
         advice = self._advice(names)
@@ -124,22 +124,22 @@ def _joined(items: Sequence[str]) -> str:
 
 
 class OutOfRangeError(ValueError, IndexError):
-    """An input holds an integer that is none of its values; torch's own IndexError says neither which nor where."""
+    """An input holds an integer out of its range; torch's IndexError says neither which integer nor which input."""
 
 
 def tell_out_of_range(
     error: IndexError, inputs: Mapping[str, Tensor], ports: Mapping[str, Port], nodes: Sequence[Any]
 ) -> None:
-    """Raise OutOfRangeError, which says why a lookup has failed, if it is for what an input of the network holds.
+    """Raise OutOfRangeError if an input of the network, with its ``ports`` and ``nodes``, is why a lookup failed.
 
-    ``ports`` and ``nodes`` are the network's own. On an accelerator torch raises no IndexError.
+    On an accelerator torch raises no IndexError.
     """
     for name, port in ports.items():
         for value, count in _outside(inputs[name], port):
-            readers = [f"{n.label} {n.node.name!r}" for n in nodes if name in n.step.inputs]
+            blocks = [f"{n.label} {n.node.name!r}" for n in nodes if name in n.step.inputs]
             raise OutOfRangeError(
                 f"{name!r} holds {value}, but has {count} values, 0 to {count - 1}; "
-                f"it is read by {', '.join(readers)}"
+                f"it is read by {', '.join(blocks)}"
             ) from (error.__cause__ or error)  # not a nested network's words for it
 
 
@@ -149,7 +149,7 @@ def _outside(value: Tensor, port: Port) -> Iterator[tuple[int, int]]:
         return
     counts = torch.as_tensor(port.cardinality)
     if counts.dim() and bool((counts == counts[0]).all()):
-        counts = counts[0]  # a sequence may have another length than that of the space
+        counts = counts[0]  # a sequence may differ in length from the space
     elif counts.dim():
         counts = counts.reshape([size or -1 for size in port.shape])
     outside = (value < 0) | (value >= counts)

@@ -100,8 +100,12 @@ class _Draws(TorchDispatchMode):
         self.generator = generator
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         drawing = _with_generator(func) if isinstance(func, OpOverload) else None
         if drawing is None or not _is_on_cpu(args, kwargs):
@@ -134,7 +138,7 @@ def _is_global(generator: Any) -> bool:
     return generator._cdata == known._cdata  # torch hands on another object of it
 
 
-def _is_on_cpu(args: tuple, kwargs: dict[str, Any]) -> bool:
+def _is_on_cpu(args: tuple, kwargs: dict) -> bool:
     devices = [value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if kwargs.get("device") is not None:
         devices.append(torch.device(kwargs["device"]))
@@ -183,9 +187,9 @@ def _replacements() -> list[_Replacement]:
     return replacements
 
 
-def _asking(original: Callable[..., object], kind: str, method: str) -> Callable[..., Any]:
+def _asking(original: Callable[..., object], kind: str, method: str) -> Callable[..., object]:
     @functools.wraps(original)
-    def draw(*args: Any, **kwargs: Any) -> Any:
+    def draw(*args: object, **kwargs: object) -> object:
         states = _OWN.states
         if states is None:
             return original(*args, **kwargs)
@@ -197,6 +201,6 @@ def _asking(original: Callable[..., object], kind: str, method: str) -> Callable
 class _AskingGenerator:
     """Stands for torch's default generator, which `torch.manual_seed` and `torch.get_rng_state` use."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         states = _OWN.states
         return getattr(torch.default_generator if states is None else states.torch, name)

@@ -159,14 +159,11 @@ def check_settings(
             message = f"{name!r} is not a setting of {label}{near}"
             problems.append(SettingProblem(name, message, misspelt=True))
     if not partial:
-        missing = [s for s in settings.values() if s.required and s.name not in named]
-        problems += [_missing(setting, label) for setting in missing]
+        for name, setting in settings.items():
+            if setting.required and name not in named:
+                what = "" if setting.annotation is Any else f" ({describe(setting.annotation)})"
+                problems.append(SettingProblem(name, f"{label} needs the setting {name!r}{what}"))
     return problems
-
-
-def _missing(setting: Setting, label: str) -> SettingProblem:
-    what = "" if setting.annotation is Any else f" ({describe(setting.annotation)})"
-    return SettingProblem(setting.name, f"{label} needs the setting {setting.name!r}{what}")
 
 
 def mismatch(annotation: object, value: object) -> str | None:
@@ -214,11 +211,8 @@ def describe(annotation: object, plural: bool = False) -> str:
         return " or ".join(describe(arg, plural) for arg in args)
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(repr(arg) for arg in args)
-    if annotation is str or annotation is bool or annotation is None or annotation is type(None):
-        words = {str: ("text", "texts"), bool: ("true or false", "truth values")}
-        return words.get(annotation, ("null", "nulls"))[plural]
-    if annotation in (int, float):
-        return {int: ("an integer", "integers"), float: ("a number", "numbers")}[annotation][plural]
+    if annotation in _PLAIN_WORDS:
+        return _PLAIN_WORDS[annotation][plural]
     if origin is tuple and args and Ellipsis not in args:
         return f"a list of {len(args)} {describe(args[0], True)}"
     if _is_list(annotation):
@@ -227,8 +221,6 @@ def describe(annotation: object, plural: bool = False) -> str:
         )
     if annotation is Mapping or annotation is dict or origin in (dict, Mapping):
         return "mappings" if plural else "a mapping"
-    if annotation is Any:
-        return "values" if plural else "a value"
     return getattr(annotation, "__name__", str(annotation))
 
 
@@ -360,6 +352,15 @@ def _is_number(value: object) -> bool:
 # What Python and older YAML call these.
 _OTHER_WORDS = {"none": None, "nil": None, "yes": True, "on": True, "no": False, "off": False}
 _OTHER_WORDS |= {"true": True, "false": False}
+_PLAIN_WORDS: dict[object, tuple[str, str]] = {  # of one, and of several
+    str: ("text", "texts"),
+    bool: ("true or false", "truth values"),
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    None: ("null", "nulls"),
+    type(None): ("null", "nulls"),
+    Any: ("a value", "values"),
+}
 _PLAIN_CHECKS: dict[object, Callable[[object], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_integer,
@@ -377,11 +378,9 @@ def _is_items(value: object) -> TypeGuard[Sequence[object]]:
 
 def _show(value: object) -> str:
     """The value as the user wrote it; long ones are cut."""
-    text = {None: "null", True: "true", False: "false"}.get(value) if _is_constant(value) else None
+    text = None
+    if value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and value.bit_length() > 1024:  # Python has a limit for writing them
         return f"a number of {value.bit_length():,} bits"
     return cut(text or repr(value), 80)
-
-
-def _is_constant(value: object) -> bool:
-    return value is None or isinstance(value, bool)

@@ -33,7 +33,7 @@ __all__ = [
 MOST_CHARACTERS = 2_000  # of a message
 MOST_MESSAGES = 100
 # None of these ends a string, begins an escape or a placeholder, or is invisible. What generates code (PyTorch's
-# guards, FX, ONNX's readers) puts names between quotes, and not always with an escape.
+# guards, FX, ONNX's parsers) puts names between quotes, and not always with an escape.
 _PLAIN = re.compile(r"[\w./: -]{1,200}")
 _UNSAFE = re.compile(r"""["'`\\]""")
 
@@ -90,10 +90,8 @@ def few_of(names: Iterable[object], most: int = FEW_NAMES) -> str:
 def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
     """The known word that ``word`` was most likely meant to be, or None.
 
-    ``kind`` is that of a registry: then it may also be what others call an entry, or a class of ``torch.nn`` that has
-    none here.
-
-    Within `sparing`, there is none once enough words have been compared.
+    With the ``kind`` of a registry it may also be an entry that other libraries call ``word``, or a ``torch.nn`` class
+    without an entry. Within `sparing`, it is None once enough words have been compared.
 
     >>> near_name("LeakyReLU", ["relu", "leaky_relu"]), near_name("swish", ["silu", "hardswish"], "activation")
     ('leaky_relu', 'silu')
@@ -117,7 +115,7 @@ def near_name(word: str, words: Iterable[str], kind: str = "") -> str | None:
 
 
 def sparing(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` with a bound on the time that it spends on near names: of 20,000 mistakes 100 are shown."""
+    """``function`` with a bound on the comparisons for near names: of 20,000 mistakes only 100 are shown."""
 
     @functools.wraps(function)
     def bounded(*arguments: P.args, **keywords: P.kwargs) -> R:
@@ -159,9 +157,9 @@ def hint(
     listed: Iterable[object] | None = None,
     shown: Callable[[Iterable[object]], str] = listing,
 ) -> str:
-    """The end of a message about a ``name`` that is none of ``known``: the near one, or else all of them.
+    """The end of a message about a ``name`` that is none of ``known``: the near name, or else a listing of all.
 
-    ``listed`` are those to be listed, where they are others, as ``shown`` has them in words.
+    ``listed`` are the names to list, if not ``known``; ``shown`` turns them into words.
 
     >>> hint("dens", ["dense", "lstm"]), hint("xyz", ["dense", "lstm"], "it has"), hint("xyz", [])
     ("; did you mean 'dense'?", "; it has 'dense', 'lstm'", '; there is none')
@@ -172,7 +170,7 @@ def hint(
 
 
 def cut(text: str, most: int) -> str:
-    """``text``, of more than ``most`` characters the first ones.
+    """``text``, cut to its first characters where it has more than ``most``.
 
     >>> cut("abcdefghij", 10), cut("abcdefghijk", 10)
     ('abcdefghij', 'abcdefg...')
@@ -181,7 +179,7 @@ def cut(text: str, most: int) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether ``text`` can be a name in a file for others: letters, digits, ``_ . / : -`` and blanks, 200 at most.
+    """Whether ``text`` can be a name in an exported file: 1 to 200 letters, digits, ``_ . / : -`` and blanks.
 
     >>> is_plain("intruders/at"), is_plain("joint pos"), is_plain("agent's view"), is_plain("")
     (True, True, False, False)
@@ -190,7 +188,7 @@ def is_plain(text: str) -> bool:
 
 
 def as_module_name(text: str) -> str:
-    """``text`` with quotes, backslashes and what cannot be printed percent-encoded, for texts whose own ``%`` is.
+    """``text`` with quotes, backslashes and unprintable characters percent-encoded; the caller encodes ``%``.
 
     FX writes ``getattr(self, "<name>")`` with a module's name as it is.
 
@@ -226,7 +224,7 @@ def printable(text: str, most: int | None = None) -> str:
 
 
 def readable(text: str, most: int | None = None) -> str:
-    """The same of several lines, which stay lines."""
+    """`printable` for each line of ``text``."""
     text = text if most is None else _without_middle(text, most)
     text = "\n".join(map(printable, text.split("\n")))
     return text if most is None else _without_middle(text, most)

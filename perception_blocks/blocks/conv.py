@@ -266,20 +266,18 @@ class NatureCnnBlock(ConvBlock):
         activation: Activation = "relu",
     ) -> None:
         channels, space = image_shape(in_shapes, "nature_cnn", dims=(2,))
-        kernels, strides = [8, 4, 3], [4, 2, 1]
         plans = plan_layers(
             "nature_cnn",
             (channels, *space),
             hidden_channels,
-            kernels=kernels,
-            strides=strides,
+            kernels=[8, 4, 3],
+            strides=[4, 2, 1],
             advice="use a larger image, or strided_conv",
         )
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
         sizes = [channels, *hidden_channels]
         self.convs = nn.ModuleList(
-            nn.Conv2d(n, m, kernel, stride)
-            for n, m, kernel, stride in zip(sizes, sizes[1:], kernels, strides)
+            make_conv(plan, n, m) for plan, n, m in zip(plans, sizes, sizes[1:])
         )
         self.activations = make_activations([activation] * 3)
 
@@ -327,7 +325,11 @@ def image_shape(
 
 
 def make_conv(
-    plan: ConvPlan, channels: int, hidden: int, padding_mode: PaddingMode, bias: bool
+    plan: ConvPlan,
+    channels: int,
+    hidden: int,
+    padding_mode: PaddingMode = "zeros",
+    bias: bool = True,
 ) -> nn.Module:
     """The torch layer of ``plan``; it pads only where both sides of each axis are padded alike."""
     padding = tuple(before for before, _ in plan.padding) if plan.symmetric else 0

@@ -131,11 +131,8 @@ class MessagePassingBlock(PerceptionBlock):
                     advice = "put a flatten block with 'each: 1' before it"
                     raise InputShapeError(rule, {2: port}, advice)
             elif index != 1 and (port.is_integer or port.dtype == torch.uint8):
-                rule, advice = (
-                    f"{name} takes numbers as features",
-                    "put an embedding block before it",
-                )
-                raise InputShapeError(rule, {index: port}, advice)
+                rule = f"{name} takes numbers as features"
+                raise InputShapeError(rule, {index: port}, "put an embedding block before it")
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         seed = seed_from(generator)

@@ -80,8 +80,9 @@ class MaskedGlobalPoolingBlock(MaskedBlock):
         name = "masked_global_pooling"
         shapes = shapes_of(in_shapes, name, 1, 2, "a value and optionally its mask")
         dims = pooled_dims(shapes[0], dims)
-        super().__init__(in_shapes, out_shapes=[without_dims(shapes[0], dims)])
         rank = len(shapes[0])
+        kept = tuple(size for axis, size in enumerate(shapes[0], -rank) if axis not in dims)
+        super().__init__(in_shapes, out_shapes=[kept])
         least = rank + max(dims) + 1  # the mask has all pooled axes
         check_mask(name, shapes, 1, [shapes[0][:axes] for axes in range(least, rank + 1)])
         self.pooling: Pooling = pooling
@@ -103,7 +104,3 @@ def pooled_dims(shape: Shape, dims: int | Sequence[int]) -> tuple[int, ...]:
         rule = f"masked_global_pooling over dim {min(dims)} needs {-min(dims)} axes or more"
         raise InputShapeError(rule, {0: shape}, "change 'dims'")
     return dims
-
-
-def without_dims(shape: Shape, dims: Sequence[int]) -> Shape:
-    return tuple(size for axis, size in enumerate(shape, -len(shape)) if axis not in dims)

@@ -63,10 +63,8 @@ class ImpalaStage(nn.Module):
     ) -> None:
         super().__init__()
         plan = ConvPlan((3,) * dims, (1,) * dims, (1,) * dims, ((1, 1),) * dims, ())
-        self.conv = make_conv(plan, channels, hidden, "zeros", True)
-        self.convs = nn.ModuleList(
-            make_conv(plan, hidden, hidden, "zeros", True) for _ in range(2 * num_blocks)
-        )
+        self.conv = make_conv(plan, channels, hidden)
+        self.convs = nn.ModuleList(make_conv(plan, hidden, hidden) for _ in range(2 * num_blocks))
         self.activations = make_activations([activation] * len(self.convs))
         self.max_pool = POOLS[dims]
 
@@ -141,7 +139,7 @@ class ResidualUnit(nn.Module):
         self.shortcut = None
         if channels != hidden or plan.stride != ones:
             pointwise = ConvPlan(ones, plan.stride, ones, no_padding, plan.out_space)
-            self.shortcut = make_conv(pointwise, channels, hidden, "zeros", True)
+            self.shortcut = make_conv(pointwise, channels, hidden)
         self.activations = make_activations([activation] * 2)
 
     def forward(self, x_BC: Tensor) -> Tensor:
@@ -159,7 +157,7 @@ class PaddedConv(nn.Module):
 
     def __init__(self, plan: ConvPlan, channels: int, hidden: int) -> None:
         super().__init__()
-        self.conv = make_conv(plan, channels, hidden, "zeros", True)
+        self.conv = make_conv(plan, channels, hidden)
         self.pad = None if plan.symmetric else plan.torch_pad
 
     def forward(self, x_BC: Tensor) -> Tensor:

@@ -326,14 +326,12 @@ def gathered(moments: Moments, group: Group = None) -> Moments:
     flat = torch.cat([moments.number.reshape(1), moments.mean.flatten(), moments.var.flatten()])
     parts = [torch.empty_like(flat) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, flat, group=group)
-    return reduce(merged, (_unflattened(part, moments) for part in parts))
+    sizes = [1, moments.mean.numel(), moments.var.numel()]
+    shape = moments.mean.shape
+    split = (part.split(sizes) for part in parts)
+    return reduce(merged, (Moments(n[0], m.reshape(shape), v.reshape(shape)) for n, m, v in split))
 
 
 def accumulator(device: torch.device) -> torch.dtype:
     """The dtype to add up in: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _unflattened(flat: Tensor, like: Moments) -> Moments:
-    number, mean, var = flat.split([1, like.mean.numel(), like.var.numel()])
-    return Moments(number[0], mean.reshape(like.mean.shape), var.reshape(like.var.shape))

@@ -129,8 +129,8 @@ class _Assembly:
         except _ReportedError:
             return
         except (NodeError, CombinedNodeError, InputShapeError, SettingsError, GraphError) as error:
-            for one in error.errors if isinstance(error, CombinedNodeError) else [error]:
-                self._note_error(node, one)
+            for each in error.errors if isinstance(error, CombinedNodeError) else [error]:
+                self._note_error(node, each)
         else:
             self.built.append(built)
             self.ports |= built.out_ports
@@ -207,7 +207,8 @@ class _Assembly:
         mask = kept_mask(node, module, reads, self.ports)
         outs = [_masked(port, mask if node.each or port is outs[0] else None) for port in outs]
         named = {name: port for name, port in zip(names, outs) if name != "_"}
-        return _built(node, block_name(block), settings, in_ports, named, axes, step, states)
+        out_ports, shapes = _with_axes(named, axes), _state_shapes(step, states)
+        return BuiltNode(node, block_name(block), settings, in_ports, out_ports, step, shapes)
 
     def _build_nested(self, node: Node, source: Node, block: Graph) -> BuiltNode:
         if source.settings:
@@ -238,7 +239,7 @@ class _Assembly:
             inner=(tuple(net.in_keys), tuple(out.values())),
             state=_state_names(node, net.state_shapes),
         )
-        named = {name: net.out_ports[own] for name, own in out.items()}
+        named = {name: net.out_ports[inner_name] for name, inner_name in out.items()}
         if source.copies is not None:
             _refuse_masked(named)
         if node.each:
@@ -247,7 +248,8 @@ class _Assembly:
         in_ports = tuple(self.ports[name] for name in step.inputs)
         label = "graph" if source.copies is None else "ensemble"
         settings = {} if source.copies is None else {"copies": source.copies}
-        return _built(node, label, settings, in_ports, named, axes, step, net.state_shapes)
+        out_ports, shapes = _with_axes(named, axes), _state_shapes(step, net.state_shapes)
+        return BuiltNode(node, label, settings, in_ports, out_ports, step, shapes)
 
     def _source(self, node: Node) -> Node:
         """The node whose block is used: its own, or that of the node named by `same_as`."""
@@ -321,22 +323,13 @@ def _refuse_masked(outputs: Mapping[str, Port]) -> None:
 
 def _state_names(node: Node, states: Mapping[str, Shape]) -> tuple[tuple[str, str], ...]:
     """(name in the module, name in the network) of each part of a node's state."""
-    return tuple((own, f"{node.name}/{own}") for own in states)
+    return tuple((name, f"{node.name}/{name}") for name in states)
 
 
-def _built(
-    node: Node,
-    label: str,
-    settings: Mapping[str, Any],
-    in_ports: tuple[Port, ...],
-    named: Mapping[str, Port],
-    axes: Shape,
-    step: Step,
-    states: Mapping[str, Shape],
-) -> BuiltNode:
-    """``named`` are the outputs as the block gives them; ``axes`` are those that `each` took off."""
-    out_ports = dict(named)
-    if axes:
-        out_ports = {name: replace(port, shape=axes + port.shape) for name, port in named.items()}
-    state_shapes = {name: states[own] for own, name in step.state}
-    return BuiltNode(node, label, settings, in_ports, out_ports, step, state_shapes)
+def _state_shapes(step: Step, states: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {name: states[inner_name] for inner_name, name in step.state}
+
+
+def _with_axes(ports: Mapping[str, Port], axes: Shape) -> dict[str, Port]:
+    """A block's outputs with the ``axes`` that `each` took off its inputs."""
+    return {name: replace(p, shape=axes + p.shape) if axes else p for name, p in ports.items()}

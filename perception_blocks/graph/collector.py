@@ -11,9 +11,9 @@ __all__ = ["collection_paused"]
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """Nothing is collected within: the collector would look at all that stands, again and again as it grows.
+    """Pause the collector, which would look at all objects again and again as they become more.
 
-    So a network of 10,000 blocks takes as long for each of them as one of 100.
+    A network of 10,000 blocks then takes as long for each of them as one of 100.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -21,12 +21,7 @@ def collection_paused() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
-            _settle()
+            if not gc.get_freeze_count():  # else somebody froze objects, which are to stay frozen
+                gc.freeze()  # all objects count as old then: the next collection would look at young ones
+                gc.unfreeze()
             gc.enable()
-
-
-def _settle() -> None:
-    """All that stands counts as old, without a look at it: as young, it would be looked at by the next collection."""
-    if not gc.get_freeze_count():  # else somebody froze objects, which are to stay so
-        gc.freeze()
-        gc.unfreeze()

@@ -5,6 +5,7 @@ A wrong setting or shape is the user's and is gathered; an exception inside a us
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import traceback
@@ -174,20 +175,14 @@ def _by_name(name: str) -> type[nn.Module]:
         hint = "from Python, give the class itself"
         raise NodeError("block", f"{name!r} is no registered block; {hint}")
     home, _, attribute = name.rpartition(".")
-    found = getattr(_import(home), attribute, None)
-    if isinstance(found, type) and issubclass(found, nn.Module):
-        return found
+    with contextlib.suppress(ImportError, AttributeError):
+        cls = getattr(importlib.import_module(home), attribute)
+        if isinstance(cls, type) and issubclass(cls, nn.Module):
+            return cls
     classes = [known for known, value in vars(torch.nn).items() if isinstance(value, type)]
     raise NodeError(
         "block", f"{home!r} has no module class {attribute!r}{did_you_mean(attribute, classes)}"
     )
-
-
-def _import(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None
 
 
 def _rule(node: Node) -> Rule | None:
@@ -236,14 +231,14 @@ def _block(site: NodeConstruction) -> nn.Module:
 def _factory(site: NodeConstruction, make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
     """What makes the module of ``site``, with weights in its lazy layers, which its first call gives them."""
 
-    def made(**settings: Any) -> nn.Module:
+    def make_module(**settings: Any) -> nn.Module:
         module = make(**settings)
         if not is_built_in(module):
             _refuse_call(site, module)
             initialize_lazy(module, site.ports, site.call)
         return module
 
-    return without_lost_files(site.block, made, site.settings)
+    return without_lost_files(site.block, make_module, site.settings)
 
 
 def _refuse_call(site: NodeConstruction, module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -184,6 +184,12 @@ class Code:
 
     def call(self, function: Callable[..., object], *arguments: str) -> str:
         return f"{self.constant(function)}({', '.join(arguments)})"
+
+    def mapping(self, values: Mapping[str, str]) -> str:
+        """A dict display of ``values``, which are expressions."""
+        return (
+            f"{{{', '.join(f'{self.constant(name)}: {value}' for name, value in values.items())}}}"
+        )
 
     def parameter(self, module: nn.Module, name: str) -> str:
         """The parameter, or None, that ``module`` has when the code runs."""

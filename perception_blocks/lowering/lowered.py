@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 
 from perception_blocks.base_block import MemoryBlock
 from perception_blocks.lowering.code import GLOBAL_HOOKS, Code, is_ordinary
-from perception_blocks.lowering.program import Step, one_batch_axis
+from perception_blocks.lowering.program import Step, function_text, one_batch_axis
 from perception_blocks.lowering.rules import ANY_LEADING_AXES, memory_call, step_of
 from perception_blocks.port import tell_out_of_range
 
@@ -62,7 +62,7 @@ def _call(code: Code, step: Step, module: nn.Module, inputs: list[str]) -> str:
         return code.call(one_batch_axis, *arguments, *inputs)
     if step.arguments is None:
         return code.apply(module, *inputs)
-    named = f"**{_mapping(code, dict(zip(step.arguments, inputs)))}"
+    named = f"**{code.mapping(dict(zip(step.arguments, inputs)))}"
     if code.runs(module):
         return code.forward_of(module, named)
     return code.call_as_it_is(module, named)
@@ -118,20 +118,16 @@ def _called_network(
 ) -> dict[str, str]:
     """A nested network whose inside is not written out: an ensemble, or one with hooks."""
     call = code.forward_of if code.runs(module) else code.call_as_it_is
-    given = _mapping(code, inputs)
+    given = code.mapping(inputs)
     if memory is None:
         outputs = code.variable(call(module, given))
     else:
         outputs, after = code.variables(2)
-        state = _mapping(code, memory.before)
+        state = code.mapping(memory.before)
         results = call(module, given, state, "resets", str(memory.unroll))
         code.lines.append(f"{outputs}, {after} = {results}")
         memory.after |= {name: f"{after}[{code.constant(name)}]" for name in memory.before}
     return {name: code.variable(f"{outputs}[{code.constant(name)}]") for name in module.out_ports}
-
-
-def _mapping(code: Code, values: Mapping[str, str]) -> str:
-    return f"{{{', '.join(f'{code.constant(name)}: {value}' for name, value in values.items())}}}"
 
 
 def write_results(code: Code, network: Any, unroll: bool | None) -> str:
@@ -141,16 +137,12 @@ def write_results(code: Code, network: Any, unroll: bool | None) -> str:
     """
     given = {name: code.variable(f"inputs[{code.constant(name)}]") for name in network.in_ports}
     if unroll is None:
-        return _mapping(code, write_network(code, network, given, None))
+        return code.mapping(write_network(code, network, given, None))
     before = {name: code.variable(f"state[{code.constant(name)}]") for name in network.state_shapes}
     memory = Memory(unroll, before)
     outputs = write_network(code, network, given, memory)
     after = {name: memory.after[name] for name in network.state_shapes}
-    return f"{_mapping(code, outputs)}, {_mapping(code, after)}"
-
-
-def function_text(arguments: str, lines: Sequence[str]) -> str:
-    return f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in lines)
+    return f"{code.mapping(outputs)}, {code.mapping(after)}"
 
 
 def write_function(

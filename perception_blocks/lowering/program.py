@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Program", "Step", "write_program"]
+__all__ = ["Program", "Step", "function_text", "one_batch_axis", "write_program"]
 
 
 @dataclass(slots=True)  # not frozen: there is one for each node
@@ -55,11 +55,15 @@ def write_program(steps: Sequence[Step], outputs: Mapping[str, str], *, memory: 
         writer.write(step, {n for n in step.inputs if last_read[n] == index and n not in kept})
     writer.finish(outputs)
     arguments = "modules, inputs, state, resets, unroll" if memory else "modules, inputs"
-    source = f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in writer.lines)
+    source = function_text(arguments, writer.lines)
     namespace: dict[str, object] = {**writer.constants, "one_batch_axis": one_batch_axis}
     namespace["__builtins__"] = builtins  # torch.compile looks for them
     # A copy: Python notes beside the code where it found a function's globals the last time.
     return Program(source, FunctionType(_code_of(source).replace(), namespace))
+
+
+def function_text(arguments: str, lines: Sequence[str]) -> str:
+    return f"def run({arguments}):\n" + "".join(f"    {line}\n" for line in lines)
 
 
 @functools.lru_cache(maxsize=64)

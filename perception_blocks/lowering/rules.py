@@ -1,4 +1,4 @@
-"""What layers and blocks compute, as rules of ``lower_code``; all others run the forward of their class."""
+"""What layers and blocks compute, as rules for `Code`; all others run the forward of their class."""
 
 from __future__ import annotations
 
@@ -264,10 +264,11 @@ def memory_call(
     code: Code, block: MemoryBlock, x: str, state: Mapping[str, str], unroll: bool
 ) -> tuple[str, States]:
     """Output and state of the block's own forward."""
-    given = f"{{{', '.join(f'{code.constant(name)}: {part}' for name, part in state.items())}}}"
     call = code.forward_of if code.runs(block) else code.call_as_it_is
     output, after = code.variables(2)
-    code.lines.append(f"{output}, {after} = {call(block, x, given, 'resets', str(unroll))}")
+    code.lines.append(
+        f"{output}, {after} = {call(block, x, code.mapping(state), 'resets', str(unroll))}"
+    )
     return output, {name: f"{after}[{code.constant(name)}]" for name in state}
 
 
