@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,9 +40,17 @@ _FUNCTIONS: dict[type[nn.Module], Function] = {
 }
 
 
-def make_activations(activations: Sequence[Activation]) -> list[Function] | nn.ModuleList:
-    """One callable for each: functions where all are plain ones, else modules, so that parameters are registered."""
-    functions = [make_activation(activation) for activation in activations]
+def make_activations(
+    activation: Activation, count: int = 1, last: Activation | None = None
+) -> list[Function] | nn.ModuleList:
+    """One callable for each of ``count`` layers; ``last`` replaces the activation of the last layer.
+
+    They are functions where all are plain ones, else modules, so that parameters are registered.
+    """
+    wanted = [activation] * count
+    if last is not None:
+        wanted[-1] = last
+    functions = list(map(make_activation, wanted))
     if not any(isinstance(activation, nn.Module) for activation in functions):
         return functions
     return nn.ModuleList(a if isinstance(a, nn.Module) else _Applied(a) for a in functions)

@@ -233,11 +233,7 @@ class MemoryBlock(PerceptionBlock):
             return self.advance(x, self.zero_state(x))[0]
         if not unroll:
             return self.advance(x, zeroed(state, self.state_shapes, resets))
-        if resets is None:
-            return self.scan(x, state)
-        if is_traced() or resets.is_meta or capturing():  # the host cannot look at the data
-            return self._loop(x, state, resets)
-        return self._scan_between_resets(x, state, resets)
+        return self.scan(x, state) if resets is None else self._scan_episodes(x, state, resets)
 
     def step(self, x: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:
         """One step: x (...) + shape, state (...) + its shapes."""
@@ -273,8 +269,10 @@ class MemoryBlock(PerceptionBlock):
             outputs.append(output)
         return torch.stack(outputs, dim=axis), state
 
-    def _scan_between_resets(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
-        """``scan`` each stretch in which no episode begins: one look at the resets, few calls."""
+    def _scan_episodes(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        """``scan`` each stretch in which no episode begins; a loop where the host cannot look at the resets."""
+        if is_traced() or resets.is_meta or capturing():
+            return self._loop(x, state, resets)
         axis, length = self._time_axis(x), x.shape[self._time_axis(x)]
         starts = resets.reshape(-1, length).any(dim=0).nonzero().flatten().tolist()
         bounds = sorted({0, *starts, length})

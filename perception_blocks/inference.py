@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from perception_blocks.dag import Dag, DagNode
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.graph.assemble import BuiltNode, assemble
 from perception_blocks.graph.construct import Construction
@@ -15,6 +16,9 @@ from perception_blocks.graph.graph import Graph
 from perception_blocks.lowering.lowered import LoweredNetwork
 from perception_blocks.lowering.program import Program, write_program
 from perception_blocks.port import Port, Shape, tell_out_of_range
+
+if TYPE_CHECKING:
+    from networkx import DiGraph
 
 __all__ = ["InferenceBlock", "submodule_at"]
 
@@ -166,6 +170,20 @@ class InferenceBlock(nn.Module):
     def module_of(self, node: BuiltNode) -> nn.Module:
         """The module of one of ``self.nodes``."""
         return self.get_submodule(".".join(node.step.module))
+
+    def to_networkx(self) -> DiGraph:
+        """What was built as a `networkx.DiGraph`: the graph's inputs and nodes that the outputs need.
+
+        Its attributes are as in `Graph.to_networkx`; masks that blocks read by themselves have edges too.
+        """
+        nodes = [DagNode(n.node.value_name, n.step.inputs, n.node.writes) for n in self.nodes]
+        dag = Dag(nodes, self.in_ports, None)
+        graph = dag.to_networkx()
+        for name, known_as in dag.input_names().items():
+            graph.nodes[known_as]["shape"] = self.in_ports[name].shape
+        for node in self.nodes:
+            graph.nodes[node.node.value_name]["block"] = node.label
+        return graph
 
     def get_submodule(self, target: str) -> nn.Module:
         return submodule_at(self, target)

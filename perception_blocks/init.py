@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ __all__ += [
 ]
 __all__ += ["stacked_linear", "xavier_uniform", "zeros"]
 
+M = TypeVar("M", bound=nn.Module)
 Rule = Callable[[Tensor, torch.Generator], object]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
 
@@ -155,11 +156,11 @@ def draw_parameters(module: nn.Module, seed: int, rule: Rule | None = None) -> N
                 adjust(layer)
 
 
-def draw_in_a_copy(module: nn.Module, seed: int, draw: Callable[[nn.Module], None]) -> None:
-    """Weights as ``draw`` makes them, a library's own way that draws in place and from global random states.
+def draw_in_a_copy(module: M, seed: int, draw: Callable[[M], None]) -> None:
+    """Draw weights by ``draw``, a library's function that draws in place and from global random states.
 
-    ``draw`` gets a copy on the CPU in float32, so that a weight is the same on every device, and states that follow
-    ``seed`` and are put back. A module on the meta device is left alone.
+    ``draw`` gets a copy on the CPU in float32, so that a weight is the same on every device; the states follow ``seed``
+    and are restored. A module on the meta device is left alone.
     """
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if any(tensor.is_meta for tensor in tensors.values()):

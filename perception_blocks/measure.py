@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def measure(
     weights. ``call`` turns that copy and the probing tensors into a call (by default they are its positional
     arguments). Raises what the module raises on real zeros: that is what its user would see.
     """
-    call = call or _called
+    call = call or operator.call
     initialize_lazy(module, ports, call)
     probes = functools.partial(probing_tensors, ports, length=length, batch=batch)
     with still():
@@ -99,10 +100,6 @@ def measure(
             if _elements(module, probes) > (MOST_OF_TORCHS if is_torchs else MOST_ELEMENTS):
                 raise  # checking must not fill the memory
         return _run(module, call, lambda t: _on_cpu(t).clone(), probes("cpu"))
-
-
-def _called(module: nn.Module, *tensors: Tensor) -> object:
-    return module(*tensors)
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,7 @@ def initialize_lazy(
     module.eval()
     try:
         with torch.no_grad():
-            (call or _called)(module, *probing_tensors(ports, device))
+            (call or operator.call)(module, *probing_tensors(ports, device))
     finally:
         for inner, mode in modes:
             inner.training = mode
@@ -303,7 +300,7 @@ class MetaMode(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., object],
+        func: Callable[..., Any],
         types: object,
         args: tuple = (),
         kwargs: dict | None = None,

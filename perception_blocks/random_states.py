@@ -1,8 +1,8 @@
-"""Random states of one thread's own, in place of the global ones of torch (CPU), numpy and Python.
+"""Random states for one thread, in place of the global states of torch (CPU), numpy and Python.
 
-Code of others draws from the global states, which all threads share. Setting them and putting them back would move the
-draws of other threads, and theirs would move ours. So within `random_states_kept` a thread has states of its own: torch
-draws by a mode of this thread alone, and the functions of ``numpy.random`` and ``random`` ask which thread calls.
+User code draws from the global states, which all threads share: setting and restoring them would change the draws of
+other threads, and theirs ours. So within `random_states_kept` a thread has separate states: torch draws by a mode of
+this thread alone, and the functions of ``numpy.random`` and ``random`` ask which thread calls.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["random_states_kept"]
 def random_states_kept(seed: int | None = None) -> Iterator[None]:
     """The global random states of torch (CPU), numpy and Python do not move; within, this thread draws from ``seed``.
 
-    Without a seed, it goes on from the states that it has of its own, if any, else from 0. Where there is no other
-    thread, the states of the process are set and put back, which is faster, and reaches functions that were imported by
-    their own names (``from random import gauss``).
+    Without a seed, it continues from the states that it already has, if any, else from 0. Where there is no other
+    thread, the states of the process are set and restored, which is faster, and reaches functions that were imported by
+    name (``from random import gauss``).
     """
     if seed is None and _OWN.states is not None:
         yield

@@ -52,7 +52,7 @@ class UnknownNameError(ValueError):
 
 
 class NameTakenError(ValueError):
-    """Two things want one name; the message names both."""
+    """A name is registered for two things; the message names both."""
 
 
 class MissingExtraError(ImportError):
@@ -230,8 +230,8 @@ _PLUGINS = threading.RLock()  # other threads wait for them; a plugin may look f
 def load_plugins() -> None:
     """Import what installed packages announce under the entry point group, once.
 
-    A plugin that cannot be imported is a warning: a broken stranger must not stop the specs that do not use it. One
-    that wants a name which another has raises NameTakenError: who came first must not decide what a spec means.
+    A plugin that cannot be imported gives a warning: it must not stop specs that do not use it. A plugin whose name is
+    taken raises NameTakenError: the order of imports must not decide what a spec means.
     """
     global _plugins_loaded
     with _PLUGINS:
@@ -252,7 +252,7 @@ def load_plugins() -> None:
 
 
 def _installed_plugins() -> list[EntryPoint]:
-    """The entry points of installed packages: none is installed in the current folder, or in that of the script."""
+    """The entry points of installed packages; those in the current folder and the script's folder do not count."""
     from importlib import metadata  # takes longer to import than all that reads a spec
 
     script = getattr(sys.modules.get("__main__"), "__file__", None)

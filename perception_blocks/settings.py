@@ -52,7 +52,7 @@ class Range:
 class Named:
     """A name of ``registry``, such a name with settings ({name: {setting: value}}), or the thing itself.
 
-    ``dotted`` text passes where the one who reads it knows what it may name.
+    With ``dotted`` a text with dots passes too; the block itself checks what it names.
     """
 
     registry: Registry
@@ -62,7 +62,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Words:
-    """How messages describe a type that its own parts would describe badly."""
+    """How messages describe a type, in place of a description of its parts."""
 
     text: str
 

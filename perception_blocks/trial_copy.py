@@ -1,7 +1,7 @@
-"""A copy of a module that can be run without leaving a trace on the module: its tensors stand for the module's own.
+"""Copies of modules that can be run without any change to the module itself.
 
 Measuring, counting and checking run a user's code. They run it on such a copy, so that no tensor, flag, hook or
-attribute of the module itself changes, whatever the code does and in whichever thread.
+attribute of the module changes, whatever the code does and in whichever thread.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _CONTAINERS = {dict, collections.OrderedDict, collections.defaultdict, list, col
 
 
 def trial_copy(module: _Module, to: Callable[[Tensor], Tensor]) -> _Module:
-    """A copy of ``module`` in which ``to`` has made each tensor anew, once: what is shared or tied stays so.
+    """A copy of ``module`` with each tensor converted by ``to``, once: shared and tied tensors stay so.
 
-    It holds copies of all modules and of the containers, methods, closures and objects that lead to modules; anything
-    else is the module's own.
+    It holds copies of all modules and of the containers, methods, closures and objects that lead to modules, and shares
+    everything else with ``module``.
     """
     copier = _Copier(to)
     trial = copier.copied(module)

@@ -6,7 +6,6 @@ An adjacency matrix A has a row for each node that receives: A[i, j] belongs to 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,8 +107,7 @@ class GraphConvBlock(MaskedBlock):
         super().__init__(in_shapes, out_shapes=[(nodes, units[-1])])
         sizes = itertools.pairwise([features, *units])
         self.linears = nn.ModuleList(linear_layer(n, m, bias=bias) for n, m in sizes)
-        last = activation if last_activation is None else last_activation
-        self.activations = make_activations([activation] * (len(units) - 1) + [last])
+        self.activations = make_activations(activation, len(units), last_activation)
         self.first_self_weight = self_weight
         weight = torch.full((1,), float(self_weight))
         if learn_self_weight:
@@ -183,11 +181,12 @@ class GraphAttentionBlock(MaskedBlock):
             GraphAttentionLayer(n, m, num_heads, average, dropout)
             for n, m, average in zip([features, *units], units, averaged)
         )
-        last = activation if last_activation is None else last_activation
-        self.activations = make_activations([activation] * (len(units) - 1) + [last])
+        self.activations = make_activations(activation, len(units), last_activation)
         self.self_loops, self.return_weights = self_loops, return_weights
 
-    def forward(self, x: Tensor, adjacency: Tensor, mask: Tensor | None = None) -> Any:
+    def forward(
+        self, x: Tensor, adjacency: Tensor, mask: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         legal = as_bool(adjacency)
         if self.self_loops:
             legal = legal | torch.eye(legal.shape[-1], dtype=torch.bool, device=legal.device)
@@ -225,7 +224,7 @@ class GraphAttentionLayer(nn.Module):
             nn.init.xavier_uniform_(tensor, generator=generator)
 
     def forward(self, x: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
-        """What the nodes found (..., N, units), zeros where nothing was legal, and the weights (..., heads, N, N)."""
+        """New features (..., N, units), zeros where no node is legal, and the weights (..., heads, N, N)."""
         values = self.linear(x).unflatten(-1, (self.num_heads, -1))  # (..., N, heads, size)
         source = (values * self.source).sum(-1).transpose(-2, -1)  # (..., heads, N)
         target = (values * self.target).sum(-1).transpose(-2, -1)

@@ -18,6 +18,7 @@ from perception_blocks.blocks.masks import (
     as_bool,
     blank,
     check_mask,
+    known_features,
     masked_softmax,
     same_shape,
     shapes_of,
@@ -40,7 +41,7 @@ class Attention(nn.Module):
 
     def __init__(
         self,
-        sizes: tuple[int, int, int],
+        sizes: tuple[int, ...],
         width: int,
         num_heads: int,
         *,
@@ -173,7 +174,6 @@ class MultiHeadAttentionBlock(AttentionBlock):
     """
 
     quantities = 3
-
     mask_of = {"key_padding_mask": 1}
 
     def __init__(
@@ -248,8 +248,7 @@ class SelfAttentionSeqBlock(AttentionBlock):
         weights = [(num_heads, length, length)] if return_weights else []
         super().__init__(in_shapes, out_shapes=[(length, width), *weights])
         self.expect_masks(name, (length,), length, num_heads)
-        sizes = (features, features, features)
-        self.attention = Attention(sizes, width, num_heads, dropout=dropout, bias=bias)
+        self.attention = Attention((features,) * 3, width, num_heads, dropout=dropout, bias=bias)
         self.causal, self.residual, self.return_weights = causal, residual, return_weights
 
     def forward(
@@ -278,7 +277,6 @@ class CrossAttentionBlock(AttentionBlock):
     """
 
     quantities = 2
-
     mask_of = {"key_padding_mask": 1}
 
     def __init__(
@@ -295,7 +293,10 @@ class CrossAttentionBlock(AttentionBlock):
         name = "cross_attention"
         takes = "a query, the values it attends to and optionally their masks"
         shapes = shapes_of(in_shapes, name, 2, 4, takes)
-        features = query_features(shapes[0], name)
+        if len(shapes[0]) not in (1, 2):
+            rule = f"{name} takes a vector (features,) or a sequence (elements, features)"
+            raise InputShapeError(rule, {0: shapes[0]}, "put a flatten block before it")
+        features = known_features(shapes[0], 0, name)
         queries = shapes[0][:-1]
         keys, context_features = sequence_shape(shapes, 1, name)
         width = head_width(name, features, hidden_units, num_heads)
@@ -334,20 +335,6 @@ def sequence_shape(shapes: Sequence[Shape], index: int, name: str) -> tuple[int 
             f"{name} takes a sequence or set (elements, features)", {index: shape}
         )
     return shape[0], known_features(shape, index, name)
-
-
-def query_features(shape: Shape, name: str) -> int:
-    if len(shape) not in (1, 2):
-        rule = f"{name} takes a vector (features,) or a sequence (elements, features)"
-        raise InputShapeError(rule, {0: shape}, "put a flatten block before it")
-    return known_features(shape, 0, name)
-
-
-def known_features(shape: Shape, index: int, name: str) -> int:
-    if shape[-1] is None:
-        rule = f"{name} needs to know how many features an element has"
-        raise InputShapeError(rule, {index: shape})
-    return shape[-1]
 
 
 def head_width(name: str, features: int, hidden_units: int | None, num_heads: int) -> int:

@@ -47,15 +47,14 @@ class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
     ) -> None:
         name = "self_attention_conv"
         shapes = shapes_of(in_shapes, name, 1, 2, "an image and optionally a mask")
-        channels, space = image_shape(shapes[:1], name)
+        channels, space = image_shape(shapes[:1], name)[0], shapes[0][1:]
         pixels = None if None in space else math.prod(space)  # type: ignore[arg-type]
         check_mask(name, shapes, 1, [space, (pixels, pixels)])
         weights = [(pixels, pixels)] if return_weights else []
         super().__init__(in_shapes, out_shapes=[shapes[0], *weights])
-        sizes = (channels, channels, channels)
         width = hidden_channels or max(1, channels // 8)
         self.attention = Attention(
-            sizes, width, 1, out_features=channels, dropout=dropout, bias=bias, scale=1.0
+            (channels,) * 3, width, 1, out_features=channels, dropout=dropout, bias=bias, scale=1.0
         )
         self.gain = nn.Parameter(torch.zeros(1))
         self.return_weights = return_weights

@@ -54,7 +54,7 @@ class ConvBlock(ImageBlock):
     def convolve(self, x_BC: Tensor) -> Tensor:
         """The layers over (B, channels, ...): here each of ``convs`` and its activation."""
         for conv, activation in zip(layers(self, "convs"), self.activations):
-            # A line of its own: what it read is free before the next is made.
+            # Two lines: the input of the convolution is free before the activation allocates.
             x_BC = convolution(conv, x_BC)
             x_BC = activation(x_BC)
         return x_BC
@@ -115,10 +115,9 @@ class StridedConvBlock(ConvBlock):
         activation: Activation = "relu",
         bias: bool = True,
     ) -> None:
-        channels, space = image_shape(in_shapes, "strided_conv")
         plans = plan_layers(
             "strided_conv",
-            (channels, *space),
+            image_shape(in_shapes, "strided_conv"),
             hidden_channels,
             kernels=hidden_kernels,
             strides=strides,
@@ -127,14 +126,11 @@ class StridedConvBlock(ConvBlock):
             padding_mode=padding_mode,
         )
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
-        sizes = [channels, *hidden_channels]
-        self.convs = nn.ModuleList(
-            make_conv(plan, n, m, padding_mode, bias) for plan, n, m in zip(plans, sizes, sizes[1:])
-        )
+        self.convs = nn.ModuleList(make_conv(plan, padding_mode, bias) for plan in plans)
         # Torch's own layers pad both sides alike; other padding is done before them.
         self.pads = [None if plan.symmetric else plan.torch_pad for plan in plans]
         self.pad_mode = "constant" if padding_mode == "zeros" else padding_mode
-        self.activations = make_activations([activation] * len(plans))
+        self.activations = make_activations(activation, len(plans))
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for conv, pad, activation in zip(layers(self, "convs"), self.pads, self.activations):
@@ -203,14 +199,14 @@ class VggConvBlock(ConvBlock):
     def __init__(
         self, in_shapes: Shapes, *, hidden_channels: Channels, activation: Activation = "relu"
     ) -> None:
-        channels, space = image_shape(in_shapes, "vgg_conv")
-        out_space = pooled_shape("vgg_conv", (channels, *space), hidden_channels)
+        shape = image_shape(in_shapes, "vgg_conv")
+        out_space = pooled_shape("vgg_conv", shape, hidden_channels)
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *out_space)])
-        make = _CONVS[len(space)]
-        sizes = [channels, *(width for width in hidden_channels for _ in range(2))]
+        make = _CONVS[len(out_space)]
+        sizes = [shape[0], *(width for width in hidden_channels for _ in range(2))]
         self.convs = nn.ModuleList(make(n, m, 3, padding=1) for n, m in itertools.pairwise(sizes))
-        self.activations = make_activations([activation] * len(self.convs))
-        self.max_pool = POOLS[len(space)]
+        self.activations = make_activations(activation, len(self.convs))
+        self.max_pool = POOLS[len(out_space)]
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for index, (conv, activation) in enumerate(zip(layers(self, "convs"), self.activations)):
@@ -265,21 +261,17 @@ class NatureCnnBlock(ConvBlock):
         hidden_channels: tuple[PositiveInt, PositiveInt, PositiveInt] = (32, 64, 64),
         activation: Activation = "relu",
     ) -> None:
-        channels, space = image_shape(in_shapes, "nature_cnn", dims=(2,))
         plans = plan_layers(
             "nature_cnn",
-            (channels, *space),
+            image_shape(in_shapes, "nature_cnn", dims=(2,)),
             hidden_channels,
             kernels=[8, 4, 3],
             strides=[4, 2, 1],
             advice="use a larger image, or strided_conv",
         )
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
-        sizes = [channels, *hidden_channels]
-        self.convs = nn.ModuleList(
-            make_conv(plan, n, m) for plan, n, m in zip(plans, sizes, sizes[1:])
-        )
-        self.activations = make_activations([activation] * 3)
+        self.convs = nn.ModuleList(map(make_conv, plans))
+        self.activations = make_activations(activation, 3)
 
 
 @BLOCKS.register("nature_cnn_dense")
@@ -311,8 +303,8 @@ class NatureCnnDenseBlock(ConvDenseBlock):
 
 def image_shape(
     in_shapes: Shapes, name: str, dims: Sequence[int] = (1, 2, 3)
-) -> tuple[int, SpatialShape]:
-    """Channels and the other axes of the only input. Raises InputShapeError where it is no image."""
+) -> tuple[int, *SpatialShape]:
+    """The shape of the only input, channels first. Raises InputShapeError where it is no image."""
     shape = one_input(in_shapes, name)
     if len(shape) - 1 not in dims:
         advice = "a vector goes into a dense block" if len(shape) == 1 else ""
@@ -321,21 +313,15 @@ def image_shape(
         raise InputShapeError(f"{name} needs to know how many channels it reads", {0: shape})
     if shape[0] == 0:
         raise InputShapeError(f"{name} needs at least one channel", {0: shape})
-    return shape[0], shape[1:]
+    return (shape[0], *shape[1:])
 
 
-def make_conv(
-    plan: ConvPlan,
-    channels: int,
-    hidden: int,
-    padding_mode: PaddingMode = "zeros",
-    bias: bool = True,
-) -> nn.Module:
+def make_conv(plan: ConvPlan, padding_mode: PaddingMode = "zeros", bias: bool = True) -> nn.Module:
     """The torch layer of ``plan``; it pads only where both sides of each axis are padded alike."""
     padding = tuple(before for before, _ in plan.padding) if plan.symmetric else 0
     return _CONVS[len(plan.kernel)](
-        channels,
-        hidden,
+        plan.channels,
+        plan.hidden,
         plan.kernel,
         stride=plan.stride,
         dilation=plan.dilation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -33,8 +34,10 @@ Sides: TypeAlias = tuple[int, int]  # padding before and after an axis
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """One layer: a number per axis of each kind, and the sizes it leaves."""
+    """One layer from ``channels`` to ``hidden`` ones: a number per axis of each kind, and the sizes it leaves."""
 
+    channels: int
+    hidden: int
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -53,7 +56,7 @@ class ConvPlan:
 
 def plan_layers(
     name: str,
-    in_shape: Shape,
+    in_shape: tuple[int, *SpatialShape],
     channels: Sequence[int],
     *,
     kernels: object,
@@ -76,7 +79,7 @@ def plan_layers(
     _check_lengths(name, len(channels), len(in_shape) - 1, given)
     space = in_shape[1:]
     plans = []
-    for index in range(len(channels)):
+    for index, (before, after) in enumerate(itertools.pairwise([in_shape[0], *channels])):
         kernel, stride, dilation = (
             _per_axis(_of_layer(values, index), len(space))
             for values in (kernels, strides, dilations)
@@ -93,7 +96,7 @@ def plan_layers(
             None if n is None else (n - span) // step + 1
             for n, span, step in zip(padded, spans, stride)
         )
-        plans.append(ConvPlan(kernel, stride, dilation, sides, space))
+        plans.append(ConvPlan(before, after, kernel, stride, dilation, sides, space))
     return plans
 
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class FunctionalBlock(PerceptionBlock):
 
     takes = "any"
 
-    def __init__(self, in_shapes: Shapes, *, function: Function, **settings: Any) -> None:
+    def __init__(self, in_shapes: Shapes, *, function: Function, **settings: object) -> None:
         super().__init__(in_shapes)
         self.name = function if isinstance(function, str) else FUNCTIONS.name_of(function)
         self.function = FUNCTIONS.get(function) if isinstance(function, str) else function
@@ -113,7 +113,7 @@ def function_label(function: Callable[..., object]) -> str:
 
 
 def check_call(
-    function: Callable[..., object], inputs: int, settings: dict[str, Any], label: str
+    function: Callable[..., object], inputs: int, settings: Mapping[str, object], label: str
 ) -> list[SettingProblem]:
     """What is wrong with the settings; ValueError where the function takes another number of inputs.
 

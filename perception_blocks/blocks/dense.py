@@ -67,8 +67,7 @@ class DenseBlock(PerceptionBlock):
         sizes = zip([features, *units], units)
         self.linears = nn.ModuleList([self.layer(n, m, bias=bias) for n, m in sizes])
         self.norms = None if norm == "none" else nn.ModuleList([make_norm(norm, n) for n in units])
-        last = activation if last_activation is None else last_activation
-        self.activations = make_activations([activation] * (len(units) - 1) + [last])
+        self.activations = make_activations(activation, len(units), last_activation)
         self.dropout = dropout
 
     def forward(self, x_F: Tensor) -> Tensor:

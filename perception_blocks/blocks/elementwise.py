@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from perception_blocks.base_block import PerceptionBlock, block_name
+from perception_blocks.blocks.masks import shapes_of
 from perception_blocks.init import linear_layer
 from perception_blocks.port import InputShapeError, Shape, Shapes, as_shape
 from perception_blocks.registry import BLOCKS
@@ -104,13 +105,10 @@ class CorrelationBlock(ElementwiseBlock):
     """
 
     def __init__(self, in_shapes: Shapes, *, reduce: bool = False) -> None:
-        shapes = [as_shape(shape) for shape in in_shapes]
-        got = dict(enumerate(shapes))
-        if len(shapes) != 2:
-            raise InputShapeError("correlation takes two inputs", got)
+        shapes = shapes_of(in_shapes, "correlation", 2, 2, "two inputs")
         if not all(shapes) or shapes[0][-1] != shapes[1][-1]:
             rule = "correlation takes two inputs whose last axes have the same size"
-            raise InputShapeError(rule, got)
+            raise InputShapeError(rule, dict(enumerate(shapes)))
         super().__init__(in_shapes)
         self.reduce = reduce
         if reduce:

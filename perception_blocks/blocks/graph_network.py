@@ -106,7 +106,7 @@ class GraphNetworkBlock(PerceptionBlock):
 
 
 class GraphNetworkLayer(nn.Module):
-    """New features of nodes and of edges, each from its own and from what it hears; sizes are (node, edge)."""
+    """New features of nodes and edges, from their own and from aggregated messages; sizes are (node, edge)."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class GraphNetworkLayer(nn.Module):
         edge_reads = before[1] + _heard(before, to_edge)
         self.node = linear_layer(node_reads, after[0])
         self.edge = linear_layer(edge_reads, after[1])
-        self.activations = make_activations([activation] * 2)
+        self.activations = make_activations(activation, 2)
 
     def forward(
         self, nodes: Tensor, edges: Tensor, to_nodes: Sequence[Tensor], to_edges: Sequence[Tensor]
@@ -135,9 +135,9 @@ class GraphNetworkLayer(nn.Module):
 
 
 def aggregate(x: Tensor, links: Tensor, receivers: int, how: str) -> Tensor:
-    """What each receiver hears of ``x`` (..., senders, F): (..., receivers, F), zeros where it hears from nobody.
+    """``x`` (..., senders, F) aggregated for each receiver: (..., receivers, F), zeros without a sender.
 
-    ``links`` (2, pairs) are the numbers of who hears and of whom.
+    ``links`` (2, pairs) holds the numbers of receivers, then of senders.
     """
     messages = x.index_select(-2, links[1])
     index = links[0].unsqueeze(-1).expand_as(messages)
@@ -188,7 +188,7 @@ def check_edges(edges: Pairs, nodes: int, directed: bool) -> None:
 
 
 def network_shape(in_shapes: Shapes, edges: int) -> tuple[int, int, int]:
-    """How many nodes, the features of each, and those of an edge (0 where edges have none)."""
+    """The number of nodes, and the features of a node and of an edge (0 where edges have none)."""
     takes = "nodes (N, features) and, if there are any, features of the edges"
     shapes = shapes_of(in_shapes, "graph_network", 1, 2, takes)
     for index, shape in enumerate(shapes):

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple, get_args
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, MambaConfig, MambaModel
+from transformers import (
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    MambaConfig,
+    MambaModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.activations import ACT2FN
 
 from perception_blocks.port import format_shape
@@ -35,8 +44,8 @@ __all__ = ["FAMILIES", "Family", "Folder", "checked_config", "settings_of"]
 class Family(NamedTuple):
     """The library's classes for one kind of body."""
 
-    config: Any
-    model: Any
+    config: Any  # a class derived from PretrainedConfig
+    model: type[PreTrainedModel]
 
 
 # All of them are causal: what stands after a token changes nothing of its features.
@@ -60,7 +69,9 @@ WITHHELD = {
 }
 
 
-def checked_config(family: str, settings: Mapping[str, Any], vocab_size: int | None) -> Any:
+def checked_config(
+    family: str, settings: Mapping[str, object], vocab_size: int | None
+) -> PretrainedConfig:
     """The library's configuration. Raises SettingsError with every setting that ``family`` does not take."""
     cls = FAMILIES[family].config
     problems = list(_problems(family, settings))
@@ -73,7 +84,7 @@ def checked_config(family: str, settings: Mapping[str, Any], vocab_size: int | N
         raise refusal(family, settings, error) from error
 
 
-def settings_of(config: Any) -> dict[str, Any]:
+def settings_of(config: PretrainedConfig) -> dict[str, object]:
     """The settings that make this configuration again, without most of those that are their family's defaults."""
     cls = type(config)
     names = [name for name in inspect.get_annotations(cls) if name not in WITHHELD]
@@ -85,14 +96,14 @@ def settings_of(config: Any) -> dict[str, Any]:
     return settings
 
 
-def refusal(family: str, settings: Mapping[str, Any], error: Exception) -> ValueError:
+def refusal(family: str, settings: Mapping[str, object], error: Exception) -> ValueError:
     """What the library says of values that only it knows, as an error of the user's."""
     reason = str(error).strip().replace("`", "'").rpartition("\n")[2].strip().rstrip(".")
     shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
     return ValueError(f"family {family!r} cannot be built with {shown or 'its defaults'}: {reason}")
 
 
-def _problems(family: str, settings: Mapping[str, Any]) -> Iterator[SettingProblem]:
+def _problems(family: str, settings: Mapping[str, object]) -> Iterator[SettingProblem]:
     """Unknown, withheld and doubled keys, and numbers that no body can have."""
     cls = FAMILIES[family].config
     label = f"block 'transformer' of the family {family!r}"
@@ -133,7 +144,7 @@ def _wrong_value(name: str, annotation: object, value: object) -> str | None:
 class Folder:
     """A checkpoint as transformers' ``save_pretrained`` writes it: ``config.json`` and safetensors files.
 
-    Raises SettingsError for the setting 'checkpoint' where the folder is not such a one.
+    Raises SettingsError for the setting 'checkpoint' for any other folder.
     """
 
     def __init__(self, path: str) -> None:
@@ -165,7 +176,7 @@ class Folder:
             raise self._wrong(f"{self.path!r} is of the family {family!r}, not {expected!r}")
         return family
 
-    def config(self, family: str) -> Any:
+    def config(self, family: str) -> PretrainedConfig:
         """The library's configuration that the folder holds.
 
         Keys that say nothing of the body itself are left out: some name code that the library would download and run.
@@ -178,7 +189,7 @@ class Folder:
         except Exception as error:
             raise self._wrong(f"{self.path!r} {refusal(family, {}, error)}") from error
 
-    def check(self, body: Any) -> None:
+    def check(self, body: PreTrainedModel) -> None:
         """Raise SettingsError with every tensor of ``body`` that is not in the files, or has another shape there."""
         lost = []
         places = self._places(body)
@@ -195,13 +206,13 @@ class Folder:
         if lost:
             raise self._wrong(f"{self.path!r} does not hold its body: {'; '.join(lost)}")
 
-    def tensors(self, body: Any) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, body: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         """The weights of ``body`` by its own names."""
         for name, (file, stored) in self._places(body).items():
             with safe_open(file, framework="pt") as opened:
                 yield name, opened.get_tensor(stored)
 
-    def _places(self, body: Any) -> dict[str, tuple[Path, str]]:
+    def _places(self, body: PreTrainedModel) -> dict[str, tuple[Path, str]]:
         """By a tensor's name in ``body``: its file, and its name there, which has a prefix in a head's checkpoint."""
         names, prefix = set(body.state_dict()), f"{body.base_model_prefix}."
         places = {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from perception_blocks.base_block import seed_from
@@ -21,7 +22,7 @@ from perception_blocks.blocks.language_config import (
 )
 from perception_blocks.blocks.masks import MaskedBlock, as_bool, check_mask, shapes_of
 from perception_blocks.init import Rule, derive_seed, draw_in_a_copy, local_generator
-from perception_blocks.port import InputShapeError, Port, Shape, Shapes
+from perception_blocks.port import InputShapeError, Port, Shapes
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import OneOrMany, SettingProblem, SettingsError
@@ -52,6 +53,7 @@ class TransformerBlock(MaskedBlock):
         "cuda_graph": "transformers looks at the places of tokens to make masks; compiled, it does not"
     }
     from_ports = ("vocab_size",)
+    body: PreTrainedModel
 
     def __init__(
         self,
@@ -61,9 +63,14 @@ class TransformerBlock(MaskedBlock):
         checkpoint: str | None = None,
         read: Literal["last", "all"] = "last",
         vocab_size: OneOrMany | None = None,
-        **config: Any,
+        **config: object,
     ) -> None:
-        length = sequence_length(in_shapes)
+        shapes = shapes_of(in_shapes, "transformer", 1, 2, "a sequence and optionally its mask")
+        if len(shapes[0]) != 1:
+            rule = "transformer takes a sequence of tokens (length,)"
+            raise InputShapeError(rule, {0: shapes[0]})
+        check_mask("transformer", shapes, 1, [shapes[0]])
+        length = shapes[0][0]
         most = max(vocab_size) if isinstance(vocab_size, Sequence) else vocab_size
         self.folder = None if checkpoint is None else Folder(checkpoint)
         body = make_body(family, self.folder, config, most)
@@ -144,20 +151,9 @@ class TransformerBlock(MaskedBlock):
         return f"{super().extra_repr()}, family={family!r}, read={self.read!r}"
 
 
-def sequence_length(in_shapes: Shapes) -> int | None:
-    """How many places the sequence has, the first input; the second may be its mask."""
-    shapes: list[Shape] = shapes_of(
-        in_shapes, "transformer", 1, 2, "a sequence and optionally its mask"
-    )
-    if len(shapes[0]) != 1:
-        raise InputShapeError("transformer takes a sequence of tokens (length,)", {0: shapes[0]})
-    check_mask("transformer", shapes, 1, [shapes[0]])
-    return shapes[0][0]
-
-
 def make_body(
-    family: str | None, folder: Folder | None, settings: dict[str, Any], vocab_size: int | None
-) -> Any:
+    family: str | None, folder: Folder | None, settings: dict[str, object], vocab_size: int | None
+) -> PreTrainedModel:
     """The library's module, from ``settings`` or for the weights in ``folder``.
 
     Raises SettingsError for settings that the family does not take, and for a folder that does not hold what it says.
@@ -186,7 +182,7 @@ def make_body(
     return body
 
 
-def require_places(config: Any, length: int | None) -> None:
+def require_places(config: PretrainedConfig, length: int | None) -> None:
     """Raise SettingsError where a sequence is longer than the body has places."""
     most = getattr(config, "max_position_embeddings", None)
     if most is not None and length is not None and length > most:
@@ -209,7 +205,7 @@ def at_places(features: Tensor, places: Tensor) -> Tensor:
     return features.gather(1, index)
 
 
-def draw_body(body: Any, seed: int, rule: Rule | None) -> None:
+def draw_body(body: PreTrainedModel, seed: int, rule: Rule | None) -> None:
     """Weights as the library draws them, each module from a seed of its own name; matrices follow ``rule`` if any."""
     parts: list[tuple[str, nn.Module]] = list(body.named_modules())
     for name, part in reversed(parts):  # inner ones first: a layer scales weights of those it holds

@@ -21,6 +21,7 @@ __all__ = [
     "as_bool",
     "blank",
     "check_mask",
+    "known_features",
     "masked_softmax",
     "pool",
     "same_shape",
@@ -55,12 +56,17 @@ def set_shape(in_shapes: Shapes, name: str) -> tuple[int | None, int]:
     if len(shapes[0]) != 2:
         rule = f"{name} takes a set (elements, features)"
         raise InputShapeError(rule, {0: shapes[0]})
-    elements, features = shapes[0]
-    if features is None:
-        rule = f"{name} needs to know how many features an element has"
-        raise InputShapeError(rule, {0: shapes[0]})
+    elements = shapes[0][0]
     check_mask(name, shapes, 1, [(elements,)])
-    return elements, features
+    return elements, known_features(shapes[0], 0, name)
+
+
+def known_features(shape: Shape, index: int, name: str) -> int:
+    """The last axis of input ``index``. Raises InputShapeError where it varies."""
+    if shape[-1] is None:
+        rule = f"{name} needs to know how many features an element has"
+        raise InputShapeError(rule, {index: shape})
+    return shape[-1]
 
 
 def check_mask(name: str, shapes: Sequence[Shape], index: int, allowed: Sequence[Shape]) -> None:

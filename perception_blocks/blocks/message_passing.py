@@ -1,7 +1,7 @@
 """Convolutions of PyTorch Geometric over edge lists: all graphs of a batch as one graph, in one call for each layer.
 
-Nodes of different graphs get different numbers. What a mask leaves out goes to a node of its own that no other node
-hears from: an edge that does not exist starts and ends there, whatever the convolution makes of its edges.
+Nodes of different graphs get different numbers. An edge that is masked, or touches a masked node, is moved to an extra
+node without edges to others: it starts and ends there, whatever the convolution makes of its edges.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _NAMES = """
     GMMConv GatedGraphConv GeneralConv GraphConv LEConv LGConv MFConv NNConv PDNConv ResGatedGraphConv SAGEConv SGConv
     SSGConv TAGConv TransformerConv
 """
-# Those that read nodes and edges alone, and that give for one big graph what they give for each of its parts.
+# Convolutions that read nodes and edges alone, and whose result for one big graph joins the results for its parts.
 CONVOLUTIONS = tuple(_NAMES.split())
 NEED_FEATURES = ("GINEConv", "GMMConv", "NNConv", "PDNConv")  # of edges
 # These divide by the square root of the sum of a node's weights.
@@ -100,7 +100,7 @@ class MessagePassingBlock(PerceptionBlock):
         *,
         conv: str,
         hidden_units: OneOrMany,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
         activation: Activation = "relu",
         last_activation: Activation | None = None,
         directed: bool = True,
@@ -111,8 +111,7 @@ class MessagePassingBlock(PerceptionBlock):
         super().__init__(in_shapes, out_shapes=[(nodes, units[-1])])
         sizes = zip([features, *units], units)
         self.convs = nn.ModuleList(convolution.layer(n, m) for n, m in sizes)
-        last = activation if last_activation is None else last_activation
-        self.activations = make_activations([activation] * (len(units) - 1) + [last])
+        self.activations = make_activations(activation, len(units), last_activation)
         self.edge_argument = None if edges is None else convolution.edge_argument
         self.takes_roots = self.edge_argument == "edge_weight" and convolution.takes_roots
         self.conv = conv
@@ -271,9 +270,9 @@ class Convolution:
             )
         return conv
 
-    def _sizes(self, features: int, units: int) -> dict[str, Any]:
+    def _sizes(self, features: int, units: int) -> dict[str, object]:
         """The arguments that follow from the sizes of nodes and edges."""
-        known: dict[str, Any] = {"in_channels": features, "channels": features}
+        known: dict[str, object] = {"in_channels": features, "channels": features}
         known["out_channels"] = self._channels(units)
         if self.edges is not None:
             known |= dict.fromkeys(EDGE_SIZES, self.edge_size)

@@ -31,7 +31,7 @@ class GlobalAveragePoolingBlock(ImageBlock):
     """
 
     def __init__(self, in_shapes: Shapes) -> None:
-        channels, space = image_shape(in_shapes, "global_average_pooling")
+        channels, *space = image_shape(in_shapes, "global_average_pooling")
         super().__init__(in_shapes, out_shapes=[(channels,)])
         self.dims = tuple(range(-len(space), 0))
 

@@ -54,7 +54,8 @@ class RecurrentBlock(MemoryBlock):
             advice = "give it a window (time, features), or leave bidirectional out"
             raise InputShapeError(rule, {0: shape}, advice)
         width = hidden_units * (2 if bidirectional else 1)
-        super().__init__(in_shapes, out_shapes=[(*shape[:-1], width)])
+        out_shape = self.out_shape(shape, width)
+        super().__init__(in_shapes, out_shapes=[out_shape])
         sizes = [shape[-1], *[width] * (num_layers - 1)]
         self.layers = nn.ModuleList(self.layer(size, hidden_units, bidirectional) for size in sizes)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in sizes) if layer_norm else None
@@ -62,7 +63,8 @@ class RecurrentBlock(MemoryBlock):
         self.dropout = dropout
         self.bidirectional = bidirectional
         self.reads_window = len(shape) == 2
-        self.keeps_mask = not bidirectional  # padding at the end reaches no step before it
+        # Padding at the end reaches no step before it.
+        self.keeps_mask = len(out_shape) == len(shape) and not bidirectional
         if not self.reads_window:
             self.state_shapes = dict.fromkeys(self.carried, (num_layers, hidden_units))
 
@@ -73,9 +75,17 @@ class RecurrentBlock(MemoryBlock):
         resets: Tensor | None = None,
         unroll: bool = False,
     ) -> Tensor | tuple[Tensor, State]:
-        if self.reads_window:
-            return self._normed(-1, self._layers_over(x, None)[0])
-        return super().forward(x, state, resets, unroll)
+        return (
+            self.read_window(x) if self.reads_window else super().forward(x, state, resets, unroll)
+        )
+
+    def out_shape(self, shape: Shape, width: int) -> Shape:
+        """The shape of the output for an input of ``shape``. Raises InputShapeError where that is not taken."""
+        return (*shape[:-1], width)
+
+    def read_window(self, x_TF: Tensor) -> Tensor:
+        """The output for a window, from a zero state."""
+        return self._normed(-1, self._layers_over(x_TF, None)[0])
 
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         carries = []
@@ -201,39 +211,14 @@ class LstmLastStepBlock(RecurrentBlock):
     carried = LstmLayer.carried
     layer = LstmLayer
 
-    def __init__(
-        self,
-        in_shapes: Shapes,
-        *,
-        hidden_units: PositiveInt,
-        num_layers: LayerCount = 1,
-        dropout: Probability = 0.0,
-        layer_norm: bool = False,
-        bidirectional: bool = False,
-    ) -> None:
-        shape = recurrent_shape(in_shapes, "lstm_last_step")
+    def out_shape(self, shape: Shape, width: int) -> Shape:
         if len(shape) != 2:
             rule = "lstm_last_step takes a window (time, features)"
             raise InputShapeError(rule, {0: shape}, "an lstm block takes one step at a time")
-        super().__init__(
-            in_shapes,
-            hidden_units=hidden_units,
-            num_layers=num_layers,
-            dropout=dropout,
-            layer_norm=layer_norm,
-            bidirectional=bidirectional,
-        )
-        self._out_shapes = [self.out_shapes[0][1:]]
-        self.keeps_mask = False
+        return (width,)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State | None = None,
-        resets: Tensor | None = None,
-        unroll: bool = False,
-    ) -> Tensor:
-        y_TF, _ = self._layers_over(x, None)
+    def read_window(self, x_TF: Tensor) -> Tensor:
+        y_TF, _ = self._layers_over(x_TF, None)
         last_F = y_TF[..., -1, : self.hidden_units]
         if self.bidirectional:
             last_F = torch.cat([last_F, y_TF[..., 0, self.hidden_units :]], dim=-1)

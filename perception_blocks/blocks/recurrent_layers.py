@@ -25,7 +25,7 @@ Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of x, weight, 
 class RecurrentLayer(nn.RNNBase):
     """One layer over (..., T, F) from ``carry`` (None: from zero): its outputs, and where it ended.
 
-    Parameters are those of a torch layer (``weight_ih_l0`` ...), of one direction or of both. Not derived from nn.LSTM
+    Parameters are named as in a torch layer (``weight_ih_l0`` ...), for one direction or both. Not derived from nn.LSTM
     or nn.GRU, which torch.compile does not look into.
     """
 
@@ -53,7 +53,7 @@ class RecurrentLayer(nn.RNNBase):
         return self.step_with(x_F, carry, self.weights(direction))
 
     def step_with(self, x_F: Tensor, carry: Carry, weights: Weights) -> Carry:
-        """The same with ``weights`` in place of its own."""
+        """`step` with ``weights`` in place of the layer's."""
         if x_F.dim() == 2 and not is_traced():
             return self.kernel(x_F, carry, weights)
         return self.cell(x_F, carry, weights, functional.linear)
@@ -64,7 +64,7 @@ class RecurrentLayer(nn.RNNBase):
         return self.over(x_TF, carry, self.all_weights_flat())
 
     def over(self, x_TF: Tensor, carry: Carry | None, weights: Weights) -> tuple[Tensor, Carry]:
-        """The same by torch's kernel, with ``weights`` in place of its own."""
+        """`forward` by torch's kernel, with ``weights`` in place of the layer's."""
         leading = x_TF.shape[:-2]
         x_BTF = x_TF.reshape(-1, *x_TF.shape[-2:])
         if carry is None:

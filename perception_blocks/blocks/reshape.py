@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from perception_blocks.base_block import PerceptionBlock, one_input
-from perception_blocks.port import InputShapeError, Port, Shape, Shapes, as_shape
+from perception_blocks.blocks.masks import shapes_of
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveInt
 
@@ -134,11 +135,8 @@ class RepeatToMatchBlock(PerceptionBlock):
     takes = "any"
 
     def __init__(self, in_shapes: Shapes, *, dim: int) -> None:
-        shapes = [as_shape(shape) for shape in in_shapes]
-        if len(shapes) != 2:
-            rule = "repeat_to_match takes two inputs, the one to repeat and the one to match"
-            raise InputShapeError(rule, dict(enumerate(shapes)))
-        first, second = shapes
+        takes = "two inputs, the one to repeat and the one to match"
+        shapes = first, second = shapes_of(in_shapes, "repeat_to_match", 2, 2, takes)
         axes = [feature_axis(s, dim, "repeat_to_match", i) for i, s in enumerate(shapes)]
         if first[axes[0]] != 1:
             rule = f"repeat_to_match repeats an axis of size 1, which axis {dim} of its first input is not"

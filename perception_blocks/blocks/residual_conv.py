@@ -38,7 +38,7 @@ class ImpalaCnnBlock(ConvBlock):
         num_blocks: Annotated[int, Range(0, 1000)] = 2,
         activation: Activation = "relu",
     ) -> None:
-        channels, space = image_shape(in_shapes, "impala_cnn")
+        channels, *space = image_shape(in_shapes, "impala_cnn")
         if not hidden_channels:
             raise ValueError("impala_cnn needs at least one stage, got hidden_channels=[]")
         out_space = tuple(halved(size, len(hidden_channels)) for size in space)
@@ -47,7 +47,7 @@ class ImpalaCnnBlock(ConvBlock):
         self.stages = nn.ModuleList(
             ImpalaStage(n, m, len(space), num_blocks, activation) for n, m in widths
         )
-        self.last_activations = make_activations([activation])
+        self.last_activations = make_activations(activation)
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for stage in self.stages:
@@ -62,10 +62,12 @@ class ImpalaStage(nn.Module):
         self, channels: int, hidden: int, dims: int, num_blocks: int, activation: Activation
     ) -> None:
         super().__init__()
-        plan = ConvPlan((3,) * dims, (1,) * dims, (1,) * dims, ((1, 1),) * dims, ())
-        self.conv = make_conv(plan, channels, hidden)
-        self.convs = nn.ModuleList(make_conv(plan, hidden, hidden) for _ in range(2 * num_blocks))
-        self.activations = make_activations([activation] * len(self.convs))
+        ones = (1,) * dims
+        first = ConvPlan(channels, hidden, (3,) * dims, ones, ones, ((1, 1),) * dims, ())
+        plan = dataclasses.replace(first, channels=hidden)
+        self.conv = make_conv(first)
+        self.convs = nn.ModuleList(make_conv(plan) for _ in range(2 * num_blocks))
+        self.activations = make_activations(activation, len(self.convs))
         self.max_pool = POOLS[dims]
 
     def forward(self, x_BC: Tensor) -> Tensor:
@@ -100,20 +102,17 @@ class ResConvBlock(ConvBlock):
         activation: Activation = "relu",
         norm: Literal["none", "layer"] = "none",
     ) -> None:
-        channels, space = image_shape(in_shapes, "res_conv")
         plans = plan_layers(
             "res_conv",
-            (channels, *space),
+            image_shape(in_shapes, "res_conv"),
             hidden_channels,
             kernels=hidden_kernels,
             strides=strides,
             padding="same",
         )
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
-        widths = itertools.pairwise([channels, *hidden_channels])
         self.units = nn.ModuleList(
-            ResidualUnit(plan, n, m, activation, norm == "layer")
-            for plan, (n, m) in zip(plans, widths)
+            ResidualUnit(plan, activation, norm == "layer") for plan in plans
         )
 
     def convolve(self, x_BC: Tensor) -> Tensor:
@@ -125,22 +124,18 @@ class ResConvBlock(ConvBlock):
 class ResidualUnit(nn.Module):
     """Two convolutions over (B, channels, ...) and a shortcut around them, added before the last activation."""
 
-    def __init__(
-        self, plan: ConvPlan, channels: int, hidden: int, activation: Activation, norm: bool
-    ) -> None:
+    def __init__(self, plan: ConvPlan, activation: Activation, norm: bool) -> None:
         super().__init__()
-        dims = len(plan.kernel)
-        ones, no_padding = (1,) * dims, ((0, 0),) * dims
-        second = dataclasses.replace(plan, stride=ones)
-        self.convs = nn.ModuleList(
-            [PaddedConv(plan, channels, hidden), PaddedConv(second, hidden, hidden)]
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(1, hidden) for _ in range(2)) if norm else None
+        ones, no_padding = (1,) * len(plan.kernel), ((0, 0),) * len(plan.kernel)
+        second = dataclasses.replace(plan, channels=plan.hidden, stride=ones)
+        self.convs = nn.ModuleList([PaddedConv(plan), PaddedConv(second)])
+        norms = (nn.GroupNorm(1, plan.hidden) for _ in range(2))
+        self.norms = nn.ModuleList(norms) if norm else None
         self.shortcut = None
-        if channels != hidden or plan.stride != ones:
-            pointwise = ConvPlan(ones, plan.stride, ones, no_padding, plan.out_space)
-            self.shortcut = make_conv(pointwise, channels, hidden)
-        self.activations = make_activations([activation] * 2)
+        if plan.channels != plan.hidden or plan.stride != ones:
+            pointwise = dataclasses.replace(plan, kernel=ones, dilation=ones, padding=no_padding)
+            self.shortcut = make_conv(pointwise)
+        self.activations = make_activations(activation, 2)
 
     def forward(self, x_BC: Tensor) -> Tensor:
         shortcut = x_BC if self.shortcut is None else self.shortcut(x_BC)
@@ -155,9 +150,9 @@ class ResidualUnit(nn.Module):
 class PaddedConv(nn.Module):
     """The layer of ``plan``, padded before it where its two sides differ, as with a kernel of even size."""
 
-    def __init__(self, plan: ConvPlan, channels: int, hidden: int) -> None:
+    def __init__(self, plan: ConvPlan) -> None:
         super().__init__()
-        self.conv = make_conv(plan, channels, hidden)
+        self.conv = make_conv(plan)
         self.pad = None if plan.symmetric else plan.torch_pad
 
     def forward(self, x_BC: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class ResidualDenseBlock(PerceptionBlock):
         pair = SimbaPair if simba else BronetPair
         self.stem = linear_layer(features, hidden_units)
         self.stem_norm = None if simba else nn.LayerNorm(hidden_units)
-        self.stem_activation = make_activations([] if simba else [activation])
+        self.stem_activation = make_activations(activation, 0 if simba else 1)
         self.pairs = nn.ModuleList(pair(hidden_units, inner, activation) for _ in range(num_blocks))
         self.last_norm = nn.LayerNorm(hidden_units) if simba else None
 
@@ -67,7 +67,7 @@ class SimbaPair(nn.Module):
         self.norm = nn.LayerNorm(units)
         self.wide = linear_layer(units, inner)
         self.narrow = linear_layer(inner, units)
-        self.activation = make_activations([activation])
+        self.activation = make_activations(activation)
 
     def forward(self, x_F: Tensor) -> Tensor:
         return x_F + self.narrow(self.activation[0](self.wide(self.norm(x_F))))
@@ -82,7 +82,7 @@ class BronetPair(nn.Module):
         self.wide_norm = nn.LayerNorm(inner)
         self.narrow = linear_layer(inner, units)
         self.narrow_norm = nn.LayerNorm(units)
-        self.activation = make_activations([activation])
+        self.activation = make_activations(activation)
 
     def forward(self, x_F: Tensor) -> Tensor:
         h_F = self.activation[0](self.wide_norm(self.wide(x_F)))

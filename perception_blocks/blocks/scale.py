@@ -1,4 +1,4 @@
-"""Numbers into a range that networks like: images by their bounds, anything by its running statistics."""
+"""Inputs scaled into a range that suits networks: images by their bounds, any input by running statistics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from perception_blocks.base_block import PerceptionBlock, block_name, one_input
+from perception_blocks.blocks.dense import known_size
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes, format_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveFloat
@@ -29,7 +30,7 @@ __all__ = [
 MOST_CHANNELS = 4
 
 Bound = float | Sequence[Any]
-# Whose values count: all processes, those of a group, or this one alone.
+# The processes whose values count: all (None), a group, or this one alone (False).
 Group: TypeAlias = "dist.ProcessGroup | Literal[False] | None"
 
 
@@ -131,16 +132,12 @@ class NormalizeBlock(PerceptionBlock):
         epsilon: PositiveFloat = 1e-8,
     ) -> None:
         shape = one_input(in_shapes, "normalize")
-        if None in shape:
-            raise InputShapeError("normalize needs to know the size of every axis", {0: shape})
+        known_size(shape, "normalize")
         super().__init__(in_shapes, out_shapes=[shape])
         self.clip = clip
         self.epsilon = epsilon
-        sizes: Any = shape
-        self.register_buffer("mean", torch.zeros(sizes, dtype=torch.float32))
-        self.register_buffer("mean_rest", torch.zeros(sizes, dtype=torch.float32))
-        self.register_buffer("var", torch.ones(sizes, dtype=torch.float32))
-        self.register_buffer("var_rest", torch.zeros(sizes, dtype=torch.float32))
+        for name, start in (("mean", 0.0), ("mean_rest", 0.0), ("var", 1.0), ("var_rest", 0.0)):
+            self.register_buffer(name, torch.full(shape, start, dtype=torch.float32))  # type: ignore[arg-type]
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +147,7 @@ class NormalizeBlock(PerceptionBlock):
         return y.to(x.dtype) if x.is_floating_point() else y
 
     def denormalize(self, y: Tensor) -> Tensor:
-        """The way back: what ``forward`` would have made ``y`` of, had it not cut it."""
+        """The inverse of ``forward`` without its clipping."""
         x = y * torch.sqrt(self.var + self.epsilon) + self.mean
         return x.to(y.dtype) if y.is_floating_point() else x
 
@@ -158,8 +155,8 @@ class NormalizeBlock(PerceptionBlock):
     def update(self, x: Tensor, group: Group = None) -> None:
         """Count in all values of ``x``, whatever its leading axes.
 
-        Where torch.distributed runs, also those of the other processes of ``group`` (None: of all of them; False: of
-        this one alone), each of which must call this, if need be with no values (0, ...).
+        Where torch.distributed runs, the values of all processes of ``group`` count (None: all processes; False: this
+        one alone), each of which must call this, if need be with no values (0, ...).
 
         Raises ValueError, with nothing changed, for another shape and for NaN and infinite numbers.
         """
@@ -318,8 +315,7 @@ def merged(first: Moments, second: Moments) -> Moments:
 def gathered(moments: Moments, group: Group = None) -> Moments:
     """The moments of the values of all processes of ``group`` (None: of all), each of which must call this.
 
-    The result is the same number on each of them. Where torch.distributed does not run, or ``group`` is False, they are
-    those of this process.
+    All of them get the same result. Where torch.distributed does not run, or ``group`` is False, it is ``moments``.
     """
     if group is False or not (dist.is_available() and dist.is_initialized()):
         return moments

@@ -81,12 +81,11 @@ class EncoderLayer(nn.Module):
         bias: bool,
     ) -> None:
         super().__init__()
-        sizes = (features, features, features)
         self.attention_norm = nn.LayerNorm(features, bias=bias)
-        self.attention = Attention(sizes, features, num_heads, dropout=dropout, bias=bias)
+        self.attention = Attention((features,) * 3, features, num_heads, dropout=dropout, bias=bias)
         self.norm = nn.LayerNorm(features, bias=bias)
         self.up = linear_layer(features, units, bias=bias)
-        self.activations = make_activations([activation])
+        self.activations = make_activations(activation)
         self.down = linear_layer(units, features, bias=bias)
         self.dropout = dropout
 

@@ -1,4 +1,4 @@
-"""Memory whose steps are computed all at once, wherever episodes begin; and the simplest of it, the last k inputs."""
+"""Memory blocks that compute all steps at once, wherever episodes begin; frame_stack is the simplest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from perception_blocks.base_block import MemoryBlock, State, one_input
+from perception_blocks.blocks.dense import known_size
 from perception_blocks.port import InputShapeError, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Range
@@ -28,16 +29,8 @@ class ParallelMemoryBlock(MemoryBlock):
         y, state = self.scan(x.unsqueeze(time), state)
         return y.squeeze(time), state
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State | None = None,
-        resets: Tensor | None = None,
-        unroll: bool = False,
-    ) -> Tensor | tuple[Tensor, State]:
-        if state is not None and unroll:
-            return self.scan(x, state, resets)
-        return super().forward(x, state, resets)
+    def _scan_episodes(self, x: Tensor, state: State, resets: Tensor) -> tuple[Tensor, State]:
+        return self.scan(x, state, resets)
 
 
 @BLOCKS.register("frame_stack")
@@ -59,8 +52,7 @@ class FrameStackBlock(ParallelMemoryBlock):
         axis: Literal["new", "first", "last"] = "new",
     ) -> None:
         shape = one_input(in_shapes, "frame_stack")
-        if None in shape:
-            raise InputShapeError("frame_stack needs to know the size of every axis", {0: shape})
+        known_size(shape, "frame_stack")
         if axis != "new" and not shape:
             rule = f"frame_stack with axis={axis!r} needs one axis or more"
             raise InputShapeError(rule, {0: shape}, "leave axis out")
@@ -92,7 +84,7 @@ class FrameStackBlock(ParallelMemoryBlock):
 
 
 def episodes(resets: Tensor, past: int) -> Tensor:
-    """(..., past + T): a number for the episode of each step; ``past`` steps of the state come before those of (T)."""
+    """(..., past + T): a number for the episode of each step; the ``past`` steps of the state come first."""
     number = resets.cumsum(dim=-1)
     before = number.new_zeros((*number.shape[:-1], past))
     return torch.cat([before, number], dim=-1)

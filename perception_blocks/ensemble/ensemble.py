@@ -27,7 +27,7 @@ class EnsembleBlock(nn.Module):
     ``why_looped`` says why. Raises ValueError for networks whose inputs, outputs or states have other shapes.
 
     With ``own_inputs`` each copy reads its own: every input, output, part of a state and ``resets`` has the axis of the
-    copies first, before all leading axes, and ports and shapes are those of one copy.
+    copies first, before all leading axes, and ports and shapes describe one copy.
 
     The weights of ``networks`` move into the stack, of which their parameters are views from then on.
     """
@@ -123,9 +123,9 @@ class EnsembleBlock(nn.Module):
         return self._filled(copied)
 
     def view_of(self, index: int) -> Any:
-        """The network of one copy alone, over the very weights of this ensemble: its tensors are parts of the stacks.
+        """The network of one copy alone; its tensors are views of the stacks, which gradients reach.
 
-        Gradients reach the stacks. A view is made for the moment: what moves this module leaves it behind.
+        A view is for the moment: moving this module leaves it behind.
         """
         if self.why_looped is not None:
             return self._modules[str(index)]
@@ -137,7 +137,7 @@ class EnsembleBlock(nn.Module):
         return [self._tensor(key).data_ptr() for key in self._keys.values()]
 
     def _filled(self, value_of: Callable[[Tensor], Tensor]) -> Any:
-        """A network of the form of the copies, with ``value_of`` each stack in place of its tensors."""
+        """A network of the copies' form whose tensors are ``value_of`` each stack."""
         network = copy.deepcopy(self._networks.alone)
         for name, key in self._keys.items():
             owner, _, attribute = name.rpartition(".")

@@ -1,8 +1,8 @@
 """Layers whose weights are stacks of several copies' weights, and what it takes to stack a whole network.
 
 A block treats all leading axes alike. So a network runs for n copies at once if its values have one more leading axis,
-that of the copies, and its layers (all that has weights) know which row of it belongs to which weights. The axis of the
-copies is the first, also where a block has joined it with those that follow.
+the axis of the copies, and its layers with weights know which rows belong to which weights. The axis of the copies is
+the first, also where a block has joined it with the axes that follow.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ Call: TypeAlias = tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None, Tenso
 class StackedNetwork:
     """What copies of ``network`` (an InferenceBlock) compute, without their weights.
 
-    ``names`` are those of its tensors; all are stacked but the ``common`` ones, which no checkpoint holds: they are the
-    same for all copies. ``why_not`` says why copies cannot run as one; None where they can.
+    ``names`` lists its tensors; all are stacked but the ``common`` ones, which no checkpoint holds and all copies
+    share. ``why_not`` says why copies cannot run as one; None where they can.
     """
 
     def __init__(self, network: Any) -> None:
@@ -64,7 +64,7 @@ class StackedNetwork:
         self.stacked.train(mode)
 
     def __call__(self, tensors: Tensors, *call: Any) -> Any:
-        """Outputs, or outputs and state, of the copies that ``tensors`` (in the order of ``names``) are of.
+        """Outputs, or outputs and state, of the copies with ``tensors``, which are in the order of ``names``.
 
         ``call`` is a `Call`; all in it, and in what is returned, has the axis of the copies first.
         """

@@ -52,7 +52,7 @@ class BuiltNode:
 
     node: Node
     label: str  # the block's registered name, class name or function name
-    settings: Mapping[str, Any]  # as given, with what the Ports filled in
+    settings: Mapping[str, object]  # as given, with what the Ports filled in
     in_ports: tuple[Port, ...]
     out_ports: Mapping[str, Port]
     step: Step
@@ -87,7 +87,7 @@ def assemble(
     return assembly.built
 
 
-# What a node with `same_as` has of its own.
+# Keys that a node with `same_as` has itself.
 _WIRING = ("in", "out", "each", "same_as")
 
 
@@ -252,7 +252,7 @@ class _Assembly:
         return BuiltNode(node, label, settings, in_ports, out_ports, step, shapes)
 
     def _source(self, node: Node) -> Node:
-        """The node whose block is used: its own, or that of the node named by `same_as`."""
+        """The node whose block is used: ``node`` itself, or the node that `same_as` names."""
         if node.same_as is None:
             return node
         if node.same_as not in self._by_name or self._by_name[node.same_as].same_as is not None:
@@ -260,7 +260,7 @@ class _Assembly:
         return self._by_name[node.same_as]
 
     def _module(self, source: Node, inner: Sequence[Port], make: Callable[[], M]) -> M:
-        """The module of a node: a new one, or that of the node it shares with."""
+        """The module of a node: a new one, or the module of the node that it shares with."""
         if source.group is not None:
             return make()
         shapes = [port.shape for port in inner]

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from perception_blocks.base_block import (
     MemoryBlock,
@@ -79,12 +79,12 @@ class NodeConstruction:
 
     path: tuple[str, ...]
     block: Any  # an nn.Module class or a ready module
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     ports: Sequence[Port]
     arguments: tuple[str, ...] | None  # names of what forward takes, where not positional
     construction: Construction
 
-    def call(self, module: nn.Module, *tensors: Any) -> Any:
+    def call(self, module: nn.Module, *tensors: Tensor) -> object:
         """How the network calls ``module``."""
         if self.arguments is None:
             return module(*tensors)
@@ -109,8 +109,8 @@ def add_place(error: Exception, where: str, block: object) -> None:
 
 
 def resolve_block(
-    block: BlockSource, settings: Mapping[str, Any]
-) -> tuple[Block, Mapping[str, Any]]:
+    block: BlockSource, settings: Mapping[str, object]
+) -> tuple[Block, Mapping[str, object]]:
     """The class or ready module that a node names, and its settings; a function becomes a functional block.
 
     Raises NodeError for an unknown name; dotted text stands for ``torch.nn`` classes only.
@@ -231,7 +231,7 @@ def _block(site: NodeConstruction) -> nn.Module:
 def _factory(site: NodeConstruction, make: Callable[..., nn.Module]) -> Callable[[], nn.Module]:
     """What makes the module of ``site``, with weights in its lazy layers, which its first call gives them."""
 
-    def make_module(**settings: Any) -> nn.Module:
+    def make_module(**settings: object) -> nn.Module:
         module = make(**settings)
         if not is_built_in(module):
             _refuse_call(site, module)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
@@ -26,7 +26,7 @@ MAX_NESTING = 100
 
 Block: TypeAlias = type[nn.Module] | nn.Module
 # What a node may name as its block: an exception says why there is none.
-BlockSource: TypeAlias = "Block | str | Callable[..., Any] | Graph | Exception | None"
+BlockSource: TypeAlias = "Block | str | Callable[..., object] | Graph | Exception | None"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GraphProblem:
     message: str
     of_key: bool = False  # the key itself is at fault (misspelt), not its value
     blocks_order: bool = False  # the nodes cannot be put in an order before this is mended
-    kind: str = ""  # of a problem between nodes: that of the DagProblem,
+    kind: str = ""  # for a problem between nodes: the DagProblem's kind,
     name: str | None = None  # and the value that it is about
 
     def within(self, outer: str) -> GraphProblem:
@@ -70,11 +70,11 @@ class Node:
     name: str
     block: BlockSource
     inputs: tuple[str, ...] | Mapping[str, str]
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     out: tuple[str, ...] | Mapping[str, str] | None = None
     each: int = 0
     same_as: str | None = None
-    init: Any = None
+    init: object = None
     group: str | None = None  # the module that holds it, where that is not the network itself
     copies: int | None = None  # of a nested graph, each with weights of its own: an ensemble
 
@@ -128,10 +128,10 @@ class Graph:
         out: Sequence[str] | Mapping[str, str] | None = None,
         each: int = 0,
         same_as: str | None = None,
-        init: Any = None,
+        init: object = None,
         group: str | None = None,
         copies: int | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> str:
         """Add a node; returns its name.
 
@@ -221,12 +221,8 @@ class Graph:
 
     def _same_as_problems(self) -> list[GraphProblem]:
         nodes = {node.name: node for node in self.nodes if node.group is None}
-        problems = []
-        for node in self.nodes:
-            message = None if node.same_as is None else _same_as_problem(node, nodes)
-            if message:
-                problems.append(GraphProblem((node.name,), "same_as", message))
-        return problems
+        messages = {n.name: _same_as_problem(n, nodes) for n in self.nodes if n.same_as is not None}
+        return [GraphProblem((name,), "same_as", text) for name, text in messages.items() if text]
 
 
 def _block_word(node: Node) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -58,18 +57,24 @@ def wires(node: Node, block: Block) -> tuple[tuple[str, ...], tuple[str, ...] | 
             free = [other for other in known if other not in node.inputs]
             near = hint(name, free, "it takes", listed=known)
             raise NodeError("in", f"{name!r} is not an argument of {block_label(block)}{near}")
-    ordered = sorted(
-        node.inputs, key=lambda name: known.index(name) if name in known else len(known)
-    )
+    return _in_order(node.inputs, parameters)
+
+
+def _in_order(
+    given: Mapping[str, str], parameters: Mapping[str, inspect.Parameter]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The values ``given`` by argument in the order of forward, and the argument names where positions do not do."""
+    known = [name for name in parameters if name != "self"]
+    ordered = sorted(given, key=lambda name: known.index(name) if name in known else len(known))
     kinds = {parameters[name].kind for name in ordered if name in parameters}
     positional = ordered == known[: len(ordered)] and inspect.Parameter.KEYWORD_ONLY not in kinds
-    return tuple(node.inputs[name] for name in ordered), None if positional else tuple(ordered)
+    return tuple(given[name] for name in ordered), None if positional else tuple(ordered)
 
 
 def refused_call(
     module: nn.Module, inputs: Sequence[object], names: Sequence[str] | None = None
 ) -> str | None:
-    """Why forward of ``module`` does not take ``inputs``, by its signature; ``names`` are those of keywords."""
+    """Why forward of ``module`` does not take ``inputs``, by its signature; ``names`` are keyword names."""
     try:
         signature = inspect.signature(module.forward)
     except (TypeError, ValueError):  # its arguments are unknown
@@ -92,7 +97,7 @@ def with_masks(
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """The values and argument names of `wires`, and the masks of the inputs where the block takes them.
 
-    Of a mask that ``each`` takes all axes off nothing is left to take.
+    A mask of which ``each`` takes off all axes is not passed.
     """
     mask_of = getattr(block, "mask_of", None)
     if not mask_of:
@@ -111,18 +116,15 @@ def with_masks(
             added[argument] = mask
     if not added:
         return reads, names
-    given |= added
-    ordered = sorted(given, key=known.index)
-    positional = ordered == known[: len(ordered)]
-    return tuple(given[name] for name in ordered), None if positional else tuple(ordered)
+    return _in_order(given | added, parameters)
 
 
 def kept_mask(
     node: Node, module: nn.Module, reads: Sequence[str], ports: Mapping[str, Port]
 ) -> str | None:
-    """The name of the mask that a node's first output still has: that of its first masked input.
+    """The name of the mask that a node's first output still has: the mask of its first masked input.
 
-    What only another input has and the block takes itself, such as the padding of keys, ends there.
+    A mask of another input that the block takes, such as the padding of keys, ends there.
 
     Raises NodeError where the mask of another input would be dropped in silence.
     """
@@ -191,8 +193,8 @@ def strip_each(node: Node, ports: list[Port]) -> tuple[list[Port], Shape]:
     return inner, axes.pop() if axes else ()
 
 
-def filled(block: Block, given: Mapping[str, Any], ports: Sequence[Port]) -> dict[str, Any]:
-    """The settings, and those of `from_ports` that the user left out and the first input's Port knows."""
+def filled(block: Block, given: Mapping[str, object], ports: Sequence[Port]) -> dict[str, object]:
+    """The settings ``given``, and settings in `from_ports` that were left out and the first input's Port knows."""
     settings = dict(given)
     for name in getattr(block, "from_ports", ()):
         value = getattr(ports[0], PORT_SETTINGS.get(name) or name, None) if ports else None

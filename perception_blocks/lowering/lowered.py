@@ -150,8 +150,8 @@ def write_function(
 ) -> Callable[..., Any] | None:
     """The function (tensors, inputs, state, resets) that is ``network`` with other ``tensors`` in place of its own.
 
-    They are in the order of ``names``, those of the network's. None where some of its own would still be read. There is
-    no guard: the network must be one that nobody else has.
+    They are in the order of ``names``. None where the code would still read tensors of the network itself. There is no
+    guard: nobody else may change the network.
     """
     code = TensorCode(network, names)
     results = write_results(code, network, unroll)

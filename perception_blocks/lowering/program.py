@@ -85,7 +85,7 @@ class _Writer:
         self.constants: dict[str, object] = {}
         self._values: dict[str, str] = {}
         self._free: list[str] = []
-        self._keys: dict[str, str] = {}
+        self._names: dict[str | tuple, str] = {}  # of constants
         self._containers: dict[tuple[str, ...], str] = {(): "modules"}
         self._states: list[tuple[str, str]] = []  # (network's name, expression)
         self._count = 0
@@ -119,7 +119,9 @@ class _Writer:
         else:
             arguments = ", ".join(inputs)
         if with_state:
-            state = self._mapping((part, f"state[{self._key(name)}]") for part, name in step.state)
+            state = self._mapping(
+                (part, f"state[{self._constant(name)}]") for part, name in step.state
+            )
             arguments += f", {state}, resets, unroll"
         return f"{module}({arguments})"
 
@@ -134,16 +136,18 @@ class _Writer:
             results = f"({results},)" if with_state else f"{results},"
         if with_state:
             after = self._number("s")
-            self._states += [(name, f"{after}[{self._key(part)}]") for part, name in step.state]
+            self._states += [
+                (name, f"{after}[{self._constant(part)}]") for part, name in step.state
+            ]
             results += f", {after}"
         self.lines.append(f"{results} = {call}")
         if step.inner is not None:
             source = results.partition(",")[0]
             for inner, name in zip(step.inner[1], step.outputs):
-                self.lines.append(f"{self._new_value(name)} = {source}[{self._key(inner)}]")
+                self.lines.append(f"{self._new_value(name)} = {source}[{self._constant(inner)}]")
 
     def _module(self, path: tuple[str, ...]) -> str:
-        return f"{self._container(path[:-1])}[{self._key(path[-1])}]"
+        return f"{self._container(path[:-1])}[{self._constant(path[-1])}]"
 
     def _container(self, path: tuple[str, ...]) -> str:
         if path not in self._containers:
@@ -154,11 +158,11 @@ class _Writer:
 
     def _mapping(self, pairs: Iterable[tuple[str, str]]) -> str:
         """A dict display from (key, expression) pairs."""
-        return "{" + ", ".join(f"{self._key(key)}: {text}" for key, text in pairs) + "}"
+        return "{" + ", ".join(f"{self._constant(key)}: {text}" for key, text in pairs) + "}"
 
     def _value(self, name: str) -> str:
         if name not in self._values:  # not written by any step yet: an input
-            self.lines.append(f"{self._new_value(name)} = inputs[{self._key(name)}]")
+            self.lines.append(f"{self._new_value(name)} = inputs[{self._constant(name)}]")
         return self._values[name]
 
     def _new_value(self, name: str | None) -> str:
@@ -167,15 +171,11 @@ class _Writer:
             self._values[name] = number
         return number
 
-    def _key(self, key: str) -> str:
-        if key not in self._keys:
-            self._keys[key] = self._constant(key)
-        return self._keys[key]
-
-    def _constant(self, value: object) -> str:
-        name = f"k{len(self.constants)}"
-        self.constants[name] = value
-        return name
+    def _constant(self, value: str | tuple) -> str:
+        if value not in self._names:
+            self._names[value] = f"k{len(self.constants)}"
+            self.constants[self._names[value]] = value
+        return self._names[value]
 
     def _number(self, letter: str) -> str:
         self._count += 1

@@ -41,7 +41,7 @@ def test_classes_and_functions_are_taken(activation):
 
 
 def test_learned_activations_have_parameters_of_their_own():
-    made: Any = make_activations(["prelu", "prelu", "relu"])
+    made: Any = make_activations("prelu", 3, "relu")
     first, second, plain = made
     assert first.weight is not second.weight
     assert torch.equal(plain(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))

@@ -375,3 +375,21 @@ def test_as_a_networkx_graph_it_says_the_blocks_the_shapes_and_the_values():
     assert found.nodes["x"] == {"kind": "input", "shape": (4,)}
     assert found.edges["pair", "both"]["values"] == ("two", "one")
     assert found.edges["nested", "heads:move"]["values"] == ("y",)
+
+
+def test_a_network_as_a_networkx_graph_is_what_was_built_masks_included():
+    graph = Graph({"set": Port((4, 3), mask="valid"), "valid": (4,)})
+    graph.add("encoder", "dense", "set", each=1, hidden_units=[3])
+    graph.add("again", None, "encoder", same_as="encoder", each=1)
+    graph.add("pooled", "masked_global_pooling", "again")
+    inner = Graph({"x": (3,)})
+    inner.add("y", "dense", "x", hidden_units=[2])
+    graph.add("votes", inner, {"x": "pooled"}, out={"vote": "y"}, copies=2)
+    built = InferenceBlock(graph, ["vote"]).to_networkx()
+    assert dict(built.nodes(data="block")) == {
+        "set": None, "valid": None, "encoder": "dense", "again": "dense",
+        "pooled": "masked_global_pooling", "votes": "ensemble",
+    }  # fmt: skip
+    assert built.nodes["valid"] == {"kind": "input", "shape": (4,)}
+    assert built.edges["valid", "pooled"]["values"] == ("valid",)
+    assert built.edges["pooled", "votes"]["values"] == ("pooled",)
