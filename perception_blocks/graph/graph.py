@@ -221,8 +221,9 @@ class Graph:
 
     def _same_as_problems(self) -> list[GraphProblem]:
         nodes = {node.name: node for node in self.nodes if node.group is None}
-        messages = {n.name: _same_as_problem(n, nodes) for n in self.nodes if n.same_as is not None}
-        return [GraphProblem((name,), "same_as", text) for name, text in messages.items() if text]
+        shared = [node for node in self.nodes if node.same_as is not None]
+        messages = [(node.name, _same_as_problem(node, nodes)) for node in shared]
+        return [GraphProblem((name,), "same_as", text) for name, text in messages if text]
 
 
 def _block_word(node: Node) -> str:
