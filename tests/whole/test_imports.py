@@ -24,7 +24,7 @@ perception_blocks.blocks: precision masks features dense residual_dense noisy co
 perception_blocks.lowering: program code rules lowered | torch
 perception_blocks.graph: collector graph wiring construct assemble | torch networkx
 perception_blocks.ensemble: layers network ensemble | torch
-perception_blocks: inference | torch
+perception_blocks: inference | torch networkx
 composer: errors atomic batch_axes limits | torch
 composer.source: values files scalars params overlay load | yaml
 composer: trust |
