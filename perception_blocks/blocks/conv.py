@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception_blocks.activations import make_activations
+from perception_blocks.activations import Function, make_activations
 from perception_blocks.base_block import PerceptionBlock, block_name, one_input
 from perception_blocks.blocks.conv_plan import (
     ConvPlan,
@@ -50,6 +50,8 @@ class ImageBlock(PerceptionBlock):
 
 class ConvBlock(ImageBlock):
     """What convolutions share: all leading axes become torch's one batch axis and come back."""
+
+    activations: Sequence[Function] | nn.ModuleList
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         """The layers over (B, channels, ...): here each of ``convs`` and its activation."""

@@ -54,7 +54,7 @@ FAMILIES = {
     "llama": Family(LlamaConfig, LlamaModel),
     "mamba": Family(MambaConfig, MambaModel),
 }
-NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+NO_TOKENS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _OLD_KEYS = ("rope_theta", "rope_scaling")  # which files of earlier versions have
 _A_HEAD = "it belongs to a head, which is a node of its own"
 # Keys of configurations that are no settings here, and why.
