@@ -520,18 +520,15 @@ class _YamlParser:
 
     def _refuse_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
-        message = (
-            f"the tag {tag!r} is refused; a spec holds plain values only, quote a text instead"
-        )
-        self._note(self._at(event.start_mark), message)
+        way_out = "a spec holds plain values only, quote a text instead"
+        self._note(self._at(event.start_mark), f"the tag {tag!r} is refused; {way_out}")
 
     def _refuse_control_characters(self, text: str) -> None:
         match = _NOT_YAML.search(text)
         if match:
             lines = _LINE_BREAK.split(text[: match.start()])
-            message = (
-                f"the character U+{ord(match[0]):04X} has no place in YAML; is this a text file?"
-            )
+            what = f"the character U+{ord(match[0]):04X}"
+            message = f"{what} has no place in YAML; is this a text file?"
             position = Position(self._name, len(lines), len(lines[-1]) + 1)
             raise SpecError([Problem(message, (), position)])
 

@@ -85,17 +85,11 @@ def _add(problem: DagProblem, nodes: dict[str, NodeSpec], path: Path, problems: 
 
 
 def _check_same_as(node: NodeSpec, nodes: dict[str, NodeSpec], problems: Problems) -> None:
-    others = (name for name in nodes if name != node.name)
+    path, others = (*node.path, "same_as"), (name for name in nodes if name != node.name)
     if node.same_as not in nodes or node.same_as == node.name:
         itself = " itself" if node.same_as == node.name else ""
-        near = did_you_mean(node.same_as or "", others)
-        message = (
-            f"'same_as' must name another node of this graph, got {node.same_as!r}{itself}{near}"
-        )
-        problems.add((*node.path, "same_as"), message)
-    elif nodes[node.same_as].same_as is not None:
-        first = nodes[node.same_as].same_as
-        message = (
-            f"{node.same_as!r} is itself the same as {first!r}; name the node that has the block"
-        )
-        problems.add((*node.path, "same_as"), message)
+        got = f"{node.same_as!r}{itself}{did_you_mean(node.same_as or '', others)}"
+        problems.add(path, f"'same_as' must name another node of this graph, got {got}")
+    elif (first := nodes[node.same_as].same_as) is not None:
+        way_out = "name the node that has the block"
+        problems.add(path, f"{node.same_as!r} is itself the same as {first!r}; {way_out}")

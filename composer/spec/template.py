@@ -27,10 +27,8 @@ def read_template(fields: Fields, nodes: NodeParser) -> TemplateSpec:
     """The value of `template` in the network ``fields``; mistakes are noted and left out."""
     given = {} if fields.values["template"] is None else fields.mapping("template")
     if fields.values["template"] is None:
-        message = (
-            "'template' must be a mapping, got nothing (null); write template: {} for the defaults"
-        )
-        fields.note("template", message)
+        way_out = "write template: {} for the defaults"
+        fields.note("template", f"'template' must be a mapping, got nothing (null); {way_out}")
     template = Fields(given, fields.at("template"), fields.problems)
     template.unknown(TEMPLATE_KEYS, "a template")
     parser = _TemplateParser(template, nodes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from composer.distributions.base import DISTRIBUTIONS
 from composer.network.module import NetworkModule
-from composer.network.network import CustomNetwork, EnsembleNetwork
+from composer.network.network import CustomNetwork, EnsembleNetwork, Network
 from composer.spec.model_spec import ModelSpec
 from composer.spec.places import ENSEMBLE, place_of
 from composer.summary.flops import count_flops, flops_of
@@ -180,16 +180,8 @@ class _RowCollector:
         """The ensemble of a class, of which one copy is listed."""
         ensemble, below = network.ensemble, (*path, ENSEMBLE)
         self._add(path, path[-1], 0, "graph")
-        self._add(
-            below,
-            ENSEMBLE,
-            1,
-            "ensemble",
-            in_shapes=tuple(port.shape for port in network.in_ports.values()),
-            out_shapes=tuple(port.shape for port in network.out_ports.values()),
-            settings={"copies": ensemble.copies},
-            why_looped=ensemble.why_looped,
-        )
+        data = {"settings": {"copies": ensemble.copies}, "why_looped": ensemble.why_looped}
+        self._add(below, ENSEMBLE, 1, "ensemble", **data, **_shapes(network))
         inner = ensemble.network.network
         self._add_custom((*below, class_name(inner.module)), inner, 2, ensemble.copies)
 
@@ -200,18 +192,10 @@ class _RowCollector:
         flops = _custom_flops(network)
         if flops is not None:
             flops = {name: count * copies for name, count in flops.items()}
-        self._add(
-            path,
-            path[-1],
-            depth,
-            class_name(module),
-            module.parameters(recurse=False),
-            copies,
-            in_shapes=tuple(port.shape for port in network.in_ports.values()),
-            out_shapes=tuple(port.shape for port in network.out_ports.values()),
-            flops=0 if isinstance(module, InferenceBlock) else self._own_flops(module, flops),
-            memory=_carries(network.state_shapes),
-        )
+        own_flops = 0 if isinstance(module, InferenceBlock) else self._own_flops(module, flops)
+        data = {"flops": own_flops, "memory": _carries(network.state_shapes), **_shapes(network)}
+        parameters = module.parameters(recurse=False)
+        self._add(path, path[-1], depth, class_name(module), parameters, copies, **data)
         if isinstance(module, InferenceBlock):  # a class derived from it
             self._add_nodes(path, module, depth + 1, copies, copies)
         else:
@@ -271,6 +255,12 @@ class _RowCollector:
         count = sum(parameter.numel() for parameter in fresh) * copies * self._copies
         place = self._position(path)
         self.rows.append(Row(path, name, depth, block, parameters=count, position=place, **data))
+
+
+def _shapes(network: Network) -> dict[str, Any]:
+    """The shapes of a network's inputs and outputs, as fields of its Row."""
+    ports = {"in_shapes": network.in_ports, "out_shapes": network.out_ports}
+    return {name: tuple(port.shape for port in by_key.values()) for name, by_key in ports.items()}
 
 
 def _same_work(node: BuiltNode, module: nn.Module) -> Hashable:
