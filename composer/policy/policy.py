@@ -254,8 +254,9 @@ class Policy(NetworkModule):
 
     def refuse_other_logits(self, outputs: object) -> None:
         """Raise ValueError for logits of another width than the distributions take: a hook may return anything."""
-        for name, shape in self.logits_shapes.items() if isinstance(outputs, Mapping) else ():
-            logits = outputs.get(name)
+        values = outputs if isinstance(outputs, Mapping) else {}
+        for name, shape in self.logits_shapes.items():
+            logits = values.get(name)
             if isinstance(logits, Tensor) and tuple(logits.shape[-len(shape) :]) != shape:
                 got, needed = format_shape(logits.shape), format_shape(shape)
                 raise ValueError(

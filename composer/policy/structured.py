@@ -124,7 +124,8 @@ class StructuredPolicy(StructuredModule[Policy]):
         """
         with torch.no_grad():
             rest, asked = self._by_manner(observations)
-            calls, after = [], state
+            calls: list[ActorCall[Policy]] = []
+            after: State = {} if state is None else state
             if not asked or rest:
                 calls, after = self._evaluated(rest, state, resets)
             _draw(calls, self.actors.by_name(mask, "masks"), temperature, deterministic, generator)
