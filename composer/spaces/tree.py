@@ -7,6 +7,7 @@ start, dtype, bounds and structure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -279,6 +280,8 @@ def flatten_space(
         problems.append((None, f"{key!r} in the {root} space {half}"))
     problems += maker.no_texts.items()
     problems += [(None, message) for message in maker.problems]
+    if root == "action" and not problems:
+        problems += [(None, message) for message in _empty_actions(leaves)]
     if problems:
         raise SpaceError(problems)
     return SpaceTree(space, root, leaves, ignore, variables)
@@ -308,6 +311,16 @@ def _leaves(
             else:
                 leaves[name] = leaf
     return leaves, variables
+
+
+def _empty_actions(leaves: Mapping[str, Leaf]) -> Iterator[str]:
+    """What a policy cannot choose: an action space without actions, and actions without elements."""
+    if not leaves:
+        yield "the action space holds no action; a policy needs at least one"
+    for key, leaf in leaves.items():
+        if math.prod(leaf.port.shape) == 0:
+            what = f"a {type(leaf.space).__name__} space of shape {leaf.port.shape}"
+            yield f"action {key!r} is {what}, which has no elements; take it out of the action space"
 
 
 def walk_space(

@@ -188,7 +188,7 @@ def any_space(draw, depth=0):
     makers = [
         lambda: Box(low, high, shape, dtype),
         lambda: Discrete(max(size, 1), start=pick([0, 0, 1, -3, 2**60])),
-        lambda: MultiDiscrete(pick([[2, 3], [4] * 7, [[2, 3], [3, 2]], [1], [10**6, 2]])),
+        lambda: MultiDiscrete(pick([[2, 3], [4] * 7, [[2, 3], [3, 2]], [1], [10**6, 2], []])),
         lambda: MultiBinary(pick([max(size, 1), [2, 3]])),
         lambda: Text(pick([1, 5, 200]), charset=pick(["ab", "abcdefghij"])),
         lambda: Graph(any_space(draw, 3), pick([None, Discrete(3), Box(-1, 1, (2,))])),

@@ -74,6 +74,8 @@ SPACES: dict[str, tuple[Any, Any]] = {
     "mission": (Dict(name=Mission(), state=VECTOR), MOVE),
     "quest": (Dict(quest=Quest(), state=VECTOR), MOVE),
     "mission_action": (VECTOR, Mission()),
+    "empty_actions": (VECTOR, Dict(buttons=MultiDiscrete([]), grip=Box(-1, 1, (2, 0)), move=MOVE)),
+    "no_action": (VECTOR, Dict()),
     "steps": ({"pick": VECTOR, "place": VECTOR}, {"pick": MOVE, "place": MOVE}),
     "collision": (Dict({"a": Dict(b=VECTOR), "a/b": VECTOR}), MOVE),
 }  # fmt: skip

@@ -25,8 +25,12 @@ FEW = [
 ALL = [
     name
     for name, spec in gymnasium.registry.items()
-    # A function stands for an environment that has moved away: it only says where to.
-    if name not in FEW and not NOT_HERE.fullmatch(name) and not callable(spec.entry_point)
+    # A function stands for an environment that has moved away: it only says where to. Those of the composer, which
+    # other tests may have registered, need arguments.
+    if name not in FEW
+    and not NOT_HERE.fullmatch(name)
+    and not callable(spec.entry_point)
+    and not str(spec.entry_point).startswith("composer.")
 ]
 STEPS = 5
 

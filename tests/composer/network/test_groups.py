@@ -55,7 +55,7 @@ def test_actions_and_states_are_those_of_each_alone(as_tensors, decided):
             assert type(part) is type(actions[name][key])
             assert part.shape == actions[name][key].shape
             assert part.dtype == actions[name][key].dtype
-            np.testing.assert_allclose(part, actions[name][key], rtol=1e-5)
+            np.testing.assert_allclose(part, actions[name][key], rtol=1e-5, atol=1e-6)
 
 
 def test_a_seeded_generator_gives_the_same_actions_again():
