@@ -18,6 +18,7 @@ __all__ = [
     "ConcatBlock",
     "CorrelationBlock",
     "CrossAttentionBlock",
+    "DecoderBlock",
     "DeepSetBlock",
     "DenseBlock",
     "DuelingBlock",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
         VggConvDenseBlock,
     )
     from perception_blocks.blocks.custom import FunctionalBlock
+    from perception_blocks.blocks.decoder import DecoderBlock
     from perception_blocks.blocks.dense import DenseBlock, FlattenDenseBlock, LinearOutputBlock
     from perception_blocks.blocks.elementwise import (
         AddBlock,
@@ -167,6 +169,7 @@ else:
             "blocks.conv": "NatureCnnBlock NatureCnnDenseBlock StridedConvBlock "
             "StridedConvDenseBlock VggConvBlock VggConvDenseBlock",
             "blocks.custom": "FunctionalBlock",
+            "blocks.decoder": "DecoderBlock",
             "blocks.dense": "DenseBlock FlattenDenseBlock LinearOutputBlock",
             "blocks.elementwise": "AddBlock CorrelationBlock GatedSumBlock MultiplyBlock",
             "blocks.embed": "EmbeddingBlock OneHotBlock",

@@ -215,6 +215,8 @@ class MemoryBlock(PerceptionBlock):
     the state before it.
     """
 
+    longest_episode: int | None = None  # in steps, where the state has room for no more
+
     def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         raise TypeError(f"{type(self).__name__} must define advance(x, state)")
 

@@ -299,6 +299,7 @@ _BLOCKS = {  # by file; the class of ``strided_conv`` is ``StridedConvBlock``
     "windows": "frame_stack",
     "linear_memory": "min_gru lru",
     "gtrxl": "gtrxl",
+    "decoder": "decoder",
     "adjacency": "adjacency graph_conv graph_attention",
     "graph_network": "graph_network",
     "message_passing": "message_passing",

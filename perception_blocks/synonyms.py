@@ -51,6 +51,7 @@ SYNONYMS: dict[str, dict[str, str]] = {
         "multi_head_attention": "mha attention multihead_attention",
         "self_attention_seq": "self_attention selfattention",
         "transformer_encoder": "encoder transformer_encoder_layer transformer_block",
+        "decoder": "transformer_decoder causal_transformer gpt_decoder decoder_only kv_cache",
         "transformer": "gpt gpt2 llama bert language_model llm huggingface",
         "deep_set": "deepsets set_encoder",
         "point_net": "pointnet pointcloud point_cloud",

@@ -70,7 +70,7 @@ def random_inputs(
         for kind, tree in (("observation", policy.observer.tree), ("taken", policy.action_tree))
     ]
     generator = torch.Generator().manual_seed(seed)
-    values = network.inputs.values()
+    values, longest = network.inputs.values(), network.longest_episode
     for step in range(steps):
         inputs: dict[str, Tensor] = {}
         for kind, actor, sampler in samplers:
@@ -83,7 +83,16 @@ def random_inputs(
             if rate is not None:
                 drawn = torch.rand(_sizes(value.axes, batch), generator=generator) < rate
                 inputs[value.name] = drawn | (step == 0)
+            if value.kind == "resets" and longest is not None:
+                inputs[value.name] |= _steps_of(network, step) % longest == 0
         yield _equally_long(network, inputs)
+
+
+def _steps_of(network: ExportedNetwork, call: int) -> Tensor:
+    """The numbers of the steps that a call runs: (T,), or a single one."""
+    if network.steps is None:
+        return torch.tensor(call)
+    return call * network.steps + torch.arange(network.steps)
 
 
 def _sizes(axes: Iterable[int | str], batch: int) -> tuple[int, ...]:

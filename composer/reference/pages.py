@@ -27,7 +27,7 @@ FAMILIES = {
     "convolution": "conv residual_conv",
     "pooling-and-sets": "pooling sets",
     "attention": "attention attention_conv transformer language_model",
-    "memory": "recurrent windows linear_memory gtrxl",
+    "memory": "recurrent windows linear_memory gtrxl decoder",
     "graphs": "adjacency graph_network message_passing",
     "heads-and-values": "heads",
     "your-own": "custom",

@@ -18,6 +18,7 @@ from perception_blocks.port import Port, as_port
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import settings_of
 from tests.helpers.host_reads import NoHostReads
+from tests.helpers.random_states import random_state
 
 LEADING = [(), (1,), (5, 2), (0,)]
 
@@ -143,6 +144,25 @@ SAMPLES = [
     Sample("lru", [(3,)], {"hidden_units": 4, "state_units": 6, "min_radius": 0.9}),
     Sample("gtrxl", [(3,)], {"hidden_units": 8, "num_heads": 2, "memory_length": 3}),
     Sample("gtrxl", [(3,)], {"hidden_units": 4, "num_layers": 1, "memory_length": 12}),
+    Sample("decoder", [integers(of=5)], {"vocab_size": 5, "width": 8, "max_length": 12}),
+    Sample(
+        "decoder",
+        [integers(of=5)],
+        {
+            "vocab_size": 5,
+            "width": 12,
+            "num_layers": 1,
+            "num_kv_heads": 2,
+            "head_dim": 4,
+            "positions": "learned",
+            "norm": "layer",
+            "gated": False,
+            "sliding_window": 3,
+            "max_length": 600,
+        },
+    ),
+    Sample("decoder", [integers(6, of=5)], {"vocab_size": 5, "width": 8, "norm": "rms_plus_one"}),
+    Sample("decoder", [integers(None, of=5)], {"vocab_size": 5, "width": 8, "num_kv_heads": 1}),
     Sample("dueling", [(3,)], {"output_units": 2}),
     Sample("dueling", [(3,)], {"output_units": 4, "hidden_units": [8], "baseline": "max"}),
     Sample("value", [(3,)], {"init_scale": 0.1}),
@@ -523,15 +543,15 @@ def stepwise(block: MemoryBlock, x: Tensor, state: Any, resets: Tensor | None) -
 def test_step_by_step_equals_unroll(sample, leading, with_resets):
     block = sample.build().eval()
     (x,) = sample.data((*leading, 7))
-    x.requires_grad_()
     resets = torch.rand(*leading, 7) < 0.4 if with_resets else None
-    state = {n: torch.randn(*leading, *s) for n, s in block.state_shapes.items()}
+    state = random_state(block.state_shapes, *leading)
+    trained = [*block.parameters(), *([x.requires_grad_()] if x.is_floating_point() else [])]
     results = []
     for run in (block.unroll, lambda *a: stepwise(block, *a)):
         block.zero_grad()
         output, end = run(x, state, resets)
         loss = output.square().sum() / max(1, output.numel())
-        gradients = torch.autograd.grad(loss, [x, *block.parameters()])
+        gradients = torch.autograd.grad(loss, trained)
         results.append((output, end, gradients))
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
 
@@ -541,7 +561,7 @@ def test_unroll_compiles_whole_with_resets(sample):
     block = sample.build().eval()
     torch.compiler.reset()
     (x,) = sample.data((5, 3))
-    state = {n: torch.randn(5, *s) for n, s in block.state_shapes.items()}
+    state = random_state(block.state_shapes, 5)
     resets = torch.rand(5, 3) < 0.4
 
     @torch.compile(fullgraph=True, backend="eager")
@@ -566,7 +586,7 @@ def test_a_block_with_memory_called_without_state_starts_from_zero(sample):
 def test_a_reset_is_a_new_start(sample):
     block = sample.build().eval()
     (x,) = sample.data((2, 5))
-    state = {n: torch.randn(2, *s) for n, s in block.state_shapes.items()}
+    state = random_state(block.state_shapes, 2)
     resets = torch.zeros(2, 5, dtype=torch.bool)
     resets[1, 3] = True
     output, end = block.unroll(x, state, resets)

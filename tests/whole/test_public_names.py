@@ -20,7 +20,7 @@ COMPOSER = """
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS FUNCTIONS INITIALIZERS ActionMaskingBlock Activation AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
-    ConcatBlock CorrelationBlock CrossAttentionBlock DeepSetBlock DenseBlock DuelingBlock EmbeddingBlock FlattenBlock
+    ConcatBlock CorrelationBlock CrossAttentionBlock DecoderBlock DeepSetBlock DenseBlock DuelingBlock EmbeddingBlock FlattenBlock
     FlattenDenseBlock FourierFeaturesBlock FrameStackBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock
     Graph GraphAttentionBlock GraphConvBlock GraphError GraphNetworkBlock GruBlock GtrxlBlock ImpalaCnnBlock
     InferenceBlock InputShapeError LinearOutputBlock LruBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock

@@ -159,6 +159,39 @@ def test_a_file_with_memory_plays_fifty_steps_like_the_model(suffix, tmp_path):
         theirs = {name: outputs[f"next/{name}"] for name in theirs}
 
 
+DECODER = """
+version: 1
+policy:
+  graph:
+    latent: {block: decoder, in: observation, width: 8, num_heads: 2, num_kv_heads: 1, max_length: 12}
+  heads: {in: latent}
+"""
+
+
+@every_kind
+@pytest.mark.parametrize("unroll", [None, 5])
+def test_a_decoder_plays_fifty_steps_in_episodes_that_its_cache_has_room_for(
+    suffix, unroll, tmp_path
+):
+    space = Discrete(5)
+    model = composer.compose(DECODER, observation_space=space, action_space=space, seed=0)
+    file = exported(model, tmp_path, suffix, unroll=unroll)
+    states = ["latent/keys", "latent/values", "latent/length"]
+    assert file.inputs == ["observation", *states, "resets"]
+    if unroll is not None:
+        return
+    token, ours = np.array([1, 4]), model.policy.initial_state(2)
+    theirs = {name: value.numpy() for name, value in ours.items()}
+    for step in range(13):
+        outputs = file({"observation": token, **theirs, "resets": np.zeros(2, bool)})
+        theirs = {name: outputs[f"next/{name}"] for name in theirs}
+        if step == 12:  # a file does not look for what a policy refuses
+            assert np.isnan(outputs["logits"]).all()
+            break
+        logits, ours = model.policy(torch.as_tensor(token), ours)
+        np.testing.assert_allclose(outputs["logits"], logits["action"].detach(), atol=1e-5)
+
+
 def test_an_unrolled_file_is_as_many_steps_of_the_model(tmp_path):
     model = remembering().eval()
     file = exported(model, tmp_path, ".pt2", unroll=4, part="model")

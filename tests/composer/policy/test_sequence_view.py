@@ -17,6 +17,7 @@ LLAMA = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
 MEMORIES = {
     "gru": {"block": "gru", **CELL},
     "lstm": {"block": "lstm", **CELL, "layer_norm": True},
+    "decoder": {"block": "decoder", "in": "observation", "width": 16, "max_length": LENGTH},
     "gpt2": {**BODY, "family": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16},
     "llama": {**BODY, "family": "llama", "num_hidden_layers": 2, **LLAMA},
     "mamba": {**BODY, "family": "mamba", "num_hidden_layers": 2, "hidden_size": 16},
@@ -30,7 +31,7 @@ def spec_of(name, **nodes):
     body = MEMORIES[name]["block"] == "transformer"
     token = {"token": {"block": "embedding", "in": "observation", "embedding_dim": 8}}
     graph = {
-        **({} if body else token),
+        **(token if MEMORIES[name]["in"] == "token" else {}),
         "latent": MEMORIES[name],
         "hidden": {"block": "dense", "in": "latent", "hidden_units": 12},
         **nodes,

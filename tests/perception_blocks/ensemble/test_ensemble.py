@@ -16,6 +16,7 @@ from composer.summary.table import summarize
 from perception_blocks import Graph, GraphError, InferenceBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.init import derive_seed
+from tests.helpers.random_states import random_state
 from tests.perception_blocks.lowering.test_lower import data_of, of_sample
 from tests.whole.test_block_contract import SAMPLES
 
@@ -370,7 +371,7 @@ def test_so_it_is_with_inputs_states_and_resets_of_their_own(sample, unroll):
     ensemble, alone = of_copies(sample, own_inputs=True)
     leading = (3, 5, 4) if unroll else (3, 5)
     inputs = data_of(alone[0], leading)
-    state = {n: torch.randn(3, 5, *shape) for n, shape in ensemble.state_shapes.items()}
+    state = random_state(ensemble.state_shapes, 3, 5)
     resets = torch.rand(leading) < 0.4
     expected = [
         net(

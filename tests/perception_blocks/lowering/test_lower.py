@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from perception_blocks import Graph, InferenceBlock
 from perception_blocks.lowering.lowered import LoweredNetwork
+from tests.helpers.random_states import random_state
 from tests.whole.test_block_contract import LEADING, SAMPLES, values
 
 
@@ -60,7 +61,7 @@ def test_every_memory_computes_the_same_lowered(sample, with_resets):
     net = of_sample(sample).eval()
     lowered = net.lower()
     for leading in [(), (5,), (5, 2)]:
-        state = {n: torch.randn(*leading, *shape) for n, shape in net.state_shapes.items()}
+        state = random_state(net.state_shapes, *leading)
         resets = torch.rand(leading) < 0.5 if with_resets else None
         expect_equal(lowered, net, data_of(net, leading), state, resets)
         resets = torch.rand(*leading, 4) < 0.5 if with_resets else None

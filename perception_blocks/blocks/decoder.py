@@ -1,0 +1,373 @@
+"""A causal transformer over tokens that is a memory: its state is the cache of keys and values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from perception_blocks.base_block import State, capturing, is_traced, one_input, seed_from
+from perception_blocks.blocks.decoder_layers import (
+    DecoderLayer,
+    LayerForm,
+    NormName,
+    make_norm,
+)
+from perception_blocks.blocks.embed import refuse_too_few
+from perception_blocks.blocks.key_value_cache import (
+    AppendedToken,
+    Attending,
+    CachedTokens,
+    PackedSequences,
+    Placement,
+    WholeSequences,
+)
+from perception_blocks.blocks.rotary import rotary_tables
+from perception_blocks.blocks.windows import ParallelMemoryBlock
+from perception_blocks.init import draw_parameters
+from perception_blocks.port import InputShapeError, Port, Shape, Shapes, format_shape
+from perception_blocks.registry import BLOCKS
+from perception_blocks.settings import (
+    Activation,
+    LayerCount,
+    OneOrMany,
+    PositiveFloat,
+    PositiveInt,
+    SettingProblem,
+    SettingsError,
+)
+
+__all__ = ["DecoderBlock"]
+
+Cache = tuple[
+    Tensor, Tensor
+]  # keys and values, each (n, layers, heads, places, features of a head)
+ROPE_THETA = 10000.0
+BASE = 256  # a state is in the model's dtype, and bfloat16 has no odd number above it
+
+
+@BLOCKS.register("decoder")
+class DecoderBlock(ParallelMemoryBlock):
+    """A causal transformer that carries its key-value cache: a token ``()`` -> ``(width,)``.
+
+    The state holds the ``keys`` and ``values`` of the episode's tokens, and their number as ``length``: in digits of
+    base 256 where ``max_length`` is above 256, since bfloat16 counts no further. An episode has at most ``max_length``
+    tokens; one more is an error. On a sequence ``(L,)`` it starts from nothing, carries nothing and gives
+    ``(L, width)``; no token sees later ones.
+
+    Weights have llama's names, and are drawn from a normal distribution of standard deviation 0.02.
+
+    >>> DecoderBlock([()], vocab_size=5, width=8, num_heads=2, max_length=16).state_shapes
+    {'keys': (2, 2, 16, 4), 'values': (2, 2, 16, 4), 'length': (1,)}
+    >>> DecoderBlock([(7,)], vocab_size=5, width=8).out_shapes
+    [(7, 8)]
+    """
+
+    takes = "integer"
+    from_ports = ("vocab_size",)
+    cosines: Tensor | None
+    sines: Tensor | None
+
+    def __init__(
+        self,
+        in_shapes: Shapes,
+        *,
+        vocab_size: OneOrMany,
+        width: PositiveInt = 64,
+        num_layers: LayerCount = 2,
+        num_heads: PositiveInt = 4,
+        max_length: PositiveInt = 64,
+        num_kv_heads: PositiveInt | None = None,
+        head_dim: PositiveInt | None = None,
+        mlp_units: PositiveInt | None = None,
+        gated: bool = True,
+        activation: Activation = "silu",
+        norm: NormName = "rms",
+        eps: PositiveFloat = 1e-6,
+        positions: Literal["rotary", "learned"] = "rotary",
+        rope_theta: PositiveFloat = ROPE_THETA,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        mlp_bias: bool = False,
+        embed_scale: PositiveFloat = 1.0,
+        sliding_window: PositiveInt | None = None,
+    ) -> None:
+        shape = token_shape(in_shapes)
+        features = head_dim or width // num_heads
+        form = LayerForm(
+            width, num_heads, num_kv_heads or num_heads, features, mlp_units or 4 * width,
+            gated, activation, norm, eps, qkv_bias, out_bias, mlp_bias,
+        )  # fmt: skip
+        sized = head_dim is not None
+        problems = [
+            *problems_of_heads(form, sized, rotary=positions == "rotary"),
+            *problems_of_places(shape, max_length, positions, rope_theta, sliding_window),
+        ]
+        if problems:
+            raise SettingsError(problems)
+        super().__init__(in_shapes, out_shapes=[(*shape, width)])
+        self.vocab_size = max(vocab_size) if isinstance(vocab_size, Sequence) else int(vocab_size)
+        self.embed_tokens = nn.Embedding(self.vocab_size, width)
+        learned = positions == "learned"
+        self.embed_positions = nn.Embedding(max_length, width) if learned else None
+        self.layers = nn.ModuleList(DecoderLayer(form, index) for index in range(num_layers))
+        self.norm = make_norm(form)
+        self.max_length, self.rope_theta = max_length, rope_theta
+        self.embed_scale, self.sliding_window = embed_scale, sliding_window
+        for name in ("cosines", "sines"):
+            table = None if learned else torch.zeros(max_length, features)
+            self.register_buffer(name, table, persistent=False)
+        self.fill_constants()
+        self.reads_window = self.keeps_mask = bool(shape)  # padding at the end is seen by no token
+        if not self.reads_window:
+            cache = (num_layers, form.num_kv_heads, max_length, features)
+            self.longest_episode = max_length
+            self.state_shapes = {"keys": cache, "values": cache, "length": (digits_of(max_length),)}
+        self.reset_parameters()
+
+    def fill_constants(self) -> None:
+        if self.cosines is None or self.sines is None or self.cosines.is_meta:
+            return
+        tables = rotary_tables(*self.cosines.shape, self.rope_theta)
+        self.cosines.copy_(tables[0])
+        self.sines.copy_(tables[1])
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        draw_parameters(self, seed_from(generator), self.initializer or narrow_normal)
+
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        refuse_too_few(self.vocab_size, in_ports, "vocab_size")
+        return super().out_ports(in_ports)
+
+    def zero_state(self, x: Tensor) -> dict[str, Tensor]:
+        leading = x.shape[: x.dim() - len(self.in_shapes[0])]
+        like = self.embed_tokens.weight
+        return self.initial_state(*leading, device=like.device, dtype=like.dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        resets: Tensor | None = None,
+        unroll: bool = False,
+    ) -> Tensor | tuple[Tensor, State]:
+        if self.reads_window:
+            return self._whole(x)
+        if state is None:
+            return self._whole(x.unsqueeze(-1)).squeeze(-2)
+        if unroll:
+            return self.scan(x, state, resets)
+        if torch.is_grad_enabled() or is_traced():
+            steps = None if resets is None else resets.unsqueeze(-1)
+            y, state = self._read(x.unsqueeze(-1), state, steps, look=may_look(x))
+            return y.squeeze(-2), state
+        return self._append(x, state, resets, look=may_look(x))
+
+    def scan(self, x: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:
+        return self._read(x, state, resets, look=may_look(x, waiting=True))
+
+    def packed(self, tokens: Tensor, lengths: Tensor | Sequence[int]) -> Tensor:
+        """Features (N, width) of sequences that stand one after the other in ``tokens`` (N,), without padding.
+
+        ``lengths`` says how many tokens each has; each is read as if it were alone. Raises ValueError unless they are
+        all tokens there are, and where a sequence is longer than ``max_length``.
+        """
+        lengths = torch.as_tensor(lengths, device=tokens.device)
+        lengths = lengths if lengths.numel() else lengths.long()  # an empty list has no dtype
+        longest = self._longest_of(tokens, lengths)
+        if longest == 0:
+            return self.embed_tokens.weight.new_zeros(0, self.embed_tokens.embedding_dim)
+        numbers = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
+        places = torch.arange(len(tokens), device=tokens.device)
+        places = places - (lengths.cumsum(0) - lengths)[numbers]
+        attending = PackedSequences(numbers, places, len(lengths), longest, self.sliding_window)
+        return self._features(tokens.unsqueeze(0), places, attending).squeeze(0)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """Sequences (..., L) -> (..., L, width)."""
+        leading, length = x.shape[:-1], x.shape[-1]
+        self._require_places(length, f"a sequence has {length}", "shorten the sequence")
+        tokens = x.reshape(math.prod(leading), length)
+        places = torch.arange(length, device=x.device)
+        y = self._features(tokens, places, WholeSequences(self.sliding_window))
+        return y.reshape(*x.shape, y.shape[-1])
+
+    def _read(
+        self, x: Tensor, state: State, resets: Tensor | None, look: bool
+    ) -> tuple[Tensor, State]:
+        """Tokens (..., T) after those that ``state`` holds; ``look``: the host may look at how many these are."""
+        leading, steps = x.shape[:-1], x.shape[-1]
+        rows = math.prod(leading)
+        cache, length = self._flat(state, rows)
+        resets = None if resets is None else resets.reshape(rows, steps)
+        placement = Placement(length, steps, resets)
+        used, whole = self.max_length, False
+        if look and rows:
+            self._require_places(int(placement.places.max()) + 1)
+            used = int(length.max())
+            whole = used == 0 and (resets is None or not bool(resets[:, 1:].any()))
+        mask = None if whole else placement.mask(used, self.sliding_window)
+        attending = CachedTokens(cache, used, mask, self.sliding_window)
+        y = self._placed_features(x.reshape(rows, steps), placement.places, attending, look)
+        keys, values = (placement.written(*pair) for pair in zip(cache, attending.new))
+        after = self._state(keys, values, placement.places[:, -1] + 1, leading)
+        return y.reshape(*x.shape, y.shape[-1]), after
+
+    def _append(
+        self, x: Tensor, state: State, resets: Tensor | None, look: bool
+    ) -> tuple[Tensor, State]:
+        """One token without gradients. The cache is copied once: a state that the caller keeps stays as it is."""
+        rows = x.numel()
+        cache, length = self._flat(state, rows)
+        if resets is None or (look and not bool(resets.any())):
+            keys, values = (part.clone() for part in cache)
+        else:
+            resets = resets.reshape(rows)
+            length = torch.where(resets, 0, length)
+            keys, values = (torch.where(resets[:, None, None, None, None], 0.0, c) for c in cache)
+        least, most = (0, self.max_length - 1)
+        if look and rows:
+            least, most = map(int, length.aminmax())
+            self._require_places(most + 1)
+        place = least if least == most else length.clamp(max=self.max_length - 1)
+        first = 0 if self.sliding_window is None else max(0, least + 1 - self.sliding_window)
+        attending = AppendedToken((keys, values), place, first, most + 1, self.sliding_window)
+        y = self._placed_features(x.reshape(rows, 1), length.unsqueeze(-1), attending, look)
+        return y.reshape(*x.shape, y.shape[-1]), self._state(keys, values, length + 1, x.shape)
+
+    def _placed_features(
+        self, tokens: Tensor, places: Tensor, attending: Attending, look: bool
+    ) -> Tensor:
+        """Features of tokens at ``places`` (n, T); NaN beyond the cache, where the host may not ``look``."""
+        if look:
+            return self._features(tokens, places, attending)
+        y = self._features(tokens, places.clamp(max=self.max_length - 1), attending)
+        return torch.where((places < self.max_length).unsqueeze(-1), y, torch.nan)
+
+    def _features(self, tokens: Tensor, places: Tensor, attending: Attending) -> Tensor:
+        """Tokens (n, T) at ``places``, (n, T) or (T,), -> (n, T, width)."""
+        x = self.embed_tokens(tokens.long())
+        if self.embed_scale != 1.0:
+            x = x * self.embed_scale
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(places.expand(tokens.shape))
+        angles = None
+        if self.cosines is not None and self.sines is not None:
+            angles = self.cosines[places].unsqueeze(-3), self.sines[places].unsqueeze(-3)
+        for layer in self.layers:
+            x = layer(x, angles, attending)
+        return self.norm(x)
+
+    def _flat(self, state: State, rows: int) -> tuple[Cache, Tensor]:
+        """Keys and values with ``rows`` as their only leading axis, and how many tokens they are of."""
+        shapes = self.state_shapes
+        flat = {name: state[name].reshape(rows, *shape) for name, shape in shapes.items()}
+        digits = flat["length"].long().unbind(-1)
+        length = digits[0]
+        for digit in digits[1:]:
+            length = length * BASE + digit
+        return (flat["keys"], flat["values"]), length
+
+    def _state(
+        self, keys: Tensor, values: Tensor, length: Tensor, leading: Sequence[int]
+    ) -> dict[str, Tensor]:
+        length = length.clamp(max=self.max_length)
+        digits = [length]
+        for _ in range(digits_of(self.max_length) - 1):
+            digits[:1] = [digits[0] // BASE, digits[0] % BASE]
+        parts = {"keys": keys, "values": values, "length": torch.stack(digits, -1).to(keys.dtype)}
+        return {
+            name: part.reshape(*leading, *self.state_shapes[name]) for name, part in parts.items()
+        }
+
+    def _require_places(
+        self,
+        count: int,
+        what: str = "this episode has more",
+        advice: str = "say in 'resets' where episodes begin",
+    ) -> None:
+        """Raise ValueError if ``count`` tokens are more than there are places."""
+        if count > self.max_length:
+            raise ValueError(
+                f"block 'decoder' has places for max_length={self.max_length} tokens, and {what}; "
+                f"raise 'max_length', or {advice}"
+            )
+
+    def _longest_of(self, tokens: Tensor, lengths: Tensor) -> int:
+        """The longest of packed sequences. Raises ValueError unless ``lengths`` are those of all ``tokens``."""
+        if tokens.dim() != 1 or lengths.dim() != 1:
+            shapes = " and ".join(format_shape(part.shape) for part in (tokens, lengths))
+            raise ValueError(f"packed takes tokens (N,) and lengths (B,), got {shapes}")
+        if lengths.is_floating_point():
+            raise ValueError(f"packed takes lengths as whole numbers, got {lengths.dtype}")
+        counts = lengths.tolist()
+        if min(counts, default=0) < 0 or sum(counts) != len(tokens):
+            raise ValueError(
+                f"the lengths of packed sequences must be 0 or more and add up to the {len(tokens)} "
+                f"tokens, got {counts}"
+            )
+        longest = max(counts, default=0)
+        self._require_places(longest, f"a sequence has {longest}", "shorten the sequence")
+        return longest
+
+
+def token_shape(in_shapes: Shapes) -> Shape:
+    """``()``, one token at each step, or ``(length,)``, a sequence."""
+    shape = one_input(in_shapes, "decoder")
+    if len(shape) > 1:
+        rule = "decoder takes one token () or a sequence of tokens (length,)"
+        raise InputShapeError(rule, {0: shape})
+    return shape
+
+
+def problems_of_heads(form: LayerForm, sized: bool, rotary: bool) -> Iterator[SettingProblem]:
+    """What is wrong with the heads; ``sized``: their ``head_dim`` was given."""
+    if form.num_heads % form.num_kv_heads:
+        message = f"'num_kv_heads' must divide num_heads={form.num_heads}, got {form.num_kv_heads}"
+        yield SettingProblem("num_kv_heads", message)
+    if not sized and form.width % form.num_heads:
+        message = (
+            f"'num_heads' must divide width={form.width}, got {form.num_heads}; or give 'head_dim'"
+        )
+        yield SettingProblem("num_heads", message)
+    elif rotary and form.head_dim % 2:
+        what = "'head_dim'" if sized else "'head_dim' (width / num_heads)"
+        message = f"{what} must be even for rotary positions, got {form.head_dim}"
+        yield SettingProblem("head_dim" if sized else "num_heads", message)
+
+
+def problems_of_places(
+    shape: Shape, max_length: int, positions: str, rope_theta: float, sliding_window: int | None
+) -> Iterator[SettingProblem]:
+    """What is wrong with the number of places and what is said of them."""
+    if shape and shape[0] is not None and shape[0] > max_length:
+        message = f"'max_length' must be at least {shape[0]}, the length of the sequence, got {max_length}"
+        yield SettingProblem("max_length", message)
+    if sliding_window is not None and sliding_window >= max_length:
+        message = (
+            f"'sliding_window' must be less than max_length={max_length}, got {sliding_window}"
+        )
+        yield SettingProblem("sliding_window", f"{message}; leave it out to see all tokens")
+    if positions == "learned" and rope_theta != ROPE_THETA:
+        message = "'rope_theta' is for rotary positions; leave out 'rope_theta' or 'positions'"
+        yield SettingProblem("rope_theta", message)
+
+
+def digits_of(max_length: int) -> int:
+    """How many digits it takes to count to ``max_length``; the first may be BASE itself."""
+    return next(count for count in itertools.count(1) if BASE**count >= max_length)
+
+
+def may_look(x: Tensor, waiting: bool = False) -> bool:
+    """Whether the host may look at values: where they are at hand, or with ``waiting`` for the device."""
+    if is_traced() or x.is_meta:
+        return False
+    return x.is_cpu or (waiting and not capturing())
+
+
+def narrow_normal(tensor: Tensor, generator: torch.Generator) -> None:
+    tensor.normal_(0.0, 0.02, generator=generator)
