@@ -5,18 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from perception_blocks.base_block import State, capturing, is_traced, one_input, seed_from
-from perception_blocks.blocks.decoder_layers import (
-    DecoderLayer,
-    LayerForm,
-    NormName,
-    make_norm,
-)
+from perception_blocks.blocks.decoder_layers import DecoderLayer, LayerForm, NormName, make_norm
 from perception_blocks.blocks.embed import refuse_too_few
 from perception_blocks.blocks.key_value_cache import (
     AppendedToken,
@@ -43,9 +38,8 @@ from perception_blocks.settings import (
 
 __all__ = ["DecoderBlock"]
 
-Cache = tuple[
-    Tensor, Tensor
-]  # keys and values, each (n, layers, heads, places, features of a head)
+# Keys and values, each (n, layers, heads, places, features of a head).
+Cache: TypeAlias = tuple[Tensor, Tensor]
 ROPE_THETA = 10000.0
 BASE = 256  # a state is in the model's dtype, and bfloat16 has no odd number above it
 
