@@ -126,9 +126,9 @@ class DecoderBlock(ParallelMemoryBlock):
     def fill_constants(self) -> None:
         if self.cosines is None or self.sines is None or self.cosines.is_meta:
             return
-        tables = rotary_tables(*self.cosines.shape, self.rope_theta)
-        self.cosines.copy_(tables[0])
-        self.sines.copy_(tables[1])
+        cosines, sines = rotary_tables(*self.cosines.shape, theta=self.rope_theta)
+        self.cosines.copy_(cosines)
+        self.sines.copy_(sines)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         draw_parameters(self, seed_from(generator), self.initializer or narrow_normal)

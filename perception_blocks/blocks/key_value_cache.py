@@ -130,8 +130,8 @@ class CachedTokens(WholeSequences):
         if self.mask is None:
             return super().attend(layer, queries, keys, values)
         before = (part[:, layer] for part in self.cache)
-        seen = (torch.cat(pair, dim=-2) for pair in zip(before, (keys, values)))
-        return attention(queries, *seen, self.mask)
+        keys, values = (torch.cat(pair, dim=-2) for pair in zip(before, (keys, values)))
+        return attention(queries, keys, values, self.mask)
 
 
 class AppendedToken:
@@ -163,8 +163,8 @@ class AppendedToken:
                 part[:, layer, :, self.place] = new[:, :, 0]
             else:
                 part[self.rows, layer, :, self.place] = new[:, :, 0].to(part.dtype)
-        seen = (part[:, layer, :, self.span] for part in self.cache)
-        return attention(queries, *seen, self.mask)
+        keys, values = (part[:, layer, :, self.span] for part in self.cache)
+        return attention(queries, keys, values, self.mask)
 
 
 def attention(
