@@ -91,7 +91,7 @@ class Feedforward(nn.Module):
         self.gate_proj = gate
         self.up_proj = linear_layer(form.width, form.mlp_units, bias=form.mlp_bias)
         self.down_proj = linear_layer(form.mlp_units, form.width, bias=form.mlp_bias)
-        self.activations = make_activations([form.activation])
+        self.activations = make_activations(form.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         activation = self.activations[0]
