@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +22,9 @@ try:
 except ImportError:  # not on Windows, where such files are left
     fcntl: Any = None
 
-__all__ = ["WriteError", "replace_with"]
+__all__ = ["FOLDER_SUFFIX", "PREFIX", "WriteError", "replace_with", "temporary_folder"]
 
-PREFIX, SUFFIX = ".composer-", ".tmp"
+PREFIX, SUFFIX, FOLDER_SUFFIX = ".composer-", ".tmp", ".part"
 
 
 class WriteError(OSError):
@@ -59,6 +60,29 @@ def replace_with(path: str | os.PathLike[str], write: Callable[[str], object]) -
         raise
     except OSError as error:
         raise WriteError(path, error.strerror or str(error), error.errno or 0) from error
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[None]:
+    """A new folder, `PREFIX` to `FOLDER_SUFFIX`, for whoever renames it when all is in it; gone afterwards if nobody does.
+
+    Those of processes that were killed are removed. Raises WriteError where there can be none.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
+        path.mkdir()
+        handle = os.open(path, os.O_RDONLY) if fcntl is not None else None
+    except OSError as error:
+        raise WriteError(path, error.strerror or str(error), error.errno or 0) from error
+    try:
+        if handle is not None:
+            _lock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
@@ -131,18 +155,19 @@ def _remove_abandoned(folder: Path) -> None:
         return
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
-            if name.startswith(PREFIX) and name.endswith(SUFFIX):
+            if name.startswith(PREFIX) and name.endswith((SUFFIX, FOLDER_SUFFIX)):
                 _remove_if_abandoned(os.path.join(folder, name))
 
 
 def _remove_if_abandoned(path: str) -> None:
     with contextlib.suppress(OSError):
-        if not stat.S_ISREG(os.lstat(path).st_mode):
+        mode = os.lstat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             return
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR)
         try:
             if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                os.unlink(path)
+                shutil.rmtree(path) if stat.S_ISDIR(mode) else os.unlink(path)
         finally:
             os.close(handle)
 

@@ -31,6 +31,7 @@ from composer.limits import GivenLimits, Limits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
 from composer.network.network import State, Tensors, share_of
+from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
 from composer.policy.structured import AnyPolicy, one_policy
 from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
@@ -77,6 +78,7 @@ class Model(nn.Module):
         self.expanded = parts.expanded
         self._constructions = parts.constructions
         self._wrapped: IModelWrapper | None = None
+        self._sharding: Any = None  # of composer.parallel, once the weights are spread over processes
 
     @property
     def observation_space(self) -> Any:
@@ -149,6 +151,7 @@ class Model(nn.Module):
 
         Raises SpecError, naming the largest node, if they do not fit into the memory of ``device``.
         """
+        refuse_sharded(self, "materialize()")
         if not self._constructions:
             raise ValueError("this model has its weights already")
         target = torch.device(device)
@@ -183,6 +186,7 @@ class Model(nn.Module):
 
     def lower(self) -> LoweredModel:
         """The model as straight-line code, faster on small batches; its ``policy`` is ``model.policy.lower()``."""
+        refuse_sharded(self, "lower()")
         return LoweredModel(self)
 
     def summary(self) -> str:
@@ -217,6 +221,7 @@ class Model(nn.Module):
 
         Raises ExportError with every reason why the model cannot be exported; then there is no file.
         """
+        refuse_sharded(self, "export()")
         # Not above: torch's exporters take as long to import as torch itself.
         from composer.export.exporting import export_model
 
@@ -225,24 +230,20 @@ class Model(nn.Module):
     def save(self, path: str | FilePath) -> None:
         """Write weights, spec, spaces and seed to one safetensors file; it appears whole or not at all.
 
+        Of a sharded model every process calls this: the weights are gathered, and the first process writes the file.
         Raises CheckpointError if something in the spec has no name by which it can be loaded.
         """
-        write_checkpoint(
-            path,
-            self,
-            spec=dump_yaml(saved_spec(self.source.data, self)),
-            observation_space=spaces_to_json(self.observation_space),
-            action_space=spaces_to_json(self.action_space),
-            seed=self.seed,
-            dtype=self.policy.dtype,
-            critics=[self.spec.critic.kind] if self.spec.critic else [],
-        )
+        if self._sharding is not None:
+            self._sharding.save(path)
+        else:
+            write_checkpoint(path, self, **self._about())
 
     def load_weights(self, path: str | FilePath, *, strict: bool = True) -> LoadReport:
         """Load the weights of a checkpoint into this model, which may have been composed from another spec.
 
         Raises CheckpointError with every difference by name; ``strict=False`` loads what fits and reports the rest.
         """
+        refuse_sharded(self, "load_weights()")
         return fill(self, read_tensors(path, read_record(path)), strict=strict)
 
     def update_normalizers(
@@ -265,6 +266,26 @@ class Model(nn.Module):
         self.policy.merge_normalizers(other.policy)
         if self.critic is not None:
             self.critic.merge_normalizer(other._critic())
+
+    def load_state_dict(self, *arguments: Any, **keywords: Any) -> Any:
+        """As of every module; composer.parallel.load is for a sharded model."""
+        refuse_sharded(self, "load_state_dict()")
+        return super().load_state_dict(*arguments, **keywords)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        refuse_sharded(self, "a copy")
+        return super().__reduce_ex__(protocol)
+
+    def _about(self) -> dict[str, Any]:
+        """What its checkpoint says beside the weights."""
+        return {
+            "spec": dump_yaml(saved_spec(self.source.data, self)),
+            "observation_space": spaces_to_json(self.observation_space),
+            "action_space": spaces_to_json(self.action_space),
+            "seed": self.seed,
+            "dtype": self.policy.dtype,
+            "critics": [self.spec.critic.kind] if self.spec.critic else [],
+        }
 
     def _critic(self) -> CriticModule | StructuredCriticBase:
         if self.critic is None:

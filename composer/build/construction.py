@@ -12,7 +12,7 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ from perception_blocks.measure import MetaMode
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.words import listing
 
-__all__ = ["BuiltNetwork", "SeededConstruction", "chosen_seed", "on_cpu", "refuse_too_large"]
+__all__ = ["BuiltNetwork", "SeededConstruction", "Stages", "allocate", "chosen_seed", "on_cpu"]
+__all__ += ["refuse_too_large"]
 
 
 def chosen_seed(seed: Any) -> int:
@@ -48,6 +49,18 @@ def on_cpu() -> contextlib.AbstractContextManager[object]:
     if torch.get_default_device().type == "cpu":
         return contextlib.nullcontext()  # torch.device slows every call down
     return torch.device("cpu")
+
+
+class Stages(Protocol):
+    """What follows as the modules of a network get their weights, one after the other."""
+
+    def draws(self, block: PerceptionBlock, generator: torch.Generator) -> bool:
+        """Whether it gave ``block`` weights itself, drawn from ``generator`` as they would have been."""
+        ...
+
+    def ready(self, module: nn.Module) -> None:
+        """Called once ``module``, that of a node or a user's network, has its weights."""
+        ...
 
 
 class SeededConstruction(Construction):
@@ -130,8 +143,10 @@ class SeededConstruction(Construction):
     def where(self, path: NodePath) -> str:
         return self._where(path)
 
-    def materialize(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Give every module weights on ``device``; the objects stay the same."""
+    def materialize(
+        self, device: torch.device, dtype: torch.dtype, stages: Stages | None = None
+    ) -> None:
+        """Give every module weights on ``device``; the objects stay the same. ``stages`` follow node by node."""
         for path, (module, factory) in self._others.items():
             if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
                 fresh = self._seeded(path, factory, Budget(self.budget.limits))
@@ -140,25 +155,41 @@ class SeededConstruction(Construction):
                 _take_over(module, fresh.to(device=device, dtype=dtype))
             elif not _is_there(module, device, dtype):  # else a move changes nothing but attributes
                 module.to(device=device, dtype=dtype)
+            if stages is not None:
+                stages.ready(module)
         for path, block in self._blocks.items():
-            dtypes = self._allocated(path, block, device)
-            if not is_built_in(block):  # a user's may forget a parameter; ours are tested for it
-                _poison(block)
-            block.reset_parameters(local_generator(self.seed, self.name, *path))
-            if not is_built_in(block):
-                _refuse_undrawn(block, self.where(path))
-            if any(kind.is_floating_point and kind != dtype for kind in dtypes):
-                block.to(dtype=dtype)
+            generator = local_generator(self.seed, self.name, *path)
+            if stages is None or not stages.draws(block, generator):
+                self._draw(path, block, generator, device, dtype)
+            if stages is not None:
+                stages.ready(block)
         for inner in self._copies:
             inner.materialize(device, dtype)
         for action in self._actions:
             action()
 
+    def _draw(
+        self,
+        path: NodePath,
+        block: PerceptionBlock,
+        generator: torch.Generator,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        dtypes = self._allocated(path, block, device)
+        if not is_built_in(block):  # a user's may forget a parameter; ours are tested for it
+            _poison(block)
+        block.reset_parameters(generator)
+        if not is_built_in(block):
+            _refuse_undrawn(block, self.where(path))
+        if any(kind.is_floating_point and kind != dtype for kind in dtypes):
+            block.to(dtype=dtype)
+
     def _allocated(
         self, path: NodePath, block: PerceptionBlock, device: torch.device
     ) -> set[torch.dtype]:
         try:
-            return _allocate(block, device)
+            return allocate(block, device)
         except (RuntimeError, MemoryError) as error:
             reached = not_allocated(sum(tensor.nbytes for tensor in block.parameters()))
             raise reached.at(self._named(path), self._place(path)) from error
@@ -259,7 +290,7 @@ def _is_there(module: nn.Module, device: torch.device, dtype: torch.dtype) -> bo
     )
 
 
-def _allocate(block: nn.Module, device: torch.device) -> set[torch.dtype]:
+def allocate(block: nn.Module, device: torch.device) -> set[torch.dtype]:
     """Memory for all tensors of ``block``, and their dtypes: what torch's ``to_empty`` does in three times the time.
 
     Modules that have something to add to a move (``_apply``) are asked to.

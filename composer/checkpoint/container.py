@@ -21,7 +21,8 @@ from torch import Tensor
 from composer.atomic import WriteError, replace_with
 from composer.errors import RefusedError
 
-__all__ = ["FORMAT", "CheckpointError", "read_record", "read_tensors", "write_file"]
+__all__ = ["FORMAT", "CheckpointError", "read_piece", "read_record", "read_tensors"]
+__all__ += ["write_file"]
 
 FORMAT = "perception-composer"
 MOST_BYTES = 100_000_000  # of a header, which safetensors has as its own limit
@@ -145,6 +146,13 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "again to add them", os.fspath(path),
         )  # fmt: skip
     return tensors
+
+
+def read_piece(path: str | os.PathLike[str], name: str, digests: object) -> Tensor:
+    """One tensor. Raises CheckpointError unless it is as it was saved, by the file's own ``digests``."""
+    tensor = _read(path, lambda file: file.get_tensor(name))
+    _check_tensors(path, digests, {name: tensor})
+    return tensor
 
 
 def _header_of(file: safe_open) -> tuple[dict[str, str], Kinds]:

@@ -28,7 +28,7 @@ from perception_blocks.registry import BLOCKS
 from perception_blocks.words import as_module_name, near_name
 
 __all__ = ["LoadReport", "Record", "fill", "fill_whole", "foreign_modules", "is_dtype"]
-__all__ += ["read_record", "read_tensors", "require_blocks", "write_checkpoint"]
+__all__ += ["read_record", "read_tensors", "record_of", "require_blocks", "write_checkpoint"]
 
 VERSION = 1
 OURS = ("torch.", "perception_blocks.", "composer.")
@@ -78,18 +78,8 @@ def _counted(things: list[str], word: str) -> str:
     return f"{len(things)} {word}" if len(things) == 1 else f"{len(things)} {word}s"
 
 
-def write_checkpoint(
-    path: str | os.PathLike[str],
-    module: nn.Module,
-    *,
-    spec: str,
-    observation_space: Json,
-    action_space: Json,
-    seed: int,
-    dtype: torch.dtype,
-    critics: Sequence[str] = (),
-) -> None:
-    """Write the state of ``module`` and what rebuilds it; ``critics`` are the kinds of critics in its spec.
+def write_checkpoint(path: str | os.PathLike[str], module: nn.Module, **about: Any) -> None:
+    """Write the state of ``module`` and what rebuilds it: ``about`` are the keywords of `record_of`.
 
     The file appears whole or not at all.
     """
@@ -98,7 +88,21 @@ def write_checkpoint(
         raise CheckpointError(
             "cannot be saved: the model has no weights yet; call materialize first"
         )
-    record = {
+    write_file(path, tensors, {**record_of(module, **about), "tied": tied})
+
+
+def record_of(
+    module: nn.Module,
+    *,
+    spec: str,
+    observation_space: Json,
+    action_space: Json,
+    seed: int,
+    dtype: torch.dtype,
+    critics: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors, but for which of these are tied."""
+    return {
         "format_version": VERSION,
         "spec": spec,
         "observation_space": observation_space,
@@ -107,13 +111,11 @@ def write_checkpoint(
         "dtype": str(dtype).removeprefix("torch."),
         "modules": foreign_modules(module),
         "versions": _versions(),
-        "tied": tied,
         "blocks": _foreign_blocks(module),
         "critics": {
             n: home for n in critics if not (home := CRITICS.module_of(n)).startswith(OURS)
         },
     }
-    write_file(path, tensors, record)
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:

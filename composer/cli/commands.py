@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
+from composer.cli.prove import add_prove_options, run_prove
 from composer.cli.train import add_train_options, run_train
 from composer.errors import RefusedError, SpecError
 from composer.source.files import begins_as_checkpoint, is_regular, real_path
@@ -200,6 +201,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="SPEC", nargs="?", help=text)
     _add_spec_options(parser)
     add_train_options(parser)
+
+
+def _add_proof_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="SPEC", help="a spec")
+    _add_spec_options(parser)
+    add_prove_options(parser)
 
 
 def _add_block_options(parser: argparse.ArgumentParser) -> None:
@@ -390,6 +397,15 @@ def _train(arguments: argparse.Namespace) -> int:
     return run_train(arguments, source, weights)
 
 
+def _prove(arguments: argparse.Namespace) -> int:
+    if _is_checkpoint(arguments.file):
+        raise _UserError(f"{arguments.file} is a checkpoint; composer prove takes a spec")
+    _compose(arguments)  # what is wrong with the spec shows here, before processes are started
+    text, status = run_prove(arguments)
+    _say(text)
+    return status
+
+
 def _blocks(arguments: argparse.Namespace) -> None:
     from composer.reference.help import describe_block, list_blocks
     from composer.trust import import_allowed
@@ -462,6 +478,7 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
     "draw": (_draw, _add_draw_options, "draw policy and critic in one picture"),
     "export": (_export, _add_export_options, "write a file that runs without this library"),
     "train": (_train, _add_training_options, "train a model, or continue a run"),
+    "prove": (_prove, _add_proof_options, "show that several processes compute what one does"),
     "blocks": (_blocks, _add_block_options, "list the blocks, or describe one"),
     "schema": (_schema, _add_schema_options, "print the JSON Schema of specs, for editors"),
     "diff": (_diff, _add_diff_options, "print what differs between two specs or checkpoints"),

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from composer.network.sharded import refuse_sharded
 from perception_blocks.inference import submodule_at
 
 __all__ = ["REGISTRIES", "TENSORS", "RegistryView"]
@@ -30,6 +31,14 @@ class RegistryView(nn.Module):
         object.__setattr__(self, "_origin", origin)
         for registry in registries:
             object.__setattr__(self, registry, getattr(origin, registry))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        refuse_sharded(self, "a copy")
+        return super().__reduce_ex__(protocol)
+
+    def load_state_dict(self, *arguments: Any, **keywords: Any) -> Any:
+        refuse_sharded(self, "load_state_dict()")
+        return super().load_state_dict(*arguments, **keywords)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if value is None or isinstance(value, nn.Module | Tensor):

@@ -19,6 +19,7 @@ from composer.distributions.joint import ActionDistributions
 from composer.lowered.policy import LoweredPolicy
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State, Tensors
+from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
 from composer.spaces.actors import Actor
 from composer.spaces.kinds import Space, as_tensor
@@ -166,6 +167,7 @@ class Policy(NetworkModule):
 
     def lower(self) -> LoweredPolicy:
         """A faster policy for acting: straight-line code that reads the parameters, with ``act``."""
+        refuse_sharded(self, "lower()")
         return LoweredPolicy(self, Policy)
 
     def from_environment(self, action: object) -> Any:

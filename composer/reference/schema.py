@@ -14,6 +14,7 @@ from composer.distributions.base import DISTRIBUTIONS
 from composer.spaces.kinds import KINDS
 from composer.spec.model_spec import CRITICS
 from composer.spec.nodes import NESTED
+from composer.spec.parallel import PRECISION_KEYS, PRECISIONS
 from composer.spec.read import VERSION
 from composer.spec.template import GIVEN_KINDS, TEMPLATE_KEYS
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
@@ -127,6 +128,7 @@ def _top_keys(part: str = "") -> dict[str, Schema]:
         "ignore": _said("Observations that are left unread on purpose.", _names()),
         "normalize": _said("Observations to normalise by running statistics.", _names()),
         "texts": _texts(),
+        "parallel": _or_null(_parallel()),
         "policy": _ref("policy", part),
         "critic": _or_null(_ref("critic", part)),
     }
@@ -138,6 +140,23 @@ def _texts() -> Schema:
     text = _object({"max_length": length, "charset": charset}, ["max_length"])
     what = "The length and characters of texts whose space does not say them, by observation."
     return _said(what, _names_to(text))
+
+
+def _parallel() -> Schema:
+    word: Schema = {"enum": list(PRECISIONS)}
+    both = _object({key: _value(word) for key in PRECISION_KEYS})
+    keys = {
+        "data": _said("How many processes share the batch.", _value({"anyOf": [{"const": "auto"}, COUNT]})),
+        "tensor": _said("How many processes share each matrix.", _value(COUNT)),
+        "precision": _said(
+            "The dtype of calculations and of sums of gradients.",
+            _or_null(_if({"type": "object"}, both, _value(word))),
+        ),
+        "units": _said("Further classes that are sharded by themselves.", _names()),
+        "gradient_checkpointing": _said("Recompute layers backward.", _value({"type": "boolean"})),
+        "offload": _said("Keep parameters on the CPU.", _value({"type": "boolean"})),
+    }
+    return _said("How composer.parallel spreads the model over processes.", _object(keys))
 
 
 def _network(more: dict[str, Schema], part: str) -> Schema:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from composer.errors import Path
 from composer.source.load import Source
+from composer.spec.parallel import ParallelSpec
 from perception_blocks.registry import Registry
 
 __all__ = ["CRITICS", "CriticSpec", "DistributionRule", "HeadsSpec", "ModelSpec"]
@@ -160,6 +161,7 @@ class ModelSpec:
     """A whole spec. ``ignore`` and ``normalize`` name observations.
 
     ``texts`` has the longest length and the characters of observations that are texts, as `flatten_space` takes them.
+    ``parallel`` is how `composer.parallel` spreads the model over processes; nothing else looks at it.
     """
 
     version: int
@@ -172,6 +174,7 @@ class ModelSpec:
     policy: PolicySpec
     critic: CriticSpec | None
     source: Source
+    parallel: ParallelSpec | None = None
 
 
 def of_one_actor(spec: ModelSpec) -> ModelSpec:

@@ -22,6 +22,7 @@ from composer.spec.model_spec import (
     PolicySpec,
 )
 from composer.spec.nodes import ALLOW_MODULE, NodeParser, is_misplaced
+from composer.spec.parallel import read_parallel
 from composer.spec.references import check_graph, check_shares, sinks
 from composer.spec.template import read_template, shared_stages
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
@@ -34,7 +35,7 @@ __all__ += ["VERSION", "read_spec"]
 VERSION = 1
 
 TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
-TOP_KEYS += ("texts", "policy", "critic")
+TOP_KEYS += ("texts", "parallel", "policy", "critic")
 KINDS = ("graph", "_target_", "template")
 NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
 POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
@@ -95,6 +96,7 @@ class _SpecParser:
         distributions = self._distributions(top)
         ignore, normalize = top.texts("ignore"), top.texts("normalize")
         texts = self._texts(top)
+        parallel = read_parallel(top)
         if "policy" not in top and "policy" not in meant:
             self._problems.add((), "the spec has no 'policy'")
         policy = self._policy(top)
@@ -112,6 +114,7 @@ class _SpecParser:
             policy=policy,
             critic=critic,
             source=self._source,
+            parallel=parallel,
         )
 
     def _without_other_files(self) -> dict[str, object]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -96,15 +97,55 @@ class TransformerBlock(MaskedBlock):
         seed = seed_from(generator)
         if self.folder is None:
             draw_in_a_copy(self.body, seed, lambda body: draw_body(body, seed, self.initializer))
-            return
-        weights = self.body.state_dict(keep_vars=True)
+        else:
+            self._copy_stored(self.body)
+
+    def layer_names(self) -> list[str]:
+        """The layers of the body, by their names in it."""
+        kinds = set(self.body._no_split_modules or ())  # type: ignore[arg-type]
+        return [name for name, part in self.body.named_modules() if type(part).__name__ in kinds]
+
+    def reset_part(self, name: str, seed: int, without: Sequence[str] = ()) -> None:
+        """`reset_parameters` for the module ``name`` of the body alone, or for all of it ``without`` some modules."""
+        part: Any = self.body.get_submodule(name)
+        with self.without(without):
+            if self.folder is None:
+
+                def draw(twin: nn.Module) -> None:
+                    parts = [(_joined(name, inner), m) for inner, m in twin.named_modules()]
+                    draw_modules(self.body, parts, seed, self.initializer)
+
+                draw_in_a_copy(part, seed, draw)
+            else:
+                self._copy_stored(part, f"{name}." if name else "")
+            self._fill(part)
+
+    @contextlib.contextmanager
+    def without(self, names: Sequence[str]) -> Iterator[None]:
+        """The body without the modules called ``names``, for a while."""
+        homes = [self.body.get_submodule(name.rpartition(".")[0])._modules for name in names]
+        keys = [name.rpartition(".")[2] for name in names]
+        held = [home.pop(key) for home, key in zip(homes, keys)]
+        try:
+            yield
+        finally:
+            for home, key, module in zip(homes, keys, held):
+                home[key] = module
+
+    def _copy_stored(self, part: nn.Module, prefix: str = "") -> None:
+        """Weights of the checkpoint whose names begin with ``prefix``, into ``part`` of the body."""
+        weights = part.state_dict(keep_vars=True)
         with torch.no_grad():
-            for name, tensor in self.folder.tensors(self.body):
-                weights[name].copy_(tensor)
+            for name, tensor in self.folder.tensors(self.body):  # type: ignore[union-attr]
+                if name.startswith(prefix):
+                    weights[name.removeprefix(prefix)].copy_(tensor)
 
     def fill_constants(self) -> None:
         """Frequencies of rotary places stand in no checkpoint."""
-        for part in self.body.modules():
+        self._fill(self.body)
+
+    def _fill(self, module: nn.Module) -> None:
+        for part in module.modules():
             unsaved = [part._buffers[name] for name in part._non_persistent_buffers_set]
             if any(buffer is not None and not buffer.is_meta for buffer in unsaved):
                 with torch.device("cpu"), torch.no_grad():
@@ -207,7 +248,17 @@ def at_places(features: Tensor, places: Tensor) -> Tensor:
 
 def draw_body(body: PreTrainedModel, seed: int, rule: Rule | None) -> None:
     """Weights as the library draws them, each module from a seed of its own name; matrices follow ``rule`` if any."""
-    parts: list[tuple[str, nn.Module]] = list(body.named_modules())
+    draw_modules(body, list(body.named_modules()), seed, rule)
+
+
+def _joined(outer: str, inner: str) -> str:
+    return ".".join(filter(None, (outer, inner)))
+
+
+def draw_modules(
+    body: Any, parts: Sequence[tuple[str, nn.Module]], seed: int, rule: Rule | None
+) -> None:
+    """The same for some modules of ``body``, by their names in it, each after those that hold it."""
     for name, part in reversed(parts):  # inner ones first: a layer scales weights of those it holds
         with random_states_kept(derive_seed(seed, name)):
             body._init_weights(part)

@@ -28,10 +28,10 @@ perception_blocks: inference | torch networkx
 composer: errors atomic batch_axes limits | torch
 composer.source: values files scalars params overlay load | yaml
 composer: trust |
-composer.spec: fields model_spec nodes template references wrapper_names read places diff |
+composer.spec: fields parallel model_spec nodes template references wrapper_names read places diff |
 composer.spaces: sizes values kinds variable_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
-composer.network: network registries module groups structured | torch
+composer.network: network sharded registries module groups structured | torch
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words help pages schema |
@@ -44,6 +44,7 @@ composer.diagram: picture folding labels sketch dot mermaid render html drawing 
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
 composer.build: budget context construction plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic | torch
 composer: model | torch gymnasium
+composer.parallel: plan launch tensor sharding materialize state prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock
 composer.adapters: algorithm_needs | gymnasium
 composer.adapters.sb3: spaces checks policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
@@ -51,7 +52,7 @@ composer.adapters.torchrl: fields distribution checks functions modules models a
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
-composer.cli: ctrl_c write_out train commands | gymnasium
+composer.cli: ctrl_c write_out train prove commands | gymnasium
 composer: __main__ |
 """
 MOST_FILES_AT_ROOT = {"composer": 12, "perception_blocks": 18}

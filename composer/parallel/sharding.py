@@ -1,0 +1,439 @@
+"""A model's parameters spread over processes by FSDP2: what is sharded by itself, in which order, and what is not.
+
+The root of FSDP2 is the module of a network, which every use of a policy or critic calls; a policy itself is passed by.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from composer.checkpoint.container import CheckpointError, write_file
+from composer.checkpoint.file import record_of
+from composer.critic.targets import Targeted
+from composer.distributions.joint import ActionDistributions
+from composer.errors import Problems
+from composer.model import Model
+from composer.network.groups import SeparateNetworks
+from composer.network.module import StatefulModule
+from composer.network.network import EnsembleNetwork
+from composer.network.registries import RegistryView
+from composer.network.sharded import mark_sharded
+from composer.network.structured import StructuredModule
+from composer.parallel.launch import Mesh, start
+from composer.parallel.plan import Given, Plan, place, plan_of
+from composer.parallel.tensor import bodies_of, is_body, split_layer, why_not_split
+from perception_blocks.base_block import PerceptionBlock, block_name
+from perception_blocks.ensemble.ensemble import EnsembleBlock
+from perception_blocks.inference import InferenceBlock
+from perception_blocks.words import hint
+
+__all__ = ["Sharder", "Sharding", "modules_below", "named_tensors", "optimizer", "refuse_together"]
+__all__ += ["roots_of", "shard", "whole_tensor", "write_whole"]
+
+M = TypeVar("M", bound=nn.Module)
+LAYERED = ("transformer_encoder", "decoder")  # blocks whose `layers` are units
+GENERATING = ("generate", "predict_tokens")  # ways to use a module that are no call of it
+Places = dict[str, tuple[str, int | None]]  # of a state_dict: the tensor, and its row in a stack
+
+
+def shard(model: M, mesh: Mesh | None = None, plan: Given = None) -> M:
+    """Spread the parameters of ``model``, which has weights, over the processes; in place.
+
+    Every process calls this with the same model; the weights are those of the first process. ``plan`` is what
+    ``parallel:`` in a spec is, and by default that of the model's spec. In a process that torchrun has not started the
+    model stays whole. Raises SpecError for a plan that fits neither the processes nor the model.
+    """
+    mesh = mesh or start()
+    sharder = Sharder(model, mesh, plan)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "this model has no weights yet; call model.materialize() first, or compose it with composer.parallel.compose"
+        )
+    model.to(mesh.device)
+    if mesh.backend is not None:
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+    sharder.finish()
+    return model
+
+
+def optimizer(model: nn.Module, cls: Callable[..., Optimizer], **settings: Any) -> Optimizer:
+    """``cls`` over the parameters of ``model`` as they lie on this process; frozen ones are left out."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kinds = [[p for p in trained if isinstance(p, DTensor) is sharded] for sharded in (True, False)]
+    # One group for each kind: an optimizer computes the parameters of a group together, and these do not mix.
+    return cls([{"params": group} for group in kinds if group], **settings)
+
+
+# --- what a model is made of ------------------------------------------------------------------------------------------
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and the persistent buffers of ``model``, each once, by the names of ``named_parameters``."""
+    unsaved = {
+        id(module._buffers[name])
+        for module in model.modules()
+        for name in module._non_persistent_buffers_set
+    }
+    buffers = {name: t for name, t in model.named_buffers() if id(t) not in unsaved}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of ``tensor``; of a sharded one every process has to ask."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _places_of(model: nn.Module) -> Places:
+    """Where each tensor of the state_dict is among the `named_tensors`: stacks hold one for each copy."""
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    places: Places = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in names:
+            places[key] = (names[id(tensor)], None)
+        else:
+            stack = tensor._base
+            assert stack is not None
+            places[key] = (names[id(stack)], tensor.storage_offset() // max(1, stack.stride(0)))
+    return places
+
+
+def _holders(part: nn.Module) -> Iterator[Any]:
+    """The policies or critics of one network each in ``part``, or several whose networks are stacked; targets first."""
+    if isinstance(part, Targeted) and part.has_target:
+        yield from _holders(part.target)
+    if isinstance(part, StructuredModule):
+        for group in part.groups:
+            yield from _holders(group.module)
+    elif isinstance(part, SeparateNetworks) and part.ensemble is None:
+        for member in part.members:
+            yield from _holders(member)
+    else:
+        yield part
+
+
+def _called(holder: Any) -> nn.Module:
+    """What runs when ``holder`` is used."""
+    if isinstance(holder, SeparateNetworks):
+        assert holder.ensemble is not None
+        return holder.ensemble
+    network = holder.network
+    return network.ensemble if isinstance(network, EnsembleNetwork) else network.module
+
+
+def roots_of(module: Any) -> list[nn.Module]:
+    """The modules in ``module`` that are called from outside, each once; those of targets before their critics'.
+
+    A module that is no model, policy or critic may have ``parallel_roots()``; else it is called itself.
+    """
+    if isinstance(module, Model):
+        parts = [module.policy] if module.critic is None else [module.policy, module.critic]
+        roots = [root for part in parts for root in roots_of(part)]
+    elif isinstance(module, StatefulModule):
+        roots = [_called(holder) for holder in _holders(module)]
+    else:
+        roots = module.parallel_roots() if hasattr(module, "parallel_roots") else [module]
+    return list({id(root): root for root in roots}.values())
+
+
+def modules_below(module: nn.Module) -> list[nn.Module]:
+    """All modules in ``module``, inner ones before those that hold them; nothing of what is in an ensemble."""
+    if isinstance(module, EnsembleBlock):
+        return [module]
+    inner = [part for child in module.children() for part in modules_below(child)]
+    return list({id(part): part for part in [*inner, module]}.values())
+
+
+def _nodes(module: nn.Module) -> Iterator[int]:
+    """The ids of the modules of all nodes of a graph, and of the graphs in it."""
+    if isinstance(module, InferenceBlock):
+        for node in module.nodes:
+            inner = module.module_of(node)
+            yield from _nodes(inner) if isinstance(inner, InferenceBlock) else (id(inner),)
+
+
+def _layers(roots: list[nn.Module], units: tuple[str, ...]) -> dict[int, Any]:
+    """By its id each layer that is sharded by itself, and the body of transformers that it is of (or None)."""
+    parts = [part for root in roots for part in modules_below(root)]
+    layers: dict[int, Any] = {}
+    for body in (part for part in parts if is_body(part)):
+        kinds = sorted(body._no_split_modules)
+        for part in body.modules():
+            if type(part).__name__ in kinds:
+                layers.setdefault(id(part), body)
+    for part in parts:
+        if isinstance(part, PerceptionBlock) and block_name(part) in LAYERED:
+            layers |= {id(layer): None for layer in part.layers}  # type: ignore[union-attr]
+        if type(part).__name__ in units:
+            layers.setdefault(id(part), None)
+    return layers
+
+
+# --- sharding ---------------------------------------------------------------------------------------------------------
+
+
+class Sharder:
+    """Shards the parts of ``model`` one by one, and at last what is left.
+
+    Raises SpecError where ``plan`` does not fit the processes or the model.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh, plan: Given = None) -> None:
+        source = None
+        if isinstance(model, Model):
+            if model._sharding is not None:
+                raise ValueError("this model is sharded already")
+            if plan is None:
+                source, plan = model.source, model.spec.parallel
+        self.model, self.mesh = model, mesh
+        self.plan = plan_of(plan, mesh.size, source)
+        self._survey()
+        _check(model, self.plan, self._layers, Problems(source))
+        self._whole = {
+            parameter
+            for module in model.modules()
+            if isinstance(module, ActionDistributions)
+            for parameter in module.parameters()
+        }
+        self._sharding = Sharding(model, mesh, self.plan) if mesh.backend is not None else None
+
+    def _survey(self) -> None:
+        """Look where the roots, the layers and the nodes are."""
+        self.roots = roots_of(self.model)
+        self._layers = _layers(self.roots, self.plan.units)
+        self._nodes = {node for root in self.roots for node in _nodes(root)}
+
+    def shard_in(self, module: nn.Module) -> None:
+        """Shard the units in ``module``, itself included; those that are sharded already stay."""
+        for part in modules_below(module):
+            is_layer = id(part) in self._layers
+            if isinstance(part, FSDPModule) or not (is_layer or id(part) in self._nodes):
+                continue  # an inner part of a unit, or one that was sharded as it got its weights
+            if is_layer:
+                self._prepare_layer(part)
+            if self._sharding is not None and next(part.parameters(), None) is not None:
+                self._shard(part, self._precision(part, is_inner=is_layer))
+
+    def _prepare_layer(self, layer: nn.Module) -> None:
+        """What comes before a layer is sharded."""
+        body = self._layers[id(layer)]
+        if self.plan.gradient_checkpointing:
+            vars(layer)["forward"] = functools.partial(_recomputed, layer.forward)
+        if self.plan.tensor > 1 and body is not None and not why_not_split(body, self.plan.tensor):
+            split_layer(body, layer, self._grid["tensor"])
+
+    def finish(self) -> None:
+        """Shard what is left, roots last."""
+        self._survey()  # with weights there are new targets, and new modules in a user's class
+        for root in self.roots:
+            self._finish_root(root)
+        if self._sharding is None:
+            return
+        self._average_whole()
+        for module in self.model.modules():
+            if isinstance(module, RegistryView | Model):
+                mark_sharded(module)
+        if isinstance(self.model, Model):
+            self.model._sharding = self._sharding
+
+    def _finish_root(self, root: nn.Module) -> None:
+        targets = {
+            id(module._modules["target"])
+            for module in self.model.modules()
+            if isinstance(module, Targeted) and module.has_target
+        }
+        children = dict(root._modules)
+        # A target is a root of its own, called before and after this one: it is away while this root looks for parts.
+        for name, child in children.items():
+            if id(child) in targets:
+                del root._modules[name]
+        self.shard_in(root)
+        if self._sharding is not None:
+            if not isinstance(root, FSDPModule):
+                self._shard(root, self._precision_of_root(root))
+            for name in GENERATING:
+                if hasattr(type(root), name):
+                    register_fsdp_forward_method(root, name)
+            root._get_fsdp_state()._lazy_init()  # type: ignore[operator]
+        root._modules.clear()
+        root._modules.update(children)
+
+    @property
+    def _grid(self) -> DeviceMesh:
+        return self.mesh.grid(self.plan.data, self.plan.tensor)
+
+    def _shard(self, module: nn.Module, precision: MixedPrecisionPolicy) -> None:
+        for parameter in module.parameters():
+            if not isinstance(parameter, DTensor) and not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()  # a stack may lie transposed
+        offload = self.plan.offload and self.mesh.device.type == "cuda"
+        fully_shard(
+            module,
+            mesh=self._grid["data"],
+            reshard_after_forward=True,  # else parameters() gives whole tensors after a call, which no step changes
+            mp_policy=precision,
+            offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy(),
+            ignored_params=self._whole,
+        )
+
+    def _precision(self, module: nn.Module, *, is_inner: bool = False) -> MixedPrecisionPolicy:
+        """Of a unit; what a node gives is of the model's dtype, what goes from layer to layer is not."""
+        narrow = self.plan.param_dtype
+        if narrow is None or any(isinstance(part, EnsembleBlock) for part in module.modules()):
+            return MixedPrecisionPolicy()  # nothing casts the inputs of a network in a stack
+        dtype = None if is_inner else self._dtype
+        return MixedPrecisionPolicy(narrow, self.plan.reduce_dtype, dtype)
+
+    def _precision_of_root(self, root: nn.Module) -> MixedPrecisionPolicy:
+        is_graph = isinstance(root, InferenceBlock)  # its nodes have all parameters
+        return MixedPrecisionPolicy() if is_graph else self._precision(root)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.model.policy.dtype if isinstance(self.model, Model) else torch.float32
+
+    def _average_whole(self) -> None:
+        """Average the gradients of parameters that stay whole: few, and read outside of any call."""
+        if self.plan.data == 1:
+            return
+        group = self._grid["data"].get_group()
+
+        def average(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad, group=group)
+            parameter.grad.div_(self.plan.data)
+
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                parameter.register_post_accumulate_grad_hook(average)
+
+
+class Sharding:
+    """What is known of a sharded model: its ``mesh``, its ``plan``, and what a checkpoint of it says.
+
+    ``places`` says of each tensor of the state_dict where its numbers are.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh, plan: Plan) -> None:
+        self.model, self.mesh, self.plan = model, mesh, plan
+        self.places = _places_of(model)
+        self._record = _record_of(model)
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """Raises CheckpointError if something in the spec has no name by which it can be loaded."""
+        if isinstance(self._record, CheckpointError):
+            raise self._record
+        return self._record
+
+    def save(self, path: str | Path) -> None:
+        """Write what `Model.save` writes: gathered, by the first process."""
+        record = self.record
+        whole: dict[str, Tensor] = {}
+        for name, tensor in named_tensors(self.model).items():
+            gathered = whole_tensor(tensor)
+            if self.mesh.is_first:
+                whole[name] = gathered.cpu()
+        failed = None
+        if self.mesh.is_first:
+            try:
+                write_whole(path, whole, self.places, record)
+            except CheckpointError as error:
+                failed = error
+        refuse_together(self.mesh, failed, f"{str(path)!r} could not be written by the first process")
+
+
+def _record_of(model: nn.Module) -> Mapping[str, Any] | CheckpointError:
+    if not isinstance(model, Model):
+        return {}
+    try:
+        return record_of(model, **model._about())
+    except CheckpointError as error:
+        return error
+
+
+def write_whole(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    places: Mapping[str, tuple[str, int | None]],
+    record: Mapping[str, Any],
+) -> None:
+    """The file that `Model.save` writes, from the `named_tensors` of a model."""
+    state: dict[str, Tensor] = {}
+    first: dict[tuple[str, int | None], str] = {}
+    tied: dict[str, str] = {}
+    for key, (name, row) in places.items():
+        stored = first.setdefault((name, row), key)
+        if stored == key:
+            state[key] = tensors[name] if row is None else tensors[name][row]
+        else:
+            tied[key] = stored
+    write_file(path, state, {**record, "tied": tied})
+
+
+def refuse_together(mesh: Mesh, failed: Exception | None, elsewhere: str) -> None:
+    """Raise ``failed`` here, and CheckpointError, which says what happened ``elsewhere``, on the other processes."""
+    (any_failed,) = mesh.largest([float(failed is not None)])
+    if failed is not None:
+        raise failed
+    if any_failed:
+        raise CheckpointError(elsewhere)
+
+
+def _recomputed(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """``forward`` without what it would keep for the backward pass."""
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **keywords)
+    return checkpoint(forward, *arguments, use_reentrant=False, **keywords)
+
+
+# --- what a plan asks of a model --------------------------------------------------------------------------------------
+
+
+def _check(
+    model: nn.Module, plan: Plan, layers: Mapping[int, Any], problems: Problems
+) -> None:
+    """Raise SpecError with everything in ``plan`` that ``model`` cannot do."""
+    known = {
+        type(part).__name__ for part in model.modules() if next(part.parameters(), None) is not None
+    }
+    for index, name in enumerate(plan.units):
+        if name not in known:
+            near = hint(name, sorted(known))
+            problems.add(place("units", index), f"no module of this model is a {name!r}{near}")
+    if plan.tensor > 1:
+        bodies = {id(body): body for body in bodies_of(model)}.values()
+        reasons = [why_not_split(body, plan.tensor) for body in bodies]
+        if not bodies:
+            reasons = ["there is no body of transformers in this model"]
+        if all(reasons):
+            shown = "; ".join(dict.fromkeys(filter(None, reasons)))
+            problems.add(place("tensor"), f"'tensor' splits the layers of llama and its like: {shown}")
+    if plan.gradient_checkpointing and not layers:
+        message = "there are no layers in this model to recompute; name classes of layers in 'units'"
+        problems.add(place("gradient_checkpointing"), message)
+    problems.raise_if_any()
+

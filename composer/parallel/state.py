@@ -1,0 +1,470 @@
+"""Checkpoints of sharded models: a folder with one safetensors file for each process, and JSON beside them.
+
+Tensors have the names of ``named_parameters()`` and of persistent buffers, and ``optimizer.<name>.<key>`` what an
+optimizer keeps of a parameter. Any number of processes reads what any other number wrote. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.optim import Optimizer
+
+from composer.atomic import FOLDER_SUFFIX, PREFIX, WriteError, replace_with, temporary_folder
+from composer.checkpoint.container import CheckpointError, read_piece, read_record, write_file
+from composer.parallel.launch import Mesh, start
+from composer.parallel.plan import Plan
+from composer.parallel.sharding import Sharding, named_tensors, refuse_together, write_whole
+from perception_blocks.port import format_shape
+from perception_blocks.words import describe, near_name
+
+__all__ = ["consolidate", "load", "save"]
+
+FORMAT_VERSION = 1
+INDEX = "checkpoint.json"
+OPTIMIZER = "optimizer."
+
+
+def save(
+    folder: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint of ``model`` and, where it is given, of its ``optimizer``; every process calls this.
+
+    The folder appears whole or not at all; one that is there is replaced. The processes must see the same folder.
+    ``extra`` is what `load` returns: numbers, texts, lists and dicts of these, such as the number of steps.
+
+    Raises CheckpointError where it cannot be written.
+    """
+    mesh, target = start(), Path(os.path.abspath(folder))
+    index = _Index.of(model, optimizer, extra)
+    temporary = target.parent / f"{PREFIX}{mesh.agreed(secrets.randbits(62)):x}{FOLDER_SUFFIX}"
+    elsewhere = f"{str(target)!r} could not be written by another process"
+    with contextlib.ExitStack() as stack:
+        if mesh.is_first:
+            with _told_together(mesh, elsewhere):
+                _refuse_other_folder(target)
+                stack.enter_context(temporary_folder(temporary))
+        else:
+            refuse_together(mesh, None, elsewhere)
+        with _told_together(mesh, elsewhere):
+            _write_pieces(temporary, mesh, model, optimizer)
+            if mesh.is_first:
+                text = json.dumps(index.as_data(mesh.size), allow_nan=False)
+                replace_with(temporary / INDEX, lambda name: Path(name).write_text(text, "utf-8"))
+        with _told_together(mesh, elsewhere):  # nobody goes on before the folder is in its place
+            if mesh.is_first:
+                _put_in_place(temporary, target)
+
+
+@contextlib.contextmanager
+def _told_together(mesh: Mesh, elsewhere: str) -> Iterator[None]:
+    """An error in one process is one in all of them, which wait for one another; there it is called ``elsewhere``."""
+    failed = None
+    try:
+        yield
+    except (CheckpointError, WriteError) as error:
+        failed = error if isinstance(error, CheckpointError) else CheckpointError(str(error))
+    refuse_together(mesh, failed, elsewhere)
+
+
+def load(folder: str | Path, model: nn.Module, optimizer: Optimizer | None = None) -> Any:
+    """Load the checkpoint in ``folder`` into ``model`` and ``optimizer``, whole or sharded; returns its ``extra``.
+
+    Every process calls this. The optimizer gets what it kept of the parameters that had been stepped, and its settings.
+
+    Raises CheckpointError for a folder that does not fit, with nothing changed, and for a damaged one.
+    """
+    mesh = start()
+    with _told_together(mesh, f"{str(folder)!r} could not be read by another process"):
+        pieces = _Pieces(Path(folder))
+        tensors = named_tensors(model)
+        _refuse_other_tensors(pieces, tensors)
+        kept = {} if optimizer is None else _states_to_fill(pieces, model, optimizer)
+        for name, tensor in {**tensors, **kept}.items():
+            pieces.fill(name, tensor)
+    return pieces.index["extra"]
+
+
+def consolidate(folder: str | Path, path: str | Path) -> None:
+    """Write the model in ``folder`` as the one file that ``model.save`` writes, which `composer.load` reads.
+
+    It holds the whole model in memory, and imports nothing that the spec names. Of several processes the first writes.
+
+    Raises CheckpointError for a damaged folder, and where the file cannot be written.
+    """
+    mesh = start()
+    with _told_together(mesh, f"{str(path)!r} could not be written by the first process"):
+        if mesh.is_first:
+            _consolidate(Path(folder), path)
+
+
+def _consolidate(folder: Path, path: str | Path) -> None:
+    pieces = _Pieces(folder)
+    index = pieces.index
+    if not index["record"]:
+        raise CheckpointError(
+            f"{str(folder)!r} does not say how its model is composed: {index['why_no_record']}"
+        )
+    whole = {name: pieces.whole(name) for name, _ in index["places"].values()}
+    write_whole(path, whole, {key: (n, row) for key, (n, row) in index["places"].items()}, index["record"])
+
+
+# --- what stands beside the tensors -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What a checkpoint says beside its tensors; all of it is JSON."""
+
+    record: Mapping[str, Any]
+    why_no_record: str
+    places: Mapping[str, tuple[str, int | None]]
+    tensors: Mapping[str, tuple[str, list[int]]]  # the dtype and the shape of each
+    groups: list[dict[str, Any]]
+    values: Mapping[str, Any]
+    extra: Any
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: Optimizer | None, extra: Any) -> _Index:
+        try:
+            extra = json.loads(json.dumps(extra, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"'extra' may hold numbers, texts, true, false, null, lists and dicts: {error}"
+            ) from error
+        tensors = dict(_tensors_of(model, optimizer))
+        sharding = getattr(model, "_sharding", None) or Sharding(model, Mesh(), Plan())
+        record, why = {}, "it is no model of a spec"
+        try:
+            record = sharding.record
+        except CheckpointError as error:
+            why = str(error)
+        return cls(
+            record, why, sharding.places,
+            {name: (_dtype_of(tensor), list(tensor.shape)) for name, tensor in tensors.items()},
+            [] if optimizer is None else _groups_of(model, optimizer),
+            {} if optimizer is None else dict(_values_of(model, optimizer)),
+            extra,
+        )  # fmt: skip
+
+    def as_data(self, processes: int) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, "processes": processes, **vars(self)}
+
+
+def _tensors_of(model: nn.Module, optimizer: Optimizer | None) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a checkpoint by name, as they lie on this process."""
+    yield from named_tensors(model).items()
+    if optimizer is not None:
+        for name, key, value in _kept(model, optimizer):
+            if isinstance(value, Tensor):
+                yield f"{OPTIMIZER}{name}.{key}", value
+
+
+def _values_of(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
+    """What an optimizer keeps of parameters that is no tensor, by the same names."""
+    for name, key, value in _kept(model, optimizer):
+        if not isinstance(value, Tensor):
+            yield f"{OPTIMIZER}{name}.{key}", _as_json(value, f"the optimizer's {key!r}")
+
+
+def _kept(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, str, Any]]:
+    """(name, key, value) of all that ``optimizer`` keeps of parameters it has stepped."""
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield name, key, value
+
+
+def _groups_of(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of each group of parameters, and their names."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        strangers = [p for p in group["params"] if id(p) not in names]
+        if strangers:
+            raise ValueError(
+                "the optimizer has parameters that are not the model's; make it by composer.parallel.optimizer, "
+                "after the model was sharded"
+            )
+        settings = {
+            key: _as_json(value, f"the optimizer's {key!r}")
+            for key, value in group.items()
+            if key != "params"
+        }
+        groups.append({"names": [names[id(p)] for p in group["params"]], "settings": settings})
+    return groups
+
+
+def _dtype_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _as_json(value: Any, what: str) -> Any:
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot be saved: {what} is {describe(value)}") from error
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_other_folder(target: Path) -> None:
+    """Raise CheckpointError for a folder that holds something else; whatever was being replaced is taken back."""
+    _take_back(target)
+    if target.exists() and not (target / INDEX).is_file():
+        raise CheckpointError(
+            f"{str(target)!r} is there and is no checkpoint of shards; choose another folder"
+        )
+
+
+def _write_pieces(
+    folder: Path, mesh: Mesh, model: nn.Module, optimizer: Optimizer | None
+) -> None:
+    """The parts of all tensors that this process is to write."""
+    pieces: dict[str, Tensor] = {}
+    places: dict[str, tuple[list[int], list[int]]] = {}  # where each piece begins, and its size
+    for name, tensor in _tensors_of(model, optimizer):
+        local, offset = _local(tensor)
+        if _writes(mesh, tensor) and (local.numel() or not tensor.numel()):
+            pieces[name], places[name] = local, (offset, list(local.shape))
+    write_file(folder / _file_of(mesh.rank), pieces, {"pieces": places})
+
+
+def _file_of(rank: int) -> str:
+    return f"shard-{rank:05}.safetensors"
+
+
+def _local(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """What this process has of ``tensor``, and where it begins."""
+    tensor = tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return tensor, [0] * tensor.dim()
+    mesh, placements = tensor.device_mesh, tensor.placements
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    return tensor.to_local(), list(offset)
+
+
+def _writes(mesh: Mesh, tensor: Tensor) -> bool:
+    """Whether this is the process that writes its part of ``tensor``: the first of those that have the same one."""
+    if not isinstance(tensor, DTensor):
+        return mesh.is_first
+    coordinate = tensor.device_mesh.get_coordinate()
+    copies = [i for i, placement in enumerate(tensor.placements) if placement.is_replicate()]
+    if coordinate is None or any(coordinate[axis] for axis in copies):
+        return False
+    names = tensor.device_mesh.mesh_dim_names or ()
+    root = tensor.device_mesh._get_root_mesh()
+    others = [name for name in root.mesh_dim_names or () if name not in names]
+    return not any(root.get_local_rank(name) for name in others)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """One rename; what was there before is whole until then, and is taken back if this process is killed meanwhile."""
+    aside = _aside(target)
+    try:
+        if target.exists():
+            os.rename(target, aside)
+        os.rename(temporary, target)
+    except OSError as error:
+        _take_back(target)
+        raise CheckpointError(f"{str(target)!r} cannot be written: {error.strerror}") from error
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.parent / f".{target.name}.before"
+
+
+def _take_back(target: Path) -> None:
+    """Put a checkpoint that was being replaced, as its process was killed, back in its place."""
+    aside = _aside(target)
+    with contextlib.suppress(OSError):  # another process may do the same
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            os.rename(aside, target)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Pieces:
+    """The tensors of a checkpoint, read piece by piece. Raises CheckpointError for a folder that is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        if not folder.exists():
+            _take_back(Path(os.path.abspath(folder)))
+        self.index = self._read_index()
+        self._where: dict[str, list[tuple[Path, list[int], list[int]]]] = {}
+        self._digests: dict[Path, dict[str, str]] = {}
+        for rank in range(self.index["processes"]):
+            path = folder / _file_of(rank)
+            record = read_record(path, FORMAT_VERSION)
+            if record is None or not isinstance(record.get("pieces"), dict):
+                raise self._damaged(f"{path.name!r} is not as it was saved")
+            self._digests[path] = record["tensor_digests"]
+            for name, (offset, size) in record["pieces"].items():
+                self._where.setdefault(name, []).append((path, offset, size))
+
+    def _read_index(self) -> dict[str, Any]:
+        path = self._folder / INDEX
+        try:
+            index = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise CheckpointError(
+                f"{str(self._folder)!r} is no checkpoint of shards: {INDEX!r} cannot be read: {error.strerror}"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"{INDEX!r} cannot be read") from error
+        kinds = {
+            "processes": int, "record": dict, "why_no_record": str, "places": dict, "tensors": dict,
+            "groups": list, "values": dict,
+        }  # fmt: skip
+        if not isinstance(index, dict) or not isinstance(index.get("format_version"), int):
+            raise self._damaged(f"{INDEX!r} is not as it was saved")
+        if index["format_version"] > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{str(self._folder)!r} has the format {index['format_version']}; "
+                f"this version reads up to {FORMAT_VERSION}: upgrade perception-composer"
+            )
+        wrong = [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]
+        if wrong or "extra" not in index:
+            raise self._damaged(f"{INDEX!r} is not as it was saved")
+        return index
+
+    def _damaged(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{str(self._folder)!r} is damaged: {what}; take a copy of the folder"
+        )
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        """Read what this process has of ``tensor``."""
+        local, offset = _local(tensor)
+        if local.numel():
+            local.copy_(self._region(name, offset, list(local.shape)))
+
+    def whole(self, name: str) -> Tensor:
+        _, shape = self.index["tensors"][name]
+        return self._region(name, [0] * len(shape), shape)
+
+    def _region(self, name: str, offset: list[int], shape: list[int]) -> Tensor:
+        """The part of a tensor that begins at ``offset``."""
+        dtype, _ = self.index["tensors"][name]
+        region = torch.empty(shape, dtype=getattr(torch, dtype))
+        filled = 0
+        for path, begin, size in self._where.get(name, ()):
+            ends = [(max(b, o), min(b + s, o + n)) for b, s, o, n in zip(begin, size, offset, shape)]
+            if any(first >= last for first, last in ends):
+                continue
+            piece = read_piece(path, name, self._digests[path])
+            source = tuple(slice(f - b, e - b) for (f, e), b in zip(ends, begin))
+            into = tuple(slice(f - o, e - o) for (f, e), o in zip(ends, offset))
+            region[into] = piece[source]
+            filled += piece[source].numel()
+        if filled != region.numel():
+            raise self._damaged(f"not all of {name!r} is there")
+        return region
+
+
+def _refuse_other_tensors(pieces: _Pieces, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError with every difference between the model of the checkpoint and that with ``tensors``."""
+    saved = {n: s for n, (_, s) in pieces.index["tensors"].items() if not n.startswith(OPTIMIZER)}
+    lines = []
+    for name, tensor in tensors.items():
+        needed = format_shape(tensor.shape)
+        if name not in saved:
+            near = near_name(name, [other for other in saved if other not in tensors])
+            lines.append(f"{name} {needed} is not in it" + (f"; it has {near!r}" if near else ""))
+        elif tuple(saved[name]) != tuple(tensor.shape):
+            lines.append(f"{name} is {format_shape(saved[name])} in it, the model needs {needed}")
+    for name, shape in saved.items():
+        if name not in tensors:
+            lines.append(f"{name} {format_shape(shape)} is in it, the model has no such tensor")
+    if lines:
+        shown = "\n  ".join(lines)
+        raise CheckpointError(f"the checkpoint does not fit this model\n  {shown}")
+
+
+def _states_to_fill(
+    pieces: _Pieces, model: nn.Module, optimizer: Optimizer
+) -> dict[str, Tensor]:
+    """Give ``optimizer`` the settings and states of the checkpoint; returns the tensors that are to be read, by name."""
+    settings = _settings_of(pieces, model, optimizer)
+    for group, saved in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in saved.items():
+            now = group.get(key)
+            if isinstance(now, Tensor):
+                now.fill_(value)
+            else:
+                group[key] = tuple(value) if isinstance(now, tuple) else value
+    optimizer.state.clear()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        on_device = bool(group.get("capturable") or group.get("fused"))
+        for parameter in group["params"]:
+            prefix = f"{OPTIMIZER}{names[id(parameter)]}."
+            for name, (dtype, shape) in pieces.index["tensors"].items():
+                key = name.removeprefix(prefix)
+                if name.startswith(prefix) and "." not in key:
+                    stays = key == "step" and not on_device  # as torch has it: its steps are on the CPU
+                    state = _state_like(parameter, getattr(torch, dtype), shape, stays)
+                    optimizer.state[parameter][key] = tensors[name] = state
+            for name, value in pieces.index["values"].items():
+                key = name.removeprefix(prefix)
+                if name.startswith(prefix) and "." not in key:
+                    optimizer.state[parameter][key] = value
+    return tensors
+
+
+def _state_like(
+    parameter: Tensor, dtype: torch.dtype, shape: list[int], on_cpu: bool
+) -> Tensor:
+    """What an optimizer keeps of ``parameter``: sharded as that is where it has its shape."""
+    if tuple(shape) == tuple(parameter.shape) and shape:
+        return torch.zeros_like(parameter.detach(), dtype=dtype)
+    return torch.zeros(shape, dtype=dtype, device="cpu" if on_cpu else parameter.device)
+
+
+def _settings_of(
+    pieces: _Pieces, model: nn.Module, optimizer: Optimizer
+) -> list[dict[str, Any]]:
+    """The settings of the checkpoint for each group of ``optimizer``. Raises CheckpointError where they do not fit.
+
+    Groups may be others than when it was saved, as long as the parameters in each of them had the same settings.
+    """
+    if not pieces.index["groups"]:
+        raise CheckpointError("the checkpoint has no optimizer; load the model alone, without one")
+    saved = {n: group["settings"] for group in pieces.index["groups"] for n in group["names"]}
+    settings = []
+    for group in _groups_of(model, optimizer):
+        missing = [name for name in group["names"] if name not in saved]
+        if missing:
+            raise CheckpointError(
+                f"the optimizer of the checkpoint did not train {missing[0]!r}, and {len(missing)} in all"
+            )
+        known = [saved[name] for name in group["names"]]
+        if any(one != known[0] for one in known):
+            raise CheckpointError(
+                "the optimizer of the checkpoint had other groups of parameters, with other settings"
+            )
+        settings.append(known[0] if known else {})
+    return settings
