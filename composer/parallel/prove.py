@@ -161,7 +161,7 @@ def compare(whole: Any, sharded: Any, mesh: Mesh, data: int, steps: int) -> Proo
 
 
 class _Gaps:
-    """The largest difference of each kind yet."""
+    """The largest difference of each kind yet, relative for numbers above 1."""
 
     def __init__(self) -> None:
         self.sizes = {"outputs": 0.0, "gradients": 0.0, "weights": 0.0}
@@ -171,7 +171,8 @@ class _Gaps:
             if a.shape != b.shape:
                 self.sizes[what] = float("inf")
             elif a.numel():
-                gap = float((a.double() - b.double()).abs().max())
+                a, b = a.double(), b.double()
+                gap = float(((a - b).abs() / a.abs().clamp_min(1.0)).max())
                 self.sizes[what] = gap if gap != gap else max(self.sizes[what], gap)
 
 

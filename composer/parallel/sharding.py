@@ -6,6 +6,7 @@ The root of FSDP2 is the module of a network, which every use of a policy or cri
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,9 +182,11 @@ def _layers(roots: list[nn.Module], units: tuple[str, ...]) -> dict[int, Any]:
     layers: dict[int, Any] = {}
     for body in (part for part in parts if is_body(part)):
         kinds = sorted(body._no_split_modules)
+        inside: set[int] = set()  # mamba names what is in its layers too
         for part in body.modules():
-            if type(part).__name__ in kinds:
+            if type(part).__name__ in kinds and id(part) not in inside:
                 layers.setdefault(id(part), body)
+                inside |= {id(inner) for inner in part.modules()}
     for part in parts:
         if isinstance(part, PerceptionBlock) and block_name(part) in LAYERED:
             layers |= {id(layer): None for layer in part.layers}  # type: ignore[union-attr]
@@ -218,7 +221,11 @@ class Sharder:
             if isinstance(module, ActionDistributions)
             for parameter in module.parameters()
         }
-        self._sharding = Sharding(model, mesh, self.plan) if mesh.backend is not None else None
+        self._sharding = None
+        if mesh.backend is not None:
+            self._sharding = Sharding(model, mesh, self.plan)
+            # Of blocks of ours nothing writes into what they return.
+            warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(FSDP\w*Block\)")
 
     def _survey(self) -> None:
         """Look where the roots, the layers and the nodes are."""

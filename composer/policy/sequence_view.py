@@ -160,14 +160,31 @@ def _other(node: BuiltNode, observed: list[str]) -> str | None:
 
 
 def reading_all(network: NetworkModule, module: InferenceBlock) -> NetworkModule:
-    """A copy in which transformer blocks give the features of every place; all modules inside are the same ones."""
-    readers: list[Any] = [module.module_of(n) for n in module.nodes if n.label == READER]
-    copied = [network, module, *readers]
-    kept: list[Any] = [part for part in network.modules() if part not in copied]
-    kept.append(network.observer)
-    twin = copy.deepcopy(network, {id(part): part for part in kept})
-    inner: Any = twin.network.module
-    for node in inner.nodes:
+    """A copy in which transformer blocks give the features of every place; all modules inside are the same ones.
+
+    The copies are flat: hooks on what is copied, such as those that gather the shards of its weights, run in them too.
+    """
+    inner = _twin(module)
+    inner._modules = dict(module._modules)
+    for node in module.nodes:
         if node.label == READER:
-            inner.module_of(node).read = "all"
+            *groups, name = node.step.module
+            home = inner
+            for group in groups:
+                home._modules[group] = _twin(home._modules[group])
+                home = home._modules[group]
+                home._modules = dict(home._modules)
+            home._modules[name] = _twin(home._modules[name])
+            home._modules[name].read = "all"
+    twin = _twin(network)
+    object.__setattr__(twin, "network", copy.copy(network.network))
+    twin.network.module = inner
+    twin.view(inner)
+    return twin
+
+
+def _twin(module: Any) -> Any:
+    """``module`` again, sharing all that it holds; `copy.copy` would ask a sharded one, which says no."""
+    twin = object.__new__(type(module))
+    vars(twin).update(vars(module))
     return twin

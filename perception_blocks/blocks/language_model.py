@@ -101,9 +101,14 @@ class TransformerBlock(MaskedBlock):
             self._copy_stored(self.body)
 
     def layer_names(self) -> list[str]:
-        """The layers of the body, by their names in it."""
+        """The layers of the body, by their names in it; not what is in a layer, which may be named as one too."""
         kinds = set(self.body._no_split_modules or ())  # type: ignore[arg-type]
-        return [name for name, part in self.body.named_modules() if type(part).__name__ in kinds]
+        names: list[str] = []
+        for name, part in self.body.named_modules():
+            inside = any(name.startswith(f"{layer}.") for layer in names)
+            if type(part).__name__ in kinds and not inside:
+                names.append(name)
+        return names
 
     def reset_part(self, name: str, seed: int, without: Sequence[str] = ()) -> None:
         """`reset_parameters` for the module ``name`` of the body alone, or for all of it ``without`` some modules."""

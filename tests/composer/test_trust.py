@@ -524,6 +524,7 @@ SLOW = (
     ["export", "{0}/agent.yaml", "-o", "x.onnx", "--allow", "mine"],
     ["train", "{0}/agent.yaml", "--trainer", "sb3", "--steps", "64", "-o", "run", "--set-algorithm", "n_steps=32",
      "--eval-episodes", "1", "--allow", "mine"],
+    ["prove", "{0}/agent.yaml", "--steps", "1", "--allow", "mine"],
     ["blocks", "--allow", "mine"],
     ["schema", "--allow", "mine"],
     ["diff", "{0}/agent.yaml", "{0}/agent.yaml", "--allow", "mine"],
@@ -620,6 +621,10 @@ LISTED = {
     "composer.diagram.render": (
         {"subprocess": 3},
         "Graphviz, by a list of arguments, on DOT in which every text is escaped",
+    ),
+    "composer.parallel.launch": (
+        {"subprocess": 7},
+        "torchrun, by a list of arguments; it runs this library's own module, which gets its task as JSON",
     ),
     "composer.export.files": (
         {"importlib.import_module": 1, "torch.export.load": 1},

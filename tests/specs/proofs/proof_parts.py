@@ -61,3 +61,16 @@ class Net(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return {"action": self.last(x)}
+
+
+class Judge(nn.Module):
+    """The value of an action in a state."""
+
+    def __init__(self, obs_shapes, width=8):
+        super().__init__()
+        (state,), (action,) = obs_shapes["observation"], obs_shapes["action/action"]
+        self.layers = nn.Sequential(nn.Linear(state + action, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, inputs):
+        both = torch.cat([inputs["observation"], inputs["action/action"]], dim=-1)
+        return {"q_value": self.layers(both)}

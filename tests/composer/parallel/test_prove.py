@@ -1,0 +1,106 @@
+"""`composer prove`: several processes compute what one does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from composer.cli.commands import main
+from composer.parallel.launch import Mesh
+from composer.parallel.prove import TOLERANCE, Proof, ProofError, compare, trial_of
+from tests.helpers.paths import TESTS
+
+SPECS = TESTS / "specs" / "proofs"
+QUICK = ("tokens", "vision")
+KINDS = sorted(path.stem for path in SPECS.glob("*.yaml"))
+GAPS = r"  outputs    \d\.\de-\d\d\n  gradients  \d\.\de-\d\d\n  weights    \d\.\de-\d\d\n"
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in KINDS]
+)
+def test_two_processes_equal_one(capsys, name):
+    file = str(SPECS / f"{name}.yaml")
+    assert main(["prove", file, "--allow", "proof_parts"]) == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    first = f"{re.escape(file)}: 2 processes equal one, 3 steps of AdamW:\n"
+    assert re.fullmatch(rf"{first}{GAPS}  (\d+) of (\d+) parameters are shards\n", said), said
+
+
+@pytest.mark.full
+def test_three_processes_and_one_equal_one(capsys):
+    file = str(SPECS / "vision.yaml")
+    for count in (1, 3):
+        command = ["prove", file, "--allow", "proof_parts", "--processes", str(count), "--steps", "2"]
+        assert main(command) == 0
+        assert f"{count} processes equal one, 2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_an_exception_in_a_process_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("fragile_nets.py").write_text(
+        "import os\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, obs_shapes, action_logits_shapes):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(4, 2)\n"
+        "    def forward(self, inputs):\n"
+        "        if os.environ.get('RANK') == '1':\n"
+        "            raise OSError('no such table')\n"
+        "        return {'action': self.layer(inputs['observation'])}\n"
+    )
+    Path("agent.yaml").write_text(
+        "version: 1\nenvironment: CartPole-v1\npolicy: {_target_: fragile_nets.Net}\n"
+    )
+    assert main(["prove", "agent.yaml", "--allow", "fragile_nets"]) == 1
+    assert "OSError: no such table" in capsys.readouterr().err
+
+
+def test_a_wrong_spec_and_a_wrong_use_are_answered_before_anything_is_started(tmp_path, capsys):
+    spec = tmp_path / "agent.yaml"
+    spec.write_text("version: 1\nparallel: {data: some}\npolicy: {graph: {}, heads: {in: observation}}\n")
+    assert main(["prove", str(spec), "--env", "CartPole-v1"]) == 1
+    assert capsys.readouterr().err == (
+        f"{spec}:2:18: 'data' must be 'auto' or a whole number of at least 1, got the text 'some'\n"
+    )
+    with pytest.raises(SystemExit) as caught:
+        main(["prove", str(spec), "--processes", "0"])
+    assert caught.value.code == 2
+    assert "write a whole number of at least 1, got '0'" in capsys.readouterr().err
+    checkpoint = tmp_path / "agent.safetensors"
+    checkpoint.write_bytes(b"")
+    assert main(["prove", str(checkpoint)]) == 1
+    assert capsys.readouterr().err == (
+        f"composer prove: {checkpoint} is a checkpoint; composer prove takes a spec\n"
+    )
+
+
+@pytest.mark.parametrize("size", [2 * TOLERANCE, float("nan")])
+def test_a_proof_with_a_large_difference_fails(size):
+    proof = Proof(2, 3, {"outputs": 0.0, "weights": size}, 4, 5)
+    assert not proof.holds
+    assert str(proof).startswith("2 processes do not equal one, 3 steps of AdamW:\n  outputs    0.0e+00\n")
+    assert Proof(2, 3, {"outputs": TOLERANCE}, 4, 5).holds
+
+
+def test_differences_are_seen(monkeypatch):
+    """A model against another one, and against itself, in one process."""
+    import composer
+
+    monkeypatch.syspath_prepend(SPECS)
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+
+    def model(seed):
+        return composer.compose(SPECS / "deviation.yaml", allow=["proof_parts"], seed=seed)
+
+    assert compare(model(0), model(0), Mesh(), 1, 2).holds
+    proof = compare(model(0), model(1), Mesh(), 1, 2)
+    assert min(proof.differences.values()) > 1e-3
+    assert (proof.shards, proof.parameters) == (0, 9)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ProofError, match="it is not known how to use a Linear in a proof"):
+        trial_of(torch.nn.Linear(1, 1))

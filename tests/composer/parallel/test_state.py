@@ -1,0 +1,280 @@
+"""Checkpoints of shards: what one number of processes wrote, another one reads; whole or not at all."""
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import composer
+import composer.parallel
+from composer.checkpoint.container import CheckpointError
+from composer.parallel.prove import Trial
+from tests.helpers.paths import ROOT, TESTS
+from tests.helpers.processes import run_in_processes
+
+SPECS = TESTS / "specs" / "proofs"
+CHECKS = TESTS / "helpers" / "sharded_models.py"
+
+
+@pytest.fixture(autouse=True)
+def _folder(monkeypatch):
+    monkeypatch.syspath_prepend(SPECS)
+
+
+def composed(name, **more):
+    return composer.compose(SPECS / f"{name}.yaml", **{"allow": ["proof_parts"], "seed": 0, **more})
+
+
+def trained(name, steps, **more):
+    model = composed(name, **more).eval()
+    trial = Trial(model, 2, None)
+    optimizer = composer.parallel.optimizer(model, torch.optim.AdamW, lr=1e-2)
+    for _ in range(steps):
+        step(trial, optimizer)
+    return model, trial, optimizer
+
+
+def step(trial, optimizer):
+    trial.loss().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    trial.follow()
+
+
+def equal(ours, theirs):
+    theirs = theirs.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
+
+
+def refuse(*arguments, **keywords):
+    raise AssertionError("something was unpickled")
+
+
+def saved(tmp_path, name="vision", **more):
+    model, trial, optimizer = trained(name, 2)
+    composer.parallel.save(tmp_path / "saved", model, optimizer, **more)
+    return model, trial, optimizer
+
+
+def test_what_two_processes_saved_goes_on_in_two_and_in_one(tmp_path, monkeypatch):
+    run_in_processes(2, CHECKS, tmp_path, "save", "load")
+    for home, name in ((pickle, "load"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(home, name, refuse)
+    for name in ("vision", "deviation"):
+        model, trial, optimizer = trained(name, 1, seed=9)
+        assert composer.parallel.load(tmp_path / name, model, optimizer) == {"steps": 2}
+        assert equal(composer.load(tmp_path / f"{name}.safetensors", allow=["proof_parts"]), model)
+        step(trial, optimizer)  # with its moments it is the step that the run would have made
+        third = load_file(tmp_path / f"{name}.third")
+        for key, tensor in model.named_parameters():
+            torch.testing.assert_close(tensor.detach(), third[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.full
+def test_what_two_processes_saved_goes_on_in_four(tmp_path):
+    run_in_processes(2, CHECKS, tmp_path, "save")
+    run_in_processes(4, CHECKS, tmp_path, "load")
+
+
+def test_one_process_saves_and_goes_on_exactly(tmp_path):
+    model, trial, optimizer = saved(tmp_path, extra={"steps": 2, "notes": [1.5, None, "x"]})
+    again, trial_2, optimizer_2 = trained("vision", 1, seed=3)
+    extra = composer.parallel.load(tmp_path / "saved", again, optimizer_2)
+    assert extra == {"steps": 2, "notes": [1.5, None, "x"]}
+    assert equal(model, again)
+    assert optimizer_2.param_groups[0]["betas"] == (0.9, 0.999)
+    for one, used in ((trial, optimizer), (trial_2, optimizer_2)):
+        step(one, used)
+    assert equal(model, again)
+
+
+def test_only_what_was_stepped_is_restored(tmp_path):
+    model = composed("vision")
+    optimizer = composer.parallel.optimizer(model, torch.optim.AdamW)
+    model.policy(Trial(model, 1, None).observations, model.policy.initial_state(4))[0]["action"].sum().backward()
+    optimizer.step()
+    composer.parallel.save(tmp_path / "saved", model, optimizer)
+    _, _, other = trained("vision", 1)
+    composer.parallel.load(tmp_path / "saved", composed("vision"), None)
+    again = composed("vision")
+    other = composer.parallel.optimizer(again, torch.optim.AdamW)
+    composer.parallel.load(tmp_path / "saved", again, other)
+    names = {id(p): name for name, p in again.named_parameters()}
+    assert {names[id(p)].partition(".")[0] for p in other.state} == {"policy"}
+    assert len(other.state) == len(optimizer.state)
+
+
+def test_a_folder_is_safetensors_and_json_and_what_else_lies_there_is_inert(tmp_path, monkeypatch):
+    model, _, _ = saved(tmp_path)
+    folder = tmp_path / "saved"
+    assert sorted(os.listdir(folder)) == ["checkpoint.json", "shard-00000.safetensors"]
+    (folder / ".metadata").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    for home, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(home, name, refuse)
+    again = composed("vision", seed=1)
+    composer.parallel.load(folder, again)
+    composer.parallel.save(folder, again)
+    composer.parallel.consolidate(folder, tmp_path / "one.safetensors")
+    assert equal(model, composer.load(tmp_path / "one.safetensors", allow=["proof_parts"]))
+
+
+def test_tensors_have_the_names_of_parameters(tmp_path):
+    model, _, _ = saved(tmp_path)
+    index = json.loads((tmp_path / "saved" / "checkpoint.json").read_text())
+    names = {n for n in index["tensors"] if not n.startswith("optimizer.")}
+    assert names >= {name for name, _ in model.named_parameters()}
+    trained_names = {n for n, p in model.named_parameters() if p.requires_grad}
+    keys = {f"optimizer.{n}.{key}" for n in trained_names for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert set(index["tensors"]) - names == keys
+    assert "vgg_conv_dense" in index["record"]["spec"]
+
+
+def test_consolidated_bytes_are_those_of_save(tmp_path):
+    model, _, _ = saved(tmp_path)
+    model.save(tmp_path / "saved.safetensors")
+    composer.parallel.consolidate(tmp_path / "saved", tmp_path / "one.safetensors")
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "saved.safetensors").read_bytes()
+
+
+def test_a_save_that_is_killed_leaves_what_was_there(tmp_path):
+    """Processes are killed before and after each step of a save, of a new folder and of one that is replaced."""
+    script = TESTS / "helpers" / "killed_saves.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"killed \d+ times", done.stdout)
+
+
+# --- what does not fit ---
+
+
+def test_another_model_is_refused_with_every_difference(tmp_path):
+    saved(tmp_path, "deviation")
+    other = composed("deviation", overrides=["policy.graph.hidden.hidden_units=9"])
+    with pytest.raises(CheckpointError) as error:
+        composer.parallel.load(tmp_path / "saved", other)
+    assert str(error.value) == (
+        "the checkpoint does not fit this model\n"
+        "  policy.hidden.linears.0.weight is (7, 3) in it, the model needs (9, 3)\n"
+        "  policy.hidden.linears.0.bias is (7,) in it, the model needs (9,)\n"
+        "  policy.heads.action.linear.weight is (2, 7) in it, the model needs (2, 9)"
+    )
+    with pytest.raises(CheckpointError, match="policy.memory"):
+        composer.parallel.load(tmp_path / "saved", composed("vision"))
+
+
+def test_a_checkpoint_without_an_optimizer_says_so(tmp_path):
+    composer.parallel.save(tmp_path / "saved", composed("deviation"))
+    model, _, optimizer = trained("deviation", 0)
+    with pytest.raises(CheckpointError) as error:
+        composer.parallel.load(tmp_path / "saved", model, optimizer)
+    assert str(error.value) == "the checkpoint has no optimizer; load the model alone, without one"
+
+
+def test_an_optimizer_of_other_parameters_is_refused(tmp_path):
+    model, _, _ = trained("deviation", 0)
+    part = torch.optim.AdamW(model.policy.parameters())
+    composer.parallel.save(tmp_path / "saved", model, part)
+    with pytest.raises(CheckpointError) as error:
+        composer.parallel.load(
+            tmp_path / "saved", model, composer.parallel.optimizer(model, torch.optim.AdamW)
+        )
+    assert str(error.value) == (
+        "the optimizer of the checkpoint did not train 'critic.hidden.linears.0.weight', and 4 in all"
+    )
+    stranger = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters())
+    with pytest.raises(ValueError, match="the optimizer has parameters that are not the model's"):
+        composer.parallel.save(tmp_path / "saved", model, stranger)
+
+
+def test_extra_is_json(tmp_path):
+    with pytest.raises(ValueError, match="'extra' may hold numbers, texts, true, false, null, lists and dicts"):
+        composer.parallel.save(tmp_path / "saved", composed("deviation"), extra={"rng": object()})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("all of it")
+    with pytest.raises(CheckpointError) as error:
+        composer.parallel.save(tmp_path / "thesis", composed("deviation"))
+    assert str(error.value) == (
+        f"{str(tmp_path / 'thesis')!r} is there and is no checkpoint of shards; choose another folder"
+    )
+    assert (tmp_path / "thesis" / "text").read_text() == "all of it"
+    assert os.listdir(tmp_path) == ["thesis"]
+
+
+def damage(folder: Path, how: str):
+    index = folder / "checkpoint.json"
+    shard = folder / "shard-00000.safetensors"
+    if how == "no index":
+        index.unlink()
+    elif how == "no shard":
+        shard.unlink()
+    elif how == "text":
+        index.write_text("[1")
+    elif how == "list":
+        index.write_text("[1]")
+    elif how == "newer":
+        index.write_text(json.dumps({**json.loads(index.read_text()), "format_version": 2}))
+    elif how == "kinds":
+        index.write_text(json.dumps({**json.loads(index.read_text()), "tensors": 3}))
+    elif how == "bit":
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no index", "{} is no checkpoint of shards: 'checkpoint.json' cannot be read: No such file or directory"),
+        ("no shard", "there is no file {shard}"),
+        ("text", "{} is damaged: 'checkpoint.json' cannot be read; take a copy of the folder"),
+        ("list", "{} is damaged: 'checkpoint.json' is not as it was saved; take a copy of the folder"),
+        ("kinds", "{} is damaged: 'checkpoint.json' is not as it was saved; take a copy of the folder"),
+        ("newer", "{} has the format 2; this version reads up to 1: upgrade perception-composer"),
+        ("bit", "{shard} is damaged: the tensor 'policy.hidden.linears.0.bias' is not as saved; take a copy of the file"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_told(tmp_path, how, message):
+    saved(tmp_path, "deviation")
+    folder = tmp_path / "saved"
+    damage(folder, how)
+    expected = message.format(repr(str(folder)), shard=repr(str(folder / "shard-00000.safetensors")))
+    for use in (
+        lambda: composer.parallel.load(folder, composed("deviation")),
+        lambda: composer.parallel.consolidate(folder, tmp_path / "one.safetensors"),
+    ):
+        with pytest.raises(CheckpointError) as error:
+            use()
+        assert re.sub(r"'policy[\w.]*'|'optimizer[\w.]*'|'critic[\w.]*'", "'policy.hidden.linears.0.bias'", str(error.value)) == expected
+
+
+def test_a_spec_without_names_is_sharded_and_saved_but_not_consolidated(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self, obs_shapes, action_logits_shapes):
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 2)
+
+        def forward(self, inputs):
+            return {"action": self.layer(inputs["observation"])}
+
+    spec = {"version": 1, "environment": "CartPole-v1", "policy": {"_target_": Net}}
+    model = composer.compose(spec)
+    composer.parallel.save(tmp_path / "saved", model)
+    again = composer.compose(spec, seed=3)
+    composer.parallel.load(tmp_path / "saved", again)
+    assert equal(model, again)
+    with pytest.raises(CheckpointError, match="does not say how its model is composed: cannot be saved"):
+        composer.parallel.consolidate(tmp_path / "saved", tmp_path / "one.safetensors")

@@ -1,0 +1,85 @@
+"""A checkpoint is replaced by processes that are killed at one point of it after the other: ``killed_saves.py FOLDER``."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+import composer
+import composer.parallel
+from composer.parallel import state
+
+FOLDER = Path(sys.argv[1]) / "checkpoint"
+SPEC = {
+    "version": 1,
+    "environment": "CartPole-v1",
+    "policy": {"graph": {"h": {"block": "dense", "in": "observation", "hidden_units": 3}}, "heads": {"in": "h"}},
+}
+STEPS = ("write_file", "replace_with")  # of composer.parallel.state, before and after each
+OF_OS = ("mkdir", "rename", "replace", "fsync", "unlink")
+
+
+def killed_at(place, model, seed):
+    """Save in a child that ends without a word at its ``place``-th step; returns whether it got to the end."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    count = 0
+
+    def counted(function):
+        def call(*arguments, **keywords):
+            nonlocal count
+            for moment in (0, 1):
+                count += 1
+                if count == place:
+                    os._exit(9)
+                result = result if moment else function(*arguments, **keywords)
+            return result
+
+        return call
+
+    for name in STEPS:
+        setattr(state, name, counted(getattr(state, name)))
+    for name in OF_OS:
+        setattr(os, name, counted(getattr(os, name)))
+    composer.parallel.save(FOLDER, model, extra={"seed": seed})
+    os._exit(0)
+
+
+def weights_of(seed):
+    return composer.compose(SPEC, seed=seed)
+
+
+def killed_everywhere(known):
+    """Save until a save gets to its end; ``known`` is in the folder, and is there until something else is."""
+    place = 0
+    while True:
+        place += 1
+        mine = place + 1000 * (known is not None)
+        finished = killed_at(place, weights_of(mine), mine)
+        model = weights_of(0)
+        try:
+            extra = composer.parallel.load(FOLDER, model)
+        except composer.parallel.state.CheckpointError as error:
+            assert "is no checkpoint of shards" in str(error), error
+            assert known is None, f"the checkpoint was lost at step {place}"
+            assert not FOLDER.exists()
+        else:
+            assert extra["seed"] in (known, mine), (extra, known, mine)
+            expected = weights_of(extra["seed"]).state_dict()
+            assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items())
+            known = extra["seed"] if finished or known is not None else None
+        if finished:
+            assert known == mine
+            return known
+
+
+torch.set_num_threads(1)
+first = killed_everywhere(None)
+second = killed_everywhere(first)
+assert first > 10
+assert second > 1010
+assert os.listdir(FOLDER.parent) == ["checkpoint"], os.listdir(FOLDER.parent)
+print("killed", first + second - 1000, "times")

@@ -1,0 +1,239 @@
+"""What holds of sharded models, run as one of several processes: ``sharded_models.py FOLDER CHECK...``."""
+
+import copy
+import os
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+import composer
+import composer.parallel
+from composer.checkpoint.container import CheckpointError
+from composer.errors import SpecError
+from composer.parallel import materialize, sharding
+from composer.parallel.prove import Trial
+from composer.parallel.sharding import named_tensors, whole_tensor
+from composer.token_views import token_views
+from tests.helpers.paths import TESTS
+
+MESH = composer.parallel.start()
+FOLDER = Path(sys.argv[1])
+ALLOW = {"allow": ["proof_parts"], "seed": 0}
+ALONE = "needs all weights in one process, and those of this model are sharded"
+
+
+def spec(name):
+    return TESTS / "specs" / "proofs" / f"{name}.yaml"
+
+
+def composed(name, **more):
+    return composer.parallel.compose(spec(name), **{**ALLOW, **more})
+
+
+def trained(name, steps, **more):
+    """A sharded model, its share of a batch and its optimizer, after some steps."""
+    model = composed(name, **more).eval()
+    trial = Trial(model, MESH.size, MESH.rank)
+    optimizer = composer.parallel.optimizer(model, torch.optim.AdamW, lr=1e-2)
+    for _ in range(steps):
+        step(trial, optimizer)
+    return model, trial, optimizer
+
+
+def step(trial, optimizer):
+    trial.loss().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    trial.follow()
+
+
+def whole(model):
+    return {name: whole_tensor(tensor).clone() for name, tensor in named_tensors(model).items()}
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def check_save():
+    """Save after two steps, in every way; what the third step gives goes to a file for others to compare with."""
+    for name in ("vision", "deviation"):
+        model, trial, optimizer = trained(name, 2)
+        folder = FOLDER / name
+        for _ in range(2):  # the second one takes the place of the first
+            composer.parallel.save(folder, model, optimizer, {"steps": 2})
+        model.save(FOLDER / f"{name}.safetensors")
+        composer.parallel.consolidate(folder, FOLDER / f"{name}_consolidated.safetensors")
+        if MESH.is_first:
+            files = ["checkpoint.json", *(f"shard-{n:05}.safetensors" for n in range(MESH.size))]
+            assert sorted(os.listdir(folder)) == files
+            assert not [n for n in os.listdir(FOLDER) if n.startswith(".")]
+            written = [FOLDER / f"{name}{end}.safetensors" for end in ("", "_consolidated")]
+            assert written[0].read_bytes() == written[1].read_bytes()
+        step(trial, optimizer)
+        third = whole(model)
+        if MESH.is_first:
+            save_file({n: t.contiguous() for n, t in third.items()}, FOLDER / f"{name}.third")
+
+
+def check_load():
+    """What other processes saved, loaded here, goes on as it would have."""
+    refused = "something was unpickled"
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError(refused)
+
+    for home, name in ((pickle, "load"), (pickle, "Unpickler"), (torch, "load")):
+        setattr(home, name, refuse)
+    from safetensors.torch import load_file
+
+    for name in ("vision", "deviation"):
+        folder = FOLDER / name
+        if MESH.is_first:
+            (folder / ".metadata").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+        model, trial, optimizer = trained(name, 1, seed=5)
+        extra = composer.parallel.load(folder, model, optimizer)
+        assert extra == {"steps": 2}
+        assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+        step(trial, optimizer)
+        third = load_file(FOLDER / f"{name}.third")
+        for key, tensor in whole(model).items():
+            torch.testing.assert_close(tensor, third[key], rtol=0, atol=2e-7)
+
+
+def check_refusals():
+    """What a sharded model cannot do is said in words, and what it can do works."""
+    model = composed("tokens")
+    alone = composer.compose(spec("tokens"), **ALLOW)
+    for use in (
+        model.lower,
+        model.policy.lower,
+        model.materialize,
+        lambda: copy.deepcopy(model),
+        lambda: copy.deepcopy(model.policy),
+        lambda: model.export("x.onnx"),
+        lambda: model.load_weights("x.safetensors"),
+        lambda: model.load_state_dict({}),
+        lambda: model.critic.load_state_dict({}),
+    ):
+        with pytest.raises(ValueError, match=ALONE):
+            use()
+    with pytest.raises(ValueError, match="this model is sharded already"):
+        composer.parallel.shard(model)
+    sequence = torch.arange(24).reshape(2, 12)
+    for ours, theirs in zip(token_views(model.policy, model.critic), token_views(alone.policy, alone.critic)):
+        if isinstance(ours, composer.token_views.SequenceView):
+            for key, value in theirs(sequence).items():
+                torch.testing.assert_close(ours(sequence)[key], value)
+    assert "20,185" in model.summary()
+    with pytest.raises(SpecError) as error:
+        composed("custom", overrides=["parallel.data=3", "parallel.units=[Layr]"])
+    assert re.search(r"'data' times 'tensor' is 3 \* 1 = 3, but there are \d processes", str(error.value))
+    with pytest.raises(SpecError, match="no module of this model is a 'Layr'; did you mean 'Layer'"):
+        composed("custom", overrides=["parallel.units=[Layr]"])
+    with pytest.raises(ValueError, match="the device is that of the processes"):
+        composed("custom", device="cpu")
+    with pytest.raises(CheckpointError, match="there is no folder|cannot be written|could not be written"):
+        model.save(FOLDER / "none" / "model.safetensors")
+
+
+def check_precision():
+    """Units calculate in bf16, and what comes out of them and of a stack is of the model's dtype."""
+    for name in ("tokens", "vision", "custom", "masked"):
+        model = composer.parallel.shard(
+            composer.compose(spec(name), **ALLOW), plan={"precision": "bf16"}
+        ).eval()
+        seen = set()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(lambda m, x: seen.add(m.weight.dtype))
+        trial = Trial(model, MESH.size, MESH.rank)
+        optimizer = composer.parallel.optimizer(model, torch.optim.AdamW)
+        step(trial, optimizer)
+        assert {x.dtype for x in trial.outputs() if x.is_floating_point()} == {torch.float32}
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert torch.bfloat16 in seen or name == "vision"
+
+
+def check_peak():
+    """No process holds the whole model while it is composed, nor a whole body of transformers."""
+    peak = 0
+    before = materialize.Sharder.shard_in
+
+    def watched(sharder, module):
+        nonlocal peak
+        held = [p for p in sharder.model.parameters() if not p.is_meta and not isinstance(p, DTensor)]
+        peak = max(peak, sum(p.numel() for p in held))
+        before(sharder, module)
+
+    for name, most in (("tokens", 0.5), ("custom", 1.0), ("masked", 0.7)):
+        peak = 0
+        materialize.Sharder.shard_in = watched
+        model = composed(name)
+        materialize.Sharder.shard_in = before
+        total = sum(p.numel() for p in model.parameters())
+        assert 0 < peak <= most * total, (name, peak, total)
+        alone = composer.compose(spec(name), **ALLOW)
+        assert same(whole(model), whole(alone)), name
+    for init in ("orthogonal", {"normc": {"norm": 0.5}}):
+        data = composer.compose(spec("tokens"), **ALLOW).source.data
+        data["policy"]["graph"]["latent"]["init"] = init
+        assert same(whole(composer.parallel.compose(data, **ALLOW)), whole(composer.compose(data, **ALLOW)))
+
+
+def check_tensor():
+    """The matrices of layers over two processes each: outputs and gradients are those of one."""
+    overrides = ["parallel.tensor=2"]
+    model = composed("tokens", overrides=overrides).eval()
+    alone = composer.compose(spec("tokens"), **ALLOW).eval()
+    data = MESH.size // 2
+    trials = [Trial(alone, data, None), Trial(model, data, MESH.rank // 2)]
+    for ours, theirs in zip(trials[0].outputs(), trials[1].outputs(), strict=True):
+        torch.testing.assert_close(trials[1].share(ours), theirs, rtol=1e-5, atol=1e-5)
+    for trial in trials:
+        trial.loss().backward()
+    for (name, ours), (_, theirs) in zip(alone.named_parameters(), model.named_parameters()):
+        if ours.grad is not None:
+            torch.testing.assert_close(
+                ours.grad, whole_tensor(theirs.grad), rtol=1e-4, atol=1e-5, msg=name
+            )
+    optimizer = composer.parallel.optimizer(model, torch.optim.AdamW)
+    optimizer.step()
+    composer.parallel.save(FOLDER / "tensor", model, optimizer)
+    again = composed("tokens", overrides=overrides, seed=4)
+    composer.parallel.load(FOLDER / "tensor", again, composer.parallel.optimizer(again, torch.optim.AdamW))
+    assert same(whole(again), whole(model))
+    plain = composed("tokens", seed=4) if MESH.size == 2 else None
+    if plain is not None:
+        composer.parallel.load(FOLDER / "tensor", plain)
+        assert same(whole(plain), whole(model))
+    with pytest.raises(SpecError, match="brings no plan for tensor parallelism|there is no body"):
+        composed("deviation", overrides=["parallel.tensor=2"])
+
+
+def check_seeds():
+    """Without a seed it is the first process's; different seeds are refused."""
+    model = composer.parallel.compose(spec("deviation"), allow=ALLOW["allow"])
+    assert MESH.agreed(model.seed) == model.seed
+    if MESH.rank == 1:
+        with pytest.raises(ValueError, match="the seed is 1 in process 1, and 0 in the first"):
+            composed("deviation", seed=MESH.rank)
+    elif MESH.is_first:
+        MESH.agreed(0)
+    for seed in (MESH.rank,):  # shard takes the weights of the first process
+        model = composer.parallel.shard(composer.compose(spec("deviation"), **{**ALLOW, "seed": seed}))
+        assert same(whole(model), whole(composer.compose(spec("deviation"), **ALLOW)))
+
+
+if __name__ == "__main__":
+    assert sharding.roots_of
+    with MESH:
+        for check in sys.argv[2:]:
+            globals()[f"check_{check}"]()
+            print(check, "holds", flush=True)
