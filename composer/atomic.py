@@ -161,13 +161,13 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _remove_if_abandoned(path: str) -> None:
     with contextlib.suppress(OSError):
-        mode = os.lstat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        mode, is_folder = os.lstat(path).st_mode, path.endswith(FOLDER_SUFFIX)
+        if not (stat.S_ISDIR if is_folder else stat.S_ISREG)(mode):
             return
-        handle = os.open(path, os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                shutil.rmtree(path) if stat.S_ISDIR(mode) else os.unlink(path)
+                (shutil.rmtree if is_folder else os.unlink)(path)
         finally:
             os.close(handle)
 

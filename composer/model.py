@@ -78,7 +78,9 @@ class Model(nn.Module):
         self.expanded = parts.expanded
         self._constructions = parts.constructions
         self._wrapped: IModelWrapper | None = None
-        self._sharding: Any = None  # of composer.parallel, once the weights are spread over processes
+        self._sharding: Any = (
+            None  # of composer.parallel, once the weights are spread over processes
+        )
 
     @property
     def observation_space(self) -> Any:

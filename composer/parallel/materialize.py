@@ -30,7 +30,9 @@ def compose(spec: Any, env: Any = None, **as_compose: Any) -> Model:
     ``seed`` it is the first one's. In a process that torchrun has not started the model is whole.
     """
     if "device" in as_compose:
-        raise ValueError("the device is that of the processes; composer.parallel.start(backend) chooses it")
+        raise ValueError(
+            "the device is that of the processes; composer.parallel.start(backend) chooses it"
+        )
     return compose_by(None, spec, env, **as_compose)
 
 

@@ -42,7 +42,10 @@ TOLERANCE = 1e-5
 ROWS, TIMES = 4, 3  # of each process, and the steps of a sequence
 LARGEST = 10.0  # of the numbers in observations
 SEED = 0
-RATE, EPSILON = 1e-2, 1e-4  # of AdamW; with a smaller epsilon it would enlarge the rounding of gradients that are zero
+RATE, EPSILON = (
+    1e-2,
+    1e-4,
+)  # of AdamW; with a smaller epsilon it would enlarge the rounding of gradients that are zero
 ANSWERS = (SpecError, RefusedError, NameTakenError, MissingExtraError)
 
 
@@ -287,7 +290,10 @@ def trial_of(model: object) -> Callable[..., Any]:
 def _drawn(space: Any, count: int, rows: slice, seed: int) -> Any:
     """Random values of ``space``, or of each actor's, as a batch; of ``count`` of them these ``rows``."""
     if is_by_actor(space):
-        return {key: _drawn(inner, count, rows, seed + i) for i, (key, inner) in enumerate(space.items())}
+        return {
+            key: _drawn(inner, count, rows, seed + i)
+            for i, (key, inner) in enumerate(space.items())
+        }
     return _tamed(batch_of(space, random_values(space, count, seed)[rows]))
 
 

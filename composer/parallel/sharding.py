@@ -370,7 +370,9 @@ class Sharding:
                 write_whole(path, whole, self.places, record)
             except CheckpointError as error:
                 failed = error
-        refuse_together(self.mesh, failed, f"{str(path)!r} could not be written by the first process")
+        refuse_together(
+            self.mesh, failed, f"{str(path)!r} could not be written by the first process"
+        )
 
 
 def _record_of(model: nn.Module) -> Mapping[str, Any] | CheckpointError:
@@ -420,9 +422,7 @@ def _recomputed(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -
 # --- what a plan asks of a model --------------------------------------------------------------------------------------
 
 
-def _check(
-    model: nn.Module, plan: Plan, layers: Mapping[int, Any], problems: Problems
-) -> None:
+def _check(model: nn.Module, plan: Plan, layers: Mapping[int, Any], problems: Problems) -> None:
     """Raise SpecError with everything in ``plan`` that ``model`` cannot do."""
     known = {
         type(part).__name__ for part in model.modules() if next(part.parameters(), None) is not None
@@ -438,9 +438,12 @@ def _check(
             reasons = ["there is no body of transformers in this model"]
         if all(reasons):
             shown = "; ".join(dict.fromkeys(filter(None, reasons)))
-            problems.add(place("tensor"), f"'tensor' splits the layers of llama and its like: {shown}")
+            problems.add(
+                place("tensor"), f"'tensor' splits the layers of llama and its like: {shown}"
+            )
     if plan.gradient_checkpointing and not layers:
-        message = "there are no layers in this model to recompute; name classes of layers in 'units'"
+        message = (
+            "there are no layers in this model to recompute; name classes of layers in 'units'"
+        )
         problems.add(place("gradient_checkpointing"), message)
     problems.raise_if_any()
-

@@ -121,7 +121,9 @@ def _consolidate(folder: Path, path: str | Path) -> None:
             f"{str(folder)!r} does not say how its model is composed: {index['why_no_record']}"
         )
     whole = {name: pieces.whole(name) for name, _ in index["places"].values()}
-    write_whole(path, whole, {key: (n, row) for key, (n, row) in index["places"].items()}, index["record"])
+    write_whole(
+        path, whole, {key: (n, row) for key, (n, row) in index["places"].items()}, index["record"]
+    )
 
 
 # --- what stands beside the tensors -----------------------------------------------------------------------------------
@@ -234,9 +236,7 @@ def _refuse_other_folder(target: Path) -> None:
         )
 
 
-def _write_pieces(
-    folder: Path, mesh: Mesh, model: nn.Module, optimizer: Optimizer | None
-) -> None:
+def _write_pieces(folder: Path, mesh: Mesh, model: nn.Module, optimizer: Optimizer | None) -> None:
     """The parts of all tensors that this process is to write."""
     pieces: dict[str, Tensor] = {}
     places: dict[str, tuple[list[int], list[int]]] = {}  # where each piece begins, and its size
@@ -371,7 +371,9 @@ class _Pieces:
         region = torch.empty(shape, dtype=getattr(torch, dtype))
         filled = 0
         for path, begin, size in self._where.get(name, ()):
-            ends = [(max(b, o), min(b + s, o + n)) for b, s, o, n in zip(begin, size, offset, shape)]
+            ends = [
+                (max(b, o), min(b + s, o + n)) for b, s, o, n in zip(begin, size, offset, shape)
+            ]
             if any(first >= last for first, last in ends):
                 continue
             piece = read_piece(path, name, self._digests[path])
@@ -403,9 +405,7 @@ def _refuse_other_tensors(pieces: _Pieces, tensors: Mapping[str, Tensor]) -> Non
         raise CheckpointError(f"the checkpoint does not fit this model\n  {shown}")
 
 
-def _states_to_fill(
-    pieces: _Pieces, model: nn.Module, optimizer: Optimizer
-) -> dict[str, Tensor]:
+def _states_to_fill(pieces: _Pieces, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Give ``optimizer`` the settings and states of the checkpoint; returns the tensors that are to be read, by name."""
     settings = _settings_of(pieces, model, optimizer)
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
@@ -425,7 +425,9 @@ def _states_to_fill(
             for name, (dtype, shape) in pieces.index["tensors"].items():
                 key = name.removeprefix(prefix)
                 if name.startswith(prefix) and "." not in key:
-                    stays = key == "step" and not on_device  # as torch has it: its steps are on the CPU
+                    stays = (
+                        key == "step" and not on_device
+                    )  # as torch has it: its steps are on the CPU
                     state = _state_like(parameter, getattr(torch, dtype), shape, stays)
                     optimizer.state[parameter][key] = tensors[name] = state
             for name, value in pieces.index["values"].items():
@@ -435,18 +437,14 @@ def _states_to_fill(
     return tensors
 
 
-def _state_like(
-    parameter: Tensor, dtype: torch.dtype, shape: list[int], on_cpu: bool
-) -> Tensor:
+def _state_like(parameter: Tensor, dtype: torch.dtype, shape: list[int], on_cpu: bool) -> Tensor:
     """What an optimizer keeps of ``parameter``: sharded as that is where it has its shape."""
     if tuple(shape) == tuple(parameter.shape) and shape:
         return torch.zeros_like(parameter.detach(), dtype=dtype)
     return torch.zeros(shape, dtype=dtype, device="cpu" if on_cpu else parameter.device)
 
 
-def _settings_of(
-    pieces: _Pieces, model: nn.Module, optimizer: Optimizer
-) -> list[dict[str, Any]]:
+def _settings_of(pieces: _Pieces, model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
     """The settings of the checkpoint for each group of ``optimizer``. Raises CheckpointError where they do not fit.
 
     Groups may be others than when it was saved, as long as the parameters in each of them had the same settings.

@@ -146,7 +146,9 @@ def _parallel() -> Schema:
     word: Schema = {"enum": list(PRECISIONS)}
     both = _object({key: _value(word) for key in PRECISION_KEYS})
     keys = {
-        "data": _said("How many processes share the batch.", _value({"anyOf": [{"const": "auto"}, COUNT]})),
+        "data": _said(
+            "How many processes share the batch.", _value({"anyOf": [{"const": "auto"}, COUNT]})
+        ),
         "tensor": _said("How many processes share each matrix.", _value(COUNT)),
         "precision": _said(
             "The dtype of calculations and of sums of gradients.",

@@ -73,7 +73,9 @@ def _precision(fields: Fields) -> tuple[str | None, str | None]:
     if value is None:
         return None, None
     if not isinstance(value, dict):
-        word = _word(fields, "precision", value, ", or a mapping such as {param: bf16, reduce: fp32}")
+        word = _word(
+            fields, "precision", value, ", or a mapping such as {param: bf16, reduce: fp32}"
+        )
         return word, word and "fp32"
     inner = Fields(value, fields.at("precision"), fields.problems)
     inner.unknown(PRECISION_KEYS, "'precision'")

@@ -13,7 +13,7 @@ import pytest
 
 import composer
 from composer import atomic
-from composer.atomic import WriteError, replace_with
+from composer.atomic import WriteError, replace_with, temporary_folder
 from composer.checkpoint.container import CheckpointError
 from composer.cli.commands import main
 from composer.diagram.drawing import DrawError
@@ -387,3 +387,26 @@ def test_after_a_kill_at_any_call_and_on_a_full_disk_the_file_is_whole(tmp_path,
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
+
+
+def test_a_folder_is_gone_unless_it_was_renamed_and_those_of_killed_processes_too(tmp_path):
+    left, live, file = (tmp_path / f".composer-{name}.part" for name in ("1", "2", "3"))
+    for folder in (left, live):
+        folder.mkdir()
+        (folder / "text").write_text("")
+    file.write_text("")
+    handle = os.open(live, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as a process that still writes it has it
+    mine, kept = tmp_path / "sub" / ".composer-4.part", tmp_path / ".composer-5.part"
+    with temporary_folder(mine):
+        (mine / "text").write_text("")
+    with temporary_folder(kept):
+        os.rename(kept, tmp_path / "kept")
+    os.close(handle)
+    assert sorted(os.listdir(tmp_path)) == [live.name, file.name, "kept", "sub"]
+    assert os.listdir(mine.parent) == []
+    with (
+        pytest.raises(WriteError, match="cannot be written: Not a directory"),
+        temporary_folder(file / "x"),
+    ):
+        pass

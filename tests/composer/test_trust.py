@@ -623,7 +623,7 @@ LISTED = {
         "Graphviz, by a list of arguments, on DOT in which every text is escaped",
     ),
     "composer.parallel.launch": (
-        {"subprocess": 7},
+        {"subprocess": 6},
         "torchrun, by a list of arguments; it runs this library's own module, which gets its task as JSON",
     ),
     "composer.export.files": (

@@ -1,7 +1,6 @@
 """A checkpoint is replaced by processes that are killed at one point of it after the other: ``killed_saves.py FOLDER``."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +14,10 @@ FOLDER = Path(sys.argv[1]) / "checkpoint"
 SPEC = {
     "version": 1,
     "environment": "CartPole-v1",
-    "policy": {"graph": {"h": {"block": "dense", "in": "observation", "hidden_units": 3}}, "heads": {"in": "h"}},
+    "policy": {
+        "graph": {"h": {"block": "dense", "in": "observation", "hidden_units": 3}},
+        "heads": {"in": "h"},
+    },
 }
 STEPS = ("write_file", "replace_with")  # of composer.parallel.state, before and after each
 OF_OS = ("mkdir", "rename", "replace", "fsync", "unlink")

@@ -1,13 +1,35 @@
 """Several processes as torchrun starts them, without what torchrun itself takes to import."""
 
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
 
 from tests.helpers.paths import ROOT
 
 SECONDS = 540
+
+
+class NoUnpickler(pickle.Unpickler):
+    """In place of pickle's own: whoever makes one fails."""
+
+    def __init__(self, *arguments: object, **keywords: object) -> None:
+        refuse_to_unpickle()
+
+
+def refuse_to_unpickle(*arguments: object, **keywords: object) -> None:
+    raise AssertionError("something was unpickled")
+
+
+def unpickling() -> Iterator[tuple[object, str, object]]:
+    """What unpickles, and what is to be there instead: (its home, its name, that)."""
+    for home, name in ((pickle, "load"), (pickle, "loads"), (torch, "load")):
+        yield home, name, refuse_to_unpickle
+    yield pickle, "Unpickler", NoUnpickler
 
 
 def run_in_processes(count: int, script: Path, *arguments: object) -> list[str]:

@@ -16,7 +16,11 @@ def _not_started(monkeypatch):
 
 def sockets():
     folder = "/proc/self/fd"
-    links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}")]
+    links = [
+        os.readlink(f"{folder}/{name}")
+        for name in os.listdir(folder)
+        if os.path.exists(f"{folder}/{name}")
+    ]
     return sorted(link for link in links if link.startswith("socket:"))
 
 
@@ -44,7 +48,9 @@ def test_an_unknown_backend_is_refused():
 
 def test_another_backend_than_at_first_is_refused():
     composer.parallel.start()
-    with pytest.raises(ValueError, match="the processes have been started with the backend None already"):
+    with pytest.raises(
+        ValueError, match="the processes have been started with the backend None already"
+    ):
         composer.parallel.start("gloo")
 
 

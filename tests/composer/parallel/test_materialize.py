@@ -9,7 +9,12 @@ from perception_blocks.init import initializer
 
 BODIES = {
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 16},
-    "llama": {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24},
+    "llama": {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+    },
     "mamba": {"num_hidden_layers": 2, "hidden_size": 16},
 }
 
@@ -52,7 +57,9 @@ def test_a_checkpoint_is_read_by_layer_too(tmp_path):
     for name in names:
         parts.reset_part(name, 0)
     parts.reset_part("", 0, without=names)
-    assert all(torch.equal(t, parts.body.state_dict()[n]) for n, t in whole.body.state_dict().items())
+    assert all(
+        torch.equal(t, parts.body.state_dict()[n]) for n, t in whole.body.state_dict().items()
+    )
 
 
 def test_a_device_is_refused():

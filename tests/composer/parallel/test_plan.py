@@ -70,8 +70,12 @@ def test_a_plan_for_other_processes_is_refused(given, size, message):
 
 
 def test_the_message_says_where_the_key_is_written(tmp_path):
-    text = (SPECS / "deviation.yaml").read_text().replace("policy:", "parallel: {data: 8}\npolicy:", 1)
+    text = (
+        (SPECS / "deviation.yaml").read_text().replace("policy:", "parallel: {data: 8}\npolicy:", 1)
+    )
     spec = tmp_path / "agent.yaml"
     spec.write_text(text)
-    with pytest.raises(SpecError, match=re.escape("agent.yaml:6:18: 'data' times 'tensor' is 8 * 1 = 8")):
+    with pytest.raises(
+        SpecError, match=re.escape("agent.yaml:6:18: 'data' times 'tensor' is 8 * 1 = 8")
+    ):
         composer.parallel.compose(spec, allow=["proof_parts"])

@@ -32,7 +32,16 @@ def test_two_processes_equal_one(capsys, name):
 def test_three_processes_and_one_equal_one(capsys):
     file = str(SPECS / "vision.yaml")
     for count in (1, 3):
-        command = ["prove", file, "--allow", "proof_parts", "--processes", str(count), "--steps", "2"]
+        command = [
+            "prove",
+            file,
+            "--allow",
+            "proof_parts",
+            "--processes",
+            str(count),
+            "--steps",
+            "2",
+        ]
         assert main(command) == 0
         assert f"{count} processes equal one, 2 steps" in capsys.readouterr().out
 
@@ -60,7 +69,9 @@ def test_an_exception_in_a_process_is_told(tmp_path, capsys, monkeypatch):
 
 def test_a_wrong_spec_and_a_wrong_use_are_answered_before_anything_is_started(tmp_path, capsys):
     spec = tmp_path / "agent.yaml"
-    spec.write_text("version: 1\nparallel: {data: some}\npolicy: {graph: {}, heads: {in: observation}}\n")
+    spec.write_text(
+        "version: 1\nparallel: {data: some}\npolicy: {graph: {}, heads: {in: observation}}\n"
+    )
     assert main(["prove", str(spec), "--env", "CartPole-v1"]) == 1
     assert capsys.readouterr().err == (
         f"{spec}:2:18: 'data' must be 'auto' or a whole number of at least 1, got the text 'some'\n"
@@ -81,7 +92,9 @@ def test_a_wrong_spec_and_a_wrong_use_are_answered_before_anything_is_started(tm
 def test_a_proof_with_a_large_difference_fails(size):
     proof = Proof(2, 3, {"outputs": 0.0, "weights": size}, 4, 5)
     assert not proof.holds
-    assert str(proof).startswith("2 processes do not equal one, 3 steps of AdamW:\n  outputs    0.0e+00\n")
+    assert str(proof).startswith(
+        "2 processes do not equal one, 3 steps of AdamW:\n  outputs    0.0e+00\n"
+    )
     assert Proof(2, 3, {"outputs": TOLERANCE}, 4, 5).holds
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import composer.parallel
 from composer.checkpoint.container import CheckpointError
 from composer.parallel.prove import Trial
 from tests.helpers.paths import ROOT, TESTS
-from tests.helpers.processes import run_in_processes
+from tests.helpers.processes import run_in_processes, unpickling
 
 SPECS = TESTS / "specs" / "proofs"
 CHECKS = TESTS / "helpers" / "sharded_models.py"
@@ -53,10 +52,6 @@ def equal(ours, theirs):
     return all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
 
 
-def refuse(*arguments, **keywords):
-    raise AssertionError("something was unpickled")
-
-
 def saved(tmp_path, name="vision", **more):
     model, trial, optimizer = trained(name, 2)
     composer.parallel.save(tmp_path / "saved", model, optimizer, **more)
@@ -65,8 +60,8 @@ def saved(tmp_path, name="vision", **more):
 
 def test_what_two_processes_saved_goes_on_in_two_and_in_one(tmp_path, monkeypatch):
     run_in_processes(2, CHECKS, tmp_path, "save", "load")
-    for home, name in ((pickle, "load"), (pickle, "Unpickler"), (torch, "load")):
-        monkeypatch.setattr(home, name, refuse)
+    for use in unpickling():
+        monkeypatch.setattr(*use)
     for name in ("vision", "deviation"):
         model, trial, optimizer = trained(name, 1, seed=9)
         assert composer.parallel.load(tmp_path / name, model, optimizer) == {"steps": 2}
@@ -98,7 +93,9 @@ def test_one_process_saves_and_goes_on_exactly(tmp_path):
 def test_only_what_was_stepped_is_restored(tmp_path):
     model = composed("vision")
     optimizer = composer.parallel.optimizer(model, torch.optim.AdamW)
-    model.policy(Trial(model, 1, None).observations, model.policy.initial_state(4))[0]["action"].sum().backward()
+    model.policy(Trial(model, 1, None).observations, model.policy.initial_state(4))[0][
+        "action"
+    ].sum().backward()
     optimizer.step()
     composer.parallel.save(tmp_path / "saved", model, optimizer)
     _, _, other = trained("vision", 1)
@@ -116,8 +113,8 @@ def test_a_folder_is_safetensors_and_json_and_what_else_lies_there_is_inert(tmp_
     folder = tmp_path / "saved"
     assert sorted(os.listdir(folder)) == ["checkpoint.json", "shard-00000.safetensors"]
     (folder / ".metadata").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    for home, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
-        monkeypatch.setattr(home, name, refuse)
+    for use in unpickling():
+        monkeypatch.setattr(*use)
     again = composed("vision", seed=1)
     composer.parallel.load(folder, again)
     composer.parallel.save(folder, again)
@@ -131,7 +128,9 @@ def test_tensors_have_the_names_of_parameters(tmp_path):
     names = {n for n in index["tensors"] if not n.startswith("optimizer.")}
     assert names >= {name for name, _ in model.named_parameters()}
     trained_names = {n for n, p in model.named_parameters() if p.requires_grad}
-    keys = {f"optimizer.{n}.{key}" for n in trained_names for key in ("step", "exp_avg", "exp_avg_sq")}
+    keys = {
+        f"optimizer.{n}.{key}" for n in trained_names for key in ("step", "exp_avg", "exp_avg_sq")
+    }
     assert set(index["tensors"]) - names == keys
     assert "vgg_conv_dense" in index["record"]["spec"]
 
@@ -140,7 +139,9 @@ def test_consolidated_bytes_are_those_of_save(tmp_path):
     model, _, _ = saved(tmp_path)
     model.save(tmp_path / "saved.safetensors")
     composer.parallel.consolidate(tmp_path / "saved", tmp_path / "one.safetensors")
-    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "saved.safetensors").read_bytes()
+    assert (tmp_path / "one.safetensors").read_bytes() == (
+        tmp_path / "saved.safetensors"
+    ).read_bytes()
 
 
 def test_a_save_that_is_killed_leaves_what_was_there(tmp_path):
@@ -197,7 +198,9 @@ def test_an_optimizer_of_other_parameters_is_refused(tmp_path):
 
 
 def test_extra_is_json(tmp_path):
-    with pytest.raises(ValueError, match="'extra' may hold numbers, texts, true, false, null, lists and dicts"):
+    with pytest.raises(
+        ValueError, match="'extra' may hold numbers, texts, true, false, null, lists and dicts"
+    ):
         composer.parallel.save(tmp_path / "saved", composed("deviation"), extra={"rng": object()})
     assert os.listdir(tmp_path) == []
 
@@ -251,14 +254,23 @@ def test_a_damaged_folder_is_told(tmp_path, how, message):
     saved(tmp_path, "deviation")
     folder = tmp_path / "saved"
     damage(folder, how)
-    expected = message.format(repr(str(folder)), shard=repr(str(folder / "shard-00000.safetensors")))
+    expected = message.format(
+        repr(str(folder)), shard=repr(str(folder / "shard-00000.safetensors"))
+    )
     for use in (
         lambda: composer.parallel.load(folder, composed("deviation")),
         lambda: composer.parallel.consolidate(folder, tmp_path / "one.safetensors"),
     ):
         with pytest.raises(CheckpointError) as error:
             use()
-        assert re.sub(r"'policy[\w.]*'|'optimizer[\w.]*'|'critic[\w.]*'", "'policy.hidden.linears.0.bias'", str(error.value)) == expected
+        assert (
+            re.sub(
+                r"'policy[\w.]*'|'optimizer[\w.]*'|'critic[\w.]*'",
+                "'policy.hidden.linears.0.bias'",
+                str(error.value),
+            )
+            == expected
+        )
 
 
 def test_a_spec_without_names_is_sharded_and_saved_but_not_consolidated(tmp_path):
@@ -276,5 +288,7 @@ def test_a_spec_without_names_is_sharded_and_saved_but_not_consolidated(tmp_path
     again = composer.compose(spec, seed=3)
     composer.parallel.load(tmp_path / "saved", again)
     assert equal(model, again)
-    with pytest.raises(CheckpointError, match="does not say how its model is composed: cannot be saved"):
+    with pytest.raises(
+        CheckpointError, match="does not say how its model is composed: cannot be saved"
+    ):
         composer.parallel.consolidate(tmp_path / "saved", tmp_path / "one.safetensors")

@@ -69,7 +69,9 @@ class Judge(nn.Module):
     def __init__(self, obs_shapes, width=8):
         super().__init__()
         (state,), (action,) = obs_shapes["observation"], obs_shapes["action/action"]
-        self.layers = nn.Sequential(nn.Linear(state + action, width), nn.Tanh(), nn.Linear(width, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(state + action, width), nn.Tanh(), nn.Linear(width, 1)
+        )
 
     def forward(self, inputs):
         both = torch.cat([inputs["observation"], inputs["action/action"]], dim=-1)
