@@ -64,7 +64,7 @@ def replace_with(path: str | os.PathLike[str], write: Callable[[str], object]) -
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[None]:
-    """A new folder, `PREFIX` to `FOLDER_SUFFIX`, for whoever renames it when all is in it; gone afterwards if nobody does.
+    """A new folder, `PREFIX` to `FOLDER_SUFFIX`, to be renamed when all is in it; it is gone afterwards if it is not.
 
     Those of processes that were killed are removed. Raises WriteError where there can be none.
     """

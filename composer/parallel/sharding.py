@@ -67,7 +67,7 @@ def shard(model: M, mesh: Mesh | None = None, plan: Given = None) -> M:
     sharder = Sharder(model, mesh, plan)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(
-            "this model has no weights yet; call model.materialize() first, or compose it with composer.parallel.compose"
+            "this model has no weights yet; call model.materialize() first, or use composer.parallel.compose"
         )
     model.to(mesh.device)
     if mesh.backend is not None:

@@ -406,7 +406,7 @@ def _refuse_other_tensors(pieces: _Pieces, tensors: Mapping[str, Tensor]) -> Non
 
 
 def _states_to_fill(pieces: _Pieces, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Give ``optimizer`` the settings and states of the checkpoint; returns the tensors that are to be read, by name."""
+    """Give ``optimizer`` the settings and states of the checkpoint; returns the tensors to be read, by name."""
     settings = _settings_of(pieces, model, optimizer)
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
         for key, value in saved.items():

@@ -8,6 +8,7 @@ import torch
 
 import composer
 import composer.parallel
+from composer.checkpoint.container import CheckpointError
 from composer.parallel import state
 
 FOLDER = Path(sys.argv[1]) / "checkpoint"
@@ -30,14 +31,17 @@ def killed_at(place, model, seed):
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     count = 0
 
+    def step():
+        nonlocal count
+        count += 1
+        if count == place:
+            os._exit(9)
+
     def counted(function):
         def call(*arguments, **keywords):
-            nonlocal count
-            for moment in (0, 1):
-                count += 1
-                if count == place:
-                    os._exit(9)
-                result = result if moment else function(*arguments, **keywords)
+            step()
+            result = function(*arguments, **keywords)
+            step()
             return result
 
         return call
@@ -63,16 +67,18 @@ def killed_everywhere(known):
         finished = killed_at(place, weights_of(mine), mine)
         model = weights_of(0)
         try:
-            extra = composer.parallel.load(FOLDER, model)
-        except composer.parallel.state.CheckpointError as error:
-            assert "is no checkpoint of shards" in str(error), error
+            extra, said = composer.parallel.load(FOLDER, model), ""
+        except CheckpointError as error:
+            extra, said = None, str(error)
+        if extra is None:
+            assert "is no checkpoint of shards" in said, said
             assert known is None, f"the checkpoint was lost at step {place}"
             assert not FOLDER.exists()
         else:
             assert extra["seed"] in (known, mine), (extra, known, mine)
             expected = weights_of(extra["seed"]).state_dict()
             assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items())
-            known = extra["seed"] if finished or known is not None else None
+            known = extra["seed"]
         if finished:
             assert known == mine
             return known

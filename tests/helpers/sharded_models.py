@@ -138,9 +138,7 @@ def check_refusals():
         composed("custom", overrides=["parallel.units=[Layr]"])
     with pytest.raises(ValueError, match="the device is that of the processes"):
         composed("custom", device="cpu")
-    with pytest.raises(
-        CheckpointError, match="there is no folder|cannot be written|could not be written"
-    ):
+    with pytest.raises(CheckpointError, match=r"there is no folder|could not be written"):
         model.save(FOLDER / "none" / "model.safetensors")
 
 
@@ -150,10 +148,14 @@ def check_precision():
         model = composer.parallel.shard(
             composer.compose(spec(name), **ALLOW), plan={"precision": "bf16"}
         ).eval()
-        seen = set()
+        seen: set[torch.dtype] = set()
+
+        def look(layer, inputs, seen=seen):
+            seen.add(layer.weight.dtype)
+
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
-                module.register_forward_pre_hook(lambda m, x: seen.add(m.weight.dtype))
+                module.register_forward_pre_hook(look)
         trial = Trial(model, MESH.size, MESH.rank)
         optimizer = composer.parallel.optimizer(model, torch.optim.AdamW)
         step(trial, optimizer)
@@ -220,7 +222,7 @@ def check_tensor():
     if plain is not None:
         composer.parallel.load(FOLDER / "tensor", plain)
         assert same(whole(plain), whole(model))
-    with pytest.raises(SpecError, match="brings no plan for tensor parallelism|there is no body"):
+    with pytest.raises(SpecError, match="there is no body of transformers"):
         composed("vision", overrides=["parallel.tensor=2"])
 
 

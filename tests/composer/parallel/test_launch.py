@@ -39,7 +39,7 @@ def test_one_process_is_a_mesh_and_makes_no_socket():
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="'backend'") as error:
         composer.parallel.start("glo")
     assert str(error.value) == (
         "'backend' must be one of 'gloo', 'nccl', got 'glo'; did you mean 'gloo'?"
@@ -59,7 +59,7 @@ def test_incomplete_variables_are_named(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="torchrun's variables") as error:
         composer.parallel.start()
     assert str(error.value) == (
         "torchrun's variables are incomplete, 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT' is missing; start this program "

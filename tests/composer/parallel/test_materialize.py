@@ -63,7 +63,7 @@ def test_a_checkpoint_is_read_by_layer_too(tmp_path):
 
 
 def test_a_device_is_refused():
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="the device") as error:
         composer.parallel.compose({}, device="cpu")
     assert str(error.value) == (
         "the device is that of the processes; composer.parallel.start(backend) chooses it"

@@ -169,7 +169,7 @@ def test_another_model_is_refused_with_every_difference(tmp_path):
         "  policy.hidden.linears.0.bias is (7,) in it, the model needs (9,)\n"
         "  policy.heads.action.linear.weight is (2, 7) in it, the model needs (2, 9)"
     )
-    with pytest.raises(CheckpointError, match="policy.memory"):
+    with pytest.raises(CheckpointError, match=r"policy\.memory"):
         composer.parallel.load(tmp_path / "saved", composed("vision"))
 
 
