@@ -72,11 +72,11 @@ def temporary_folder(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
         path.mkdir()
-        handle = os.open(path, os.O_RDONLY) if fcntl is not None else None
+        handle = None if fcntl is None else os.open(path, os.O_RDONLY)
     except OSError as error:
         raise WriteError(path, error.strerror or str(error), error.errno or 0) from error
     try:
-        if handle is not None:
+        if fcntl is not None and handle is not None:
             _lock(handle, fcntl.LOCK_EX)
         yield
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from perception_blocks.words import did_you_mean, listing
@@ -141,7 +142,7 @@ def _join(backend: str) -> None:
         torch.cuda.set_device(device)
         options["device_id"] = device
     if path:
-        options |= {"store": dist.FileStore(path, size), "rank": rank, "world_size": size}
+        options |= {"store": FileStore(path, size), "rank": rank, "world_size": size}
     dist.init_process_group(backend, **options)
 
 

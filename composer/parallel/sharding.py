@@ -72,7 +72,8 @@ def shard(model: M, mesh: Mesh | None = None, plan: Given = None) -> M:
     model.to(mesh.device)
     if mesh.backend is not None:
         for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor.detach(), 0)
+            tensor.data = tensor.data.contiguous()  # a stack may lie transposed
+            dist.broadcast(tensor.data, 0)
     sharder.finish()
     return model
 
@@ -180,8 +181,9 @@ def _layers(roots: list[nn.Module], units: tuple[str, ...]) -> dict[int, Any]:
     """By its id each layer that is sharded by itself, and the body of transformers that it is of (or None)."""
     parts = [part for root in roots for part in modules_below(root)]
     layers: dict[int, Any] = {}
-    for body in (part for part in parts if is_body(part)):
-        kinds = sorted(body._no_split_modules)
+    bodies: list[Any] = [part for part in parts if is_body(part)]
+    for body in bodies:
+        kinds = set(body._no_split_modules)
         inside: set[int] = set()  # mamba names what is in its layers too
         for part in body.modules():
             if type(part).__name__ in kinds and id(part) not in inside:
@@ -295,7 +297,7 @@ class Sharder:
     def _shard(self, module: nn.Module, precision: MixedPrecisionPolicy) -> None:
         for parameter in module.parameters():
             if not isinstance(parameter, DTensor) and not parameter.is_contiguous():
-                parameter.data = parameter.data.contiguous()  # a stack may lie transposed
+                parameter.data = parameter.data.contiguous()
         offload = self.plan.offload and self.mesh.device.type == "cuda"
         fully_shard(
             module,

@@ -406,7 +406,7 @@ def test_a_folder_is_gone_unless_it_was_renamed_and_those_of_killed_processes_to
     assert sorted(os.listdir(tmp_path)) == [live.name, file.name, "kept", "sub"]
     assert os.listdir(mine.parent) == []
     with (
-        pytest.raises(WriteError, match="cannot be written: Not a directory"),
+        pytest.raises(WriteError, match="cannot be written: File exists"),
         temporary_folder(file / "x"),
     ):
         pass

@@ -87,6 +87,8 @@ def killed_everywhere(known):
 torch.set_num_threads(1)
 first = killed_everywhere(None)
 second = killed_everywhere(first)
+assert first is not None
+assert second is not None
 assert first > 10
 assert second > 1010
 assert os.listdir(FOLDER.parent) == ["checkpoint"], os.listdir(FOLDER.parent)
