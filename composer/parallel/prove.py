@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -96,9 +97,9 @@ def prove(task: Task, processes: int) -> Proof:
         (folder / "task.json").write_text(json.dumps(asdict(task)), encoding="utf-8")
         said = run_processes("composer.parallel.prove", [name], processes, folder)
         results = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.result"))]
-    problems = [result["problem"] for result in results if "problem" in result]
-    if problems:
-        raise ProofError(problems[0])
+    problems = [result for result in results if "problem" in result]
+    if problems:  # the first one is the cause of the others, whose connections it has closed
+        raise ProofError(min(problems, key=lambda problem: problem["time"])["problem"])
     if len(results) < processes:
         raise ProofError(f"a process ended without a result; it said:\n{said}")
     return Proof(**results[0])
@@ -114,10 +115,9 @@ def main(folder: str) -> int:
     try:
         result = asdict(_proof(task))
     except ANSWERS as error:
-        result = {"problem": str(error)}
-    except Exception as error:
-        notes = getattr(error, "__notes__", [])
-        result = {"problem": "\n".join([traceback.format_exc(), *notes])}
+        result = {"problem": str(error), "time": time.time()}
+    except Exception:
+        result = {"problem": traceback.format_exc().strip(), "time": time.time()}
     path = Path(folder) / f"{int(os.environ['RANK']):05}.result"
     path.write_text(json.dumps(result), encoding="utf-8")
     return int("problem" in result)

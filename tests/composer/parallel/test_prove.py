@@ -14,7 +14,8 @@ from tests.helpers.paths import TESTS
 SPECS = TESTS / "specs" / "proofs"
 QUICK = ("tokens", "vision")
 KINDS = sorted(path.stem for path in SPECS.glob("*.yaml"))
-GAPS = r"  outputs    \d\.\de-\d\d\n  gradients  \d\.\de-\d\d\n  weights    \d\.\de-\d\d\n"
+SIZE = r"\d\.\de[-+]\d\d"
+GAPS = rf"  outputs    {SIZE}\n  gradients  {SIZE}\n  weights    {SIZE}\n"
 
 
 @pytest.mark.parametrize(
