@@ -37,7 +37,7 @@ EXTRAS = {
     "graph": ["torch_geometric"],
     "pettingzoo": ["pettingzoo", "mpe2", "pymunk", "scipy"],
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
-    "llm": ["transformers"],
+    "llm": ["transformers", "tokenizers", "peft"],
     "sb3": ["stable_baselines3", "sb3_contrib"],
     "torchrl": ["torchrl", "tensordict"],
     "train": ["matplotlib", "tqdm"],

@@ -144,18 +144,21 @@ def _wrong_value(name: str, annotation: object, value: object) -> str | None:
 class Folder:
     """A checkpoint as transformers' ``save_pretrained`` writes it: ``config.json`` and safetensors files.
 
-    Raises SettingsError for the setting 'checkpoint' for any other folder.
+    Raises SettingsError for the ``setting`` that names it, where the folder is any other.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, setting: str = "checkpoint") -> None:
         self.path = path  # as the user wrote it
+        self._setting = setting
         place = Path(self._readable(path))
         self.files = sorted(file for file in place.glob("*.safetensors") if file.is_file())
         config = place / "config.json"
         if not place.is_dir():
             raise self._wrong(f"there is no folder {path!r}; nothing is downloaded")
         if not config.is_file():
-            raise self._wrong(f"the folder {path!r} has no config.json")
+            adapters = (place / "adapter_config.json").is_file()
+            advice = "; it holds LoRA adapters, which 'path' of 'lora' names" if adapters else ""
+            raise self._wrong(f"the folder {path!r} has no config.json{advice}")
         if not self.files:
             kept = "; other formats can run code" if any(place.glob("*.bin")) else ""
             raise self._wrong(f"the folder {path!r} has no *.safetensors file{kept}")
@@ -217,15 +220,17 @@ class Folder:
         names, prefix = set(body.state_dict()), f"{body.base_model_prefix}."
         places = {}
         for file in self.files:
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    stored = list(opened.keys())
-            except (SafetensorError, OSError) as error:
-                raise self._wrong(f"{str(file)!r} cannot be read: {error}") from error
-            for name in stored:
+            for name in self._names_in(file):
                 if name.removeprefix(prefix) in names:
                     places[name.removeprefix(prefix)] = (file, name)
         return places
+
+    def _names_in(self, file: Path) -> list[str]:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return list(opened.keys())
+        except (SafetensorError, OSError) as error:
+            raise self._wrong(f"{str(file)!r} cannot be read: {error}") from error
 
     def _readable(self, path: str) -> str:
         try:
@@ -234,4 +239,4 @@ class Folder:
             raise self._wrong(str(error)) from error
 
     def _wrong(self, message: str) -> SettingsError:
-        return SettingsError([SettingProblem("checkpoint", f"'checkpoint': {message}")])
+        return SettingsError([SettingProblem(self._setting, f"{self._setting!r}: {message}")])
