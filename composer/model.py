@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,8 +15,10 @@ from composer.build.budget import Budget, LimitReached
 from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.build.context import BuildContext
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
+from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
     LoadReport,
+    Record,
     fill,
     is_dtype,
     read_record,
@@ -26,7 +29,7 @@ from composer.checkpoint.file import (
 from composer.checkpoint.plain_spec import saved_spec
 from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
-from composer.errors import Problems
+from composer.errors import MissingExtraSpecError, Problem, Problems
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
@@ -37,14 +40,15 @@ from composer.policy.structured import AnyPolicy, one_policy
 from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
-from composer.spaces.lookup import find_spaces, is_by_actor
+from composer.spaces.lookup import Spaces, find_spaces, is_by_actor
 from composer.spec.model_spec import ModelSpec, of_one_actor
 from composer.spec.read import read_spec
-from composer.trust import allow_list, import_allowed
+from composer.trust import allow_list, import_allowed, import_extensions
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.graph.collector import collection_paused
 from perception_blocks.reading import files_found
+from perception_blocks.registry import extra_for
 from perception_blocks.words import sparing
 
 if TYPE_CHECKING:
@@ -343,6 +347,8 @@ def compose(
     ``seed=None`` draws one from torch's global generator. ``limits`` says how much spec and spaces may ask for,
     such as ``{"copies": 5000}`` (see `composer.limits.Limits`).
 
+    A spec with `model` gives a `composer.language.ActionModel`; it may do without an environment.
+
     Raises SpecError with every problem of the spec. An exception of a user's class is passed on.
     """
     if not is_dtype(dtype):
@@ -351,8 +357,14 @@ def compose(
     limits = limits_from(limits)
     import_allowed(allow)
     source = load_source(spec, overrides, allow)
+    import_extensions(source, allow)
     makes_environment = env is None and (observation_space is None or action_space is None)
     model_spec = read_spec(source, allow, makes_environment=makes_environment, limits=limits)
+    if model_spec.model is not None:
+        spaces = (None, None)
+        if model_spec.environment is not None or not makes_environment:
+            spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
+        return _action_model(source, model_spec, spaces, device, dtype, chosen_seed(seed))
     spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     if actors is None:
@@ -390,6 +402,8 @@ def load(
     record = read_record(path)
     import_allowed(allow)
     require_blocks(record)
+    if record.action_model:
+        return _load_action_model(path, record, allow, device, strict, limits)
     observation_space, action_space = record.spaces(limits)
     model = compose(
         stored_source(record.spec, path),
@@ -401,5 +415,54 @@ def load(
         seed=record.seed,
         limits=limits,
     )
+    model.load_report = fill(model, read_tensors(path, record), strict=strict)
+    return model
+
+
+def _action_model(
+    source: Source,
+    spec: ModelSpec,
+    spaces: Spaces,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seed: int,
+    processor: Mapping[str, str] | None = None,
+) -> Any:
+    """The `composer.language.ActionModel` of a spec with `model`, which needs an extra."""
+    try:
+        from composer.language.action_model import compose_action_model
+    except ImportError as error:
+        path = ("model",)
+        if needs := extra_for(error, "'model'", "llm"):
+            raise MissingExtraSpecError(
+                [Problem(needs, path, source.position(path, key=True), True)]
+            ) from error
+        raise
+    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
+        return compose_action_model(
+            source, spec, spaces, device=device, dtype=dtype, seed=seed, processor=processor
+        )
+
+
+def _load_action_model(
+    path: str | FilePath,
+    record: Record,
+    allow: tuple[str, ...],
+    device: torch.device | str,
+    strict: bool,
+    limits: GivenLimits,
+) -> Any:
+    if record.action_model.get("adapters_only"):
+        raise CheckpointError(
+            f"{os.fspath(path)!r} has adapters only; compose the model from its spec and call "
+            "model.load_weights(path), or name the file as 'path' of 'lora' there"
+        )
+    source = stored_source(record.spec, path)
+    import_extensions(source, allow)
+    spec = read_spec(source, allow, makes_environment=False, limits=limits)
+    spaces = record.spaces(limits) if record.observation_space else (None, None)
+    processor: Any = record.action_model.get("processor")
+    dtype = getattr(torch, record.dtype)
+    model = _action_model(source, spec, spaces, device, dtype, record.seed, processor)
     model.load_report = fill(model, read_tensors(path, record), strict=strict)
     return model

@@ -13,16 +13,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from composer.errors import MissingExtraSpecError, Problem, SpecError
 from composer.source.files import names_a_folder
 from perception_blocks.registry import NameTakenError, extra_for, load_plugins
 from perception_blocks.words import did_you_mean
 
+if TYPE_CHECKING:
+    from composer.source.load import Source
+
 __all__ = ["PETTINGZOO", "PathError", "advice_on_missing", "allow_beside", "allow_list"]
 __all__ += ["allow_options", "check_environment", "check_trusted", "import_allowed"]
-__all__ += ["import_object", "import_trusted"]
+__all__ += ["import_extensions", "import_object", "import_trusted"]
 
 # Before the colon of an environment's id: an environment that PettingZoo itself knows.
 PETTINGZOO = "pettingzoo"
@@ -121,6 +124,25 @@ def import_allowed(allow: Iterable[str]) -> None:
         load_plugins()
     for module in modules:
         _import(module)
+
+
+def import_extensions(source: Source, allow: Iterable[str]) -> None:
+    """Import the modules that a spec names under `extensions`, so that what they register is known.
+
+    Those that are not allowed are left to whoever reads the spec, which names them. Raises SpecError.
+    """
+    names = source.data.get("extensions")
+    for index, name in enumerate(names if isinstance(names, list) else ()):
+        if not isinstance(name, str) or check_trusted(name, allow) or not _is_within(name, allow):
+            continue
+        try:
+            _import(name)
+        except SpecError as error:
+            path = ("extensions", index)
+            place = source.position(path)
+            problems = [Problem(p.message, path, place, p.needs_extra) for p in error.problems]
+            kind = MissingExtraSpecError if all(p.needs_extra for p in problems) else SpecError
+            raise kind(problems) from error
 
 
 def import_trusted(path: str, allow: Iterable[str], expected_base: type) -> type:

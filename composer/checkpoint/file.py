@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, get_origin, get_type_hints
@@ -49,6 +49,7 @@ class Record:
     tied: dict[str, str]  # name -> the name under which the same tensor is stored
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
     critics: dict[str, str] = field(default_factory=dict)  # the same of kinds of critics
+    action_model: Json = field(default_factory=dict)  # of one: the files of its processor
 
     def spaces(self, limits: GivenLimits = None) -> tuple[Any, Any]:
         """Observation and action space, or both by actor. Raises CheckpointError where they cannot be read."""
@@ -78,12 +79,18 @@ def _counted(things: list[str], word: str) -> str:
     return f"{len(things)} {word}" if len(things) == 1 else f"{len(things)} {word}s"
 
 
-def write_checkpoint(path: str | os.PathLike[str], module: nn.Module, **about: Any) -> None:
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    only: Collection[str] | None = None,
+    **about: Any,
+) -> None:
     """Write the state of ``module`` and what rebuilds it: ``about`` are the keywords of `record_of`.
 
-    The file appears whole or not at all.
+    ``only`` are the names of the tensors that are written (None: all). The file appears whole or not at all.
     """
-    tensors, tied = _untied(module.state_dict(keep_vars=True))
+    state = module.state_dict(keep_vars=True)
+    tensors, tied = _untied({n: t for n, t in state.items() if only is None or n in only})
     if any(tensor.is_meta for tensor in tensors.values()):
         raise CheckpointError(
             "cannot be saved: the model has no weights yet; call materialize first"
@@ -100,6 +107,7 @@ def record_of(
     seed: int,
     dtype: torch.dtype,
     critics: Sequence[str] = (),
+    action_model: Json | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says beside its tensors, but for which of these are tied."""
     return {
@@ -115,6 +123,7 @@ def record_of(
         "critics": {
             n: home for n in critics if not (home := CRITICS.module_of(n)).startswith(OURS)
         },
+        **({} if action_model is None else {"action_model": action_model}),
     }
 
 
@@ -126,7 +135,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
             f"{os.fspath(path)!r} is a safetensors file, but not one that this library saved"
         )
     _require_types(path, values, {"format_version": int})
-    values = {"critics": {}, **values}  # earlier files have none
+    values = {"critics": {}, "action_model": {}, **values}  # which other files have not
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
     _require_types(path, values, kinds)
     dtype = getattr(torch, values["dtype"], None)

@@ -264,15 +264,24 @@ def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
 def _compose(arguments: argparse.Namespace) -> Model:
     """The model without weights. The structure is checked first, without torch, so that errors in it are quick."""
     source, spaces = _read(arguments)
-    if not (spaces or source.data.get("environment")):
+    if not (spaces or source.data.get("environment") or _is_action_model(source)):
         raise _UserError("the spec names no environment; give one with --env ID")
     return _composed(arguments, source, spaces)
+
+
+def _is_action_model(source: Source) -> bool:
+    """Whether it describes an action model, which may do without an environment."""
+    return source.data.get("model") is not None
 
 
 def _composed(arguments: argparse.Namespace, source: Source, spaces: dict[str, Any]) -> Model:
     from composer.model import compose
 
     limits = dict(arguments.limits)
+    if _is_action_model(source) and _is_checkpoint(arguments.file):
+        from composer.model import load
+
+        return load(arguments.file, arguments.allow, limits=limits)  # its processor is in the file
     return compose(source, allow=arguments.allow, device="meta", seed=0, limits=limits, **spaces)
 
 
@@ -281,11 +290,12 @@ def _read(
 ) -> tuple[Source, dict[str, Any]]:
     """The Source of a spec whose structure is good, and the spaces or environment of the caller or the checkpoint."""
     from composer.spec.read import read_spec
-    from composer.trust import import_allowed
+    from composer.trust import import_allowed, import_extensions
 
     import_allowed(arguments.allow)
     source, spaces = _source_and_spaces(arguments)
-    makes_environment = makes_environment and not spaces
+    import_extensions(source, arguments.allow)
+    makes_environment = makes_environment and not (spaces or _is_checkpoint(arguments.file))
     limits = dict(arguments.limits)
     read_spec(source, arguments.allow, makes_environment=makes_environment, limits=limits)
     return source, spaces
@@ -301,6 +311,8 @@ def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Source, dict[str,
 
     record = read_record(arguments.file)
     require_blocks(record)
+    if record.action_model:
+        return stored_source(record.spec, arguments.file, arguments.overrides), given
     observation_space, action_space = record.spaces(dict(arguments.limits))
     held = {"observation_space": observation_space, "action_space": action_space}
     return stored_source(record.spec, arguments.file, arguments.overrides), given or held
@@ -342,6 +354,8 @@ def _start(arguments: argparse.Namespace) -> str:
 def _written_out(arguments: argparse.Namespace) -> str:
     """A spec with its templates as graphs."""
     model = _compose(arguments)
+    if _is_action_model(model.source):
+        raise _UserError(f"{arguments.file}: an action model has no templates to write out")
     from composer.cli.write_out import written_out
 
     with _as_user_errors(ValueError, before=f"{arguments.file}: "):
@@ -350,6 +364,8 @@ def _written_out(arguments: argparse.Namespace) -> str:
 
 def _check(arguments: argparse.Namespace) -> None:
     source, spaces = _read(arguments)
+    if _is_action_model(source):
+        return _check_action_model(arguments, source, spaces)
     if not (spaces or source.data.get("environment")):
         _say(
             f"{arguments.file}: the structure is good; shapes and heads are not checked "
@@ -360,6 +376,26 @@ def _check(arguments: argparse.Namespace) -> None:
     _fill(model, arguments.file)
     count = sum(parameter.numel() for parameter in model.parameters())
     _say(f"{arguments.file}: good; {count:,} parameters")
+
+
+def _check_action_model(
+    arguments: argparse.Namespace, source: Source, spaces: dict[str, Any]
+) -> None:
+    """Its weights are needed too: whether training sees what acting saw is seen by one action."""
+    from composer.language.action_model import ProofError
+
+    model: Any = _composed(arguments, source, spaces)
+    if not _is_checkpoint(arguments.file):
+        model.materialize()
+    try:
+        difference = model.prove()
+    except ProofError as error:
+        raise _UserError(f"{arguments.file}: {error}") from error
+    count = sum(parameter.numel() for parameter in model.parameters())
+    _say(
+        f"{arguments.file}: good; {count:,} parameters; log-probabilities and values of an action, calculated again, "
+        f"differ by {difference:.0e}"
+    )
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -374,7 +410,10 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    model = _compose(arguments).materialize()
+    model = _compose(arguments)
+    if _is_action_model(model.source):
+        model.export(arguments.output)  # which says why not
+    model.materialize()
     is_trained = _fill(model, arguments.file)
     report = model.export(
         arguments.output, part=arguments.part, unroll=arguments.unroll, actor=arguments.actor
@@ -473,10 +512,26 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         _add_init_options,
         "write a starting spec, from an environment or from templates",
     ),
-    "check": (_check, _add_spec, "check a spec; with an environment its shapes too"),
-    "show": (_show, _add_spec, "print shapes, parameters and FLOPs of every node"),
-    "draw": (_draw, _add_draw_options, "draw policy and critic in one picture"),
-    "export": (_export, _add_export_options, "write a file that runs without this library"),
+    "check": (
+        _check,
+        _add_spec,
+        "check a spec; with an environment its shapes too; an action model also acts once",
+    ),
+    "show": (
+        _show,
+        _add_spec,
+        "print shapes, parameters and FLOPs of every node, or the parts of an action model",
+    ),
+    "draw": (
+        _draw,
+        _add_draw_options,
+        "draw policy and critic, or an action model, in one picture",
+    ),
+    "export": (
+        _export,
+        _add_export_options,
+        "write a file that runs without this library (not of an action model)",
+    ),
     "train": (_train, _add_training_options, "train a model, or continue a run"),
     "prove": (_prove, _add_proof_options, "show that several processes compute what one does"),
     "blocks": (_blocks, _add_block_options, "list the blocks, or describe one"),

@@ -40,7 +40,8 @@ def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = N
     """
     target = Path(path)
     writer = FORMATS[_format(target, format)]
-    content = writer(sketch(net))
+    picture = getattr(net, "picture", None)  # of what is no graph of blocks
+    content = writer(sketch(net) if picture is None else picture())
     data = content if isinstance(content, bytes) else content.encode()
     try:
         replace_with(target, lambda temporary: Path(temporary).write_bytes(data))

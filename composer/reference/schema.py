@@ -12,10 +12,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from composer.distributions.base import DISTRIBUTIONS
 from composer.spaces.kinds import KINDS
+from composer.spec.action_model import (
+    ATTENTION,
+    HEAD_ACTIVATIONS,
+    INPUTS,
+    MODEL_KEYS,
+    MODEL_PRECISIONS,
+)
 from composer.spec.model_spec import CRITICS
 from composer.spec.nodes import NESTED
 from composer.spec.parallel import PRECISION_KEYS, PRECISIONS
-from composer.spec.read import VERSION
+from composer.spec.read import BESIDE_MODEL, TOP_KEYS, VERSION
 from composer.spec.template import GIVEN_KINDS, TEMPLATE_KEYS
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.registry import (
@@ -47,6 +54,7 @@ NO_NODES: Schema = {
 }
 NOTHING: Schema = {"not": {}}  # unlike false, it is reported with the path of what it refuses
 COUNT: Schema = {"type": "integer", "minimum": 1}
+_NOT_BESIDE_MODEL = [key for key in TOP_KEYS if key not in BESIDE_MODEL]
 DOTTED_PATH: Schema = {"type": "string", "pattern": DOTTED}
 
 
@@ -63,7 +71,15 @@ def json_schema() -> Schema:
         "additionalProperties": False,
         "if": {"required": ["extends"]},
         "then": {"properties": {key: _or_null(schema) for key, schema in _top_keys(PART).items()}},
-        "else": {"properties": keys, "required": ["version", "policy"]},
+        "else": {
+            "properties": keys,
+            "required": ["version"],
+            **_if(
+                _has("model"),
+                {"properties": dict.fromkeys(_NOT_BESIDE_MODEL, NOTHING)},
+                {"required": ["policy"]},
+            ),
+        },
         "definitions": {
             "placeholder": PLACEHOLDER,
             "activation": _named(ACTIVATIONS, 0, dotted=True),
@@ -128,10 +144,51 @@ def _top_keys(part: str = "") -> dict[str, Schema]:
         "ignore": _said("Observations that are left unread on purpose.", _names()),
         "normalize": _said("Observations to normalise by running statistics.", _names()),
         "texts": _texts(),
+        "extensions": _said("Modules to import first; the caller must allow them.", _names()),
         "parallel": _or_null(_parallel()),
         "policy": _ref("policy", part),
         "critic": _or_null(_ref("critic", part)),
+        "model": _or_null(_action_model(part)),
     }
+
+
+def _action_model(part: str) -> Schema:
+    """An action model in the place of policy and critic."""
+    yes_or_no, size = _value({"type": "boolean"}), _or_null(_value(COUNT))
+    inputs = _object(dict.fromkeys(INPUTS, _value(TEXT)))
+    units = _value({"type": "array", "items": _value(COUNT)})
+    head = _object({"hidden_units": units, "activation": _value({"enum": list(HEAD_ACTIVATIONS)})})
+    positive = {"type": "number", "exclusiveMinimum": 0}
+    targets = _value({"type": "array", "items": TEXT, "uniqueItems": True, "minItems": 1})
+    lora = {"rank": _value(COUNT), "alpha": _or_null(_value(positive))}
+    lora |= {"targets": _or_null(targets), "path": _or_null(_value(TEXT))}
+    pair = {"type": "array", "items": COUNT, "minItems": 2, "maxItems": 2}
+    numbers = [int(word) for word in MODEL_PRECISIONS if word.isdigit()]
+    precisions = [*MODEL_PRECISIONS, *numbers, "null", None]
+    keys: Schema = dict.fromkeys(MODEL_KEYS, True) | {
+        "model_type": _said("The name that register_hf gave it.", _value(TEXT)),
+        "model_path": _said("A local folder with config.json and safetensors.", _value(TEXT)),
+        "config": _said("Settings of the model type, for new weights.", {"type": "object"}),
+        "inputs": _said("Which observation is the image, and which the text.", inputs),
+        "action_token_len": _said("How many tokens an action has.", size),
+        "action_chunks_len": _said("How many actions are chosen at once.", size),
+        "unnorm_key": _said("Whose statistics scale the actions.", _or_null(_value(TEXT))),
+        "precision": _value({"enum": precisions}),
+        "attn_implementation": _or_null(_value({"enum": list(ATTENTION)})),
+        "value_head": _if({"type": "object"}, head, _or_null(yes_or_no)),
+        "lora": _or_null(_object(lora)),
+        "freeze": _said("Paths of modules that are not trained.", _names()),
+        "image_size": _or_null(_if({"type": "array"}, pair, _value(COUNT))),
+        "trust_remote_code": _value({"const": False}),
+        "lora_path": _or_null(_value(TEXT)),
+    }
+    keys |= dict.fromkeys(("micro_batch_size", "val_micro_batch_size", "lora_rank"), size)
+    keys |= dict.fromkeys(("hidden_size", "vocab_size"), size)
+    keys |= dict.fromkeys(("gradient_checkpointing", "low_cpu_mem_usage", "is_lora"), yes_or_no)
+    keys["add_value_head"] = yes_or_no
+    ways = [{"required": [way]} for way in ("model_path", "config")]
+    needs = {} if part else {"required": ["model_type"], "oneOf": ways}
+    return {**_object(keys), **needs}
 
 
 def _texts() -> Schema:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from composer.errors import Path
 from composer.source.load import Source
+from composer.spec.action_model import ActionModelSpec
 from composer.spec.parallel import ParallelSpec
 from perception_blocks.registry import Registry
 
@@ -162,6 +163,8 @@ class ModelSpec:
 
     ``texts`` has the longest length and the characters of observations that are texts, as `flatten_space` takes them.
     ``parallel`` is how `composer.parallel` spreads the model over processes; nothing else looks at it.
+    Where there is a ``model``, the policy has no networks, and there is no critic. ``extensions`` are modules that are
+    imported first.
     """
 
     version: int
@@ -175,6 +178,8 @@ class ModelSpec:
     critic: CriticSpec | None
     source: Source
     parallel: ParallelSpec | None = None
+    model: ActionModelSpec | None = None
+    extensions: tuple[str, ...] = ()
 
 
 def of_one_actor(spec: ModelSpec) -> ModelSpec:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from composer.errors import Path, Problems
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.source.load import Source
+from composer.spec.action_model import ActionModelSpec, read_action_model
 from composer.spec.fields import Fields
 from composer.spec.model_spec import (
     CRITICS,
@@ -22,7 +23,7 @@ from composer.spec.model_spec import (
     PolicySpec,
 )
 from composer.spec.nodes import ALLOW_MODULE, NodeParser, is_misplaced
-from composer.spec.parallel import read_parallel
+from composer.spec.parallel import ParallelSpec, read_parallel
 from composer.spec.references import check_graph, check_shares, sinks
 from composer.spec.template import read_template, shared_stages
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
@@ -30,12 +31,13 @@ from composer.trust import check_environment, check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name, sparing
 
 __all__ = ["CRITIC_KEYS", "NETWORK_KEYS", "POLICY_KEYS", "POLICY_NETWORK_KEYS", "TOP_KEYS"]
-__all__ += ["VERSION", "read_spec"]
+__all__ += ["BESIDE_MODEL", "VERSION", "read_spec"]
 
 VERSION = 1
 
 TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
-TOP_KEYS += ("texts", "parallel", "policy", "critic")
+TOP_KEYS += ("texts", "parallel", "extensions", "policy", "critic", "model")
+BESIDE_MODEL = ("version", "environment", "params", "extends", "extensions", "parallel", "model")
 KINDS = ("graph", "_target_", "template")
 NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
 POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
@@ -97,6 +99,9 @@ class _SpecParser:
         ignore, normalize = top.texts("ignore"), top.texts("normalize")
         texts = self._texts(top)
         parallel = read_parallel(top)
+        extensions = self._extensions(top)
+        if top.values.get("model") is not None:
+            return self._with_model(top, environment, parallel, extensions)
         if "policy" not in top and "policy" not in meant:
             self._problems.add((), "the spec has no 'policy'")
         policy = self._policy(top)
@@ -115,7 +120,57 @@ class _SpecParser:
             critic=critic,
             source=self._source,
             parallel=parallel,
+            extensions=extensions,
         )
+
+    def _extensions(self, top: Fields) -> tuple[str, ...]:
+        """Modules that are imported before anything is built, each of which the caller must allow."""
+        names = top.texts("extensions")
+        for index, name in enumerate(names):
+            problem = check_trusted(name, self._allow)
+            if problem:
+                self._problems.add(("extensions", index), problem)
+        return names
+
+    def _with_model(
+        self,
+        top: Fields,
+        environment: str | None,
+        parallel: ParallelSpec | None,
+        extensions: tuple[str, ...],
+    ) -> ModelSpec | None:
+        """A spec whose `model` stands in the place of policy and critic."""
+        for key in top.values:
+            if key in TOP_KEYS and key not in BESIDE_MODEL and top.values[key] is not None:
+                message = f"{key!r} has no place beside 'model'; leave it out"
+                if key in ("policy", "critic"):
+                    message = f"'model' stands in the place of {key!r}; keep one of them"
+                top.note(key, message, on_key=True)
+        model = self._model(top)
+        if model is None:
+            return None
+        return ModelSpec(
+            version=VERSION,
+            environment=environment,
+            params=self._source.params,
+            distributions=(),
+            ignore=(),
+            normalize=(),
+            texts={},
+            policy=PolicySpec(("model",), {}),
+            critic=None,
+            source=self._source,
+            parallel=parallel,
+            model=model,
+            extensions=extensions,
+        )
+
+    def _model(self, top: Fields) -> ActionModelSpec | None:
+        value = top.values["model"]
+        if not isinstance(value, dict):
+            top.wrong("model", "a mapping with a 'model_type'")
+            return None
+        return read_action_model(Fields(value, ("model",), self._problems))
 
     def _without_other_files(self) -> dict[str, object]:
         """The data without the keys of files that are not specs: no message may show their content."""

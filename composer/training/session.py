@@ -78,6 +78,10 @@ def train(
     """
     out, allow = Path(out), allow_list(allow)
     spec = load_source(spec, overrides, allow)
+    if spec.data.get("model") is not None:
+        raise TrainingError(
+            "no trainer trains an action model: write its loop, as configs/action_ppo.py does"
+        )
     environment = env or own_environment(spec, allow)
     if not isinstance(environment, str):
         raise TrainingError("the spec names no environment; give one with --env ID")

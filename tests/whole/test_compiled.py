@@ -10,10 +10,10 @@ from composer.batch_axes import any_batch
 from composer.spaces.samples import SpaceSampler
 from perception_blocks import Graph, InferenceBlock, Port
 from tests.helpers.host_reads import NoHostReads
-from tests.helpers.paths import CONFIGS
+from tests.helpers.paths import CONFIGS, POLICIES
 from tests.whole.test_block_contract import MEMORY, SAMPLES, Sample
 
-PATHS = sorted(CONFIGS.glob("*.yaml"))
+PATHS = POLICIES
 MODULES = ["environments", "networks"]
 BATCHES = (2, 3, 8, 17, 40)
 

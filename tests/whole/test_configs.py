@@ -12,9 +12,9 @@ import torch
 import composer
 from composer.cli.commands import main
 from composer.source.load import load_source
-from tests.helpers.paths import CONFIGS
+from tests.helpers.paths import CONFIGS, POLICIES
 
-PATHS = sorted(CONFIGS.glob("*.yaml"))
+PATHS = POLICIES
 SEVERAL_ACTORS = {"knights_archers", "pick_place"}  # played in test_structured_configs
 MODULES = ["environments", "networks"]
 STEPS = 50

@@ -28,7 +28,7 @@ perception_blocks: inference | torch networkx
 composer: errors atomic batch_axes limits | torch
 composer.source: values files scalars params overlay load | yaml
 composer: trust |
-composer.spec: fields parallel model_spec nodes template references wrapper_names read places diff |
+composer.spec: fields parallel action_model model_spec nodes template references wrapper_names read places diff |
 composer.spaces: sizes values kinds variable_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
 composer.network: network sharded registries module groups structured | torch
@@ -43,6 +43,7 @@ composer.summary: networks flops rows table | torch
 composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
 composer.build: budget context construction plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic | torch
+composer.language: action_bins value_head hf action_files action_spec overview action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.parallel: plan launch tensor sharding materialize state prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock

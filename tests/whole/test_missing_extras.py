@@ -69,6 +69,9 @@ NEEDS = {
     "show configs/token_gpt2.yaml --allow environments": (
         "configs/token_gpt2.yaml:12:14: block 'transformer'", "transformers", "llm",
     ),
+    "show configs/tiny_vla.yaml --allow environments --allow networks": (
+        "configs/tiny_vla.yaml:6:14: the import of 'networks.tiny_vla'", "tokenizers", "llm",
+    ),
     "init pettingzoo:mpe/simple_spread_v3": (
         "the environment 'pettingzoo:mpe/simple_spread_v3'", "mpe2", "pettingzoo",
     ),
@@ -120,8 +123,8 @@ def test_the_demo_leaves_out_what_needs_an_extra_and_ends_well():
         + "runpy.run_path('configs/demo.py', run_name='__main__')"
     )
     assert status == 0, said
-    assert "extras are not installed (see above): knights_archers, token_gpt2.\n" in said
-    assert said.count("\nleft out: ") == 2
+    assert "extras are not installed (see above): knights_archers, tiny_vla, token_gpt2.\n" in said
+    assert said.count("\nleft out: ") == 3
 
 
 def test_without_the_libraries_the_schema_has_every_block():

@@ -17,9 +17,9 @@ from composer.cli.commands import main
 from composer.export.exporting import METADATA, ExportError
 from composer.spaces.samples import SpaceSampler
 from composer.spaces.tree import flatten_space
-from tests.helpers.paths import CONFIGS
+from tests.helpers.paths import CONFIGS, POLICIES
 
-PATHS = sorted(CONFIGS.glob("*.yaml"))
+PATHS = POLICIES
 MODULES = ["environments", "networks"]
 
 MLP = """

@@ -1,0 +1,216 @@
+"""Action models as files: our checkpoints, adapters alone, and folders that transformers reads.
+
+``model`` is a `composer.language.ActionModel` everywhere here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.file import (
+    LoadReport,
+    fill,
+    read_record,
+    read_tensors,
+    write_checkpoint,
+)
+from composer.checkpoint.plain_spec import plain_spec
+from composer.language.hf import VALUE_HEAD_FILE, processor_files
+from composer.source.load import dump_yaml
+from composer.spaces.json_form import spaces_to_json
+from perception_blocks.blocks.lora import adapter_names, merged_weights, without_adapters
+
+__all__ = ["fill_from", "read_adapters", "save", "save_folder", "take_adapters"]
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+LORA_KEYS = ("lora", "is_lora", "lora_rank", "lora_path")
+WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+# --- one safe file ----------------------------------------------------------------------------------------------------
+
+
+def save(model: Any, path: str | os.PathLike[str], *, adapters_only: bool) -> None:
+    """Write the checkpoint; with ``adapters_only`` what is trained beside the weights, which are not in it."""
+    names = None
+    if adapters_only:
+        names = {f"hf.{name}" for name in adapter_names(model.hf)}
+        if not names:
+            raise CheckpointError(
+                "cannot be saved: the model has no adapters; leave out adapters_only"
+            )
+        names |= {name for name in model.state_dict() if name.startswith("value_head.")}
+    observation, action = model.observation_space, model.action_space
+    write_checkpoint(
+        path,
+        model,
+        spec=dump_yaml(plain_spec(_saved_spec(model))),
+        observation_space={} if observation is None else spaces_to_json(observation),
+        action_space={} if action is None else spaces_to_json(action),
+        seed=model.seed,
+        dtype=next(model.hf.parameters()).dtype,
+        only=names,
+        action_model={
+            "adapters_only": adapters_only,
+            "processor": {} if adapters_only else processor_files(model.processor),
+        },
+    )
+
+
+def _saved_spec(model: Any) -> dict[str, Any]:
+    """The spec without the files that it named: its configuration and statistics stand in it."""
+    plan, data = model.plan, dict(model.source.data)
+    given = dict(data["model"])
+    if plan.folder is not None:
+        given.pop("model_path")
+        config = json.loads(json.dumps(plan.config.to_diff_dict(), default=str))
+        unsaid = ("transformers_version", "architectures", "model_type", "dtype")
+        config = {k: v for k, v in config.items() if k not in unsaid and not k.startswith("_")}
+        given["config"] = {**config, "norm_stats": plan.statistics}
+    given["precision"] = WORDS.get(next(model.hf.parameters()).dtype, "fp32")
+    if str(given.get("attn_implementation")).startswith("flash"):
+        given["attn_implementation"] = "auto"  # where it is loaded there may be no GPU
+    if plan.spec.lora is not None:
+        for key in LORA_KEYS:
+            given.pop(key, None)
+        if not model.has_merged:
+            lora = plan.spec.lora
+            given["lora"] = {"rank": lora.rank, "alpha": lora.alpha}
+            given["lora"] |= {} if lora.targets is None else {"targets": list(lora.targets)}
+    return {**data, "model": given}
+
+
+def fill_from(model: Any, path: str | os.PathLike[str], *, strict: bool) -> LoadReport:
+    """Load a checkpoint of the same model, or of its adapters only."""
+    record = read_record(path)
+    tensors = read_tensors(path, record)
+    if record.action_model.get("adapters_only"):
+        kept = model.state_dict()
+        changed = {f"hf.{name}" for name in adapter_names(model.hf)}
+        changed |= {name for name in kept if name.startswith("value_head.")}
+        tensors = {name: tensor for name, tensor in kept.items() if name not in changed} | tensors
+    return fill(model, tensors, strict=strict)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]:
+    """Adapters for ``body`` by its own names, and the weights of a value head under ``value_head.``.
+
+    ``path`` is what `save` wrote with ``adapters_only``, or a folder of peft's. Raises ValueError where they are none,
+    or those of another model.
+    """
+    file = os.path.join(path, PEFT_FILE) if os.path.isdir(path) else path
+    if not os.path.isfile(file):
+        raise ValueError(
+            f"there is no {PEFT_FILE} in {path!r}"
+            if os.path.isdir(path)
+            else f"there is no {path!r}"
+        )
+    _refuse_other_alpha(path, alpha)
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path!r} cannot be read: {error}") from error
+    tensors = {_our_name(name): tensor for name, tensor in tensors.items()}
+    state = body.state_dict()
+    needed = adapter_names(body)
+    wrong = [f"{name} is missing" for name in needed if name not in tensors]
+    for name, tensor in tensors.items():
+        if name.startswith("value_head."):
+            continue
+        if name not in needed:
+            wrong.append(f"{name} is no adapter of this model")
+        elif tensor.shape != state[name].shape:
+            wrong.append(
+                f"{name} is {tuple(tensor.shape)}, the model needs {tuple(state[name].shape)}"
+            )
+    if wrong:
+        more = f"; and {len(wrong) - 4} others" if len(wrong) > 4 else ""
+        raise ValueError(f"{path!r} holds other adapters: {'; '.join(wrong[:4])}{more}")
+    return tensors
+
+
+def _refuse_other_alpha(path: str, alpha: float) -> None:
+    """Weights do not show by what they are multiplied."""
+    config = Path(path, PEFT_CONFIG)
+    if config.is_file():
+        stated = json.loads(config.read_text(encoding="utf-8")).get("lora_alpha")
+        if stated is not None and stated != alpha:
+            raise ValueError(f"the adapters in {path!r} were made with alpha {stated}, not {alpha}")
+
+
+def _our_name(name: str) -> str:
+    name = name.removeprefix("base_model.model.").removeprefix("hf.")
+    for pair in ("lora_A", "lora_B"):
+        name = name.replace(f".{pair}.weight", f".{pair}.default.weight")
+    for pair in ("lora_embedding_A", "lora_embedding_B"):
+        name = f"{name}.default" if name.endswith(f".{pair}") else name
+    return name
+
+
+def take_adapters(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what `read_adapters` gave into the model."""
+    state = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            target = state.get(name if name.startswith("value_head.") else f"hf.{name}")
+            if target is not None and target.shape == tensor.shape:
+                target.copy_(tensor)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def save_folder(model: Any, folder: str | os.PathLike[str]) -> None:
+    """Write the folder; it appears whole or not at all. Raises CheckpointError where it cannot be written."""
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{str(target)!r} is there already; remove it or choose another name")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise CheckpointError(
+            "cannot be saved: the model has no weights yet; call materialize first"
+        )
+    if not target.resolve().parent.is_dir():
+        raise CheckpointError(f"there is no folder {str(target.parent)!r}")
+    temporary = tempfile.mkdtemp(prefix=".composer-", dir=target.resolve().parent)
+    try:
+        os.chmod(temporary, 0o755)
+        _write_into(model, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise CheckpointError(f"{str(target)!r} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_into(model: Any, folder: str) -> None:
+    weights = merged_weights(model.hf)
+    config = model.hf.config
+    before = getattr(config, "norm_stats", None)
+    config.norm_stats = model.plan.statistics  # also those of a file beside the configuration
+    try:
+        with without_adapters(model.hf):
+            model.hf.save_pretrained(folder, state_dict=weights)
+    finally:
+        config.norm_stats = before
+    if hasattr(model.processor, "save_pretrained"):
+        model.processor.save_pretrained(folder)
+    if model.value_head is not None:
+        head = {
+            name: t.detach().cpu().contiguous() for name, t in model.value_head.state_dict().items()
+        }
+        save_file(head, os.path.join(folder, VALUE_HEAD_FILE), metadata={"format": "pt"})

@@ -1,0 +1,473 @@
+"""An action model: a model of Hugging Face's that sees an image, reads a task, and writes actions as tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from composer.language.action_files import fill_from, save, save_folder, take_adapters
+from composer.language.action_spec import ActionPlan, Spaces, plan_action_model
+from composer.language.overview import picture_of, summary_of
+from composer.source.load import Source
+from composer.spec.model_spec import ModelSpec
+from perception_blocks.blocks.lora import freeze, merge
+from perception_blocks.init import derive_seed
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = ["ActionModel", "Predicted", "ProofError", "compose_action_model"]
+
+MODES = ("train", "eval")
+_SAMPLING = ("temperature", "top_k", "top_p")
+Inputs = dict[str, Any]
+
+
+class Predicted(NamedTuple):
+    """``actions`` are token ids ``(B, n)``, the last of ``sequences``; ``logits`` ``(B, n, V)`` before any processor.
+
+    ``values`` ``(B, n, 1)`` are of the features that each token was chosen from.
+    """
+
+    actions: Tensor
+    sequences: Tensor
+    logits: Tensor
+    values: Tensor
+
+
+class ProofError(ValueError):
+    """Log-probabilities that are calculated again are not those of acting: training would be wrong in silence."""
+
+
+class ActionModel(nn.Module):
+    """What `compose` returns for a spec with `model`: the policy, and the critic if it has a value head.
+
+    ``hf`` is the library's module, ``bins`` say what tokens stand for, ``value_head`` reads the features of the last
+    token of the prompt (None: values are zeros), ``processor`` makes tokens and pixels of observations (None: there
+    is none).
+    """
+
+    def __init__(
+        self, plan: ActionPlan, source: Source, spec: ModelSpec, spaces: Spaces, seed: int
+    ) -> None:
+        super().__init__()
+        self.plan, self.source, self.spec, self.seed = plan, source, spec, seed
+        self.observation_space, self.action_space = spaces
+        self.bins, self.processor = plan.bins, plan.processor
+        self.action_token_len = plan.action_token_len
+        self.chunks = plan.spec.action_chunks_len
+        self.hf = plan.build("meta")
+        self.value_head = plan.value_head("meta")
+        self.eval()
+
+    # --- weights ---
+
+    def materialize(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> ActionModel:
+        """Give a model composed on ``device="meta"`` its weights; ``dtype`` replaces that of the spec."""
+        self.hf = self.plan.build("cpu").to(device=device, dtype=dtype)
+        if self.value_head is not None:
+            self.value_head.to_empty(device=device)
+            self.value_head.reset_parameters(derive_seed(self.seed, "value_head"))
+            kept = {} if self.plan.folder is None else self.plan.folder.value_head()
+            if kept:
+                self.value_head.load_state_dict(kept)
+        take_adapters(self, self.plan.adapters)
+        return self
+
+    def save(self, path: str | FilePath, *, adapters_only: bool = False) -> None:
+        """Write weights, spec, configuration and processor to one safetensors file, which `composer.load` reads.
+
+        With ``adapters_only`` it has the adapters and the value head, for `load_weights` and `path` of `lora`.
+        """
+        save(self, path, adapters_only=adapters_only)
+
+    def save_pretrained(self, folder: str | FilePath) -> None:
+        """Write a folder that ``from_pretrained`` reads and `model_path` may name; adapters are added to the weights.
+
+        The value head is the file ``value_head.safetensors`` in it.
+        """
+        save_folder(self, folder)
+
+    def load_weights(self, path: str | FilePath, *, strict: bool = True) -> Any:
+        """Load a file that `save` wrote, of this model or with its adapters only; return a LoadReport."""
+        return fill_from(self, path, strict=strict)
+
+    def merge_adapters(self) -> ActionModel:
+        """Add the adapters to the weights and remove them, in place: what `save` writes then needs no peft."""
+        merge(self.hf)
+        self.hf.requires_grad_(True)
+        freeze(self.hf, self.plan.spec.freeze)
+        self.has_merged = True
+        return self
+
+    has_merged = False
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    # --- acting ---
+
+    @torch.no_grad()
+    def predict_tokens(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        do_sample: bool = True,
+        generator: torch.Generator | None = None,
+        compute_values: bool = True,
+        **more: Any,
+    ) -> Predicted:
+        """Actions as tokens, sampled from the bins, or the likeliest ones.
+
+        ``more`` are other inputs of the model, and ``temperature``, ``top_k`` and ``top_p`` of sampling.
+        """
+        sampling = {name: more.pop(name) for name in _SAMPLING if name in more}
+        values = compute_values and self.value_head is not None
+        inputs = self._moved(
+            {"attention_mask": attention_mask, "pixel_values": pixel_values, **more}
+        )
+        processors: list[LogitsProcessor] = [_OnlyBins(self.bins.first, self.bins.n_bins)]
+        if do_sample and generator is not None:
+            processors.append(_Sampler(generator, **sampling))
+        draws = do_sample and generator is None
+        config = GenerationConfig(
+            max_new_tokens=self.action_token_len,
+            do_sample=draws,
+            num_beams=1,
+            **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} | sampling if draws else {}),
+            use_cache=True,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            output_hidden_states=values,
+            return_dict_in_generate=True,
+        )
+        out = self.hf.generate(
+            input_ids.to(self.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+            **inputs,
+        )
+        logits = torch.stack(out.logits, 1)
+        return Predicted(
+            out.sequences[:, -self.action_token_len :],
+            out.sequences,
+            logits,
+            self._values(torch.stack([step[-1][:, -1] for step in out.hidden_states], 1))
+            if values
+            else torch.zeros_like(logits[..., :1], dtype=torch.float32),
+        )
+
+    def predict_action_batch(
+        self,
+        env_obs: Mapping[str, Any] | None = None,
+        mode: str = "train",
+        compute_values: bool = True,
+        *,
+        input_ids: Tensor | None = None,
+        **more: Any,
+    ) -> Any:
+        """Return actions ``(B, chunks, size)`` in the environment's units, and a dict of what training needs.
+
+        The dict has ``prev_logprobs`` ``(B, n)``, ``prev_values`` ``(B, 1)`` and ``forward_inputs``, which `forward`
+        takes. ``mode`` "train" samples, "eval" takes the likeliest action. ``more`` are those of `predict_tokens`. With
+        ``input_ids`` in the place of observations it is `predict_tokens`.
+        """
+        if input_ids is not None:
+            return self.predict_tokens(input_ids, **more)
+        if mode not in MODES:
+            near = did_you_mean(str(mode), MODES)
+            raise ValueError(f"mode is one of {listing(MODES)}, got {mode!r}{near}")
+        if env_obs is None:
+            raise ValueError("predict_action_batch takes observations, or input_ids")
+        inputs = self.inputs(env_obs)
+        keywords = {"do_sample": mode == "train", **more, "compute_values": compute_values}
+        size = self.plan.spec.micro_batch_size
+        if mode == "eval" and self.plan.spec.val_micro_batch_size is not None:
+            size = self.plan.spec.val_micro_batch_size
+        parts = [self.predict_tokens(**part, **keywords) for part in _split(inputs, size)]
+        tokens, logits = (torch.cat([part[index] for part in parts]) for index in (0, 2))
+        result = {
+            "prev_logprobs": self._log_probs(logits).gather(-1, self._bin(tokens)).squeeze(-1),
+            "prev_values": torch.cat([part.values[:, 0] for part in parts]),
+            "forward_inputs": {**inputs, "action_tokens": tokens},
+        }
+        chunks = tokens.unflatten(-1, (self.chunks, self.bins.size))
+        return self.bins.values(chunks), result
+
+    def act(self, observation: Mapping[str, Any], deterministic: bool = False) -> Any:
+        """An action as the environment takes it for an observation, or a batch of them; with chunks, one for each step.
+
+        Of tensors it is a tensor, else an array.
+        """
+        names = [name for name in self.plan.spec.inputs.values() if name in observation]
+        image = observation.get(self.plan.spec.inputs.get("image", ""))
+        is_single = self._is_single(observation)
+        if is_single:
+            observation = {name: [observation[name]] for name in names}
+        mode = "eval" if deterministic else "train"
+        actions, _ = self.predict_action_batch(observation, mode, compute_values=False)
+        actions = actions.squeeze(1) if self.chunks == 1 else actions
+        actions = actions[0] if is_single else actions
+        space = self.action_space
+        if space is not None:
+            low, high = (torch.as_tensor(x, device=actions.device) for x in (space.low, space.high))
+            actions = actions.unflatten(-1, space.shape) if space.shape else actions.squeeze(-1)
+            actions = actions.clamp(low, high).to(low.dtype)
+        return actions if isinstance(image, Tensor) else actions.cpu().numpy()
+
+    def inputs(self, env_obs: Mapping[str, Any]) -> Inputs:
+        """A batch of observations as the model's inputs, on its device."""
+        if self.processor is None:
+            raise ValueError(
+                f"the model type {self.plan.spec.model_type!r} has no processor; register_hf takes one, or call "
+                "predict_tokens with input_ids"
+            )
+        given: Inputs = {}
+        for kind, name in self.plan.spec.inputs.items():
+            if name not in env_obs:
+                near = did_you_mean(name, list(env_obs)) or f"; there is {listing(env_obs)}"
+                raise ValueError(f"the observation has no {name!r} for the {kind}{near}")
+            rows = list(env_obs[name])
+            given["images" if kind == "image" else kind] = (
+                [row.cpu().numpy() if isinstance(row, Tensor) else np.asarray(row) for row in rows]
+                if kind == "image"
+                else [str(row) for row in rows]
+            )
+        return self._moved(dict(self.processor(**given, return_tensors="pt", padding=True)))
+
+    # --- training ---
+
+    def forward(
+        self,
+        forward_inputs: Mapping[str, Any],
+        compute_logprobs: bool = True,
+        compute_entropy: bool = True,
+        compute_values: bool = True,
+    ) -> dict[str, Tensor | None]:
+        """Calculate log-probabilities ``(B, n)``, entropies ``(B, n)`` and values ``(B, 1)`` of actions again.
+
+        ``forward_inputs`` are those that `predict_action_batch` returned. What is not computed is None. The model
+        counts places as it does for ``generate``, so the results are those of acting.
+        """
+        inputs = self._moved(dict(forward_inputs))
+        tokens, prompt = inputs.pop("action_tokens"), inputs.pop("input_ids")
+        said = tokens[:, :-1]  # nothing follows the last one
+        inputs["attention_mask"] = torch.cat(
+            [inputs["attention_mask"], inputs["attention_mask"].new_ones(said.shape)], 1
+        )
+        out = self._run(torch.cat([prompt, said], 1), inputs, with_features=compute_values)
+        result: dict[str, Tensor | None] = dict.fromkeys(("logprobs", "entropy", "values"))
+        if compute_logprobs or compute_entropy:
+            log_probs = self._log_probs(out.logits[:, -self.action_token_len :])
+            if compute_logprobs:
+                result["logprobs"] = log_probs.gather(-1, self._bin(tokens)).squeeze(-1)
+            if compute_entropy:
+                result["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
+        if compute_values:
+            result["values"] = (
+                torch.zeros(len(tokens), 1, device=tokens.device)
+                if self.value_head is None
+                else self._values(out.hidden_states[-1][:, -self.action_token_len])
+            )
+        return result
+
+    def default_forward(self, forward_inputs: Mapping[str, Any], **what: bool) -> dict[str, Any]:
+        """`forward` by its second name."""
+        return self(forward_inputs, **what)
+
+    def prove(
+        self, observation: Mapping[str, Any] | None = None, tolerance: float | None = None
+    ) -> float:
+        """The largest difference between what acting returned and what `forward` calculates again.
+
+        ``observation`` is one or a batch; without one, two are made, with tasks of unequal lengths. Raises ProofError
+        above ``tolerance``: 1e-5, or 0.1 of a log-probability in half precision.
+        """
+        if tolerance is None:
+            tolerance = 1e-5 if next(self.hf.parameters()).dtype == torch.float32 else 0.1
+        observation = self._made_observation() if observation is None else observation
+        if self._is_single(observation):
+            observation = {name: [value] for name, value in observation.items()}
+        was_training = self.training
+        self.eval()
+        try:
+            _, acted = self.predict_action_batch(observation)
+            with torch.no_grad():
+                again = self(acted["forward_inputs"])
+        finally:
+            self.train(was_training)
+        pairs = {"logprobs": "prev_logprobs", "values": "prev_values"}
+        worst = 0.0
+        for name, before in pairs.items():
+            difference = float((again[name] - acted[before]).abs().max())
+            if not difference <= tolerance:
+                raise ProofError(
+                    f"{name} that forward calculates again differ by {difference:.2g} from those of acting, more than "
+                    f"{tolerance:.0e}: the model counts places, or reads its inputs, otherwise in one pass than step "
+                    "by step; look at its prepare_inputs_for_generation"
+                )
+            worst = max(worst, difference)
+        return worst
+
+    # --- looking at it ---
+
+    def summary(self) -> str:
+        """Parts, parameters and what is trained, as a table."""
+        return summary_of(self)
+
+    def picture(self) -> Any:
+        """What `composer.draw` draws."""
+        return picture_of(self)
+
+    def draw(self, path: str | FilePath) -> FilePath:
+        """Draw the model; the extension (png, svg, pdf, html, dot, mmd) selects the format."""
+        from composer.diagram.drawing import draw
+
+        return draw(self, path)
+
+    def export(self, *_: Any, **__: Any) -> Any:
+        """Refused: raises ExportError."""
+        from composer.export.exporting import ExportError
+
+        raise ExportError(
+            "an action model is not exported: no file holds its processor and its loop over tokens; "
+            "model.save_pretrained(folder) writes what transformers reads"
+        )
+
+    def parallel_roots(self) -> list[nn.Module]:
+        """What is called from outside of it: `composer.parallel` shards these."""
+        return [self.hf, *([] if self.value_head is None else [self.value_head])]
+
+    @property
+    def policy(self) -> Any:
+        """Of other models; raises TypeError."""
+        raise TypeError(
+            "an action model is the policy, and has no other: call model.act(observation), "
+            "model.predict_action_batch(observations) and model(forward_inputs)"
+        )
+
+    # --- inside ---
+
+    def _run(self, ids: Tensor, inputs: Inputs, *, with_features: bool) -> Any:
+        """One pass over whole sequences, its inputs prepared as ``generate`` prepares them."""
+        accepts = inspect.signature(self.hf.forward).parameters
+        if "position_ids" in accepts and "position_ids" not in inputs:
+            inputs["position_ids"] = self.hf._prepare_position_ids_for_generation(ids, inputs)
+        if "logits_to_keep" in accepts:
+            inputs["logits_to_keep"] = self.action_token_len
+        inputs["output_hidden_states"] = with_features and self.value_head is not None
+        prepared = self.hf.prepare_inputs_for_generation(
+            ids, is_first_iteration=True, use_cache=False, **inputs
+        )
+        return self.hf(**prepared, return_dict=True)
+
+    def _values(self, features: Tensor) -> Tensor:
+        assert self.value_head is not None
+        return self.value_head(features).float()
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        """Of the bins alone, in float32."""
+        first = self.bins.first
+        return logits[..., first : first + self.bins.n_bins].float().log_softmax(-1)
+
+    def _bin(self, tokens: Tensor) -> Tensor:
+        return (tokens - self.bins.first).unsqueeze(-1)
+
+    def _moved(self, inputs: Inputs) -> Inputs:
+        """Without what is None; on the model's device, images in its dtype."""
+        like = next(self.hf.parameters())
+        return {
+            name: value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in inputs.items()
+            if value is not None
+        }
+
+    def _is_single(self, observation: Mapping[str, Any]) -> bool:
+        """Whether it is of one environment: a text, or an image alone."""
+        inputs = self.plan.spec.inputs
+        if "text" in inputs:
+            return isinstance(observation.get(inputs["text"]), str)
+        return getattr(observation.get(inputs.get("image", "")), "ndim", 4) == 3
+
+    def _made_observation(self) -> dict[str, Any]:
+        """Two observations with tasks of unequal lengths."""
+        from composer.language.overview import made_images
+
+        kinds = self.plan.spec.inputs
+        values = {"image": made_images(self), "text": ["pick up the red cup", "put"]}
+        return {name: values[kind] for kind, name in kinds.items()}
+
+
+class _OnlyBins(LogitsProcessor):
+    """Tokens that stand for no action are never chosen."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self.first, self.after = first, first + count
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        kept = torch.full_like(scores, -torch.inf)
+        kept[:, self.first : self.after] = scores[:, self.first : self.after]
+        return kept
+
+
+class _Sampler(LogitsProcessor):
+    """Samples by a generator: with Gumbel noise added, the likeliest token is a sample."""
+
+    def __init__(self, generator: torch.Generator, temperature: float = 1.0, **other: Any) -> None:
+        if other:
+            raise ValueError(f"with a generator there is 'temperature' only, got {listing(other)}")
+        self.generator, self.temperature = generator, temperature
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        noise = -noise.exponential_(generator=self.generator).log()
+        return scores.float() / self.temperature + noise
+
+
+def _split(inputs: Inputs, size: int | None) -> list[Inputs]:
+    """Batches of at most ``size`` rows. Raises ValueError for inputs that have not one row for each observation."""
+    rows = len(inputs["input_ids"])
+    if size is None or size >= rows:
+        return [inputs]
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    uneven = [name for name, value in tensors.items() if value.dim() == 0 or len(value) != rows]
+    if uneven:
+        raise ValueError(
+            f"'micro_batch_size' splits inputs by rows, and {listing(uneven)} has not {rows} of them; leave it out"
+        )
+    return [
+        {n: v[at : at + size] if n in tensors else v for n, v in inputs.items()}
+        for at in range(0, rows, size)
+    ]
+
+
+def compose_action_model(
+    source: Source,
+    spec: ModelSpec,
+    spaces: Spaces,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seed: int,
+    processor: Mapping[str, str] | None = None,
+) -> ActionModel:
+    """The model of a spec with `model`; ``processor`` has the files of its processor, where a checkpoint holds them.
+
+    Raises SpecError with every problem.
+    """
+    assert spec.model is not None
+    plan = plan_action_model(spec.model, source, spaces, dtype, seed, processor=processor)
+    model = ActionModel(plan, source, spec, spaces, seed)
+    return model if torch.device(device).type == "meta" else model.materialize(device)

@@ -1,0 +1,442 @@
+"""The key `model` against what there is: its folder or configuration, statistics and spaces; all problems at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+from transformers.utils import import_utils
+
+from composer.errors import Problems
+from composer.language.action_bins import ActionBins, StatisticsError
+from composer.language.action_files import read_adapters
+from composer.language.hf import (
+    VALUE_HEAD_FILE,
+    HfFolder,
+    HfModel,
+    config_problems,
+    make_config,
+    make_model,
+    model_type_of,
+    processor_from,
+    processor_of_files,
+)
+from composer.language.value_head import ValueHead
+from composer.source.load import Source
+from composer.spec.action_model import ActionModelSpec, LoraSpec
+from perception_blocks.blocks.lora import Lora, draw_adapters, freeze, inject
+from perception_blocks.reading import file_at
+from perception_blocks.settings import SettingsError
+from perception_blocks.words import did_you_mean, listing
+
+__all__ = ["ActionPlan", "plan_action_model"]
+
+Spaces = tuple[Any, Any]  # of observations and actions; None where they are not known
+_FLASH: dict[str, Callable[[], bool]] = {
+    "flash_attention_2": import_utils.is_flash_attn_2_available,
+    "flash_attention_3": import_utils.is_flash_attn_3_available,
+}
+
+
+@dataclass(frozen=True)
+class ActionPlan:
+    """What an action model is made of, known and checked before it has weights."""
+
+    spec: ActionModelSpec
+    entry: HfModel
+    folder: HfFolder | None
+    config: Any
+    attention: str
+    dtype: torch.dtype
+    bins: ActionBins
+    action_token_len: int
+    statistics: dict[str, Any]
+    processor: Any
+    seed: int
+    adapters: dict[str, Tensor] = field(default_factory=dict)  # those to begin with
+
+    def build(self, device: str) -> Any:
+        """The library's module on "meta", or on "cpu" with weights; adapters injected and frozen parts frozen."""
+        draws = self.folder is None
+        dtype = torch.float32 if draws else self.dtype  # drawn alike in every precision
+        model = make_model(
+            self.entry, self.config, self.attention, self.seed, device=device, dtype=dtype, draws=draws
+        )  # fmt: skip
+        if self.folder is not None and device != "meta":
+            self.folder.load_into(model)
+        _to_dtype(model, self.dtype)
+        model.config.dtype = self.dtype  # which save_pretrained writes
+        self.adapt(model)
+        draw_adapters(model, self.seed)
+        if self.spec.gradient_checkpointing:
+            later = "activation_checkpointing_enable"  # its name from version 5.23 on
+            name = later if hasattr(model, later) else "gradient_checkpointing_enable"
+            getattr(model, name)({"use_reentrant": False})
+        return model
+
+    def value_head(self, device: str) -> ValueHead | None:
+        """The value head of the spec, its weights not drawn yet."""
+        head = self.spec.value_head
+        if head is None:
+            return None
+        width = self.config.get_text_config().hidden_size
+        with torch.device(device):
+            return ValueHead(width, head.hidden_units, activation=head.activation)
+
+    def adapt(self, model: nn.Module) -> None:
+        """Inject adapters and freeze; raises SettingsError."""
+        lora = self.spec.lora
+        if lora is not None:
+            inject(model, _lora(lora), self.spec.freeze)
+        freeze(model, self.spec.freeze)
+
+
+def plan_action_model(
+    spec: ActionModelSpec,
+    source: Source,
+    spaces: Spaces,
+    dtype: torch.dtype,
+    seed: int,
+    *,
+    processor: Mapping[str, str] | None = None,
+) -> ActionPlan:
+    """The plan; ``dtype`` is that of weights that are drawn, where the spec has no ``precision``.
+
+    ``processor`` has the files of the processor, where a checkpoint holds them.
+
+    Raises SpecError with everything that does not fit.
+    """
+    problems = Problems(source)
+    planner = _Planner(spec, problems, source.data["model"])
+    entry, folder = planner.entry(), planner.folder()
+    problems.raise_if_any()
+    config = planner.config(entry, folder)
+    problems.raise_if_any()
+    chosen = planner.dtype(config, folder, dtype)
+    attention = planner.attention(entry, chosen)
+    planner.sizes(config)
+    bins = planner.bins(entry, config, folder)
+    built_processor = planner.processor(entry, config, folder, processor)
+    planner.vocabulary(built_processor, config)
+    length = planner.length(bins, spaces[1])
+    planner.observations(spaces[0])
+    problems.raise_if_any()
+    assert bins is not None
+    assert length is not None
+    plan = ActionPlan(
+        spec,
+        entry,
+        folder,
+        config,
+        attention,
+        chosen,
+        bins,
+        length,
+        planner.statistics,
+        built_processor,
+        seed,
+    )
+    adapters = planner.architecture(plan)
+    problems.raise_if_any()
+    return replace(plan, adapters=adapters)
+
+
+class _Planner:
+    """Each method settles one thing, or notes what is wrong with it."""
+
+    def __init__(self, spec: ActionModelSpec, problems: Problems, written: Container[str]) -> None:
+        self.spec = spec
+        self.problems = problems
+        self.written = written  # the keys of the spec
+        self.origin = "config" if spec.model_path is None else "model_path"
+        self.statistics: dict[str, Any] = {}
+        self._chosen = ""  # the statistics that are used
+
+    def entry(self) -> HfModel:
+        try:
+            return model_type_of(self.spec.model_type)
+        except ValueError as error:
+            self._note("model_type", str(error))
+        return None  # type: ignore[return-value]  # which is raised
+
+    def folder(self) -> HfFolder | None:
+        if self.spec.model_path is None:
+            return None
+        try:
+            return HfFolder(self.spec.model_path)
+        except SettingsError as error:
+            self._note_all(error)
+        return None
+
+    def config(self, entry: HfModel, folder: HfFolder | None) -> Any:
+        values = self.spec.config or {}
+        try:
+            if folder is not None:
+                values = folder.values(self.spec.model_type)
+            else:
+                for path, message in config_problems(entry.config, values):
+                    self.problems.add((*self.spec.path, "config", *path), message, key=True)
+                if len(self.problems):
+                    return None
+            return make_config(entry.config, values)
+        except SettingsError as error:
+            self._note_all(error)
+        except ValueError as error:
+            self._note(self.origin, str(error))
+        return None
+
+    def dtype(self, config: Any, folder: HfFolder | None, dtype: torch.dtype) -> torch.dtype:
+        word = self.spec.precision
+        if word is None and folder is not None:
+            stated = getattr(config, "dtype", None)
+            return stated if isinstance(stated, torch.dtype) else torch.float32
+        return dtype if word is None else getattr(torch, word)
+
+    def attention(self, entry: HfModel, dtype: torch.dtype) -> str:
+        word, cls = self.spec.attention, entry.model
+        halves = dtype in (torch.bfloat16, torch.float16)
+        supported = {
+            "sdpa": getattr(cls, "_supports_sdpa", False),
+            "flex_attention": getattr(cls, "_supports_flex_attn", False),
+            **dict.fromkeys(_FLASH, getattr(cls, "_supports_flash_attn", False)),
+        }
+        if word == "auto":
+            flash = supported["flash_attention_2"] and halves and _FLASH["flash_attention_2"]()
+            return "flash_attention_2" if flash else "sdpa" if supported["sdpa"] else "eager"
+        why = ""
+        if not supported.get(word, True):
+            why = f"the model type {self.spec.model_type!r} does not support it"
+        elif word in _FLASH and not _FLASH[word]():
+            why = "it needs the package 'flash_attn' and a GPU"
+        elif word in _FLASH and not halves:
+            why = f"it needs the precision bf16 or fp16, and this is {str(dtype).removeprefix('torch.')}"
+        if why:
+            message = f"'attn_implementation: {word}' cannot run here: {why}; write auto"
+            self._note("attn_implementation", message)
+        return word
+
+    def sizes(self, config: Any) -> None:
+        """Notes each size of RLinf's keys that is not that of the configuration."""
+        for key, given in self.spec.sizes.items():
+            actual = _size_in(config, key)
+            if actual is None:
+                self._note(key, f"{key!r} is not in the configuration; leave it out")
+            elif _as_pair(given) != _as_pair(actual):
+                message = f"{key!r} is {given}, the configuration of the model has {actual}"
+                self._note(key, message)
+
+    def bins(self, entry: HfModel, config: Any, folder: HfFolder | None) -> ActionBins | None:
+        statistics = {**(getattr(config, "norm_stats", None) or {})}
+        statistics |= {} if folder is None else folder.statistics()
+        self.statistics = statistics
+        chosen = self._statistics(statistics)
+        if chosen is None:
+            return None
+        text = config.get_text_config()
+        vocabulary = text.vocab_size - (getattr(config, "pad_to_multiple_of", None) or 0)
+        n_bins = getattr(config, "n_action_bins", 256)
+        try:
+            return entry.bins(chosen, n_bins, vocabulary)
+        except StatisticsError as error:
+            self._note(self._key_or_origin("unnorm_key"), f"of {self._chosen!r}: {error}")
+        return None
+
+    def _statistics(self, statistics: dict[str, Any]) -> dict[str, Any] | None:
+        """Those of the action under ``unnorm_key``; OpenVLA has them beside those of other things."""
+        name = self.spec.unnorm_key
+        if not statistics:
+            message = "there are no statistics of actions: 'norm_stats' of the configuration, or the file "
+            self._note(
+                self.origin, f"{message}'dataset_statistics.json' of the folder, must have them"
+            )
+            return None
+        if name is None and len(statistics) > 1:
+            message = f"'model' needs an 'unnorm_key', one of {listing(statistics)}"
+            self.problems.add(self.spec.path, message)
+            return None
+        name = next(iter(statistics)) if name is None else name
+        if name not in statistics:
+            near = did_you_mean(name, statistics) or f"; there is {listing(statistics)}"
+            self._note("unnorm_key", f"there are no statistics of {name!r}{near}")
+            return None
+        self._chosen = name
+        chosen = statistics[name]
+        chosen = chosen.get("action", chosen) if isinstance(chosen, dict) else None
+        if not isinstance(chosen, dict):
+            self._note(self.origin, f"the statistics of {name!r} must be a mapping")
+            return None
+        return chosen
+
+    def processor(
+        self,
+        entry: HfModel,
+        config: Any,
+        folder: HfFolder | None,
+        files: Mapping[str, str] | None,
+    ) -> Any:
+        try:
+            if files:
+                return processor_of_files(entry, files, config)
+            return processor_from(entry, folder and folder.place, config)
+        except ValueError as error:
+            self._note(self.origin, str(error))
+        return None
+
+    def vocabulary(self, processor: Any, config: Any) -> None:
+        """A tokenizer may know fewer tokens than the model, never more."""
+        tokenizer, known = (
+            getattr(processor, "tokenizer", None),
+            config.get_text_config().vocab_size,
+        )
+        if tokenizer is not None and len(tokenizer) > known:
+            message = f"the tokenizer has {len(tokenizer)} tokens, 'vocab_size' of the configuration is {known}"
+            self._note(self.origin, message)
+
+    def length(self, bins: ActionBins | None, space: Any) -> int | None:
+        """How many tokens an action has, as the spec, its statistics and the space say."""
+        if bins is None:
+            return None
+        chunks, given = self.spec.action_chunks_len, self.spec.action_token_len
+        needed = bins.size * chunks
+        made_of = f"{bins.size} numbers" + (f" times {chunks} chunks" if chunks > 1 else "")
+        if given is not None and given != needed:
+            message = (
+                f"'action_token_len' is {given}, an action has {made_of} by the statistics of "
+            )
+            self._note("action_token_len", f"{message}{self._chosen!r}: it must be {needed}")
+        if space is not None:
+            self._action_space(space, bins.size)
+        return needed
+
+    def _action_space(self, space: Any, size: int) -> None:
+        key = self._key_or_origin("action_token_len")
+        if not isinstance(space, gymnasium.spaces.Box):
+            kind = type(space).__name__
+            self._note(key, f"an action model acts in a Box, and the action space is a {kind}")
+        elif math.prod(space.shape) != size:
+            message = (
+                f"the statistics of {self._chosen!r} have {size} numbers, an action of the space "
+            )
+            self._note(key, f"{message}has {math.prod(space.shape)}")
+
+    def observations(self, space: Any) -> None:
+        if space is None:
+            return
+        if not isinstance(space, gymnasium.spaces.Dict):
+            message = (
+                f"'inputs' name observations of a Dict, and the space is a {type(space).__name__}"
+            )
+            self._note(self._key_or_origin("inputs"), message)
+            return
+        for kind, name in self.spec.inputs.items():
+            if name not in space.spaces:
+                near = did_you_mean(name, space.spaces) or f"; there is {listing(space.spaces)}"
+                message = f"there is no observation {name!r} for the {kind}{near}"
+                path = (*self.spec.path, "inputs", kind)
+                self.problems.add(path if "inputs" in self.written else self.spec.path, message)
+
+    def architecture(self, plan: ActionPlan) -> dict[str, Tensor]:
+        """The adapters to begin with. Notes weights that do not fit, and targets and frozen parts that nothing has."""
+        try:
+            model = make_model(
+                plan.entry, plan.config, plan.attention, 0, device="meta", dtype=torch.float32, draws=False
+            )  # fmt: skip
+        except Exception as error:  # whatever its class says of values that only it knows
+            name, reason = self.spec.model_type, str(error).strip().partition("\n")[0]
+            self._note(self.origin, f"{name!r} cannot be built: {type(error).__name__}: {reason}")
+            return {}
+        lora, frozen = plan.spec.lora, plan.spec.freeze
+        if plan.folder is not None:
+            self._try(partial(plan.folder.check_whole, model))
+            self._value_head(plan)
+        self._try(partial(freeze, model, frozen))
+        if lora is None or not self._try(partial(inject, model, _lora(lora), frozen)):
+            return {}
+        if lora.weights is None:
+            return {}
+        key = "lora_path" if lora.key == "is_lora" else "lora.path"
+        try:
+            return read_adapters(file_at(lora.weights), model, lora.alpha or lora.rank)
+        except ValueError as error:
+            self._note(key, str(error))
+        return {}
+
+    def _value_head(self, plan: ActionPlan) -> None:
+        """Notes a value head in the folder that is another one than the spec asks for."""
+        head = plan.value_head("meta")
+        stored = plan.folder.value_head() if plan.folder is not None and head is not None else {}
+        if not stored:
+            return
+        assert head is not None
+        needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        has = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        if has != needed:
+            units = [shape[0] for name, shape in has.items() if len(shape) == 2][:-1]
+            message = f"the folder's value head has hidden_units {units}, the spec asks for "
+            message += f"{list(self.spec.value_head.hidden_units)}; write "  # type: ignore[union-attr]
+            self._note(
+                self._key_or_origin("value_head"),
+                f"{message}value_head: {{hidden_units: {units}}}, or remove {VALUE_HEAD_FILE!r}",
+            )
+
+    def _try(self, check: Callable[[], None]) -> bool:
+        try:
+            check()
+        except SettingsError as error:
+            self._note_all(error)
+            return False
+        return True
+
+    # --- problems ---
+
+    def _note(self, key: str, message: str) -> None:
+        self.problems.add((*self.spec.path, *key.split(".")), message)
+
+    def _note_all(self, error: SettingsError) -> None:
+        for problem in error.problems:
+            key = problem.setting
+            if key == "lora" and self.spec.lora is not None:
+                key = self.spec.lora.key + (".targets" if self.spec.lora.targets else "")
+            self._note(key, problem.message)
+
+    def _key_or_origin(self, key: str) -> str:
+        return key if key in self.written else self.origin
+
+
+def _lora(spec: LoraSpec) -> Lora:
+    return Lora(spec.rank, spec.alpha, spec.targets)
+
+
+def _size_in(config: Any, key: str) -> Any:
+    parts = [config.get_text_config()] if key != "image_size" else []
+    parts += [config, getattr(config, "vision_config", None)]
+    for part in parts:
+        for name in (key, f"{key}s"):
+            value = getattr(part, name, None)
+            if value is not None:
+                return value
+    return None
+
+
+def _as_pair(size: Any) -> Any:
+    if isinstance(size, list | tuple):
+        return tuple(size) if len(size) == 2 else size
+    return (size, size)
+
+
+def _to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """All but buffers that are not saved, which are constants such as the frequencies of rotary places."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for part in model.modules():
+        for name, buffer in part._buffers.items():
+            saved = name not in part._non_persistent_buffers_set
+            if buffer is not None and saved and buffer.is_floating_point():
+                part._buffers[name] = buffer.to(dtype)

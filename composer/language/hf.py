@@ -1,0 +1,403 @@
+"""Models of Hugging Face's transformers by name, and their local folders, of which no code ever runs.
+
+Nothing is downloaded: a folder is data (JSON and safetensors), and whatever in it would lead elsewhere or name code is
+refused before the library sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+)
+from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from composer.language.action_bins import ActionBins
+from perception_blocks.blocks.language_config import Folder
+from perception_blocks.init import derive_seed
+from perception_blocks.port import format_shape
+from perception_blocks.random_states import random_states_kept
+from perception_blocks.registry import NameTakenError
+from perception_blocks.words import describe, did_you_mean, hint
+
+__all__ = ["HfFolder", "HfModel", "config_problems", "make_config", "make_model", "model_type_of"]
+__all__ += ["VALUE_HEAD_FILE", "processor_files", "processor_from", "processor_of_files"]
+__all__ += ["register_hf"]
+
+PROCESSOR_FILES = (".json", ".txt", ".jinja")  # what a processor is saved as
+_IGNORED = r"rotary_emb\.inv_freq$"  # which files of earlier versions have
+
+
+class HfModel(NamedTuple):
+    """The classes of a model type. ``bins`` makes the bins: ``bins(statistics, n_bins, vocab_size)``."""
+
+    config: Any
+    model: Any
+    image_processor: Any = None
+    processor: Any = None
+    bins: Any = ActionBins
+
+
+_MODELS: dict[str, HfModel] = {}
+
+
+def register_hf(
+    model_type: str,
+    *,
+    config: Any,
+    model: Any,
+    image_processor: Any = None,
+    processor: Any = None,
+    bins: Any = None,
+    replace: bool = False,
+) -> None:
+    """Make the classes of a model known, here and to transformers' ``AutoConfig`` and the like.
+
+    ``model`` is a class of transformers with ``generate``. ``bins`` is an `ActionBins`, or a function of the same
+    arguments. A processor without a folder is made by its ``from_config(config)``.
+
+    Raises NameTakenError where the name is that of other classes and ``replace`` is not set, and ValueError for classes
+    that do not fit.
+    """
+    if not isinstance(model_type, str) or not model_type:
+        raise ValueError(f"register_hf takes a model type first, got {describe(model_type)}")
+    if getattr(config, "model_type", None) != model_type:
+        got = getattr(config, "model_type", None)
+        raise ValueError(
+            f"the config {config.__name__!r} has model_type {got!r}, not {model_type!r}; they must be equal"
+        )
+    if not callable(getattr(model, "generate", None)):
+        raise ValueError(
+            f"the model {model.__name__!r} has no generate; derive it from GenerationMixin"
+        )
+    entry = HfModel(config, model, image_processor, processor, bins or ActionBins)
+    taken = _MODELS.get(model_type)
+    if not replace:
+        if taken is not None and not _is_same(taken, entry):
+            raise _taken(model_type, taken.config)
+        others = _known_to_transformers(model_type)
+        if taken is None and others not in (None, config):
+            raise _taken(model_type, others)
+    AutoConfig.register(model_type, config, exist_ok=True)
+    if not config.__module__.startswith("transformers."):
+        AutoModelForImageTextToText.register(config, model, exist_ok=True)
+        if image_processor is not None:
+            AutoImageProcessor.register(
+                config, image_processor_classes={"pil": image_processor}, exist_ok=True
+            )
+        if processor is not None:
+            AutoProcessor.register(config, processor, exist_ok=True)
+    _MODELS[model_type] = entry
+
+
+def _known_to_transformers(model_type: str) -> Any:
+    try:
+        return CONFIG_MAPPING[model_type]  # which is lazy: `in` and `get` see nothing
+    except KeyError:
+        return None
+
+
+def _is_same(first: HfModel, second: HfModel) -> bool:
+    """Whether both are the same classes; a module that is imported again defines new ones of the same names."""
+    return [*map(_address, first)] == [*map(_address, second)]
+
+
+def _address(value: Any) -> tuple[object, object]:
+    return getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+
+
+def _taken(model_type: str, by: Any) -> NameTakenError:
+    return NameTakenError(
+        f"the model type {model_type!r} is taken by {by.__module__}.{by.__qualname__}; "
+        "choose another, or pass replace=True"
+    )
+
+
+def model_type_of(name: str) -> HfModel:
+    """The classes of a model type. Raises ValueError for a name that is not registered."""
+    if name not in _MODELS:
+        advice = "; a module that calls register_hf for it belongs under 'extensions', and in allow"
+        near = did_you_mean(name, _MODELS) or (hint(name, _MODELS) if _MODELS else "")
+        raise ValueError(f"unknown model type {name!r}{near or advice}")
+    return _MODELS[name]
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def config_problems(
+    cls: Any, values: Mapping[str, Any], where: tuple[str, ...] = ()
+) -> Iterator[Any]:
+    """(path, message) of every key that ``cls`` does not know: transformers takes them without a word."""
+    known = _known_keys(cls)
+    parts = getattr(cls, "sub_configs", {})
+    for key, value in values.items():
+        if key == "model_type" and value == cls.model_type:
+            continue
+        if key not in known:
+            near = did_you_mean(key, known) or f"; it is no setting of {cls.__name__}"
+            yield (
+                (*where, key),
+                f"{key!r} is not a setting of the model type {cls.model_type!r}{near}",
+            )
+        elif isinstance(value, Mapping) and getattr(parts.get(key), "model_type", None):
+            yield from config_problems(parts[key], value, (*where, key))
+
+
+def _known_keys(cls: Any) -> list[str]:
+    """What a configuration may be given: declared fields, arguments of ``__init__``, and other names of both."""
+    names: dict[str, None] = {}
+    for base in cls.__mro__:
+        names |= dict.fromkeys(inspect.get_annotations(base))
+        if "__init__" in vars(base):
+            names |= dict.fromkeys(inspect.signature(base.__init__).parameters)
+    names |= dict.fromkeys(getattr(cls, "attribute_map", {}))
+    return [n for n in names if not n.startswith("_") and n not in ("self", "kwargs", "args")]
+
+
+def make_config(cls: Any, values: Mapping[str, Any]) -> Any:
+    """The configuration. Raises ValueError with what the library says of values that only it knows."""
+    try:
+        return cls.from_dict(dict(values))
+    except Exception as error:  # StrictDataclassError is an Exception and nothing more
+        reason = str(error).strip().replace("`", "'").rpartition("\n")[2].strip().rstrip(".")
+        raise ValueError(f"{cls.__name__} cannot be made: {reason}") from error
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+class HfFolder(Folder):
+    """A local folder of a model: ``config.json``, safetensors files and the files of its processor.
+
+    Raises SettingsError for the setting 'model_path' where the folder is not such a one, or names code.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "model_path")
+        self.place = self.files[0].parent
+        if "auto_map" in self._values:
+            raise self._wrong(
+                f"{self._named('config.json')} has 'auto_map', which names code of its own; {_CLASSES}"
+            )
+        for key in ("attn_implementation", "_attn_implementation"):
+            if "/" in str(self._values.get(key, "")):
+                word = self._values[key]
+                raise self._wrong(
+                    f"{self._named('config.json')} has {key!r}: {word!r}, code that would be downloaded; remove it"
+                )
+        if "quantization_config" in self._values:
+            raise self._wrong(
+                f"{self._named('config.json')} has 'quantization_config'; quantized weights are not read: save the "
+                "model without it"
+            )
+        for file in sorted(self.place.glob("*.json")):
+            self._readable(str(file))
+            if file.name != "config.json" and "auto_map" in _json(file):
+                raise self._wrong(
+                    f"{self._named(file.name)} has 'auto_map', which names code of its own; {_CLASSES}"
+                )
+
+    def _named(self, file: str) -> str:
+        return repr(f"{self.path.rstrip('/')}/{file}")
+
+    def values(self, model_type: str) -> dict[str, Any]:
+        """The content of config.json; raises SettingsError where it is of another type."""
+        stated = self._values.get("model_type")
+        if stated != model_type:
+            raise self._wrong(f"{self.path!r} is of the model type {stated!r}, not {model_type!r}")
+        return {key: value for key, value in self._values.items() if not key.startswith("_")}
+
+    def statistics(self) -> dict[str, Any]:
+        """Those that stand in a file of their own, as OpenVLA has it."""
+        file = self.place / "dataset_statistics.json"
+        return _json(file) if file.is_file() else {}
+
+    def check_whole(self, model: nn.Module) -> None:
+        """Raise SettingsError with every tensor that is missing, of another shape, or of another architecture."""
+        stored, state = self._stored(), model.state_dict(keep_vars=True)
+        names: dict[int, list[str]] = {}  # of each tensor: those that are tied have several
+        for name, tensor in state.items():
+            names.setdefault(id(tensor), []).append(name)
+        wrong = [
+            f"{aliases[0]} {format_shape(state[aliases[0]].shape)} is missing"
+            for aliases in names.values()
+            if not stored.keys() & set(aliases)
+        ]
+        for name, shape in stored.items():
+            if name not in state:
+                if not _may_be_left(name, model):
+                    wrong.append(f"{name} is no tensor of this model")
+            elif shape != tuple(state[name].shape):
+                needed = format_shape(state[name].shape)
+                wrong.append(f"{name} is {format_shape(shape)}, its config.json needs {needed}")
+        if wrong:
+            more = f"; and {len(wrong) - 8} others" if len(wrong) > 8 else ""
+            raise self._wrong(
+                f"{self.path!r} holds weights of another architecture: {'; '.join(wrong[:8])}{more}"
+            )
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the weights into ``model``, whose names are those of the files."""
+        state = model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, tensor in self.all_tensors():
+                if name in state:
+                    state[name].copy_(tensor)
+
+    def all_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the files, one after the other, by its name."""
+        for file in self._of_the_model():
+            names = self._names_in(file)
+            with safe_open(file, framework="pt") as opened:
+                yield from ((name, opened.get_tensor(name)) for name in names)
+
+    def value_head(self) -> dict[str, Tensor]:
+        """The weights of a value head that was saved beside the model; empty without."""
+        file = self.place / VALUE_HEAD_FILE
+        return load_file(file) if file.is_file() else {}
+
+    def _stored(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the model's tensors by their names."""
+        shapes = {}
+        for file in self._of_the_model():
+            names = self._names_in(file)
+            with safe_open(file, framework="pt") as opened:
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+        return shapes
+
+    def _of_the_model(self) -> list[Path]:
+        return [file for file in self.files if file.name != VALUE_HEAD_FILE]
+
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+_CLASSES = "register the classes in a module that you allow, and remove it"
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _may_be_left(name: str, model: Any) -> bool:
+    patterns = [_IGNORED, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())]
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+# --- models and processors --------------------------------------------------------------------------------------------
+
+
+def make_model(
+    entry: HfModel,
+    config: Any,
+    attention: str,
+    seed: int,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    draws: bool,
+) -> Any:
+    """The library's module on "meta" or "cpu", its weights drawn from ``seed`` if it ``draws`` them.
+
+    Random states outside do not move. Each module's weights follow ``seed`` and its name.
+    """
+    config = copy.deepcopy(config)  # the library writes into it
+    initial = contextlib.nullcontext() if draws else no_init_weights()
+    with random_states_kept(seed), initial, torch.device(device):
+        model = entry.model._from_config(config, attn_implementation=attention, dtype=dtype)
+    model.tie_weights()
+    if draws and device != "meta":
+        with torch.no_grad():
+            for name, part in reversed([*model.named_modules()]):  # inner ones first
+                with random_states_kept(derive_seed(seed, name)):
+                    model._init_weights(part)
+        model.tie_weights()
+    model.generation_config = GenerationConfig()  # a folder's would change what is sampled
+    return model.eval()
+
+
+def processor_from(entry: HfModel, place: str | Path | None, config: Any) -> Any:
+    """The processor in the folder ``place``, or that of the model type itself; None where there is none.
+
+    Raises ValueError where it cannot be made.
+    """
+    if place is None:
+        make = getattr(entry.processor, "from_config", None)
+        processor = None if make is None else make(config)
+    elif entry.processor is None:
+        return None
+    else:
+        with _offline():
+            try:
+                processor = entry.processor.from_pretrained(
+                    str(place), local_files_only=True, trust_remote_code=False
+                )
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise ValueError(
+                    f"the processor cannot be made from its files: {reason}"
+                ) from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.padding_side = "left"  # actions follow the prompt
+    return processor
+
+
+def processor_files(processor: Any) -> dict[str, str]:
+    """The files that ``processor`` is saved as, by name; empty where it cannot be saved."""
+    if not hasattr(processor, "save_pretrained"):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        return {
+            file.name: file.read_text(encoding="utf-8")
+            for file in sorted(Path(folder).iterdir())
+            if file.suffix in PROCESSOR_FILES
+        }
+
+
+def processor_of_files(entry: HfModel, files: Mapping[str, str], config: Any) -> Any:
+    """The processor that `processor_files` saved. Raises ValueError where it cannot be made, or names code."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            if os.path.basename(name) != name or not name.endswith(PROCESSOR_FILES):
+                raise ValueError(f"{name!r} is no file of a processor")
+            place = Path(folder, name)
+            place.write_text(text, encoding="utf-8")
+            if name.endswith(".json") and "auto_map" in _json(place):
+                raise ValueError(f"{name!r} has 'auto_map', which names code of its own")
+        return processor_from(entry, folder, config)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Hugging Face's libraries look for nothing outside, whatever the environment says."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

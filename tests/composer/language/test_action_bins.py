@@ -1,0 +1,67 @@
+import re
+
+import pytest
+import torch
+
+from composer.language import ActionBins, OpenVlaBins
+from composer.language.action_bins import StatisticsError
+
+STATISTICS = {"q01": [-2.0, 0.0, -1.0], "q99": [2.0, 1.0, 3.0], "mask": [True, False, True]}
+
+
+def test_tokens_become_values_and_the_same_tokens_again():
+    bins = ActionBins(STATISTICS, 256, 32_000)
+    tokens = torch.arange(32_000 - 256, 32_000).unsqueeze(-1).expand(-1, 3)
+    assert torch.equal(bins.tokens(bins.values(tokens)), tokens)
+
+
+def test_the_ends_are_half_a_bin_within_the_statistics_and_the_mask_leaves_numbers_as_they_are():
+    bins = ActionBins(STATISTICS, 4, 10)
+    assert bins.values(torch.tensor([[6, 6, 6], [9, 9, 9]])).tolist() == [
+        [-1.5, -0.75, -0.5], [1.5, 0.75, 2.5]
+    ]  # fmt: skip
+
+
+def test_an_action_becomes_the_nearest_bin_and_one_outside_the_last():
+    bins = ActionBins(STATISTICS, 4, 10)
+    actions = torch.tensor([[-9.0, 0.1, 1.1], [9.0, 9.0, -9.0]])
+    assert bins.tokens(actions).tolist() == [[6, 8, 8], [9, 9, 6]]
+
+
+def test_values_of_half_precision_models_are_exact():
+    bins = ActionBins(STATISTICS, 256, 300)
+    assert bins.values(torch.tensor([299, 299, 299])).dtype == torch.float32
+    assert bins.tokens(bins.values(torch.tensor([299, 280, 77])).bfloat16()).shape == (3,)
+
+
+def test_the_bins_of_openvla_are_those_of_its_tokenizer():
+    """Its own formula: ``vocab_size - token`` counts from the lowest value, and the last of 256 edges has no centre."""
+    bins = OpenVlaBins({"q01": [-1.0], "q99": [1.0]}, 256, 32_000)
+    tokens = torch.arange(31_744, 32_000)
+    edges = torch.linspace(-1, 1, 256)
+    centres = (edges[:-1] + edges[1:]) / 2
+    expected = centres[(32_000 - tokens - 1).clamp(0, 254)]
+    torch.testing.assert_close(bins.values(tokens.unsqueeze(-1)).squeeze(-1), expected)
+    assert torch.equal(bins.tokens(bins.values(tokens[1:, None]))[:, 0], tokens[1:])
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({}, "the statistics lack 'q01' and 'q99'; they have nothing"),
+        ({"q01": [0.0], "mean": [0.0]}, "the statistics lack 'q99'; they have 'q01', 'mean'"),
+        ({"q01": [0.0], "q99": [1.0, 2.0]}, "'q01', 'q99' and 'mask' must have one length, got 1, 2 and 1 numbers"),
+        ({"q01": "ab", "q99": [1.0]}, "the statistics' 'q01' must be a list of numbers"),
+        ({"q01": [float("nan")], "q99": [1.0]}, "the statistics' 'q01' must be a list of numbers"),
+        ({"q01": [1.0], "q99": [1.0]}, "'q01' must be below 'q99', got 1.0 and 1.0 at 0"),
+        ({"q01": [0.0], "q99": [1.0], "mask": [1]}, "the statistics' 'mask' must be a list of true and false"),
+    ],
+)  # fmt: skip
+def test_statistics_that_cannot_be_used(statistics, message):
+    with pytest.raises(StatisticsError, match=f"^{re.escape(message)}$"):
+        ActionBins(statistics, 4, 10)
+
+
+def test_more_bins_than_tokens():
+    with pytest.raises(StatisticsError, match="between 2 and the vocabulary's 4, got 5"):
+        ActionBins(STATISTICS, 5, 4)

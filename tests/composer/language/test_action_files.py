@@ -1,0 +1,215 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Text
+from safetensors.torch import load_file, save_file
+
+import composer
+from composer.checkpoint.container import CheckpointError
+from tests.helpers.action_models import TinyVla, observations, spec
+from tests.helpers.paths import CONFIGS, ROOT
+
+LORA = {"rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}
+
+
+def trained(**changes):
+    """A model whose adapters and value head are not those it began with."""
+    model = composer.compose(spec(**{"lora": LORA, **changes}), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def said(model):
+    _, result = model.predict_action_batch(observations(), "eval")
+    return model(result["forward_inputs"])["logprobs"].detach()
+
+
+def test_a_saved_model_is_loaded_with_its_processor_and_spaces_and_needs_no_folder(
+    tmp_path, folder
+):
+    space = Dict(main_images=Box(0, 255, (8, 8, 3), "uint8"), task_descriptions=Text(50))
+    data = spec(config=None, model_path=str(folder))
+    model = composer.compose(
+        data, observation_space=space, action_space=Box(-1, 1, (3,)), seed=3, allow=[f"{folder}/"]
+    )
+    model.save(tmp_path / "model.safetensors")
+    loaded = composer.load(tmp_path / "model.safetensors")
+    assert "model_path" not in loaded.source.data["model"]
+    assert loaded.seed == 3
+    assert loaded.observation_space == space
+    assert torch.equal(said(loaded), said(model))
+    batch = observations()
+    assert (loaded.act(batch, True) == model.act(batch, True)).all()
+    assert str(loaded.load_report).endswith("0 differences")
+
+
+@pytest.mark.parametrize("precision", ["bf16", None])
+def test_adapters_are_saved_and_loaded_with_the_model(tmp_path, precision):
+    model = trained(precision=precision)
+    model.save(tmp_path / "model.safetensors")
+    loaded = composer.load(tmp_path / "model.safetensors")
+    for (name, a), (other, b) in zip(model.named_parameters(), loaded.named_parameters()):
+        assert name == other
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+        assert a.requires_grad == b.requires_grad
+
+
+def test_adapters_alone_are_small_and_begin_another_model(tmp_path):
+    model = trained()
+    path = tmp_path / "adapters.safetensors"
+    model.save(path, adapters_only=True)
+    names = set(load_file(path))
+    assert all("lora_" in name or name.startswith("value_head.") for name in names)
+    fresh = composer.compose(spec(lora=LORA), seed=0)
+    assert not torch.equal(said(fresh), said(model))
+    fresh.load_weights(path)
+    assert torch.equal(said(fresh), said(model))
+    named = composer.compose(spec(lora={**LORA, "path": str(path)}), allow=[f"{tmp_path}/"], seed=0)
+    assert torch.equal(said(named), said(model))
+
+
+def test_adapters_alone_are_no_model(tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    trained().save(path, adapters_only=True)
+    message = (
+        f"{str(path)!r} has adapters only; compose the model from its spec and call model.load_weights(path), "
+        "or name the file as 'path' of 'lora' there"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        composer.load(path)
+    with pytest.raises(CheckpointError, match="has no adapters; leave out adapters_only"):
+        composer.compose(spec(), seed=0).save(path, adapters_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_adapters_of_peft_are_read(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = trained()
+    plain = composer.compose(spec(), seed=0).hf
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"])
+    theirs = get_peft_model(plain, config)
+    weights = {n: p for n, p in model.hf.named_parameters() if "lora_" in n}
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(weights[name.removeprefix("base_model.model.")])
+    theirs.save_pretrained(tmp_path / "peft")
+    named = composer.compose(
+        spec(lora={**LORA, "path": str(tmp_path / "peft")}), allow=[f"{tmp_path}/"], seed=0
+    )
+    torch.testing.assert_close(said(named), said(model))
+
+
+def test_merged_adapters_give_a_file_that_is_loaded_without_peft(tmp_path):
+    model = trained()
+    before = said(model)
+    model.merge_adapters()
+    torch.testing.assert_close(said(model), before)
+    model.save(tmp_path / "merged.safetensors")
+    code = (
+        "import sys; sys.modules['peft'] = None; sys.path.append(sys.argv[1])\n"
+        "import networks.tiny_vla, composer, torch\n"
+        "model = composer.load(sys.argv[2])\n"
+        "print(sum(p.numel() for p in model.parameters()), 'lora' in model.source.data['model'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(CONFIGS), str(tmp_path / "merged.safetensors")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    count = sum(p.numel() for p in model.parameters())
+    assert (done.stdout, done.stderr) == (f"{count} False\n", "")
+    loaded = composer.load(tmp_path / "merged.safetensors")
+    assert torch.equal(said(loaded), said(model))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_folder_is_what_transformers_reads_with_adapters_added(tmp_path):
+    model = trained()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.save_pretrained(tmp_path / "hf")
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    theirs = TinyVla.from_pretrained(tmp_path / "hf", local_files_only=True).eval()
+    _, acted = model.predict_action_batch(observations(), "eval")
+    model.hf, kept = theirs, model.hf
+    torch.testing.assert_close(model(acted["forward_inputs"])["logprobs"], acted["prev_logprobs"])
+    model.hf = kept
+    again = composer.compose(
+        spec(config=None, model_path=str(tmp_path / "hf")), allow=[f"{tmp_path}/"], seed=9
+    )
+    torch.testing.assert_close(said(again), said(model))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.value_head.parameters(), model.value_head.parameters())
+    )
+
+
+def test_a_folder_that_is_there_is_kept(tmp_path, folder):
+    model = composer.compose(spec(), seed=0)
+    with pytest.raises(CheckpointError, match="is there already; remove it or choose another name"):
+        model.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        model.save_pretrained(tmp_path / "none" / "hf")
+    assert list(tmp_path.iterdir()) == []
+    late = composer.compose(spec(), seed=0, device="meta")
+    for save in (late.save_pretrained, late.save):
+        with pytest.raises(CheckpointError, match="no weights yet; call materialize first"):
+            save(tmp_path / "late")
+
+
+def test_statistics_of_a_file_beside_the_configuration_travel_with_the_model(tmp_path, folder):
+    import shutil
+
+    place = tmp_path / "ckpt"
+    shutil.copytree(folder, place)
+    config = json.loads((place / "config.json").read_text())
+    statistics = config.pop("norm_stats")
+    (place / "config.json").write_text(json.dumps(config))
+    (place / "dataset_statistics.json").write_text(
+        json.dumps({"bridge": {"action": statistics["bridge"], "proprio": {}}})
+    )
+    data = spec(config=None, model_path=str(place), unnorm_key="bridge")
+    model = composer.compose(data, allow=[f"{tmp_path}/"], seed=0)
+    model.save(tmp_path / "model.safetensors")
+    model.save_pretrained(tmp_path / "again")
+    loaded = composer.load(tmp_path / "model.safetensors")
+    again = composer.compose(
+        spec(config=None, model_path=str(tmp_path / "again")), allow=[f"{tmp_path}/"], seed=0
+    )
+    for other in (loaded, again):
+        assert torch.equal(other.bins.high, model.bins.high)
+
+
+def test_a_checkpoint_with_a_processor_that_names_code_is_refused(tmp_path):
+    from composer.language.hf import model_type_of, processor_of_files
+
+    entry = model_type_of("tiny_vla")
+    for name, text, message in (
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": "x.y"}}', "has 'auto_map'"),
+        ("../x.json", "{}", "is no file of a processor"),
+        ("x.py", "", "is no file of a processor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            processor_of_files(entry, {name: text}, None)
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path):
+    composer.compose(spec(), seed=0).save(tmp_path / "plain.safetensors")
+    with pytest.raises(
+        CheckpointError,
+        match=r"q_proj.weight \(32, 32\) is in the file, the model has no such tensor",
+    ):
+        trained().load_weights(tmp_path / "plain.safetensors")
+    tensors = load_file(tmp_path / "plain.safetensors")
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not one that this library saved"):
+        trained().load_weights(tmp_path / "foreign.safetensors")

@@ -1,0 +1,327 @@
+"""Every wrong `model` is answered with its place, its values and a way out, all problems at once."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, Text
+from safetensors.torch import load_file, save_file
+
+import composer
+from composer.errors import SpecError
+from tests.helpers.action_models import spec
+
+HEAD = """\
+version: 1
+model:
+  model_type: tiny_vla
+"""
+CONFIG = """\
+  config:
+    vocab_size: 40
+    hidden_size: 32
+    intermediate_size: 64
+    num_hidden_layers: 2
+    num_attention_heads: 4
+    num_key_value_heads: 2
+    n_action_bins: 8
+    norm_stats:
+      bridge: {q01: [-1.0, -2.0, 0.0], q99: [1.0, 2.0, 1.0], mask: [true, true, false]}
+"""
+
+
+def problems(text, tmp_path, **keywords):
+    path = tmp_path / "agent.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        composer.compose(path, seed=0, **keywords)
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+STRUCTURE = {
+    "unknown key": ("  unnorm_keys: bridge", "agent.yaml:4:3: 'unnorm_keys' is not a key of a model; did you mean 'unnorm_key'?"),
+    "precision": ("  precision: bf17", "agent.yaml:4:14: 'precision' must be one of bf16, bf16-mixed, 16, fp16, 16-mixed, 32, fp32, 32-true, or null for that of the folder, got the text 'bf17'; did you mean 'bf16'?"),
+    "precision number": ("  precision: 64", "agent.yaml:4:14: 'precision' must be one of bf16, bf16-mixed, 16, fp16, 16-mixed, 32, fp32, 32-true, or null for that of the folder, got the number 64"),
+    "remote code": ("  trust_remote_code: true", "agent.yaml:4:22: 'trust_remote_code' cannot be true: code of a checkpoint never runs; register its classes in a module that you allow"),
+    "attention": ("  attn_implementation: flash_attention2", "agent.yaml:4:24: 'attn_implementation' names 'flash_attention2', which is not known; did you mean 'flash_attention_2'?"),
+    "attention of the hub": ("  attn_implementation: kernels-community/flash-attn", "agent.yaml:4:24: 'attn_implementation' names 'kernels-community/flash-attn', code that would be downloaded; there is 'auto', 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention'"),
+    "inputs": ("  inputs: {images: main_images}", "agent.yaml:4:12: 'images' is not a key of 'inputs'; did you mean 'image'?"),
+    "value head": ("  value_head: {hidden_units: 64, activation: gelo}", "agent.yaml:4:30: 'hidden_units' must be a list of whole numbers of at least 1, got the number 64\nagent.yaml:4:46: 'activation' must be one of 'gelu', 'relu', 'tanh', got 'gelo'; did you mean 'gelu'?"),
+    "two heads": ("  value_head: {}\n  add_value_head: true", "agent.yaml:5:3: 'value_head' and 'add_value_head' exclude one another; keep one of them"),
+    "lora": ("  lora: {rank: 0, alpha: -1, target: [q_proj]}", "agent.yaml:4:16: 'rank' must be a whole number of at least 1, got the number 0\nagent.yaml:4:26: 'alpha' must be a number above 0, got the number -1\nagent.yaml:4:30: 'target' is not a key of 'lora'; did you mean 'targets'?"),
+    "two loras": ("  lora: {rank: 8}\n  is_lora: true", "agent.yaml:5:3: 'lora' and 'is_lora' exclude one another; keep one of them"),
+    "no targets": ("  lora: {targets: []}", "agent.yaml:4:19: 'targets' is empty; name modules, or leave it out"),
+    "chunks": ("  action_chunks_len: 0", "agent.yaml:4:22: 'action_chunks_len' must be a whole number of at least 1, got the number 0"),
+    "size": ("  image_size: [1, 2, 3]", "agent.yaml:4:15: 'image_size' must be a whole number of at least 1, or two of them, got a list"),
+    "of RLinf": ("  num_action_chunks: 2\n  temperature: 1.5", "agent.yaml:4:3: 'num_action_chunks' is not a key of a model here: write 'action_chunks_len'\nagent.yaml:5:3: 'temperature' is not a key of a model here: it is an argument of predict_action_batch"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STRUCTURE)
+def test_a_wrong_structure(case, tmp_path):
+    lines, message = STRUCTURE[case]
+    assert problems(f"{HEAD}{lines}\n{CONFIG}", tmp_path) == message
+
+
+def test_what_is_missing_and_what_excludes_one_another(tmp_path):
+    assert problems("version: 1\nmodel: {}\n", tmp_path) == (
+        "agent.yaml:2:8: 'model' needs a 'model_type', as register_hf names it\n"
+        "agent.yaml:2:8: 'model' needs a 'model_path', a local folder, or a 'config' for new weights"
+    )
+    assert problems(f"{HEAD}  model_path: ckpt\n{CONFIG}", tmp_path) == (
+        "agent.yaml:5:3: 'model_path' and 'config' exclude one another; keep one of them"
+    )
+    assert problems("version: 1\nmodel: tiny\n", tmp_path) == (
+        "agent.yaml:2:8: 'model' must be a mapping with a 'model_type', got the text 'tiny'"
+    )
+    beside = "ignore: [x]\npolicy: {template: {}}\n"
+    assert problems(f"{HEAD}{CONFIG}{beside}", tmp_path) == (
+        "agent.yaml:14:1: 'ignore' has no place beside 'model'; leave it out\n"
+        "agent.yaml:15:1: 'model' stands in the place of 'policy'; keep one of them"
+    )
+
+
+MEANING = {
+    "unnorm_key": ("  unnorm_key: brigde", "agent.yaml:4:15: there are no statistics of 'brigde'; did you mean 'bridge'?"),
+    "length": ("  action_token_len: 7", "agent.yaml:4:21: 'action_token_len' is 7, an action has 3 numbers by the statistics of 'bridge': it must be 3"),
+    "chunks": ("  action_token_len: 3\n  action_chunks_len: 2", "agent.yaml:4:21: 'action_token_len' is 3, an action has 3 numbers times 2 chunks by the statistics of 'bridge': it must be 6"),
+    "sizes": ("  hidden_size: 64\n  vocab_size: 32000\n  image_size: [224, 224]", "agent.yaml:4:16: 'hidden_size' is 64, the configuration of the model has 32\nagent.yaml:5:15: 'vocab_size' is 32000, the configuration of the model has 40\nagent.yaml:6:15: 'image_size' is [224, 224], the configuration of the model has 8"),
+    "targets": ("  lora: {targets: [q_prj, norm]}", "agent.yaml:4:19: 'lora' targets 'norm', a LlamaRMSNorm: it takes linear layers, convolutions and embeddings\nagent.yaml:4:19: 'lora' targets 'q_prj', which no module is called; did you mean 'q_proj'?"),
+    "freeze": ("  freeze: [projectr]", "agent.yaml:4:11: 'freeze' names 'projectr', which no module is called; did you mean 'projector'?"),
+    "flash": ("  attn_implementation: flash_attention_2", "agent.yaml:4:24: 'attn_implementation: flash_attention_2' cannot run here: it needs the package 'flash_attn' and a GPU; write auto"),
+    "adapters": ("  lora: {path: none.safetensors}", "agent.yaml:4:16: there is no 'none.safetensors'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEANING)
+def test_what_does_not_fit_the_configuration(case, tmp_path):
+    lines, expected = MEANING[case]
+    message = problems(f"{HEAD}{lines}\n{CONFIG}", tmp_path)
+    assert sorted(message.split("\n")) == sorted(expected.split("\n"))
+
+
+def test_an_unknown_model_type_and_an_unknown_setting_of_it(tmp_path):
+    text = f"{HEAD}{CONFIG}"
+    assert problems(text.replace("tiny_vla", "tinny_vla"), tmp_path) == (
+        "agent.yaml:3:15: unknown model type 'tinny_vla'; did you mean 'tiny_vla'?"
+    )
+    assert problems(text.replace("hidden_size", "hiden_size"), tmp_path) == (
+        "agent.yaml:6:5: 'hiden_size' is not a setting of the model type 'tiny_vla'; did you mean 'hidden_size'?"
+    )
+    assert problems(f"{text}    hidden_act: swich\n", tmp_path).startswith(
+        "agent.yaml:5:5: 'tiny_vla' cannot be built: KeyError: "
+    )
+
+
+def test_statistics_that_several_have_or_none(tmp_path):
+    text = f"{HEAD}{CONFIG}"
+    more = f"{text}      other: {{q01: [0.0], q99: [1.0]}}\n"
+    assert problems(more, tmp_path) == (
+        "agent.yaml:3:3: 'model' needs an 'unnorm_key', one of 'bridge', 'other'"
+    )
+    none = text.split("    norm_stats")[0]
+    assert problems(none, tmp_path) == (
+        "agent.yaml:5:5: there are no statistics of actions: 'norm_stats' of the configuration, or the file "
+        "'dataset_statistics.json' of the folder, must have them"
+    )
+    wrong = text.replace("q01: [-1.0, -2.0, 0.0]", "q01: [-1.0, 3.0, 0.0]")
+    assert problems(wrong, tmp_path) == (
+        "agent.yaml:5:5: of 'bridge': 'q01' must be below 'q99', got 3.0 and 2.0 at 1"
+    )
+
+
+IMAGE = Box(0, 255, (8, 8, 3), np.uint8)
+SPACES = {
+    "two numbers": (Dict(main_images=IMAGE, task_descriptions=Text(9)), Box(-1, 1, (2,)), "agent.yaml:5:5: the statistics of 'bridge' have 3 numbers, an action of the space has 2"),
+    "discrete": (Dict(main_images=IMAGE, task_descriptions=Text(9)), Discrete(3), "agent.yaml:5:5: an action model acts in a Box, and the action space is a Discrete"),
+    "names": (Dict(main_image=IMAGE, task_descriptions=Text(9)), Box(-1, 1, (3,)), "agent.yaml:3:3: there is no observation 'main_images' for the image; did you mean 'main_image'?"),
+    "no dict": (IMAGE, Box(-1, 1, (3,)), "agent.yaml:5:5: 'inputs' name observations of a Dict, and the space is a Box"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SPACES)
+def test_what_does_not_fit_the_spaces(case, tmp_path):
+    observation, action, expected = SPACES[case]
+    message = problems(
+        f"{HEAD}{CONFIG}", tmp_path, observation_space=observation, action_space=action
+    )
+    assert message == expected
+
+
+# --- folders ---
+
+
+@pytest.fixture
+def ckpt(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "ckpt")
+    return tmp_path / "ckpt"
+
+
+def change(file, **values):
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, **values}))
+
+
+FOLDER = HEAD + "  model_path: ckpt\n  value_head: {hidden_units: [16]}\n"
+AT = "agent.yaml:4:15: 'model_path': "
+
+
+def test_a_value_head_of_another_size_than_the_folder_has(ckpt, tmp_path):
+    text = "the folder's value head has hidden_units [16], the spec asks for {}; write value_head: {{hidden_units: [16]}}, "
+    text += "or remove 'value_head.safetensors'"
+    assert problems(FOLDER.replace("[16]", "[8, 4]"), tmp_path) == (
+        f"agent.yaml:5:15: {text.format([8, 4])}"
+    )
+    assert problems(FOLDER.partition("  value_head")[0], tmp_path) == (
+        f"agent.yaml:4:15: {text.format([512, 128])}"
+    )
+
+
+def test_a_folder_is_found_beside_the_spec(ckpt, tmp_path):
+    (tmp_path / "agent.yaml").write_text(FOLDER)
+    assert composer.compose(tmp_path / "agent.yaml", seed=0).prove() < 1e-5
+
+
+CODE = {
+    "config.json": {"auto_map": {"AutoConfig": "x.Y"}},
+    "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["x.Y", None]}},
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_folder_that_names_code_is_refused(name, ckpt, tmp_path):
+    change(ckpt / name, **CODE[name])
+    assert problems(FOLDER, tmp_path) == (
+        f"{AT}'ckpt/{name}' has 'auto_map', which names code of its own; register the classes in a module that you "
+        "allow, and remove it"
+    )
+
+
+def test_a_folder_with_attention_from_elsewhere_or_quantized_is_refused(ckpt, tmp_path):
+    change(ckpt / "config.json", _attn_implementation="someone/kernel")
+    assert problems(FOLDER, tmp_path) == (
+        f"{AT}'ckpt/config.json' has '_attn_implementation': 'someone/kernel', code that would be downloaded; remove it"
+    )
+    change(
+        ckpt / "config.json", _attn_implementation="sdpa", quantization_config={"quant_method": "x"}
+    )
+    assert problems(FOLDER, tmp_path) == (
+        f"{AT}'ckpt/config.json' has 'quantization_config'; quantized weights are not read: save the model without it"
+    )
+
+
+def test_folders_that_are_none(ckpt, tmp_path):
+    assert problems(FOLDER.replace("ckpt", "none"), tmp_path) == (
+        f"{AT}there is no folder 'none'; nothing is downloaded"
+    )
+    (ckpt / "config.json").rename(ckpt / "adapter_config.json")
+    assert problems(FOLDER, tmp_path) == (
+        f"{AT}the folder 'ckpt' has no config.json; it holds LoRA adapters, which 'path' of 'lora' names"
+    )
+    (ckpt / "adapter_config.json").rename(ckpt / "config.json")
+    (ckpt / "model.safetensors").rename(ckpt / "pytorch_model.bin")
+    (ckpt / "value_head.safetensors").unlink()
+    assert problems(FOLDER, tmp_path) == (
+        f"{AT}the folder 'ckpt' has no *.safetensors file; other formats can run code"
+    )
+
+
+def test_a_folder_of_another_type_or_architecture(ckpt, tmp_path):
+    change(ckpt / "config.json", num_hidden_layers=1)
+    assert "holds weights of another architecture: model.layers.1." in problems(FOLDER, tmp_path)
+    change(ckpt / "config.json", num_hidden_layers=2, intermediate_size=65)
+    assert (
+        "model.layers.0.mlp.down_proj.weight is (32, 64), its config.json needs (32, 65)"
+        in problems(FOLDER, tmp_path)
+    )
+    change(ckpt / "config.json", intermediate_size=64)
+    tensors = load_file(ckpt / "model.safetensors")
+    del tensors["projector.bias"]
+    save_file(tensors, ckpt / "model.safetensors")
+    assert problems(FOLDER, tmp_path) == (
+        f"{AT}'ckpt' holds weights of another architecture: projector.bias (32,) is missing"
+    )
+    change(ckpt / "config.json", model_type="llama")
+    assert problems(FOLDER, tmp_path) == (
+        f"{AT}'ckpt' is of the model type 'llama', not 'tiny_vla'"
+    )
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(ckpt, tmp_path):
+    words = {f"w{i}": i for i in range(60)} | {"<pad>": 60, "<unk>": 61}
+    content = json.loads((ckpt / "tokenizer.json").read_text())
+    content["model"]["vocab"] = words
+    content["added_tokens"] = []
+    (ckpt / "tokenizer.json").write_text(json.dumps(content))
+    message = problems(FOLDER, tmp_path)
+    assert message.startswith("agent.yaml:4:15: the tokenizer has 6")
+    assert message.endswith("tokens, 'vocab_size' of the configuration is 40")
+
+
+def test_adapters_of_another_model(tmp_path):
+    model = composer.compose(spec(lora={"rank": 2, "targets": ["q_proj"]}), seed=0)
+    model.save(tmp_path / "q.safetensors", adapters_only=True)
+    lines = "  lora: {rank: 2, targets: [q_proj, v_proj], path: q.safetensors}\n"
+    name = "model.layers.0.self_attn.v_proj.lora_A.default.weight"
+    assert problems(f"{HEAD}{lines}{CONFIG}", tmp_path).startswith(
+        f"agent.yaml:4:52: 'q.safetensors' holds other adapters: {name} is missing; "
+    )
+    lines = "  lora: {rank: 4, targets: [q_proj], path: q.safetensors}\n"
+    assert "lora_A.default.weight is (2, 32), the model needs (4, 32)" in problems(
+        f"{HEAD}{lines}{CONFIG}", tmp_path
+    )
+
+
+# --- as RLinf's users write it ---
+
+
+def test_the_keys_of_rlinf(ckpt, tmp_path):
+    (ckpt / "value_head.safetensors").unlink()
+    (tmp_path / "agent.yaml").write_text(
+        FOLDER.partition("  value_head")[0]
+        + """\
+  action_token_len: 3
+  action_chunks_len: 1
+  unnorm_key: bridge
+  micro_batch_size: 1
+  val_micro_batch_size: 8
+  precision: 32-true
+  vocab_size: 40
+  hidden_size: 32
+  image_size: [8, 8]
+  is_lora: true
+  lora_rank: 32
+  lora_path: null
+  add_value_head: true
+  attn_implementation: sdpa
+  low_cpu_mem_usage: true
+  trust_remote_code: false
+  gradient_checkpointing: false
+"""
+    )
+    model = composer.compose(tmp_path / "agent.yaml", seed=0)
+    lora = model.plan.spec.lora
+    assert (lora.rank, lora.alpha, lora.targets) == (32, None, None)
+    trained = {
+        name.split(".lora")[0].rpartition(".")[2]
+        for name, p in model.hf.named_parameters()
+        if p.requires_grad
+    }
+    assert trained == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert model.prove() < 1e-5
+
+
+def test_extensions_must_be_allowed_and_are_imported(tmp_path):
+    text = f"version: 1\nextensions: [networks.tiny_vla]\n{HEAD.partition(chr(10))[2]}{CONFIG}"
+    assert problems(text, tmp_path) == (
+        "agent.yaml:2:14: 'networks.tiny_vla' is outside the allowed modules (none); pass allow=['networks'] or "
+        "--allow networks if you trust it"
+    )
+    missing = text.replace("tiny_vla]", "tinny]")
+    assert problems(missing, tmp_path, allow=["networks"]).startswith(
+        "agent.yaml:2:14: there is no module 'networks.tinny'"
+    )
+    assert composer.compose(
+        tmp_path / "agent.yaml", allow=["networks"], overrides=["extensions=[networks.tiny_vla]"]
+    ).spec.extensions == ("networks.tiny_vla",)

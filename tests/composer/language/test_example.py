@@ -1,0 +1,36 @@
+"""The example that trains the tiny action model by PPO."""
+
+import action_ppo  # pyright: ignore[reportMissingImports]  (of configs/)
+import pytest
+import torch
+
+import composer
+
+
+def test_a_few_updates_raise_the_reward():
+    model = action_ppo.make()
+    rewards = action_ppo.train(model, 20)
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
+
+
+@pytest.mark.parametrize("lora", [4])
+def test_with_lora_only_adapters_and_the_value_head_move(lora):
+    model = action_ppo.make(lora=lora)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    action_ppo.train(model, 2, batch=8)
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert {n for n in moved if "lora_" not in n} == {
+        n for n in before if n.startswith("value_head.")
+    }
+    assert {n for n in before if "lora_" in n} <= moved
+
+
+@pytest.mark.full
+def test_it_learns_to_point_and_the_curve_is_drawn(tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "curve.png"
+    monkeypatch.setattr("sys.argv", ["action_ppo.py", "--out", str(picture)])
+    action_ppo.main()
+    out = capsys.readouterr().out
+    assert picture.stat().st_size > 5000
+    assert float(out.partition(" after")[0].rpartition(" ")[2]) > 0.65
+    assert composer.compose(action_ppo.SPEC, allow=["environments", "networks"], seed=0)
