@@ -4,39 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 from composer.build.context import VisiblePorts
-from composer.build.critic import (
-    BuiltCritic,
-    CriticBuilder,
-    asked_of_kind,
-    built_of_kind,
-    network_requirements,
-    policy_values,
-    value_normalizer,
-)
+from composer.build.critic import BuiltCritic, CriticBuilder, policy_values
 from composer.build.network_builder import build_network
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
-from composer.spaces.actors import Actor
+from composer.spaces.actors import Actor, Actors
 from composer.spec.model_spec import NetworkSpec
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import few_of, hint, listing
 
-__all__ = ["CentralCriticBuilder", "alike", "difference", "readable_ports"]
-
-
-def readable_ports(plan: PolicyPlan) -> dict[str, Port]:
-    """What a critic may read of the actors of ``plan``, by key: what they observe and what their policy shares."""
-    return {**plan.ports, **plan.notes.shared}
+__all__ = ["CentralCriticBuilder", "alike", "difference"]
 
 
 @dataclass(frozen=True)
 class CentralCriticBuilder(CriticBuilder):
-    """Builds the critic of what all actors observe, one value for all of them."""
+    """Builds the critic of what all ``actors`` observe, one value for all of them; ``plans`` are by flat name."""
 
+    actors: Actors
+    plans: Mapping[str, PolicyPlan]
     kind: type[SharedStateCritic]
 
     def build(self) -> BuiltCritic | None:
@@ -48,12 +35,11 @@ class CentralCriticBuilder(CriticBuilder):
         visible = None if sources is None else self._visible_ports(spec, sources)
         if sources is None or visible is None:
             return None
-        asked = asked_of_kind(self.kind, None, self.critic, self.context)
-        if asked is None:
+        required = self.requirements(self.kind, None)
+        if required is None:
             return None
-        requirements = network_requirements(self.critic, asked, self.kind.added)
         notes = next(iter(self.plans.values())).notes.of_another()
-        built = build_network("critic", spec, visible, requirements, self.context, notes)
+        built = build_network("critic", spec, visible, required[1], self.context, notes)
         if built is None:
             return None
         network, construction = built
@@ -61,11 +47,10 @@ class CentralCriticBuilder(CriticBuilder):
             for actor in source.actors:
                 self.plans[actor].notes.read.add(source.key)
         observers = {name: plan.observer for name, plan in self.plans.items()}
-        make = partial(
-            self.kind, network, self.actors, observers, sources,
-            dtype=self.dtype, value_normalizer=value_normalizer(self.critic),
+        critic = self.built(
+            self.kind, self.kind, network, self.actors, observers, sources,
+            dtype=self.dtype, value_normalizer=self.value_normalizer(),
         )  # fmt: skip
-        critic = built_of_kind(make, self.kind, self.critic, self.context)
         return None if critic is None else (critic, [construction])
 
     def _is_possible(self) -> bool:
@@ -87,7 +72,7 @@ class CentralCriticBuilder(CriticBuilder):
         """The inputs of a central network by name; None where they cannot be put together."""
         owners: dict[str, list[Actor]] = {}
         for actor in self.actors:
-            for key in readable_ports(self.plans[actor.name]):
+            for key in self.plans[actor.name].readable_ports:
                 owners.setdefault(key, []).append(actor)
         sources: dict[str, CentralInput] = {}
         before = len(self.problems)
@@ -105,7 +90,7 @@ class CentralCriticBuilder(CriticBuilder):
         return None if len(self.problems) > before else sources
 
     def _single(self, key: str, actor: Actor) -> CentralInput:
-        port = readable_ports(self.plans[actor.name])[key]
+        port = self.plans[actor.name].readable_ports[key]
         if port.mask is not None:
             port = replace(port, mask=f"{actor.name}/{port.mask}")
         return self._source(key, port, (actor.name,))
@@ -114,7 +99,7 @@ class CentralCriticBuilder(CriticBuilder):
         """The value ``key`` of several actors on a new first axis; None where theirs differ."""
         named = self.critic.networks[None].observations
         is_shared = self._is_shared(key, members[0])
-        ports = [readable_ports(self.plans[actor.name])[key] for actor in members]
+        ports = [self.plans[actor.name].readable_ports[key] for actor in members]
         for actor, port in zip(members, ports):
             if alike(ports[0], port):
                 continue
@@ -128,9 +113,10 @@ class CentralCriticBuilder(CriticBuilder):
         cardinality = port.cardinality
         if isinstance(cardinality, tuple):
             cardinality = cardinality * len(members)
-        port = replace(
-            port, shape=(len(members), *port.shape), cardinality=cardinality, **_bounds(port)
-        )
+        # Bounds of a stack are those that hold for all elements alike.
+        low, high = (b if isinstance(b, int | float) else None for b in (port.low, port.high))
+        shape = (len(members), *port.shape)
+        port = replace(port, shape=shape, cardinality=cardinality, low=low, high=high)
         names = tuple(actor.name for actor in members)
         return self._source(key, port, names, stacked=True)
 
@@ -140,12 +126,6 @@ class CentralCriticBuilder(CriticBuilder):
         kind = "shared" if self._is_shared(key, self.actors[actors[0]]) else "observation"
         normalized = any(key in self.plans[name].observer.keys for name in actors)
         return CentralInput(kind, key, port, actors, stacked, normalized)
-
-    def _offers_presence(self, spec: NetworkSpec, sources: Mapping[str, CentralInput]) -> bool:
-        """Whether the network may read who is present; templates and classes, which read all there is, if told to."""
-        if PRESENT in sources:
-            return False  # somebody's observation is called so
-        return spec.graph is not None if spec.observations is None else PRESENT in spec.observations
 
     def _is_shared(self, key: str, actor: Actor) -> bool:
         return key not in self.plans[actor.name].ports
@@ -158,7 +138,11 @@ class CentralCriticBuilder(CriticBuilder):
         if seen is None:
             return None
         ports = {name: source.port for name, source in seen.items()}
-        if self._offers_presence(spec, sources):
+        # Templates and classes, which read all there is, read who is present if told to.
+        named = spec.observations
+        if PRESENT not in sources and (
+            spec.graph is not None if named is None else PRESENT in named
+        ):
             ports[PRESENT] = Port((len(self.actors),), low=0.0, high=1.0)
         hidden: dict[str, str] = {}
         for plan in self.plans.values():
@@ -184,14 +168,6 @@ class CentralCriticBuilder(CriticBuilder):
         masks = {sources[name].port.mask for name in spec.observations if name in sources}
         wanted = {*spec.observations, *masks}
         return {n: s for n, s in sources.items() if n in wanted or s.is_shared}
-
-
-def _bounds(port: Port) -> dict[str, Any]:
-    """Bounds of a stack: those that hold for all elements alike."""
-    known = {"low": port.low, "high": port.high}
-    return {
-        name: bound if isinstance(bound, int | float) else None for name, bound in known.items()
-    }
 
 
 def alike(first: Port, second: Port) -> bool:

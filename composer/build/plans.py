@@ -65,6 +65,11 @@ class PolicyPlan:
     observer: Observer = field(init=False)
     masks: dict[str, str] = field(default_factory=dict)  # action -> observation
 
+    @property
+    def readable_ports(self) -> dict[str, Port]:
+        """What a critic may read of the plan's actors, by key: what they observe and what their policy shares."""
+        return {**self.ports, **self.notes.shared}
+
     def visible_ports(self, spec: NetworkSpec) -> VisiblePorts:
         """The observations that a network may see, and why not others; all of them while the list itself is wrong."""
         wanted = spec.observations

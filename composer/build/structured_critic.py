@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 
-from composer.build.central_critic import CentralCriticBuilder, alike, difference, readable_ports
+from composer.build.central_critic import CentralCriticBuilder, alike, difference
 from composer.build.construction import BuiltNetwork, SeededConstruction
 from composer.build.context import BuildContext
-from composer.build.critic import (
-    BuiltCritic,
-    CriticBuilder,
-    built_of_kind,
-    critic_network,
-    critic_setup,
-    kind_of,
-    policy_failed,
-    refuse_one_actor,
-    refuse_settings,
-    with_target,
-)
-from composer.build.plans import PlannedGroup, is_separate
+from composer.build.critic import BuiltCritic, CriticBuilder, policy_failed, with_target
+from composer.build.plans import PlannedGroup, PolicyPlan, is_separate
 from composer.build.stacking import stacked_networks
 from composer.critic.base import CriticSetup, SpaceCritic
 from composer.critic.shared_state import SharedStateCritic
@@ -48,36 +37,38 @@ def build_critic_by_actor(
     """The critic of ``spec`` for several actors, once their policies (``groups``) are built; None as `build_critic`."""
     if spec.critic is None:
         return None
-    kind = kind_of(spec.critic, context)
+    builder = CriticBuilder(spec.critic, context, dtype)
+    kind = builder.kind_class()
     if kind is None:
         return None
     structured = kind.structured()
     if len(actors) == 1 and getattr(structured, "previous", None):  # no value builds on another
-        if refuse_one_actor(kind, spec.critic, context, "has one actor only"):
+        if builder.refuse_one_actor(kind, "has one actor only"):
             return None
         structured = kind.member().structured()
     if structured is None:
-        message = f"a critic of kind {spec.critic.kind!r} is for one space; this environment has steps or agents"
-        context.problems.add((*spec.critic.path, "kind"), message)
+        which = f"a critic of kind {spec.critic.kind!r} is for one space"
+        builder.note_kind(f"{which}; this environment has steps or agents")
         return None
     before = len(context.problems)
-    refuse_settings(spec.critic, kind.refused, context)
+    builder.refuse_settings(kind.refused)
     plans = {a.name: group.plan_of(a) for group in groups for a in group.actors}
     unknown = len(plans) < len(actors) or any(policy_failed(plan) for plan in plans.values())
     if len(context.problems) > before or unknown:
         return None
+    given = (spec.critic, context, dtype, actors, plans)
     if issubclass(structured, SharedStateCritic):
-        return CentralCriticBuilder(spec.critic, actors, plans, context, dtype, structured).build()
+        return CentralCriticBuilder(*given, structured).build()
     assert issubclass(structured, StructuredCriticBase)
-    return _StructuredCriticBuilder(
-        spec.critic, actors, plans, context, dtype, kind.member(), structured, groups
-    ).build()
+    return _StructuredCriticBuilder(*given, kind.member(), structured, groups).build()
 
 
 @dataclass(frozen=True)
 class _StructuredCriticBuilder(CriticBuilder):
     """Builds a critic that has a value for each actor: a ``member`` of each network, all of them as one."""
 
+    actors: Actors
+    plans: Mapping[str, PolicyPlan]  # of their policies, by flat name
     member: type[SpaceCritic]
     structured: type[StructuredCriticBase]
     groups: Sequence[PlannedGroup]  # of the policy
@@ -90,7 +81,7 @@ class _StructuredCriticBuilder(CriticBuilder):
     @cached_property
     def setups(self) -> dict[str, CriticSetup]:
         """What the critic of each actor is made of."""
-        return {n: critic_setup(self.critic, p, self.dtype) for n, p in self.plans.items()}
+        return {name: self.setup(plan) for name, plan in self.plans.items()}
 
     def build(self) -> BuiltCritic | None:
         networks = self.critic.networks
@@ -121,8 +112,8 @@ class _StructuredCriticBuilder(CriticBuilder):
                 return None
             built.append(group[0])
             constructions += group[1]
-        make = partial(self.structured.build, self.actors, built, self.setups)
-        critic = built_of_kind(make, self.structured, self.critic, self.context)
+        structured = self.structured
+        critic = self.built(structured, structured.build, self.actors, built, self.setups)
         return None if critic is None else (with_target(critic, constructions[-1]), constructions)
 
     def _place(self, actor: Actor) -> int:
@@ -162,7 +153,7 @@ class _StructuredCriticBuilder(CriticBuilder):
         self, name: str, spec: NetworkSpec, actor: Actor, members: Sequence[Actor], later: bool
     ) -> BuiltNetwork | None:
         plan, previous = self.plans[actor.name], self.previous if later else None
-        built = critic_network(name, self.critic, self.member, spec, plan, previous)
+        built = self.network(name, self.member, spec, plan, previous)
         if built is not None:
             for member in members:
                 self.plans[member.name].notes.read |= set(built[0].in_ports)
@@ -172,8 +163,7 @@ class _StructuredCriticBuilder(CriticBuilder):
         setup = self.setups[actor.name]
         if self.previous:  # one normalizer serves all of them
             setup = replace(setup, value_normalizer=None)
-        make = partial(self.member.build, network, setup)
-        return built_of_kind(make, self.member, self.critic, self.context)
+        return self.built(self.member, self.member.build, network, setup)
 
     def _unlike(self, members: Sequence[Actor]) -> str | None:
         """How what two of ``members`` observe and share differs, in words; None where all is equal."""
@@ -192,6 +182,6 @@ class _StructuredCriticBuilder(CriticBuilder):
         """What the critic may read of an actor; its actions by the names under which a critic of actions has them."""
         plan = self.plans[actor.name]
         if not self.member.takes_action:
-            return readable_ports(plan)
+            return plan.readable_ports
         actions = {f"action/{key}": leaf.port for key, leaf in plan.actions.leaves.items()}
-        return readable_ports(plan) | actions
+        return plan.readable_ports | actions

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from composer.critic.values import ValueReader, ValueRequirements
+from composer.critic.values import (
+    ValueRequirements,
+    count_returns,
+    read_returns,
+    scalar_shape,
+    value_block,
+)
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State, Tensors
 from composer.network.structured import StructuredModule
@@ -22,20 +28,8 @@ from perception_blocks.port import Port
 if TYPE_CHECKING:
     from perception_blocks.blocks.scale import Group
 
-__all__ = [
-    "CRITICS",
-    "SEPARATE",
-    "CriticKind",
-    "CriticModule",
-    "CriticSetup",
-    "MissingArgumentError",
-    "SpaceCritic",
-    "as_numbers",
-    "can_stand_for",
-    "count_returns",
-    "read_returns",
-    "shared_values",
-]
+__all__ = ["CRITICS", "SEPARATE", "CriticKind", "CriticModule", "CriticSetup"]
+__all__ += ["MissingArgumentError", "SpaceCritic", "can_stand_for", "shared_values"]
 
 SEPARATE = "'separate' gives each agent a critic of its own, for kind: state and kind: state_action"
 
@@ -53,6 +47,7 @@ class CriticKind:
     serves_space: ClassVar[bool] = True
     only_for_all: ClassVar[str | None] = None  # why one of several actors has none alone
     reads_presence = False  # whether it reads which actors there are
+    value_normalizer: NormalizeBlock | None = None
 
     @classmethod
     def member(cls) -> type[SpaceCritic]:
@@ -67,6 +62,11 @@ class CriticKind:
     def export_problems(self) -> Iterable[str]:
         """Why no file can hold it."""
         return ()
+
+    def merge_normalizer(self, other: Any) -> None:
+        """Merge the statistics of ``other``, a critic of the same spec."""
+        if self.value_normalizer is not None:
+            self.value_normalizer.merge(other.value_normalizer)
 
 
 def can_stand_for(kind: str, other: str) -> bool:
@@ -110,10 +110,10 @@ class CriticModule(CriticKind, NetworkModule):
         object.__setattr__(self, "value_normalizer", value_normalizer)
         if value_normalizer is not None:
             self._modules["value_normalizer"] = value_normalizer
-        self.reader = ValueReader(network.form, self.requirements(actions).heads)
+        names = self.requirements(actions).heads
+        self._value_blocks = {name: value_block(network.form, name) for name in names}
         self.shared = shared
 
-    value_normalizer: NormalizeBlock | None
     part = "critic"
     takes_action = False
     copies = 1  # of an ensemble
@@ -127,15 +127,22 @@ class CriticModule(CriticKind, NetworkModule):
     @property
     def out_ports(self) -> dict[str, Port]:
         """What it returns."""
-        normalized = self.value_normalizer is not None
-        return self.reader.ports(self.network.out_ports, normalized=normalized)
+        ports: dict[str, Port] = {}
+        for name, port in self.network.out_ports.items():
+            block = self._value_blocks.get(name)
+            ports[name] = port if block is None else Port(scalar_shape(block, port.shape))
+            if block is not None and block.raw_name is not None:
+                ports[f"{name}_{block.raw_name}"] = port
+            if self.value_normalizer is not None and name in self._value_blocks:
+                ports[f"normalized_{name}"] = ports[name]
+        return ports
 
     def output_meanings(self) -> dict[str, OutputMeaning]:
-        notes = self.reader.notes(normalized=self.value_normalizer is not None)
-        return {
-            name: OutputMeaning(port, note=notes.get(name, ""))
-            for name, port in self.out_ports.items()
-        }
+        means = {"quantiles": "mean of its quantiles", "logits": "mean of its bins"}
+        scale = "on the scale of returns" if self.value_normalizer is not None else ""
+        raw = {name: block and block.raw_name for name, block in self._value_blocks.items()}
+        notes = {n: ", ".join(filter(None, [means.get(k or ""), scale])) for n, k in raw.items()}
+        return {n: OutputMeaning(port, note=notes.get(n, "")) for n, port in self.out_ports.items()}
 
     def critic_of(self, actor: str | None) -> CriticModule:
         """The critic that judges ``actor``, alone or with others."""
@@ -146,8 +153,26 @@ class CriticModule(CriticKind, NetworkModule):
         return {name: child for name, child in children if name in self.added and child is not None}
 
     def values_of(self, outputs: Tensors) -> Tensors:
-        """The values that ``outputs`` of the network stand for."""
-        return self.reader(outputs, self.value_normalizer)
+        """The values that ``outputs`` of the network stand for.
+
+        A head that gives quantiles or bins becomes their mean, with what came beside it: ``value`` (..., 1) and
+        ``value_quantiles`` or ``value_logits``. With a normaliser values are on the scale of the returns that it has
+        seen, and ``normalized_value`` is what the network gives.
+        """
+        normalizer = self.value_normalizer
+        values: Tensors = {}
+        for name, output in outputs.items():
+            if name not in self._value_blocks:
+                values[name] = output
+                continue
+            block = self._value_blocks[name]
+            value = output if block is None else block.to_scalar(output)
+            values[name] = value if normalizer is None else normalizer.denormalize(value)
+            if block is not None and block.raw_name is not None:
+                values[f"{name}_{block.raw_name}"] = output
+            if normalizer is not None:
+                values[f"normalized_{name}"] = value
+        return values
 
     def value(self, *arguments: object, **keywords: object) -> Any:
         """The value, of shape (...); of an ensemble (..., n); with memory (value, state).
@@ -175,11 +200,6 @@ class CriticModule(CriticKind, NetworkModule):
         Raises ValueError if the spec has no ``normalize_value``.
         """
         count_returns(self.value_normalizer, [read_returns(returns, self.device)], group)
-
-    def merge_normalizer(self, other: Any) -> None:
-        """Merge the statistics of ``other``, a critic of the same spec."""
-        if self.value_normalizer is not None:
-            self.value_normalizer.merge(other.value_normalizer)
 
     def _judge(
         self, inputs: Tensors, state: State | None, resets: object, unroll: bool
@@ -272,34 +292,3 @@ def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None, cal
             "or the model itself",
         )
     return {name: shared[name] for name in names}  # type: ignore[index]
-
-
-def read_returns(returns: object, device: torch.device) -> Tensor:
-    """``returns`` of any shape as rows (n, 1). Raises ValueError for what are no numbers, for NaN and infinite ones."""
-    rows = as_numbers(returns, "returns", device).reshape(-1, 1)
-    if not bool(rows.isfinite().all()):
-        raise ValueError(
-            "the returns contain NaN or an infinite number, which the statistics cannot count"
-        )
-    return rows
-
-
-def as_numbers(
-    values: Any, what: str, device: torch.device, dtype: torch.dtype | None = None
-) -> Tensor:
-    """``values`` as a tensor. Raises ValueError where they are none; ``what`` they are is for the message."""
-    try:
-        return torch.as_tensor(values, dtype=dtype, device=device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = type(values).__name__
-        raise ValueError(f"{what} must be numbers or an array of them, got a {kind}") from error
-
-
-def count_returns(normalizer: NormalizeBlock | None, rows: Sequence[Tensor], group: Group) -> None:
-    """Count what `read_returns` gives into ``normalizer``. Raises ValueError where there is none."""
-    if normalizer is None:
-        raise ValueError(
-            "this critic does not normalise its values; write normalize_value: true in it"
-        )
-    none = normalizer.mean.new_zeros((0, 1))
-    normalizer.update(torch.cat([none, *rows]), group)

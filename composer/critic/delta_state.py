@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from composer.critic.base import (
-    SEPARATE,
-    CriticKind,
-    CriticSetup,
-    SpaceCritic,
-    as_numbers,
-    count_returns,
-    read_returns,
-)
+from composer.critic.base import SEPARATE, CriticKind, CriticSetup, SpaceCritic
 from composer.critic.state import Critic
 from composer.critic.structured import StructuredCritic
+from composer.critic.values import as_numbers, count_returns, read_returns
 from composer.network.groups import ActorCall, GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.structured import ByActor
 from composer.spaces.actors import ActorKey, Actors
-from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import format_shape
 
 if TYPE_CHECKING:
@@ -59,8 +51,6 @@ class DeltaStateCritic(StructuredCritic):
         if normalizer is not None:
             self._modules["value_normalizer"] = normalizer
 
-    value_normalizer: NormalizeBlock | None
-
     @classmethod
     def member(cls) -> type[SpaceCritic]:
         return Critic
@@ -80,7 +70,23 @@ class DeltaStateCritic(StructuredCritic):
     ) -> Any:
         """{actor: {"value": (..., 1)}}, and of later steps their "delta"; with memory (these, state)."""
         calls = self._prepared(observations, state, resets, shared)
-        self._chain(calls, prev_value, unroll)
+        before = self._before(calls, prev_value)
+        for group in self.groups:
+            step = [call for call in calls if call.actor_network.group is group]
+            for call in step:
+                call.beside[PREV_VALUE] = before
+            self._compute(step, unroll)
+            if before is not None:
+                for call in step:
+                    delta = call.outputs["value"]
+                    call.outputs = {**call.outputs, "value": before + delta, "delta": delta}
+            if step:
+                before = torch.stack([call.outputs["value"] for call in step]).mean(dim=0).detach()
+        if self.value_normalizer is not None:
+            for call in calls:
+                value = call.outputs["value"]
+                call.outputs["normalized_value"] = value
+                call.outputs["value"] = self.value_normalizer.denormalize(value)
         return self._answer(state, calls, unroll)
 
     def update_normalizer(self, returns: object, group: Group = None) -> None:
@@ -91,37 +97,12 @@ class DeltaStateCritic(StructuredCritic):
             rows = [row for _, row in self._rows_of(returns)]
         count_returns(self.value_normalizer, rows, group)
 
-    def merge_normalizer(self, other: Any) -> None:
-        """Merge the statistics of ``other``, a critic of the same spec."""
-        if self.value_normalizer is not None:
-            self.value_normalizer.merge(other.value_normalizer)
-
     def export_problems(self) -> Iterator[str]:
         for name in (actor.name for actor in self.actors if actor.is_open):
             yield (
                 f"the values of steps depend on each other, and the agents of {name!r}, whose number is not known, are "
                 "a separate axis"
             )
-
-    def _chain(self, calls: list[ActorCall[SpaceCritic]], prev_value: object, unroll: bool) -> None:
-        """Values step by step, each on top of the one before."""
-        before = self._before(calls, prev_value)
-        for group in self.groups:
-            step = [call for call in calls if call.actor_network.group is group]
-            for call in step:
-                call.beside[PREV_VALUE] = before
-            self._compute(step, unroll)
-            for call in step:
-                if before is not None:
-                    call.outputs = _sum(call, before)
-            if step:
-                values = torch.stack([call.outputs["value"] for call in step])
-                before = values.mean(dim=0).detach()
-        if self.value_normalizer is not None:
-            for call in calls:
-                value = call.outputs["value"]
-                call.outputs["normalized_value"] = value
-                call.outputs["value"] = self.value_normalizer.denormalize(value)
 
     def _before(self, calls: list[ActorCall[SpaceCritic]], prev_value: object) -> Tensor | None:
         """The value before the first step that is present, on the networks' scale."""
@@ -153,9 +134,3 @@ class DeltaStateCritic(StructuredCritic):
             got, needed = format_shape(before.shape), format_shape((*axes, 1))
             raise ValueError(f"prev_value must have the shape {needed}, got {got}")
         return inputs | {PREV_VALUE: before}
-
-
-def _sum(call: ActorCall, before: Tensor) -> Tensors:
-    """The values of a later step: what its network gives is only the difference."""
-    delta = call.outputs["value"]
-    return {**call.outputs, "value": before + delta, "delta": delta}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
-from composer.critic.base import CriticKind, CriticSetup, SpaceCritic, count_returns, read_returns
+from composer.critic.base import CriticKind, CriticSetup, SpaceCritic
+from composer.critic.values import count_returns, read_returns
 from composer.network.groups import ActorCall, GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.registries import TENSORS
@@ -105,6 +106,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
 
     def merge_normalizer(self, other: Any) -> None:
         """Merge the statistics of ``other``, a critic of the same spec."""
+        super().merge_normalizer(other)
         for ours, theirs in zip(self.networks, other.networks, strict=True):
             ours.merge_normalizer(theirs)
 

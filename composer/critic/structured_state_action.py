@@ -44,28 +44,16 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         unroll: bool = False,
     ) -> Any:
         """{actor: {"q_value": (..., 1)}} of everyone present, or Q values by choice; with memory (these, state)."""
-        calls = self._acting(observations, action, state, resets, shared)
+        calls = self._prepared(observations, state, resets, shared)
+        actions = self.actors.by_name(action, "actions")
+        for call in calls:
+            call.action = actions.get(call.entry.name)
         self._compute(calls, unroll)
         for call in calls:
             critic: Any = call.network  # a StateActionCritic
             with blamed(call.entry.name):
                 call.outputs |= critic.chosen(call.outputs, call.beside["vectors"])
         return self._answer(state, calls, unroll)
-
-    def _acting(
-        self,
-        observations: object,
-        action: ByActor[object] | None,
-        state: State | None,
-        resets: object,
-        shared: ByActor[Tensors] | None,
-    ) -> list[ActorCall[SpaceCritic]]:
-        """Everyone present, with what they do."""
-        calls = self._prepared(observations, state, resets, shared)
-        actions = self.actors.by_name(action, "actions")
-        for call in calls:
-            call.action = actions.get(call.entry.name)
-        return calls
 
     def _read_inputs(self, call: ActorCall[SpaceCritic]) -> Tensors:
         critic: Any = call.network  # a StateActionCritic

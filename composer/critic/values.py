@@ -1,21 +1,25 @@
-"""The heads of critics as numbers: which of them give quantiles or bins, and what the critic says of them."""
+"""What critics ask of their networks, which of their heads give quantiles or bins, and returns as numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from composer.network.network import Tensors
 from perception_blocks.blocks.heads import ValueHead
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port, Shape
 
-__all__ = ["RAW_NAMES", "ValueReader", "ValueRequirements", "scalar_shape", "value_block"]
+if TYPE_CHECKING:
+    from perception_blocks.blocks.scale import Group
+
+__all__ = ["RAW_NAMES", "ValueRequirements", "as_numbers", "count_returns", "read_returns"]
+__all__ += ["scalar_shape", "value_block"]
 
 RAW_NAMES = ("quantiles", "logits")
 
@@ -33,56 +37,6 @@ class ValueRequirements:
     actions: Mapping[str, Port] = field(default_factory=dict)
     hidden: Mapping[str, str] = field(default_factory=dict)
     injected: Mapping[str, Any] = field(default_factory=dict)
-
-
-class ValueReader:
-    """Outputs of a network as values: ``names`` are those that are values.
-
-    One that comes as quantiles or bins becomes their mean, with what came beside it: ``value`` (..., 1) and
-    ``value_quantiles`` or ``value_logits``. With a ``normalizer`` values are on the scale of the returns that it has
-    seen, and ``normalized_value`` is what the network gives.
-    """
-
-    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
-        self.blocks: dict[str, ValueHead | None] = {
-            name: value_block(module, name) for name in names
-        }
-
-    def ports(self, out_ports: Mapping[str, Port], *, normalized: bool) -> dict[str, Port]:
-        """The Ports of what a network with these ``out_ports`` becomes."""
-        ports: dict[str, Port] = {}
-        for name, port in out_ports.items():
-            block = self.blocks.get(name)
-            ports[name] = port if block is None else Port(scalar_shape(block, port.shape))
-            if block is not None and block.raw_name is not None:
-                ports[f"{name}_{block.raw_name}"] = port
-            if normalized and name in self.blocks:
-                ports[f"normalized_{name}"] = ports[name]
-        return ports
-
-    def notes(self, *, normalized: bool) -> dict[str, str]:
-        """By name what a value is made of, where that is more than a number."""
-        means = {"quantiles": "mean of its quantiles", "logits": "mean of its bins"}
-        scale = "on the scale of returns" if normalized else ""
-        raw = {name: block and block.raw_name for name, block in self.blocks.items()}
-        return {
-            n: ", ".join(filter(None, [means.get(kind or ""), scale])) for n, kind in raw.items()
-        }
-
-    def __call__(self, outputs: Tensors, normalizer: NormalizeBlock | None = None) -> Tensors:
-        values: Tensors = {}
-        for name, output in outputs.items():
-            if name not in self.blocks:
-                values[name] = output
-                continue
-            block = self.blocks[name]
-            value = output if block is None else block.to_scalar(output)
-            values[name] = value if normalizer is None else normalizer.denormalize(value)
-            if block is not None and block.raw_name is not None:
-                values[f"{name}_{block.raw_name}"] = output
-            if normalizer is not None:
-                values[f"normalized_{name}"] = value
-        return values
 
 
 def scalar_shape(block: ValueHead, shape: Shape) -> Shape:
@@ -105,3 +59,34 @@ def value_block(module: nn.Module, name: str) -> ValueHead | None:
     if isinstance(block, InferenceBlock):
         return value_block(block, inner[value])
     return block if isinstance(block, ValueHead) else None
+
+
+def read_returns(returns: object, device: torch.device) -> Tensor:
+    """``returns`` of any shape as rows (n, 1). Raises ValueError for what are no numbers, for NaN and infinite ones."""
+    rows = as_numbers(returns, "returns", device).reshape(-1, 1)
+    if not bool(rows.isfinite().all()):
+        raise ValueError(
+            "the returns contain NaN or an infinite number, which the statistics cannot count"
+        )
+    return rows
+
+
+def as_numbers(
+    values: Any, what: str, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``values`` as a tensor. Raises ValueError where they are none; ``what`` they are is for the message."""
+    try:
+        return torch.as_tensor(values, dtype=dtype, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(values).__name__
+        raise ValueError(f"{what} must be numbers or an array of them, got a {kind}") from error
+
+
+def count_returns(normalizer: NormalizeBlock | None, rows: Sequence[Tensor], group: Group) -> None:
+    """Count what `read_returns` gives into ``normalizer``. Raises ValueError where there is none."""
+    if normalizer is None:
+        raise ValueError(
+            "this critic does not normalise its values; write normalize_value: true in it"
+        )
+    none = normalizer.mean.new_zeros((0, 1))
+    normalizer.update(torch.cat([none, *rows]), group)

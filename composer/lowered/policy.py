@@ -114,7 +114,18 @@ class LoweredPolicy:
         for module in (policy.distributions, *families.values()):
             guard.watch(module)
         self._changed = guard.changed()
-        self._reader = _InputReader(policy)
+        self._find_boxes()
+
+    def _find_boxes(self) -> None:
+        """Where the observation is a Box or a Dict of Boxes, all of which are read: these, by name."""
+        tree, keys = self.policy.observer.tree, self.policy.read_keys
+        leaves = [tree.leaves[key] for key in keys]
+        self._is_dict = not tree.is_single
+        self._normalizes = any(key in self.policy.observer.keys for key in keys)
+        are_boxes = all(x.kind == "box" and len(x.path) == self._is_dict for x in leaves)
+        self._boxes: dict[Any, Leaf] = {}
+        if are_boxes and len(leaves) == len(tree.leaves):
+            self._boxes = {leaf.path[0] if self._is_dict else leaf.key: leaf for leaf in leaves}
 
     def _drawn(
         self,
@@ -133,54 +144,31 @@ class LoweredPolicy:
         tree = self.policy.action_tree
         return actions[self._only] if tree.is_single else tree.unflatten(actions)
 
-    def _read(self, observation: object) -> tuple[Inputs, bool]:
+    def _read(self, observation: Any) -> tuple[Inputs, bool]:
         """What the network reads, and whether it is one observation in numpy, on the host."""
-        inputs = self._reader.read(observation)
-        return (self.policy.read(observation), False) if inputs is None else (Inputs(inputs), True)
+        tensors = self._tensors(observation)
+        if tensors is None:
+            return self.policy.read(observation), False
+        if self._normalizes:
+            tensors = self.policy.observer.normalized(tensors, self.policy.read_keys)
+        return Inputs(tensors), True
 
-
-class _InputReader:
-    """One observation of arrays as tensors, where the space is a Box or a Dict of Boxes."""
-
-    def __init__(self, policy: Any) -> None:
-        tree = policy.observer.tree
-        self._policy = policy
-        self._keys = policy.read_keys
-        self._normalizes = any(key in policy.observer.keys for key in self._keys)
-        leaves = [tree.leaves[key] for key in self._keys]
-        alone = tree.is_single
-        boxes = all(leaf.kind == "box" and len(leaf.path) == (not alone) for leaf in leaves)
-        self._alone: Leaf | None = leaves[0] if alone and boxes and leaves else None
-        self._names = {leaf.path[0]: leaf for leaf in leaves} if boxes and not alone else {}
-        self._all = len(tree.leaves) == len(leaves)
-
-    def read(self, observation: object) -> Tensors | None:
+    def _tensors(self, observation: Any) -> Tensors | None:
         """By flat key; None for anything but arrays without leading axes for a model of floats on the host."""
-        policy = self._policy
-        kind = _KINDS.get(policy._dtype)
-        if kind is None or policy._device.type != "cpu":
+        kind = _KINDS.get(self.policy._dtype)
+        if kind is None or self.policy._device.type != "cpu":
             return None
-        if self._alone is not None:
-            tensor = _tensor(self._alone, observation, kind)
-            tensors = None if tensor is None else {self._alone.key: tensor}
-        else:
-            tensors = self._read_dict(observation, kind)
-        if tensors is None or not self._normalizes:
-            return tensors
-        return policy.observer.normalized(tensors, self._keys)
-
-    def _read_dict(self, observation: object, kind: type) -> Tensors | None:
-        if not self._names or not self._all or type(observation) is not dict:
-            return None
-        if observation.keys() != self._names.keys():
+        if self._is_dict and (
+            type(observation) is not dict or observation.keys() != self._boxes.keys()
+        ):
             return None
         tensors: Tensors = {}
-        for name, leaf in self._names.items():
-            tensor = _tensor(leaf, observation[name], kind)
+        for name, leaf in self._boxes.items():
+            tensor = _tensor(leaf, observation[name] if self._is_dict else observation, kind)
             if tensor is None:
                 return None
             tensors[leaf.key] = tensor
-        return tensors
+        return tensors or None
 
 
 def _tensor(leaf: Leaf, value: Any, kind: type) -> Tensor | None:

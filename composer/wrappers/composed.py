@@ -75,11 +75,6 @@ class ComposedPolicy(IModelWrapper):
         """What the policy gives, known before any forward."""
         return offer_of(self._model.distributions, self._model.has_memory)
 
-    def to_bounds(self, index: int, value: Tensor) -> Tensor:
-        """A value of the normal of action ``index`` on the action's own scale: squashed if its distribution is."""
-        family = list(self._families.values())[index]
-        return family.squash(value) if isinstance(family, SquashedGaussian) else value
-
     def environment_action(self, action: Any, *, as_numpy: bool = True) -> Any:
         """An `action` that a wrapper has chosen, as the environment takes it: start, dtype, bounds, structure."""
         families = self._families
@@ -137,9 +132,7 @@ class ComposedPolicy(IModelWrapper):
             family.refuse_no_numbers(outputs[key])
         return [_logit(family, outputs[key]) for key, family in self._families.items()]
 
-    def _legal(
-        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
-    ) -> list[Tensor | None]:
+    def _legal(self, inputs: Tensors, outputs: Tensors) -> list[Tensor | None]:
         legal: list[Tensor | None] = []
         for key, family in self._families.items():
             mask = None
@@ -148,7 +141,7 @@ class ComposedPolicy(IModelWrapper):
                 mask = as_flags(f"the mask of action {key!r}", given)
             if mask is None and isinstance(family, MultiCategorical) and family.padded:
                 mask = torch.ones_like(outputs[key], dtype=torch.bool)
-            legal.append(None if mask is None else _choices_legal(family, mask))
+            legal.append(None if mask is None else _by_choice(family, mask, False, True))
         return legal
 
     def _one_or_list(self, values: list[Any]) -> Any:
@@ -166,9 +159,10 @@ def composed_policy(model: object) -> ComposedPolicy | None:
 
 
 def to_bounds(wrapper: IModelWrapper, index: int, value: Tensor) -> Tensor:
-    """What was drawn for action ``index``, on the scale of the action; as it is without a composed policy."""
+    """What was drawn for action ``index``, on the scale of the action: squashed if its distribution is."""
     policy = composed_policy(wrapper)
-    return value if policy is None else policy.to_bounds(index, value)
+    family = None if policy is None else list(policy._families.values())[index]
+    return family.squash(value) if isinstance(family, SquashedGaussian) else value
 
 
 def _head(family: ActionDistribution) -> Head:
@@ -178,22 +172,19 @@ def _head(family: ActionDistribution) -> Head:
 
 
 def _logit(family: ActionDistribution, logit: Tensor) -> Any:
-    if isinstance(family, MultiCategorical):
-        return family.choices(logit, torch.finfo(logit.dtype).min)
-    if isinstance(family, Bernoulli):  # of 0 and 1
-        bits = logit.reshape(*logit.shape[:-1], *family.action_shape)
-        return torch.stack([torch.zeros_like(bits), bits], -1)
     if isinstance(family, Gaussian | SquashedGaussian):
         normals = family.normals(logit, 1.0)
         return {"mu": normals.mean, "sigma": normals.stddev}
-    return logit
+    return _by_choice(family, logit, torch.finfo(logit.dtype).min, 0)
 
 
-def _choices_legal(family: ActionDistribution, mask: Tensor) -> Tensor:
-    """What is legal, in the shape of `_logit`; the places that fill up a MultiDiscrete are not."""
+def _by_choice(
+    family: ActionDistribution, values: Tensor, padding: float, of_zero: float
+) -> Tensor:
+    """Logits or masks (..., n) of choices: ``padding`` fills up a MultiDiscrete, ``of_zero`` is that of a 0 bit."""
     if isinstance(family, MultiCategorical):
-        return family.choices(mask, False)
+        return family.choices(values, padding)
     if isinstance(family, Bernoulli):
-        bits = mask.reshape(*mask.shape[:-1], *family.action_shape)
-        return torch.stack([torch.ones_like(bits), bits], -1)
-    return mask
+        bits = values.reshape(*values.shape[:-1], *family.action_shape)
+        return torch.stack([torch.full_like(bits, of_zero), bits], -1)
+    return values

@@ -171,28 +171,20 @@ def explored(
     wrapper: IModelWrapper,
     generator: torch.Generator | None,
 ) -> list[Tensor]:
-    """``actions``, or with probability ``eps`` any legal ones."""
-    coins = _coins(heads, eps, wrapper, generator)
+    """``actions``, or with probability ``eps`` any legal ones: one coin for a whole batch, or one for each row."""
+    device = heads[0].logit.device
+    if isinstance(eps, Tensor):
+        rows = {head.logit.shape[0] if head.logit.dim() > 1 else None for head in heads}
+        if rows != {len(eps)}:
+            got = " and ".join("no" if n is None else str(n) for n in rows)
+            label = wrapper_label(wrapper)
+            raise ValueError(f"{label}: 'eps' has {len(eps)} rows, the logits {got}")
+        coin = torch.rand(len(eps), generator=generator, device=device) < eps.to(device)
+        coins = [coin.reshape(-1, *[1] * (head.logit.dim() - 2)) for head in heads]
+    else:
+        coins = [torch.rand((), generator=generator, device=device) < eps for _ in heads]
     drawn = [head.uniform(generator) for head in heads]
     return [torch.where(*triple) for triple in zip(coins, drawn, actions, strict=True)]
-
-
-def _coins(
-    heads: list[Choices],
-    eps: float | Tensor,
-    wrapper: IModelWrapper,
-    generator: torch.Generator | None,
-) -> list[Tensor]:
-    """For each action, where to explore: one coin for the whole batch, or the coins (B, 1, ...) of its rows."""
-    device = heads[0].logit.device
-    if not isinstance(eps, Tensor):
-        return [torch.rand((), generator=generator, device=device) < eps for _ in heads]
-    rows = {head.logit.shape[0] if head.logit.dim() > 1 else None for head in heads}
-    if rows != {len(eps)}:
-        got = " and ".join("no" if n is None else str(n) for n in rows)
-        raise ValueError(f"{wrapper_label(wrapper)}: 'eps' has {len(eps)} rows, the logits {got}")
-    coin = torch.rand(len(eps), generator=generator, device=device) < eps.to(device)
-    return [coin.reshape(-1, *[1] * (head.logit.dim() - 2)) for head in heads]
 
 
 def _described(value: object) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from composer.wrappers.composed import OBSERVATION, ComposedPolicy, composed_policy
+from composer.wrappers.composed import OBSERVATION, composed_policy
 from composer.wrappers.interface import IModelWrapper, Offer, Output, read_output, wrapper_label
 from composer.wrappers.slots import ObjectSlots, Slots, StackedSlots, slot_ids, zeros_like
 from perception_blocks.settings import PositiveInt
@@ -43,9 +44,8 @@ class HiddenStateWrapper(IModelWrapper):
         self.state_num = state_num
         self.save_prev_state = save_prev_state
         self.init_fn = init_fn
-        self._slots: Slots | None = (
-            None  # made when first needed: a model may still be without weights
-        )
+        # Made when first needed: a model may still be without weights.
+        self._slots: Slots | None = None
         self._before: Slots | None = None
 
     @classmethod
@@ -54,7 +54,7 @@ class HiddenStateWrapper(IModelWrapper):
             raise ValueError(
                 f"{wrapper_label(cls)} keeps the state of a memory, but this policy has no memory"
             )
-        return offer.without_memory()
+        return replace(offer, memory=False)
 
     @property
     def states(self) -> dict[int, Any]:
@@ -79,7 +79,10 @@ class HiddenStateWrapper(IModelWrapper):
         self._slots, self._before = slots.put(ids, after, places), slots
         result = {key: value for key, value in output.items() if key != "next_state"}
         if self.save_prev_state:
-            result["prev_state"] = _filled(previous, after)
+            result["prev_state"] = previous
+            if isinstance(previous, list):
+                pairs = zip(previous, after, strict=True)
+                result["prev_state"] = [zeros_like(n) if s is None else s for s, n in pairs]
         return result
 
     def reset(self, data_id: object = None, *, state: Any = None, **settings: object) -> Any:
@@ -99,17 +102,15 @@ class HiddenStateWrapper(IModelWrapper):
     def _kept(self) -> Slots:
         policy = composed_policy(self._model)
         if self._slots is None:
-            self._slots = self._new(policy)
+            states = [self.init_fn() for _ in range(self.state_num)]
+            if policy is None:
+                self._slots = ObjectSlots(states)
+            else:
+                zeros, ids = policy.initial_state(self.state_num), range(self.state_num)
+                self._slots = StackedSlots(zeros).put(ids, states, ids)
         if policy is not None and isinstance(self._slots, StackedSlots):
             self._slots = self._slots.moved(policy.device, policy.dtype)
         return self._slots
-
-    def _new(self, policy: ComposedPolicy | None) -> Slots:
-        states = [self.init_fn() for _ in range(self.state_num)]
-        if policy is None:
-            return ObjectSlots(states)
-        zeros = StackedSlots(policy.initial_state(self.state_num))
-        return zeros.put(range(self.state_num), states, range(self.state_num))
 
     def _as_dict(self, data: object) -> Mapping[str, Any]:
         if isinstance(data, Mapping):
@@ -120,14 +121,6 @@ class HiddenStateWrapper(IModelWrapper):
                 f"got a {type(data).__name__}"
             )
         return {OBSERVATION: data}
-
-
-def _filled(previous: Any, after: Any) -> Any:
-    """The states that went in, with zeros like what came out where there was none."""
-    if not isinstance(previous, list):
-        return previous
-    pairs = zip(previous, after, strict=True)
-    return [zeros_like(new) if state is None else state for state, new in pairs]
 
 
 def _places(valid_id: object, ids: list[int], count: int) -> list[int]:

@@ -46,10 +46,6 @@ class Offer:
             raise ValueError(f"{label} needs {needed}, got {self._listed()}{self._instead()}")
         return replace(self, action=kind)
 
-    def without_memory(self) -> Offer:
-        """What is offered once a wrapper keeps the state."""
-        return replace(self, memory=False)
-
     def _listed(self) -> str:
         words = {"choice": "a choice", "normal": "a normal", "other": "neither choice nor normal"}
         return ", ".join(f"{action!r} ({words[head]})" for action, head in self.heads.items())
@@ -99,12 +95,10 @@ class IModelWrapper:
 
     def info(self, attr_name: str) -> str:
         """The classes in the chain that define the attribute, the outermost first; empty if there are none."""
-        owners = [wrapper for wrapper in chain(self) if attr_name in dir(wrapper)]
+        owners: list[Any] = [wrapper for wrapper in chain(self) if attr_name in dir(wrapper)]
         inner = innermost(self)
-        return " ".join(
-            type(owner).__name__
-            for owner in [*owners, *([inner] if hasattr(inner, attr_name) else [])]
-        )
+        owners += [inner] if hasattr(inner, attr_name) else []
+        return " ".join(type(owner).__name__ for owner in owners)
 
     def __repr__(self) -> str:
         inner = repr(self._model) if isinstance(self._model, IModelWrapper) else None

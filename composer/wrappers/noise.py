@@ -25,6 +25,8 @@ NonNegativeFloat = Annotated[float, Range(low=0.0)]
 class GaussNoise:
     """Independent normal noise."""
 
+    values: dict[str, Tensor] = {}  # what it keeps from call to call: nothing
+
     def __init__(self, *, mu: float = 0.0, sigma: NonNegativeFloat = 1.0) -> None:
         self.mu = mu
         self.sigma = sigma
@@ -69,11 +71,9 @@ class OuNoise:
 
     def reset(self, rows: object = None) -> OuNoise:
         """Begin anew, in all rows or in some. Raises UnknownSlotError for a row that is not there."""
-        if rows is None:
-            self.values = {}
-            return self
+        kept = {} if rows is None else self.values
         new = {}
-        for name, x in self.values.items():
+        for name, x in kept.items():
             places = torch.tensor(slot_ids(rows, len(x)), dtype=torch.int64, device=x.device)
             new[name] = x.index_fill(0, places, self.x0)
         self.values = new
@@ -129,8 +129,7 @@ class ActionNoiseWrapper(IModelWrapper):
     ) -> Output:
         _check_sigma(sigma, self)
         output = self._run(*args, **self._for_inner(generator=generator), **kwargs)
-        if isinstance(self.noise, OuNoise):
-            self._before = self.noise.values
+        self._before = self.noise.values
         with undone(self):
             return {**output, **self._noisy(output, sigma, generator)}
 
@@ -140,8 +139,7 @@ class ActionNoiseWrapper(IModelWrapper):
 
     def _undo(self) -> None:
         super()._undo()
-        if isinstance(self.noise, OuNoise):
-            self.noise.values = self._before
+        self.noise.values = self._before
 
     def _noisy(self, output: Output, sigma: Sigma, generator: Generator) -> Output:
         """The actions of an output with noise, under their names."""

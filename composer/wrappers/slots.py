@@ -97,7 +97,11 @@ class StackedSlots:
         """Raises ValueError unless ``states`` is the state of a batch of ``ids``, or one such dict a row."""
         row = {n: value.new_zeros(value.shape[1:]) for n, value in self._tensors.items()}
         batch = states if isinstance(states, Mapping) else stacked_rows(states, row)
-        _check_batch(batch, row, len(ids))
+        if batch.keys() != row.keys():
+            expected, got = (", ".join(map(repr, names)) or "nothing" for names in (row, batch))
+            raise ValueError(f"the state needs {expected}, got {got}")
+        for name, value in row.items():
+            _check_shape(name, batch[name], (len(ids), *value.shape))
         new = {}
         for name, value in self._tensors.items():
             given = batch[name].detach().to(value)
@@ -182,19 +186,9 @@ def _zero(leaf: Any) -> object:
     return type(leaf)(0) if isinstance(leaf, int | float) else leaf
 
 
-def _check_batch(batch: Mapping[str, Tensor], row: Mapping[str, Tensor], count: int) -> None:
-    if batch.keys() != row.keys():
-        expected, got = (", ".join(map(repr, names)) or "nothing" for names in (row, batch))
-        raise ValueError(f"the state needs {expected}, got {got}")
-    for name, value in row.items():
-        _check_shape(name, batch[name], (count, *value.shape))
-
-
 def _check_shape(name: str, value: object, expected: tuple[int, ...]) -> None:
     if tuple(getattr(value, "shape", ())) != expected or not isinstance(value, Tensor):
-        got = (
-            format_shape(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        )
-        raise ValueError(
-            f"the state {name!r} must have the shape {format_shape(expected)}, got {got}"
-        )
+        is_tensor = isinstance(value, Tensor)
+        needed = format_shape(expected)
+        got = format_shape(value.shape) if is_tensor else f"a {type(value).__name__}"
+        raise ValueError(f"the state {name!r} must have the shape {needed}, got {got}")

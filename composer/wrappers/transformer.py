@@ -52,7 +52,10 @@ class TransformerInputWrapper(IModelWrapper):
         obs = mapped(torch.as_tensor, input_obs)
         memory, filled = self._memory_for(obs)
         ids = slot_ids(data_id, len(filled))
-        _check_rows(obs, len(ids), self)
+        got = _first(obs).shape[0]
+        if got != len(ids):
+            label = wrapper_label(self)
+            raise ValueError(f"{label} got {got} observations for {len(ids)} environments")
         memory = mapped(lambda seq, x: _appended(seq, x, ids, filled), memory, obs)
         filled = [min(n + (i in ids), self.seq_len) for i, n in enumerate(filled)]
         output = self._run(memory, *args, **self._for_inner(data_id=data_id), **kwargs)
@@ -72,7 +75,9 @@ class TransformerInputWrapper(IModelWrapper):
             self.obs_memory, self.memory_idx = None, []
         else:
             ids = slot_ids(data_id, len(self.memory_idx))
-            self.obs_memory = mapped(lambda seq: _without(seq, ids, 1), self.obs_memory)
+            self.obs_memory = mapped(
+                lambda seq: seq.index_fill(1, _index(ids, seq), 0), self.obs_memory
+            )
             self.memory_idx = [0 if i in ids else n for i, n in enumerate(self.memory_idx)]
         return super().reset(data_id=data_id, **settings)
 
@@ -144,7 +149,13 @@ class TransformerMemoryWrapper(IModelWrapper):
     def reset(self, data_id: object = None, **settings: object) -> Any:
         """A fresh memory, for all environments or those in ``data_id``."""
         ids = slot_ids(data_id, self.batch_size)
-        self.memory = mapped(self._fresh_rows(ids), self.memory, self._fresh)
+
+        def with_fresh_rows(memory: Tensor, new: Tensor) -> Tensor:
+            index = _index(ids, memory)
+            rows = new.to(memory).index_select(self.batch_axis, index)
+            return memory.index_copy(self.batch_axis, index, rows)
+
+        self.memory = mapped(with_fresh_rows, self.memory, self._fresh)
         return super().reset(data_id=data_id, **settings)
 
     def _undo(self) -> None:
@@ -154,14 +165,6 @@ class TransformerMemoryWrapper(IModelWrapper):
     def _taken(self) -> Any:
         """The model's memory, without its graph and apart from what the model may change in place."""
         return mapped(lambda value: value.detach().clone(), self._model.get_memory())
-
-    def _fresh_rows(self, ids: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
-        def fresh(memory: Tensor, new: Tensor) -> Tensor:
-            index = torch.tensor(list(ids), dtype=torch.int64, device=memory.device)
-            rows = new.to(memory).index_select(self.batch_axis, index)
-            return memory.index_copy(self.batch_axis, index, rows)
-
-        return fresh
 
 
 def mapped(function: Callable[..., Any], value: Any, *others: Any) -> Any:
@@ -194,17 +197,8 @@ def _appended(seq: Tensor, x: Tensor, ids: Sequence[int], filled: Sequence[int])
     return seq
 
 
-def _check_rows(obs: Any, count: int, wrapper: IModelWrapper) -> None:
-    got = _first(obs).shape[0]
-    if got != count:
-        raise ValueError(
-            f"{wrapper_label(wrapper)} got {got} observations for {count} environments"
-        )
-
-
-def _without(value: Tensor, ids: Sequence[int], axis: int) -> Tensor:
-    index = torch.tensor(list(ids), dtype=torch.int64, device=value.device)
-    return value.index_fill(axis, index, 0)
+def _index(ids: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(list(ids), dtype=torch.int64, device=like.device)
 
 
 def _piece(seq: Tensor, start: int, length: int) -> Tensor:

@@ -85,22 +85,15 @@ def check_wrap(
             where = (*at, name, problem.setting) if known else at
             problems.add(where, problem.message, key=problem.misspelt)
         if not wrong:
-            _try_settings(cls, settings, at, problems)
+            try:  # a wrapper may refuse more when it is made
+                cls(BaseModelWrapper(None), **settings)
+            except ValueError as error:
+                problems.add(at, str(error))
         try:
             offer = None if offer is None else cls.fit(offer)
         except ValueError as error:
             problems.add(at, str(error))
             offer = None  # what stands outside of it would only repeat this
-
-
-def _try_settings(
-    cls: type[IModelWrapper], settings: Mapping[str, Any], path: Path, problems: Problems
-) -> None:
-    """Note what a wrapper says of its settings itself when it is made."""
-    try:
-        cls(BaseModelWrapper(None), **settings)
-    except ValueError as error:
-        problems.add(path, str(error))
 
 
 def _parts(entry: Entry) -> tuple[str, dict[str, Any]]:
