@@ -7,7 +7,6 @@ start, dtype, bounds and structure.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -318,7 +317,7 @@ def _empty_actions(leaves: Mapping[str, Leaf]) -> Iterator[str]:
     if not leaves:
         yield "the action space holds no action; a policy needs at least one"
     for key, leaf in leaves.items():
-        if math.prod(leaf.port.shape) == 0:
+        if 0 in leaf.port.shape:
             what = f"a {type(leaf.space).__name__} space of shape {leaf.port.shape}"
             yield f"action {key!r} is {what}, which has no elements; take it out of the action space"
 
