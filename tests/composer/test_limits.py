@@ -205,7 +205,7 @@ def test_memory_that_is_not_free_is_said(monkeypatch):
     def full(*arguments, **keywords):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] can't allocate memory")
 
-    monkeypatch.setattr("composer.build.construction._allocate", full)
+    monkeypatch.setattr("composer.build.construction.allocate", full)
     message = "<spec>:4:8: 'policy/a' needs 160 bytes of memory for its weights, which are not free"
     assert refusal(SPEC, device="cpu") == message
 

@@ -271,8 +271,10 @@ leaf_spaces = st.one_of(
 nested_spaces = st.recursive(
     leaf_spaces,
     lambda inner: st.one_of(
-        st.builds(spaces.Dict, st.dictionaries(st.sampled_from("abc.:"), inner, max_size=3)),
-        st.builds(spaces.Tuple, st.lists(inner, max_size=3)),
+        st.builds(
+            spaces.Dict, st.dictionaries(st.sampled_from("abc.:"), inner, min_size=1, max_size=3)
+        ),
+        st.builds(spaces.Tuple, st.lists(inner, min_size=1, max_size=3)),
     ),
     max_leaves=6,
 )

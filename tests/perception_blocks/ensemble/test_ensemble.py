@@ -250,8 +250,8 @@ def test_a_summary_says_why_copies_run_one_by_one():
 
 def test_a_diagram_shows_one_of_the_copies_and_how_many_there_are():
     picture = sketch(composer.compose(SPEC, seed=1, **SPACES))
-    (name,) = [name for name, group in picture.groups.items() if group.title == "votes"]
-    assert picture.groups[name].remark == "3 copies"
+    (name,) = [name for name, frame in picture.frames.items() if frame.title == "votes"]
+    assert picture.frames[name].remark == "3 copies"
     assert [picture.boxes[box].title for box in picture.inside(name)] == ["both", "hidden", "vote"]
 
 
