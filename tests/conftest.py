@@ -18,7 +18,12 @@ hypothesis.settings.load_profile("repeatable")
 
 # Collecting doctests would import them: a package that is installed by its test and registers a block, and
 # environments that need the folder of the configs on the path.
-collect_ignore = ["helpers/sample_plugin", "helpers/training_envs.py"]
+collect_ignore = [
+    "helpers/sample_plugin",
+    "helpers/training_envs.py",
+    "helpers/killed_saves.py",  # these two are run as processes
+    "helpers/sharded_models.py",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,9 @@ WRITTEN = re.compile(r"; (?:use '(\w+)'|write (null|true|false|\d+|\[.*\])(?: wi
 BEFORE = re.compile(r"\. Put a (\w+)(?: or \w+)? block before it\.$")
 # The name of a bad spec -> what in it becomes what, one after the other.
 FOLLOWED: dict[str, list[tuple[str, str]]] = {
+    "parallel_wrong": [
+        ("  dat: 2\n", ""), ("atuo", "auto"), ("bf17", "bf16"), (", redcue: fp32", ""), ('"yes"', "true"),
+    ],
     "space_empty_actions": [("spaces: empty_actions", "spaces: vector")],
     "allow_names_class": [("# allow: broken_nets.Policy", "# allow: broken_nets")],
     "brackets_forgotten": [("64, 64, 32", "[64, 64, 32]")],

@@ -26,6 +26,7 @@ SPACES = {
     "Choices": (MultiDiscrete([3, 4]), MultiDiscrete([2, 3])),
 }
 for name, spaces in SPACES.items():
+    gymnasium.registry.pop(f"Proof{name}-v0", None)  # of an earlier import of this module
     gymnasium.register(
         f"Proof{name}-v0",
         lambda spaces=spaces: Spaces(*spaces),
