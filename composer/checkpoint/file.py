@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from composer.checkpoint import container as checkpoint_file
 from composer.checkpoint.container import CheckpointError, write_file
-from composer.checkpoint.plain_spec import _every_part
+from composer.checkpoint.plain_spec import every_part
 from composer.limits import GivenLimits
 from composer.source.files import as_argument
 from composer.spaces.json_form import Json, spaces_from_json
@@ -285,7 +285,7 @@ def _foreign_blocks(module: nn.Module) -> dict[str, str]:
 
 def _foreign_classes(module: nn.Module) -> Iterator[type]:
     """The classes in a model that are neither ours nor torch's."""
-    for part in _every_part(module):
+    for part in every_part(module):
         if not type(part).__module__.startswith(OURS):
             yield type(part)
 

@@ -17,7 +17,7 @@ from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.registry import BLOCKS
 
-__all__ = ["CheckpointError", "plain_spec", "saved_spec"]
+__all__ = ["CheckpointError", "every_part", "plain_spec", "saved_spec"]
 
 
 def plain_spec(data: object, path: SpecPath = ()) -> Any:
@@ -51,7 +51,7 @@ def saved_spec(data: object, module: nn.Module) -> Any:
 
     It does not name what blocks read once, when they were built. Raises CheckpointError as `plain_spec` does.
     """
-    blocks = [part for part in _every_part(module) if isinstance(part, PerceptionBlock)]
+    blocks = [part for part in every_part(module) if isinstance(part, PerceptionBlock)]
     return _without_files(plain_spec(data), [b.read_once for b in blocks if b.read_once])
 
 
@@ -68,7 +68,7 @@ def _without_files(
     return {key: _without_files(value, read) for key, value in data.items()}
 
 
-def _every_part(module: nn.Module) -> Iterator[nn.Module]:
+def every_part(module: nn.Module) -> Iterator[nn.Module]:
     """All modules in a model, also the ones that are no children of another module."""
     parts = list(module.modules())
     # The only group of actors and the module of a network are no children: what stands for them has their children.
@@ -77,6 +77,6 @@ def _every_part(module: nn.Module) -> Iterator[nn.Module]:
     for part in parts:
         yield part
         if isinstance(part, SeparateNetworks) and part.ensemble is not None:
-            yield from _every_part(part.ensemble)
+            yield from every_part(part.ensemble)
         elif isinstance(part, EnsembleBlock):  # its copies are no children where they are stacked
-            yield from _every_part(part.network)
+            yield from every_part(part.network)

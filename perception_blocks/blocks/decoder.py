@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from perception_blocks.base_block import State, capturing, is_traced, one_input, seed_from
+from perception_blocks.blocks.adapted import AdaptedBlock
 from perception_blocks.blocks.decoder_layers import DecoderLayer, LayerForm, NormName, make_norm
 from perception_blocks.blocks.embed import refuse_too_few
 from perception_blocks.blocks.key_value_cache import (
@@ -45,7 +46,7 @@ BASE = 256  # a state is in the model's dtype, and bfloat16 has no odd number ab
 
 
 @BLOCKS.register("decoder")
-class DecoderBlock(ParallelMemoryBlock):
+class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
     """A causal transformer that carries its key-value cache: a token ``()`` -> ``(width,)``.
 
     The state holds the ``keys`` and ``values`` of the episode's tokens, and their number as ``length``: in digits of
@@ -89,6 +90,8 @@ class DecoderBlock(ParallelMemoryBlock):
         mlp_bias: bool = False,
         embed_scale: PositiveFloat = 1.0,
         sliding_window: PositiveInt | None = None,
+        lora: Mapping[str, Any] | None = None,
+        freeze: Sequence[str] | None = None,
     ) -> None:
         shape = token_shape(in_shapes)
         features = head_dim or width // num_heads
@@ -121,7 +124,12 @@ class DecoderBlock(ParallelMemoryBlock):
             cache = (num_layers, form.num_kv_heads, max_length, features)
             self.longest_episode = max_length
             self.state_shapes = {"keys": cache, "values": cache, "length": (digits_of(max_length),)}
+        self.adapt(lora, freeze)
         self.reset_parameters()
+
+    @property
+    def adapted(self) -> nn.Module:
+        return self
 
     def fill_constants(self) -> None:
         if self.cosines is None or self.sines is None or self.cosines.is_meta:
@@ -131,7 +139,8 @@ class DecoderBlock(ParallelMemoryBlock):
         self.sines.copy_(sines)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        draw_parameters(self, seed_from(generator), self.initializer or narrow_normal)
+        seed, rule = seed_from(generator), self.initializer or narrow_normal
+        self.draw_adapted(seed, lambda: draw_parameters(self, seed, rule))
 
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
         refuse_too_few(self.vocab_size, in_ports, "vocab_size")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from perception_blocks.base_block import seed_from
+from perception_blocks.blocks.adapted import AdaptedBlock
 from perception_blocks.blocks.embed import refuse_too_few
 from perception_blocks.blocks.language_config import (
     FAMILIES,
@@ -32,7 +33,7 @@ __all__ = ["TransformerBlock"]
 
 
 @BLOCKS.register("transformer")
-class TransformerBlock(MaskedBlock):
+class TransformerBlock(AdaptedBlock, MaskedBlock):
     """The body of a language model of transformers over a sequence of tokens: ``(L,)`` -> ``(F,)`` or ``(L, F)``.
 
     ``family`` selects the body; the keys of its configuration (``n_layer`` of gpt2, ``num_hidden_layers`` of llama and
@@ -64,6 +65,8 @@ class TransformerBlock(MaskedBlock):
         checkpoint: str | None = None,
         read: Literal["last", "all"] = "last",
         vocab_size: OneOrMany | None = None,
+        lora: Mapping[str, Any] | None = None,
+        freeze: Sequence[str] | None = None,
         **config: object,
     ) -> None:
         shapes = shapes_of(in_shapes, "transformer", 1, 2, "a sequence and optionally its mask")
@@ -84,8 +87,13 @@ class TransformerBlock(MaskedBlock):
             kept = {"family": body.config.model_type, **settings_of(body.config)}
             self.read_once = (("checkpoint", checkpoint), kept)
         self.keeps_mask = read == "all"
+        self.adapt(lora, freeze)
         if self.folder is not None and not next(body.parameters()).is_meta:
             self.reset_parameters()
+
+    @property
+    def adapted(self) -> nn.Module:
+        return self.body  # type: ignore[return-value]
 
     def take_initializer(self, rule: Rule) -> None:
         if self.folder is not None:
@@ -95,6 +103,9 @@ class TransformerBlock(MaskedBlock):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         seed = seed_from(generator)
+        self.draw_adapted(seed, lambda: self._draw(seed))
+
+    def _draw(self, seed: int) -> None:
         if self.folder is None:
             draw_in_a_copy(self.body, seed, lambda body: draw_body(body, seed, self.initializer))
         else:
@@ -113,16 +124,20 @@ class TransformerBlock(MaskedBlock):
     def reset_part(self, name: str, seed: int, without: Sequence[str] = ()) -> None:
         """`reset_parameters` for the module ``name`` of the body alone, or for all of it ``without`` some modules."""
         part: Any = self.body.get_submodule(name)
-        with self.without(without):
+        prefix = f"{name}." if name else ""
+
+        def draw(twin: nn.Module) -> None:
+            parts = [(_joined(name, inner), m) for inner, m in twin.named_modules()]
+            draw_modules(self.body, parts, seed, self.initializer)
+
+        def fill() -> None:
             if self.folder is None:
-
-                def draw(twin: nn.Module) -> None:
-                    parts = [(_joined(name, inner), m) for inner, m in twin.named_modules()]
-                    draw_modules(self.body, parts, seed, self.initializer)
-
                 draw_in_a_copy(part, seed, draw)
             else:
-                self._copy_stored(part, f"{name}." if name else "")
+                self._copy_stored(part, prefix)
+
+        with self.without(without):
+            self.draw_adapted(seed, fill, prefix)
             self._fill(part)
 
     @contextlib.contextmanager

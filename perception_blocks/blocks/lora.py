@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from perception_blocks.init import local_generator
 from perception_blocks.registry import missing_extra
@@ -32,7 +31,7 @@ DEFAULT_TARGETS += ("c_fc", "in_proj", "x_proj")
 ADAPTER = "default"  # peft's name of the only adapter
 _PAIRS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 _DRAWN = ("lora_A", "lora_embedding_B")  # the others begin as zeros
-_TAKES = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TAKES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and transformers' Conv1D
 
 
 class Lora(NamedTuple):
@@ -55,7 +54,11 @@ def inject(body: nn.Module, lora: Lora, frozen: Sequence[str] = ()) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise missing_extra("'lora'", error, "llm") from error
-    names = _targets(body, lora.targets, frozen)
+    from transformers.pytorch_utils import (
+        Conv1D,
+    )  # peft needs transformers; to freeze needs neither
+
+    names = _targets(body, lora.targets, frozen, Conv1D)
     kinds = {next(body.get_submodule(name).parameters()).dtype for name in names}
     layers = {type(body.get_submodule(name)) for name in names}
     config = LoraConfig(
@@ -75,7 +78,9 @@ def inject(body: nn.Module, lora: Lora, frozen: Sequence[str] = ()) -> None:
                 parameter.data = parameter.data.to(kinds.copy().pop())
 
 
-def _targets(body: nn.Module, given: Sequence[str] | None, frozen: Sequence[str]) -> list[str]:
+def _targets(
+    body: nn.Module, given: Sequence[str] | None, frozen: Sequence[str], conv1d: type[nn.Module]
+) -> list[str]:
     modules = dict(body.named_modules())
     open_to = [name for name in modules if not _is_below(name, frozen)]
     if given is None:
@@ -83,7 +88,7 @@ def _targets(body: nn.Module, given: Sequence[str] | None, frozen: Sequence[str]
         names = [
             name
             for name in open_to
-            if isinstance(modules[name], (nn.Linear, Conv1D))
+            if isinstance(modules[name], (nn.Linear, conv1d))
             and name.rpartition(".")[2] in DEFAULT_TARGETS
             and modules[name] is not head
         ]
@@ -102,7 +107,7 @@ def _targets(body: nn.Module, given: Sequence[str] | None, frozen: Sequence[str]
             known = {part for name in open_to for part in (name, name.rpartition(".")[2]) if part}
             near = did_you_mean(target, sorted(known))
             problems.append(f"'lora' targets {target!r}, which no module is called{near}")
-        elif not all(isinstance(modules[name], _TAKES) for name in matching):
+        elif not all(isinstance(modules[name], (*_TAKES, conv1d)) for name in matching):
             problems.append(
                 f"'lora' targets {target!r}, a {' or '.join(sorted(kinds))}: it takes linear layers, convolutions "
                 "and embeddings"
@@ -149,11 +154,11 @@ def base_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-def draw_adapters(body: nn.Module, seed: int) -> None:
-    """Draw the adapters, each by its own name; the second of each pair is zero, so that no output changes."""
+def draw_adapters(body: nn.Module, seed: int, prefix: str = "") -> None:
+    """Draw the adapters whose names begin so, each by its own name; the second of a pair is zero: no output changes."""
     with torch.no_grad():
         for name, parameter in body.named_parameters():
-            if not _is_adapter(name) or parameter.is_meta:
+            if not _is_adapter(name) or parameter.is_meta or not name.startswith(prefix):
                 continue
             pair = next((pair for pair in _DRAWN if f".{pair}." in name), None)
             if pair is not None:
