@@ -15,6 +15,11 @@ from composer.build.budget import Budget, LimitReached
 from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.build.context import BuildContext
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
+from composer.checkpoint.adapters import (
+    merge_adapters,
+    with_own_weights,
+    without_adapted_weights,
+)
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
     LoadReport,
@@ -233,16 +238,29 @@ class Model(nn.Module):
 
         return export_model(self, path, part=part, unroll=unroll, actor=actor, wrapped=wrapped)
 
-    def save(self, path: str | FilePath) -> None:
+    def save(self, path: str | FilePath, *, adapters_only: bool = False) -> None:
         """Write weights, spec, spaces and seed to one safetensors file; it appears whole or not at all.
 
+        With ``adapters_only`` the file has no weights of blocks with ``lora`` but their adapters, for `load_weights`.
         Of a sharded model every process calls this: the weights are gathered, and the first process writes the file.
         Raises CheckpointError if something in the spec has no name by which it can be loaded.
         """
-        if self._sharding is not None:
+        if adapters_only:
+            refuse_sharded(self, "save(adapters_only=True)")
+            about = {**self._about(), "action_model": {"adapters_only": True}}
+            write_checkpoint(path, self, only=without_adapted_weights(self), **about)
+        elif self._sharding is not None:
             self._sharding.save(path)
         else:
             write_checkpoint(path, self, **self._about())
+
+    def merge_adapters(self) -> None:
+        """Add the LoRA adapters of every block to its weights, and remove them. What the model computes is the same.
+
+        A model that is saved afterwards has no ``lora`` in its spec, and is loaded without peft.
+        """
+        refuse_sharded(self, "merge_adapters()")
+        merge_adapters(self)
 
     def load_weights(self, path: str | FilePath, *, strict: bool = True) -> LoadReport:
         """Load the weights of a checkpoint into this model, which may have been composed from another spec.
@@ -250,7 +268,11 @@ class Model(nn.Module):
         Raises CheckpointError with every difference by name; ``strict=False`` loads what fits and reports the rest.
         """
         refuse_sharded(self, "load_weights()")
-        return fill(self, read_tensors(path, read_record(path)), strict=strict)
+        record = read_record(path)
+        tensors = read_tensors(path, record)
+        if record.action_model.get("adapters_only"):
+            tensors = with_own_weights(self, tensors)
+        return fill(self, tensors, strict=strict)
 
     def update_normalizers(
         self, observations: Any = None, returns: Any = None, group: Any = None

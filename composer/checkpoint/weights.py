@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import LoadReport, fill, read_safetensors
-from composer.checkpoint.plain_spec import every_part
-from perception_blocks.blocks.adapted import AdaptedBlock
 from perception_blocks.words import did_you_mean
 
-__all__ = ["load_weights", "merge_adapters"]
+__all__ = ["load_weights"]
 
 By = Literal["name", "position"]
 
@@ -46,17 +44,6 @@ def load_weights(
             f"nothing of the weights fits: they are of another network\n  {lines}"
         )
     return report
-
-
-def merge_adapters(model: nn.Module) -> int:
-    """Add the LoRA adapters of every block to its weights, and remove them; how many blocks had some.
-
-    The model computes the same. If it is saved then, its spec asks for no ``lora``, so that it is loaded without peft.
-    """
-    blocks = [part for part in every_part(model) if isinstance(part, AdaptedBlock) and part.lora]
-    for block in blocks:
-        block.merge_adapters()
-    return len(blocks)
 
 
 def _by_position(

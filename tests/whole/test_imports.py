@@ -35,7 +35,7 @@ composer.network: network sharded registries module groups structured | torch
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words help pages schema |
-composer.checkpoint: container plain_spec file weights blending | torch safetensors
+composer.checkpoint: container plain_spec file adapters weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
 composer.critic: values actions targets base structured structured_state_action state state_action shared_state delta_state | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy

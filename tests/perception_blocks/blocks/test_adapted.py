@@ -9,11 +9,9 @@ from gymnasium.spaces import Dict, Discrete, MultiBinary, MultiDiscrete
 from safetensors.torch import save_file
 
 import composer
-from composer.checkpoint import merge_adapters
+from composer.checkpoint import CheckpointError
 from composer.errors import SpecError
 from perception_blocks.registry import BLOCKS, MissingExtraError
-
-pytest.importorskip("peft")
 
 LLAMA = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 20}
 KINDS = {
@@ -115,7 +113,9 @@ def model(kind, allow=(), **changes):
         graph["last"] = {"block": "slice", "in": "latent", "dim": 0, "index": -1}
     ignored = {"ignore": ["sequence_mask"]} if name == "decoder" else {}
     policy = {"graph": graph, "heads": {"in": list(graph)[-1]}}
-    return composer.compose({"version": 1, **ignored, "policy": policy}, **SPACES, allow=allow, seed=0).eval()
+    return composer.compose(
+        {"version": 1, **ignored, "policy": policy}, **SPACES, allow=allow, seed=0
+    ).eval()
 
 
 SEEN = {"sequence": TOKENS, "sequence_mask": torch.ones(1, 6, dtype=torch.bool)}
@@ -134,8 +134,8 @@ def test_a_model_is_rebuilt_from_its_spec_and_merged_into_a_file_without_peft(
     again = composer.load(tmp_path / "adapted.safetensors").eval()
     assert torch.equal(again.policy(SEEN)["action"], expected)
     assert trained(again) == trained(made)
-    assert merge_adapters(again) == 1
-    assert merge_adapters(again) == 0
+    again.merge_adapters()
+    again.merge_adapters()  # there are none to merge
     again.save(tmp_path / "merged.safetensors")
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     merged = composer.load(tmp_path / "merged.safetensors").eval()
@@ -144,6 +144,24 @@ def test_a_model_is_rebuilt_from_its_spec_and_merged_into_a_file_without_peft(
     assert trained(merged) == trained(plain)
     with pytest.raises((SpecError, MissingExtraError), match="peft"):
         composer.load(tmp_path / "adapted.safetensors")
+
+
+@every_kind
+def test_adapters_alone_are_saved_and_loaded_into_a_model_of_the_same_weights(kind, tmp_path):
+    made = moved(model(kind, lora=lora(kind)))
+    expected, path = made.policy(SEEN)["action"], tmp_path / "adapters.safetensors"
+    made.save(path, adapters_only=True)
+    made.save(tmp_path / "all.safetensors")
+    assert path.stat().st_size < (tmp_path / "all.safetensors").stat().st_size
+    again = model(kind, lora=lora(kind))
+    again.load_weights(path)
+    assert torch.equal(again.policy(SEEN)["action"], expected)
+    begun = model(kind, [f"{tmp_path}/"], lora=lora(kind, path=str(path)))
+    assert torch.equal(begun.policy(SEEN)["action"], expected)
+    with pytest.raises(CheckpointError, match="has adapters only; compose the model from its spec"):
+        composer.load(path)
+    with pytest.raises(CheckpointError, match="the model has no adapters; leave out adapters_only"):
+        model(kind).save(path, adapters_only=True)
 
 
 def test_adapters_are_read_from_a_folder_of_peft_and_from_a_file(tmp_path):
@@ -178,7 +196,9 @@ def test_a_saved_model_does_not_need_the_folder_of_its_adapters(tmp_path):
     folder.mkdir()
     adapters = {n: p.detach() for n, p in made.named_parameters() if ".lora_" in n}
     save_file(adapters, folder / "adapter_model.safetensors")
-    refused = re.escape(f"'lora': {str(folder)!r} is neither beside nor below the spec; pass allow=")
+    refused = re.escape(
+        f"'lora': {str(folder)!r} is neither beside nor below the spec; pass allow="
+    )
     with pytest.raises(SpecError, match=refused):
         model("decoder", lora=lora("decoder", path=str(folder)))
     agent = model("decoder", [f"{folder}/"], lora=lora("decoder", path=str(folder)))

@@ -1,0 +1,48 @@
+"""The LoRA adapters of a model's blocks: saved without the weights beside them, or merged into these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.plain_spec import every_part
+from perception_blocks.blocks.adapted import AdaptedBlock
+
+__all__ = ["merge_adapters", "with_own_weights", "without_adapted_weights"]
+
+
+def merge_adapters(model: nn.Module) -> int:
+    """Add the adapters of every block to its weights, and remove them; how many blocks had some."""
+    blocks = [part for part in every_part(model) if isinstance(part, AdaptedBlock) and part.lora]
+    for block in blocks:
+        block.merge_adapters()
+    return len(blocks)
+
+
+def without_adapted_weights(model: nn.Module) -> set[str]:
+    """The names of a model's tensors but those that its adapters stand beside.
+
+    Raises CheckpointError for a model without adapters.
+    """
+    beside = _adapted_weights(model)
+    if not beside:
+        raise CheckpointError("cannot be saved: the model has no adapters; leave out adapters_only")
+    return set(model.state_dict()) - beside
+
+
+def with_own_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` of a file with adapters only, and the model's own weights beside them."""
+    beside, state = _adapted_weights(model), model.state_dict()
+    return {name: tensor for name, tensor in state.items() if name in beside} | dict(tensors)
+
+
+def _adapted_weights(model: nn.Module) -> set[str]:
+    return {
+        f"{path}.{name}" if path else name
+        for path, part in model.named_modules(remove_duplicate=False)
+        if isinstance(part, AdaptedBlock) and part.lora
+        for name in part.state_dict()
+        if ".lora_" not in name
+    }
