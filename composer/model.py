@@ -119,23 +119,19 @@ class Model(nn.Module):
         If policy or critic has memory, return (logits, values, state); the keys of the state begin with ``policy/`` and
         ``critic/``. A critic of actions values ``action``, an action of the distribution.
         """
-        if not self.has_memory:
-            logits = self.policy(observations)
-            if self.critic is None:
-                return logits, {}
-            return logits, self.critic(observations, **self._for_critic(logits, action))
-        if state is None:
+        has_memory = self.has_memory
+        if has_memory and state is None:
             raise ValueError(
                 "this model has memory; call model(observations, state, resets), "
                 "beginning with model.initial_state(batch_size)"
             )
-        logits, after = _advance(self.policy, "policy", state, observations, resets)
+        logits, after = _advance(self.policy, state, observations, resets)
         values: Tensors = {}
         if self.critic is not None:
             keywords = self._for_critic(logits, action)
-            values, more = _advance(self.critic, "critic", state, observations, resets, **keywords)
+            values, more = _advance(self.critic, state, observations, resets, **keywords)
             after |= more
-        return logits, values, after
+        return (logits, values, after) if has_memory else (logits, values)
 
     def initial_state(
         self,
@@ -175,14 +171,10 @@ class Model(nn.Module):
             raise reached.as_error(self.source) from reached.__cause__
         self.policy.reset_distributions(self.seed)
         self._constructions = []
-        if (
-            target == self.policy.device
-            and wanted == self.policy.dtype == torch.get_default_dtype()
-        ):
-            return (
-                self  # all there is was made there, as that: a walk over a large model takes time
-            )
-        return self.to(device=target, dtype=wanted)
+        # Tensors of the default dtype are there already, and a walk over a large model takes time.
+        policy = self.policy
+        is_there = target == policy.device and wanted == policy.dtype == torch.get_default_dtype()
+        return self if is_there else self.to(device=target, dtype=wanted)
 
     @property
     def wrapped(self) -> IModelWrapper:
@@ -336,14 +328,14 @@ class Model(nn.Module):
 
 
 def _advance(
-    part: Part, name: str, state: State, observations: object, resets: object, **keywords: Any
+    part: Part, state: State | None, observations: object, resets: object, **keywords: Any
 ) -> tuple[Tensors, State]:
     """Call a part of the model with its share of the state, and return its outputs and that share after."""
-    if not part.has_memory:
+    if state is None or not part.has_memory:
         return part(observations, **keywords), {}
-    share = share_of(name, state)
+    share = share_of(part.part, state)
     outputs, after = part(observations, state=share, resets=resets, **keywords)
-    return outputs, under(name, after)
+    return outputs, under(part.part, after)
 
 
 @collection_paused()

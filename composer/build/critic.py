@@ -189,7 +189,7 @@ class CriticBuilder:
         return None if unread else built
 
     def setup(self, plan: PolicyPlan) -> CriticSetup:
-        """What the critic is made of that judges the actors of ``plan``."""
+        """The arguments of the critic of the actors of ``plan``."""
         shared, copies = plan.network.shares, self.critic.ensemble
         return CriticSetup(
             plan.observer, plan.actions, shared, self.dtype, copies, self.value_normalizer()

@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from composer.build.construction import SeededConstruction
-from composer.build.context import BuildContext, Outcome, Requirements, width_problem
+from composer.build.context import (
+    BuildContext,
+    Outcome,
+    Requirements,
+    checked_rule,
+    width_problem,
+)
 from composer.network.module import EnsembleMember
 from composer.network.network import CustomNetwork, EnsembleNetwork
 from composer.spec.model_spec import NetworkSpec
@@ -28,7 +34,7 @@ from perception_blocks.measure import (
     initialize_lazy,
     measure,
 )
-from perception_blocks.port import Port, Shape, format_shape
+from perception_blocks.port import Port, format_shape
 from perception_blocks.reading import without_lost_files
 from perception_blocks.settings import check_settings
 from perception_blocks.words import describe, did_you_mean, listing, near_name
@@ -51,7 +57,7 @@ def custom_network(
     cls = _target_class(spec, context)
     if cls is not None:
         _check_arguments(cls, spec, requirements, context)
-    rule = _rule(spec, context)
+    rule = initializer(checked_rule(spec.init, (*spec.path, "init"), context))
     if cls is None or len(context.problems) > before:
         return Outcome()
     label = f"{cls.__module__}.{cls.__qualname__}"
@@ -165,15 +171,6 @@ def _note_wrong_types(cls: type[nn.Module], spec: NetworkSpec, context: BuildCon
     return bool(problems)
 
 
-def _rule(spec: NetworkSpec, context: BuildContext) -> Rule | None:
-    """How the weights are drawn anew; None where the spec has no `init`: the class knows best."""
-    try:
-        return initializer(spec.init)
-    except ValueError as error:
-        context.problems.add((*spec.path, "init"), str(error))
-        return None
-
-
 def _fresh(value: Any) -> Any:
     """The same in containers of its own: a class may empty the dict that it is given."""
     if isinstance(value, Mapping):
@@ -193,10 +190,8 @@ def _wrong_module(module: nn.Module, label: str, requirements: Requirements) -> 
         return f"{label} has a child {listing(taken)}, which the network itself needs; rename it"
     shapes = getattr(module, "state_shapes", None)
     if shapes is not None and not _are_shapes(shapes):
-        return (
-            f"'state_shapes' of {label} must map names to shapes such as {{'h': (64,)}}, "
-            f"got {describe(shapes)}"
-        )
+        form = "must map names to shapes such as {'h': (64,)}"
+        return f"'state_shapes' of {label} {form}, got {describe(shapes)}"
     return ""
 
 
@@ -213,13 +208,10 @@ def _checked_outputs(
     module: nn.Module, label: str, ports: Mapping[str, Port], requirements: Requirements
 ) -> str | dict[str, Port]:
     """The Ports of what forward returns for data that is not there, or all that is wrong with it."""
-    wrong_module = _wrong_module(module, label, requirements)
+    wrong_module = _wrong_module(module, label, requirements) or _wrong_call(module, label)
     if wrong_module:
         return wrong_module
     states = _state_shapes(module)
-    wrong_call = _wrong_call(module, label, states)
-    if wrong_call:
-        return wrong_call
     result, after = _probe(module, ports, PROBE_BATCH), {}
     lines: list[str] = []
     if states:
@@ -234,11 +226,12 @@ def _checked_outputs(
     return "\n".join([*wrong, *lines]) or outputs
 
 
-def _wrong_call(module: nn.Module, label: str, states: Mapping[str, Shape]) -> str:
+def _wrong_call(module: nn.Module, label: str) -> str:
     """Why forward cannot be called as the composer calls it, by its signature."""
-    given = ["observations", "state", "resets"] if states else ["observations"]
+    given, called = ["observations"], "with one dict of tensors"
+    if _state_shapes(module):
+        given, called = ["observations", "state", "resets"], "with (observations, state, resets)"
     problem = refused_call(module, given)
-    called = "with (observations, state, resets)" if states else "with one dict of tensors"
     return f"{label} is called {called}: {problem}" if problem else ""
 
 

@@ -178,12 +178,17 @@ def _add(
     **extra: Any,
 ) -> None:
     """Add ``node`` to ``graph``."""
-    init: object = None
+    init = node.init
     if node.graph is not None:
-        block: BlockSource = _graph(node.graph, {}, context, _rule_within(node, context, rule))
+        if init is not None:
+            rule = checked_rule(init, (*node.path, "init"), context)
+        block: BlockSource = _graph(node.graph, {}, context, rule)
+        init = None
     else:
         block = _block(node, context)
-        init = node.init if node.init is not None else rule if _follows_rule(block) else None
+        # A network's `init` draws our blocks; a user's modules keep the weights of their constructor.
+        if init is None and (isinstance(block, str) or is_built_in(block)):
+            init = rule
     settings = {**extra, **node.settings}
     graph.add_node(
         Node(
@@ -217,16 +222,6 @@ def _block(node: NodeSpec, context: BuildContext) -> BlockSource:
         context.problems.add((*node.path, "block"), str(error), needs_extra=True)
         return error
     return name
-
-
-def _rule_within(node: NodeSpec, context: BuildContext, rule: object) -> object:
-    """The initialiser of what is in a nested graph: its own `init`, else the one around it."""
-    return rule if node.init is None else checked_rule(node.init, (*node.path, "init"), context)
-
-
-def _follows_rule(block: object) -> bool:
-    """A network's `init` draws our blocks; a user's modules keep the weights of their constructor."""
-    return isinstance(block, str) or is_built_in(block)
 
 
 def _rules(spec: NetworkSpec, context: BuildContext) -> tuple[object, object]:

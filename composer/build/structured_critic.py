@@ -75,12 +75,12 @@ class _StructuredCriticBuilder(CriticBuilder):
 
     @property
     def previous(self) -> str | None:
-        """What later networks call the value before theirs, where values build on one another."""
+        """The name of the previous value in later networks, where values build on one another."""
         return self.structured.previous
 
     @cached_property
     def setups(self) -> dict[str, CriticSetup]:
-        """What the critic of each actor is made of."""
+        """The arguments of the critic of each actor."""
         return {name: self.setup(plan) for name, plan in self.plans.items()}
 
     def build(self) -> BuiltCritic | None:
@@ -117,7 +117,7 @@ class _StructuredCriticBuilder(CriticBuilder):
         return None if critic is None else (with_target(critic, constructions[-1]), constructions)
 
     def _place(self, actor: Actor) -> int:
-        """Where an actor's network stands among those of the policy."""
+        """The index of the policy's group that serves ``actor``."""
         return next(i for i, group in enumerate(self.groups) if actor in group.actors)
 
     def _group(

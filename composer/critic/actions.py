@@ -1,4 +1,4 @@
-"""An action as a critic has it: as numbers that a network reads, or as the choice of one Q value among many."""
+"""An action of a critic: as numbers that a network reads, or as the choice of one Q value among many."""
 
 from __future__ import annotations
 

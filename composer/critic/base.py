@@ -24,6 +24,7 @@ from composer.spaces.tree import SpaceTree
 from composer.spec.model_spec import CRITICS
 from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.port import Port
+from perception_blocks.words import listing
 
 if TYPE_CHECKING:
     from perception_blocks.blocks.scale import Group
@@ -121,12 +122,12 @@ class CriticModule(CriticKind, NetworkModule):
 
     @classmethod
     def requirements(cls, actions: SpaceTree | None) -> ValueRequirements:
-        """What the network must give. ``actions`` are what is judged; None for one value of all actors."""
+        """What the network must give. ``actions`` are the actions to value; None for one value of all actors."""
         return ValueRequirements({"value": (1,)}, {"value": "a critic"})
 
     @property
     def out_ports(self) -> dict[str, Port]:
-        """What it returns."""
+        """The Ports of what a call returns."""
         ports: dict[str, Port] = {}
         for name, port in self.network.out_ports.items():
             block = self._value_blocks.get(name)
@@ -145,7 +146,7 @@ class CriticModule(CriticKind, NetworkModule):
         return {n: OutputMeaning(port, note=notes.get(n, "")) for n, port in self.out_ports.items()}
 
     def critic_of(self, actor: str | None) -> CriticModule:
-        """The critic that judges ``actor``, alone or with others."""
+        """The critic of ``actor``, alone or with others."""
         return self
 
     def own_children(self) -> dict[str, nn.Module]:
@@ -191,7 +192,7 @@ class CriticModule(CriticKind, NetworkModule):
         return f"{call.removesuffix(')')}, shared=logits)" if self.shared else call
 
     def number_of(self, values: Tensors) -> Tensor:
-        """The value alone among ``values``, what a call gave."""
+        """The value among ``values``, the result of a call, of shape (...)."""
         return values["value"].squeeze(-1)
 
     def update_normalizer(self, returns: object, group: Group = None) -> None:
@@ -285,9 +286,8 @@ def shared_values(names: Sequence[str], shared: Mapping[str, Tensor] | None, cal
     """The values ``names`` of a policy's outputs. Raises ValueError where they are missing, with the right ``call``."""
     missing = [name for name in names if name not in (shared or {})]
     if missing:
-        shown = ", ".join(map(repr, missing))
         raise MissingArgumentError(
-            f"this critic reads {shown} of the policy",
+            f"this critic reads {listing(missing)} of the policy",
             f"{call} with the logits that the policy returns",
             "or the model itself",
         )

@@ -126,7 +126,7 @@ class DeltaStateCritic(StructuredCritic):
         if before is None:
             return inputs
         axes = tuple(before.shape[:-1])
-        for name, port in call.network.network.in_ports.items():
+        for name, port in call.member.network.in_ports.items():
             if name != PREV_VALUE:
                 axes = tuple(inputs[name].shape[: inputs[name].dim() - len(port.shape)])
                 break

@@ -25,7 +25,7 @@ from perception_blocks.words import few_of
 
 __all__ = ["PRESENT", "CentralInput", "SharedStateCritic"]
 
-PRESENT = "present"  # the input that says who is there
+PRESENT = "present"  # the input that says which actors are present
 
 
 class CentralInput(InputSource):
@@ -42,13 +42,13 @@ class CentralInput(InputSource):
         return len(self.port.shape) - self.stacked
 
     def value(self, values: list[Tensor]) -> Tensor:
-        """The input, of the value of each of its actors."""
+        """The input of the network from the ``values`` of its actors."""
         if not self.stacked:
             return values[0]
         return torch.stack(padded(values, self.rank), dim=values[0].dim() - self.rank)
 
     def nothing(self, leading: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Zeros in place of what an actor that is absent would have; sets of varying size have one masked element."""
+        """Zeros in place of the value of an absent actor; sets of varying size have one masked element."""
         shape = [1 if size is None else size for size in self.port.shape[self.stacked :]]
         if self.port.dtype == torch.bool:
             dtype = torch.bool
@@ -58,7 +58,7 @@ class CentralInput(InputSource):
 
 
 def padded(values: list[Tensor], rank: int) -> list[Tensor]:
-    """``values`` with their last ``rank`` axes as long as the longest of them; what is added is zero, or false."""
+    """``values`` with their last ``rank`` axes padded to the longest of them, with zeros or False."""
     ends = [value.shape[value.dim() - rank :] for value in values]
     if all(end == ends[0] for end in ends):  # no set: hashing would fix the size
         return values
@@ -73,10 +73,10 @@ def padded(values: list[Tensor], rank: int) -> list[Tensor]:
 class SharedStateCritic(CriticModule):
     """A central critic, one value for all actors: ``critic({actor: observation})["value"]`` has the shape (..., 1).
 
-    ``sources`` says of each input of the network where it comes from, ``observers`` read what each actor observes.
-    Everyone whom the network reads must be present, unless it reads ``present`` (..., n), which is 1 where an actor is
-    there: then what it reads of the others is zeros. In a batch ``critic(observations, present={actor: (...)})`` tells
-    for each sample whether the actor was there. Of one Space it is a `Critic`.
+    ``sources`` says where each input of the network comes from, ``observers`` read the observations of each actor. All
+    actors that the network reads must be present, unless it reads ``present`` (..., n), which is 1 where an actor is
+    present: then its inputs of absent actors are zeros. In a batch ``critic(observations, present={actor: (...)})``
+    says for each sample whether the actor was present. Of one Space it is a `Critic`.
     """
 
     refused = {"separate": SEPARATE}
@@ -142,13 +142,13 @@ class SharedStateCritic(CriticModule):
         shared: ByActor[Tensors] | None = None,
         present: ByActor[object] | None = None,
     ) -> Inputs:
-        """The inputs of the network. Raises ValueError where somebody is missing, or of another batch."""
+        """The inputs of the network. Raises ValueError for a missing actor, or one with other leading axes."""
         if isinstance(observations, Inputs):
             return observations
         seen = self.actors.by_name(observations, "observations")
         handed = self.actors.by_name(shared, "shared values")
         if shared is None:
-            shared_values(self.shared, None, self.call())  # nobody's are there: says so
+            shared_values(self.shared, None, self.call())  # raises where any are needed
         missing = [
             name
             for name, (keys, _) in self._wanted.items()
@@ -184,7 +184,7 @@ class SharedStateCritic(CriticModule):
             return seen | shared_values(handed, shared, self.call())
 
     def _refuse_missing(self, missing: list[str], present: object) -> None:
-        """Raise ValueError where the network cannot be told of absent actors, or nobody is there."""
+        """Raise ValueError for absent actors where the network does not read presence, and where all are absent."""
         if present is not None and not self.reads_presence:
             raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
         if missing and not self.reads_presence:
@@ -196,7 +196,7 @@ class SharedStateCritic(CriticModule):
             raise ValueError("no actor is present whose observations this critic reads")
 
     def _leading(self, values: Mapping[str, Tensors]) -> tuple[int, ...]:
-        """The leading axes that the values of everyone present share."""
+        """The leading axes that the values of all present actors share."""
         axes: dict[str, tuple[int, ...]] = {}
         for source in self.sources.values():
             present = [actor for actor in source.actors if actor in values]

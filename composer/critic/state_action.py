@@ -84,7 +84,7 @@ class StateActionCritic(Targeted, SpaceCritic):
         return InputSource("action", name, port) if is_action else super()._source(name, port)
 
     def number_of(self, values: Tensors) -> Tensor:
-        """The Q value alone among ``values``, what a call gave: of its action, or without one of the best choices."""
+        """The Q value in ``values``, the result of a call: of its action, or without an action of the best choices."""
         if "q_value" in values:
             return values["q_value"].squeeze(-1)
         q_values = {name: values[name + Q_VALUES] for name in self.actions.counts}

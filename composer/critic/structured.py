@@ -52,7 +52,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         return cls(actors, groups, setups)
 
     def critic_of(self, actor: str | None) -> SpaceCritic:
-        """The critic that judges ``actor``."""
+        """The critic of ``actor``."""
         return self.critics[str(actor)]
 
     @property
@@ -64,7 +64,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
     @property
     def critics(self) -> dict[str, SpaceCritic]:
         """The critic of each actor by flat name; actors of one group share one unless they are separate."""
-        return {actor.name: self._network_of(actor) for actor in self.actors}
+        return {actor.name: self._member_of(actor) for actor in self.actors}
 
     def __getitem__(self, key: ActorKey) -> SpaceCritic:
         """The critic of one actor alone, over its part of the weights.
@@ -91,7 +91,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
         values, after = self._split(self(*arguments, **keywords))
         numbers = {
-            entry.key: self._network_of(entry.actor).number_of(entry.value)
+            entry.key: self._member_of(entry.actor).number_of(entry.value)
             for entry in self.actors.entries(values, "values")
         }
         return self._returned(numbers, after)
@@ -99,10 +99,10 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
     def update_normalizer(self, returns: object, group: Group = None) -> None:
         """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""
         rows = self._rows_of(returns)
-        # Everyone's, in one order: other processes, which may have others present, count along with this one.
-        for network in self.networks:
-            of_network = [row for actor, row in rows if self._network_of(actor) is network]
-            count_returns(network.value_normalizer, of_network, group)
+        # All critics in one order: other processes, in which other actors may be present, count along with this one.
+        for critic in self.networks:
+            of_critic = [row for actor, row in rows if self._member_of(actor) is critic]
+            count_returns(critic.value_normalizer, of_critic, group)
 
     def merge_normalizer(self, other: Any) -> None:
         """Merge the statistics of ``other``, a critic of the same spec."""
@@ -111,7 +111,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
             ours.merge_normalizer(theirs)
 
     def _rows_of(self, returns: object) -> list[tuple[Actor, Tensor]]:
-        """By actor (an actor may have several) their returns as rows (n, 1)."""
+        """The returns as rows (n, 1), each with its actor; an actor may have several."""
         rows = []
         for entry in self.actors.entries(returns, "returns"):
             with blamed(entry.name):
@@ -125,7 +125,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         resets: object,
         shared: ByActor[Tensors] | None,
     ) -> list[ActorCall[SpaceCritic]]:
-        """Everyone present, with what the policy shares of them."""
+        """The calls of all present actors, with the values that their policies share."""
         calls = self._calls(observations, state, resets)
         values = self.actors.by_name(shared, "shared values")
         for call in calls:
@@ -140,7 +140,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
 
     def _read_inputs(self, call: ActorCall[SpaceCritic]) -> Tensors:
         observer = self.observers[call.entry.actor.name]
-        return call.network.read(call.entry.value, call.beside["shared"], observer)
+        return call.member.read(call.entry.value, call.beside["shared"], observer)
 
 
 class StructuredCritic(StructuredCriticBase):
@@ -155,7 +155,7 @@ class StructuredCritic(StructuredCriticBase):
         shared: ByActor[Tensors] | None = None,
         unroll: bool = False,
     ) -> Any:
-        """{actor: {"value": (..., 1)}} of everyone present; with memory (these, state)."""
+        """{actor: {"value": (..., 1)}} of all present actors; with memory (these, state)."""
         calls = self._prepared(observations, state, resets, shared)
         self._compute(calls, unroll)
         return self._answer(state, calls, unroll)

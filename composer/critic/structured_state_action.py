@@ -43,25 +43,25 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         shared: ByActor[Tensors] | None = None,
         unroll: bool = False,
     ) -> Any:
-        """{actor: {"q_value": (..., 1)}} of everyone present, or Q values by choice; with memory (these, state)."""
+        """{actor: {"q_value": (..., 1)}} of all present actors, or Q values by choice; with memory (these, state)."""
         calls = self._prepared(observations, state, resets, shared)
         actions = self.actors.by_name(action, "actions")
         for call in calls:
             call.action = actions.get(call.entry.name)
         self._compute(calls, unroll)
         for call in calls:
-            critic: Any = call.network  # a StateActionCritic
+            critic: Any = call.member  # a StateActionCritic
             with blamed(call.entry.name):
                 call.outputs |= critic.chosen(call.outputs, call.beside["vectors"])
         return self._answer(state, calls, unroll)
 
     def _read_inputs(self, call: ActorCall[SpaceCritic]) -> Tensors:
-        critic: Any = call.network  # a StateActionCritic
+        critic: Any = call.member  # a StateActionCritic
         inputs = super()._read_inputs(call)
         vectors = critic.vectors_of(call.action, self.actions[call.entry.actor.name])
         call.beside["vectors"] = vectors
         return inputs if critic.actions.are_choices else inputs | vectors
 
     def _common(self) -> Sequence[Any]:
-        normalizers = [network.value_normalizer for network in self.networks]
+        normalizers = [critic.value_normalizer for critic in self.networks]
         return [self.actors, *self.observers.values(), *self.actions.values(), *normalizers]

@@ -37,7 +37,7 @@ class Targeted(nn.Module):
 
     @property
     def online(self) -> nn.Module:
-        """The weights of the network alone, without those of its target: what an optimiser takes, a target follows."""
+        """The weights of the network without its target: an optimiser updates them, the target follows them."""
         return _network_of(self, self.added)
 
     def update_targets(self, tau: float, buffers: Buffers = "copy") -> None:

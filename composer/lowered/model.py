@@ -35,7 +35,7 @@ class LoweredModel:
 
     @property
     def policy(self) -> Any:
-        """The policy lowered, with ``act``; one of several actors as it is."""
+        """The policy lowered, with ``act``; a policy of several actors as it is."""
         return self.model.policy.lower()
 
     def __repr__(self) -> str:

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from composer.network.module import EnsembleMember, NetworkModule
-from composer.network.network import (
-    CustomNetwork,
-    GraphNetwork,
-    Inputs,
-    Network,
-    State,
-    Tensors,
-)
+from composer.network.network import GraphNetwork, Inputs, Network, State, Tensors
 from composer.network.registries import TENSORS, RegistryView
 from composer.spaces.actors import Actor, Entry
 from perception_blocks.base_block import is_traced
@@ -26,7 +19,7 @@ from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.port import format_shape
 
 __all__ = ["ActorCall", "ActorNetwork", "Batch", "GroupNetworks", "SeparateNetworks"]
-__all__ += ["joined", "refuse_other_axes", "rows_of", "weights_of"]
+__all__ += ["StackedNetwork", "refuse_other_axes", "rows_of"]
 
 M = TypeVar("M", bound=NetworkModule)
 Resets = Tensor | None
@@ -34,16 +27,16 @@ Resets = Tensor | None
 
 @dataclass(frozen=True)
 class ActorNetwork(Generic[M]):
-    """Where an actor's network is: it is that of a group's ``row``, a Policy or a critic."""
+    """The Policy or critic of an actor, and its ``row`` among those of its ``group``."""
 
     group: GroupNetworks[M]
     row: int
-    network: M
+    member: M
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What several actors who share a network read, and what it returns: each on its first axis, in their order."""
+    """Inputs and outputs of several actors that share a network: one row of the first axis for each, in their order."""
 
     inputs: Inputs
     outputs: Tensors
@@ -51,7 +44,7 @@ class Batch:
 
 @dataclass
 class ActorCall(Generic[M]):
-    """What one actor does in one call."""
+    """One actor in one call: what its network reads, and what it gives."""
 
     entry: Entry
     actor_network: ActorNetwork[M]
@@ -63,18 +56,16 @@ class ActorCall(Generic[M]):
     outputs: Tensors = field(default_factory=dict)
     after: State = field(default_factory=dict)
     action: object = None
-    batch: Batch | None = (
-        None  # where it is computed with others: then ``outputs`` are left to `unstack`
-    )
+    batch: Batch | None = None  # computed with others: then ``outputs`` are left to `unstack`
 
     @property
-    def network(self) -> M:
-        return self.actor_network.network
+    def member(self) -> M:
+        return self.actor_network.member
 
 
 @dataclass(frozen=True)
 class GroupNetworks(Generic[M]):
-    """Who acts (or is judged) by what: a Policy (or critic) that all ``actors`` share, or one for each of them."""
+    """The actors of a group, and the Policy (or critic) that they share, or one for each of them."""
 
     name: str | None
     actors: tuple[Actor, ...]
@@ -82,13 +73,13 @@ class GroupNetworks(Generic[M]):
 
     @property
     def networks(self) -> list[M]:
-        """What reads the observations of each actor, and makes actions for it."""
+        """The Policy or critic of each actor."""
         if isinstance(self.module, SeparateNetworks):
             return self.module.members
         return [self.module] * len(self.actors)
 
     def evaluate(self, calls: Sequence[ActorCall[M]], unroll: bool) -> None:
-        """Fill in outputs and states after of the ``calls`` of its actors, by one call where there can be one."""
+        """Fill in outputs and next states of the ``calls`` of its actors, in one call of the network where possible."""
         module = self.module
         if isinstance(module, SeparateNetworks):
             module.evaluate(calls, unroll)
@@ -106,10 +97,7 @@ class SeparateNetworks(RegistryView, Generic[M]):
     """
 
     def __init__(
-        self,
-        members: Sequence[M],
-        ensemble: EnsembleBlock | None,
-        why_looped: str | None,
+        self, members: Sequence[M], ensemble: EnsembleBlock | None, why_looped: str | None
     ) -> None:
         super().__init__()
         object.__setattr__(self, "ensemble", ensemble)  # no child: its tensors are ours
@@ -126,7 +114,7 @@ class SeparateNetworks(RegistryView, Generic[M]):
         return [member for name, member in self._modules.items() if name.isdigit()]  # type: ignore[misc]
 
     def member_of(self, index: int) -> M:
-        """The whole policy of one agent, over the weights that are its share of the stacks."""
+        """The policy (or critic) of one agent, over its slices of the stacked weights."""
         member = self.members[index]
         if self.ensemble is None:
             return member
@@ -138,7 +126,7 @@ class SeparateNetworks(RegistryView, Generic[M]):
         return member.with_network(network)
 
     def evaluate(self, calls: Sequence[ActorCall[M]], unroll: bool) -> None:
-        """Fill in outputs and states after of the ``calls`` of its agents."""
+        """Fill in outputs and next states of the ``calls`` of its agents."""
         members = self.members
         rows = [call.actor_network.row for call in calls]
         if self.ensemble is None or len(rows) == 1 or self._have_hooks(rows):
@@ -157,9 +145,9 @@ class SeparateNetworks(RegistryView, Generic[M]):
             call.outputs = members[call.actor_network.row].values_of(call.outputs)
 
     def _have_hooks(self, rows: Sequence[int]) -> bool:
-        """Whether a call of one of the agents ``rows`` does more than run its network."""
-        members = [self.members[row] for row in rows]
-        return not is_traced() and not all(is_plain(m, type(m)) for m in members)
+        """Whether calling the member of one of the ``rows`` does more than run its network."""
+        members = self.members
+        return not is_traced() and not all(is_plain(members[i], type(members[i])) for i in rows)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         nn.Module._apply(self, fn, recurse)  # its children are not the ensemble's
@@ -190,7 +178,7 @@ class SeparateNetworks(RegistryView, Generic[M]):
         )
 
 
-class _Member(Network):
+class StackedNetwork(Network):
     """One of the networks of an ensemble whose copies read inputs of their own."""
 
     owns_weights = False
@@ -219,25 +207,6 @@ class _Member(Network):
             batch, _stacked([state]), _reset([resets]), unroll, rows=[self.row]
         )
         return _first(outputs), _first(after)
-
-
-def joined(networks: Sequence[Network]) -> tuple[list[Network], EnsembleBlock | None, str | None]:
-    """Networks of one form over stacked weights, or as they are, and why that is not possible."""
-    first = networks[0]
-    if isinstance(first, CustomNetwork):
-        methods = [name for name in ("act", "preprocess") if hasattr(type(first.module), name)]
-        if methods:
-            return list(networks), None, f"the class defines {methods[0]!r} itself"
-    ensemble = EnsembleBlock(weights_of(networks), own_inputs=True)
-    if ensemble.why_looped is not None:
-        return list(networks), None, ensemble.why_looped
-    have = all(network.has_weights for network in networks)
-    return [_Member(ensemble, row, have) for row in range(len(networks))], ensemble, None
-
-
-def weights_of(networks: Sequence[Network]) -> list[nn.Module]:
-    """The networks as an EnsembleBlock takes them."""
-    return [n.module if isinstance(n, GraphNetwork) else EnsembleMember(n) for n in networks]
 
 
 def refuse_other_axes(axes: dict[str, tuple[int, ...]]) -> None:
@@ -294,7 +263,7 @@ def _first(values: Tensors) -> Tensors:
 
 
 def _reset(resets: Sequence[Resets]) -> Resets:
-    """One tensor for all; who was told of no episode's beginning goes on."""
+    """One tensor for all; an actor without resets is not reset."""
     known = [reset for reset in resets if reset is not None]
     if not known:
         return None

@@ -22,24 +22,20 @@ from composer.network.registries import RegistryView
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
 from perception_blocks.port import Port, Shape, format_shape
+from perception_blocks.words import listing
 
 X = TypeVar("X")
 
-__all__ = [
-    "EnsembleMember",
-    "InputSource",
-    "NetworkModule",
-    "OutputMeaning",
-    "under",
-]
+__all__ = ["EnsembleMember", "InputSource", "NetworkModule", "OutputMeaning", "under"]
 
 
 @dataclass(frozen=True)
 class InputSource:
-    """Where an input of a network comes from, whoever draws, lists or exports it: the value ``key`` of the ``kind``.
+    """Where an input of a network comes from, for diagrams, tables and exports: the value ``key`` of the ``kind``.
 
-    "shared" values are a policy's, the "previous" one is that of the critic's network before this one; "presence" says
-    which actors are there. Without ``actors`` it is of those whom the network serves; of several it may be ``stacked``.
+    "shared" values are outputs of a policy, "previous" is the value of the critic's network before this one, "presence"
+    says which actors are present. Without ``actors`` the input is of the actors that the network serves; values of
+    several actors may be ``stacked``.
     """
 
     kind: Literal["observation", "action", "shared", "previous", "presence"]
@@ -119,11 +115,11 @@ class NetworkModule(StatefulModule):
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
 
     def input_sources(self) -> dict[str, InputSource]:
-        """What it reads, by the names of its network, and the masks of actions."""
+        """The inputs of its network by name, and the masks of actions."""
         raise TypeError(f"{type(self).__name__} must define input_sources")
 
     def output_meanings(self) -> dict[str, OutputMeaning]:
-        """What it gives."""
+        """The outputs of a call by name."""
         raise TypeError(f"{type(self).__name__} must define output_meanings")
 
     def own_children(self) -> dict[str, nn.Module]:
@@ -157,9 +153,8 @@ class NetworkModule(StatefulModule):
         dtype: torch.dtype | None = None,
     ) -> State:
         """A zero state for ``batch_size`` environments (a number, or leading axes; () is the unbatched case)."""
-        leading = _axes(batch_size)
         where = self.device if device is None else torch.device(device)
-        return self.network.initial_state(leading, where, dtype or self.dtype)
+        return self.network.initial_state(_axes(batch_size), where, dtype or self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
@@ -173,7 +168,7 @@ class NetworkModule(StatefulModule):
     def run(
         self, inputs: Tensors, state: State | None, resets: object, unroll: bool = False
     ) -> tuple[Tensors, State]:
-        """Call this module with ``inputs`` that are read already; it always returns (outputs, state)."""
+        """Call this module with the network's ``inputs``; unlike the call it always returns (outputs, state)."""
         inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
         if unroll:
             return self(inputs, state=state, resets=resets, unroll=True)
@@ -184,7 +179,7 @@ class NetworkModule(StatefulModule):
     ) -> tuple[Tensors, State]:
         """Outputs of the network and the state after.
 
-        The state may be that of a whole model: then the state after is that too, with this part moved on.
+        ``state`` may be the state of a whole model; then the state after is too, with this part's entries advanced.
 
         Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights yet.
         """
@@ -200,7 +195,7 @@ class NetworkModule(StatefulModule):
         return outputs, after if whole is None else {**whole, **under(self.part, after)}
 
     def read(self, observations: object) -> Inputs:
-        """What the network reads of ``observations``; of those that are read already, these."""
+        """The network's inputs from ``observations``; `Inputs` are returned as they are."""
         raise TypeError(f"{type(self).__name__} must define read")
 
     def with_network(self, network: Network) -> Self:
@@ -212,7 +207,7 @@ class NetworkModule(StatefulModule):
         return outputs
 
     def call(self, name: str) -> str:
-        """How it is called as ``name``, for messages."""
+        """The call of a module called ``name``, for messages."""
         arguments = self.call_arguments
         if not self.has_memory:
             arguments = arguments.removesuffix(", state, resets")
@@ -222,18 +217,14 @@ class NetworkModule(StatefulModule):
         self.network.require_weights()
 
     def leading(self, inputs: Tensors) -> tuple[int, ...]:
-        """The axes before those of the inputs' own shapes. Raises ValueError unless all share them."""
+        """The leading axes of the inputs, before their Ports' shapes. Raises ValueError unless all share them."""
         axes_by_name: dict[str, tuple[int, ...]] = {}
         for name, port in self.network.in_ports.items():
             shape = inputs[name].shape
             axes_by_name[name] = tuple(shape[: len(shape) - len(port.shape)])
         leading = next(iter(axes_by_name.values()))
-        if any(
-            axes != leading for axes in axes_by_name.values()
-        ):  # no set: hashing would fix the size
-            shown = ", ".join(
-                f"{name!r} {format_shape(axes)}" for name, axes in axes_by_name.items()
-            )
+        if any(axes != leading for axes in axes_by_name.values()):  # hashing would fix the size
+            shown = ", ".join(f"{n!r} {format_shape(axes)}" for n, axes in axes_by_name.items())
             raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
         return leading
 
@@ -255,9 +246,7 @@ class NetworkModule(StatefulModule):
             kind = type(state).__name__
             raise ValueError(f"the state is a dict of tensors, as {call} returns it, got a {kind}")
         if state.keys() != self.state_shapes.keys():
-            expected, got = (
-                ", ".join(map(repr, keys)) or "nothing" for keys in (self.state_shapes, state)
-            )
+            expected, got = (listing(keys) or "nothing" for keys in (self.state_shapes, state))
             raise ValueError(f"the state needs {expected}, got {got}")
         for name, shape in self.state_shapes.items():
             if not isinstance(state[name], Tensor):
@@ -274,9 +263,7 @@ class NetworkModule(StatefulModule):
         if isinstance(self.network, CustomNetwork):
             return
         if not (value.is_floating_point() and torch.is_autocast_enabled(value.device.type)):
-            expected, got = (
-                str(dtype).removeprefix("torch.") for dtype in (self.dtype, value.dtype)
-            )
+            expected, got = (str(t).removeprefix("torch.") for t in (self.dtype, value.dtype))
             raise ValueError(
                 f"the state {name!r} must be {expected}, got {got}; begin with initial_state(batch_size)"
             )
@@ -326,9 +313,9 @@ def _state_axes(leading: tuple[int, ...], unroll: bool) -> tuple[int, ...]:
     return leading[:-1]
 
 
-def under(part: str, values: Mapping[str, X]) -> dict[str, X]:
-    """The way back: values of a part under the names that a whole model has for them."""
-    return {f"{part}/{key}": value for key, value in values.items()}
+def under(owner: str, values: Mapping[str, X]) -> dict[str, X]:
+    """``values`` of an actor or of a part of the model by name, under the names that all together have for them."""
+    return {f"{owner}/{key}": value for key, value in values.items()}
 
 
 def _axes(batch_size: int | Sequence[int]) -> tuple[int, ...]:

@@ -17,17 +17,8 @@ from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port, Shape
 
-__all__ = [
-    "EnsembleNetwork",
-    "CustomNetwork",
-    "GraphNetwork",
-    "Inputs",
-    "Network",
-    "State",
-    "Tensors",
-    "own_share",
-    "share_of",
-]
+__all__ = ["CustomNetwork", "EnsembleNetwork", "GraphNetwork", "Inputs", "Network", "State"]
+__all__ += ["Tensors", "own_share", "share_of"]
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -51,7 +42,7 @@ class Network:
 
     @property
     def form(self) -> nn.Module:
-        """Of which blocks it is made: the module, or one like it that has no weights."""
+        """The module, or one of the same blocks that has no weights."""
         return self.module
 
     def weights_exist(self) -> None:
@@ -158,9 +149,8 @@ class CustomNetwork(Network):
             resets_t = None if resets is None else resets[..., t]
             out, state = self.advance(inputs_t, state, resets_t, False)
             outputs.append(out)
-        return {
-            name: torch.stack([o[name] for o in outputs], dim=axis) for name in outputs[0]
-        }, state
+        stacked = {name: torch.stack([o[name] for o in outputs], axis) for name in outputs[0]}
+        return stacked, state
 
     def _leading(self, inputs: Mapping[str, Tensor]) -> tuple[int, ...]:
         name = next(iter(self._ranks))
@@ -174,13 +164,14 @@ class EnsembleNetwork(Network):
     def __init__(self, name: str, ensemble: EnsembleBlock, in_ports: dict[str, Port]) -> None:
         self.module = nn.Module()
         self.module._modules[name] = ensemble
+        self._name = name
         self.in_ports = in_ports
         self.out_ports = ensemble.out_ports
         self.state_shapes = ensemble.state_shapes
 
     @property
     def ensemble(self) -> EnsembleBlock:
-        return next(m for m in self.module.children() if isinstance(m, EnsembleBlock))
+        return self.module._modules[self._name]  # type: ignore[return-value]
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -188,13 +179,13 @@ class EnsembleNetwork(Network):
 
 
 def share_of(part: str, state: State) -> State:
-    """What of a whole model's state is of its ``part`` ("policy", "critic"), under that part's own names."""
+    """The entries of a whole model's state of its ``part`` ("policy", "critic"), under the part's own names."""
     prefix = f"{part}/"
     return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
 
 
 def own_share(part: str, state: State, is_own: Callable[[str], bool]) -> tuple[State, State | None]:
-    """What of ``state`` is of the ``part``, and the whole model's state where that was given, else None.
+    """The entries of ``state`` of the ``part``, and the whole model's state where that was given, else None.
 
     ``is_own`` says which names are the part's own: a node may be called as a part is.
     """

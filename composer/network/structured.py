@@ -1,4 +1,4 @@
-"""The networks of several actors in one call: who is present is read, run together with its group, and answered."""
+"""The networks of several actors in one call: each group of actors that are present runs together."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ class StructuredModule(StatefulModule, Generic[M]):
             for group in groups:
                 self._modules[module_name(str(group.name))] = group.module
         self._actor_networks = {
-            actor.name: ActorNetwork(group, row, network)
+            actor.name: ActorNetwork(group, row, member)
             for group in groups
-            for row, (actor, network) in enumerate(zip(group.actors, group.networks, strict=True))
+            for row, (actor, member) in enumerate(zip(group.actors, group.networks, strict=True))
         }
         self._state_shapes = {
             f"{actor.name}/{node}": shape
             for group in groups
             for actor in group.actors
             if not actor.is_open
-            for node, shape in self._network_of(actor).state_shapes.items()
+            for node, shape in self._member_of(actor).state_shapes.items()
         }
         self._open_steps = tuple(f"{actor.name}/" for actor in actors if actor.is_open)
-        self._has_memory = any(self._network_of(actor).has_memory for actor in actors)
+        self._has_memory = any(self._member_of(actor).has_memory for actor in actors)
 
     @property
     def has_memory(self) -> bool:
@@ -73,11 +73,11 @@ class StructuredModule(StatefulModule, Generic[M]):
 
     @property
     def device(self) -> torch.device:
-        return self._network_of(next(iter(self.actors))).device
+        return self._member_of(next(iter(self.actors))).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._network_of(next(iter(self.actors))).dtype
+        return self._member_of(next(iter(self.actors))).dtype
 
     def initial_state(
         self,
@@ -91,13 +91,11 @@ class StructuredModule(StatefulModule, Generic[M]):
         if actors is None:
             actors = [actor.key for actor in self.actors if not actor.is_open]
         entries = self.actors.entries(dict.fromkeys(actors), "states")
-        return {
-            f"{entry.name}/{node}": value
-            for entry in entries
-            for node, value in self._network_of(entry.actor)
-            .initial_state(batch_size, device, dtype)
-            .items()
-        }
+        state: State = {}
+        for entry in entries:
+            member = self._member_of(entry.actor)
+            state |= under(entry.name, member.initial_state(batch_size, device, dtype))
+        return state
 
     def actor_of(self, key: ActorKey) -> Actor:
         """The actor that ``key`` means, or the first of a group or step that has one network.
@@ -114,31 +112,33 @@ class StructuredModule(StatefulModule, Generic[M]):
             known = [*self.actors.names, *(str(g.name) for g in self.groups if g.name is not None)]
             near = hint(name, known, listed=self.actors.names, shown=few_of)
             raise KeyError(f"there is no actor or group {key!r}{near}")
-        if len({id(self._network_of(actor)) for actor in members}) > 1:
+        if len({id(self._member_of(actor)) for actor in members}) > 1:
             names = few_of(actor.name for actor in members)
             raise KeyError(f"the actors of {key!r} have separate networks; name one of {names}")
         return members[0]
 
     # --- one call ---
 
-    def _network_of(self, actor: Actor) -> M:
+    def _member_of(self, actor: Actor) -> M:
         """The policy or critic of ``actor``."""
-        return self._actor_networks[actor.name].network
+        return self._actor_networks[actor.name].member
 
     def _whole(self, actor: Actor) -> M:
-        """The network of ``actor`` as a module of its own: that of a separate agent over its part of the weights."""
-        network = self._actor_networks[actor.name]
-        module = network.group.module
-        return module.member_of(network.row) if isinstance(module, SeparateNetworks) else module
+        """The policy or critic of ``actor``; of a separate agent over its part of the stacked weights."""
+        actor_network = self._actor_networks[actor.name]
+        module = actor_network.group.module
+        if isinstance(module, SeparateNetworks):
+            return module.member_of(actor_network.row)
+        return module
 
     def _read_inputs(self, call: ActorCall[M]) -> Tensors:
-        """What the network of ``call`` reads. A subclass may hand over more than the observation."""
-        return call.network.read(call.entry.value)
+        """The inputs of the network of ``call``. A subclass may add to what the observation gives."""
+        return call.member.read(call.entry.value)
 
     def _calls(
         self, observations: object, state: State | None, resets: object
     ) -> list[ActorCall[M]]:
-        """Everyone present, each with its share of the state; nothing is computed yet."""
+        """The calls of all present actors, each with its part of the state; nothing is computed yet."""
         entries = self.actors.entries(observations, "observations")
         state, _ = self._own_share(state)
         self._check_memory(state)
@@ -147,9 +147,9 @@ class StructuredModule(StatefulModule, Generic[M]):
         calls = []
         for entry in entries:
             actor_network = self._actor_networks[entry.actor.name]
-            network, share = actor_network.network, None
-            if network.has_memory:
-                names = {node: f"{entry.name}/{node}" for node in network.state_shapes}
+            member, share = actor_network.member, None
+            if member.has_memory:
+                names = {node: f"{entry.name}/{node}" for node in member.state_shapes}
                 share = {node: state[name] for node, name in names.items() if name in state}  # type: ignore[index,operator]
                 if not share and entry.actor.is_open:
                     raise ValueError(
@@ -159,13 +159,12 @@ class StructuredModule(StatefulModule, Generic[M]):
                 if by_actor and entry.name not in actor_resets:
                     raise ValueError(f"resets lack {entry.name!r}; it is present and has memory")
             reset = actor_resets.get(entry.name) if by_actor else resets
-            calls.append(
-                ActorCall(entry, actor_network, share, reset if network.has_memory else None)
-            )
+            reset = reset if member.has_memory else None
+            calls.append(ActorCall(entry, actor_network, share, reset))
         return calls
 
     def _compute(self, calls: list[ActorCall[M]], unroll: bool = False) -> None:
-        """Outputs and states, by one call for those who share a network or have stacked ones."""
+        """Outputs and states, in one call for actors that share a network or whose networks are stacked."""
         batches: dict[tuple[int, str], list[ActorCall[M]]] = {}
         for call in calls:
             # The agents of an open step that come as one array have an axis more than the others.
@@ -182,25 +181,25 @@ class StructuredModule(StatefulModule, Generic[M]):
             batch[0].actor_network.group.evaluate(batch, unroll)
 
     def _read_together(self, batch: Sequence[ActorCall[M]], unroll: bool) -> bool:
-        """Compute a batch whose observations are read as one; False where they cannot be."""
+        """Compute a batch whose observations can be read together; False where they cannot."""
         return False
 
     def _read_call(self, call: ActorCall[M], unroll: bool) -> None:
         """The inputs of its network, its leading axes, and resets for these."""
         call.inputs = self._read_inputs(call)
-        call.leading = call.network.leading(call.inputs)
-        if call.network.has_memory:
-            call.resets = call.network.checked(call.state, call.resets, call.leading, unroll)
+        call.leading = call.member.leading(call.inputs)
+        if call.member.has_memory:
+            call.resets = call.member.checked(call.state, call.resets, call.leading, unroll)
 
     def _after(self, state: State | None, calls: list[ActorCall[M]]) -> State:
         share, whole = self._own_share(state)
         after = dict(share or {})
         for call in calls:
-            after |= {f"{call.entry.name}/{node}": value for node, value in call.after.items()}
+            after |= under(call.entry.name, call.after)
         return after if whole is None else {**whole, **under(self.part, after)}
 
     def _own_share(self, state: State | None) -> tuple[State | None, State | None]:
-        """The state of these actors, and the whole model's where that was given, else None."""
+        """The state of these actors, and the state of the whole model where that was given, else None."""
         if not isinstance(state, Mapping):
             return state, None
         return own_share(self.part, state, self._is_own)
@@ -237,7 +236,7 @@ class StructuredModule(StatefulModule, Generic[M]):
 
 
 def unstack(calls: Sequence[ActorCall]) -> None:
-    """Fill in the outputs of each of those who were computed in one batch."""
+    """Fill in the outputs of the calls that were computed in one batch."""
     batches: dict[int, list[ActorCall]] = {}
     for call in calls:
         if call.batch is not None:
@@ -250,7 +249,7 @@ def unstack(calls: Sequence[ActorCall]) -> None:
 
 @contextmanager
 def blamed(name: str) -> Iterator[None]:
-    """What goes wrong inside is the matter of the actor ``name``."""
+    """Let a ValueError inside name the actor ``name``."""
     try:
         yield
     except ValueError as error:

@@ -30,6 +30,7 @@ from perception_blocks.base_block import is_traced
 from perception_blocks.direct import is_plain
 from perception_blocks.init import local_generator
 from perception_blocks.port import format_shape
+from perception_blocks.words import listing
 
 if TYPE_CHECKING:
     from perception_blocks.blocks.scale import Group
@@ -60,6 +61,7 @@ class Policy(NetworkModule):
         super().__init__(network, dtype)
         object.__setattr__(self, "observer", observer)
         self.action_tree = action_tree
+        self._only = next(iter(action_tree.leaves))  # the only action, of a policy of one
         self.masks = dict(masks)  # action -> observation
         distributions.masked = self.masks
         self.shares = shares
@@ -87,10 +89,8 @@ class Policy(NetworkModule):
     def output_meanings(self) -> dict[str, OutputMeaning]:
         families = dict(self.distributions.items())
         return {
-            name: OutputMeaning(
-                port, families.get(name), self.masks.get(name), name not in families
-            )
-            for name, port in self.network.out_ports.items()
+            n: OutputMeaning(port, families.get(n), self.masks.get(n), n not in families)
+            for n, port in self.network.out_ports.items()
         }
 
     def own_children(self) -> dict[str, nn.Module]:
@@ -216,7 +216,7 @@ class Policy(NetworkModule):
         policy._device = self.device
         return policy.train(self.training)
 
-    # --- one part after the other, for policies of several actors ---
+    # --- step by step, for policies of several actors ---
 
     def read(self, observations: object, keys: Iterable[str] | None = None) -> Inputs:
         """What the network reads, and the masks of actions, as tensors; of these observations ``keys``, if given."""
@@ -293,16 +293,12 @@ class Policy(NetworkModule):
         module = self.network.module
         return getattr(module, method) if hasattr(type(module), method) else None
 
-    @property
-    def _only(self) -> str:
-        return next(iter(self.action_tree.leaves))
-
     def _given_masks(self, mask: object) -> dict[str, Any]:
         if mask is None:
             return {}
         if not isinstance(mask, Mapping):
             if not self.action_tree.is_single:
-                names = ", ".join(map(repr, self.distributions))
+                names = listing(self.distributions)
                 raise ValueError(f"this policy has several actions: give mask as a dict of {names}")
             return {self._only: mask}
         for name in mask:

@@ -1,7 +1,7 @@
 """Two views of one network over tokens: one acts step by step, the other reads whole sequences at once to train.
 
-They share every module, train and eval mode included, so what trains the one changes the other. Inference at
-length k is training at place k - 1.
+They share every module, train and eval mode included, so training one changes the other. Inference at length k gives
+the outputs of training at position k - 1.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from composer.policy.policy import Policy
 from perception_blocks.graph.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import format_shape
+from perception_blocks.words import listing
 
 __all__ = ["SequenceView", "token_views"]
 
-READER = "transformer"  # the block that can read at every place of its sequence
+TRANSFORMER = "transformer"  # the block that can give features at every position of its sequence
 
 
 def token_views(policy: Any, critic: Any = None) -> tuple[Any, ...]:
@@ -56,9 +57,8 @@ class SequenceView(nn.Module):
                 "only a graph of blocks can be read at every place; this network is a custom class"
             )
         if network.shared and actor is None:
-            names = ", ".join(map(repr, network.shared))
             raise ValueError(
-                f"this critic reads {names} of its policy; make the views of both: "
+                f"this critic reads {listing(network.shared)} of its policy; make the views of both: "
                 "token_views(policy, critic), or the factory 'actor_critic' of a model"
             )
         self.reads = sequence_inputs(network, module)
@@ -68,7 +68,18 @@ class SequenceView(nn.Module):
     actor: SequenceView | None
 
     def forward(self, sequence: Tensor, sequence_mask: Tensor | None = None) -> Tensors:
-        return self._outputs(sequence, sequence_mask)
+        refuse_other_inputs(sequence, sequence_mask)
+        if sequence_mask is None:
+            sequence_mask = torch.ones_like(sequence, dtype=torch.bool)
+        given = {"sequence": sequence.long(), "mask": sequence_mask}
+        inputs = {name: given[what] for name, what in self.reads.items()}
+        if self.actor is not None:
+            shared = self.actor(sequence, sequence_mask)
+            inputs |= {name: shared[name] for name in self.network.shared}
+        if not self.network.has_memory:
+            return self.network.run(inputs, None, None)[0]
+        state = self.network.initial_state(sequence.shape[:-1])
+        return self.network.run(inputs, state, None, unroll=True)[0]
 
     def distribution(
         self,
@@ -77,35 +88,21 @@ class SequenceView(nn.Module):
         action_mask: Tensor | None = None,
         temperature: float = 1.0,
     ) -> Any:
-        """What a policy says of the next token at every place, within ``action_mask`` (B, L, k).
+        """The policy's distribution of the next token at every position, within ``action_mask`` (B, L, k).
 
-        None is no mask: that of the spec is an observation of the last place only, so those of all places are given
-        here, or none.
+        None is no mask: the mask of the spec is an observation of the last position only, so give masks of all
+        positions here, or none.
         """
         policy = self.network
         if not isinstance(policy, Policy):
             raise ValueError("a critic has no distribution; this is the view of one")
         (action,) = policy.distributions
         masks = {action: action_mask}
-        logits = self._outputs(sequence, sequence_mask)
+        logits = self(sequence, sequence_mask)
         try:
             return policy.distributions(logits, masks, temperature).parts[action]
         except NoLegalChoiceError as error:
             raise error.of("'action_mask'") from None
-
-    def _outputs(self, sequence: Tensor, sequence_mask: Tensor | None) -> Tensors:
-        refuse_other_inputs(sequence, sequence_mask)
-        if sequence_mask is None:
-            sequence_mask = torch.ones_like(sequence, dtype=torch.bool)
-        given = {"sequence": sequence.long(), "mask": sequence_mask}
-        inputs = {name: given[what] for name, what in self.reads.items()}
-        if self.actor is not None:
-            shared = self.actor._outputs(sequence, sequence_mask)
-            inputs |= {name: shared[name] for name in self.network.shared}  # type: ignore[union-attr]
-        if not self.network.has_memory:
-            return self.network.run(inputs, None, None)[0]
-        state = self.network.initial_state(sequence.shape[:-1])
-        return self.network.run(inputs, state, None, unroll=True)[0]
 
 
 def refuse_other_inputs(sequence: Any, sequence_mask: Any) -> None:
@@ -131,19 +128,17 @@ def sequence_inputs(network: NetworkModule, module: InferenceBlock) -> dict[str,
         ports = [module.in_ports[name] for name in observed]
         if len(ports) <= 1 and all(port.is_integer and port.shape == () for port in ports):
             return dict.fromkeys(observed, "sequence")
-        names = ", ".join(map(repr, observed))
-        raise ValueError(
-            f"with memory, a token network reads one token at each step; it reads {names}"
-        )
+        rule = "with memory, a token network reads one token at each step"
+        raise ValueError(f"{rule}; it reads {listing(observed)}")
     reads: dict[str, str] = {}
     for node in module.nodes:
-        if node.label == READER:
+        if node.label == TRANSFORMER:
             reads |= dict(zip(node.step.inputs, ("sequence", "mask")))
     others = [shown for node in module.nodes if (shown := _other(node, observed))]
     others += [
-        f"{READER} {node.node.name!r} has read: all, so what follows sees all places at once; write read: last"
+        f"{TRANSFORMER} {node.node.name!r} has read: all, so what follows sees all places at once; write read: last"
         for node in module.nodes
-        if node.label == READER and module.module_of(node).read == "all"
+        if node.label == TRANSFORMER and module.module_of(node).read == "all"
     ]
     if others or (observed and not reads):
         why = "; ".join(others) or "nothing in it has memory or is a transformer"
@@ -154,20 +149,20 @@ def sequence_inputs(network: NetworkModule, module: InferenceBlock) -> dict[str,
 def _other(node: BuiltNode, observed: list[str]) -> str | None:
     """What a node reads of the environment that has one value for a whole sequence."""
     names = [name for name in node.step.inputs if name in observed]
-    if node.label == READER or not names:
+    if node.label == TRANSFORMER or not names:
         return None
-    return f"{node.label} {node.node.name!r} reads {', '.join(map(repr, names))}"
+    return f"{node.label} {node.node.name!r} reads {listing(names)}"
 
 
 def reading_all(network: NetworkModule, module: InferenceBlock) -> NetworkModule:
-    """A copy in which transformer blocks give the features of every place; all modules inside are the same ones.
+    """A copy in which transformer blocks give features at every position; all modules inside are the same ones.
 
     The copies are flat: hooks on what is copied, such as those that gather the shards of its weights, run in them too.
     """
     inner = _twin(module)
     inner._modules = dict(module._modules)
     for node in module.nodes:
-        if node.label == READER:
+        if node.label == TRANSFORMER:
             *groups, name = node.step.module
             home = inner
             for group in groups:

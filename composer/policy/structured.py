@@ -18,11 +18,12 @@ from composer.spaces.kinds import Space
 from composer.spaces.tree import holds_tensors, stacked, to_environments
 from perception_blocks.base_block import is_traced
 from perception_blocks.direct import is_plain
+from perception_blocks.words import listing
 
 if TYPE_CHECKING:
     from perception_blocks.blocks.scale import Group
 
-__all__ = ["AnyPolicy", "PolicyBatch", "StructuredPolicy", "one_policy", "policy_batches"]
+__all__ = ["AnyPolicy", "PolicyBatch", "StructuredPolicy", "one_policy"]
 
 
 class StructuredPolicy(StructuredModule[Policy]):
@@ -44,7 +45,7 @@ class StructuredPolicy(StructuredModule[Policy]):
     @property
     def policies(self) -> dict[str, Policy]:
         """The Policy of each actor by flat name; actors of one group share one unless they are separate."""
-        return {actor.name: self._network_of(actor) for actor in self.actors}
+        return {actor.name: self._member_of(actor) for actor in self.actors}
 
     def __getitem__(self, key: ActorKey) -> Policy:
         """The Policy of an actor, a group or a step. That of a separate agent is over the agent's part of the weights.
@@ -132,28 +133,29 @@ class StructuredPolicy(StructuredModule[Policy]):
             if asked:
                 asked_calls = self._calls(asked, state, resets)
                 for call in asked_calls:
-                    _ask(call)
+                    result = call.member.act(call.entry.value, call.state, call.resets)
+                    call.action, call.after = call.member._split(result)
                 after, calls = self._after(after, asked_calls), [*calls, *asked_calls]
             by_key = {call.entry.key: call.action for call in calls}
             actions = {key: by_key[key] for key in observations}
         return self._returned(actions, after)
 
     def _by_manner(self, observations: ByActor[object]) -> tuple[ByActor[object], dict[Any, Any]]:
-        """The observations of those whom this policy decides for, and of those whose own class is asked to act."""
+        """Observations of actors for which this policy draws, and of those whose network class defines ``act``."""
         if not self._asks_classes:
             return observations, {}
         rest, asked = {}, {}
         for entry in self.actors.entries(observations, "observations"):
-            policy = self._network_of(entry.actor)
+            policy = self._member_of(entry.actor)
             (asked if policy.users_own("act") else rest)[entry.key] = entry.value
         return rest, asked
 
     def _evaluated(
         self, observations: object, state: State | None, resets: object, unroll: bool = False
     ) -> tuple[list[ActorCall[Policy]], State]:
-        """Everyone present with the outputs of its network, and the state after.
+        """The calls of all present actors with the outputs of their networks, and the state after.
 
-        They come from the call of this module, or without hooks from what it would run: then batches stay batches.
+        With hooks the outputs come from a call of this module, else from what it would run: then batches stay batches.
         """
         calls = self._calls(observations, state, resets)
         if is_plain(self, StructuredPolicy) and not is_traced():
@@ -164,7 +166,7 @@ class StructuredPolicy(StructuredModule[Policy]):
         for call in calls:
             call.outputs = outputs[call.entry.key]
             with blamed(call.entry.name):
-                call.network.refuse_other_logits(call.outputs)
+                call.member.refuse_other_logits(call.outputs)
         return calls, after
 
     def _read_together(self, batch: Sequence[ActorCall[Policy]], unroll: bool) -> bool:
@@ -179,13 +181,11 @@ class StructuredPolicy(StructuredModule[Policy]):
             if not policy.leading(inputs):
                 return False  # these were the parts of one observation
             states = [call.state or {} for call in batch]
-            state = {
-                node: stacked([share.get(node) for share in states]) for node in policy.state_shapes
-            }
+            state = {node: stacked([s.get(node) for s in states]) for node in policy.state_shapes}
             resets = _alike_or_none([call.resets for call in batch])
             outputs, after = policy.run(inputs, state, resets, unroll)
         except ValueError:
-            return False  # read one by one, it is said what is wrong with whom
+            return False  # read one by one, the message names the actor
         together = Batch(inputs, outputs)
         for call, call.after in zip(batch, rows_of(after, len(batch)), strict=True):
             call.batch = together
@@ -200,7 +200,7 @@ class StructuredPolicy(StructuredModule[Policy]):
         converted = {}
         for entry in self.actors.entries(actions, "actions"):
             with blamed(entry.name):
-                policy = self._network_of(entry.actor)
+                policy = self._member_of(entry.actor)
                 converted[entry.key] = policy.from_environment(entry.value)
         return converted
 
@@ -208,11 +208,11 @@ class StructuredPolicy(StructuredModule[Policy]):
         """Update the statistics with observations of all present actors; nothing changes if one is wrong."""
         seen: dict[int, list[Tensors]] = {}
         for entry in self.actors.entries(observations, "observations"):
-            policy = self._network_of(entry.actor)
+            policy = self._member_of(entry.actor)
             with blamed(entry.name):
                 rows = policy.observer.seen(entry.value, policy.dtype, policy.device)
             seen.setdefault(id(policy), []).append(rows)
-        # Everyone's, in one order: other processes, which may have others present, count along with this one.
+        # All policies in one order: other processes, in which other actors may be present, count along with this one.
         for number, policy in {id(policy): policy for policy in self.policies.values()}.items():
             policy.observer.count(seen.get(number, []), group)
 
@@ -242,7 +242,7 @@ AnyPolicy: TypeAlias = Policy | StructuredPolicy
 def one_policy(policy: AnyPolicy) -> Policy:
     """``policy`` as the policy of one actor. Raises ValueError for a policy of several actors."""
     if isinstance(policy, StructuredPolicy):
-        actors = ", ".join(map(repr, policy.observation_space))
+        actors = listing(policy.observation_space)
         raise ValueError(
             f"this policy acts for several actors ({actors}); take the policy of one of them: model.policy[actor]"
         )
@@ -257,9 +257,13 @@ def _draw(
     generator: torch.Generator | None,
 ) -> None:
     """Fill in the action of each. Nothing is drawn unless all distributions are known; batches are drawn first."""
+    batches: dict[tuple[int, bool], PolicyBatch] = {}
+    for call in calls:
+        key = id(call.member), call.entry.is_whole_step  # which has an axis of its own
+        batches.setdefault(key, PolicyBatch([])).calls.append(call)
     together: list[PolicyBatch] = []
     alone: list[ActorCall[Policy]] = []
-    for batch in policy_batches(calls):
+    for batch in batches.values():
         if batch.decide(masks, temperature):
             together.append(batch)
         else:
@@ -269,9 +273,8 @@ def _draw(
     for batch in together:
         batch.draw(deterministic, generator)
     for call, distribution in zip(alone, distributions, strict=True):
-        call.action = call.network.action_of(
-            distribution, call.entry.value, deterministic, generator
-        )
+        value = call.entry.value
+        call.action = call.member.action_of(distribution, value, deterministic, generator)
 
 
 def _distribution(
@@ -279,48 +282,39 @@ def _distribution(
 ) -> Distribution:
     mask = masks.get(call.entry.name)
     with blamed(call.entry.name):
-        return call.network.distribution_of(call.outputs, call.entry.value, mask, temperature)
-
-
-def _ask(call: ActorCall[Policy]) -> None:
-    """Let the user's own class act."""
-    result = call.network.act(call.entry.value, call.state, call.resets)
-    call.action, call.after = result if call.network.has_memory else (result, {})
+        return call.member.distribution_of(call.outputs, call.entry.value, mask, temperature)
 
 
 @dataclass
 class PolicyBatch:
-    """Those present who share a policy. `decide`, then `draw`, which fills in the action of each call."""
+    """The calls of actors that share a policy. `decide`, then `draw`, which fills in the action of each call."""
 
     calls: list[ActorCall[Policy]]
     distribution: Distribution | None = None
 
     def decide(self, masks: Mapping[str, Any], temperature: float) -> bool:
-        """Find one distribution over the actions of all of them.
+        """Find one distribution over the actions of all calls.
 
-        False where they are unlike, or something is wrong: then each alone is to decide, which says what is wrong with
-        whom. ``masks`` are by actor.
+        False where they differ in form or something is wrong: then each is computed alone, and messages name the actor.
+        ``masks`` are by actor.
         """
-        policy = self.calls[0].network
+        policy = self.calls[0].member
         if len(self.calls) == 1 or policy.users_own("preprocess"):
             return False
         try:
             batch, mask = self.calls[0].batch or self._stacked(policy), self._mask(masks)
-            if mask is not None and any(
-                batch.outputs[key].dim() > 2 for key in policy.distributions
-            ):
+            outputs = batch.outputs
+            if mask is not None and any(outputs[key].dim() > 2 for key in policy.distributions):
                 return False
-            self.distribution = policy.distribution_of(
-                batch.outputs, batch.inputs, mask, temperature
-            )
+            self.distribution = policy.distribution_of(outputs, batch.inputs, mask, temperature)
         except ValueError:
             return False
         return True
 
     def draw(self, deterministic: bool, generator: torch.Generator | None) -> None:
-        """Fill in what each of them does."""
+        """Fill in the action of each call."""
         assert self.distribution is not None
-        policy = self.calls[0].network
+        policy = self.calls[0].member
         flat = policy.drawn(self.distribution, deterministic, generator)
         as_numpy = not holds_tensors(self.calls[0].entry.value)
         actions = to_environments(policy.action_tree, flat, as_numpy)
@@ -328,10 +322,10 @@ class PolicyBatch:
             call.action = action
 
     def _stacked(self, policy: Policy) -> Batch:
-        """The logits of each, and the masks that they observe, on a new first axis."""
+        """The logits and the observed masks of all calls, on a new first axis."""
         values = [call.entry.value for call in self.calls]
         if len({holds_tensors(value) for value in values}) > 1:
-            raise ValueError("tensors are answered by tensors, arrays by arrays")
+            raise ValueError("tensors give tensors, arrays give arrays")
         names, keys = policy.distributions, policy.masks.values()
         outputs = {name: stacked([call.outputs[name] for call in self.calls]) for name in names}
         inputs = policy.observer.tree.side_by_side(values, keys) if keys else Inputs()
@@ -344,18 +338,6 @@ class PolicyBatch:
             return _alike_or_none(given)
         names = {name: None for mask in by_action for name in mask}
         return {name: stacked([mask.get(name) for mask in by_action]) for name in names}
-
-
-def policy_batches(calls: Sequence[ActorCall[Policy]]) -> list[PolicyBatch]:
-    """The calls by policy, in the order given."""
-    batches: dict[tuple[int, bool], PolicyBatch] = {}
-    for call in calls:
-        key = id(call.network), call.entry.is_whole_step  # which has an axis of its own
-        if key in batches:
-            batches[key].calls.append(call)
-        else:
-            batches[key] = PolicyBatch([call])
-    return list(batches.values())
 
 
 def _alike_or_none(values: Sequence[Any]) -> Any:

@@ -19,6 +19,7 @@ from composer.spaces.values import as_flags
 from composer.wrappers.interface import Head, IModelWrapper, Offer, Output, chain
 from composer.wrappers.slots import stacked_rows, unstacked_rows
 from perception_blocks.port import format_shape
+from perception_blocks.words import listing
 
 __all__ = ["OBSERVATION", "ComposedPolicy", "composed_policy", "offer_of", "to_bounds"]
 
@@ -68,8 +69,9 @@ class ComposedPolicy(IModelWrapper):
     def reset(self, data_id: object = None, **settings: object) -> None:
         """Nothing: a policy keeps no state of its own."""
         if settings:
-            names = ", ".join(map(repr, settings))
-            raise ValueError(f"reset got {names}, which no wrapper around this policy takes")
+            raise ValueError(
+                f"reset got {listing(settings)}, which no wrapper around this policy takes"
+            )
 
     def offer(self) -> Offer:
         """What the policy gives, known before any forward."""
@@ -181,7 +183,7 @@ def _logit(family: ActionDistribution, logit: Tensor) -> Any:
 def _by_choice(
     family: ActionDistribution, values: Tensor, padding: float, of_zero: float
 ) -> Tensor:
-    """Logits or masks (..., n) of choices: ``padding`` fills up a MultiDiscrete, ``of_zero`` is that of a 0 bit."""
+    """Logits or masks (..., n) of choices: ``padding`` fills up a MultiDiscrete, ``of_zero`` is for a bit of 0."""
     if isinstance(family, MultiCategorical):
         return family.choices(values, padding)
     if isinstance(family, Bernoulli):

@@ -15,6 +15,7 @@ from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags, on_host
 from composer.wrappers.interface import IModelWrapper, Output, read_output, wrapper_label
 from perception_blocks.port import format_shape
+from perception_blocks.words import listing
 
 __all__ = ["Choices", "check_eps", "check_positive", "choices_of", "explored"]
 __all__ += ["like_logit", "normal_of", "noise_like", "read_choices", "sample_of", "several"]
@@ -152,7 +153,7 @@ def check_eps(eps: object, wrapper: IModelWrapper) -> float | Tensor:
     if isinstance(eps, Mapping):
         rows = list(range(len(eps)))
         if sorted(eps, key=repr) != sorted(rows, key=repr):
-            named = ", ".join(map(repr, eps)) or "nothing"
+            named = listing(eps) or "nothing"
             raise ValueError(f"{label}: 'eps' must name every row from 0 on, got {named}")
         eps = [eps[row] for row in rows]
     try:

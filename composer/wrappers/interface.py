@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from composer.spec.wrapper_names import WRAPPERS
+from perception_blocks.words import listing
 
 __all__ = ["BaseModelWrapper", "Chosen", "Head", "IModelWrapper", "Offer", "Output", "chain"]
 __all__ += ["innermost", "read_output", "undone", "wrapper_label"]
@@ -127,8 +128,7 @@ class BaseModelWrapper(IModelWrapper):
         method = getattr(self._model, "reset", None)
         if method is None:
             if settings:
-                names = ", ".join(map(repr, settings))
-                raise ValueError(f"reset got {names}, which nothing in {self!r} takes")
+                raise ValueError(f"reset got {listing(settings)}, which nothing in {self!r} takes")
             return None
         if _takes(method, "data_id"):
             settings["data_id"] = data_id
@@ -174,7 +174,7 @@ def read_output(output: Output, key: str, wrapper: IModelWrapper) -> Any:
             f"{wrapper_label(wrapper)} needs a model that returns a dict, got a {got}{hint}"
         )
     if key not in output:
-        got = ", ".join(map(repr, output)) or "nothing"
+        got = listing(output) or "nothing"
         raise ValueError(
             f"{wrapper_label(wrapper)} reads {key!r} of the model's output, which has {got}"
         )

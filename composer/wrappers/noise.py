@@ -13,6 +13,7 @@ from composer.wrappers.heads import noise_like
 from composer.wrappers.interface import IModelWrapper, Offer, Output, undone, wrapper_label
 from composer.wrappers.slots import slot_ids
 from perception_blocks.settings import Range, SettingsError, check_settings
+from perception_blocks.words import listing
 
 __all__ = ["ActionNoiseWrapper", "GaussNoise", "OuNoise"]
 
@@ -153,7 +154,7 @@ class ActionNoiseWrapper(IModelWrapper):
             names = [name for name in ("action", "action_args") if name in values]
             noisy = {name: self._add(name, values[name], sigma, generator) for name in names}
         if not noisy:
-            got = ", ".join(map(repr, values)) or "nothing"
+            got = listing(values) or "nothing"
             raise ValueError(
                 f"{wrapper_label(self)} adds to 'action' or 'action_args', but the model's output has {got}"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from perception_blocks.port import format_shape
+from perception_blocks.words import listing
 
 __all__ = ["ObjectSlots", "Slots", "StackedSlots", "UnknownSlotError", "detached", "slot_ids"]
 __all__ += ["stacked_rows", "unstacked_rows", "zeros_like"]
@@ -98,7 +99,7 @@ class StackedSlots:
         row = {n: value.new_zeros(value.shape[1:]) for n, value in self._tensors.items()}
         batch = states if isinstance(states, Mapping) else stacked_rows(states, row)
         if batch.keys() != row.keys():
-            expected, got = (", ".join(map(repr, names)) or "nothing" for names in (row, batch))
+            expected, got = (listing(names) or "nothing" for names in (row, batch))
             raise ValueError(f"the state needs {expected}, got {got}")
         for name, value in row.items():
             _check_shape(name, batch[name], (len(ids), *value.shape))
@@ -140,7 +141,7 @@ def stacked_rows(
                 f"a state must be a dict of tensors or None, got a {type(row).__name__}"
             )
         if row.keys() != zero.keys():
-            expected, got = (", ".join(map(repr, names)) or "nothing" for names in (zero, row))
+            expected, got = (listing(names) or "nothing" for names in (zero, row))
             raise ValueError(f"a state needs {expected}, got {got}")
         for name, value in zero.items():
             _check_shape(name, row[name], tuple(value.shape))
