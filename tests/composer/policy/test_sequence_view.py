@@ -96,6 +96,13 @@ def test_inference_at_length_k_is_training_at_place_k_minus_1(name):
     torch.testing.assert_close(actor(sequence)["action"], logits, atol=1e-5, rtol=1e-5)
 
 
+def test_hooks_on_a_view_run_in_its_distribution():
+    actor, _ = token_views(compose(spec_of("gru")).policy)
+    before = actor.distribution(tokens(2)).log_prob(tokens(2))
+    actor.register_forward_hook(lambda module, inputs, logits: {"action": -logits["action"]})
+    assert not torch.equal(actor.distribution(tokens(2)).log_prob(tokens(2)), before)
+
+
 @every_memory
 def test_views_share_their_weights(name):
     model = compose(spec_of(name))
