@@ -191,10 +191,11 @@ class ActionModel(nn.Module):
             raise ValueError("predict_action_batch takes observations, or input_ids")
         inputs = self.inputs(env_obs)
         keywords = {"do_sample": mode == "train", **more, "compute_values": compute_values}
-        size = self.plan.spec.micro_batch_size
+        key = "micro_batch_size"
         if mode == "eval" and self.plan.spec.val_micro_batch_size is not None:
-            size = self.plan.spec.val_micro_batch_size
-        parts = [self.predict_tokens(**part, **keywords) for part in _split(inputs, size)]
+            key = "val_micro_batch_size"
+        split = _split(inputs, getattr(self.plan.spec, key), key)
+        parts = [self.predict_tokens(**part, **keywords) for part in split]
         tokens, logits = (torch.cat([part[index] for part in parts]) for index in (0, 2))
         result = {
             "prev_logprobs": self._log_probs(logits).gather(-1, self._bin(tokens)).squeeze(-1),
@@ -436,7 +437,7 @@ class _Sampler(LogitsProcessor):
         return scores.float() / self.temperature + noise
 
 
-def _split(inputs: Inputs, size: int | None) -> list[Inputs]:
+def _split(inputs: Inputs, size: int | None, key: str) -> list[Inputs]:
     """Batches of at most ``size`` rows. Raises ValueError for inputs that have not one row for each observation."""
     rows = len(inputs["input_ids"])
     if size is None or size >= rows:
@@ -445,7 +446,7 @@ def _split(inputs: Inputs, size: int | None) -> list[Inputs]:
     uneven = [name for name, value in tensors.items() if value.dim() == 0 or len(value) != rows]
     if uneven:
         raise ValueError(
-            f"'micro_batch_size' splits inputs by rows, and {listing(uneven)} has not {rows} of them; leave it out"
+            f"{key!r} splits inputs by rows, and {listing(uneven)} has not {rows} of them; leave it out"
         )
     return [
         {n: v[at : at + size] if n in tensors else v for n, v in inputs.items()}

@@ -109,11 +109,34 @@ class ForgetfulVla(TinyVla):
         return super().forward(input_ids, pixel_values=pixel_values, use_cache=use_cache, **more)
 
 
+class PackedConfig(TinyVlaConfig):
+    model_type = "packed_vla"
+
+
+class PackedVla(TinyVla):
+    """The planes of all images lie in one axis."""
+
+    config_class = PackedConfig
+
+    def forward(self, input_ids=None, pixel_values=None, **more):
+        if pixel_values is not None:
+            pixel_values = pixel_values.unflatten(0, (-1, 3))
+        return super().forward(input_ids, pixel_values=pixel_values, **more)
+
+
+class PackedProcessor(TinyProcessor):
+    def __call__(self, images=None, text=None, **settings):
+        features = super().__call__(images, text, **settings)
+        features["pixel_values"] = features["pixel_values"].flatten(0, 1)
+        return features
+
+
 assert len(WORDS) < 32
 for config, model, processor in (
     (MiddleConfig, MiddleVla, MiddleProcessor),
     (LearnedConfig, LearnedVla, TextProcessor),
     (ForgetfulConfig, ForgetfulVla, TinyProcessor),
+    (PackedConfig, PackedVla, PackedProcessor),
 ):
     register_hf(config.model_type, config=config, model=model, processor=processor)
 

@@ -86,8 +86,16 @@ def test_adapters_alone_are_no_model(tmp_path):
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         composer.load(path)
-    with pytest.raises(CheckpointError, match="has no adapters; leave out adapters_only"):
-        composer.compose(spec(), seed=0).save(path, adapters_only=True)
+
+
+def test_a_model_without_adapters_is_saved_whole(tmp_path):
+    model, path = composer.compose(spec(), seed=0), tmp_path / "model.safetensors"
+    with pytest.raises(CheckpointError) as error:
+        model.save(path, adapters_only=True)
+    assert str(error.value) == "cannot be saved: the model has no adapters; leave out adapters_only"
+    assert not path.exists()
+    model.save(path)
+    assert torch.equal(said(composer.load(path)), said(model))
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -163,6 +163,21 @@ def test_micro_batches_change_nothing(model, mode):
     assert len(calls) == {"train": 2, "eval": 4}[mode] * 3
 
 
+@pytest.mark.parametrize(
+    ("mode", "key"), [("train", "micro_batch_size"), ("eval", "val_micro_batch_size")]
+)
+def test_inputs_that_cannot_be_split_say_what_to_leave_out(mode, key):
+    split = composer.compose(spec(model_type="packed_vla", **{key: 3}), seed=0)
+    with pytest.raises(ValueError, match=f"^'{key}'") as error:
+        split.predict_action_batch(observations(), mode)
+    assert str(error.value) == (
+        f"'{key}' splits inputs by rows, and 'pixel_values' has not 4 of them; leave it out"
+    )
+    model = composer.compose(spec(model_type="packed_vla"), seed=0)
+    model.predict_action_batch(observations(), mode)
+    assert model.prove(observations()) < 1e-5
+
+
 def test_several_actions_are_chosen_at_once():
     model = composer.compose(spec(action_token_len=6, action_chunks_len=2), seed=0)
     actions, acted = model.predict_action_batch(observations())

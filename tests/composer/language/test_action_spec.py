@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import composer
 from composer.errors import SpecError
-from tests.helpers.action_models import spec
+from composer.spec.action_model import ELSEWHERE
+from tests.helpers.action_models import STATISTICS, observations, spec
 
 HEAD = """\
 version: 1
@@ -149,6 +150,17 @@ def test_what_does_not_fit_the_spaces(case, tmp_path):
     assert message == expected
 
 
+def test_a_size_that_the_configuration_has_not_is_left_out():
+    config = {"vocab_size": 40, "n_embd": 32, "n_layer": 1, "n_head": 2, "norm_stats": STATISTICS}
+    changes = {"model_type": "learned_vla", "config": config, "inputs": {"text": "task"}}
+    with pytest.raises(SpecError) as caught:
+        composer.compose(spec(**changes, image_size=8))
+    assert str(caught.value) == (
+        "model.image_size: 'image_size' is not in the configuration; leave it out"
+    )
+    composer.compose(spec(**changes))
+
+
 # --- folders ---
 
 
@@ -167,15 +179,21 @@ FOLDER = HEAD + "  model_path: ckpt\n  value_head: {hidden_units: [16]}\n"
 AT = "agent.yaml:4:15: 'model_path': "
 
 
-def test_a_value_head_of_another_size_than_the_folder_has(ckpt, tmp_path):
-    text = "the folder's value head has hidden_units [16], the spec asks for {}; write value_head: {{hidden_units: [16]}}, "
-    text += "or remove 'value_head.safetensors'"
-    assert problems(FOLDER.replace("[16]", "[8, 4]"), tmp_path) == (
-        f"agent.yaml:5:15: {text.format([8, 4])}"
+@pytest.mark.parametrize(
+    ("head", "at"), [("  value_head: {hidden_units: [8, 4]}\n", "5:15"), ("", "4:15")]
+)
+def test_a_value_head_of_another_size_is_written_as_it_is_or_removed(head, at, ckpt, tmp_path):
+    start = FOLDER.partition("  value_head")[0]
+    asked = [8, 4] if head else [512, 128]
+    assert problems(start + head, tmp_path) == (
+        f"agent.yaml:{at}: the folder's value head has hidden_units [16], the spec asks for {asked}; write "
+        "value_head: {hidden_units: [16]}, or remove 'value_head.safetensors'"
     )
-    assert problems(FOLDER.partition("  value_head")[0], tmp_path) == (
-        f"agent.yaml:4:15: {text.format([512, 128])}"
-    )
+    (tmp_path / "agent.yaml").write_text(f"{start}  value_head: {{hidden_units: [16]}}\n")
+    composer.compose(tmp_path / "agent.yaml")
+    (ckpt / "value_head.safetensors").unlink()
+    (tmp_path / "agent.yaml").write_text(start + head)
+    composer.compose(tmp_path / "agent.yaml")
 
 
 def test_a_folder_is_found_beside_the_spec(ckpt, tmp_path):
@@ -310,6 +328,41 @@ def test_the_keys_of_rlinf(ckpt, tmp_path):
     }
     assert trained == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert model.prove() < 1e-5
+
+
+_SAMPLING = "it is an argument of predict_action_batch"
+# Each key that has no place here: its value, what is said of it, and what is written instead.
+OF_RLINF = {
+    "num_action_chunks": (1, "write 'action_chunks_len'", "action_chunks_len: 1"),
+    "action_dim": (3, "it follows from the statistics; write 'action_token_len', the number of tokens", "action_token_len: 3"),
+    "ckpt_path": ("weights.safetensors", "load weights with model.load_weights(path)", ""),
+    "vh_mode": ("a0", "the value head always reads the features of the last token of the prompt; leave it out", ""),
+    "policy_setup": ("widowx_bridge", "the environment and the statistics say it; leave it out", ""),
+    "add_q_head": ("false", "there is no such head; leave it out", ""),
+    "do_sample": (True, _SAMPLING, ""),
+    "temperature": (1.5, _SAMPLING, ""),
+    "top_k": (4, _SAMPLING, ""),
+    "top_p": (0.9, _SAMPLING, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OF_RLINF)
+def test_what_is_said_of_a_key_of_rlinf_can_be_done(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value, advice, instead = OF_RLINF[key]
+    assert problems(f"{HEAD}  {key}: {value}\n{CONFIG}", tmp_path) == (
+        f"agent.yaml:4:3: '{key}' is not a key of a model here: {advice}"
+    )
+    (tmp_path / "agent.yaml").write_text(f"{HEAD}  {instead}\n{CONFIG}")
+    model = composer.compose(tmp_path / "agent.yaml", seed=0)
+    if key == "ckpt_path":
+        model.save(value)
+        model.load_weights(value)
+    model.predict_action_batch(observations(), **{key: value} if advice == _SAMPLING else {})
+
+
+def test_every_key_that_has_no_place_says_what_can_be_done():
+    assert {*OF_RLINF} == {*ELSEWHERE}
 
 
 def test_extensions_must_be_allowed_and_are_imported(tmp_path):

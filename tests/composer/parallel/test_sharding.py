@@ -30,6 +30,12 @@ def composed(name, **more):
 
 def test_checks_of_two_processes(tmp_path):
     run_in_processes(2, CHECKS, tmp_path, "seeds", "peak", "refusals", "tensor")
+    # What the refusals advise: in a process of its own the model that was saved does all of it.
+    model = composer.load(tmp_path / "refused.safetensors", allow=["proof_parts"])
+    copy.deepcopy(model).lower()
+    copy.deepcopy(model.policy).lower()
+    model.load_weights(tmp_path / "refused.safetensors")
+    model.load_state_dict(model.state_dict())
 
 
 @pytest.mark.full
@@ -128,8 +134,15 @@ def test_a_plan_that_does_not_fit_the_model_is_refused(name, plan, message):
 
 
 def test_a_model_without_weights_is_refused():
-    with pytest.raises(ValueError, match=r"this model has no weights yet; call model\.materialize"):
-        composer.parallel.shard(composed("deviation", device="meta"))
+    model = composed("deviation", device="meta")
+    with pytest.raises(ValueError, match="no weights") as error:
+        composer.parallel.shard(model)
+    assert str(error.value) == (
+        "this model has no weights yet; call model.materialize() first, or use composer.parallel.compose"
+    )
+    model.materialize()
+    composer.parallel.shard(model)
+    composer.parallel.compose(SPECS / "deviation.yaml", allow=["proof_parts"], seed=0)
 
 
 def test_an_optimizer_leaves_frozen_parameters_out():
