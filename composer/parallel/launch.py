@@ -5,14 +5,16 @@ Nothing here or elsewhere in the room sends objects between processes: they are 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -167,16 +169,38 @@ def run_processes(module: str, arguments: Sequence[str], count: int, folder: Pat
     command = [*torchrun, "--no-python", *python, module, *arguments]
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"PYTHONSAFEPATH": "1", STORE: str(folder / "store")}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # which would listen on all interfaces
     environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, with a warning
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    with (
+        _sigterm_raises(),
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process,
+    ):
         try:
             said, _ = process.communicate()
         except BaseException:
             _end(process)
             raise
     return said.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends this process by an exception, so that what it has started ends too."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

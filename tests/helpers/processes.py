@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CONFIGS, ROOT, TESTS
 
 SECONDS = 540
 
@@ -40,7 +40,7 @@ def run_in_processes(count: int, script: Path, *arguments: object) -> list[str]:
         "LOCAL_WORLD_SIZE": str(count),
         "COMPOSER_PROVE_STORE": str(folder / f"store-{count}-{script.stem}"),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "specs" / "proofs")]),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, CONFIGS, TESTS / "specs" / "proofs"))),
     }
     processes = [
         subprocess.Popen(

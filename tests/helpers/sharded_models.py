@@ -14,12 +14,13 @@ from torch.distributed.tensor import DTensor
 import composer
 import composer.parallel
 from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.file import foreign_modules
 from composer.errors import SpecError
 from composer.parallel import materialize, sharding
-from composer.parallel.prove import Trial
+from composer.parallel.prove import Trial, compare
 from composer.parallel.sharding import named_tensors, whole_tensor
 from composer.token_views import token_views
-from tests.helpers.paths import TESTS
+from tests.helpers.paths import CONFIGS, TESTS
 from tests.helpers.processes import unpickling
 
 MESH = composer.parallel.start()
@@ -228,6 +229,19 @@ def check_tensor():
         assert same(whole(plain), whole(model))
     with pytest.raises(SpecError, match="there is no body of transformers"):
         composed("vision", overrides=["parallel.tensor=2"])
+
+
+def check_configs():
+    """Every spec of configs/, those of several actors included, computes in several processes what it does in one."""
+    for file in sorted(CONFIGS.glob("*.yaml")):
+        arguments = {"allow": ["environments", "networks"], "seed": 0}
+        model = composer.compose(file, **arguments, device="meta")
+        arguments["dtype"] = torch.float32 if foreign_modules(model) else torch.float64
+        whole = composer.compose(file, **arguments)
+        sharded = composer.parallel.compose(file, **arguments)
+        proof = compare(whole, sharded, MESH, MESH.size, 2)
+        assert proof.holds, f"{file.name}: {proof}"
+        assert proof.shards == proof.parameters
 
 
 def check_seeds():

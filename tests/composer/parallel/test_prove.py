@@ -1,6 +1,12 @@
 """`composer prove`: several processes compute what one does."""
 
+import contextlib
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +72,56 @@ def test_an_exception_in_a_process_is_told(tmp_path, capsys, monkeypatch):
     )
     assert main(["prove", "agent.yaml", "--allow", "fragile_nets"]) == 1
     assert "OSError: no such table" in capsys.readouterr().err
+
+
+def children_of(parent):
+    """The processes that descend from ``parent``, as Linux tells."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "stat").read_text()
+        except OSError:  # it has ended
+            continue
+        if int(text.rpartition(")")[2].split()[1]) == parent:
+            found += [folder, *children_of(int(folder.name))]
+    return found
+
+
+def addresses_of(processes):
+    """The local addresses of sockets of these that listen or are connected, as /proc/net has them."""
+    links = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            links |= {os.readlink(link) for link in (process / "fd").iterdir()}
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6", "udp", "udp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {line[1].partition(":")[0] for line in lines if f"socket:[{line[9]}]" in links}
+
+
+@pytest.mark.full
+def test_processes_use_the_loopback_alone_and_end_with_the_command():
+    command = [sys.executable, "-m", "composer", "prove", str(SPECS / "tokens.yaml")]
+    command += ["--allow", "proof_parts", "--steps", "100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        seen, end = set(), time.monotonic() + 120
+        while (
+            not seen or time.monotonic() < end - 110
+        ):  # a while longer than until the first connection
+            assert time.monotonic() < end
+            seen |= addresses_of(children_of(process.pid))
+            time.sleep(0.05)
+        started = children_of(process.pid)
+        assert len(started) >= 3  # torchrun, and two processes
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert seen <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    end = time.monotonic() + 30
+    while any(folder.exists() for folder in started):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_wrong_spec_and_a_wrong_use_are_answered_before_anything_is_started(tmp_path, capsys):
