@@ -244,7 +244,7 @@ class Model(nn.Module):
         elif self._sharding is not None:
             self._sharding.save(path)
         else:
-            write_checkpoint(path, self, **self._about())
+            write_checkpoint(path, self, **self.checkpoint_about())
 
     def merge_adapters(self) -> None:
         """Add the LoRA adapters of every block to its weights, and remove them. What the model computes is the same.
@@ -296,7 +296,7 @@ class Model(nn.Module):
         refuse_sharded(self, "a copy")
         return super().__reduce_ex__(protocol)
 
-    def _about(self) -> dict[str, Any]:
+    def checkpoint_about(self) -> dict[str, Any]:
         """What its checkpoint says beside the weights."""
         return {
             "spec": dump_yaml(saved_spec(self.source.data, self)),

@@ -32,7 +32,7 @@ from composer.source.load import dump_yaml
 from composer.spaces.json_form import spaces_to_json
 from perception_blocks.blocks.lora import adapter_names, merged_weights, without_adapters
 
-__all__ = ["fill_from", "read_adapters", "save", "save_folder", "take_adapters"]
+__all__ = ["fill_from", "read_adapters", "save", "save_folder", "saved_beside", "take_adapters"]
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LORA_KEYS = ("lora", "is_lora", "lora_rank", "lora_path")
@@ -44,6 +44,11 @@ WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def save(model: Any, path: str | os.PathLike[str], *, adapters_only: bool) -> None:
     """Write the checkpoint; with ``adapters_only`` what is trained beside the weights, which are not in it."""
+    write_checkpoint(path, model, **saved_beside(model, adapters_only=adapters_only))
+
+
+def saved_beside(model: Any, *, adapters_only: bool = False) -> dict[str, Any]:
+    """What the checkpoint says beside the weights, and which of these are in it: keywords of `write_checkpoint`."""
     names = None
     if adapters_only:
         names = {f"hf.{name}" for name in adapter_names(model.hf)}
@@ -53,20 +58,18 @@ def save(model: Any, path: str | os.PathLike[str], *, adapters_only: bool) -> No
             )
         names |= {name for name in model.state_dict() if name.startswith("value_head.")}
     observation, action = model.observation_space, model.action_space
-    write_checkpoint(
-        path,
-        model,
-        spec=dump_yaml(plain_spec(_saved_spec(model))),
-        observation_space={} if observation is None else spaces_to_json(observation),
-        action_space={} if action is None else spaces_to_json(action),
-        seed=model.seed,
-        dtype=next(model.hf.parameters()).dtype,
-        only=names,
-        action_model={
+    return {
+        "spec": dump_yaml(plain_spec(_saved_spec(model))),
+        "observation_space": {} if observation is None else spaces_to_json(observation),
+        "action_space": {} if action is None else spaces_to_json(action),
+        "seed": model.seed,
+        "dtype": next(model.hf.parameters()).dtype,
+        "only": names,
+        "action_model": {
             "adapters_only": adapters_only,
             "processor": {} if adapters_only else processor_files(model.processor),
         },
-    )
+    }
 
 
 def _saved_spec(model: Any) -> dict[str, Any]:

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from composer.language.action_files import fill_from, save, save_folder, take_adapters
+from composer.language.action_files import (
+    fill_from,
+    save,
+    save_folder,
+    saved_beside,
+    take_adapters,
+)
 from composer.language.action_spec import ActionPlan, Spaces, plan_action_model
 from composer.language.overview import picture_of, summary_of
+from composer.network.sharded import refuse_sharded
 from composer.source.load import Source
 from composer.spec.model_spec import ModelSpec
 from perception_blocks.blocks.lora import freeze, merge
@@ -63,6 +70,9 @@ class ActionModel(nn.Module):
         self.chunks = plan.spec.action_chunks_len
         self.hf = plan.build("meta")
         self.value_head = plan.value_head("meta")
+        self._sharding: Any = (
+            None  # of composer.parallel, once the weights are spread over processes
+        )
         self.eval()
 
     # --- weights ---
@@ -71,6 +81,7 @@ class ActionModel(nn.Module):
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> ActionModel:
         """Give a model composed on ``device="meta"`` its weights; ``dtype`` replaces that of the spec."""
+        refuse_sharded(self, "materialize()")
         self.hf = self.plan.build("cpu").to(device=device, dtype=dtype)
         if self.value_head is not None:
             self.value_head.to_empty(device=device)
@@ -84,23 +95,32 @@ class ActionModel(nn.Module):
     def save(self, path: str | FilePath, *, adapters_only: bool = False) -> None:
         """Write weights, spec, configuration and processor to one safetensors file, which `composer.load` reads.
 
-        With ``adapters_only`` it has the adapters and the value head, for `load_weights` and `path` of `lora`.
+        With ``adapters_only`` it has the adapters and the value head, for `load_weights` and `path` of `lora`. Of a
+        sharded model every process calls this: the weights are gathered, and the first process writes the file.
         """
-        save(self, path, adapters_only=adapters_only)
+        if self._sharding is None:
+            save(self, path, adapters_only=adapters_only)
+            return
+        if adapters_only:
+            refuse_sharded(self, "save(adapters_only=True)")
+        self._sharding.save(path)
 
     def save_pretrained(self, folder: str | FilePath) -> None:
         """Write a folder that ``from_pretrained`` reads and `model_path` may name; adapters are added to the weights.
 
         The value head is the file ``value_head.safetensors`` in it.
         """
+        refuse_sharded(self, "save_pretrained()")
         save_folder(self, folder)
 
     def load_weights(self, path: str | FilePath, *, strict: bool = True) -> Any:
         """Load a file that `save` wrote, of this model or with its adapters only; return a LoadReport."""
+        refuse_sharded(self, "load_weights()")
         return fill_from(self, path, strict=strict)
 
     def merge_adapters(self) -> ActionModel:
         """Add the adapters to the weights and remove them, in place: what `save` writes then needs no peft."""
+        refuse_sharded(self, "merge_adapters()")
         merge(self.hf)
         self.hf.requires_grad_(True)
         freeze(self.hf, self.plan.spec.freeze)
@@ -344,6 +364,15 @@ class ActionModel(nn.Module):
             "an action model is not exported: no file holds its processor and its loop over tokens; "
             "model.save_pretrained(folder) writes what transformers reads"
         )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        refuse_sharded(self, "a copy")
+        return super().__reduce_ex__(protocol)
+
+    def checkpoint_about(self) -> dict[str, Any]:
+        """What its checkpoint says beside the weights."""
+        about = saved_beside(self)
+        return {key: value for key, value in about.items() if key != "only"}
 
     def parallel_roots(self) -> list[nn.Module]:
         """What is called from outside of it: `composer.parallel` shards these."""

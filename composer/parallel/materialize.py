@@ -1,7 +1,7 @@
 """Compose a model that no process could hold: node by node it gets weights, is sharded, and the rest is let go.
 
 A body of transformers goes layer by layer. A network whose critic has a target, an ensemble and a user's class are
-whole for a moment, one after the other.
+whole for a moment, one after the other; an action model is whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from composer.model import Model
 from composer.model import compose as compose_whole
 from composer.parallel.launch import Mesh, start
 from composer.parallel.plan import Given
-from composer.parallel.sharding import Sharder, modules_below, roots_of
+from composer.parallel.sharding import Sharder, modules_below, roots_of, shard
 from perception_blocks.base_block import PerceptionBlock, seed_from
 
 __all__ = ["compose"]
@@ -41,6 +41,8 @@ def compose_by(plan: Given, spec: Any, env: Any = None, **as_compose: Any) -> Mo
     mesh = start()
     seed = _common_seed(mesh, as_compose.pop("seed", None))
     model = compose_whole(spec, env, device="meta", seed=seed, **as_compose)
+    if not isinstance(model, Model):  # an action model is made as a whole
+        return shard(model.materialize(mesh.device), mesh, plan)
     sharder = Sharder(model, mesh, plan)
     if mesh.backend is None:
         model.materialize(mesh.device)

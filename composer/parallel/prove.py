@@ -282,15 +282,52 @@ class Trial:
         return critic(self.observations, self.actions, **keywords)
 
 
-TRIALS: dict[type, Callable[..., Any]] = {Model: Trial}
-"""How models of a class are used in a proof; other classes than `Model` add theirs."""
+class ActionTrial:
+    """An action model used on made images and tasks, alike for every process: padding must be of the same length."""
+
+    def __init__(self, model: Any, data: int, place: int | None) -> None:
+        self.model = model
+        rows = np.random.default_rng(SEED)
+        kinds = model.plan.spec.inputs
+        made = model._made_observation()
+        count = data * ROWS
+        values: dict[str, Any] = {"text": ["pick up the red cup", "put"] * (count // 2)}
+        if "image" in kinds:
+            shape = np.asarray(made[kinds["image"]][0]).shape
+            values["image"] = rows.integers(0, 256, (count, *shape), np.uint8)
+        self._rows = slice(None) if place is None else slice(place * ROWS, (place + 1) * ROWS)
+        self.observations = {name: values[kind][self._rows] for kind, name in kinds.items()}
+        self._acted: Any = None
+
+    def share(self, tensor: Tensor) -> Tensor:
+        return tensor[self._rows]
+
+    @torch.no_grad()
+    def outputs(self) -> list[Tensor]:
+        actions, self._acted = self.model.predict_action_batch(self.observations, "eval")
+        again = self.model(self._acted["forward_inputs"])
+        probabilities, values = self._acted["prev_logprobs"], self._acted["prev_values"]
+        return list(_tensors([actions, probabilities, values, again]))
+
+    def loss(self) -> Tensor:
+        again = self.model(self._acted["forward_inputs"])
+        terms = [
+            -again["logprobs"].mean(),
+            -again["entropy"].mean(),
+            again["values"].square().mean(),
+        ]
+        return torch.stack(terms).sum()
+
+    def follow(self) -> None:
+        """Nothing comes after a step of the optimizer."""
 
 
 def trial_of(model: object) -> Callable[..., Any]:
     """How ``model`` is used in a proof. Raises ProofError where that is not known."""
-    for cls in type(model).__mro__:
-        if cls in TRIALS:
-            return TRIALS[cls]
+    if isinstance(model, Model):
+        return Trial
+    if hasattr(model, "predict_action_batch"):
+        return ActionTrial
     raise ProofError(f"it is not known how to use a {type(model).__name__} in a proof")
 
 

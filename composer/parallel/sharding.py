@@ -179,9 +179,9 @@ def _nodes(module: nn.Module) -> Iterator[int]:
 
 def _layers(roots: list[nn.Module], units: tuple[str, ...]) -> dict[int, Any]:
     """By its id each layer that is sharded by itself, and the body of transformers that it is of (or None)."""
-    parts = [part for root in roots for part in modules_below(root)]
+    parts = [part for root in roots for part in modules_below(root) if part is not root]
     layers: dict[int, Any] = {}
-    bodies: list[Any] = [part for part in parts if is_body(part)]
+    bodies: list[Any] = [part for part in (*parts, *roots) if is_body(part)]
     for body in bodies:
         kinds = set(body._no_split_modules)
         inside: set[int] = set()  # mamba names what is in its layers too
@@ -191,7 +191,7 @@ def _layers(roots: list[nn.Module], units: tuple[str, ...]) -> dict[int, Any]:
                 inside |= {id(inner) for inner in part.modules()}
     for part in parts:
         if isinstance(part, PerceptionBlock) and block_name(part) in LAYERED:
-            layers |= {id(layer): None for layer in part.layers}  # type: ignore[union-attr]
+            layers |= {id(layer): None for layer in part.layers}  # type: ignore[union-attr, arg-type]
         if type(part).__name__ in units:
             layers.setdefault(id(part), None)
     return layers
@@ -208,11 +208,10 @@ class Sharder:
 
     def __init__(self, model: nn.Module, mesh: Mesh, plan: Given = None) -> None:
         source = None
-        if isinstance(model, Model):
-            if model._sharding is not None:
-                raise ValueError("this model is sharded already")
-            if plan is None:
-                source, plan = model.source, model.spec.parallel
+        if getattr(model, "_sharding", None) is not None:
+            raise ValueError("this model is sharded already")
+        if plan is None and hasattr(model, "spec"):  # a Model, or an action model
+            source, plan = model.source, model.spec.parallel  # type: ignore[union-attr]
         self.model, self.mesh = model, mesh
         self.plan = plan_of(plan, mesh.size, source)
         self._survey()
@@ -263,10 +262,10 @@ class Sharder:
             return
         self._average_whole()
         for module in self.model.modules():
-            if isinstance(module, RegistryView | Model):
+            if isinstance(module, RegistryView) or hasattr(module, "checkpoint_about"):
                 mark_sharded(module)
-        if isinstance(self.model, Model):
-            self.model._sharding = self._sharding
+        if hasattr(self.model, "checkpoint_about"):
+            vars(self.model)["_sharding"] = self._sharding
 
     def _finish_root(self, root: nn.Module) -> None:
         targets = {
@@ -378,10 +377,10 @@ class Sharding:
 
 
 def _record_of(model: nn.Module) -> Mapping[str, Any] | CheckpointError:
-    if not isinstance(model, Model):
+    if not hasattr(model, "checkpoint_about"):
         return {}
     try:
-        return record_of(model, **model._about())
+        return record_of(model, **model.checkpoint_about())  # type: ignore[operator]
     except CheckpointError as error:
         return error
 

@@ -51,6 +51,7 @@ def save(
     Raises CheckpointError where it cannot be written.
     """
     mesh, target = start(), Path(os.path.abspath(folder))
+    _require_weights(model)
     index = _Index.of(model, optimizer, extra)
     temporary = target.parent / f"{PREFIX}{mesh.agreed(secrets.randbits(62)):x}{FOLDER_SUFFIX}"
     elsewhere = f"{str(target)!r} could not be written by another process"
@@ -69,6 +70,11 @@ def save(
         with _told_together(mesh, elsewhere):  # nobody goes on before the folder is in its place
             if mesh.is_first:
                 _put_in_place(temporary, target)
+
+
+def _require_weights(model: nn.Module) -> None:
+    if any(tensor.is_meta for tensor in model.parameters()):
+        raise ValueError("this model has no weights yet; call model.materialize() first")
 
 
 @contextlib.contextmanager
@@ -90,6 +96,7 @@ def load(folder: str | Path, model: nn.Module, optimizer: Optimizer | None = Non
     Raises CheckpointError for a folder that does not fit, with nothing changed, and for a damaged one.
     """
     mesh = start()
+    _require_weights(model)
     with _told_together(mesh, f"{str(folder)!r} could not be read by another process"):
         pieces = _Pieces(Path(folder))
         tensors = named_tensors(model)

@@ -149,7 +149,7 @@ def check_refusals():
 
 def check_precision():
     """Units calculate in bf16, and what comes out of them and of a stack is of the model's dtype."""
-    for name in ("tokens", "vision", "custom", "masked"):
+    for name in ("tokens", "vision", "custom", "masked", "decoder"):
         model = composer.parallel.shard(
             composer.compose(spec(name), **ALLOW), plan={"precision": "bf16"}
         ).eval()
@@ -229,6 +229,38 @@ def check_tensor():
         assert same(whole(plain), whole(model))
     with pytest.raises(SpecError, match="there is no body of transformers"):
         composed("vision", overrides=["parallel.tensor=2"])
+
+
+def check_action():
+    """A sharded action model acts, is saved as one file by all and from its shards, and refuses what needs it whole."""
+    allow = ["environments", "networks"]
+    for name in ("action", "lora"):
+        model = composer.parallel.compose(spec(name), allow=allow, seed=0)
+        alone = composer.compose(spec(name), allow=allow, seed=0)
+        observation = alone._made_observation()
+        ours, theirs = (m.predict_action_batch(observation, "eval")[0] for m in (alone, model))
+        torch.testing.assert_close(ours, theirs)
+        assert model.hf.generate is not None
+        files = [FOLDER / f"{name}{end}.safetensors" for end in ("", "_alone", "_shards")]
+        model.save(files[0])
+        composer.parallel.save(FOLDER / name, model)
+        composer.parallel.consolidate(FOLDER / name, files[2])
+        if MESH.is_first:
+            alone.save(files[1])
+            assert len({file.read_bytes() for file in files}) == 1
+            loaded = composer.load(files[0], allow=allow)
+            assert same(dict(loaded.state_dict()), dict(alone.state_dict()))
+        for use in (
+            model.materialize,
+            model.merge_adapters,
+            lambda model=model: model.save_pretrained(FOLDER / "folder"),
+            lambda model=model: model.load_weights("x.safetensors"),
+            lambda model=model: copy.deepcopy(model),
+        ):
+            with pytest.raises(ValueError, match=ALONE):
+                use()
+    with pytest.raises(ValueError, match=ALONE):
+        model.save("x", adapters_only=True)
 
 
 def check_configs():

@@ -15,7 +15,7 @@ import torch
 from composer.cli.commands import main
 from composer.parallel.launch import Mesh
 from composer.parallel.prove import TOLERANCE, Proof, ProofError, compare, trial_of
-from tests.helpers.paths import TESTS
+from tests.helpers.paths import CONFIGS, TESTS
 
 SPECS = TESTS / "specs" / "proofs"
 QUICK = ("tokens", "vision")
@@ -27,9 +27,13 @@ GAPS = rf"  outputs    {SIZE}\n  gradients  {SIZE}\n  weights    {SIZE}\n"
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.full) for n in KINDS]
 )
-def test_two_processes_equal_one(capsys, name):
+def test_two_processes_equal_one(capsys, monkeypatch, name):
+    monkeypatch.chdir(CONFIGS)
     file = str(SPECS / f"{name}.yaml")
-    assert main(["prove", file, "--allow", "proof_parts"]) == 0, capsys.readouterr()
+    command = ["prove", file]
+    for module in ("proof_parts", "environments", "networks"):
+        command += ["--allow", module]
+    assert main(command) == 0, capsys.readouterr()
     said = capsys.readouterr().out
     first = f"{re.escape(file)}: 2 processes equal one, 3 steps of AdamW:\n"
     assert re.fullmatch(rf"{first}{GAPS}  (\d+) of (\d+) parameters are shards\n", said), said

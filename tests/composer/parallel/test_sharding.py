@@ -40,7 +40,7 @@ def test_checks_of_two_processes(tmp_path):
 
 @pytest.mark.full
 def test_more_checks_of_two_processes(tmp_path):
-    run_in_processes(2, CHECKS, tmp_path, "precision", "configs")
+    run_in_processes(2, CHECKS, tmp_path, "precision", "configs", "action")
 
 
 @pytest.mark.full
