@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -322,7 +323,12 @@ def _inside(bound: np.ndarray, direction: int) -> np.ndarray:
 
 def torch_dtype(space: Space) -> torch.dtype:
     """The dtype of a space's numbers; of a long double, which torch does not have, float64."""
-    return getattr(torch, str(space.dtype), torch.float64)
+    return _torch_dtype(space.dtype)
+
+
+@functools.cache  # numpy makes the name of a dtype anew each time
+def _torch_dtype(dtype: np.dtype | None) -> torch.dtype:
+    return getattr(torch, str(dtype), torch.float64)
 
 
 def _start_on(leaf: Leaf, tensor: Tensor) -> int | Tensor:
