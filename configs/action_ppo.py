@@ -2,9 +2,11 @@
 
     python configs/action_ppo.py                # the learning curve is out/action_ppo.png
     python configs/action_ppo.py --lora 8       # only adapters of rank 8 and the value head are trained
+    torchrun --nproc_per_node 2 configs/action_ppo.py       # weights and training over two processes
 
 It needs the extras [llm] and [train]. Each update acts once in a batch of environments and takes a few steps of PPO on
-what acting returned: `forward_inputs` give log-probabilities and values again.
+what acting returned: `forward_inputs` give log-probabilities and values again. Every process acts in all environments
+with the same random numbers, and trains on its share of what came of it.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import gymnasium
 import torch
 
 import composer
+import composer.parallel
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out"
@@ -29,13 +32,14 @@ def make(*, lora=None, seed=0):
     )
 
 
-def train(model, updates, *, batch=128, rate=1e-3, epochs=4, seed=0):
-    """The mean reward of every update's actions."""
+def train(model, updates, *, batch=128, rate=1e-3, epochs=4, seed=0, rank=0, processes=1):
+    """The mean reward of every update's actions; this is the process ``rank`` of several."""
     torch.manual_seed(seed)
+    share = slice(rank * batch // processes, (rank + 1) * batch // processes)
     kind = model.spec.environment
     env = gymnasium.make_vec(kind, batch, vectorization_mode="sync", vector_kwargs=SAME_STEP)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=rate)
+    optimizer = composer.parallel.optimizer(model, torch.optim.Adam, lr=rate)
     observations, _ = env.reset(seed=seed)
     rewards = []
     for _ in range(updates):
@@ -44,8 +48,10 @@ def train(model, updates, *, batch=128, rate=1e-3, epochs=4, seed=0):
         reward = torch.as_tensor(reward, dtype=torch.float32)
         advantage = reward - acted["prev_values"].squeeze(-1)  # an episode has one step
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
+        inputs = {name: value[share] for name, value in acted["forward_inputs"].items()}
+        before = acted["prev_logprobs"][share]
         for _ in range(epochs):
-            loss = ppo_loss(model(acted["forward_inputs"]), acted, advantage, reward)
+            loss = ppo_loss(model(inputs), before, advantage[share], reward[share])
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -61,9 +67,9 @@ def act_in(env, actions):
     return actions[:, 0].numpy().clip(space.low, space.high)
 
 
-def ppo_loss(now, acted, advantage, reward, *, clip=0.2, value_weight=0.5, entropy_weight=0.01):
+def ppo_loss(now, before, advantage, reward, *, clip=0.2, value_weight=0.5, entropy_weight=0.01):
     """The clipped objective, the error of the values and the entropy, as means over the batch."""
-    ratio = (now["logprobs"] - acted["prev_logprobs"]).sum(-1).exp()
+    ratio = (now["logprobs"] - before).sum(-1).exp()
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     error = (now["values"].squeeze(-1) - reward).square().mean()
     return -gain.mean() + value_weight * error - entropy_weight * now["entropy"].sum(-1).mean()
@@ -108,13 +114,16 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT / "action_ppo.png")
     given = parser.parse_args()
-    model = make(lora=given.lora, seed=given.seed)
-    before = evaluate(model)
-    name = "all weights" if given.lora is None else f"LoRA of rank {given.lora}"
-    rewards = train(model, given.updates, seed=given.seed)
-    draw({name: rewards}, given.out)
-    print(f"{name}: mean reward {before:.2f} before, {evaluate(model):.2f} after training")
-    print(f"the curve is drawn in {given.out}")
+    with composer.parallel.start() as mesh:  # of one process, unless torchrun has started more
+        model = composer.parallel.shard(make(lora=given.lora, seed=given.seed), mesh)
+        before = evaluate(model)
+        rewards = train(model, given.updates, seed=given.seed, rank=mesh.rank, processes=mesh.size)
+        after = evaluate(model)
+        if mesh.is_first:
+            name = "all weights" if given.lora is None else f"LoRA of rank {given.lora}"
+            draw({name: rewards}, given.out)
+            print(f"{name}: mean reward {before:.2f} before, {after:.2f} after training")
+            print(f"the curve is drawn in {given.out}")
 
 
 if __name__ == "__main__":

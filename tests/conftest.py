@@ -21,6 +21,8 @@ hypothesis.settings.load_profile("repeatable")
 collect_ignore = [
     "helpers/sample_plugin",
     "helpers/training_envs.py",
+    "helpers/action_models.py",
+    "helpers/sharded_action_model.py",
     "helpers/killed_saves.py",  # these two are run as processes
     "helpers/sharded_models.py",
 ]

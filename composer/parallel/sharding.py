@@ -225,8 +225,10 @@ class Sharder:
         self._sharding = None
         if mesh.backend is not None:
             self._sharding = Sharding(model, mesh, self.plan)
-            # Of blocks of ours nothing writes into what they return.
-            warnings.filterwarnings("ignore", r"FSDP2-wrapped module \(FSDP\w*Block\)")
+            # Of blocks of ours, and of what an action model runs, nothing writes into what they return.
+            bodies = [type(root).__name__ for root in self.roots if is_body(root)]
+            kinds = "|".join([r"\w*Block", *bodies])
+            warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \(FSDP({kinds})\)")
 
     def _survey(self) -> None:
         """Look where the roots, the layers and the nodes are."""

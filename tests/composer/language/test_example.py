@@ -1,10 +1,14 @@
 """The example that trains the tiny action model by PPO."""
 
+import json
+
 import action_ppo  # pyright: ignore[reportMissingImports]  (of configs/)
 import pytest
 import torch
 
 import composer
+from tests.helpers.paths import TESTS
+from tests.helpers.processes import run_in_processes
 
 
 def test_a_few_updates_raise_the_reward():
@@ -34,3 +38,11 @@ def test_it_learns_to_point_and_the_curve_is_drawn(tmp_path, monkeypatch, capsys
     assert picture.stat().st_size > 5000
     assert float(out.partition(" after")[0].rpartition(" ")[2]) > 0.65
     assert composer.compose(action_ppo.SPEC, allow=["environments", "networks"], seed=0)
+
+
+@pytest.mark.full
+def test_two_processes_have_the_rewards_of_one(tmp_path):
+    script = TESTS / "helpers" / "sharded_action_model.py"
+    first, second = (json.loads(said) for said in run_in_processes(2, script, tmp_path))
+    alone = action_ppo.train(action_ppo.make(lora=2), 5, batch=16)
+    assert first == second == pytest.approx(alone, abs=1e-5)
