@@ -83,7 +83,7 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         return critic
 
     @property
-    def networks(self) -> list[SpaceCritic]:
+    def members(self) -> list[SpaceCritic]:
         """The critics that it is made of, each once."""
         return list({id(critic): critic for critic in self.critics.values()}.values())
 
@@ -100,14 +100,14 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
         """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""
         rows = self._rows_of(returns)
         # All critics in one order: other processes, in which other actors may be present, count along with this one.
-        for critic in self.networks:
+        for critic in self.members:
             of_critic = [row for actor, row in rows if self._member_of(actor) is critic]
             count_returns(critic.value_normalizer, of_critic, group)
 
     def merge_normalizer(self, other: Any) -> None:
         """Merge the statistics of ``other``, a critic of the same spec."""
         super().merge_normalizer(other)
-        for ours, theirs in zip(self.networks, other.networks, strict=True):
+        for ours, theirs in zip(self.members, other.members, strict=True):
             ours.merge_normalizer(theirs)
 
     def _rows_of(self, returns: object) -> list[tuple[Actor, Tensor]]:

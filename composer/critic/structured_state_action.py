@@ -63,5 +63,5 @@ class StructuredStateActionCritic(StructuredCriticBase, Targeted):
         return inputs if critic.actions.are_choices else inputs | vectors
 
     def _common(self) -> Sequence[Any]:
-        normalizers = [critic.value_normalizer for critic in self.networks]
+        normalizers = [critic.value_normalizer for critic in self.members]
         return [self.actors, *self.observers.values(), *self.actions.values(), *normalizers]

@@ -26,7 +26,7 @@ class Targeted(nn.Module):
     added: ClassVar[tuple[str, ...]] = ("target", "value_normalizer")  # children beside the network
 
     @property
-    def networks(self) -> list[Any]:
+    def members(self) -> list[Any]:
         """The critics that it is made of, each once: of one Space, itself."""
         return [self]
 
@@ -55,7 +55,7 @@ class Targeted(nn.Module):
         slices = [t for t in self.state_dict(keep_vars=True).values() if not t.is_leaf]
         copies |= {id(tensor): tensor.detach().clone() for tensor in slices}
         target = copy.deepcopy(self, copies)
-        for critic in target.networks:
+        for critic in target.members:
             critic._modules.pop("value_normalizer", None)  # it is a child of the online one alone
         self._modules["target"] = target.requires_grad_(False).eval()
 

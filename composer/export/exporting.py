@@ -241,7 +241,7 @@ def _networks_of(module: AnyPolicy | AnyCritic) -> list[Network]:
     """The networks that a policy or critic runs itself."""
     if isinstance(module, NetworkModule):
         return [module.network]
-    return [member.network for group in module.groups for member in group.networks]
+    return [member.network for group in module.groups for member in group.members]
 
 
 def _unequal(path: Path, worst: Difference) -> str:

@@ -72,7 +72,7 @@ class GroupNetworks(Generic[M]):
     module: M | SeparateNetworks[M]
 
     @property
-    def networks(self) -> list[M]:
+    def members(self) -> list[M]:
         """The Policy or critic of each actor."""
         if isinstance(self.module, SeparateNetworks):
             return self.module.members

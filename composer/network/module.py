@@ -93,8 +93,7 @@ class StatefulModule(RegistryView):
 
     def _refuse_state(self, state: object) -> None:
         """Raise ValueError for a state that is given to a module without memory."""
-        is_empty = isinstance(state, Mapping) and not state  # of a network without memory
-        if state is not None and not is_empty:
+        if state is not None and not (isinstance(state, Mapping) and not state):
             raise ValueError(f"this {self.part} has no memory; call it without a state")
 
 
@@ -183,7 +182,7 @@ class NetworkModule(StatefulModule):
 
         Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights yet.
         """
-        self.require_weights()
+        self.network.require_weights()
         if not self.has_memory:
             self._refuse_state(state)
             return self.network.run(inputs), {}
@@ -232,18 +231,16 @@ class NetworkModule(StatefulModule):
         self, state: State | None, resets: object, leading: tuple[int, ...], unroll: bool
     ) -> Tensor | None:
         """``resets`` as a tensor. Raises ValueError unless they and ``state`` are for these ``leading`` axes."""
-        call = self.call("unroll" if unroll else self.part)
-        self._check_state(state, _state_axes(leading, unroll), call)
+        self._check_state(state, _state_axes(leading, unroll), unroll)
         return self.read_resets(resets, leading)
 
-    def _check_state(self, state: State | None, leading: tuple[int, ...], call: str) -> None:
-        """Raise ValueError unless ``state`` is one for these leading axes; ``call`` is how to call this right."""
-        if state is None:
-            raise ValueError(
-                f"this network has memory; call {call}, beginning with initial_state(batch_size)"
-            )
+    def _check_state(self, state: State | None, leading: tuple[int, ...], unroll: bool) -> None:
+        """Raise ValueError unless ``state`` has these ``leading`` axes."""
         if not isinstance(state, Mapping):
-            kind = type(state).__name__
+            call, kind = self.call("unroll" if unroll else self.part), type(state).__name__
+            if state is None:
+                start = "beginning with initial_state(batch_size)"
+                raise ValueError(f"this network has memory; call {call}, {start}")
             raise ValueError(f"the state is a dict of tensors, as {call} returns it, got a {kind}")
         if state.keys() != self.state_shapes.keys():
             expected, got = (listing(keys) or "nothing" for keys in (self.state_shapes, state))

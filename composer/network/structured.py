@@ -50,7 +50,7 @@ class StructuredModule(StatefulModule, Generic[M]):
         self._actor_networks = {
             actor.name: ActorNetwork(group, row, member)
             for group in groups
-            for row, (actor, member) in enumerate(zip(group.actors, group.networks, strict=True))
+            for row, (actor, member) in enumerate(zip(group.actors, group.members, strict=True))
         }
         self._state_shapes = {
             f"{actor.name}/{node}": shape

@@ -102,7 +102,7 @@ def test_every_agent_has_a_network_by_its_type():
     model = composer.compose(BY_TYPE, env=env, seed=0)
     assert isinstance(model.policy, StructuredPolicy)
     assert {
-        name: list(g.networks) for name, g in zip(["archer", "knight"], model.policy.groups)
+        name: list(g.members) for name, g in zip(["archer", "knight"], model.policy.groups)
     } == {
         "archer": [model.policy["archer"]] * 2,
         "knight": model.policy.groups[1].module.members,
