@@ -378,7 +378,7 @@ def compose(
         spaces = (None, None)
         if model_spec.environment is not None or not makes_environment:
             spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
-        return _action_model(source, model_spec, spaces, device, dtype, chosen_seed(seed))
+        return _action_model(source, model_spec, spaces, device, dtype, chosen_seed(seed), limits)
     spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     if actors is None:
@@ -440,6 +440,7 @@ def _action_model(
     device: torch.device | str,
     dtype: torch.dtype,
     seed: int,
+    limits: Limits,
     processor: Mapping[str, str] | None = None,
 ) -> Any:
     """The `composer.language.ActionModel` of a spec with `model`, which needs an extra."""
@@ -454,8 +455,8 @@ def _action_model(
         raise
     with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
         return compose_action_model(
-            source, spec, spaces, device=device, dtype=dtype, seed=seed, processor=processor
-        )
+            source, spec, spaces, device=device, dtype=dtype, seed=seed, limits=limits, processor=processor
+        )  # fmt: skip
 
 
 def _load_action_model(
@@ -477,6 +478,8 @@ def _load_action_model(
     spaces = record.spaces(limits) if record.observation_space else (None, None)
     processor: Any = record.action_model.get("processor")
     dtype = getattr(torch, record.dtype)
-    model = _action_model(source, spec, spaces, device, dtype, record.seed, processor)
+    model = _action_model(
+        source, spec, spaces, device, dtype, record.seed, limits_from(limits), processor
+    )
     model.load_report = fill(model, read_tensors(path, record), strict=strict)
     return model

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from composer.build.budget import Budget, CountingMode, LimitReached
 from composer.language.action_files import (
     fill_from,
     save,
@@ -21,6 +22,7 @@ from composer.language.action_files import (
 )
 from composer.language.action_spec import ActionPlan, Spaces, plan_action_model
 from composer.language.overview import picture_of, summary_of
+from composer.limits import Limits
 from composer.network.sharded import refuse_sharded
 from composer.source.load import Source
 from composer.spec.model_spec import ModelSpec
@@ -491,6 +493,7 @@ def compose_action_model(
     device: torch.device | str,
     dtype: torch.dtype,
     seed: int,
+    limits: Limits,
     processor: Mapping[str, str] | None = None,
 ) -> ActionModel:
     """The model of a spec with `model`; ``processor`` has the files of its processor, where a checkpoint holds them.
@@ -498,6 +501,15 @@ def compose_action_model(
     Raises SpecError with every problem.
     """
     assert spec.model is not None
-    plan = plan_action_model(spec.model, source, spaces, dtype, seed, processor=processor)
+    target = torch.device(device)
+    budget = Budget(limits)
+    memory = None if target.type == "meta" else budget.memory_of(target)
+    try:
+        with CountingMode(budget, memory):
+            plan = plan_action_model(
+                spec.model, source, spaces, dtype, seed, layers=limits.layers, processor=processor
+            )
+    except LimitReached as reached:
+        raise reached.at("model", spec.model.path).as_error(source) from None
     model = ActionModel(plan, source, spec, spaces, seed)
-    return model if torch.device(device).type == "meta" else model.materialize(device)
+    return model if target.type == "meta" else model.materialize(device)

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.utils import import_utils
 
 from composer.errors import Problems
@@ -28,12 +29,13 @@ from composer.language.hf import (
     processor_of_files,
 )
 from composer.language.value_head import ValueHead
+from composer.limits import how_to_raise
 from composer.source.load import Source
 from composer.spec.action_model import ActionModelSpec, LoraSpec
 from perception_blocks.blocks.lora import Lora, draw_adapters, freeze, inject
 from perception_blocks.reading import file_at
 from perception_blocks.settings import SettingsError
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["ActionPlan", "plan_action_model"]
 
@@ -104,11 +106,13 @@ def plan_action_model(
     dtype: torch.dtype,
     seed: int,
     *,
+    layers: int,
     processor: Mapping[str, str] | None = None,
 ) -> ActionPlan:
     """The plan; ``dtype`` is that of weights that are drawn, where the spec has no ``precision``.
 
-    ``processor`` has the files of the processor, where a checkpoint holds them.
+    A configuration may have at most ``layers`` layers. ``processor`` has the files of the processor, where a checkpoint
+    holds them.
 
     Raises SpecError with everything that does not fit.
     """
@@ -121,6 +125,7 @@ def plan_action_model(
     chosen = planner.dtype(config, folder, dtype)
     attention = planner.attention(entry, chosen)
     planner.sizes(config)
+    planner.layers(config, layers)
     bins = planner.bins(entry, config, folder)
     built_processor = planner.processor(entry, config, folder, processor)
     planner.vocabulary(built_processor, config)
@@ -231,21 +236,42 @@ class _Planner:
                 message = f"{key!r} is {given}, the configuration of the model has {actual}"
                 self._note(key, message)
 
+    def layers(self, config: Any, most: int) -> None:
+        """Notes more layers than the limit allows, in the configuration or in those of its parts."""
+        for part in (config, *vars(config).values()):
+            count = getattr(part, "num_hidden_layers", None)
+            if isinstance(part, PretrainedConfig) and type(count) is int and count > most:
+                text = f"'num_hidden_layers' is {count}, but the limit of layers is {most:,}"
+                self._note(self.origin, f"{text}; {how_to_raise('layers', count)}")
+
     def bins(self, entry: HfModel, config: Any, folder: HfFolder | None) -> ActionBins | None:
-        statistics = {**(getattr(config, "norm_stats", None) or {})}
-        statistics |= {} if folder is None else folder.statistics()
+        statistics = getattr(config, "norm_stats", None) or {}
+        if not isinstance(statistics, Mapping):
+            self._note_config("norm_stats", "statistics by name", statistics)
+            return None
+        statistics = {**statistics} | ({} if folder is None else folder.statistics())
         self.statistics = statistics
         chosen = self._statistics(statistics)
-        if chosen is None:
+        sizes = {
+            "vocab_size": config.get_text_config().vocab_size,
+            "pad_to_multiple_of": getattr(config, "pad_to_multiple_of", None) or 0,
+            "n_action_bins": getattr(config, "n_action_bins", 256),
+        }
+        wrong = {key: value for key, value in sizes.items() if type(value) is not int}
+        for key, value in wrong.items():
+            self._note_config(key, "a whole number", value)
+        if chosen is None or wrong:
             return None
-        text = config.get_text_config()
-        vocabulary = text.vocab_size - (getattr(config, "pad_to_multiple_of", None) or 0)
-        n_bins = getattr(config, "n_action_bins", 256)
+        vocabulary = sizes["vocab_size"] - sizes["pad_to_multiple_of"]
         try:
-            return entry.bins(chosen, n_bins, vocabulary)
+            return entry.bins(chosen, sizes["n_action_bins"], vocabulary)
         except StatisticsError as error:
             self._note(self._key_or_origin("unnorm_key"), f"of {self._chosen!r}: {error}")
         return None
+
+    def _note_config(self, key: str, needed: str, value: object) -> None:
+        message = f"{key!r} of the configuration must be {needed}, got {describe(value)}"
+        self._note(self.origin, message)
 
     def _statistics(self, statistics: dict[str, Any]) -> dict[str, Any] | None:
         """Those of the action under ``unnorm_key``; OpenVLA has them beside those of other things."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -323,12 +322,13 @@ def _inside(bound: np.ndarray, direction: int) -> np.ndarray:
 
 def torch_dtype(space: Space) -> torch.dtype:
     """The dtype of a space's numbers; of a long double, which torch does not have, float64."""
-    return _torch_dtype(space.dtype)
+    return _TORCH_DTYPES.get(space.dtype, torch.float64)
 
 
-@functools.cache  # numpy makes the name of a dtype anew each time
-def _torch_dtype(dtype: np.dtype | None) -> torch.dtype:
-    return getattr(torch, str(dtype), torch.float64)
+_NAMES = ("bool", "float16", "float32", "float64")
+_NAMES += tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+# Not by name where it is needed: numpy makes the name of a dtype anew each time, which takes longer than a small layer.
+_TORCH_DTYPES = {np.dtype(name): getattr(torch, name) for name in _NAMES}
 
 
 def _start_on(leaf: Leaf, tensor: Tensor) -> int | Tensor:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import composer
 from composer.errors import SpecError
 from composer.spec.action_model import ELSEWHERE
+from tests.helpers.action_models import CONFIG as CONFIG_VALUES
 from tests.helpers.action_models import STATISTICS, observations, spec
 
 HEAD = """\
@@ -378,3 +379,79 @@ def test_extensions_must_be_allowed_and_are_imported(tmp_path):
     assert composer.compose(
         tmp_path / "agent.yaml", allow=["networks"], overrides=["extensions=[networks.tiny_vla]"]
     ).spec.extensions == ("networks.tiny_vla",)
+
+
+ODD = [
+    "x",
+    None,
+    -1,
+    0,
+    2.5,
+    10**30,
+    True,
+    [],
+    {},
+    [1, "x"],
+    {"bridge": 3},
+    {"bridge": {"q01": "x", "q99": [1]}},
+]
+
+
+def places(value, path=()):
+    yield path
+    for key, inner in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
+        yield from places(inner, (*path, key))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    "path", [p for p in places(CONFIG_VALUES) if p], ids=lambda path: ".".join(map(str, path))
+)
+def test_whatever_a_configuration_holds_is_a_model_or_told(path):
+    for odd in ODD:
+        config = json.loads(json.dumps(CONFIG_VALUES))
+        *inner, last = path
+        of = config
+        for key in inner:
+            of = of[key]
+        of[last] = odd
+        assert outcome(spec(config=config)).startswith("model"), (path, odd)
+
+
+def outcome(agent):
+    try:
+        composer.compose(agent, seed=0, device="meta")
+    except SpecError as error:
+        return str(error)
+    return "model"
+
+
+def test_numbers_of_a_configuration_that_are_none_are_told(tmp_path):
+    text = f"{HEAD}{CONFIG}".replace("n_action_bins: 8", "n_action_bins: eight")
+    assert problems(text, tmp_path) == (
+        "agent.yaml:5:5: 'n_action_bins' of the configuration must be a whole number, got the text 'eight'"
+    )
+
+
+def test_layers_above_the_limit_are_refused_before_they_are_made():
+    config = {**CONFIG_VALUES, "num_hidden_layers": 10**9}
+    assert outcome(spec(config=config)) == (
+        "model.config: 'num_hidden_layers' is 1000000000, but the limit of layers is 1,000; "
+        "if it is meant, allow it: limits={'layers': 1000000000} or --limit layers=1000000000"
+    )
+    config["num_hidden_layers"] = 3
+    with pytest.raises(SpecError, match="the limit of layers is 2"):
+        composer.compose(spec(config=config), seed=0, device="meta", limits={"layers": 2})
+    composer.compose(spec(config=config), seed=0, device="meta", limits={"layers": 3})
+    with pytest.raises(
+        SpecError, match="model: 'model' brings the model above the limit of 5 tensors"
+    ):
+        composer.compose(spec(config=config), seed=0, device="meta", limits={"tensors": 5})
+    with pytest.raises(SpecError, match=r"model: 'model' needs .* of memory for its weights"):
+        composer.compose(spec(config=config), seed=0, limits={"memory": 1000})
