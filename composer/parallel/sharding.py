@@ -42,6 +42,7 @@ from composer.network.structured import StructuredModule
 from composer.parallel.launch import Mesh, start
 from composer.parallel.plan import Given, Plan, place, plan_of
 from composer.parallel.tensor import bodies_of, is_body, split_layer, why_not_split
+from composer.source.load import Source
 from perception_blocks.base_block import PerceptionBlock, block_name
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
@@ -206,12 +207,12 @@ class Sharder:
     Raises SpecError where ``plan`` does not fit the processes or the model.
     """
 
-    def __init__(self, model: nn.Module, mesh: Mesh, plan: Given = None) -> None:
-        source = None
+    def __init__(self, model: Any, mesh: Mesh, plan: Given = None) -> None:
+        source: Source | None = None
         if getattr(model, "_sharding", None) is not None:
             raise ValueError("this model is sharded already")
         if plan is None and hasattr(model, "spec"):  # a Model, or an action model
-            source, plan = model.source, model.spec.parallel  # type: ignore[union-attr]
+            source, plan = model.source, model.spec.parallel
         self.model, self.mesh = model, mesh
         self.plan = plan_of(plan, mesh.size, source)
         self._survey()
