@@ -239,7 +239,7 @@ class Model(nn.Module):
         """
         if adapters_only:
             refuse_sharded(self, "save(adapters_only=True)")
-            about = {**self._about(), "action_model": {"adapters_only": True}}
+            about = {**self.checkpoint_about(), "action_model": {"adapters_only": True}}
             write_checkpoint(path, self, only=without_adapted_weights(self), **about)
         elif self._sharding is not None:
             self._sharding.save(path)
