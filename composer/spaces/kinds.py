@@ -325,7 +325,7 @@ def torch_dtype(space: Space) -> torch.dtype:
     return _TORCH_DTYPES.get(space.dtype, torch.float64)
 
 
-_NAMES = ("bool", "float16", "float32", "float64")
+_NAMES = ("bool", "float16", "float32", "float64", "complex64", "complex128")
 _NAMES += tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 # Not by name where it is needed: numpy makes the name of a dtype anew each time, which takes longer than a small layer.
 _TORCH_DTYPES = {np.dtype(name): getattr(torch, name) for name in _NAMES}
