@@ -112,7 +112,7 @@ def describe_block(name: str) -> str:
         return f"{name}\n\n{GRAPHS[name].replace('`', '')}"
     block = BLOCKS.get(name)
     settings, takes_any = settings_of(block)
-    lines = [name, "", documentation(block).replace("`", ""), "", "Settings:"]
+    lines = [name, "", documentation(block), "", "Settings:"]
     shown = [_setting_line(s, s.name in block.from_ports) for s in settings.values()]
     shown += ["any other: handed on"] if takes_any else []
     lines += [f"  {line}" for line in shown or ["none"]]
@@ -121,7 +121,7 @@ def describe_block(name: str) -> str:
     example = example_of(name)
     if example is not None:
         lines += ["", "In a graph:", f"  {example}", "", "Shapes:", f"  {example.shapes}"]
-    return "\n".join(lines)
+    return "\n".join(lines).replace("`", "")
 
 
 def example_of(name: str) -> Example | None:
