@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from composer.spaces.kinds import Leaf, torch_dtype
+from composer.spaces.kinds import Leaf
 
 __all__ = ["FARTHEST", "FINEST", "Bounds", "Placed", "Resolution", "log_mean_density", "place"]
 
@@ -45,7 +45,7 @@ class Resolution(NamedTuple):
 
     @classmethod
     def of(cls, leaf: Leaf) -> Resolution:
-        dtype = torch_dtype(leaf.space)
+        dtype = leaf.dtype
         return cls(dtype if dtype.is_floating_point else None)
 
 

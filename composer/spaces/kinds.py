@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ class Leaf:
     leaves with one ``path``, it is variable or mask. ``start`` is what a Discrete counts from. A Box has ``bounds``,
     exact in the dtype in which `to_space_value` compares; they are numbers if all elements have the same. ``integers``
     is the range of a space of whole numbers, outside of which a value is refused; ``watch`` warns of floats beyond
-    their bounds.
+    their bounds. ``dtype`` is that of the space's numbers in torch.
     """
 
     key: str
@@ -44,6 +44,11 @@ class Leaf:
     bounds: Bounds | None = None
     integers: IntegerRange | None = None
     watch: BoundsWatch | None = None
+    dtype: torch.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once: numpy makes the name of a dtype anew each time, which takes longer than a small layer.
+        object.__setattr__(self, "dtype", torch_dtype(self.space))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -322,13 +327,7 @@ def _inside(bound: np.ndarray, direction: int) -> np.ndarray:
 
 def torch_dtype(space: Space) -> torch.dtype:
     """The dtype of a space's numbers; of a long double, which torch does not have, float64."""
-    return _TORCH_DTYPES.get(space.dtype, torch.float64)
-
-
-_NAMES = ("bool", "float16", "float32", "float64", "complex64", "complex128")
-_NAMES += tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
-# Not by name where it is needed: numpy makes the name of a dtype anew each time, which takes longer than a small layer.
-_TORCH_DTYPES = {np.dtype(name): getattr(torch, name) for name in _NAMES}
+    return getattr(torch, str(space.dtype), torch.float64)
 
 
 def _start_on(leaf: Leaf, tensor: Tensor) -> int | Tensor:
@@ -336,7 +335,7 @@ def _start_on(leaf: Leaf, tensor: Tensor) -> int | Tensor:
 
 
 def _discrete_out(leaf: Leaf, tensor: Tensor) -> Tensor:
-    return (tensor.to(torch.int64) + _start_on(leaf, tensor)).to(torch_dtype(leaf.space))
+    return (tensor.to(torch.int64) + _start_on(leaf, tensor)).to(leaf.dtype)
 
 
 def _multi_binary_out(leaf: Leaf, tensor: Tensor) -> Tensor:
@@ -346,7 +345,7 @@ def _multi_binary_out(leaf: Leaf, tensor: Tensor) -> Tensor:
 def _box_out(leaf: Leaf, tensor: Tensor) -> Tensor:
     """Cast, then clip: in the dtype of the space its bounds are exact, and no rounding follows."""
     assert leaf.bounds is not None
-    dtype = torch_dtype(leaf.space)
+    dtype = leaf.dtype
     value = tensor.to(dtype) if dtype.is_floating_point else tensor.to(torch.float64).round()
     low, high = leaf.bounds
     if isinstance(low, Tensor) and isinstance(high, Tensor):

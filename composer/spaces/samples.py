@@ -11,7 +11,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from composer.spaces.kinds import Leaf, kind_of, torch_dtype
+from composer.spaces.kinds import Leaf, kind_of
 from composer.spaces.tree import SpaceTree
 
 __all__ = ["SpaceSampler", "batch_of", "random_values", "space_dtype"]
@@ -55,7 +55,7 @@ def _seeded(space: Space, seed: int) -> Space:
 
 def space_dtype(leaf: Leaf) -> torch.dtype:
     """The dtype of an environment's value; of a set or graph, of the padded tensor."""
-    return leaf.port.dtype if leaf.kind in ("variable", "mask") else torch_dtype(leaf.space)
+    return leaf.port.dtype if leaf.kind in ("variable", "mask") else leaf.dtype
 
 
 def batch_of(space: Space, samples: Sequence[Any]) -> Any:
