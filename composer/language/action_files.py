@@ -30,11 +30,11 @@ from composer.checkpoint.plain_spec import plain_spec
 from composer.language.hf import VALUE_HEAD_FILE, processor_files
 from composer.source.load import dump_yaml
 from composer.spaces.json_form import spaces_to_json
+from perception_blocks.blocks.adapted import PEFT_FILE, refuse_other_alpha, stored_name
 from perception_blocks.blocks.lora import adapter_names, merged_weights, without_adapters
 
 __all__ = ["fill_from", "read_adapters", "save", "save_folder", "saved_beside", "take_adapters"]
 
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LORA_KEYS = ("lora", "is_lora", "lora_rank", "lora_path")
 WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -123,12 +123,15 @@ def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]
             if os.path.isdir(path)
             else f"there is no {path!r}"
         )
-    _refuse_other_alpha(path, alpha)
+    refuse_other_alpha(path, Path(path), alpha)
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path!r} cannot be read: {error}") from error
-    tensors = {_our_name(name): tensor for name, tensor in tensors.items()}
+    tensors = {
+        stored_name(name.removeprefix("base_model.model.").removeprefix("hf.")): tensor
+        for name, tensor in tensors.items()
+    }
     state = body.state_dict()
     needed = adapter_names(body)
     wrong = [f"{name} is missing" for name in needed if name not in tensors]
@@ -145,24 +148,6 @@ def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]
         more = f"; and {len(wrong) - 4} others" if len(wrong) > 4 else ""
         raise ValueError(f"{path!r} holds other adapters: {'; '.join(wrong[:4])}{more}")
     return tensors
-
-
-def _refuse_other_alpha(path: str, alpha: float) -> None:
-    """Weights do not show by what they are multiplied."""
-    config = Path(path, PEFT_CONFIG)
-    if config.is_file():
-        stated = json.loads(config.read_text(encoding="utf-8")).get("lora_alpha")
-        if stated is not None and stated != alpha:
-            raise ValueError(f"the adapters in {path!r} were made with alpha {stated}, not {alpha}")
-
-
-def _our_name(name: str) -> str:
-    name = name.removeprefix("base_model.model.").removeprefix("hf.")
-    for pair in ("lora_A", "lora_B"):
-        name = name.replace(f".{pair}.weight", f".{pair}.default.weight")
-    for pair in ("lora_embedding_A", "lora_embedding_B"):
-        name = f"{name}.default" if name.endswith(f".{pair}") else name
-    return name
 
 
 def take_adapters(model: Any, tensors: Mapping[str, Tensor]) -> None:

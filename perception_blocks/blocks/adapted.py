@@ -26,10 +26,12 @@ from perception_blocks.settings import (
     SettingsError,
     check_settings,
 )
+from perception_blocks.words import describe
 
-__all__ = ["AdaptedBlock"]
+__all__ = ["PEFT_FILE", "AdaptedBlock", "refuse_other_alpha", "stored_name"]
 
 RANK = 8
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def lora_keys(
@@ -130,18 +132,35 @@ def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]
     except ValueError as error:
         raise wrong(str(error)) from error
     try:
-        folder = place.is_dir()
-        file = place / "adapter_model.safetensors" if folder else place
-        config = place / "adapter_config.json"
-        stated = None
-        if folder and config.is_file():
-            stated = json.loads(config.read_text(encoding="utf-8")).get("lora_alpha")
+        file = place / PEFT_FILE if place.is_dir() else place
+        refuse_other_alpha(path, place, alpha)
         stored = {stored_name(name): tensor for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise wrong(f"{path!r} cannot be read: {error}") from error
-    if stated not in (None, alpha):
-        raise wrong(f"the adapters in {path!r} were made with alpha {stated:g}, not {alpha:g}")
+    except ValueError as error:
+        raise wrong(str(error)) from error
     return dict(fitting_tensors(path, stored, body))
+
+
+def refuse_other_alpha(path: str, place: Path, alpha: float) -> None:
+    """Weights do not show by what they are multiplied, but a folder of peft's says it.
+
+    Raises ValueError for another ``alpha``, and for a configuration that cannot be read.
+    """
+    config = place / PEFT_CONFIG
+    if not config.is_file():
+        return
+    try:
+        said = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{PEFT_CONFIG!r} in {path!r} is no JSON") from error
+    stated = said.get("lora_alpha") if isinstance(said, Mapping) else said
+    if stated is not None and not isinstance(stated, int | float):
+        raise ValueError(
+            f"{PEFT_CONFIG!r} in {path!r} must say 'lora_alpha' as a number, got {describe(stated)}"
+        )
+    if stated not in (None, alpha):
+        raise ValueError(f"the adapters in {path!r} were made with alpha {stated:g}, not {alpha:g}")
 
 
 def fitting_tensors(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import composer
 from composer.checkpoint import CheckpointError
 from composer.errors import SpecError
+from perception_blocks.blocks.adapted import refuse_other_alpha
 from perception_blocks.registry import BLOCKS, MissingExtraError
 
 LLAMA = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 20}
@@ -273,3 +274,25 @@ def test_drawn_layer_by_layer_it_is_drawn_as_at_once(kind):
     made.reset_part("", seed, without=layers)
     for name, weight in expected.state_dict().items():
         assert torch.equal(made.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "'adapter_config.json' in 'folder' is no JSON"),
+        ("[" * 100_000, "'adapter_config.json' in 'folder' is no JSON"),
+        ("[8]", "'adapter_config.json' in 'folder' must say 'lora_alpha' as a number, got a list"),
+        ('{"lora_alpha": "x"}', "'adapter_config.json' in 'folder' must say 'lora_alpha' as a number, got the text 'x'"),
+        ('{"lora_alpha": 2}', "the adapters in 'folder' were made with alpha 2, not 8"),
+    ],
+)  # fmt: skip
+def test_a_configuration_of_adapters_that_is_none_is_told(text, message, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        refuse_other_alpha("folder", tmp_path, 8.0)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"lora_alpha": 8}', '{"lora_alpha": null}'])
+def test_a_configuration_of_adapters_that_fits_is_taken(text, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(text)
+    refuse_other_alpha("folder", tmp_path, 8.0)
