@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -325,7 +326,7 @@ class _Pieces:
         for rank in range(self.index["processes"]):
             path = folder / _file_of(rank)
             record = read_record(path, FORMAT_VERSION)
-            if record is None or not isinstance(record.get("pieces"), dict):
+            if record is None or not self._are_pieces(record.get("pieces")):
                 raise self._damaged(f"{path.name!r} is not as it was saved")
             self._digests[path] = record["tensor_digests"]
             for name, (offset, size) in record["pieces"].items():
@@ -353,9 +354,20 @@ class _Pieces:
                 f"this version reads up to {FORMAT_VERSION}: upgrade perception-composer"
             )
         wrong = [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]
-        if wrong or "extra" not in index:
+        if wrong or "extra" not in index or not _is_as_saved(index):
             raise self._damaged(f"{INDEX!r} is not as it was saved")
         return index
+
+    def _are_pieces(self, pieces: object) -> bool:
+        """Whether ``pieces`` say of tensors of the index where each piece begins, and its size."""
+        tensors = self.index["tensors"]
+        return isinstance(pieces, dict) and all(
+            name in tensors
+            and isinstance(place, list)
+            and len(place) == 2
+            and all(_is_shape(part) and len(part) == len(tensors[name][1]) for part in place)
+            for name, place in pieces.items()
+        )
 
     def _damaged(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -375,6 +387,9 @@ class _Pieces:
     def _region(self, name: str, offset: list[int], shape: list[int]) -> Tensor:
         """The part of a tensor that begins at ``offset``."""
         dtype, _ = self.index["tensors"][name]
+        there = sum(math.prod(size) for _, _, size in self._where.get(name, ()))
+        if there < math.prod(shape):  # before as much is allocated
+            raise self._damaged(f"not all of {name!r} is there")
         region = torch.empty(shape, dtype=getattr(torch, dtype))
         filled = 0
         for path, begin, size in self._where.get(name, ()):
@@ -384,6 +399,8 @@ class _Pieces:
             if any(first >= last for first, last in ends):
                 continue
             piece = read_piece(path, name, self._digests[path])
+            if list(piece.shape) != size or piece.dtype != region.dtype:
+                raise self._damaged(f"a piece of {name!r} is not as it was saved")
             source = tuple(slice(f - b, e - b) for (f, e), b in zip(ends, begin))
             into = tuple(slice(f - o, e - o) for (f, e), o in zip(ends, offset))
             region[into] = piece[source]
@@ -391,6 +408,47 @@ class _Pieces:
         if filled != region.numel():
             raise self._damaged(f"not all of {name!r} is there")
         return region
+
+
+def _is_as_saved(index: Mapping[str, Any]) -> bool:
+    """Whether what the parts of an index hold is of the form that `save` writes."""
+    tensors = index["tensors"]
+    return (
+        all(_is_pair(of) and _is_dtype(of[0]) and _is_shape(of[1]) for of in tensors.values())
+        and all(
+            _is_pair(of) and _is_place(of[0], of[1], tensors) for of in index["places"].values()
+        )
+        and all(_is_group(group) for group in index["groups"])
+    )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2
+
+
+def _is_dtype(name: object) -> bool:
+    return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def _is_shape(sizes: object) -> bool:
+    return isinstance(sizes, list) and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
+
+
+def _is_place(name: object, row: object, tensors: Mapping[str, Any]) -> bool:
+    """Of a tensor of a state_dict: the stored one, and the row in it or None."""
+    if not isinstance(name, str) or name not in tensors:
+        return False
+    shape = tensors[name][1]
+    return row is None or (type(row) is int and len(shape) > 0 and 0 <= row < shape[0])
+
+
+def _is_group(group: object) -> bool:
+    return (
+        isinstance(group, dict)
+        and isinstance(group.get("settings"), dict)
+        and isinstance(group.get("names"), list)
+        and all(isinstance(name, str) for name in group["names"])
+    )
 
 
 def _refuse_other_tensors(pieces: _Pieces, tensors: Mapping[str, Tensor]) -> None:

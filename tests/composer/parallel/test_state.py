@@ -292,3 +292,49 @@ def test_a_spec_without_names_is_sharded_and_saved_but_not_consolidated(tmp_path
         CheckpointError, match="does not say how its model is composed: cannot be saved"
     ):
         composer.parallel.consolidate(tmp_path / "saved", tmp_path / "one.safetensors")
+
+
+ODD = (
+    "x",
+    None,
+    -1,
+    2.5,
+    10**30,
+    10**12,
+    True,
+    [],
+    {},
+    ["float32", [10**12]],
+    ["load", [3]],
+    [["x"], 0],
+)
+
+
+@pytest.mark.parametrize("key", ["processes", "tensors", "places", "groups"])
+def test_an_index_of_another_form_is_told(tmp_path, key):
+    saved(tmp_path, "deviation")
+    folder = tmp_path / "saved"
+    path = folder / "checkpoint.json"
+    index = json.loads(path.read_text())
+    inside = index[key]
+    first = (
+        None
+        if isinstance(inside, int) or not inside
+        else inside[0]
+        if key == "groups"
+        else next(iter(inside))
+    )
+    model = composed("deviation")
+    told = 0
+    for odd in ODD:
+        for changed in (odd, {**inside, first: odd} if isinstance(inside, dict) else [odd]):
+            path.write_text(json.dumps({**index, key: changed}))
+            for use in (
+                lambda: composer.parallel.load(folder, model),
+                lambda: composer.parallel.consolidate(folder, tmp_path / "one.safetensors"),
+            ):
+                try:
+                    use()
+                except CheckpointError:
+                    told += 1
+    assert told > len(ODD)
