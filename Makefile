@@ -65,5 +65,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.library
-	$(PIP) --no-build-isolation -e ".[dev,envs,graph,pettingzoo,onnx,llm,sb3,torchrl,train]"
+	$(PIP) --no-build-isolation -e ".[dev,envs,graph,pettingzoo,onnx,llm,sb3,torchrl,ray,train]"
 	@touch $@

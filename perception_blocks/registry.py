@@ -40,6 +40,7 @@ EXTRAS = {
     "llm": ["transformers", "tokenizers", "peft"],
     "sb3": ["stable_baselines3", "sb3_contrib"],
     "torchrl": ["torchrl", "tensordict"],
+    "ray": ["ray"],
     "train": ["matplotlib", "tqdm"],
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],
 }

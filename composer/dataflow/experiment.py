@@ -1,0 +1,105 @@
+"""An experiment as typed data: its models, its data set, its calls, its hooks and its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from composer.errors import Path
+from composer.source.load import Source
+from composer.spec.parallel import ParallelSpec
+from perception_blocks.dag import Dag
+
+__all__ = ["CallSpec", "DataSpec", "Experiment", "HookSpec", "RoleSpec", "RunSpec"]
+
+Settings = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """A model of the experiment. One of ``like`` and the keys of ``origin`` says where it comes from.
+
+    ``origin`` has exactly one key: ``decoder`` (settings of the block, with a ``family``), ``checkpoint`` (a folder of
+    Hugging Face, or a file of ours), ``spec`` (a file of ours, or a mapping) or ``model_type``; its value is as
+    written. A model ``like`` another begins with the other's architecture and, unless it is a critic of an actor, its
+    weights. ``optimizer`` has ``lr`` and what else the optimiser takes; None is never trained.
+    """
+
+    name: str
+    path: Path
+    origin: Settings
+    like: str | None = None
+    is_critic: bool = False
+    init_critic_from_actor: bool = False
+    vocabulary: str | None = None
+    max_length: int | None = None
+    optimizer: Settings | None = None
+    parallel: ParallelSpec | None = None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data set by name, with its ``settings``, and how many items a batch has."""
+
+    dataset: str
+    path: Path
+    settings: Settings
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class CallSpec:
+    """One call: ``verb`` of ``interface`` on ``model`` (None for an interface that needs none).
+
+    ``reads`` and ``writes`` map the interface's names to the values of the experiment.
+    """
+
+    name: str
+    path: Path
+    verb: str
+    interface: str
+    model: str | None = None
+    reads: Mapping[str, str] = field(default_factory=dict)
+    writes: Mapping[str, str] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HookSpec:
+    """After the call ``after``: ``target`` becomes eta * source + (1 - eta) * target."""
+
+    path: Path
+    after: str
+    source: str
+    target: str
+    eta: float = 1.0
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """``iterations`` batches; a checkpoint after every ``save_every`` of them and at the end."""
+
+    iterations: int = 100
+    seed: int = 0
+    runner: str = "local"
+    workers: int = 2
+    save_every: int | None = None
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment.
+
+    ``dag`` orders the calls: by values, and each training after all other calls of its model.
+    """
+
+    name: str
+    source: Source
+    models: Mapping[str, RoleSpec]
+    data: DataSpec
+    calls: Mapping[str, CallSpec]
+    hooks: tuple[HookSpec, ...]
+    run: RunSpec
+    dag: Dag
+    extensions: tuple[str, ...] = ()
