@@ -125,8 +125,10 @@ class Registry:
     perception_blocks.registry.UnknownNameError: unknown shape 'circel'; did you mean 'circle'?
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, hyphens: bool = False) -> None:
+        """With ``hyphens`` a name may have them, as the names of data sets do that others publish."""
         self.kind = kind
+        self.hyphens = hyphens
         self._entries: dict[str, _Entry] = {}
         self._names: dict[str, str] = {}  # address -> first name
 
@@ -143,9 +145,10 @@ class Registry:
             raise TypeError(
                 f"register takes a {self.kind} name first, such as @register({example!r}), got {describe(name)}"
             )
-        if not name.isidentifier():
+        if not (name.replace("-", "_") if self.hyphens else name).isidentifier():
+            characters = "letters, digits, hyphens" if self.hyphens else "letters, digits"
             raise ValueError(
-                f"a {self.kind} name has only letters, digits and underscores, and no digit first, such as "
+                f"a {self.kind} name has only {characters} and underscores, and no digit first, such as "
                 f"{example!r}; got {name!r}"
             )
         if entry is None:

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from composer.errors import Path
-from composer.source.load import Source
+from composer.source.load import GivenSpec, Source
 from composer.spec.parallel import ParallelSpec
 from perception_blocks.dag import Dag
+from perception_blocks.registry import Registry
 
-__all__ = ["CallSpec", "DataSpec", "Experiment", "HookSpec", "RoleSpec", "RunSpec"]
+__all__ = ["EXPERIMENTS", "CallSpec", "DataSpec", "Experiment", "HookSpec", "RoleSpec", "RunSpec"]
+__all__ += ["is_experiment", "registered_spec"]
+
+EXPERIMENTS = Registry("experiment", hyphens=True)
+"""Experiments by name, for `extends` and the command line: functions without arguments, such as classes, that return a
+file, YAML text or a mapping, or an object whose ``spec()`` does; or the `pathlib.Path` of a file."""
 
 Settings = Mapping[str, object]
 
@@ -103,3 +109,15 @@ class Experiment:
     run: RunSpec
     dag: Dag
     extensions: tuple[str, ...] = ()
+
+
+def is_experiment(data: Mapping[str, object]) -> bool:
+    """Whether the data of a spec describes an experiment: it has ``calls``."""
+    return "calls" in data
+
+
+def registered_spec(name: str) -> GivenSpec:
+    """The spec of a registered experiment. Raises UnknownNameError."""
+    spec = EXPERIMENTS.get(name)
+    spec = spec() if callable(spec) else spec
+    return spec.spec() if hasattr(spec, "spec") else spec

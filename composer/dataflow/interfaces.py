@@ -50,8 +50,8 @@ class Interface:
     """What calls do with a model. A subclass overrides the methods of the verbs that it has.
 
     ``reads`` and ``writes`` are, for each verb, the names of values; those in ``optional`` may be left out of a call's
-    ``reads``. With ``needs_model`` False its calls name no model, and ``model`` is None. The settings of a call are
-    arguments of ``__init__``.
+    ``reads``; with ``reads_others`` a call may also read values of any other name. With ``needs_model`` False the model
+    of its calls is None, whether they name one or not. The settings of a call are arguments of ``__init__``.
 
     >>> class LongestRun(Interface):
     ...     needs_model = False
@@ -68,6 +68,7 @@ class Interface:
     optional: ClassVar[Mapping[str, Sequence[str]]] = {}
     writes: ClassVar[Mapping[str, Sequence[str]]] = {}
     needs_model: ClassVar[bool] = True
+    reads_others: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # at run time a verb that a class lacks is no attribute of it
         generate: Callable[[ExperimentModel | None, Sample, Context], Written]

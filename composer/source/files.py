@@ -10,7 +10,7 @@ from composer.errors import Position, Problem, SpecError
 from perception_blocks.words import near_name
 
 __all__ = ["MAX_BYTES", "allowed_folders", "as_argument", "begins_as_checkpoint", "display_name"]
-__all__ += ["is_regular", "names_a_folder", "outside", "read_text", "real_path"]
+__all__ += ["is_regular", "names_a_folder", "near_file", "outside", "read_text", "real_path"]
 
 MAX_BYTES = 1024 * 1024
 
@@ -75,7 +75,7 @@ def read_text(path: str, asked_at: Position | None) -> str:
             with open(path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        problem = f"there is no file {name!r}{_near_file(path)}"
+        problem = f"there is no file {name!r}{near_file(path)}"
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         problem = f"{name!r} cannot be read: {reason}"
@@ -101,7 +101,8 @@ def _decode(data: bytes, name: str) -> str:
         raise SpecError([Problem(message, (), Position(name, line, column))]) from None
 
 
-def _near_file(path: str) -> str:
+def near_file(path: str) -> str:
+    """The end of a message about a file that is missing: the near name in its folder."""
     folder, file = os.path.split(path)
     try:
         names = os.listdir(folder or ".")

@@ -22,6 +22,8 @@ from composer.source.files import (
     MAX_BYTES,
     allowed_folders,
     display_name,
+    is_regular,
+    near_file,
     outside,
     read_text,
     real_path,
@@ -30,15 +32,18 @@ from composer.source.overlay import merge, set_value
 from composer.source.params import escape_params, fill_params
 from composer.source.scalars import Scalar, no_space_in_words, parse_scalar, syntax_error_in_words
 from composer.source.values import MAX_DEPTH, Located, check_size, from_python, node_at, plain
+from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import describe, did_you_mean, sparing
 
-__all__ = ["GivenSpec", "Override", "Source", "dump_flow", "dump_yaml", "load_source"]
-__all__ += ["stored_source"]
+__all__ = ["GivenSpec", "NamedSpecs", "Override", "Source", "dump_flow", "dump_yaml"]
+__all__ += ["is_name", "load_source", "stored_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, object]"
 """``"params.width=128"``, or a path (dotted, or its parts) and a value."""
 GivenSpec: TypeAlias = "str | FilePath | Mapping[str, object] | Source"
 """A file, YAML text or a mapping."""
+NamedSpecs: TypeAlias = "Callable[[str], GivenSpec]"
+"""The spec that is registered under a name, for `extends`. Raises UnknownNameError."""
 
 MAX_EXTENDS = 20  # files, one extending the next
 _TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
@@ -121,11 +126,15 @@ def load_source(
     spec: GivenSpec,
     overrides: Iterable[Override] = (),
     allow: Iterable[str] = (),
+    named: NamedSpecs | None = None,
 ) -> Source:
     """Read ``spec``: a file's path, YAML text (any str with a line break), a mapping or an OmegaConf config.
 
     A file may name others beside and below it, and in the folders that ``allow`` names. A Source is returned with
-    ``overrides`` applied. Raises SpecError for what cannot be read at all.
+    ``overrides`` applied. With ``named``, a name without suffix and slash is a registered spec, for ``spec`` itself
+    and after `extends`; a file is meant where none has that name.
+
+    Raises SpecError for what cannot be read at all.
     """
     if isinstance(overrides, str | Mapping):
         message = f"overrides is a list such as ['params.width=64'], got {describe(overrides)}"
@@ -133,23 +142,24 @@ def load_source(
     if isinstance(spec, Source):
         return spec.overridden(overrides)
     problems: list[Problem] = []
-    folders = allowed_folders(allow)
-    files = _Files(problems, folders)
+    files = _Files(problems, allowed_folders(allow), named)
     name: str | None = None
     if isinstance(spec, str) and "\n" in spec:
         name = _TEXT_NAME
-        root = _without_extends(_parse(spec, name, problems), "a text")
+        root = files.on_named_bases(_parse(spec, name, problems), "a text")
     elif isinstance(spec, str | os.PathLike):
         name = display_name(os.fspath(spec))
-        folders = files.folders = (real_path(os.path.dirname(os.fspath(spec))), *folders)
-        root = files.load(os.fspath(spec), None, ())
+        root = files.load_named(os.fspath(spec), None, ()) if isinstance(spec, str) else None
+        if root is None:
+            files.folders = (real_path(os.path.dirname(os.fspath(spec))), *files.folders)
+            root = files.load(os.fspath(spec), None, ())
     elif isinstance(spec, Mapping):
-        root = _without_extends(from_python(spec), "a mapping")
+        root = files.on_named_bases(from_python(spec), "a mapping")
     else:
         message = f"a spec is a path, YAML text or a mapping, got {describe(spec)}"
         raise SpecError([Problem(message)])
     root = _overridden(root, overrides, problems)
-    return Source(root, name, files.seen, problems, folders)
+    return Source(root, name, files.seen, problems, files.folders)
 
 
 def stored_source(
@@ -161,7 +171,7 @@ def stored_source(
     """
     problems: list[Problem] = []
     name = f"{display_name(os.fspath(file))}, its spec"
-    root = _without_extends(_parse(text, name, problems), "the text inside of one")
+    root = _Files(problems, ()).on_named_bases(_parse(text, name, problems), "the text inside of one")
     root = _overridden(root, overrides, problems)
     return Source(root, name, (), problems, is_stored=True)
 
@@ -172,17 +182,74 @@ def stored_source(
 class _Files:
     """Reads a file and the files it extends, each once; ``seen`` lists them as the user would write them.
 
-    A file that another extends must lie in ``folders``.
+    A file that another extends must lie in ``folders``, or be registered: ``named`` knows those.
     """
 
-    def __init__(self, problems: list[Problem], folders: tuple[str, ...]) -> None:
+    def __init__(
+        self, problems: list[Problem], folders: tuple[str, ...], named: NamedSpecs | None = None
+    ) -> None:
         self.seen: list[str] = []
         self.folders = folders
         self._problems = problems
+        self._named = named
         self._merged: dict[str, Located] = {}
 
     def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Located:
         identity = real_path(path)
+        self._check_chain(identity, asked_at, parents)
+        refusal = outside(path, self.folders) if parents else None
+        if refusal:
+            raise SpecError([Problem(refusal, ("extends",), asked_at)])
+        if identity not in self._merged:
+            root = _parse(read_text(path, asked_at), display_name(path), self._problems)
+            self.seen.append(display_name(path))
+            self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
+        return self._merged[identity]
+
+    def load_named(
+        self, name: str, asked_at: Position | None, parents: tuple[str, ...]
+    ) -> Located | None:
+        """The spec that is registered as ``name``; None where that is the path of a file."""
+        if self._named is None or not is_name(name):
+            return None
+        try:
+            given = self._named(name)
+        except UnknownNameError as error:
+            path = os.path.join(os.path.dirname(parents[-1]) if parents else "", name)
+            if is_regular(path):
+                return None
+            message = f"there is no file {name!r}{near_file(path)}; {error}"
+            raise SpecError([Problem(message, ("extends",) if parents else (), asked_at)]) from None
+        if isinstance(given, os.PathLike) or (isinstance(given, str) and "\n" not in given):
+            self.folders = (*self.folders, real_path(os.path.dirname(os.fspath(given))))
+            return self.load(os.fspath(given), asked_at, parents)
+        identity = f"{name} (registered)"
+        self._check_chain(identity, asked_at, parents)
+        if isinstance(given, str):
+            root = _parse(given, f"<{name}>", self._problems)
+        elif isinstance(given, Mapping):
+            root = from_python(given)
+        else:
+            message = f"{name!r} is registered as {describe(given)}, not as a file, YAML text or a mapping"
+            raise SpecError([Problem(message, (), asked_at)])
+        return self.on_named_bases(root, f"registered as {name!r}", (*parents, identity))
+
+    def on_named_bases(
+        self, root: Located, what: str, parents: tuple[str, ...] = ()
+    ) -> Located:
+        """``root``, which is no file but ``what``, on the registered specs that it extends."""
+        extends = root.value.get("extends")
+        if extends is None:
+            return root
+        names = extends.value if isinstance(extends.value, list) else [extends]
+        if self._named is not None and all(is_name(name.value) for name in names):
+            return self._on_its_bases(root, "", parents)
+        message = f"'extends' is relative to a file, and this spec is {what}; merge it yourself or use a file"
+        raise SpecError([Problem(message, ("extends",), extends.position)])
+
+    def _check_chain(
+        self, identity: str, asked_at: Position | None, parents: tuple[str, ...]
+    ) -> None:
         if identity in parents:
             chain = [*parents[parents.index(identity) :], identity]
             names = " -> ".join(repr(os.path.basename(name)) for name in chain)
@@ -192,14 +259,6 @@ class _Files:
         if len(parents) >= MAX_EXTENDS:
             message = f"more than {MAX_EXTENDS} files extend one another"
             raise SpecError([Problem(message, ("extends",), asked_at)])
-        refusal = outside(path, self.folders) if parents else None
-        if refusal:
-            raise SpecError([Problem(refusal, ("extends",), asked_at)])
-        if identity not in self._merged:
-            root = _parse(read_text(path, asked_at), display_name(path), self._problems)
-            self.seen.append(display_name(path))
-            self._merged[identity] = self._on_its_bases(root, path, (*parents, identity))
-        return self._merged[identity]
 
     def _on_its_bases(self, root: Located, path: str, parents: tuple[str, ...]) -> Located:
         extends = root.value.get("extends")
@@ -215,19 +274,20 @@ class _Files:
                     f"'extends' must be a file name or a list of them, got {describe(name.value)}"
                 )
                 raise SpecError([Problem(message, ("extends",), name.position)])
-            below = self.load(os.path.join(folder, name.value), name.position, parents)
+            below = self.load_named(name.value, name.position, parents)
+            if below is None:
+                below = self.load(os.path.join(folder, name.value), name.position, parents)
             base = below if base is None else merge(base, below)
         return over if base is None else merge(base, over)
 
 
-def _without_extends(root: Located, what: str) -> Located:
-    extends = root.value.get("extends")
-    if extends is None:
-        return root
-    message = (
-        f"'extends' is relative to a file, and this spec is {what}; merge it yourself or use a file"
-    )
-    raise SpecError([Problem(message, ("extends",), extends.position)])
+def is_name(text: object) -> bool:
+    """Whether ``text`` may be the name of a registered spec: it has neither a suffix nor a slash.
+
+    >>> is_name("ppo"), is_name("ppo.yaml"), is_name("./ppo")
+    (True, False, False)
+    """
+    return isinstance(text, str) and re.fullmatch(r"[\w-]+", text) is not None
 
 
 # --- overrides ---------------------------------------------------------------------------------------------------

@@ -97,6 +97,18 @@ def test_a_name_that_is_no_identifier_is_refused(shapes, name, entry):
     assert len(shapes._entries) == 0
 
 
+def test_hyphens_are_for_names_that_others_publish(shapes):
+    shapes = Registry("data set", hyphens=True)
+    shapes.register("math-code", "x:Y")
+    assert "math-code" in shapes
+    with pytest.raises(ValueError) as error:
+        shapes.register("math code", "x:Y")
+    assert str(error.value) == (
+        "a data set name has only letters, digits, hyphens and underscores, and no digit first, such as "
+        "'my_data_set'; got 'math code'"
+    )
+
+
 def test_a_lazy_entry_and_the_class_itself_are_the_same(shapes):
     import decimal
 

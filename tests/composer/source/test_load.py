@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from composer.errors import Position, Problem, Problems, SpecError
 from composer.source.load import dump_yaml, load_source
+from perception_blocks.registry import Registry
 
 
 def message_of(spec, overrides=()) -> str:
@@ -429,3 +430,70 @@ def test_any_bytes_are_data_or_a_spec_error(tmp_path_factory, data):
 def test_any_yaml_like_text_is_data_or_a_spec_error(text):
     with contextlib.suppress(SpecError):
         assert isinstance(load_source(text + "\n").data, dict)
+
+
+# --- registered specs ----------------------------------------------------------------------------
+
+
+def registered(name):
+    known = Registry("experiment", hyphens=True)
+    known.register("base-run", lambda: {"version": 1, "a": {"b": 1, "c": 2}})
+    known.register("over", lambda: "extends: base-run\na: {c: 3}\n")
+    known.register("circle", lambda: "extends: circle\na: 1\n")
+    known.register("odd", lambda: 3)
+    return known.get(name)()
+
+
+@pytest.mark.parametrize("spec", ["over", {"extends": "over"}, "extends: over\na: {}\n"])
+def test_a_registered_spec_is_extended_by_its_name(spec):
+    source = load_source(spec, ["a.b=5"], named=registered)
+    assert source.data == {"version": 1, "a": {"b": 5, "c": 3}}
+
+
+def test_a_file_extends_a_registered_spec_and_keeps_its_places(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: [over, other.yaml]\na: {b: 7}\n")
+    (tmp_path / "other.yaml").write_text("d: 4\n")
+    source = load_source(tmp_path / "mine.yaml", named=registered)
+    assert source.data == {"version": 1, "a": {"b": 7, "c": 3}, "d": 4}
+    assert str(source.position(("a", "b"))).endswith("mine.yaml:2:8")
+    assert str(source.position(("a", "c"))) == "<over>:2:8"
+
+
+def test_a_file_without_suffix_is_read_where_no_spec_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "plain").write_text("a: 1\n")
+    (tmp_path / "mine.yaml").write_text("extends: plain\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_source("plain", named=registered).data == {"a": 1}
+    assert load_source(tmp_path / "mine.yaml", named=registered).data == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ovr", "there is no file 'ovr'; unknown experiment 'ovr'; did you mean 'over'?"),
+        (
+            "a: 1\nextends: base_run\n",
+            "<spec>:2:10: there is no file 'base_run'; unknown experiment 'base_run'; did you mean 'base-run'?",
+        ),
+        ("circle", "<circle>:1:10: files extend each other in a circle: 'circle (registered)' -> "
+         "'circle (registered)'"),
+        ("odd", "'odd' is registered as the number 3, not as a file, YAML text or a mapping"),
+        (
+            {"extends": "./over"},
+            "extends: 'extends' is relative to a file, and this spec is a mapping; merge it yourself or use a file",
+        ),
+        ({"extends": [3]}, "extends: 'extends' is relative to a file, and this spec is a mapping; merge it yourself "
+         "or use a file"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_not_registered(spec, message):
+    def unknown(name):
+        registry = Registry("experiment", hyphens=True)
+        for known in ("base-run", "over", "circle", "odd"):
+            registry.register(known, lambda: 0)
+        registry.require(name)
+        return registered(name)
+
+    with pytest.raises(SpecError) as error:
+        load_source(spec, named=unknown)
+    assert str(error.value) == message
