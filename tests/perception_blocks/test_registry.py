@@ -101,7 +101,7 @@ def test_hyphens_are_for_names_that_others_publish(shapes):
     shapes = Registry("data set", hyphens=True)
     shapes.register("math-code", "x:Y")
     assert "math-code" in shapes
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="name has only") as error:
         shapes.register("math code", "x:Y")
     assert str(error.value) == (
         "a data set name has only letters, digits, hyphens and underscores, and no digit first, such as "
