@@ -171,7 +171,9 @@ def stored_source(
     """
     problems: list[Problem] = []
     name = f"{display_name(os.fspath(file))}, its spec"
-    root = _Files(problems, ()).on_named_bases(_parse(text, name, problems), "the text inside of one")
+    root = _Files(problems, ()).on_named_bases(
+        _parse(text, name, problems), "the text inside of one"
+    )
     root = _overridden(root, overrides, problems)
     return Source(root, name, (), problems, is_stored=True)
 
@@ -234,9 +236,7 @@ class _Files:
             raise SpecError([Problem(message, (), asked_at)])
         return self.on_named_bases(root, f"registered as {name!r}", (*parents, identity))
 
-    def on_named_bases(
-        self, root: Located, what: str, parents: tuple[str, ...] = ()
-    ) -> Located:
+    def on_named_bases(self, root: Located, what: str, parents: tuple[str, ...] = ()) -> Located:
         """``root``, which is no file but ``what``, on the registered specs that it extends."""
         extends = root.value.get("extends")
         if extends is None:
