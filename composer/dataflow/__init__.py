@@ -16,13 +16,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from composer.dataflow.balance import SampleError, balanced
     from composer.dataflow.interfaces import INTERFACES, Context, Interface
-    from composer.dataflow.samples import LENGTHS, Sample, SampleError, Split, balanced
+    from composer.dataflow.samples import LENGTHS, Sample, Split
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "balance": "SampleError balanced",
             "interfaces": "INTERFACES Context Interface",
-            "samples": "LENGTHS Sample SampleError Split balanced",
+            "samples": "LENGTHS Sample Split",
         },
     )

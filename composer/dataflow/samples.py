@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from operator import index
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+from composer.dataflow.balance import SampleError, balanced
 from perception_blocks.registry import Registry
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import cut, describe, did_you_mean, few_of, hint, listing
 
 __all__ = ["LENGTHS", "LengthRule", "Sample", "SampleError", "Split", "balanced", "in_words"]
 __all__ += ["per_item", "per_token", "per_token_but_the_first"]
@@ -23,16 +25,12 @@ T = TypeVar("T")
 Lengths: TypeAlias = Mapping[str, Sequence[Sequence[int]]]
 
 
-class SampleError(ValueError):
-    """The keys, lengths and values of a sample do not fit each other."""
-
-
 def per_token(tokens: int) -> int:
     return tokens
 
 
 def per_token_but_the_first(tokens: int) -> int:
-    return tokens - 1
+    return max(tokens - 1, 0)
 
 
 def per_item(tokens: int) -> int:
@@ -104,20 +102,34 @@ class Sample:
     metadata: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_types()
         self.keys, self.ids = set(self.keys), list(self.ids)
-        self.seqlens = {key: _plain_lengths(lengths) for key, lengths in self.seqlens.items()}
+        self.seqlens = {key: _plain_lengths(key, of) for key, of in self.seqlens.items()}
         self._check_names()
         for key in sorted(self.keys):
-            self._check_lengths(key)
+            if len(self.seqlens[key]) != self.bs:
+                items = len(self.seqlens[key])
+                raise SampleError(f"{key!r} has lengths of {items} items; there are {self.bs}")
             if self.data is not None:
                 self._check_data(key, self.data[key])
 
+    def _check_types(self) -> None:
+        for name in ("keys", "ids"):
+            if isinstance(value := getattr(self, name), str) or not isinstance(value, Iterable):
+                raise SampleError(f"{name!r} is a list of names, got {describe(value)}")
+        if wrong := [key for key in self.keys if not isinstance(key, str)]:
+            raise SampleError(f"a key is a text, got {describe(wrong[0])}")
+        for name in self.ids:
+            if not isinstance(name, Hashable):
+                raise SampleError(f"an id is a text or a number, got {describe(name)}")
+        for name in ("seqlens", "trailing_shapes", "dtypes", "data", "metadata"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and not (name == "data" and value is None):
+                raise SampleError(f"{name!r} is a mapping by key, got {describe(value)}")
+
     def _check_names(self) -> None:
-        twice = (
-            {repr(name) for name in self.ids if self.ids.count(name) > 1} if self._repeats else ()
-        )
-        if twice:
-            raise SampleError(f"ids must differ; given more than once: {', '.join(sorted(twice))}")
+        if twice := [name for name, count in Counter(self.ids).items() if count > 1]:
+            raise SampleError(f"ids must differ; given more than once: {few_of(twice)}")
         parts: dict[str, Mapping[str, Any]] = {
             "seqlens": self.seqlens,
             "trailing_shapes": self.trailing_shapes,
@@ -127,23 +139,18 @@ class Sample:
         for name, part in parts.items():
             if set(part) != self.keys:
                 had, needed = listing(sorted(part)) or "nothing", listing(sorted(self.keys))
-                raise SampleError(f"{name!r} has {had}; the keys are {needed}")
+                raise SampleError(f"{name!r} has {had}; the keys are {needed or 'none'}")
         for name, values in self.metadata.items():
+            if not isinstance(values, list | tuple):
+                raise SampleError(
+                    f"metadata {name!r} is a list with a value for each item, got {describe(values)}"
+                )
             if len(values) != self.bs:
                 raise SampleError(f"metadata {name!r} has {len(values)} values for {self.bs} items")
 
-    @property
-    def _repeats(self) -> bool:
-        return len(set(self.ids)) != len(self.ids)
-
-    def _check_lengths(self, key: str) -> None:
-        lengths = self.seqlens[key]
-        if len(lengths) != self.bs:
-            raise SampleError(f"{key!r} has lengths of {len(lengths)} items; there are {self.bs}")
-        if any(length < 0 for item in lengths for length in item):
-            raise SampleError(f"{key!r} has a length below 0")
-
     def _check_data(self, key: str, values: Tensor) -> None:
+        if not isinstance(values, Tensor):
+            raise SampleError(f"{key!r} is a tensor, got {describe(values)}")
         needed = (sum(map(sum, self.seqlens[key])), *self.trailing_shapes[key])
         if tuple(values.shape) != needed:
             got = tuple(values.shape)
@@ -159,20 +166,21 @@ class Sample:
         data: Mapping[str, Tensor],
         metadata: Mapping[str, Sequence[Any]] | None = None,
     ) -> Sample:
-        """Items of one sequence of ``seqlens`` tokens each; the lengths of other values follow by `LENGTHS`.
+        """Items of ``seqlens`` tokens, one sequence or a list of them; the lengths of other values follow by `LENGTHS`.
 
         Raises SampleError for a value without such a rule.
         """
-        tokens = [int(n[0]) if isinstance(n, Sequence) else int(n) for n in seqlens]
+        tokens = _plain_lengths("seqlens", [n if _is_list(n) else [n] for n in seqlens])  # type: ignore[list-item]
         lengths: dict[str, list[list[int]]] = {}
         for key in data:
             if key not in LENGTHS:
                 near = did_you_mean(key, LENGTHS)
                 raise SampleError(
                     f"nothing says how long {key!r} is for a sequence of n tokens{near}; register its rule, such as "
-                    f"LENGTHS.register({key!r}, per_token), or give lengths by key to Sample(...)"
+                    f"LENGTHS.register({key!r}, per_token), or give lengths by key to Sample.of"
                 )
-            lengths[key] = [[LENGTHS.get(key)(n)] for n in tokens]
+            rule = LENGTHS.get(key)
+            lengths[key] = [[rule(n) for n in item] for item in tokens]
         return cls.of(ids, lengths, data, metadata)
 
     @classmethod
@@ -184,12 +192,15 @@ class Sample:
         metadata: Mapping[str, Sequence[Any]] | None = None,
     ) -> Sample:
         """Items with the given lengths by key; shapes and dtypes are those of ``data``."""
+        for key, values in data.items():
+            if not isinstance(values, Tensor):
+                raise SampleError(f"{key!r} is a tensor, got {describe(values)}")
         return cls(
             keys=set(data),
             trailing_shapes={key: tuple(values.shape[1:]) for key, values in data.items()},
             dtypes={key: values.dtype for key, values in data.items()},
             ids=list(ids),
-            seqlens={key: [list(item) for item in lengths] for key, lengths in seqlens.items()},
+            seqlens={key: _plain_lengths(key, lengths) for key, lengths in seqlens.items()},
             data=dict(data),
             metadata={key: list(values) for key, values in (metadata or {}).items()},
         )
@@ -199,17 +210,20 @@ class Sample:
         """The number of items."""
         return len(self.ids)
 
+    def _require(self, key: str) -> None:
+        if key not in self.keys:
+            raise SampleError(f"the sample has no {key!r}{hint(key, sorted(self.keys), 'it has')}")
+
     def values(self, key: str) -> Tensor:
         """All sequences of ``key`` one after the other, (N, ...). Raises SampleError where there is none."""
         if self.data is None:
             raise SampleError(f"this sample only describes {key!r}; it has no values")
-        if key not in self.data:
-            near = did_you_mean(key, self.data) or f"; it has {listing(sorted(self.data))}"
-            raise SampleError(f"the sample has no {key!r}{near}")
+        self._require(key)
         return self.data[key]
 
     def lengths(self, key: str) -> Tensor:
         """The lengths of all sequences of ``key``, (S,) int64."""
+        self._require(key)
         return torch.tensor([n for item in self.seqlens[key] for n in item], dtype=torch.int64)
 
     def sequences(self, key: str) -> list[Tensor]:
@@ -234,14 +248,16 @@ class Sample:
 
     @classmethod
     def gather(cls, samples: Sequence[Sample], keys: Iterable[str] | None = None) -> Sample:
-        """The items of ``samples`` as one sample, with ``keys`` only where given."""
+        """The items of ``samples`` as one sample, with ``keys`` only where given.
+
+        Raises SampleError where they do not have the same values and metadata.
+        """
         if not samples:
             raise SampleError("there is no sample to gather")
-        names = set(samples[0].keys if keys is None else keys)
-        for sample in samples:
-            if missing := names - sample.keys:
-                raise SampleError(f"a sample has no {listing(sorted(missing))}")
         first = samples[0]
+        names = set(first.keys if keys is None else keys)
+        for sample in samples:
+            sample._check_like(first, names)
         data = None
         if first.data is not None:
             data = {key: torch.cat([sample.values(key) for sample in samples]) for key in names}
@@ -258,6 +274,22 @@ class Sample:
             },
         )
 
+    def _check_like(self, first: Sample, names: set[str]) -> None:
+        """Raise SampleError unless the sample can be put behind ``first``, by the values ``names``."""
+        for key in sorted(names):
+            self._require(key)
+            for what, of in (("shape", "trailing_shapes"), ("dtype", "dtypes")):
+                ours, theirs = getattr(self, of)[key], getattr(first, of)[key]
+                if ours != theirs:
+                    raise SampleError(
+                        f"{key!r} has the {what} {theirs} in one sample, {ours} in another"
+                    )
+        if set(self.metadata) != set(first.metadata):
+            both = [listing(sorted(each.metadata)) or "nothing" for each in (first, self)]
+            raise SampleError(f"the metadata of one sample has {both[0]}, of another {both[1]}")
+        if (self.data is None) != (first.data is None):
+            raise SampleError("some samples have values, and others only describe them")
+
     def split(self, k: int, key: str | None = None, min_size: int = 1) -> list[Sample]:
         """``k`` samples of at least ``min_size`` items, in order, the largest of which has as few ``key`` as can be."""
         return self.split_with_spec(self.split_spec(k, key, min_size))
@@ -265,6 +297,8 @@ class Sample:
     def split_spec(self, k: int, key: str | None = None, min_size: int = 1) -> Split:
         """How `split` deals the items; ``key`` is by default the value with most numbers."""
         sizes = {name: [sum(item) for item in self.seqlens[name]] for name in sorted(self.keys)}
+        if key is not None or not sizes:
+            self._require(key or "ids")
         chosen = max(sizes, key=lambda name: sum(sizes[name])) if key is None else key
         return Split([stop - start for start, stop in balanced(sizes[chosen], k, min_size)])
 
@@ -313,6 +347,8 @@ class Sample:
 
     def remap_keys_(self, names: Mapping[str, str]) -> None:
         """Rename values: ``names`` says what each of its keys is called from now on."""
+        for key in names:
+            self._require(key)
         renamed = {key: names.get(key, key) for key in self.keys}
         if len(set(renamed.values())) != len(renamed):
             raise SampleError(
@@ -325,51 +361,22 @@ class Sample:
         self.keys = set(renamed.values())
 
 
-def balanced(sizes: Sequence[int], k: int, min_size: int = 1) -> list[tuple[int, int]]:
-    """Bounds of ``k`` stretches of at least ``min_size`` neighbours, the largest sum of which is as small as can be.
-
-    By bisection over that sum: O(n log(sum)) for n sizes.
-
-    >>> balanced([5, 1, 1, 1, 4], 2)
-    [(0, 2), (2, 5)]
-    """
-    if k < 1 or min_size < 1 or k * min_size > len(sizes):
-        raise SampleError(
-            f"{len(sizes)} items cannot be split into {k} parts of at least {min_size}"
-        )
-    total = [0, *accumulate(map(int, sizes))]
-    low, high = max(map(int, sizes)), total[-1]
-    while low < high:
-        middle = (low + high) // 2
-        if _bounds_within(total, middle, k, min_size) is None:
-            low = middle + 1
-        else:
-            high = middle
-    bounds = _bounds_within(total, low, k, min_size)
-    assert bounds is not None
-    return bounds
-
-
-def _bounds_within(
-    total: Sequence[int], most: int, k: int, min_size: int
-) -> list[tuple[int, int]] | None:
-    """Bounds of ``k`` stretches of at least ``min_size`` items and a sum of at most ``most``; None if there are none.
-
-    ``total`` are the sums of all sizes before each place.
-    """
-    reach, start = [], 0
-    for left in range(k - 1, -1, -1):
-        stop = min(bisect_right(total, total[start] + most) - 1, len(total) - 1 - left * min_size)
-        if stop - start < min_size:
-            return None
-        reach.append((start, stop))
-        start = stop
-    return reach if start == len(total) - 1 else None
-
-
 def _renamed(part: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
     return {names[key]: value for key, value in part.items()}
 
 
-def _plain_lengths(lengths: Iterable[Iterable[int]]) -> list[list[int]]:
-    return [[int(length) for length in item] for item in lengths]
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _plain_lengths(key: str, lengths: object) -> list[list[int]]:
+    """Lengths by item and sequence. Raises SampleError for anything but lists of whole numbers of at least 0."""
+    try:
+        plain = [[index(length) for length in item] for item in lengths]  # type: ignore[union-attr]
+    except TypeError:
+        raise SampleError(
+            f"the lengths of {key!r} are a list for each item, such as [[5], [3]], got {cut(repr(lengths), 60)}"
+        ) from None
+    if any(length < 0 for item in plain for length in item):
+        raise SampleError(f"{key!r} has a length below 0")
+    return plain
