@@ -95,8 +95,12 @@ def test_renaming_there_and_back_changes_nothing(sample):
 
 @given(samples())
 def test_a_sample_takes_the_values_of_another_one(sample):
-    other = Sample.of(sample.ids, {"values": sample.seqlens["ids"]}, {"values": sample.values("ids") + 1})
-    rewards = Sample.of(sample.ids, {"rewards": [[] for _ in sample.ids]}, {"rewards": torch.zeros(0)})
+    other = Sample.of(
+        sample.ids, {"values": sample.seqlens["ids"]}, {"values": sample.values("ids") + 1}
+    )
+    rewards = Sample.of(
+        sample.ids, {"rewards": [[] for _ in sample.ids]}, {"rewards": torch.zeros(0)}
+    )
     sample.update_(other)
     sample.update_(rewards)
     assert sample.keys == {"ids", "features", "rewards", "values"}
@@ -107,7 +111,9 @@ def test_a_sample_takes_the_values_of_another_one(sample):
 
 def test_several_sequences_of_an_item():
     tokens = torch.arange(9)
-    sample = Sample.from_default(["a", "b"], [[2, 3], [4]], {"ids": tokens, "rewards": torch.ones(3)})
+    sample = Sample.from_default(
+        ["a", "b"], [[2, 3], [4]], {"ids": tokens, "rewards": torch.ones(3)}
+    )
     assert sample.seqlens == {"ids": [[2, 3], [4]], "rewards": [[1, 1], [1]]}
     assert [item.lengths("ids").tolist() for item in sample.unpack()] == [[2, 3], [4]]
     assert sample.split_spec(2, "ids").sizes == [1, 1]
@@ -223,4 +229,6 @@ def test_a_value_without_a_rule_of_length_names_the_way_out():
         Sample.from_default(["a"], [2], {"reward": torch.ones(1)})
     assert "LENGTHS.register('reward', per_token)" in str(error.value)
     LENGTHS.register("my_scores", per_token)
-    assert Sample.from_default(["a"], [2], {"my_scores": torch.ones(2)}).lengths("my_scores").tolist() == [2]
+    assert Sample.from_default(["a"], [2], {"my_scores": torch.ones(2)}).lengths(
+        "my_scores"
+    ).tolist() == [2]
