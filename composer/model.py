@@ -473,13 +473,28 @@ def _load_action_model(
             "model.load_weights(path), or name the file as 'path' of 'lora' there"
         )
     source = stored_source(record.spec, path)
+    model = action_model_of(source, record, allow, device=device, limits=limits)
+    model.load_report = fill(model, read_tensors(path, record), strict=strict)
+    return model
+
+
+def action_model_of(
+    source: Source,
+    record: Record,
+    allow: Iterable[str],
+    *,
+    device: torch.device | str,
+    limits: GivenLimits = None,
+) -> Any:
+    """The `composer.language.ActionModel` of ``record``, its spec read as ``source``, without its saved weights.
+
+    Raises SpecError for a module that is not allowed, and where the spec does not fit.
+    """
     import_extensions(source, allow)
     spec = read_spec(source, allow, makes_environment=False, limits=limits)
     spaces = record.spaces(limits) if record.observation_space else (None, None)
     processor: Any = record.action_model.get("processor")
     dtype = getattr(torch, record.dtype)
-    model = _action_model(
+    return _action_model(
         source, spec, spaces, device, dtype, record.seed, limits_from(limits), processor
     )
-    model.load_report = fill(model, read_tensors(path, record), strict=strict)
-    return model

@@ -56,7 +56,7 @@ def _own_states(seed: int) -> Iterator[None]:
 class _States:
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self.torch = torch.Generator().manual_seed(seed)
+        self.torch = torch.Generator().manual_seed(seed % 2**64)
 
     @functools.cached_property
     def numpy(self) -> np.random.RandomState:
@@ -80,7 +80,7 @@ def _put_back(seed: int | None) -> Iterator[None]:
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     try:
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed moves all devices
+            torch.default_generator.manual_seed(seed % 2**64)  # torch.manual_seed moves all devices
             np.random.seed(seed % 2**32)
             random.seed(seed)
         yield

@@ -28,7 +28,8 @@ from perception_blocks.registry import BLOCKS
 from perception_blocks.words import as_module_name, near_name
 
 __all__ = ["LoadReport", "Record", "fill", "fill_whole", "foreign_modules", "is_dtype"]
-__all__ += ["read_record", "read_tensors", "record_of", "require_blocks", "write_checkpoint"]
+__all__ += ["read_record", "read_tensors", "record_from", "record_of", "require_blocks"]
+__all__ += ["write_checkpoint"]
 
 VERSION = 1
 OURS = ("torch.", "perception_blocks.", "composer.")
@@ -134,6 +135,11 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         raise CheckpointError(
             f"{os.fspath(path)!r} is a safetensors file, but not one that this library saved"
         )
+    return record_from(path, values)
+
+
+def record_from(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Record:
+    """The ``values`` in the file at ``path`` as a Record. Raises CheckpointError where they are of another form."""
     _require_types(path, values, {"format_version": int})
     values = {"critics": {}, "action_model": {}, **values}  # which other files have not
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from composer.atomic import FOLDER_SUFFIX, PREFIX, temporary_folder
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
     LoadReport,
@@ -31,9 +31,16 @@ from composer.language.hf import VALUE_HEAD_FILE, processor_files
 from composer.source.load import dump_yaml
 from composer.spaces.json_form import spaces_to_json
 from perception_blocks.blocks.adapted import PEFT_FILE, refuse_other_alpha, stored_name
-from perception_blocks.blocks.lora import adapter_names, merged_weights, without_adapters
+from perception_blocks.blocks.lora import (
+    adapter_names,
+    base_name,
+    draw_adapter,
+    merged_weights,
+    without_adapters,
+)
 
-__all__ = ["fill_from", "read_adapters", "save", "save_folder", "saved_beside", "take_adapters"]
+__all__ = ["fill_from", "give_weights", "read_adapters", "require_free", "save", "save_folder"]
+__all__ += ["saved_beside", "take_adapters"]
 
 LORA_KEYS = ("lora", "is_lora", "lora_rank", "lora_path")
 WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -160,29 +167,88 @@ def take_adapters(model: Any, tensors: Mapping[str, Tensor]) -> None:
                 target.copy_(tensor)
 
 
+# --- weights part by part ---------------------------------------------------------------------------------------------
+
+
+def give_weights(model: Any, part: nn.Module, device: torch.device) -> None:
+    """Give the parameters of ``part`` that are on "meta" the weights of the model's folder, and adapters theirs.
+
+    ``part`` is a module of ``model.hf``, which `ActionPlan.without_weights` made. No other weights are read.
+    """
+    plan, adapters = model.plan, {*adapter_names(model.hf)}
+    fresh = {
+        id(p): nn.Parameter(torch.empty_like(p, device=device), p.requires_grad)
+        for p in part.parameters()
+        if p.is_meta
+    }
+    inside = {id(module) for module in part.modules()}
+    stored: dict[str, Tensor] = {}  # by the names in the folder
+    for (
+        home,
+        module,
+    ) in model.hf.named_modules():  # all of it, as a weight that is tied stands in several
+        prefix = f"{home}." if home else ""
+        for key, parameter in module._parameters.items():
+            if id(parameter) not in fresh:
+                continue
+            tensor = module._parameters[key] = fresh[id(parameter)]
+            if f"{prefix}{key}" in adapters:
+                _fill_adapter(f"{prefix}{key}", tensor, plan)
+            else:
+                stored[base_name(f"{prefix}{key}")] = tensor
+        if id(module) in inside:
+            saved = _move_buffers(module, device)
+            stored |= {base_name(f"{prefix}{key}"): buffer for key, buffer in saved.items()}
+    with torch.no_grad():
+        for name, tensor in plan.folder.tensors_called(stored):
+            stored[name].copy_(tensor)
+
+
+def _fill_adapter(name: str, tensor: Tensor, plan: Any) -> None:
+    draw_adapter(name, tensor, plan.seed)
+    if name in plan.adapters:
+        with torch.no_grad():
+            tensor.copy_(plan.adapters[name])
+
+
+def _move_buffers(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Move what ``module`` itself has; returns the buffers that are saved."""
+    moved = {
+        key: torch.empty_like(b, device=device) if b.is_meta else b.to(device)
+        for key, b in module._buffers.items()
+        if b is not None
+    }
+    module._buffers.update(moved)
+    return {key: b for key, b in moved.items() if key not in module._non_persistent_buffers_set}
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def save_folder(model: Any, folder: str | os.PathLike[str]) -> None:
     """Write the folder; it appears whole or not at all. Raises CheckpointError where it cannot be written."""
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{str(target)!r} is there already; remove it or choose another name")
+    require_free(target)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise CheckpointError(
             "cannot be saved: the model has no weights yet; call materialize first"
         )
-    if not target.resolve().parent.is_dir():
-        raise CheckpointError(f"there is no folder {str(target.parent)!r}")
-    temporary = tempfile.mkdtemp(prefix=".composer-", dir=target.resolve().parent)
+    name = f"{PREFIX}{secrets.token_hex(8)}{FOLDER_SUFFIX}"
+    temporary = target.resolve().parent / name
     try:
-        os.chmod(temporary, 0o755)
-        _write_into(model, temporary)
-        os.replace(temporary, target)
+        with temporary_folder(temporary):
+            _write_into(model, str(temporary))
+            os.replace(temporary, target)
     except OSError as error:
         raise CheckpointError(f"{str(target)!r} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free(target: Path) -> None:
+    """Raise CheckpointError where no folder can be made, or something is there."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{str(target)!r} is there already; remove it or choose another name")
+    if not target.resolve().parent.is_dir():
+        raise CheckpointError(f"there is no folder {str(target.parent)!r}")
 
 
 def _write_into(model: Any, folder: str) -> None:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from composer.build.budget import Budget, CountingMode, LimitReached
 from composer.language.action_files import (
     fill_from,
+    give_weights,
     save,
     save_folder,
     saved_beside,
@@ -85,14 +86,39 @@ class ActionModel(nn.Module):
         """Give a model composed on ``device="meta"`` its weights; ``dtype`` replaces that of the spec."""
         refuse_sharded(self, "materialize()")
         self.hf = self.plan.build("cpu").to(device=device, dtype=dtype)
-        if self.value_head is not None:
-            self.value_head.to_empty(device=device)
-            self.value_head.reset_parameters(derive_seed(self.seed, "value_head"))
-            kept = {} if self.plan.folder is None else self.plan.folder.value_head()
-            if kept:
-                self.value_head.load_state_dict(kept)
+        self._materialize_value_head(device)
         take_adapters(self, self.plan.adapters)
         return self
+
+    def prepare_parts(self) -> bool:
+        """Where the weights are in a folder, let `materialize_part` and `materialize_rest` read them; else give False.
+
+        A class that draws its weights does so as it is constructed, whole.
+        """
+        if self.plan.folder is None:
+            return False
+        self.hf = self.plan.without_weights()
+        return True
+
+    def materialize_part(self, part: nn.Module, device: torch.device) -> None:
+        """Give a module in ``hf`` its weights; no others are read."""
+        give_weights(self, part, device)
+
+    def materialize_rest(self, device: torch.device) -> None:
+        """Give all else its weights."""
+        give_weights(self, self.hf, device)
+        self._materialize_value_head(device)
+        head = {n: t for n, t in self.plan.adapters.items() if n.startswith("value_head.")}
+        take_adapters(self, head)
+
+    def _materialize_value_head(self, device: torch.device | str) -> None:
+        if self.value_head is None:
+            return
+        self.value_head.to_empty(device=device)
+        self.value_head.reset_parameters(derive_seed(self.seed, "value_head"))
+        kept = {} if self.plan.folder is None else self.plan.folder.value_head()
+        if kept:
+            self.value_head.load_state_dict(kept)
 
     def save(self, path: str | FilePath, *, adapters_only: bool = False) -> None:
         """Write weights, spec, configuration and processor to one safetensors file, which `composer.load` reads.

@@ -25,6 +25,7 @@ from composer.language.hf import (
     make_config,
     make_model,
     model_type_of,
+    parameters_on_meta,
     processor_from,
     processor_of_files,
 )
@@ -72,6 +73,17 @@ class ActionPlan:
         )  # fmt: skip
         if self.folder is not None and device != "meta":
             self.folder.load_into(model)
+        return self._finished(model)
+
+    def without_weights(self) -> Any:
+        """The same with buffers on "cpu", and with parameters on "meta" for which `give_weights` reads the folder."""
+        with parameters_on_meta():
+            model = make_model(
+                self.entry, self.config, self.attention, self.seed, device="cpu", dtype=self.dtype, draws=False
+            )  # fmt: skip
+        return self._finished(model)
+
+    def _finished(self, model: Any) -> Any:
         _to_dtype(model, self.dtype)
         model.config.dtype = self.dtype  # which save_pretrained writes
         self.adapt(model)

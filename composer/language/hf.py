@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -40,7 +41,8 @@ from perception_blocks.registry import NameTakenError
 from perception_blocks.words import describe, did_you_mean, hint
 
 __all__ = ["HfFolder", "HfModel", "config_problems", "make_config", "make_model", "model_type_of"]
-__all__ += ["VALUE_HEAD_FILE", "processor_files", "processor_from", "processor_of_files"]
+__all__ += ["VALUE_HEAD_FILE", "parameters_on_meta", "processor_files", "processor_from"]
+__all__ += ["processor_of_files"]
 __all__ += ["register_hf"]
 
 PROCESSOR_FILES = (".json", ".txt", ".jinja")  # what a processor is saved as
@@ -271,6 +273,13 @@ class HfFolder(Folder):
             with safe_open(file, framework="pt") as opened:
                 yield from ((name, opened.get_tensor(name)) for name in names)
 
+    def tensors_called(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Those of `all_tensors` whose names are among ``names``; the others are not read."""
+        for file in self._of_the_model():
+            wanted = [name for name in self._names_in(file) if name in names]
+            with safe_open(file, framework="pt") as opened:
+                yield from ((name, opened.get_tensor(name)) for name in wanted)
+
     def value_head(self) -> dict[str, Tensor]:
         """The weights of a value head that was saved beside the model; empty without."""
         file = self.place / VALUE_HEAD_FILE
@@ -336,6 +345,22 @@ def make_model(
         model.tie_weights()
     model.generation_config = GenerationConfig()  # a folder's would change what is sampled
     return model.eval()
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within, parameters of new modules hold no memory, and buffers are what their modules compute."""
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta:
+            return None  # as it is: two modules may share it
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(to_meta)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def processor_from(entry: HfModel, place: str | Path | None, config: Any) -> Any:

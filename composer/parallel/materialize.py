@@ -1,7 +1,8 @@
 """Compose a model that no process could hold: node by node it gets weights, is sharded, and the rest is let go.
 
 A body of transformers goes layer by layer. A network whose critic has a target, an ensemble and a user's class are
-whole for a moment, one after the other; an action model is whole.
+whole for a moment, one after the other. An action model of a folder is read layer by layer; one that draws its weights
+is whole.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def compose_by(plan: Given, spec: Any, env: Any = None, **as_compose: Any) -> Mo
     mesh = start()
     seed = _common_seed(mesh, as_compose.pop("seed", None))
     model = compose_whole(spec, env, device="meta", seed=seed, **as_compose)
-    if not isinstance(model, Model):  # an action model is made as a whole
-        return shard(model.materialize(mesh.device), mesh, plan)
+    if not isinstance(model, Model):
+        return _action_model(model, mesh, plan)
     sharder = Sharder(model, mesh, plan)
     if mesh.backend is None:
         model.materialize(mesh.device)
@@ -61,6 +62,19 @@ def _common_seed(mesh: Mesh, given: Any) -> int:
             f"the seed is {mine} in process {mesh.rank}, and {seed} in the first; give all of them the same one"
         )
     return seed
+
+
+def _action_model(model: Any, mesh: Mesh, plan: Given) -> Any:
+    """An action model: where its weights are in a folder, each process reads one layer after the other."""
+    if mesh.backend is None or not model.prepare_parts():
+        return shard(model.materialize(mesh.device), mesh, plan)
+    sharder = Sharder(model, mesh, plan)
+    for layer in sharder.layers:
+        model.materialize_part(layer, mesh.device)
+        sharder.shard_in(layer)
+    model.materialize_rest(mesh.device)
+    sharder.finish()
+    return model
 
 
 def _give_weights(model: Model, device: torch.device, sharder: Sharder) -> None:

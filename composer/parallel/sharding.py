@@ -237,6 +237,12 @@ class Sharder:
         self._layers = _layers(self.roots, self.plan.units)
         self._nodes = {node for root in self.roots for node in _nodes(root)}
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers that are sharded by themselves, inner ones first."""
+        below = [part for root in self.roots for part in modules_below(root)]
+        return [part for part in below if id(part) in self._layers]
+
     def shard_in(self, module: nn.Module) -> None:
         """Shard the units in ``module``, itself included; those that are sharded already stay."""
         for part in modules_below(module):

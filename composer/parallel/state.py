@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
 from composer.atomic import FOLDER_SUFFIX, PREFIX, WriteError, replace_with, temporary_folder
-from composer.checkpoint.container import CheckpointError, read_piece, read_record, write_file
+from composer.checkpoint.container import CheckpointError, write_file
+from composer.checkpoint.file import fill, record_from
+from composer.model import action_model_of
 from composer.parallel.launch import Mesh, start
+from composer.parallel.pieces import (
+    FORMAT_VERSION,
+    INDEX,
+    OPTIMIZER,
+    Pieces,
+    aside_of,
+    file_of,
+    local_part,
+    take_back,
+)
 from composer.parallel.plan import Plan
 from composer.parallel.sharding import Sharding, named_tensors, refuse_together, write_whole
+from composer.source.load import stored_source
+from composer.trust import allow_list, import_allowed
 from perception_blocks.port import format_shape
 from perception_blocks.words import describe, near_name
 
 __all__ = ["consolidate", "load", "save"]
-
-FORMAT_VERSION = 1
-INDEX = "checkpoint.json"
-OPTIMIZER = "optimizer."
 
 
 def save(
@@ -84,8 +93,8 @@ def _told_together(mesh: Mesh, elsewhere: str) -> Iterator[None]:
     failed = None
     try:
         yield
-    except (CheckpointError, WriteError) as error:
-        failed = error if isinstance(error, CheckpointError) else CheckpointError(str(error))
+    except Exception as error:  # whatever it is, the others must not wait for this process
+        failed = CheckpointError(str(error)) if isinstance(error, WriteError) else error
     refuse_together(mesh, failed, elsewhere)
 
 
@@ -99,7 +108,7 @@ def load(folder: str | Path, model: nn.Module, optimizer: Optimizer | None = Non
     mesh = start()
     _require_weights(model)
     with _told_together(mesh, f"{str(folder)!r} could not be read by another process"):
-        pieces = _Pieces(Path(folder))
+        pieces = Pieces(Path(folder))
         tensors = named_tensors(model)
         _refuse_other_tensors(pieces, tensors)
         kept = {} if optimizer is None else _states_to_fill(pieces, model, optimizer)
@@ -108,30 +117,64 @@ def load(folder: str | Path, model: nn.Module, optimizer: Optimizer | None = Non
     return pieces.index["extra"]
 
 
-def consolidate(folder: str | Path, path: str | Path) -> None:
+def consolidate(folder: str | Path, path: str | Path, allow: Iterable[str] = ()) -> None:
     """Write the model in ``folder`` as the one file that ``model.save`` writes, which `composer.load` reads.
 
-    It holds the whole model in memory, and imports nothing that the spec names. Of several processes the first writes.
+    Of an action model, a ``path`` that does not end in ``.safetensors`` becomes the folder that its ``save_pretrained``
+    writes and ``from_pretrained`` reads. That needs the classes of the model: ``allow`` names the modules that register
+    them, where this process has not imported them. Otherwise nothing that the spec names is imported.
 
-    Raises CheckpointError for a damaged folder, and where the file cannot be written.
+    The whole model is in memory. The file or folder appears whole or not at all, and a folder that is there is kept. Of
+    several processes the first writes.
+
+    Raises CheckpointError for a damaged folder and where the result cannot be written, and SpecError for a module that
+    is not allowed.
     """
     mesh = start()
     with _told_together(mesh, f"{str(path)!r} could not be written by the first process"):
         if mesh.is_first:
-            _consolidate(Path(folder), path)
+            _consolidate(Path(folder), Path(path), allow)
 
 
-def _consolidate(folder: Path, path: str | Path) -> None:
-    pieces = _Pieces(folder)
+def _consolidate(folder: Path, path: Path, allow: Iterable[str]) -> None:
+    pieces = Pieces(folder)
     index = pieces.index
     if not index["record"]:
         raise CheckpointError(
             f"{str(folder)!r} does not say how its model is composed: {index['why_no_record']}"
         )
+    if index["record"].get("action_model") and path.suffix != ".safetensors":
+        _write_pretrained(pieces, folder, path, allow)
+        return
     whole = {name: pieces.whole(name) for name, _ in index["places"].values()}
     write_whole(
         path, whole, {key: (n, row) for key, (n, row) in index["places"].items()}, index["record"]
     )
+
+
+def _write_pretrained(pieces: Pieces, folder: Path, path: Path, allow: Iterable[str]) -> None:
+    """Compose the action model without weights, give it those of the checkpoint, and let it write its folder."""
+    record = record_from(folder / INDEX, {**pieces.index["record"], "tied": {}})
+    allow = allow_list(allow)
+    import_allowed(allow)
+    source = stored_source(record.spec, folder / INDEX)
+    names = source.data.get("extensions")
+    names = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+    here = [name for name in names if name in sys.modules]  # to import those again runs nothing
+    model = action_model_of(source, record, [*allow, *here], device="meta")
+    from composer.language.action_files import require_free  # which imports transformers
+
+    require_free(path)  # before the weights are read
+    parameters = {name for name, _ in model.named_parameters()}
+    whole: dict[str, Tensor] = {}
+    for name, _ in pieces.index["places"].values():
+        tensor = pieces.whole(name)
+        whole[name] = nn.Parameter(tensor, False) if name in parameters else tensor
+    state = {key: whole[name] for key, (name, _) in pieces.index["places"].items()}  # tied: one
+    advice = "use the classes, and the version of transformers, that it was saved with"
+    fill(model, state, strict=True, source="the checkpoint", advice=advice)
+    model.load_state_dict(state, assign=True)
+    model.save_pretrained(path)
 
 
 # --- what stands beside the tensors -----------------------------------------------------------------------------------
@@ -237,7 +280,7 @@ def _as_json(value: Any, what: str) -> Any:
 
 def _refuse_other_folder(target: Path) -> None:
     """Raise CheckpointError for a folder that holds something else; whatever was being replaced is taken back."""
-    _take_back(target)
+    take_back(target)
     if target.exists() and not (target / INDEX).is_file():
         raise CheckpointError(
             f"{str(target)!r} is there and is no checkpoint of shards; choose another folder"
@@ -249,24 +292,10 @@ def _write_pieces(folder: Path, mesh: Mesh, model: nn.Module, optimizer: Optimiz
     pieces: dict[str, Tensor] = {}
     places: dict[str, tuple[list[int], list[int]]] = {}  # where each piece begins, and its size
     for name, tensor in _tensors_of(model, optimizer):
-        local, offset = _local(tensor)
+        local, offset = local_part(tensor)
         if _writes(mesh, tensor) and (local.numel() or not tensor.numel()):
             pieces[name], places[name] = local, (offset, list(local.shape))
-    write_file(folder / _file_of(mesh.rank), pieces, {"pieces": places})
-
-
-def _file_of(rank: int) -> str:
-    return f"shard-{rank:05}.safetensors"
-
-
-def _local(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """What this process has of ``tensor``, and where it begins."""
-    tensor = tensor.detach()
-    if not isinstance(tensor, DTensor):
-        return tensor, [0] * tensor.dim()
-    mesh, placements = tensor.device_mesh, tensor.placements
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    return tensor.to_local(), list(offset)
+    write_file(folder / file_of(mesh.rank), pieces, {"pieces": places})
 
 
 def _writes(mesh: Mesh, tensor: Tensor) -> bool:
@@ -285,173 +314,21 @@ def _writes(mesh: Mesh, tensor: Tensor) -> bool:
 
 def _put_in_place(temporary: Path, target: Path) -> None:
     """One rename; what was there before is whole until then, and is taken back if this process is killed meanwhile."""
-    aside = _aside(target)
+    aside = aside_of(target)
     try:
         if target.exists():
             os.rename(target, aside)
         os.rename(temporary, target)
     except OSError as error:
-        _take_back(target)
+        take_back(target)
         raise CheckpointError(f"{str(target)!r} cannot be written: {error.strerror}") from error
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _aside(target: Path) -> Path:
-    return target.parent / f".{target.name}.before"
-
-
-def _take_back(target: Path) -> None:
-    """Put a checkpoint that was being replaced, as its process was killed, back in its place."""
-    aside = _aside(target)
-    with contextlib.suppress(OSError):  # another process may do the same
-        if target.exists():
-            shutil.rmtree(aside)
-        else:
-            os.rename(aside, target)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _Pieces:
-    """The tensors of a checkpoint, read piece by piece. Raises CheckpointError for a folder that is none."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        if not folder.exists():
-            _take_back(Path(os.path.abspath(folder)))
-        self.index = self._read_index()
-        self._where: dict[str, list[tuple[Path, list[int], list[int]]]] = {}
-        self._digests: dict[Path, dict[str, str]] = {}
-        for rank in range(self.index["processes"]):
-            path = folder / _file_of(rank)
-            record = read_record(path, FORMAT_VERSION)
-            if record is None or not self._are_pieces(record.get("pieces")):
-                raise self._damaged(f"{path.name!r} is not as it was saved")
-            self._digests[path] = record["tensor_digests"]
-            for name, (offset, size) in record["pieces"].items():
-                self._where.setdefault(name, []).append((path, offset, size))
-
-    def _read_index(self) -> dict[str, Any]:
-        path = self._folder / INDEX
-        try:
-            index = json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise CheckpointError(
-                f"{str(self._folder)!r} is no checkpoint of shards: {INDEX!r} cannot be read: {error.strerror}"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(f"{INDEX!r} cannot be read") from error
-        kinds = {
-            "processes": int, "record": dict, "why_no_record": str, "places": dict, "tensors": dict,
-            "groups": list, "values": dict,
-        }  # fmt: skip
-        if not isinstance(index, dict) or not isinstance(index.get("format_version"), int):
-            raise self._damaged(f"{INDEX!r} is not as it was saved")
-        if index["format_version"] > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{str(self._folder)!r} has the format {index['format_version']}; "
-                f"this version reads up to {FORMAT_VERSION}: upgrade perception-composer"
-            )
-        wrong = [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]
-        if wrong or "extra" not in index or not _is_as_saved(index):
-            raise self._damaged(f"{INDEX!r} is not as it was saved")
-        return index
-
-    def _are_pieces(self, pieces: object) -> bool:
-        """Whether ``pieces`` say of tensors of the index where each piece begins, and its size."""
-        tensors = self.index["tensors"]
-        return isinstance(pieces, dict) and all(
-            name in tensors
-            and isinstance(place, list)
-            and len(place) == 2
-            and all(_is_shape(part) and len(part) == len(tensors[name][1]) for part in place)
-            for name, place in pieces.items()
-        )
-
-    def _damaged(self, what: str) -> CheckpointError:
-        return CheckpointError(
-            f"{str(self._folder)!r} is damaged: {what}; take a copy of the folder"
-        )
-
-    def fill(self, name: str, tensor: Tensor) -> None:
-        """Read what this process has of ``tensor``."""
-        local, offset = _local(tensor)
-        if local.numel():
-            local.copy_(self._region(name, offset, list(local.shape)))
-
-    def whole(self, name: str) -> Tensor:
-        _, shape = self.index["tensors"][name]
-        return self._region(name, [0] * len(shape), shape)
-
-    def _region(self, name: str, offset: list[int], shape: list[int]) -> Tensor:
-        """The part of a tensor that begins at ``offset``."""
-        dtype, _ = self.index["tensors"][name]
-        there = sum(math.prod(size) for _, _, size in self._where.get(name, ()))
-        if there < math.prod(shape):  # before as much is allocated
-            raise self._damaged(f"not all of {name!r} is there")
-        region = torch.empty(shape, dtype=getattr(torch, dtype))
-        filled = 0
-        for path, begin, size in self._where.get(name, ()):
-            ends = [
-                (max(b, o), min(b + s, o + n)) for b, s, o, n in zip(begin, size, offset, shape)
-            ]
-            if any(first >= last for first, last in ends):
-                continue
-            piece = read_piece(path, name, self._digests[path])
-            if list(piece.shape) != size or piece.dtype != region.dtype:
-                raise self._damaged(f"a piece of {name!r} is not as it was saved")
-            source = tuple(slice(f - b, e - b) for (f, e), b in zip(ends, begin))
-            into = tuple(slice(f - o, e - o) for (f, e), o in zip(ends, offset))
-            region[into] = piece[source]
-            filled += piece[source].numel()
-        if filled != region.numel():
-            raise self._damaged(f"not all of {name!r} is there")
-        return region
-
-
-def _is_as_saved(index: Mapping[str, Any]) -> bool:
-    """Whether what the parts of an index hold is of the form that `save` writes."""
-    tensors = index["tensors"]
-    return (
-        all(_is_pair(of) and _is_dtype(of[0]) and _is_shape(of[1]) for of in tensors.values())
-        and all(
-            _is_pair(of) and _is_place(of[0], of[1], tensors) for of in index["places"].values()
-        )
-        and all(_is_group(group) for group in index["groups"])
-    )
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2
-
-
-def _is_dtype(name: object) -> bool:
-    return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
-
-
-def _is_shape(sizes: object) -> bool:
-    return isinstance(sizes, list) and all(type(n) is int and 0 <= n < 2**63 for n in sizes)
-
-
-def _is_place(name: object, row: object, tensors: Mapping[str, Any]) -> bool:
-    """Of a tensor of a state_dict: the stored one, and the row in it or None."""
-    if not isinstance(name, str) or name not in tensors:
-        return False
-    shape = tensors[name][1]
-    return row is None or (type(row) is int and len(shape) > 0 and 0 <= row < shape[0])
-
-
-def _is_group(group: object) -> bool:
-    return (
-        isinstance(group, dict)
-        and isinstance(group.get("settings"), dict)
-        and isinstance(group.get("names"), list)
-        and all(isinstance(name, str) for name in group["names"])
-    )
-
-
-def _refuse_other_tensors(pieces: _Pieces, tensors: Mapping[str, Tensor]) -> None:
+def _refuse_other_tensors(pieces: Pieces, tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError with every difference between the model of the checkpoint and that with ``tensors``."""
     saved = {n: s for n, (_, s) in pieces.index["tensors"].items() if not n.startswith(OPTIMIZER)}
     lines = []
@@ -470,7 +347,7 @@ def _refuse_other_tensors(pieces: _Pieces, tensors: Mapping[str, Tensor]) -> Non
         raise CheckpointError(f"the checkpoint does not fit this model\n  {shown}")
 
 
-def _states_to_fill(pieces: _Pieces, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _states_to_fill(pieces: Pieces, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Give ``optimizer`` the settings and states of the checkpoint; returns the tensors to be read, by name."""
     settings = _settings_of(pieces, model, optimizer)
     for group, saved in zip(optimizer.param_groups, settings, strict=True):
@@ -509,7 +386,7 @@ def _state_like(parameter: Tensor, dtype: torch.dtype, shape: list[int], on_cpu:
     return torch.zeros(shape, dtype=dtype, device="cpu" if on_cpu else parameter.device)
 
 
-def _settings_of(pieces: _Pieces, model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+def _settings_of(pieces: Pieces, model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
     """The settings of the checkpoint for each group of ``optimizer``. Raises CheckpointError where they do not fit.
 
     Groups may be others than when it was saved, as long as the parameters in each of them had the same settings.

@@ -20,8 +20,8 @@ from perception_blocks.registry import missing_extra
 from perception_blocks.settings import SettingProblem, SettingsError
 from perception_blocks.words import did_you_mean
 
-__all__ = ["DEFAULT_TARGETS", "Lora", "adapter_names", "base_name", "draw_adapters", "freeze"]
-__all__ += ["inject", "merge", "merged_weights", "without_adapters"]
+__all__ = ["DEFAULT_TARGETS", "Lora", "adapter_names", "base_name", "draw_adapter", "draw_adapters"]
+__all__ += ["freeze", "inject", "merge", "merged_weights", "without_adapters"]
 
 # Linear layers of transformers, vision towers and projectors by their last names; heads over a vocabulary are not among
 # them.
@@ -158,16 +158,21 @@ def draw_adapters(body: nn.Module, seed: int, prefix: str = "") -> None:
     """Draw the adapters whose names begin so, each by its own name; the second of a pair is zero: no output changes."""
     with torch.no_grad():
         for name, parameter in body.named_parameters():
-            if not _is_adapter(name) or parameter.is_meta or not name.startswith(prefix):
-                continue
-            pair = next((pair for pair in _DRAWN if f".{pair}." in name), None)
-            if pair is not None:
-                rank = parameter.shape[0 if pair == "lora_A" else 1]
-                drawn = torch.empty(parameter.shape)
-                drawn.normal_(0.0, 1.0 / rank, generator=local_generator(seed, name))
-                parameter.copy_(drawn)
-            else:
-                parameter.zero_()
+            if _is_adapter(name) and not parameter.is_meta and name.startswith(prefix):
+                draw_adapter(name, parameter, seed)
+
+
+def draw_adapter(name: str, parameter: Tensor, seed: int) -> None:
+    """Draw one of the weights of adapters, as `draw_adapters` does."""
+    pair = next((pair for pair in _DRAWN if f".{pair}." in name), None)
+    with torch.no_grad():
+        if pair is None:
+            parameter.zero_()
+            return
+        rank = parameter.shape[0 if pair == "lora_A" else 1]
+        drawn = torch.empty(parameter.shape)
+        drawn.normal_(0.0, 1.0 / rank, generator=local_generator(seed, name))
+        parameter.copy_(drawn)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What holds of sharded models, run as one of several processes: ``sharded_models.py FOLDER CHECK...``."""
 
+import contextlib
 import copy
 import os
 import re
@@ -169,24 +170,32 @@ def check_precision():
         assert torch.bfloat16 in seen or name == "vision"
 
 
-def check_peak():
-    """No process holds the whole model while it is composed, nor a whole body of transformers."""
-    peak = 0
+@contextlib.contextmanager
+def peak_of_weights():
+    """How many numbers of whole parameters there are each time that something is to be sharded."""
+    peaks = []
     before = materialize.Sharder.shard_in
 
     def watched(sharder, module):
-        nonlocal peak
-        held = [
+        whole = [
             p for p in sharder.model.parameters() if not p.is_meta and not isinstance(p, DTensor)
         ]
-        peak = max(peak, sum(p.numel() for p in held))
+        peaks.append(sum(p.numel() for p in whole))
         before(sharder, module)
 
-    for name, most in (("tokens", 0.5), ("custom", 1.0), ("masked", 0.7)):
-        peak = 0
-        materialize.Sharder.shard_in = watched
-        model = composed(name)
+    materialize.Sharder.shard_in = watched
+    try:
+        yield peaks
+    finally:
         materialize.Sharder.shard_in = before
+
+
+def check_peak():
+    """No process holds the whole model while it is composed, nor a whole body of transformers."""
+    for name, most in (("tokens", 0.5), ("custom", 1.0), ("masked", 0.7)):
+        with peak_of_weights() as held:
+            model = composed(name)
+        peak = max(held)
         total = sum(p.numel() for p in model.parameters())
         assert 0 < peak <= most * total, (name, peak, total)
         alone = composer.compose(spec(name), **ALLOW)
@@ -260,6 +269,42 @@ def check_action():
                 use()
     with pytest.raises(ValueError, match=ALONE):
         model.save("x", adapters_only=True)
+
+
+def check_folder():
+    """An action model of a folder is read layer by layer, and becomes a folder again that transformers reads."""
+    from networks.tiny_vla import TinyVla  # pyright: ignore[reportMissingImports]  (of configs/)
+
+    arguments = {"allow": ["environments", "networks", f"{FOLDER}/"], "seed": 0}
+    drawn = composer.compose(spec("action"), **arguments)
+    if MESH.is_first:
+        drawn.save_pretrained(FOLDER / "tiny")
+    MESH.agreed(0)  # all wait for the first one
+    data = copy.deepcopy(drawn.source.data)
+    del data["model"]["config"]
+    data["model"] |= {"model_path": str(FOLDER / "tiny"), "lora": {"rank": 2, "alpha": 4}}
+    with peak_of_weights() as held:
+        model = composer.parallel.compose(data, **arguments)
+    alone = composer.compose(data, **arguments)
+    layers = [p.numel() for name, p in alone.named_parameters() if ".layers.0." in name]
+    assert 0 < max(held) <= sum(layers) < 0.5 * sum(p.numel() for p in alone.parameters())
+    assert same(whole(model), whole(alone))
+    assert same(dict(model.named_buffers()), dict(alone.named_buffers()))  # also rotary places
+    assert compare(alone, model, MESH, MESH.size, 2).holds
+
+    composer.parallel.save(FOLDER / "trained", model)
+    composer.parallel.consolidate(FOLDER / "trained", FOLDER / "whole")
+    acted = model.predict_action_batch(alone._made_observation(), "eval")[1]
+    if MESH.is_first:
+        alone.hf = TinyVla.from_pretrained(FOLDER / "whole", local_files_only=True).eval()
+        alone.value_head.load_state_dict(load_file(FOLDER / "whole" / "value_head.safetensors"))
+        again = alone(acted["forward_inputs"])
+        torch.testing.assert_close(again["logprobs"], acted["prev_logprobs"])
+        torch.testing.assert_close(again["values"], acted["prev_values"])
+    with pytest.raises(
+        CheckpointError, match=r"is there already|could not be written by the first"
+    ):
+        composer.parallel.consolidate(FOLDER / "trained", FOLDER / "whole")
 
 
 def check_configs():

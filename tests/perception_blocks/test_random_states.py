@@ -101,6 +101,14 @@ def test_draws_follow_the_seed_and_move_no_global_state(name, run):
     assert np.array_equal(torch.as_tensor(expected).detach(), torch.as_tensor(found).detach())
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, 10**30])
+def test_a_seed_may_be_any_whole_number(seed):
+    with random_states_kept(seed):
+        first = torch.rand(3)
+    with random_states_kept(), random_states_kept(seed):  # within another
+        assert torch.equal(torch.rand(3), first)
+
+
 def test_a_generator_of_the_users_own_is_used():
     with random_states_kept(3):
         drawn = torch.rand(3, generator=torch.Generator().manual_seed(5))

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import composer
 import composer.parallel
 from perception_blocks import TransformerBlock
 from perception_blocks.init import initializer
+from tests.helpers.paths import CONFIGS
 
 BODIES = {
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 16},
@@ -60,6 +62,62 @@ def test_a_checkpoint_is_read_by_layer_too(tmp_path):
     assert all(
         torch.equal(t, parts.body.state_dict()[n]) for n, t in whole.body.state_dict().items()
     )
+
+
+LORA = {"rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize("more", [{}, {"lora": LORA}, {"lora": {**LORA, "path": "adapters"}}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_action_model_is_read_layer_by_layer(tmp_path, monkeypatch, tied, more):
+    monkeypatch.syspath_prepend(CONFIGS)
+    from tests.helpers.action_models import CONFIG, spec
+
+    config = {**CONFIG, "tie_word_embeddings": tied}
+    drawn = composer.compose(spec(config=config, lora=LORA), seed=3)
+    with torch.no_grad():
+        for parameter in drawn.parameters():
+            parameter.add_(0.01)
+    drawn.save(tmp_path / "adapters", adapters_only=True)
+    drawn.save_pretrained(tmp_path / "whole")
+    split = composer.compose(
+        spec(config=None, model_path=str(tmp_path / "whole")), allow=[f"{tmp_path}/"]
+    )
+    split.hf.save_pretrained(tmp_path / "split", max_shard_size="20KB")
+    split.processor.save_pretrained(tmp_path / "split")
+    assert len(list((tmp_path / "split").glob("*.safetensors"))) > 3
+    monkeypatch.chdir(tmp_path)
+    data = spec(config=None, model_path="split", **more)
+    arguments = {"allow": [f"{tmp_path}/"], "seed": 5}
+    whole, parts = (
+        composer.compose(data, **arguments),
+        composer.compose(data, **arguments, device="meta"),
+    )
+
+    device = torch.device("cpu")
+    assert parts.prepare_parts()
+    assert all(p.is_meta for p in parts.parameters())
+    layers = list(parts.hf.model.layers)
+    for count, layer in enumerate(layers):
+        parts.materialize_part(layer, device)
+        held = {id(p) for p in parts.parameters() if not p.is_meta}
+        assert held == {id(p) for part in layers[: count + 1] for p in part.parameters()}
+    parts.materialize_rest(device)
+    for ours, theirs in zip(
+        (parts.named_parameters, parts.named_buffers), (whole.named_parameters, whole.named_buffers)
+    ):
+        ours, theirs = dict(ours()), dict(theirs())
+        assert list(ours) == list(theirs)
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), name
+            assert tensor.requires_grad == theirs[name].requires_grad
+
+
+def test_an_action_model_that_draws_its_weights_is_made_as_a_whole(monkeypatch):
+    monkeypatch.syspath_prepend(CONFIGS)
+    from tests.helpers.action_models import spec
+
+    assert not composer.compose(spec(), device="meta").prepare_parts()
 
 
 def test_a_device_is_refused():

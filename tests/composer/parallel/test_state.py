@@ -1,8 +1,10 @@
 """Checkpoints of shards: what one number of processes wrote, another one reads; whole or not at all."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,9 @@ from safetensors.torch import load_file
 import composer
 import composer.parallel
 from composer.checkpoint.container import CheckpointError
+from composer.errors import SpecError
 from composer.parallel.prove import Trial
-from tests.helpers.paths import ROOT, TESTS
+from tests.helpers.paths import CONFIGS, ROOT, TESTS
 from tests.helpers.processes import run_in_processes, unpickling
 
 SPECS = TESTS / "specs" / "proofs"
@@ -25,6 +28,7 @@ CHECKS = TESTS / "helpers" / "sharded_models.py"
 @pytest.fixture(autouse=True)
 def _folder(monkeypatch):
     monkeypatch.syspath_prepend(SPECS)
+    monkeypatch.syspath_prepend(CONFIGS)
 
 
 def composed(name, **more):
@@ -144,15 +148,106 @@ def test_consolidated_bytes_are_those_of_save(tmp_path):
     ).read_bytes()
 
 
-def test_a_save_that_is_killed_leaves_what_was_there(tmp_path):
-    """Processes are killed before and after each step of a save, of a new folder and of one that is replaced."""
-    script = TESTS / "helpers" / "killed_saves.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False,
+def run_script(name, folder):
+    return subprocess.run(
+        [sys.executable, str(TESTS / "helpers" / name), str(folder)], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=500,
     )  # fmt: skip
+
+
+def test_a_save_that_is_killed_leaves_what_was_there(tmp_path):
+    """Processes are killed before and after each step of a save, of a new folder and of one that is replaced."""
+    done = run_script("killed_saves.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.match(r"killed \d+ times", done.stdout)
+
+
+# --- folders of action models ---
+
+LORA = {"rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}
+
+
+def action_model(tmp_path, extension="networks.tiny_vla", **changes):
+    """A model whose weights are not those it began with, and its checkpoint of shards."""
+    from tests.helpers.action_models import spec
+
+    data = {**spec(**changes), "extensions": [extension]}
+    model = composer.compose(data, allow=[extension], seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1)
+    composer.parallel.save(tmp_path / "shards", model)
+    return model
+
+
+CHANGES = {
+    "plain": {},
+    "lora": {"lora": LORA},
+    "half": {"precision": "bf16", "value_head": False},
+    "frozen": {"freeze": ["model.embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=list(CHANGES))
+def test_shards_of_an_action_model_become_its_folder_and_its_file(tmp_path, changes):
+    model = action_model(tmp_path, **changes)
+    composer.parallel.consolidate(tmp_path / "shards", tmp_path / "folder")
+    composer.parallel.consolidate(tmp_path / "shards", tmp_path / "one.safetensors")
+    model.save_pretrained(tmp_path / "expected")
+    model.save(tmp_path / "expected.safetensors")
+    files = sorted(os.listdir(tmp_path / "expected"))
+    assert sorted(os.listdir(tmp_path / "folder")) == files
+    for name in files:
+        one, two = ((tmp_path / place / name).read_bytes() for place in ("folder", "expected"))
+        if name == "tokenizer_config.json":  # in which transformers notes that there were files
+            one, two = (json.loads(text) for text in (one, two))
+            assert one.items() >= two.items()
+        else:
+            assert one == two, name
+    one, two = ((tmp_path / f"{n}.safetensors").read_bytes() for n in ("one", "expected"))
+    assert one == two
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    done = run_script("killed_folders.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"killed \d+ times", done.stdout)
+
+
+def test_a_folder_that_is_there_is_kept_and_a_module_is_imported_only_if_allowed(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "late_vla.py").write_text("import networks.tiny_vla")
+    monkeypatch.syspath_prepend(tmp_path)
+    action_model(tmp_path, "late_vla")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis").touch()
+    with pytest.raises(CheckpointError) as error:
+        composer.parallel.consolidate(tmp_path / "shards", tmp_path / "taken")
+    place = repr(str(tmp_path / "taken"))
+    assert str(error.value) == f"{place} is there already; remove it or choose another name"
+    monkeypatch.delitem(sys.modules, "late_vla")
+    with pytest.raises(SpecError) as refused:
+        composer.parallel.consolidate(tmp_path / "shards", tmp_path / "folder")
+    assert str(refused.value).endswith(
+        "'late_vla' is outside the allowed modules (none); pass allow=['late_vla'] or --allow late_vla if you trust it"
+    )
+    assert "late_vla" not in sys.modules
+    composer.parallel.consolidate(tmp_path / "shards", tmp_path / "folder", allow=["late_vla"])
+    assert (tmp_path / "folder" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("key", ["spec", "seed", "dtype", "action_model", "observation_space"])
+def test_a_record_of_another_form_is_told(tmp_path, key):
+    action_model(tmp_path)
+    path = tmp_path / "shards" / "checkpoint.json"
+    index = json.loads(path.read_text())
+    for odd in ODD:
+        path.write_text(json.dumps({**index, "record": {**index["record"], key: odd}}))
+        with contextlib.suppress(CheckpointError, SpecError):
+            composer.parallel.consolidate(tmp_path / "shards", tmp_path / "folder")
+        shutil.rmtree(tmp_path / "folder", ignore_errors=True)
 
 
 # --- what does not fit ---
