@@ -8,7 +8,10 @@ __all__ = [
     "INTERFACES",
     "LENGTHS",
     "Context",
+    "ExperimentModel",
+    "GenerationSettings",
     "Interface",
+    "OptimizerSettings",
     "Sample",
     "SampleError",
     "Split",
@@ -17,14 +20,22 @@ __all__ = [
 
 if TYPE_CHECKING:
     from composer.dataflow.balance import SampleError, balanced
-    from composer.dataflow.interfaces import INTERFACES, Context, Interface
+    from composer.dataflow.context import Context
+    from composer.dataflow.decoding import GenerationSettings
+    from composer.dataflow.interfaces import INTERFACES, Interface
+    from composer.dataflow.models import ExperimentModel
+    from composer.dataflow.optimization import OptimizerSettings
     from composer.dataflow.samples import LENGTHS, Sample, Split
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
             "balance": "SampleError balanced",
-            "interfaces": "INTERFACES Context Interface",
+            "context": "Context",
+            "decoding": "GenerationSettings",
+            "interfaces": "INTERFACES Interface",
+            "models": "ExperimentModel",
+            "optimization": "OptimizerSettings",
             "samples": "LENGTHS Sample Split",
         },
     )

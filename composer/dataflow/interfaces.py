@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
+from composer.dataflow.context import Context, call_generator
+from composer.dataflow.models import ExperimentModel
 from composer.dataflow.samples import Sample
 from perception_blocks.registry import Registry
 
-if TYPE_CHECKING:
-    from composer.dataflow.models import ExperimentModel
-
-__all__ = ["INTERFACES", "VERBS", "Context", "Interface", "Written", "call_generator", "verbs_of"]
+__all__ = [
+    "INTERFACES",
+    "VERBS",
+    "Context",
+    "Interface",
+    "Takes",
+    "Written",
+    "call_generator",
+    "misfit",
+]
+__all__ += ["verbs_of"]
 
 VERBS = ("generate", "inference", "train_step", "evaluate")
 """What a call can do; an interface has a method for each of those that it can."""
@@ -24,26 +30,10 @@ VERBS = ("generate", "inference", "train_step", "evaluate")
 Written: TypeAlias = Mapping[str, Tensor | Sequence[Tensor]]
 """What a call writes, by the interface's names: all sequences one after the other in a tensor, or a list of them."""
 
+Takes: TypeAlias = Literal["actor", "critic", "any"]
+
 INTERFACES = Registry("interface")
 """Interfaces by the names that calls give after ``with:``."""
-
-
-@dataclass
-class Context:
-    """What a call is given beside its model and sample.
-
-    ``generator`` follows from the seed of the run, the ``iteration`` (from 0) and the name of the call, so that a call
-    draws the same numbers in whichever process it runs. ``tokenizer`` is the model's, or that of the data set.
-    """
-
-    generator: torch.Generator
-    iteration: int = 0
-    tokenizer: Any = None
-    numbers: dict[str, float] = field(default_factory=dict)
-
-    def log(self, name: str, number: float) -> None:
-        """Note a number for the run's table of this iteration."""
-        self.numbers[name] = float(number)
 
 
 class Interface:
@@ -51,7 +41,9 @@ class Interface:
 
     ``reads`` and ``writes`` are, for each verb, the names of values; those in ``optional`` may be left out of a call's
     ``reads``; with ``reads_others`` a call may also read values of any other name. With ``needs_model`` False the model
-    of its calls is None, whether they name one or not. The settings of a call are arguments of ``__init__``.
+    of its calls is None, whether they name one or not. ``takes`` says of each verb whether its model is an "actor", a
+    "critic" or "any", which is what a verb that it lacks takes: `misfit` tells where a call's model is none. The
+    settings of a call are arguments of ``__init__``.
 
     >>> class LongestRun(Interface):
     ...     needs_model = False
@@ -69,6 +61,7 @@ class Interface:
     writes: ClassVar[Mapping[str, Sequence[str]]] = {}
     needs_model: ClassVar[bool] = True
     reads_others: ClassVar[bool] = False
+    takes: ClassVar[Mapping[str, Takes]] = {}
 
     if TYPE_CHECKING:  # at run time a verb that a class lacks is no attribute of it
         generate: Callable[[ExperimentModel | None, Sample, Context], Written]
@@ -82,7 +75,21 @@ def verbs_of(interface: type[Interface]) -> list[str]:
     return [verb for verb in VERBS if callable(getattr(interface, verb, None))]
 
 
-def call_generator(seed: int, iteration: int, call: str) -> torch.Generator:
-    """A generator that depends on nothing else than the three: equal in every process."""
-    digest = hashlib.sha256(f"{seed}/{iteration}/{call}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+def misfit(interface: type[Interface], verb: str, model: str, is_critic: bool) -> str | None:
+    """Why ``verb`` of the interface cannot use the model called ``model``, in words; None where it can.
+
+    >>> class Likelihood(Interface):
+    ...     takes = {"inference": "actor"}
+    >>> misfit(Likelihood, "inference", "reward", is_critic=True)
+    "'inference' takes an actor, and the model 'reward' is a critic; name a model without is_critic: true"
+    """
+    takes = interface.takes.get(verb, "any")
+    if takes == "any" or (takes == "critic") == is_critic:
+        return None
+    kind, other = ("critic", "actor") if is_critic else ("actor", "critic")
+    named = "without" if takes == "actor" else "with"
+    article = {"actor": "an actor", "critic": "a critic"}
+    return (
+        f"{verb!r} takes {article[other]}, and the model {model!r} is {article[kind]}; "
+        f"name a model {named} is_critic: true"
+    )

@@ -7,6 +7,7 @@ the outputs of training at position k - 1.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ from composer.distributions.discrete import NoLegalChoiceError
 from composer.network.module import NetworkModule
 from composer.network.network import Tensors
 from composer.policy.policy import Policy
+from perception_blocks.blocks.decoder import DecoderBlock
 from perception_blocks.graph.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import format_shape
 from perception_blocks.words import listing
 
-__all__ = ["SequenceView", "token_views"]
+__all__ = ["PackedView", "SequenceView", "token_views"]
 
 TRANSFORMER = "transformer"  # the block that can give features at every position of its sequence
+DECODER = "decoder"  # the block that can read sequences one after the other
 
 
 def token_views(policy: Any, critic: Any = None) -> tuple[Any, ...]:
@@ -105,6 +108,51 @@ class SequenceView(nn.Module):
             raise error.of("'action_mask'") from None
 
 
+class PackedView(nn.Module):
+    """A policy's logits, or a critic's values, of sequences that stand one after the other, without padding.
+
+    ``view(tokens, lengths)``, tokens (N,) and how many of them each sequence has, gives {name: (N, k)}: each sequence
+    is read as if it were alone. A critic that reads values of its policy needs the policy's view as ``actor``.
+
+    Raises ValueError unless the only memory of the network is one block `decoder`, or it reads its policy alone.
+    """
+
+    def __init__(self, network: NetworkModule, actor: PackedView | None = None) -> None:
+        super().__init__()
+        sequence_view = SequenceView(network, None if actor is None else actor.sequence_view)
+        object.__setattr__(self, "sequence_view", sequence_view)  # whose checks hold here too
+        module = network.network.module
+        memories = [node for node in module.nodes if node.state_shapes]
+        blocks = [module.module_of(node) for node in memories]
+        only_shared = actor is not None and not sequence_view.reads
+        if not only_shared and (len(blocks) != 1 or not isinstance(blocks[0], DecoderBlock)):
+            names = listing(node.node.name for node in memories) or "none"
+            raise ValueError(
+                f"only a network whose memory is one decoder reads packed sequences; its memories: {names}"
+            )
+        self.network = with_twins(network, module, {DECODER: {"forward": self._packed}})
+        self.network.network.state_shapes = {}
+        object.__setattr__(self, "decoder", None if only_shared else blocks[0])
+        object.__setattr__(self, "actor", actor)  # its parameters are the actor's, not this view's
+
+    sequence_view: SequenceView
+    decoder: DecoderBlock | None
+    actor: PackedView | None
+    _lengths: Tensor | Sequence[int] = ()
+
+    def forward(self, tokens: Tensor, lengths: Tensor | Sequence[int]) -> Tensors:
+        inputs: Tensors = dict.fromkeys(self.sequence_view.reads, tokens)
+        if self.actor is not None:
+            shared = self.actor(tokens, lengths)
+            inputs |= {name: shared[name] for name in self.network.shared}
+        self._lengths = lengths
+        return self.network.run(inputs, None, None)[0]
+
+    def _packed(self, tokens: Tensor) -> Tensor:
+        assert self.decoder is not None
+        return self.decoder.packed(tokens, self._lengths)
+
+
 def refuse_other_inputs(sequence: Any, sequence_mask: Any) -> None:
     """Raise ValueError unless there are tokens, and a mask of the same shape if any."""
     masks = {} if sequence_mask is None else {"sequence_mask": sequence_mask}
@@ -155,14 +203,21 @@ def _other(node: BuiltNode, observed: list[str]) -> str | None:
 
 
 def reading_all(network: NetworkModule, module: InferenceBlock) -> NetworkModule:
-    """A copy in which transformer blocks give features at every position; all modules inside are the same ones.
+    """A copy in which transformer blocks give features at every position; all modules inside are the same ones."""
+    return with_twins(network, module, {TRANSFORMER: {"read": "all"}})
+
+
+def with_twins(
+    network: NetworkModule, module: InferenceBlock, changes: Mapping[str, Mapping[str, Any]]
+) -> NetworkModule:
+    """A copy in which blocks have other attributes: ``changes``, by the name of the block. All modules are shared.
 
     The copies are flat: hooks on what is copied, such as those that gather the shards of its weights, run in them too.
     """
     inner = _twin(module)
     inner._modules = dict(module._modules)
     for node in module.nodes:
-        if node.label == TRANSFORMER:
+        if node.label in changes:
             *groups, name = node.step.module
             home = inner
             for group in groups:
@@ -170,7 +225,7 @@ def reading_all(network: NetworkModule, module: InferenceBlock) -> NetworkModule
                 home = home._modules[group]
                 home._modules = dict(home._modules)
             home._modules[name] = _twin(home._modules[name])
-            home._modules[name].read = "all"
+            vars(home._modules[name]).update(changes[node.label])
     twin = _twin(network)
     object.__setattr__(twin, "network", copy.copy(network.network))
     twin.network.module = inner

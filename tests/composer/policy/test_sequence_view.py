@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Dict
 
 import composer
 from composer.adapters.tokens.gym_env import token_spaces
-from composer.policy.sequence_view import SequenceView, token_views
+from composer.policy.sequence_view import PackedView, SequenceView, token_views
 
 SIZE, LENGTH = 8, 9
 CELL = {"in": "token", "hidden_units": 16, "num_layers": 2}
@@ -226,3 +226,30 @@ def test_tokens_beyond_the_vocabulary_are_told_whatever_the_length(name):
     message = f"'{read}' holds {SIZE + 1}, but has {SIZE} values, 0 to {SIZE - 1}; it is read by "
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         training(sequence)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_packed_sequences_are_read_as_if_each_were_alone(shares):
+    spec = spec_of("decoder")
+    if not shares:
+        spec["policy"].pop("shares")
+        spec["critic"]["graph"]["latent"] = spec["policy"]["graph"]["latent"]
+    model = compose(spec)
+    policy = PackedView(model.policy)
+    critic = PackedView(model.critic, policy if shares else None)
+    lengths, packed = [4, 1, LENGTH], tokens(2).flatten()[: 5 + LENGTH]
+    logits, values = policy(packed, lengths)["action"], critic(packed, lengths)["value"]
+    actor, _, judge, _ = token_views(model.policy, model.critic)
+    for part, rows, value in zip(
+        packed.split(lengths), logits.split(lengths), values.split(lengths)
+    ):
+        torch.testing.assert_close(actor(part[None])["action"][0], rows, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(judge(part[None])["value"][0], value, atol=1e-5, rtol=1e-5)
+    assert {id(p) for p in policy.parameters()} == {id(p) for p in model.policy.parameters()}
+
+
+def test_only_a_decoder_reads_packed_sequences():
+    message = "only a network whose memory is one decoder reads packed sequences; its memories: "
+    for name, memories in {"gru": "'latent'", "gpt2": "none"}.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(message + memories)}$"):
+            PackedView(compose(spec_of(name)).policy)

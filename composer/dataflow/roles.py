@@ -1,0 +1,284 @@
+"""The models that an experiment names, built: from settings of a decoder, a checkpoint or a spec, or like another."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.spaces import Dict, Discrete, MultiBinary, MultiDiscrete
+
+import composer.model as composing
+from composer.dataflow.experiment import RoleSpec
+from composer.dataflow.models import ExperimentModel
+from composer.dataflow.optimization import optimizer_settings
+from composer.errors import Problem, SpecError
+from composer.model import Model
+from composer.source.load import GivenSpec, Override, Source, load_source
+from perception_blocks.words import describe, did_you_mean, listing
+
+__all__ = ["RoleError", "build_model", "line_of"]
+
+VALUE = {"block": "linear_output", "output_units": 1, "bias": False}
+# A model has a policy, if it is only used as a critic: the smallest.
+NO_POLICY = {
+    "graph": {"token": {"block": "embedding", "in": "observation", "embedding_dim": 1}},
+    "heads": {"in": "token"},
+}
+LENGTH = 64  # of sequences, where nobody says how long they are; that of the block decoder
+
+
+class RoleError(ValueError):
+    """A model of an experiment cannot be built; the message begins with its name."""
+
+
+def build_model(
+    role: RoleSpec,
+    roles: Mapping[str, RoleSpec],
+    seed: int = 0,
+    *,
+    tokenizer: Any = None,
+    source: Source | None = None,
+    iterations: int = 1,
+    allow: Iterable[str] = (),
+    device: torch.device | str = "cpu",
+) -> ExperimentModel:
+    """The model that ``role`` describes, in an experiment with ``roles``.
+
+    Its initial weights depend on the ``seed`` of the run and its name; a model that is ``like`` another of its kind
+    (actor or critic) begins with the same weights, and a critic with ``init_critic_from_actor`` with those of the
+    actor's body. ``tokenizer`` has as many tokens as the vocabulary (``len(tokenizer)``). Files are found beside the
+    ``source`` of the experiment. ``iterations`` are those of the run. On the meta device only shapes are checked.
+
+    Raises RoleError, and SpecError where a spec or the settings of a decoder are wrong.
+    """
+    builder = _RoleBuilder(roles, seed, tokenizer, source, tuple(allow), device)
+    model = builder.build(role)
+    settings = None if role.optimizer is None else optimizer_settings(role.optimizer)
+    try:
+        return ExperimentModel(
+            role.name,
+            model,
+            is_critic=role.is_critic,
+            optimization=settings,
+            iterations=iterations,
+            tokenizer=tokenizer,
+            max_length=role.max_length,
+        )
+    except ValueError as error:
+        raise RoleError(str(error)) from error
+
+
+def line_of(role: RoleSpec, roles: Mapping[str, RoleSpec]) -> list[RoleSpec]:
+    """A model, what it is like, and so on, to the one that says where all of them come from.
+
+    Raises RoleError where there is none.
+    """
+    line = [role]
+    while (like := line[-1].like) is not None:
+        if like not in roles:
+            near = did_you_mean(like, roles)
+            raise RoleError(f"model {line[-1].name!r} is like {like!r}, which is no model{near}")
+        if roles[like] in line:
+            names = [each.name for each in line]
+            raise RoleError(f"models are like each other in a circle: {listing([*names, like])}")
+        line.append(roles[like])
+    return line
+
+
+class _RoleBuilder:
+    def __init__(
+        self,
+        roles: Mapping[str, RoleSpec],
+        seed: int,
+        tokenizer: Any,
+        source: Source | None,
+        allow: tuple[str, ...],
+        device: torch.device | str,
+    ) -> None:
+        self.roles, self.run_seed, self.tokenizer = roles, seed, tokenizer
+        self.source, self.allow, self.device = source, allow, device
+
+    def build(self, role: RoleSpec) -> Model:
+        line = line_of(role, self.roles)
+        kin = [*takewhile(lambda each: each.is_critic == role.is_critic, line)]  # of equal weights
+        from_actor = role.is_critic and any(each.init_critic_from_actor for each in kin)
+        base = line[-1]
+        if len(base.origin) != 1:
+            given = listing(base.origin) or "none"
+            raise RoleError(
+                f"model {base.name!r} needs one of 'decoder', 'checkpoint', 'spec' and 'like', got {given}"
+            )
+        ((kind, given),) = base.origin.items()
+        wanted = replace(
+            role,
+            vocabulary=next((each.vocabulary for each in line if each.vocabulary), None),
+            max_length=next((each.max_length for each in line if each.max_length), None),
+        )
+        seed = self._seed(kin[-1].name)
+        if kind == "checkpoint":
+            return self._checkpoint(wanted, given, from_actor, seed)
+        if kind == "decoder":
+            model = self._decoder(wanted, base, given, seed)
+        elif kind == "spec":
+            model = self._spec(wanted, given, seed)
+        else:
+            raise RoleError(
+                f"model {base.name!r}: models of tokens do not come from {kind!r}; give 'decoder', 'checkpoint' or "
+                "'spec'"
+            )
+        if from_actor and torch.device(self.device).type != "meta":
+            actor = next((each for each in line if not each.is_critic), None)
+            take_body(model, self.build(actor or _as_actor(base)))
+        return model
+
+    def _seed(self, name: str) -> int:
+        digest = hashlib.sha256(f"{self.run_seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    def _decoder(self, role: RoleSpec, base: RoleSpec, given: object, seed: int) -> Model:
+        if not isinstance(given, Mapping):
+            raise RoleError(
+                f"model {base.name!r}: 'decoder' takes the settings of the block, got {describe(given)}"
+            )
+        settings = dict(given)
+        vocab_size = settings.pop("vocab_size", None)
+        if role.max_length is not None:
+            settings.setdefault("max_length", role.max_length)
+        latent = {"block": "decoder", "in": "observation", **settings}
+        graph: dict[str, object] = {"latent": latent}
+        spec: dict[str, object] = {"version": 1}
+        if role.is_critic:
+            value = {**VALUE, "in": "latent"}
+            spec |= {"policy": NO_POLICY, "critic": {"graph": {**graph, "value": value}}}
+        else:
+            spec |= {"policy": {"graph": graph, "heads": {"in": "latent"}}}
+        size = self._vocabulary_size(role, vocab_size)
+        try:
+            return self._compose(spec, (Discrete(size), Discrete(size)), seed)
+        except SpecError as error:
+            raise self._at_decoder(error, base) from None
+
+    def _at_decoder(self, error: SpecError, base: RoleSpec) -> SpecError:
+        """The problems of a spec that was made here, at what the user wrote."""
+        found: list[Problem] = []
+        for problem in error.problems:
+            path = (*base.path, "decoder", *problem.path[3:])
+            place = None if self.source is None else self.source.position(path)
+            found.append(Problem(problem.message, path, place, problem.needs_extra))
+        return SpecError(found)
+
+    def _spec(self, role: RoleSpec, given: Any, seed: int) -> Model:
+        written = given
+        if isinstance(given, str) and self.source is not None:
+            written = self.source.find_file(given)
+        source = load_source(written, (), self.allow)
+        spaces = None
+        if "environment" not in source.data:
+            size = self._vocabulary_size(role, None)
+            spaces = spaces_of(source.data, size, role.max_length or LENGTH)
+        overrides = critic_of(role.name, source.data) if role.is_critic else []
+        return self._compose(source, spaces, seed, overrides)
+
+    def _checkpoint(self, role: RoleSpec, given: Any, from_actor: bool, seed: int) -> Model:
+        if not isinstance(given, str | os.PathLike):
+            raise RoleError(
+                f"model {role.name!r}: 'checkpoint' is a file of model.save, or a folder of Hugging Face, "
+                f"got {describe(given)}"
+            )
+        path = os.fspath(given) if self.source is None else self.source.find_file(os.fspath(given))
+        saved = composing.load(path, self.allow, device=self.device)
+        if not role.is_critic:
+            return saved
+        if saved.critic is not None and not from_actor:
+            return saved
+        if not from_actor:
+            raise RoleError(
+                f"model {role.name!r} is_critic, and {given!r} has no critic; write init_critic_from_actor: true "
+                "to begin with the body of its policy"
+            )
+        spaces = (saved.observation_space, saved.action_space)
+        overrides = critic_of(role.name, {**saved.source.data, "critic": None})
+        model = self._compose(saved.source, spaces, seed, overrides)
+        take_body(model, saved)
+        return model
+
+    def _vocabulary_size(self, role: RoleSpec, given: object) -> int:
+        if isinstance(given, int) and not isinstance(given, bool):
+            return given
+        if self.tokenizer is None:
+            raise RoleError(
+                f"model {role.name!r} has no vocabulary; write vocabulary: and a file with a token in each line"
+            )
+        return len(self.tokenizer)
+
+    def _compose(
+        self,
+        spec: GivenSpec,
+        spaces: tuple[gymnasium.Space, gymnasium.Space] | None,
+        seed: int,
+        overrides: Sequence[Override] = (),
+    ) -> Model:
+        observation_space, action_space = spaces or (None, None)
+        model = composing.compose(
+            spec,
+            observation_space=observation_space,
+            action_space=action_space,
+            allow=self.allow,
+            overrides=overrides,
+            device=self.device,
+            seed=seed,
+        )
+        return model.eval()
+
+
+def critic_of(name: str, spec: Mapping[str, Any]) -> list[Override]:
+    """What makes of a spec one of a critic: nothing where it has one, else a value from what its heads read."""
+    if spec.get("critic") is not None:
+        return []
+    policy = spec.get("policy")
+    heads = policy.get("heads") if isinstance(policy, Mapping) else None
+    if not isinstance(policy, Mapping) or "graph" not in policy or not isinstance(heads, Mapping):
+        heads = {}
+    if not isinstance(heads.get("in"), str):
+        raise RoleError(
+            f"model {name!r} is_critic, and its spec has neither a 'critic' nor a policy with a 'graph' and "
+            "'heads: {in: ...}' to make one from"
+        )
+    assert isinstance(policy, Mapping)
+    graph = {**policy["graph"], "value": {**VALUE, "in": heads["in"]}}
+    read = [key for key in spec.get("ignore") or () if key != "observation"]
+    return [("policy", NO_POLICY), ("critic", {"graph": graph}), ("ignore", read)]
+
+
+def spaces_of(spec: Mapping[str, Any], size: int, length: int) -> tuple[gymnasium.Space, Discrete]:
+    """The spaces of a token policy: the last token, or for a spec that names a sequence all tokens and their mask."""
+    if "sequence" not in str(spec):
+        return Discrete(size), Discrete(size)
+    observations = {
+        "observation": Discrete(size),
+        "sequence": MultiDiscrete([size] * length),
+        "sequence_mask": MultiBinary(length),
+        "action_mask": MultiBinary(size),
+    }
+    return Dict(observations), Discrete(size)
+
+
+def take_body(critic: Model, actor: Model) -> None:
+    """Copy the weights of the actor's policy into those of the critic that have the same names and shapes."""
+    assert critic.critic is not None
+    weights = actor.policy.state_dict()
+    own = critic.critic.state_dict()
+    same = [name for name in own if name in weights and own[name].shape == weights[name].shape]
+    with torch.no_grad():
+        for name in same:
+            own[name].copy_(weights[name])
+
+
+def _as_actor(role: RoleSpec) -> RoleSpec:
+    return replace(role, is_critic=False, init_critic_from_actor=False)

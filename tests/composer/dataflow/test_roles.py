@@ -1,0 +1,173 @@
+"""The models that an experiment names: where their architecture and weights come from, and what is wrong with them."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from composer.dataflow.roles import RoleError, build_model
+from composer.errors import SpecError
+from composer.source.load import load_source
+from perception_blocks.settings import SettingsError
+from tests.helpers.experiment_models import DECODER, GPT2, GRU, ORIGINS, VOCABULARY, Words, role
+
+
+def models(*roles, seed=0, **settings):
+    named = {each.name: each for each in roles}
+    return [build_model(each, named, seed, **settings) for each in roles]
+
+
+def weights(model):
+    return dict(model.network.state_dict())
+
+
+def equal(left, right):
+    left, right = weights(left), weights(right)
+    assert left.keys() == right.keys()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def body_is_equal(critic, actor):
+    critic, actor = weights(critic), weights(actor)
+    shared = [name for name in critic if name in actor]
+    assert len(shared) >= 3
+    return all(torch.equal(critic[name], actor[name]) for name in shared)
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_model_like_another_begins_with_its_weights(origin):
+    actor, ref, critic, second, body = models(
+        role("actor", ORIGINS[origin]),
+        role("ref", like="actor"),
+        role("critic", like="actor", is_critic=True),
+        role("second", like="critic", is_critic=True),
+        role("body", like="ref", is_critic=True, init_critic_from_actor=True),
+        tokenizer=Words(),
+    )
+    assert equal(ref, actor)
+    assert equal(second, critic)
+    assert not body_is_equal(critic, actor)
+    assert body_is_equal(body, actor)
+    assert all(m.is_critic for m in (critic, second, body))
+
+
+def test_weights_follow_from_the_seed_and_the_name():
+    (actor,), (again,), (other_seed,) = (
+        models(role("actor", {"decoder": DECODER}), seed=s) for s in (1, 1, 2)
+    )
+    (other_name,) = models(role("agent", {"decoder": DECODER}), seed=1)
+    assert equal(actor, again)
+    assert not equal(actor, other_seed)
+    assert not equal(actor, other_name)
+
+
+def test_the_vocabulary_is_the_tokenizers():
+    settings = {key: value for key, value in DECODER.items() if key != "vocab_size"}
+    (actor,) = models(role("actor", {"decoder": settings}), tokenizer=Words(11, eos_token_id=4))
+    assert (actor.vocabulary_size, actor.end_token, actor.longest) == (11, 4, DECODER["max_length"])
+
+
+def test_files_of_ours_are_found_beside_the_experiment(tmp_path):
+    (actor,) = models(role("actor", {"decoder": DECODER}), seed=5)
+    actor.model.save(tmp_path / "actor.safetensors")
+    (tmp_path / "agent.yaml").write_text(load_source(GRU).to_yaml())
+    (tmp_path / "experiment.yaml").write_text("version: 1\n")
+    source = load_source(tmp_path / "experiment.yaml")
+    saved, critic, agent, judge = models(
+        role("saved", {"checkpoint": "actor.safetensors"}),
+        role("critic", like="saved", is_critic=True, init_critic_from_actor=True),
+        role("agent", {"spec": "agent.yaml"}),
+        role("judge", {"spec": "agent.yaml"}, is_critic=True),
+        source=source,
+        tokenizer=Words(),
+    )
+    assert equal(saved, actor)
+    assert body_is_equal(critic, actor)
+    assert agent.vocabulary_size == judge.vocabulary_size == VOCABULARY
+    critic.model.save(tmp_path / "critic.safetensors")
+    (again,) = models(
+        role("again", {"checkpoint": "critic.safetensors"}, is_critic=True), source=source
+    )
+    assert equal(again, critic)
+
+
+def test_on_the_meta_device_only_shapes_are_checked():
+    (critic,) = models(
+        role("critic", {"spec": GPT2}, is_critic=True, init_critic_from_actor=True),
+        tokenizer=Words(),
+        device="meta",
+    )
+    assert all(p.is_meta for p in critic.parameters())
+
+
+WRONG = [
+    (role("a", like="b"), "model 'a' is like 'b', which is no model"),
+    (
+        role("actor", like="actr"),
+        "model 'actor' is like 'actr', which is no model; did you mean 'actor'?",
+    ),
+    (role("a", like="a"), "models are like each other in a circle: 'a', 'a'"),
+    (role("a"), "model 'a' needs one of 'decoder', 'checkpoint', 'spec' and 'like', got none"),
+    (
+        role("a", {"model_type": "tiny_vla"}),
+        "model 'a': models of tokens do not come from 'model_type'; give 'decoder', 'checkpoint' or 'spec'",
+    ),
+    (
+        role("a", {"decoder": 3}),
+        "model 'a': 'decoder' takes the settings of the block, got the number 3",
+    ),
+    (
+        role("a", {"decoder": {}}),
+        "model 'a' has no vocabulary; write vocabulary: and a file with a token in each line",
+    ),
+    (
+        role("a", {"checkpoint": 3}),
+        "model 'a': 'checkpoint' is a file of model.save, or a folder of Hugging Face, got the number 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_what_is_wrong_with_a_model_is_told(wrong, message):
+    with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
+        build_model(wrong, {wrong.name: wrong})
+
+
+def test_a_policy_that_gives_no_critic_is_told():
+    wrong = replace(
+        role("a", is_critic=True), origin={"spec": {"version": 1, "policy": {"template": {}}}}
+    )
+    message = (
+        "model 'a' is_critic, and its spec has neither a 'critic' nor a policy with a 'graph' and 'heads: {in: ...}' "
+        "to make one from"
+    )
+    with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
+        build_model(wrong, {"a": wrong}, tokenizer=Words())
+
+
+def test_wrong_settings_of_a_decoder_are_told_where_they_stand(tmp_path):
+    file = tmp_path / "ppo.yaml"
+    file.write_text(
+        "version: 1\nmodels:\n  actor:\n    decoder: {vocab_size: 8, widht: 3, num_layers: 0}\n"
+    )
+    source = load_source(file)
+    wrong = role("actor", {"decoder": source.data["models"]["actor"]["decoder"]}, is_critic=True)
+    with pytest.raises(SpecError) as caught:
+        build_model(wrong, {"actor": wrong}, source=source)
+    assert [(p.position.line, p.position.column, p.message) for p in caught.value.problems] == [
+        (4, 37, "'widht' is not a setting of block 'decoder'; did you mean 'width'?"),
+        (4, 52, "'num_layers' must be an integer between 1 and 1000, got 0"),
+    ]
+
+
+def test_wrong_settings_of_an_optimiser_are_told():
+    wrong = role(
+        "a", {"decoder": DECODER}, optimizer={"lr": 0.1, "beta2": 1.0, "weight_decya": 0.1}
+    )
+    message = (
+        "'beta2' must be a number between 0 and 1, got 1.0; 'weight_decya' is not a setting of the optimiser; did you "
+        "mean 'weight_decay'?"
+    )
+    with pytest.raises(SettingsError, match=f"^{re.escape(message)}$"):
+        build_model(wrong, {"a": wrong})
