@@ -6,11 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from composer.dataflow.experiment import CallSpec
+from composer.errors import RefusedError
 
-__all__ = ["Reference", "Runner"]
+__all__ = ["Reference", "RunError", "Runner", "WorkerDiedError"]
 
 Reference: TypeAlias = Any
 """A value of the experiment as a runner knows it: the value itself, or Ray's reference to it."""
+
+
+class RunError(RefusedError):
+    """A run cannot start or go on; the message says why and what to do."""
+
+
+class WorkerDiedError(RunError):
+    """A process that ran calls has ended; the run goes on from its last checkpoint in new ones."""
 
 
 class Runner(Protocol):

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -32,7 +32,7 @@ from composer.training.evaluation import Evaluation
 from composer.training.trainer import MOST_COUNTED, Task, Trainer, TrainerState, TrainingError
 from perception_blocks.words import cut
 
-__all__ = ["RunFolder", "Saved", "in_use", "refuse_taken"]
+__all__ = ["RunFolder", "Saved", "in_use", "new_folder", "refuse_links_outside", "refuse_taken"]
 
 FORMAT = "composer-run"
 VERSION = 1
@@ -73,24 +73,20 @@ class RunFolder:
 
         Raises TrainingError if the path exists, or cannot be created.
         """
-        refuse_taken(path)
-        hidden = _hidden_folder(path)
-        with _locked(hidden, path) as lock:
-            try:
-                folder = cls(hidden, task, name=path)
-                folder.write_task()
-                folder.save(trainer, curve, 0)
-                lock.rename(hidden, path)
-            except BaseException:
-                shutil.rmtree(hidden, ignore_errors=True)
-                raise
+
+        def fill(hidden: Path) -> None:
+            folder = cls(hidden, task, name=path)
+            folder.write_task()
+            folder.save(trainer, curve, 0)
+
+        with new_folder(path, fill):
             yield cls(path, task)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of an existing run. Raises TrainingError if there is none."""
         _refuse_no_run(path)
-        _refuse_links_outside(path)
+        refuse_links_outside(path, FILES)
         return cls(path, _read_task(path))
 
     def write_task(self) -> None:
@@ -178,6 +174,24 @@ def _save_state(state: Mapping[str, object], path: str) -> None:
 
 
 @contextmanager
+def new_folder(path: Path, fill: Callable[[Path], None]) -> Iterator[None]:
+    """The folder ``path``, which appears once ``fill`` has written into it; locked for other processes in this context.
+
+    Raises TrainingError if the path exists, or cannot be created.
+    """
+    refuse_taken(path)
+    hidden = _hidden_folder(path)
+    with _locked(hidden, path) as lock:
+        try:
+            fill(hidden)
+            lock.rename(hidden, path)
+        except BaseException:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        yield
+
+
+@contextmanager
 def in_use(path: Path) -> Iterator[None]:
     """Keep other processes from the run in ``path``. Raises TrainingError where one uses it, or there is no run."""
     _refuse_no_run(path)
@@ -260,9 +274,9 @@ def _refuse_no_run(path: Path) -> None:
         raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json")
 
 
-def _refuse_links_outside(path: Path) -> None:
+def refuse_links_outside(path: Path, names: Iterable[str]) -> None:
     """Raise TrainingError where a file of the run lies elsewhere: it would be read and written there."""
-    for name in FILES:
+    for name in names:
         if (path / name).is_symlink() and outside(str(path / name), [real_path(str(path))]):
             raise TrainingError(
                 f"{str(path / name)!r} is a link that leads out of the run's folder; put the file itself there"
