@@ -31,7 +31,7 @@ OF_A_TRAINING = "composer-run"
 RECORD, EXPERIMENT, STATE = "run.json", "experiment.yaml", "log.json"
 FILES = (RECORD, EXPERIMENT, "log.csv", "curve.png")
 MOST_BYTES = 1_000_000_000  # of a log
-CHECKPOINT = "checkpoint-"
+CHECKPOINT = "checkpoint-"  # and the number of iterations
 _CHECKPOINT = re.compile(CHECKPOINT + r"\d{8,18}")
 
 
@@ -127,8 +127,12 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         """By their numbers."""
-        numbers = {path: _CHECKPOINT.fullmatch(path.name) for path in self.path.iterdir()}
-        return sorted((p for p, n in numbers.items() if n and p.is_dir()), key=lambda p: int(p.name.removeprefix(CHECKPOINT)))
+        numbers = {
+            int(path.name.removeprefix(CHECKPOINT)): path
+            for path in self.path.iterdir()
+            if _CHECKPOINT.fullmatch(path.name) and path.is_dir()
+        }
+        return [numbers[number] for number in sorted(numbers)]
 
     def _not_written(self, target: Path, error: Exception) -> RunError:
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
@@ -207,7 +211,7 @@ def _rows_of(state: object, iteration: int) -> list[Mapping[str, float]]:
 
 
 def _is_number(value: object) -> bool:
-    return value is None or type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return value is None or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
 
 
 def _in_json(number: float) -> float | None:

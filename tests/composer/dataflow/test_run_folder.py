@@ -74,7 +74,7 @@ def test_a_second_process_is_told_who_uses_the_run(run):
 
 def test_there_is_no_folder_where_there_is_one_already(run):
     with (
-        pytest.raises(TrainingError, match="there is a run in .* already; continue it with --resume"),
+        pytest.raises(TrainingError, match=r"there is a run in .* already; continue it with --resume"),
         RunFolder.create(run.path, run.record, TEXT),
     ):
         raise AssertionError
@@ -95,11 +95,13 @@ def test_a_full_disk_is_told_and_leaves_what_was_saved_before(run, fault, monkey
 
     if fault != "models":
         monkeypatch.setattr("composer.atomic.os.fsync", full)
+    write = {
+        "models": lambda: run.save(LOG, cannot),
+        "log": lambda: run.save(LOG, models),
+        "csv": lambda: run.write_log(LOG),
+    }[fault]
     with pytest.raises(RunError) as error:
-        if fault == "csv":
-            run.write_log(LOG)
-        else:
-            run.save(LOG, cannot if fault == "models" else models)
+        write()
     monkeypatch.undo()
     name = run.path / ("log.csv" if fault == "csv" else "checkpoint-00000002")
     assert str(error.value) == (
