@@ -74,7 +74,9 @@ def test_a_second_process_is_told_who_uses_the_run(run):
 
 def test_there_is_no_folder_where_there_is_one_already(run):
     with (
-        pytest.raises(TrainingError, match=r"there is a run in .* already; continue it with --resume"),
+        pytest.raises(
+            TrainingError, match=r"there is a run in .* already; continue it with --resume"
+        ),
         RunFolder.create(run.path, run.record, TEXT),
     ):
         raise AssertionError
