@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from perception_blocks.lazy import lazy_attributes
 
 __all__ = [
+    "EXPERIMENTS",
     "INTERFACES",
     "LENGTHS",
     "Context",
+    "Experiment",
     "ExperimentModel",
     "GenerationSettings",
     "Interface",
@@ -16,12 +18,15 @@ __all__ = [
     "SampleError",
     "Split",
     "balanced",
+    "read_experiment",
 ]
 
 if TYPE_CHECKING:
     from composer.dataflow.balance import SampleError, balanced
+    from composer.dataflow.call_spec import read_experiment
     from composer.dataflow.context import Context
     from composer.dataflow.decoding import GenerationSettings
+    from composer.dataflow.experiment import EXPERIMENTS, Experiment
     from composer.dataflow.interfaces import INTERFACES, Interface
     from composer.dataflow.models import ExperimentModel
     from composer.dataflow.optimization import OptimizerSettings
@@ -31,8 +36,10 @@ else:
         __name__,
         {
             "balance": "SampleError balanced",
+            "call_spec": "read_experiment",
             "context": "Context",
             "decoding": "GenerationSettings",
+            "experiment": "EXPERIMENTS Experiment",
             "interfaces": "INTERFACES Interface",
             "models": "ExperimentModel",
             "optimization": "OptimizerSettings",

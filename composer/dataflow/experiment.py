@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from composer.errors import Path
 from composer.source.load import GivenSpec, Source
 from composer.spec.parallel import ParallelSpec
 from perception_blocks.dag import Dag
 from perception_blocks.registry import Registry
+from perception_blocks.settings import NonNegativeInt, PositiveInt, Range
 
 __all__ = ["EXPERIMENTS", "CallSpec", "DataSpec", "Experiment", "HookSpec", "RoleSpec", "RunSpec"]
 __all__ += ["is_experiment", "registered_spec"]
@@ -85,12 +87,12 @@ class HookSpec:
 class RunSpec:
     """``iterations`` batches; a checkpoint after every ``save_every`` of them and at the end."""
 
-    iterations: int = 100
-    seed: int = 0
-    runner: str = "local"
-    workers: int = 2
-    save_every: int | None = None
-    restarts: int = 0
+    iterations: PositiveInt = 100
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    runner: Literal["local", "ray"] = "local"
+    workers: Annotated[int, Range(1, 1000)] = 2
+    save_every: PositiveInt | None = None
+    restarts: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,6 @@ def is_experiment(data: Mapping[str, object]) -> bool:
 
 def registered_spec(name: str) -> GivenSpec:
     """The spec of a registered experiment. Raises UnknownNameError."""
-    spec = EXPERIMENTS.get(name)
+    spec: Any = EXPERIMENTS.get(name)
     spec = spec() if callable(spec) else spec
     return spec.spec() if hasattr(spec, "spec") else spec

@@ -42,8 +42,9 @@ class Interface:
     ``reads`` and ``writes`` are, for each verb, the names of values; those in ``optional`` may be left out of a call's
     ``reads``; with ``reads_others`` a call may also read values of any other name. With ``needs_model`` False the model
     of its calls is None, whether they name one or not. ``takes`` says of each verb whether its model is an "actor", a
-    "critic" or "any", which is what a verb that it lacks takes: `misfit` tells where a call's model is none. The
-    settings of a call are arguments of ``__init__``.
+    "critic" or "any", which is what a verb that it lacks takes: `misfit` tells where a call's model is none. A call
+    must lead to a training or an evaluation, unless ``keeps`` names its verb: the interface writes a file, or the like.
+    The settings of a call are arguments of ``__init__``.
 
     >>> class LongestRun(Interface):
     ...     needs_model = False
@@ -62,6 +63,7 @@ class Interface:
     needs_model: ClassVar[bool] = True
     reads_others: ClassVar[bool] = False
     takes: ClassVar[Mapping[str, Takes]] = {}
+    keeps: ClassVar[Sequence[str]] = ()
 
     if TYPE_CHECKING:  # at run time a verb that a class lacks is no attribute of it
         generate: Callable[[ExperimentModel | None, Sample, Context], Written]

@@ -26,14 +26,19 @@ from composer.spec.nodes import ALLOW_MODULE, NodeParser, is_misplaced
 from composer.spec.parallel import ParallelSpec, read_parallel
 from composer.spec.references import check_graph, check_shares, sinks
 from composer.spec.template import read_template, shared_stages
+from composer.spec.top_level import (
+    VERSION,
+    check_version,
+    params_meant,
+    read_extensions,
+    without_other_files,
+)
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from composer.trust import check_environment, check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name, sparing
 
 __all__ = ["CRITIC_KEYS", "NETWORK_KEYS", "POLICY_KEYS", "POLICY_NETWORK_KEYS", "TOP_KEYS"]
 __all__ += ["BESIDE_MODEL", "VERSION", "read_spec"]
-
-VERSION = 1
 
 TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
 TOP_KEYS += ("texts", "parallel", "extensions", "policy", "critic", "model")
@@ -89,17 +94,19 @@ class _SpecParser:
         self._nodes = NodeParser(problems, allow, limits)
 
     def model(self) -> ModelSpec | None:
-        top = Fields(self._without_other_files(), (), self._problems)
+        top = Fields(
+            without_other_files(self._source, TOP_KEYS, self._problems), (), self._problems
+        )
         if not top.values and self._source.data:
             return None
-        meant = top.unknown(TOP_KEYS, "a spec", elsewhere=self._params_meant(top))
-        self._version(top, "version" in meant)
+        meant = top.unknown(TOP_KEYS, "a spec", elsewhere=params_meant(self._source, TOP_KEYS))
+        check_version(top, "version" in meant)
         environment = self._environment(top)
         distributions = self._distributions(top)
         ignore, normalize = top.texts("ignore"), top.texts("normalize")
         texts = self._texts(top)
         parallel = read_parallel(top)
-        extensions = self._extensions(top)
+        extensions = read_extensions(top, self._allow)
         if top.values.get("model") is not None:
             return self._with_model(top, environment, parallel, extensions)
         if "policy" not in top and "policy" not in meant:
@@ -122,15 +129,6 @@ class _SpecParser:
             parallel=parallel,
             extensions=extensions,
         )
-
-    def _extensions(self, top: Fields) -> tuple[str, ...]:
-        """Modules that are imported before anything is built, each of which the caller must allow."""
-        names = top.texts("extensions")
-        for index, name in enumerate(names):
-            problem = check_trusted(name, self._allow)
-            if problem:
-                self._problems.add(("extensions", index), problem)
-        return names
 
     def _with_model(
         self,
@@ -171,30 +169,6 @@ class _SpecParser:
             top.wrong("model", "a mapping with a 'model_type'")
             return None
         return read_action_model(Fields(value, ("model",), self._problems))
-
-    def _without_other_files(self) -> dict[str, object]:
-        """The data without the keys of files that are not specs: no message may show their content."""
-        by_file: dict[str, list[str]] = {}
-        for key in self._source.data:
-            position = self._source.position((key,), key=True)
-            if position is not None and position.line is not None:
-                by_file.setdefault(position.file, []).append(key)
-        data = dict(self._source.data)
-        for file, keys in by_file.items():
-            if any(near_name(key, TOP_KEYS) for key in keys):
-                continue
-            message = f"{file!r} is no spec: it has none of a spec's keys ({listing(TOP_KEYS)})"
-            self._problems.add((keys[0],), message, key=True)
-            data = {key: value for key, value in data.items() if key not in keys}
-        return data
-
-    def _version(self, top: Fields, misspelt: bool) -> None:
-        if "version" not in top:
-            if not misspelt:
-                self._problems.add((), f"the spec has no 'version'; write version: {VERSION}")
-        elif top.values["version"] is True or top.values["version"] != VERSION:
-            got = describe(top.values["version"])
-            top.note("version", f"'version' must be {VERSION}, the only version yet, got {got}")
 
     def _environment(self, top: Fields) -> str | None:
         if top.values.get("environment") is None:
@@ -247,22 +221,6 @@ class _SpecParser:
         return declared
 
     # --- policy and critic ---
-
-    def _params_meant(self, top: Fields) -> dict[str, str]:
-        """For unknown keys of overrides, the params that were probably meant: ``--set width=3`` means params.width."""
-        places = {
-            key: self._source.position((key,), key=True)
-            for key in top.values
-            if key not in TOP_KEYS
-        }
-        overridden = [key for key, place in places.items() if place and place.line is None]
-        params = self._source.params
-        near = {
-            key: near_name(key, params)
-            for key in overridden
-            if not near_name(key, TOP_KEYS, "key") or key in params
-        }
-        return {key: f"params.{name}" for key, name in near.items() if name}
 
     def _policy(self, top: Fields) -> PolicySpec | None:
         if "policy" not in top:

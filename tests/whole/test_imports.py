@@ -28,7 +28,7 @@ perception_blocks: inference | torch networkx
 composer: errors atomic batch_axes limits | torch
 composer.source: values files scalars params overlay load | yaml
 composer: trust |
-composer.spec: fields parallel action_model model_spec nodes template references wrapper_names read places diff |
+composer.spec: fields top_level parallel action_model model_spec nodes template references wrapper_names read places diff |
 composer.spaces: sizes values kinds variable_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
 composer.network: network sharded registries module groups structured | torch
@@ -53,7 +53,7 @@ composer.adapters.torchrl: fields distribution checks functions modules models a
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
-composer.dataflow: balance samples context optimization decoding models interfaces experiment roles schedule run_log run_folder model_state cluster | torch numpy gymnasium matplotlib ray
+composer.dataflow: balance samples context optimization decoding models interfaces datasets experiment role_spec call_graph call_spec roles schedule run_log run_folder model_state cluster | torch numpy gymnasium matplotlib ray
 composer.cli: ctrl_c write_out train prove commands | gymnasium
 composer: __main__ |
 """

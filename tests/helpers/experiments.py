@@ -1,0 +1,116 @@
+"""A small experiment of six calls, and the interfaces and the data set that it names."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from composer.dataflow.datasets import DATASETS
+from composer.dataflow.interfaces import INTERFACES, Interface
+from perception_blocks.registry import Registry
+from perception_blocks.settings import PositiveFloat
+
+PPO = """\
+version: 1
+models:
+  actor: {decoder: {width: 16, num_layers: 1, num_heads: 2}, vocabulary: tokens.txt, lr: 0.01}
+  critic: {like: actor, is_critic: true, lr: 0.01}
+  ref: {like: actor}
+  reward: {decoder: {width: 8, num_layers: 1, num_heads: 2}, is_critic: true}
+data: {dataset: toy-prompts, rows: 32, batch_size: 8}
+calls:
+  actor_gen: {model: actor, do: generate, with: toy_actor, reads: [prompts], writes: [ids, logp]}
+  rew_inf: {model: reward, do: inference, with: toy_reward, reads: [ids], writes: [rewards]}
+  ref_inf: {model: ref, do: inference, with: toy_actor, reads: [ids], writes: {logp: ref_logp}}
+  critic_inf: {model: critic, do: inference, with: toy_critic, reads: [ids], writes: [values]}
+  actor_train:
+    {model: actor, do: train_step, with: toy_actor, reads: [ids, logp, ref_logp, rewards, values]}
+  critic_train:
+    {model: critic, do: train_step, with: toy_critic, reads: [ids, logp, ref_logp, rewards, values]}
+hooks:
+  - {after: actor_train, from: actor, to: ref, eta: 0.1}
+run: {iterations: 4}
+"""
+_TRAINING = ("ids", "logp", "ref_logp", "rewards", "values")
+
+
+class ToyPrompts:
+    gives = ("prompts", "labels")
+
+    def __init__(self, util: Any, *, rows: int = 8):
+        self.rows = rows
+
+
+class ToyActor(Interface):
+    reads = {"generate": ("prompts",), "inference": ("ids",), "train_step": _TRAINING}
+    optional = {"train_step": ("labels",)}
+    writes = {"generate": ("ids", "logp", "lengths"), "inference": ("logp",)}
+
+    def __init__(self, *, kl: PositiveFloat = 0.1):
+        self.kl = kl
+
+    def generate(self, model, sample, context): ...
+    def inference(self, model, sample, context): ...
+    def train_step(self, model, sample, context): ...
+
+
+class ToyCritic(Interface):
+    reads = {"inference": ("ids",), "train_step": _TRAINING}
+    writes = {"inference": ("values",)}
+
+    def inference(self, model, sample, context): ...
+    def train_step(self, model, sample, context): ...
+
+
+class ToyReward(Interface):
+    reads = {"inference": ("ids",), "evaluate": ("rewards",)}
+    writes = {"inference": ("rewards",)}
+
+    def inference(self, model, sample, context): ...
+    def evaluate(self, model, sample, context): ...
+
+
+class LongestRun(Interface):
+    needs_model = False
+    reads, writes = {"inference": ("ids",)}, {"inference": ("rewards",)}
+
+    def __init__(self, token: int = 3):
+        self.token = token
+
+    def inference(self, model, sample, context):
+        return {"rewards": (sample["ids"] == self.token).float().mean(-1)}
+
+
+class Printer(Interface):
+    needs_model = False
+    keeps = ("inference",)
+    reads_others = True
+
+    def inference(self, model, sample, context): ...
+
+
+NAMES = {
+    "toy_actor": ToyActor,
+    "toy_critic": ToyCritic,
+    "toy_reward": ToyReward,
+    "longest_run": LongestRun,
+    "printer": Printer,
+}
+
+
+@contextmanager
+def registered(registry: Registry, entries: dict[str, Any]) -> Iterator[None]:
+    """Register ``entries``, and take them out again."""
+    known = dict(registry._entries), dict(registry._names)
+    for name, entry in entries.items():
+        registry.register(name, entry)
+    try:
+        yield
+    finally:
+        registry._entries, registry._names = known
+
+
+@contextmanager
+def toys() -> Iterator[None]:
+    """The names that PPO uses are known within."""
+    with registered(INTERFACES, NAMES), registered(DATASETS, {"toy-prompts": ToyPrompts}):
+        yield
