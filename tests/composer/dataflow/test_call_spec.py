@@ -229,7 +229,7 @@ BAD = [
     (
         "lr: 0.01}\n  critic",
         "optimizer: {weight_decay: 1}}\n  critic",
-        "3:97: 'optimizer' needs 'lr', the learning rate; without it the model is never trained",
+        "3:97: the optimiser needs the setting 'lr' (a positive number)",
     ),
     (
         "{like: actor}",
