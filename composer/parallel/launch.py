@@ -11,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,11 +24,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from perception_blocks.words import did_you_mean, listing
 
-__all__ = ["Mesh", "run_processes", "start"]
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl: Any = None
+
+__all__ = ["Mesh", "end_with_starter", "run_processes", "start"]
 
 BACKENDS = ("gloo", "nccl")
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STORE = "COMPOSER_PROVE_STORE"  # the file by which the processes of a proof find one another
+LOCK = "lock"  # a file that is locked as long as the process that started the others runs
 ENDING_S = 10.0  # how long processes may take to end once they were told to
 
 
@@ -160,7 +167,8 @@ def _stay_on_this_machine() -> None:
 def run_processes(module: str, arguments: Sequence[str], count: int, folder: Path) -> str:
     """Let torchrun run ``python -P -m module`` ``count`` times; returns what it said, once all have ended.
 
-    They meet through files in ``folder``, not through a port. They import nothing from the current folder.
+    They meet through files in ``folder``, not through a port. They import nothing from the current folder, and end with
+    this process, however it ends, if they call `end_with_starter`.
     """
     python = [sys.executable, "-P", "-m"]
     places = ["--rdzv-endpoint", str(folder / "rendezvous"), "--log-dir", str(folder / "logs")]
@@ -172,6 +180,7 @@ def run_processes(module: str, arguments: Sequence[str], count: int, folder: Pat
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # which would listen on all interfaces
     environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, with a warning
     with (
+        _lock_held(folder),
         _sigterm_raises(),
         subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -183,6 +192,36 @@ def run_processes(module: str, arguments: Sequence[str], count: int, folder: Pat
             _end(process)
             raise
     return said.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _lock_held(folder: Path) -> Iterator[None]:
+    """Hold a lock in ``folder``, which the system takes from this process when it ends, even if it is killed."""
+    with open(folder / LOCK, "wb") as file:
+        _lock(file, "LOCK_EX")
+        yield
+
+
+def end_with_starter(folder: Path) -> None:
+    """Let this process end when the one that called `run_processes` with this ``folder`` has ended."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError), open(folder / LOCK, "rb") as file:
+            if _lock(file, "LOCK_SH"):
+                os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _lock(file: IO[bytes], kind: str) -> bool:
+    """Wait for the lock of ``file``; False where the system or the file system has none."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, getattr(fcntl, kind))
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

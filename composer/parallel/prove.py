@@ -28,7 +28,7 @@ from composer.errors import RefusedError, SpecError
 from composer.limits import Limits
 from composer.model import Model
 from composer.model import compose as compose_whole
-from composer.parallel.launch import Mesh, run_processes, start
+from composer.parallel.launch import Mesh, end_with_starter, run_processes, start
 from composer.parallel.materialize import compose_by
 from composer.parallel.plan import plan_of
 from composer.parallel.sharding import optimizer, whole_tensor
@@ -109,6 +109,7 @@ def prove(task: Task, processes: int) -> Proof:
 
 def main(folder: str) -> int:
     """Do the task in ``folder`` as one of the processes; what came of it goes to a file there."""
+    end_with_starter(Path(folder))
     task = Task(**json.loads((Path(folder) / "task.json").read_text("utf-8")))
     allow_beside(task.folders, task.allow)
     try:

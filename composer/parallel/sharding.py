@@ -5,8 +5,6 @@ The root of FSDP2 is the module of a network, which every use of a policy or cri
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +23,6 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.file import record_of
@@ -39,11 +36,13 @@ from composer.network.network import EnsembleNetwork
 from composer.network.registries import RegistryView
 from composer.network.sharded import mark_sharded
 from composer.network.structured import StructuredModule
+from composer.parallel.calls import recomputed, return_no_views, returning_no_views
 from composer.parallel.launch import Mesh, start
 from composer.parallel.plan import Given, Plan, place, plan_of
 from composer.parallel.tensor import bodies_of, is_body, split_layer, why_not_split
 from composer.source.load import Source
 from perception_blocks.base_block import PerceptionBlock, block_name
+from perception_blocks.blocks.scale import NormalizeBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import hint
@@ -53,7 +52,7 @@ __all__ += ["roots_of", "shard", "whole_tensor", "write_whole"]
 
 M = TypeVar("M", bound=nn.Module)
 LAYERED = ("transformer_encoder", "decoder")  # blocks whose `layers` are units
-GENERATING = ("generate", "predict_tokens")  # ways to use a module that are no call of it
+METHODS = ("generate", "predict_tokens", "packed")  # ways to use a module that are no call of it
 Places = dict[str, tuple[str, int | None]]  # of a state_dict: the tensor, and its row in a stack
 
 
@@ -226,10 +225,6 @@ class Sharder:
         self._sharding = None
         if mesh.backend is not None:
             self._sharding = Sharding(model, mesh, self.plan)
-            # Of blocks of ours, and of what an action model runs, nothing writes into what they return.
-            bodies = [type(root).__name__ for root in self.roots if is_body(root)]
-            kinds = "|".join([r"\w*Block", *bodies])
-            warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \(FSDP({kinds})\)")
 
     def _survey(self) -> None:
         """Look where the roots, the layers and the nodes are."""
@@ -258,7 +253,7 @@ class Sharder:
         """What comes before a layer is sharded."""
         body = self._layers[id(layer)]
         if self.plan.gradient_checkpointing:
-            vars(layer)["forward"] = functools.partial(_recomputed, layer.forward)
+            vars(layer)["forward"] = recomputed(layer.forward)
         if self.plan.tensor > 1 and body is not None and not why_not_split(body, self.plan.tensor):
             split_layer(body, layer, self._grid["tensor"])
 
@@ -271,6 +266,8 @@ class Sharder:
             return
         self._average_whole()
         for module in self.model.modules():
+            if isinstance(module, NormalizeBlock):
+                module.group = self._grid["data"].get_group()  # the others have the same values
             if isinstance(module, RegistryView) or hasattr(module, "checkpoint_about"):
                 mark_sharded(module)
         if hasattr(self.model, "checkpoint_about"):
@@ -291,9 +288,6 @@ class Sharder:
         if self._sharding is not None:
             if not isinstance(root, FSDPModule):
                 self._shard(root, self._precision_of_root(root))
-            for name in GENERATING:
-                if hasattr(type(root), name):
-                    register_fsdp_forward_method(root, name)
             root._get_fsdp_state()._lazy_init()  # type: ignore[operator]
         root._modules.clear()
         root._modules.update(children)
@@ -307,6 +301,7 @@ class Sharder:
             if not isinstance(parameter, DTensor) and not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
         offload = self.plan.offload and self.mesh.device.type == "cuda"
+        module.register_forward_hook(return_no_views)  # comes before what fully_shard registers
         fully_shard(
             module,
             mesh=self._grid["data"],
@@ -315,6 +310,10 @@ class Sharder:
             offload_policy=CPUOffloadPolicy() if offload else OffloadPolicy(),
             ignored_params=self._whole,
         )
+        for name in METHODS:
+            if hasattr(type(module), name):
+                vars(module)[name] = returning_no_views(getattr(module, name))
+                register_fsdp_forward_method(module, name)
 
     def _precision(self, module: nn.Module, *, is_inner: bool = False) -> MixedPrecisionPolicy:
         """Of a unit; what a node gives is of the model's dtype, what goes from layer to layer is not."""
@@ -420,13 +419,6 @@ def refuse_together(mesh: Mesh, failed: Exception | None, elsewhere: str) -> Non
         raise failed
     if any_failed:
         raise CheckpointError(elsewhere)
-
-
-def _recomputed(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """``forward`` without what it would keep for the backward pass."""
-    if not torch.is_grad_enabled():
-        return forward(*arguments, **keywords)
-    return checkpoint(forward, *arguments, use_reentrant=False, **keywords)
 
 
 # --- what a plan asks of a model --------------------------------------------------------------------------------------

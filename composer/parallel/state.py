@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -27,6 +26,7 @@ from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.file import fill, record_from
 from composer.model import action_model_of
 from composer.parallel.launch import Mesh, start
+from composer.parallel.optimizer_state import groups_of, kept_by, states_to_fill, values_of
 from composer.parallel.pieces import (
     FORMAT_VERSION,
     INDEX,
@@ -42,7 +42,7 @@ from composer.parallel.sharding import Sharding, named_tensors, refuse_together,
 from composer.source.load import stored_source
 from composer.trust import allow_list, import_allowed
 from perception_blocks.port import format_shape
-from perception_blocks.words import describe, near_name
+from perception_blocks.words import near_name
 
 __all__ = ["consolidate", "load", "save"]
 
@@ -111,7 +111,7 @@ def load(folder: str | Path, model: nn.Module, optimizer: Optimizer | None = Non
         pieces = Pieces(Path(folder))
         tensors = named_tensors(model)
         _refuse_other_tensors(pieces, tensors)
-        kept = {} if optimizer is None else _states_to_fill(pieces, model, optimizer)
+        kept = {} if optimizer is None else states_to_fill(pieces, model, optimizer)
         for name, tensor in {**tensors, **kept}.items():
             pieces.fill(name, tensor)
     return pieces.index["extra"]
@@ -210,8 +210,8 @@ class _Index:
         return cls(
             record, why, sharding.places,
             {name: (_dtype_of(tensor), list(tensor.shape)) for name, tensor in tensors.items()},
-            [] if optimizer is None else _groups_of(model, optimizer),
-            {} if optimizer is None else dict(_values_of(model, optimizer)),
+            [] if optimizer is None else groups_of(model, optimizer),
+            {} if optimizer is None else dict(values_of(model, optimizer)),
             extra,
         )  # fmt: skip
 
@@ -223,56 +223,13 @@ def _tensors_of(model: nn.Module, optimizer: Optimizer | None) -> Iterator[tuple
     """All tensors of a checkpoint by name, as they lie on this process."""
     yield from named_tensors(model).items()
     if optimizer is not None:
-        for name, key, value in _kept(model, optimizer):
+        for name, key, value in kept_by(model, optimizer):
             if isinstance(value, Tensor):
                 yield f"{OPTIMIZER}{name}.{key}", value
 
 
-def _values_of(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
-    """What an optimizer keeps of parameters that is no tensor, by the same names."""
-    for name, key, value in _kept(model, optimizer):
-        if not isinstance(value, Tensor):
-            yield f"{OPTIMIZER}{name}.{key}", _as_json(value, f"the optimizer's {key!r}")
-
-
-def _kept(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, str, Any]]:
-    """(name, key, value) of all that ``optimizer`` keeps of parameters it has stepped."""
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            yield name, key, value
-
-
-def _groups_of(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of each group of parameters, and their names."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = []
-    for group in optimizer.param_groups:
-        strangers = [p for p in group["params"] if id(p) not in names]
-        if strangers:
-            raise ValueError(
-                "the optimizer has parameters that are not the model's; make it by composer.parallel.optimizer, "
-                "after the model was sharded"
-            )
-        settings = {
-            key: _as_json(value, f"the optimizer's {key!r}")
-            for key, value in group.items()
-            if key != "params"
-        }
-        groups.append({"names": [names[id(p)] for p in group["params"]], "settings": settings})
-    return groups
-
-
 def _dtype_of(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _as_json(value: Any, what: str) -> Any:
-    if isinstance(value, Tensor) and value.dim() == 0:
-        value = value.item()
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"cannot be saved: {what} is {describe(value)}") from error
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -345,66 +302,3 @@ def _refuse_other_tensors(pieces: Pieces, tensors: Mapping[str, Tensor]) -> None
     if lines:
         shown = "\n  ".join(lines)
         raise CheckpointError(f"the checkpoint does not fit this model\n  {shown}")
-
-
-def _states_to_fill(pieces: Pieces, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Give ``optimizer`` the settings and states of the checkpoint; returns the tensors to be read, by name."""
-    settings = _settings_of(pieces, model, optimizer)
-    for group, saved in zip(optimizer.param_groups, settings, strict=True):
-        for key, value in saved.items():
-            now = group.get(key)
-            if isinstance(now, Tensor):
-                now.fill_(value)
-            else:
-                group[key] = tuple(value) if isinstance(now, tuple) else value
-    optimizer.state.clear()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    for group in optimizer.param_groups:
-        on_device = bool(group.get("capturable") or group.get("fused"))
-        for parameter in group["params"]:
-            prefix = f"{OPTIMIZER}{names[id(parameter)]}."
-            for name, (dtype, shape) in pieces.index["tensors"].items():
-                key = name.removeprefix(prefix)
-                if name.startswith(prefix) and "." not in key:
-                    stays = (
-                        key == "step" and not on_device
-                    )  # as torch has it: its steps are on the CPU
-                    state = _state_like(parameter, getattr(torch, dtype), shape, stays)
-                    optimizer.state[parameter][key] = tensors[name] = state
-            for name, value in pieces.index["values"].items():
-                key = name.removeprefix(prefix)
-                if name.startswith(prefix) and "." not in key:
-                    optimizer.state[parameter][key] = value
-    return tensors
-
-
-def _state_like(parameter: Tensor, dtype: torch.dtype, shape: list[int], on_cpu: bool) -> Tensor:
-    """What an optimizer keeps of ``parameter``: sharded as that is where it has its shape."""
-    if tuple(shape) == tuple(parameter.shape) and shape:
-        return torch.zeros_like(parameter.detach(), dtype=dtype)
-    return torch.zeros(shape, dtype=dtype, device="cpu" if on_cpu else parameter.device)
-
-
-def _settings_of(pieces: Pieces, model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of the checkpoint for each group of ``optimizer``. Raises CheckpointError where they do not fit.
-
-    Groups may be others than when it was saved, as long as the parameters in each of them had the same settings.
-    """
-    if not pieces.index["groups"]:
-        raise CheckpointError("the checkpoint has no optimizer; load the model alone, without one")
-    saved = {n: group["settings"] for group in pieces.index["groups"] for n in group["names"]}
-    settings = []
-    for group in _groups_of(model, optimizer):
-        missing = [name for name in group["names"] if name not in saved]
-        if missing:
-            raise CheckpointError(
-                f"the optimizer of the checkpoint did not train {missing[0]!r}, and {len(missing)} in all"
-            )
-        known = [saved[name] for name in group["names"]]
-        if any(one != known[0] for one in known):
-            raise CheckpointError(
-                "the optimizer of the checkpoint had other groups of parameters, with other settings"
-            )
-        settings.append(known[0] if known else {})
-    return settings

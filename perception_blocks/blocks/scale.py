@@ -123,6 +123,7 @@ class NormalizeBlock(PerceptionBlock):
     mean_rest: Tensor
     var_rest: Tensor
     count: Tensor
+    group: Group = None  # whose values count where a call names no other: of a sharded model
 
     def __init__(
         self,
@@ -155,8 +156,8 @@ class NormalizeBlock(PerceptionBlock):
     def update(self, x: Tensor, group: Group = None) -> None:
         """Count in all values of ``x``, whatever its leading axes.
 
-        Where torch.distributed runs, the values of all processes of ``group`` count (None: all processes; False: this
-        one alone), each of which must call this, if need be with no values (0, ...).
+        Where torch.distributed runs, the values of all processes of ``group`` count (None: those of `group`, else all;
+        False: this one alone), each of which must call this, if need be with no values (0, ...).
 
         Raises ValueError, with nothing changed, for another shape and for NaN and infinite numbers.
         """
@@ -167,6 +168,7 @@ class NormalizeBlock(PerceptionBlock):
         if not bool(x.isfinite().all()):
             raise ValueError("normalize cannot count NaN or infinite numbers")
         rows = x.reshape(-1, *shape).to(self.mean.device)
+        group = self.group if group is None else group
         self._count_in(gathered(moments_of(rows), group))
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ import copy
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,62 @@ def check_refusals():
         model.save(FOLDER / "none" / "model.safetensors")
 
 
+class Viewed(torch.nn.Module):
+    """A unit that returns a view, in a dict, and by a method that is used in the place of a call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+
+    def forward(self, x):
+        return {"y": self.layer(x).reshape(-1, 2)}
+
+    def packed(self, x):
+        return self(x)["y"][:1]
+
+
+class InPlace(torch.nn.Module):
+    """It writes into what its unit returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit, self.last = Viewed(), torch.nn.Linear(2, 1)
+
+    def forward(self, x):
+        y = self.unit(x)["y"]
+        y += 1.0
+        z = self.unit.packed(x)
+        z *= 2.0
+        return self.last(y).square().sum() + z.sum()
+
+
+def check_views():
+    """What a unit returns may be written into, and nothing warns; `packed` is a use of a decoder as a call is."""
+    filters = list(warnings.filters)
+    torch.manual_seed(0)
+    alone = InPlace()
+    sharded = composer.parallel.shard(copy.deepcopy(alone), plan={"units": ["Viewed"]})
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model in (alone, sharded):
+            model(x).backward()
+        for ours, theirs in zip(alone.parameters(), sharded.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, whole_tensor(theirs.grad))
+        for name in ("tokens", "vision", "decoder"):
+            trained(name, 1)
+        alone = composer.compose(spec("decoder"), **ALLOW)
+        model = composed("decoder")
+        for part in (alone, model):
+            module = part.policy.network.module
+            block = module.module_of(next(iter(module.nodes)))
+            block.packed(torch.tensor([1, 0, 1, 1, 0]), [3, 2]).square().sum().backward()
+    for (name, ours), theirs in zip(alone.named_parameters(), model.parameters(), strict=True):
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, whole_tensor(theirs.grad), msg=name)
+    assert warnings.filters == filters
+
+
 def check_precision():
     """Units calculate in bf16, and what comes out of them and of a stack is of the model's dtype."""
     for name in ("tokens", "vision", "custom", "masked", "decoder"):
@@ -238,6 +295,14 @@ def check_tensor():
         assert same(whole(plain), whole(model))
     with pytest.raises(SpecError, match="there is no body of transformers"):
         composed("vision", overrides=["parallel.tensor=2"])
+
+    overrides += ["critic.normalize_value=true"]  # processes that share a matrix have the same rows
+    model = composed("tokens", overrides=overrides)
+    model.update_normalizers(returns=torch.arange(4.0) + MESH.rank // 2)
+    counted = torch.cat([torch.arange(4.0) + place for place in range(data)])
+    statistics = model.critic.value_normalizer
+    assert int(statistics.count) == len(counted)
+    torch.testing.assert_close(statistics.mean, counted.mean(0, keepdim=True))
 
 
 def check_action():

@@ -1,12 +1,15 @@
 """Joining the processes that torchrun started; alone there is nothing to join."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import composer.parallel
 from composer.parallel import launch
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,30 @@ def test_one_process_is_a_mesh_and_makes_no_socket():
     with mesh:
         pass
     assert composer.parallel.start() is not mesh
+
+
+WAITS = """
+import sys, time
+from pathlib import Path
+from composer.parallel.launch import end_with_starter
+end_with_starter(Path(sys.argv[1]))
+print("started", flush=True)
+time.sleep(100)
+"""
+
+
+def test_what_a_process_starts_ends_with_it(tmp_path):
+    with launch._lock_held(tmp_path):  # which ends with this process, or with this block
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITS, str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    with process:
+        assert process.wait(20) == 1
 
 
 def test_an_unknown_backend_is_refused():

@@ -106,7 +106,10 @@ def addresses_of(processes):
 
 
 @pytest.mark.full
-def test_processes_use_the_loopback_alone_and_end_with_the_command():
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_processes_use_the_loopback_alone_and_end_with_the_command(number, code):
     command = [sys.executable, "-m", "composer", "prove", str(SPECS / "tokens.yaml")]
     command += ["--allow", "proof_parts", "--steps", "100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -119,8 +122,8 @@ def test_processes_use_the_loopback_alone_and_end_with_the_command():
             time.sleep(0.05)
         started = children_of(process.pid)
         assert len(started) >= 3  # torchrun, and two processes
-        process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM
+        process.send_signal(number)
+        assert process.wait(60) == code
     assert seen <= {"0100007F", "0000000000000000FFFF00000100007F"}
     end = time.monotonic() + 30
     while any(folder.exists() for folder in started):

@@ -29,7 +29,8 @@ def composed(name, **more):
 
 
 def test_checks_of_two_processes(tmp_path):
-    run_in_processes(2, CHECKS, tmp_path, "seeds", "peak", "refusals", "tensor", "folder")
+    checks = ("seeds", "peak", "refusals", "tensor", "folder", "views")
+    run_in_processes(2, CHECKS, tmp_path, *checks)
     # What the refusals advise: in a process of its own the model that was saved does all of it.
     model = composer.load(tmp_path / "refused.safetensors", allow=["proof_parts"])
     copy.deepcopy(model).lower()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -433,3 +434,127 @@ def test_an_index_of_another_form_is_told(tmp_path, key):
                 except CheckpointError:
                     told += 1
     assert told > len(ODD)
+
+
+def leaves(value, path=()):
+    """Every value in nested dicts and lists that is neither, and where it is."""
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else None
+    )
+    if inner is None:
+        yield path, value
+    else:
+        for key, item in inner:
+            yield from leaves(item, (*path, key))
+
+
+def replaced(value: Any, path, by) -> Any:
+    """``value`` with another leaf."""
+    if not path:
+        return by
+    inner = replaced(value[path[0]], path[1:], by)
+    if isinstance(value, dict):
+        return {**value, path[0]: inner}
+    return [*value[: path[0]], inner, *value[path[0] + 1 :]]
+
+
+class Counting(torch.optim.Optimizer):
+    """An optimizer that keeps numbers, and settings of every kind."""
+
+    def __init__(
+        self, parameters, lr=0.1, betas=(0.9, 0.5), nesterov=False, limit=None, kind="plain"
+    ):
+        super().__init__(
+            parameters,
+            {"lr": lr, "betas": betas, "nesterov": nesterov, "limit": limit, "kind": kind},
+        )
+
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["step"] = self.state[parameter].get("step", 0) + 1
+
+
+WRONG = ("x", None, 3, 2.5, True, [], {}, [1.0], float("nan"), 10**30)
+
+
+def fits(leaf, value):
+    """Whether ``value`` may stand in the place of ``leaf``, in which there may be nothing yet."""
+    is_number = type(value) in (int, float) and abs(value) < 2**63
+    if leaf is None:
+        return value is None or isinstance(value, bool) or is_number
+    if isinstance(leaf, int | float) and not isinstance(leaf, bool):
+        return is_number
+    return type(value) is type(leaf)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, Counting])
+def test_settings_and_values_of_an_optimizer_of_other_kinds_are_refused(tmp_path, make):
+    model = composed("deviation")
+
+    def stepped(lr):
+        optimizer = composer.parallel.optimizer(model, make, lr=lr)
+        Trial(model, 1, None).loss().backward()
+        optimizer.step()
+        return optimizer
+
+    composer.parallel.save(tmp_path / "saved", model, stepped(0.25))
+    path = tmp_path / "saved" / "checkpoint.json"
+    index = json.loads(path.read_text())
+    parts = {"groups": index["groups"], "values": dict([*index["values"].items()][:1])}
+    refused = 0
+    for place, leaf in leaves(parts):
+        for wrong in () if "names" in place else WRONG:
+            path.write_text(json.dumps({**index, **replaced(parts, place, wrong)}))
+            other = stepped(0.5)
+            kept = dict(other.state)
+            if fits(leaf, wrong):
+                composer.parallel.load(tmp_path / "saved", model, other)
+                continue
+            with pytest.raises(CheckpointError):
+                composer.parallel.load(tmp_path / "saved", model, other)
+            assert other.param_groups[0]["lr"] == 0.5  # nothing has changed
+            assert other.state == kept
+            refused += 1
+    assert refused > 30
+
+
+def test_other_settings_are_told_one_by_one(tmp_path):
+    saved(tmp_path, "deviation")
+    path = tmp_path / "saved" / "checkpoint.json"
+    index = json.loads(path.read_text())
+    first = next(iter(index["tensors"]))
+    for group in index["groups"]:
+        group["settings"] |= {
+            "lr": "fast",
+            "betas": [0.9],
+            "amsgrad": 1,
+            "foreach": "x",
+            "why": [1],
+        }
+    index["values"] = {f"optimizer.{first}.count": [3]}
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError) as error:
+        composer.parallel.load(tmp_path / "saved", *trained("deviation", 0)[::2])
+    assert str(error.value) == (
+        "the checkpoint does not fit this optimizer\n"
+        "  'lr' is the text 'fast' in the checkpoint; it needs a number\n"
+        "  'betas' is a list in the checkpoint; it needs a list such as [0.9, 0.999]\n"
+        "  'amsgrad' is the number 1 in the checkpoint; it needs true or false\n"
+        "  'foreach' is the text 'x' in the checkpoint; it needs a number, true, false or nothing\n"
+        "  'why' is a list in the checkpoint; it has no such setting\n"
+        f"  'optimizer.{first}.count' is a list in the checkpoint; it keeps a number, true, false or nothing"
+    )
+
+
+def test_an_optimizer_that_keeps_texts_is_not_saved(tmp_path):
+    model = composed("deviation")
+    optimizer = composer.parallel.optimizer(model, Counting)
+    optimizer.state[next(model.parameters())]["mood"] = "good"
+    with pytest.raises(CheckpointError) as error:
+        composer.parallel.save(tmp_path / "saved", model, optimizer)
+    assert str(error.value) == "cannot be saved: the optimizer's 'mood' is the text 'good'"
