@@ -1,4 +1,4 @@
-"""Action models of Hugging Face's transformers as policies. They need the extra ``llm``."""
+"""Language models and action models of Hugging Face's transformers as policies and critics (extra ``llm``)."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,22 @@ from perception_blocks.lazy import lazy_attributes
 
 __all__ = ["ActionBins", "ActionModel", "OpenVlaBins", "Predicted", "ProofError", "ValueHead"]
 __all__ += ["register_hf"]
+__all__ += ["FAMILIES", "FamilyError", "complete_settings", "from_hf", "register_family", "to_hf"]
+__all__ += ["token_spec"]
 
 if TYPE_CHECKING:
     from composer.language.action_bins import ActionBins, OpenVlaBins
     from composer.language.action_model import ActionModel, Predicted, ProofError
     from composer.language.hf import register_hf
+    from composer.language.pretrained import (
+        FAMILIES,
+        FamilyError,
+        complete_settings,
+        from_hf,
+        register_family,
+        to_hf,
+        token_spec,
+    )
     from composer.language.value_head import ValueHead
 else:
     __getattr__, __dir__ = lazy_attributes(
@@ -19,6 +30,7 @@ else:
             "action_bins": "ActionBins OpenVlaBins",
             "action_model": "ActionModel Predicted ProofError",
             "hf": "register_hf",
+            "pretrained": "FAMILIES FamilyError complete_settings from_hf register_family to_hf token_spec",
             "value_head": "ValueHead",
         },
     )

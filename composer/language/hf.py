@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import json
 import os
 import re
 import tempfile
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -34,6 +32,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from composer.language.action_bins import ActionBins
 from perception_blocks.blocks.language_config import Folder
+from perception_blocks.blocks.model_folder import json_in
 from perception_blocks.init import derive_seed
 from perception_blocks.port import format_shape
 from perception_blocks.random_states import random_states_kept
@@ -196,31 +195,8 @@ class HfFolder(Folder):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, "model_path")
-        self.place = self.files[0].parent
-        if "auto_map" in self._values:
-            raise self._wrong(
-                f"{self._named('config.json')} has 'auto_map', which names code of its own; {_CLASSES}"
-            )
-        for key in ("attn_implementation", "_attn_implementation"):
-            if "/" in str(self._values.get(key, "")):
-                word = self._values[key]
-                raise self._wrong(
-                    f"{self._named('config.json')} has {key!r}: {word!r}, code that would be downloaded; remove it"
-                )
-        if "quantization_config" in self._values:
-            raise self._wrong(
-                f"{self._named('config.json')} has 'quantization_config'; quantized weights are not read: save the "
-                "model without it"
-            )
-        for file in sorted(self.place.glob("*.json")):
-            self._readable(str(file))
-            if file.name != "config.json" and "auto_map" in _json(file):
-                raise self._wrong(
-                    f"{self._named(file.name)} has 'auto_map', which names code of its own; {_CLASSES}"
-                )
-
-    def _named(self, file: str) -> str:
-        return repr(f"{self.path.rstrip('/')}/{file}")
+        self.refuse_code()
+        self.files = [file for file in self.files if file.name != VALUE_HEAD_FILE]
 
     def values(self, model_type: str) -> dict[str, Any]:
         """The content of config.json; raises SettingsError where it is of another type."""
@@ -232,11 +208,11 @@ class HfFolder(Folder):
     def statistics(self) -> dict[str, Any]:
         """Those that stand in a file of their own, as OpenVLA has it."""
         file = self.place / "dataset_statistics.json"
-        return _json(file) if file.is_file() else {}
+        return json_in(file) if file.is_file() else {}
 
     def check_whole(self, model: nn.Module) -> None:
         """Raise SettingsError with every tensor that is missing, of another shape, or of another architecture."""
-        stored, state = self._stored(), model.state_dict(keep_vars=True)
+        stored, state = self.stored_shapes(), model.state_dict(keep_vars=True)
         names: dict[int, list[str]] = {}  # of each tensor: those that are tied have several
         for name, tensor in state.items():
             names.setdefault(id(tensor), []).append(name)
@@ -266,48 +242,13 @@ class HfFolder(Folder):
                 if name in state:
                     state[name].copy_(tensor)
 
-    def all_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the files, one after the other, by its name."""
-        for file in self._of_the_model():
-            names = self._names_in(file)
-            with safe_open(file, framework="pt") as opened:
-                yield from ((name, opened.get_tensor(name)) for name in names)
-
-    def tensors_called(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-        """Those of `all_tensors` whose names are among ``names``; the others are not read."""
-        for file in self._of_the_model():
-            wanted = [name for name in self._names_in(file) if name in names]
-            with safe_open(file, framework="pt") as opened:
-                yield from ((name, opened.get_tensor(name)) for name in wanted)
-
     def value_head(self) -> dict[str, Tensor]:
         """The weights of a value head that was saved beside the model; empty without."""
         file = self.place / VALUE_HEAD_FILE
         return load_file(file) if file.is_file() else {}
 
-    def _stored(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the model's tensors by their names."""
-        shapes = {}
-        for file in self._of_the_model():
-            names = self._names_in(file)
-            with safe_open(file, framework="pt") as opened:
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
-        return shapes
-
-    def _of_the_model(self) -> list[Path]:
-        return [file for file in self.files if file.name != VALUE_HEAD_FILE]
-
 
 VALUE_HEAD_FILE = "value_head.safetensors"
-_CLASSES = "register the classes in a module that you allow, and remove it"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _may_be_left(name: str, model: Any) -> bool:
@@ -411,7 +352,7 @@ def processor_of_files(entry: HfModel, files: Mapping[str, str], config: Any) ->
                 raise ValueError(f"{name!r} is no file of a processor")
             place = Path(folder, name)
             place.write_text(text, encoding="utf-8")
-            if name.endswith(".json") and "auto_map" in _json(place):
+            if name.endswith(".json") and "auto_map" in json_in(place):
                 raise ValueError(f"{name!r} has 'auto_map', which names code of its own")
         return processor_from(entry, folder, config)
 

@@ -107,6 +107,7 @@ MEANINGS = {
     "state_units": "the size of the state; null for hidden_units",
     "strides": "pixels between two positions of a kernel",
     "transform_units": "sizes of the layers that compute these matrices",
+    "tied_head": "return logits by the weights of the embedding, in place of features",
     "vocab_size": "the number of tokens",
     "width": "size of the output and of what layers hand on",
 }

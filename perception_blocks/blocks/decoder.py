@@ -5,15 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from perception_blocks.base_block import State, capturing, is_traced, one_input, seed_from
 from perception_blocks.blocks.adapted import AdaptedBlock
 from perception_blocks.blocks.decoder_layers import DecoderLayer, LayerForm, NormName, make_norm
 from perception_blocks.blocks.embed import refuse_too_few
+from perception_blocks.blocks.families import (
+    FAMILIES,
+    Family,
+    complete_settings,
+    largest,
+    told_settings,
+)
+from perception_blocks.blocks.family_folder import FamilyFolder, read_folder
 from perception_blocks.blocks.key_value_cache import (
     AppendedToken,
     Attending,
@@ -24,7 +33,7 @@ from perception_blocks.blocks.key_value_cache import (
 )
 from perception_blocks.blocks.rotary import rotary_tables
 from perception_blocks.blocks.windows import ParallelMemoryBlock
-from perception_blocks.init import draw_parameters
+from perception_blocks.init import Rule, draw_parameters
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes, format_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import (
@@ -52,9 +61,13 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
     The state holds the ``keys`` and ``values`` of the episode's tokens, and their number as ``length``: in digits of
     base 256 where ``max_length`` is above 256, since bfloat16 counts no further. An episode has at most ``max_length``
     tokens; one more is an error. On a sequence ``(L,)`` it starts from nothing, carries nothing and gives
-    ``(L, width)``; no token sees later ones.
+    ``(L, width)``; no token sees later ones. With ``tied_head`` the output are logits ``(vocab_size,)`` of the next
+    token, computed by the weights of the embedding.
 
-    Weights have llama's names, and are drawn from a normal distribution of standard deviation 0.02.
+    ``family`` (gpt2, llama, qwen2, mistral, gemma) sets what its models have in common. ``checkpoint`` names a local
+    folder of such a model, which brings its settings and weights; beside it there may be ``max_length``, ``tied_head``,
+    ``lora`` and ``freeze``. Its weights are not re-initialised, and a saved model does not need the folder. Other
+    weights have llama's names, and are drawn from a normal distribution of standard deviation 0.02.
 
     >>> DecoderBlock([()], vocab_size=5, width=8, num_heads=2, max_length=16).state_shapes
     {'keys': (2, 2, 16, 4), 'values': (2, 2, 16, 4), 'length': (1,)}
@@ -66,12 +79,21 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
     from_ports = ("vocab_size",)
     cosines: Tensor | None
     sines: Tensor | None
+    given: Mapping[str, Any]  # the settings that were given, among them those that equal a default
+    family: Family | None = None
+    settings: Mapping[str, Any] | None = None  # all of them, where the family is known
+    folder: FamilyFolder | None = None
+
+    def __new__(cls, in_shapes: object = None, *args: object, **settings: object) -> Self:
+        block = super().__new__(cls, in_shapes, *args, **settings)
+        vars(block)["given"] = settings
+        return block
 
     def __init__(
         self,
         in_shapes: Shapes,
         *,
-        vocab_size: OneOrMany,
+        vocab_size: OneOrMany | None = None,
         width: PositiveInt = 64,
         num_layers: LayerCount = 2,
         num_heads: PositiveInt = 4,
@@ -90,10 +112,22 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         mlp_bias: bool = False,
         embed_scale: PositiveFloat = 1.0,
         sliding_window: PositiveInt | None = None,
+        tied_head: bool = False,
+        family: str | None = None,
+        checkpoint: str | None = None,
         lora: Mapping[str, Any] | None = None,
         freeze: Sequence[str] | None = None,
     ) -> None:
         shape = token_shape(in_shapes)
+        if family is not None or checkpoint is not None:
+            settings = self._settings_of_family(family, checkpoint)
+            DecoderBlock.__init__(self, in_shapes, **settings)
+            return
+        if vocab_size is None:
+            message = (
+                "block 'decoder' needs the setting 'vocab_size' (an integer, or a list of them)"
+            )
+            raise SettingsError([SettingProblem("vocab_size", message)])
         features = head_dim or width // num_heads
         form = LayerForm(
             width, num_heads, num_kv_heads or num_heads, features, mlp_units or 4 * width,
@@ -106,8 +140,9 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         ]
         if problems:
             raise SettingsError(problems)
-        super().__init__(in_shapes, out_shapes=[(*shape, width)])
-        self.vocab_size = max(vocab_size) if isinstance(vocab_size, Sequence) else int(vocab_size)
+        self.vocab_size = largest(vocab_size)
+        features_out = self.vocab_size if tied_head else width
+        super().__init__(in_shapes, out_shapes=[(*shape, features_out)])
         self.embed_tokens = nn.Embedding(self.vocab_size, width)
         learned = positions == "learned"
         self.embed_positions = nn.Embedding(max_length, width) if learned else None
@@ -124,8 +159,31 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             cache = (num_layers, form.num_kv_heads, max_length, features)
             self.longest_episode = max_length
             self.state_shapes = {"keys": cache, "values": cache, "length": (digits_of(max_length),)}
+        self.tied_head = tied_head
         self.adapt(lora, freeze)
+        if tied_head and not isinstance(self.embed_tokens, nn.Embedding):
+            message = (
+                "'lora' cannot have adapters of 'embed_tokens', which is the head too ('tied_head')"
+            )
+            raise SettingsError([SettingProblem("lora", message)])
         self.reset_parameters()
+
+    def _settings_of_family(self, family: str | None, checkpoint: str | None) -> dict[str, Any]:
+        """All settings but ``family`` and ``checkpoint``, and the attributes that are about these."""
+        settings = dict(self.given)
+        if checkpoint is not None:
+            self.folder, settings = read_folder(checkpoint, settings)
+            family = self.folder.family.name
+        assert family is not None
+        full = complete_settings(family, settings)
+        full["tied_head"] = bool(settings.get("tied_head"))  # features, unless logits are asked for
+        vars(self).update(family=FAMILIES.get(family), settings=full)
+        if self.folder is not None:
+            told = told_settings(
+                self.folder.family, {**self.folder.settings, "tied_head": full["tied_head"]}
+            )
+            self.read_once = (("checkpoint", checkpoint), told)
+        return {name: value for name, value in full.items() if name not in ("family", "checkpoint")}
 
     @property
     def adapted(self) -> nn.Module:
@@ -140,7 +198,26 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         seed, rule = seed_from(generator), self.initializer or narrow_normal
-        self.draw_adapted(seed, lambda: draw_parameters(self, seed, rule))
+        if self.folder is None:
+            self.draw_adapted(seed, lambda: draw_parameters(self, seed, rule))
+        else:
+            self.draw_adapted(seed, self._copy_stored)
+
+    def take_initializer(self, rule: Rule) -> None:
+        if self.folder is not None:
+            why = "a checkpoint's weights are kept as they are; leave out 'init' or 'checkpoint'"
+            raise SettingsError([SettingProblem("init", why)])
+        super().take_initializer(rule)
+
+    def _copy_stored(self) -> None:
+        assert self.folder is not None
+        weights = self.state_dict(keep_vars=True)
+        if self.embed_tokens.weight.is_meta:
+            self.folder.weight_map(None)  # they are looked at now, and read later
+            return
+        with torch.no_grad():
+            for name, tensor in self.folder.body_tensors():
+                weights[name].copy_(tensor)
 
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
         refuse_too_few(self.vocab_size, in_ports, "vocab_size")
@@ -183,7 +260,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         lengths = lengths if lengths.numel() else lengths.long()  # an empty list has no dtype
         longest = self._longest_of(tokens, lengths)
         if longest == 0:
-            return self.embed_tokens.weight.new_zeros(0, self.embed_tokens.embedding_dim)
+            return self.embed_tokens.weight.new_zeros(0, self.out_shapes[0][-1])
         numbers = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
         places = torch.arange(len(tokens), device=tokens.device)
         places = places - (lengths.cumsum(0) - lengths)[numbers]
@@ -263,7 +340,8 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             angles = self.cosines[places].unsqueeze(-3), self.sines[places].unsqueeze(-3)
         for layer in self.layers:
             x = layer(x, angles, attending)
-        return self.norm(x)
+        x = self.norm(x)
+        return functional.linear(x, self.embed_tokens.weight) if self.tied_head else x
 
     def _flat(self, state: State, rows: int) -> tuple[Cache, Tensor]:
         """Keys and values with ``rows`` as their only leading axis, and how many tokens they are of."""

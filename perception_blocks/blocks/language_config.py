@@ -7,12 +7,11 @@ of that is an error. Nothing is downloaded, and no code or pickle of a checkpoin
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     GPT2Config,
@@ -26,8 +25,8 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
+from perception_blocks.blocks.model_folder import ModelFolder
 from perception_blocks.port import format_shape
-from perception_blocks.reading import file_at
 from perception_blocks.settings import (
     LayerCount,
     PositiveInt,
@@ -141,33 +140,8 @@ def _wrong_value(name: str, annotation: object, value: object) -> str | None:
     return mismatch(PositiveInt, value) if counts else None
 
 
-class Folder:
-    """A checkpoint as transformers' ``save_pretrained`` writes it: ``config.json`` and safetensors files.
-
-    Raises SettingsError for the ``setting`` that names it, where the folder is any other.
-    """
-
-    def __init__(self, path: str, setting: str = "checkpoint") -> None:
-        self.path = path  # as the user wrote it
-        self._setting = setting
-        place = Path(self._readable(path))
-        self.files = sorted(file for file in place.glob("*.safetensors") if file.is_file())
-        config = place / "config.json"
-        if not place.is_dir():
-            raise self._wrong(f"there is no folder {path!r}; nothing is downloaded")
-        if not config.is_file():
-            adapters = (place / "adapter_config.json").is_file()
-            advice = "; it holds LoRA adapters, which 'path' of 'lora' names" if adapters else ""
-            raise self._wrong(f"the folder {path!r} has no config.json{advice}")
-        if not self.files:
-            kept = "; other formats can run code" if any(place.glob("*.bin")) else ""
-            raise self._wrong(f"the folder {path!r} has no *.safetensors file{kept}")
-        for file in (config, *self.files):  # which may be links
-            self._readable(str(file))
-        try:
-            self._values = dict(json.loads(config.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise self._wrong(f"{str(config)!r} cannot be read: {error}") from error
+class Folder(ModelFolder):
+    """The folder of a body of transformers."""
 
     def family(self, expected: str | None) -> str:
         """Which family it is of. Raises SettingsError for one that is unknown or not the ``expected`` one."""
@@ -224,19 +198,3 @@ class Folder:
                 if name.removeprefix(prefix) in names:
                     places[name.removeprefix(prefix)] = (file, name)
         return places
-
-    def _names_in(self, file: Path) -> list[str]:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                return list(opened.keys())
-        except (SafetensorError, OSError) as error:
-            raise self._wrong(f"{str(file)!r} cannot be read: {error}") from error
-
-    def _readable(self, path: str) -> str:
-        try:
-            return file_at(path)
-        except ValueError as error:
-            raise self._wrong(str(error)) from error
-
-    def _wrong(self, message: str) -> SettingsError:
-        return SettingsError([SettingProblem(self._setting, f"{self._setting!r}: {message}")])

@@ -1,0 +1,454 @@
+"""Families of language models: their configurations as settings of `decoder`, and their weights, both ways.
+
+A family is two functions and one table. The table has a row for each tensor of a layer: its name in Hugging Face's
+files, the names of what it is here, and how the one becomes the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from perception_blocks.port import Shape, format_shape
+from perception_blocks.registry import BLOCKS, Registry, missing_extra
+from perception_blocks.settings import (
+    SettingProblem,
+    SettingsError,
+    check_settings,
+    settings_of,
+)
+from perception_blocks.words import cut, describe, few_of, hint
+
+__all__ = ["CRITIC_HEAD", "FAMILIES", "Family", "FamilyError", "HfValues", "Row", "WeightMap"]
+__all__ += ["complete_settings", "family_of", "largest", "told_settings"]
+
+# (their name, our name or names, how): {} stands for the number of a layer; how is "", "t" (transposed), "split" (ours
+# side by side) or "t split". A row without names of ours is a constant, which is stored and means nothing.
+Row: TypeAlias = tuple[str, str | Sequence[str], str]
+Values: TypeAlias = Mapping[str, Any]
+HOWS = ("", "t", "split", "t split")
+HEAD = "head.weight"  # our name of the head, which is no part of a decoder
+EMBEDDING, POSITIONS = "embed_tokens.weight", "embed_positions.weight"
+CRITIC_HEAD = "score.weight"  # theirs of a critic's, in all families: that of a classifier of sequences with one label
+CRITIC_ROW: Row = (CRITIC_HEAD, HEAD, "")
+MOST_LISTED = 8
+# Settings that say how large a decoder is; what they follow from is computed where they are not given.
+SIZES = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_units")
+SIZES += ("max_length",)
+BESIDE = ("lora", "freeze", "family", "checkpoint")  # settings that are none of the family's
+# Keys of mixtures of experts, which a decoder has not.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS += ("moe_intermediate_size",)
+
+
+class FamilyError(ValueError):
+    """A model and a family do not fit; the message names the tensors or the keys."""
+
+
+FAMILIES = Registry("model family")
+"""Families of language models by name, for the setting ``family`` of the block `decoder`."""
+_TABLES = "perception_blocks.blocks.family_tables"
+FAMILIES.register_all(
+    _TABLES,
+    {"gpt2": "GPT2", "llama": "LLAMA", "codellama": "LLAMA", "deepseek": "LLAMA"}
+    | {"qwen2": "QWEN2", "mistral": "MISTRAL", "gemma": "GEMMA"},
+)
+
+
+class HfValues(dict[str, Any]):
+    """The keys of a configuration of Hugging Face's; one that is missing is a FamilyError."""
+
+    def __missing__(self, key: str) -> Any:
+        raise FamilyError(f"its config.json has no {key!r}")
+
+
+class _Told(dict[str, Any]):
+    """Settings of a decoder; those that were not told are None."""
+
+    def __missing__(self, key: str) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of language models: what `register_family` was given.
+
+    ``hf_class`` is a class of transformers for causal language models, or ``"module:Class"``, imported when needed.
+    """
+
+    name: str
+    hf_class: Any
+    settings: Callable[[HfValues], Values]
+    config: Callable[[Values], Values]
+    table: tuple[Row, ...]
+    embedding: Callable[[int], Sequence[str]] | None = None
+    block: Callable[[int], Sequence[str]] | None = None
+    head: Callable[[int], Sequence[str]] | None = None
+
+    @cached_property
+    def model_class(self) -> Any:
+        """The class of transformers. Raises MissingExtraError without that library."""
+        if not isinstance(self.hf_class, str):
+            return self.hf_class
+        module, _, name = self.hf_class.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ImportError as error:
+            raise missing_extra(f"family {self.name!r}", error, "llm") from error
+
+    @property
+    def model_type(self) -> str:
+        """What its config.json says."""
+        known = None if isinstance(self.hf_class, str) else self.hf_class.config_class.model_type
+        return known or self.name
+
+    @property
+    def class_name(self) -> str:
+        """The name of the class of transformers."""
+        name = self.hf_class if isinstance(self.hf_class, str) else self.hf_class.__name__
+        return name.rpartition(":")[2]
+
+    @property
+    def critic_class_name(self) -> str:
+        """The name of the class of transformers that has a critic's head."""
+        name = self.class_name
+        for end in ("ForCausalLM", "LMHeadModel"):
+            name = name.removesuffix(end)
+        return f"{name}ForSequenceClassification"
+
+    def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a decoder for the configuration ``values``.
+
+        Raises FamilyError for one that a decoder cannot have.
+        """
+        refuse_experts(values)
+        settings = dict(self._called("settings", self.settings, HfValues(values)))
+        window, places = settings.get("sliding_window"), settings.get("max_length")
+        if isinstance(window, int) and isinstance(places, int) and window >= places:
+            settings["sliding_window"] = None  # all tokens are seen
+        problems = check_settings(BLOCKS.get("decoder"), settings, "block 'decoder'", partial=True)
+        if problems:
+            raise FamilyError("; ".join(problem.message for problem in problems))
+        return settings
+
+    def write(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys of Hugging Face's configuration for ``settings``. Raises FamilyError where there are none."""
+        values = self._called("config", self.config, _Told(settings))
+        return {key: value for key, value in values.items() if value is not None}
+
+    def _called(self, what: str, function: Callable[[Any], Values], given: Any) -> Values:
+        try:
+            result = function(given)
+        except FamilyError:
+            raise
+        except Exception as error:
+            reason = cut(f"{type(error).__name__}: {error}", 200)
+            raise FamilyError(f"{what!r} of the family {self.name!r} failed: {reason}") from error
+        if not isinstance(result, Mapping):
+            raise FamilyError(
+                f"{what!r} of the family {self.name!r} must return a mapping, got {describe(result)}"
+            )
+        return result
+
+    # --- names of parts ---
+
+    def embedding_names(self, layers: int) -> list[str]:
+        """The names of the tensors before the layers, of which there are ``layers``."""
+        return self._part(self.embedding, layers, lambda ours: ours.startswith("embed_"))
+
+    def block_names(self, index: int) -> list[str]:
+        """The names of the tensors of layer ``index``."""
+        if self.block is not None:
+            return list(self.block(index))
+        return [t.format(index) for t, ours, _ in self.table if names_of(ours) and "{}" in t]
+
+    def head_names(self, layers: int) -> list[str]:
+        """The names of the tensors after the layers, of which there are ``layers``."""
+        return self._part(self.head, layers, lambda ours: not ours.startswith("embed_"))
+
+    def _part(
+        self,
+        given: Callable[[int], Sequence[str]] | None,
+        layers: int,
+        belongs: Callable[[str], bool],
+    ) -> list[str]:
+        if given is not None:
+            return list(given(layers))
+        outside = [(t, names_of(o)) for t, o, _ in self.table if "{}" not in t]
+        return [theirs for theirs, ours in outside if ours and belongs(ours[0])]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of a body's tensors begin with, and what a file of the body alone leaves out."""
+        begins = {t.partition(".")[0] for t, ours, _ in self.table if HEAD not in names_of(ours)}
+        return f"{begins.pop()}." if len(begins) == 1 else ""
+
+
+def names_of(ours: str | Sequence[str]) -> tuple[str, ...]:
+    return (ours,) if isinstance(ours, str) else tuple(ours)
+
+
+def family_of(values: Mapping[str, Any]) -> Family:
+    """The family of a configuration. Raises FamilyError for a type of model that none has."""
+    refuse_experts(values)
+    stated = values.get("model_type")
+    for name in FAMILIES:
+        family = FAMILIES.get(name)
+        if stated == family.model_type:
+            return family
+    known = list(FAMILIES)
+    raise FamilyError(
+        f"its model type is {stated!r}{hint(stated, known)}; register_family adds others"
+    )
+
+
+def refuse_experts(values: Mapping[str, Any]) -> None:
+    """Raise FamilyError for a mixture of experts."""
+    stated = str(values.get("model_type"))
+    keys = [key for key in EXPERTS if values.get(key)]
+    if keys or "moe" in stated.lower() or stated == "mixtral":
+        said = f"{keys[0]!r} is {values[keys[0]]!r}" if keys else f"its model type is {stated!r}"
+        raise FamilyError(f"it is a mixture of experts ({said}), which a decoder is not")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def complete_settings(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a decoder of the ``family``: those ``given``, and what follows from the family.
+
+    ``tied_head`` is what the family does, unless it is given. Raises SettingsError for an unknown family, and for
+    settings that its models cannot have.
+
+    >>> settings = complete_settings("gemma", {"width": 64})
+    >>> settings["norm"], settings["embed_scale"]
+    ('rms_plus_one', 8.0)
+    """
+    if family not in FAMILIES:
+        message = f"'family' names the unknown model family {family!r}{FAMILIES.hint(family)}"
+        raise SettingsError([SettingProblem("family", message)])
+    entry: Family = FAMILIES.get(family)
+    problems = check_settings(BLOCKS.get("decoder"), given, "block 'decoder'", partial=True)
+    if problems:
+        raise SettingsError(problems)
+    told = {key: value for key, value in given.items() if key not in BESIDE}
+    try:
+        full = entry.read(entry.write(with_sizes(told)))
+    except FamilyError as error:
+        message = f"a model of the family {family!r} cannot have these settings: {error}"
+        raise SettingsError([SettingProblem("family", message)]) from error
+    problems = [
+        SettingProblem(
+            name,
+            f"{name!r} of the family {family!r} is {_shown(full.get(name))}, got {_shown(value)}; leave out {name!r}",
+        )
+        for name, value in told.items()
+        if value is not None and name in full and full[name] != value and name != "vocab_size"
+    ]
+    if problems:
+        raise SettingsError(problems)
+    beside = {key: given[key] for key in given if key in BESIDE}
+    return {**full, "vocab_size": given.get("vocab_size"), **beside}
+
+
+def with_sizes(told: Mapping[str, Any]) -> dict[str, Any]:
+    """``told``, with the sizes of a decoder that were not told."""
+    known, _ = settings_of(BLOCKS.get("decoder"))
+    sizes = {name: known[name].default for name in SIZES}
+    full = {**sizes, **{name: value for name, value in told.items() if value is not None}}
+    full["vocab_size"] = largest(full["vocab_size"] or 1)
+    full["num_kv_heads"] = full["num_kv_heads"] or full["num_heads"]
+    full["head_dim"] = full["head_dim"] or max(1, full["width"] // full["num_heads"])
+    full["mlp_units"] = full["mlp_units"] or 4 * full["width"]
+    return full
+
+
+def largest(vocab_size: int | Sequence[int]) -> int:
+    """The number of tokens, of which a list has one for each element of the input."""
+    return max(vocab_size) if isinstance(vocab_size, Sequence) else int(vocab_size)
+
+
+def told_settings(family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``settings`` that have to be told beside the ``family``: sizes, and what is not its default."""
+    sizes = {name: settings[name] for name in SIZES if name in settings}
+    default = complete_settings(family.name, sizes)
+    different = {k: v for k, v in settings.items() if k not in sizes and default.get(k) != v}
+    return {"family": family.name, **sizes, **different}
+
+
+def _shown(value: object) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+class WeightMap:
+    """The tensors of a model of ``family`` with ``settings``: their names, ours, and how the one becomes the other.
+
+    Our names are those of a decoder, and ``head.weight``. The ``head`` is that over the tokens, or a critic's of width
+    1, which is never tied; None is the body alone, whatever head a file has. ``places`` are those of a file, where it
+    has more learned positions than the settings.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        settings: Mapping[str, Any],
+        head: Literal["tokens", "value"] | None = "tokens",
+        *,
+        places: int | None = None,
+    ) -> None:
+        self.family = family
+        self.tied = bool(settings.get("tied_head")) and head == "tokens"
+        self.shapes = decoder_shapes(settings)
+        words, width = self.shapes["embed_tokens.weight"]
+        if head is not None:
+            self.shapes[HEAD] = (1 if head == "value" else words, width)
+        self.stored = dict(self.shapes)  # as in their files, but for rows that transpose or split
+        if POSITIONS in self.stored and places is not None:
+            self.stored[POSITIONS] = (places, width)
+        self.rows = dict(self._rows(int(settings["num_layers"]), head))
+        self.needed = {name for name in self.shapes if not (self.tied and name == HEAD)}
+
+    def _rows(
+        self, layers: int, head: str | None
+    ) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
+        """By their name: our names, and how. What the configuration leaves out, such as biases, has no row."""
+        for theirs, ours, how in (*self.family.table, CRITIC_ROW):
+            if (
+                HEAD in names_of(ours)
+                and head is not None
+                and (theirs == CRITIC_HEAD) != (head == "value")
+            ):
+                continue
+            names = () if HEAD in names_of(ours) and head is None else names_of(ours)
+            for index in range(layers) if "{}" in theirs else (0,):
+                here = tuple(name.format(index) for name in names)
+                if not here or self.shapes.keys() & set(here):
+                    yield theirs.format(index), (here, how)
+
+    def to_decoder(self, tensors: Mapping[str, Tensor], *, whole: bool = True) -> dict[str, Tensor]:
+        """Tensors by their names as tensors by ours; without ``whole`` some may be missing.
+
+        Raises FamilyError with every name in no row, every tensor of another shape and, if ``whole``, all that are
+        missing.
+        """
+        self.check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, whole=whole)
+        return self.all_converted(tensors.items())
+
+    def all_converted(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """`to_decoder` of tensors that have been checked."""
+        result = {our: part for pair in tensors for our, part in self.converted(*pair)}
+        if self.tied and HEAD in result:
+            table, head = result.get(EMBEDDING), result.pop(HEAD)
+            if table is not None and not torch.equal(head, table):
+                self._raise(["the head differs from the embedding, to which the config ties it"])
+        return result
+
+    def check(self, shapes: Mapping[str, Shape], *, whole: bool = True) -> None:
+        """Raise FamilyError unless tensors of these ``shapes``, by their names, are those of the model."""
+        problems, seen = [], set()
+        for name, shape in shapes.items():
+            theirs = self.their_name(name)
+            if theirs is None:
+                problems.append(f"{name} is in no row")
+            elif theirs in seen:
+                problems.append(f"{name} is there twice, with and without its prefix")
+            elif wrong := self._problem_of_shape(theirs, shape):
+                problems.append(wrong)
+            seen.add(theirs)
+        if whole:
+            problems += self._missing(
+                {our for theirs in seen & self.rows.keys() for our in self.rows[theirs][0]}
+            )
+        self._raise(problems)
+
+    def converted(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """One of their tensors as those that it is here; it has been checked."""
+        theirs = self.their_name(name)
+        names, how = self.rows[theirs] if theirs is not None else ((), "")
+        if not names:
+            return
+        tensor = tensor.t() if "t" in how.split() else tensor
+        parts = tensor.split([self.stored[our][0] for our in names])  # type: ignore[misc]
+        for our, part in zip(names, parts):
+            yield our, part[: self.shapes[our][0]].contiguous()
+
+    def from_decoder(
+        self, tensors: Mapping[str, Tensor], *, whole: bool = True
+    ) -> dict[str, Tensor]:
+        """The other way round. A tied head has no tensor of its own, as in files of ``save_pretrained``."""
+        problems = [f"{name} is in no row" for name in tensors if name not in self.shapes]
+        for name in [name for name in tensors if name in self.shapes]:
+            if tuple(tensors[name].shape) != self.shapes[name]:
+                got, needed = map(format_shape, (tensors[name].shape, self.shapes[name]))
+                problems.append(f"{name} is {got}, its config needs {needed}")
+        if whole:
+            problems += self._missing(tensors)
+        result: dict[str, Tensor] = {}
+        for theirs, (names, how) in self.rows.items():
+            here = [name for name in names if name in tensors]
+            if not here or (self.tied and names == (HEAD,)):
+                continue
+            if len(here) < len(names):
+                lacking = few_of(name for name in names if name not in tensors)
+                problems.append(f"{theirs} needs {lacking} too")
+            elif not problems:
+                joined = torch.cat([tensors[n] for n in names]) if names[1:] else tensors[names[0]]
+                result[theirs] = (joined.t() if "t" in how.split() else joined).contiguous()
+        self._raise(problems)
+        return result
+
+    def their_name(self, name: str) -> str | None:
+        """The name in the table for one in a file, which has no prefix in a file of the body alone."""
+        prefixed = self.family.prefix + name
+        return name if name in self.rows else prefixed if prefixed in self.rows else None
+
+    def _problem_of_shape(self, theirs: str, shape: Shape) -> str | None:
+        names, how = self.rows[theirs]
+        if not names:
+            return None
+        parts = [self.stored[name] for name in names]
+        needed: Shape = (sum(part[0] or 0 for part in parts), *parts[0][1:])
+        needed = needed[::-1] if "t" in how.split() else needed
+        if shape == needed:
+            return None
+        return f"{theirs} is {format_shape(shape)}, its config needs {format_shape(needed)}"
+
+    def _missing(self, ours: Iterable[str]) -> list[str]:
+        """What is not among ``ours``, by their names, or by ours where no row has it."""
+        lost = self.needed - set(ours)
+        problems = []
+        for theirs, (names, _) in self.rows.items():
+            if lost & set(names):
+                problems.append(f"{theirs} is missing")
+                lost -= set(names)
+        return problems + [f"no row has {name} of the decoder" for name in sorted(lost)]
+
+    def _raise(self, problems: Sequence[str]) -> None:
+        if problems:
+            more = len(problems) - MOST_LISTED
+            others = f"; and {more} others" if more > 0 else ""
+            raise FamilyError(
+                f"the weights are not those of this model of the family {self.family.name!r}: "
+                f"{'; '.join(problems[:MOST_LISTED])}{others}"
+            )
+
+
+def decoder_shapes(settings: Mapping[str, Any]) -> dict[str, Shape]:
+    """The tensors of a decoder by their names; nothing is allocated. Raises FamilyError where they do not fit."""
+    sizes = {key: value for key, value in settings.items() if key not in BESIDE}
+    try:
+        with torch.device("meta"):
+            block = BLOCKS.get("decoder")([(None,)], **sizes)
+    except SettingsError as error:
+        raise FamilyError(str(error)) from error
+    return {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
