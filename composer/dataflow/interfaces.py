@@ -32,7 +32,7 @@ Written: TypeAlias = Mapping[str, Tensor | Sequence[Tensor]]
 
 Takes: TypeAlias = Literal["actor", "critic", "any"]
 
-INTERFACES = Registry("interface")
+INTERFACES = Registry("interface", hyphens=True)
 """Interfaces by the names that calls give after ``with:``."""
 
 

@@ -42,7 +42,7 @@ from perception_blocks.words import describe, did_you_mean, hint
 __all__ = ["HfFolder", "HfModel", "config_problems", "make_config", "make_model", "model_type_of"]
 __all__ += ["VALUE_HEAD_FILE", "parameters_on_meta", "processor_files", "processor_from"]
 __all__ += ["processor_of_files"]
-__all__ += ["register_hf"]
+__all__ += ["offline", "register_hf"]
 
 PROCESSOR_FILES = (".json", ".txt", ".jinja")  # what a processor is saved as
 _IGNORED = r"rotary_emb\.inv_freq$"  # which files of earlier versions have
@@ -315,7 +315,7 @@ def processor_from(entry: HfModel, place: str | Path | None, config: Any) -> Any
     elif entry.processor is None:
         return None
     else:
-        with _offline():
+        with offline():
             try:
                 processor = entry.processor.from_pretrained(
                     str(place), local_files_only=True, trust_remote_code=False
@@ -358,7 +358,7 @@ def processor_of_files(entry: HfModel, files: Mapping[str, str], config: Any) ->
 
 
 @contextlib.contextmanager
-def _offline() -> Iterator[None]:
+def offline() -> Iterator[None]:
     """Hugging Face's libraries look for nothing outside, whatever the environment says."""
     from huggingface_hub import constants
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from composer.errors import Position, Problem, SpecError
 from perception_blocks.words import near_name
 
-__all__ = ["MAX_BYTES", "allowed_folders", "as_argument", "begins_as_checkpoint", "display_name"]
-__all__ += ["is_regular", "names_a_folder", "near_file", "outside", "read_text", "real_path"]
+__all__ = ["MAX_BYTES", "allowed_folders", "as_argument", "as_utf8", "begins_as_checkpoint"]
+__all__ += ["display_name", "is_regular", "names_a_folder", "near_file", "no_file", "outside"]
+__all__ += ["read_text", "real_path"]
 
 MAX_BYTES = 1024 * 1024
 
@@ -61,27 +62,34 @@ def begins_as_checkpoint(data: bytes) -> bool:
 def read_text(path: str, asked_at: Position | None) -> str:
     """The text of the file at ``path``. Raises SpecError for anything but a readable text file."""
     name = display_name(path)
-    problem, data = "", b""
     if name.endswith(".py"):
         message = f"{name!r} is a Python file, not a spec; a spec names its classes: policy: {{_target_: module.Class}}"
         raise SpecError([Problem(message, (), asked_at)])
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            problem = f"{name!r} is a folder, not a file"
-        elif not stat.S_ISREG(mode):  # a pipe or a device would block or never end
-            problem = f"{name!r} is not a regular file"
-        else:
+    problem, data = no_file(path), b""
+    if problem is None:
+        try:
             with open(path, "rb") as file:
                 data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        problem = f"there is no file {name!r}{near_file(path)}"
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        problem = f"{name!r} cannot be read: {reason}"
+        except OSError as error:
+            problem = f"{name!r} cannot be read: {error.strerror}"
     if problem:
         raise SpecError([Problem(problem, (), asked_at)])
     return _decode(data, name)
+
+
+def no_file(path: str) -> str | None:
+    """Why there is no regular file at ``path``, or None; opening a pipe or a device would block or never end."""
+    name = display_name(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return f"there is no file {name!r}{near_file(path)}"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return f"{name!r} cannot be read: {reason}"
+    if stat.S_ISDIR(mode):
+        return f"{name!r} is a folder, not a file"
+    return None if stat.S_ISREG(mode) else f"{name!r} is not a regular file"
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -91,14 +99,19 @@ def _decode(data: bytes, name: str) -> str:
     if len(data) > MAX_BYTES:
         message = f"the file is larger than {MAX_BYTES} bytes, too large for a spec"
         raise SpecError([Problem(message, (), Position(name, 1, 1))])
+    return as_utf8(data, name)
+
+
+def as_utf8(data: bytes, name: str, line: int = 1) -> str:
+    """The text of ``data``, which begins at ``line`` of the file ``name``. Raises SpecError at what is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
         start = data.rfind(b"\n", 0, error.start) + 1
         column = len(data[start : error.start].decode("utf-8", "replace")) + 1
         message = f"the byte 0x{data[error.start]:02x} is not UTF-8; is this a text file?"
-        raise SpecError([Problem(message, (), Position(name, line, column))]) from None
+        place = Position(name, line + data.count(b"\n", 0, error.start), column)
+        raise SpecError([Problem(message, (), place)]) from None
 
 
 def near_file(path: str) -> str:
