@@ -2,6 +2,7 @@
 
 import pytest
 
+from composer.dataflow import DATASETS, INTERFACES, LENGTHS
 from composer.dataflow.tokenizers import vocabulary_tokenizer
 
 
@@ -11,3 +12,11 @@ def letters(tmp_path_factory):
     file = tmp_path_factory.mktemp("letters") / "tokens.txt"
     file.write_text("a\nb\nc\n \n")
     return vocabulary_tokenizer(file)
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """What a test registers is gone after it."""
+    for registry in (DATASETS, INTERFACES, LENGTHS):
+        for part in ("_entries", "_names"):
+            monkeypatch.setattr(registry, part, dict(getattr(registry, part)))

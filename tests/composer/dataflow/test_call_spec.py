@@ -154,7 +154,7 @@ BAD = [
     (
         "dataset: toy-prompts, ",
         "",
-        "7:7: 'data' lacks 'dataset'; there is 'toy-prompts'",
+        "7:7: 'data' lacks 'dataset'; there is 'prompt', 'prompt_answer', 'rw_pair', 'toy-prompts'",
     ),
     (
         "dataset: toy-prompts",

@@ -343,8 +343,9 @@ def test_epochs_and_seeds_shuffle_anew():
     assert len(orders) == 4
 
 
+@pytest.mark.usefixtures("registries")
 def test_the_names_of_data_sets_may_have_hyphens():
-    DATASETS.register("my-dataset", Numbers, replace=True)
+    DATASETS.register("my-dataset", Numbers)
     dataset = make_dataset("my-dataset", {"n": 4}, DatasetUtil())
     assert sorted(batches(dataset, 4, 0, 0).values("ids").tolist()) == [0, 1, 2, 3]
     with pytest.raises(SettingsError, match="'m' is not a setting of data set 'my-dataset'"):
@@ -366,8 +367,9 @@ class NoLength:
         (NoLength, "the data set 'my_broken' has no '__len__', '__getitem__'"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("registries")
 def test_a_class_that_is_no_data_set(cls, message):
-    DATASETS.register("my_broken", cls, replace=True)
+    DATASETS.register("my_broken", cls)
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         make_dataset("my_broken", {}, DatasetUtil())
 

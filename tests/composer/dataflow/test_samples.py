@@ -224,6 +224,7 @@ def test_what_does_not_fit_is_refused_in_words(wrong, message):
         wrong(a_sample())
 
 
+@pytest.mark.usefixtures("registries")
 def test_a_value_without_a_rule_of_length_names_the_way_out():
     with pytest.raises(SampleError, match="did you mean 'rewards'") as error:
         Sample.from_default(["a"], [2], {"reward": torch.ones(1)})
