@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
 from composer.dataflow.context import Context, call_generator
-from composer.dataflow.models import ExperimentModel
 from composer.dataflow.samples import Sample
 from perception_blocks.registry import Registry
 
@@ -34,6 +33,12 @@ Takes: TypeAlias = Literal["actor", "critic", "any"]
 
 INTERFACES = Registry("interface", hyphens=True)
 """Interfaces by the names that calls give after ``with:``."""
+INTERFACES.register("sft", "composer.dataflow.sft:Sft")
+INTERFACES.register("generation", "composer.dataflow.generation:Generation")
+INTERFACES.register_all("composer.dataflow.preference", {"paired_rw": "PairedReward", "dpo": "Dpo"})
+INTERFACES.register_all(
+    "composer.dataflow.ppo", {"ppo_actor": "PpoActor", "ppo_critic": "PpoCritic"}
+)
 
 
 class Interface:
@@ -66,10 +71,10 @@ class Interface:
     keeps: ClassVar[Sequence[str]] = ()
 
     if TYPE_CHECKING:  # at run time a verb that a class lacks is no attribute of it
-        generate: Callable[[ExperimentModel | None, Sample, Context], Written]
-        inference: Callable[[ExperimentModel | None, Sample, Context], Written]
-        train_step: Callable[[ExperimentModel | None, Sample, Context], None]
-        evaluate: Callable[[ExperimentModel | None, Sample, Context], None]
+        generate: Callable[[Any, Sample, Context], Written]
+        inference: Callable[[Any, Sample, Context], Written]
+        train_step: Callable[[Any, Sample, Context], None]
+        evaluate: Callable[[Any, Sample, Context], None]
 
 
 def verbs_of(interface: type[Interface]) -> list[str]:

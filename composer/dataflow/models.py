@@ -18,6 +18,7 @@ from composer.dataflow.decoding import (
     token_logp,
 )
 from composer.dataflow.optimization import OptimizerSettings
+from composer.dataflow.packing import drop_first, drop_last
 from composer.model import Model
 from composer.network.module import NetworkModule
 from composer.network.network import Tensors
@@ -110,13 +111,9 @@ class ExperimentModel:
     ) -> Tensor:
         """The log-probability of every token but the first of each sequence, (N - S,) for S sequences."""
         logits = self.logits(tokens, lengths)
-        counts = torch.as_tensor(lengths, device=tokens.device)
-        ends = counts.cumsum(0)
-        reads = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-        said = reads.clone()
-        reads[ends - 1], said[ends - counts] = False, False
-        said, reads = said.to(logits.device), reads.to(logits.device)
-        return token_logp(logits[reads], tokens.to(logits.device)[said], temperature)
+        counts = torch.as_tensor(lengths)
+        said = drop_first(tokens, counts).to(logits.device)
+        return token_logp(drop_last(logits, counts), said, temperature)
 
     @torch.no_grad()
     def generate(
@@ -160,11 +157,14 @@ class ExperimentModel:
         if self.optimizer is None:
             raise ValueError(f"the model {self.name!r} has no optimiser; give it an 'lr'")
         self.optimizer.zero_grad()
-        for part in [loss] if isinstance(loss, Tensor) else loss:
-            if not bool(torch.isfinite(part)):
-                self.optimizer.zero_grad()
-                raise NotFiniteError(self._not_finite(f"loss is {part.item()}", context))
-            part.backward()
+        try:
+            for part in [loss] if isinstance(loss, Tensor) else loss:
+                if not bool(torch.isfinite(part)):
+                    raise NotFiniteError(self._not_finite(f"loss is {part.item()}", context))
+                part.backward()
+        except BaseException:
+            self.optimizer.zero_grad()
+            raise
         clip = None if self.optimization is None else self.optimization.gradient_clipping
         norm = nn.utils.clip_grad_norm_(self.parameters(), torch.inf if clip is None else clip)
         if not bool(torch.isfinite(norm)):
@@ -177,6 +177,21 @@ class ExperimentModel:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm.item()
+
+    def recall(self, name: str, default: float) -> float:
+        """What `remember` was told last, or ``default``."""
+        return (
+            default if self.optimizer is None else self.optimizer.param_groups[0].get(name, default)
+        )
+
+    def remember(self, name: str, number: float) -> None:
+        """Keep a number from one iteration to the next: it is saved and loaded with the optimiser.
+
+        Raises ValueError for a model that is not trained.
+        """
+        if self.optimizer is None:
+            raise ValueError(f"the model {self.name!r} has no optimiser; give it an 'lr'")
+        self.optimizer.param_groups[0][name] = float(number)
 
     @property
     def longest(self) -> int | None:
