@@ -2,7 +2,7 @@
 
     python configs/action_ppo.py                # the learning curve is out/action_ppo.png
     python configs/action_ppo.py --lora 8       # only adapters of rank 8 and the value head are trained
-    torchrun --nproc_per_node 2 configs/action_ppo.py       # weights and training over two processes
+    torchrun --standalone --nproc-per-node 2 configs/action_ppo.py   # weights and training over two processes
 
 It needs the extras [llm] and [train]. Each update acts once in a batch of environments and takes a few steps of PPO on
 what acting returned: `forward_inputs` give log-probabilities and values again. Every process acts in all environments
@@ -10,6 +10,7 @@ with the same random numbers, and trains on its share of what came of it.
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium
@@ -17,6 +18,7 @@ import torch
 
 import composer
 import composer.parallel
+from perception_blocks.registry import needs_extra
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out"
@@ -109,11 +111,14 @@ def draw(curves, path):
 
 def main():
     parser = argparse.ArgumentParser(description="An action model learns by PPO.")
-    parser.add_argument("--updates", type=int, default=150)
-    parser.add_argument("--lora", type=int, metavar="RANK")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT / "action_ppo.png")
+    add = parser.add_argument
+    add("--updates", type=int, default=150, help="how often it acts and trains (default: 150)")
+    add("--lora", type=int, metavar="RANK", help="train adapters of this rank and the value head")
+    add("--seed", type=int, default=0, help="of weights, actions and environments (default: 0)")
+    add("--out", type=Path, default=OUT / "action_ppo.png", help="the picture of the curve")
     given = parser.parse_args()
+    if find_spec("matplotlib") is None:  # told before training, not after it
+        parser.error(needs_extra("the learning curve", ["matplotlib"], "train"))
     with composer.parallel.start() as mesh:  # of one process, unless torchrun has started more
         model = composer.parallel.shard(make(lora=given.lora, seed=given.seed), mesh)
         before = evaluate(model)

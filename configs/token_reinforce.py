@@ -9,12 +9,14 @@ over the prior, a pull back to what that knows.
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from environments.token_env import RULES, longest_run
 
 from composer.model_registry import MODELS, find_model
+from perception_blocks.registry import needs_extra
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "out"
@@ -95,10 +97,13 @@ def draw(curves, path):
 
 def main():
     parser = argparse.ArgumentParser(description="Token policies learn by REINFORCE.")
-    parser.add_argument("--model", action="append", choices=list(MODELS))
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=OUT / "token_reinforce.png")
+    add = parser.add_argument
+    add("--model", action="append", choices=list(MODELS), help="the network (default: both)")
+    add("--steps", type=int, default=200, help="batches of sequences (default: 200)")
+    add("--out", type=Path, default=OUT / "token_reinforce.png", help="the picture of the curves")
     given = parser.parse_args()
+    if find_spec("matplotlib") is None:  # told before training, not after it
+        parser.error(needs_extra("the learning curve", ["matplotlib"], "train"))
     curves = {}
     for name in given.model or MODELS:
         curves[name] = train(name, given.steps)

@@ -383,18 +383,26 @@ def _check_action_model(
 ) -> None:
     """Its weights are needed too: whether training sees what acting saw is seen by one action."""
     from composer.language.action_model import ProofError
+    from composer.language.overview import why_no_processor
 
     model: Any = _composed(arguments, source, spaces)
     if not _is_checkpoint(arguments.file):
         model.materialize()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    good = f"{arguments.file}: good; {count:,} parameters"
+    if model.processor is None:
+        return _say(f"{good}; it did not act: {why_no_processor(model)}")
     try:
         difference = model.prove()
     except ProofError as error:
         raise _UserError(f"{arguments.file}: {error}") from error
-    count = sum(parameter.numel() for parameter in model.parameters())
+    except Exception as error:  # in a class of the model type
+        error.add_note(
+            f"in {arguments.file}: an action of made observations, and its log-probabilities"
+        )
+        raise
     _say(
-        f"{arguments.file}: good; {count:,} parameters; log-probabilities and values of an action, calculated again, "
-        f"differ by {difference:.0e}"
+        f"{good}; log-probabilities and values of an action, calculated again, differ by {difference:.0e}"
     )
 
 

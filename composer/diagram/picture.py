@@ -73,6 +73,8 @@ class Picture:
         lines = ["rounded: tensor"]
         if any(box.share for box in boxes):
             lines.append("darker: larger share of the parameters")
+        if any(box.kind == "opaque" for box in boxes):
+            lines.append("dashed box: not a block")
         if any(box.remembers for box in boxes):
             lines.append("double border: carries memory")
         if self.shared:

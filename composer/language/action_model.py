@@ -22,7 +22,7 @@ from composer.language.action_files import (
     take_adapters,
 )
 from composer.language.action_spec import ActionPlan, Spaces, plan_action_model
-from composer.language.overview import picture_of, summary_of
+from composer.language.overview import picture_of, summary_of, why_no_processor
 from composer.limits import Limits
 from composer.network.sharded import refuse_sharded
 from composer.source.load import Source
@@ -277,10 +277,7 @@ class ActionModel(nn.Module):
     def inputs(self, env_obs: Mapping[str, Any]) -> Inputs:
         """A batch of observations as the model's inputs, on its device."""
         if self.processor is None:
-            raise ValueError(
-                f"the model type {self.plan.spec.model_type!r} has no processor; register_hf takes one, or call "
-                "predict_tokens with input_ids"
-            )
+            raise ValueError(why_no_processor(self))
         given: Inputs = {}
         for kind, name in self.plan.spec.inputs.items():
             if name not in env_obs:

@@ -12,7 +12,7 @@ from composer.summary.table import percent
 from perception_blocks.blocks.lora import adapter_names
 from perception_blocks.dag import Dag, DagNode
 
-__all__ = ["made_images", "picture_of", "summary_of"]
+__all__ = ["made_images", "picture_of", "summary_of", "why_no_processor"]
 
 
 def summary_of(model: Any) -> str:
@@ -49,7 +49,22 @@ def _remarks(model: Any) -> list[str]:
     lines += [f"frozen: {', '.join(plan.spec.freeze)}"] if plan.spec.freeze else []
     if model.value_head is None:
         lines.append("there is no value head: values are zeros")
+    if model.processor is None:
+        lines.append(why_no_processor(model))
     return [*lines, f"attention: {plan.attention}, {str(plan.dtype).removeprefix('torch.')}"]
+
+
+def why_no_processor(model: Any) -> str:
+    """Why ``model`` cannot read observations, with the ways out."""
+    plan = model.plan
+    advice = "register_hf takes one"
+    if plan.folder is None and plan.entry.processor is not None:
+        name = plan.entry.processor.__name__
+        advice = f"give {name!r} a from_config(config), which makes one without a model_path"
+    return (
+        f"the model type {plan.spec.model_type!r} has no processor; {advice}, or call predict_tokens "
+        "with input_ids"
+    )
 
 
 def picture_of(model: Any) -> Picture:
@@ -81,7 +96,7 @@ def picture_of(model: Any) -> Picture:
     if model.value_head is not None:
         nodes += [DagNode("value_head", ("hf",)), DagNode("value", ("value_head",))]
         boxes["value_head"] = module("value_head", model.value_head, "last token of the prompt")
-        boxes["value"] = Box("output", "value", ("(1)",))
+        boxes["value"] = Box("output", "value", ("(1,)",))
     frame = Frame("policy", f"{whole:,} parameters", network=True)
     return Picture(
         Dag(nodes, reads, None), boxes, {"policy": frame}, caption=f"{whole:,} parameters"

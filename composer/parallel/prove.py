@@ -30,8 +30,7 @@ from composer.model import Model
 from composer.model import compose as compose_whole
 from composer.parallel.launch import Mesh, end_with_starter, run_processes, start
 from composer.parallel.materialize import compose_by
-from composer.parallel.plan import plan_of
-from composer.parallel.sharding import optimizer, whole_tensor
+from composer.parallel.sharding import Sharder, optimizer, whole_tensor
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.samples import batch_of, random_values
@@ -78,8 +77,12 @@ class Proof:
         return all(size <= TOLERANCE for size in self.differences.values())
 
     def __str__(self) -> str:
-        verdict = "equal" if self.holds else "do not equal"
-        lines = [f"{self.processes} processes {verdict} one, {self.steps} steps of AdamW:"]
+        if self.processes == 1:
+            verdict = f"1 process {'equals' if self.holds else 'does not equal'}"
+        else:
+            verdict = f"{self.processes} processes {'equal' if self.holds else 'do not equal'}"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        lines = [f"{verdict} one, {steps} of AdamW:"]
         lines += [f"  {name:<10} {size:.1e}" for name, size in self.differences.items()]
         lines.append(f"  {self.shards} of {self.parameters} parameters are shards")
         return "\n".join(lines)
@@ -134,7 +137,9 @@ def _proof(task: Task) -> Proof:
     }
     with start() as mesh:
         model = compose_whole(file, **arguments, device="meta")
-        plan = plan_of(model.spec.parallel, mesh.size, model.source)
+        plan = Sharder(
+            model, mesh
+        ).plan  # what of it does not fit is told with its place in the spec
         exact = replace(plan, param_dtype=None, reduce_dtype=None)
         # Else rounding may decide on which side of a relu's kink a number is. Classes of others may know float32 only.
         arguments["dtype"] = torch.float32 if foreign_modules(model) else torch.float64

@@ -116,10 +116,6 @@ def make_environment(environment: str, path: Path = (), source: Source | None = 
         if environment.count(":") > 1:
             raise gymnasium.error.Error("an id has at most one ':', after its module")
         return gymnasium.make(environment)
-    except (OverflowError, MemoryError) as error:  # of spaces that are larger than gymnasium takes
-        message = f"the environment {environment!r} cannot be made: its own code raised "
-        message += f"{type(error).__name__}: {error}"
-        raise SpecError([Problem(message, path, source and source.position(path))]) from error
     except (gymnasium.error.Error, ImportError, PettingZooError) as error:
         position = source and source.position(path)
         message = f"the environment {environment!r}"
@@ -129,6 +125,20 @@ def make_environment(environment: str, path: Path = (), source: Source | None = 
         if isinstance(error, gymnasium.error.NamespaceNotFound) and ":" not in environment:
             message += f"\nIf a package brings it, name that too: {PACKAGE_HINT}"
         raise SpecError([Problem(message, path, position)]) from error
+    except Exception as error:
+        reason = error.__cause__ or error  # gymnasium raises it again, with a longer text
+        message = f"the environment {environment!r} cannot be made: its own code raised "
+        message += f"{type(reason).__name__}: {reason}{_advice_on_arguments(reason)}"
+        raise SpecError([Problem(message, path, source and source.position(path))]) from error
+
+
+def _advice_on_arguments(error: BaseException) -> str:
+    """What helps if the constructor of an environment asks for more than an id says."""
+    if not (isinstance(error, TypeError) and "required" in str(error)):
+        return ""
+    return (
+        "\nRegister it under an id of your own: gymnasium.register(id, entry_point, kwargs={...})"
+    )
 
 
 def _needs(what: str, environment: str, error: Exception) -> str | None:

@@ -53,6 +53,35 @@ def test_show_and_draw(capsys, tmp_path):
     assert "last token of the prompt" in (tmp_path / "vla.dot").read_text()
 
 
+@pytest.fixture
+def made_without_a_processor(monkeypatch):
+    """The tiny model's processor as a class that only a folder makes."""
+    from networks.tiny_vla import TinyProcessor  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.delattr(TinyProcessor, "from_config")
+
+
+def test_a_model_without_a_processor_does_not_act(capsys, made_without_a_processor):
+    why = (
+        "the model type 'tiny_vla' has no processor; give 'TinyProcessor' a from_config(config), which makes one "
+        "without a model_path, or call predict_tokens with input_ids"
+    )
+    assert run("check", capsys=capsys) == (
+        0, f"tiny_vla.yaml: good; 85,760 parameters; it did not act: {why}\n", ""
+    )  # fmt: skip
+    assert why in run("show", capsys=capsys)[1].splitlines()
+
+
+def test_check_tells_in_a_line_that_a_class_fails_when_it_acts(capsys):
+    """The images of the environment are smaller than the model's: there is a place for each of 16 patches, and 4 patches."""
+    status, out, err = run("check", "--set", "model.config.image_size=16", capsys=capsys)
+    assert (status, out) == (1, "")
+    start = "tiny_vla.yaml: an action of made observations, and its log-probabilities: RuntimeError: The size of tensor a (4)"
+    assert err.startswith(start)
+    assert err.endswith("(--traceback shows all of it)\n")
+    assert err.count("\n") == 1
+
+
 REFUSED = {
     "export": (("-o", "vla.onnx"), "composer export: an action model is not exported: no file holds its processor and its loop over tokens; model.save_pretrained(folder) writes what transformers reads\n"),
     "train": (("--steps", "10", "-o", "run"), "composer train: no trainer trains an action model: write its loop, as configs/action_ppo.py does\n"),

@@ -29,6 +29,16 @@ def test_with_lora_only_adapters_and_the_value_head_move(lora):
     assert {n for n in before if "lora_" in n} <= moved
 
 
+def test_without_matplotlib_it_ends_before_it_trains(monkeypatch, capsys):
+    monkeypatch.setattr(action_ppo, "find_spec", lambda name: None)
+    monkeypatch.setattr(action_ppo, "train", None)
+    monkeypatch.setattr("sys.argv", ["action_ppo.py"])
+    with pytest.raises(SystemExit):
+        action_ppo.main()
+    needs = "the learning curve needs 'matplotlib'; install it with: pip install \"perception-composer[train]\""
+    assert capsys.readouterr().err.endswith(f"action_ppo.py: error: {needs}\n")
+
+
 @pytest.mark.full
 def test_it_learns_to_point_and_the_curve_is_drawn(tmp_path, monkeypatch, capsys):
     picture = tmp_path / "curve.png"

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from composer.cli.commands import main
+from composer.errors import SpecError
 from composer.parallel.launch import Mesh
-from composer.parallel.prove import TOLERANCE, Proof, ProofError, compare, trial_of
+from composer.parallel.prove import TOLERANCE, Proof, ProofError, Task, _proof, compare, trial_of
 from tests.helpers.paths import CONFIGS, TESTS
 
 SPECS = TESTS / "specs" / "proofs"
@@ -54,7 +55,43 @@ def test_three_processes_and_one_equal_one(capsys):
             "2",
         ]
         assert main(command) == 0
-        assert f"{count} processes equal one, 2 steps" in capsys.readouterr().out
+        equal = "1 process equals" if count == 1 else f"{count} processes equal"
+        assert f"{equal} one, 2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("processes", "steps", "gap", "verdict"),
+    [
+        (1, 1, 0.0, "1 process equals one, 1 step of AdamW:"),
+        (1, 3, 1.0, "1 process does not equal one, 3 steps of AdamW:"),
+        (2, 1, 0.0, "2 processes equal one, 1 step of AdamW:"),
+        (4, 2, 1.0, "4 processes do not equal one, 2 steps of AdamW:"),
+    ],
+)
+def test_the_verdict_is_a_sentence(processes, steps, gap, verdict):
+    proof = Proof(processes, steps, {"outputs": gap}, 1, 1)
+    assert str(proof).splitlines()[0] == verdict
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("units: [Lyer]", "3:20: no module of this model is a 'Lyer'; did you mean 'Linear'?"),
+        (
+            "gradient_checkpointing: true",
+            "3:36: there are no layers in this model to recompute; name classes of layers in 'units'",
+        ),
+    ],
+)
+def test_a_plan_that_does_not_fit_the_model_is_told_with_its_place(tmp_path, given, said):
+    file = tmp_path / "agent.yaml"
+    file.write_text(
+        f"version: 1\nenvironment: CartPole-v1\nparallel: {{{given}}}\npolicy:\n  graph:\n"
+        "    latent: {block: torch.nn.Linear, in: observation, in_features: 4, out_features: 8}\n"
+        "  heads: {in: latent}\n"
+    )
+    with pytest.raises(SpecError, match="^" + re.escape(f"{file}:{said}") + "$"):
+        _proof(Task(str(file)))
 
 
 @pytest.mark.full

@@ -339,6 +339,37 @@ def test_an_environment_whose_spaces_gymnasium_refuses_is_told():
         del gymnasium.registry["Huge-v0"]
 
 
+NEEDS_MORE = """make() missing 1 required positional argument: 'size'
+Register it under an id of your own: gymnasium.register(id, entry_point, kwargs={...})"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (None, f"TypeError: {NEEDS_MORE}"),
+        (TypeError("no number"), "TypeError: no number"),
+        (ValueError("no such map"), "ValueError: no such map"),
+        (RuntimeError("no display"), "RuntimeError: no display"),
+    ],
+)
+def test_an_environment_whose_own_code_fails_is_told_in_a_line(error, said, capsys, tmp_path):
+    def make(size):
+        raise error
+
+    kwargs = {} if error is None else {"size": 3}
+    gymnasium.register("Failing-v0", entry_point=make, kwargs=kwargs)
+    path = tmp_path / "agent.yaml"
+    path.write_text("version: 1\nenvironment: Failing-v0\npolicy: {template: {}}\n")
+    text = f"the environment 'Failing-v0' cannot be made: its own code raised {said}"
+    text = text.replace("make()", f"{make.__qualname__}()").replace("\n", "\n  ")
+    try:
+        for given, place in (([], f"{path}:2:14: "), (["--env", "Failing-v0"], "")):
+            assert main(["check", str(path), *given]) == 1
+            assert capsys.readouterr().err == f"{place}{text}\n"
+    finally:
+        del gymnasium.registry["Failing-v0"]
+
+
 def test_an_environment_of_too_many_actors_is_refused():
     """What the message advises is done: a step whose agents are not counted."""
     space, move = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)

@@ -37,6 +37,16 @@ def test_a_token_policy_learns_nearly_all_there_is(example, model):
     assert mean(scores[-20:]) > 0.9
 
 
+def test_without_matplotlib_it_ends_before_it_trains(example, monkeypatch, capsys):
+    monkeypatch.setattr(example, "find_spec", lambda name: None)
+    monkeypatch.setattr(example, "train", None)
+    monkeypatch.setattr("sys.argv", ["token_reinforce.py"])
+    with pytest.raises(SystemExit):
+        example.main()
+    needs = "the learning curve needs 'matplotlib'; install it with: pip install \"perception-composer[train]\""
+    assert capsys.readouterr().err.endswith(f"token_reinforce.py: error: {needs}\n")
+
+
 def test_the_curve_is_drawn(example, tmp_path, monkeypatch, capsys):
     path = tmp_path / "out" / "curve.png"
     monkeypatch.setattr(
