@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from composer.dataflow.datasets import DATASETS
 from composer.dataflow.interfaces import INTERFACES, Interface
+from composer.dataflow.samples import Sample
 from perception_blocks.registry import Registry
 from perception_blocks.settings import PositiveFloat
 
@@ -34,13 +37,26 @@ _TRAINING = ("ids", "logp", "ref_logp", "rewards", "values")
 
 
 class ToyPrompts:
+    """Prompts of two to four tokens, each with a text as metadata."""
+
     gives = ("prompts", "labels")
 
     def __init__(self, util: Any, *, rows: int = 8):
         self.rows = rows
 
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> Sample:
+        prompt = torch.arange(2 + index % 3) + index % 5
+        label = torch.tensor([float(index)])
+        lengths = {"prompts": [[len(prompt)]], "labels": [[1]]}
+        return Sample.of([index], lengths, {"prompts": prompt, "labels": label}, {"text": [f"row {index}"]})
+
 
 class ToyActor(Interface):
+    """Continues each prompt by three tokens; trains towards what has a reward above the mean."""
+
     reads = {"generate": ("prompts",), "inference": ("ids",), "train_step": _TRAINING}
     optional = {"train_step": ("labels",)}
     writes = {"generate": ("ids", "logp", "lengths"), "inference": ("logp",)}
@@ -48,25 +64,55 @@ class ToyActor(Interface):
     def __init__(self, *, kl: PositiveFloat = 0.1):
         self.kl = kl
 
-    def generate(self, model, sample, context): ...
-    def inference(self, model, sample, context): ...
-    def train_step(self, model, sample, context): ...
+    def generate(self, model, sample, context):
+        new = [
+            torch.cat([p, torch.randint(0, 7, (3,), generator=context.generator)])
+            for p in sample.sequences("prompts")
+        ]
+        logp = model.logp(torch.cat(new), [len(ids) for ids in new])
+        return {"ids": new, "logp": logp, "lengths": [3.0] * len(new)}
+
+    @torch.no_grad()
+    def inference(self, model, sample, context):
+        return {"logp": model.logp(sample.values("ids"), sample.lengths("ids"))}
+
+    def train_step(self, model, sample, context):
+        logp = model.logp(sample.values("ids"), sample.lengths("ids"))
+        rewards = sample.values("rewards") - sample.values("rewards").mean()
+        weights = rewards.repeat_interleave(sample.lengths("logp"))
+        kl = (logp - sample.values("ref_logp")).square().mean()
+        loss = -(weights * logp).mean() + self.kl * kl
+        context.log("norm", model.step(loss, context))
+        context.log("loss", loss.item())
 
 
 class ToyCritic(Interface):
     reads = {"inference": ("ids",), "train_step": _TRAINING}
     writes = {"inference": ("values",)}
 
-    def inference(self, model, sample, context): ...
-    def train_step(self, model, sample, context): ...
+    @torch.no_grad()
+    def inference(self, model, sample, context):
+        return {"values": model.scores(sample.values("ids"), sample.lengths("ids"))}
+
+    def train_step(self, model, sample, context):
+        scores = model.scores(sample.values("ids"), sample.lengths("ids"))
+        rewards = sample.values("rewards").repeat_interleave(sample.lengths("ids"))
+        loss = (scores - rewards).square().mean()
+        model.step(loss, context)
+        context.log("loss", loss.item())
 
 
 class ToyReward(Interface):
     reads = {"inference": ("ids",), "evaluate": ("rewards",)}
     writes = {"inference": ("rewards",)}
 
-    def inference(self, model, sample, context): ...
-    def evaluate(self, model, sample, context): ...
+    @torch.no_grad()
+    def inference(self, model, sample, context):
+        scores = model.scores(sample.values("ids"), sample.lengths("ids"))
+        return {"rewards": scores[sample.lengths("ids").cumsum(0) - 1]}
+
+    def evaluate(self, model, sample, context):
+        context.log("mean", sample.values("rewards").mean().item())
 
 
 class LongestRun(Interface):
@@ -85,7 +131,8 @@ class Printer(Interface):
     keeps = ("inference",)
     reads_others = True
 
-    def inference(self, model, sample, context): ...
+    def inference(self, model, sample, context):
+        context.log("keys", len(sample.keys))
 
 
 NAMES = {

@@ -1,0 +1,187 @@
+"""The runner in this process: models, interfaces and values are at hand, and each call ends before the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from composer.checkpoint.blending import blend
+from composer.dataflow.context import Context, call_generator
+from composer.dataflow.experiment import CallSpec, Experiment
+from composer.dataflow.interfaces import INTERFACES, Interface
+from composer.dataflow.model_state import load_states, save_states
+from composer.dataflow.models import ExperimentModel
+from composer.dataflow.roles import RoleError, build_model, line_of
+from composer.dataflow.samples import Sample, SampleError
+from composer.dataflow.schedule import RunError
+from composer.dataflow.tokenizers import tokenizer_from
+from composer.dataflow.written import joined, packed
+
+__all__ = ["LocalRunner", "Tokenizers", "place_of", "used_models"]
+
+
+def used_models(experiment: Experiment) -> list[str]:
+    """The models that calls and hooks name, in the order of the experiment; no other is built."""
+    used = {call.model for call in experiment.calls.values()}
+    used |= {name for hook in experiment.hooks for name in (hook.source, hook.target)}
+    return [name for name in experiment.models if name in used]
+
+
+class LocalRunner:
+    """A `composer.dataflow.schedule.Runner` whose models are all in this process.
+
+    ``models`` are the names of those to build (None: all that are used), ``tokenizers`` are theirs and the data set's.
+
+    Raises RunError and SpecError where a model or an interface cannot be built.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        allow: Iterable[str] = (),
+        models: Collection[str] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.experiment = experiment
+        self._allow = tuple(allow)
+        self.tokenizers = Tokenizers(experiment)
+        names = used_models(experiment)
+        self.models = {n: self._model(n, device) for n in names if models is None or n in models}
+        self._interfaces: dict[str, Interface] = {}
+        self._numbers: dict[str, Mapping[str, float]] = {}
+        for call in experiment.calls.values():
+            if models is None or call.model in models:
+                self._interface(call)
+
+    def _model(self, name: str, device: torch.device | str) -> ExperimentModel:
+        experiment = self.experiment
+        role = experiment.models[name]
+        try:
+            return build_model(
+                role,
+                experiment.models,
+                experiment.run.seed,
+                tokenizer=self.tokenizers.of_model(name),
+                source=experiment.source,
+                iterations=experiment.run.iterations,
+                allow=self._allow,
+                device=device,
+            )
+        except RoleError as error:
+            raise RunError(f"{place_of(experiment, role.path)}{error}") from error
+
+    def _interface(self, call: CallSpec) -> Interface:
+        if call.name not in self._interfaces:
+            interface = INTERFACES.get(call.interface)
+            try:
+                self._interfaces[call.name] = interface(**call.settings)
+            except ValueError as error:
+                place = place_of(self.experiment, (*call.path, "settings"))
+                message = f"interface {call.interface!r} cannot be made: {error}"
+                raise RunError(f"{place}{message}") from error
+        return self._interfaces[call.name]
+
+    # --- the protocol ----------------------------------------------------------------------------------------------
+
+    def start(
+        self, call: CallSpec, iteration: int, values: Sequence[Sample]
+    ) -> tuple[str, Sequence[Sample]]:
+        """Run the call to its end. Raises RunError for what does not fit, and what the interface raises."""
+        interface = self._interface(call)
+        model = None if call.model is None else self.models[call.model]
+        generator = call_generator(self.experiment.run.seed, iteration, call.name)
+        tokenizer = self.tokenizers.of_data() if model is None else model.tokenizer
+        context = Context(generator, iteration, tokenizer, call=call.name)
+        where = f"{place_of(self.experiment, call.path)}{context.where()}"
+        where += "" if model is None else f", model {call.model!r}"
+        try:
+            sample = joined(call, values)
+        except SampleError as error:
+            raise RunError(f"{where}: {error}") from error
+        try:
+            result = getattr(interface, call.verb)(model, sample, context)
+        except Exception as error:
+            error.add_note(f"in {where}")
+            raise
+        self._numbers[call.name] = context.numbers
+        try:
+            return call.name, packed(call, sample, result)
+        except SampleError as error:
+            raise RunError(f"{where}: {error}") from error
+
+    def wait(self, running: Mapping[str, str]) -> str:
+        return next(iter(running))
+
+    def numbers(self, call: CallSpec) -> Mapping[str, float]:
+        return self._numbers.get(call.name, {})
+
+    def blend(self, source: str, target: str, eta: float) -> None:
+        try:
+            blend(self.models[target].network, self.models[source].network, eta)
+        except ValueError as error:
+            raise RunError(f"the hook from {source!r} to {target!r}: {error}") from error
+
+    def save(self, folder: str | Path) -> None:
+        save_states(self._changing(), folder)
+
+    def load(self, folder: str | Path) -> None:
+        load_states(self._changing(), folder)
+
+    def close(self) -> None:
+        self.models, self._interfaces = {}, {}
+
+    def _changing(self) -> dict[str, ExperimentModel]:
+        """The models here that a call trains or a hook changes; the others are as they were built."""
+        names = {call.model for call in self.experiment.calls.values() if call.verb == "train_step"}
+        names |= {hook.target for hook in self.experiment.hooks}
+        return {name: model for name, model in self.models.items() if name in names}
+
+
+class Tokenizers:
+    """The tokenizers of an experiment, each read once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._by_path: dict[str, Any] = {}
+
+    def of_model(self, name: str) -> Any:
+        """That of the vocabulary, or of the folder of Hugging Face, of the model or of what it is like; or None.
+
+        Raises RunError where it cannot be read.
+        """
+        experiment = self._experiment
+        for role in line_of(experiment.models[name], experiment.models):
+            given = role.vocabulary or role.origin.get("checkpoint")
+            if not isinstance(given, str):
+                continue
+            try:
+                path = experiment.source.find_file(given)
+                has_one = role.vocabulary or (Path(path) / "tokenizer_config.json").is_file()
+                if has_one and path not in self._by_path:
+                    self._by_path[path] = tokenizer_from(path)
+            except ValueError as error:
+                key = "vocabulary" if role.vocabulary else "checkpoint"
+                place = place_of(experiment, (*role.path, key))
+                raise RunError(f"{place}{error}") from error
+            if has_one:
+                return self._by_path[path]
+        return None
+
+    def of_data(self) -> Any:
+        """That of the first model, by the order of the calls, that reads what the data set gives; or of any; or None."""
+        experiment = self._experiment
+        written = {value for call in experiment.calls.values() for value in call.writes.values()}
+        calls = [experiment.calls[node.name] for node in experiment.dag.order()]
+        first = [call for call in calls if not written.issuperset(call.reads.values())]
+        models = dict.fromkeys(call.model for call in [*first, *calls] if call.model)
+        return next(filter(None, map(self.of_model, models)), None)
+
+
+def place_of(experiment: Experiment, path: tuple[str | int, ...]) -> str:
+    """Where the experiment says it, as the beginning of a message; nothing where it was no text."""
+    position = experiment.source.position(path)
+    return "" if position is None else f"{position}: "
