@@ -56,6 +56,7 @@ class LocalRunner:
         for call in experiment.calls.values():
             if models is None or call.model in models:
                 self._interface(call)
+        self._check_hooks()
 
     def _model(self, name: str, device: torch.device | str) -> ExperimentModel:
         experiment = self.experiment
@@ -84,6 +85,19 @@ class LocalRunner:
                 message = f"interface {call.interface!r} cannot be made: {error}"
                 raise RunError(f"{place}{message}") from error
         return self._interfaces[call.name]
+
+    def _check_hooks(self) -> None:
+        """Raise RunError for a hook between models of different shapes, as far as both are here."""
+        for hook in self.experiment.hooks:
+            if hook.source not in self.models or hook.target not in self.models:
+                continue
+            source, target = (shapes_of(self.models[name]) for name in (hook.source, hook.target))
+            for name in [*target, *(name for name in source if name not in target)]:
+                if source.get(name) != target.get(name):
+                    here, there = (s.get(name, "not there") for s in (source, target))
+                    place = place_of(self.experiment, (*hook.path, "to"))
+                    both = f"the models {hook.source!r} and {hook.target!r} have different shapes"
+                    raise RunError(f"{place}{both}: {name!r} is {here} and {there}")
 
     # --- the protocol ----------------------------------------------------------------------------------------------
 
@@ -141,6 +155,11 @@ class LocalRunner:
         return {name: model for name, model in self.models.items() if name in names}
 
 
+def shapes_of(model: ExperimentModel) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights of a model's network by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.network.state_dict().items()}
+
+
 class Tokenizers:
     """The tokenizers of an experiment, each read once."""
 
@@ -172,7 +191,7 @@ class Tokenizers:
         return None
 
     def of_data(self) -> Any:
-        """That of the first model, by the order of the calls, that reads what the data set gives; or of any; or None."""
+        """That of the first model, in the order of the calls, that reads of the data set; or of any; or None."""
         experiment = self._experiment
         written = {value for call in experiment.calls.values() for value in call.writes.values()}
         calls = [experiment.calls[node.name] for node in experiment.dag.order()]

@@ -8,15 +8,26 @@ import torch
 from torch import Tensor
 
 from composer.dataflow.experiment import CallSpec
-from composer.dataflow.samples import LENGTHS, LengthRule, Sample, SampleError, in_words
-from composer.dataflow.samples import per_item, per_token, per_token_but_the_first
+from composer.dataflow.samples import (
+    LENGTHS,
+    LengthRule,
+    Sample,
+    SampleError,
+    in_words,
+    per_item,
+    per_token,
+    per_token_but_the_first,
+)
 from perception_blocks.words import describe, hint, listing
 
 __all__ = ["joined", "packed", "values_of"]
 
 Lengths = list[list[int]]
 # From the length of a value back to that of the sequence.
-_BACK = {per_token: lambda n: n, per_token_but_the_first: lambda n: n + 1}
+_BACK: dict[LengthRule, LengthRule] = {
+    per_token: lambda n: n,
+    per_token_but_the_first: lambda n: n + 1,
+}
 
 
 def values_of(sample: Sample, names: Iterable[str]) -> dict[str, Sample]:
@@ -73,7 +84,9 @@ def packed(call: CallSpec, sample: Sample, result: object) -> list[Sample]:
         return []
     if not isinstance(result, Mapping):
         wanted = listing(call.writes)
-        raise SampleError(f"{call.verb!r} must return a mapping with {wanted}, got {describe(result)}")
+        raise SampleError(
+            f"{call.verb!r} must return a mapping with {wanted}, got {describe(result)}"
+        )
     missing = [name for name in call.writes if name not in result]
     if missing:
         end = hint(missing[0], map(str, result), "it returned")
@@ -89,13 +102,17 @@ def _as_tensors(name: str, value: object) -> Tensor | list[Tensor]:
         value = value.unbind()
     if isinstance(value, Tensor):
         if not value.dim():
-            raise SampleError(f"{name!r} is one number without a dimension; return one for each item")
+            raise SampleError(
+                f"{name!r} is one number without a dimension; return one for each item"
+            )
         return value.detach()
     if isinstance(value, Sequence) and value and all(isinstance(v, Tensor) for v in value):
         return [part.detach() for part in value]
     if isinstance(value, Sequence) and all(isinstance(v, int | float) for v in value):
         return torch.tensor(value, dtype=torch.float32)
-    raise SampleError(f"{name!r} must be a tensor, or a list of one for each sequence, got {describe(value)}")
+    raise SampleError(
+        f"{name!r} must be a tensor, or a list of one for each sequence, got {describe(value)}"
+    )
 
 
 def _tokens(sample: Sample, values: Mapping[str, Tensor | list[Tensor]]) -> Lengths | None:
@@ -136,7 +153,9 @@ def _packed(
         needed = _needed(name, tokens, sample)
         if needed is not None and got != needed:
             raise SampleError(_mismatch(name, got, needed))
-        return Sample.of(sample.ids, {value_name: got}, {value_name: torch.cat(value)}, sample.metadata)
+        return Sample.of(
+            sample.ids, {value_name: got}, {value_name: torch.cat(value)}, sample.metadata
+        )
     needed = _needed(name, tokens, sample)
     if needed is None:
         raise SampleError(
@@ -163,7 +182,9 @@ def _needed(name: str, tokens: Lengths | None, sample: Sample) -> Lengths | None
 
 def _mismatch(name: str, got: Lengths, needed: Lengths) -> str:
     """The first sequence of which ``name`` has another number."""
-    place = next((i, j) for i, item in enumerate(needed) for j, n in enumerate(item) if got[i][j] != n)
+    place = next(
+        (i, j) for i, item in enumerate(needed) for j, n in enumerate(item) if got[i][j] != n
+    )
     i, j = place
     rule = in_words(_rule(name))
     return f"{name!r} needs {_numbers(needed[i][j])}, {rule}, for sequence {j} of item {i}, and has {got[i][j]}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ models:
   actor: {decoder: {width: 16, num_layers: 1, num_heads: 2}, vocabulary: tokens.txt, lr: 0.01}
   critic: {like: actor, is_critic: true, lr: 0.01}
   ref: {like: actor}
-  reward: {decoder: {width: 8, num_layers: 1, num_heads: 2}, is_critic: true}
+  reward: {decoder: {width: 8, num_layers: 1, num_heads: 2, vocab_size: 16}, is_critic: true}
 data: {dataset: toy-prompts, rows: 32, batch_size: 8}
 calls:
   actor_gen: {model: actor, do: generate, with: toy_actor, reads: [prompts], writes: [ids, logp]}
@@ -51,7 +52,9 @@ class ToyPrompts:
         prompt = torch.arange(2 + index % 3) + index % 5
         label = torch.tensor([float(index)])
         lengths = {"prompts": [[len(prompt)]], "labels": [[1]]}
-        return Sample.of([index], lengths, {"prompts": prompt, "labels": label}, {"text": [f"row {index}"]})
+        return Sample.of(
+            [index], lengths, {"prompts": prompt, "labels": label}, {"text": [f"row {index}"]}
+        )
 
 
 class ToyActor(Interface):
@@ -161,3 +164,10 @@ def toys() -> Iterator[None]:
     """The names that PPO uses are known within."""
     with registered(INTERFACES, NAMES), registered(DATASETS, {"toy-prompts": ToyPrompts}):
         yield
+
+
+def ppo_in(folder: Path) -> Path:
+    """PPO as a file of the folder, beside its vocabulary."""
+    (folder / "tokens.txt").write_text("".join(f"t{i}\n" for i in range(14)))
+    (folder / "ppo.yaml").write_text(PPO)
+    return folder / "ppo.yaml"

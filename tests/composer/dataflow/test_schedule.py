@@ -52,14 +52,20 @@ def times(events):
 def test_a_call_starts_when_all_that_it_waits_for_has_ended(seed):
     experiment = read_experiment(PPO, ["run.iterations=1"])
     runner = Recorder(seed)
-    (row,) = run_iterations(experiment, runner, lambda i: {"prompts": f"prompts@{i}", "labels": "unused"})
+    (row,) = run_iterations(
+        experiment, runner, lambda i: {"prompts": f"prompts@{i}", "labels": "unused"}
+    )
     assert row == {"actor_train/loss": 1.0, "critic_train/loss": 1.0}
     at = times(runner.events)
-    writer = {value: call.name for call in experiment.calls.values() for value in call.writes.values()}
+    writer = {
+        value: call.name for call in experiment.calls.values() for value in call.writes.values()
+    }
     for call in experiment.calls.values():
         before = {writer[value] for value in call.reads.values() if value in writer}
         if call.verb == "train_step":
-            before |= {o.name for o in experiment.calls.values() if o.model == call.model} - {call.name}
+            before |= {o.name for o in experiment.calls.values() if o.model == call.model} - {
+                call.name
+            }
         assert all(at["end", name] < at["start", call.name] for name in before)
     assert runner.events[-1] == ("blend", "actor", "ref", 0.1)
     assert runner.most_running > 1  # calls that wait for nothing run side by side

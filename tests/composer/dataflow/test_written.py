@@ -14,7 +14,14 @@ PAIRS = Sample.of(["a"], {"ids": [[2, 3]]}, {"ids": torch.arange(5)})
 
 
 def call(writes, reads=("ids",), verb="inference"):
-    return CallSpec("c", ("calls", "c"), verb, "i", reads={r: r for r in reads}, writes={w: f"my_{w}" for w in writes})
+    return CallSpec(
+        "c",
+        ("calls", "c"),
+        verb,
+        "i",
+        reads={r: r for r in reads},
+        writes={w: f"my_{w}" for w in writes},
+    )
 
 
 def test_values_are_joined_by_the_names_of_the_interface():
@@ -58,14 +65,20 @@ def test_the_lengths_follow_from_what_is_read_or_returned(sample, name, value, l
 
 
 def test_sequences_of_new_lengths_say_how_long_the_other_values_are():
-    result = {"logp": torch.zeros(9), "ids": [torch.zeros(4), torch.zeros(7)], "lengths": torch.ones(2)}
-    logp, ids, lengths = packed(call(["logp", "ids", "lengths"]), READ, result)
+    result = {
+        "logp": torch.zeros(9),
+        "ids": [torch.zeros(4), torch.zeros(7)],
+        "lengths": torch.ones(2),
+    }
+    logp, _, lengths = packed(call(["logp", "ids", "lengths"]), READ, result)
     assert logp.seqlens["my_logp"] == [[3], [6]]
     assert lengths.seqlens["my_lengths"] == [[1], [1]]
 
 
 def test_what_is_written_has_no_gradients():
-    (written,) = packed(call(["rewards"]), READ, {"rewards": torch.zeros(2, requires_grad=True) * 2})
+    (written,) = packed(
+        call(["rewards"]), READ, {"rewards": torch.zeros(2, requires_grad=True) * 2}
+    )
     assert not written.values("my_rewards").requires_grad
 
 
