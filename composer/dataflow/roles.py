@@ -7,29 +7,32 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeAlias
 
 import gymnasium
 import torch
-from gymnasium.spaces import Dict, Discrete, MultiBinary, MultiDiscrete
 
 import composer.model as composing
+from composer.adapters.tokens.gym_env import token_spaces
 from composer.dataflow.experiment import RoleSpec
 from composer.dataflow.models import ExperimentModel
 from composer.dataflow.optimization import optimizer_settings
-from composer.errors import Problem, SpecError
+from composer.errors import Path, Problem, SpecError
+from composer.language.pretrained import from_hf, token_spec
 from composer.model import Model
 from composer.source.load import GivenSpec, Override, Source, load_source
+from perception_blocks.settings import SettingsError
 from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["RoleError", "build_model", "line_of"]
 
-VALUE = {"block": "linear_output", "output_units": 1, "bias": False}
+VALUE = {"block": "linear_output", "bias": False}
 # A model has a policy, if it is only used as a critic: the smallest.
 NO_POLICY = {
     "graph": {"token": {"block": "embedding", "in": "observation", "embedding_dim": 1}},
     "heads": {"in": "token"},
 }
+Spaces: TypeAlias = "tuple[gymnasium.Space, gymnasium.Space]"
 LENGTH = 64  # of sequences, where nobody says how long they are; that of the block decoder
 
 
@@ -52,8 +55,8 @@ def build_model(
 
     Its initial weights depend on the ``seed`` of the run and its name; a model that is ``like`` another of its kind
     (actor or critic) begins with the same weights, and a critic with ``init_critic_from_actor`` with those of the
-    actor's body. ``tokenizer`` has as many tokens as the vocabulary (``len(tokenizer)``). Files are found beside the
-    ``source`` of the experiment. ``iterations`` are those of the run. On the meta device only shapes are checked.
+    actor's body. ``len(tokenizer)`` is the size of the vocabulary, unless a checkpoint has one. Files are found beside
+    the ``source`` of the experiment. ``iterations`` are those of the run. On the meta device only shapes are checked.
 
     Raises RoleError, and SpecError where a spec or the settings of a decoder are wrong.
     """
@@ -147,31 +150,27 @@ class _RoleBuilder:
                 f"model {base.name!r}: 'decoder' takes the settings of the block, got {describe(given)}"
             )
         settings = dict(given)
-        vocab_size = settings.pop("vocab_size", None)
+        size = self._vocabulary_size(role, settings.pop("vocab_size", None))
         if role.max_length is not None:
             settings.setdefault("max_length", role.max_length)
-        latent = {"block": "decoder", "in": "observation", **settings}
-        graph: dict[str, object] = {"latent": latent}
-        spec: dict[str, object] = {"version": 1}
-        if role.is_critic:
-            value = {**VALUE, "in": "latent"}
-            spec |= {"policy": NO_POLICY, "critic": {"graph": {**graph, "value": value}}}
-        else:
-            spec |= {"policy": {"graph": graph, "heads": {"in": "latent"}}}
-        size = self._vocabulary_size(role, vocab_size)
         try:
-            return self._compose(spec, (Discrete(size), Discrete(size)), seed)
+            spec = token_spec(settings, is_critic=role.is_critic)
+            return self._compose(spec, self._spaces(role, size), seed)
         except SpecError as error:
-            raise self._at_decoder(error, base) from None
+            problems = [(problem.path[3:], problem) for problem in error.problems]
+            raise self._at_decoder(problems, base) from None
+        except SettingsError as error:
+            problems = [((each.setting,), Problem(each.message)) for each in error.problems]
+            raise self._at_decoder(problems, base) from None
 
-    def _at_decoder(self, error: SpecError, base: RoleSpec) -> SpecError:
-        """The problems of a spec that was made here, at what the user wrote."""
-        found: list[Problem] = []
-        for problem in error.problems:
-            path = (*base.path, "decoder", *problem.path[3:])
+    def _at_decoder(self, problems: Iterable[tuple[Path, Problem]], base: RoleSpec) -> SpecError:
+        """What is wrong with the settings of a decoder, at what the user wrote."""
+        placed: list[Problem] = []
+        for below, problem in problems:
+            path = (*base.path, "decoder", *below)
             place = None if self.source is None else self.source.position(path)
-            found.append(Problem(problem.message, path, place, problem.needs_extra))
-        return SpecError(found)
+            placed.append(Problem(problem.message, path, place, problem.needs_extra))
+        return SpecError(placed)
 
     def _spec(self, role: RoleSpec, given: Any, seed: int) -> Model:
         written = given
@@ -180,8 +179,9 @@ class _RoleBuilder:
         source = load_source(written, (), self.allow)
         spaces = None
         if "environment" not in source.data:
-            size = self._vocabulary_size(role, None)
-            spaces = spaces_of(source.data, size, role.max_length or LENGTH)
+            spaces = self._spaces(role, self._vocabulary_size(role, None))
+            if "sequence" not in str(source.data):  # it is for the last token alone
+                spaces = (spaces[1], spaces[1])
         overrides = critic_of(role.name, source.data) if role.is_critic else []
         return self._compose(source, spaces, seed, overrides)
 
@@ -192,6 +192,8 @@ class _RoleBuilder:
                 f"got {describe(given)}"
             )
         path = os.fspath(given) if self.source is None else self.source.find_file(os.fspath(given))
+        if os.path.isdir(path):
+            return self._hugging_face(role, path, from_actor, seed)
         saved = composing.load(path, self.allow, device=self.device)
         if not role.is_critic:
             return saved
@@ -208,6 +210,27 @@ class _RoleBuilder:
         take_body(model, saved)
         return model
 
+    def _hugging_face(self, role: RoleSpec, path: str, from_actor: bool, seed: int) -> Model:
+        try:
+            spec, tensors = from_hf(
+                path, is_critic=role.is_critic, init_critic_from_actor=from_actor, max_length=role.max_length
+            )  # fmt: skip
+        except ValueError as error:
+            text = str(error)
+            for name in ("init_critic_from_actor", "is_critic"):
+                text = text.replace(f"pass {name}=True", f"write {name}: true")
+            raise RoleError(f"model {role.name!r}: {text}") from error
+        part = "critic" if role.is_critic else "policy"
+        size = len(tensors[f"{part}.latent.embed_tokens.weight"])
+        if self.tokenizer is not None and len(self.tokenizer) > size:
+            raise RoleError(
+                f"model {role.name!r}: its tokenizer has {len(self.tokenizer)} tokens, and {path!r} knows {size}"
+            )
+        model = self._compose(spec, self._spaces(role, size), seed)
+        if torch.device(self.device).type != "meta":
+            model.load_state_dict(tensors, strict=False)
+        return model
+
     def _vocabulary_size(self, role: RoleSpec, given: object) -> int:
         if isinstance(given, int) and not isinstance(given, bool):
             return given
@@ -217,10 +240,13 @@ class _RoleBuilder:
             )
         return len(self.tokenizer)
 
+    def _spaces(self, role: RoleSpec, size: int) -> Spaces:
+        return token_spaces(size, role.max_length or LENGTH)
+
     def _compose(
         self,
         spec: GivenSpec,
-        spaces: tuple[gymnasium.Space, gymnasium.Space] | None,
+        spaces: Spaces | None,
         seed: int,
         overrides: Sequence[Override] = (),
     ) -> Model:
@@ -238,35 +264,32 @@ class _RoleBuilder:
 
 
 def critic_of(name: str, spec: Mapping[str, Any]) -> list[Override]:
-    """What makes of a spec one of a critic: nothing where it has one, else a value from what its heads read."""
+    """What makes of a spec one of a critic: nothing where it has one, else a value from what its head reads."""
     if spec.get("critic") is not None:
         return []
     policy = spec.get("policy")
-    heads = policy.get("heads") if isinstance(policy, Mapping) else None
-    if not isinstance(policy, Mapping) or "graph" not in policy or not isinstance(heads, Mapping):
-        heads = {}
-    if not isinstance(heads.get("in"), str):
+    policy = policy if isinstance(policy, Mapping) else {}
+    heads = policy.get("heads")
+    heads = heads if isinstance(heads, Mapping) else {}
+    if "in" not in heads and len(heads) == 1:
+        (heads,) = heads.values()  # that of the only action
+    read = heads.get("in") if isinstance(heads, Mapping) else None
+    if "graph" not in policy or not isinstance(read, str):
         raise RoleError(
             f"model {name!r} is_critic, and its spec has neither a 'critic' nor a policy with a 'graph' and "
             "'heads: {in: ...}' to make one from"
         )
-    assert isinstance(policy, Mapping)
-    graph = {**policy["graph"], "value": {**VALUE, "in": heads["in"]}}
-    read = [key for key in spec.get("ignore") or () if key != "observation"]
-    return [("policy", NO_POLICY), ("critic", {"graph": graph}), ("ignore", read)]
+    graph = {node: without_tied_head(given) for node, given in policy["graph"].items()}
+    critic = {"graph": graph, "heads": {"value": {**VALUE, "in": read}}}
+    ignored = [key for key in spec.get("ignore") or () if key != "observation"]
+    return [("policy", NO_POLICY), ("critic", critic), ("ignore", ignored)]
 
 
-def spaces_of(spec: Mapping[str, Any], size: int, length: int) -> tuple[gymnasium.Space, Discrete]:
-    """The spaces of a token policy: the last token, or for a spec that names a sequence all tokens and their mask."""
-    if "sequence" not in str(spec):
-        return Discrete(size), Discrete(size)
-    observations = {
-        "observation": Discrete(size),
-        "sequence": MultiDiscrete([size] * length),
-        "sequence_mask": MultiBinary(length),
-        "action_mask": MultiBinary(size),
-    }
-    return Dict(observations), Discrete(size)
+def without_tied_head(node: Any) -> Any:
+    """A node that gives features, where it gave logits by its embedding."""
+    if not isinstance(node, Mapping):
+        return node
+    return {key: value for key, value in node.items() if key != "tied_head"}
 
 
 def take_body(critic: Model, actor: Model) -> None:

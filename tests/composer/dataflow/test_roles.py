@@ -8,9 +8,11 @@ import torch
 
 from composer.dataflow.roles import RoleError, build_model
 from composer.errors import SpecError
+from composer.language import to_hf
 from composer.source.load import load_source
 from perception_blocks.settings import SettingsError
 from tests.helpers.experiment_models import DECODER, GPT2, GRU, ORIGINS, VOCABULARY, Words, role
+from tests.helpers.language_models import WORDS, hf_model, saved
 
 
 def models(*roles, seed=0, **settings):
@@ -90,6 +92,58 @@ def test_files_of_ours_are_found_beside_the_experiment(tmp_path):
         role("again", {"checkpoint": "critic.safetensors"}, is_critic=True), source=source
     )
     assert equal(again, critic)
+
+
+def test_folders_of_hugging_face(tmp_path):
+    theirs = hf_model("llama")
+    saved(theirs, tmp_path / "lm")
+    judge = hf_model("llama", "SequenceClassification", num_labels=1, pad_token_id=WORDS - 1)
+    saved(judge, tmp_path / "rm")
+    lm, rm = {"checkpoint": str(tmp_path / "lm")}, {"checkpoint": str(tmp_path / "rm")}
+    actor, ref, critic, reward = models(
+        role("actor", lm),
+        role("ref", like="actor"),
+        role("critic", like="actor", is_critic=True, init_critic_from_actor=True),
+        role("reward", rm, is_critic=True),
+        tokenizer=Words(WORDS),
+    )
+    ids = torch.randint(WORDS - 1, (9,), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = theirs(input_ids=ids[None]).logits[0]
+        torch.testing.assert_close(actor.logits(ids, [9]), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ref.logits(ids, [9]), expected, atol=1e-4, rtol=0)
+        score = judge(input_ids=ids[None]).logits[0, 0]
+        torch.testing.assert_close(reward.scores(ids, [9])[-1], score, atol=1e-4, rtol=0)
+    assert body_is_equal(critic, actor)
+
+
+def test_what_is_wrong_with_a_folder_is_told(tmp_path):
+    saved(hf_model("llama"), tmp_path / "lm")
+    lm = {"checkpoint": str(tmp_path / "lm")}
+    with pytest.raises(
+        RoleError,
+        match=r"^model 'a': .*; it is no critic: write init_critic_from_actor: true to begin",
+    ):
+        models(role("a", lm, is_critic=True))
+    path = str(tmp_path / "lm")
+    message = f"model 'a': its tokenizer has 99 tokens, and {path!r} knows {WORDS}"
+    with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
+        models(role("a", lm), tokenizer=Words(99))
+
+
+def test_a_family_is_that_of_a_decoder(tmp_path):
+    settings = {"family": "gpt2", "width": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 8}
+    (actor,) = models(role("actor", {"decoder": settings}))
+    actor.model.save(tmp_path / "actor.safetensors")
+    tied = role("saved", {"checkpoint": str(tmp_path / "actor.safetensors")})
+    critic = role("critic", like="saved", is_critic=True, init_critic_from_actor=True)
+    assert body_is_equal(models(tied, critic)[1], actor)
+    to_hf(actor.model, tmp_path / "out")
+    (again,) = models(role("again", {"checkpoint": str(tmp_path / "out")}))
+    assert equal(again, actor)
+    wrong = role("actor", {"decoder": {**settings, "family": "gpt"}})
+    with pytest.raises(SpecError, match=r"^models\.actor\.decoder\.family: .*gpt2"):
+        models(wrong)
 
 
 def test_on_the_meta_device_only_shapes_are_checked():
