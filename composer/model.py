@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,7 +45,7 @@ from composer.policy.structured import AnyPolicy, one_policy
 from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
 from composer.spaces.json_form import spaces_to_json
-from composer.spaces.lookup import Spaces, find_spaces, is_by_actor
+from composer.spaces.lookup import find_spaces, is_by_actor
 from composer.spec.model_spec import ModelSpec, of_one_actor
 from composer.spec.read import read_spec
 from composer.trust import allow_list, import_allowed, import_extensions
@@ -378,7 +378,10 @@ def compose(
         spaces = (None, None)
         if model_spec.environment is not None or not makes_environment:
             spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
-        return _action_model(source, model_spec, spaces, device, dtype, chosen_seed(seed), limits)
+        compose_action_model = _compose_action_model(source)
+        return compose_action_model(
+            source, model_spec, spaces, device=device, dtype=dtype, seed=chosen_seed(seed), limits=limits
+        )  # fmt: skip
     spaces = find_spaces(model_spec, env, observation_space, action_space, limits)
     actors = read_actors(*spaces) if is_by_actor(spaces[0]) else None
     if actors is None:
@@ -433,17 +436,8 @@ def load(
     return model
 
 
-def _action_model(
-    source: Source,
-    spec: ModelSpec,
-    spaces: Spaces,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    seed: int,
-    limits: Limits,
-    processor: Mapping[str, str] | None = None,
-) -> Any:
-    """The `composer.language.ActionModel` of a spec with `model`, which needs an extra."""
+def _compose_action_model(source: Source) -> Callable[..., Any]:
+    """`composer.language.action_model.compose_action_model`, which needs an extra."""
     try:
         from composer.language.action_model import compose_action_model
     except ImportError as error:
@@ -453,10 +447,7 @@ def _action_model(
                 [Problem(needs, path, source.position(path, key=True), True)]
             ) from error
         raise
-    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
-        return compose_action_model(
-            source, spec, spaces, device=device, dtype=dtype, seed=seed, limits=limits, processor=processor
-        )  # fmt: skip
+    return compose_action_model
 
 
 def _load_action_model(
@@ -492,9 +483,13 @@ def action_model_of(
     """
     import_extensions(source, allow)
     spec = read_spec(source, allow, makes_environment=False, limits=limits)
-    spaces = record.spaces(limits) if record.observation_space else (None, None)
-    processor: Any = record.action_model.get("processor")
-    dtype = getattr(torch, record.dtype)
-    return _action_model(
-        source, spec, spaces, device, dtype, record.seed, limits_from(limits), processor
+    return _compose_action_model(source)(
+        source,
+        spec,
+        record.spaces(limits) if record.observation_space else (None, None),
+        device=device,
+        dtype=getattr(torch, record.dtype),
+        seed=record.seed,
+        limits=limits_from(limits),
+        processor=record.action_model.get("processor"),
     )

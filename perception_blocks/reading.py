@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["file_at", "files_found", "without_lost_files"]
+__all__ = ["file_at", "files_found", "json_in", "require_regular", "without_lost_files"]
 
 T = TypeVar("T")
 _find: ContextVar[Callable[[str], str]] = ContextVar("find", default=str)
@@ -39,6 +42,30 @@ def files_found(find: Callable[[str], str], *, has_weights: bool) -> Iterator[No
 def file_at(path: str) -> str:
     """Where the file or folder is that a setting names. Raises ValueError where it may not be read."""
     return _find.get()(path)
+
+
+def require_regular(file: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless ``file`` is a regular file: a pipe or a device can be waited for forever."""
+    try:
+        mode = os.stat(file).st_mode
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
+
+
+def json_in(
+    file: str | os.PathLike[str], hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """What the JSON of ``file`` says, each of its mappings given to ``hook``. Raises ValueError where it is none."""
+    require_regular(file)
+    try:
+        with open(file, encoding="utf-8") as opened:
+            return json.load(opened, object_hook=hook)
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def without_lost_files(

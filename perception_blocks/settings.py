@@ -346,7 +346,9 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
+    if isinstance(value, int):
+        return _is_integer(value)
+    return isinstance(value, numbers.Real) and not math.isnan(value)
 
 
 # What Python and older YAML call these.

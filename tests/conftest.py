@@ -7,9 +7,7 @@ import hypothesis
 import pytest
 import torch
 
-from composer.distributions.base import DISTRIBUTIONS
-from composer.spec.wrapper_names import WRAPPERS
-from perception_blocks.registry import ACTIVATIONS, BLOCKS, FUNCTIONS, INITIALIZERS
+from tests.helpers.registries import registries
 
 torch.set_num_threads(1)
 
@@ -28,11 +26,13 @@ collect_ignore = [
 ]
 
 
+REGISTRIES = registries()
+
+
 @pytest.fixture(autouse=True)
 def _registries_as_before():
     """What a test registers is gone after it: tests run in any order, in any process."""
-    registries = [ACTIVATIONS, BLOCKS, DISTRIBUTIONS, FUNCTIONS, INITIALIZERS, WRAPPERS]
-    before = [(vars(r), {name: _copied(v) for name, v in vars(r).items()}) for r in registries]
+    before = [(vars(r), {name: _copied(v) for name, v in vars(r).items()}) for r in REGISTRIES]
     yield
     for state, kept in before:
         state.update(kept)

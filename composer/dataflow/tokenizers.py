@@ -52,7 +52,7 @@ def tokenizer_from(path: str) -> PreTrainedTokenizerBase:
     try:
         from transformers import AutoTokenizer
 
-        from composer.language.hf import offline
+        from composer.language.processors import offline
     except ImportError as error:
         raise missing_extra("a tokenizer", error, "llm") from error
     with offline():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["ActionBins", "OpenVlaBins", "StatisticsError"]
+
+FLOAT = torch.finfo(torch.float32)
 
 
 class StatisticsError(ValueError):
@@ -35,7 +36,7 @@ class ActionBins:
             raise StatisticsError(
                 f"the number of bins must be between 2 and the vocabulary's {vocab_size}, got {n_bins}"
             )
-        low, high, mask = _checked(statistics)
+        low, high, mask = _checked(statistics, n_bins)
         self.n_bins = n_bins
         self.vocab_size = vocab_size
         self.first = vocab_size - n_bins  # the first of these tokens
@@ -55,7 +56,7 @@ class ActionBins:
         """``(..., size)`` actions as the tokens of the nearest bins."""
         low, high, mask, centres = self._on(actions.device)
         actions = actions.to(centres.dtype)
-        x = torch.where(mask, 2 * (actions - low) / (high - low).clamp(min=1e-8) - 1, actions)
+        x = torch.where(mask, 2 * (actions - low) / (high - low) - 1, actions)
         return self._of_bins(torch.bucketize(x.contiguous(), (centres[1:] + centres[:-1]) / 2))
 
     def _on(self, device: torch.device) -> list[Tensor]:
@@ -93,7 +94,9 @@ class OpenVlaBins(ActionBins):
         return self.vocab_size - 1 - bins
 
 
-def _checked(statistics: Mapping[str, Any]) -> tuple[list[float], list[float], list[bool]]:
+def _checked(
+    statistics: Mapping[str, Any], n_bins: int
+) -> tuple[list[float], list[float], list[bool]]:
     """The statistics; raises StatisticsError."""
     missing = [name for name in ("q01", "q99") if name not in statistics]
     if missing:
@@ -110,8 +113,11 @@ def _checked(statistics: Mapping[str, Any]) -> tuple[list[float], list[float], l
         sizes = f"{len(low)}, {len(high)} and {len(mask)}"
         raise StatisticsError(f"'q01', 'q99' and 'mask' must have one length, got {sizes} numbers")
     for index, (lower, upper) in enumerate(zip(low, high)):
-        if mask[index] and not lower < upper:
-            raise StatisticsError(f"'q01' must be below 'q99', got {lower} and {upper} at {index}")
+        least = 2 * n_bins * FLOAT.eps * max(abs(lower), abs(upper))
+        if mask[index] and not least < upper - lower < FLOAT.max / 4:
+            got = f"got {lower} and {upper} at {index}"
+            why = "" if lower >= upper else f" so that float32 can tell {n_bins} bins apart"
+            raise StatisticsError(f"'q01' must be below 'q99'{why}, {got}")
     return low, high, list(mask)
 
 
@@ -123,4 +129,4 @@ def _numbers(statistics: Mapping[str, Any], name: str) -> list[float]:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= FLOAT.max

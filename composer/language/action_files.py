@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from composer.atomic import FOLDER_SUFFIX, PREFIX, temporary_folder
@@ -27,10 +26,11 @@ from composer.checkpoint.file import (
     write_checkpoint,
 )
 from composer.checkpoint.plain_spec import plain_spec
-from composer.language.hf import VALUE_HEAD_FILE, processor_files
+from composer.language.hf import VALUE_HEAD_FILE
+from composer.language.processors import processor_files
 from composer.source.load import dump_yaml
 from composer.spaces.json_form import spaces_to_json
-from perception_blocks.blocks.adapted import PEFT_FILE, refuse_other_alpha, stored_name
+from perception_blocks.blocks.adapted import fitting_adapters, stored_adapters
 from perception_blocks.blocks.lora import (
     adapter_names,
     base_name,
@@ -74,9 +74,16 @@ def saved_beside(model: Any, *, adapters_only: bool = False) -> dict[str, Any]:
         "only": names,
         "action_model": {
             "adapters_only": adapters_only,
-            "processor": {} if adapters_only else processor_files(model.processor),
+            "processor": {} if adapters_only else _kept_processor(model),
         },
     }
+
+
+def _kept_processor(model: Any) -> dict[str, str]:
+    try:
+        return processor_files(model.processor)
+    except ValueError as error:
+        raise CheckpointError(f"cannot be saved: {error}") from error
 
 
 def _saved_spec(model: Any) -> dict[str, Any]:
@@ -123,48 +130,20 @@ def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]
     ``path`` is what `save` wrote with ``adapters_only``, or a folder of peft's. Raises ValueError where they are none,
     or those of another model.
     """
-    file = os.path.join(path, PEFT_FILE) if os.path.isdir(path) else path
-    if not os.path.isfile(file):
-        raise ValueError(
-            f"there is no {PEFT_FILE} in {path!r}"
-            if os.path.isdir(path)
-            else f"there is no {path!r}"
-        )
-    refuse_other_alpha(path, Path(path), alpha)
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path!r} cannot be read: {error}") from error
-    tensors = {
-        stored_name(name.removeprefix("base_model.model.").removeprefix("hf.")): tensor
-        for name, tensor in tensors.items()
-    }
-    state = body.state_dict()
-    needed = adapter_names(body)
-    wrong = [f"{name} is missing" for name in needed if name not in tensors]
-    for name, tensor in tensors.items():
-        if name.startswith("value_head."):
-            continue
-        if name not in needed:
-            wrong.append(f"{name} is no adapter of this model")
-        elif tensor.shape != state[name].shape:
-            wrong.append(
-                f"{name} is {tuple(tensor.shape)}, the model needs {tuple(state[name].shape)}"
-            )
-    if wrong:
-        more = f"; and {len(wrong) - 4} others" if len(wrong) > 4 else ""
-        raise ValueError(f"{path!r} holds other adapters: {'; '.join(wrong[:4])}{more}")
-    return tensors
+    stored = stored_adapters(path, alpha)
+    head = {name: tensor for name, tensor in stored.items() if name.startswith("value_head.")}
+    return fitting_adapters(path, stored, body) | head
 
 
 def take_adapters(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Copy what `read_adapters` gave into the model."""
+    """Copy what `read_adapters` gave into the model; without a value head, those of one are left out."""
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            target = state.get(name if name.startswith("value_head.") else f"hf.{name}")
-            if target is not None and target.shape == tensor.shape:
-                target.copy_(tensor)
+            if not name.startswith("value_head."):
+                state[f"hf.{name}"].copy_(tensor)
+            elif model.value_head is not None:
+                state[name].copy_(tensor)
 
 
 # --- weights part by part ---------------------------------------------------------------------------------------------
@@ -258,7 +237,8 @@ def _write_into(model: Any, folder: str) -> None:
     config.norm_stats = model.plan.statistics  # also those of a file beside the configuration
     try:
         with without_adapters(model.hf):
-            model.hf.save_pretrained(folder, state_dict=weights)
+            # by the names that the module has, which HfFolder and from_pretrained both read
+            model.hf.save_pretrained(folder, state_dict=weights, save_original_format=False)
     finally:
         config.norm_stats = before
     if hasattr(model.processor, "save_pretrained"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from composer.build.budget import Budget, CountingMode, LimitReached
+from composer.build.construction import on_cpu
 from composer.language.action_files import (
     fill_from,
     give_weights,
@@ -29,6 +31,7 @@ from composer.source.load import Source
 from composer.spec.model_spec import ModelSpec
 from perception_blocks.blocks.lora import freeze, merge
 from perception_blocks.init import derive_seed
+from perception_blocks.reading import files_found
 from perception_blocks.words import did_you_mean, listing
 
 __all__ = ["ActionModel", "Predicted", "ProofError", "compose_action_model"]
@@ -289,7 +292,21 @@ class ActionModel(nn.Module):
                 if kind == "image"
                 else [str(row) for row in rows]
             )
-        return self._moved(dict(self.processor(**given, return_tensors="pt", padding=True)))
+        inputs = dict(self.processor(**given, return_tensors="pt", padding=True))
+        self._check_prompt(inputs["input_ids"])
+        return self._moved(inputs)
+
+    def _check_prompt(self, ids: Tensor) -> None:
+        """Raise ValueError for a prompt that the model has no embeddings of."""
+        size = self.plan.config.get_text_config().vocab_size
+        if not ids.numel():
+            raise ValueError("the processor made a prompt without tokens")
+        low, high = map(int, ids.aminmax())
+        if low < 0 or high >= size:
+            token = low if low < 0 else high
+            raise ValueError(
+                f"the processor made the token {token}; the model has those below {size}"
+            )
 
     # --- training ---
 
@@ -356,7 +373,11 @@ class ActionModel(nn.Module):
         worst = 0.0
         for name, before in pairs.items():
             difference = float((again[name] - acted[before]).abs().max())
-            if not difference <= tolerance:
+            if not math.isfinite(difference):
+                raise ProofError(
+                    f"{name} are not finite: the model's weights have NaN or infinity in them"
+                )
+            if difference > tolerance:
                 raise ProofError(
                     f"{name} that forward calculates again differ by {difference:.2g} from those of acting, more than "
                     f"{tolerance:.0e}: the model counts places, or reads its inputs, otherwise in one pass than step "
@@ -474,6 +495,10 @@ class _OnlyBins(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         kept = torch.full_like(scores, -torch.inf)
         kept[:, self.first : self.after] = scores[:, self.first : self.after]
+        if not kept.amax(-1).isfinite().all():
+            raise ValueError(
+                "the model's logits of actions are not finite: its weights or inputs have NaN or infinity in them"
+            )
         return kept
 
 
@@ -527,12 +552,13 @@ def compose_action_model(
     target = torch.device(device)
     budget = Budget(limits)
     memory = None if target.type == "meta" else budget.memory_of(target)
-    try:
-        with CountingMode(budget, memory):
-            plan = plan_action_model(
-                spec.model, source, spaces, dtype, seed, layers=limits.layers, processor=processor
-            )
-    except LimitReached as reached:
-        raise reached.at("model", spec.model.path).as_error(source) from None
-    model = ActionModel(plan, source, spec, spaces, seed)
-    return model if target.type == "meta" else model.materialize(device)
+    with on_cpu(), files_found(source.find_file, has_weights=source.is_stored):
+        try:
+            with CountingMode(budget, memory):
+                plan = plan_action_model(
+                    spec.model, source, spaces, dtype, seed, layers=limits.layers, processor=processor
+                )  # fmt: skip
+        except LimitReached as reached:
+            raise reached.at("model", spec.model.path).as_error(source) from None
+        model = ActionModel(plan, source, spec, spaces, seed)
+        return model if target.type == "meta" else model.materialize(device)

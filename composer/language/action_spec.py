@@ -26,15 +26,14 @@ from composer.language.hf import (
     make_model,
     model_type_of,
     parameters_on_meta,
-    processor_from,
-    processor_of_files,
 )
+from composer.language.processors import processor_from, processor_of_files
 from composer.language.value_head import ValueHead
 from composer.limits import how_to_raise
 from composer.source.load import Source
 from composer.spec.action_model import ActionModelSpec, LoraSpec
 from perception_blocks.blocks.lora import Lora, draw_adapters, freeze, inject
-from perception_blocks.reading import file_at
+from perception_blocks.port import format_shape
 from perception_blocks.settings import SettingsError
 from perception_blocks.words import describe, did_you_mean, listing
 
@@ -141,7 +140,7 @@ def plan_action_model(
     bins = planner.bins(entry, config, folder)
     built_processor = planner.processor(entry, config, folder, processor)
     planner.vocabulary(built_processor, config)
-    length = planner.length(bins, spaces[1])
+    length = planner.length(bins, config, spaces[1])
     planner.observations(spaces[0])
     problems.raise_if_any()
     assert bins is not None
@@ -261,11 +260,15 @@ class _Planner:
         if not isinstance(statistics, Mapping):
             self._note_config("norm_stats", "statistics by name", statistics)
             return None
-        statistics = {**statistics} | ({} if folder is None else folder.statistics())
-        self.statistics = statistics
+        beside: dict[str, Any] = {}
+        if folder is not None and not self._try(lambda: beside.update(folder.statistics())):
+            return None
+        self.statistics = statistics = {**statistics, **beside}
         chosen = self._statistics(statistics)
+        text = config.get_text_config()
         sizes = {
-            "vocab_size": config.get_text_config().vocab_size,
+            "vocab_size": getattr(text, "vocab_size", None),
+            "hidden_size": getattr(text, "hidden_size", None),
             "pad_to_multiple_of": getattr(config, "pad_to_multiple_of", None) or 0,
             "n_action_bins": getattr(config, "n_action_bins", 256),
         }
@@ -328,15 +331,17 @@ class _Planner:
 
     def vocabulary(self, processor: Any, config: Any) -> None:
         """A tokenizer may know fewer tokens than the model, never more."""
-        tokenizer, known = (
-            getattr(processor, "tokenizer", None),
-            config.get_text_config().vocab_size,
-        )
-        if tokenizer is not None and len(tokenizer) > known:
-            message = f"the tokenizer has {len(tokenizer)} tokens, 'vocab_size' of the configuration is {known}"
+        tokenizer, size = getattr(processor, "tokenizer", None), config.get_text_config().vocab_size
+        if tokenizer is None or type(size) is not int:
+            return
+        count = len(tokenizer)
+        highest = max(getattr(tokenizer, "get_vocab", dict)().values(), default=0)
+        if count > size or highest >= size:
+            has = f"{count} tokens" if count > size else f"a token {highest}"
+            message = f"the tokenizer has {has}, 'vocab_size' of the configuration is {size}"
             self._note(self.origin, message)
 
-    def length(self, bins: ActionBins | None, space: Any) -> int | None:
+    def length(self, bins: ActionBins | None, config: Any, space: Any) -> int | None:
         """How many tokens an action has, as the spec, its statistics and the space say."""
         if bins is None:
             return None
@@ -348,6 +353,11 @@ class _Planner:
                 f"'action_token_len' is {given}, an action has {made_of} by the statistics of "
             )
             self._note("action_token_len", f"{message}{self._chosen!r}: it must be {needed}")
+        places = getattr(config.get_text_config(), "max_position_embeddings", needed)
+        if isinstance(places, int) and needed > places:
+            message = f"an action has {needed} tokens by the statistics of {self._chosen!r}, "
+            message += f"'max_position_embeddings' of the configuration is {places}"
+            self._note(self.origin, message)
         if space is not None:
             self._action_space(space, bins.size)
         return needed
@@ -389,41 +399,75 @@ class _Planner:
             name, reason = self.spec.model_type, str(error).strip().partition("\n")[0]
             self._note(self.origin, f"{name!r} cannot be built: {type(error).__name__}: {reason}")
             return {}
+        empty = [name for name, weight in model.named_parameters() if not weight.numel()]
+        if empty:
+            shape = format_shape(model.get_parameter(empty[0]).shape)
+            message = f"{self.spec.model_type!r} cannot be built: its {empty[0]} is {shape}, without any number"
+            self._note(self.origin, message)
+            return {}
         lora, frozen = plan.spec.lora, plan.spec.freeze
+        head = self._head(plan)
         if plan.folder is not None:
             self._try(partial(plan.folder.check_whole, model))
-            self._value_head(plan)
+            self._folders_head(head, plan.folder)
         self._try(partial(freeze, model, frozen))
         if lora is None or not self._try(partial(inject, model, _lora(lora), frozen)):
             return {}
-        if lora.weights is None:
-            return {}
+        return {} if lora.weights is None else self._adapters(lora, lora.weights, model, head)
+
+    def _head(self, plan: ActionPlan) -> nn.Module | None:
+        try:
+            return plan.value_head("meta")
+        except (TypeError, RuntimeError):  # of numbers that torch has no bits for
+            message = "'hidden_units' has numbers that no tensor can have; choose smaller ones"
+            self._note("value_head.hidden_units", message)
+        return None
+
+    def _adapters(
+        self, lora: LoraSpec, path: str, model: nn.Module, value_head: nn.Module | None
+    ) -> dict[str, Tensor]:
         key = "lora_path" if lora.key == "is_lora" else "lora.path"
         try:
-            return read_adapters(file_at(lora.weights), model, lora.alpha or lora.rank)
+            adapters = read_adapters(path, model, lora.alpha or lora.rank)
         except ValueError as error:
             self._note(key, str(error))
-        return {}
+            return {}
+        begin = "value_head."
+        head = {n.removeprefix(begin): t for n, t in adapters.items() if n.startswith(begin)}
+        self._check_head(
+            value_head, head, key, f"the value head in {path!r}", "or write value_head: false"
+        )
+        return adapters
 
-    def _value_head(self, plan: ActionPlan) -> None:
+    def _folders_head(self, head: nn.Module | None, folder: HfFolder) -> None:
         """Notes a value head in the folder that is another one than the spec asks for."""
-        head = plan.value_head("meta")
-        stored = plan.folder.value_head() if plan.folder is not None and head is not None else {}
-        if not stored:
+        stored: dict[str, Tensor] = {}
+        self._try(lambda: stored.update(folder.value_head()))
+        key, other = self._key_or_origin("value_head"), f"or remove {VALUE_HEAD_FILE!r}"
+        self._check_head(head, stored, key, "the folder's value head", other)
+
+    def _check_head(
+        self, head: nn.Module | None, stored: Mapping[str, Tensor], key: str, what: str, other: str
+    ) -> None:
+        """Notes ``what`` is ``stored`` where it is no value head as the spec asks for; ``other`` is a way out."""
+        if head is None or not stored:
             return
-        assert head is not None
+        assert self.spec.value_head is not None
         needed = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
         has = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-        if has != needed:
-            units = [shape[0] for name, shape in has.items() if len(shape) == 2][:-1]
-            message = f"the folder's value head has hidden_units {units}, the spec asks for "
-            message += f"{list(self.spec.value_head.hidden_units)}; write "  # type: ignore[union-attr]
-            self._note(
-                self._key_or_origin("value_head"),
-                f"{message}value_head: {{hidden_units: {units}}}, or remove {VALUE_HEAD_FILE!r}",
-            )
+        units = [shape[0] for shape in has.values() if len(shape) == 2][:-1]
+        asked = list(self.spec.value_head.hidden_units)
+        whole = [name for name, tensor in stored.items() if not tensor.is_floating_point()]
+        if units != asked:
+            place = " in the place of add_value_head" if "add_value_head" in self.written else ""
+            message = f"{what} has hidden_units {units}, the spec asks for {asked}; write "
+            self._note(key, f"{message}value_head: {{hidden_units: {units}}}{place}, {other}")
+        elif has != needed or whole:
+            odd = whole or sorted(dict(has.items() ^ needed.items()))
+            way_out = other.removeprefix("or ")
+            self._note(key, f"{what} has other weights than this one, such as {odd[0]}; {way_out}")
 
-    def _try(self, check: Callable[[], None]) -> bool:
+    def _try(self, check: Callable[[], object]) -> bool:
         try:
             check()
         except SettingsError as error:
@@ -441,7 +485,8 @@ class _Planner:
             key = problem.setting
             if key == "lora" and self.spec.lora is not None:
                 key = self.spec.lora.key + (".targets" if self.spec.lora.targets else "")
-            self._note(key, problem.message)
+            advice = " under 'lora', in the place of 'is_lora'" if key == "is_lora" else ""
+            self._note(key, f"{problem.message}{advice}")
 
     def _key_or_origin(self, key: str) -> str:
         return key if key in self.written else self.origin

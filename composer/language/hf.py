@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import os
 import re
-import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import (
@@ -26,25 +24,26 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     GenerationConfig,
+    PretrainedConfig,
 )
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from composer.language.action_bins import ActionBins
 from perception_blocks.blocks.language_config import Folder
-from perception_blocks.blocks.model_folder import json_in
+from perception_blocks.blocks.model_folder import misfits
 from perception_blocks.init import derive_seed
 from perception_blocks.port import format_shape
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.registry import NameTakenError
-from perception_blocks.words import describe, did_you_mean, hint
+from perception_blocks.words import cut, describe, did_you_mean, hint
 
-__all__ = ["HfFolder", "HfModel", "config_problems", "make_config", "make_model", "model_type_of"]
-__all__ += ["VALUE_HEAD_FILE", "parameters_on_meta", "processor_files", "processor_from"]
-__all__ += ["processor_of_files"]
-__all__ += ["offline", "register_hf"]
+__all__ = ["VALUE_HEAD_FILE", "HfFolder", "HfModel", "config_problems", "make_config", "make_model"]
+__all__ += ["model_type_of", "parameters_on_meta", "register_hf"]
 
-PROCESSOR_FILES = (".json", ".txt", ".jinja")  # what a processor is saved as
+MOST_LABELS = 100_000  # a configuration makes a name for each
+# Keys that say what a call returns, which is ours to say.
+_OF_CALLS = ("output_hidden_states", "output_attentions", "return_dict")
 _IGNORED = r"rotary_emb\.inv_freq$"  # which files of earlier versions have
 
 
@@ -178,10 +177,27 @@ def _known_keys(cls: Any) -> list[str]:
 def make_config(cls: Any, values: Mapping[str, Any]) -> Any:
     """The configuration. Raises ValueError with what the library says of values that only it knows."""
     try:
-        return cls.from_dict(dict(values))
+        _refuse_odd_keys(values)
+        config = cls.from_dict({k: v for k, v in values.items() if k not in _OF_CALLS})
+        if not isinstance(config.get_text_config(), PretrainedConfig):
+            raise ValueError("the settings of its text model must be a mapping")
+        if config.is_encoder_decoder:
+            raise ValueError("it is an encoder with a decoder, and an action model is a decoder")
     except Exception as error:  # StrictDataclassError is an Exception and nothing more
         reason = str(error).strip().replace("`", "'").rpartition("\n")[2].strip().rstrip(".")
         raise ValueError(f"{cls.__name__} cannot be made: {reason}") from error
+    return config
+
+
+def _refuse_odd_keys(values: Mapping[str, Any]) -> None:
+    """The library would put anything in the place of its methods, and make as many names as there are labels."""
+    for key, value in values.items():
+        if callable(getattr(PretrainedConfig, key, None)):
+            raise ValueError(f"{key!r} is a method, not a setting")
+        if key == "num_labels" and isinstance(value, int) and value > MOST_LABELS:
+            raise ValueError(f"'num_labels' is {value}, more than {MOST_LABELS:,}")
+        if key.endswith("_config") and isinstance(value, Mapping):
+            _refuse_odd_keys(value)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -208,7 +224,7 @@ class HfFolder(Folder):
     def statistics(self) -> dict[str, Any]:
         """Those that stand in a file of their own, as OpenVLA has it."""
         file = self.place / "dataset_statistics.json"
-        return json_in(file) if file.is_file() else {}
+        return self._json(file) if file.is_file() else {}
 
     def check_whole(self, model: nn.Module) -> None:
         """Raise SettingsError with every tensor that is missing, of another shape, or of another architecture."""
@@ -216,22 +232,22 @@ class HfFolder(Folder):
         names: dict[int, list[str]] = {}  # of each tensor: those that are tied have several
         for name, tensor in state.items():
             names.setdefault(id(tensor), []).append(name)
-        wrong = [
+        missing = [
             f"{aliases[0]} {format_shape(state[aliases[0]].shape)} is missing"
             for aliases in names.values()
             if not stored.keys() & set(aliases)
         ]
-        for name, shape in stored.items():
-            if name not in state:
-                if not _may_be_left(name, model):
-                    wrong.append(f"{name} is no tensor of this model")
-            elif shape != tuple(state[name].shape):
-                needed = format_shape(state[name].shape)
-                wrong.append(f"{name} is {format_shape(shape)}, its config.json needs {needed}")
+        strange = [name for name in stored if name not in state and not _may_be_left(name, model)]
+        wrong = [*missing, *(f"{cut(name, 200)} is no tensor of this model" for name in strange)]
+        for file in self.files:
+            with safe_open(file, framework="pt") as opened:
+                for name in sorted(state.keys() & {*opened.keys()}):
+                    wrong += misfits(name, opened.get_slice(name), state[name])
         if wrong:
             more = f"; and {len(wrong) - 8} others" if len(wrong) > 8 else ""
+            advice = _RENAMED if missing and strange else ""
             raise self._wrong(
-                f"{self.path!r} holds weights of another architecture: {'; '.join(wrong[:8])}{more}"
+                f"{self.path!r} holds weights of another architecture: {'; '.join(wrong[:8])}{more}{advice}"
             )
 
     def load_into(self, model: nn.Module) -> None:
@@ -245,10 +261,18 @@ class HfFolder(Folder):
     def value_head(self) -> dict[str, Tensor]:
         """The weights of a value head that was saved beside the model; empty without."""
         file = self.place / VALUE_HEAD_FILE
-        return load_file(file) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        names = self._names_in(file)
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in names}
 
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+_RENAMED = (
+    "; if transformers renames such weights as it reads them, load the folder by its from_pretrained, write it by "
+    "save_pretrained(other, save_original_format=False), and name that one"
+)
 
 
 def _may_be_left(name: str, model: Any) -> bool:
@@ -256,7 +280,7 @@ def _may_be_left(name: str, model: Any) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-# --- models and processors --------------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 def make_model(
@@ -275,7 +299,8 @@ def make_model(
     """
     config = copy.deepcopy(config)  # the library writes into it
     initial = contextlib.nullcontext() if draws else no_init_weights()
-    with random_states_kept(seed), initial, torch.device(device):
+    with random_states_kept(seed), initial, torch.device(device), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused
         model = entry.model._from_config(config, attn_implementation=attention, dtype=dtype)
     model.tie_weights()
     if draws and device != "meta":
@@ -302,68 +327,3 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def processor_from(entry: HfModel, place: str | Path | None, config: Any) -> Any:
-    """The processor in the folder ``place``, or that of the model type itself; None where there is none.
-
-    Raises ValueError where it cannot be made.
-    """
-    if place is None:
-        make = getattr(entry.processor, "from_config", None)
-        processor = None if make is None else make(config)
-    elif entry.processor is None:
-        return None
-    else:
-        with offline():
-            try:
-                processor = entry.processor.from_pretrained(
-                    str(place), local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise ValueError(
-                    f"the processor cannot be made from its files: {reason}"
-                ) from error
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is not None:
-        tokenizer.padding_side = "left"  # actions follow the prompt
-    return processor
-
-
-def processor_files(processor: Any) -> dict[str, str]:
-    """The files that ``processor`` is saved as, by name; empty where it cannot be saved."""
-    if not hasattr(processor, "save_pretrained"):
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        return {
-            file.name: file.read_text(encoding="utf-8")
-            for file in sorted(Path(folder).iterdir())
-            if file.suffix in PROCESSOR_FILES
-        }
-
-
-def processor_of_files(entry: HfModel, files: Mapping[str, str], config: Any) -> Any:
-    """The processor that `processor_files` saved. Raises ValueError where it cannot be made, or names code."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in files.items():
-            if os.path.basename(name) != name or not name.endswith(PROCESSOR_FILES):
-                raise ValueError(f"{name!r} is no file of a processor")
-            place = Path(folder, name)
-            place.write_text(text, encoding="utf-8")
-            if name.endswith(".json") and "auto_map" in json_in(place):
-                raise ValueError(f"{name!r} has 'auto_map', which names code of its own")
-        return processor_from(entry, folder, config)
-
-
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """Hugging Face's libraries look for nothing outside, whatever the environment says."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -166,6 +166,8 @@ class _Parser:
             return dict(INPUTS)
         example = "a mapping such as {image: main_images, text: task_descriptions}"
         given = self.fields.text_mapping("inputs", example)
+        if self.fields.values["inputs"] == {}:
+            self.fields.note("inputs", "'inputs' is empty; name an image, a text or both")
         Fields(given, self.fields.at("inputs"), self.fields.problems).unknown(
             tuple(INPUTS), "'inputs'"
         )
@@ -200,7 +202,6 @@ class _Parser:
         if "add_value_head" in self.fields and self._has("value_head"):
             message = "'value_head' and 'add_value_head' exclude one another; keep one of them"
             self.fields.note("add_value_head", message, on_key=True)
-            return None
         if not self._has("value_head"):
             given = "add_value_head" in self.fields
             wanted = self.fields.boolean("add_value_head") if given else True
@@ -283,4 +284,4 @@ def _is_count(value: object) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**63

@@ -5,8 +5,9 @@ A spec says them, so that a saved model is rebuilt from its spec.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perception_blocks.base_block import PerceptionBlock
+from perception_blocks.blocks.lora import adapter_names, is_adapter
 from perception_blocks.port import format_shape
-from perception_blocks.reading import file_at
+from perception_blocks.reading import file_at, json_in, require_regular
 from perception_blocks.registry import missing_extra
 from perception_blocks.settings import (
     PositiveFloat,
@@ -26,11 +28,13 @@ from perception_blocks.settings import (
     SettingsError,
     check_settings,
 )
-from perception_blocks.words import describe
+from perception_blocks.words import cut, describe, listing
 
-__all__ = ["PEFT_FILE", "AdaptedBlock", "refuse_other_alpha", "stored_name"]
+__all__ = ["AdaptedBlock", "fitting_adapters", "refuse_other_kind", "stored_adapters"]
 
 RANK = 8
+# Keys of peft's configuration for adapters that are multiplied or added in other ways.
+OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "lora_bias", "layer_replication")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -123,64 +127,111 @@ class AdaptedBlock(PerceptionBlock):
 
 
 def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]:
-    """Adapters by their names in ``body``, from a folder of peft's, or a file in which their names end as there.
+    """Adapters by their names in ``body``. Raises SettingsError with what `stored_adapters` and the like say."""
+    try:
+        return fitting_adapters(path, stored_adapters(path, alpha), body)
+    except ValueError as error:
+        raise wrong(str(error)) from error
 
-    Raises SettingsError where some are missing or have other shapes, or were made with another ``alpha``.
+
+def stored_adapters(path: str, alpha: float) -> dict[str, Tensor]:
+    """The tensors in a folder of peft's, or in a file such as a checkpoint, by names as modules have them.
+
+    Raises ValueError for other files, and for adapters that were made with another ``alpha``.
     """
+    place = Path(file_at(path))
+    file = place
+    if place.is_dir():
+        file = place / PEFT_FILE
+        if not os.path.lexists(file):
+            raise ValueError(f"there is no {PEFT_FILE} in {path!r}")
+        file_at(str(file))  # which may be a link
+        refuse_other_kind(path, place, alpha)
+    elif not os.path.lexists(place):
+        raise ValueError(f"there is no {path!r}")
     try:
-        place = Path(file_at(path))
-    except ValueError as error:
-        raise wrong(str(error)) from error
-    try:
-        file = place / PEFT_FILE if place.is_dir() else place
-        refuse_other_alpha(path, place, alpha)
-        stored = {stored_name(name): tensor for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise wrong(f"{path!r} cannot be read: {error}") from error
-    except ValueError as error:
-        raise wrong(str(error)) from error
-    return dict(fitting_tensors(path, stored, body))
+        require_regular(file)
+        tensors = {stored_name(name): tensor for name, tensor in load_file(file).items()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path!r} cannot be read: {error}") from error
+    strange = [name for name in tensors if file != place and not is_adapter(name)]
+    if strange:
+        raise ValueError(
+            f"{path!r} holds weights beside its adapters, such as {cut(strange[0], 200)}; train it without "
+            "modules_to_save and biases, or merge it in peft"
+        )
+    return tensors
 
 
-def refuse_other_alpha(path: str, place: Path, alpha: float) -> None:
-    """Weights do not show by what they are multiplied, but a folder of peft's says it.
+def refuse_other_kind(path: str, place: Path, alpha: float) -> None:
+    """Weights do not show by what they are multiplied, nor how they are added, but a folder of peft's says it.
 
-    Raises ValueError for another ``alpha``, and for a configuration that cannot be read.
+    Raises ValueError for another kind or ``alpha``, and for a configuration that cannot be read.
     """
     config = place / PEFT_CONFIG
-    if not config.is_file():
+    if not os.path.lexists(config):
         return
+    file_at(str(config))
+    what = f"{PEFT_CONFIG!r} in {path!r}"
     try:
-        said = json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{PEFT_CONFIG!r} in {path!r} is no JSON") from error
-    stated = said.get("lora_alpha") if isinstance(said, Mapping) else said
-    if stated is not None and not isinstance(stated, int | float):
+        said = json_in(config)
+    except ValueError as error:
+        raise ValueError(f"{what} cannot be read: {error}") from error
+    if not isinstance(said, Mapping):
+        raise ValueError(f"{what} must hold a mapping, got {describe(said)}")
+    other = [key for key in OTHER_KINDS if said.get(key)]
+    if said.get("peft_type", "LORA") != "LORA":
+        other.append("peft_type")
+    if other:
         raise ValueError(
-            f"{PEFT_CONFIG!r} in {path!r} must say 'lora_alpha' as a number, got {describe(stated)}"
+            f"{what} says {other[0]!r}, adapters of a kind that is not read here; merge them in peft, or train others"
         )
+    stated = said.get("lora_alpha")
+    if stated is not None and not isinstance(stated, int | float):
+        raise ValueError(f"{what} must say 'lora_alpha' as a number, got {describe(stated)}")
     if stated not in (None, alpha):
-        raise ValueError(f"the adapters in {path!r} were made with alpha {stated:g}, not {alpha:g}")
+        shown = f"{stated:g}" if abs(stated) < 1e9 else cut(str(stated), 40)
+        raise ValueError(f"the adapters in {path!r} were made with alpha {shown}, not {alpha:g}")
 
 
-def fitting_tensors(
-    path: str, stored: Mapping[str, Tensor], body: nn.Module
-) -> Iterator[tuple[str, Tensor]]:
-    from perception_blocks.blocks.lora import adapter_names
+def fitting_adapters(path: str, stored: Mapping[str, Tensor], body: nn.Module) -> dict[str, Tensor]:
+    """Those of ``stored`` that belong to ``body``, by its names; in a file of a model theirs begin with its path.
 
+    Raises ValueError where some are missing, too many, or of another shape or kind.
+    """
+    needed = {name: body.get_parameter(name) for name in adapter_names(body)}
+    theirs = {name: tensor for name, tensor in stored.items() if is_adapter(name)}
+    fits = Counter(
+        other.removesuffix(name)
+        for name in needed
+        for other in theirs
+        if f".{other}".endswith(f".{name}")
+    )
+    most = max(fits.values(), default=0)
+    best = [prefix for prefix, count in fits.items() if count == most]
+    if len(best) > 1:
+        raise ValueError(
+            f"{path!r} holds adapters of several networks, {listing(best)}; load them with model.load_weights, or name "
+            "a file that holds one network's"
+        )
+    prefix = best[0] if best else ""
     lost = []
-    for name in adapter_names(body):
-        found = [key for key in stored if f".{key}".endswith(f".{name}")]
-        needed = tuple(body.get_parameter(name).shape)
-        if not found:
+    for name, parameter in needed.items():
+        tensor = theirs.get(prefix + name)
+        if tensor is None:
             lost.append(f"{name} is missing")
-        elif tuple(stored[found[0]].shape) != needed:
-            got = format_shape(stored[found[0]].shape)
-            lost.append(f"{name} is {got}, it must be {format_shape(needed)}")
-        else:
-            yield name, stored[found[0]]
+        elif tensor.shape != parameter.shape:
+            got, form = format_shape(tensor.shape), format_shape(parameter.shape)
+            lost.append(f"{name} is {got}, it must be {form}")
+        elif not tensor.is_floating_point():
+            lost.append(f"{name} is {tensor.dtype}, it must be floating-point numbers")
+    for name in theirs:
+        if name.startswith(prefix) and name.removeprefix(prefix) not in needed:
+            lost.append(f"{cut(name, 200)} is no adapter of this model")
     if lost:
-        raise wrong(f"{path!r} holds other adapters: {'; '.join(lost[:4])}")
+        more = f"; and {len(lost) - 4} others" if len(lost) > 4 else ""
+        raise ValueError(f"{path!r} holds other adapters: {'; '.join(lost[:4])}{more}")
+    return {name: theirs[prefix + name] for name in needed}
 
 
 def stored_name(name: str) -> str:

@@ -45,6 +45,7 @@ from perception_blocks.settings import (
     SettingProblem,
     SettingsError,
 )
+from perception_blocks.words import cut, describe
 
 __all__ = ["DecoderBlock"]
 
@@ -137,6 +138,9 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         problems = [
             *problems_of_heads(form, sized, rotary=positions == "rotary"),
             *problems_of_places(shape, max_length, positions, rope_theta, sliding_window),
+            *problems_of_numbers(
+                vocab_size=vocab_size, rope_theta=rope_theta, embed_scale=embed_scale
+            ),
         ]
         if problems:
             raise SettingsError(problems)
@@ -148,8 +152,8 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         self.embed_positions = nn.Embedding(max_length, width) if learned else None
         self.layers = nn.ModuleList(DecoderLayer(form, index) for index in range(num_layers))
         self.norm = make_norm(form)
-        self.max_length, self.rope_theta = max_length, rope_theta
-        self.embed_scale, self.sliding_window = embed_scale, sliding_window
+        self.max_length, self.rope_theta = max_length, float(rope_theta)
+        self.embed_scale, self.sliding_window = float(embed_scale), sliding_window
         for name in ("cosines", "sines"):
             table = None if learned else torch.zeros(max_length, features)
             self.register_buffer(name, table, persistent=False)
@@ -256,8 +260,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         ``lengths`` says how many tokens each has; each is read as if it were alone. Raises ValueError unless they are
         all tokens there are, and where a sequence is longer than ``max_length``.
         """
-        lengths = torch.as_tensor(lengths, device=tokens.device)
-        lengths = lengths if lengths.numel() else lengths.long()  # an empty list has no dtype
+        lengths = lengths_of(lengths, tokens)
         longest = self._longest_of(tokens, lengths)
         if longest == 0:
             return self.embed_tokens.weight.new_zeros(0, self.out_shapes[0][-1])
@@ -287,8 +290,8 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         placement = Placement(length, steps, resets)
         used, whole = self.max_length, False
         if look and rows:
+            _, used = self._extent_of(length)
             self._require_places(int(placement.places.max()) + 1)
-            used = int(length.max())
             whole = used == 0 and (resets is None or not bool(resets[:, 1:].any()))
         mask = None if whole else placement.mask(used, self.sliding_window)
         attending = CachedTokens(cache, used, mask, self.sliding_window)
@@ -311,9 +314,9 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             keys, values = (torch.where(resets[:, None, None, None, None], 0.0, c) for c in cache)
         least, most = (0, self.max_length - 1)
         if look and rows:
-            least, most = map(int, length.aminmax())
+            least, most = self._extent_of(length)
             self._require_places(most + 1)
-        place = least if least == most else length.clamp(max=self.max_length - 1)
+        place = least if least == most else length.clamp(0, self.max_length - 1)
         first = 0 if self.sliding_window is None else max(0, least + 1 - self.sliding_window)
         attending = AppendedToken((keys, values), place, first, most + 1, self.sliding_window)
         y = self._placed_features(x.reshape(rows, 1), length.unsqueeze(-1), attending, look)
@@ -325,7 +328,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         """Features of tokens at ``places`` (n, T); NaN beyond the cache, where the host may not ``look``."""
         if look:
             return self._features(tokens, places, attending)
-        y = self._features(tokens, places.clamp(max=self.max_length - 1), attending)
+        y = self._features(tokens, places.clamp(0, self.max_length - 1), attending)
         return torch.where((places < self.max_length).unsqueeze(-1), y, torch.nan)
 
     def _features(self, tokens: Tensor, places: Tensor, attending: Attending) -> Tensor:
@@ -365,6 +368,16 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             name: part.reshape(*leading, *self.state_shapes[name]) for name, part in parts.items()
         }
 
+    def _extent_of(self, length: Tensor) -> tuple[int, int]:
+        """The least and the most tokens that a state holds. Raises ValueError for numbers that no state has."""
+        least, most = map(int, length.aminmax())
+        if least < 0 or most > self.max_length:
+            raise ValueError(
+                f"block 'decoder' got a state whose 'length' is not between 0 and max_length={self.max_length}; "
+                "begin with initial_state(batch_size)"
+            )
+        return least, most
+
     def _require_places(
         self,
         count: int,
@@ -383,8 +396,6 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         if tokens.dim() != 1 or lengths.dim() != 1:
             shapes = " and ".join(format_shape(part.shape) for part in (tokens, lengths))
             raise ValueError(f"packed takes tokens (N,) and lengths (B,), got {shapes}")
-        if lengths.is_floating_point():
-            raise ValueError(f"packed takes lengths as whole numbers, got {lengths.dtype}")
         counts = lengths.tolist()
         if min(counts, default=0) < 0 or sum(counts) != len(tokens):
             raise ValueError(
@@ -394,6 +405,22 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         longest = max(counts, default=0)
         self._require_places(longest, f"a sequence has {longest}", "shorten the sequence")
         return longest
+
+
+def lengths_of(lengths: object, tokens: object) -> Tensor:
+    """The lengths of packed ``tokens`` as whole numbers on their device. Raises ValueError for what are none."""
+    if not isinstance(tokens, Tensor):
+        raise ValueError(f"packed takes tokens as a tensor (N,), got {describe(tokens)}")
+    try:
+        given = torch.as_tensor(lengths, device=tokens.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"packed takes lengths as whole numbers, got {describe(lengths)}"
+        ) from error
+    is_whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if given.numel() and not is_whole:  # an empty list has no dtype
+        raise ValueError(f"packed takes lengths as whole numbers, got {given.dtype}")
+    return given.long()
 
 
 def token_shape(in_shapes: Shapes) -> Shape:
@@ -436,6 +463,17 @@ def problems_of_places(
     if positions == "learned" and rope_theta != ROPE_THETA:
         message = "'rope_theta' is for rotary positions; leave out 'rope_theta' or 'positions'"
         yield SettingProblem("rope_theta", message)
+
+
+def problems_of_numbers(vocab_size: OneOrMany, **scales: float) -> Iterator[SettingProblem]:
+    """What is wrong with a vocabulary of none, and numbers that float32 does not hold."""
+    if isinstance(vocab_size, Sequence) and not vocab_size:
+        yield SettingProblem("vocab_size", "'vocab_size' is an empty list; leave it out")
+    for name, value in scales.items():
+        if value > torch.finfo(torch.float32).max:
+            yield SettingProblem(
+                name, f"{name!r} must be a number of float32, got {cut(str(value), 40)}"
+            )
 
 
 def digits_of(max_length: int) -> int:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from perception_blocks.blocks.model_folder import ModelFolder
+from perception_blocks.blocks.model_folder import ModelFolder, misfits
 from perception_blocks.port import format_shape
 from perception_blocks.settings import (
     LayerCount,
@@ -176,10 +176,7 @@ class Folder(ModelFolder):
                 continue
             file, stored = places[name]
             with safe_open(file, framework="pt") as opened:
-                shape = tuple(opened.get_slice(stored).get_shape())
-            if shape != tuple(tensor.shape):
-                needed = format_shape(tensor.shape)
-                lost.append(f"{name} is {format_shape(shape)}, its config.json needs {needed}")
+                lost += misfits(name, opened.get_slice(stored), tensor)
         if lost:
             raise self._wrong(f"{self.path!r} does not hold its body: {'; '.join(lost)}")
 
@@ -191,6 +188,7 @@ class Folder(ModelFolder):
 
     def _places(self, body: PreTrainedModel) -> dict[str, tuple[Path, str]]:
         """By a tensor's name in ``body``: its file, and its name there, which has a prefix in a head's checkpoint."""
+        self.stored_shapes()  # raises where two files hold one tensor
         names, prefix = set(body.state_dict()), f"{body.base_model_prefix}."
         places = {}
         for file in self.files:

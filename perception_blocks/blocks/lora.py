@@ -21,7 +21,7 @@ from perception_blocks.settings import SettingProblem, SettingsError
 from perception_blocks.words import did_you_mean
 
 __all__ = ["DEFAULT_TARGETS", "Lora", "adapter_names", "base_name", "draw_adapter", "draw_adapters"]
-__all__ += ["freeze", "inject", "merge", "merged_weights", "without_adapters"]
+__all__ += ["freeze", "inject", "is_adapter", "merge", "merged_weights", "without_adapters"]
 
 # Linear layers of transformers, vision towers and projectors by their last names; heads over a vocabulary are not among
 # them.
@@ -74,7 +74,7 @@ def inject(body: nn.Module, lora: Lora, frozen: Sequence[str] = ()) -> None:
     inject_adapter_in_model(config, body)
     if len(kinds) == 1:  # sharding wants one dtype in a layer
         for name, parameter in body.named_parameters():
-            if _is_adapter(name):
+            if is_adapter(name):
                 parameter.data = parameter.data.to(kinds.copy().pop())
 
 
@@ -146,7 +146,7 @@ def freeze(body: nn.Module, paths: Sequence[str]) -> None:
 
 def adapter_names(body: nn.Module) -> list[str]:
     """The names of the adapters' weights in ``body``."""
-    return [name for name, _ in body.named_parameters() if _is_adapter(name)]
+    return [name for name, _ in body.named_parameters() if is_adapter(name)]
 
 
 def base_name(name: str) -> str:
@@ -158,7 +158,7 @@ def draw_adapters(body: nn.Module, seed: int, prefix: str = "") -> None:
     """Draw the adapters whose names begin so, each by its own name; the second of a pair is zero: no output changes."""
     with torch.no_grad():
         for name, parameter in body.named_parameters():
-            if _is_adapter(name) and not parameter.is_meta and name.startswith(prefix):
+            if is_adapter(name) and not parameter.is_meta and name.startswith(prefix):
                 draw_adapter(name, parameter, seed)
 
 
@@ -219,7 +219,7 @@ def _adapted(body: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     ]
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
     return any(f".{pair}." in name for pair in _PAIRS)
 
 

@@ -5,7 +5,7 @@ It is JSON and safetensors. Whatever in it would lead elsewhere or name code is 
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,22 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from perception_blocks.port import Shape
-from perception_blocks.reading import file_at
+from perception_blocks.port import Shape, format_shape
+from perception_blocks.reading import file_at, json_in, require_regular
 from perception_blocks.settings import SettingProblem, SettingsError
 from perception_blocks.words import describe
 
-__all__ = ["ModelFolder", "json_in"]
+__all__ = ["ModelFolder", "code_named_in", "misfits"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+)  # dtypes of weights as safetensors calls them; others are quantized
+_NAMES_OF_CLASSES = ("_class", "processor_type", "extractor_type")
+_PROCESSORS = re.compile(r"(Tokenizer|Processor|FeatureExtractor|Backend)(Fast|Pil)?$")
 _CLASSES = "register the classes in a module that you allow, and remove it"
 
 
@@ -51,10 +59,6 @@ class ModelFolder:
 
     def refuse_code(self) -> None:
         """Raise SettingsError where a file names code, or weights are stored in a form that only code can read."""
-        if "auto_map" in self._values:
-            raise self._wrong(
-                f"{self._named('config.json')} has 'auto_map', which names code of its own; {_CLASSES}"
-            )
         for key in ("attn_implementation", "_attn_implementation"):
             if "/" in str(self._values.get(key, "")):
                 word = self._values[key]
@@ -66,18 +70,34 @@ class ModelFolder:
                 f"{self._named('config.json')} has 'quantization_config'; quantized weights are not read: save the "
                 "model without it"
             )
-        for file in sorted(self.place.glob("*.json")):
-            self._readable(str(file))
-            if file.name != "config.json" and "auto_map" in json_in(file):
-                raise self._wrong(
-                    f"{self._named(file.name)} has 'auto_map', which names code of its own; {_CLASSES}"
-                )
+        for file in sorted([*self.place.glob("*"), *self.place.glob("*/*")]):
+            self._readable(str(file))  # which may be a link
+            if not file.is_dir():
+                self._refuse_code_in(file)
+
+    def _refuse_code_in(self, file: Path) -> None:
+        name = self._named(file.relative_to(self.place).as_posix())
+        try:
+            require_regular(file)
+            code = code_named_in(file) if file.suffix == ".json" else None
+        except ValueError as error:
+            raise self._wrong(f"{name} cannot be read: {error}") from error
+        if code:
+            raise self._wrong(f"{name} has {code}")
 
     def stored_shapes(self) -> dict[str, Shape]:
-        """The shapes of all tensors by their names; no tensor is read."""
+        """The shapes of all tensors by their names; no tensor is read. Two files with one of them are an error."""
         shapes: dict[str, Shape] = {}
+        homes: dict[str, Path] = {}
         for file in self.files:
             names = self._names_in(file)
+            twice = [name for name in names if name in homes]
+            if twice:
+                raise self._wrong(
+                    f"both {homes[twice[0]].name!r} and {file.name!r} in {self.path!r} hold {twice[0]}; remove the "
+                    "file that is not of this model"
+                )
+            homes |= dict.fromkeys(names, file)
             with safe_open(file, framework="pt") as opened:
                 shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
         return shapes
@@ -121,18 +141,20 @@ class ModelFolder:
             with safe_open(file, framework="pt") as opened:
                 return list(opened.keys())
         except (SafetensorError, OSError) as error:
-            raise self._wrong(f"{str(file)!r} cannot be read: {error}") from error
+            raise self._wrong(f"{self._named(file.name)} cannot be read: {error}") from error
 
     def _json(self, file: Path) -> dict[str, Any]:
+        name = self._named(file.name)
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise self._wrong(f"{str(file)!r} cannot be read: {error}") from error
+            values = json_in(file)
+        except ValueError as error:
+            raise self._wrong(f"{name} cannot be read: {error}") from error
         if not isinstance(values, dict):
-            raise self._wrong(f"{str(file)!r} must hold a mapping, got {describe(values)}")
+            raise self._wrong(f"{name} must hold a mapping, got {describe(values)}")
         return values
 
     def _named(self, file: str) -> str:
+        """A file of the folder as messages call it: below the path that the user wrote."""
         return repr(f"{self.path.rstrip('/')}/{file}")
 
     def _readable(self, path: str) -> str:
@@ -145,10 +167,38 @@ class ModelFolder:
         return SettingsError([SettingProblem(self._setting, f"{self._setting!r}: {message}")])
 
 
-def json_in(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty where it holds none."""
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+def misfits(name: str, stored: Any, tensor: Tensor) -> Iterator[str]:
+    """Why what is ``stored``, a slice of safetensors, cannot be the weight ``tensor``."""
+    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+    if shape != tuple(tensor.shape):
+        needed = format_shape(tensor.shape)
+        yield f"{name} is {format_shape(shape)}, its config.json needs {needed}"
+    elif tensor.is_floating_point() and dtype not in FLOATS:
+        yield f"{name} is of the dtype {dtype}, it must be one of {', '.join(FLOATS)}"
+
+
+def code_named_in(file: Path) -> str | None:
+    """What in a JSON file leads transformers to code of its own, or to another model; None where nothing does.
+
+    Raises ValueError for a file that is no JSON.
+    """
+    named: list[str] = []
+
+    def look(values: dict[str, Any]) -> None:
+        if not isinstance(values.get("auto_map", 0), int):  # a vocabulary may have the word
+            named.append(f"'auto_map', which names code of its own; {_CLASSES}")
+        for key, value in values.items():
+            if key.endswith(_NAMES_OF_CLASSES) and _is_no_processor(value):
+                named.append(f"{key!r}: {value!r}, which is no tokenizer or processor; remove it")
+
+    json_in(file, hook=look)
+    return named[0] if named else None
+
+
+def _is_no_processor(name: object) -> bool:
+    """Whether it is a class of the library that would do more than make tokens or pixels, such as a model."""
+    if not isinstance(name, str) or _PROCESSORS.search(name):
+        return False
+    import transformers  # whose names are known without importing what they stand for
+
+    return bool({name, name.removesuffix("Fast"), name.removesuffix("Pil")} & {*dir(transformers)})

@@ -23,6 +23,7 @@ from perception_blocks.registry import (
 from perception_blocks.settings import mismatch
 from perception_blocks.synonyms import SYNONYMS, folded
 from perception_blocks.words import describe, did_you_mean, near_name
+from tests.helpers.registries import registries
 
 
 @pytest.fixture
@@ -251,3 +252,14 @@ def test_a_loss_by_its_other_name_is_suggested():
     assert mismatch(Literal["l2", "smooth_l1"], "huber") == (
         "must be one of 'l2', 'smooth_l1', got 'huber'; did you mean 'smooth_l1'?"
     )
+
+
+@pytest.mark.parametrize("run", ["first", "second"])
+def test_what_a_test_registers_is_gone_after_it(run):
+    """In every registry of both packages."""
+    for each in registries():
+        assert "left_over" not in each, each
+        if isinstance(each, Registry):
+            each.register("left_over", type(run, (), {}))
+        else:
+            each.register("left_over", vocabulary=f"{run}.txt")

@@ -173,3 +173,9 @@ def test_functions_have_settings_too():
     message = re.escape("'gian' is not a setting of it; did you mean 'gain'?")
     (problem,) = check_settings(scale, {"gian": 1}, "it", skip=2)
     assert re.fullmatch(message, problem.message)
+
+
+@pytest.mark.parametrize("annotation", [float, PositiveFloat, Probability])
+@pytest.mark.parametrize("value", [2**63, 10**400, -(10**400)])
+def test_whole_numbers_that_torch_has_no_bits_for_are_told(annotation, value):
+    assert str(mismatch(annotation, value)).startswith("must be ")

@@ -14,7 +14,7 @@ from tests.whole.test_bad_specs import FOLDER, SPECS, outcome
 
 VERBS = "add(?! needs)|put|use|write|give|leave|name|choose|keep|share|take|change|say|quote|rename|remove|drop|lower|apply|check"
 ADVICE = re.compile(
-    rf"(?:[;.:,] |, or |, and )(?:{VERBS})\b|[Dd]id you mean|is '\w+' a misspelling of it|instead\b",
+    rf"(?:[;.:,] |[,;] or |[,;] and )(?:{VERBS})\b|[Dd]id you mean|is '\w+' a misspelling of it|instead\b",
     re.IGNORECASE,
 )
 MEANT = re.compile(r"; did you mean '([^']+)'\?$")
@@ -51,7 +51,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "critic_node_named_target": [("    target:", "    other:")],
     "critic_reads_policy_value": [("  heads:", "  shares: [latent]\n  heads:")],
     "critic_two_ends": [("    b: {block: dense, in: observation, hidden_units: 8}", "    b: {block: add, in: [observation, observation]}\n    c: {block: concat, in: [a, b]}\n  heads: {in: c}")],
-    "decoder_settings_wrong": [("num_head: 2", "num_heads: 2"), (", sliding_window: 16", ""), (", rope_theta: 500", ""), (", vocab_size: 4", "")],
+    "decoder_settings_wrong": [("num_head: 2", "num_heads: 2"), ("width: 10, num_heads: 4", "width: 10, num_heads: 4, head_dim: 2"), (", sliding_window: 16", ""), (", rope_theta: 500", ""), (", vocab_size: 4", "")],
     "dense_two_inputs": [("    latent:", "    flat: {block: flatten, in: screen}\n    both: {block: concat, in: [inventory, flat]}\n    latent:"), ("in: [inventory, screen]", "in: both")],
     "distribution_missing": [("distributoin", "distribution")],
     "distribution_setting_misspelt": [("log_sdt", "log_std")],

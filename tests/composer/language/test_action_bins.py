@@ -15,6 +15,15 @@ def test_tokens_become_values_and_the_same_tokens_again():
     assert torch.equal(bins.tokens(bins.values(tokens)), tokens)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1e-9), (-3.0, -2.999), (1e-30, 2e-30), (-1e37, 1e37)]
+)
+def test_tokens_of_narrow_and_wide_statistics_are_the_same_again(low, high):
+    bins = ActionBins({"q01": [low], "q99": [high]}, 256, 300)
+    tokens = torch.arange(44, 300).unsqueeze(-1)
+    assert torch.equal(bins.tokens(bins.values(tokens)), tokens)
+
+
 def test_the_ends_are_half_a_bin_within_the_statistics_and_the_mask_leaves_numbers_as_they_are():
     bins = ActionBins(STATISTICS, 4, 10)
     assert bins.values(torch.tensor([[6, 6, 6], [9, 9, 9]])).tolist() == [
@@ -54,6 +63,10 @@ def test_the_bins_of_openvla_are_those_of_its_tokenizer():
         ({"q01": "ab", "q99": [1.0]}, "the statistics' 'q01' must be a list of numbers"),
         ({"q01": [float("nan")], "q99": [1.0]}, "the statistics' 'q01' must be a list of numbers"),
         ({"q01": [1.0], "q99": [1.0]}, "'q01' must be below 'q99', got 1.0 and 1.0 at 0"),
+        ({"q01": [1e6], "q99": [1e6 + 0.1]}, "'q01' must be below 'q99' so that float32 can tell 4 bins apart, got 1000000.0 and 1000000.1 at 0"),
+        ({"q01": [-3e38], "q99": [3e38]}, "'q01' must be below 'q99' so that float32 can tell 4 bins apart, got -3e+38 and 3e+38 at 0"),
+        ({"q01": [0.0], "q99": [1e308]}, "the statistics' 'q99' must be a list of numbers"),
+        ({"q01": [0], "q99": [10**400]}, "the statistics' 'q99' must be a list of numbers"),
         ({"q01": [0.0], "q99": [1.0], "mask": [1]}, "the statistics' 'mask' must be a list of true and false"),
     ],
 )  # fmt: skip

@@ -1,7 +1,9 @@
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import composer
 from composer.checkpoint.container import CheckpointError
-from tests.helpers.action_models import TinyVla, observations, spec
+from composer.errors import SpecError
+from tests.helpers.action_models import TinyProcessor, TinyVla, observations, spec
 from tests.helpers.paths import CONFIGS, ROOT
 
 LORA = {"rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}
@@ -198,7 +201,8 @@ def test_statistics_of_a_file_beside_the_configuration_travel_with_the_model(tmp
 
 
 def test_a_checkpoint_with_a_processor_that_names_code_is_refused(tmp_path):
-    from composer.language.hf import model_type_of, processor_of_files
+    from composer.language.hf import model_type_of
+    from composer.language.processors import processor_of_files
 
     entry = model_type_of("tiny_vla")
     for name, text, message in (
@@ -221,3 +225,170 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path):
     save_file(tensors, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="not one that this library saved"):
         trained().load_weights(tmp_path / "foreign.safetensors")
+
+
+# --- processors in checkpoints ---
+
+
+class KeepsFiles:
+    """A processor that is saved as these files, by name."""
+
+    files = {}
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def save_pretrained(self, folder):
+        self.tokenizer.save_pretrained(folder)
+        for name, data in self.files.items():
+            place = Path(folder, name)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(data)
+
+
+def keeping(**files):
+    """A model whose processor is saved as ``files`` beside what its tokenizer writes."""
+    model = composer.compose(spec(), seed=0)
+    model.processor = KeepsFiles(model.processor.tokenizer)
+    model.processor.files = {name.replace("__", "."): data for name, data in files.items()}
+    return model
+
+
+def test_tables_of_tokenizers_that_are_no_text_are_kept(tmp_path, monkeypatch):
+    files = {"tokenizer.model": bytes(range(256)), "additional_chat_templates/short.jinja": b"{{ x }}"}  # fmt: skip
+    model = keeping(**files)
+    model.save(tmp_path / "model.safetensors")
+    seen = {}
+
+    def look(folder, **_):
+        seen.update({name: Path(folder, name).read_bytes() for name in files})
+        return model.processor
+
+    monkeypatch.setattr(TinyProcessor, "from_pretrained", look)
+    composer.load(tmp_path / "model.safetensors")
+    assert seen == files
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("weights.bin", b"\x80"),
+        ("processing_mine.py", b"import os"),
+        ("special.json", b'{"auto_map": {"AutoProcessor": "x.Y"}}'),
+    ],
+)
+def test_files_of_a_processor_that_a_checkpoint_cannot_keep_are_told(name, data, tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(CheckpointError) as caught:
+        keeping(**{name: data}).save(path)
+    assert str(caught.value) == (
+        f"cannot be saved: the processor is saved with the file {name!r}, which is code or of a kind that a checkpoint "
+        "does not keep; model.save_pretrained(folder) keeps it"
+    )
+    assert not path.exists()
+    keeping(**{name: data}).save_pretrained(tmp_path / "folder")
+    assert (tmp_path / "folder" / name).read_bytes() == data
+
+
+STRANGE = [
+    ("/etc/x.json", "{}"), ("a/../../x.json", "{}"), ("a/b/c.json", "{}"), ("..", ""), ("", ""),
+    ("x\0.json", "{}"), ("tokenizer_config.json", 3), ("tokenizer.model", "no base64!"),
+    ("tokenizer_config.json", "["), ("tokenizer_config.json", "[" * 100_000), ("x" * 300 + ".json", "{}"),
+    ("tokenizer_config.json", '{"tokenizer_class": "LlamaModel"}'), ("x.json", "\ud800"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), STRANGE, ids=range(len(STRANGE)))
+def test_strange_files_of_a_processor_in_a_checkpoint_are_told(name, text, tmp_path):
+    from composer.checkpoint import container
+    from composer.checkpoint.file import read_record
+
+    path = tmp_path / "model.safetensors"
+    composer.compose(spec(), seed=0).save(path)
+    for processor in ({**read_record(path).action_model["processor"], name: text}, [name], text):
+        record = container.read_record(path, 1)
+        record["action_model"] = {"adapters_only": False, "processor": processor}
+        for key in ("tensor_digests", "header_digest", "format"):
+            record.pop(key)
+        container.write_file(path, container.read_tensors(path), record)
+        if processor:
+            with pytest.raises(SpecError):
+                composer.load(path)
+
+
+# --- adapters of strangers ---
+
+
+def peft_folder(folder, change=None, config=None):
+    """The adapters of a trained model as peft writes them."""
+    folder.mkdir()
+    weights = {
+        f"base_model.model.{name.replace('.default', '')}": p.detach()
+        for name, p in trained().hf.named_parameters()
+        if "lora_" in name
+    }
+    if change is not None:
+        change(weights)
+    save_file(weights, folder / "adapter_model.safetensors")
+    said = {"lora_alpha": 4, "peft_type": "LORA", "base_model_name_or_path": "someone/else"}
+    (folder / "adapter_config.json").write_text(json.dumps({**said, **(config or {})}))
+    return folder
+
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+OF_MODULE = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
+FOREIGN = {
+    "whole numbers": (lambda w: w.update({FIRST: w[FIRST].long()}), {}, f"holds other adapters: {OF_MODULE} is torch.int64, it must be floating-point numbers"),
+    "missing": (lambda w: w.pop(FIRST), {}, f"holds other adapters: {OF_MODULE} is missing"),
+    "of k_proj too": (lambda w: w.update({FIRST.replace("q_proj", "k_proj"): w[FIRST].clone()}), {}, "holds other adapters: base_model.model.model.layers.0.self_attn.k_proj.lora_A.default.weight is no adapter of this model"),
+    "a head beside": (lambda w: w.update({"base_model.model.lm_head.weight": torch.ones(40, 32)}), {}, "holds weights beside its adapters, such as base_model.model.lm_head.weight; train it without modules_to_save and biases, or merge it in peft"),
+    "magnitudes": (lambda w: w.update({FIRST.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(32)}), {}, "holds weights beside its adapters, such as base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector; train it without modules_to_save and biases, or merge it in peft"),
+    "of another scale": (None, {"use_rslora": True}, None),
+    "of another alpha": (None, {"alpha_pattern": {"q_proj": 8}}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_adapters_that_are_others_are_told(case, tmp_path):
+    change, config, message = FOREIGN[case]
+    folder = peft_folder(tmp_path / "peft", change, config)
+    if message is None:
+        key = next(iter(config))
+        message = f"says {key!r}, adapters of a kind that is not read here; merge them in peft, or train others"
+        message = f"'adapter_config.json' in {str(folder)!r} {message}"
+    else:
+        message = f"{str(folder)!r} {message}"
+    with pytest.raises(SpecError) as caught:
+        composer.compose(spec(lora={**LORA, "path": str(folder)}), allow=[f"{tmp_path}/"])
+    assert str(caught.value) == f"model.lora.path: {message}"
+
+
+def test_adapters_of_a_folder_lead_to_nothing_outside(tmp_path):
+    folder = peft_folder(tmp_path / "peft")
+    lora = {**LORA, "path": str(folder)}
+    composer.compose(spec(lora=lora), allow=[f"{folder}/"])
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(SpecError, match="is neither beside nor below the spec; pass allow="):
+            composer.compose(spec(lora=lora), allow=[f"{folder}/"])
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(SpecError, match="cannot be read: it is not a regular file"):
+            composer.compose(spec(lora=lora), allow=[f"{folder}/"])
+        (folder / name).unlink()
+        (tmp_path / name).rename(folder / name)
+
+
+def test_the_value_head_beside_adapters_is_the_one_of_the_spec(tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    trained().save(path, adapters_only=True)
+    lora = {**LORA, "path": str(path)}
+    with pytest.raises(SpecError) as caught:
+        composer.compose(spec(lora=lora, value_head={"hidden_units": [8, 8]}), allow=[f"{tmp_path}/"])  # fmt: skip
+    assert str(caught.value) == (
+        f"model.lora.path: the value head in {str(path)!r} has hidden_units [16], the spec asks for [8, 8]; write "
+        "value_head: {hidden_units: [16]}, or write value_head: false"
+    )
+    for head in ({"hidden_units": [16]}, False):
+        composer.compose(spec(lora=lora, value_head=head), allow=[f"{tmp_path}/"])

@@ -49,6 +49,9 @@ STRUCTURE = {
     "attention": ("  attn_implementation: flash_attention2", "agent.yaml:4:24: 'attn_implementation' names 'flash_attention2', which is not known; did you mean 'flash_attention_2'?"),
     "attention of the hub": ("  attn_implementation: kernels-community/flash-attn", "agent.yaml:4:24: 'attn_implementation' names 'kernels-community/flash-attn', code that would be downloaded; there is 'auto', 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3', 'flex_attention'"),
     "inputs": ("  inputs: {images: main_images}", "agent.yaml:4:12: 'images' is not a key of 'inputs'; did you mean 'image'?"),
+    "no inputs": ("  inputs: {}", "agent.yaml:4:11: 'inputs' is empty; name an image, a text or both"),
+    "alpha": (f"  lora: {{alpha: 1{'0' * 20}}}", f"agent.yaml:4:17: 'alpha' must be a number above 0, got the number 1{'0' * 20}"),
+    "alpha without end": ("  lora: {alpha: .inf}", "agent.yaml:4:17: 'alpha' must be a number above 0, got the number inf"),
     "value head": ("  value_head: {hidden_units: 64, activation: gelo}", "agent.yaml:4:30: 'hidden_units' must be a list of whole numbers of at least 1, got the number 64\nagent.yaml:4:46: 'activation' must be one of 'gelu', 'relu', 'tanh', got 'gelo'; did you mean 'gelu'?"),
     "two heads": ("  value_head: {}\n  add_value_head: true", "agent.yaml:5:3: 'value_head' and 'add_value_head' exclude one another; keep one of them"),
     "lora": ("  lora: {rank: 0, alpha: -1, target: [q_proj]}", "agent.yaml:4:16: 'rank' must be a whole number of at least 1, got the number 0\nagent.yaml:4:26: 'alpha' must be a number above 0, got the number -1\nagent.yaml:4:30: 'target' is not a key of 'lora'; did you mean 'targets'?"),
@@ -92,6 +95,7 @@ MEANING = {
     "targets": ("  lora: {targets: [q_prj, norm]}", "agent.yaml:4:19: 'lora' targets 'norm', a LlamaRMSNorm: it takes linear layers, convolutions and embeddings\nagent.yaml:4:19: 'lora' targets 'q_prj', which no module is called; did you mean 'q_proj'?"),
     "freeze": ("  freeze: [projectr]", "agent.yaml:4:11: 'freeze' names 'projectr', which no module is called; did you mean 'projector'?"),
     "flash": ("  attn_implementation: flash_attention_2", "agent.yaml:4:24: 'attn_implementation: flash_attention_2' cannot run here: it needs the package 'flash_attn' and a GPU; write auto"),
+    "usual targets": ("  is_lora: true\n  freeze: [model, lm_head]", "agent.yaml:4:12: 'lora' finds none of the usual layers here; name its 'targets', such as projector under 'lora', in the place of 'is_lora'"),
     "adapters": ("  lora: {path: none.safetensors}", "agent.yaml:4:16: there is no 'none.safetensors'"),
 }  # fmt: skip
 
@@ -287,7 +291,7 @@ def test_adapters_of_another_model(tmp_path):
         f"agent.yaml:4:52: 'q.safetensors' holds other adapters: {name} is missing; "
     )
     lines = "  lora: {rank: 4, targets: [q_proj], path: q.safetensors}\n"
-    assert "lora_A.default.weight is (2, 32), the model needs (4, 32)" in problems(
+    assert "lora_A.default.weight is (2, 32), it must be (4, 32)" in problems(
         f"{HEAD}{lines}{CONFIG}", tmp_path
     )
 
@@ -455,3 +459,10 @@ def test_layers_above_the_limit_are_refused_before_they_are_made():
         composer.compose(spec(config=config), seed=0, device="meta", limits={"tensors": 5})
     with pytest.raises(SpecError, match=r"model: 'model' needs .* of memory for its weights"):
         composer.compose(spec(config=config), seed=0, limits={"memory": 1000})
+    with pytest.raises(SpecError, match=r"model: 'model' needs .* of memory for its weights"):
+        composer.compose(spec(value_head={"hidden_units": [10**9]}), seed=0)
+    with pytest.raises(SpecError) as caught:
+        composer.compose(spec(value_head={"hidden_units": [10**30]}), seed=0, device="meta")
+    assert str(caught.value) == (
+        "model.value_head.hidden_units: 'hidden_units' has numbers that no tensor can have; choose smaller ones"
+    )

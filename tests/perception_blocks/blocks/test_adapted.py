@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import composer
 from composer.checkpoint import CheckpointError
 from composer.errors import SpecError
-from perception_blocks.blocks.adapted import refuse_other_alpha
+from perception_blocks.blocks.adapted import refuse_other_kind
 from perception_blocks.registry import BLOCKS, MissingExtraError
 
 LLAMA = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 20}
@@ -220,7 +220,7 @@ def test_a_saved_model_does_not_need_the_folder_of_its_adapters(tmp_path):
         ({"lora": {"alpha": -1}}, "'lora': 'alpha' must be a positive number or null, got -1"),
         ({"lora": {"targets": "q_proj"}}, "'lora': 'targets' must be a list of texts or null, got 'q_proj'"),
         ({"lora": 8}, "'lora' must be a mapping or null, got 8"),
-        ({"lora": {"path": "nowhere"}}, "'lora': 'nowhere' cannot be read: No such file or directory: nowhere"),
+        ({"lora": {"path": "nowhere"}}, "'lora': there is no 'nowhere'"),
         ({"freeze": "layers"}, "'freeze' must be a list of texts or null, got 'layers'"),
     ],
 )  # fmt: skip
@@ -279,20 +279,24 @@ def test_drawn_layer_by_layer_it_is_drawn_as_at_once(kind):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "'adapter_config.json' in 'folder' is no JSON"),
-        ("[" * 100_000, "'adapter_config.json' in 'folder' is no JSON"),
-        ("[8]", "'adapter_config.json' in 'folder' must say 'lora_alpha' as a number, got a list"),
+        ("{", "'adapter_config.json' in 'folder' cannot be read: Expecting property name"),
+        ("[" * 100_000, "'adapter_config.json' in 'folder' cannot be read: it is nested too deeply"),
+        ("[8]", "'adapter_config.json' in 'folder' must hold a mapping, got a list"),
         ('{"lora_alpha": "x"}', "'adapter_config.json' in 'folder' must say 'lora_alpha' as a number, got the text 'x'"),
         ('{"lora_alpha": 2}', "the adapters in 'folder' were made with alpha 2, not 8"),
+        (f'{{"lora_alpha": 1{"0" * 400}}}', f"the adapters in 'folder' were made with alpha 1{'0' * 36}..., not 8"),
+        ('{"lora_alpha": NaN}', "the adapters in 'folder' were made with alpha nan, not 8"),
+        ('{"lora_alpha": 8, "use_rslora": true}', "'adapter_config.json' in 'folder' says 'use_rslora', adapters of a kind that is not read here; merge them in peft, or train others"),
+        ('{"peft_type": "IA3"}', "'adapter_config.json' in 'folder' says 'peft_type', adapters of a kind that is not read here; merge them in peft, or train others"),
     ],
 )  # fmt: skip
 def test_a_configuration_of_adapters_that_is_none_is_told(text, message, tmp_path):
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        refuse_other_alpha("folder", tmp_path, 8.0)
+        refuse_other_kind("folder", tmp_path, 8.0)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"lora_alpha": 8}', '{"lora_alpha": null}'])
 def test_a_configuration_of_adapters_that_fits_is_taken(text, tmp_path):
     (tmp_path / "adapter_config.json").write_text(text)
-    refuse_other_alpha("folder", tmp_path, 8.0)
+    refuse_other_kind("folder", tmp_path, 8.0)

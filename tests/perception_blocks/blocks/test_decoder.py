@@ -453,6 +453,32 @@ def test_a_full_cache_is_an_error_that_names_max_length(with_gradients):
         block.unroll(words(2, PLACES + 5), block.initial_state(2), resets)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64], ids=str)
+def test_lengths_may_be_whole_numbers_of_any_size(dtype):
+    block, tokens = decoder(), words(256)
+    lengths = torch.full((16,), 16)
+    assert torch.equal(block.packed(tokens, lengths.to(dtype)), block.packed(tokens, lengths))
+
+
+NO_LENGTHS = [-1.0, -5.0, PLACES + 1.0, 1e9, math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("resets", [None, True])
+@pytest.mark.parametrize("length", NO_LENGTHS)
+def test_a_state_of_a_length_that_there_cannot_be_is_refused(length, resets, with_gradients):
+    block = decoder()
+    state = {**block.initial_state(2), "length": torch.tensor([[length], [1.0]])}
+    begins = None if resets is None else torch.ones(2, 3, dtype=torch.bool)
+    message = "block 'decoder' got a state whose 'length' is not between 0 and max_length=24; begin with initial_state(batch_size)"
+    with torch.set_grad_enabled(with_gradients):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            block.unroll(words(2, 3), state, begins)
+        if resets is None:
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+                block.step(words(2), state)
+
+
 def test_sequences_that_are_too_long_are_refused():
     message = (
         "block 'decoder' has places for max_length=24 tokens, and a sequence has 25; "
@@ -531,6 +557,9 @@ def test_compiled_steps_say_nan_for_what_does_not_fit():
             {"positions": "learned", "rope_theta": 500.0},
             "'rope_theta' is for rotary positions; leave out 'rope_theta' or 'positions'",
         ),
+        ((), {"vocab_size": []}, "'vocab_size' is an empty list; leave it out"),
+        ((), {"rope_theta": 1e39}, "'rope_theta' must be a number of float32, got 1e+39"),
+        ((), {"embed_scale": 1e300}, "'embed_scale' must be a number of float32, got 1e+300"),
         (
             (),
             {"num_heads": 3, "num_kv_heads": 2, "sliding_window": 99},
@@ -552,6 +581,14 @@ def test_settings_that_do_not_go_together_are_refused_all_at_once(shape, changes
         (words(3), [1, 1], "the lengths of packed sequences must be 0 or more and add up to the 3 tokens, got [1, 1]"),
         (words(3), [4, -1], "the lengths of packed sequences must be 0 or more and add up to the 3 tokens, got [4, -1]"),
         (words(3), [3.0], "packed takes lengths as whole numbers, got torch.float32"),
+        (words(3), [True] * 3, "packed takes lengths as whole numbers, got torch.bool"),
+        (words(3), torch.tensor([3j]), "packed takes lengths as whole numbers, got torch.complex64"),
+        (words(3), "abc", "packed takes lengths as whole numbers, got the text 'abc'"),
+        (words(3), None, "packed takes lengths as whole numbers, got nothing (null)"),
+        (words(3), [[2], [1, 1]], "packed takes lengths as whole numbers, got a list"),
+        (words(3), 3, "packed takes tokens (N,) and lengths (B,), got (3,) and ()"),
+        (words(3), [2**62, 2**62], f"the lengths of packed sequences must be 0 or more and add up to the 3 tokens, got {[2**62, 2**62]}"),
+        ([1, 2, 3], [3], "packed takes tokens as a tensor (N,), got a list"),
     ],
 )  # fmt: skip
 def test_lengths_that_do_not_fit_their_tokens_are_refused(tokens, lengths, message):
