@@ -18,13 +18,16 @@ __all__ = [
     "Interface",
     "ItemDataset",
     "OptimizerSettings",
+    "RewardError",
     "Sample",
     "SampleError",
     "Split",
     "balanced",
     "batches",
+    "interface_of",
     "make_dataset",
     "read_experiment",
+    "reward_function",
     "tokenizer_from",
     "vocabulary_tokenizer",
 ]
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from composer.dataflow.interfaces import INTERFACES, Interface
     from composer.dataflow.models import ExperimentModel
     from composer.dataflow.optimization import OptimizerSettings
+    from composer.dataflow.rewards import RewardError, interface_of, reward_function
     from composer.dataflow.rows import DataError
     from composer.dataflow.samples import LENGTHS, Sample, Split
     from composer.dataflow.tokenizers import tokenizer_from, vocabulary_tokenizer
@@ -61,6 +65,7 @@ else:
             "interfaces": "INTERFACES Interface",
             "models": "ExperimentModel",
             "optimization": "OptimizerSettings",
+            "rewards": "RewardError interface_of reward_function",
             "rows": "DataError",
             "samples": "LENGTHS Sample Split",
             "tokenizers": "tokenizer_from vocabulary_tokenizer",

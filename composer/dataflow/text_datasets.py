@@ -179,11 +179,18 @@ class TextDataset(Dataset[Sample]):
         prompts = encoded(self.util.tokenizer, [named.prompt for named in rows])
         whole = iter(encoded(self.util.tokenizer, texts))
         for named, prompt, each in zip(rows, prompts, answers):
-            sequences = list(islice(whole, len(each)))
-            if wrong := _not_tokenized([prompt, *sequences]):
-                problems.add(named.row.position("prompt"), wrong)
-            elif self._fits(len(prompt) + bool(self.answers)):
-                yield self._item(named, prompt, sequences)
+            parts = [prompt, *islice(whole, len(each))]
+            tokens = [part for part in parts if not isinstance(part, UnknownTokenError)]
+            if len(tokens) < len(parts):
+                at = next(
+                    at for at, part in enumerate(parts) if isinstance(part, UnknownTokenError)
+                )
+                key = self.answers[(at - 1) % len(self.answers)] if at else "prompt"
+                problems.add(named.row.position(key), str(parts[at]))
+            elif not tokens[0]:
+                problems.add(named.row.position("prompt"), "'prompt' has no tokens")
+            elif self._fits(len(tokens[0]) + bool(self.answers)):
+                yield self._item(named, tokens[0], tokens[1:])
 
     def _fits(self, least: int) -> bool:
         fits = self.max_length is None or least <= self.max_length
@@ -353,14 +360,6 @@ def _wrong_text(name: str, text: object) -> str | None:
     if not text:
         return f"{name!r} is empty"
     return None if is_writable(text) else f"{name!r} has half of a surrogate pair, which is no text"
-
-
-def _not_tokenized(sequences: Sequence[Sequence[int] | UnknownTokenError]) -> str | None:
-    """Why a prompt, which is the first, and its answers cannot be used."""
-    for tokens in sequences:
-        if isinstance(tokens, UnknownTokenError):
-            return str(tokens)
-    return None if sequences[0] else "'prompt' has no tokens"
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

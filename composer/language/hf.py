@@ -206,11 +206,11 @@ def _refuse_odd_keys(values: Mapping[str, Any]) -> None:
 class HfFolder(Folder):
     """A local folder of a model: ``config.json``, safetensors files and the files of its processor.
 
-    Raises SettingsError for the setting 'model_path' where the folder is not such a one, or names code.
+    Raises SettingsError for the ``setting`` where the folder is not such a one, or names code.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path, "model_path")
+    def __init__(self, path: str, setting: str = "model_path") -> None:
+        super().__init__(path, setting)
         self.refuse_code()
         self.files = [file for file in self.files if file.name != VALUE_HEAD_FILE]
 

@@ -18,6 +18,7 @@ from composer.dataflow import (
     SampleError,
     batches,
     make_dataset,
+    vocabulary_tokenizer,
 )
 from perception_blocks.registry import UnknownNameError
 from perception_blocks.settings import SettingsError
@@ -86,8 +87,6 @@ def test_pairs_of_answers(util):
 
 
 def test_a_token_of_both_prompt_and_answer_counts_to_the_answer(tmp_path):
-    from composer.dataflow import vocabulary_tokenizer
-
     (tmp_path / "tokens.txt").write_text("a\nb\nab\nc\n")
     util = DatasetUtil(tokenizer=vocabulary_tokenizer(tmp_path / "tokens.txt", "longest"))
     rows = [{"prompt": "ca", "answer": "b"}]
@@ -203,6 +202,24 @@ def test_pairs_that_are_none(util, row, message):
     settings = {"dataset_builder": lambda: [{"prompt": "a", **row}]}
     with pytest.raises(DataError, match=f"^{re.escape(f'dataset_builder, row 0: {message}')}$"):
         make_dataset("rw_pair", settings, util)
+
+
+def test_what_is_no_token_is_told_at_its_key(util):
+    rows = '{"prompt": "a",\n "pos_answers": ["b", "b"],\n "neg_answers": ["b", "d"]}'
+    with open("a.json", "w") as file:
+        file.write("[" + rows + ",\n" + rows.replace('"a"', '"d"') + "]")
+    with pytest.raises(DataError) as error:
+        make_dataset("rw_pair", {"path": "a.json"}, util)
+    wrong = "'d' is no token of the vocabulary, which has no '<unk>'"
+    assert str(error.value) == f"a.json:3:2: {wrong}\na.json:4:2: {wrong}"
+
+
+def test_a_prompt_without_tokens(tmp_path):
+    (tmp_path / "tokens.txt").write_text("the\ncat\n")
+    words = vocabulary_tokenizer(tmp_path / "tokens.txt")
+    settings = {"dataset_builder": lambda: [{"prompt": "  "}]}
+    with pytest.raises(DataError, match=r"^dataset_builder, row 0: 'prompt' has no tokens$"):
+        make_dataset("prompt", settings, DatasetUtil(tokenizer=words))
 
 
 def test_a_file_that_is_no_utf8_a_folder_or_missing(util, tmp_path):
