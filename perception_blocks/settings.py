@@ -162,6 +162,8 @@ def check_settings(
         for name, setting in settings.items():
             if setting.required and name not in named:
                 what = "" if setting.annotation is Any else f" ({describe(setting.annotation)})"
+                if name == "in_shapes":
+                    what = "; only a class that is derived from PerceptionBlock gets the shapes of its inputs"
                 problems.append(SettingProblem(name, f"{label} needs the setting {name!r}{what}"))
     return problems
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from composer.atomic import WriteError, replace_with
 from composer.errors import RefusedError
+from composer.source.files import not_a_file
 
 __all__ = ["FORMAT", "CheckpointError", "read_piece", "read_record", "read_tensors"]
 __all__ += ["write_file"]
@@ -210,7 +211,7 @@ def _read(path: str | os.PathLike[str], use: Callable[[safe_open], _Result]) -> 
     try:
         mode = os.stat(name).st_mode
         if stat.S_ISDIR(mode):
-            raise CheckpointError(f"{name!r} is a folder, not a checkpoint")
+            raise CheckpointError(not_a_file(name, name, "a checkpoint"))
         if not stat.S_ISREG(mode):  # a pipe would block
             raise CheckpointError(f"{name!r} is not a regular file")
         with safe_open(name, framework="pt") as file:

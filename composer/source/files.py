@@ -10,8 +10,8 @@ from composer.errors import Position, Problem, SpecError
 from perception_blocks.words import near_name
 
 __all__ = ["MAX_BYTES", "allowed_folders", "as_argument", "as_utf8", "begins_as_checkpoint"]
-__all__ += ["display_name", "is_regular", "names_a_folder", "near_file", "no_file", "outside"]
-__all__ += ["read_text", "real_path"]
+__all__ += ["display_name", "is_regular", "names_a_folder", "near_file", "no_file", "not_a_file"]
+__all__ += ["outside", "read_text", "real_path"]
 
 MAX_BYTES = 1024 * 1024
 
@@ -88,8 +88,19 @@ def no_file(path: str) -> str | None:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return f"{name!r} cannot be read: {reason}"
     if stat.S_ISDIR(mode):
-        return f"{name!r} is a folder, not a file"
+        return not_a_file(path, name)
     return None if stat.S_ISREG(mode) else f"{name!r} is not a regular file"
+
+
+def not_a_file(folder: str, name: str, wanted: str = "a file") -> str:
+    """That ``folder`` is not what is ``wanted``, with a way out where this library or transformers has written it."""
+    kinds = {
+        "checkpoint.json": "a checkpoint of shards; composer.parallel.consolidate(folder, file) makes a file of it",
+        "run.json": f"the folder of a training run; its model is {os.path.join(name, 'model.safetensors')!r}",
+        "config.json": "a folder of Hugging Face; a spec names it, as 'model_path' or as 'checkpoint' of a transformer",
+    }
+    known = (said for file, said in kinds.items() if os.path.isfile(os.path.join(folder, file)))
+    return f"{name!r} is " + next(known, f"a folder, not {wanted}")
 
 
 def _decode(data: bytes, name: str) -> str:

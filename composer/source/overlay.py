@@ -118,7 +118,10 @@ def _no_such_parent(root: Located, path: Path) -> str:
             node = node.value[int(part)]
         elif isinstance(node.value, dict):
             known = f"; its keys are {listing(node.value)}" if node.value else ""
-            return f"there is no {part!r} {here}{did_you_mean(str(part), node.value) or known}"
+            near = did_you_mean(str(part), node.value)
+            if not near and index == len(path) - 2:  # the next to last
+                known += f"; set a new one whole: {format_path(path[:-1])}={{{path[-1]}: ...}}"
+            return f"there is no {part!r} {here}{near or known}"
         elif isinstance(node.value, list):
             return f"there is no entry {part!r} {here}{_entries(node)}"
         else:

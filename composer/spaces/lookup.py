@@ -125,6 +125,8 @@ def make_environment(environment: str, path: Path = (), source: Source | None = 
         if isinstance(error, gymnasium.error.NamespaceNotFound) and ":" not in environment:
             message += f"\nIf a package brings it, name that too: {PACKAGE_HINT}"
         raise SpecError([Problem(message, path, position)]) from error
+    except Warning:  # as an error, which the caller asked for
+        raise
     except Exception as error:
         reason = error.__cause__ or error  # gymnasium raises it again, with a longer text
         message = f"the environment {environment!r} cannot be made: its own code raised "

@@ -110,6 +110,7 @@ def summarize(net: nn.Module) -> Summary:
             *_looped(rows),
             *_shared(modules),
             *_targets(net),
+            *_frozen(net),
             *_visible(net, modules),
         ),
     )
@@ -144,6 +145,20 @@ def _targets(net: nn.Module) -> list[str]:
     return [
         f"the critic has a target copy of as many parameters ({count:,}); update_targets(tau) moves it"
     ]
+
+
+def _frozen(net: nn.Module) -> list[str]:
+    """How many parameters are trained, if not all of them are, as with LoRA."""
+    target = target_of(net)
+    copied = set() if target is None else set(target.parameters())
+    sizes = [(p.requires_grad, p.numel()) for p in net.parameters() if p not in copied]
+    count, trained = (
+        sum(size for _, size in sizes),
+        sum(size for is_trained, size in sizes if is_trained),
+    )
+    if trained == count:
+        return []
+    return [f"{trained:,} of {count:,} parameters are trained, the others are frozen"]
 
 
 def _acting(net: nn.Module) -> list[str]:

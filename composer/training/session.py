@@ -31,6 +31,7 @@ from composer.training.interruption import Interruption, interruption_noted
 from composer.training.progress import ProgressBar
 from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
 from composer.trust import allow_list, check_environment
+from perception_blocks.blocks.decoder import FullCacheError
 from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import cut, hint
 
@@ -299,7 +300,7 @@ def _as_training_errors(recorder: _Recorder) -> Iterator[None]:
     """Tell in words what the model cannot act on, such as a mask that is all false, or weights that have diverged."""
     try:
         yield
-    except NoLegalChoiceError as error:
+    except (NoLegalChoiceError, FullCacheError) as error:
         raise TrainingError(str(error)) from error
     except (MemoryError, RuntimeError, ValueError) as error:
         _refuse_no_memory(error)

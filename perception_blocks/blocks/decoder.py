@@ -47,12 +47,16 @@ from perception_blocks.settings import (
 )
 from perception_blocks.words import cut, describe
 
-__all__ = ["DecoderBlock"]
+__all__ = ["DecoderBlock", "FullCacheError"]
 
 # Keys and values, each (n, layers, heads, places, features of a head).
 Cache: TypeAlias = tuple[Tensor, Tensor]
 ROPE_THETA = 10000.0
 BASE = 256  # a state is in the model's dtype, and bfloat16 has no odd number above it
+
+
+class FullCacheError(ValueError):
+    """An episode has more tokens than its cache has places."""
 
 
 @BLOCKS.register("decoder")
@@ -384,9 +388,9 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         what: str = "this episode has more",
         advice: str = "say in 'resets' where episodes begin",
     ) -> None:
-        """Raise ValueError if ``count`` tokens are more than there are places."""
+        """Raise FullCacheError if ``count`` tokens are more than there are places."""
         if count > self.max_length:
-            raise ValueError(
+            raise FullCacheError(
                 f"block 'decoder' has places for max_length={self.max_length} tokens, and {what}; "
                 f"raise 'max_length', or {advice}"
             )

@@ -139,6 +139,17 @@ def test_all_problems_are_found_at_once():
     assert str(SettingsError(problems)).count("; ") == 4
 
 
+def test_a_class_that_is_no_block_is_told_why_it_gets_no_shapes():
+    class Layer:
+        def __init__(self, in_shapes, units: int = 3): ...
+
+    (problem,) = check_settings(Layer, {}, "block 'Layer'", skip=0)
+    assert problem.message == (
+        "block 'Layer' needs the setting 'in_shapes'; only a class that is derived from PerceptionBlock gets the "
+        "shapes of its inputs"
+    )
+
+
 def test_a_misspelt_setting_is_not_reported_as_missing_too():
     (problem,) = check_settings(Tool, {"sizes": 3}, "block 'tool'")
     assert problem.message == "'sizes' is not a setting of block 'tool'; did you mean 'size'?"

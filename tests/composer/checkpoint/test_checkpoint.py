@@ -3,7 +3,9 @@
 import copy
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +172,26 @@ def test_damaged_and_foreign_files_are_named(path, tmp_path):
         composer.load(tmp_path / "missing")
     with pytest.raises(CheckpointError, match="is a folder, not a checkpoint"):
         composer.load(tmp_path)
+
+
+FOLDERS = {
+    "checkpoint.json": "a checkpoint of shards; composer.parallel.consolidate(folder, file) makes a file of it",
+    "run.json": "the folder of a training run; its model is 'kept/model.safetensors'",
+    "config.json": "a folder of Hugging Face; a spec names it, as 'model_path' or as 'checkpoint' of a transformer",
+    "notes.txt": None,
+}
+
+
+@pytest.mark.parametrize("file", FOLDERS)
+def test_a_folder_is_told_with_what_it_is(tmp_path, monkeypatch, capsys, file):
+    monkeypatch.chdir(tmp_path)
+    Path("kept").mkdir()
+    Path("kept", file).write_text("{}")
+    said = FOLDERS[file] or "a folder, not a checkpoint"
+    with pytest.raises(CheckpointError, match="^" + re.escape(f"'kept' is {said}") + "$"):
+        composer.load("kept")
+    assert main(["show", "kept"]) == 1
+    assert capsys.readouterr().err == f"'kept' is {FOLDERS[file] or 'a folder, not a file'}\n"
 
 
 def test_names_of_earlier_versions_which_held_quotes_are_read(path):

@@ -206,3 +206,35 @@ def test_a_picture_tells_how_many_values_integers_have(counts, said, tmp_path):
         action_space=gymnasium.spaces.Discrete(2),
     )
     assert f"integers {said}" in drawn(model, tmp_path)
+
+
+FROZEN = """
+version: 1
+environment: FrozenLake-v1
+policy:
+  graph:
+    latent: {block: decoder, in: observation, width: 8, num_layers: 1, num_heads: 2, max_length: 4, SETTINGS}
+  heads: {in: latent}
+critic: {kind: state_action, template: {}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [
+        ("lora: {rank: 2}", lambda name: "policy.latent." in name and ".lora_" not in name),
+        ("freeze: [layers.0]", lambda name: ".layers.0." in name),
+        ("freeze: []", lambda name: False),
+    ],
+)
+def test_how_much_is_trained_is_said_where_it_is_not_all(settings, frozen):
+    """A target is never trained, and is not counted."""
+    model = composer.compose(FROZEN.replace("SETTINGS", settings), device="meta")
+    parts = {n: p.numel() for n, p in model.named_parameters() if ".target." not in n}
+    trained = sum(size for name, size in parts.items() if not frozen(name))
+    summary = summarize(model)
+    assert summary.parameters == sum(parts.values())
+    said = f"{trained:,} of {summary.parameters:,} parameters are trained, the others are frozen"
+    assert [r for r in summary.remarks if "frozen" in r] == (
+        [] if trained == summary.parameters else [said]
+    )

@@ -198,6 +198,29 @@ def test_weights_that_are_no_numbers_are_not_saved(capsys, trainer):
 
 
 @both
+def test_an_episode_longer_than_the_cache_of_a_decoder_ends_a_run_in_a_line(capsys, trainer):
+    Path("agent.yaml").write_text(
+        "version: 1\nenvironment: Taxi-v4\npolicy:\n  graph:\n"
+        "    latent: {block: decoder, in: observation, width: 8, num_layers: 1, num_heads: 2, max_length: 5}\n"
+        "  heads: {in: latent}\ncritic: {template: {}}\n"
+    )
+    algorithm, rollout = {
+        "sb3": ("recurrent_ppo", "n_steps"),
+        "torchrl": ("ppo", "frames_per_batch"),
+    }[trainer]
+    status, out, err = run(
+        capsys, "agent.yaml", "--trainer", trainer, "--algorithm", algorithm, "--set-algorithm", f"{rollout}=16",
+        "--steps", "32", "-o", "run",
+    )  # fmt: skip
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1] == (
+        "composer train: block 'decoder' has places for max_length=5 tokens, and this episode has more; raise "
+        "'max_length', or say in 'resets' where episodes begin"
+    )
+    assert "Traceback" not in err
+
+
+@both
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
