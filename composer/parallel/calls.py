@@ -43,7 +43,14 @@ def returning_no_views(method: Function) -> Function:
 
 
 def _without_views(output: Any) -> Any:
-    return tree_map_only(Tensor, _alias_of_view, output)
+    if not torch.is_grad_enabled():  # then there are no such hooks
+        return output
+    return tree_map_only(Tensor, _alias_of_view, output, is_leaf=_is_leaf)
+
+
+def _is_leaf(part: object) -> bool:
+    """Other containers, such as the cache of a model of transformers, stay the objects that they are."""
+    return not isinstance(part, dict | list | tuple)
 
 
 def _alias_of_view(tensor: Tensor) -> Any:

@@ -330,9 +330,9 @@ def check_action():
             lambda model=model: model.load_weights("x.safetensors"),
             lambda model=model: copy.deepcopy(model),
         ):
-            with pytest.raises(ValueError, match=ALONE):
+            with pytest.raises(ValueError, match=re.escape(ALONE)):
                 use()
-    with pytest.raises(ValueError, match=ALONE):
+    with pytest.raises(ValueError, match=re.escape(ALONE)):
         model.save("x", adapters_only=True)
 
 

@@ -170,9 +170,12 @@ LORA = {"rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}
 
 def action_model(tmp_path, extension="networks.tiny_vla", **changes):
     """A model whose weights are not those it began with, and its checkpoint of shards."""
-    from tests.helpers.action_models import spec
+    from tests.helpers.action_models import KINDS
 
-    data = {**spec(**changes), "extensions": [extension]}
+    data = {**KINDS[changes.pop("model_type", "tiny_vla")], "extensions": [extension]}
+    given = data["model"]
+    changes["config"] = {**given["config"], **changes.pop("config", {})}
+    data["model"] = {**given, **changes}
     model = composer.compose(data, allow=[extension], seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -187,6 +190,8 @@ CHANGES = {
     "lora": {"lora": LORA},
     "half": {"precision": "bf16", "value_head": False},
     "frozen": {"freeze": ["model.embed_tokens"]},
+    "tied": {"lora": LORA, "config": {"tie_word_embeddings": True}},
+    "transposed": {"lora": {"rank": 2}, "model_type": "learned_vla"},
 }
 
 
