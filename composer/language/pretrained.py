@@ -208,6 +208,7 @@ def to_hf(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = Non
     }
     if is_critic:
         values |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    _check_config(family, values)
     _write(Path(folder), stored, values, tokenizer)
 
 
@@ -216,14 +217,17 @@ def _decoder_and_head(model: nn.Module) -> tuple[DecoderBlock, LinearOutputBlock
     is_part = isinstance(model, NetworkModule)
     parts = [model] if is_part else [getattr(model, name, None) for name in ("policy", "critic")]
     for part in parts:
-        module = part.network.module if isinstance(part, NetworkModule) else None
-        if not isinstance(module, InferenceBlock):
+        if not isinstance(part, NetworkModule) or not isinstance(
+            part.network.module, InferenceBlock
+        ):
             continue
-        blocks = {node.node.name: module.module_of(node) for node in module.nodes}
-        decoders = [name for name, block in blocks.items() if isinstance(block, DecoderBlock)]
+        module = part.network.module
+        nodes = {index: module.module_of(node) for index, node in enumerate(module.nodes)}
+        decoders = {i: block for i, block in nodes.items() if isinstance(block, DecoderBlock)}
         if not decoders:
             continue
-        others = [node for node in module.nodes if node.node.name != decoders[0]]
+        (first, block), *_ = decoders.items()
+        others = [node for index, node in enumerate(module.nodes) if index != first]
         if len(others) != 1 or not _is_head(others[0].label, others[0].node.settings):
             names = listing(node.node.name for node in others)
             raise FamilyError(
@@ -231,7 +235,7 @@ def _decoder_and_head(model: nn.Module) -> tuple[DecoderBlock, LinearOutputBlock
             )
         head = module.module_of(others[0])
         linear = head if isinstance(head, LinearOutputBlock) else None
-        return blocks[decoders[0]], linear, part.part == "critic"  # type: ignore[return-value]
+        return block, linear, part.part == "critic"
     raise FamilyError(
         f"to_hf takes a model of from_hf or token_spec; there is no decoder in {describe(model)}"
     )
@@ -249,6 +253,17 @@ def _merged(block: DecoderBlock) -> Tensors:
     from perception_blocks.blocks.lora import merged_weights
 
     return merged_weights(block)
+
+
+def _check_config(family: Family, values: Mapping[str, Any]) -> None:
+    """Raise FamilyError for a configuration that transformers would not read."""
+    cls = family.model_class.config_class
+    try:
+        cls.from_dict(dict(values))
+    except Exception as error:  # whatever the library says of values that only it knows
+        reason = str(error).strip().rpartition("\n")[2].strip()
+        reason = reason.removeprefix("ValueError: ")
+        raise FamilyError(f"{cls.__name__} does not take this model: {reason}") from error
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int | None]:

@@ -149,8 +149,8 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         if problems:
             raise SettingsError(problems)
         self.vocab_size = largest(vocab_size)
-        features_out = self.vocab_size if tied_head else width
-        super().__init__(in_shapes, out_shapes=[(*shape, features_out)])
+        self.features = self.vocab_size if tied_head else width
+        super().__init__(in_shapes, out_shapes=[(*shape, self.features)])
         self.embed_tokens = nn.Embedding(self.vocab_size, width)
         learned = positions == "learned"
         self.embed_positions = nn.Embedding(max_length, width) if learned else None
@@ -267,7 +267,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         lengths = lengths_of(lengths, tokens)
         longest = self._longest_of(tokens, lengths)
         if longest == 0:
-            return self.embed_tokens.weight.new_zeros(0, self.out_shapes[0][-1])
+            return self.embed_tokens.weight.new_zeros(0, self.features)
         numbers = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
         places = torch.arange(len(tokens), device=tokens.device)
         places = places - (lengths.cumsum(0) - lengths)[numbers]

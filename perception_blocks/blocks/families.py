@@ -23,7 +23,7 @@ from perception_blocks.settings import (
     check_settings,
     settings_of,
 )
-from perception_blocks.words import cut, describe, few_of, hint
+from perception_blocks.words import cut, describe, did_you_mean, few_of, listing
 
 __all__ = ["CRITIC_HEAD", "FAMILIES", "Family", "FamilyError", "HfValues", "Row", "WeightMap"]
 __all__ += ["complete_settings", "family_of", "largest", "told_settings"]
@@ -139,7 +139,7 @@ class Family:
 
     def write(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The keys of Hugging Face's configuration for ``settings``. Raises FamilyError where there are none."""
-        values = self._called("config", self.config, _Told(settings))
+        values = self._called("config", self.config, _Told(with_sizes(settings)))
         return {key: value for key, value in values.items() if value is not None}
 
     def _called(self, what: str, function: Callable[[Any], Values], given: Any) -> Values:
@@ -202,10 +202,9 @@ def family_of(values: Mapping[str, Any]) -> Family:
         family = FAMILIES.get(name)
         if stated == family.model_type:
             return family
-    known = list(FAMILIES)
-    raise FamilyError(
-        f"its model type is {stated!r}{hint(stated, known)}; register_family adds others"
-    )
+    others = f"; there is {listing(FAMILIES)}; register_family adds others"
+    near = did_you_mean(str(stated), FAMILIES) or others
+    raise FamilyError(f"its model type is {stated!r}{near}")
 
 
 def refuse_experts(values: Mapping[str, Any]) -> None:
@@ -239,7 +238,7 @@ def complete_settings(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingsError(problems)
     told = {key: value for key, value in given.items() if key not in BESIDE}
     try:
-        full = entry.read(entry.write(with_sizes(told)))
+        full = entry.read(entry.write(told))
     except FamilyError as error:
         message = f"a model of the family {family!r} cannot have these settings: {error}"
         raise SettingsError([SettingProblem("family", message)]) from error
@@ -254,7 +253,10 @@ def complete_settings(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise SettingsError(problems)
     beside = {key: given[key] for key in given if key in BESIDE}
-    return {**full, "vocab_size": given.get("vocab_size"), **beside}
+    full["vocab_size"] = told.get("vocab_size")
+    if full["head_dim"] % 2 or full["head_dim"] * full["num_heads"] != full["width"]:
+        full["head_dim"] = told.get("head_dim")  # the decoder says what is wrong with the others
+    return {**full, **beside}
 
 
 def with_sizes(told: Mapping[str, Any]) -> dict[str, Any]:

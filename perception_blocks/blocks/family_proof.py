@@ -21,7 +21,6 @@ from perception_blocks.blocks.families import (
     Row,
     WeightMap,
     names_of,
-    with_sizes,
 )
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.registry import BLOCKS, NameTakenError
@@ -81,8 +80,10 @@ def register_family(
     """
     rows = checked_table(name, table)
     family = Family(name, hf_class, settings, config, rows, embedding, block, head)
-    if not isinstance(hf_class, str) and not hasattr(hf_class, "config_class"):
-        raise FamilyError(f"'hf_class' must be a class of transformers, got {describe(hf_class)}")
+    is_lazy = isinstance(hf_class, str) and ":" in hf_class
+    if not is_lazy and not hasattr(hf_class, "config_class"):
+        rule = "'hf_class' must be a class of transformers, or 'module:Class'"
+        raise FamilyError(f"{rule}, got {describe(hf_class)}")
     for each in (name, *aliases):
         if each in FAMILIES and not replace and not _is_same(FAMILIES.get(each), family):
             raise NameTakenError(
@@ -124,19 +125,29 @@ def checked_table(name: str, table: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def prove(family: Family) -> None:
-    """Raise FamilyError unless a tiny model of ``family`` is computed and saved as transformers does."""
+    """Raise FamilyError unless a tiny model of ``family`` is computed and saved as transformers does.
+
+    Random states outside do not move.
+    """
+    with random_states_kept(0), torch.device("cpu"):
+        _prove(family)
+
+
+def _prove(family: Family) -> None:
     try:
-        values = family.write(with_sizes(TINY))
+        values = family.write(TINY)
         model = random_model(family, values)
-        settings = family.read(model.config.to_dict())  # all keys are there, as in a file
-        again = family.read(family.write(settings))
+        settings = family.read(model.config.to_dict())  # all keys are there
+        defaults, again = family.read(values), family.read(family.write(settings))
     except FamilyError as error:
         raise FamilyError(f"the family {family.name!r} has wrong settings: {error}") from error
-    unlike = [key for key in settings if settings[key] != again.get(key)]
-    if unlike:
-        raise FamilyError(
-            f"the family {family.name!r}: 'settings' of what 'config' gives for them are others in {listing(unlike)}"
-        )
+    for other, what in (
+        (defaults, f"'settings' have other defaults than {family.class_name}"),
+        (again, "'settings' of what 'config' gives for them are others"),
+    ):
+        unlike = [key for key in settings if settings[key] != other.get(key)]
+        if unlike:
+            raise FamilyError(f"the family {family.name!r}: {what} in {listing(unlike)}")
     weights = WeightMap(family, settings)
     stored = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     try:
@@ -144,16 +155,17 @@ def prove(family: Family) -> None:
         back = weights.from_decoder(ours)
     except FamilyError as error:
         raise FamilyError(f"the family {family.name!r} has a wrong table: {error}") from error
-    _check_saved(family, weights, stored, back)
+    trained = {name for name, _ in model.named_parameters()}
+    _check_saved(family, weights, stored, back, trained)
     _check_parts(family, weights, settings["num_layers"])
     _check_logits(family, weights, settings, model, ours)
 
 
 def random_model(family: Family, values: Mapping[str, Any]) -> Any:
-    """A model of transformers with weights that matter, biases and norms too; random states outside do not move."""
+    """A model of transformers with weights that matter, biases and norms too."""
     cls = family.model_class
     try:
-        with random_states_kept(0), torch.device("cpu"), torch.no_grad():
+        with torch.no_grad():
             model = cls(cls.config_class(**values)).float().eval()
             for parameter in model.parameters():
                 drawn = torch.randn(parameter.shape) * 0.2
@@ -165,12 +177,16 @@ def random_model(family: Family, values: Mapping[str, Any]) -> Any:
 
 
 def _check_saved(
-    family: Family, weights: WeightMap, stored: Mapping[str, Tensor], back: Mapping[str, Tensor]
+    family: Family,
+    weights: WeightMap,
+    stored: Mapping[str, Tensor],
+    back: Mapping[str, Tensor],
+    trained: set[str],
 ) -> None:
-    tied = {
-        theirs for theirs, (names, _) in weights.rows.items() if weights.tied and names == (HEAD,)
-    }
-    constants = {theirs for theirs, (names, _) in weights.rows.items() if not names}
+    """``trained`` are the names of parameters, none of which is a constant."""
+    rows = weights.rows.items()
+    tied = {theirs for theirs, (names, _) in rows if weights.tied and names == (HEAD,)}
+    constants = {theirs for theirs, (names, _) in rows if not names} - trained
     wrong = sorted((stored.keys() ^ back.keys()) - tied - constants)
     wrong += [name for name in back if name in stored and not torch.equal(back[name], stored[name])]
     if wrong:
@@ -254,8 +270,8 @@ def _first_difference(weights: WeightMap, theirs: Captured, mine: Captured) -> s
         tensor, holders = modules[module]
         if are_unlike(got, mine[holders[0]][0]):
             return (
-                f"{tensor} is the first whose module gets something else; look at what 'settings' say of what is "
-                "computed before it, and at the order of names in rows with 'split'"
+                f"{tensor} is the first whose module gets something else; look at its row and those before it, and "
+                "at what 'settings' say of what is computed there"
             )
         if are_unlike(gave, torch.cat([mine[holder][1] for holder in holders], dim=-1)):
             return (

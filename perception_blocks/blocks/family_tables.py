@@ -272,7 +272,7 @@ NEEDED_OF_GPT2 = {
 def gpt2_settings(values: HfValues) -> Settings:
     for key, needed in NEEDED_OF_GPT2.items():
         if values.get(key, needed) != needed:
-            raise FamilyError(f"{key!r} is {values[key]!r}, which a decoder cannot be")
+            raise FamilyError(f"{key!r} is {values[key]!r}, which a decoder cannot have")
     width, heads = values["n_embd"], values["n_head"]
     return {
         "vocab_size": values["vocab_size"],

@@ -3,6 +3,8 @@
 import torch
 import transformers
 
+from perception_blocks.blocks.families import FAMILIES
+
 WORDS, WIDTH, PLACES = 40, 32, 24
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 SIZES = {
@@ -59,3 +61,9 @@ def hf_model(form, kind="CausalLM", **changes):
 def saved(model, folder, **how):
     model.save_pretrained(folder, **how)
     return str(folder)
+
+
+def only_built_in(monkeypatch):
+    """Families that other tests have registered are not there."""
+    names = ("gpt2", "llama", "codellama", "deepseek", "qwen2", "mistral", "gemma")
+    monkeypatch.setattr(FAMILIES, "_entries", {name: FAMILIES._entries[name] for name in names})

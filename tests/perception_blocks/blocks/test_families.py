@@ -1,29 +1,44 @@
 """Families of language models: what transformers computes, and its tensors, here; everything else is refused by name."""
 
+import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers.activations import ACT2FN
 
 from perception_blocks import DecoderBlock
+from perception_blocks.activations import make_activation
 from perception_blocks.blocks.families import (
     FAMILIES,
+    FamilyError,
     WeightMap,
     complete_settings,
     family_of,
     told_settings,
 )
 from perception_blocks.blocks.family_proof import prove
+from perception_blocks.blocks.family_tables import ACTIVATIONS
+from perception_blocks.settings import SettingsError
 from tests.helpers.language_models import (
     FORMS,
     PLACES,
     SIZES,
+    WIDTH,
     WORDS,
     hf_config,
     hf_model,
+    only_built_in,
     saved,
 )
+
+
+@pytest.fixture(autouse=True)
+def _families(monkeypatch):
+    only_built_in(monkeypatch)
+
 
 every_form = pytest.mark.parametrize("form", FORMS)
 LLAMA = {"model_type": "llama", **SIZES}
@@ -126,3 +141,279 @@ def test_defaults_are_those_of_transformers(form):
     few = {key: value for key, value in written.items() if key not in optional}
     full = family.model_class.config_class(**few).to_dict()
     assert family.read(few) == family.read(full)
+
+
+def test_activations_are_those_of_transformers():
+    x = torch.linspace(-6, 6, 101)
+    for name, ours in ACTIVATIONS.items():
+        torch.testing.assert_close(make_activation(ours)(x), ACT2FN[name](x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "theta"),
+    [
+        ({}, 10000.0),
+        ({"rope_theta": 500.0}, 500.0),  # transformers 4
+        ({"rope_theta": 500.0, "rope_scaling": None}, 500.0),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, 500.0),  # 5
+        ({"rope_parameters": {"rope_theta": 500.0}, "rope_theta": 7.0}, 500.0),
+        ({"rope_scaling": {"type": "default"}, "rope_theta": 500.0}, 500.0),
+    ],
+)
+def test_rope_theta_stands_in_one_of_two_places(keys, theta):
+    assert FAMILIES.get("llama").read({**LLAMA, **keys})["rope_theta"] == theta
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def names_and_tensors(folder):
+    return DecoderBlock([(5,)], checkpoint=str(folder)).state_dict()
+
+
+@pytest.mark.parametrize("form", ["llama", "gpt2"])
+def test_shards_are_read_by_their_index(form, tmp_path):
+    model = hf_model(form)
+    whole = names_and_tensors(saved(model, tmp_path / "whole"))
+    folder = tmp_path / "shards"
+    saved(model, folder, max_shard_size="8KB")
+    assert len([*folder.glob("model-*.safetensors")]) > 2
+    # Some folders hold the weights a second time, by other names.
+    save_file({"layers.0.wq.weight": torch.zeros(2)}, folder / "consolidated.safetensors")
+    shards = names_and_tensors(folder)
+    assert shards.keys() == whole.keys()
+    assert all(torch.equal(shards[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("form", ["llama", "gpt2"])
+def test_a_file_of_the_body_alone_has_no_prefix(form, tmp_path):
+    model = hf_model(form)
+    whole = names_and_tensors(saved(model, tmp_path / "whole"))
+    body = names_and_tensors(saved(model.base_model, tmp_path / "body"))
+    assert all(torch.equal(body[name], whole[name]) for name in whole)
+
+
+def test_constants_of_earlier_files_mean_nothing(tmp_path):
+    folder = Path(saved(hf_model("gpt2"), tmp_path))
+    before = names_and_tensors(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, PLACES, PLACES)
+    tensors["transformer.h.1.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, folder / "model.safetensors")
+    after = names_and_tensors(folder)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_max_length_reserves_fewer_places(form, tmp_path):
+    model, x = hf_model(form), tokens(2, 8)
+    block = DecoderBlock([()], checkpoint=saved(model, tmp_path), max_length=8).eval()
+    assert block.max_length == block.settings["max_length"] == 8
+    y, _ = block.unroll(x, block.initial_state(2))
+    expected = model(input_ids=x).logits
+    logits = y @ model.get_output_embeddings().weight.T
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    folder = saved(hf_model("llama"), tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("something was unpickled")
+
+    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):  # fmt: skip
+        monkeypatch.setattr(owner, name, refuse)
+    DecoderBlock([()], checkpoint=folder)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def refused(message, kind=SettingsError, **settings):
+    with pytest.raises(kind) as error:
+        DecoderBlock([()], **{"vocab_size": 5, **settings})
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({**LLAMA, "rope_scaling": {"type": kind, "factor": 2.0}}, f"its rotary positions are scaled ('rope_type' is {kind!r}), which those of a decoder are not")
+        for kind in ("linear", "dynamic", "yarn", "longrope", "llama3")
+    ]
+    + [
+        ({**LLAMA, "rope_parameters": {"rope_type": "yarn"}}, "its rotary positions are scaled ('rope_type' is 'yarn'), which those of a decoder are not"),
+        ({**LLAMA, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is 0.5; a decoder turns all features of a head"),
+        ({**LLAMA, "rope_parameters": [1]}, "'rope_parameters' must be a mapping, got [1]"),
+        ({**LLAMA, "hidden_act": "relu2"}, "the activation is 'relu2'; did you mean 'relu'?"),
+        ({**LLAMA, "hidden_act": 3}, "the activation is 3; there is 'silu', 'swish', 'gelu', 'gelu_pytorch_tanh', 'gelu_new', 'gelu_fast', 'relu', 'tanh', 'sigmoid', 'mish'"),
+        ({**LLAMA, "num_local_experts": 8}, "it is a mixture of experts ('num_local_experts' is 8), which a decoder is not"),
+        ({**LLAMA, "model_type": "mixtral"}, "it is a mixture of experts (its model type is 'mixtral'), which a decoder is not"),
+        ({**LLAMA, "model_type": "qwen2_moe"}, "it is a mixture of experts (its model type is 'qwen2_moe'), which a decoder is not"),
+        ({**LLAMA, "model_type": "deepseek", "n_routed_experts": 64}, "it is a mixture of experts ('n_routed_experts' is 64), which a decoder is not"),
+        ({**LLAMA, "model_type": "lama"}, "its model type is 'lama'; did you mean 'llama'?"),
+        ({**LLAMA, "model_type": None}, "its model type is None; there is 'gpt2', 'llama', 'codellama', 'deepseek', 'qwen2', 'mistral', 'gemma'; register_family adds others"),
+        ({key: value for key, value in LLAMA.items() if key != "hidden_size"}, "its config.json has no 'hidden_size'"),
+        ({**LLAMA, "hidden_size": "wide"}, "'settings' of the family 'llama' failed: TypeError: unsupported operand type(s) for //: 'str' and 'int'"),
+        ({**LLAMA, "num_hidden_layers": 10**9}, "'num_layers' must be an integer between 1 and 1000, got 1000000000"),
+        ({**LLAMA, "model_type": "gemma", "use_bidirectional_attention": True}, "'use_bidirectional_attention' is true; a decoder is causal"),
+        ({**LLAMA, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "only some layers have a sliding window; a decoder has one for all"),
+        ({**GPT2, "scale_attn_weights": False}, "'scale_attn_weights' is False, which a decoder cannot have"),
+        ({**GPT2, "add_cross_attention": True}, "'add_cross_attention' is True, which a decoder cannot have"),
+    ],
+)  # fmt: skip
+def test_configurations_that_a_decoder_cannot_have(values, reason, tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    folder = str(tmp_path)
+    message = f"'checkpoint': {folder!r} is no model for a decoder: {reason}"
+    refused(message, checkpoint=folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "reason"),
+    [
+        ("config.json", {**LLAMA, "auto_map": {"AutoConfig": "x.Y"}}, "'{}/config.json' has 'auto_map', which names code of its own; register the classes in a module that you allow, and remove it"),
+        ("config.json", {**LLAMA, "attn_implementation": "someone/kernel"}, "'{}/config.json' has 'attn_implementation': 'someone/kernel', code that would be downloaded; remove it"),
+        ("config.json", {**LLAMA, "quantization_config": {}}, "'{}/config.json' has 'quantization_config'; quantized weights are not read: save the model without it"),
+        ("config.json", [1], "'{}/config.json' must hold a mapping, got a list"),
+        ("tokenizer_config.json", {"auto_map": {}}, "'{}/tokenizer_config.json' has 'auto_map', which names code of its own; register the classes in a module that you allow, and remove it"),
+        ("model.safetensors.index.json", {}, "'{}/model.safetensors.index.json' has no 'weight_map'"),
+        ("model.safetensors.index.json", {"weight_map": {"x": "../other.safetensors"}}, "'{}/model.safetensors.index.json' names '../other.safetensors', which is no safetensors file of the folder"),
+        ("model.safetensors.index.json", {"weight_map": {"x": "model.bin"}}, "'{}/model.safetensors.index.json' names 'model.bin', which is no safetensors file of the folder"),
+        ("model.safetensors.index.json", {"weight_map": {"x": "a.safetensors"}}, "'{}/model.safetensors.index.json' names 'a.safetensors', which is not there"),
+    ],
+)  # fmt: skip
+def test_a_crafted_folder_is_refused(file, values, reason, tmp_path):
+    name = "part.safetensors" if "index" in file else "model.safetensors"
+    save_file({"x": torch.zeros(1)}, tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / file).write_text(json.dumps(values))
+    folder = str(tmp_path)
+    refused(f"'checkpoint': {reason.format(folder)}", checkpoint=folder)
+
+
+def test_json_that_is_nested_too_deeply_is_told(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(SettingsError, match=r"config\.json' cannot be read: "):
+        DecoderBlock([()], vocab_size=5, checkpoint=str(tmp_path))
+
+
+def changed(folder, **tensors):
+    """The weights in ``folder`` again, with some others; None is left out."""
+    file = Path(folder) / "model.safetensors"
+    kept = {name.replace("__", "."): t for name, t in tensors.items()}
+    stored = {**load_file(file), **kept}
+    save_file({name: tensor for name, tensor in stored.items() if tensor is not None}, file)
+
+
+def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
+    folder = saved(hf_model("llama"), tmp_path)
+    changed(
+        folder,
+        model__norm__weight=None,
+        model__embed_tokens__weight=torch.zeros(3, WIDTH),
+        model__layers__0__self_attn__q_proj__bias=torch.zeros(WIDTH),
+        model__layers__7__mlp__up_proj__weight=torch.zeros(2),
+    )
+    refused(
+        f"'checkpoint': {folder!r}: the weights are not those of this model of the family 'llama': "
+        "model.embed_tokens.weight is (3, 32), its config needs (40, 32); "
+        "model.layers.0.self_attn.q_proj.bias is in no row; model.layers.7.mlp.up_proj.weight is in no row; "
+        "model.norm.weight is missing",
+        checkpoint=folder,
+    )
+
+
+def test_a_tensor_by_two_names_is_told(tmp_path):
+    folder = saved(hf_model("gpt2"), tmp_path)
+    changed(folder, wpe__weight=torch.zeros(PLACES, WIDTH))
+    refused(
+        f"'checkpoint': {folder!r}: the weights are not those of this model of the family 'gpt2': "
+        "wpe.weight is there twice, with and without its prefix",
+        checkpoint=folder,
+    )
+
+
+def test_a_head_that_is_tied_equals_the_embedding():
+    weights = weight_map("gemma")
+    theirs = {name: tensor.clone() for name, tensor in hf_model("gemma").state_dict().items()}
+    assert "head.weight" not in weights.to_decoder(theirs)
+    theirs["lm_head.weight"][3, 1] += 1
+    message = "the head differs from the embedding, to which the config ties it"
+    with pytest.raises(FamilyError, match=message):
+        weights.to_decoder(theirs)
+
+
+def test_parts_of_a_row_are_not_saved_alone():
+    weights = weight_map("gpt2")
+    ours = weights.to_decoder(hf_model("gpt2").state_dict())
+    query = "layers.1.self_attn.q_proj.bias"
+    with pytest.raises(FamilyError) as error:
+        weights.from_decoder({query: ours[query], "norm.bias": ours["norm.weight"][:3], "x": ours["norm.bias"]}, whole=False)  # fmt: skip
+    assert str(error.value) == (
+        "the weights are not those of this model of the family 'gpt2': x is in no row; norm.bias is (3,), its config "
+        "needs (32,); transformer.h.1.attn.c_attn.bias needs 'layers.1.self_attn.k_proj.bias', "
+        "'layers.1.self_attn.v_proj.bias' too"
+    )
+
+
+def test_settings_beside_a_checkpoint(tmp_path):
+    folder = saved(hf_model("llama"), tmp_path)
+    refused("a checkpoint brings its own configuration; leave out 'width'", checkpoint=folder, width=64)  # fmt: skip
+    refused("'checkpoint' knows 40 tokens, the input has 41", checkpoint=folder, vocab_size=[3, 41])
+    refused(
+        f"'checkpoint': {folder!r} is of the family 'llama', not 'gpt2'",
+        checkpoint=folder,
+        family="gpt2",
+    )
+    refused(
+        f"'checkpoint': {folder!r} is no model for a decoder: it has places for 24 tokens, and 'max_length' is 25",
+        checkpoint=folder,
+        max_length=25,
+    )
+    refused(
+        f"'tied_head': the head of {folder!r} has weights of its own; leave out 'tied_head'",
+        checkpoint=folder,
+        tied_head=True,
+    )
+    block = DecoderBlock([()], checkpoint=folder, family="codellama", vocab_size=3)
+    assert block.vocab_size == WORDS
+    with pytest.raises(SettingsError, match="'vocab_size'"):
+        DecoderBlock([()])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"family": "lama"}, "'family' names the unknown model family 'lama'; did you mean 'llama'?"),
+        ({"family": "llama", "norm": "layer"}, "'norm' of the family 'llama' is 'rms', got 'layer'; leave out 'norm'"),
+        ({"family": "gemma", "norm": "rms"}, "'norm' of the family 'gemma' is 'rms_plus_one', got 'rms'; leave out 'norm'"),
+        ({"family": "gpt2", "num_kv_heads": 2}, "'num_kv_heads' of the family 'gpt2' is 4, got 2; leave out 'num_kv_heads'"),
+        ({"family": "llama", "sliding_window": 5}, "'sliding_window' of the family 'llama' is null, got 5; leave out 'sliding_window'"),
+        ({"family": "qwen2", "qkv_bias": False}, "'qkv_bias' of the family 'qwen2' is true, got false; leave out 'qkv_bias'"),
+        ({"family": "gpt2", "activation": "softplus"}, "a model of the family 'gpt2' cannot have these settings: 'activation' is 'softplus', which transformers has no name for"),
+    ],
+)  # fmt: skip
+def test_settings_that_no_model_of_the_family_has(settings, message):
+    refused(message, **settings)
+
+
+def test_the_family_sets_what_is_left_out():
+    block = DecoderBlock([()], vocab_size=5, family="gpt2", width=16, num_layers=1)
+    assert block.embed_positions.weight.shape == (64, 16)
+    assert block.norm.eps == 1e-5
+    assert block.layers[0].mlp.gate_proj is None
+    assert not DecoderBlock([()], vocab_size=5, family="gemma").tied_head  # features, unless told
+
+
+def test_the_embedding_of_a_tied_head_has_no_adapters():
+    refused(
+        "'lora' cannot have adapters of 'embed_tokens', which is the head too ('tied_head')",
+        family="gpt2",
+        tied_head=True,
+        lora={"targets": ["embed_tokens"]},
+    )
