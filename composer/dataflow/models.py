@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from composer.dataflow.context import Context
 from composer.dataflow.decoding import (
@@ -167,6 +168,8 @@ class ExperimentModel:
             raise
         clip = None if self.optimization is None else self.optimization.gradient_clipping
         norm = nn.utils.clip_grad_norm_(self.parameters(), torch.inf if clip is None else clip)
+        if isinstance(norm, DTensor):  # of a sharded model
+            norm = norm.full_tensor()
         if not bool(torch.isfinite(norm)):
             self.optimizer.zero_grad()
             raise NotFiniteError(self._not_finite(f"norm of gradients is {norm.item()}", context))
