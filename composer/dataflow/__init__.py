@@ -12,15 +12,22 @@ __all__ = [
     "Context",
     "DataError",
     "DatasetUtil",
+    "Dpo",
     "Experiment",
     "ExperimentModel",
+    "Generation",
     "GenerationSettings",
     "Interface",
     "ItemDataset",
+    "NotFiniteError",
     "OptimizerSettings",
+    "PairedReward",
+    "PpoActor",
+    "PpoCritic",
     "RewardError",
     "Sample",
     "SampleError",
+    "Sft",
     "Split",
     "balanced",
     "batches",
@@ -33,9 +40,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from composer.dataflow.balance import SampleError, balanced
-    from composer.dataflow.call_spec import read_experiment
-    from composer.dataflow.context import Context
+    from composer.dataflow.balance import (
+        SampleError,
+        balanced,
+    )
+    from composer.dataflow.call_spec import (
+        read_experiment,
+    )
+    from composer.dataflow.context import (
+        Context,
+    )
     from composer.dataflow.datasets import (
         DATASETS,
         DatasetUtil,
@@ -43,15 +57,55 @@ if TYPE_CHECKING:
         batches,
         make_dataset,
     )
-    from composer.dataflow.decoding import GenerationSettings
-    from composer.dataflow.experiment import EXPERIMENTS, Experiment
-    from composer.dataflow.interfaces import INTERFACES, Interface
-    from composer.dataflow.models import ExperimentModel
-    from composer.dataflow.optimization import OptimizerSettings
-    from composer.dataflow.rewards import RewardError, interface_of, reward_function
-    from composer.dataflow.rows import DataError
-    from composer.dataflow.samples import LENGTHS, Sample, Split
-    from composer.dataflow.tokenizers import tokenizer_from, vocabulary_tokenizer
+    from composer.dataflow.decoding import (
+        GenerationSettings,
+    )
+    from composer.dataflow.experiment import (
+        EXPERIMENTS,
+        Experiment,
+    )
+    from composer.dataflow.generation import (
+        Generation,
+    )
+    from composer.dataflow.interfaces import (
+        INTERFACES,
+        Interface,
+    )
+    from composer.dataflow.models import (
+        ExperimentModel,
+        NotFiniteError,
+    )
+    from composer.dataflow.optimization import (
+        OptimizerSettings,
+    )
+    from composer.dataflow.ppo import (
+        PpoActor,
+        PpoCritic,
+    )
+    from composer.dataflow.preference import (
+        Dpo,
+        PairedReward,
+    )
+    from composer.dataflow.rewards import (
+        RewardError,
+        interface_of,
+        reward_function,
+    )
+    from composer.dataflow.rows import (
+        DataError,
+    )
+    from composer.dataflow.samples import (
+        LENGTHS,
+        Sample,
+        Split,
+    )
+    from composer.dataflow.sft import (
+        Sft,
+    )
+    from composer.dataflow.tokenizers import (
+        tokenizer_from,
+        vocabulary_tokenizer,
+    )
 else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
@@ -62,12 +116,16 @@ else:
             "datasets": "DATASETS DatasetUtil ItemDataset batches make_dataset",
             "decoding": "GenerationSettings",
             "experiment": "EXPERIMENTS Experiment",
+            "generation": "Generation",
             "interfaces": "INTERFACES Interface",
-            "models": "ExperimentModel",
+            "models": "ExperimentModel NotFiniteError",
             "optimization": "OptimizerSettings",
+            "ppo": "PpoActor PpoCritic",
+            "preference": "Dpo PairedReward",
             "rewards": "RewardError interface_of reward_function",
             "rows": "DataError",
             "samples": "LENGTHS Sample Split",
+            "sft": "Sft",
             "tokenizers": "tokenizer_from vocabulary_tokenizer",
         },
     )

@@ -122,6 +122,7 @@ class PackedView(nn.Module):
         sequence_view = SequenceView(network, None if actor is None else actor.sequence_view)
         object.__setattr__(self, "sequence_view", sequence_view)  # whose checks hold here too
         module = network.network.module
+        assert isinstance(module, InferenceBlock)
         memories = [node for node in module.nodes if node.state_shapes]
         blocks = [module.module_of(node) for node in memories]
         only_shared = actor is not None and not sequence_view.reads
@@ -149,7 +150,9 @@ class PackedView(nn.Module):
         return self.network.run(inputs, None, None)[0]
 
     def _packed(self, tokens: Tensor) -> Tensor:
-        assert self.decoder is not None  # whose hooks have run, as this is in the place of its forward
+        assert (
+            self.decoder is not None
+        )  # whose hooks have run, as this is in the place of its forward
         return DecoderBlock.packed(self.decoder, tokens, self._lengths)
 
 
