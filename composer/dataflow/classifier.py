@@ -15,7 +15,8 @@ from composer.dataflow.rewards import RewardError, rewards_from, texts_of
 from composer.dataflow.samples import Sample
 from composer.dataflow.timeouts import in_words
 from composer.dataflow.tokenizers import tokenizer_from
-from composer.language.hf import HfFolder, offline
+from composer.language.hf import HfFolder
+from composer.language.processors import offline
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.settings import PositiveInt, SettingProblem, SettingsError
 from perception_blocks.words import hint

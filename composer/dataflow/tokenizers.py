@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -42,19 +41,22 @@ def tokenizer_from(path: str) -> PreTrainedTokenizerBase:
         raise RefusedError(str(error)) from error
     if not place.is_dir():
         return vocabulary_tokenizer(path)
-    for file in sorted(place.glob("*.json")):
-        if "auto_map" in _keys_of(file):
-            raise RefusedError(
-                f"{str(file)!r} has 'auto_map', which names code of its own; it is not run: remove it"
-            )
     if not (place / "tokenizer_config.json").is_file():
         raise RefusedError(f"the folder {path!r} has no tokenizer: no tokenizer_config.json")
     try:
         from transformers import AutoTokenizer
 
         from composer.language.processors import offline
+        from perception_blocks.blocks.model_folder import code_named_in
     except ImportError as error:
         raise missing_extra("a tokenizer", error, "llm") from error
+    for file in sorted(place.glob("*.json")):
+        try:
+            code = code_named_in(file)
+        except ValueError as error:
+            raise RefusedError(f"{display_name(str(file))!r} cannot be read: {error}") from error
+        if code:
+            raise RefusedError(f"{display_name(str(file))!r} has {code}")
     with offline():
         try:
             return AutoTokenizer.from_pretrained(
@@ -63,14 +65,6 @@ def tokenizer_from(path: str) -> PreTrainedTokenizerBase:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise RefusedError(f"the tokenizer in {path!r} cannot be made: {reason}") from error
-
-
-def _keys_of(file: Path) -> set[str]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return set()
-    return set(values) if isinstance(values, dict) else set()
 
 
 def vocabulary_tokenizer(
