@@ -14,18 +14,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.prove import add_prove_options, run_prove
 from composer.cli.train import add_train_options, run_train
 from composer.errors import RefusedError, SpecError
-from composer.source.files import begins_as_checkpoint, is_regular, real_path
+from composer.source.files import as_argument, begins_as_checkpoint, is_regular, real_path
 from perception_blocks.words import readable
 
 if TYPE_CHECKING:
+    from composer.dataflow.experiment import Experiment
     from composer.model import Model
     from composer.source.load import Source
+
+    Loaded: TypeAlias = tuple[Source, dict[str, Any]]
 
 __all__ = ["main"]
 
@@ -171,7 +174,8 @@ def _add_init_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
+    text = "a spec, a checkpoint, or an experiment: a file or a name"
+    parser.add_argument("file", metavar="FILE", help=text)
     _add_spec_options(parser)
 
 
@@ -181,7 +185,8 @@ def _add_draw_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    _add_spec(parser)
+    parser.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
+    _add_spec_options(parser)
     _add_out(parser, "onnx or pt2 by its suffix")
     add = parser.add_argument
     add(
@@ -261,9 +266,9 @@ def _add_allow(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def _compose(arguments: argparse.Namespace) -> Model:
+def _compose(arguments: argparse.Namespace, loaded: Loaded | None = None) -> Model:
     """The model without weights. The structure is checked first, without torch, so that errors in it are quick."""
-    source, spaces = _read(arguments)
+    source, spaces = _read(arguments, loaded)
     if not (spaces or source.data.get("environment") or _is_action_model(source)):
         raise _UserError("the spec names no environment; give one with --env ID")
     return _composed(arguments, source, spaces)
@@ -286,14 +291,21 @@ def _composed(arguments: argparse.Namespace, source: Source, spaces: dict[str, A
 
 
 def _read(
-    arguments: argparse.Namespace, *, makes_environment: bool = True
-) -> tuple[Source, dict[str, Any]]:
-    """The Source of a spec whose structure is good, and the spaces or environment of the caller or the checkpoint."""
-    from composer.spec.read import read_spec
-    from composer.trust import import_allowed, import_extensions
+    arguments: argparse.Namespace, loaded: Loaded | None = None, *, makes_environment: bool = True
+) -> Loaded:
+    """The Source of a spec whose structure is good, and the spaces or environment of the caller or the checkpoint.
 
-    import_allowed(arguments.allow)
-    source, spaces = _source_and_spaces(arguments)
+    ``loaded`` is what `_load` gives, where it was called already.
+    """
+    from composer.spec.read import read_spec
+    from composer.trust import import_extensions
+
+    source, spaces = loaded or _load(arguments)
+    if _is_experiment(source):
+        raise _UserError(
+            f"{arguments.file} describes an experiment of several models, and composer {arguments.command} takes a "
+            f"model; `composer run {as_argument(arguments.file)}` runs it"
+        )
     import_extensions(source, arguments.allow)
     makes_environment = makes_environment and not (spaces or _is_checkpoint(arguments.file))
     limits = dict(arguments.limits)
@@ -301,12 +313,43 @@ def _read(
     return source, spaces
 
 
-def _source_and_spaces(arguments: argparse.Namespace) -> tuple[Source, dict[str, Any]]:
-    from composer.source.load import load_source, stored_source
+def _load(arguments: argparse.Namespace) -> Loaded:
+    """The Source of a spec, whatever it says, and the spaces or environment of the caller or the checkpoint."""
+    from composer.trust import import_allowed
+
+    import_allowed(arguments.allow)
+    return _source_and_spaces(arguments)
+
+
+def _is_experiment(source: Source) -> bool:
+    from composer.dataflow.experiment import is_experiment
+
+    return is_experiment(source.data)
+
+
+def _experiment(arguments: argparse.Namespace, loaded: Loaded) -> Experiment | None:
+    """The checked experiment that was loaded; None for a model."""
+    source, _ = loaded
+    if not _is_experiment(source):
+        return None
+    if arguments.env is not None:
+        raise _UserError(
+            f"{arguments.file} describes an experiment, which has no environment; leave out --env"
+        )
+    from composer.dataflow.call_spec import read_experiment
+
+    return read_experiment(source, allow=arguments.allow, limits=dict(arguments.limits))
+
+
+def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:
+    from composer.source.load import is_name, load_source, stored_source
 
     given = {} if arguments.env is None else {"env": arguments.env}
     if not _is_checkpoint(arguments.file):
-        return load_source(Path(arguments.file), arguments.overrides, arguments.allow), given
+        from composer.dataflow.experiment import registered_spec
+
+        file = arguments.file if is_name(arguments.file) else Path(arguments.file)
+        return load_source(file, arguments.overrides, arguments.allow, registered_spec), given
     from composer.checkpoint.file import read_record, require_blocks
 
     record = read_record(arguments.file)
@@ -363,7 +406,10 @@ def _written_out(arguments: argparse.Namespace) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    source, spaces = _read(arguments)
+    loaded = _load(arguments)
+    if (experiment := _experiment(arguments, loaded)) is not None:
+        return _check_experiment(arguments, experiment)
+    source, spaces = _read(arguments, loaded)
     if _is_action_model(source):
         return _check_action_model(arguments, source, spaces)
     if not (spaces or source.data.get("environment")):
@@ -376,6 +422,18 @@ def _check(arguments: argparse.Namespace) -> None:
     _fill(model, arguments.file)
     count = sum(parameter.numel() for parameter in model.parameters())
     _say(f"{arguments.file}: good; {count:,} parameters")
+
+
+def _check_experiment(arguments: argparse.Namespace, experiment: Experiment) -> None:
+    """Its graph is good; its models are built without weights, so that shapes and files are checked too."""
+    from composer.dataflow.local import LocalRunner
+
+    runner = LocalRunner(experiment, arguments.allow, device="meta")
+    models = runner.models.values()
+    count = sum(p.numel() for model in models for p in model.network.parameters())
+    _say(
+        f"{arguments.file}: good; {len(experiment.calls)} calls of {len(models)} models with {count:,} parameters"
+    )
 
 
 def _check_action_model(
@@ -407,13 +465,26 @@ def _check_action_model(
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    _say(_compose(arguments).summary())
+    loaded = _load(arguments)
+    if (experiment := _experiment(arguments, loaded)) is not None:
+        from composer.dataflow.overview import summary_of
+
+        _say(summary_of(experiment))
+        return
+    _say(_compose(arguments, loaded).summary())
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    model = _compose(arguments)
-    with _as_user_errors(ValueError):
-        path = model.draw(arguments.output)
+    loaded = _load(arguments)
+    if (experiment := _experiment(arguments, loaded)) is not None:
+        from composer.dataflow.overview import draw_experiment
+
+        with _as_user_errors(ValueError):
+            path = draw_experiment(experiment, arguments.output)
+    else:
+        model = _compose(arguments, loaded)
+        with _as_user_errors(ValueError):
+            path = model.draw(arguments.output)
     _say(f"wrote {path}")
 
 
@@ -481,10 +552,13 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _data(path: str, allow: Sequence[str]) -> Mapping[str, object]:
     """The resolved data of a spec, or of the spec in a checkpoint."""
-    from composer.source.load import load_source, stored_source
+    from composer.source.load import is_name, load_source, stored_source
 
     if not _is_checkpoint(path):
-        return load_source(Path(path), allow=allow).data
+        from composer.dataflow.experiment import registered_spec
+
+        file = path if is_name(path) else Path(path)
+        return load_source(file, allow=allow, named=registered_spec).data
     from composer.checkpoint.file import read_record
 
     return stored_source(read_record(path).spec, path).data
@@ -523,17 +597,17 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
     "check": (
         _check,
         _add_spec,
-        "check a spec; with an environment its shapes too; an action model also acts once",
+        "check a spec; with an environment its shapes too; an action model also acts once; or an experiment",
     ),
     "show": (
         _show,
         _add_spec,
-        "print shapes, parameters and FLOPs of every node, or the parts of an action model",
+        "print shapes, parameters and FLOPs of every node, the parts of an action model, or the calls of an experiment",
     ),
     "draw": (
         _draw,
         _add_draw_options,
-        "draw policy and critic, or an action model, in one picture",
+        "draw policy and critic, an action model, or the calls of an experiment, in one picture",
     ),
     "export": (
         _export,

@@ -87,6 +87,10 @@ class _Reader:
 
     def experiment(self) -> Experiment | None:
         source, problems = self._source, self._problems
+        if "calls" not in source.data and {*BESIDE} & {*source.data}:
+            message = "this is the spec of a model; an experiment has 'calls', 'models' and 'data'"
+            problems.add((), message)
+            return None
         values = without_other_files(source, (*EXPERIMENT_KEYS, *BESIDE), problems, "an experiment")
         top = Fields(values, (), problems)
         if not top.values and source.data:
@@ -95,12 +99,12 @@ class _Reader:
         check_version(top, "version" in meant, "experiment")
         extensions = read_extensions(top, self._allow)
         run = self._run(top)
-        named = {key: self._named(top, key, meant) for key in ("models", "calls")}
-        roles = read_roles(named["models"] or {}, problems)
         data, gives = self._data(top, meant)
-        calls = {
-            name: self._call(name, named["calls"] or {}, roles) for name in named["calls"] or {}
-        }
+        models, given = (self._named(top, key, meant) for key in ("models", "calls"))
+        roles = read_roles(models or {}, problems)
+        if models is None or given is None:
+            return None
+        calls = {name: self._call(name, given, roles) for name in given}
         dag = check_graph(calls, gives, roles, problems)
         hooks = self._hooks(top, calls, roles)
         if len(problems) or data is None:
@@ -118,11 +122,13 @@ class _Reader:
         )
 
     def _keys(self, top: Fields) -> set[str]:
-        for key in BESIDE:
-            if key in top:
-                message = f"{key!r} has no place beside 'calls': a file describes an experiment or a model"
-                top.note(key, message, on_key=True)
-        known = {key: value for key, value in top.values.items() if key not in BESIDE}
+        beside = [key for key in BESIDE if key in top and (key != "model" or "models" in top)]
+        for key in beside:
+            message = (
+                f"{key!r} has no place beside 'calls': a file describes an experiment or a model"
+            )
+            top.note(key, message, on_key=True)
+        known = {key: value for key, value in top.values.items() if key not in beside}
         return Fields(known, (), self._problems).unknown(
             EXPERIMENT_KEYS,
             "an experiment",
@@ -131,13 +137,14 @@ class _Reader:
 
     def _named(self, top: Fields, key: str, meant: set[str]) -> dict[str, object] | None:
         """The mapping of models or calls by name; None where it cannot be told."""
-        if key not in top:
-            if key == "calls" and key not in meant:
-                self._problems.add((), "the experiment has no 'calls'")
+        if key not in top and key in meant:
             return None
         values = top.mapping(key, f"a mapping of {key} by their names")
-        if key == "calls" and not values and isinstance(top.values[key], dict):
-            top.note(key, "the experiment has no calls")
+        if not isinstance(top.values.get(key, {}), dict):
+            return None
+        if key == "calls" and not values:
+            self._problems.add((key,) if key in top else (), "the experiment has no 'calls'")
+            return None
         message = above(self._limits, key, key, len(values))
         if message:
             top.note(key, message.replace(f"{key!r} is", f"the number of {key} is", 1))
@@ -271,10 +278,12 @@ class _Reader:
         interface = self._entry(fields, "with", INTERFACES)
         if interface is None:
             return None
-        for attribute in ("reads", "writes", "optional"):
+        for attribute in ("reads", "writes", "optional", "takes"):
             declared = getattr(interface, attribute, {})
-            if not isinstance(declared, Mapping) or not all(map(_are_names, declared.values())):
-                message = f"{attribute!r} of interface {name!r} must map verbs to lists of names"
+            fits = isinstance(declared, Mapping)
+            if not fits or (attribute != "takes" and not all(map(_are_names, declared.values()))):
+                what = "kinds of models" if attribute == "takes" else "lists of names"
+                message = f"{attribute!r} of interface {name!r} must map verbs to {what}"
                 fields.note("with", message)
                 return None
         return interface

@@ -39,6 +39,8 @@ def to_dot(picture: Picture) -> str:
     _put_inputs_on_top(graph, picture)
     for tail, head in picture.arrows():
         graph.edge(tail, head, **_arrow(picture, tail, head))
+    for tail, head, text in picture.hooks:
+        graph.edge(tail, head, style="dashed", constraint="false", **_at_arrow(text))
     return graph.source.replace("\t", "  ")  # no label has a tab
 
 
@@ -119,6 +121,8 @@ def _box(box: Box) -> Attributes:
         look = {"style": "rounded,filled", "fillcolor": fill, "color": line}
     elif box.kind == "opaque":
         look = {"style": "filled,dashed", "fillcolor": "#eceff1", "color": FAINT}
+    elif box.kind == "training":
+        look = {"fillcolor": "#fdeedd", "color": "#c08a3e"}
     else:
         look = {"fillcolor": fill_color(box.share), "color": "#5b7a99"}
     if box.remembers:
@@ -139,7 +143,16 @@ def _label(box: Box) -> str:
 def _arrow(picture: Picture, tail: str, head: str) -> Attributes:
     if (tail, head) in picture.shared:
         return {"color": "#b4532a", "penwidth": "2"}
-    return {"style": "dashed"} if (tail, head) in picture.masks else {}
+    if (tail, head) in picture.masks:
+        return {"style": "dashed"}
+    text = picture.labels.get((tail, head))
+    return {} if text is None else _at_arrow(text)
+
+
+def _at_arrow(text: str) -> Attributes:
+    """A blank on each side keeps the text off its line."""
+    label = f"< {_text(text, 80)} >"
+    return {"label": label, "fontname": FONT, "fontsize": "9", "fontcolor": FAINT}
 
 
 def _footer(picture: Picture) -> str:

@@ -17,7 +17,7 @@ from composer.diagram.render import DrawError, render
 from composer.diagram.sketch import sketch
 from perception_blocks.words import did_you_mean
 
-__all__ = ["DrawError", "draw"]
+__all__ = ["DrawError", "draw", "write_picture"]
 
 FORMATS: dict[str, Callable[[Picture], str | bytes]] = {
     "png": lambda picture: render(to_dot(picture), "png"),
@@ -38,10 +38,17 @@ def draw(net: nn.Module, path: str | os.PathLike[str], *, format: str | None = N
 
     Raises ValueError for an unknown format, a file that cannot be written, and plain PyTorch, which has no graph.
     """
-    target = Path(path)
-    writer = FORMATS[_format(target, format)]
+    _format(Path(path), format)  # before the picture is made
     picture = getattr(net, "picture", None)  # of what is no graph of blocks
-    content = writer(sketch(net) if picture is None else picture())
+    return write_picture(sketch(net) if picture is None else picture(), path, format)
+
+
+def write_picture(
+    picture: Picture, path: str | os.PathLike[str], format: str | None = None
+) -> Path:
+    """Write a picture as `draw` does. Raises DrawError."""
+    target = Path(path)
+    content = FORMATS[_format(target, format)](picture)
     data = content if isinstance(content, bytes) else content.encode()
     try:
         replace_with(target, lambda temporary: Path(temporary).write_bytes(data))

@@ -13,10 +13,14 @@ __all__ = ["to_mermaid"]
 LONGEST = 200  # characters of a text
 SHADES = 6  # how many depths of colour
 _PLAIN = frozenset(" ,.()_+-/'?!=")  # not escaped in a label, as letters and digits are not
-_SHAPES = {"input": ("([", "])"), "output": ("([", "])"), "block": ("[", "]"), "opaque": ("[", "]")}
+_ROUND, _SQUARE = ("([", "])"), ("[", "]")
+_SHAPES = {
+    "input": _ROUND, "output": _ROUND, "block": _SQUARE, "opaque": _SQUARE, "training": _SQUARE,
+}  # fmt: skip
 _CLASSES = {
     "input": "fill:#eef7ee,stroke:#6a9a6f,color:#1f2933",
     "output": "fill:#fdf3e3,stroke:#c08a3e,color:#1f2933",
+    "training": "fill:#fdeedd,stroke:#c08a3e,color:#1f2933",
     "opaque": "fill:#eceff1,stroke:#3e4c59,color:#1f2933,stroke-dasharray:4",
 }
 
@@ -28,9 +32,12 @@ def to_mermaid(picture: Picture) -> str:
     for index, (tail, head) in enumerate(picture.arrows()):
         shared = (tail, head) in picture.shared
         arrow = "==>" if shared else "-.->" if (tail, head) in picture.masks else "-->"
-        lines.append(f"  {tail} {arrow} {head}")
+        text = picture.labels.get((tail, head))
+        label = "" if text is None else f'|"{_text(text)}"|'
+        lines.append(f"  {tail} {arrow}{label} {head}")
         if shared:
             styles.append(f"  linkStyle {index} stroke:#b4532a")
+    lines += [f'  {tail} -.->|"{_text(text)}"| {head}' for tail, head, text in picture.hooks]
     legend = " | ".join([picture.caption, *picture.legend()])
     lines += [f'  legend["{_text(legend)}"]', "  style legend fill:none,stroke:none"]
     used = dict.fromkeys(_class(box) for box in picture.boxes.values())

@@ -10,12 +10,14 @@ from perception_blocks.dag import Dag
 
 __all__ = ["Box", "Frame", "Kind", "Picture"]
 
-Kind: TypeAlias = Literal["input", "output", "block", "opaque"]
+Kind: TypeAlias = Literal["input", "output", "block", "opaque", "training"]
 
 
 @dataclass(frozen=True)
 class Box:
     """The label of one node of the Dag: an input or output tensor, a block, or a class whose inside is unknown.
+
+    In an experiment: its data set, a call, or a call that trains a model.
 
     Texts are not escaped yet. ``frame`` is the name of the frame around the box; ``details`` appear on request.
     """
@@ -31,7 +33,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame around boxes: a network, a nested graph, or a part that repeats."""
+    """A frame around boxes: a network, a nested graph, a part that repeats, or a model of an experiment."""
 
     title: str
     remark: str = ""
@@ -44,7 +46,8 @@ class Picture:
     """``dag`` has the connections, where each node writes its own name; ``boxes`` and ``frames`` are labels by name.
 
     ``shared`` are the (writer, reader) pairs in which a critic reads a value of the policy, ``masks`` the pairs in
-    which an observation masks an action.
+    which an observation masks an action. ``labels`` are the texts at arrows. ``hooks`` are further arrows, each from a
+    box to a frame, with a text; they order nothing.
     """
 
     dag: Dag
@@ -53,6 +56,8 @@ class Picture:
     shared: frozenset[tuple[str, str]] = frozenset()
     masks: frozenset[tuple[str, str]] = frozenset()
     caption: str = ""
+    labels: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    hooks: tuple[tuple[str, str, str], ...] = ()
 
     def arrows(self) -> Iterator[tuple[str, str]]:
         """(writer, reader) in the order of the readers, each pair once."""
@@ -70,7 +75,10 @@ class Picture:
     def legend(self) -> list[str]:
         """The meaning of the symbols that occur in this picture."""
         boxes = self.boxes.values()
-        lines = ["rounded: tensor"]
+        kinds = {box.kind for box in boxes}
+        lines = [] if "training" in kinds else ["rounded: tensor"]
+        if "training" in kinds:
+            lines += ["rounded: data set", "orange: trains its model"]
         if any(box.share for box in boxes):
             lines.append("darker: larger share of the parameters")
         if any(box.kind == "opaque" for box in boxes):
@@ -81,4 +89,6 @@ class Picture:
             lines.append("bold arrow: shared with the critic")
         if self.masks:
             lines.append("dashed arrow: masks an action")
+        if self.hooks:
+            lines.append("dashed arrow: blends weights, after the iteration")
         return lines

@@ -220,7 +220,9 @@ class _Files:
             path = os.path.join(os.path.dirname(parents[-1]) if parents else "", name)
             if is_regular(path):
                 return None
-            message = f"there is no file {name!r}{near_file(path)}; {error}"
+            message = f"there is no file {name!r}{near_file(path)}"
+            if "did you mean" in str(error):
+                message += f"; {error}"
             raise SpecError([Problem(message, ("extends",) if parents else (), asked_at)]) from None
         if isinstance(given, os.PathLike) or (isinstance(given, str) and "\n" not in given):
             self.folders = (*self.folders, real_path(os.path.dirname(os.fspath(given))))

@@ -16,7 +16,7 @@ from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
 from perception_blocks.words import printable, readable
 
-__all__ = ["Head", "Summary", "percent", "summarize"]
+__all__ = ["Head", "Summary", "aligned", "percent", "summarize"]
 
 LONGEST = 60  # characters of a name
 LONGEST_LINE = 2_000
@@ -72,14 +72,14 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        lines = _aligned(_HEADER, [_cells(row) for row in self.rows])
+        lines = aligned(_HEADER, [_cells(row) for row in self.rows])
         counts = self.by_network.items()
         networks = ", ".join(f"{printable(name, LONGEST)} {count:,}" for name, count in counts)
         parameters = f"{self.parameters:,}" + (f" ({networks})" if ", " in networks else "")
         flops = "not known for every row" if self.flops is None else f"{self.flops:,}"
         lines += ["", f"parameters  {parameters}", f"FLOPs       {flops} for one observation"]
         if self.heads:
-            lines += ["", *_aligned(["output", "shape", ""], list(map(_head_cells, self.heads)))]
+            lines += ["", *aligned(["output", "shape", ""], list(map(_head_cells, self.heads)))]
         if self.remarks:
             lines += ["", *self.remarks]
         return "\n".join(readable(line.rstrip(), LONGEST_LINE) for line in lines)
@@ -238,7 +238,7 @@ def _head_cells(head: Head) -> list[str]:
     return [name, format_shape(head.shape), head.meaning]
 
 
-def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of columns two spaces apart; a column without any value is left out."""
     used = [index for index in range(len(header)) if any(row[index] for row in rows)]
     table = [[row[index] for index in used] for row in (header, *rows)]

@@ -417,6 +417,21 @@ BAD = [
         "8:1: 'hoks' is not a key of an experiment; did you mean 'hooks'?",
     ),
     (
+        "models:",
+        "model:",
+        "2:1: 'model' is not a key of an experiment; did you mean 'models'?",
+    ),
+    (
+        "models:",
+        "model: {}\nmodels:",
+        "2:1: 'model' has no place beside 'calls': a file describes an experiment or a model",
+    ),
+    (
+        "models:",
+        "modells:",
+        "2:1: 'modells' is not a key of an experiment; did you mean 'models'?",
+    ),
+    (
         "version: 1",
         "version: 2",
         "1:10: 'version' must be 1, the only version yet, got the number 2",
@@ -438,6 +453,28 @@ BAD = [
 def test_one_mistake_is_one_message_in_its_place(old, new, message):
     assert old in PPO
     assert message_of(PPO.replace(old, new, 1)) == f"<spec>:{message}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("models", 3, "'models' must be a mapping of models by their names, got the number 3"),
+        ("calls", [1], "'calls' must be a mapping of calls by their names, got a list"),
+        ("calls", {}, "the experiment has no 'calls'"),
+        ("hooks", 3, "'hooks' must be a list of entries such as {after: actor_train, from: actor, to: ref, eta: 0.001}, "
+         "got the number 3"),
+        ("run", "x", "'run' must be a mapping, got the text 'x'"),
+        ("data", 3, "'data' must be a mapping such as {dataset: prompt, path: prompts.jsonl}, got the number 3"),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_no_mapping(key, value, message):
+    assert message_of(PPO, [(key, value)]) == f"--set {key}: {message}"
+
+
+def test_the_spec_of_a_model_is_no_experiment():
+    assert message_of("version: 1\npolicy: {}\n") == (
+        "<spec>:1:1: this is the spec of a model; an experiment has 'calls', 'models' and 'data'"
+    )
 
 
 def test_all_mistakes_are_told_at_once():
