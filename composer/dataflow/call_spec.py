@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 
 from composer.dataflow.call_graph import Call, check_graph
@@ -15,7 +15,8 @@ from composer.dataflow.experiment import (
     RunSpec,
     registered_spec,
 )
-from composer.dataflow.interfaces import INTERFACES, VERBS, Interface, misfit, verbs_of
+from composer.dataflow.interfaces import VERBS, Interface, misfit, verbs_of
+from composer.dataflow.rewards import interface_of
 from composer.dataflow.role_spec import name_problem, note_settings, read_roles, unlike
 from composer.errors import Path, Problems
 from composer.limits import GivenLimits, Limits, above, limits_from
@@ -28,7 +29,7 @@ from composer.spec.top_level import (
     without_other_files,
 )
 from composer.trust import allow_list, import_allowed, import_extensions
-from perception_blocks.registry import MissingExtraError, Registry
+from perception_blocks.registry import MissingExtraError
 from perception_blocks.settings import Probability
 from perception_blocks.words import describe, did_you_mean, hint, listing, near_name, sparing
 
@@ -177,7 +178,7 @@ class _Reader:
             return None, None
         settings = {k: v for k, v in values.items() if k not in ("dataset", "batch_size")}
         spec = DataSpec(name, fields.path, settings, batch_size)
-        dataset = self._entry(fields, "dataset", DATASETS)
+        dataset = self._entry(fields, "dataset", DATASETS.get)
         if dataset is None:
             return spec, None
         label = f"data set {name!r}"
@@ -195,11 +196,11 @@ class _Reader:
         end = f"; is {near!r} a misspelling of it?" if near else f"; there is {listing(DATASETS)}"
         self._problems.add(fields.path, f"'data' lacks 'dataset'{end}")
 
-    def _entry(self, fields: Fields, key: str, registry: Registry) -> type | None:
-        """The registered class that ``key`` names; None where there is none, which is noted."""
+    def _entry(self, fields: Fields, key: str, find: Callable[[str], object]) -> type | None:
+        """The class that ``key`` names; None where there is none, which is noted."""
         name = str(fields.values[key])
         try:
-            entry = registry.get(name)
+            entry = find(name)
         except MissingExtraError as error:
             self._problems.add(fields.at(key), str(error), needs_extra=True)
         except ValueError as error:
@@ -275,7 +276,7 @@ class _Reader:
         name = fields.values.get("with")
         if not isinstance(name, str) or not name:
             return None
-        interface = self._entry(fields, "with", INTERFACES)
+        interface = self._entry(fields, "with", lambda name: interface_of(name, self._allow))
         if interface is None:
             return None
         for attribute in ("reads", "writes", "optional", "takes"):

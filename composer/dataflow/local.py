@@ -11,9 +11,10 @@ import torch
 from composer.checkpoint.blending import blend
 from composer.dataflow.context import Context, call_generator
 from composer.dataflow.experiment import CallSpec, Experiment
-from composer.dataflow.interfaces import INTERFACES, Interface
+from composer.dataflow.interfaces import Interface
 from composer.dataflow.model_state import load_states, save_states
 from composer.dataflow.models import ExperimentModel
+from composer.dataflow.rewards import interface_of
 from composer.dataflow.roles import RoleError, build_model, line_of
 from composer.dataflow.samples import Sample, SampleError
 from composer.dataflow.schedule import RunError
@@ -77,7 +78,7 @@ class LocalRunner:
 
     def _interface(self, call: CallSpec) -> Interface:
         if call.name not in self._interfaces:
-            interface = INTERFACES.get(call.interface)
+            interface = interface_of(call.interface, self._allow)
             try:
                 self._interfaces[call.name] = interface(**call.settings)
             except ValueError as error:

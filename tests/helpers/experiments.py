@@ -62,7 +62,7 @@ class ToyActor(Interface):
 
     reads = {"generate": ("prompts",), "inference": ("ids",), "train_step": _TRAINING}
     optional = {"train_step": ("labels",)}
-    writes = {"generate": ("ids", "logp", "lengths"), "inference": ("logp",)}
+    writes = {"generate": ("ids", "logp", "prompt_mask", "lengths"), "inference": ("logp",)}
 
     def __init__(self, *, kl: PositiveFloat = 0.1):
         self.kl = kl
@@ -73,7 +73,8 @@ class ToyActor(Interface):
             for p in sample.sequences("prompts")
         ]
         logp = model.logp(torch.cat(new), [len(ids) for ids in new])
-        return {"ids": new, "logp": logp, "lengths": [3.0] * len(new)}
+        masks = [torch.arange(len(ids)) < len(ids) - 3 for ids in new]
+        return {"ids": new, "logp": logp, "prompt_mask": masks, "lengths": [3.0] * len(new)}
 
     @torch.no_grad()
     def inference(self, model, sample, context):

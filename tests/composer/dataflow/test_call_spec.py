@@ -55,6 +55,20 @@ def test_the_reward_is_swapped_by_one_word():
     assert experiment.calls["rew_inf"].model is None
 
 
+def test_the_reward_is_a_function_by_its_path_where_that_is_allowed():
+    override = ["calls.rew_inf.with=tests.helpers.reward_functions.brevity"]
+    allow = ["tests.helpers.reward_functions"]
+    masks = [
+        "calls.actor_gen.writes=[ids, logp, prompt_mask]",
+        "calls.rew_inf.reads=[ids, prompt_mask]",
+    ]
+    assert read_experiment(PPO, [*override, *masks], allow).calls["rew_inf"].model is None
+    assert message_of(PPO, [*override, *masks]) == (
+        f"--set {override[0]}: 'tests.helpers.reward_functions.brevity' is outside the allowed modules (none); pass "
+        "allow=['tests'] or --allow tests if you trust it"
+    )
+
+
 def test_an_interface_that_keeps_its_results_needs_no_reader():
     more = "  show: {do: inference, with: printer, reads: [ids, labels]}\n  rew_inf:"
     assert "show" in read_experiment(PPO.replace("  rew_inf:", more)).calls
@@ -553,6 +567,10 @@ def test_more_than_the_limit_is_refused(key):
         (
             {"toy_reward": type("Odd", (Interface,), {"reads": ("ids",), "inference": print})},
             "10:49: 'reads' of interface 'toy_reward' must map verbs to lists of names",
+        ),
+        (
+            {"toy_reward": type("Odd", (Interface,), {"takes": "critic", "inference": print})},
+            "10:49: 'takes' of interface 'toy_reward' must map verbs to kinds of models",
         ),
         (
             {"toy_reward": type("Odd", (Interface,), {"writes": {"inference": "rewards"}, "inference": print})},

@@ -69,6 +69,17 @@ def test_models_that_nothing_names_are_not_built(file):
     assert [*LocalRunner(experiment, models=["critic", "ref"]).models] == ["critic", "ref"]
 
 
+def test_a_reward_from_texts_by_its_path(file):
+    allow = ["tests.helpers.reward_functions"]
+    experiment = read_experiment(
+        file,
+        ["calls.rew_inf.with=tests.helpers.reward_functions.brevity", "run.iterations=1"],
+        allow,
+    )
+    (row,) = rows_of(experiment, LocalRunner(experiment, allow))
+    assert row["critic_train/loss"] > 0
+
+
 class Failing(Interface):
     needs_model = False
     reads, writes = {"inference": ("ids",)}, {"inference": ("rewards",)}
