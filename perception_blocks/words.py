@@ -206,7 +206,11 @@ def is_writable(text: str) -> bool:
     >>> is_writable("state"), is_writable(chr(0xD800))
     (True, False)
     """
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def printable(text: str, most: int | None = None) -> str:

@@ -118,23 +118,28 @@ def _exact(total: NDArray[np.int64], most: int, k: int, min_size: int) -> Bounds
         if last[item - min_size] >= lowest[item]:
             at = item
             ends.append(item)
+        elif at < lowest[item]:
+            return None
         last.append(at)
-    if at != len(lowest) - 1:
+    if at != len(lowest) - 1 or _steps(at, lambda end: last[end - min_size]) < k:
         return None
     many = {0: 0}  # the most stretches up to each end
     for end in ends[1:]:
         many[end] = many[last[end - min_size]] + 1
-    counts = list(many.values())
-    if counts[-1] < k:
-        return None
-    stops = [at]
+    counts, stops = list(many.values()), [at]
     for left in range(
         k - 1, -1, -1
     ):  # the longest stretch before which there can be as many as are left
-        first = max(bisect_left(ends, lowest[at]), bisect_left(counts, left))
-        if first == len(ends) or ends[first] > at - min_size:
-            return None
-        at = ends[first]
+        at = ends[max(bisect_left(ends, lowest[at]), bisect_left(counts, left))]
         stops.append(at)
     stops.reverse()
-    return list(pairwise(stops)) if at == 0 else None
+    return list(pairwise(stops)) if stops[0] == 0 else None
+
+
+def _steps(start: int, step: Callable[[int], int]) -> int:
+    """How many steps lead down to 0."""
+    count = 0
+    while start:
+        start = step(start)
+        count += 1
+    return count

@@ -204,11 +204,11 @@ class TextDataset(Dataset[Sample]):
     ) -> _Item:
         """An answer may merge with the end of the prompt to one token, which then counts to the answer."""
         end = self.util.tokenizer.eos_token_id
-        cut = [[*tokens, end][: self.max_length] for tokens in sequences] or [list(prompt)]
-        length = min(_common(prompt, tokens) for tokens in cut)
+        cut = [[*tokens, end][: self.max_length] for tokens in sequences]
+        length = min((_common(prompt, tokens) for tokens in cut), default=len(prompt))
         known = {"id", "prompt", *self.answers}
         more = {key: value for key, value in named.row.values.items() if key not in known}
-        return _Item(named.name, cut, length, more)
+        return _Item(named.name, cut or [prompt], length, more)
 
     def _share(self, items: Sequence[_Item]) -> list[_Item]:
         """The items of this rank."""
