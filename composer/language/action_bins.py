@@ -36,6 +36,10 @@ class ActionBins:
             raise StatisticsError(
                 f"the number of bins must be between 2 and the vocabulary's {vocab_size}, got {n_bins}"
             )
+        if n_bins * FLOAT.eps >= 1:
+            raise StatisticsError(
+                f"the number of bins is {n_bins}, more than float32 can tell apart between -1 and 1"
+            )
         low, high, mask = _checked(statistics, n_bins)
         self.n_bins = n_bins
         self.vocab_size = vocab_size
@@ -53,7 +57,9 @@ class ActionBins:
         return torch.where(mask, 0.5 * (x + 1) * (high - low) + low, x)
 
     def tokens(self, actions: Tensor) -> Tensor:
-        """``(..., size)`` actions as the tokens of the nearest bins."""
+        """``(..., size)`` actions as the tokens of the nearest bins. Raises ValueError for NaN."""
+        if actions.isnan().any():
+            raise ValueError("an action has NaN in it, which is nearest to no token")
         low, high, mask, centres = self._on(actions.device)
         actions = actions.to(centres.dtype)
         x = torch.where(mask, 2 * (actions - low) / (high - low) - 1, actions)

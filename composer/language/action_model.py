@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -24,6 +23,17 @@ from composer.language.action_files import (
     take_adapters,
 )
 from composer.language.action_spec import ActionPlan, Spaces, plan_action_model
+from composer.language.generating import (
+    SAMPLING,
+    OnlyBins,
+    Sampler,
+    check_prompt,
+    check_sampling,
+    check_tokens,
+    refuse_arguments,
+    rows_of,
+    split_rows,
+)
 from composer.language.overview import picture_of, summary_of, why_no_processor
 from composer.limits import Limits
 from composer.network.sharded import refuse_sharded
@@ -32,12 +42,11 @@ from composer.spec.model_spec import ModelSpec
 from perception_blocks.blocks.lora import freeze, merge
 from perception_blocks.init import derive_seed
 from perception_blocks.reading import files_found
-from perception_blocks.words import did_you_mean, listing
+from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["ActionModel", "Predicted", "ProofError", "compose_action_model"]
 
 MODES = ("train", "eval")
-_SAMPLING = ("temperature", "top_k", "top_p")
 Inputs = dict[str, Any]
 
 
@@ -181,14 +190,18 @@ class ActionModel(nn.Module):
 
         ``more`` are other inputs of the model, and ``temperature``, ``top_k`` and ``top_p`` of sampling.
         """
-        sampling = {name: more.pop(name) for name in _SAMPLING if name in more}
+        given = {name: more.pop(name, None) for name in SAMPLING}
+        sampling = {name: value for name, value in given.items() if value is not None}
+        check_sampling(sampling)
+        refuse_arguments(more)
+        check_prompt(input_ids, attention_mask, self.plan.config.get_text_config().vocab_size)
         values = compute_values and self.value_head is not None
         inputs = self._moved(
             {"attention_mask": attention_mask, "pixel_values": pixel_values, **more}
         )
-        processors: list[LogitsProcessor] = [_OnlyBins(self.bins.first, self.bins.n_bins)]
+        processors: list[LogitsProcessor] = [OnlyBins(self.bins.first, self.bins.n_bins)]
         if do_sample and generator is not None:
-            processors.append(_Sampler(generator, **sampling))
+            processors.append(Sampler(generator, **sampling))
         draws = do_sample and generator is None
         config = GenerationConfig(
             max_new_tokens=self.action_token_len,
@@ -245,7 +258,7 @@ class ActionModel(nn.Module):
         key = "micro_batch_size"
         if mode == "eval" and self.plan.spec.val_micro_batch_size is not None:
             key = "val_micro_batch_size"
-        split = _split(inputs, getattr(self.plan.spec, key), key)
+        split = split_rows(inputs, getattr(self.plan.spec, key), key)
         parts = [self.predict_tokens(**part, **keywords) for part in split]
         tokens, logits = (torch.cat([part[index] for part in parts]) for index in (0, 2))
         result = {
@@ -261,6 +274,8 @@ class ActionModel(nn.Module):
 
         Of tensors it is a tensor, else an array.
         """
+        if not isinstance(observation, Mapping):
+            raise ValueError(f"an observation is a mapping, got {describe(observation)}")
         names = [name for name in self.plan.spec.inputs.values() if name in observation]
         image = observation.get(self.plan.spec.inputs.get("image", ""))
         is_single = self._is_single(observation)
@@ -281,32 +296,9 @@ class ActionModel(nn.Module):
         """A batch of observations as the model's inputs, on its device."""
         if self.processor is None:
             raise ValueError(why_no_processor(self))
-        given: Inputs = {}
-        for kind, name in self.plan.spec.inputs.items():
-            if name not in env_obs:
-                near = did_you_mean(name, list(env_obs)) or f"; there is {listing(env_obs)}"
-                raise ValueError(f"the observation has no {name!r} for the {kind}{near}")
-            rows = list(env_obs[name])
-            given["images" if kind == "image" else kind] = (
-                [row.cpu().numpy() if isinstance(row, Tensor) else np.asarray(row) for row in rows]
-                if kind == "image"
-                else [str(row) for row in rows]
-            )
-        inputs = dict(self.processor(**given, return_tensors="pt", padding=True))
-        self._check_prompt(inputs["input_ids"])
-        return self._moved(inputs)
-
-    def _check_prompt(self, ids: Tensor) -> None:
-        """Raise ValueError for a prompt that the model has no embeddings of."""
-        size = self.plan.config.get_text_config().vocab_size
-        if not ids.numel():
-            raise ValueError("the processor made a prompt without tokens")
-        low, high = map(int, ids.aminmax())
-        if low < 0 or high >= size:
-            token = low if low < 0 else high
-            raise ValueError(
-                f"the processor made the token {token}; the model has those below {size}"
-            )
+        rows = rows_of(env_obs, self.plan.spec.inputs)
+        given = {"images" if kind == "image" else kind: values for kind, values in rows.items()}
+        return self._moved(dict(self.processor(**given, return_tensors="pt", padding=True)))
 
     # --- training ---
 
@@ -322,6 +314,7 @@ class ActionModel(nn.Module):
         ``forward_inputs`` are those that `predict_action_batch` returned. What is not computed is None. The model
         counts places as it does for ``generate``, so the results are those of acting.
         """
+        check_tokens(forward_inputs, self.action_token_len)
         inputs = self._moved(dict(forward_inputs))
         tokens, prompt = inputs.pop("action_tokens"), inputs.pop("input_ids")
         said = tokens[:, :-1]  # nothing follows the last one
@@ -484,53 +477,6 @@ class ActionModel(nn.Module):
         kinds = self.plan.spec.inputs
         values = {"image": made_images(self), "text": ["pick up the red cup", "put"]}
         return {name: values[kind] for kind, name in kinds.items()}
-
-
-class _OnlyBins(LogitsProcessor):
-    """Tokens that stand for no action are never chosen."""
-
-    def __init__(self, first: int, count: int) -> None:
-        self.first, self.after = first, first + count
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        kept = torch.full_like(scores, -torch.inf)
-        kept[:, self.first : self.after] = scores[:, self.first : self.after]
-        if not kept.amax(-1).isfinite().all():
-            raise ValueError(
-                "the model's logits of actions are not finite: its weights or inputs have NaN or infinity in them"
-            )
-        return kept
-
-
-class _Sampler(LogitsProcessor):
-    """Samples by a generator: with Gumbel noise added, the likeliest token is a sample."""
-
-    def __init__(self, generator: torch.Generator, temperature: float = 1.0, **other: Any) -> None:
-        if other:
-            raise ValueError(f"with a generator there is 'temperature' only, got {listing(other)}")
-        self.generator, self.temperature = generator, temperature
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        noise = torch.empty_like(scores, dtype=torch.float32)
-        noise = -noise.exponential_(generator=self.generator).log()
-        return scores.float() / self.temperature + noise
-
-
-def _split(inputs: Inputs, size: int | None, key: str) -> list[Inputs]:
-    """Batches of at most ``size`` rows. Raises ValueError for inputs that have not one row for each observation."""
-    rows = len(inputs["input_ids"])
-    if size is None or size >= rows:
-        return [inputs]
-    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    uneven = [name for name, value in tensors.items() if value.dim() == 0 or len(value) != rows]
-    if uneven:
-        raise ValueError(
-            f"{key!r} splits inputs by rows, and {listing(uneven)} has not {rows} of them; leave it out"
-        )
-    return [
-        {n: v[at : at + size] if n in tensors else v for n, v in inputs.items()}
-        for at in range(0, rows, size)
-    ]
 
 
 def compose_action_model(

@@ -78,3 +78,13 @@ def test_statistics_that_cannot_be_used(statistics, message):
 def test_more_bins_than_tokens():
     with pytest.raises(StatisticsError, match="between 2 and the vocabulary's 4, got 5"):
         ActionBins(STATISTICS, 5, 4)
+    message = "^the number of bins is 10000000, more than float32 can tell apart between -1 and 1$"
+    with pytest.raises(StatisticsError, match=message):
+        ActionBins(STATISTICS, 10**7, 10**8)
+
+
+def test_an_action_that_is_not_a_number_has_no_token():
+    with pytest.raises(
+        ValueError, match=r"^an action has NaN in it, which is nearest to no token$"
+    ):
+        ActionBins(STATISTICS, 4, 10).tokens(torch.tensor([0.0, torch.nan, 0.0]))

@@ -149,11 +149,12 @@ def test_prompts_that_the_model_has_no_embeddings_of_are_told(ckpt):
     change(ckpt / "tokenizer.json", post_processor=template)
     model = composed(value_head={"hidden_units": [16]})
     with pytest.raises(
-        ValueError, match=r"^the processor made the token 5000; the model has those below 40$"
+        ValueError, match=r"^the prompt has the token 5000; the model has those below 40$"
     ):
         model.act(observations())
     change(ckpt / "tokenizer.json", post_processor={**template, "single": [], "special_tokens": {}})
-    with pytest.raises(ValueError, match=r"^the processor made a prompt without tokens$"):
+    message = r"^a prompt must be tokens \(B, L\), whole numbers and at least one, got \(4, 0\) of float32$"
+    with pytest.raises(ValueError, match=message):
         composed(value_head={"hidden_units": [16]}).act(observations())
 
 
