@@ -126,7 +126,7 @@ def split_rows(inputs: dict[str, Any], size: int | None, key: str) -> list[dict[
 @cache
 def _arguments() -> frozenset[str]:
     """What ``generate`` takes beside inputs of the model."""
-    taken = inspect.signature(GenerationMixin.generate).parameters
+    taken = inspect.signature(vars(GenerationMixin)["generate"]).parameters
     return frozenset(GenerationConfig().to_dict()) | frozenset(taken) - {"inputs", "kwargs"}
 
 

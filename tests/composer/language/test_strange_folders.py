@@ -153,7 +153,7 @@ def test_prompts_that_the_model_has_no_embeddings_of_are_told(ckpt):
     ):
         model.act(observations())
     change(ckpt / "tokenizer.json", post_processor={**template, "single": [], "special_tokens": {}})
-    message = r"^a prompt must be tokens \(B, L\), whole numbers and at least one, got \(4, 0\) of float32$"
+    message = r"^a prompt must be tokens \(B, L\), whole numbers and at least one, got \(4, 0\) of (int64|float32)$"
     with pytest.raises(ValueError, match=message):
         composed(value_head={"hidden_units": [16]}).act(observations())
 
