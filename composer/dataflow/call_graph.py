@@ -261,18 +261,21 @@ class _GraphCheck:
             self._problems.add(place, message)
 
     def _check_other(self, call: Call, name: str, known: list[str], missing: list[str]) -> None:
-        """Note that the interface does not read ``name``, and take from ``missing`` what was meant by it."""
+        """Note that the interface does not read ``name``, and take from ``missing`` what was meant by it.
+
+        A value of a list that the interface only has no use for is no mistake: another one in its place may have.
+        """
         value, place = call.reads[name]
-        meant = near_name(name, known) or (missing[0] if len(missing) == 1 else None)
+        is_list = name == value
+        meant = near_name(name, missing if is_list else known)
+        meant = meant or (missing[0] if len(missing) == 1 else None)
         if meant in missing:
             missing.remove(meant)
-        if name == value and value in self._unknown:
-            return  # one mistake: it is noted as a value that nothing writes
-        end = ""
-        if meant is not None and name == value:
+        if is_list and (value in self._unknown or meant is None):
+            return
+        end = f"; did you mean {meant!r}?" if meant is not None else ""
+        if is_list:
             end = f"; it reads {meant!r}: map it, as in {{{meant}: {value}}}"
-        elif meant is not None:
-            end = f"; did you mean {meant!r}?"
         self._note_name(call, name, "read", place, known, end)
 
     def _check_lengths(self, call: Call) -> None:

@@ -69,6 +69,12 @@ def test_the_reward_is_a_function_by_its_path_where_that_is_allowed():
     )
 
 
+def test_a_call_may_list_more_than_its_interface_uses():
+    """So that another interface that does use it can take its place by one word."""
+    experiment = read_experiment(PPO, ["calls.rew_inf.reads=[ids, logp, labels]"])
+    assert [*experiment.calls["rew_inf"].reads] == ["ids", "logp", "labels"]
+
+
 def test_an_interface_that_keeps_its_results_needs_no_reader():
     more = "  show: {do: inference, with: printer, reads: [ids, labels]}\n  rew_inf:"
     assert "show" in read_experiment(PPO.replace("  rew_inf:", more)).calls
@@ -377,8 +383,8 @@ BAD = [
     ),
     (
         "with: toy_critic, reads: [ids], writes",
-        "with: toy_critic, reads: [ids, labels], writes",
-        "12:77: 'inference' of interface 'toy_critic' does not read 'labels'; it reads 'ids'",
+        "with: toy_critic, reads: {ids: ids, label: labels}, writes",
+        "12:89: 'inference' of interface 'toy_critic' does not read 'label'; it reads 'ids'",
     ),
     (
         "with: toy_critic, reads: [ids], writes",

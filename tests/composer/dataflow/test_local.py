@@ -71,11 +71,13 @@ def test_models_that_nothing_names_are_not_built(file):
 
 def test_a_reward_from_texts_by_its_path(file):
     allow = ["tests.helpers.reward_functions"]
-    experiment = read_experiment(
-        file,
-        ["calls.rew_inf.with=tests.helpers.reward_functions.brevity", "run.iterations=1"],
-        allow,
-    )
+    overrides = [
+        "calls.rew_inf.with=tests.helpers.reward_functions.brevity",
+        "calls.actor_gen.writes=[ids, logp, prompt_mask]",
+        "calls.rew_inf.reads=[ids, prompt_mask]",
+        "run.iterations=1",
+    ]
+    experiment = read_experiment(file, overrides, allow)
     (row,) = rows_of(experiment, LocalRunner(experiment, allow))
     assert row["critic_train/loss"] > 0
 
