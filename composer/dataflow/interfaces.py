@@ -47,10 +47,10 @@ class Interface:
 
     ``reads`` and ``writes`` are, for each verb, the names of values; those in ``optional`` may be left out of a call's
     ``reads``, which may list more; with ``reads_others`` it may map any other name. With ``needs_model`` False the
-    model of its calls is None, whether they name one or not. ``takes`` says of each verb whether its model is an "actor", a
-    "critic" or "any", which is what a verb that it lacks takes: `misfit` tells where a call's model is none. A call
-    must lead to a training or an evaluation, unless ``keeps`` names its verb: the interface writes a file, or the like.
-    The settings of a call are arguments of ``__init__``.
+    model of its calls is None, whether they name one or not. ``takes`` says of each verb whether its model is an
+    "actor", a "critic" or "any", which is what a verb that it lacks takes: `misfit` tells where a call's model is none.
+    A call must lead to a training or an evaluation, unless ``keeps`` names its verb: the interface writes a file, or
+    the like. The settings of a call are arguments of ``__init__``.
 
     >>> class LongestRun(Interface):
     ...     needs_model = False

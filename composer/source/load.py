@@ -131,8 +131,8 @@ def load_source(
     """Read ``spec``: a file's path, YAML text (any str with a line break), a mapping or an OmegaConf config.
 
     A file may name others beside and below it, and in the folders that ``allow`` names. A Source is returned with
-    ``overrides`` applied. With ``named``, a name without suffix and slash is a registered spec, for ``spec`` itself
-    and after `extends`; a file is meant where none has that name.
+    ``overrides`` applied. With ``named``, a name without suffix and slash is a registered spec, for ``spec`` itself,
+    which may then name files in the current folder, and after `extends`; a file is meant where none has that name.
 
     Raises SpecError for what cannot be read at all.
     """
@@ -150,7 +150,9 @@ def load_source(
     elif isinstance(spec, str | os.PathLike):
         name = display_name(os.fspath(spec))
         root = files.load_named(os.fspath(spec), None, ()) if isinstance(spec, str) else None
-        if root is None:
+        if root is not None:  # it is used from here: its files may be here, or beside it
+            files.folders = (real_path(""), *files.folders)
+        else:
             files.folders = (real_path(os.path.dirname(os.fspath(spec))), *files.folders)
             root = files.load(os.fspath(spec), None, ())
     elif isinstance(spec, Mapping):

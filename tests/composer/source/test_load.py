@@ -461,6 +461,28 @@ def test_a_file_extends_a_registered_spec_and_keeps_its_places(tmp_path):
     assert str(source.position(("a", "c"))) == "<over>:2:8"
 
 
+def test_a_registered_spec_names_files_beside_it_and_in_the_current_folder(tmp_path, monkeypatch):
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder, names in (
+        (beside, ["spec.yaml", "a.txt", "b.txt"]),
+        (here, ["b.txt", "mine.yaml"]),
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("extends: spec\n" if name == "mine.yaml" else "version: 1\n")
+    monkeypatch.chdir(here)
+
+    def named(name):
+        return beside / "spec.yaml"
+
+    for spec in ("spec", here / "mine.yaml"):
+        source = load_source(spec, named=named)
+        assert [Path(source.find_file(name)) for name in ("a.txt", "b.txt")] == [
+            beside / "a.txt",
+            here / "b.txt",
+        ]
+
+
 def test_a_file_without_suffix_is_read_where_no_spec_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "plain").write_text("a: 1\n")
     (tmp_path / "mine.yaml").write_text("extends: plain\n")
