@@ -37,6 +37,7 @@ class Classifier(Interface):
 
     needs_model = False
     reads = {"inference": ("ids",)}
+    optional = {"inference": ("prompt_mask",)}
     writes = {"inference": ("rewards",)}
 
     def __init__(

@@ -28,7 +28,11 @@ class PairedReward(Interface):
     """
 
     reads = {"train_step": ("ids",), "evaluate": ("ids",), "inference": ("ids",)}
-    optional = {"train_step": ("prompt_lens",), "evaluate": ("prompt_lens",)}
+    optional = {
+        "train_step": ("prompt_lens",),
+        "evaluate": ("prompt_lens",),
+        "inference": ("prompt_mask",),  # which rewards of texts in its place read
+    }
     writes = {"inference": ("rewards",)}
     takes = {"train_step": "critic", "evaluate": "critic", "inference": "critic"}
 

@@ -22,6 +22,7 @@ from composer.dataflow.timeouts import (
     in_words,
     why_not_elsewhere,
 )
+from composer.errors import RefusedError
 from composer.trust import PathError, import_object
 from perception_blocks.settings import PositiveFloat
 from perception_blocks.words import cut, describe, hint
@@ -32,7 +33,7 @@ RewardFunction: TypeAlias = Callable[..., Sequence[float]]
 LONGEST = 60  # characters of a text that a message shows
 
 
-class RewardError(ValueError):
+class RewardError(RefusedError):
     """A reward cannot be had; the message names the call, the item and the text."""
 
 
@@ -110,7 +111,8 @@ def reward_function(
     ``prompts`` and ``completions`` are lists of texts, one for each sequence; a column is a list of what the data set's
     rows have under another key, for each further argument of the function by its name, all of them for ``**columns``.
     With a ``timeout`` in seconds, which is a setting of a call too, the function runs in a process of its own, which is
-    killed where a batch takes longer. It reads ``ids`` and ``prompt_mask`` and writes ``rewards``.
+    killed where a batch takes longer. It reads ``ids`` and ``prompt_mask`` and writes ``rewards``; without
+    ``prompt_mask``, completions are the whole texts and prompts are empty.
 
     Raises TypeError for what cannot be called so, ValueError for a function that no other process can import. Calls
     raise RewardError.
@@ -175,7 +177,8 @@ def _arguments(parameters: Iterable[inspect.Parameter]) -> str:
 
 class _FunctionReward(Interface):
     needs_model = False
-    reads = {"inference": ("ids", "prompt_mask")}
+    reads = {"inference": ("ids",)}
+    optional = {"inference": ("prompt_mask",)}
     writes = {"inference": ("rewards",)}
 
     def __init__(self, function: RewardFunction, columns: _Columns, timeout: float | None) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -79,6 +80,7 @@ class KillableFunction:
         arguments = (theirs, self._module, self._name, _folder_of(self._module))
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
+        weakref.finalize(self, self._process.kill)
         theirs.close()
         late = f"cannot be imported in {START_SECONDS:g} s"
         kind, answer = self._answer(self._connection, START_SECONDS, late)
