@@ -187,10 +187,11 @@ def to_hf(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = Non
     """
     refuse_sharded(model, "to_hf()")
     block, head, is_critic = _decoder_and_head(model)
-    family, settings = block.family, block.settings
-    if family is None or settings is None:
+    settings = block.settings
+    if block.family is None or settings is None:
         names = listing(FAMILIES)
         raise FamilyError(f"the decoder of this model has no 'family'; set one of {names}")
+    family: Family = FAMILIES.get(block.family)
     tensors = _merged(block)
     settings = {**settings, "vocab_size": block.vocab_size}
     if head is not None:

@@ -17,7 +17,6 @@ from perception_blocks.blocks.decoder_layers import DecoderLayer, LayerForm, Nor
 from perception_blocks.blocks.embed import refuse_too_few
 from perception_blocks.blocks.families import (
     FAMILIES,
-    Family,
     complete_settings,
     largest,
     told_settings,
@@ -85,7 +84,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
     cosines: Tensor | None
     sines: Tensor | None
     given: Mapping[str, Any]  # the settings that were given, among them those that equal a default
-    family: Family | None = None
+    family: str | None = None
     settings: Mapping[str, Any] | None = None  # all of them, where the family is known
     folder: FamilyFolder | None = None
 
@@ -182,10 +181,10 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         if checkpoint is not None:
             self.folder, settings = read_folder(checkpoint, settings)
             family = self.folder.family.name
-        assert family is not None
+        assert family is not None  # of the two at least one
         full = complete_settings(family, settings)
         full["tied_head"] = bool(settings.get("tied_head"))  # features, unless logits are asked for
-        vars(self).update(family=FAMILIES.get(family), settings=full)
+        vars(self).update(family=FAMILIES.get(family).name, settings=full)
         if self.folder is not None:
             told = told_settings(
                 self.folder.family, {**self.folder.settings, "tied_head": full["tied_head"]}

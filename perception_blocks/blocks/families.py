@@ -41,6 +41,7 @@ MOST_LISTED = 8
 # Settings that say how large a decoder is; what they follow from is computed where they are not given.
 SIZES = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_units")
 SIZES += ("max_length",)
+REQUIRED = ("vocab_size", "width", "num_layers", "num_heads", "max_length")
 BESIDE = ("lora", "freeze", "family", "checkpoint")  # settings that are none of the family's
 # Keys of mixtures of experts, which a decoder has not.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -129,6 +130,9 @@ class Family:
         """
         refuse_experts(values)
         settings = dict(self._called("settings", self.settings, HfValues(values)))
+        lost = [name for name in REQUIRED if settings.get(name) is None]
+        if lost:
+            raise FamilyError(f"'settings' of the family {self.name!r} have no {listing(lost)}")
         window, places = settings.get("sliding_window"), settings.get("max_length")
         if isinstance(window, int) and isinstance(places, int) and window >= places:
             settings["sliding_window"] = None  # all tokens are seen
@@ -309,6 +313,7 @@ class WeightMap:
         places: int | None = None,
     ) -> None:
         self.family = family
+        self.prefix = family.prefix
         self.tied = bool(settings.get("tied_head")) and head == "tokens"
         self.shapes = decoder_shapes(settings)
         words, width = self.shapes["embed_tokens.weight"]
@@ -411,8 +416,13 @@ class WeightMap:
 
     def their_name(self, name: str) -> str | None:
         """The name in the table for one in a file, which has no prefix in a file of the body alone."""
-        prefixed = self.family.prefix + name
+        prefixed = self.prefix + name
         return name if name in self.rows else prefixed if prefixed in self.rows else None
+
+    def has_meaning(self, name: str) -> bool:
+        """Whether one of their tensors is one of ours, and neither a constant nor a head that is left out."""
+        theirs = self.their_name(name)
+        return theirs is not None and bool(self.rows[theirs][0])
 
     def _problem_of_shape(self, theirs: str, shape: Shape) -> str | None:
         names, how = self.rows[theirs]

@@ -55,7 +55,8 @@ class FamilyFolder(ModelFolder):
     def body_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The weights of a decoder by its own names, one after the other."""
         weights = self.weight_map(None)
-        for name, tensor in self.all_tensors():
+        wanted = [name for name in self.stored_shapes() if weights.has_meaning(name)]
+        for name, tensor in self.tensors_called(wanted):
             yield from weights.converted(name, tensor)
 
     def _wrong(self, message: str) -> ValueError:
@@ -67,6 +68,8 @@ def with_places(settings: Mapping[str, Any], max_length: int | None) -> dict[str
     every = settings["max_length"]
     if max_length is None:
         return dict(settings)
+    if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
+        raise FamilyError(f"'max_length' must be a positive integer, got {max_length!r}")
     if max_length > every:
         raise FamilyError(f"it has places for {every} tokens, and 'max_length' is {max_length}")
     window = settings.get("sliding_window")

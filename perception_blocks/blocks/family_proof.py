@@ -23,7 +23,7 @@ from perception_blocks.blocks.families import (
     names_of,
 )
 from perception_blocks.random_states import random_states_kept
-from perception_blocks.registry import BLOCKS, NameTakenError
+from perception_blocks.registry import BLOCKS, NameTakenError, Registry
 from perception_blocks.words import describe, listing
 
 __all__ = ["prove", "register_family"]
@@ -85,6 +85,7 @@ def register_family(
         rule = "'hf_class' must be a class of transformers, or 'module:Class'"
         raise FamilyError(f"{rule}, got {describe(hf_class)}")
     for each in (name, *aliases):
+        Registry(FAMILIES.kind).register(each, family)  # whether it may be a name
         if each in FAMILIES and not replace and not _is_same(FAMILIES.get(each), family):
             raise NameTakenError(
                 f"the model family name {each!r} is taken by a family of {FAMILIES.get(each).class_name}; "

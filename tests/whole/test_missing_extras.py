@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 import composer
 from composer.errors import MissingExtraSpecError, SpecError
 from perception_blocks.registry import BLOCKS, EXTRAS, MissingExtraError
+from tests.helpers.language_models import hf_model, saved
 from tests.helpers.paths import ROOT
 
 LIBRARIES = [library for libraries in EXTRAS.values() for library in libraries]
@@ -157,3 +158,28 @@ def test_a_spec_that_lacks_an_extra_alone_can_be_told_from_a_wrong_one():
         "'hiden_units' is not a setting of block 'dense'; did you mean 'hidden_units'?",
         needs,
     ]
+
+
+def test_language_models_are_read_without_the_library_that_wrote_them(tmp_path):
+    """Only what transformers has to confirm needs it: a folder to write, and a family to register."""
+    saved(hf_model("gemma"), tmp_path / "read")
+    code = f"""
+from composer.adapters.tokens import token_spaces
+import composer
+from composer.language import from_hf, to_hf
+from perception_blocks.registry import MissingExtraError
+spec, tensors = from_hf({str(tmp_path / "read")!r})
+observations, actions = token_spaces(40, 24)
+model = composer.compose(spec, observation_space=observations, action_space=actions)
+print(model.load_state_dict(tensors))
+try:
+    to_hf(model, {str(tmp_path / "written")!r})
+except MissingExtraError as error:
+    print(error)
+"""
+    assert without_libraries(code) == (
+        0,
+        "<All keys matched successfully>\n"
+        "family 'gemma' needs 'transformers'; install it with: pip install \"perception-composer[llm]\"\n",
+    )
+    assert not (tmp_path / "written").exists()

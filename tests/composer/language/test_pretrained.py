@@ -1,6 +1,8 @@
 """Pretrained language models as specs and weights, and back into folders of transformers."""
 
+import copy
 import json
+import pickle
 import shutil
 
 import pytest
@@ -247,6 +249,14 @@ def test_a_folder_that_the_caller_does_not_allow_is_not_read(tmp_path):
         composed(f"version: 1\npolicy: {token_spec({'checkpoint': folder})['policy']}\n")
 
 
+def test_a_composed_model_is_pickled_and_copied():
+    model = composed(token_spec({"family": "gpt2", "width": 32}))
+    x = tokens(2, 5)
+    for again in (pickle.loads(pickle.dumps(model.policy)), copy.deepcopy(model.policy)):
+        with torch.no_grad():
+            assert torch.equal(token_views(again)[0](x)["action"], logits_of(model, x))
+
+
 def test_special_tokens_are_those_of_the_tokenizer(tmp_path):
     words = {f"w{index}": index for index in range(WORDS)}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
@@ -304,6 +314,9 @@ def test_heads_of_the_other_kind_are_refused(tmp_path):
     refused(needs_both, from_hf, actor, init_critic_from_actor=True)
     places = "is no model for a decoder: it has places for 24 tokens, and 'max_length' is 25"
     refused(f"{actor!r} {places}", from_hf, actor, max_length=25)
+    for wrong in (0, "12", True):
+        why = f"is no model for a decoder: 'max_length' must be a positive integer, got {wrong!r}"
+        refused(f"{actor!r} {why}", from_hf, actor, max_length=wrong)
 
 
 def test_what_is_no_language_model_is_refused(tmp_path):

@@ -381,6 +381,7 @@ def test_settings_beside_a_checkpoint(tmp_path):
         tied_head=True,
     )
     block = DecoderBlock([()], checkpoint=folder, family="codellama", vocab_size=3)
+    assert block.family == "llama"
     assert block.vocab_size == WORDS
     with pytest.raises(SettingsError, match="'vocab_size'"):
         DecoderBlock([()])

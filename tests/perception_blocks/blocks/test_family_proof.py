@@ -129,6 +129,12 @@ def test_a_name_that_is_taken():
     assert "phi_3" not in FAMILIES
 
 
+def test_a_name_that_is_none():
+    with pytest.raises(ValueError, match=r"a model family name has only letters, digits and underscores.*got 'phi-3'"):  # fmt: skip
+        phi(name="phi3", aliases=["phi-3"])
+    assert "phi3" not in FAMILIES
+
+
 def test_random_states_do_not_move():
     before = torch.random.get_rng_state()
     phi()
@@ -210,6 +216,7 @@ TABLE = "the table of the family 'mine' is wrong: "
         ({"settings": lambda values: {**GPT2.settings(values), "eps": values["layer_norm_epsilon"]}}, "the family 'mine' has wrong settings: its config.json has no 'layer_norm_epsilon'"),
         ({"settings": lambda values: {**GPT2.settings(values), "eps": values.get("layer_norm_epsilon", 1e-6)}}, "the family 'mine': 'settings' have other defaults than GPT2LMHeadModel in 'eps'"),
         ({"settings": lambda values: {**GPT2.settings(values), "widht": 3}}, "the family 'mine' has wrong settings: 'widht' is not a setting of block 'decoder'; did you mean 'width'?"),
+        ({"settings": lambda values: {k: v for k, v in GPT2.settings(values).items() if k != "width"}}, "the family 'mine' has wrong settings: 'settings' of the family 'mine' have no 'width'"),
         ({"settings": lambda values: 3}, "the family 'mine' has wrong settings: 'settings' of the family 'mine' must return a mapping, got the number 3"),
         ({"config": lambda settings: settings["width"] / 0}, "the family 'mine' has wrong settings: 'config' of the family 'mine' failed: ZeroDivisionError: division by zero"),
         ({"config": lambda settings: {**GPT2.config(settings), "n_head": 3}}, "the family 'mine' has wrong settings: GPT2LMHeadModel cannot be made from 'config': `embed_dim` must be divisible by num_heads (got `embed_dim`: 32 and `num_heads`: 3)."),
