@@ -30,10 +30,10 @@ demo: .venv/.library
 	$(PY) configs/demo.py
 
 test: lint docs
-	$(PY) -m pytest -q -n 2 -m "not full"
+	$(PY) -m pytest -q -n 2 --dist loadgroup -m "not full"
 
 test-full: lint docs
-	$(PY) -m pytest -q -n 2
+	$(PY) -m pytest -q -n 2 --dist loadgroup
 
 bench: .venv/.dev
 	$(PY) benchmarks/table.py

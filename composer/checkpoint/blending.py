@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from perception_blocks.port import format_shape
 from perception_blocks.words import did_you_mean, listing
 
-__all__ = ["Buffers", "blend"]
+__all__ = ["Buffers", "ModuleTensors", "blend", "blend_tensors", "tensors_of"]
 
 Buffers = Literal["copy", "blend", "keep"]
 Pairs = list[tuple[Tensor, Tensor]]
+ModuleTensors: TypeAlias = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+"""Parameters, and buffers, of a module by name."""
 
 
 @torch.no_grad()
@@ -31,8 +33,22 @@ def blend(target: nn.Module, source: nn.Module, tau: float, buffers: Buffers = "
     >>> blend(target, source, tau=0.25).weight.item()
     0.25
     """
+    blend_tensors(target, tensors_of(source), tau, buffers)
+    return target
+
+
+def tensors_of(module: nn.Module) -> ModuleTensors:
+    """Parameters, and buffers, by name; each tensor once."""
+    return dict(module.named_parameters()), dict(module.named_buffers())
+
+
+@torch.no_grad()
+def blend_tensors(
+    target: nn.Module, source: ModuleTensors, tau: float, buffers: Buffers = "copy"
+) -> None:
+    """`blend` with the `tensors_of` a module, which may be in another process."""
     _check(tau, buffers)
-    parameters, statistics = _pairs(target, source)
+    parameters, statistics = _pairs(tensors_of(target), source)
     moved = [pair for pair in parameters if _is_blendable(pair[0])]
     copied = [pair for pair in parameters if not _is_blendable(pair[0])]
     if buffers != "keep":
@@ -41,7 +57,6 @@ def blend(target: nn.Module, source: nn.Module, tau: float, buffers: Buffers = "
             (moved if blended else copied).append(pair)
     _move(moved, tau)
     _move(copied, 1.0)
-    return target
 
 
 def _check(tau: float, buffers: str) -> None:
@@ -52,14 +67,11 @@ def _check(tau: float, buffers: str) -> None:
         raise ValueError(f"buffers must be one of {known}, got {buffers!r}{near}")
 
 
-def _pairs(target: nn.Module, source: nn.Module) -> tuple[Pairs, Pairs]:
+def _pairs(target: ModuleTensors, source: ModuleTensors) -> tuple[Pairs, Pairs]:
     """The (target, source) pairs of parameters, and of buffers. Raises ValueError for other names or shapes."""
     pairs: list[Pairs] = []
     problems: list[str] = []
-    for kind, ours, other in (
-        ("parameter", dict(target.named_parameters()), dict(source.named_parameters())),
-        ("buffer", dict(target.named_buffers()), dict(source.named_buffers())),
-    ):
+    for kind, ours, other in zip(("parameter", "buffer"), target, source, strict=True):
         problems += _differences(kind, ours, other)
         pairs.append([(tensor, other[name]) for name, tensor in ours.items() if name in other])
     if problems:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.prove import add_prove_options, run_prove
+from composer.cli.run import add_run_options, run_experiment, with_overrides
 from composer.cli.train import add_train_options, run_train
 from composer.errors import RefusedError, SpecError
 from composer.source.files import as_argument, begins_as_checkpoint, is_regular, real_path
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest := with_overrides(arguments, rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if argv is None:  # a process of our own
         os.environ["PYTHONSAFEPATH"] = "1"  # what it starts imports nothing from the current folder
     _allow_more(arguments)
@@ -615,6 +619,11 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         "write a file that runs without this library (not of an action model)",
     ),
     "train": (_train, _add_training_options, "train a model, or continue a run"),
+    "run": (
+        run_experiment,
+        add_run_options,
+        "run an experiment: calls between models, on this process or on Ray",
+    ),
     "prove": (_prove, _add_proof_options, "show that several processes compute what one does"),
     "blocks": (_blocks, _add_block_options, "list the blocks, or describe one"),
     "schema": (_schema, _add_schema_options, "print the JSON Schema of specs, for editors"),

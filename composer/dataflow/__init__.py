@@ -25,6 +25,8 @@ __all__ = [
     "PpoActor",
     "PpoCritic",
     "RewardError",
+    "RunError",
+    "RunLog",
     "Sample",
     "SampleError",
     "Sft",
@@ -34,7 +36,9 @@ __all__ = [
     "interface_of",
     "make_dataset",
     "read_experiment",
+    "register_experiment",
     "reward_function",
+    "run",
     "tokenizer_from",
     "vocabulary_tokenizer",
 ]
@@ -63,6 +67,9 @@ if TYPE_CHECKING:
     from composer.dataflow.experiment import (
         EXPERIMENTS,
         Experiment,
+    )
+    from composer.dataflow.experiments import (
+        register_experiment,
     )
     from composer.dataflow.generation import (
         Generation,
@@ -94,10 +101,19 @@ if TYPE_CHECKING:
     from composer.dataflow.rows import (
         DataError,
     )
+    from composer.dataflow.run_log import (
+        RunLog,
+    )
+    from composer.dataflow.running import (
+        run,
+    )
     from composer.dataflow.samples import (
         LENGTHS,
         Sample,
         Split,
+    )
+    from composer.dataflow.schedule import (
+        RunError,
     )
     from composer.dataflow.sft import (
         Sft,
@@ -116,6 +132,7 @@ else:
             "datasets": "DATASETS DatasetUtil ItemDataset batches make_dataset",
             "decoding": "GenerationSettings",
             "experiment": "EXPERIMENTS Experiment",
+            "experiments": "register_experiment",
             "generation": "Generation",
             "interfaces": "INTERFACES Interface",
             "models": "ExperimentModel NotFiniteError",
@@ -124,7 +141,10 @@ else:
             "preference": "Dpo PairedReward",
             "rewards": "RewardError interface_of reward_function",
             "rows": "DataError",
+            "run_log": "RunLog",
+            "running": "run",
             "samples": "LENGTHS Sample Split",
+            "schedule": "RunError",
             "sft": "Sft",
             "tokenizers": "tokenizer_from vocabulary_tokenizer",
         },

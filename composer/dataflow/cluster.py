@@ -50,7 +50,8 @@ def connect(address: str | None, workers: int) -> Callable[[], None]:
             _stay_on_this_machine()
         if ray.is_initialized():
             _refuse_another(ray, address)
-            _refuse_small(ray, workers)
+            if address:
+                _refuse_small(ray, workers)
             return lambda: None
         if address not in (None, "auto"):
             _refuse_no_cluster(str(address))
@@ -66,7 +67,8 @@ def connect(address: str | None, workers: int) -> Callable[[], None]:
             raise RunError(_why_not(address, error)) from error
     _silence()
     try:
-        _refuse_small(ray, workers)
+        if address:
+            _refuse_small(ray, workers)
     except RunError:
         ray.shutdown()
         raise
@@ -108,11 +110,13 @@ def _refuse_another(ray: ModuleType, address: str | None) -> None:
 
 
 def _refuse_small(ray: ModuleType, workers: int) -> None:
-    processors = int(ray.cluster_resources().get("CPU", 0))
-    if processors < workers:
+    """Ray itself would wait for processors, for ever where there are none."""
+    whole = int(ray.cluster_resources().get("CPU", 0))
+    free = int(ray.available_resources().get("CPU", 0))
+    if free < workers:
         raise RunError(
-            f"the cluster has {processors} processors, and every worker needs one: run.workers={max(processors, 1)} "
-            "or a larger cluster"
+            f"the cluster has {free} of {whole} processors free, and every worker needs one: give "
+            f"run.workers={max(free, 1)}, or a larger cluster"
         )
 
 

@@ -19,6 +19,10 @@ __all__ += ["is_experiment", "registered_spec"]
 EXPERIMENTS = Registry("experiment", hyphens=True)
 """Experiments by name, for `extends` and the command line: functions without arguments, such as classes, that return a
 file, YAML text or a mapping, or an object whose ``spec()`` does; or the `pathlib.Path` of a file."""
+EXPERIMENTS.register_all(
+    "composer.dataflow.experiments",
+    {name: name for name in ("sft", "rw", "dpo", "ppo", "generation")},
+)
 
 Settings = Mapping[str, object]
 

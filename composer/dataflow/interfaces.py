@@ -35,6 +35,7 @@ INTERFACES = Registry("interface", hyphens=True)
 """Interfaces by the names that calls give after ``with:``."""
 INTERFACES.register("sft", "composer.dataflow.sft:Sft")
 INTERFACES.register("generation", "composer.dataflow.generation:Generation")
+INTERFACES.register("write_texts", "composer.dataflow.text_files:WriteTexts")
 INTERFACES.register("classifier", "composer.dataflow.classifier:Classifier", extra="llm")
 INTERFACES.register_all("composer.dataflow.preference", {"paired_rw": "PairedReward", "dpo": "Dpo"})
 INTERFACES.register_all(

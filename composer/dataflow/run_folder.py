@@ -20,6 +20,7 @@ from composer.atomic import FOLDER_SUFFIX, PREFIX, WriteError, replace_with, tem
 from composer.checkpoint.container import CheckpointError
 from composer.dataflow.run_log import RunLog
 from composer.dataflow.schedule import RunError
+from composer.parallel.state import consolidate
 from composer.source.files import MAX_BYTES, is_regular
 from composer.training.folder import new_folder, refuse_links_outside
 from perception_blocks.words import cut
@@ -102,14 +103,34 @@ class RunFolder:
                 shutil.rmtree(other, ignore_errors=True)
 
     def write_log(self, log: RunLog) -> None:
-        """``log.csv``, and where there are numbers ``curve.png``."""
+        """``log.csv``."""
+        self._replace("log.csv", log.write_csv)
+
+    def draw(self, log: RunLog) -> None:
+        """``curve.png``, where there are numbers."""
+        if log.names:
+            title = f"{self.record.name}: {len(log.rows)} iterations"
+            self._replace("curve.png", lambda name: log.draw(name, title))
+
+    def write_models(self) -> None:
+        """The models of the last checkpoint as files for `composer.load`, such as ``actor.safetensors``."""
+        checkpoint = self.latest()
+        for folder in [] if checkpoint is None else sorted(checkpoint.path.iterdir()):
+            if not folder.is_dir():
+                continue
+            target = self.path / f"{folder.name}.safetensors"
+            try:
+                consolidate(folder, target)
+            except CheckpointError as error:
+                if isinstance(error.__cause__, WriteError):
+                    raise self._not_written(target, error) from error
+                # Otherwise a class in its spec has no name: the checkpoint has its weights.
+
+    def _replace(self, name: str, write: Callable[[str], object]) -> None:
         try:
-            replace_with(self.path / "log.csv", log.write_csv)
-            if log.names:
-                title = f"{self.record.name}: {len(log.rows)} iterations"
-                replace_with(self.path / "curve.png", lambda name: log.draw(name, title))
+            replace_with(self.path / name, write)
         except WriteError as error:
-            raise self._not_written(self.path / "log.csv", error) from error
+            raise self._not_written(self.path / name, error) from error
 
     def latest(self) -> Checkpoint | None:
         """The last checkpoint; None where there is none yet. Raises RunError for a damaged one."""

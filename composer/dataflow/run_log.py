@@ -18,6 +18,7 @@ __all__ = ["RunLog"]
 
 MOST_PANELS = 12
 COLUMNS = 3
+IMPORTANT = ("reward", "loss", "accuracy")
 
 
 @dataclass
@@ -32,6 +33,13 @@ class RunLog:
     signal: int | None = None
 
     @property
+    def files(self) -> list[str]:
+        """The names of the files and folders of the run that a user may read."""
+        if self.folder is None:
+            return []
+        return sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+
+    @property
     def names(self) -> list[str]:
         """All names, in the order in which they came."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
@@ -44,6 +52,14 @@ class RunLog:
         """Its mean over the iterations, as of an evaluation."""
         numbers = self.numbers(name)
         return math.fsum(numbers) / len(numbers)
+
+    def shown(self, most: int) -> list[str]:
+        """The names of the most important numbers: rewards, losses and accuracies first."""
+
+        def rank(name: str) -> int:
+            return next((i for i, word in enumerate(IMPORTANT) if word in name), len(IMPORTANT))
+
+        return sorted(self.names, key=rank)[:most]
 
     def write_csv(self, path: str | Path) -> None:
         """A row for each iteration; numbers are written with all their digits."""
@@ -61,7 +77,7 @@ class RunLog:
         except ImportError as error:
             raise missing_extra("the curve of a run", error, "train") from error
         with style.context("default"):  # whatever a matplotlibrc in the current folder says
-            names = _shown(self.names)
+            names = self.shown(MOST_PANELS)
             lines = -(-len(names) // COLUMNS)
             figure = Figure(figsize=(11, 0.6 + 2.2 * max(lines, 1)), layout="constrained")
             self._fill(figure, names, lines)
@@ -77,13 +93,3 @@ class RunLog:
             axes.grid(alpha=0.3)
             if index >= len(names) - COLUMNS:
                 axes.set_xlabel("iteration")
-
-
-def _shown(names: Sequence[str]) -> list[str]:
-    """Those that have a panel: rewards, losses and accuracies first."""
-    order = ("reward", "loss", "accuracy")
-
-    def rank(name: str) -> int:
-        return next((i for i, word in enumerate(order) if word in name), len(order))
-
-    return sorted(names, key=rank)[:MOST_PANELS]

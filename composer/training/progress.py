@@ -19,9 +19,9 @@ SHOWN_EVERY = 0.2  # seconds
 class ProgressBar:
     """Steps made of all steps, what is done now, and the mean return of the last episodes; a context manager."""
 
-    def __init__(self, steps: int, done: int = 0) -> None:
+    def __init__(self, steps: int, done: int = 0, unit: str = "step") -> None:
         self._bar = tqdm(
-            total=steps, initial=done, unit="step", unit_scale=True, dynamic_ncols=True, disable=None
+            total=steps, initial=done, unit=unit, unit_scale=True, dynamic_ncols=True, disable=None
         )  # fmt: skip
         self.now = "collecting"
         self._shown_at = 0.0

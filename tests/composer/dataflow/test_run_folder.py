@@ -36,6 +36,7 @@ def test_a_folder_is_read_back_as_it_was_written(run):
     assert run.latest() is None
     run.save(LOG, models)
     run.write_log(LOG)
+    run.draw(LOG)
     again = RunFolder.open(run.path)
     assert (again.record, again.text) == (run.record, TEXT)
     latest = again.latest()

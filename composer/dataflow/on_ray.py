@@ -1,0 +1,278 @@
+"""Calls on the workers of a Ray cluster. Values go from one to another by reference, and never through this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from composer.dataflow.cluster import connect, import_ray
+from composer.dataflow.experiment import CallSpec, Experiment
+from composer.dataflow.schedule import Reference, RunError, WorkerDiedError
+from composer.errors import SpecError
+from composer.source.files import names_a_folder, real_path
+from composer.trust import allow_list
+from perception_blocks.words import cut
+
+__all__ = ["RayRunner", "dealt"]
+
+# The places of what a worker reads, which is the experiment as one resolved text.
+_THERE = re.compile(r"<spec>:\d+:\d+: ")
+
+
+class RayRunner:
+    """A `composer.dataflow.schedule.Runner` whose models are dealt over ``run.workers`` processes.
+
+    Without an ``address`` of a cluster, one is started on this machine that nobody else reaches; where this process is
+    connected to Ray already, that is used. Each worker reads the experiment again and imports the ``allow``-ed modules
+    itself, from where they were found here.
+
+    Raises RunError where the cluster or a worker cannot be had; MissingExtraError without Ray.
+    """
+
+    def __init__(
+        self, experiment: Experiment, allow: Iterable[str] = (), address: str | None = None
+    ) -> None:
+        self.experiment = experiment
+        allow = allow_list(allow)
+        refuse_parallel(experiment)
+        hands = dealt(experiment)
+        self._is_shared = address is not None
+        self._end = connect(address, len(hands))
+        self._ray = import_ray()
+        self._numbers: dict[str, Mapping[str, float]] = {}
+        self._put: dict[
+            int, tuple[Reference, Reference]
+        ] = {}  # by id: a value, and the reference to it
+        self._iteration = -1
+        self._home: dict[str, Any] = {}
+        self._processes: dict[Any, int] = {}
+        try:
+            self._build(hands, allow)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, hands: Sequence[Sequence[str]], allow: Sequence[str]) -> None:
+        source, models = self.experiment.source, self.experiment.models
+        files = [os.path.join(folder, "") for folder in source.folders]
+        given = (source.to_yaml(), allow, folders_of(allow), files)
+        options = {"num_cpus": 1 if self._is_shared else 0, "scheduling_strategy": "SPREAD"}
+        worker = self._ray.remote(actor_class()).options(max_restarts=0, **options)
+        building = {}
+        for hand in hands:
+            actor = worker.remote()
+            self._home |= dict.fromkeys(hand, actor)
+            building[actor] = actor.build.remote(*given, [p for p in hand if p in models])
+        for actor, reference in building.items():
+            names = ", ".join(place for place, home in self._home.items() if home is actor)
+            self._processes[actor] = self._built(reference, f"the worker of {names}")
+
+    def _built(self, reference: Reference, what: str) -> int:
+        try:
+            return self._get(reference, what)
+        except SpecError as error:  # here the experiment was good
+            raise RunError(
+                f"{what} does not know what this process knows: {error.problems[0].message}; put what you register "
+                "into a module and allow that, such as allow=['my_rewards'] or --allow my_rewards"
+            ) from error
+
+    # --- the protocol -------------------------------------------------------------------------------------------------
+
+    def start(
+        self, call: CallSpec, iteration: int, values: Sequence[Reference]
+    ) -> tuple[Reference, Sequence[Reference]]:
+        if iteration != self._iteration:  # values of an iteration are let go with it
+            self._iteration, self._put = iteration, {}
+        given = [self._reference(value) for value in values]
+        count = 1 + len(call.writes)
+        method = self._home[home_of(call)].do.options(num_returns=count)
+        references = method.remote("call", call.name, iteration, *given)
+        if count == 1:
+            return references, ()
+        return references[0], references[1:]
+
+    def wait(self, running: Mapping[str, Reference]) -> str:
+        names = {end: name for name, end in running.items()}
+        (end, *_), _ = self._ray.wait(list(names), num_returns=1)
+        name = names[end]
+        self._numbers[name] = self._get(
+            end, f"the call {name!r} in iteration {self._iteration}", name
+        )
+        return name
+
+    def numbers(self, call: CallSpec) -> Mapping[str, float]:
+        return self._numbers.get(call.name, {})
+
+    def blend(self, source: str, target: str, eta: float) -> None:
+        what = f"the hook from {source!r} to {target!r} in iteration {self._iteration}"
+        if self._home[source] is self._home[target]:
+            moved = self._home[target].do.remote("blend", source, target, eta)
+        else:
+            weights = self._home[source].do.remote("weights", source)
+            moved = self._home[target].do.remote("move", target, weights, eta)
+        self._get(moved, what)
+
+    def save(self, folder: str) -> None:
+        self._on_each("save", os.path.abspath(folder))
+
+    def load(self, folder: str) -> None:
+        self._on_each("load", os.path.abspath(folder))
+
+    def close(self) -> None:
+        for actor in set(self._home.values()):
+            self._ray.kill(actor)
+        self._home, self._put = {}, {}
+        self._end()
+
+    # --- what is behind it --------------------------------------------------------------------------------------------
+
+    def processes(self) -> Mapping[str, int]:
+        """The number of the process that each model, and each call without one, is in."""
+        return {place: self._processes[actor] for place, actor in self._home.items()}
+
+    def _on_each(self, method: str, folder: str) -> None:
+        actors = list(dict.fromkeys(self._home.values()))
+        references = [actor.do.remote(method, folder) for actor in actors]
+        for reference in references:
+            self._get(reference, f"a worker that was to {method} its models")
+
+    def _reference(self, value: Reference) -> Reference:
+        """A value of the data set becomes a reference once, however many calls read it."""
+        if isinstance(value, self._ray.ObjectRef):
+            return value
+        if id(value) not in self._put:
+            self._put[id(value)] = (value, self._ray.put(value))
+        return self._put[id(value)][1]
+
+    def _get(self, reference: Reference, what: str, call: str | None = None) -> Any:
+        """What there is at a small reference. Raises what was raised ``what`` did, and WorkerDiedError."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except errors.RayTaskError as error:
+            self._raise_cause(error, what, call)
+        except errors.RayActorError as error:
+            place = self._models_of(call)
+            raise WorkerDiedError(
+                f"{what}{place}: its process has ended: {reason_of(error)}"
+            ) from None
+        except errors.RayError as error:
+            raise RunError(f"{what}: {cut(first_line(str(error)), 300)}") from error
+
+    def _raise_cause(self, error: Any, what: str, call: str | None) -> NoReturn:
+        """The exception of a worker, whose traceback there is its cause."""
+        cause = error.cause if isinstance(error.cause, Exception) else None
+        if cause is None or isinstance(cause, self._ray.exceptions.RayError):
+            raise RunError(f"{what}: {cut(last_line(str(error)), 500)}") from error
+        place = None if call is None else self.experiment.source.position(("calls", call))
+        where = "" if place is None else f"{place}: "
+        if isinstance(cause, RunError):
+            raise RunError(_THERE.sub(where, str(cause))) from error
+        cause.__notes__ = [_THERE.sub(where, note) for note in getattr(cause, "__notes__", ())]
+        raise cause from error
+
+    def _models_of(self, call: str | None) -> str:
+        model = None if call is None else self.experiment.calls[call].model
+        return "" if model is None else f", model {model!r}"
+
+
+def actor_class() -> type:
+    """The class that Ray sends to a worker: these lines, and not the name of a module.
+
+    A worker would look for that in the current folder first, which Ray has put on its path.
+    """
+
+    class Worker:
+        def __init__(self) -> None:
+            """Take off ``sys.path`` what Ray has put before its own folders: those of the run's script."""
+            import os
+            import sys
+
+            import ray
+
+            ours = os.path.dirname(ray.__file__)
+            first = next((i for i, folder in enumerate(sys.path) if folder.startswith(ours)), 0)
+            del sys.path[:first]
+            self.worker: Any = None
+
+        def build(self, *arguments: Any) -> int:
+            """Returns the number of the process."""
+            from composer.dataflow.worker import CallWorker
+
+            self.worker = CallWorker(*arguments)
+            return os.getpid()
+
+        def do(self, method: str, *arguments: Any) -> Any:
+            return getattr(self.worker, method)(*arguments)
+
+    return Worker
+
+
+# --- which worker does what -------------------------------------------------------------------------------------------
+
+
+def home_of(call: CallSpec) -> str:
+    """Its model; a call without one is by itself: its name is in parentheses, as no model's is."""
+    return call.model or f"({call.name})"
+
+
+def dealt(experiment: Experiment) -> list[list[str]]:
+    """The places of each worker, in turn by the order of the calls: neighbours in the graph may then overlap."""
+    order = [experiment.calls[node.name] for node in experiment.dag.order()]
+    places = list(dict.fromkeys(home_of(call) for call in order))
+    for hook in experiment.hooks:
+        places += [name for name in (hook.source, hook.target) if name not in places]
+    workers = min(experiment.run.workers, len(places))
+    return [places[first::workers] for first in range(workers)]
+
+
+def refuse_parallel(experiment: Experiment) -> None:
+    sharded = [name for name, role in experiment.models.items() if role.parallel is not None]
+    if sharded:
+        place = experiment.source.position(
+            (*experiment.models[sharded[0]].path, "parallel"), key=True
+        )
+        raise RunError(
+            f"{place}: the model {sharded[0]!r} has 'parallel', and one worker has all of a model here; leave it out"
+        )
+
+
+# --- what a worker needs to find what was found here ------------------------------------------------------------------
+
+
+def folders_of(allow: Iterable[str]) -> list[str]:
+    """The folders in which the allowed modules were found here."""
+    folders = [real_path("")]
+    for name in [entry.partition(".")[0] for entry in allow if not names_a_folder(entry)]:
+        spec = importlib.util.find_spec(name)
+        inside = (
+            [*spec.submodule_search_locations] if spec and spec.submodule_search_locations else []
+        )
+        if not inside and spec is not None and spec.origin:
+            inside = [spec.origin]
+        folders += [str(Path(path).parent) for path in inside]
+    return list(dict.fromkeys(folders))
+
+
+# --- errors in a line -------------------------------------------------------------------------------------------------
+
+
+def reason_of(error: Exception) -> str:
+    """Why a worker has ended, in a line, of what Ray says in twenty."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    detail = re.search(
+        r"Worker exit detail: (.*?)(?: Some common causes| This may be|$)", text, re.S
+    )
+    return cut(" ".join((detail[1] if detail else last_line(text)).split()).rstrip("."), 300)
+
+
+def first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -1,0 +1,74 @@
+"""Generated texts as files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from composer.atomic import WriteError, replace_with
+from composer.dataflow.context import Context
+from composer.dataflow.interfaces import Interface
+from composer.dataflow.samples import Sample
+from composer.dataflow.schedule import RunError
+
+__all__ = ["WriteTexts"]
+
+
+class WriteTexts(Interface):
+    """Writes the texts of each iteration as ``texts/00000000.jsonl``, a row for each sequence.
+
+    A row has the ``prompt`` and what follows it as ``completion``; without ``prompt_mask`` the whole ``text``. A call
+    may read other values, such as ``rewards``: those with one number for each sequence are in its row. ``folder`` is
+    relative to the current folder; every iteration has its own file, which appears whole.
+    """
+
+    needs_model = False
+    reads_others = True
+    reads = {"evaluate": ("ids",)}
+    optional = {"evaluate": ("prompt_mask",)}
+
+    def __init__(self, *, folder: str = "texts") -> None:
+        self.folder = folder
+
+    def evaluate(self, model: object, sample: Sample, context: Context) -> None:
+        """Logs ``texts``, how many there are. Raises RunError where a file cannot be written."""
+        rows = texts_of(sample, context.tokenizer)
+        path = Path(self.folder) / f"{context.iteration:08}.jsonl"
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            replace_with(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+        except WriteError as error:
+            raise RunError(str(error)) from error
+        except OSError as error:
+            raise RunError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+        context.log("texts", len(rows))
+
+
+def texts_of(sample: Sample, tokenizer: Any) -> list[dict[str, object]]:
+    """The rows of a sample. Raises RunError where there is no tokenizer."""
+    if tokenizer is None:
+        raise RunError("no model has a vocabulary, by which tokens become texts")
+    rows: list[dict[str, object]] = []
+    for ids in sample.sequences("ids"):
+        rows.append({"text": decoded(tokenizer, ids)})
+    if "prompt_mask" in sample.keys:
+        masks = sample.sequences("prompt_mask")
+        for row, ids, mask in zip(rows, sample.sequences("ids"), masks, strict=True):
+            del row["text"]
+            row["prompt"] = decoded(tokenizer, ids[mask.bool()])
+            row["completion"] = decoded(tokenizer, ids[~mask.bool()])
+    for name in sorted(sample.keys - {"ids", "prompt_mask"}):
+        values = sample.values(name)
+        if values.shape == (len(rows),):
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[name] = value
+    return rows
+
+
+def decoded(tokenizer: Any, ids: torch.Tensor) -> str:
+    return tokenizer.decode(ids.tolist(), skip_special_tokens=True)

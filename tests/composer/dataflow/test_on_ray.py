@@ -1,0 +1,301 @@
+"""Calls on Ray: values stay on the workers, calls overlap, and losses are those of one process."""
+
+import http.server
+import os
+import re
+import resource
+import socket
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from composer.dataflow import INTERFACES, read_experiment
+from composer.dataflow.cluster import connect
+from composer.dataflow.datasets import DatasetUtil, batches, make_dataset
+from composer.dataflow.experiments import QUICKSTARTS
+from composer.dataflow.local import LocalRunner, Tokenizers
+from composer.dataflow.on_ray import RayRunner, dealt
+from composer.dataflow.running import run
+from composer.dataflow.schedule import RunError, WorkerDiedError
+from composer.dataflow.written import values_of
+from perception_blocks.reading import files_found
+from perception_blocks.registry import MissingExtraError
+from tests.helpers import ray_interfaces as ray_interfaces  # registered before any test
+
+pytestmark = pytest.mark.xdist_group("ray")
+ALLOW = ["tests.helpers.ray_interfaces", f"{QUICKSTARTS}/"]
+ACTOR = "{decoder: {width: 16, num_layers: 1, num_heads: 2}, vocabulary: tokens.txt, lr: 0.01}"
+SPEC = f"""
+version: 1
+models:
+  actor: {ACTOR}
+  ref: {{like: actor}}
+data: {{dataset: prompt_answer, path: answers.jsonl, batch_size: 8}}
+calls:
+  draw: {{model: ref, do: inference, with: draws, reads: [ids], writes: [rewards]}}
+  fit: {{model: actor, do: train_step, with: fits, reads: [ids, rewards]}}
+  one: {{do: inference, with: sleeps, reads: [ids], writes: {{rewards: first, scores: second}}, settings: {{seconds: 1}}}}
+  two: {{do: inference, with: sleeps, reads: [ids], writes: {{rewards: third, scores: fourth}}, settings: {{seconds: 1}}}}
+  big: {{do: inference, with: big, reads: [ids], writes: {{rewards: large}}}}
+  fail: {{do: inference, with: fails, reads: [ids], writes: {{rewards: none}}}}
+  end: {{do: inference, with: ends_once, reads: [ids], writes: {{rewards: last}}}}
+  count: {{do: evaluate, with: counts, reads: {{rewards: first, scores: second}}}}
+  count_two: {{do: evaluate, with: counts, reads: {{rewards: third, scores: fourth}}}}
+  count_big: {{do: evaluate, with: counts, reads: {{rewards: large}}}}
+  count_none: {{do: evaluate, with: counts, reads: {{rewards: none}}}}
+  count_last: {{do: evaluate, with: counts, reads: {{rewards: last}}}}
+hooks: [{{after: fit, from: actor, to: ref, eta: 0.5}}]
+run: {{iterations: 4, workers: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return read_experiment(SPEC, allow=ALLOW)
+
+
+@pytest.fixture(scope="module")
+def batch(experiment):
+    """The values of the data set in an iteration, by name."""
+    util = DatasetUtil(tokenizer=Tokenizers(experiment).of_data())
+    with files_found(experiment.source.find_file, has_weights=False):
+        dataset = make_dataset("prompt_answer", experiment.data.settings, util)
+
+    def of_iteration(iteration):
+        sample = batches(dataset, 8, 0, iteration)
+        return values_of(sample, sample.keys)
+
+    return of_iteration
+
+
+@pytest.fixture(scope="module")
+def runner(cluster, experiment):
+    runner = RayRunner(experiment, ALLOW)
+    yield runner
+    runner.close()
+
+
+def do(runner, name, *values):
+    """Run one call to its end; returns what it writes."""
+    call = runner.experiment.calls[name]
+    end, written = runner.start(call, 0, values)
+    assert runner.wait({name: end}) == name
+    return written
+
+
+def test_models_and_calls_are_dealt_over_two_processes(runner, experiment):
+    hands = dealt(experiment)
+    assert [len(hand) for hand in hands] == [6, 6]
+    processes = runner.processes()
+    assert len(set(processes.values())) == 2
+    assert os.getpid() not in processes.values()
+    assert processes["actor"] != processes["ref"]
+    assert {processes[place] for place in hands[0]} != {processes[place] for place in hands[1]}
+
+
+def test_calls_hooks_and_states_are_those_of_one_process(runner, experiment, batch, tmp_path):
+    local = LocalRunner(experiment, ALLOW)
+    for each in (runner, local):
+        (rewards,) = do(each, "draw", batch(0)["ids"])
+        do(each, "fit", batch(0)["ids"], rewards)
+        each.blend("actor", "ref", 0.5)
+        do(each, "draw", batch(0)["ids"])
+    for name in ("draw", "fit"):
+        call = experiment.calls[name]
+        assert runner.numbers(call) == pytest.approx(local.numbers(call), rel=1e-6)
+    runner.save(str(tmp_path))
+    again = LocalRunner(experiment, ALLOW)
+    again.load(tmp_path)
+    for name in ("actor", "ref"):
+        pairs = zip(again.models[name].parameters(), local.models[name].parameters(), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    runner.load(str(tmp_path))
+
+
+def test_independent_calls_overlap(runner, batch):
+    calls = runner.experiment.calls
+    assert runner.processes()["(one)"] != runner.processes()["(two)"]
+    ids = batch(0)["ids"]
+    begun = time.monotonic()
+    running = {name: runner.start(calls[name], 0, [ids])[0] for name in ("one", "two")}
+    while running:
+        del running[runner.wait(running)]
+    assert time.monotonic() - begun <= 0.6 * 2.0
+
+
+def test_values_never_visit_the_driver(runner, batch):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (large,) = do(runner, "big", batch(0)["ids"])
+    do(runner, "count_big", large)
+    assert runner.numbers(runner.experiment.calls["count_big"]) == {"reward": 8 * 2_000_000}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16_000  # of 64,000 kB
+
+
+def test_an_exception_keeps_its_kind_and_says_in_which_call(runner, batch):
+    with pytest.raises(ZeroDivisionError, match="nothing to divide by") as error:
+        do(runner, "fail", batch(0)["ids"])
+    assert error.value.__notes__[-1] == "in <spec>:13:9: call 'fail' in iteration 0"
+    assert "in inference" in str(error.value.__cause__)  # the traceback of the worker
+
+
+def test_a_worker_that_ends_is_told_in_a_line(runner, batch):
+    """It comes last of what uses these workers."""
+    with pytest.raises(WorkerDiedError) as error:
+        do(runner, "end", batch(0)["ids"])
+    assert re.fullmatch(
+        r"the call 'end' in iteration 0: its process has ended: [^\n]{1,300}", str(error.value)
+    )
+
+
+def test_nobody_else_reaches_the_cluster(cluster):
+    import ray
+
+    assert cluster.startswith("127.0.0.1:")
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+
+
+def test_ppo_on_ray_has_the_losses_of_one_process(cluster):
+    settings = ["run.iterations=4", "data.batch_size=4"]
+    here, there = run("ppo", settings), run("ppo", settings, runner="ray")
+    assert len(there.rows) == 4
+    for one, other in zip(here.rows, there.rows, strict=True):
+        assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
+
+
+ENDS = f"""
+version: 1
+models:
+  actor: {ACTOR}
+data: {{dataset: prompt_answer, path: answers.jsonl, batch_size: 8}}
+calls:
+  end: {{do: inference, with: ends_once, reads: [ids], writes: [rewards], settings: {{iteration: 2, mark: MARK}}}}
+  fit: {{model: actor, do: train_step, with: fits, reads: [ids, rewards]}}
+run: {{iterations: 4, workers: 1, save_every: 1, restarts: 1}}
+"""
+
+
+def test_a_run_whose_worker_ends_goes_on_from_its_checkpoint(cluster, tmp_path, caplog):
+    mark = tmp_path / "mark"
+    spec = ENDS.replace("MARK", str(mark))
+    out = tmp_path / "run"
+    with pytest.raises(RunError) as error:
+        run(spec, ["run.restarts=0", "calls.end.settings.mark=''"], ALLOW, "ray", out)
+    assert re.fullmatch(
+        r"the call 'end' in iteration 2: its process has ended: [^\n]+; go on from the last checkpoint: composer run "
+        rf"--resume {out} --allow tests.helpers.ray_interfaces --allow {QUICKSTARTS}/",
+        str(error.value),
+    )
+    again = run(spec, (), ALLOW, "ray", tmp_path / "again")
+    assert (
+        "the run starts again from the checkpoint after 2 iterations (run.restarts: 0 left)"
+        in caplog.text
+    )
+    assert mark.exists()
+    alone = run(spec, (), ALLOW, "local")
+    assert len(again.rows) == 4
+    for one, other in zip(again.rows, alone.rows, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_an_interface_that_no_worker_knows_is_told(cluster, registries):
+    INTERFACES.register("only_here", type("OnlyHere", (ray_interfaces.Counts,), {}))
+    spec = SPEC.replace(
+        "count_big: {do: evaluate, with: counts", "count_big: {do: evaluate, with: only_here"
+    )
+    experiment = read_experiment(spec, ["run.workers=1"], allow=ALLOW)
+    with pytest.raises(RunError) as error:
+        RayRunner(experiment, ALLOW)
+    assert str(error.value).startswith("the worker of ref, actor, ")
+    assert "does not know what this process knows: unknown interface 'only_here'" in str(
+        error.value
+    )
+    assert str(error.value).endswith("such as allow=['my_rewards'] or --allow my_rewards")
+
+
+def test_more_workers_than_the_cluster_has_processors(cluster):
+    with pytest.raises(RunError) as error:
+        connect(cluster, 3)
+    assert str(error.value) == (
+        "the cluster has 2 of 2 processors free, and every worker needs one: give run.workers=2, or a larger cluster"
+    )
+
+
+def test_this_process_stays_with_its_cluster(cluster):
+    with pytest.raises(
+        RunError, match=f"is connected to the cluster at {cluster} already, not to '10.0.0.7:6379'"
+    ):
+        connect("10.0.0.7:6379", 1)
+
+
+# --- what needs no cluster --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """As in a process that has no cluster."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+
+class Silent(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        """Nothing."""
+
+
+def test_a_port_of_another_program_is_told_at_once(no_cluster):
+    with http.server.HTTPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(RunError) as error:
+            connect(address, 1)
+        server.shutdown()
+    assert (
+        str(error.value) == f"there is no Ray cluster at {address}: another program uses this port"
+    )
+
+
+def test_a_port_at_which_nobody_listens_is_told_at_once(no_cluster):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(
+            RunError, match=f"there is no Ray cluster at {address}: Connection refused"
+        ):
+            connect(address, 1)
+
+
+@pytest.mark.parametrize("address", ["here", "host:", "host:99999", ":x"])
+def test_an_address_is_a_host_and_a_port(no_cluster, address):
+    with pytest.raises(RunError) as error:
+        connect(address, 1)
+    assert str(error.value) == (
+        f"--address takes HOST:PORT of a cluster, such as 10.0.0.7:6379, or 'auto'; got {address!r}"
+    )
+
+
+def test_a_missing_extra_is_named(monkeypatch, experiment):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError) as error:
+        RayRunner(experiment, ALLOW)
+    assert str(error.value) == (
+        "--runner ray needs 'ray'; install it with: pip install \"perception-composer[ray]\""
+    )
+
+
+def test_a_sharded_model_is_refused(experiment):
+    spec = SPEC.replace("ref: {like: actor}", "ref: {like: actor, parallel: {data: 2}}")
+    with pytest.raises(RunError) as error:
+        RayRunner(read_experiment(spec, allow=ALLOW), ALLOW)
+    assert str(error.value) == (
+        "<spec>:5:22: the model 'ref' has 'parallel', and one worker has all of a model here; leave it out"
+    )
+
+
+def test_no_more_workers_than_there_is_to_do():
+    spec = ENDS.replace("workers: 1", "workers: 9")
+    assert dealt(read_experiment(spec, allow=ALLOW)) == [["(end)"], ["actor"]]
