@@ -8,6 +8,7 @@ from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from composer.network.module import NetworkModule
@@ -67,12 +68,16 @@ class GenerationSettings:
         if problems:
             raise SettingsError(problems)
 
-    def choose(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A token for each row of ``logits`` (B, V), (B,).
+    def draw(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
+        """A number for each of so many rows, (rows,), which `choose` compares to cumulative probabilities.
 
-        One number is drawn for each row, where the generator is, and compared to cumulative probabilities: rows and
-        devices get the same draws.
+        They are drawn where the generator is, so that models on all devices get the same.
         """
+        device = None if generator is None else generator.device
+        return torch.rand(rows, generator=generator, dtype=torch.float64, device=device)
+
+    def choose(self, logits: Tensor, drawn: Tensor) -> Tensor:
+        """A token for each row of ``logits`` (B, V), (B,), by the numbers that `draw` gave."""
         if self.greedy:
             return logits.argmax(-1)
         probs = (logits.double() / self.temperature).softmax(-1)
@@ -83,10 +88,8 @@ class GenerationSettings:
             before = probs.cumsum(-1) - probs
             probs = torch.where(before < self.top_p, probs, 0.0)
         total = probs.cumsum(-1)
-        device = None if generator is None else generator.device
-        drawn = torch.rand(len(probs), 1, generator=generator, dtype=torch.float64, device=device)
-        drawn = drawn.to(probs.device) * total[:, -1:]
-        place = torch.searchsorted(total, drawn, right=True).clamp(max=probs.shape[-1] - 1)
+        reached = drawn.to(probs).unsqueeze(-1) * total[:, -1:]
+        place = torch.searchsorted(total, reached, right=True).clamp(max=probs.shape[-1] - 1)
         return (place if order is None else order.gather(-1, place)).squeeze(-1)
 
 
@@ -118,6 +121,10 @@ class TokenReader(Protocol):
         """Logits (B, V) of the token after ``tokens`` (B,), which come after all before."""
         ...
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with those sequences alone for which ``rows`` (B,) is true."""
+        ...
+
 
 class CarriedState:
     """A policy with memory: its state, such as the key-value cache of a decoder, is carried from token to token.
@@ -147,6 +154,9 @@ class CarriedState:
         outputs, self.state = self.policy.run(dict.fromkeys(self.reads, tokens), self.state, None)
         return outputs[self.action]
 
+    def keep(self, rows: Tensor) -> None:
+        self.state = {name: part[rows] for name, part in self.state.items()}
+
     def _width(self) -> int:
         size = self.policy.network.out_ports[self.action].shape[-1]
         assert size is not None
@@ -165,10 +175,13 @@ class Rereading:
         return self._logits()
 
     def step(self, tokens: Tensor) -> Tensor:
-        self.tokens = torch.nn.functional.pad(self.tokens, (0, 1))
+        self.tokens = functional.pad(self.tokens, (0, 1))
         self.tokens.scatter_(1, self.lengths.unsqueeze(-1), tokens.unsqueeze(-1))
         self.lengths = self.lengths + 1
         return self._logits()
+
+    def keep(self, rows: Tensor) -> None:
+        self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
 
     def _logits(self) -> Tensor:
         tokens = self.tokens[:, : int(self.lengths.max())]
@@ -193,33 +206,45 @@ def continued(
     generator: torch.Generator | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The tokens after each of the prompts, their log-probabilities, and whether the end token is missing (B,)."""
+    rows, most = len(prompts), settings.max_new_tokens
     logits = reader.start(prompts).float()
-    over = torch.zeros(len(prompts), dtype=torch.bool, device=logits.device)
-    counts = torch.zeros_like(over, dtype=torch.int64)
-    columns: list[Tensor] = []
-    logps: list[Tensor] = []
-    for step in range(settings.max_new_tokens):
+    tokens = torch.zeros(rows, most, dtype=torch.int64, device=logits.device)
+    logp = torch.zeros(rows, most, device=logits.device)
+    counts = torch.zeros(rows, dtype=torch.int64, device=logits.device)
+    no_eos = torch.ones_like(counts, dtype=torch.bool)
+    active = torch.arange(rows, device=logits.device)  # of those that have not ended
+    for step in range(most):
         allowed = logits
         if end_token is not None and step < settings.min_new_tokens:
             allowed = logits.clone()
             allowed[:, end_token] = -torch.inf
-        tokens = settings.choose(allowed, generator)
-        logps.append(token_logp(logits, tokens, settings.temperature))
-        columns.append(tokens)
-        counts += ~over
-        over = over if end_token is None else over | (tokens == end_token)
-        if step + 1 == settings.max_new_tokens or bool(over.all()):
+        drawn = settings.draw(rows, generator).to(active.device)
+        chosen = settings.choose(allowed, drawn[active])
+        tokens[active, step] = chosen
+        logp[active, step] = token_logp(logits, chosen, settings.temperature)
+        counts[active] = step + 1
+        goes_on = torch.ones_like(active, dtype=torch.bool)
+        if end_token is not None:
+            goes_on = chosen != end_token
+            no_eos[active] = goes_on
+        if step + 1 == most or not bool(goes_on.any()):
             break
-        logits = reader.step(tokens).float()
-    rows, ends = torch.stack(columns, 1), counts.tolist()
-    tokens = [row[:end] for row, end in zip(rows, ends)]
-    return tokens, [row[:end] for row, end in zip(torch.stack(logps, 1), ends)], ~over
+        if not bool(goes_on.all()):
+            reader.keep(goes_on)
+            active, chosen = active[goes_on], chosen[goes_on]
+        logits = reader.step(chosen).float()
+    ends = counts.tolist()
+    return (
+        [row[:end] for row, end in zip(tokens, ends)],
+        [row[:end] for row, end in zip(logp, ends)],
+        no_eos,
+    )
 
 
 def token_logp(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """The log-probability of ``tokens`` (...) under the softmax of ``logits / temperature``, (..., V)."""
-    logp = (logits.float() / temperature).log_softmax(-1)
-    return logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    """The log-probability of ``tokens`` (N,) under the softmax of ``logits / temperature``, (N, V)."""
+    scaled = logits.float() if temperature == 1.0 else logits.float() / temperature
+    return -functional.cross_entropy(scaled, tokens, reduction="none")
 
 
 def packed_rows(*parts: Sequence[Tensor]) -> Tensor:

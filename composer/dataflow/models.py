@@ -19,7 +19,7 @@ from composer.dataflow.decoding import (
     token_logp,
 )
 from composer.dataflow.optimization import OptimizerSettings
-from composer.dataflow.packing import drop_first, drop_last
+from composer.dataflow.packing import drop_last
 from composer.model import Model
 from composer.network.module import NetworkModule
 from composer.network.network import Tensors
@@ -112,9 +112,8 @@ class ExperimentModel:
     ) -> Tensor:
         """The log-probability of every token but the first of each sequence, (N - S,) for S sequences."""
         logits = self.logits(tokens, lengths)
-        counts = torch.as_tensor(lengths)
-        said = drop_first(tokens, counts).to(logits.device)
-        return token_logp(drop_last(logits, counts), said, temperature)
+        following = tokens.roll(-1).to(logits.device)  # of a last token it means nothing
+        return drop_last(token_logp(logits, following, temperature), torch.as_tensor(lengths))
 
     @torch.no_grad()
     def generate(

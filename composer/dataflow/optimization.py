@@ -50,8 +50,10 @@ class OptimizerSettings:
             raise SettingsError(problems)
 
     def make(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-        """The optimiser of those ``parameters`` that are trained."""
+        """The optimiser of those ``parameters`` that are trained. Raises ValueError where none is."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            raise ValueError("all weights are frozen, so there is nothing to train; leave out 'lr'")
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(
             trained, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay

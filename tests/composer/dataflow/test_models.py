@@ -114,6 +114,21 @@ def test_a_sequence_ends_with_the_end_token():
         assert len(row) == 15 or not no_eos
 
 
+@every_origin
+def test_a_sequence_is_the_same_whatever_becomes_of_the_others(origin):
+    """Those that have ended are left out; what the others say does not depend on it."""
+    settings = GenerationSettings(max_new_tokens=12, temperature=3.0)
+    endless = spread(a_model(origin)).generate(tokens(), LENGTHS, settings, draw())
+    out = spread(a_model(origin, end=3)).generate(tokens(), LENGTHS, settings, draw())
+    assert len(set(out.lengths.tolist())) > 1
+    for prompt, row, whole in zip(
+        LENGTHS, out.ids.split(out.seqlens), endless.ids.split(endless.seqlens)
+    ):
+        said = whole.tolist()[prompt:]
+        end = said.index(3) + 1 if 3 in said else 12
+        assert row.tolist()[prompt:] == said[:end]
+
+
 def test_greedy_tokens_are_those_of_hugging_face():
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -164,7 +179,8 @@ def test_long_prompts_are_read_in_parts(monkeypatch):
 )
 def test_tokens_are_drawn_as_often_as_they_are_probable(settings):
     logits = torch.tensor([0.3, 2.0, 1.1, -1.0, 1.2])
-    chosen = GenerationSettings(**settings).choose(logits.repeat(20000, 1), draw())
+    how = GenerationSettings(**settings)
+    chosen = how.choose(logits.repeat(20000, 1), how.draw(20000, draw()))
     counts = torch.bincount(chosen, minlength=5) / 20000
     probs = (logits / settings.get("temperature", 1.0)).softmax(-1)
     order = probs.argsort(descending=True).tolist()

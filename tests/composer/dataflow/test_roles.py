@@ -215,6 +215,13 @@ def test_wrong_settings_of_a_decoder_are_told_where_they_stand(tmp_path):
     ]
 
 
+def test_a_model_that_is_frozen_whole_is_not_trained():
+    frozen = {**DECODER, "tied_head": True, "freeze": ["embed_tokens", "layers", "norm"]}
+    message = "all weights are frozen, so there is nothing to train; leave out 'lr'"
+    with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
+        models(role("a", {"decoder": frozen}, optimizer={"lr": 0.1}))
+
+
 def test_wrong_settings_of_an_optimiser_are_told():
     wrong = role(
         "a", {"decoder": DECODER}, optimizer={"lr": 0.1, "beta2": 1.0, "weight_decya": 0.1}
