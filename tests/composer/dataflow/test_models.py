@@ -9,9 +9,10 @@ import torch
 from composer.dataflow.context import Context
 from composer.dataflow.decoding import GenerationSettings
 from composer.dataflow.models import NotFiniteError
+from composer.dataflow.roles import build_model
 from composer.policy.sequence_view import PackedView, SequenceView
 from perception_blocks.settings import SettingsError
-from tests.helpers.experiment_models import LENGTH, ORIGINS, VOCABULARY, a_model
+from tests.helpers.experiment_models import GPT2, LENGTH, ORIGINS, VOCABULARY, Words, a_model, role
 
 every_origin = pytest.mark.parametrize("origin", ORIGINS)
 LENGTHS = [3, 1, 6]
@@ -52,6 +53,16 @@ def test_packed_sequences_are_read_as_if_each_were_alone(origin):
 def test_a_decoder_reads_without_padding_and_other_networks_padded():
     views = {origin: type(a_model(origin)._view) for origin in ORIGINS}
     assert views == {"decoder": PackedView, "gru": SequenceView, "gpt2": SequenceView}
+
+
+def test_dropout_acts_with_gradients_alone():
+    given = {**GPT2["policy"]["graph"]["latent"], "embd_pdrop": 0.5}
+    spec = {**GPT2, "policy": {**GPT2["policy"], "graph": {"latent": given}}}
+    wanted = role("actor", {"spec": spec})
+    model = build_model(wanted, {"actor": wanted}, tokenizer=Words())
+    assert not torch.equal(model.logits(tokens(), LENGTHS), model.logits(tokens(), LENGTHS))
+    with torch.no_grad():
+        assert torch.equal(model.logits(tokens(), LENGTHS), model.logits(tokens(), LENGTHS))
 
 
 @every_origin
@@ -106,7 +117,7 @@ def test_a_sequence_ends_with_the_end_token():
     out = model.generate(tokens(2).repeat(40), [2] * 40, settings, draw())
     sequences = [row.tolist()[2:] for row in out.ids.split(out.seqlens)]
     assert out.lengths.tolist() == [len(row) for row in sequences]
-    assert min(out.lengths) >= 3
+    assert min(out.lengths) == 4  # three others, and the end token
     assert len(set(out.lengths.tolist())) > 3
     for row, no_eos in zip(sequences, out.no_eos.tolist()):
         assert 3 not in row[:-1]
