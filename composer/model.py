@@ -17,6 +17,7 @@ from composer.build.context import BuildContext
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
 from composer.checkpoint.adapters import (
     merge_adapters,
+    require_scales,
     with_own_weights,
     without_adapted_weights,
 )
@@ -261,6 +262,7 @@ class Model(nn.Module):
         """
         refuse_sharded(self, "load_weights()")
         record = read_record(path)
+        require_scales(self, path, record)
         tensors = read_tensors(path, record)
         if record.action_model.get("adapters_only"):
             tensors = with_own_weights(self, tensors)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.file import Record
 from composer.checkpoint.plain_spec import every_part
-from perception_blocks.blocks.adapted import AdaptedBlock
+from perception_blocks.blocks.adapted import AdaptedBlock, refuse_other_scales
+from perception_blocks.blocks.lora import adapter_scales
 
-__all__ = ["merge_adapters", "with_own_weights", "without_adapted_weights"]
+__all__ = ["merge_adapters", "require_scales", "with_own_weights", "without_adapted_weights"]
 
 
 def merge_adapters(model: nn.Module) -> int:
@@ -36,6 +39,14 @@ def with_own_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
     """``tensors`` of a file with adapters only, and the model's own weights beside them."""
     beside, state = _adapted_weights(model), model.state_dict()
     return {name: tensor for name, tensor in state.items() if name in beside} | dict(tensors)
+
+
+def require_scales(model: nn.Module, path: str | os.PathLike[str], record: Record) -> None:
+    """Raise CheckpointError for adapters that were made with another scale: their weights do not show it."""
+    try:
+        refuse_other_scales(os.fspath(path), adapter_scales(model), record.adapter_scales)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _adapted_weights(model: nn.Module) -> set[str]:

@@ -23,6 +23,8 @@ from composer.source.files import as_argument
 from composer.spaces.json_form import Json, spaces_from_json
 from composer.spaces.lookup import is_by_actor
 from composer.spec.model_spec import CRITICS
+from perception_blocks.blocks.adapted import SCALES
+from perception_blocks.blocks.lora import adapter_scales
 from perception_blocks.port import format_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.words import as_module_name, near_name
@@ -51,6 +53,7 @@ class Record:
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
     critics: dict[str, str] = field(default_factory=dict)  # the same of kinds of critics
     action_model: Json = field(default_factory=dict)  # of one: the files of its processor
+    adapter_scales: Json = field(default_factory=dict)  # by what LoRA's products are multiplied
 
     def spaces(self, limits: GivenLimits = None) -> tuple[Any, Any]:
         """Observation and action space, or both by actor. Raises CheckpointError where they cannot be read."""
@@ -125,6 +128,7 @@ def record_of(
             n: home for n in critics if not (home := CRITICS.module_of(n)).startswith(OURS)
         },
         **({} if action_model is None else {"action_model": action_model}),
+        **({SCALES: scales} if (scales := adapter_scales(module)) else {}),
     }
 
 
@@ -141,7 +145,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 def record_from(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Record:
     """The ``values`` in the file at ``path`` as a Record. Raises CheckpointError where they are of another form."""
     _require_types(path, values, {"format_version": int})
-    values = {"critics": {}, "action_model": {}, **values}  # which other files have not
+    values = {"critics": {}, "action_model": {}, SCALES: {}, **values}  # which other files have not
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
     _require_types(path, values, kinds)
     dtype = getattr(torch, values["dtype"], None)

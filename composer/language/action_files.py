@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from composer.atomic import FOLDER_SUFFIX, PREFIX, temporary_folder
+from composer.checkpoint.adapters import require_scales
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
     LoadReport,
@@ -112,6 +113,7 @@ def _saved_spec(model: Any) -> dict[str, Any]:
 def fill_from(model: Any, path: str | os.PathLike[str], *, strict: bool) -> LoadReport:
     """Load a checkpoint of the same model, or of its adapters only."""
     record = read_record(path)
+    require_scales(model, path, record)
     tensors = read_tensors(path, record)
     if record.action_model.get("adapters_only"):
         kept = model.state_dict()
@@ -130,9 +132,9 @@ def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]
     ``path`` is what `save` wrote with ``adapters_only``, or a folder of peft's. Raises ValueError where they are none,
     or those of another model.
     """
-    stored = stored_adapters(path, alpha)
+    stored, scales = stored_adapters(path, alpha)
     head = {name: tensor for name, tensor in stored.items() if name.startswith("value_head.")}
-    return fitting_adapters(path, stored, body) | head
+    return fitting_adapters(path, stored, scales, body) | head
 
 
 def take_adapters(model: Any, tensors: Mapping[str, Tensor]) -> None:

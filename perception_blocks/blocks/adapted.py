@@ -5,6 +5,7 @@ A spec says them, so that a saved model is rebuilt from its spec.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perception_blocks.base_block import PerceptionBlock
-from perception_blocks.blocks.lora import adapter_names, is_adapter
+from perception_blocks.blocks.lora import adapter_names, adapter_scales, is_adapter
 from perception_blocks.port import format_shape
 from perception_blocks.reading import file_at, json_in, require_regular
 from perception_blocks.registry import missing_extra
@@ -30,9 +31,16 @@ from perception_blocks.settings import (
 )
 from perception_blocks.words import cut, describe, listing
 
-__all__ = ["AdaptedBlock", "fitting_adapters", "refuse_other_kind", "stored_adapters"]
+__all__ = [
+    "AdaptedBlock",
+    "fitting_adapters",
+    "refuse_other_kind",
+    "refuse_other_scales",
+    "stored_adapters",
+]
 
 RANK = 8
+SCALES = "adapter_scales"  # where a checkpoint says them
 # Keys of peft's configuration for adapters that are multiplied or added in other ways.
 OTHER_KINDS = ("use_rslora", "use_dora", "alpha_pattern", "lora_bias", "layer_replication")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -129,14 +137,15 @@ class AdaptedBlock(PerceptionBlock):
 def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]:
     """Adapters by their names in ``body``. Raises SettingsError with what `stored_adapters` and the like say."""
     try:
-        return fitting_adapters(path, stored_adapters(path, alpha), body)
+        return fitting_adapters(path, *stored_adapters(path, alpha), body)
     except ValueError as error:
         raise wrong(str(error)) from error
 
 
-def stored_adapters(path: str, alpha: float) -> dict[str, Tensor]:
+def stored_adapters(path: str, alpha: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors in a folder of peft's, or in a file such as a checkpoint, by names as modules have them.
 
+    Beside them what a checkpoint says of their scales, by the paths of layers; empty in other files.
     Raises ValueError for other files, and for adapters that were made with another ``alpha``.
     """
     place = Path(file_at(path))
@@ -152,7 +161,9 @@ def stored_adapters(path: str, alpha: float) -> dict[str, Tensor]:
     try:
         require_regular(file)
         tensors = {stored_name(name): tensor for name, tensor in load_file(file).items()}
-    except (SafetensorError, ValueError, OSError) as error:
+        with safe_open(file, framework="pt") as opened:
+            scales = json.loads((opened.metadata() or {}).get(SCALES, "{}"))
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise ValueError(f"{path!r} cannot be read: {error}") from error
     strange = [name for name in tensors if file != place and not is_adapter(name)]
     if strange:
@@ -160,7 +171,7 @@ def stored_adapters(path: str, alpha: float) -> dict[str, Tensor]:
             f"{path!r} holds weights beside its adapters, such as {cut(strange[0], 200)}; train it without "
             "modules_to_save and biases, or merge it in peft"
         )
-    return tensors
+    return tensors, scales if isinstance(scales, dict) else {}
 
 
 def refuse_other_kind(path: str, place: Path, alpha: float) -> None:
@@ -194,10 +205,12 @@ def refuse_other_kind(path: str, place: Path, alpha: float) -> None:
         raise ValueError(f"the adapters in {path!r} were made with alpha {shown}, not {alpha:g}")
 
 
-def fitting_adapters(path: str, stored: Mapping[str, Tensor], body: nn.Module) -> dict[str, Tensor]:
+def fitting_adapters(
+    path: str, stored: Mapping[str, Tensor], scales: Mapping[str, Any], body: nn.Module
+) -> dict[str, Tensor]:
     """Those of ``stored`` that belong to ``body``, by its names; in a file of a model theirs begin with its path.
 
-    Raises ValueError where some are missing, too many, or of another shape or kind.
+    Raises ValueError where some are missing, too many, or of another shape, kind or scale.
     """
     needed = {name: body.get_parameter(name) for name in adapter_names(body)}
     theirs = {name: tensor for name, tensor in stored.items() if is_adapter(name)}
@@ -231,7 +244,21 @@ def fitting_adapters(path: str, stored: Mapping[str, Tensor], body: nn.Module) -
     if lost:
         more = f"; and {len(lost) - 4} others" if len(lost) > 4 else ""
         raise ValueError(f"{path!r} holds other adapters: {'; '.join(lost[:4])}{more}")
+    refuse_other_scales(path, adapter_scales(body), scales, prefix)
     return {name: theirs[prefix + name] for name in needed}
+
+
+def refuse_other_scales(
+    path: object, needed: Mapping[str, float], stored: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Raise ValueError where a checkpoint says that its adapters were made with another scale than is ``needed``."""
+    for layer, scale in needed.items():
+        other = stored.get(prefix + layer, scale)
+        if other != scale:
+            raise ValueError(
+                f"the adapters in {path!r} are multiplied by {cut(str(other), 40)}, those of this model by {scale:g}; "
+                "write the 'rank' and 'alpha' that they were made with"
+            )
 
 
 def stored_name(name: str) -> str:

@@ -20,8 +20,17 @@ from perception_blocks.registry import missing_extra
 from perception_blocks.settings import SettingProblem, SettingsError
 from perception_blocks.words import did_you_mean
 
-__all__ = ["DEFAULT_TARGETS", "Lora", "adapter_names", "base_name", "draw_adapter", "draw_adapters"]
-__all__ += ["freeze", "inject", "is_adapter", "merge", "merged_weights", "without_adapters"]
+__all__ = ["DEFAULT_TARGETS", "Lora", "adapter_names", "adapter_scales", "base_name"]
+__all__ += [
+    "draw_adapter",
+    "draw_adapters",
+    "freeze",
+    "inject",
+    "is_adapter",
+    "merge",
+    "merged_weights",
+    "without_adapters",
+]
 
 # Linear layers of transformers, vision towers and projectors by their last names; heads over a vocabulary are not among
 # them.
@@ -207,6 +216,15 @@ def merged_weights(body: nn.Module) -> dict[str, Tensor]:
             else weight
             for name, weight in weights.items()
         }
+
+
+def adapter_scales(body: nn.Module) -> dict[str, float]:
+    """By what the product of each pair is multiplied, by the path of its layer: weights do not show it."""
+    return {
+        name: float(layer.scaling[ADAPTER])  # type: ignore[index]
+        for name, layer in body.named_modules()
+        if hasattr(layer, "get_base_layer")
+    }
 
 
 def _adapted(body: nn.Module) -> list[tuple[nn.Module, str, Any]]:

@@ -392,3 +392,19 @@ def test_the_value_head_beside_adapters_is_the_one_of_the_spec(tmp_path):
     )
     for head in ({"hidden_units": [16]}, False):
         composer.compose(spec(lora=lora, value_head=head), allow=[f"{tmp_path}/"])
+
+
+def test_adapters_of_another_scale_are_told(tmp_path):
+    """Their weights do not show by what they are multiplied."""
+    path = tmp_path / "adapters.safetensors"
+    trained().save(path, adapters_only=True)
+    other = {**LORA, "alpha": 2}
+    message = (
+        f"the adapters in {str(path)!r} are multiplied by 2.0, those of this model by 1; write the 'rank' and 'alpha' "
+        "that they were made with"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        composer.compose(spec(lora=other), seed=0).load_weights(path)
+    with pytest.raises(SpecError) as caught:
+        composer.compose(spec(lora={**other, "path": str(path)}), allow=[f"{tmp_path}/"])
+    assert str(caught.value) == f"model.lora.path: {message}"

@@ -165,6 +165,45 @@ def test_adapters_alone_are_saved_and_loaded_into_a_model_of_the_same_weights(ki
         model(kind).save(path, adapters_only=True)
 
 
+@every_kind
+@pytest.mark.parametrize("adapters_only", [True, False])
+def test_adapters_of_another_scale_are_told(kind, adapters_only, tmp_path):
+    """Their weights do not show by what they are multiplied."""
+    path = tmp_path / "adapters.safetensors"
+    moved(model(kind, lora=lora(kind, rank=2, alpha=4))).save(path, adapters_only=adapters_only)
+    message = (
+        f"the adapters in {str(path)!r} are multiplied by 2.0, those of this model by 1; write the 'rank' and 'alpha' "
+        "that they were made with"
+    )
+    other = model(kind, lora=lora(kind, rank=2, alpha=2))
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+            other.load_weights(path, strict=strict)
+    with pytest.raises(SpecError, match=re.escape(message)):
+        model(kind, [f"{tmp_path}/"], lora=lora(kind, rank=2, alpha=2, path=str(path)))
+    model(kind, [f"{tmp_path}/"], lora=lora(kind, rank=2, alpha=4, path=str(path)))
+
+
+def test_adapters_of_several_networks_are_told(tmp_path):
+    made = moved(block("decoder", lora=lora("decoder")))
+    adapters = {n: p.detach() for n, p in made.named_parameters() if ".lora_" in n}
+    path = tmp_path / "both.safetensors"
+    both = {
+        f"{part}.latent.{n}": p.clone() for part in ("actor", "critic") for n, p in adapters.items()
+    }
+    save_file(both, path)
+    message = (
+        f"'lora': {str(path)!r} holds adapters of several networks, 'actor.latent.', 'critic.latent.'; load them with "
+        "model.load_weights, or name a file that holds one network's"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        block("decoder", lora=lora("decoder", path=str(path)))
+    del both[next(name for name in both if name.startswith("critic."))]
+    save_file(both, path)
+    begun = block("decoder", lora=lora("decoder", path=str(path)))
+    assert all(torch.equal(begun.get_parameter(name), p) for name, p in adapters.items())
+
+
 def test_adapters_are_read_from_a_folder_of_peft_and_from_a_file(tmp_path):
     made = moved(block("llama", lora=lora("llama")))
     adapters = {n: p.detach() for n, p in made.named_parameters() if ".lora_" in n}
