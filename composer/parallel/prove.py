@@ -115,18 +115,26 @@ def main(folder: str) -> int:
     end_with_starter(Path(folder))
     task = Task(**json.loads((Path(folder) / "task.json").read_text("utf-8")))
     allow_beside(task.folders, task.allow)
-    try:
-        result = asdict(_proof(task))
-    except ANSWERS as error:
-        result = {"problem": str(error), "time": time.time()}
-    except Exception:
-        result = {"problem": traceback.format_exc().strip(), "time": time.time()}
-    path = Path(folder) / f"{int(os.environ['RANK']):05}.result"
-    path.write_text(json.dumps(result), encoding="utf-8")
+    with start() as mesh:
+        result = _result(
+            task, mesh
+        )  # with its time, before the others see that this process has left
+        path = Path(folder) / f"{int(os.environ['RANK']):05}.result"
+        path.write_text(json.dumps(result), encoding="utf-8")
     return int("problem" in result)
 
 
-def _proof(task: Task) -> Proof:
+def _result(task: Task, mesh: Mesh) -> dict[str, Any]:
+    try:
+        return asdict(_proof(task, mesh))
+    except ANSWERS as error:
+        problem = str(error)
+    except Exception:
+        problem = traceback.format_exc().strip()
+    return {"problem": problem, "time": time.time()}
+
+
+def _proof(task: Task, mesh: Mesh) -> Proof:
     file = Path(task.file)
     arguments: dict[str, Any] = {
         "env": task.environment,
@@ -135,17 +143,14 @@ def _proof(task: Task) -> Proof:
         "limits": Limits(**task.limits),
         "seed": SEED,
     }
-    with start() as mesh:
-        model = compose_whole(file, **arguments, device="meta")
-        plan = Sharder(
-            model, mesh
-        ).plan  # what of it does not fit is told with its place in the spec
-        exact = replace(plan, param_dtype=None, reduce_dtype=None)
-        # Else rounding may decide on which side of a relu's kink a number is. Classes of others may know float32 only.
-        arguments["dtype"] = torch.float32 if foreign_modules(model) else torch.float64
-        whole = compose_whole(file, **arguments, device=mesh.device)
-        sharded = compose_by(exact, file, **arguments)
-        return compare(whole, sharded, mesh, exact.data, task.steps)
+    model = compose_whole(file, **arguments, device="meta")
+    plan = Sharder(model, mesh).plan  # what of it does not fit is told with its place in the spec
+    exact = replace(plan, param_dtype=None, reduce_dtype=None)
+    # Else rounding may decide on which side of a relu's kink a number is. Classes of others may know float32 only.
+    arguments["dtype"] = torch.float32 if foreign_modules(model) else torch.float64
+    whole = compose_whole(file, **arguments, device=mesh.device)
+    sharded = compose_by(exact, file, **arguments)
+    return compare(whole, sharded, mesh, exact.data, task.steps)
 
 
 def compare(whole: Any, sharded: Any, mesh: Mesh, data: int, steps: int) -> Proof:
