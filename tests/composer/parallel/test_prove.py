@@ -91,7 +91,7 @@ def test_a_plan_that_does_not_fit_the_model_is_told_with_its_place(tmp_path, giv
         "  heads: {in: latent}\n"
     )
     with pytest.raises(SpecError, match="^" + re.escape(f"{file}:{said}") + "$"):
-        _proof(Task(str(file)))
+        _proof(Task(str(file)), Mesh())
 
 
 @pytest.mark.full
