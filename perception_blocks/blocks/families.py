@@ -379,11 +379,15 @@ class WeightMap:
         self._raise(problems)
 
     def converted(self, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """One of their tensors as those that it is here; it has been checked."""
+        """One of their tensors as those that it is here; it has been checked, but for its dtype."""
         theirs = self.their_name(name)
         names, how = self.rows[theirs] if theirs is not None else ((), "")
         if not names:
             return
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            self._raise(
+                [f"{name} is {tensor.dtype}, not floating-point numbers of at least 16 bits"]
+            )
         tensor = tensor.t() if "t" in how.split() else tensor
         parts = tensor.split([self.stored[our][0] for our in names])  # type: ignore[misc]
         for our, part in zip(names, parts):

@@ -50,6 +50,7 @@ class FamilyFolder(ModelFolder):
             weights.check(self.stored_shapes())
         except FamilyError as error:
             raise self._wrong(f"{self.path!r}: {error}") from error
+        self.require_floats(weights.has_meaning)
         return weights
 
     def body_tensors(self) -> Iterator[tuple[str, Tensor]]:

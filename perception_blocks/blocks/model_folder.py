@@ -6,7 +6,7 @@ It is JSON and safetensors. Whatever in it would lead elsewhere or name code is 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,16 @@ class ModelFolder:
                 shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in names}
         return shapes
 
+    def require_floats(self, is_weight: Callable[[str], bool]) -> None:
+        """Raise SettingsError for weights of another kind: quantized ones would be copied as if they were numbers."""
+        for file in self.files:
+            names = filter(is_weight, self._names_in(file))
+            with safe_open(file, framework="pt") as opened:
+                for name in names:
+                    dtype = opened.get_slice(name).get_dtype()
+                    if dtype not in FLOATS:
+                        raise self._wrong(f"{self.path!r}: {other_dtype(name, dtype)}")
+
     def all_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the files, one after the other, by its name."""
         for file in self.files:
@@ -174,7 +184,11 @@ def misfits(name: str, stored: Any, tensor: Tensor) -> Iterator[str]:
         needed = format_shape(tensor.shape)
         yield f"{name} is {format_shape(shape)}, its config.json needs {needed}"
     elif tensor.is_floating_point() and dtype not in FLOATS:
-        yield f"{name} is of the dtype {dtype}, it must be one of {', '.join(FLOATS)}"
+        yield other_dtype(name, dtype)
+
+
+def other_dtype(name: str, dtype: str) -> str:
+    return f"{name} is of the dtype {dtype}, it must be one of {', '.join(FLOATS)}"
 
 
 def code_named_in(file: Path) -> str | None:

@@ -295,6 +295,21 @@ def test_a_crafted_folder_is_refused(file, values, reason, tmp_path):
     refused(f"'checkpoint': {reason.format(folder)}", checkpoint=folder)
 
 
+KINDS = {torch.int64: "I64", torch.float8_e4m3fn: "F8_E4M3", torch.complex64: "C64"}
+
+
+@pytest.mark.parametrize("dtype", KINDS, ids=str)
+def test_weights_of_another_kind_are_told(dtype, tmp_path):
+    folder = saved(hf_model("llama"), tmp_path)
+    name, file = "model.norm.weight", Path(folder, "model.safetensors")
+    weights = load_file(file)
+    save_file({**weights, name: weights[name].to(dtype)}, file, metadata={"format": "pt"})
+    must = f"{name} is of the dtype {KINDS[dtype]}, it must be one of F64, F32, F16, BF16"
+    with pytest.raises(SettingsError) as error:
+        DecoderBlock([()], checkpoint=folder)
+    assert str(error.value) == f"'checkpoint': {folder!r}: {must}"
+
+
 def test_json_that_is_nested_too_deeply_is_told(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("[" * 100_000)
