@@ -96,6 +96,7 @@ MEANINGS = {
     "reduce": "sum the products over the last axis",
     "residual": "add the input to the result",
     "return_weights": "return the attention weights as a second output",
+    "rope_scaling": "how rotary positions are slowed down: `{rope_type: linear, factor: 2}`, or the keys of `llama3`",
     "rope_theta": "how much slower the slowest pair of features turns than the first, for rotary positions",
     "scale": "standard deviation of the frequencies",
     "self_loops": "every node also reads itself",

@@ -30,7 +30,7 @@ from perception_blocks.blocks.key_value_cache import (
     Placement,
     WholeSequences,
 )
-from perception_blocks.blocks.rotary import rotary_tables
+from perception_blocks.blocks.rotary import problems_of_scaling, rotary_tables
 from perception_blocks.blocks.windows import ParallelMemoryBlock
 from perception_blocks.init import Rule, draw_parameters
 from perception_blocks.port import InputShapeError, Port, Shape, Shapes, format_shape
@@ -111,6 +111,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         eps: PositiveFloat = 1e-6,
         positions: Literal["rotary", "learned"] = "rotary",
         rope_theta: PositiveFloat = ROPE_THETA,
+        rope_scaling: Mapping[str, Any] | None = None,
         qkv_bias: bool = False,
         out_bias: bool = False,
         mlp_bias: bool = False,
@@ -140,7 +141,8 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         sized = head_dim is not None
         problems = [
             *problems_of_heads(form, sized, rotary=positions == "rotary"),
-            *problems_of_places(shape, max_length, positions, rope_theta, sliding_window),
+            *problems_of_places(shape, max_length, sliding_window),
+            *problems_of_rotation(positions, rope_theta, rope_scaling),
             *problems_of_numbers(
                 vocab_size=vocab_size, rope_theta=rope_theta, embed_scale=embed_scale
             ),
@@ -156,6 +158,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         self.layers = nn.ModuleList(DecoderLayer(form, index) for index in range(num_layers))
         self.norm = make_norm(form)
         self.max_length, self.rope_theta = max_length, float(rope_theta)
+        self.rope_scaling = rope_scaling
         self.embed_scale, self.sliding_window = float(embed_scale), sliding_window
         for name in ("cosines", "sines"):
             table = None if learned else torch.zeros(max_length, features)
@@ -199,7 +202,8 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
     def fill_constants(self) -> None:
         if self.cosines is None or self.sines is None or self.cosines.is_meta:
             return
-        cosines, sines = rotary_tables(*self.cosines.shape, theta=self.rope_theta)
+        length, features = self.cosines.shape
+        cosines, sines = rotary_tables(length, features, self.rope_theta, self.rope_scaling)
         self.cosines.copy_(cosines)
         self.sines.copy_(sines)
 
@@ -452,7 +456,7 @@ def problems_of_heads(form: LayerForm, sized: bool, rotary: bool) -> Iterator[Se
 
 
 def problems_of_places(
-    shape: Shape, max_length: int, positions: str, rope_theta: float, sliding_window: int | None
+    shape: Shape, max_length: int, sliding_window: int | None
 ) -> Iterator[SettingProblem]:
     """What is wrong with the number of places and what is said of them."""
     if shape and shape[0] is not None and shape[0] > max_length:
@@ -463,9 +467,20 @@ def problems_of_places(
             f"'sliding_window' must be less than max_length={max_length}, got {sliding_window}"
         )
         yield SettingProblem("sliding_window", f"{message}; leave it out to see all tokens")
-    if positions == "learned" and rope_theta != ROPE_THETA:
-        message = "'rope_theta' is for rotary positions; leave out 'rope_theta' or 'positions'"
-        yield SettingProblem("rope_theta", message)
+
+
+def problems_of_rotation(
+    positions: str, rope_theta: float, rope_scaling: Mapping[str, Any] | None
+) -> Iterator[SettingProblem]:
+    """What is wrong with rotary positions."""
+    given = {"rope_theta": rope_theta != ROPE_THETA, "rope_scaling": rope_scaling is not None}
+    if positions == "learned":
+        for name in [name for name, is_given in given.items() if is_given]:
+            message = f"{name!r} is for rotary positions; leave out {name!r} or 'positions'"
+            yield SettingProblem(name, message)
+    elif rope_scaling is not None:
+        for message in problems_of_scaling(rope_scaling):
+            yield SettingProblem("rope_scaling", f"'rope_scaling': {message}")
 
 
 def problems_of_numbers(vocab_size: OneOrMany, **scales: float) -> Iterator[SettingProblem]:

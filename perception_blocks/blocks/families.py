@@ -26,7 +26,7 @@ from perception_blocks.settings import (
 from perception_blocks.words import cut, describe, did_you_mean, few_of, listing
 
 __all__ = ["CRITIC_HEAD", "FAMILIES", "Family", "FamilyError", "HfValues", "Row", "WeightMap"]
-__all__ += ["complete_settings", "family_of", "largest", "told_settings"]
+__all__ += ["complete_settings", "decoder_shapes", "family_of", "largest", "told_settings"]
 
 # (their name, our name or names, how): {} stands for the number of a layer; how is "", "t" (transposed), "split" (ours
 # side by side) or "t split". A row without names of ours is a constant, which is stored and means nothing.

@@ -11,6 +11,7 @@ from perception_blocks.blocks.families import (
     FAMILIES,
     FamilyError,
     WeightMap,
+    decoder_shapes,
     family_of,
     largest,
 )
@@ -39,6 +40,7 @@ class FamilyFolder(ModelFolder):
             self.family = family_of(self._values)
             every = self.family.read(self._values)
             self.settings = with_places(every, max_length)
+            decoder_shapes(self.settings)  # whether they fit each other
         except FamilyError as error:
             raise self._wrong(f"{path!r} is no model for a decoder: {error}") from error
         self.places = every["max_length"]

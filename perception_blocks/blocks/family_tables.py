@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from perception_blocks.blocks.families import Family, FamilyError, HfValues, Row
-from perception_blocks.words import hint
+from perception_blocks.blocks.rotary import SCALINGS
+from perception_blocks.settings import settings_of
+from perception_blocks.words import hint, listing
 
 __all__ = ["GEMMA", "GPT2", "LLAMA", "MISTRAL", "QWEN2"]
 
@@ -44,15 +46,22 @@ def name_of(activation: object, tanh: str = "gelu_pytorch_tanh") -> str | None:
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
 
-def rope_theta_of(values: HfValues) -> float:
-    """It stands in ``rope_parameters`` (transformers 5) or at the top (4). Raises FamilyError for scaled positions."""
+def rope_settings(values: HfValues) -> Settings:
+    """They stand in ``rope_parameters`` (transformers 5), or in ``rope_scaling`` and at the top (4).
+
+    Raises FamilyError for positions that are scaled in another way than a decoder can.
+    """
     said = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(said, Mapping):
         raise FamilyError(f"'rope_parameters' must be a mapping, got {said!r}")
-    kind = said.get("rope_type", said.get("type", "default"))
-    if kind != "default":
+    if any(isinstance(value, Mapping) for value in said.values()):
         raise FamilyError(
-            f"its rotary positions are scaled ('rope_type' is {kind!r}), which those of a decoder are not"
+            "'rope_parameters' are those of several kinds of layers; a decoder has one"
+        )
+    kind = said.get("rope_type", said.get("type", "default"))
+    if kind != "default" and kind not in SCALINGS:
+        raise FamilyError(
+            f"its rotary positions are scaled by the 'rope_type' {kind!r}; a decoder has {listing(SCALINGS)}"
         )
     share = said.get("partial_rotary_factor", values.get("partial_rotary_factor"))
     if share not in (None, 1):
@@ -60,15 +69,27 @@ def rope_theta_of(values: HfValues) -> float:
             f"'partial_rotary_factor' is {share!r}; a decoder turns all features of a head"
         )
     theta = said.get("rope_theta", values.get("rope_theta"))
-    return ROPE_THETA if theta is None else theta
+    scaling = None if kind == "default" else scaling_of(kind, said, values)
+    return {"rope_theta": ROPE_THETA if theta is None else theta, "rope_scaling": scaling}
+
+
+def scaling_of(kind: str, said: Mapping[str, Any], values: HfValues) -> Settings:
+    known, _ = settings_of(SCALINGS[kind])
+    scaling = {key: said[key] for key in known if key in said}
+    if "original_max_position_embeddings" in known:
+        scaling.setdefault(
+            "original_max_position_embeddings", values.get("max_position_embeddings")
+        )
+    return {"rope_type": kind, **scaling}
 
 
 def rope_keys(settings: Mapping[str, Any]) -> Settings:
     """Both spellings, so that either version of transformers reads what was written."""
-    theta = settings["rope_theta"] or ROPE_THETA
+    theta, scaling = settings["rope_theta"] or ROPE_THETA, settings["rope_scaling"]
     return {
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_scaling": scaling and dict(scaling),
+        "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": theta},
     }
 
 
@@ -115,7 +136,7 @@ def settings_of_llamas(values: HfValues, places: int, tied: bool = False, **othe
         "norm": "rms",
         "eps": values.get("rms_norm_eps", 1e-6),
         "positions": "rotary",
-        "rope_theta": rope_theta_of(values),
+        **rope_settings(values),
         "qkv_bias": False,
         "out_bias": False,
         "mlp_bias": False,
@@ -289,6 +310,7 @@ def gpt2_settings(values: HfValues) -> Settings:
         "eps": values.get("layer_norm_epsilon", 1e-5),
         "positions": "learned",
         "rope_theta": ROPE_THETA,
+        "rope_scaling": None,
         "qkv_bias": True,
         "out_bias": True,
         "mlp_bias": True,

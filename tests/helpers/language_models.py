@@ -16,11 +16,18 @@ GPT2 = {
     "vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": PLACES, **NO_TOKENS,
 }  # fmt: skip
 WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}
+# With 16 places before, of the pairs of features some are fast, some slow, and some in between.
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+}  # fmt: skip
 # Name: the family, and the keys of its configuration beside the sizes.
 FORMS = {
     "llama": ("llama", {"rope_theta": 5000.0}),
     "llama, tied, with biases": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "llama, wide heads, eps, gelu": ("llama", {"head_dim": 16, "rms_norm_eps": 1e-2, "hidden_act": "gelu"}),
+    "llama 3.1": ("llama", {"rope_parameters": LLAMA3}),
+    "llama, linear": ("llama", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}),
     "qwen2": ("qwen2", {}),
     "qwen2, tied, with a window": ("qwen2", {"tie_word_embeddings": True, **WINDOW}),
     "mistral": ("mistral", {"sliding_window": None}),

@@ -52,7 +52,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "critic_reads_policy_value": [("  heads:", "  shares: [latent]\n  heads:")],
     "critic_two_ends": [("    b: {block: dense, in: observation, hidden_units: 8}", "    b: {block: add, in: [observation, observation]}\n    c: {block: concat, in: [a, b]}\n  heads: {in: c}")],
     "decoder_checkpoint_missing": [(", width: 32, norm: rms", "")],
-    "decoder_family_wrong": [("family: lama", "family: llama"), ("norm: layer, ", ""), (", out_bias: false", ""), (", sliding_window: 8", ""), (", num_kv_heads: 2", ""), ("num_heads: 4", "num_heads: 5")],
+    "decoder_family_wrong": [("family: lama", "family: llama"), ("norm: layer, ", ""), (", out_bias: false", ""), (", sliding_window: 8", ""), (", num_kv_heads: 2", ""), ("num_heads: 4", "num_heads: 5"), ("lama3, factor: 8", "linear, factor: 8")],
     "decoder_settings_wrong": [("num_head: 2", "num_heads: 2"), ("width: 10, num_heads: 4", "width: 10, num_heads: 4, head_dim: 2"), (", sliding_window: 16", ""), (", rope_theta: 500", ""), (", vocab_size: 4", "")],
     "dense_two_inputs": [("    latent:", "    flat: {block: flatten, in: screen}\n    both: {block: concat, in: [inventory, flat]}\n    latent:"), ("in: [inventory, screen]", "in: both")],
     "distribution_missing": [("distributoin", "distribution")],

@@ -341,7 +341,7 @@ def test_what_is_no_language_model_is_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 3}))
     refused(
-        f"{str(folder)!r}: 'num_kv_heads' must divide num_heads=4, got 3",
+        f"{str(folder)!r} is no model for a decoder: 'num_kv_heads' must divide num_heads=4, got 3",
         from_hf,
         folder,
     )

@@ -33,6 +33,7 @@ from tests.helpers.language_models import (
     only_built_in,
     saved,
 )
+from tests.helpers.language_models import LLAMA3 as SCALED
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,7 @@ def _families(monkeypatch):
 
 
 every_form = pytest.mark.parametrize("form", FORMS)
+LLAMA3 = {key: value for key, value in SCALED.items() if key != "rope_theta"}
 LLAMA = {"model_type": "llama", **SIZES}
 GPT2 = hf_config("gpt2").to_dict()
 
@@ -240,11 +242,14 @@ def refused(message, kind=SettingsError, **settings):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({**LLAMA, "rope_scaling": {"type": kind, "factor": 2.0}}, f"its rotary positions are scaled ('rope_type' is {kind!r}), which those of a decoder are not")
-        for kind in ("linear", "dynamic", "yarn", "longrope", "llama3")
+        ({**LLAMA, "rope_scaling": {"type": kind, "factor": 2.0}}, f"its rotary positions are scaled by the 'rope_type' {kind!r}; a decoder has 'linear', 'llama3'")
+        for kind in ("dynamic", "yarn", "longrope", "su", "proportional", "mrope")
     ]
     + [
-        ({**LLAMA, "rope_parameters": {"rope_type": "yarn"}}, "its rotary positions are scaled ('rope_type' is 'yarn'), which those of a decoder are not"),
+        ({**LLAMA, "rope_parameters": {"rope_type": "yarn"}}, "its rotary positions are scaled by the 'rope_type' 'yarn'; a decoder has 'linear', 'llama3'"),
+        ({**LLAMA, "rope_parameters": {"rope_type": "linear"}}, "'rope_scaling': 'rope_type' 'linear' needs the setting 'factor' (a positive number)"),
+        ({**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": "two"}}, "'rope_scaling': 'factor' must be a positive number, got 'two'"),
+        ({**LLAMA, "rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "'rope_parameters' are those of several kinds of layers; a decoder has one"),
         ({**LLAMA, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "'partial_rotary_factor' is 0.5; a decoder turns all features of a head"),
         ({**LLAMA, "rope_parameters": [1]}, "'rope_parameters' must be a mapping, got [1]"),
         ({**LLAMA, "hidden_act": "relu2"}, "the activation is 'relu2'; did you mean 'relu'?"),
@@ -408,6 +413,12 @@ def test_settings_beside_a_checkpoint(tmp_path):
         ({"family": "lama"}, "'family' names the unknown model family 'lama'; did you mean 'llama'?"),
         ({"family": "llama", "norm": "layer"}, "'norm' of the family 'llama' is 'rms', got 'layer'; leave out 'norm'"),
         ({"family": "gemma", "norm": "rms"}, "'norm' of the family 'gemma' is 'rms_plus_one', got 'rms'; leave out 'norm'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "'rope_scaling': 'rope_type' must be one of 'linear', 'llama3', got 'yarn'"),
+        ({"rope_scaling": {"rope_type": "lama3"}}, "'rope_scaling': 'rope_type' must be one of 'linear', 'llama3', got 'lama3'; did you mean 'llama3'?"),
+        ({"rope_scaling": {"rope_type": "linear", "factr": 2}}, "'rope_scaling': 'factr' is not a setting of 'rope_type' 'linear'; did you mean 'factor'?"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "'rope_scaling': 'high_freq_factor' must be greater than 'low_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2}, "positions": "learned"}, "'rope_scaling' is for rotary positions; leave out 'rope_scaling' or 'positions'"),
+        ({"family": "gpt2", "rope_scaling": {"rope_type": "linear", "factor": 2}}, "'rope_scaling' of the family 'gpt2' is null, got {'rope_type': 'linear', 'factor': 2}; leave out 'rope_scaling'"),
         ({"family": "gpt2", "num_kv_heads": 2}, "'num_kv_heads' of the family 'gpt2' is 4, got 2; leave out 'num_kv_heads'"),
         ({"family": "llama", "sliding_window": 5}, "'sliding_window' of the family 'llama' is null, got 5; leave out 'sliding_window'"),
         ({"family": "qwen2", "qkv_bias": False}, "'qkv_bias' of the family 'qwen2' is true, got false; leave out 'qkv_bias'"),
