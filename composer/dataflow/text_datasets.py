@@ -204,7 +204,8 @@ class TextDataset(Dataset[Sample]):
     ) -> _Item:
         """An answer may merge with the end of the prompt to one token, which then counts to the answer."""
         end = self.util.tokenizer.eos_token_id
-        cut = [[*tokens, end][: self.max_length] for tokens in sequences]
+        whole = [tokens if tokens[-1:] == [end] else [*tokens, end] for tokens in sequences]
+        cut = [tokens[: self.max_length] for tokens in whole]
         length = min((_common(prompt, tokens) for tokens in cut), default=len(prompt))
         known = {"id", "prompt", *self.answers}
         more = {key: value for key, value in named.row.values.items() if key not in known}

@@ -1,12 +1,13 @@
 """Data sets: what they read, every broken row, shares of ranks, and batches that follow from the iteration."""
 
+import contextlib
 import json
 import re
 import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
@@ -84,6 +85,41 @@ def test_pairs_of_answers(util):
     assert all(
         torch.equal(a.values("ids"), b.values("ids")) for a, b in zip(items(dataset), items(again))
     )
+
+
+def test_an_answer_that_ends_with_the_end_token_has_it_once(util):
+    rows = [{"prompt": "a", "answer": "b<eos>"}]
+    (item,) = items(make_dataset("prompt_answer", {"dataset_builder": lambda: rows}, util))
+    assert item.values("ids").tolist() == [0, 1, 5]
+
+
+@given(st.binary(max_size=60), st.sampled_from(["a.json", "a.jsonl"]))
+@example(b'[{"prompt": "a"}, ', "a.json")
+@example(b'{"prompt": "a\x00"}', "a.jsonl")
+@example(b"\xef\xbb\xbf[", "a.json")
+def test_any_bytes_are_rows_or_told(tmp_path_factory, letters, data, name):
+    file = tmp_path_factory.getbasetemp() / name
+    file.write_bytes(data)
+    with contextlib.suppress(DataError):
+        make_dataset("prompt", {"path": str(file)}, DatasetUtil(tokenizer=letters))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=4) | st.integers(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["id", "prompt", "pos_answers", "neg_answers"]), inner
+            )
+        ),
+        max_leaves=8,
+    ),
+    st.sampled_from(sorted(ROWS)),
+)
+def test_any_rows_from_python_are_items_or_told(letters, row, name):
+    with contextlib.suppress(DataError):
+        make_dataset(name, {"dataset_builder": lambda: [row]}, DatasetUtil(tokenizer=letters))
 
 
 def test_a_token_of_both_prompt_and_answer_counts_to_the_answer(tmp_path):
@@ -353,6 +389,15 @@ def test_batches_are_a_function_of_the_iteration_and_each_epoch_has_each_item_on
         ]
         assert len(set(names)) == len(names) == per_epoch * size
     assert batches(Numbers(None, n), size, seed, 2 * per_epoch).ids == seen[2 * per_epoch]
+
+
+def test_a_batch_that_is_too_large_names_the_largest():
+    message = (
+        "the data set has 5 items, too few for a batch of 8; choose a 'batch_size' from 1 to 5"
+    )
+    with pytest.raises(SampleError, match=f"^{message}$"):
+        batches(Numbers(None), 8, 0, 0)
+    assert batches(Numbers(None), 5, 0, 0).bs == 5
 
 
 def test_epochs_and_seeds_shuffle_anew():

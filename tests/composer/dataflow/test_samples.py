@@ -225,11 +225,16 @@ def test_what_does_not_fit_is_refused_in_words(wrong, message):
 
 
 @pytest.mark.usefixtures("registries")
-def test_a_value_without_a_rule_of_length_names_the_way_out():
-    with pytest.raises(SampleError, match="did you mean 'rewards'") as error:
+def test_a_value_without_a_rule_of_length_names_the_ways_out():
+    message = (
+        "nothing says how long 'my_own' is for a sequence of n tokens; register its rule, such as "
+        "LENGTHS.register('my_own', per_token), or give lengths by key to Sample.of"
+    )
+    data = {"my_own": torch.ones(2)}
+    with pytest.raises(SampleError, match=f"^{re.escape(message)}$"):
+        Sample.from_default(["a"], [2], data)
+    given_lengths = Sample.of(["a"], {"my_own": [[2]]}, data)
+    LENGTHS.register("my_own", per_token)
+    assert_same(Sample.from_default(["a"], [2], data), given_lengths)
+    with pytest.raises(SampleError, match="tokens; did you mean 'rewards'"):
         Sample.from_default(["a"], [2], {"reward": torch.ones(1)})
-    assert "LENGTHS.register('reward', per_token)" in str(error.value)
-    LENGTHS.register("my_scores", per_token)
-    assert Sample.from_default(["a"], [2], {"my_scores": torch.ones(2)}).lengths(
-        "my_scores"
-    ).tolist() == [2]
