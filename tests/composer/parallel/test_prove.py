@@ -94,6 +94,21 @@ def test_a_plan_that_does_not_fit_the_model_is_told_with_its_place(tmp_path, giv
         _proof(Task(str(file)), Mesh())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "16", "null"])
+def test_an_action_model_is_proven_in_float32(monkeypatch, precision):
+    """In half precision the rounding of two processes alone differs by more than a proof allows."""
+    monkeypatch.syspath_prepend(CONFIGS)
+    dtypes = []
+
+    def seen(whole, sharded, *_):
+        dtypes.extend(p.dtype for model in (whole, sharded) for p in model.parameters())
+
+    monkeypatch.setattr("composer.parallel.prove.compare", seen)
+    allow, overrides = ("environments", "networks"), (f"model.precision={precision}",)
+    _proof(Task(str(SPECS / "action.yaml"), allow=allow, overrides=overrides), Mesh())
+    assert set(dtypes) == {torch.float32}
+
+
 @pytest.mark.full
 def test_an_exception_in_a_process_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
