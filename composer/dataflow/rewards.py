@@ -184,7 +184,8 @@ class _FunctionReward(Interface):
     def __init__(self, function: RewardFunction, columns: _Columns, timeout: float | None) -> None:
         self.function = function
         self.columns = columns
-        self.name = f"{function.__module__}.{getattr(function, '__qualname__', 'function')}"
+        kind = type(function).__qualname__  # of an object that can be called
+        self.name = f"{function.__module__}.{getattr(function, '__qualname__', kind)}"
         self._call: Callable[..., object] = function
         if timeout is not None:
             if why := why_not_elsewhere(function):

@@ -105,6 +105,10 @@ def _rows_of_lines(name: str, file: BinaryIO, problems: RowProblems) -> Iterator
             continue
         if not text.strip(_SPACE):
             continue
+        if text.strip(_SPACE) == "[" or text.startswith("[{"):
+            advice = "a file with a list of rows is called .json"
+            problems.add(Position(name, line, 1), f"a .jsonl file has one row a line; {advice}")
+            return
         row, end = _row_at(name, text, _skip(text, 0), line, problems)
         if end is not None and _skip(text, end) < len(text):
             place = _position(name, text, _skip(text, end), line, 0)

@@ -137,7 +137,8 @@ def _serve(connection: Connection, module: str, name: str, folder: str | None) -
         except EOFError:
             return
         try:
-            answer = ("answer", function(*arguments, **keywords))
+            numbers = function(*arguments, **keywords)
+            answer = ("answer", numbers.tolist() if hasattr(numbers, "tolist") else numbers)
         except Exception as error:
             trace = "".join(traceback.format_exception(error.with_traceback(_below(error))))
             answer = ("raised", (f"raises {in_words(error)}", trace))

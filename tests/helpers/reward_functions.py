@@ -3,6 +3,8 @@
 import os
 import time
 
+import numpy as np
+
 
 def brevity(prompts, completions):
     return [-float(len(completion)) for completion in completions]
@@ -23,6 +25,10 @@ def ends_its_process(prompts, completions):
 
 def fails_at_c(prompts, completions):
     return [1 / ("c" not in completion) for completion in completions]
+
+
+def an_array(prompts, completions):
+    return np.ones(len(prompts))
 
 
 def cannot_be_sent(prompts, completions):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 
@@ -192,6 +193,19 @@ def test_all_broken_lines_of_a_file_are_told_at_once(tmp_path_factory, letters, 
         f"{number}:{message.partition(':')[2]}" for number, (_, message) in zip(numbers, broken)
     ]
     assert str(error.value).split("\n") == [f"{file}:{line}" for line in expected]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_rows_in_a_file_of_lines_is_told_once(util, indent):
+    with open("a.jsonl", "w") as file:
+        json.dump([{"prompt": "a"}, {"prompt": "b"}], file, indent=indent)
+    message = (
+        "a.jsonl:1:1: a .jsonl file has one row a line; a file with a list of rows is called .json"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        make_dataset("prompt", {"path": "a.jsonl"}, util)
+    os.rename("a.jsonl", "a.json")
+    assert len(make_dataset("prompt", {"path": "a.json"}, util)) == 2
 
 
 def test_of_very_many_broken_lines_the_first_are_told(util):

@@ -1,5 +1,6 @@
 """Rewards by a function of one's own, here and in a process that is killed, and by dotted names."""
 
+import functools
 import re
 import sys
 import textwrap
@@ -92,6 +93,20 @@ def test_no_items(context):
 )  # fmt: skip
 def test_numbers_may_be_an_array(context, numbers):
     assert rewards(lambda p, c: numbers, context) == [1.0, 2.0, 3.0]
+
+
+def test_what_can_be_called_is_a_reward_function(context):
+    weighted = functools.partial(reward_functions.matches, weight=5.0)
+    assert rewards(weighted, context) == [5.0, 0.0, 5.0]
+    failing = functools.partial(reward_functions.fails_at_c)
+    with pytest.raises(RewardError, match=r"^.*'functools.partial' raises ZeroDivisionError"):
+        rewards(failing, context)
+    with pytest.raises(ValueError, match="with a timeout runs in another process"):
+        reward_function(weighted, timeout=3)
+
+
+def test_an_array_comes_back_from_a_process(context):
+    assert rewards(reward_functions.an_array, context, timeout=60) == [1.0, 1.0, 1.0]
 
 
 WRONG = [
