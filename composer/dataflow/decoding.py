@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from composer.network.module import NetworkModule
-from composer.policy.sequence_view import SequenceView
+from composer.policy.sequence_view import SequenceView, writing_states
 from perception_blocks.settings import (
     NonNegativeInt,
     PositiveFloat,
@@ -133,7 +133,7 @@ class CarriedState:
     """
 
     def __init__(self, policy: NetworkModule, reads: Sequence[str], action: str) -> None:
-        self.policy, self.reads, self.action = policy, reads, action
+        self.policy, self.reads, self.action = writing_states(policy), reads, action
 
     def start(self, prompts: Sequence[Tensor]) -> Tensor:
         tokens = pad_sequence(list(prompts), batch_first=True, padding_side="left")

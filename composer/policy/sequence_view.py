@@ -23,7 +23,7 @@ from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import format_shape
 from perception_blocks.words import listing
 
-__all__ = ["PackedView", "SequenceView", "token_views"]
+__all__ = ["PackedView", "SequenceView", "token_views", "writing_states"]
 
 TRANSFORMER = "transformer"  # the block that can give features at every position of its sequence
 DECODER = "decoder"  # the block that can read sequences one after the other
@@ -208,6 +208,13 @@ def _other(node: BuiltNode, observed: list[str]) -> str | None:
 def reading_all(network: NetworkModule, module: InferenceBlock) -> NetworkModule:
     """A copy in which transformer blocks give features at every position; all modules inside are the same ones."""
     return with_twins(network, module, {TRANSFORMER: {"read": "all"}})
+
+
+def writing_states(network: NetworkModule) -> NetworkModule:
+    """A copy for those who keep no state but the last: its decoders write into the state that they are given."""
+    module = network.network.module
+    assert isinstance(module, InferenceBlock)
+    return with_twins(network, module, {DECODER: {"writes_state": True}})
 
 
 def with_twins(

@@ -81,6 +81,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
 
     takes = "integer"
     from_ports = ("vocab_size",)
+    writes_state = False  # whether a step may write into the state that it is given
     cosines: Tensor | None
     sines: Tensor | None
     given: Mapping[str, Any]  # the settings that were given, among them those that equal a default
@@ -310,11 +311,14 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
     def _append(
         self, x: Tensor, state: State, resets: Tensor | None, look: bool
     ) -> tuple[Tensor, State]:
-        """One token without gradients. The cache is copied once: a state that the caller keeps stays as it is."""
+        """One token without gradients. The cache is copied once: a state that the caller keeps stays as it is.
+
+        Not so with `writes_state`.
+        """
         rows = x.numel()
         cache, length = self._flat(state, rows)
         if resets is None or (look and not bool(resets.any())):
-            keys, values = (part.clone() for part in cache)
+            keys, values = cache if self.writes_state else (part.clone() for part in cache)
         else:
             resets = resets.reshape(rows)
             length = torch.where(resets, 0, length)

@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Dict
 
 import composer
 from composer.adapters.tokens.gym_env import token_spaces
-from composer.policy.sequence_view import PackedView, SequenceView, token_views
+from composer.policy.sequence_view import PackedView, SequenceView, token_views, writing_states
 
 SIZE, LENGTH = 8, 9
 CELL = {"in": "token", "hidden_units": 16, "num_layers": 2}
@@ -253,3 +253,19 @@ def test_only_a_decoder_reads_packed_sequences():
     for name, memories in {"gru": "'latent'", "gpt2": "none"}.items():
         with pytest.raises(ValueError, match=f"^{re.escape(message + memories)}$"):
             PackedView(compose(spec_of(name)).policy)
+
+
+def test_a_copy_that_writes_into_its_states_gives_the_same():
+    policy = compose(spec_of("decoder")).policy
+    writer, mine, kept = writing_states(policy), policy.initial_state(2), policy.initial_state(2)
+    with torch.no_grad():
+        for token in tokens(2).T:
+            given = {"observation": token}
+            outputs, mine_after = writer.run(given, mine, None)
+            expected, kept_after = policy.run(given, kept, None)
+            assert torch.equal(outputs["action"], expected["action"])
+            for name in ("latent/keys", "latent/values"):
+                assert torch.equal(mine_after[name], kept_after[name])
+                assert torch.equal(mine[name], mine_after[name])  # written into
+                assert not torch.equal(kept[name], kept_after[name])
+            mine, kept = mine_after, kept_after
