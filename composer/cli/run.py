@@ -22,6 +22,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="EXPERIMENT", nargs="?", help=text)
     text = "replace a value of the experiment, such as run.iterations=20 (repeatable)"
     add("overrides", metavar="a.b=c", nargs="*", help=text)
+    text = "the same, as for other commands"
+    add("--set", metavar="KEY=VALUE", action="append", default=[], dest="more", help=text)
     add("-o", "--output", metavar="DIR", help="the folder to create; without one nothing is saved")
     text = "continue the run in this folder; run.iterations may be larger"
     add("--resume", metavar="DIR", help=text)
@@ -57,14 +59,11 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         arguments.usage_error("give an EXPERIMENT, or --resume DIR")
     if arguments.resume is not None and arguments.output is not None:
         arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
-    from composer.dataflow.running import named_folder, run
+    from composer.dataflow.running import run
 
-    out = arguments.output
-    if out is None and arguments.resume is None:
-        out = named_folder(arguments.file, arguments.overrides)
     log = run(
-        arguments.file, arguments.overrides, arguments.allow, arguments.runner, out,
-        arguments.resume, address=arguments.address,
+        arguments.file, [*arguments.overrides, *arguments.more], arguments.allow,
+        arguments.runner, arguments.output, arguments.resume, address=arguments.address,
     )  # fmt: skip
     return _say(log, arguments.allow)
 

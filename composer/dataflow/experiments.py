@@ -8,9 +8,9 @@ from pathlib import Path
 from composer.dataflow.experiment import EXPERIMENTS
 from composer.errors import Position, Problem, SpecError
 from composer.source.load import GivenSpec, Override, Source
-from perception_blocks.words import hint
+from perception_blocks.words import hint, near_name
 
-__all__ = ["NAMES", "OURS", "QUICKSTARTS", "register_experiment", "translated"]
+__all__ = ["NAMES", "OURS", "QUICKSTARTS", "named_folder", "register_experiment", "translated"]
 
 QUICKSTARTS = Path(__file__).parent / "quickstarts"
 OURS = ("sft", "rw", "dpo", "ppo", "generation")
@@ -45,35 +45,59 @@ sft, rw, dpo, ppo, generation = (_Given(name, QUICKSTARTS / f"{name}.yaml") for 
 
 
 def translated(name: str, overrides: Iterable[Override], source: Source) -> list[Override]:
-    """``overrides`` of an experiment of ours, in which ``ppo.kl_ctl=0.1`` and ``trial_name=a`` are params.
+    """``overrides`` of an experiment of ours, in which ``ppo.kl_ctl=0.1`` is one of its params.
 
-    ``source`` is the experiment without them. Raises SpecError for a setting that it does not have.
+    ``source`` is the experiment without them. `NAMES` are left out: they only name a folder. Raises SpecError for a
+    setting that the experiment does not have.
     """
-    if name not in OURS:
-        return list(overrides)
     problems: list[Problem] = []
     result = [_translated(name, override, source, problems) for override in overrides]
     if problems:
         raise SpecError(problems)
-    return result
+    return [override for override in result if override is not None]
 
 
-def _translated(name: str, override: Override, source: Source, problems: list[Problem]) -> Override:
-    is_text = isinstance(override, str)
-    key, equals, text = override.partition("=") if is_text else (override[0], "=", "")
-    path = key.strip().split(".") if isinstance(key, str) else [str(part) for part in key]
-    if path[0] == name and len(path) > 1:
-        setting = path[-1]
-        nested = path[1:-1] not in ([], [GENERATION])
-    elif path in ([other] for other in NAMES):
-        setting, nested = path[0], False
-    else:
+def _translated(
+    name: str, override: Override, source: Source, problems: list[Problem]
+) -> Override | None:
+    key, equals, text = _key_of(override)
+    path = key.split(".")
+    if path[0] in NAMES and len(path) == 1:
+        return None
+    if meant := near_name(key, NAMES):
+        problems.append(_problem(override, key, f"{key!r} is not a key; did you mean {meant!r}?"))
+    if path[0] != name or len(path) == 1:
         return override
-    if nested or setting not in source.params:
-        known = [param for param in source.params if param not in NAMES]
-        message = f"{'.'.join(path)!r} is no setting of the experiment {name!r}"
-        near = hint(setting, known, f"its settings, after '{name}.', are")
-        place = Position(f"--set {override}" if is_text else f"--set {'.'.join(path)}")
-        problems.append(Problem(message + near, tuple(path), place))
-        return override
-    return f"params.{setting}{equals}{text}" if is_text else (f"params.{setting}", override[1])
+    setting = path[-1]
+    if path[1:-1] not in ([], [GENERATION]) or setting not in source.params:
+        near = hint(setting, source.params, f"its settings, after '{name}.', are")
+        message = f"{key!r} is no setting of the experiment {name!r}{near}"
+        problems.append(_problem(override, key, message))
+    return f"params.{setting}{equals}{text}" if equals else (f"params.{setting}", override[1])
+
+
+def _key_of(override: Override) -> tuple[str, str, str]:
+    """The dotted key of an override, and of a text what stands behind it."""
+    if isinstance(override, str):
+        key, equals, text = override.partition("=")
+        return key.strip(), equals, text
+    given = override[0]
+    return given if isinstance(given, str) else ".".join(map(str, given)), "", ""
+
+
+def _problem(override: Override, key: str, message: str) -> Problem:
+    shown = override if isinstance(override, str) else key
+    return Problem(message, tuple(key.split(".")), Position(f"--set {shown}"))
+
+
+def named_folder(experiment: object, overrides: Iterable[Override]) -> Path | None:
+    """The folder of a run that has an ``experiment_name`` or a ``trial_name``, as other systems lay theirs out."""
+    if experiment not in OURS:
+        return None
+    names: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = _key_of(override)
+        if key in NAMES:
+            names[key] = text if equals else str(override[1])
+    defaults = {"experiment_name": str(experiment), "trial_name": "trial"}
+    return Path("runs", *{**defaults, **names}.values()) if names else None

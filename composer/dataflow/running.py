@@ -15,7 +15,7 @@ from typing import Literal
 from composer.dataflow.call_spec import read_experiment, source_of
 from composer.dataflow.datasets import DatasetUtil, ItemDataset, batches, make_dataset
 from composer.dataflow.experiment import Experiment
-from composer.dataflow.experiments import NAMES, OURS, QUICKSTARTS, translated
+from composer.dataflow.experiments import OURS, QUICKSTARTS, named_folder, translated
 from composer.dataflow.local import LocalRunner, Tokenizers
 from composer.dataflow.run_folder import RunFolder, RunRecord
 from composer.dataflow.run_log import RunLog
@@ -33,7 +33,7 @@ from perception_blocks.registry import missing_extra
 from perception_blocks.settings import SettingsError
 from perception_blocks.words import hint
 
-__all__ = ["named_folder", "read_named", "run"]
+__all__ = ["read_named", "run"]
 
 RunnerName = Literal["local", "ray"]
 SAVE_EVERY_S, SAVING_SHARE = (
@@ -63,7 +63,8 @@ def run(
     """Run an experiment: a registered name such as ``ppo``, a file, YAML text or a mapping.
 
     ``overrides`` and ``allow`` are as for `composer.compose`; ``runner`` replaces the experiment's ``run.runner``.
-    ``out`` is the new folder of the run; without one nothing is saved. ``resume`` is the folder of a run to go on with:
+    ``out`` is the new folder of the run; without one nothing is saved, unless an experiment of ours is given an
+    ``experiment_name`` or a ``trial_name``, for ``runs/NAME/TRIAL``. ``resume`` is the folder of a run to go on with:
     then no ``experiment`` is given, and ``overrides`` may change ``run`` but for its seed. With ``address`` the runner
     "ray" uses that cluster.
 
@@ -82,6 +83,7 @@ def run(
             read = read_named(experiment, overrides, allow)
         assert isinstance(read, Experiment)
         where = nullcontext(None)
+        out = named_folder(experiment, overrides) if out is None else out
         if out is not None:
             _require_curve()
             where = RunFolder.create(Path(out), _record(read), read.source.to_yaml())
@@ -323,16 +325,3 @@ def _at_dataset(experiment: Experiment) -> Iterator[None]:
     except SettingsError as error:
         place = experiment.source.position(experiment.data.path)
         raise SpecError([Problem(str(error), experiment.data.path, place)]) from error
-
-
-def named_folder(experiment: str | None, overrides: Iterable[str]) -> Path | None:
-    """The folder of a run that has an ``experiment_name`` or a ``trial_name``, as other systems lay theirs out."""
-    if experiment not in OURS:
-        return None
-    given = dict(text.partition("=")[::2] for text in overrides)
-    if not {*NAMES} & {*given}:
-        return None
-    names = [
-        given.get(name, default) for name, default in zip(NAMES, (experiment, "trial"), strict=True)
-    ]
-    return Path("runs", *names)
