@@ -1,4 +1,4 @@
-"""A reward for texts that sound good: the probability that a local classifier of transformers gives to its last label."""
+"""A reward for texts that sound good: the probability that a local classifier gives to its last label."""
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer

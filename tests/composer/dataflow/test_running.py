@@ -139,7 +139,7 @@ def test_two_specs_do_not_share_a_name(monkeypatch):
     for part in ("_entries", "_names"):
         monkeypatch.setattr(EXPERIMENTS, part, dict(getattr(EXPERIMENTS, part)))
     register_experiment("mine", {"extends": "sft"})
-    with pytest.raises(ValueError, match="the experiment name 'mine' of .* is taken by"):
+    with pytest.raises(ValueError, match=r"the experiment name 'mine' of .* is taken by"):
         register_experiment("mine", {"extends": "rw"})
     register_experiment("mine", {"extends": "rw"}, replace=True)
     assert "reward" in read_experiment("mine").models
