@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,22 +112,20 @@ class LocalRunner:
         generator = call_generator(self.experiment.run.seed, iteration, call.name)
         tokenizer = self.tokenizers.of_data() if model is None else model.tokenizer
         context = Context(generator, iteration, tokenizer, call=call.name)
-        where = f"{place_of(self.experiment, call.path)}{context.where()}"
-        where += "" if model is None else f", model {call.model!r}"
         try:
             sample = joined(call, values)
         except SampleError as error:
-            raise RunError(f"{where}: {error}") from error
+            raise self._misfit(call, context, error) from error
         try:
             result = getattr(interface, call.verb)(model, sample, context)
         except Exception as error:
-            error.add_note(f"in {where}")
+            error.add_note(f"in {self._where(call, context)}")
             raise
         self._numbers[call.name] = context.numbers
         try:
             return call.name, packed(call, sample, result)
         except SampleError as error:
-            raise RunError(f"{where}: {error}") from error
+            raise self._misfit(call, context, error) from error
 
     def wait(self, running: Mapping[str, str]) -> str:
         return next(iter(running))
@@ -148,6 +147,13 @@ class LocalRunner:
 
     def close(self) -> None:
         self.models, self._interfaces = {}, {}
+
+    def _misfit(self, call: CallSpec, context: Context, error: SampleError) -> RunError:
+        return RunError(f"{self._where(call, context)}: {error}")
+
+    def _where(self, call: CallSpec, context: Context) -> str:
+        model = "" if call.model is None else f", model {call.model!r}"
+        return f"{place_of(self.experiment, call.path)}{context.where()}{model}"
 
     def _changing(self) -> dict[str, ExperimentModel]:
         """The models here that a call trains or a hook changes; the others are as they were built."""
@@ -191,14 +197,18 @@ class Tokenizers:
                 return self._by_path[path]
         return None
 
-    def of_data(self) -> Any:
-        """That of the first model, in the order of the calls, that reads of the data set; or of any; or None."""
+    @cached_property
+    def _of_data(self) -> Any:
         experiment = self._experiment
         written = {value for call in experiment.calls.values() for value in call.writes.values()}
         calls = [experiment.calls[node.name] for node in experiment.dag.order()]
         first = [call for call in calls if not written.issuperset(call.reads.values())]
         models = dict.fromkeys(call.model for call in [*first, *calls] if call.model)
         return next(filter(None, map(self.of_model, models)), None)
+
+    def of_data(self) -> Any:
+        """That of the first model, in the order of the calls, that reads of the data set; or of any; or None."""
+        return self._of_data
 
 
 def place_of(experiment: Experiment, path: tuple[str | int, ...]) -> str:

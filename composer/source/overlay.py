@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from composer.errors import Path, Problem, format_path
 from composer.source.values import Located, node_at
@@ -14,10 +14,13 @@ __all__ = ["merge", "set_value"]
 _SCALAR_KINDS = ("block", "same_as", "_target_")
 _MAPPING_KINDS = ("graph", "template", "networks")
 # Mappings whose keys are the user's names, which may be any of the above.
-_NAMESPACES = ("graph", "heads", "networks", "params")
+_NAMESPACES = ("graph", "heads", "networks", "params", "models", "calls")
+# Each says where one of the `models` of an experiment comes from; a new one takes the place of the old one.
+_MODELS = "models"
+_ORIGINS = ("decoder", "checkpoint", "spec", "model_type", "like")
 
 
-def merge(base: Located, over: Located, name: str = "") -> Located:
+def merge(base: Located, over: Located, name: str = "", parent: str = "") -> Located:
     """``over`` laid over ``base``.
 
     Mappings are merged key by key, all else is replaced, null removes a key. A mapping that is another thing than its
@@ -28,14 +31,23 @@ def merge(base: Located, over: Located, name: str = "") -> Located:
         return over
     replaced = name not in _NAMESPACES and _is_another_thing(base, over)
     merged = {} if replaced else dict(base.value)
+    if parent == _MODELS:
+        merged = _without_origin(merged, over.value)
     for key, child in over.value.items():
         if child.value is None and key in base.value:
             merged.pop(key, None)
         elif key not in merged:
             merged[key] = child
         else:
-            merged[key] = merge(merged[key], child, key).under_key(child.key_position)
+            merged[key] = merge(merged[key], child, key, name).under_key(child.key_position)
     return Located(merged, over.position, over.key_position)
+
+
+def _without_origin(model: dict[str, Located], over: Mapping[str, Located]) -> dict[str, Located]:
+    """A model of an experiment without its origin, if ``over`` has another one."""
+    if not any(key in over and over[key].value is not None for key in _ORIGINS):
+        return model
+    return {key: value for key, value in model.items() if key not in _ORIGINS or key in over}
 
 
 def _is_another_thing(base: Located, over: Located) -> bool:
@@ -68,7 +80,21 @@ def set_value(root: Located, path: Path, value: Located, problems: list[Problem]
         message = f"there is no entry {path[-1]!r} in {format_path(path[:-1])!r}{_entries(parent)}"
         problems.append(Problem(message, path, value.position))
         return root
+    if path[0] == _MODELS and len(path) == 3 and isinstance(parent.value, dict):
+        rest = _without_origin(parent.value, {str(path[-1]): value})
+        root = _with_child(
+            root, _MODELS, _with_child(root.value[_MODELS], path[1], _like(parent, rest))
+        )
     return _replace(root, path, value)
+
+
+def _with_child(node: Located, key: str | int, child: Located) -> Located:
+    return _like(node, {**node.value, key: child})
+
+
+def _like(node: Located, value: dict[str, Located]) -> Located:
+    """Another ``value`` in the place of a mapping."""
+    return Located(value, node.position, node.key_position, node.removed)
 
 
 def _replace(node: Located, path: Path, value: Located) -> Located:

@@ -613,6 +613,33 @@ def test_a_registered_experiment_is_extended_and_overridden(tmp_path: Path):
     assert mine.calls["rew_inf"].interface == "longest_run"
 
 
+@pytest.mark.parametrize("by", ["override", "extends"])
+def test_another_origin_of_a_model_takes_the_place_of_the_first(tmp_path: Path, by):
+    (tmp_path / "ppo.yaml").write_text(PPO)
+    (tmp_path / "mine.yaml").write_text(
+        "extends: ppo.yaml\nmodels: {reward: {checkpoint: rm/}, ref: {spec: a.yaml}}\n"
+    )
+    if by == "extends":
+        experiment = read_experiment(tmp_path / "mine.yaml")
+    else:
+        experiment = read_experiment(
+            tmp_path / "ppo.yaml", ["models.reward.checkpoint=rm/", "models.ref.spec=a.yaml"]
+        )
+    assert experiment.models["reward"].origin == {"checkpoint": "rm/"}
+    assert experiment.models["reward"].is_critic
+    assert experiment.models["ref"].origin == {"spec": "a.yaml"}
+    assert experiment.models["ref"].like is None
+    assert str(experiment.source.position(("models", "reward"), key=True)).endswith(
+        "yaml:2:10" if by == "extends" else "yaml:6:3"
+    )
+
+
+def test_a_model_with_two_origins_in_one_file():
+    assert message_of(PPO.replace("{like: actor}", "{like: actor, spec: a.yaml}", 1)) == (
+        "<spec>:5:9: the model 'ref' has 'spec', 'like'; keep one of them"
+    )
+
+
 def test_a_file_that_is_no_experiment_is_not_quoted(tmp_path: Path):
     (tmp_path / "secrets.yaml").write_text("password: hunter2\n")
     (tmp_path / "mine.yaml").write_text(f"extends: secrets.yaml\n{PPO}")
