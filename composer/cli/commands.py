@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
@@ -433,11 +433,14 @@ def _check_experiment(arguments: argparse.Namespace, experiment: Experiment) -> 
     from composer.dataflow.local import LocalRunner
 
     runner = LocalRunner(experiment, arguments.allow, device="meta")
-    models = runner.models.values()
-    count = sum(p.numel() for model in models for p in model.network.parameters())
-    _say(
-        f"{arguments.file}: good; {len(experiment.calls)} calls of {len(models)} models with {count:,} parameters"
-    )
+    networks = (model.network for model in runner.models.values())
+    count = sum(p.numel() for network in networks for p in network.parameters())
+    calls, models = _counted(experiment.calls, "call"), _counted(runner.models, "model")
+    _say(f"{arguments.file}: good; {calls} of {models} with {count:,} parameters")
+
+
+def _counted(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _check_action_model(

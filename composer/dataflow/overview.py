@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from composer.dataflow.experiment import CallSpec, Experiment, RoleSpec
+from composer.dataflow.interfaces import INTERFACES
 from composer.dataflow.samples import LENGTHS, in_words
 from composer.diagram.drawing import write_picture
 from composer.diagram.picture import Box, Frame, Picture
 from composer.source.load import dump_flow
 from composer.summary.table import aligned
 from perception_blocks.dag import Dag, DagNode
+from perception_blocks.settings import settings_of
 from perception_blocks.words import cut
 
 __all__ = ["draw_experiment", "picture_of", "summary_of"]
@@ -85,9 +87,7 @@ def _data_box(experiment: Experiment) -> Box:
 
 def _call_box(experiment: Experiment, call: CallSpec) -> Box:
     kind = "training" if call.verb == "train_step" else "block"
-    lines = [f"{call.verb} · {call.interface}"]
-    if call.settings:
-        lines.append(cut(dump_flow(call.settings).strip("{}"), LONGEST))
+    lines = [f"{call.verb} · {call.interface}", *filter(None, [_settings(call)])]
     renamed = {name: value for name, value in call.writes.items() if name != value}
     details = {
         "reads": ", ".join(dict.fromkeys(call.reads.values())),
@@ -156,11 +156,23 @@ def _models(experiment: Experiment) -> list[str]:
 def _calls(experiment: Experiment) -> list[str]:
     rows = []
     for call in ordered(experiment):
-        settings = dump_flow(call.settings).strip("{}") if call.settings else ""
         reads, writes = (_named(names.items()) for names in (call.reads, call.writes))
         row = [call.name, call.model or "", call.verb, call.interface, reads, writes]
-        rows.append([*row, cut(settings, LONGEST)])
+        rows.append([*row, _settings(call)])
     return aligned(["call", "model", "do", "with", "reads", "writes", "settings"], rows)
+
+
+def _settings(call: CallSpec) -> str:
+    """The settings of a call that are not those that its interface has anyway."""
+    settings = call.settings
+    if call.interface in INTERFACES:  # a path is imported only where the caller allows it
+        defaults, _ = settings_of(INTERFACES.get(call.interface), skip=0)
+        settings = {
+            name: value
+            for name, value in settings.items()
+            if name not in defaults or defaults[name].default != value
+        }
+    return cut(dump_flow(settings).strip("{}"), LONGEST) if settings else ""
 
 
 def _named(pairs: Iterable[tuple[str, str]]) -> str:
