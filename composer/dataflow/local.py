@@ -21,6 +21,7 @@ from composer.dataflow.samples import Sample, SampleError
 from composer.dataflow.schedule import RunError
 from composer.dataflow.tokenizers import tokenizer_from
 from composer.dataflow.written import joined, packed
+from perception_blocks.reading import files_found
 
 __all__ = ["LocalRunner", "Tokenizers", "place_of", "used_models"]
 
@@ -80,8 +81,10 @@ class LocalRunner:
     def _interface(self, call: CallSpec) -> Interface:
         if call.name not in self._interfaces:
             interface = interface_of(call.interface, self._allow)
+            find = self.experiment.source.find_file  # a setting may name a file
             try:
-                self._interfaces[call.name] = interface(**call.settings)
+                with files_found(find, has_weights=False):
+                    self._interfaces[call.name] = interface(**call.settings)
             except ValueError as error:
                 place = place_of(self.experiment, (*call.path, "settings"))
                 message = f"interface {call.interface!r} cannot be made: {error}"
