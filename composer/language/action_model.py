@@ -22,7 +22,8 @@ from composer.language.action_files import (
     saved_beside,
     take_adapters,
 )
-from composer.language.action_spec import ActionPlan, Spaces, plan_action_model
+from composer.language.action_plan import ActionPlan
+from composer.language.action_spec import Spaces, plan_action_model
 from composer.language.generating import (
     SAMPLING,
     OnlyBins,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.utils import import_utils
 from composer.errors import Problems
 from composer.language.action_bins import ActionBins, StatisticsError
 from composer.language.action_files import read_adapters
+from composer.language.action_plan import ActionPlan, lora_of
 from composer.language.hf import (
     VALUE_HEAD_FILE,
     HfFolder,
@@ -25,89 +26,23 @@ from composer.language.hf import (
     make_config,
     make_model,
     model_type_of,
-    parameters_on_meta,
 )
 from composer.language.processors import processor_from, processor_of_files
-from composer.language.value_head import ValueHead
 from composer.limits import how_to_raise
 from composer.source.load import Source
 from composer.spec.action_model import ActionModelSpec, LoraSpec
-from perception_blocks.blocks.lora import Lora, draw_adapters, freeze, inject
+from perception_blocks.blocks.lora import freeze, inject
 from perception_blocks.port import format_shape
 from perception_blocks.settings import SettingsError
 from perception_blocks.words import describe, did_you_mean, listing
 
-__all__ = ["ActionPlan", "plan_action_model"]
+__all__ = ["plan_action_model"]
 
 Spaces = tuple[Any, Any]  # of observations and actions; None where they are not known
 _FLASH: dict[str, Callable[[], bool]] = {
     "flash_attention_2": import_utils.is_flash_attn_2_available,
     "flash_attention_3": import_utils.is_flash_attn_3_available,
 }
-
-
-@dataclass(frozen=True)
-class ActionPlan:
-    """What an action model is made of, known and checked before it has weights."""
-
-    spec: ActionModelSpec
-    entry: HfModel
-    folder: HfFolder | None
-    config: Any
-    attention: str
-    dtype: torch.dtype
-    bins: ActionBins
-    action_token_len: int
-    statistics: dict[str, Any]
-    processor: Any
-    seed: int
-    adapters: dict[str, Tensor] = field(default_factory=dict)  # those to begin with
-
-    def build(self, device: str) -> Any:
-        """The library's module on "meta", or on "cpu" with weights; adapters injected and frozen parts frozen."""
-        draws = self.folder is None
-        dtype = torch.float32 if draws else self.dtype  # drawn alike in every precision
-        model = make_model(
-            self.entry, self.config, self.attention, self.seed, device=device, dtype=dtype, draws=draws
-        )  # fmt: skip
-        if self.folder is not None and device != "meta":
-            self.folder.load_into(model)
-        return self._finished(model)
-
-    def without_weights(self) -> Any:
-        """The same with buffers on "cpu", and with parameters on "meta" for which `give_weights` reads the folder."""
-        with parameters_on_meta():
-            model = make_model(
-                self.entry, self.config, self.attention, self.seed, device="cpu", dtype=self.dtype, draws=False
-            )  # fmt: skip
-        return self._finished(model)
-
-    def _finished(self, model: Any) -> Any:
-        _to_dtype(model, self.dtype)
-        model.config.dtype = self.dtype  # which save_pretrained writes
-        self.adapt(model)
-        draw_adapters(model, self.seed)
-        if self.spec.gradient_checkpointing:
-            later = "activation_checkpointing_enable"  # its name from version 5.23 on
-            name = later if hasattr(model, later) else "gradient_checkpointing_enable"
-            getattr(model, name)({"use_reentrant": False})
-        return model
-
-    def value_head(self, device: str) -> ValueHead | None:
-        """The value head of the spec, its weights not drawn yet."""
-        head = self.spec.value_head
-        if head is None:
-            return None
-        width = self.config.get_text_config().hidden_size
-        with torch.device(device):
-            return ValueHead(width, head.hidden_units, activation=head.activation)
-
-    def adapt(self, model: nn.Module) -> None:
-        """Inject adapters and freeze; raises SettingsError."""
-        lora = self.spec.lora
-        if lora is not None:
-            inject(model, _lora(lora), self.spec.freeze)
-        freeze(model, self.spec.freeze)
 
 
 def plan_action_model(
@@ -411,7 +346,7 @@ class _Planner:
             self._try(partial(plan.folder.check_whole, model))
             self._folders_head(head, plan.folder)
         self._try(partial(freeze, model, frozen))
-        if lora is None or not self._try(partial(inject, model, _lora(lora), frozen)):
+        if lora is None or not self._try(partial(inject, model, lora_of(lora), frozen)):
             return {}
         return {} if lora.weights is None else self._adapters(lora, lora.weights, model, head)
 
@@ -492,10 +427,6 @@ class _Planner:
         return key if key in self.written else self.origin
 
 
-def _lora(spec: LoraSpec) -> Lora:
-    return Lora(spec.rank, spec.alpha, spec.targets)
-
-
 def _size_in(config: Any, key: str) -> Any:
     parts = [config.get_text_config()] if key != "image_size" else []
     parts += [config, getattr(config, "vision_config", None)]
@@ -511,15 +442,3 @@ def _as_pair(size: Any) -> Any:
     if isinstance(size, list | tuple):
         return tuple(size) if len(size) == 2 else size
     return (size, size)
-
-
-def _to_dtype(model: nn.Module, dtype: torch.dtype) -> None:
-    """All but buffers that are not saved, which are constants such as the frequencies of rotary places."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    for part in model.modules():
-        for name, buffer in part._buffers.items():
-            saved = name not in part._non_persistent_buffers_set
-            if buffer is not None and saved and buffer.is_floating_point():
-                part._buffers[name] = buffer.to(dtype)
