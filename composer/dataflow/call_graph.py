@@ -177,12 +177,12 @@ class _GraphCheck:
             else:
                 seen.add(value)
                 continue
-            self._lost[call.name] = self._lost.get(call.name, 0) + 1
+            self._lost.setdefault(call.name, []).append({name, value})
             way_out = f"give it a name of its own, as in {{{name}: my_{value}}}"
             self._problems.add(place, f"{problem}; {way_out}")
         for name in call.writes if call.interface is not None and call.verb else ():
             if name not in call.declared("writes"):
-                self._lost[call.name] = self._lost.get(call.name, 0) + 1
+                self._lost.setdefault(call.name, []).append({name, call.writes[name][0]})
                 self._note_name(call, name, "write", call.writes[name][1], call.declared("writes"))
 
     def _note_name(
@@ -207,11 +207,18 @@ class _GraphCheck:
                     unknown.setdefault(value, []).append(call)
         self._unknown.update(unknown)
         self._explained.update(unknown)
-        is_explained = len(unknown) <= sum(self._lost.values())
-        if is_explained or not all(call.writes_fit for call in self._calls.values()):
+        if not all(call.writes_fit for call in self._calls.values()):
             return
+        lost = [names for wrong in self._lost.values() for names in wrong]
+        vague = [value for value in unknown if self._may_be_lost(value, set().union(*lost))]
         for value, readers in unknown.items():
-            self._note_unknown(value, readers)
+            if value not in vague or len(vague) > len(lost):
+                self._note_unknown(value, readers)
+
+    def _may_be_lost(self, value: str, lost: set[str]) -> bool:
+        """Whether the wrong writes of a call, with the names ``lost``, were probably meant to write ``value``."""
+        near = near_name(value, [*(self._gives or ()), *self._writer])
+        return bool(lost) and (near is None or not lost.isdisjoint((value, near)))
 
     def _note_unknown(self, value: str, readers: Sequence[Call]) -> None:
         """Note at each reader a value that looks misspelt, at the first one a value that is missing."""

@@ -208,7 +208,7 @@ def _remarks(experiment: Experiment) -> list[str]:
         rest = 1 - hook.eta
         mixed = f"{hook.eta:g} * {hook.source} + {rest:g} * {hook.target}"
         lines.append(f"hook        after {hook.after}: {hook.target} becomes {mixed}")
-    saves = "at the end" if run.save_every is None else f"every {run.save_every} and at the end"
-    lines.append(f"iterations  {run.iterations}, saved {saves}; seed {run.seed}")
+    saves = "" if run.save_every is None else f", saved every {run.save_every}"
+    lines.append(f"iterations  {run.iterations}{saves}; seed {run.seed}")
     workers = f", {run.workers} workers" if run.runner != "local" else ""
     return [*lines, f"runner      {run.runner}{workers}"]

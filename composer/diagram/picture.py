@@ -76,9 +76,9 @@ class Picture:
         """The meaning of the symbols that occur in this picture."""
         boxes = self.boxes.values()
         kinds = {box.kind for box in boxes}
-        lines = [] if "training" in kinds else ["rounded: tensor"]
+        lines = ["rounded: data set" if self.labels else "rounded: tensor"]  # of an experiment
         if "training" in kinds:
-            lines += ["rounded: data set", "orange: trains its model"]
+            lines.append("orange: trains its model")
         if any(box.share for box in boxes):
             lines.append("darker: larger share of the parameters")
         if any(box.kind == "opaque" for box in boxes):

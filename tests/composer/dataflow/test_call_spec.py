@@ -520,6 +520,18 @@ def test_all_mistakes_are_told_at_once():
     )
 
 
+def test_a_misspelt_value_is_told_beside_one_that_is_lost():
+    text = PPO.replace("[prompts]", "[promts]").replace(
+        "writes: {logp: ref_logp}", "writes: [logp]"
+    )
+    assert message_of(text) == (
+        "<spec>:9:68: 'actor_gen' reads 'promts', which neither the data set gives nor a call writes; did you mean "
+        "'prompts'?\n"
+        "<spec>:11:80: 'ref_inf' writes 'logp', which 'actor_gen' writes already; give it a name of its own, as in "
+        "{logp: my_logp}"
+    )
+
+
 def test_a_cycle_names_its_calls_and_what_waits():
     class Teacher(Interface):
         reads = {"train_step": ("ids",), "inference": ("marks",)}

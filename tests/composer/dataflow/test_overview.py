@@ -88,7 +88,7 @@ def test_check_show_and_draw_take_an_experiment(folder, capsys):
     assert main(["check", "ppo.yaml"]) == 0
     assert capsys.readouterr().out == "ppo.yaml: good; 6 calls of 4 models with 14,912 parameters\n"
     assert main(["show", "ppo.yaml", "--set", "run.iterations=7"]) == 0
-    assert "iterations  7, saved at the end" in capsys.readouterr().out
+    assert "iterations  7; seed 0" in capsys.readouterr().out
     assert main(["draw", "ppo.yaml", "-o", "ppo.dot"]) == 0
     assert capsys.readouterr().out == "wrote ppo.dot\n"
     assert main(["draw", "ppo.yaml", "-o", "ppo.gif"]) == 1
