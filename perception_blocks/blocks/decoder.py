@@ -228,7 +228,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             self.folder.weight_map(None)  # they are looked at now, and read later
             return
         with torch.no_grad():
-            for name, tensor in self.folder.body_tensors():
+            for name, tensor in self.folder.body_tensors(tied=self.tied_head):
                 weights[name].copy_(tensor)
 
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:

@@ -139,7 +139,8 @@ class Family:
         problems = check_settings(BLOCKS.get("decoder"), settings, "block 'decoder'", partial=True)
         if problems:
             raise FamilyError("; ".join(problem.message for problem in problems))
-        return settings
+        sizes = with_sizes(settings)
+        return {**_defaults(), **settings, **{name: sizes[name] for name in SIZES}}
 
     def write(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The keys of Hugging Face's configuration for ``settings``. Raises FamilyError where there are none."""
@@ -198,11 +199,14 @@ def names_of(ours: str | Sequence[str]) -> tuple[str, ...]:
     return (ours,) if isinstance(ours, str) else tuple(ours)
 
 
-def family_of(values: Mapping[str, Any]) -> Family:
-    """The family of a configuration. Raises FamilyError for a type of model that none has."""
+def family_of(values: Mapping[str, Any], preferred: str | None = None) -> Family:
+    """The family of a configuration: of several for one type of model the ``preferred``, or else the first.
+
+    Raises FamilyError for a type of model that none has.
+    """
     refuse_experts(values)
     stated = values.get("model_type")
-    for name in FAMILIES:
+    for name in sorted(FAMILIES, key=lambda name: name != preferred):
         family = FAMILIES.get(name)
         if stated == family.model_type:
             return family
@@ -249,10 +253,10 @@ def complete_settings(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
     problems = [
         SettingProblem(
             name,
-            f"{name!r} of the family {family!r} is {_shown(full.get(name))}, got {_shown(value)}; leave out {name!r}",
+            f"{name!r} of the family {family!r} is {_shown(full[name])}, got {_shown(value)}; leave out {name!r}",
         )
         for name, value in told.items()
-        if value is not None and name in full and full[name] != value and name != "vocab_size"
+        if value is not None and full[name] != value and name != "vocab_size"
     ]
     if problems:
         raise SettingsError(problems)
@@ -263,10 +267,16 @@ def complete_settings(family: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**full, **beside}
 
 
+def _defaults() -> dict[str, Any]:
+    """Of all settings of a decoder that may follow from its family."""
+    known, _ = settings_of(BLOCKS.get("decoder"))
+    return {name: setting.default for name, setting in known.items() if name not in BESIDE}
+
+
 def with_sizes(told: Mapping[str, Any]) -> dict[str, Any]:
     """``told``, with the sizes of a decoder that were not told."""
-    known, _ = settings_of(BLOCKS.get("decoder"))
-    sizes = {name: known[name].default for name in SIZES}
+    defaults = _defaults()
+    sizes = {name: defaults[name] for name in SIZES}
     full = {**sizes, **{name: value for name, value in told.items() if value is not None}}
     full["vocab_size"] = largest(full["vocab_size"] or 1)
     full["num_kv_heads"] = full["num_kv_heads"] or full["num_heads"]
@@ -423,10 +433,14 @@ class WeightMap:
         prefixed = self.prefix + name
         return name if name in self.rows else prefixed if prefixed in self.rows else None
 
-    def has_meaning(self, name: str) -> bool:
-        """Whether one of their tensors is one of ours, and neither a constant nor a head that is left out."""
+    def our_names(self, name: str) -> tuple[str, ...]:
+        """What one of their tensors is here; nothing for a constant, and for a head that is left out."""
         theirs = self.their_name(name)
-        return theirs is not None and bool(self.rows[theirs][0])
+        return () if theirs is None else self.rows[theirs][0]
+
+    def has_meaning(self, name: str) -> bool:
+        """Whether one of their tensors is any of ours."""
+        return bool(self.our_names(name))
 
     def _problem_of_shape(self, theirs: str, shape: Shape) -> str | None:
         names, how = self.rows[theirs]

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from perception_blocks.blocks.families import (
+    EMBEDDING,
     FAMILIES,
+    HEAD,
     FamilyError,
     WeightMap,
     decoder_shapes,
@@ -26,18 +28,24 @@ BESIDE = ("checkpoint", "family", "vocab_size", "max_length", "tied_head", "lora
 class FamilyFolder(ModelFolder):
     """A folder of a language model: its ``family``, and the ``settings`` of a decoder for it.
 
-    ``max_length`` reserves fewer places than the model has. Raises SettingsError for the ``setting`` that names it, or
+    ``max_length`` reserves fewer places than the model has. Of several families for one type of model it is the
+    ``family``. Raises SettingsError for the ``setting`` that names it, or
     FamilyError where that is None.
     """
 
     def __init__(
-        self, path: str, setting: str | None = "checkpoint", *, max_length: int | None = None
+        self,
+        path: str,
+        setting: str | None = "checkpoint",
+        *,
+        max_length: int | None = None,
+        family: str | None = None,
     ) -> None:
         self._raises_family_error = setting is None
         super().__init__(path, setting or "")
         self.refuse_code()
         try:
-            self.family = family_of(self._values)
+            self.family = family_of(self._values, family)
             every = self.family.read(self._values)
             self.settings = with_places(every, max_length)
             decoder_shapes(self.settings)  # whether they fit each other
@@ -55,12 +63,21 @@ class FamilyFolder(ModelFolder):
         self.require_floats(weights.has_meaning)
         return weights
 
-    def body_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights of a decoder by its own names, one after the other."""
-        weights = self.weight_map(None)
+    def body_tensors(self, *, tied: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The weights of a decoder by its own names, one after the other.
+
+        With ``tied`` its embedding is the head too. Raises where the files have another head.
+        """
+        weights = self.weight_map("tokens" if tied else None)
         wanted = [name for name in self.stored_shapes() if weights.has_meaning(name)]
+        if tied:
+            ends = [name for name in wanted if {EMBEDDING, HEAD} & {*weights.our_names(name)}]
+            try:
+                weights.all_converted(self.tensors_called(ends))
+            except FamilyError as error:
+                raise self._wrong(f"{self.path!r}: {error}") from error
         for name, tensor in self.tensors_called(wanted):
-            yield from weights.converted(name, tensor)
+            yield from (pair for pair in weights.converted(name, tensor) if pair[0] != HEAD)
 
     def _wrong(self, message: str) -> ValueError:
         return FamilyError(message) if self._raises_family_error else super()._wrong(message)
@@ -89,8 +106,9 @@ def read_folder(path: str, given: Mapping[str, Any]) -> tuple[FamilyFolder, dict
     problems = [SettingProblem(name, f"{brings} {name!r}") for name in given if name not in BESIDE]
     if problems:
         raise SettingsError(problems)
-    folder = FamilyFolder(path, max_length=given.get("max_length"))
-    settings, family = folder.settings, given.get("family")
+    family = given.get("family")
+    folder = FamilyFolder(path, max_length=given.get("max_length"), family=family)
+    settings = folder.settings
     if family is not None and (family not in FAMILIES or FAMILIES.get(family) is not folder.family):
         message = f"'checkpoint': {path!r} is of the family {folder.family.name!r}, not {family!r}"
         problems.append(SettingProblem("checkpoint", message))

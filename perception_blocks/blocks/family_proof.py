@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def register_family(
                 "choose another, or pass replace=True"
             )
     prove(family)
+    family = replace_fields(family, hf_class=family.model_class)  # which knows its model type
     for each in (name, *aliases):
         FAMILIES.register(each, family, replace=True)
 

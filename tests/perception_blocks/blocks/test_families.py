@@ -368,6 +368,21 @@ def test_a_head_that_is_tied_equals_the_embedding():
         weights.to_decoder(theirs)
 
 
+def test_a_head_that_is_tied_in_a_folder_equals_the_embedding(tmp_path):
+    folder = saved(hf_model("gemma"), tmp_path)
+    head = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    changed(folder, lm_head__weight=head)
+    assert DecoderBlock([()], checkpoint=folder, tied_head=True).features == WORDS
+    changed(folder, lm_head__weight=head + 1)
+    assert DecoderBlock([()], checkpoint=folder).features == WIDTH  # which is not about the head
+    refused(
+        f"'checkpoint': {folder!r}: the weights are not those of this model of the family 'gemma': the head differs "
+        "from the embedding, to which the config ties it",
+        checkpoint=folder,
+        tied_head=True,
+    )
+
+
 def test_parts_of_a_row_are_not_saved_alone():
     weights = weight_map("gpt2")
     ours = weights.to_decoder(hf_model("gpt2").state_dict())

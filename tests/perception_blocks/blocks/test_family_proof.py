@@ -99,6 +99,32 @@ def test_a_family_whose_tensors_are_ours_side_by_side():
     assert FAMILIES.get("phi3").block_names(1)[-1] == "model.layers.1.mlp.gate_up_proj.weight"
 
 
+def test_a_family_may_be_named_by_the_path_of_its_class():
+    phi(name="mine", hf_class="transformers:Phi3ForCausalLM")
+    assert FAMILIES.get("mine").model_type == "phi3"
+
+
+def test_of_two_families_for_one_type_the_spec_chooses(tmp_path):
+    LLAMA.model_class(LLAMA.model_class.config_class(**LLAMA.write({"vocab_size": 5}))).save_pretrained(tmp_path)  # fmt: skip
+    register_family("mine", **{**other(LLAMA), "settings": LLAMA.settings})
+    assert DecoderBlock([()], checkpoint=str(tmp_path)).family == "llama"
+    assert DecoderBlock([()], checkpoint=str(tmp_path), family="mine").family == "mine"
+
+
+def test_what_settings_do_not_say_is_as_in_every_decoder():
+    def settings(values):
+        unsaid = ("norm", "positions", "sliding_window", "gated", "embed_scale", "mlp_bias", "num_kv_heads")  # fmt: skip
+        return {key: value for key, value in LLAMA.settings(values).items() if key not in unsaid}
+
+    def config(settings):
+        return {**LLAMA.config(settings), "num_key_value_heads": settings["num_heads"]}
+
+    register_family("mine", hf_class=LLAMA.model_class, settings=settings, config=config, table=LLAMA.table)  # fmt: skip
+    for name, value, said in (("norm", "layer", "'rms'"), ("num_kv_heads", 2, "4")):
+        with pytest.raises(ValueError, match=f"^'{name}' of the family 'mine' is {said}, got "):
+            DecoderBlock([()], vocab_size=5, family="mine", **{name: value})
+
+
 def test_names_of_parts_may_be_given():
     names = {
         "embedding": lambda layers: ["model.embed_tokens.weight"],
