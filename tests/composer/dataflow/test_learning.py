@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from composer.dataflow.context import Context, call_generator
-from composer.dataflow.interfaces import INTERFACES
+from composer.dataflow.interfaces import INTERFACES, Interface
 from composer.dataflow.roles import build_model
+from composer.dataflow.running import run
 from composer.dataflow.samples import Sample
 from tests.helpers.experiment_models import Words, role
+from tests.helpers.experiments import registered
 
 VOCABULARY, LENGTH, END = 16, 24, 0
 DECODER = {"width": 32, "num_layers": 2, "num_heads": 4, "max_length": LENGTH}
@@ -174,3 +176,41 @@ def test_ppo_raises_a_reward(whole):
     assert rewards[0] < 0.15
     if whole:
         assert sum(rewards[-5:]) / 5 > 0.5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "number"), [("rw", "train/accuracy"), ("dpo", "train/accuracy")])
+def test_the_quickstarts_order_pairs(name, number):
+    assert run(name, ["run.iterations=30"]).numbers(number)[-1] > 0.9
+
+
+@pytest.mark.full
+def test_the_quickstart_of_sft_lowers_its_loss():
+    losses = run("sft").numbers("train/loss")
+    assert losses[-1] < 0.5 * losses[0]
+
+
+class Lucky(Interface):
+    """The share of generated tokens that are number 5."""
+
+    needs_model = False
+    reads, writes = {"inference": ("ids", "prompt_mask")}, {"inference": ("rewards",)}
+
+    def inference(self, model, sample, context):
+        said = [ids[~mask] for ids, mask in zip(*map(sample.sequences, ("ids", "prompt_mask")))]
+        return {"rewards": torch.stack([(tokens == 5).float().mean() for tokens in said])}
+
+
+@pytest.mark.full
+def test_the_quickstart_of_ppo_raises_a_reward_of_ones_own():
+    rates = [
+        "models.actor.lr=0.003",
+        "models.critic.lr=0.003",
+        "ppo.kl_ctl=0.02",
+        "run.iterations=60",
+    ]
+    own = ["calls.rew_inf.with=lucky", ("calls.rew_inf.reads", ["ids", "prompt_mask"])]
+    with registered(INTERFACES, {"lucky": Lucky}):
+        rewards = run("ppo", [*own, *rates]).numbers("actor_train/reward")
+    assert rewards[0] < 0.1
+    assert sum(rewards[-5:]) / 5 > 0.5
