@@ -130,8 +130,11 @@ def _fail_in_a_class(arguments: argparse.Namespace, error: Exception) -> int:
     notes = getattr(error, "__notes__", [])
     if arguments.traceback or not notes:
         raise
-    place = notes[-1].removeprefix("in ")
-    return _fail(f"{place}: {type(error).__name__}: {error} (--traceback shows all of it)")
+    place, text = notes[-1].removeprefix("in "), str(error)
+    begin, _, rest = text.partition(": ")
+    if rest and begin in place:  # both say where it was
+        text = rest
+    return _fail(f"{place}: {type(error).__name__}: {text} (--traceback shows all of it)")
 
 
 def _fail(text: str) -> int:

@@ -328,6 +328,16 @@ def test_an_interface_that_fails_is_told_with_its_call_and_place(capsys):
     )
 
 
+def test_a_loss_that_is_not_finite_is_told_with_its_model(capsys):
+    status, _, error = command(capsys, "sft", "models.actor.optimizer.lr=1e30")
+    assert status == 1
+    assert re.fullmatch(
+        r".*sft.yaml:17:10: call 'train' in iteration [12], model 'actor': NotFiniteError: the (loss|norm of gradients) is "
+        r"nan, of model 'actor'; its weights were not changed \(--traceback shows all of it\)\n",
+        error.splitlines(keepends=True)[-1],
+    )
+
+
 def test_there_is_no_run_where_there_is_one_already():
     run("sft", SHORT, out="run")
     with pytest.raises(
