@@ -22,7 +22,6 @@ from composer.source.files import (
     MAX_BYTES,
     allowed_folders,
     display_name,
-    is_regular,
     near_file,
     outside,
     read_text,
@@ -220,8 +219,8 @@ class _Files:
             given = self._named(name)
         except UnknownNameError as error:
             path = os.path.join(os.path.dirname(parents[-1]) if parents else "", name)
-            if is_regular(path):
-                return None
+            if os.path.exists(path):
+                return None  # reading it says what else it is
             message = f"there is no file {name!r}{near_file(path)}"
             if "did you mean" in str(error):
                 message += f"; {error}"
