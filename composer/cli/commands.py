@@ -355,8 +355,15 @@ def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:
     if not _is_checkpoint(arguments.file):
         from composer.dataflow.experiment import registered_spec
 
-        file = arguments.file if is_name(arguments.file) else Path(arguments.file)
-        return load_source(file, arguments.overrides, arguments.allow, registered_spec), given
+        if not is_name(arguments.file):
+            file, overrides = Path(arguments.file), arguments.overrides
+        else:
+            from composer.dataflow.experiments import translated
+
+            file = arguments.file
+            source = load_source(file, (), arguments.allow, registered_spec)
+            overrides = translated(file, arguments.overrides, source)
+        return load_source(file, overrides, arguments.allow, registered_spec), given
     from composer.checkpoint.file import read_record, require_blocks
 
     record = read_record(arguments.file)

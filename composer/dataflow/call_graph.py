@@ -106,9 +106,8 @@ class _GraphCheck:
         self._writer: dict[str, Call] = {}
         self._unknown: set[str] = set()  # values that are read, but nothing writes
         self._explained: set[str] = set()  # values that nobody reads because of another mistake
-        self._lost: dict[
-            str, int
-        ] = {}  # call -> its values that were not given a name of their own
+        # Of each call with writes that are wrong the names of these, one of which may have been meant otherwise.
+        self._lost: dict[str, list[set[str]]] = {}
         for call in calls.values():
             for value in call.written_values:
                 self._writer.setdefault(value, call)

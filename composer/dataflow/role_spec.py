@@ -11,6 +11,7 @@ from composer.errors import Path, Problems
 from composer.spec.fields import Fields
 from composer.spec.parallel import read_parallel
 from perception_blocks.blocks.decoder import DecoderBlock
+from perception_blocks.blocks.families import FAMILIES
 from perception_blocks.settings import PositiveFloat, PositiveInt, check_settings
 from perception_blocks.words import hint, listing
 
@@ -133,12 +134,15 @@ def _origin(fields: Fields, name: str, meant: set[str]) -> Settings:
 
 
 def _check_decoder(fields: Fields) -> None:
-    if not isinstance(fields.values["decoder"], dict):
+    settings = fields.values["decoder"]
+    if not isinstance(settings, dict):
         fields.wrong("decoder", "a mapping of the settings of the block 'decoder'")
         return
-    settings = {k: v for k, v in fields.values["decoder"].items() if k != "family"}
     inner = Fields(settings, fields.at("decoder"), fields.problems)
     note_settings(inner, DecoderBlock, "block 'decoder'", skip=1, partial=True)
+    family = inner.values.get("family")
+    if isinstance(family, str) and family not in FAMILIES:
+        inner.note("family", f"unknown model family {family!r}{FAMILIES.hint(family)}")
 
 
 def _like(fields: Fields, name: str, models: Mapping[str, object]) -> str | None:

@@ -89,7 +89,7 @@ def set_value(root: Located, path: Path, value: Located, problems: list[Problem]
 
 
 def _with_child(node: Located, key: str | int, child: Located) -> Located:
-    return _like(node, {**node.value, key: child})
+    return _like(node, {**node.value, str(key): child})
 
 
 def _like(node: Located, value: dict[str, Located]) -> Located:

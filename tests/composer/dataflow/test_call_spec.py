@@ -27,6 +27,14 @@ def message_of(spec, overrides=(), **keywords) -> str:
     return str(caught.value)
 
 
+def answer_to(spec) -> str:
+    try:
+        read_experiment(spec)
+    except SpecError as error:
+        return str(error)
+    return ""
+
+
 def test_a_good_experiment_is_typed_data():
     experiment = read_experiment(PPO)
     order = [node.name for node in experiment.dag.order()]
@@ -293,6 +301,11 @@ BAD = [
     ),
     (
         "{decoder: {width: 8,",
+        "{decoder: {family: lama, width: 8,",
+        "6:30: unknown model family 'lama'; did you mean 'llama'?",
+    ),
+    (
+        "{decoder: {width: 8,",
         "{decoder: {widht: 8,",
         "6:22: 'widht' is not a setting of block 'decoder'; did you mean 'width'?",
     ),
@@ -518,6 +531,33 @@ def test_all_mistakes_are_told_at_once():
             "18:53: 'eta' must be a number between 0 and 1, got 2",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("mistake", "advice", "message"),
+    [
+        (("writes: {logp: ref_logp}", "writes: [logp]"), ("writes: [logp]", "writes: {logp: my_logp}"), "{logp: my_logp}"),
+        (("[ids, logp]}", "[ids]}"), ("writes: [ids]}", "writes: [ids, logp]}"), "add 'logp' to its 'writes'"),
+        (("[ids, logp]}", "[ids, logp, lengths]}"), (", lengths]", "]"), "leave it out of 'writes'"),
+        ((", reads: [ids], writes: [values]", ", writes: [values]"), (", writes: [values]", ", reads: {ids: prompts}, "
+          "writes: [values]"), "{ids: its_value}"),
+        (("[ids], writes: [values]", "[prompts], writes: [values]"), ("[prompts], writes: [values]", "{ids: prompts}, "
+          "writes: [values]"), "{ids: prompts}"),
+        (("{like: actor}", "{like: actor, init_critic_from_actor: true}"), ("{like: actor, init", "{like: actor, "
+          "is_critic: true, init"), "is_critic: true beside it"),
+        (("{like: actor}", "{like: actor, checkpoint: x}"), ("{like: actor, checkpoint: x}", "{checkpoint: x}"),
+         "keep one of them"),
+        (("actor, is_critic: true, lr: 0.01", "actor, is_critic: true"), ("actor, is_critic: true", "actor, is_critic: "
+          "true, lr: 1"), "give it one"),
+        (("version: 1\n", ""), ("models:", "version: 1\nmodels:"), "write version: 1"),
+    ],
+)  # fmt: skip
+def test_each_way_out_works(mistake, advice, message):
+    wrong = PPO.replace(*mistake, 1)
+    before = message_of(wrong)
+    assert message in before
+    assert advice[0] in wrong
+    assert message not in answer_to(wrong.replace(*advice, 1))
 
 
 def test_a_misspelt_value_is_told_beside_one_that_is_lost():

@@ -153,3 +153,10 @@ def test_a_model_is_checked_without_torch(tmp_path):
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode
         == 0
     )
+
+
+def test_the_settings_of_others_are_known_to_check_and_show_too(folder, capsys):
+    assert main(["show", "ppo", "--set", "ppo.kl_ctl=0.25"]) == 0
+    assert "kl_ctl: 0.25" in capsys.readouterr().out
+    assert main(["check", "ppo", "--set", "ppo.kl_clt=0.25"]) == 1
+    assert "did you mean 'kl_ctl'?" in capsys.readouterr().err
