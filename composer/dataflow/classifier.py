@@ -59,7 +59,7 @@ class Classifier(Interface):
         """``rewards`` (S,), a number for each sequence. Raises RewardError."""
         what = f"{context.where()}: the classifier {self.path!r}"
         texts = texts_of(sample, context.tokenizer, what)
-        whole = [text.prompt + text.completion for text in texts]
+        whole = [text.whole for text in texts]
         try:
             numbers = [number for part in self._parts(whole) for number in self._scores(part)]
         except (ValueError, RuntimeError, IndexError) as error:

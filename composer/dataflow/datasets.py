@@ -10,12 +10,15 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from composer.dataflow.context import call_generator
+from composer.dataflow.rows import DataError
 from composer.dataflow.samples import Sample, SampleError
+from composer.errors import Problem
 from perception_blocks.registry import Registry
 from perception_blocks.settings import SettingsError, check_settings
 from perception_blocks.words import describe, listing
 
-__all__ = ["DATASETS", "DatasetUtil", "ItemDataset", "batches", "make_dataset"]
+__all__ = ["DATASETS", "DatasetUtil", "ItemDataset", "batches", "batches_per_epoch"]
+__all__ += ["make_dataset"]
 
 DATASETS = Registry("data set", hyphens=True)
 """Data sets by the names that experiments give after ``dataset:``; each is a class as `ItemDataset` describes it."""
@@ -71,29 +74,39 @@ def make_dataset(name: str, settings: Mapping[str, object], util: DatasetUtil) -
     return cls(util, **settings)
 
 
+def batches_per_epoch(dataset: ItemDataset, batch_size: int) -> int:
+    """How many batches each item is in one of. Raises DataError where the data set is too small for one."""
+    items = len(dataset)
+    if not 1 <= batch_size <= items:
+        few = f"{items} items, too few for a batch of {batch_size}; choose a 'batch_size' from 1 to {items}"
+        raise DataError([Problem(f"the data set has {few if items else 'no items'}")])
+    return items // batch_size
+
+
 def batches(dataset: ItemDataset, batch_size: int, seed: int, iteration: int) -> Sample:
     """The batch of an iteration, counted from 0: it depends on nothing else, so that a resumed run goes on alike.
 
     Each epoch has the items in another order, which follows from ``seed``, in batches of ``batch_size``; the last ones,
-    too few for a batch, wait for the next epoch. Raises SampleError where the data set is too small, or an item is not
+    too few for a batch, wait for the next epoch. Raises DataError where the data set is too small, or an item is not
     what it ``gives``.
     """
-    items = len(dataset)
-    if not 1 <= batch_size <= items:
-        few = f"{items} items, too few for a batch of {batch_size}; choose a 'batch_size' from 1 to {items}"
-        raise SampleError(f"the data set has {few if items else 'no items'}")
-    epoch, batch = divmod(iteration, items // batch_size)
-    order = _order(items, seed, epoch)[batch * batch_size : (batch + 1) * batch_size].tolist()
-    return Sample.gather([_item(dataset, index) for index in order])
+    epoch, batch = divmod(iteration, batches_per_epoch(dataset, batch_size))
+    order = _order(len(dataset), seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+    items = [_item(dataset, index) for index in order.tolist()]
+    try:
+        return Sample.gather(items)
+    except SampleError as error:
+        raise DataError([Problem(f"the items of the data set are no batch: {error}")]) from error
 
 
 def _item(dataset: ItemDataset, index: int) -> Sample:
     item = dataset[index]
+    where = f"item {index} of the data set"
     if not isinstance(item, Sample):
-        raise SampleError(f"item {index} of the data set is {describe(item)}, not a Sample")
+        raise DataError([Problem(f"{where} is {describe(item)}, not a Sample")])
     if item.keys != set(dataset.gives):
         had, gives = listing(sorted(item.keys)) or "nothing", listing(sorted(dataset.gives))
-        raise SampleError(f"item {index} of the data set has {had}; its 'gives' says {gives}")
+        raise DataError([Problem(f"{where} has {had}; its 'gives' says {gives}")])
     return item
 
 

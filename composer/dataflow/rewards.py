@@ -39,15 +39,16 @@ class RewardError(RefusedError):
 
 @dataclass(frozen=True)
 class Text:
-    """A sequence of an item as texts."""
+    """A sequence of an item as texts. Prompt and completion may have a space between them, which neither has."""
 
     item: object
     place: int  # of the item in the sample
+    whole: str
     prompt: str
     completion: str
 
     def __str__(self) -> str:
-        return f"item {self.item!r}, the text {cut(self.prompt + self.completion, LONGEST)!r}"
+        return f"item {self.item!r}, the text {cut(self.whole, LONGEST)!r}"
 
 
 def texts_of(sample: Sample, tokenizer: Any, where: str) -> list[Text]:
@@ -63,18 +64,18 @@ def texts_of(sample: Sample, tokenizer: Any, where: str) -> list[Text]:
     masks = [torch.zeros_like(ids, dtype=torch.bool) for ids in sequences]
     if "prompt_mask" in sample.keys:
         masks = [mask.bool() for mask in sample.sequences("prompt_mask")]
-    prompts, completions = (
-        tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        for tokens in (
-            [ids[mask].tolist() for ids, mask in zip(sequences, masks, strict=True)],
-            [ids[~mask].tolist() for ids, mask in zip(sequences, masks, strict=True)],
-        )
+    pairs = list(zip(sequences, masks, strict=True))
+    parts = (
+        sequences,
+        [ids[mask] for ids, mask in pairs],
+        [ids[~mask] for ids, mask in pairs],
     )
-    places = [at for at, lengths in enumerate(sample.seqlens["ids"]) for _ in lengths]
-    return [
-        Text(sample.ids[place], place, prompt, completion)
-        for place, prompt, completion in zip(places, prompts, completions, strict=True)
+    texts = [
+        tokenizer.batch_decode([ids.tolist() for ids in part], skip_special_tokens=True)
+        for part in parts
     ]
+    places = [at for at, lengths in enumerate(sample.seqlens["ids"]) for _ in lengths]
+    return [Text(sample.ids[place], place, *of) for place, *of in zip(places, *texts, strict=True)]
 
 
 def rewards_from(numbers: object, texts: Sequence[Text], what: str) -> Tensor:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from composer.dataflow.call_spec import read_experiment, source_of
-from composer.dataflow.datasets import DatasetUtil, ItemDataset, batches, make_dataset
+from composer.dataflow.datasets import (
+    DatasetUtil,
+    ItemDataset,
+    batches,
+    batches_per_epoch,
+    make_dataset,
+)
 from composer.dataflow.experiment import Experiment
 from composer.dataflow.experiments import OURS, QUICKSTARTS, named_folder, translated
 from composer.dataflow.local import LocalRunner, Tokenizers
@@ -293,7 +299,9 @@ class _Run:
         spec = self.experiment
         util = DatasetUtil(seed=spec.run.seed, tokenizer=Tokenizers(spec).of_data())
         with files_found(spec.source.find_file, has_weights=False), _at_dataset(spec):
-            return make_dataset(spec.data.dataset, spec.data.settings, util)
+            dataset = make_dataset(spec.data.dataset, spec.data.settings, util)
+        batches_per_epoch(dataset, spec.data.batch_size)  # raises before models are built
+        return dataset
 
     def _way_out(self) -> str:
         if self.folder is None:

@@ -17,7 +17,6 @@ from composer.dataflow import (
     DataError,
     DatasetUtil,
     Sample,
-    SampleError,
     batches,
     make_dataset,
     vocabulary_tokenizer,
@@ -392,7 +391,7 @@ class Numbers(Dataset):
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3))
 def test_batches_are_a_function_of_the_iteration_and_each_epoch_has_each_item_once(n, size, seed):
     if size > n:
-        with pytest.raises(SampleError, match=f"{n} items, too few for a batch of {size}; choose"):
+        with pytest.raises(DataError, match=f"{n} items, too few for a batch of {size}; choose"):
             batches(Numbers(None, n), size, seed, 0)
         return
     per_epoch = n // size
@@ -409,7 +408,7 @@ def test_a_batch_that_is_too_large_names_the_largest():
     message = (
         "the data set has 5 items, too few for a batch of 8; choose a 'batch_size' from 1 to 5"
     )
-    with pytest.raises(SampleError, match=f"^{message}$"):
+    with pytest.raises(DataError, match=f"^{message}$"):
         batches(Numbers(None), 8, 0, 0)
     assert batches(Numbers(None), 5, 0, 0).bs == 5
 
@@ -450,6 +449,16 @@ def test_a_class_that_is_no_data_set(cls, message):
         make_dataset("my_broken", {}, DatasetUtil())
 
 
+def test_items_that_are_no_batch():
+    class Same(Numbers):
+        def __getitem__(self, index):
+            return super().__getitem__(0)
+
+    message = "the items of the data set are no batch: ids must differ; given more than once: 0"
+    with pytest.raises(DataError, match=f"^{message}$"):
+        batches(Same(None), 2, 0, 0)
+
+
 def test_items_that_are_no_samples_or_have_other_values():
     class Wrong(Numbers):
         def __getitem__(self, index):
@@ -458,11 +467,11 @@ def test_items_that_are_no_samples_or_have_other_values():
     class Other(Numbers):
         gives = ("prompts",)
 
-    with pytest.raises(SampleError, match=r"item \d of the data set is a mapping, not a Sample"):
+    with pytest.raises(DataError, match=r"item \d of the data set is a mapping, not a Sample"):
         batches(Wrong(None), 1, 0, 0)
     with pytest.raises(
-        SampleError, match=r"item \d of the data set has 'ids'; its 'gives' says 'prompts'"
+        DataError, match=r"item \d of the data set has 'ids'; its 'gives' says 'prompts'"
     ):
         batches(Other(None), 1, 0, 0)
-    with pytest.raises(SampleError, match=r"^the data set has no items$"):
+    with pytest.raises(DataError, match=r"^the data set has no items$"):
         batches(Numbers(None, 0), 1, 0, 0)

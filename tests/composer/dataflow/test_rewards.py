@@ -17,7 +17,9 @@ from composer.dataflow import (
     Sample,
     interface_of,
     reward_function,
+    vocabulary_tokenizer,
 )
+from composer.dataflow.rewards import Text, texts_of
 from composer.dataflow.timeouts import KillableFunction
 from composer.trust import PathError
 from perception_blocks.registry import UnknownNameError
@@ -62,6 +64,20 @@ def test_texts_come_in_and_numbers_go_out(context):
 
     assert rewards(score, context) == [1.0, 2.5, 1.0]
     assert seen == [(["ab", "a", "b"], ["c", "a", "b"])]
+
+
+def test_words_are_apart_in_the_whole_text(tmp_path):
+    (tmp_path / "tokens.txt").write_text("the\ncat\nsat\n")
+    words = vocabulary_tokenizer(tmp_path / "tokens.txt")
+    sample = Sample.of(
+        ["x"],
+        {"ids": [[4]], "prompt_mask": [[4]]},
+        {
+            "ids": torch.tensor([0, 1, 2, 4]),
+            "prompt_mask": torch.tensor([True, True, False, False]),
+        },
+    )
+    assert texts_of(sample, words, "") == [Text("x", 0, "the cat sat", "the cat", "sat")]
 
 
 def test_columns_are_the_metadata_by_sequence(context):
