@@ -166,6 +166,61 @@ def test_rope_theta_stands_in_one_of_two_places(keys, theta):
     assert FAMILIES.get("llama").read({**LLAMA, **keys})["rope_theta"] == theta
 
 
+OF_LLAMA = {
+    "model_type": "llama", "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02,
+    "intermediate_size": 172, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 32,
+    "pretraining_tp": 1, "torch_dtype": "float16", "transformers_version": "4.31.0", "use_cache": True,
+}  # fmt: skip
+# As repositories have them, from several versions of transformers, but smaller.
+CONFIGS = {
+    "the first llama": {**OF_LLAMA, "rms_norm_eps": 1e-6, "max_sequence_length": 2048},
+    "llama 2": {
+        **OF_LLAMA, "max_position_embeddings": 4096, "num_key_value_heads": 4, "rms_norm_eps": 1e-5,
+        "rope_scaling": None, "tie_word_embeddings": False,
+    },
+    "code llama": {
+        **OF_LLAMA, "max_position_embeddings": 16384, "num_key_value_heads": 4, "rope_theta": 1000000,
+    },
+    "llama 3.2": {
+        **OF_LLAMA, "attention_bias": False, "head_dim": 16, "max_position_embeddings": 131072, "mlp_bias": False,
+        "num_key_value_heads": 2, "rope_theta": 500000.0, "tie_word_embeddings": True,
+        "rope_scaling": {
+            "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192, "rope_type": "llama3",
+        },
+    },
+    "deepseek coder": {
+        **OF_LLAMA, "max_position_embeddings": 16384, "rope_theta": 100000, "rope_scaling": {"factor": 4.0, "type": "linear"},
+    },
+    "mistral": {**OF_LLAMA, "model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 4096},
+    "mistral without a window": {
+        **OF_LLAMA, "model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None, "rope_theta": 1e6,
+    },
+    "qwen 2": {
+        **OF_LLAMA, "model_type": "qwen2", "num_key_value_heads": 2, "max_position_embeddings": 131072,
+        "max_window_layers": 24, "sliding_window": 131072, "use_sliding_window": False, "rope_theta": 1e6,
+    },
+    "gemma": {
+        **OF_LLAMA, "model_type": "gemma", "head_dim": 32, "num_key_value_heads": 1, "hidden_act": "gelu",
+    },
+    "gpt2": {
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 31,
+        "embd_pdrop": 0.1, "eos_token_id": 31, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
+        "model_type": "gpt2", "n_ctx": 1024, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 1024,
+        "resid_pdrop": 0.1, "summary_type": "cls_index", "task_specific_params": {}, "vocab_size": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_as_repositories_have_them(name):
+    """They are read as transformers reads them, which fills in what is not said."""
+    values = CONFIGS[name]
+    family = family_of(values)
+    full = family.model_class.config_class.from_dict(values).to_dict()
+    assert family.read(values) == family.read(full)
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
