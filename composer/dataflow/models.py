@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -245,15 +246,14 @@ class ExperimentModel:
 
 
 def the_action(name: str, model: Model) -> str:
-    """The one action of a policy over tokens. Raises ValueError where there are others, or it is no token."""
+    """The name of a policy's action, which is a token. Raises ValueError where it is not."""
     policy = model.policy
-    shapes = policy.logits_shapes if isinstance(policy, Policy) else {}
-    if len(shapes) != 1 or any(len(shape) != 1 for shape in shapes.values()):
-        shown = str(model.action_space)
+    if not isinstance(policy, Policy) or not isinstance(policy.action_space, Discrete):
         raise ValueError(
-            f"the model {name!r} must choose one token, as of a Discrete action space; it has {shown}"
+            f"the model {name!r} must choose a token, of a Discrete action space; it has {model.action_space}"
         )
-    return next(iter(shapes))
+    (action,) = policy.logits_shapes
+    return action
 
 
 def networks_of(name: str, model: Model, is_critic: bool) -> list[NetworkModule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -37,6 +38,7 @@ from perception_blocks.settings import (
 
 __all__ = ["PpoActor", "PpoCritic", "RewardSettings"]
 
+MOST_DIFFERENCE = 0.1  # of log-probabilities of one policy, computed twice in any dtype
 READS = ("ids", "logp", "ref_logp", "rewards", "values", "prompt_mask")
 Forgetting = Annotated[float, Range(0.0, 0.999999999)]
 
@@ -185,7 +187,8 @@ class PpoActor(Interface):
         minibatches = parts(batch, self.n_minibatches, context, "n_minibatches")
         for number, part in enumerate(minibatches):
             try:
-                norm = model.step(self._losses(model, part, means), context)
+                losses = self._losses(model, part, means, context, is_first=number == 0)
+                norm = model.step(losses, context)
             except _TooFarError:
                 context.log("early_stop", 1.0 - number / len(minibatches))
                 break
@@ -194,8 +197,13 @@ class PpoActor(Interface):
             context.log("early_stop", 0.0)
         means.log(context)
 
-    def _losses(self, model: ExperimentModel, batch: Sample, means: Means) -> Iterator[Tensor]:
-        """What each micro-batch adds to the mean loss of a minibatch. Raises _TooFarError."""
+    def _losses(
+        self, model: ExperimentModel, batch: Sample, means: Means, context: Context, is_first: bool
+    ) -> Iterator[Tensor]:
+        """What each micro-batch adds to the mean loss of a minibatch. Raises _TooFarError.
+
+        ``is_first``: no step was taken since the sequences were generated.
+        """
         count = max(int(batch.values("actions").sum()), 1)
         for part in micro_batches(batch, self.max_tokens_per_mb):
             mask = part.values("actions")
@@ -204,6 +212,9 @@ class PpoActor(Interface):
             old, advantage = (part.values(name)[mask].to(logp) for name in ("logp", "advantages"))
             losses, ratio, clipped = actor_losses(logp, old, advantage, self.eps_clip)
             approx_kl = (old - logp.detach()).mean()
+            if is_first:
+                warn_of_other_policy(logp.detach() - old, context)
+                is_first = False
             if self._is_too_far(ratio.mean(), approx_kl):
                 raise _TooFarError
             loss = losses.sum() / count
@@ -310,6 +321,16 @@ class PpoCritic(Interface):
 
     def _statistics(self, model: ExperimentModel) -> tuple[float, float]:
         return (0.0, 1.0) if self.value_norm is None else self.value_norm.statistics(model)
+
+
+def warn_of_other_policy(differences: Tensor, context: Context) -> None:
+    """Warn where a policy that has taken no step finds other log-probabilities than those that were generated."""
+    if len(differences) and bool(differences.abs().mean() > MOST_DIFFERENCE):
+        warnings.warn(
+            f"call {context.call!r}: before any step the log-probabilities are others than when the sequences were "
+            "generated; give all calls of the actor the same 'temperature'",
+            stacklevel=2,
+        )
 
 
 class _TooFarError(Exception):

@@ -5,14 +5,25 @@ import re
 
 import pytest
 import torch
+from gymnasium.spaces import Box
 
+import composer
 from composer.dataflow.context import Context
 from composer.dataflow.decoding import GenerationSettings
-from composer.dataflow.models import NotFiniteError
+from composer.dataflow.models import ExperimentModel, NotFiniteError
 from composer.dataflow.roles import build_model
 from composer.policy.sequence_view import PackedView, SequenceView
 from perception_blocks.settings import SettingsError
-from tests.helpers.experiment_models import GPT2, LENGTH, ORIGINS, VOCABULARY, Words, a_model, role
+from tests.helpers.experiment_models import (
+    GPT2,
+    GRU,
+    LENGTH,
+    ORIGINS,
+    VOCABULARY,
+    Words,
+    a_model,
+    role,
+)
 
 every_origin = pytest.mark.parametrize("origin", ORIGINS)
 LENGTHS = [3, 1, 6]
@@ -302,3 +313,52 @@ def test_a_loss_without_a_finite_value_changes_nothing(where):
     refused(message, lambda: model.step(iter(losses), context), NotFiniteError)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("origin", ["decoder", "gru"])
+def test_a_critic_that_reads_its_policy_trains_the_body_of_both(origin):
+    body = {"block": "decoder", "in": "observation", "width": 16, "max_length": LENGTH}
+    graph = GRU["policy"]["graph"] if origin == "gru" else {"latent": body}
+    value = {"block": "linear_output", "in": "latent", "output_units": 1}
+    spec = {
+        "version": 1,
+        "policy": {"graph": graph, "heads": {"in": "latent"}, "shares": ["latent"]},
+        "critic": {"graph": {"value": value}},
+    }
+    wanted = role("critic", {"spec": spec}, is_critic=True, optimizer={"lr": 0.1})
+    model = build_model(wanted, {"critic": wanted}, tokenizer=Words())
+    with torch.no_grad():
+        scores = model.scores(tokens(), LENGTHS)
+        alone = torch.cat([model.scores(part, [len(part)]) for part in tokens().split(LENGTHS)])
+    torch.testing.assert_close(scores, alone, atol=1e-5, rtol=1e-5)
+    before = [p.detach().clone() for p in model.model.policy.get_submodule("latent").parameters()]
+    model.step(model.scores(tokens(), LENGTHS).square().mean())
+    after = model.model.policy.get_submodule("latent").parameters()
+    assert not any(torch.equal(p, q) for p, q in zip(before, after))
+
+
+def test_models_of_something_else_are_told():
+    box = composer.compose(
+        {"version": 1, "policy": {"template": {}}},
+        observation_space=Box(-1, 1, (3,)),
+        action_space=Box(-1, 1, (2,)),
+    )
+    message = "the model 'a' must choose a token, of a Discrete action space; it has Box(-1.0, 1.0, (2,), float32)"
+    refused(message, lambda: ExperimentModel("a", box))
+    actor = a_model().model
+    message = "the model 'a' is_critic, but its spec has no 'critic' of states"
+    refused(message, lambda: ExperimentModel("a", actor, is_critic=True))
+
+
+def test_what_a_call_keeps_is_kept_by_the_optimiser():
+    model = a_model(lr=0.1)
+    assert model.recall("weight", 3.0) == 3.0
+    model.remember("weight", 4)
+    assert model.recall("weight", 3.0) == 4.0
+    again = a_model(lr=0.1)
+    again.optimizer.load_state_dict(model.optimizer.state_dict())
+    assert again.recall("weight", 3.0) == 4.0
+    refused(
+        "the model 'actor' has no optimiser; give it an 'lr'",
+        lambda: a_model().remember("weight", 1.0),
+    )
