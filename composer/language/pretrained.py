@@ -31,6 +31,7 @@ from perception_blocks.blocks.families import (
 )
 from perception_blocks.blocks.family_folder import FamilyFolder, with_places
 from perception_blocks.blocks.family_proof import register_family
+from perception_blocks.blocks.lora import merged_weights
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape
 from perception_blocks.words import describe, listing
@@ -192,7 +193,7 @@ def to_hf(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = Non
         names = listing(FAMILIES)
         raise FamilyError(f"the decoder of this model has no 'family'; set one of {names}")
     family: Family = FAMILIES.get(block.family)
-    tensors = _merged(block)
+    tensors = merged_weights(block)
     settings = {**settings, "vocab_size": block.vocab_size}
     if head is not None:
         tensors[HEAD] = head.linear.weight
@@ -246,14 +247,6 @@ def _is_head(block: str, settings: Mapping[str, Any]) -> bool:
     if block == "functional":
         return settings.get("function") == "identity"
     return block == "linear_output" and settings.get("bias") is False
-
-
-def _merged(block: DecoderBlock) -> Tensors:
-    if block.lora is None:
-        return dict(block.state_dict())
-    from perception_blocks.blocks.lora import merged_weights
-
-    return merged_weights(block)
 
 
 def _check_config(family: Family, values: Mapping[str, Any]) -> None:

@@ -18,10 +18,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from perception_blocks.base_block import PerceptionBlock
-from perception_blocks.blocks.lora import adapter_names, adapter_scales, is_adapter
+from perception_blocks.blocks.lora import (
+    Lora,
+    adapter_names,
+    adapter_scales,
+    draw_adapters,
+    freeze,
+    inject,
+    is_adapter,
+    merge,
+    without_adapters,
+)
 from perception_blocks.port import format_shape
 from perception_blocks.reading import file_at, json_in, require_regular
-from perception_blocks.registry import missing_extra
 from perception_blocks.settings import (
     PositiveFloat,
     PositiveInt,
@@ -67,20 +76,21 @@ class AdaptedBlock(PerceptionBlock):
         """Where the adapters are, and from where paths of modules are counted."""
         raise TypeError(f"{type(self).__name__} must define adapted")
 
-    def adapt(self, lora: Mapping[str, Any] | None, freeze: Sequence[str] | None) -> None:
+    def adapt(self, lora: Mapping[str, Any] | None, frozen: Sequence[str] | None) -> None:
         """Freeze what the settings say, and put adapters beside their targets; called when all modules are there."""
-        if lora is None and not freeze:
+        if lora is None and not frozen:
             return
-        tools, self.frozen = self._tools(), tuple(freeze or ())
-        tools.freeze(self.adapted, self.frozen)
+        self.frozen = tuple(frozen or ())
+        freeze(self.adapted, self.frozen)
         if lora is None:
             return
         problems = check_settings(lora_keys, lora, "'lora'", skip=0)
         if problems:
             raise SettingsError([SettingProblem("lora", f"'lora': {p.message}") for p in problems])
         self.lora, targets = lora, lora.get("targets")
-        form = tools.Lora(RANK, lora.get("alpha"), None if targets is None else tuple(targets))
-        tools.inject(self.adapted, form._replace(rank=lora.get("rank", RANK)), self.frozen)
+        targets = None if targets is None else tuple(targets)
+        form = Lora(lora.get("rank", RANK), lora.get("alpha"), targets)
+        inject(self.adapted, form, self.frozen)
         if lora.get("path") is not None:
             self._read_adapters()  # an error is told before any weight is drawn
             self._save_instead({key: value for key, value in lora.items() if key != "path"})
@@ -90,10 +100,9 @@ class AdaptedBlock(PerceptionBlock):
         if self.lora is None:
             draw()
             return
-        tools = self._tools()
-        with tools.without_adapters(self.adapted):
+        with without_adapters(self.adapted):
             draw()
-        tools.draw_adapters(self.adapted, seed, prefix)
+        draw_adapters(self.adapted, seed, prefix)
         if self.lora.get("path") is None:
             return
         with torch.no_grad():
@@ -106,17 +115,20 @@ class AdaptedBlock(PerceptionBlock):
         """Add the adapters to the weights and remove them; what was frozen for them is trained again."""
         if self.lora is None:
             return
-        tools = self._tools()
-        tools.merge(self.adapted)
+        merge(self.adapted)
         self.adapted.requires_grad_(True)
-        tools.freeze(self.adapted, self.frozen)
+        freeze(self.adapted, self.frozen)
         self._save_instead(None)
         self.lora = None
 
     def _read_adapters(self) -> dict[str, Tensor]:
+        """The adapters in the file that ``path`` names. Raises SettingsError where they do not fit."""
         assert self.lora is not None
-        alpha = self.lora.get("alpha") or self.lora.get("rank", RANK)
-        return read_adapters(self.lora["path"], self.adapted, alpha)
+        path, alpha = self.lora["path"], self.lora.get("alpha") or self.lora.get("rank", RANK)
+        try:
+            return fitting_adapters(path, *stored_adapters(path, alpha), self.adapted)
+        except ValueError as error:
+            raise SettingsError([SettingProblem("lora", f"'lora': {error}")]) from error
 
     def _save_instead(self, lora: Mapping[str, Any] | None) -> None:
         """Let a saved spec say this in place of what the block was given."""
@@ -124,22 +136,6 @@ class AdaptedBlock(PerceptionBlock):
             self.read_once = (self.read_once[0], {**self.read_once[1], "lora": lora})
         else:
             self.read_once = (("lora", self.lora), {"lora": lora})
-
-    @staticmethod
-    def _tools() -> Any:
-        try:
-            from perception_blocks.blocks import lora
-        except ImportError as error:
-            raise missing_extra("'lora' and 'freeze'", error, "llm") from error
-        return lora
-
-
-def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]:
-    """Adapters by their names in ``body``. Raises SettingsError with what `stored_adapters` and the like say."""
-    try:
-        return fitting_adapters(path, *stored_adapters(path, alpha), body)
-    except ValueError as error:
-        raise wrong(str(error)) from error
 
 
 def stored_adapters(path: str, alpha: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -269,6 +265,3 @@ def stored_name(name: str) -> str:
         name = f"{name}.default" if name.endswith(f".{pair}") else name
     return name
 
-
-def wrong(message: str) -> SettingsError:
-    return SettingsError([SettingProblem("lora", f"'lora': {message}")])

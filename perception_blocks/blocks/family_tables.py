@@ -98,20 +98,13 @@ def rope_keys(settings: Mapping[str, Any]) -> Settings:
 LLAMA_TABLE: tuple[Row, ...] = (
     ("model.embed_tokens.weight", "embed_tokens.weight", ""),
     *(
-        (f"model.layers.{{}}.self_attn.{p}_proj.{kind}", f"layers.{{}}.self_attn.{p}_proj.{kind}", "")
-        for p in "qkvo"
+        (f"model.layers.{{}}.{name}_proj.{kind}", f"layers.{{}}.{name}_proj.{kind}", "")
+        for name in (*(f"self_attn.{x}" for x in "qkvo"), "mlp.gate", "mlp.up", "mlp.down")
         for kind in ("weight", "bias")
     ),
     *(
-        (f"model.layers.{{}}.mlp.{p}_proj.{kind}", f"layers.{{}}.mlp.{p}_proj.{kind}", "")
-        for p in ("gate", "up", "down")
-        for kind in ("weight", "bias")
-    ),
-    ("model.layers.{}.input_layernorm.weight", "layers.{}.input_layernorm.weight", ""),
-    (
-        "model.layers.{}.post_attention_layernorm.weight",
-        "layers.{}.post_attention_layernorm.weight",
-        "",
+        (f"model.layers.{{}}.{name}_layernorm.weight", f"layers.{{}}.{name}_layernorm.weight", "")
+        for name in ("input", "post_attention")
     ),
     ("model.layers.{}.self_attn.rotary_emb.inv_freq", (), ""),  # in files of earlier versions
     ("model.norm.weight", "norm.weight", ""),
@@ -229,7 +222,7 @@ def gemma_settings(values: HfValues) -> Settings:
     bias = values.get("attention_bias", False)
     # Its earliest files say "gelu" and mean the approximation.
     word = values.get("hidden_activation") or values.get("hidden_act", "gelu_pytorch_tanh")
-    settings = settings_of_llamas(
+    return settings_of_llamas(
         HfValues({**values, "hidden_act": "gelu_pytorch_tanh" if word == "gelu" else word}),
         8192,
         tied=True,
@@ -240,7 +233,6 @@ def gemma_settings(values: HfValues) -> Settings:
         num_kv_heads=values.get("num_key_value_heads", 16) or values["num_attention_heads"],
         head_dim=values.get("head_dim", 256),
     )
-    return settings
 
 
 def gemma_config(settings: Mapping[str, Any]) -> Settings:

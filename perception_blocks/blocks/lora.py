@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,12 +63,10 @@ def inject(body: nn.Module, lora: Lora, frozen: Sequence[str] = ()) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise missing_extra("'lora'", error, "llm") from error
-    from transformers.pytorch_utils import (
-        Conv1D,
-    )  # peft needs transformers; to freeze needs neither
+    from transformers.pytorch_utils import Conv1D  # here: to freeze needs neither library
 
     names = _targets(body, lora.targets, frozen, Conv1D)
-    kinds = {next(body.get_submodule(name).parameters()).dtype for name in names}
+    dtypes = {next(body.get_submodule(name).parameters()).dtype for name in names}
     layers = {type(body.get_submodule(name)) for name in names}
     config = LoraConfig(
         r=lora.rank,
@@ -76,15 +74,14 @@ def inject(body: nn.Module, lora: Lora, frozen: Sequence[str] = ()) -> None:
         lora_dropout=0.0,
         fan_in_fan_out=layers == {Conv1D},
         init_lora_weights=False,  # draw_adapters does
-        target_modules="|".join(
-            map(re.escape, names)
-        ),  # a regular expression must match a whole name
+        target_modules="|".join(map(re.escape, names)),  # a text has to match a whole name
     )
     inject_adapter_in_model(config, body)
-    if len(kinds) == 1:  # sharding wants one dtype in a layer
-        for name, parameter in body.named_parameters():
-            if is_adapter(name):
-                parameter.data = parameter.data.to(kinds.copy().pop())
+    if len(dtypes) == 1:  # sharding wants one dtype in a layer
+        (dtype,) = dtypes
+        for name in adapter_names(body):
+            adapter = body.get_parameter(name)
+            adapter.data = adapter.data.to(dtype)
 
 
 def _targets(
@@ -102,11 +99,11 @@ def _targets(
             and modules[name] is not head
         ]
         if not names:
-            last = dict.fromkeys(
-                name.rpartition(".")[2] for name in open_to if isinstance(modules[name], nn.Linear)
-            )
-            message = "'lora' finds none of the usual layers here; name its 'targets'"
-            raise _wrong("lora", f"{message}{_some(last)}")
+            linear = [name for name in open_to if isinstance(modules[name], nn.Linear)]
+            last = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))[:4]
+            such = f", such as {', '.join(last)}" if last else ""
+            message = f"'lora' finds none of the usual layers here; name its 'targets'{such}"
+            raise SettingsError([SettingProblem("lora", message)])
         return names
     problems, names = [], []
     for target in given:
@@ -125,10 +122,6 @@ def _targets(
     if problems:
         raise SettingsError([SettingProblem("lora", problem) for problem in problems])
     return list(dict.fromkeys(names))
-
-
-def _some(names: Collection[str]) -> str:
-    return f", such as {', '.join(list(names)[:4])}" if names else ""
 
 
 def _vocabulary_head(body: Any) -> nn.Module | None:
@@ -165,23 +158,22 @@ def base_name(name: str) -> str:
 
 def draw_adapters(body: nn.Module, seed: int, prefix: str = "") -> None:
     """Draw the adapters whose names begin so, each by its own name; the second of a pair is zero: no output changes."""
-    with torch.no_grad():
-        for name, parameter in body.named_parameters():
-            if is_adapter(name) and not parameter.is_meta and name.startswith(prefix):
-                draw_adapter(name, parameter, seed)
+    for name, parameter in body.named_parameters():
+        if is_adapter(name) and not parameter.is_meta and name.startswith(prefix):
+            draw_adapter(name, parameter, seed)
 
 
+@torch.no_grad()
 def draw_adapter(name: str, parameter: Tensor, seed: int) -> None:
     """Draw one of the weights of adapters, as `draw_adapters` does."""
     pair = next((pair for pair in _DRAWN if f".{pair}." in name), None)
-    with torch.no_grad():
-        if pair is None:
-            parameter.zero_()
-            return
-        rank = parameter.shape[0 if pair == "lora_A" else 1]
-        drawn = torch.empty(parameter.shape)
-        drawn.normal_(0.0, 1.0 / rank, generator=local_generator(seed, name))
-        parameter.copy_(drawn)
+    if pair is None:
+        parameter.zero_()
+        return
+    rank = parameter.shape[0 if pair == "lora_A" else 1]
+    drawn = torch.empty(parameter.shape)
+    drawn.normal_(0.0, 1.0 / rank, generator=local_generator(seed, name))
+    parameter.copy_(drawn)
 
 
 @contextlib.contextmanager
@@ -244,6 +236,3 @@ def is_adapter(name: str) -> bool:
 def _is_below(name: str, paths: Sequence[str]) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in paths)
 
-
-def _wrong(setting: str, message: str) -> SettingsError:
-    return SettingsError([SettingProblem(setting, message)])
