@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from composer.errors import Path
-from composer.spec.fields import Fields
+from composer.spec.fields import Fields, is_count
 from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["MODEL_KEYS", "ActionModelSpec", "LoraSpec", "ValueHeadSpec", "read_action_model"]
@@ -135,10 +135,8 @@ class _Parser:
             if key in self.fields:
                 message = f"{key!r} is not a key of a model here: {advice}"
                 self.fields.note(key, message, on_key=True)
-        known = {**dict.fromkeys(MODEL_KEYS), **ELSEWHERE}
         rest = {key: value for key, value in self.fields.values.items() if key not in ELSEWHERE}
-        near = Fields(rest, self.fields.path, self.fields.problems)
-        return near.unknown([key for key in known if key not in ELSEWHERE], "a model")
+        return Fields(rest, self.fields.path, self.fields.problems).unknown(MODEL_KEYS, "a model")
 
     def _no_remote_code(self) -> None:
         if self.fields.boolean("trust_remote_code"):
@@ -214,7 +212,7 @@ class _Parser:
             return None
         inner.unknown(VALUE_HEAD_KEYS, "a value head")
         units = inner.values.get("hidden_units", [512, 128])
-        if not isinstance(units, list) or not all(map(_is_count, units)):
+        if not isinstance(units, list) or not all(map(is_count, units)):
             inner.wrong("hidden_units", "a list of whole numbers of at least 1")
             units = []
         activation = inner.text("activation") or "gelu"
@@ -254,12 +252,12 @@ class _Parser:
             value = self.fields.values.get(key)
             if value is None:
                 continue
-            pair = key == "image_size" and isinstance(value, list) and len(value) == 2
-            if not (_is_count(value) or (pair and all(map(_is_count, value)))):  # type: ignore[arg-type]
+            is_pair = key == "image_size" and isinstance(value, list) and len(value) == 2
+            if all(map(is_count, value if is_pair else [value])):  # type: ignore[arg-type]
+                sizes[key] = value
+            else:
                 two = ", or two of them" if key == "image_size" else ""
                 self.fields.wrong(key, f"a whole number of at least 1{two}")
-            else:
-                sizes[key] = value
         return sizes
 
     def _has(self, key: str) -> bool:
@@ -277,10 +275,6 @@ class _Parser:
             self.fields.wrong(key, expected)
             return None
         return Fields(value, self.fields.at(key), self.fields.problems)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _is_positive(value: Any) -> bool:

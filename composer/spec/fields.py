@@ -10,7 +10,7 @@ from composer.errors import Path, Problems
 from composer.limits import Limits, above
 from perception_blocks.words import describe, listing, near_name
 
-__all__ = ["Fields"]
+__all__ = ["Fields", "is_count"]
 
 
 class Fields:
@@ -86,10 +86,10 @@ class Fields:
     def count(self, key: str, default: int) -> int:
         """A whole number of at least 1."""
         value = self.values.get(key)
-        if _is_count(value):
+        if is_count(value):
             return value
         if key in self.values:
-            self.wrong(key, "a whole number of at least 1", _is_count)
+            self.wrong(key, "a whole number of at least 1", is_count)
         return default
 
     def copies(self, key: str, limits: Limits) -> int:
@@ -135,7 +135,8 @@ class Fields:
         return {name: item for name, item in value.items() if isinstance(item, str)}
 
 
-def _is_count(value: object) -> TypeGuard[int]:
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from composer.spec.fields import Fields
+from composer.spec.fields import Fields, is_count
 from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["PARALLEL_KEYS", "PRECISIONS", "PRECISION_KEYS", "ParallelSpec", "read_parallel"]
@@ -59,7 +59,7 @@ def _data(fields: Fields) -> int | None:
     value = fields.values.get("data", AUTO)
     if value == AUTO:
         return None
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+    if is_count(value):
         return value
     near = did_you_mean(value, [AUTO]) if isinstance(value, str) else ""
     expected = "'auto' or a whole number of at least 1"
