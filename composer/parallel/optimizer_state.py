@@ -142,7 +142,7 @@ def _settings_of(pieces: Pieces, model: nn.Module, optimizer: Optimizer) -> list
                 f"the optimizer of the checkpoint did not train {missing[0]!r}, and {len(missing)} in all"
             )
         known = [saved[name] for name in group["names"]]
-        if any(one != known[0] for one in known):
+        if any(each != known[0] for each in known):
             raise CheckpointError(
                 "the optimizer of the checkpoint had other groups of parameters, with other settings"
             )

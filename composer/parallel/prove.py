@@ -262,7 +262,7 @@ class Trial:
         pairs = [(distribution, self.actions)]
         if self.model.policy.actors:
             pairs = [(distribution[key], self.actions[key]) for key in distribution]
-        terms = [-one.log_prob(action).mean() for one, action in pairs]
+        terms = [-choice.log_prob(action).mean() for choice, action in pairs]
         values = list(_tensors(self._all()[1]))
         goals: list[Any] = [0.0] * len(values)
         if isinstance(critic, Targeted):

@@ -13,7 +13,6 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def save(
     """
     mesh, target = start(), Path(os.path.abspath(folder))
     _require_weights(model)
-    index = _Index.of(model, optimizer, extra)
+    index = _index_of(mesh.size, model, optimizer, extra)
     temporary = target.parent / f"{PREFIX}{mesh.agreed(secrets.randbits(62)):x}{FOLDER_SUFFIX}"
     elsewhere = f"{str(target)!r} could not be written by another process"
     with contextlib.ExitStack() as stack:
@@ -75,7 +74,7 @@ def save(
         with _told_together(mesh, elsewhere):
             _write_pieces(temporary, mesh, model, optimizer)
             if mesh.is_first:
-                text = json.dumps(index.as_data(mesh.size), allow_nan=False)
+                text = json.dumps(index, allow_nan=False)
                 replace_with(temporary / INDEX, lambda name: Path(name).write_text(text, "utf-8"))
         with _told_together(mesh, elsewhere):  # nobody goes on before the folder is in its place
             if mesh.is_first:
@@ -180,43 +179,33 @@ def _write_pretrained(pieces: Pieces, folder: Path, path: Path, allow: Iterable[
 # --- what stands beside the tensors -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Index:
-    """What a checkpoint says beside its tensors; all of it is JSON."""
-
-    record: Mapping[str, Any]
-    why_no_record: str
-    places: Mapping[str, tuple[str, int | None]]
-    tensors: Mapping[str, tuple[str, list[int]]]  # the dtype and the shape of each
-    groups: list[dict[str, Any]]
-    values: Mapping[str, Any]
-    extra: Any
-
-    @classmethod
-    def of(cls, model: nn.Module, optimizer: Optimizer | None, extra: Any) -> _Index:
-        try:
-            extra = json.loads(json.dumps(extra, allow_nan=False))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"'extra' may hold numbers, texts, true, false, null, lists and dicts: {error}"
-            ) from error
-        tensors = dict(_tensors_of(model, optimizer))
-        sharding = getattr(model, "_sharding", None) or Sharding(model, Mesh(), Plan())
-        record, why = {}, "it is no model of a spec"
-        try:
-            record = sharding.record
-        except CheckpointError as error:
-            why = str(error)
-        return cls(
-            record, why, sharding.places,
-            {name: (_dtype_of(tensor), list(tensor.shape)) for name, tensor in tensors.items()},
-            [] if optimizer is None else groups_of(model, optimizer),
-            {} if optimizer is None else dict(values_of(model, optimizer)),
-            extra,
-        )  # fmt: skip
-
-    def as_data(self, processes: int) -> dict[str, Any]:
-        return {"format_version": FORMAT_VERSION, "processes": processes, **vars(self)}
+def _index_of(
+    processes: int, model: nn.Module, optimizer: Optimizer | None, extra: Any
+) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors; all of it is JSON. Raises ValueError for an ``extra`` that is not."""
+    try:
+        extra = json.loads(json.dumps(extra, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"'extra' may hold numbers, texts, true, false, null, lists and dicts: {error}"
+        ) from error
+    sharding = getattr(model, "_sharding", None) or Sharding(model, Mesh(), Plan())
+    record, why = {}, "it is no model of a spec"
+    try:
+        record = sharding.record
+    except CheckpointError as error:
+        why = str(error)
+    return {
+        "format_version": FORMAT_VERSION,
+        "processes": processes,
+        "record": record,
+        "why_no_record": why,
+        "places": sharding.places,
+        "tensors": {n: (_dtype_of(t), list(t.shape)) for n, t in _tensors_of(model, optimizer)},
+        "groups": [] if optimizer is None else groups_of(model, optimizer),
+        "values": {} if optimizer is None else dict(values_of(model, optimizer)),
+        "extra": extra,
+    }
 
 
 def _tensors_of(model: nn.Module, optimizer: Optimizer | None) -> Iterator[tuple[str, Tensor]]:
