@@ -22,7 +22,8 @@ try:
 except ImportError:  # not on Windows, where such files are left
     fcntl: Any = None
 
-__all__ = ["FOLDER_SUFFIX", "PREFIX", "WriteError", "replace_with", "temporary_folder"]
+__all__ = ["FOLDER_SUFFIX", "PREFIX", "WriteError", "new_folder", "replace_with"]
+__all__ += ["temporary_folder"]
 
 PREFIX, SUFFIX, FOLDER_SUFFIX = ".composer-", ".tmp", ".part"
 
@@ -83,6 +84,19 @@ def temporary_folder(path: Path) -> Iterator[None]:
         shutil.rmtree(path, ignore_errors=True)
         if handle is not None:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A `temporary_folder` beside ``target``, where nothing is yet, that takes its place once all is in it.
+
+    Raises WriteError and OSError.
+    """
+    place = target.resolve()
+    temporary = place.parent / f"{PREFIX}{secrets.token_hex(8)}{FOLDER_SUFFIX}"
+    with temporary_folder(temporary):
+        yield temporary
+        os.replace(temporary, place)
 
 
 def _target(path: str | os.PathLike[str]) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from composer.atomic import FOLDER_SUFFIX, PREFIX, temporary_folder
+from composer.atomic import new_folder
 from composer.checkpoint.adapters import require_scales
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
@@ -41,8 +40,9 @@ from perception_blocks.blocks.lora import (
 )
 
 __all__ = ["fill_from", "give_weights", "read_adapters", "require_free", "save", "save_folder"]
-__all__ += ["saved_beside", "take_adapters"]
+__all__ += ["HEAD", "saved_beside", "take_adapters"]
 
+HEAD = "value_head."  # with which the names of its weights begin
 LORA_KEYS = ("lora", "is_lora", "lora_rank", "lora_path")
 WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -52,19 +52,20 @@ WORDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 def save(model: Any, path: str | os.PathLike[str], *, adapters_only: bool) -> None:
     """Write the checkpoint; with ``adapters_only`` what is trained beside the weights, which are not in it."""
-    write_checkpoint(path, model, **saved_beside(model, adapters_only=adapters_only))
+    if adapters_only and not adapter_names(model.hf):
+        raise CheckpointError("cannot be saved: the model has no adapters; leave out adapters_only")
+    names = _beside_weights(model) if adapters_only else None
+    write_checkpoint(path, model, names, **saved_beside(model, adapters_only=adapters_only))
+
+
+def _beside_weights(model: Any) -> set[str]:
+    """The names of the adapters and of the value head in the model's state_dict."""
+    head = {name for name in model.state_dict() if name.startswith(HEAD)}
+    return head | {f"hf.{name}" for name in adapter_names(model.hf)}
 
 
 def saved_beside(model: Any, *, adapters_only: bool = False) -> dict[str, Any]:
-    """What the checkpoint says beside the weights, and which of these are in it: keywords of `write_checkpoint`."""
-    names = None
-    if adapters_only:
-        names = {f"hf.{name}" for name in adapter_names(model.hf)}
-        if not names:
-            raise CheckpointError(
-                "cannot be saved: the model has no adapters; leave out adapters_only"
-            )
-        names |= {name for name in model.state_dict() if name.startswith("value_head.")}
+    """What the checkpoint says beside the tensors: keywords of `record_of`."""
     observation, action = model.observation_space, model.action_space
     return {
         "spec": dump_yaml(plain_spec(_saved_spec(model))),
@@ -72,7 +73,6 @@ def saved_beside(model: Any, *, adapters_only: bool = False) -> dict[str, Any]:
         "action_space": {} if action is None else spaces_to_json(action),
         "seed": model.seed,
         "dtype": next(model.hf.parameters()).dtype,
-        "only": names,
         "action_model": {
             "adapters_only": adapters_only,
             "processor": {} if adapters_only else _kept_processor(model),
@@ -116,9 +116,7 @@ def fill_from(model: Any, path: str | os.PathLike[str], *, strict: bool) -> Load
     require_scales(model, path, record)
     tensors = read_tensors(path, record)
     if record.action_model.get("adapters_only"):
-        kept = model.state_dict()
-        changed = {f"hf.{name}" for name in adapter_names(model.hf)}
-        changed |= {name for name in kept if name.startswith("value_head.")}
+        kept, changed = model.state_dict(), _beside_weights(model)
         tensors = {name: tensor for name, tensor in kept.items() if name not in changed} | tensors
     return fill(model, tensors, strict=strict)
 
@@ -133,7 +131,7 @@ def read_adapters(path: str, body: nn.Module, alpha: float) -> dict[str, Tensor]
     or those of another model.
     """
     stored, scales = stored_adapters(path, alpha)
-    head = {name: tensor for name, tensor in stored.items() if name.startswith("value_head.")}
+    head = {name: tensor for name, tensor in stored.items() if name.startswith(HEAD)}
     return fitting_adapters(path, stored, scales, body) | head
 
 
@@ -142,7 +140,7 @@ def take_adapters(model: Any, tensors: Mapping[str, Tensor]) -> None:
     state = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if not name.startswith("value_head."):
+            if not name.startswith(HEAD):
                 state[f"hf.{name}"].copy_(tensor)
             elif model.value_head is not None:
                 state[name].copy_(tensor)
@@ -164,10 +162,7 @@ def give_weights(model: Any, part: nn.Module, device: torch.device) -> None:
     }
     inside = {id(module) for module in part.modules()}
     stored: dict[str, Tensor] = {}  # by the names in the folder
-    for (
-        home,
-        module,
-    ) in model.hf.named_modules():  # all of it, as a weight that is tied stands in several
+    for home, module in model.hf.named_modules():  # a weight that is tied stands in several
         prefix = f"{home}." if home else ""
         for key, parameter in module._parameters.items():
             if id(parameter) not in fresh:
@@ -214,12 +209,9 @@ def save_folder(model: Any, folder: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             "cannot be saved: the model has no weights yet; call materialize first"
         )
-    name = f"{PREFIX}{secrets.token_hex(8)}{FOLDER_SUFFIX}"
-    temporary = target.resolve().parent / name
     try:
-        with temporary_folder(temporary):
+        with new_folder(target) as temporary:
             _write_into(model, str(temporary))
-            os.replace(temporary, target)
     except OSError as error:
         raise CheckpointError(f"{str(target)!r} cannot be written: {error.strerror}") from error
 
@@ -246,7 +238,6 @@ def _write_into(model: Any, folder: str) -> None:
     if hasattr(model.processor, "save_pretrained"):
         model.processor.save_pretrained(folder)
     if model.value_head is not None:
-        head = {
-            name: t.detach().cpu().contiguous() for name, t in model.value_head.state_dict().items()
-        }
+        state = model.value_head.state_dict()
+        head = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         save_file(head, os.path.join(folder, VALUE_HEAD_FILE), metadata={"format": "pt"})

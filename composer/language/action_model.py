@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from composer.build.budget import Budget, CountingMode, LimitReached
 from composer.build.construction import on_cpu
 from composer.language.action_files import (
+    HEAD,
     fill_from,
     give_weights,
     save,
@@ -121,7 +122,7 @@ class ActionModel(nn.Module):
         """Give all else its weights."""
         give_weights(self, self.hf, device)
         self._materialize_value_head(device)
-        head = {n: t for n, t in self.plan.adapters.items() if n.startswith("value_head.")}
+        head = {n: t for n, t in self.plan.adapters.items() if n.startswith(HEAD)}
         take_adapters(self, head)
 
     def _materialize_value_head(self, device: torch.device | str) -> None:
@@ -411,8 +412,7 @@ class ActionModel(nn.Module):
 
     def checkpoint_about(self) -> dict[str, Any]:
         """What its checkpoint says beside the weights."""
-        about = saved_beside(self)
-        return {key: value for key, value in about.items() if key != "only"}
+        return saved_beside(self)
 
     def parallel_roots(self) -> list[nn.Module]:
         """What is called from outside of it: `composer.parallel` shards these."""

@@ -16,7 +16,7 @@ from transformers.utils import import_utils
 
 from composer.errors import Problems
 from composer.language.action_bins import ActionBins, StatisticsError
-from composer.language.action_files import read_adapters
+from composer.language.action_files import HEAD, read_adapters
 from composer.language.action_plan import ActionPlan, lora_of
 from composer.language.hf import (
     VALUE_HEAD_FILE,
@@ -367,8 +367,7 @@ class _Planner:
         except ValueError as error:
             self._note(key, str(error))
             return {}
-        begin = "value_head."
-        head = {n.removeprefix(begin): t for n, t in adapters.items() if n.startswith(begin)}
+        head = {n.removeprefix(HEAD): t for n, t in adapters.items() if n.startswith(HEAD)}
         self._check_head(
             value_head, head, key, f"the value head in {path!r}", "or write value_head: false"
         )

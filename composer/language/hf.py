@@ -30,8 +30,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from composer.language.action_bins import ActionBins
-from perception_blocks.blocks.language_config import Folder
-from perception_blocks.blocks.model_folder import misfits
+from perception_blocks.blocks.model_folder import ModelFolder, misfits
 from perception_blocks.init import derive_seed
 from perception_blocks.port import format_shape
 from perception_blocks.random_states import random_states_kept
@@ -80,8 +79,8 @@ def register_hf(
     """
     if not isinstance(model_type, str) or not model_type:
         raise ValueError(f"register_hf takes a model type first, got {describe(model_type)}")
-    if getattr(config, "model_type", None) != model_type:
-        got = getattr(config, "model_type", None)
+    got = getattr(config, "model_type", None)
+    if got != model_type:
         raise ValueError(
             f"the config {config.__name__!r} has model_type {got!r}, not {model_type!r}; they must be equal"
         )
@@ -146,7 +145,7 @@ def model_type_of(name: str) -> HfModel:
 
 def config_problems(
     cls: Any, values: Mapping[str, Any], where: tuple[str, ...] = ()
-) -> Iterator[Any]:
+) -> Iterator[tuple[tuple[str, ...], str]]:
     """(path, message) of every key that ``cls`` does not know: transformers takes them without a word."""
     known = _known_keys(cls)
     parts = getattr(cls, "sub_configs", {})
@@ -155,10 +154,8 @@ def config_problems(
             continue
         if key not in known:
             near = did_you_mean(key, known) or f"; it is no setting of {cls.__name__}"
-            yield (
-                (*where, key),
-                f"{key!r} is not a setting of the model type {cls.model_type!r}{near}",
-            )
+            message = f"{key!r} is not a setting of the model type {cls.model_type!r}{near}"
+            yield (*where, key), message
         elif isinstance(value, Mapping) and getattr(parts.get(key), "model_type", None):
             yield from config_problems(parts[key], value, (*where, key))
 
@@ -203,7 +200,7 @@ def _refuse_odd_keys(values: Mapping[str, Any]) -> None:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-class HfFolder(Folder):
+class HfFolder(ModelFolder):
     """A local folder of a model: ``config.json``, safetensors files and the files of its processor.
 
     Raises SettingsError for the ``setting`` where the folder is not such a one, or names code.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from composer.atomic import FOLDER_SUFFIX, PREFIX, WriteError, temporary_folder
+from composer.atomic import WriteError, new_folder
 from composer.network.module import NetworkModule
 from composer.network.sharded import refuse_sharded
 from perception_blocks.blocks.decoder import DecoderBlock
@@ -270,17 +269,14 @@ def _write(target: Path, tensors: Tensors, values: Mapping[str, Any], tokenizer:
         raise WriteError(target, "it is there already; remove it or choose another name")
     if not target.resolve().parent.is_dir():
         raise WriteError(target, f"there is no folder {str(target.parent)!r}")
-    place = target.resolve()
-    temporary = place.parent / f"{PREFIX}{secrets.token_hex(8)}{FOLDER_SUFFIX}"
-    with temporary_folder(temporary):
-        try:
-            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    try:
+        with new_folder(target) as folder:
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
             text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-            (temporary / "config.json").write_text(text, encoding="utf-8")
+            (folder / "config.json").write_text(text, encoding="utf-8")
             if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-            os.replace(temporary, place)
-        except SafetensorError as error:
-            raise WriteError(target, str(error)) from error
-        except OSError as error:
-            raise WriteError(target, error.strerror or str(error), error.errno or 0) from error
+                tokenizer.save_pretrained(folder)
+    except SafetensorError as error:
+        raise WriteError(target, str(error)) from error
+    except OSError as error:
+        raise WriteError(target, error.strerror or str(error), error.errno or 0) from error

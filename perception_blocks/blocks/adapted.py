@@ -264,4 +264,3 @@ def stored_name(name: str) -> str:
     for pair in ("lora_embedding_A", "lora_embedding_B"):
         name = f"{name}.default" if name.endswith(f".{pair}") else name
     return name
-

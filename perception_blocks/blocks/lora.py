@@ -235,4 +235,3 @@ def is_adapter(name: str) -> bool:
 
 def _is_below(name: str, paths: Sequence[str]) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in paths)
-
