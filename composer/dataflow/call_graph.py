@@ -104,13 +104,23 @@ class _GraphCheck:
         self._problems = problems
         self._trained: dict[str, str] = {}  # model -> the call that trains it
         self._writer: dict[str, Call] = {}
+        self._names: dict[
+            str, str
+        ] = {}  # of each value that is written the name that the interface has for it
+        self._can: dict[
+            str, str
+        ] = {}  # value -> a call that would write it, if it were asked for it
         self._unknown: set[str] = set()  # values that are read, but nothing writes
         self._explained: set[str] = set()  # values that nobody reads because of another mistake
         # Of each call with writes that are wrong the names of these, one of which may have been meant otherwise.
         self._lost: dict[str, list[set[str]]] = {}
         for call in calls.values():
-            for value in call.written_values:
-                self._writer.setdefault(value, call)
+            for name in call.declared("writes"):
+                if name not in call.writes:
+                    self._can.setdefault(name, call.name)
+            for name, (value, _) in call.writes.items():
+                if value not in self._writer:
+                    self._writer[value], self._names[value] = call, name
 
     def dag(self) -> Dag:
         self._check_training()
@@ -194,16 +204,15 @@ class _GraphCheck:
 
     def _check_unknown(self) -> None:
         """Note values that nothing writes, unless a call whose writes are wrong may have been meant to."""
-        unknown: dict[str, list[Call]] = {}
+        unknown: dict[str, list[tuple[Call, Path]]] = {}
         for call in self._calls.values():
-            for value in call.read_values:
+            for value, place in dict(call.reads.values()).items():
                 writer = self._writer.get(value)
                 if writer is call:
-                    place = self._place(call, value)
                     message = f"{call.name!r} reads {value!r}, which it writes itself"
                     self._problems.add(place, message)
                 elif writer is None and self._gives is not None and value not in self._gives:
-                    unknown.setdefault(value, []).append(call)
+                    unknown.setdefault(value, []).append((call, place))
         self._unknown.update(unknown)
         self._explained.update(unknown)
         if not all(call.writes_fit for call in self._calls.values()):
@@ -219,35 +228,28 @@ class _GraphCheck:
         near = near_name(value, [*(self._gives or ()), *self._writer])
         return bool(lost) and (near is None or not lost.isdisjoint((value, near)))
 
-    def _note_unknown(self, value: str, readers: Sequence[Call]) -> None:
+    def _note_unknown(self, value: str, readers: Sequence[tuple[Call, Path]]) -> None:
         """Note at each reader a value that looks misspelt, at the first one a value that is missing."""
         can_write = self._can_write(value)
-        for reader in readers:
-            known = [
-                *(self._gives or ()),
-                *(v for v in self._writer if self._writer[v] is not reader),
-            ]
+        for reader, place in readers:
+            written = (v for v in self._writer if self._writer[v] is not reader)
+            known = dict.fromkeys((*(self._gives or ()), *written))
             near = near_name(value, known)
             self._explained.update(filter(None, [near]))
             is_each = near is not None and not can_write
             read = f"{reader.name!r} reads"
             if not is_each and len(readers) > 1:
-                read = f"{few_of(reader.name for reader in readers)} read"
+                read = f"{few_of(reader.name for reader, _ in readers)} read"
             what = "which neither the data set gives nor a call writes"
-            end = can_write or hint(value, dict.fromkeys(known))
-            self._problems.add(self._place(reader, value), f"{read} {value!r}, {what}{end}")
+            end = can_write or hint(value, known)
+            self._problems.add(place, f"{read} {value!r}, {what}{end}")
             if not is_each:
                 return
 
-    def _place(self, call: Call, value: str) -> Path:
-        return next(place for read, place in call.reads.values() if read == value)
-
     def _can_write(self, value: str) -> str:
         """The end of a message: the call whose interface writes a value of that name, if it is asked for it."""
-        for call in self._calls.values():
-            if value in call.declared("writes") and value not in call.writes:
-                return f"; {call.name!r} can: add {value!r} to its 'writes'"
-        return ""
+        call = self._can.get(value)
+        return "" if call is None else f"; {call!r} can: add {value!r} to its 'writes'"
 
     def _check_names(self, call: Call) -> None:
         """Compare the names that a call reads with those that its interface has."""
@@ -288,10 +290,7 @@ class _GraphCheck:
         """Compare how many numbers a value has with how many are read."""
         for name, (value, place) in call.reads.items():
             writer = self._writer.get(value)
-            source = value
-            if writer is not None:
-                source = next(n for n, (v, _) in writer.writes.items() if v == value)
-            rules = _rule(name), _rule(source)
+            rules = _rule(name), _rule(self._names.get(value, value))
             if None in rules or rules[0] is rules[1] or value in self._unknown:
                 continue
             needed, given = (in_words(rule) for rule in rules if rule is not None)

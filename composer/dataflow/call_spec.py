@@ -17,7 +17,7 @@ from composer.dataflow.experiment import (
 )
 from composer.dataflow.interfaces import VERBS, Interface, misfit, verbs_of
 from composer.dataflow.rewards import interface_of
-from composer.dataflow.role_spec import name_problem, note_settings, read_roles, unlike
+from composer.dataflow.role_spec import name_problem, note_settings, read_roles, roots_of, unlike
 from composer.errors import Path, Problems
 from composer.limits import GivenLimits, Limits, above, limits_from
 from composer.source.load import GivenSpec, Override, Source, load_source
@@ -244,15 +244,18 @@ class _Reader:
         """The experiment's values by the interface's names, each with its place; and whether they could be read."""
         given = fields.values.get(key, [])
         before = len(self._problems)
+        values: dict[str, tuple[str, Path]] = {}
         if isinstance(given, dict):
             expected = "a list of values, or a mapping of the interface's names to values"
             pairs = fields.text_mapping(key, expected)
             values = {name: (value, (*fields.at(key), name)) for name, value in pairs.items()}
         elif isinstance(given, list):
-            values = {v: (v, (*fields.at(key), given.index(v))) for v in fields.texts(key)}
+            fields.texts(key)
+            for index, value in enumerate(given):
+                if isinstance(value, str):
+                    values.setdefault(value, (value, (*fields.at(key), index)))
         else:
             fields.wrong(key, "a list of values, or a mapping of the interface's names to values")
-            values = {}
         for value, place in values.values():
             if problem := name_problem("a value", value):
                 self._problems.add(place, problem)
@@ -330,18 +333,23 @@ class _Reader:
         if not isinstance(entries, list):
             top.wrong("hooks", f"a list of entries such as {example}")
             return ()
-        hooks = []
+        hooks, roots = [], roots_of(roles)
         for index, entry in enumerate(entries):
             path: Path = ("hooks", index)
             if isinstance(entry, dict):
-                hooks.append(self._hook(Fields(entry, path, self._problems), calls, roles))
+                fields = Fields(entry, path, self._problems)
+                hooks.append(self._hook(fields, calls, roles, roots))
             else:
                 message = f"an entry of 'hooks' must be a mapping such as {example}, got {describe(entry)}"
                 self._problems.add(path, message)
         return tuple(filter(None, hooks))
 
     def _hook(
-        self, fields: Fields, calls: Mapping[str, Call], roles: Mapping[str, RoleSpec]
+        self,
+        fields: Fields,
+        calls: Mapping[str, Call],
+        roles: Mapping[str, RoleSpec],
+        roots: Mapping[str, RoleSpec],
     ) -> HookSpec | None:
         meant = fields.unknown(HOOK_KEYS, "a hook")
         names: dict[str, str] = {}
@@ -364,7 +372,7 @@ class _Reader:
         source, target = names["from"], names["to"]
         if source == target:
             fields.note("to", f"the hook blends {source!r} into itself; name another model")
-        elif difference := unlike(source, target, roles):
+        elif difference := unlike(roles[source], roles[target], roots):
             message = f"the models {source!r} and {target!r} have different shapes: {difference}"
             fields.note("to", message)
         return HookSpec(fields.path, names["after"], source, target, **eta)  # type: ignore[arg-type]

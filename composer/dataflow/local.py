@@ -64,6 +64,10 @@ class LocalRunner:
     def _model(self, name: str, device: torch.device | str) -> ExperimentModel:
         experiment = self.experiment
         role = experiment.models[name]
+        if role.parallel is not None:
+            place = place_of(experiment, (*role.path, "parallel"))
+            message = f"the model {name!r} has 'parallel', and one process has all of a model here; leave it out"
+            raise RunError(f"{place}{message}")
         try:
             return build_model(
                 role,

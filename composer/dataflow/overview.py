@@ -186,12 +186,11 @@ def _values(experiment: Experiment) -> list[str]:
     for call in ordered(experiment):
         for value in dict.fromkeys(call.reads.values()):
             readers.setdefault(value, []).append(call.name)
+    names = {v: name for call in experiment.calls.values() for name, v in call.writes.items()}
     given = [value for value in readers if value not in writer]
     rows = []
     for value in [*given, *writer]:
-        name = value
-        if value in writer:
-            name = next(n for n, v in writer[value].writes.items() if v == value)
+        name = names.get(value, value)
         lengths = in_words(LENGTHS.get(name)) if name in LENGTHS else ""
         by = writer[value].name if value in writer else "the data set"
         rows.append([value, by, lengths, ", ".join(readers.get(value, []))])

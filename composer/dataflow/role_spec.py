@@ -15,7 +15,7 @@ from perception_blocks.blocks.families import FAMILIES
 from perception_blocks.settings import PositiveFloat, PositiveInt, check_settings
 from perception_blocks.words import hint, listing
 
-__all__ = ["MODEL_KEYS", "name_problem", "note_settings", "read_roles", "unlike"]
+__all__ = ["MODEL_KEYS", "name_problem", "note_settings", "read_roles", "roots_of", "unlike"]
 
 ORIGINS = ("decoder", "checkpoint", "spec", "model_type", "like")
 MODEL_KEYS = (*ORIGINS, "is_critic", "init_critic_from_actor", "vocabulary", "max_length", "lr")
@@ -170,28 +170,32 @@ def _optimizer(fields: Fields) -> Settings | None:
     return {**given, **lr} or None
 
 
-def unlike(first: str, second: str, roles: Mapping[str, RoleSpec]) -> str | None:
-    """Why the weights of one model are of another shape than those of the other, as far as a spec tells; else None."""
-    one, other = roles[first], roles[second]
-    if one.is_critic != other.is_critic:
-        critic, actor = (first, second) if one.is_critic else (second, first)
-        return f"{critic!r} is a critic, and {actor!r} is none"
-    roots = [_root(role, roles) for role in (one, other)]
-    settings = [root.origin.get("decoder") for root in roots]
-    if roots[0] is roots[1] or not all(isinstance(given, dict) for given in settings):
+def unlike(first: RoleSpec, second: RoleSpec, roots: Mapping[str, RoleSpec]) -> str | None:
+    """Why the weights of two models are of other shapes, as far as a spec tells; else None. See `roots_of`."""
+    if first.is_critic != second.is_critic:
+        critic, actor = (first, second) if first.is_critic else (second, first)
+        return f"{critic.name!r} is a critic, and {actor.name!r} is none"
+    pair = [roots[role.name] for role in (first, second)]
+    settings = [root.origin.get("decoder") for root in pair]
+    if pair[0] is pair[1] or not all(isinstance(given, dict) for given in settings):
         return None
     written = [dict(given) for given in settings if isinstance(given, dict)]
     for key in dict.fromkeys([*written[0], *written[1]]):
         values = [given.get(key, "the default") for given in written]
         if values[0] != values[1] and key in _SHAPES:
             return f"their {key!r} is {values[0]} and {values[1]}"
-    if roots[0].vocabulary != roots[1].vocabulary:
-        return f"their 'vocabulary' is {roots[0].vocabulary} and {roots[1].vocabulary}"
+    if pair[0].vocabulary != pair[1].vocabulary:
+        return f"their 'vocabulary' is {pair[0].vocabulary} and {pair[1].vocabulary}"
     return None
 
 
 _SHAPES = ("family", "vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim")
 _SHAPES += ("mlp_units", "gated", "norm", "positions", "qkv_bias", "out_bias", "mlp_bias")
+
+
+def roots_of(roles: Mapping[str, RoleSpec]) -> dict[str, RoleSpec]:
+    """For each model the one that says where it, and all that are like it, come from."""
+    return {name: _root(role, roles) for name, role in roles.items()}
 
 
 def _root(role: RoleSpec, roles: Mapping[str, RoleSpec]) -> RoleSpec:

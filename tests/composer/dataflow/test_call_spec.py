@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -698,6 +699,45 @@ def test_a_file_that_is_no_experiment_is_not_quoted(tmp_path: Path):
     message = message_of(tmp_path / "mine.yaml")
     assert "is no experiment: it has none of an experiment's keys" in message
     assert "hunter2" not in message
+
+
+def test_two_decoders_of_other_widths_in_a_hook():
+    text = PPO.replace(
+        "ref: {like: actor}", "ref: {decoder: {width: 24, num_layers: 1, num_heads: 2}}"
+    )
+    assert message_of(text.replace("vocabulary: tokens.txt, ", "")) == (
+        "<spec>:18:43: the models 'actor' and 'ref' have different shapes: their 'width' is 16 and 24"
+    )
+
+
+def test_what_is_wrong_many_times_is_told_in_time():
+    """Each check is about as long as what is written."""
+    reads = [f"v{i}" for i in range(5_000)]
+    many = {
+        f"c{i}": {
+            "do": "inference",
+            "with": f"lft{i}",
+            "reads": {"ids": f"x{i}"},
+            "writes": {"a": f"y{i}"},
+        }
+        for i in range(999)
+    }
+    models = {f"m{i}": {"like": f"m{(i + 1) % 1000}"} for i in range(1000)}
+    hooks = [{"after": "c0", "from": f"m{i % 1000}", "to": f"m{i * 7 % 999}"} for i in range(2_000)]
+    calls = {
+        **many,
+        "last": {"do": "inference", "with": "printer", "reads": reads, "writes": reads},
+    }
+    spec = {
+        "version": 1,
+        "data": {"dataset": "toy-prompts"},
+        "models": models,
+        "hooks": hooks,
+        "calls": calls,
+    }
+    begun = time.process_time()
+    assert "... and " in message_of(spec)
+    assert time.process_time() - begun < 20  # 3 on a machine that has nothing else to do
 
 
 # --- whatever is written ---------------------------------------------------------------------------------------

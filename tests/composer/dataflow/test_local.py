@@ -139,6 +139,16 @@ def test_what_cannot_be_built_is_told_with_its_place(file, tmp_path):
     assert str(caught.value).startswith("<spec>:3:10: model 'actor' has no vocabulary")
 
 
+def test_a_model_that_is_spread_over_processes_is_refused(file):
+    experiment = read_experiment(file, [("models.actor.parallel", {"data": 2})])
+    with pytest.raises(RunError) as caught:
+        LocalRunner(experiment)
+    assert str(caught.value) == (
+        "--set models.actor.parallel: the model 'actor' has 'parallel', and one process has all of a model here; leave "
+        "it out"
+    )
+
+
 def test_a_hook_over_models_of_other_shapes_is_told_before_anything_runs(file):
     """Where a spec does not tell, the weights do."""
     spec = {
