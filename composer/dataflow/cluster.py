@@ -44,9 +44,10 @@ def connect(address: str | None, workers: int) -> Callable[[], None]:
 
     Raises RunError where there is no such cluster, it is too small, or Ray cannot be started.
     """
-    with _environment(QUIET if address else LOCAL | QUIET):
+    is_local = address is None or _is_on_loopback_alone(address)
+    with _environment(LOCAL | QUIET if is_local else QUIET):
         ray = import_ray()
-        if not address:
+        if is_local:
             _stay_on_this_machine()
         if ray.is_initialized():
             _refuse_another(ray, address)
@@ -56,7 +57,9 @@ def connect(address: str | None, workers: int) -> Callable[[], None]:
         if address not in (None, "auto"):
             _refuse_no_cluster(str(address))
         logging.getLogger("ray").setLevel(logging.ERROR)
-        where = {"address": address} if address else {"num_cpus": max(workers, os.cpu_count() or 1)}
+        where = {"address": address or "local"}
+        if not address:
+            where["num_cpus"] = max(workers, os.cpu_count() or 1)
         try:
             ray.init(
                 **where, include_dashboard=None if address else False,
@@ -122,21 +125,48 @@ def _refuse_small(ray: ModuleType, workers: int) -> None:
 
 def _refuse_no_cluster(address: str) -> None:
     """Ray itself waits for minutes where nobody answers, and for another program at that port."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or not 0 < int(port) < 2**16:
+    place = _host_and_port(address)
+    if place is None:
         raise RunError(
             f"--address takes HOST:PORT of a cluster, such as 10.0.0.7:6379, or 'auto'; got {cut(address, 80)!r}"
         )
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS_S) as server:
-            server.settimeout(ANSWERS_S)
-            server.sendall(_PREFACE)
-            answer = server.recv(9, socket.MSG_WAITALL)
+        answer = _answer(*place)
     except OSError as error:
         reason = error.strerror or "it does not answer"
         raise RunError(f"there is no Ray cluster at {address}: {reason}") from error
-    if len(answer) < 9 or answer[3] != _SETTINGS:
+    if not _is_grpc(answer):
         raise RunError(f"there is no Ray cluster at {address}: another program uses this port")
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    host, colon, port = address.rpartition(":")
+    good = host and colon and port.isdigit() and 0 < int(port) < 2**16
+    return (host.strip("[]"), int(port)) if good else None
+
+
+def _answer(host: str, port: int) -> bytes:
+    with socket.create_connection((host, port), timeout=ANSWERS_S) as server:
+        server.settimeout(ANSWERS_S)
+        server.sendall(_PREFACE)
+        return server.recv(9, socket.MSG_WAITALL)
+
+
+def _is_grpc(answer: bytes) -> bool:
+    return len(answer) == 9 and answer[3] == _SETTINGS
+
+
+def _is_on_loopback_alone(address: str) -> bool:
+    """Whether the cluster is one that `connect` has started: Ray looks for it at this machine's other address."""
+    place = _host_and_port(address)
+    if place is None or place[0] not in ("127.0.0.1", "localhost"):
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nowhere:
+            nowhere.connect(("192.0.2.1", 9))  # says by which address others are reached; nothing is sent
+            return not _is_grpc(_answer(nowhere.getsockname()[0], place[1]))
+    except OSError:
+        return True
 
 
 def _why_not(address: str | None, error: Exception) -> str:

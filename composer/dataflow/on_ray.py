@@ -38,7 +38,6 @@ class RayRunner:
     ) -> None:
         self.experiment = experiment
         allow = allow_list(allow)
-        refuse_parallel(experiment)
         hands = dealt(experiment)
         self._is_shared = address is not None
         self._end = connect(address, len(hands))
@@ -228,17 +227,6 @@ def dealt(experiment: Experiment) -> list[list[str]]:
         places += [name for name in (hook.source, hook.target) if name not in places]
     workers = min(experiment.run.workers, len(places))
     return [places[first::workers] for first in range(workers)]
-
-
-def refuse_parallel(experiment: Experiment) -> None:
-    sharded = [name for name, role in experiment.models.items() if role.parallel is not None]
-    if sharded:
-        place = experiment.source.position(
-            (*experiment.models[sharded[0]].path, "parallel"), key=True
-        )
-        raise RunError(
-            f"{place}: the model {sharded[0]!r} has 'parallel', and one worker has all of a model here; leave it out"
-        )
 
 
 # --- what a worker needs to find what was found here ------------------------------------------------------------------

@@ -193,10 +193,11 @@ def _read_record(path: Path) -> RunRecord:
         raise RunError(f"{str(file)!r} is of another version")
     name, folders = record.get("name"), record.get("folders")
     known = {"format", "version", *(field.name for field in fields(RunRecord))}
-    are_texts = isinstance(folders, list) and all(isinstance(f, str) for f in folders)
-    if not isinstance(name, str) or not are_texts or record.keys() != known:
-        raise _damaged(path, f"{RECORD!r} is not as it was saved")
-    return RunRecord(name, folders)
+    if isinstance(name, str) and isinstance(folders, list) and record.keys() == known:
+        texts = [folder for folder in folders if isinstance(folder, str)]
+        if len(texts) == len(folders):
+            return RunRecord(name, texts)
+    raise _damaged(path, f"{RECORD!r} is not as it was saved")
 
 
 def _text_of(path: Path, most: int) -> str:

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ from composer.dataflow.written import values_of
 from composer.errors import Position, Problem, SpecError
 from composer.source.files import allowed_folders, outside, real_path
 from composer.source.load import GivenSpec, Override
-from composer.training.folder import in_use
+from composer.training.folder import in_use, refuse_taken
 from composer.training.interruption import Interruption, interruption_noted
 from composer.trust import allow_list, allow_options
 from perception_blocks.reading import files_found
@@ -84,14 +84,13 @@ def run(
         raise RunError("give an experiment, or the folder of a run to resume")
     if resume is None:
         assert experiment is not None
-        read = experiment
-        if not isinstance(experiment, Experiment):
-            read = read_named(experiment, overrides, allow)
-        assert isinstance(read, Experiment)
+        given = experiment.source if isinstance(experiment, Experiment) else experiment
+        read = read_named(given, overrides, allow)
         where = nullcontext(None)
         out = named_folder(experiment, overrides) if out is None else out
         if out is not None:
             _require_curve()
+            refuse_taken(Path(out))
             where = RunFolder.create(Path(out), _record(read), read.source.to_yaml())
         return _Run(read, allow, runner, address).with_folder(where)
     if out is not None:
@@ -157,6 +156,17 @@ def _why_not_later(override: Override) -> Problem | None:
     return Problem(message, tuple(path), Position(f"--set {shown}"))
 
 
+def refuse_parallel(experiment: Experiment) -> None:
+    sharded = [role for role in experiment.models.values() if role.parallel is not None]
+    if sharded:
+        position = experiment.source.position((*sharded[0].path, "parallel"), key=True)
+        place = "" if position is None else f"{position}: "
+        raise RunError(
+            f"{place}the model {sharded[0].name!r} has 'parallel', and in a run one process has all of a model; "
+            "leave it out"
+        )
+
+
 def _require_curve() -> None:
     """What a folder has needs matplotlib; it is missed before anything is built."""
     try:
@@ -188,36 +198,36 @@ class _Run:
         if address is not None and self.kind != "ray":
             raise RunError("an address is that of a Ray cluster; give the runner 'ray' too")
 
-    def with_folder(self, folder: object) -> RunLog:
+    def with_folder(self, folder: AbstractContextManager[RunFolder | None]) -> RunLog:
+        """Run in ``folder``, which is there only once all is read and built."""
+        dataset = self._dataset()
+        runner = self._runner()
         with ExitStack() as stack:
-            self.folder = stack.enter_context(folder)  # type: ignore[arg-type]
-            if self.folder is not None:
-                self.log.folder = self.folder.path
-            dataset = self._dataset()
-            self._attempts(dataset)
+            try:
+                self.folder = stack.enter_context(folder)
+            except BaseException:
+                runner.close()
+                raise
+            self.log.folder = None if self.folder is None else self.folder.path
+            self._attempts(dataset, runner)
         return self.log
 
-    def _attempts(self, dataset: ItemDataset) -> None:
-        left = self.experiment.run.restarts
-        while True:
+    def _attempts(self, dataset: ItemDataset, runner: Runner) -> None:
+        for left in range(self.experiment.run.restarts, -1, -1):
             try:
-                return self._attempt(dataset)
+                return self._attempt(dataset, runner)
             except WorkerDiedError as error:
                 if not left:
                     raise RunError(f"{error}{self._way_out()}") from error
-                left -= 1
-                where = (
-                    f"the checkpoint after {self.saved} iterations"
-                    if self.saved
-                    else "the beginning"
-                )
+                where = f"the checkpoint after {self.saved} iterations"
                 _LOGGER.warning(
-                    "%s; the run starts again from %s (run.restarts: %d left)", error, where, left
-                )
+                    "%s; the run starts again from %s (run.restarts: %d left)",
+                    error, where if self.saved else "the beginning", left - 1,
+                )  # fmt: skip
+            runner = self._runner()
 
-    def _attempt(self, dataset: ItemDataset) -> None:
+    def _attempt(self, dataset: ItemDataset, runner: Runner) -> None:
         self._doing = "starting"
-        runner = self._runner()
         try:
             self._restore(runner)
             with (
@@ -229,6 +239,7 @@ class _Run:
             runner.close()
 
     def _runner(self) -> Runner:
+        refuse_parallel(self.experiment)
         if self.kind == "ray":
             from composer.dataflow.on_ray import RayRunner
 

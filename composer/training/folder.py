@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict, TypeGuard
+from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeGuard
 
 import torch
 from filelock import FileLock, Timeout
@@ -27,10 +27,12 @@ from filelock import FileLock, Timeout
 from composer.atomic import WriteError, replace_with
 from composer.checkpoint.container import CheckpointError
 from composer.source.files import outside, real_path
-from composer.training.curve import LearningCurve
 from composer.training.evaluation import Evaluation
 from composer.training.trainer import MOST_COUNTED, Task, Trainer, TrainerState, TrainingError
 from perception_blocks.words import cut
+
+if TYPE_CHECKING:  # it needs matplotlib
+    from composer.training.curve import LearningCurve
 
 __all__ = ["RunFolder", "Saved", "in_use", "new_folder", "refuse_links_outside", "refuse_taken"]
 

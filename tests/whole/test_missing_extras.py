@@ -98,6 +98,8 @@ NEEDS = {
         "torchrl,train",
     ),
     "train --resume run": ("composer train: a training", "matplotlib' and 'tqdm", "train"),
+    "run sft -o run": ("composer run: the folder of a run", "matplotlib", "train"),
+    "run ppo": ("composer run: a vocabulary", "tokenizers", "llm"),
     "export configs/cartpole.yaml -o model.onnx": (
         "composer export: an .onnx file", "onnx', 'onnxscript' and 'onnxruntime", "onnx",
     ),

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ from composer.dataflow.written import values_of
 from perception_blocks.reading import files_found
 from perception_blocks.registry import MissingExtraError
 from tests.helpers import ray_interfaces as ray_interfaces  # registered before any test
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.xdist_group("ray")
 ALLOW = ["tests.helpers.ray_interfaces", f"{QUICKSTARTS}/"]
@@ -201,6 +203,18 @@ def test_a_run_whose_worker_ends_goes_on_from_its_checkpoint(cluster, tmp_path, 
         assert one == pytest.approx(other, rel=1e-6)
 
 
+def test_the_command_uses_a_cluster_by_its_address(cluster, tmp_path):
+    """Another process does; and the cluster is there afterwards."""
+    command = [sys.executable, "-m", "composer", "run", "sft", "--address", cluster, "-o", "run"]
+    done = subprocess.run(
+        [*command, "run.iterations=2", "run.workers=1"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ran 2 iterations\n  train/loss: ")
+    assert (tmp_path / "run" / "actor.safetensors").exists()
+
+
 def test_an_interface_that_no_worker_knows_is_told(cluster, registries):
     INTERFACES.register("only_here", type("OnlyHere", (ray_interfaces.Counts,), {}))
     spec = SPEC.replace(
@@ -278,21 +292,13 @@ def test_an_address_is_a_host_and_a_port(no_cluster, address):
     )
 
 
-def test_a_missing_extra_is_named(monkeypatch, experiment):
+def test_a_missing_extra_is_named_before_there_is_a_folder(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError) as error:
-        RayRunner(experiment, ALLOW)
+        run("sft", runner="ray", out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
     assert str(error.value) == (
         "--runner ray needs 'ray'; install it with: pip install \"perception-composer[ray]\""
-    )
-
-
-def test_a_sharded_model_is_refused(experiment):
-    spec = SPEC.replace("ref: {like: actor}", "ref: {like: actor, parallel: {data: 2}}")
-    with pytest.raises(RunError) as error:
-        RayRunner(read_experiment(spec, allow=ALLOW), ALLOW)
-    assert str(error.value) == (
-        "<spec>:5:22: the model 'ref' has 'parallel', and one worker has all of a model here; leave it out"
     )
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from composer.dataflow.experiments import OURS, QUICKSTARTS
 from composer.dataflow.run_folder import RunFolder
 from composer.errors import SpecError
 from composer.training.trainer import TrainingError
+from perception_blocks.registry import MissingExtraError
 from tests.helpers import ray_interfaces as ray_interfaces  # registered before any test
 from tests.helpers.paths import CONFIGS
 
@@ -345,6 +347,27 @@ def test_there_is_no_run_where_there_is_one_already():
         TrainingError, match="there is a run in 'run' already; continue it with --resume run"
     ):
         run("sft", SHORT, out="run")
+
+
+def test_a_sharded_model_is_refused():
+    Path("mine.yaml").write_text("extends: sft\nmodels:\n  actor: {parallel: {data: 2}}\n")
+    with pytest.raises(RunError) as error:
+        run("mine.yaml", out="run")
+    assert str(error.value) == (
+        "mine.yaml:3:11: the model 'actor' has 'parallel', and in a run one process has all of a model; leave it out"
+    )
+    assert not Path("run").exists()
+
+
+def test_without_matplotlib_nothing_but_a_folder_is_missed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "composer.training.progress", None)
+    assert len(run("sft", SHORT).rows) == 2
+    with pytest.raises(MissingExtraError) as error:
+        run("sft", SHORT, out="run")
+    assert str(error.value) == (
+        "the folder of a run needs 'matplotlib'; install it with: pip install \"perception-composer[train]\""
+    )
 
 
 @pytest.mark.parametrize("given", [{}, {"experiment": "sft", "resume": "x"}])
