@@ -233,6 +233,8 @@ class Sample:
 
     def __getitem__(self, key: str) -> Tensor:
         sequences = self.sequences(key)
+        if not sequences:  # which no nested tensor can be
+            raise SampleError(f"the sample has no sequences of {key!r}")
         return torch.nested.nested_tensor(sequences, layout=torch.jagged)
 
     def padded(self, key: str, value: float = 0) -> tuple[Tensor, Tensor]:

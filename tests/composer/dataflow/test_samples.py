@@ -126,6 +126,8 @@ def test_a_sample_without_items():
     assert sample.unpack() == []
     assert sample.padded("ids")[0].shape == (0, 0)
     assert_same(Sample.gather([sample, sample]), sample)
+    with pytest.raises(SampleError, match=r"^the sample has no sequences of 'ids'$"):
+        sample["ids"]
 
 
 def test_padding():
