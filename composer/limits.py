@@ -20,7 +20,6 @@ class Limits:
 
     ``nodes`` and ``tensors`` are those that are built for a whole model, copies included. A space has at most ``parts``
     spaces in it, ``numbers`` in one of its values and ``choices`` of one integer; an environment at most ``actors``.
-    An experiment has at most so many ``models`` and ``calls``.
     ``memory`` is how many bytes all weights may take where they are made; None is what the device has.
     """
 
@@ -32,8 +31,6 @@ class Limits:
     parts: int = 10_000
     numbers: int = 2**25  # an image in 4K with four channels has fewer
     choices: int = 2**31
-    models: int = 1_000
-    calls: int = 1_000
     memory: int | None = None
 
 

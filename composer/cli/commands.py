@@ -345,7 +345,7 @@ def _experiment(arguments: argparse.Namespace, loaded: Loaded) -> Experiment | N
         )
     from composer.dataflow.call_spec import read_experiment
 
-    return read_experiment(source, allow=arguments.allow, limits=dict(arguments.limits))
+    return read_experiment(source, allow=arguments.allow)
 
 
 def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:

@@ -19,7 +19,6 @@ from composer.dataflow.interfaces import VERBS, Interface, misfit, verbs_of
 from composer.dataflow.rewards import interface_of
 from composer.dataflow.role_spec import name_problem, note_settings, read_roles, roots_of, unlike
 from composer.errors import Path, Problems
-from composer.limits import GivenLimits, Limits, above, limits_from
 from composer.source.load import GivenSpec, Override, Source, load_source
 from composer.spec.fields import Fields
 from composer.spec.top_level import (
@@ -37,6 +36,7 @@ __all__ = ["CALL_KEYS", "EXPERIMENT_KEYS", "read_experiment", "source_of"]
 
 EXPERIMENT_KEYS = ("version", "params", "extends", "extensions", "models", "data", "calls", "hooks")
 EXPERIMENT_KEYS += ("run",)
+MOST = 1_000  # models, and calls
 BESIDE = ("policy", "critic", "model")
 CALL_KEYS = ("model", "do", "with", "reads", "writes", "settings")
 HOOK_KEYS = ("after", "from", "to", "eta")
@@ -54,13 +54,11 @@ def read_experiment(
     spec: GivenSpec,
     overrides: Iterable[Override] = (),
     allow: Iterable[str] = (),
-    *,
-    limits: GivenLimits = None,
 ) -> Experiment:
     """The checked experiment of a registered name, a file, YAML text or a mapping.
 
     ``overrides`` and ``allow`` are as for `composer.compose`: allowed modules are imported, and so are those after
-    ``extensions:`` that are allowed. ``limits`` has ``models`` and ``calls``.
+    ``extensions:`` that are allowed.
 
     Raises SpecError with every mistake in the graph of calls and in what the calls name.
     """
@@ -69,7 +67,7 @@ def read_experiment(
     source = source_of(spec, overrides, allow)
     import_extensions(source, allow)
     problems = Problems(source, source.problems)
-    experiment = _Reader(source, problems, allow, limits_from(limits)).experiment()
+    experiment = _Reader(source, problems, allow).experiment()
     problems.raise_if_any()
     assert experiment is not None
     return experiment
@@ -78,13 +76,10 @@ def read_experiment(
 class _Reader:
     """Reads from the top down; each method reads one value and notes its mistakes."""
 
-    def __init__(
-        self, source: Source, problems: Problems, allow: tuple[str, ...], limits: Limits
-    ) -> None:
+    def __init__(self, source: Source, problems: Problems, allow: tuple[str, ...]) -> None:
         self._source = source
         self._problems = problems
         self._allow = allow
-        self._limits = limits
 
     def experiment(self) -> Experiment | None:
         source, problems = self._source, self._problems
@@ -146,9 +141,8 @@ class _Reader:
         if key == "calls" and not values:
             self._problems.add((key,) if key in top else (), "the experiment has no 'calls'")
             return None
-        message = above(self._limits, key, key, len(values))
-        if message:
-            top.note(key, message.replace(f"{key!r} is", f"the number of {key} is", 1))
+        if len(values) > MOST:
+            top.note(key, f"an experiment has at most {MOST:,} {key}, and this one {len(values):,}")
             return None
         return values
 

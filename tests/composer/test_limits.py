@@ -139,7 +139,7 @@ def test_limits_that_are_none_are_refused():
             limits_from(given)
     for given, message in [
         ({"node": 3}, "there is no limit 'node'; did you mean 'nodes'?"),
-        ({"x": 3}, "there is no limit 'x'; there is 'copies', 'layers', 'nodes', 'tensors', 'actors', 'parts', 'numbers', 'choices', 'models', 'calls', 'memory'"),
+        ({"x": 3}, "there is no limit 'x'; there is 'copies', 'layers', 'nodes', 'tensors', 'actors', 'parts', 'numbers', 'choices', 'memory'"),
         ({"nodes": 0}, "the limit 'nodes' is a whole number of at least 1, got 0"),
         ({"nodes": True}, "the limit 'nodes' is a whole number of at least 1, got True"),
         ({"nodes": 1.5}, "the limit 'nodes' is a whole number of at least 1, got 1.5"),

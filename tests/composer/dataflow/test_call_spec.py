@@ -611,12 +611,14 @@ def test_values_in_a_circle():
 
 
 @pytest.mark.parametrize("key", ["calls", "models"])
-def test_more_than_the_limit_is_refused(key):
-    message = message_of(PPO, limits={key: 3})
-    count = 6 if key == "calls" else 4
-    assert f"the number of {key} is {count}, but the limit of {key} is 3" in message
-    assert f"limits={{'{key}': {count}}} or --limit {key}={count}" in message
-    read_experiment(PPO, limits={key: count})
+def test_too_many_are_refused(key):
+    entry = load_source(PPO).data[key]["rew_inf" if key == "calls" else "reward"]
+    message = message_of(PPO, [((key, f"more{i}"), entry) for i in range(1000)])
+    count = 1006 if key == "calls" else 1004
+    place = "9:3" if key == "calls" else "3:3"
+    assert (
+        message == f"<spec>:{place}: an experiment has at most 1,000 {key}, and this one {count:,}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -119,11 +119,6 @@ def test_check_show_and_draw_take_an_experiment(folder, capsys):
             "--set calls.rew_inf.with=toy_rewrd: unknown interface 'toy_rewrd'; did you mean 'toy_reward'?\n",
         ),
         (
-            ["check", "ppo.yaml", "--limit", "calls=5"],
-            "ppo.yaml:9:3: the number of calls is 6, but the limit of calls is 5; if it is meant, allow it: "
-            "limits={'calls': 6} or --limit calls=6\n",
-        ),
-        (
             ["show", "ppo.yaml", "--set", "models.actor.vocabulary=none.txt", "--set", "calls.rew_inf.model=reff"],
             "--set calls.rew_inf.model=reff: there is no model 'reff'; did you mean 'ref'?\n",
         ),
