@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from composer.dataflow import SampleError, balanced
+from composer.dataflow import Sample, SampleError, balanced
 
 LENGTHS_OF_TEXTS = st.one_of(st.integers(0, 30), st.sampled_from([0, 1, 2**40]))
 
@@ -70,6 +70,16 @@ def test_sizes_may_be_an_array(sizes):
 def test_what_cannot_be_dealt_is_refused_in_words(arguments, message):
     with pytest.raises(SampleError, match=f"^{re.escape(message)}$"):
         balanced(*arguments)
+
+
+def test_packed_micro_batches_are_at_least_95_percent_full():
+    """Of what as many micro-batches as large as the largest would compute."""
+    drawn = np.random.default_rng(0).lognormal(5.5, 0.8, 1024)
+    sizes = np.clip(drawn, 16, 4096).astype(int).tolist()
+    ids = torch.zeros(sum(sizes), dtype=torch.int64)
+    parts = Sample.from_default(range(1024), sizes, {"ids": ids}).split(32)
+    tokens = [len(part.values("ids")) for part in parts]
+    assert sum(tokens) / (len(tokens) * max(tokens)) >= 0.95
 
 
 @pytest.mark.parametrize(("k", "min_size"), [(64, 1), (1000, 64), (1000, 100)])

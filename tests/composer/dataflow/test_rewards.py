@@ -1,6 +1,7 @@
 """Rewards by a function of one's own, here and in a process that is killed, and by dotted names."""
 
 import functools
+import importlib
 import re
 import sys
 import textwrap
@@ -232,8 +233,7 @@ def test_a_process_imports_only_what_the_function_needs(tmp_path, monkeypatch):
         """)
     )
     monkeypatch.syspath_prepend(tmp_path)
-    import light_rewards
-
+    light_rewards = importlib.import_module("light_rewards")
     call = KillableFunction(light_rewards.score, 30)
     assert call([], []) == call([], [])
     assert call([], [])[1] is False
