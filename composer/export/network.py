@@ -17,11 +17,10 @@ from composer.export.values import (
     roots_of,
 )
 from composer.export.wrappers import MeanNoise
-from composer.network.module import StatefulModule
+from composer.network.module import StatefulModule, longest_episode
 from composer.network.network import Inputs, State, Tensors, share_of
 from composer.policy.structured import AnyPolicy
 from composer.spaces.kinds import to_space_value
-from perception_blocks.base_block import MemoryBlock
 from perception_blocks.words import as_module_name
 
 __all__ = ["ExportedNetwork"]
@@ -72,10 +71,7 @@ class ExportedNetwork(nn.Module):
     @property
     def longest_episode(self) -> int | None:
         """How many steps its memory has room for; None for any number."""
-        roots = [root for root in (self.policy, self.critic) if root is not None]
-        blocks = (m for root in roots for m in root.modules() if isinstance(m, MemoryBlock))
-        limits = (block.longest_episode for block in blocks)
-        return min((limit for limit in limits if limit is not None), default=None)
+        return longest_episode(self.policy, self.critic)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Outputs by name; the state after the step comes with them."""

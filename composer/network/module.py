@@ -21,12 +21,14 @@ from composer.network.network import (
 from composer.network.registries import RegistryView
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
+from perception_blocks.base_block import MemoryBlock
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.words import listing
 
 X = TypeVar("X")
 
-__all__ = ["EnsembleMember", "InputSource", "NetworkModule", "OutputMeaning", "under"]
+__all__ = ["EnsembleMember", "InputSource", "NetworkModule", "OutputMeaning", "longest_episode"]
+__all__ += ["under"]
 
 
 @dataclass(frozen=True)
@@ -325,3 +327,10 @@ def _axes(batch_size: int | Sequence[int]) -> tuple[int, ...]:
             f"batch_size is a number, or the sizes of several leading axes, got {batch_size!r}"
         )
     return leading
+
+
+def longest_episode(*modules: nn.Module | None) -> int | None:
+    """How many steps the memories in ``modules`` have room for; None for any number."""
+    blocks = (block for module in modules if module is not None for block in module.modules())
+    limits = (block.longest_episode for block in blocks if isinstance(block, MemoryBlock))
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -14,10 +14,11 @@ from torch import Tensor
 from composer.adapters.sb3.policies import ActorCritic, PyTorchObs, Schedule
 from composer.distributions.base import Distribution
 from composer.distributions.discrete import NoLegalChoiceError
-from composer.network.module import under
+from composer.network.module import longest_episode, under
 from composer.network.network import State, Tensors, share_of
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
+from perception_blocks.blocks.key_value_cache import Placement
 from perception_blocks.registry import missing_extra
 
 try:
@@ -32,6 +33,7 @@ __all__ = ["MaskableActorCritic", "RecurrentActorCritic"]
 
 Packed = tuple[Tensor, ...]
 """A state as the host carries it: two tensors (1, B, half of all numbers), as of one LSTM."""
+READ = "read"  # in a state: how many steps of its episode each row has read
 
 
 class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
@@ -95,13 +97,15 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     """A composed model with memory as the policy of RecurrentPPO.
 
     The host stores two tensors for the actor and two for the critic. The state of the whole model, whatever blocks it
-    is made of, travels in each pair as one row of numbers.
+    is made of, travels in each pair as one row of numbers. Where a memory has room for so many steps only, so does the
+    number of those that it has read.
     """
 
     algorithm = "RecurrentPPO"
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
+        self._longest = longest_episode(self.model)
         numbers = sum(math.prod(shape) for shape in self._shapes.values())
         width = math.ceil(numbers / 2)
         self.lstm_actor = SimpleNamespace(num_layers=1, hidden_size=width)  # the host asks it
@@ -143,7 +147,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         if not policy.has_memory:
             return policy.distribution(observations), lstm_states
         distribution, after = policy.distribution(observations, policy_state, resets)
-        return distribution, self._pack(state | under("policy", after))
+        return distribution, self._pack(state | under("policy", after) | _counted(state, resets))
 
     def predict_values(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: Packed, episode_starts: Tensor
@@ -166,14 +170,17 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     ) -> tuple[Distribution, Tensor, State]:
         """Distribution, values (..., 1) and the state after one step, or with ``unroll`` after all of (N, T)."""
         policy, critic = self.policy, self.state_critic
-        resets: Tensor | None = starts > 0.5
+        flags = starts > 0.5
+        resets: Tensor | None = flags
         if unroll:
-            state, resets = _begun(state, starts > 0.5)
+            state, resets = _begun(state, self._with_room(state, flags))
         inputs = policy.read(observations)
         outputs, after = policy.run(inputs, share_of("policy", state), resets, unroll)
         seen = critic.read(observations, outputs)
         values, more = critic.run(seen, share_of("critic", state), resets, unroll)
         after = under("policy", after) | under("critic", more)
+        if not unroll:
+            after |= _counted(state, flags)
         distribution = policy.distribution_of(outputs, inputs, None, 1.0)
         return distribution, values["value"].float(), after
 
@@ -181,7 +188,8 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole model's state, in the order in which it is packed."""
         policy, critic = self.policy, self.state_critic
-        return under("policy", policy.state_shapes) | under("critic", critic.state_shapes)  # type: ignore[return-value]
+        shapes = under("policy", policy.state_shapes) | under("critic", critic.state_shapes)
+        return shapes | ({} if self._longest is None else {READ: (1,)})  # type: ignore[return-value]
 
     def _pack(self, state: State) -> Packed:
         rows = [state[name].flatten(1) for name in self._shapes]
@@ -191,13 +199,26 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         return tuple(half.unsqueeze(0).contiguous() for half in padded.split(width, -1))
 
     def _unpack(self, packed: Packed) -> State:
-        row = torch.cat([half.squeeze(0) for half in packed], -1).to(self.policy.dtype)
+        row = torch.cat([half.squeeze(0) for half in packed], -1)
         state, start = {}, 0
         for name, shape in self._shapes.items():
             size = math.prod(shape)
-            state[name] = row[:, start : start + size].reshape(-1, *shape)
+            part = row[:, start : start + size].reshape(-1, *shape)
+            state[name] = part if name == READ else part.to(self.policy.dtype)
             start += size
         return state
+
+    def _with_room(self, state: State, starts: Tensor) -> Tensor:
+        """``starts`` (N, T) and a start wherever a memory is full: there the host's padding has begun.
+
+        No episode has more steps than there is room for, or it could not have been collected, and the host ignores
+        what padding gives.
+        """
+        if self._longest is None:
+            return starts
+        length = state[READ].squeeze(-1).long()
+        places = Placement(length, starts.shape[-1], starts).places
+        return starts | ((places > 0) & (places % self._longest == 0))
 
     def _without_padding(self, flat: Tensors) -> Tensors:
         """``flat`` with valid observations in place of the zeros with which the host pads short sequences.
@@ -214,6 +235,13 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
                 low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.integers[:2])
                 filled[key] = filled[key].clamp(low, high)
         return filled
+
+
+def _counted(state: State, resets: Tensor) -> State:
+    """How many steps the rows have read after one more, where ``state`` counts them."""
+    if READ not in state:
+        return {}
+    return {READ: state[READ].masked_fill(resets.unsqueeze(-1), 0.0) + 1}
 
 
 def _begun(state: State, starts: Tensor) -> tuple[State, Tensor | None]:

@@ -86,7 +86,8 @@ def play(made, rollouts):
 
 def pick(observations, step):
     if not isinstance(observations, dict):
-        return torch.as_tensor(observations[step])
+        seen = torch.as_tensor(observations[step])
+        return seen if seen.is_floating_point() else seen.squeeze(-1)
     seen = {key: torch.as_tensor(value[step]) for key, value in observations.items()}
     return {key: v.squeeze(-1) if key == "sign" else v for key, v in seen.items()}
 
@@ -148,6 +149,67 @@ def test_gradients_are_those_of_unrolled_sequences():
     ours = torch.autograd.grad(log_prob.sum(), parameters)
     for one, other in zip(ours, torch.autograd.grad(expected.sum(), parameters), strict=True):
         torch.testing.assert_close(one, other)
+
+
+DECODER = """
+version: 1
+policy:
+  graph:
+    latent: {block: decoder, in: observation, width: 8, num_layers: 1, num_heads: 2, max_length: LENGTH}
+  heads: {in: latent}
+  shares: [latent]
+critic:
+  graph:
+    value: {block: linear_output, in: latent, output_units: 1}
+"""
+
+
+def test_a_decoder_needs_no_places_for_the_padding_of_sequences():
+    """Sequences that begin within an episode are padded to the length of others, which are whole episodes."""
+    envs = DummyVecEnv(
+        [lambda n=n: Walk(spaces.Discrete(6), spaces.Discrete(3), n) for n in (7, 5)]
+    )
+    spec = DECODER.replace("LENGTH", "7")
+    made = agent(RecurrentPPO, spec, envs, learning_rate=0.0, n_steps=33)
+    assert_as_a_plain_loop(made, 2 * 2 * 33)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_are_those_of_sequences_without_padding(dtype):
+    """One row goes on where its episode has 3 steps left; the other is a whole episode, which fills the cache."""
+    longest, left = 260, 3  # more than bfloat16 counts
+    spec = DECODER.replace("LENGTH", str(longest))
+    policy = agent(
+        RecurrentPPO, spec, Walk(spaces.Discrete(6), spaces.Discrete(3)), dtype=dtype
+    ).policy
+    tokens, actions = torch.randint(6, (2, longest, 1)), torch.randint(3, (2, longest))
+    packed = tuple(torch.zeros(1, 1, policy.lstm_hidden_state_shape[-1]) for _ in range(2))
+    states = RNNStates(packed, packed)
+    with torch.no_grad():
+        for step in range(longest - left):
+            *_, states = policy(tokens[0, step : step + 1], states, torch.tensor([step == 0]))
+    halves = tuple(torch.cat([half, torch.zeros_like(half)], 1) for half in states.pi)
+    tokens[0] = torch.cat([tokens[0, -left:], torch.zeros(longest - left, 1)])
+    starts = torch.zeros(2, longest)
+    starts[1, 0] = 1
+
+    def gradients(rows, steps):
+        """Of what the steps of the rows give that are no padding."""
+        seen = tokens[rows, : max(steps)].flatten(0, 1), actions[rows, : max(steps)].flatten()
+        state = tuple(half[:, rows] for half in halves)
+        outputs = policy.evaluate_actions(
+            *seen, RNNStates(state, state), starts[rows, : max(steps)].flatten()
+        )
+        real = torch.arange(max(steps)) < torch.tensor(steps).unsqueeze(-1)
+        total = sum(output.flatten()[real.flatten()].sum() for output in outputs)
+        return torch.autograd.grad(total, list(policy.model.parameters()))
+
+    together = gradients([0, 1], [left, longest])
+    alone = zip(gradients([0], [left]), gradients([1], [longest]), strict=True)
+    for ours, (first, second) in zip(together, alone, strict=True):
+        scale = (first + second).abs().max().clamp_min(1.0)
+        tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
+        torch.testing.assert_close(ours / scale, (first + second) / scale, atol=tolerance, rtol=0)
 
 
 def test_padding_is_never_an_observation_that_is_none():
