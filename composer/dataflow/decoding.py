@@ -15,7 +15,6 @@ from composer.network.module import NetworkModule
 from composer.policy.sequence_view import SequenceView, writing_states
 from perception_blocks.settings import (
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Range,
     SettingProblem,
@@ -31,10 +30,11 @@ __all__ = [
     "packed_rows",
     "reader_of",
 ]
-__all__ += ["token_logp"]
+__all__ += ["Share", "Temperature", "token_logp"]
 
 MOST_LOGITS = 2**26  # at once, while prompts are read
 Share = Annotated[float, Range(1e-6, 1.0)]
+Temperature = Annotated[float, Range(1e-6, 1e6)]  # by which logits are divided, in float32
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class GenerationSettings:
     greedy: bool = False
     top_p: Share = 1.0
     top_k: PositiveInt | None = None
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
 
     def __post_init__(self) -> None:
         problems = check_settings(GenerationSettings, vars(self), "generation", skip=0)

@@ -118,8 +118,8 @@ class Experiment:
 
 
 def is_experiment(data: Mapping[str, object]) -> bool:
-    """Whether the data of a spec describes an experiment: it has ``calls``."""
-    return "calls" in data
+    """Whether the data of a spec describes an experiment: it has ``calls``, or ``models`` and ``data``."""
+    return "calls" in data or {"models", "data"} <= data.keys()
 
 
 def registered_spec(name: str) -> GivenSpec:

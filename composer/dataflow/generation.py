@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from composer.dataflow.context import Context
-from composer.dataflow.decoding import Generated, GenerationSettings, Share
+from composer.dataflow.decoding import Generated, GenerationSettings, Share, Temperature
 from composer.dataflow.interfaces import Interface, Written
 from composer.dataflow.models import ExperimentModel
 from composer.dataflow.samples import Sample
-from perception_blocks.settings import NonNegativeInt, PositiveFloat, PositiveInt
+from perception_blocks.settings import NonNegativeInt, PositiveInt
 
 __all__ = ["Generation", "generated", "written_by"]
 
@@ -32,7 +32,7 @@ class Generation(Interface):
         greedy: bool = False,
         top_p: Share = 1.0,
         top_k: PositiveInt | None = None,
-        temperature: PositiveFloat = 1.0,
+        temperature: Temperature = 1.0,
     ) -> None:
         self.settings = GenerationSettings(
             max_new_tokens, min_new_tokens, greedy, top_p, top_k, temperature

@@ -31,7 +31,7 @@ __all__ = ["ExperimentModel", "NotFiniteError"]
 
 
 class NotFiniteError(ValueError):
-    """A loss, or the gradients of one, has no finite value; the weights were not changed."""
+    """A loss, the gradients of one, or what tokens are chosen by has no finite value; no weight was changed."""
 
 
 class ExperimentModel:
@@ -127,7 +127,8 @@ class ExperimentModel:
         """Continue ``prompts`` (N,), one after the other, of ``lengths`` tokens each.
 
         A policy with memory carries its state, such as the key-value cache of a decoder, from token to token. Raises
-        ValueError for prompts without tokens, and where prompt and ``max_new_tokens`` are longer than the model reads.
+        ValueError for prompts without tokens, and where prompt and ``max_new_tokens`` are longer than the model reads;
+        NotFiniteError where the model's logits are no numbers.
         """
         counts = self._counts(prompts, lengths)
         self._refuse_prompts(counts, settings)
@@ -135,6 +136,10 @@ class ExperimentModel:
         prompt_logp = self.logp(prompts, counts, settings.temperature)
         reader = reader_of(self._sequence_view, self._action)
         new, new_logp, no_eos = continued(reader, tokens, settings, self.end_token, generator)
+        if any(bool(part.isnan().any()) for part in (prompt_logp, *new_logp)):
+            raise NotFiniteError(
+                f"the logits of model {self.name!r} are no numbers, so it cannot choose a token"
+            )
         sizes = [count - 1 for count in counts]
         is_prompt = [torch.ones_like(part, dtype=torch.bool) for part in tokens]
         return Generated(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from composer.dataflow.context import Context
-from composer.dataflow.decoding import GenerationSettings, Share
+from composer.dataflow.decoding import GenerationSettings, Share, Temperature
 from composer.dataflow.generation import generated
 from composer.dataflow.interfaces import Interface, Written
 from composer.dataflow.models import ExperimentModel
@@ -67,6 +67,10 @@ class RewardSettings:
                 f"{context.where()}: a sequence of one token has no action; generate at least one"
             )
         actions = answer_mask(sample)
+        if not bool(actions.any()):
+            raise SampleError(
+                f"{context.where()}: no token follows a prompt: 'prompt_mask' is true for all of them"
+            )
         kl = torch.where(actions, sample.values("logp") - sample.values("ref_logp"), 0.0).float()
         kl_ctl = model.recall("kl_ctl", self.kl_ctl) if self.adaptive_kl_ctl else self.kl_ctl
         raw = sample.values("rewards").float()
@@ -145,7 +149,7 @@ class PpoActor(Interface):
         greedy: bool = False,
         top_p: Share = 1.0,
         top_k: PositiveInt | None = None,
-        temperature: PositiveFloat = 1.0,
+        temperature: Temperature = 1.0,
         max_tokens_per_mb: PositiveInt = 2**14,
     ) -> None:
         self.rewards = RewardSettings(
@@ -211,11 +215,11 @@ class PpoActor(Interface):
             logp = model.logp(ids, lengths, self.generation.temperature)[mask.to(model.device)]
             old, advantage = (part.values(name)[mask].to(logp) for name in ("logp", "advantages"))
             losses, ratio, clipped = actor_losses(logp, old, advantage, self.eps_clip)
-            approx_kl = (old - logp.detach()).mean()
+            approx_kl, several = old - logp.detach(), max(len(ratio), 1)
             if is_first:
                 warn_of_other_policy(logp.detach() - old, context)
                 is_first = False
-            if self._is_too_far(ratio.mean(), approx_kl):
+            if self._is_too_far(ratio.sum() / several, approx_kl.sum() / several):
                 raise _TooFarError
             loss = losses.sum() / count
             means.add(self.n_minibatches, loss=loss.item())
@@ -223,7 +227,7 @@ class PpoActor(Interface):
                 self.n_minibatches * count,
                 importance_ratio=ratio.sum().item(),
                 clip_ratio=clipped.sum().item(),
-                approx_kl=approx_kl.item() * len(ratio),
+                approx_kl=approx_kl.sum().item(),
             )
             yield loss
 

@@ -122,6 +122,7 @@ class Dpo(Interface):
     @torch.no_grad()
     def evaluate(self, model: ExperimentModel, sample: Sample, context: Context) -> None:
         """Logs ``loss``, ``accuracy`` and the mean rewards."""
+        require_finite(sample, context)
         tally = _Tally("better_reward", "worse_reward")
         for _ in self._losses(model, sample, context, tally):
             pass

@@ -21,6 +21,7 @@ ORIGINS = ("decoder", "checkpoint", "spec", "model_type", "like")
 MODEL_KEYS = (*ORIGINS, "is_critic", "init_critic_from_actor", "vocabulary", "max_length", "lr")
 MODEL_KEYS += ("optimizer", "parallel")
 LONGEST_NAME = 100
+MOST_SHOWN = 12  # models of a circle
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
@@ -55,7 +56,10 @@ def read_roles(values: Mapping[str, object], problems: Problems) -> dict[str, Ro
     for role in roles.values():
         circle = _circle(role, roles)
         if circle and role.name == min(circle):  # once for each circle
-            shown = " -> ".join(map(repr, [*circle, circle[0]]))
+            names = [repr(name) for name in [*circle, circle[0]]]
+            if len(names) > MOST_SHOWN:
+                names[4:-3] = ["..."]
+            shown = " -> ".join(names)
             way_out = "say of one where it comes from"
             problems.add(
                 (*role.path, "like"),

@@ -14,11 +14,13 @@ import torch
 
 import composer.model as composing
 from composer.adapters.tokens.gym_env import token_spaces
+from composer.checkpoint.container import CheckpointError
 from composer.dataflow.experiment import RoleSpec
 from composer.dataflow.models import ExperimentModel
 from composer.dataflow.optimization import optimizer_settings
 from composer.errors import Path, Problem, SpecError
 from composer.language.pretrained import from_hf, token_spec
+from composer.limits import Limits
 from composer.model import Model
 from composer.source.load import GivenSpec, Override, Source, load_source
 from perception_blocks.settings import SettingsError
@@ -64,7 +66,7 @@ def build_model(
     model = builder.build(role)
     settings = None if role.optimizer is None else optimizer_settings(role.optimizer)
     try:
-        return ExperimentModel(
+        built = ExperimentModel(
             role.name,
             model,
             is_critic=role.is_critic,
@@ -75,6 +77,12 @@ def build_model(
         )
     except ValueError as error:
         raise RoleError(str(error)) from error
+    if tokenizer is not None and len(tokenizer) > built.vocabulary_size:
+        raise RoleError(
+            f"model {role.name!r} knows {built.vocabulary_size} tokens, and its tokenizer has {len(tokenizer)}; give "
+            "it a larger 'vocab_size', or none, or another 'vocabulary'"
+        )
+    return built
 
 
 def line_of(role: RoleSpec, roles: Mapping[str, RoleSpec]) -> list[RoleSpec]:
@@ -175,7 +183,7 @@ class _RoleBuilder:
     def _spec(self, role: RoleSpec, given: Any, seed: int) -> Model:
         written = given
         if isinstance(given, str) and self.source is not None:
-            written = self.source.find_file(given)
+            written = self._found(role, given)
         source = load_source(written, (), self.allow)
         spaces = None
         if "environment" not in source.data:
@@ -191,10 +199,13 @@ class _RoleBuilder:
                 f"model {role.name!r}: 'checkpoint' is a file of model.save, or a folder of Hugging Face, "
                 f"got {describe(given)}"
             )
-        path = os.fspath(given) if self.source is None else self.source.find_file(os.fspath(given))
+        path = self._found(role, os.fspath(given))
         if os.path.isdir(path):
             return self._hugging_face(role, path, from_actor, seed)
-        saved = composing.load(path, self.allow, device=self.device)
+        try:
+            saved = composing.load(path, self.allow, device=self.device)
+        except CheckpointError as error:
+            raise RoleError(f"model {role.name!r}: {error}") from error
         if not role.is_critic:
             return saved
         if saved.critic is not None and not from_actor:
@@ -240,8 +251,25 @@ class _RoleBuilder:
             )
         return len(self.tokenizer)
 
+    def _found(self, role: RoleSpec, path: str) -> str:
+        """Where a file of the experiment is. Raises RoleError where it may not be read."""
+        try:
+            return path if self.source is None else self.source.find_file(path)
+        except ValueError as error:
+            raise RoleError(f"model {role.name!r}: {error}") from error
+
     def _spaces(self, role: RoleSpec, size: int) -> Spaces:
-        return token_spaces(size, role.max_length or LENGTH)
+        """Raises RoleError for sizes that no space of tokens has; a space of many numbers takes their memory."""
+        length, most = role.max_length or LENGTH, Limits().numbers
+        for what, number in (("a vocabulary", size), ("a 'max_length'", length)):
+            if number > most:
+                raise RoleError(
+                    f"model {role.name!r} has {what} of {number:,} tokens; it may have {most:,}"
+                )
+        try:
+            return token_spaces(size, length)
+        except ValueError as error:
+            raise RoleError(f"model {role.name!r}: {error}") from error
 
     def _compose(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -118,12 +119,11 @@ def _rows_of_lines(name: str, file: BinaryIO, problems: RowProblems) -> Iterator
 
 
 def _rows_of_list(name: str, file: BinaryIO, problems: RowProblems) -> Iterator[Row]:
-    data = file.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
+    if os.fstat(file.fileno()).st_size > MAX_JSON:
         advice = "a .jsonl file, with one row a line, may have any size"
         raise _unread(f"{name!r} is larger than {MAX_JSON:,} bytes; {advice}")
     try:
-        text = as_utf8(data, name)
+        text = as_utf8(file.read(MAX_JSON), name)
     except SpecError as error:
         raise DataError(error.problems) from None
     at, line, seen = _skip(text, 0), 1, 0
@@ -180,7 +180,8 @@ class _RowError(ValueError):
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        twice = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise _RowError(f"the key {twice!r} is given twice")
     return values
 

@@ -810,3 +810,16 @@ def test_any_value_in_any_place(value):
         if path:
             with contextlib.suppress(SpecError):
                 assert isinstance(read_experiment(PPO, [(path, value)]), Experiment)
+
+
+def test_a_file_without_calls_is_an_experiment_if_it_has_models_and_data():
+    assert is_experiment({"calls": {}}) and is_experiment({"models": {}, "data": {}})
+    assert not is_experiment({"policy": {}, "data": {}})
+
+
+def test_a_circle_of_very_many_models_is_told_in_a_line():
+    models = "".join(f"  m{n}: {{like: m{(n + 1) % 900}}}\n" for n in range(900))
+    text = message_of(PPO.replace("models:\n", f"models:\n{models}"))
+    (line,) = [line for line in text.splitlines() if "circle" in line]
+    circle = "'m0' -> 'm1' -> 'm2' -> 'm3' -> ... -> 'm898' -> 'm899' -> 'm0'"
+    assert line.endswith(f"in a circle: {circle}; say of one where it comes from")

@@ -207,6 +207,24 @@ def test_a_list_of_rows_in_a_file_of_lines_is_told_once(util, indent):
     assert len(make_dataset("prompt", {"path": "a.json"}, util)) == 2
 
 
+def test_a_key_among_very_many_is_given_twice(util):
+    with open("a.jsonl", "w") as file:
+        file.write("{" + ", ".join(f'"{n}": 1' for n in range(100_000)) + ', "99999": 2}')
+    message = "a.jsonl:1:1: the row cannot be read: the key '99999' is given twice"
+    with pytest.raises(DataError, match=f"^{message}$"):
+        make_dataset("prompt", {"path": "a.jsonl"}, util)
+
+
+def test_a_list_that_is_too_large_is_not_read(util):
+    with open("a.json", "wb") as file:
+        file.truncate(2**40)
+    message = (
+        "'a.json' is larger than 1,073,741,824 bytes; a .jsonl file, with one row a line, may have any size"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
+        make_dataset("prompt", {"path": "a.json"}, util)
+
+
 def test_of_very_many_broken_lines_the_first_are_told(util):
     write("a.jsonl", [3] * 5000)
     with pytest.raises(DataError) as error:

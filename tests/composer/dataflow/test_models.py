@@ -224,7 +224,8 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(settings):
         ({"max_new_tokens": 0}, "'max_new_tokens' must be a positive integer, got 0"),
         ({"max_new_tokens": 2, "min_new_tokens": 3}, "'min_new_tokens' must be at most max_new_tokens=2, got 3"),
         ({"top_p": 0.0}, "'top_p' must be a number between 1e-06 and 1, got 0.0"),
-        ({"top_k": 0, "temperature": 0.0}, "'top_k' must be a positive integer or null, got 0; 'temperature' must be a positive number, got 0.0"),
+        ({"top_k": 0, "temperature": 0.0}, "'top_k' must be a positive integer or null, got 0; 'temperature' must be a number between 1e-06 and 1e+06, got 0.0"),
+        ({"temperature": 1e-300}, "'temperature' must be a number between 1e-06 and 1e+06, got 1e-300"),
         ({"greedy": True, "temperature": 0.5}, "'greedy' chooses the same token at any temperature; leave out 'temperature' or 'greedy'"),
     ],
 )  # fmt: skip
@@ -362,3 +363,26 @@ def test_what_a_call_keeps_is_kept_by_the_optimiser():
         "the model 'actor' has no optimiser; give it an 'lr'",
         lambda: a_model().remember("weight", 1.0),
     )
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_model_whose_logits_are_no_numbers_generates_nothing(origin, greedy):
+    actor = a_model(origin)
+    with torch.no_grad():
+        actor.parameters()[0].fill_(torch.nan)
+    refused(
+        "the logits of model 'actor' are no numbers, so it cannot choose a token",
+        lambda: actor.generate(
+            tokens(), LENGTHS, GenerationSettings(max_new_tokens=3, greedy=greedy)
+        ),
+        NotFiniteError,
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_log_probabilities_are_numbers_at_any_temperature(temperature):
+    out = a_model().generate(
+        tokens(), LENGTHS, GenerationSettings(max_new_tokens=3, temperature=temperature)
+    )
+    assert out.logp.isfinite().all()

@@ -283,6 +283,10 @@ def test_what_cannot_be_trained_is_told(name):
     where = "call 'train' in iteration 5: "
     rewards = torch.tensor([1.0, 2.0, torch.nan, 0.0])
     refused(f"{where}'rewards' of item 'c' has nan; nothing was trained", a_sample(rewards=rewards))
+    only_prompts = a_sample(prompt_mask=torch.ones(sum(LENGTHS), dtype=torch.bool))
+    refused(
+        f"{where}no token follows a prompt: 'prompt_mask' is true for all of them", only_prompts
+    )
     values = torch.zeros(sum(LENGTHS))
     values[0] = -torch.inf
     refused(f"{where}'values' of item 'a' has -inf; nothing was trained", a_sample(values=values))
@@ -330,3 +334,18 @@ def test_models_that_do_not_fit_are_told_before_anything_is_built(name):
         )
         message = f"{verb!r} takes {wanted}, and the model 'm' is {given}; name a model {way_out} is_critic: true"
         assert misfit(interface, verb, "m", is_critic=not takes_critic) == message
+
+
+@pytest.mark.parametrize("most", [1, 10**6])
+@pytest.mark.parametrize("minibatches", [1, 4])
+@pytest.mark.parametrize("name", ["ppo_actor", "ppo_critic"])
+def test_a_sequence_without_actions_adds_nothing(name, minibatches, most):
+    """Be it a micro-batch or a minibatch alone."""
+    mask = a_sample().values("prompt_mask").clone()
+    mask[: LENGTHS[0]] = True
+    seen = context()
+    make = INTERFACES.get(name)(n_minibatches=minibatches, max_tokens_per_mb=most)
+    make.train_step(
+        a_model(lr=1e-3, is_critic=name == "ppo_critic"), a_sample(prompt_mask=mask), seen
+    )
+    assert all(map(math.isfinite, seen.numbers.values()))

@@ -138,11 +138,12 @@ def test_what_is_no_pair_is_told():
         )
 
 
-def test_a_reference_without_numbers_is_told():
+@pytest.mark.parametrize("verb", ["train_step", "evaluate"])
+def test_a_reference_without_numbers_is_told(verb):
     logp = torch.zeros(23)
     logp[7] = torch.nan
     message = "call 'train' in iteration 2: 'ref_logp' of item 'b' has nan; nothing was trained"
     with pytest.raises(SampleError, match=f"^{re.escape(message)}$"):
-        INTERFACES.get("dpo")().train_step(
+        getattr(INTERFACES.get("dpo")(), verb)(
             a_model(lr=0.1), a_sample(ref_logp=logp), context(iteration=2)
         )

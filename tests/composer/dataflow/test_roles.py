@@ -179,6 +179,18 @@ WRONG = [
         role("a", {"checkpoint": 3}),
         "model 'a': 'checkpoint' is a file of model.save, or a folder of Hugging Face, got the number 3",
     ),
+    (
+        replace(role("a", {"decoder": DECODER}), max_length=10**9),
+        "model 'a' has a 'max_length' of 1,000,000,000 tokens; it may have 33,554,432",
+    ),
+    (
+        replace(role("a", {"decoder": DECODER}), max_length=1),
+        "model 'a': 'max_length' must be a whole number of at least 2, got 1",
+    ),
+    (
+        role("a", {"decoder": DECODER | {"vocab_size": 10**12}}),
+        "model 'a' has a vocabulary of 1,000,000,000,000 tokens; it may have 33,554,432",
+    ),
 ]
 
 
@@ -186,6 +198,36 @@ WRONG = [
 def test_what_is_wrong_with_a_model_is_told(wrong, message):
     with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
         build_model(wrong, {wrong.name: wrong})
+
+
+@pytest.mark.parametrize("is_critic", [False, True])
+def test_a_vocabulary_that_is_larger_than_the_model_is_told(is_critic):
+    wrong = role("a", {"decoder": DECODER}, is_critic=is_critic)
+    message = (
+        "model 'a' knows 16 tokens, and its tokenizer has 17; give it a larger 'vocab_size', or none, or another "
+        "'vocabulary'"
+    )
+    with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
+        build_model(wrong, {"a": wrong}, tokenizer=Words(VOCABULARY + 1))
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "spec"])
+def test_files_outside_are_told_with_the_model(tmp_path, kind):
+    wrong = role("a", {kind: "/etc/passwd"})
+    (tmp_path / "mine.yaml").write_text("version: 1\n")
+    message = (
+        "model 'a': '/etc/passwd' is neither beside nor below the spec; pass allow=['/etc/'] or --allow /etc/ if the "
+        "spec may read it"
+    )
+    with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
+        build_model(wrong, {"a": wrong}, source=load_source(tmp_path / "mine.yaml"))
+
+
+def test_what_is_no_checkpoint_is_told_with_the_model(tmp_path):
+    (tmp_path / "mine.yaml").write_text("version: 1\n")
+    wrong = role("a", {"checkpoint": "mine.yaml"})
+    with pytest.raises(RoleError, match="^model 'a': '.*mine.yaml' is a spec, not a checkpoint; "):
+        build_model(wrong, {"a": wrong}, source=load_source(tmp_path / "mine.yaml"))
 
 
 def test_a_policy_that_gives_no_critic_is_told():

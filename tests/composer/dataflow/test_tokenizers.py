@@ -1,6 +1,7 @@
 """Tokenizers from a file of tokens and from a folder."""
 
 import json
+import os
 import re
 
 import pytest
@@ -128,3 +129,25 @@ def test_a_folder_that_has_no_tokenizer_or_a_broken_one(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Nothing"}')
     with pytest.raises(RefusedError, match=r"^the tokenizer in '.*' cannot be made: "):
         tokenizer_from(str(tmp_path))
+
+
+def test_a_vocabulary_may_be_as_large_as_those_of_pretrained_models(tmp_path):
+    made = tokenizer(tmp_path, [f"token{n:06}" for n in range(150_000)])
+    assert made("token149999 token000000")["input_ids"] == [149_999, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda file: None, "there is no file '{}'"),
+        (lambda file: file.mkdir(), "'{}' is a folder, not a file"),
+        (os.mkfifo, "'{}' is not a regular file"),
+        (lambda file: file.touch() or os.truncate(file, 2**40), "'{}' has more than 33,554,432 bytes, too many tokens"),
+        (lambda file: file.write_bytes(b"a\n\xff\n"), "{}:2:1: the byte 0xff is not UTF-8; is this a text file?"),
+    ],
+)  # fmt: skip
+def test_what_is_no_vocabulary_is_told(tmp_path, make, message):
+    file = tmp_path / "words.txt"
+    make(file)
+    with pytest.raises(SpecError, match=f"^{re.escape(message.format(file))}$"):
+        vocabulary_tokenizer(file)
