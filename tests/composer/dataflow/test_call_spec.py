@@ -813,7 +813,8 @@ def test_any_value_in_any_place(value):
 
 
 def test_a_file_without_calls_is_an_experiment_if_it_has_models_and_data():
-    assert is_experiment({"calls": {}}) and is_experiment({"models": {}, "data": {}})
+    assert is_experiment({"calls": {}})
+    assert is_experiment({"models": {}, "data": {}})
     assert not is_experiment({"policy": {}, "data": {}})
 
 
