@@ -218,9 +218,7 @@ def test_a_key_among_very_many_is_given_twice(util):
 def test_a_list_that_is_too_large_is_not_read(util):
     with open("a.json", "wb") as file:
         file.truncate(2**40)
-    message = (
-        "'a.json' is larger than 1,073,741,824 bytes; a .jsonl file, with one row a line, may have any size"
-    )
+    message = "'a.json' is larger than 1,073,741,824 bytes; a .jsonl file, with one row a line, may have any size"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         make_dataset("prompt", {"path": "a.json"}, util)
 

@@ -226,7 +226,9 @@ def test_files_outside_are_told_with_the_model(tmp_path, kind):
 def test_what_is_no_checkpoint_is_told_with_the_model(tmp_path):
     (tmp_path / "mine.yaml").write_text("version: 1\n")
     wrong = role("a", {"checkpoint": "mine.yaml"})
-    with pytest.raises(RoleError, match=r"^model 'a': '.*mine\.yaml' is a spec, not a checkpoint; "):
+    with pytest.raises(
+        RoleError, match=r"^model 'a': '.*mine\.yaml' is a spec, not a checkpoint; "
+    ):
         build_model(wrong, {"a": wrong}, source=load_source(tmp_path / "mine.yaml"))
 
 
