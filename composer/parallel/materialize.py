@@ -17,8 +17,9 @@ from composer.critic.targets import Targeted
 from composer.model import Model
 from composer.model import compose as compose_whole
 from composer.parallel.launch import Mesh, start
+from composer.parallel.layout import modules_below, roots_of
 from composer.parallel.plan import Given
-from composer.parallel.sharding import Sharder, modules_below, roots_of, shard
+from composer.parallel.sharding import Sharder, shard
 from perception_blocks.base_block import PerceptionBlock, seed_from
 
 __all__ = ["compose"]

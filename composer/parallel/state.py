@@ -25,6 +25,7 @@ from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.file import fill, record_from
 from composer.model import action_model_of
 from composer.parallel.launch import Mesh, start
+from composer.parallel.layout import named_tensors
 from composer.parallel.optimizer_state import groups_of, kept_by, states_to_fill, values_of
 from composer.parallel.pieces import (
     FORMAT_VERSION,
@@ -37,7 +38,7 @@ from composer.parallel.pieces import (
     take_back,
 )
 from composer.parallel.plan import Plan
-from composer.parallel.sharding import Sharding, named_tensors, refuse_together, write_whole
+from composer.parallel.sharding import Sharding, refuse_together, write_whole
 from composer.source.load import stored_source
 from composer.trust import allow_list, import_allowed
 from perception_blocks.port import format_shape

@@ -45,7 +45,7 @@ composer.export: values wrappers network files parity checks exporting | torch o
 composer.build: budget context construction plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic | torch
 composer.language: pretrained action_bins value_head hf processors action_files action_plan action_spec overview generating action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
-composer.parallel: plan launch tensor calls sharding materialize pieces optimizer_state state prove | torch safetensors numpy
+composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock
 composer.adapters: algorithm_needs | gymnasium
 composer.adapters.sb3: spaces checks policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib

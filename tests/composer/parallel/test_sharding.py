@@ -9,8 +9,9 @@ from torch import nn
 import composer
 import composer.parallel
 from composer.errors import SpecError
-from composer.parallel.prove import Trial
-from composer.parallel.sharding import Sharder, modules_below, roots_of
+from composer.parallel.layout import modules_below, roots_of
+from composer.parallel.sharding import Sharder
+from composer.parallel.trials import Trial
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from tests.helpers.paths import TESTS
 from tests.helpers.processes import run_in_processes
