@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.helpers.paths import CONFIGS
@@ -15,6 +16,7 @@ import composer
 import composer.parallel
 from composer.language import action_files
 from tests.helpers.action_models import TinyProcessor, TinyVla, spec
+from tests.helpers.killing import is_done_before
 
 HOME = Path(sys.argv[1])
 TARGET = HOME / "folder"
@@ -23,47 +25,17 @@ STEPS += ((TinyProcessor, "save_pretrained"),)
 STEPS += tuple((os, name) for name in ("mkdir", "rename", "replace"))
 
 
-def killed_at(place):
-    """Consolidate in a child that ends without a word at its ``place``-th step; returns whether it got to the end."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    count = 0
-
-    def step():
-        nonlocal count
-        count += 1
-        if count == place:
-            os._exit(9)
-
-    def counted(function):
-        def call(*arguments, **keywords):
-            step()
-            result = function(*arguments, **keywords)
-            step()
-            return result
-
-        return call
-
-    for home, name in STEPS:
-        setattr(home, name, counted(getattr(home, name)))
-    composer.parallel.consolidate(HOME / "shards", TARGET)
-    os._exit(0)
-
-
 torch.set_num_threads(1)
 model = composer.compose(spec(), seed=0)
 composer.parallel.save(HOME / "shards", model)
-at, finished = 0, False
-while not finished:
-    at += 1
-    there = TARGET.exists()
-    if there:
-        break
-    finished = killed_at(at)
-assert at > 10, at
+consolidate = partial(composer.parallel.consolidate, HOME / "shards", TARGET)
+place = 0
+while not TARGET.exists():
+    place += 1
+    is_done_before(place, STEPS, consolidate)
+assert place > 10, place
 theirs = TinyVla.from_pretrained(TARGET, local_files_only=True)
 assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), model.hf.parameters()))
 assert (TARGET / "value_head.safetensors").is_file()
 assert sorted(os.listdir(HOME)) == ["folder", "shards"], os.listdir(HOME)
-print("killed", at - 1, "times")
+print("killed", place, "times")

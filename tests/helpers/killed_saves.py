@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import composer
 import composer.parallel
 from composer.checkpoint.container import CheckpointError
 from composer.parallel import state
+from tests.helpers.killing import is_done_before
 
 FOLDER = Path(sys.argv[1]) / "checkpoint"
 SPEC = {
@@ -20,38 +22,8 @@ SPEC = {
         "heads": {"in": "h"},
     },
 }
-STEPS = ("write_file", "replace_with")  # of composer.parallel.state, before and after each
-OF_OS = ("mkdir", "rename", "replace", "fsync", "unlink")
-
-
-def killed_at(place, model, seed):
-    """Save in a child that ends without a word at its ``place``-th step; returns whether it got to the end."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    count = 0
-
-    def step():
-        nonlocal count
-        count += 1
-        if count == place:
-            os._exit(9)
-
-    def counted(function):
-        def call(*arguments, **keywords):
-            step()
-            result = function(*arguments, **keywords)
-            step()
-            return result
-
-        return call
-
-    for name in STEPS:
-        setattr(state, name, counted(getattr(state, name)))
-    for name in OF_OS:
-        setattr(os, name, counted(getattr(os, name)))
-    composer.parallel.save(FOLDER, model, extra={"seed": seed})
-    os._exit(0)
+STEPS = ((state, "write_file"), (state, "replace_with"))
+STEPS += tuple((os, name) for name in ("mkdir", "rename", "replace", "fsync", "unlink"))
 
 
 def weights_of(seed):
@@ -64,7 +36,8 @@ def killed_everywhere(known):
     while True:
         place += 1
         mine = place + 1000 * (known is not None)
-        finished = killed_at(place, weights_of(mine), mine)
+        save = partial(composer.parallel.save, FOLDER, weights_of(mine), extra={"seed": mine})
+        finished = is_done_before(place, STEPS, save)
         model = weights_of(0)
         try:
             extra, said = composer.parallel.load(FOLDER, model), ""

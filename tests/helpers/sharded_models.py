@@ -18,12 +18,14 @@ import composer.parallel
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import foreign_modules
 from composer.errors import SpecError
-from composer.parallel import materialize, sharding
-from composer.parallel.prove import Trial, compare
-from composer.parallel.sharding import named_tensors, whole_tensor
+from composer.parallel import materialize
+from composer.parallel.layout import named_tensors, whole_tensor
+from composer.parallel.prove import compare
+from composer.parallel.trials import Trial
 from composer.token_views import token_views
-from tests.helpers.paths import CONFIGS, TESTS
+from tests.helpers.paths import CONFIGS
 from tests.helpers.processes import unpickling
+from tests.helpers.proof_models import SPECS, step, trial_of
 
 MESH = composer.parallel.start()
 FOLDER = Path(sys.argv[1])
@@ -35,7 +37,7 @@ ALONE = (
 
 
 def spec(name):
-    return TESTS / "specs" / "proofs" / f"{name}.yaml"
+    return SPECS / f"{name}.yaml"
 
 
 def composed(name, **more):
@@ -44,19 +46,9 @@ def composed(name, **more):
 
 def trained(name, steps, **more):
     """A sharded model, its share of a batch and its optimizer, after some steps."""
-    model = composed(name, **more).eval()
-    trial = Trial(model, 2, MESH.rank * 2 // MESH.size)  # the same rows for any number of processes
-    optimizer = composer.parallel.optimizer(model, torch.optim.AdamW, lr=1e-2)
-    for _ in range(steps):
-        step(trial, optimizer)
-    return model, trial, optimizer
-
-
-def step(trial, optimizer):
-    trial.loss().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    trial.follow()
+    model = composed(name, **more)
+    place = MESH.rank * 2 // MESH.size  # the same rows for any number of processes
+    return model, *trial_of(model, place, steps)
 
 
 def whole(model):
@@ -404,7 +396,6 @@ def check_seeds():
 
 
 if __name__ == "__main__":
-    assert sharding.roots_of
     with MESH:
         for check in sys.argv[2:]:
             globals()[f"check_{check}"]()

@@ -18,11 +18,11 @@ import composer
 import composer.parallel
 from composer.checkpoint.container import CheckpointError
 from composer.errors import SpecError
-from composer.parallel.prove import Trial
+from composer.parallel.trials import Trial
 from tests.helpers.paths import CONFIGS, ROOT, TESTS
 from tests.helpers.processes import run_in_processes, unpickling
+from tests.helpers.proof_models import SPECS, step, trial_of
 
-SPECS = TESTS / "specs" / "proofs"
 CHECKS = TESTS / "helpers" / "sharded_models.py"
 
 
@@ -37,19 +37,8 @@ def composed(name, **more):
 
 
 def trained(name, steps, **more):
-    model = composed(name, **more).eval()
-    trial = Trial(model, 2, None)
-    optimizer = composer.parallel.optimizer(model, torch.optim.AdamW, lr=1e-2)
-    for _ in range(steps):
-        step(trial, optimizer)
-    return model, trial, optimizer
-
-
-def step(trial, optimizer):
-    trial.loss().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    trial.follow()
+    model = composed(name, **more)
+    return model, *trial_of(model, None, steps)
 
 
 def equal(ours, theirs):
