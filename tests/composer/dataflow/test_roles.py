@@ -87,6 +87,12 @@ def test_files_of_ours_are_found_beside_the_experiment(tmp_path):
     assert equal(saved, actor)
     assert body_is_equal(critic, actor)
     assert agent.vocabulary_size == judge.vocabulary_size == VOCABULARY
+    message = (
+        "model 'critic' is_critic, and 'actor.safetensors' has no critic; write init_critic_from_actor: true to begin "
+        "with the body of its policy"
+    )
+    with pytest.raises(RoleError, match=f"^{re.escape(message)}$"):
+        models(role("critic", {"checkpoint": "actor.safetensors"}, is_critic=True), source=source)
     critic.model.save(tmp_path / "critic.safetensors")
     (again,) = models(
         role("again", {"checkpoint": "critic.safetensors"}, is_critic=True), source=source
