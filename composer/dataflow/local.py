@@ -11,7 +11,7 @@ import torch
 
 from composer.checkpoint.blending import blend
 from composer.dataflow.context import Context, call_generator
-from composer.dataflow.experiment import CallSpec, Experiment
+from composer.dataflow.experiment import CallSpec, Experiment, RoleSpec
 from composer.dataflow.interfaces import Interface
 from composer.dataflow.model_state import load_states, save_states
 from composer.dataflow.models import ExperimentModel
@@ -21,6 +21,7 @@ from composer.dataflow.samples import Sample, SampleError
 from composer.dataflow.schedule import RunError
 from composer.dataflow.tokenizers import tokenizer_from
 from composer.dataflow.written import joined, packed
+from composer.errors import MissingExtraSpecError, Problem, SpecError
 from perception_blocks.reading import files_found
 
 __all__ = ["LocalRunner", "Tokenizers", "place_of", "used_models"]
@@ -79,8 +80,22 @@ class LocalRunner:
                 allow=self._allow,
                 device=device,
             )
-        except RoleError as error:
-            raise RunError(f"{place_of(experiment, role.path)}{error}") from error
+        except MissingExtraSpecError:
+            raise
+        except SpecError as error:
+            raise SpecError(self._placed(problem, role) for problem in error.problems) from error
+        except RunError:
+            raise
+        except ValueError as error:
+            said = "" if isinstance(error, RoleError) else f"model {name!r}: "
+            raise RunError(f"{place_of(experiment, role.path)}{said}{error}") from error
+
+    def _placed(self, problem: Problem, role: RoleSpec) -> Problem:
+        """A problem of the spec of a model, which has no place in a file, at the model."""
+        if problem.position is not None:
+            return problem
+        position = self.experiment.source.position(role.path)
+        return Problem(f"model {role.name!r}: {problem}", role.path, position)
 
     def _interface(self, call: CallSpec) -> Interface:
         if call.name not in self._interfaces:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Annotated
 
 from composer.dataflow.experiment import RoleSpec, Settings
 from composer.dataflow.optimization import OptimizerSettings
@@ -12,7 +13,7 @@ from composer.spec.fields import Fields
 from composer.spec.parallel import read_parallel
 from perception_blocks.blocks.decoder import DecoderBlock
 from perception_blocks.blocks.families import FAMILIES
-from perception_blocks.settings import PositiveFloat, PositiveInt, check_settings
+from perception_blocks.settings import PositiveFloat, Range, check_settings
 from perception_blocks.words import hint, listing
 
 __all__ = ["MODEL_KEYS", "name_problem", "note_settings", "read_roles", "roots_of", "unlike"]
@@ -81,7 +82,7 @@ class _Limits:
     """What the numbers of a model may be."""
 
     def __init__(
-        self, *, max_length: PositiveInt | None = None, lr: PositiveFloat = 1.0
+        self, *, max_length: Annotated[int, Range(low=2)] | None = None, lr: PositiveFloat = 1.0
     ) -> None: ...
 
 

@@ -262,6 +262,11 @@ BAD = [
     ),
     (
         "{like: actor}",
+        "{like: actor, max_length: 1}",
+        "5:34: 'max_length' must be an integer of at least 2 or null, got 1",
+    ),
+    (
+        "{like: actor}",
         "{like: actr}",
         "5:15: there is no model 'actr'; did you mean 'actor'?",
     ),

@@ -9,6 +9,7 @@ from composer.dataflow.interfaces import INTERFACES, Interface
 from composer.dataflow.local import LocalRunner, used_models
 from composer.dataflow.schedule import RunError, run_iterations
 from composer.dataflow.written import values_of
+from composer.errors import SpecError
 from tests.helpers.experiments import NAMES, PPO, ppo_in, registered, toys
 
 
@@ -137,6 +138,33 @@ def test_what_cannot_be_built_is_told_with_its_place(file, tmp_path):
     with pytest.raises(RunError) as caught:
         LocalRunner(read_experiment(text))
     assert str(caught.value).startswith("<spec>:3:10: model 'actor' has no vocabulary")
+
+
+DENSE = {
+    "graph": {"a": {"block": "dense", "in": "observation", "hidden_units": 3}},
+    "heads": {"in": "a"},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("decoder.vocab_size", 1, "{file}:6:11: model 'reward': 'vocabulary_size' must be a whole number of at least 2, got 1"),
+        ("decoder.num_heads", 3, "--set models.reward.decoder.num_heads: 'num_heads' must divide width=8, got 3; or give 'head_dim'"),
+        ("checkpoint", "nothing", "{file}:6:11: model 'reward': there is no file '{folder}/nothing'"),
+        ("spec", "none.yaml", "{file}:6:11: model 'reward': there is no file '{folder}/none.yaml'"),
+        (
+            "spec", {"version": 1, "policy": DENSE, "critic": DENSE},
+            "{file}:6:11: model 'reward': policy.graph.a.in: block 'a' gets integers () from 'observation'; dense takes numbers",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_model_cannot_be_built_of_is_told_with_its_place(file, key, value, message):
+    change = [(f"models.reward.{key}", value), ("models.reward.vocabulary", "tokens.txt")]
+    experiment = read_experiment(file, change)
+    with pytest.raises((RunError, SpecError)) as caught:
+        LocalRunner(experiment)
+    assert str(caught.value).startswith(message.format(file=file, folder=file.parent))
 
 
 def test_a_model_that_is_spread_over_processes_is_refused(file):
