@@ -228,7 +228,7 @@ class ExperimentModel:
 
     def _counts(self, tokens: Tensor, lengths: Tensor | Sequence[int]) -> list[int]:
         """The ``lengths`` as numbers. Raises ValueError unless they are those of all ``tokens``."""
-        counts = [int(n) for n in lengths]
+        counts = torch.as_tensor(lengths).tolist()
         if tokens.dim() != 1 or sum(counts) != len(tokens) or min(counts, default=1) < 1:
             raise ValueError(
                 f"the model {self.name!r} reads packed sequences: lengths of at least 1 that add up to the number of "
