@@ -17,6 +17,7 @@ from composer.build.context import BuildContext
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
 from composer.checkpoint.adapters import (
     merge_adapters,
+    require_adapters,
     require_scales,
     with_own_weights,
     without_adapted_weights,
@@ -30,6 +31,7 @@ from composer.checkpoint.file import (
     read_record,
     read_tensors,
     require_blocks,
+    require_whole,
     write_checkpoint,
 )
 from composer.checkpoint.plain_spec import saved_spec
@@ -262,6 +264,8 @@ class Model(nn.Module):
         """
         refuse_sharded(self, "load_weights()")
         record = read_record(path)
+        if strict:
+            require_adapters(self, path, record)
         require_scales(self, path, record)
         tensors = read_tensors(path, record)
         if record.action_model.get("adapters_only"):
@@ -460,11 +464,7 @@ def _load_action_model(
     strict: bool,
     limits: GivenLimits,
 ) -> Any:
-    if record.action_model.get("adapters_only"):
-        raise CheckpointError(
-            f"{os.fspath(path)!r} has adapters only; compose the model from its spec and call "
-            "model.load_weights(path), or name the file as 'path' of 'lora' there"
-        )
+    require_whole(path, record)
     source = stored_source(record.spec, path)
     model = action_model_of(source, record, allow, device=device, limits=limits)
     model.load_report = fill(model, read_tensors(path, record), strict=strict)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import Record
 from composer.checkpoint.plain_spec import every_part
+from composer.source.load import dump_flow, stored_source
 from perception_blocks.blocks.adapted import AdaptedBlock, refuse_other_scales
 from perception_blocks.blocks.lora import adapter_scales
 
-__all__ = ["merge_adapters", "require_scales", "with_own_weights", "without_adapted_weights"]
+__all__ = ["merge_adapters", "require_adapters", "require_scales", "with_own_weights"]
+__all__ += ["without_adapted_weights"]
 
 
 def merge_adapters(model: nn.Module) -> int:
@@ -41,6 +43,21 @@ def with_own_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[st
     return {name: tensor for name, tensor in state.items() if name in beside} | dict(tensors)
 
 
+def require_adapters(model: nn.Module, path: str | os.PathLike[str], record: Record) -> None:
+    """Raise CheckpointError where a file has adapters and the model has none: its weights have other names."""
+    if not record.adapter_scales or adapter_scales(model):
+        return
+    name, data = repr(os.fspath(path)), stored_source(record.spec, path).data
+    settings = [f"{place}={dump_flow(lora)}" for place, lora in _lora_settings(data)]
+    advice = f"compose the model with the 'lora' of the file's own spec: overrides={settings}"
+    if record.action_model.get("adapters_only"):
+        raise CheckpointError(f"{name} has adapters only, and this model has none; {advice}")
+    raise CheckpointError(
+        f"{name} has weights with adapters, and this model has none; {advice}, or call merge_adapters() "
+        "on the model that is saved"
+    )
+
+
 def require_scales(model: nn.Module, path: str | os.PathLike[str], record: Record) -> None:
     """Raise CheckpointError for adapters that were made with another scale: their weights do not show it."""
     try:
@@ -57,3 +74,14 @@ def _adapted_weights(model: nn.Module) -> set[str]:
         for name in part.state_dict()
         if ".lora_" not in name
     }
+
+
+def _lora_settings(data: object, place: str = "") -> Iterator[tuple[str, dict[str, object]]]:
+    """The settings ``lora`` in a spec's data, and their places as overrides name them."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        here = f"{place}.{key}" if place else str(key)
+        if key == "lora" and isinstance(value, dict) and "block" not in value:
+            yield here, value
+        else:
+            yield from _lora_settings(value, here)

@@ -31,7 +31,7 @@ from perception_blocks.words import as_module_name, near_name
 
 __all__ = ["LoadReport", "Record", "fill", "fill_whole", "foreign_modules", "is_dtype"]
 __all__ += ["read_record", "read_tensors", "record_from", "record_of", "require_blocks"]
-__all__ += ["write_checkpoint"]
+__all__ += ["require_whole", "write_checkpoint"]
 
 VERSION = 1
 OURS = ("torch.", "perception_blocks.", "composer.")
@@ -193,6 +193,15 @@ def require_blocks(record: Record) -> None:
         )
 
 
+def require_whole(path: str | os.PathLike[str], record: Record) -> None:
+    """Raise CheckpointError for a file with adapters only."""
+    if record.action_model.get("adapters_only"):
+        raise CheckpointError(
+            f"{os.fspath(path)!r} has adapters only; compose the model from its spec and call "
+            "model.load_weights(path), or name the file as 'path' of 'lora' there"
+        )
+
+
 def read_tensors(path: str | os.PathLike[str], record: Record) -> dict[str, Tensor]:
     """All tensors by state_dict name, tied ones included."""
     tensors = checkpoint_file.read_tensors(path)
@@ -259,7 +268,9 @@ def fill(
 
 def fill_whole(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """`fill` from the checkpoint at ``path``, all or nothing, with advice for the command line."""
-    tensors = read_tensors(path, read_record(path))
+    record = read_record(path)
+    require_whole(path, record)
+    tensors = read_tensors(path, record)
     fill(module, tensors, strict=True, advice="leave out what changes it, such as --set or --env")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from composer.atomic import new_folder
-from composer.checkpoint.adapters import require_scales
+from composer.checkpoint.adapters import require_adapters, require_scales
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
     LoadReport,
@@ -113,6 +113,8 @@ def _saved_spec(model: Any) -> dict[str, Any]:
 def fill_from(model: Any, path: str | os.PathLike[str], *, strict: bool) -> LoadReport:
     """Load a checkpoint of the same model, or of its adapters only."""
     record = read_record(path)
+    if strict:
+        require_adapters(model, path, record)
     require_scales(model, path, record)
     tensors = read_tensors(path, record)
     if record.action_model.get("adapters_only"):

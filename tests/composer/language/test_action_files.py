@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import re
@@ -89,6 +90,23 @@ def test_adapters_alone_are_no_model(tmp_path):
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
         composer.load(path)
+
+
+def test_adapters_alone_say_what_a_model_without_them_lacks(tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    model = trained()
+    model.save(path, adapters_only=True)
+    with pytest.raises(CheckpointError) as error:
+        composer.compose(spec(), seed=0).load_weights(path)
+    message = (
+        f"{str(path)!r} has adapters only, and this model has none; compose the model with the 'lora' of the file's own "
+        "spec: overrides="
+    )
+    assert str(error.value).startswith(message)
+    overrides = ast.literal_eval(str(error.value).removeprefix(message))
+    again = composer.compose(spec(), overrides=overrides, seed=0)
+    again.load_weights(path)
+    assert torch.equal(said(again), said(model))
 
 
 def test_a_model_without_adapters_is_saved_whole(tmp_path):

@@ -10,7 +10,9 @@ from safetensors.torch import save_file
 
 import composer
 from composer.checkpoint import CheckpointError
+from composer.checkpoint.file import fill_whole
 from composer.errors import SpecError
+from composer.source.load import dump_flow
 from perception_blocks.blocks.adapted import refuse_other_kind
 from perception_blocks.registry import BLOCKS, MissingExtraError
 
@@ -161,8 +163,32 @@ def test_adapters_alone_are_saved_and_loaded_into_a_model_of_the_same_weights(ki
     assert torch.equal(begun.policy(SEEN)["action"], expected)
     with pytest.raises(CheckpointError, match="has adapters only; compose the model from its spec"):
         composer.load(path)
+    with pytest.raises(CheckpointError, match="has adapters only; compose the model from its spec"):
+        fill_whole(again, path)  # as the command line does
     with pytest.raises(CheckpointError, match="the model has no adapters; leave out adapters_only"):
         model(kind).save(path, adapters_only=True)
+
+
+@every_kind
+@pytest.mark.parametrize("adapters_only", [True, False])
+def test_a_file_with_adapters_says_what_a_model_without_them_lacks(kind, adapters_only, tmp_path):
+    path = tmp_path / "file.safetensors"
+    made = moved(model(kind, lora=lora(kind, rank=2)))
+    made.save(path, adapters_only=adapters_only)
+    override = f"policy.graph.latent.lora={dump_flow(lora(kind, rank=2))}"
+    lacks = "has adapters only" if adapters_only else "has weights with adapters"
+    message = (
+        f"{str(path)!r} {lacks}, and this model has none; compose the model with the 'lora' of the file's own spec: "
+        f"overrides={[override]}"
+    )
+    message += "" if adapters_only else ", or call merge_adapters() on the model that is saved"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        model(kind).load_weights(path)
+    spec = model(kind).source.data
+    again = composer.compose(spec, **SPACES, overrides=[override], seed=0).eval()
+    again.load_weights(path)
+    assert torch.equal(again.policy(SEEN)["action"], made.policy(SEEN)["action"])
+    assert model(kind).load_weights(path, strict=False).loaded
 
 
 @every_kind
