@@ -19,11 +19,12 @@ from composer.spec.action_model import (
     MODEL_KEYS,
     MODEL_PRECISIONS,
 )
+from composer.spec.keys import BESIDE_MODEL, TOP_KEYS
 from composer.spec.model_spec import CRITICS
 from composer.spec.nodes import NESTED
 from composer.spec.parallel import PRECISION_KEYS, PRECISIONS
-from composer.spec.read import BESIDE_MODEL, TOP_KEYS, VERSION
 from composer.spec.template import GIVEN_KINDS, TEMPLATE_KEYS
+from composer.spec.top_level import VERSION
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.registry import (
     ACTIVATIONS,

@@ -11,6 +11,7 @@ from typing import Any
 
 from composer.errors import Path
 from composer.spec.fields import Fields, is_count
+from composer.spec.keys import TOP_PLACES
 from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["MODEL_KEYS", "ActionModelSpec", "LoraSpec", "ValueHeadSpec", "read_action_model"]
@@ -136,7 +137,8 @@ class _Parser:
                 message = f"{key!r} is not a key of a model here: {advice}"
                 self.fields.note(key, message, on_key=True)
         rest = {key: value for key, value in self.fields.values.items() if key not in ELSEWHERE}
-        return Fields(rest, self.fields.path, self.fields.problems).unknown(MODEL_KEYS, "a model")
+        known = Fields(rest, self.fields.path, self.fields.problems)
+        return known.unknown(MODEL_KEYS, "a model", places=TOP_PLACES)
 
     def _no_remote_code(self) -> None:
         if self.fields.boolean("trust_remote_code"):

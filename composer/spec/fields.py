@@ -12,6 +12,8 @@ from perception_blocks.words import describe, listing, near_name
 
 __all__ = ["Fields", "is_count"]
 
+NONE: Mapping[str, str] = MappingProxyType({})
+
 
 class Fields:
     """The mapping at ``path``.
@@ -47,12 +49,13 @@ class Fields:
         known: Collection[str],
         what: str,
         governing: str = "",
-        elsewhere: Mapping[str, str] = MappingProxyType({}),
+        elsewhere: Mapping[str, str] = NONE,
+        places: Mapping[str, str] = NONE,
     ) -> set[str]:
         """Note each key that is not in ``known``; returns the keys that were probably meant.
 
         If one of them is ``governing``, which decides what the other keys are, only that one is noted. ``elsewhere``
-        maps keys that belong elsewhere to what to write.
+        maps keys that belong elsewhere to what to write, ``places`` keys of other sections to where they belong.
         """
         near_of = {key: near_name(key, known, "key") for key in self.values if key not in known}
         governed = governing in near_of.values()
@@ -64,6 +67,10 @@ class Fields:
                     hint, near = f"did you mean {elsewhere[key]!r}?", None
                 elif not near and "graph" in known and _is_node(self.values[key]):
                     hint = "a node belongs inside 'graph'"
+                elif key in places and near:
+                    hint = f"did you mean {near!r}, or does it belong {places[key]}?"
+                elif key in places:
+                    hint = f"it belongs {places[key]}"
                 self.note(key, f"{key!r} is not a key of {what}; {hint}", on_key=True)
                 meant |= {near} if near else set()
         return meant

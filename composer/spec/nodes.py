@@ -7,6 +7,14 @@ from collections.abc import Mapping
 from composer.errors import Path, Problems
 from composer.limits import Limits, above
 from composer.spec.fields import Fields
+from composer.spec.keys import (
+    CRITIC_KEYS,
+    KINDS,
+    PLACES,
+    POLICY_KEYS,
+    POLICY_NETWORK_KEYS,
+    TOP_KEYS,
+)
 from composer.spec.model_spec import NodeSpec
 from composer.trust import PathError, check_trusted, import_allowed
 from perception_blocks.dag import NODE_NAME, node_name_problem
@@ -25,13 +33,15 @@ ALLOW_MODULE = (
     "; one that a module of yours registers needs allow=['that_module'] or --allow that_module"
 )
 _UNKNOWN_BLOCK = f"; `composer blocks` lists them{ALLOW_MODULE}"
-_NETWORK_KEYS = ("heads", "observations", "init", "shares", "action_mask", "wrap", "networks")
+_NETWORK_KEYS = {*POLICY_NETWORK_KEYS, *POLICY_KEYS, *CRITIC_KEYS} - {*KINDS}
 
 
 def is_misplaced(name: str, node: object) -> bool:
-    """Whether ``name`` in a graph is a key of the network, not a node."""
-    is_node = isinstance(node, dict) and not {"block", "same_as"}.isdisjoint(node)
-    return name in _NETWORK_KEYS and not is_node
+    """Whether ``name`` in a graph is a key of the network, or of the spec, not a node."""
+    keys = {*node} if isinstance(node, dict) else set()
+    if name in TOP_KEYS:
+        return keys.isdisjoint(("block", "same_as", "in"))
+    return name in _NETWORK_KEYS and keys.isdisjoint(("block", "same_as"))
 
 
 class NodeParser:
@@ -61,6 +71,8 @@ class NodeParser:
             wrong = node_name_problem(name)
             if is_misplaced(name, node):
                 message = f"{name!r} is a key of the network; write it beside 'graph', not inside"
+                if name in TOP_KEYS:
+                    message = f"{name!r} is a key of the spec; write it at the top, not inside 'graph'"
                 self._problems.add(path, message, key=True)
             elif wrong:
                 self._problems.add(path, wrong, key=True)
@@ -111,7 +123,7 @@ class NodeParser:
     def _nested(self, fields: Fields, block: object) -> dict[str, NodeSpec]:
         has_copies = block == "ensemble" or "copies" in fields
         extra = ("graph", "copies") if has_copies else ("graph",)
-        meant = fields.unknown((*NODE_KEYS, *extra), "a nested graph")
+        meant = fields.unknown((*NODE_KEYS, *extra), "a nested graph", places=PLACES)
         if block != "ensemble" and has_copies:
             message = "'copies' belongs to the block 'ensemble'; write block: ensemble beside it"
             fields.note("copies", message, on_key=True)

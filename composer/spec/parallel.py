@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from composer.spec.fields import Fields, is_count
+from composer.spec.keys import PLACES
 from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["PARALLEL_KEYS", "PRECISIONS", "PRECISION_KEYS", "ParallelSpec", "read_parallel"]
@@ -42,7 +43,7 @@ def read_parallel(top: Fields) -> ParallelSpec | None:
         top.wrong("parallel", "a mapping such as {data: auto}")
         return None
     fields = Fields(value, top.at("parallel"), top.problems)
-    fields.unknown(PARALLEL_KEYS, "'parallel'")
+    fields.unknown(PARALLEL_KEYS, "'parallel'", places=PLACES)
     param, reduce = _precision(fields)
     return ParallelSpec(
         data=_data(fields),

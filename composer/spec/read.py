@@ -12,6 +12,17 @@ from composer.limits import GivenLimits, Limits, limits_from
 from composer.source.load import Source
 from composer.spec.action_model import ActionModelSpec, read_action_model
 from composer.spec.fields import Fields
+from composer.spec.keys import (
+    BESIDE_MODEL,
+    CRITIC_KEYS,
+    KINDS,
+    NETWORK_KEYS,
+    ONE_OF_SEVERAL,
+    PLACES,
+    POLICY_KEYS,
+    POLICY_NETWORK_KEYS,
+    TOP_KEYS,
+)
 from composer.spec.model_spec import (
     CRITICS,
     CriticSpec,
@@ -37,18 +48,8 @@ from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from composer.trust import check_environment, check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name, sparing
 
-__all__ = ["CRITIC_KEYS", "NETWORK_KEYS", "POLICY_KEYS", "POLICY_NETWORK_KEYS", "TOP_KEYS"]
-__all__ += ["BESIDE_MODEL", "VERSION", "read_spec"]
+__all__ = ["VERSION", "read_spec"]
 
-TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
-TOP_KEYS += ("texts", "parallel", "extensions", "policy", "critic", "model")
-BESIDE_MODEL = ("version", "environment", "params", "extends", "extensions", "parallel", "model")
-KINDS = ("graph", "_target_", "template")
-NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
-POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
-POLICY_KEYS = ("networks", "action_mask", "wrap", "separate")
-CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value", "separate")
-ONE_OF_SEVERAL = ("separate",)  # more keys of one network among several
 TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
 
@@ -99,7 +100,8 @@ class _SpecParser:
         )
         if not top.values and self._source.data:
             return None
-        meant = top.unknown(TOP_KEYS, "a spec", elsewhere=params_meant(self._source, TOP_KEYS))
+        params = params_meant(self._source, TOP_KEYS)
+        meant = top.unknown(TOP_KEYS, "a spec", elsewhere=params, places=PLACES)
         check_version(top, "version" in meant)
         environment = self._environment(top)
         distributions = self._distributions(top)
@@ -320,7 +322,7 @@ class _SpecParser:
             if key in fields:
                 message = f"{key!r} has no place beside 'networks'; write it in each of them"
                 fields.note(key, message, on_key=True)
-        fields.unknown((*keys, *owner_keys), f"a {owner}")
+        fields.unknown((*keys, *owner_keys), f"a {owner}", places=PLACES)
         value = fields.values["networks"]
         if not isinstance(value, list | dict) or not value:
             fields.wrong("networks", "a list or a mapping of networks")
@@ -347,7 +349,7 @@ class _SpecParser:
         if "_target_" in given:
             arguments = {key: value for key, value in fields.values.items() if key not in keys}
         else:
-            meant = fields.unknown(known, f"a {what}", governing="_target_")
+            meant = fields.unknown(known, f"a {what}", governing="_target_", places=PLACES)
         if len(given) > 1:
             names = " and ".join(repr(kind) for kind in given)
             fields.note(given[1], f"{names} exclude one another; keep one of them", on_key=True)

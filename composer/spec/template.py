@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from composer.errors import Path
 from composer.spec.fields import Fields
+from composer.spec.keys import PLACES, TEMPLATE_STAGES
 from composer.spec.model_spec import NodeSpec, TemplateSpec
 from composer.spec.nodes import NodeParser
 from perception_blocks.words import describe, hint, listing
@@ -14,7 +15,7 @@ __all__ = ["GIVEN_KINDS", "KINDS", "STAGES", "TEMPLATE_KEYS", "read_template", "
 
 KINDS = ("image", "vector", "discrete", "set", "text", "graph")
 GIVEN_KINDS = KINDS[:3]  # the others are clear from the space
-TEMPLATE_KEYS = (*KINDS, "by_name", "kinds", "trunk", "memory")
+TEMPLATE_KEYS = (*KINDS, *TEMPLATE_STAGES)
 TRUNK = {"block": "dense", "hidden_units": [64, 64], "activation": "tanh"}
 # A template's stages, and the names of their nodes in its graph.
 STAGES = {"features": "features", "trunk": "latent", "memory": "memory"}
@@ -30,7 +31,7 @@ def read_template(fields: Fields, nodes: NodeParser) -> TemplateSpec:
         way_out = "write template: {} for the defaults"
         fields.note("template", f"'template' must be a mapping, got nothing (null); {way_out}")
     template = Fields(given, fields.at("template"), fields.problems)
-    template.unknown(TEMPLATE_KEYS, "a template")
+    template.unknown(TEMPLATE_KEYS, "a template", places=PLACES)
     parser = _TemplateParser(template, nodes)
     stages = {key: parser.optional(key) for key in (*KINDS, "memory")}
     trunk = parser.optional("trunk", TRUNK)

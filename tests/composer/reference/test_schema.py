@@ -13,17 +13,17 @@ from composer.distributions.base import DISTRIBUTIONS
 from composer.errors import SpecError
 from composer.reference.schema import json_schema
 from composer.source.load import load_source
-from composer.spec.model_spec import CRITICS
-from composer.spec.nodes import NESTED
-from composer.spec.read import (
+from composer.spec.keys import (
     CRITIC_KEYS,
     NETWORK_KEYS,
     ONE_OF_SEVERAL,
     POLICY_KEYS,
     POLICY_NETWORK_KEYS,
     TOP_KEYS,
-    read_spec,
 )
+from composer.spec.model_spec import CRITICS
+from composer.spec.nodes import NESTED
+from composer.spec.read import read_spec
 from composer.spec.template import TEMPLATE_KEYS
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from perception_blocks.base_block import PerceptionBlock

@@ -1,0 +1,35 @@
+"""The keys of a spec's sections, and where those belong that stand in another section."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+__all__ = ["BESIDE_MODEL", "CRITIC_KEYS", "KINDS", "NETWORK_KEYS", "ONE_OF_SEVERAL", "PLACES"]
+__all__ += ["POLICY_KEYS", "POLICY_NETWORK_KEYS", "TEMPLATE_STAGES", "TOP_KEYS", "TOP_PLACES"]
+
+TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
+TOP_KEYS += ("texts", "parallel", "extensions", "policy", "critic", "model")
+BESIDE_MODEL = ("version", "environment", "params", "extends", "extensions", "parallel", "model")
+KINDS = ("graph", "_target_", "template")
+NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
+POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
+POLICY_KEYS = ("networks", "action_mask", "wrap", "separate")
+CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value", "separate")
+ONE_OF_SEVERAL = ("separate",)  # more keys of one network among several
+TEMPLATE_STAGES = ("by_name", "kinds", "trunk", "memory")
+
+_SECTIONS = {
+    "policy": (*POLICY_NETWORK_KEYS, *POLICY_KEYS),
+    "critic": (*NETWORK_KEYS, *CRITIC_KEYS),
+    "template": TEMPLATE_STAGES,
+}
+
+
+def _sections_of(key: str) -> str:
+    return " or ".join(repr(name) for name, keys in _SECTIONS.items() if key in keys)
+
+
+TOP_PLACES = MappingProxyType(dict.fromkeys(TOP_KEYS, "at the top of the spec"))
+PLACES = MappingProxyType(
+    {key: f"in {_sections_of(key)}" for keys in _SECTIONS.values() for key in keys} | TOP_PLACES
+)
