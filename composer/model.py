@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,7 +21,6 @@ from composer.checkpoint.adapters import (
     with_own_weights,
     without_adapted_weights,
 )
-from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import (
     LoadReport,
     Record,

@@ -78,7 +78,13 @@ def _adapted_weights(model: nn.Module) -> set[str]:
 
 def _lora_settings(data: object, place: str = "") -> Iterator[tuple[str, dict[str, object]]]:
     """The settings ``lora`` in a spec's data, and their places as overrides name them."""
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    items = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     for key, value in items:
         here = f"{place}.{key}" if place else str(key)
         if key == "lora" and isinstance(value, dict) and "block" not in value:

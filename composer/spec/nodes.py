@@ -72,7 +72,9 @@ class NodeParser:
             if is_misplaced(name, node):
                 message = f"{name!r} is a key of the network; write it beside 'graph', not inside"
                 if name in TOP_KEYS:
-                    message = f"{name!r} is a key of the spec; write it at the top, not inside 'graph'"
+                    message = (
+                        f"{name!r} is a key of the spec; write it at the top, not inside 'graph'"
+                    )
                 self._problems.add(path, message, key=True)
             elif wrong:
                 self._problems.add(path, wrong, key=True)
