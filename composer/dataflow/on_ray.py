@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from composer.source.files import names_a_folder, real_path
 from composer.trust import allow_list
 from perception_blocks.words import cut
 
-__all__ = ["RayRunner", "dealt"]
+__all__ = ["Hand", "RayRunner", "dealt"]
 
 # The places of what a worker reads, which is the experiment as one resolved text.
 _THERE = re.compile(r"<spec>:\d+:\d+: ")
@@ -25,6 +26,8 @@ _THERE = re.compile(r"<spec>:\d+:\d+: ")
 
 class RayRunner:
     """A `composer.dataflow.schedule.Runner` whose models are dealt over ``run.workers`` processes.
+
+    A model with ``parallel`` is sharded over a group of processes of its own, each of which computes whole batches.
 
     Without an ``address`` of a cluster, one is started on this machine that nobody else reaches; where this process is
     connected to Ray already, that is used. Each worker reads the experiment again and imports the ``allow``-ed modules
@@ -39,15 +42,15 @@ class RayRunner:
         self.experiment = experiment
         allow = allow_list(allow)
         hands = dealt(experiment)
+        refuse_hooks_over_shards(experiment, hands)
         self._is_shared = address is not None
-        self._end = connect(address, len(hands))
+        self._end = connect(address, sum(hand.processes for hand in hands))
         self._ray = import_ray()
         self._numbers: dict[str, Mapping[str, float]] = {}
-        self._put: dict[
-            int, tuple[Reference, Reference]
-        ] = {}  # by id: a value, and the reference to it
+        self._put: dict[int, tuple[Reference, Reference]] = {}  # by id: a value, and its reference
+        self._peers: dict[Reference, Sequence[Reference]] = {}  # the ends of the same call elsewhere
         self._iteration = -1
-        self._home: dict[str, Any] = {}
+        self._home: dict[str, list[Any]] = {}  # the processes of each place, of which the first answers
         self._processes: dict[Any, int] = {}
         try:
             self._build(hands, allow)
@@ -55,7 +58,7 @@ class RayRunner:
             self.close()
             raise
 
-    def _build(self, hands: Sequence[Sequence[str]], allow: Sequence[str]) -> None:
+    def _build(self, hands: Sequence[Hand], allow: Sequence[str]) -> None:
         source, models = self.experiment.source, self.experiment.models
         files = [os.path.join(folder, "") for folder in source.folders]
         given = (source.to_yaml(), allow, folders_of(allow), files)
@@ -63,12 +66,19 @@ class RayRunner:
         worker = self._ray.remote(actor_class()).options(max_restarts=0, **options)
         building = {}
         for hand in hands:
-            actor = worker.remote()
-            self._home |= dict.fromkeys(hand, actor)
-            building[actor] = actor.build.remote(*given, [p for p in hand if p in models])
-        for actor, reference in building.items():
-            names = ", ".join(place for place, home in self._home.items() if home is actor)
-            self._processes[actor] = self._built(reference, f"the worker of {names}")
+            actors = [worker.remote() for _ in range(hand.processes)]
+            self._home |= dict.fromkeys(hand.places, actors)
+            meeting = None
+            if hand.processes > 1:
+                what = f"the workers of {', '.join(hand.places)}"
+                meeting = self._get(actors[0].meeting.remote(), what)
+            names = [place for place in hand.places if place in models]
+            for rank, actor in enumerate(actors):
+                group = None if meeting is None else (rank, hand.processes, *meeting)
+                building[actor] = (hand, actor.build.remote(*given, names, group))
+        for actor, (hand, reference) in building.items():
+            what = f"the worker of {', '.join(hand.places)}"
+            self._processes[actor] = self._built(reference, what)
 
     def _built(self, reference: Reference, what: str) -> int:
         try:
@@ -88,19 +98,20 @@ class RayRunner:
             self._iteration, self._put = iteration, {}
         given = [self._reference(value) for value in values]
         count = 1 + len(call.writes)
-        method = self._home[home_of(call)].do.options(num_returns=count)
-        references = method.remote("call", call.name, iteration, *given)
-        if count == 1:
-            return references, ()
-        return references[0], references[1:]
+        started = [
+            actor.do.options(num_returns=count).remote("call", call.name, iteration, *given)
+            for actor in self._home[home_of(call)]
+        ]
+        (end, *written), *others = [[one] if count == 1 else one for one in started]
+        self._peers[end] = [other[0] for other in others]
+        return end, written
 
     def wait(self, running: Mapping[str, Reference]) -> str:
         names = {end: name for name, end in running.items()}
         (end, *_), _ = self._ray.wait(list(names), num_returns=1)
         name = names[end]
-        self._numbers[name] = self._get(
-            end, f"the call {name!r} in iteration {self._iteration}", name
-        )
+        what = f"the call {name!r} in iteration {self._iteration}"
+        self._numbers[name] = self._get_all([end, *self._peers.pop(end, ())], what, name)
         return name
 
     def numbers(self, call: CallSpec) -> Mapping[str, float]:
@@ -108,11 +119,11 @@ class RayRunner:
 
     def blend(self, source: str, target: str, eta: float) -> None:
         what = f"the hook from {source!r} to {target!r} in iteration {self._iteration}"
-        if self._home[source] is self._home[target]:
-            moved = self._home[target].do.remote("blend", source, target, eta)
+        (giver, *_), (taker, *_) = self._home[source], self._home[target]
+        if giver is taker:
+            moved = taker.do.remote("blend", source, target, eta)
         else:
-            weights = self._home[source].do.remote("weights", source)
-            moved = self._home[target].do.remote("move", target, weights, eta)
+            moved = taker.do.remote("move", target, giver.do.remote("weights", source), eta)
         self._get(moved, what)
 
     def save(self, folder: str) -> None:
@@ -122,7 +133,7 @@ class RayRunner:
         self._on_each("load", os.path.abspath(folder))
 
     def close(self) -> None:
-        for actor in set(self._home.values()):
+        for actor in self._actors():
             self._ray.kill(actor)
         self._home, self._put = {}, {}
         self._end()
@@ -131,13 +142,26 @@ class RayRunner:
 
     def processes(self) -> Mapping[str, int]:
         """The number of the process that each model, and each call without one, is in."""
-        return {place: self._processes[actor] for place, actor in self._home.items()}
+        return {place: self._processes[actors[0]] for place, actors in self._home.items()}
+
+    def _actors(self) -> list[Any]:
+        return list(dict.fromkeys(actor for actors in self._home.values() for actor in actors))
 
     def _on_each(self, method: str, folder: str) -> None:
-        actors = list(dict.fromkeys(self._home.values()))
-        references = [actor.do.remote(method, folder) for actor in actors]
+        references = [actor.do.remote(method, folder) for actor in self._actors()]
+        self._get_all(references, f"a worker that was to {method} its models")
+
+    def _get_all(self, references: Sequence[Reference], what: str, call: str | None = None) -> Any:
+        """What there is at the first. Where one process of several has ended, the others fail because of it."""
+        results, errors = [], []
         for reference in references:
-            self._get(reference, f"a worker that was to {method} its models")
+            try:
+                results.append(self._get(reference, what, call))
+            except Exception as error:
+                errors.append(error)
+        for error in sorted(errors, key=lambda e: not isinstance(e, WorkerDiedError)):
+            raise error
+        return results[0]
 
     def _reference(self, value: Reference) -> Reference:
         """A value of the data set becomes a reference once, however many calls read it."""
@@ -198,6 +222,17 @@ def actor_class() -> type:
             del sys.path[:first]
             self.worker: Any = None
 
+        def meeting(self) -> tuple[str, int]:
+            """An address and a free port here, for the processes of a group to meet at."""
+            import socket
+
+            import ray
+
+            host = ray.util.get_node_ip_address()
+            with socket.socket() as free:
+                free.bind((host, 0))
+                return host, free.getsockname()[1]
+
         def build(self, *arguments: Any) -> int:
             """Returns the number of the process."""
             from composer.dataflow.worker import CallWorker
@@ -219,14 +254,48 @@ def home_of(call: CallSpec) -> str:
     return call.model or f"({call.name})"
 
 
-def dealt(experiment: Experiment) -> list[list[str]]:
-    """The places of each worker, in turn by the order of the calls: neighbours in the graph may then overlap."""
+@dataclass(frozen=True)
+class Hand:
+    """What one worker has, or one group of ``processes`` that share a sharded model."""
+
+    places: Sequence[str]
+    processes: int = 1
+
+
+def dealt(experiment: Experiment) -> list[Hand]:
+    """The places of each worker, in turn by the order of the calls, so that neighbours in the graph may overlap.
+
+    A model with ``parallel`` has a group of workers for itself, beside ``run.workers``.
+    """
     order = [experiment.calls[node.name] for node in experiment.dag.order()]
     places = list(dict.fromkeys(home_of(call) for call in order))
     for hook in experiment.hooks:
         places += [name for name in (hook.source, hook.target) if name not in places]
-    workers = min(experiment.run.workers, len(places))
-    return [places[first::workers] for first in range(workers)]
+    sizes = {place: processes_of(experiment, place) for place in places}
+    groups = [Hand([place], size) for place, size in sizes.items() if size > 1]
+    whole = [place for place, size in sizes.items() if size == 1]
+    workers = min(experiment.run.workers, len(whole))
+    return [Hand(whole[first::workers]) for first in range(workers)] + groups
+
+
+def processes_of(experiment: Experiment, place: str) -> int:
+    """How many processes share what is at a place; ``data: auto`` means ``run.workers``."""
+    role = experiment.models.get(place)
+    if role is None or role.parallel is None:
+        return 1
+    data = experiment.run.workers if role.parallel.data is None else role.parallel.data
+    return data * role.parallel.tensor
+
+
+def refuse_hooks_over_shards(experiment: Experiment, hands: Sequence[Hand]) -> None:
+    sharded = {place for hand in hands if hand.processes > 1 for place in hand.places}
+    for hook in experiment.hooks:
+        for name in {hook.source, hook.target} & sharded:
+            position = experiment.source.position(hook.path)
+            raise RunError(
+                f"{'' if position is None else f'{position}: '}a hook moves whole models, and {name!r} has 'parallel'; "
+                "leave out one of the two"
+            )
 
 
 # --- what a worker needs to find what was found here ------------------------------------------------------------------

@@ -157,13 +157,14 @@ def _why_not_later(override: Override) -> Problem | None:
 
 
 def refuse_parallel(experiment: Experiment) -> None:
+    """Raise RunError for a model that is to be sharded: in one process there is nothing to spread it over."""
     sharded = [role for role in experiment.models.values() if role.parallel is not None]
     if sharded:
         position = experiment.source.position((*sharded[0].path, "parallel"), key=True)
         place = "" if position is None else f"{position}: "
         raise RunError(
-            f"{place}the model {sharded[0].name!r} has 'parallel', and in a run one process has all of a model; "
-            "leave it out"
+            f"{place}the model {sharded[0].name!r} has 'parallel', which spreads it over workers of Ray: add --runner "
+            "ray, or leave it out"
         )
 
 
@@ -239,11 +240,11 @@ class _Run:
             runner.close()
 
     def _runner(self) -> Runner:
-        refuse_parallel(self.experiment)
         if self.kind == "ray":
             from composer.dataflow.on_ray import RayRunner
 
             return RayRunner(self.experiment, self.allow, self.address)
+        refuse_parallel(self.experiment)
         return LocalRunner(self.experiment, self.allow)
 
     def _restore(self, runner: Runner) -> None:

@@ -13,12 +13,13 @@ import time
 import pytest
 import torch
 
+import composer
 from composer.dataflow import INTERFACES, read_experiment
 from composer.dataflow.cluster import connect
 from composer.dataflow.datasets import DatasetUtil, batches, make_dataset
 from composer.dataflow.experiments import QUICKSTARTS
 from composer.dataflow.local import LocalRunner, Tokenizers
-from composer.dataflow.on_ray import RayRunner, dealt
+from composer.dataflow.on_ray import Hand, RayRunner, dealt
 from composer.dataflow.running import run
 from composer.dataflow.schedule import RunError, WorkerDiedError
 from composer.dataflow.written import values_of
@@ -90,12 +91,14 @@ def do(runner, name, *values):
 
 def test_models_and_calls_are_dealt_over_two_processes(runner, experiment):
     hands = dealt(experiment)
-    assert [len(hand) for hand in hands] == [6, 6]
+    assert [(len(hand.places), hand.processes) for hand in hands] == [(6, 1), (6, 1)]
     processes = runner.processes()
     assert len(set(processes.values())) == 2
     assert os.getpid() not in processes.values()
     assert processes["actor"] != processes["ref"]
-    assert {processes[place] for place in hands[0]} != {processes[place] for place in hands[1]}
+    assert {processes[place] for place in hands[0].places}.isdisjoint(
+        {processes[place] for place in hands[1].places}
+    )
 
 
 def test_calls_hooks_and_states_are_those_of_one_process(runner, experiment, batch, tmp_path):
@@ -166,6 +169,46 @@ def test_ppo_on_ray_has_the_losses_of_one_process(cluster):
     assert len(there.rows) == 4
     for one, other in zip(here.rows, there.rows, strict=True):
         assert one == pytest.approx(other, rel=1e-6, abs=1e-6)
+
+
+SHARDED = """
+extends: sft
+models:
+  actor: {parallel: {data: 2}}
+data: {batch_size: 4}
+run: {iterations: 3, workers: 1, save_every: 2}
+"""
+
+
+def test_a_model_with_parallel_is_sharded_over_workers(cluster, tmp_path):
+    spec = tmp_path / "sharded.yaml"
+    spec.write_text(SHARDED)
+    alone = run("sft", ["data.batch_size=4", "run.iterations=4"])
+    there = run(spec, runner="ray", out=tmp_path / "run")
+    for one, other in zip(alone.rows[:3], there.rows, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    shards = {path.name for path in (tmp_path / "run").glob("checkpoint-00000003/actor/*")}
+    assert shards == {"checkpoint.json", "shard-00000.safetensors", "shard-00001.safetensors"}
+    assert composer.load(tmp_path / "run" / "actor.safetensors").policy is not None
+    # What two processes have saved, one goes on with.
+    text = (tmp_path / "run" / "experiment.yaml").read_text()
+    (tmp_path / "run" / "experiment.yaml").write_text(re.sub(r" *parallel: .*\n", "", text))
+    assert "parallel" in text
+    resumed = run(resume=tmp_path / "run", overrides=["run.iterations=4"], allow=[f"{tmp_path}/"])
+    assert resumed.rows[3] == pytest.approx(alone.rows[3], rel=1e-5)
+
+
+def test_a_hook_moves_no_sharded_model(tmp_path):
+    spec = tmp_path / "sharded.yaml"
+    spec.write_text(
+        "extends: dpo\nmodels:\n  actor: {parallel: {data: 2}}\n"
+        "hooks: [{after: train, from: actor, to: ref, eta: 0.5}]\n"
+    )
+    with pytest.raises(RunError) as error:
+        RayRunner(read_experiment(spec))
+    assert str(error.value) == (
+        f"{spec}:4:9: a hook moves whole models, and 'actor' has 'parallel'; leave out one of the two"
+    )
 
 
 ENDS = f"""
@@ -304,4 +347,4 @@ def test_a_missing_extra_is_named_before_there_is_a_folder(monkeypatch, tmp_path
 
 def test_no_more_workers_than_there_is_to_do():
     spec = ENDS.replace("workers: 1", "workers: 9")
-    assert dealt(read_experiment(spec, allow=ALLOW)) == [["(end)"], ["actor"]]
+    assert dealt(read_experiment(spec, allow=ALLOW)) == [Hand(["(end)"]), Hand(["actor"])]

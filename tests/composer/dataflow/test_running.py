@@ -354,7 +354,8 @@ def test_a_sharded_model_is_refused():
     with pytest.raises(RunError) as error:
         run("mine.yaml", out="run")
     assert str(error.value) == (
-        "mine.yaml:3:11: the model 'actor' has 'parallel', and in a run one process has all of a model; leave it out"
+        "mine.yaml:3:11: the model 'actor' has 'parallel', which spreads it over workers of Ray: add --runner ray, or "
+        "leave it out"
     )
     assert not Path("run").exists()
 
