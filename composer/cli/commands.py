@@ -442,7 +442,7 @@ def _check_experiment(arguments: argparse.Namespace, experiment: Experiment) -> 
     """Its graph is good; its models are built without weights, so that shapes and files are checked too."""
     from composer.dataflow.local import LocalRunner
 
-    runner = LocalRunner(experiment, arguments.allow, device="meta")
+    runner = LocalRunner(experiment, arguments.allow, device="meta", shards=True)
     networks = (model.network for model in runner.models.values())
     count = sum(p.numel() for network in networks for p in network.parameters())
     calls, models = _counted(experiment.calls, "call"), _counted(runner.models, "model")

@@ -38,6 +38,7 @@ class LocalRunner:
     """A `composer.dataflow.schedule.Runner` whose models are all in this process.
 
     ``models`` are the names of those to build (None: all that are used), ``tokenizers`` are theirs and the data set's.
+    With ``shards`` the caller shards those that have `parallel`, which are refused otherwise.
 
     Raises RunError and SpecError where a model or an interface cannot be built.
     """
@@ -49,8 +50,10 @@ class LocalRunner:
         models: Collection[str] | None = None,
         *,
         device: torch.device | str = "cpu",
+        shards: bool = False,
     ) -> None:
         self.experiment = experiment
+        self._shards = shards
         self._allow = tuple(allow)
         self.tokenizers = Tokenizers(experiment)
         names = used_models(experiment)
@@ -65,9 +68,12 @@ class LocalRunner:
     def _model(self, name: str, device: torch.device | str) -> ExperimentModel:
         experiment = self.experiment
         role = experiment.models[name]
-        if role.parallel is not None:
+        if role.parallel is not None and not self._shards:
             place = place_of(experiment, (*role.path, "parallel"))
-            message = f"the model {name!r} has 'parallel', and one process has all of a model here; leave it out"
+            message = (
+                f"the model {name!r} has 'parallel', which spreads it over workers of Ray: add --runner ray, or leave "
+                "it out"
+            )
             raise RunError(f"{place}{message}")
         try:
             return build_model(

@@ -48,9 +48,13 @@ class RayRunner:
         self._ray = import_ray()
         self._numbers: dict[str, Mapping[str, float]] = {}
         self._put: dict[int, tuple[Reference, Reference]] = {}  # by id: a value, and its reference
-        self._peers: dict[Reference, Sequence[Reference]] = {}  # the ends of the same call elsewhere
+        self._peers: dict[
+            Reference, Sequence[Reference]
+        ] = {}  # the ends of the same call elsewhere
         self._iteration = -1
-        self._home: dict[str, list[Any]] = {}  # the processes of each place, of which the first answers
+        self._home: dict[
+            str, list[Any]
+        ] = {}  # the processes of each place, of which the first answers
         self._processes: dict[Any, int] = {}
         try:
             self._build(hands, allow)

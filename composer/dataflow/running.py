@@ -156,18 +156,6 @@ def _why_not_later(override: Override) -> Problem | None:
     return Problem(message, tuple(path), Position(f"--set {shown}"))
 
 
-def refuse_parallel(experiment: Experiment) -> None:
-    """Raise RunError for a model that is to be sharded: in one process there is nothing to spread it over."""
-    sharded = [role for role in experiment.models.values() if role.parallel is not None]
-    if sharded:
-        position = experiment.source.position((*sharded[0].path, "parallel"), key=True)
-        place = "" if position is None else f"{position}: "
-        raise RunError(
-            f"{place}the model {sharded[0].name!r} has 'parallel', which spreads it over workers of Ray: add --runner "
-            "ray, or leave it out"
-        )
-
-
 def _require_curve() -> None:
     """What a folder has needs matplotlib; it is missed before anything is built."""
     try:
@@ -244,7 +232,6 @@ class _Run:
             from composer.dataflow.on_ray import RayRunner
 
             return RayRunner(self.experiment, self.allow, self.address)
-        refuse_parallel(self.experiment)
         return LocalRunner(self.experiment, self.allow)
 
     def _restore(self, runner: Runner) -> None:

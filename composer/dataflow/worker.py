@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 class CallWorker:
     """Reads the experiment ``text`` here, so that registries have what the ``allow``-ed modules register, and builds
-    the models called ``models``.
+    the models called ``models``; as one process of a ``group`` only its shards of them.
 
-    With a ``group`` this is one of several processes, over which the models are sharded. ``folders`` are where those modules lie, if they are not installed, ``files`` where the experiment's files do.
+    ``folders`` are where those modules lie, if they are not installed, ``files`` where the experiment's files do.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CallWorker:
         allow_beside(folders, allow)
         import_allowed(allow)
         self.experiment = read_experiment(text, allow=[*allow, *files])
-        self._runner = LocalRunner(self.experiment, allow, models)
+        self._runner = LocalRunner(self.experiment, allow, models, shards=True)
         if mesh is not None:
             for name, model in self._runner.models.items():
                 shard_model(model, mesh, self.experiment.models[name].parallel)

@@ -172,8 +172,8 @@ def test_a_model_that_is_spread_over_processes_is_refused(file):
     with pytest.raises(RunError) as caught:
         LocalRunner(experiment)
     assert str(caught.value) == (
-        "--set models.actor.parallel: the model 'actor' has 'parallel', and one process has all of a model here; leave "
-        "it out"
+        "--set models.actor.parallel: the model 'actor' has 'parallel', which spreads it over workers of Ray: add "
+        "--runner ray, or leave it out"
     )
 
 

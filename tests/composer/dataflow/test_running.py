@@ -354,7 +354,7 @@ def test_a_sharded_model_is_refused():
     with pytest.raises(RunError) as error:
         run("mine.yaml", out="run")
     assert str(error.value) == (
-        "mine.yaml:3:11: the model 'actor' has 'parallel', which spreads it over workers of Ray: add --runner ray, or "
+        "mine.yaml:3:21: the model 'actor' has 'parallel', which spreads it over workers of Ray: add --runner ray, or "
         "leave it out"
     )
     assert not Path("run").exists()
