@@ -324,11 +324,11 @@ def take_body(critic: Model, actor: Model) -> None:
     """Copy the weights of the actor's policy into those of the critic that have the same names and shapes."""
     assert critic.critic is not None
     weights = actor.policy.state_dict()
-    own = critic.critic.state_dict()
-    same = [name for name in own if name in weights and own[name].shape == weights[name].shape]
+    taken = critic.critic.state_dict()
+    same = [name for name in taken if name in weights and taken[name].shape == weights[name].shape]
     with torch.no_grad():
         for name in same:
-            own[name].copy_(weights[name])
+            taken[name].copy_(weights[name])
 
 
 def _as_actor(role: RoleSpec) -> RoleSpec:

@@ -209,8 +209,8 @@ def test_the_quickstart_of_ppo_raises_a_reward_of_ones_own():
         "ppo.kl_ctl=0.02",
         "run.iterations=60",
     ]
-    own = ["calls.rew_inf.with=lucky", ("calls.rew_inf.reads", ["ids", "prompt_mask"])]
+    swapped = ["calls.rew_inf.with=lucky", ("calls.rew_inf.reads", ["ids", "prompt_mask"])]
     with registered(INTERFACES, {"lucky": Lucky}):
-        rewards = run("ppo", [*own, *rates]).numbers("actor_train/reward")
+        rewards = run("ppo", [*swapped, *rates]).numbers("actor_train/reward")
     assert rewards[0] < 0.1
     assert sum(rewards[-5:]) / 5 > 0.5

@@ -177,9 +177,11 @@ def test_minibatches_are_steps_of_their_own():
     INTERFACES.get("ppo_actor")(
         n_minibatches=2, adv_norm=False, kl_ctl=0.0, gae_lambda=0.5
     ).train_step(model, sample, context())
-    one = INTERFACES.get("ppo_actor")(n_minibatches=1, adv_norm=False, kl_ctl=0.0, gae_lambda=0.5)
+    single = INTERFACES.get("ppo_actor")(
+        n_minibatches=1, adv_norm=False, kl_ctl=0.0, gae_lambda=0.5
+    )
     for part in sample.split(2, "ids"):
-        one.train_step(slow, part, context())
+        single.train_step(slow, part, context())
     for left, right in zip(model.parameters(), slow.parameters()):
         torch.testing.assert_close(left, right)
 
