@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from composer.dataflow.schedule import RunError
 from perception_blocks.registry import missing_extra
@@ -57,7 +58,7 @@ def connect(address: str | None, workers: int) -> Callable[[], None]:
         if address not in (None, "auto"):
             _refuse_no_cluster(str(address))
         logging.getLogger("ray").setLevel(logging.ERROR)
-        where = {"address": address or "local"}
+        where: dict[str, Any] = {"address": address or "local"}
         if not address:
             where["num_cpus"] = max(workers, os.cpu_count() or 1)
         try:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -323,7 +324,8 @@ def test_strange_files_of_a_processor_in_a_checkpoint_are_told(name, text, tmp_p
 
     path = tmp_path / "model.safetensors"
     composer.compose(spec(), seed=0).save(path)
-    for processor in ({**read_record(path).action_model["processor"], name: text}, [name], text):
+    about: Any = read_record(path).action_model
+    for processor in ({**about["processor"], name: text}, [name], text):
         record = container.read_record(path, 1)
         record["action_model"] = {"adapters_only": False, "processor": processor}
         for key in ("tensor_digests", "header_digest", "format"):

@@ -45,7 +45,8 @@ def _families(monkeypatch):
 
 
 every_form = pytest.mark.parametrize("form", FORMS)
-SPACES = dict(zip(("observation_space", "action_space"), token_spaces(WORDS, PLACES)))
+OBSERVATIONS, ACTIONS = token_spaces(WORDS, PLACES)
+SPACES = {"observation_space": OBSERVATIONS, "action_space": ACTIONS}
 
 
 def composed(spec, seed=0, **how):
@@ -156,7 +157,7 @@ def test_the_spec_of_an_experiment_composes():
         "ignore": ["sequence", "sequence_mask", "action_mask"],
     }
     model = composed(spec)
-    seen = {**SPACES["observation_space"].sample(), "observation": 3}
+    seen = {**OBSERVATIONS.sample(), "observation": 3}
     token, state = model.policy.act(seen, model.policy.initial_state())
     assert 0 <= token < WORDS
     assert state["latent/length"].tolist() == [1]
