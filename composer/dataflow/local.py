@@ -149,6 +149,9 @@ class LocalRunner:
         except Exception as error:
             error.add_note(f"in {self._where(call, context)}")
             raise
+        except SystemExit as error:  # it would end the run as if that were done
+            where = self._where(call, context)
+            raise RunError(f"{where}: interface {call.interface!r} calls exit()") from error
         self._numbers[call.name] = context.numbers
         try:
             return call.name, packed(call, sample, result)

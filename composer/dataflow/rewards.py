@@ -31,6 +31,7 @@ __all__ = ["RewardError", "Text", "interface_of", "rewards_from", "reward_functi
 
 RewardFunction: TypeAlias = Callable[..., Sequence[float]]
 LONGEST = 60  # characters of a text that a message shows
+LARGEST = torch.finfo(torch.float32).max
 
 
 class RewardError(RefusedError):
@@ -89,10 +90,11 @@ def rewards_from(numbers: object, texts: Sequence[Text], what: str) -> Tensor:
     for text, number in zip(texts, plain, strict=False):
         if not isinstance(number, Real):
             got = describe(number)
-        elif not math.isfinite(number):
-            got = str(number)
-        else:
+        elif abs(number) <= LARGEST:
             continue
+        else:
+            is_large = LARGEST < abs(number) < math.inf
+            got = "a number that is too large" if is_large else str(number)
         raise RewardError(f"{what} gives {got} for {text}; a reward is a finite number")
     if len(plain) < len(texts):
         count = f"{len(plain)} of {len(texts)} rewards"
@@ -202,7 +204,7 @@ class _FunctionReward(Interface):
         columns = self._chosen(sample, what)
         try:
             numbers = self._called(texts, columns)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(f"{what} {self._why(error, texts, columns)}") from error
         return {"rewards": rewards_from(numbers, texts, what)}
 
@@ -227,7 +229,7 @@ class _FunctionReward(Interface):
         )
 
     def _why(
-        self, error: Exception, texts: Sequence[Text], columns: Mapping[str, Sequence[object]]
+        self, error: BaseException, texts: Sequence[Text], columns: Mapping[str, Sequence[object]]
     ) -> str:
         """What the function did, and for which text: the first for which it does so alone, else all of them."""
         said = str(error) if isinstance(error, FunctionError) else f"raises {in_words(error)}"
@@ -235,7 +237,7 @@ class _FunctionReward(Interface):
             for text in texts:
                 try:
                     self._called([text], columns)
-                except Exception as again:
+                except (Exception, SystemExit) as again:
                     if type(again) is type(error):
                         return f"{said}, for {text}"
         if not texts:

@@ -14,6 +14,9 @@ from composer.dataflow.context import Context
 from composer.dataflow.interfaces import Interface
 from composer.dataflow.samples import Sample
 from composer.dataflow.schedule import RunError
+from composer.source.files import as_argument, outside, real_path
+from perception_blocks.reading import file_at
+from perception_blocks.settings import SettingProblem, SettingsError
 
 __all__ = ["WriteTexts"]
 
@@ -24,6 +27,9 @@ class WriteTexts(Interface):
     A row has the ``prompt`` and what follows it as ``completion``; without ``prompt_mask`` the whole ``text``. A call
     may read other values, such as ``rewards``: those with one number for each sequence are in its row. ``folder`` is
     relative to the current folder; every iteration has its own file, which appears whole.
+
+    Raises SettingsError for a folder that is neither below the current one nor where the caller lets the experiment
+    read: a file of somebody else could write anywhere.
     """
 
     needs_model = False
@@ -33,12 +39,15 @@ class WriteTexts(Interface):
 
     def __init__(self, *, folder: str = "texts") -> None:
         self.folder = folder
+        _refuse_elsewhere(folder)
 
     def evaluate(self, model: object, sample: Sample, context: Context) -> None:
         """Logs ``texts``, how many there are. Raises RunError where a file cannot be written."""
         rows = texts_of(sample, context.tokenizer)
         path = Path(self.folder) / f"{context.iteration:08}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if outside(str(path), [real_path(self.folder)]):
+            raise RunError(f"{str(path)!r} is a link that leads elsewhere; remove it")
         try:
             os.makedirs(self.folder, exist_ok=True)
             replace_with(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
@@ -47,6 +56,22 @@ class WriteTexts(Interface):
         except OSError as error:
             raise RunError(f"{str(path)!r} cannot be written: {error.strerror}") from error
         context.log("texts", len(rows))
+
+
+def _refuse_elsewhere(folder: str) -> None:
+    """Raise SettingsError for a folder that the experiment may not write."""
+    place = os.path.abspath(folder)
+    if not outside(place, [real_path("")]):
+        return
+    try:
+        file_at(place)
+    except ValueError:
+        entry = os.path.join(real_path(folder), "")
+        message = (
+            f"'folder': {folder!r} is not below the current folder; pass allow=[{entry!r}] or --allow "
+            f"{as_argument(entry)} if the experiment may write there"
+        )
+        raise SettingsError([SettingProblem("folder", message)]) from None
 
 
 def texts_of(sample: Sample, tokenizer: Any) -> list[dict[str, object]]:

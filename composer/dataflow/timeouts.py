@@ -20,9 +20,12 @@ from types import TracebackType
 from typing import Any
 
 from composer.trust import allow_beside
+from perception_blocks.words import cut
 
 __all__ = ["FunctionError", "KillableFunction", "RaisedError", "in_words", "why_not_elsewhere"]
 
+LONGEST = 500  # characters of what an error says
+MOST_SECONDS = 1e6  # that the operating system waits for
 START_SECONDS = 120.0  # to import the module of the function
 
 
@@ -48,7 +51,7 @@ class KillableFunction:
     """Calls a function of a module in a process that begins with the first call, and is used until it is killed."""
 
     def __init__(self, function: Callable[..., object], seconds: float) -> None:
-        self.seconds = seconds
+        self.seconds = min(seconds, MOST_SECONDS)
         self._module, self._name = function.__module__, function.__qualname__
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
@@ -155,5 +158,6 @@ def _below(error: BaseException) -> TracebackType | None:
 
 
 def in_words(error: BaseException) -> str:
-    """The kind of an error and what it says."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """The kind of an error and what it says, in a line."""
+    text = cut(" ".join(str(error).split()), LONGEST)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 from composer.checkpoint.blending import ModuleTensors, blend_tensors, tensors_of
@@ -28,7 +30,8 @@ class CallWorker:
     """Reads the experiment ``text`` here, so that registries have what the ``allow``-ed modules register, and builds
     the models called ``models``; as one process of a ``group`` only its shards of them.
 
-    ``folders`` are where those modules lie, if they are not installed, ``files`` where the experiment's files do.
+    ``folders`` are where those modules lie, if they are not installed, the first of them the current folder of the run;
+    ``files`` where the experiment's files do.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class CallWorker:
         group: Group | None = None,
     ) -> None:
         mesh = None if group is None else joined_group(*group)
+        with suppress(OSError, IndexError):  # a node may not have it
+            os.chdir(folders[0])
         allow_beside(folders, allow)
         import_allowed(allow)
         self.experiment = read_experiment(text, allow=[*allow, *files])

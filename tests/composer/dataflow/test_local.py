@@ -95,6 +95,8 @@ class Failing(Interface):
     def inference(self, model, sample, context):
         if self.how == "raise":
             raise ZeroDivisionError("no rewards today")
+        if self.how == "exit":
+            raise SystemExit
         return {"rewards": torch.zeros(3)}
 
 
@@ -105,6 +107,17 @@ def test_an_exception_of_an_interface_keeps_its_traceback_and_names_the_call(fil
             rows_of(experiment, LocalRunner(experiment))
     assert caught.traceback[-1].name == "inference"
     assert caught.value.__notes__ == [f"in {file}:10:12: call 'rew_inf' in iteration 0"]
+
+
+def test_an_interface_does_not_end_the_run_as_if_it_were_done(file):
+    with registered(INTERFACES, {"failing": Failing}):
+        experiment = read_experiment(
+            file, ["calls.rew_inf.with=failing", ("calls.rew_inf.settings", {"how": "exit"})]
+        )
+        with pytest.raises(RunError) as caught:
+            rows_of(experiment, LocalRunner(experiment))
+    message = f"{file}:10:12: call 'rew_inf' in iteration 0: interface 'failing' calls exit()"
+    assert str(caught.value) == message
 
 
 def test_a_wrong_count_names_the_call_the_value_and_both_numbers(file):

@@ -130,6 +130,8 @@ WRONG = [
     ([1, float("nan"), 3], "gives nan for item 'y', the text 'aa'; a reward is a finite number"),
     ([1, 2, -float("inf")], "gives -inf for item 'y', the text 'bb'; a reward is a finite number"),
     (np.array([np.nan, 1, 1]), "gives nan for item 'x', the text 'abc'; a reward is a finite number"),
+    ([1, 1e39, 3], "gives a number that is too large for item 'y', the text 'aa'; a reward is a finite number"),
+    ([1, 2, -(10**5000)], "gives a number that is too large for item 'y', the text 'bb'; a reward is a finite number"),
     ([1, "2", 3], "gives the text '2' for item 'y', the text 'aa'; a reward is a finite number"),
     ([None, 1, 2], "gives nothing (null) for item 'x', the text 'abc'; a reward is a finite number"),
     ([[1], 1, 2], "gives a list for item 'x', the text 'abc'; a reward is a finite number"),
@@ -162,6 +164,29 @@ def test_an_error_is_told_with_the_text_that_leads_to_it(context, settings):
     assert ("for completion in completions]" in notes) == bool(
         settings
     )  # its own traceback is not ours
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SystemExit(), "SystemExit"),
+        (SystemExit("enough"), "SystemExit: enough"),
+        (ValueError("two\n  lines"), "ValueError: two lines"),
+        (ValueError("x" * 1000), f"ValueError: {'x' * 497}..."),
+    ],
+)
+def test_whatever_is_raised_is_a_line(context, error, said):
+    def score(prompts, completions):
+        raise error
+
+    score.__qualname__ = "score"
+    message = f"{PLACE}{SCORE} raises {said}, for item 'x', the text 'abc'"
+    with pytest.raises(RewardError, match=f"^{re.escape(message)}$"):
+        rewards(score, context)
+
+
+def test_a_timeout_may_be_longer_than_a_system_waits(context):
+    assert rewards(reward_functions.brevity, context, timeout=1e300) == [-1.0, -1.0, -1.0]
 
 
 def test_an_error_of_all_texts_together(context):

@@ -59,6 +59,33 @@ def test_generated_texts_are_written():
     assert all(set(row) == {"prompt", "completion"} and row["prompt"] for row in rows)
 
 
+def test_texts_are_written_where_the_caller_lets_them(tmp_path, capsys):
+    texts = "calls.write={do: evaluate, with: write_texts, reads: [ids, prompt_mask], settings: {folder: %s}}"
+    elsewhere = tmp_path.parent / f"{tmp_path.name} elsewhere"
+    os.symlink(elsewhere, "link")
+    entry = os.path.join(elsewhere, "")
+    for folder in (elsewhere, f"../{elsewhere.name}", "link"):
+        status, _, said = command(capsys, "generation", *SHORT, texts % folder)
+        assert status == 1
+        assert said.endswith(
+            f": interface 'write_texts' cannot be made: 'folder': {str(folder)!r} is not below the current folder; pass "
+            f"allow=[{entry!r}] or --allow '{entry}' if the experiment may write there\n"
+        )
+        assert not elsewhere.exists()
+    assert len(run("generation", [*SHORT, texts % elsewhere], [entry]).rows) == 2
+    assert sorted(file.name for file in elsewhere.iterdir()) == ["00000000.jsonl", "00000001.jsonl"]
+
+
+def test_texts_are_not_written_through_a_link(tmp_path, capsys):
+    Path("texts").mkdir()
+    Path("mine.txt").write_text("mine")
+    os.symlink("../mine.txt", "texts/00000001.jsonl")
+    status, _, said = command(capsys, "generation", *SHORT)
+    assert status == 1
+    assert said.endswith("'texts/00000001.jsonl' is a link that leads elsewhere; remove it\n")
+    assert Path("mine.txt").read_text() == "mine"
+
+
 def test_the_settings_of_other_systems_are_params(capsys):
     log = run("ppo", [*SHORT, "ppo.kl_ctl=0.25", ("ppo.gen.top_p", 0.5), ("trial_name", "b")])
     assert log.rows[0]["actor_train/kl_ctl"] == 0.25
