@@ -457,7 +457,7 @@ def _check_action_model(
     arguments: argparse.Namespace, source: Source, spaces: dict[str, Any]
 ) -> None:
     """Its weights are needed too: whether training sees what acting saw is seen by one action."""
-    from composer.language.action_model import ProofError
+    from composer.language.action_proof import ProofError
     from composer.language.overview import why_no_processor
 
     model: Any = _composed(arguments, source, spaces)

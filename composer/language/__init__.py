@@ -11,7 +11,8 @@ __all__ += ["token_spec"]
 
 if TYPE_CHECKING:
     from composer.language.action_bins import ActionBins, OpenVlaBins
-    from composer.language.action_model import ActionModel, Predicted, ProofError
+    from composer.language.action_model import ActionModel, Predicted
+    from composer.language.action_proof import ProofError
     from composer.language.hf import register_hf
     from composer.language.pretrained import (
         FAMILIES,
@@ -28,7 +29,8 @@ else:
         __name__,
         {
             "action_bins": "ActionBins OpenVlaBins",
-            "action_model": "ActionModel Predicted ProofError",
+            "action_model": "ActionModel Predicted",
+            "action_proof": "ProofError",
             "hf": "register_hf",
             "pretrained": "FAMILIES FamilyError complete_settings from_hf register_family to_hf token_spec",
             "value_head": "ValueHead",

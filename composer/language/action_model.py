@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from composer.build.budget import Budget, CountingMode, LimitReached
 from composer.build.construction import on_cpu
@@ -24,6 +23,7 @@ from composer.language.action_files import (
     take_adapters,
 )
 from composer.language.action_plan import ActionPlan
+from composer.language.action_proof import prove_action_model
 from composer.language.action_spec import Spaces, plan_action_model
 from composer.language.generating import (
     SAMPLING,
@@ -32,6 +32,8 @@ from composer.language.generating import (
     check_prompt,
     check_sampling,
     check_tokens,
+    generation_config,
+    is_single,
     refuse_arguments,
     rows_of,
     split_rows,
@@ -46,7 +48,7 @@ from perception_blocks.init import derive_seed
 from perception_blocks.reading import files_found
 from perception_blocks.words import describe, did_you_mean, listing
 
-__all__ = ["ActionModel", "Predicted", "ProofError", "compose_action_model"]
+__all__ = ["ActionModel", "Predicted", "compose_action_model"]
 
 MODES = ("train", "eval")
 Inputs = dict[str, Any]
@@ -64,10 +66,6 @@ class Predicted(NamedTuple):
     values: Tensor
 
 
-class ProofError(ValueError):
-    """Log-probabilities that are calculated again are not those of acting: training would be wrong in silence."""
-
-
 class ActionModel(nn.Module):
     """What `compose` returns for a spec with `model`: the policy, and the critic if it has a value head.
 
@@ -75,6 +73,8 @@ class ActionModel(nn.Module):
     token of the prompt (None: values are zeros), ``processor`` makes tokens and pixels of observations (None: there
     is none).
     """
+
+    has_merged = False  # whether its adapters are in its weights
 
     def __init__(
         self, plan: ActionPlan, source: Source, spec: ModelSpec, spaces: Spaces, seed: int
@@ -87,9 +87,7 @@ class ActionModel(nn.Module):
         self.chunks = plan.spec.action_chunks_len
         self.hf = plan.build("meta")
         self.value_head = plan.value_head("meta")
-        self._sharding: Any = (
-            None  # of composer.parallel, once the weights are spread over processes
-        )
+        self._sharding: Any = None  # of composer.parallel, once weights are spread over processes
         self.eval()
 
     # --- weights ---
@@ -169,8 +167,6 @@ class ActionModel(nn.Module):
         self.has_merged = True
         return self
 
-    has_merged = False
-
     @property
     def device(self) -> torch.device:
         return next(self.hf.parameters()).device
@@ -197,41 +193,26 @@ class ActionModel(nn.Module):
         check_sampling(sampling)
         refuse_arguments(more)
         check_prompt(input_ids, attention_mask, self.plan.config.get_text_config().vocab_size)
-        values = compute_values and self.value_head is not None
+        has_values = compute_values and self.value_head is not None
         inputs = self._moved(
             {"attention_mask": attention_mask, "pixel_values": pixel_values, **more}
         )
         processors: list[LogitsProcessor] = [OnlyBins(self.bins.first, self.bins.n_bins)]
         if do_sample and generator is not None:
             processors.append(Sampler(generator, **sampling))
-        draws = do_sample and generator is None
-        config = GenerationConfig(
-            max_new_tokens=self.action_token_len,
-            do_sample=draws,
-            num_beams=1,
-            **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} | sampling if draws else {}),
-            use_cache=True,
-            eos_token_id=None,
-            pad_token_id=0,
-            output_logits=True,
-            output_hidden_states=values,
-            return_dict_in_generate=True,
-        )
+        count = self.action_token_len
+        drawn = sampling if do_sample and generator is None else None
         out = self.hf.generate(
             input_ids.to(self.device),
-            generation_config=config,
+            generation_config=generation_config(count, drawn, with_features=has_values),
             logits_processor=LogitsProcessorList(processors),
             **inputs,
         )
         logits = torch.stack(out.logits, 1)
-        return Predicted(
-            out.sequences[:, -self.action_token_len :],
-            out.sequences,
-            logits,
-            self._values(torch.stack([step[-1][:, -1] for step in out.hidden_states], 1))
-            if values
-            else torch.zeros_like(logits[..., :1], dtype=torch.float32),
-        )
+        values = torch.zeros_like(logits[..., :1], dtype=torch.float32)
+        if has_values:
+            values = self._values(torch.stack([x[-1][:, -1] for x in out.hidden_states], 1))
+        return Predicted(out.sequences[:, -count:], out.sequences, logits, values)
 
     def predict_action_batch(
         self,
@@ -280,13 +261,13 @@ class ActionModel(nn.Module):
             raise ValueError(f"an observation is a mapping, got {describe(observation)}")
         names = [name for name in self.plan.spec.inputs.values() if name in observation]
         image = observation.get(self.plan.spec.inputs.get("image", ""))
-        is_single = self._is_single(observation)
-        if is_single:
+        single = is_single(observation, self.plan.spec.inputs)
+        if single:
             observation = {name: [observation[name]] for name in names}
         mode = "eval" if deterministic else "train"
         actions, _ = self.predict_action_batch(observation, mode, compute_values=False)
         actions = actions.squeeze(1) if self.chunks == 1 else actions
-        actions = actions[0] if is_single else actions
+        actions = actions[0] if single else actions
         space = self.action_space
         if space is not None:
             low, high = (torch.as_tensor(x, device=actions.device) for x in (space.low, space.high))
@@ -351,35 +332,7 @@ class ActionModel(nn.Module):
         ``observation`` is one or a batch; without one, two are made, with tasks of unequal lengths. Raises ProofError
         above ``tolerance``: 1e-5, or 0.1 of a log-probability in half precision.
         """
-        if tolerance is None:
-            tolerance = 1e-5 if next(self.hf.parameters()).dtype == torch.float32 else 0.1
-        observation = self._made_observation() if observation is None else observation
-        if self._is_single(observation):
-            observation = {name: [value] for name, value in observation.items()}
-        was_training = self.training
-        self.eval()
-        try:
-            _, acted = self.predict_action_batch(observation)
-            with torch.no_grad():
-                again = self(acted["forward_inputs"])
-        finally:
-            self.train(was_training)
-        pairs = {"logprobs": "prev_logprobs", "values": "prev_values"}
-        worst = 0.0
-        for name, before in pairs.items():
-            difference = float((again[name] - acted[before]).abs().max())
-            if not math.isfinite(difference):
-                raise ProofError(
-                    f"{name} are not finite: the model's weights have NaN or infinity in them"
-                )
-            if difference > tolerance:
-                raise ProofError(
-                    f"{name} that forward calculates again differ by {difference:.2g} from those of acting, more than "
-                    f"{tolerance:.0e}: the model counts places, or reads its inputs, otherwise in one pass than step "
-                    "by step; look at its prepare_inputs_for_generation"
-                )
-            worst = max(worst, difference)
-        return worst
+        return prove_action_model(self, observation, tolerance)
 
     # --- looking at it ---
 
@@ -463,21 +416,6 @@ class ActionModel(nn.Module):
             for name, value in inputs.items()
             if value is not None
         }
-
-    def _is_single(self, observation: Mapping[str, Any]) -> bool:
-        """Whether it is of one environment: a text, or an image alone."""
-        inputs = self.plan.spec.inputs
-        if "text" in inputs:
-            return isinstance(observation.get(inputs["text"]), str)
-        return getattr(observation.get(inputs.get("image", "")), "ndim", 4) == 3
-
-    def _made_observation(self) -> dict[str, Any]:
-        """Two observations with tasks of unequal lengths."""
-        from composer.language.overview import made_images
-
-        kinds = self.plan.spec.inputs
-        values = {"image": made_images(self), "text": ["pick up the red cup", "put"]}
-        return {name: values[kind] for kind, name in kinds.items()}
 
 
 def compose_action_model(

@@ -36,7 +36,7 @@ from perception_blocks.port import format_shape
 from perception_blocks.settings import SettingsError
 from perception_blocks.words import describe, did_you_mean, listing
 
-__all__ = ["plan_action_model"]
+__all__ = ["plan_action_model", "size_in"]
 
 Spaces = tuple[Any, Any]  # of observations and actions; None where they are not known
 _FLASH: dict[str, Callable[[], bool]] = {
@@ -175,7 +175,7 @@ class _Planner:
     def sizes(self, config: Any) -> None:
         """Notes each size of RLinf's keys that is not that of the configuration."""
         for key, given in self.spec.sizes.items():
-            actual = _size_in(config, key)
+            actual = size_in(config, key)
             if actual is None:
                 self._note(key, f"{key!r} is not in the configuration; leave it out")
             elif _as_pair(given) != _as_pair(actual):
@@ -426,7 +426,7 @@ class _Planner:
         return key if key in self.written else self.origin
 
 
-def _size_in(config: Any, key: str) -> Any:
+def size_in(config: Any, key: str) -> Any:
     parts = [config.get_text_config()] if key != "image_size" else []
     parts += [config, getattr(config, "vision_config", None)]
     for part in parts:

@@ -17,7 +17,7 @@ from perception_blocks.port import format_shape
 from perception_blocks.words import describe, did_you_mean, listing
 
 __all__ = ["SAMPLING", "OnlyBins", "Sampler", "check_prompt", "check_sampling", "check_tokens"]
-__all__ += ["refuse_arguments", "rows_of", "split_rows"]
+__all__ += ["generation_config", "is_single", "refuse_arguments", "rows_of", "split_rows"]
 
 SAMPLING = ("temperature", "top_k", "top_p")
 OF_FORWARD = ("action_tokens", "input_ids", "attention_mask")
@@ -51,6 +51,13 @@ def rows_of(env_obs: Any, inputs: Mapping[str, str]) -> dict[str, list[Any]]:
             f"observations must have equally many rows, at least one; there are {shown}"
         )
     return rows
+
+
+def is_single(observation: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Whether it is of one environment: a text, or an image alone."""
+    if "text" in inputs:
+        return isinstance(observation.get(inputs["text"]), str)
+    return getattr(observation.get(inputs.get("image", "")), "ndim", 4) == 3
 
 
 def _as_array(row: Any) -> np.ndarray:
@@ -151,6 +158,25 @@ def check_sampling(sampling: Mapping[str, Any]) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not fits(value):
             raise ValueError(f"{name!r} must be {needed}, got {describe(value)}")
+
+
+def generation_config(
+    count: int, sampling: Mapping[str, Any] | None, *, with_features: bool
+) -> GenerationConfig:
+    """``count`` tokens, drawn as ``sampling`` says, or the likeliest ones where that is None."""
+    draws = sampling is not None
+    return GenerationConfig(
+        max_new_tokens=count,
+        do_sample=draws,
+        num_beams=1,
+        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0, **sampling} if draws else {}),
+        use_cache=True,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        output_hidden_states=with_features,
+        return_dict_in_generate=True,
+    )
 
 
 class OnlyBins(LogitsProcessor):

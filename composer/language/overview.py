@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from composer.diagram.picture import Box, Frame, Picture
@@ -12,7 +11,7 @@ from composer.summary.table import percent
 from perception_blocks.blocks.lora import adapter_names
 from perception_blocks.dag import Dag, DagNode
 
-__all__ = ["made_images", "picture_of", "summary_of", "why_no_processor"]
+__all__ = ["picture_of", "summary_of", "why_no_processor"]
 
 
 def summary_of(model: Any) -> str:
@@ -101,21 +100,3 @@ def picture_of(model: Any) -> Picture:
     return Picture(
         Dag(nodes, reads, None), boxes, {"policy": frame}, caption=f"{whole:,} parameters"
     )
-
-
-def made_images(model: Any) -> list[Any]:
-    """Two images of random pixels, as the space or the configuration has them."""
-    space, name = model.observation_space, model.plan.spec.inputs.get("image", "")
-    shape = getattr(getattr(space, "spaces", {}).get(name), "shape", None)
-    if shape is None:
-        config = model.plan.config
-        size = getattr(config, "image_size", None)
-        size = (
-            getattr(getattr(config, "vision_config", None), "image_size", 224)
-            if size is None
-            else size
-        )
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        shape = (height, width, 3)
-    draw = np.random.default_rng(0)
-    return [draw.integers(0, 256, shape, dtype=np.uint8) for _ in range(2)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from composer.critic.targets import Targeted
+from composer.language.action_proof import made_observation
 from composer.model import Model
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.lookup import is_by_actor
@@ -108,16 +109,10 @@ class ActionTrial:
 
     def __init__(self, model: Any, data: int, place: int | None) -> None:
         self.model = model
-        kinds = model.plan.spec.inputs
-        made = model._made_observation()
-        count = data * ROWS
-        values: dict[str, Any] = {"text": ["pick up the red cup", "put"] * (count // 2)}
-        if "image" in kinds:
-            shape = made[kinds["image"]][0].shape
-            draw = np.random.default_rng(SEED)
-            values["image"] = draw.integers(0, 256, (count, *shape), np.uint8)
+
         self._rows = _rows_of(place)
-        self.observations = {name: values[kind][self._rows] for kind, name in kinds.items()}
+        made = made_observation(model, data * ROWS)
+        self.observations = {name: values[self._rows] for name, values in made.items()}
         self._acted: Any = None
 
     def share(self, tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import composer.parallel
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import foreign_modules
 from composer.errors import SpecError
+from composer.language.action_proof import made_observation
 from composer.parallel import materialize
 from composer.parallel.layout import named_tensors, whole_tensor
 from composer.parallel.prove import compare
@@ -303,7 +304,7 @@ def check_action():
     for name in ("action", "lora"):
         model = composer.parallel.compose(spec(name), allow=allow, seed=0)
         alone = composer.compose(spec(name), allow=allow, seed=0)
-        observation = alone._made_observation()
+        observation = made_observation(alone)
         ours, theirs = (m.predict_action_batch(observation, "eval")[0] for m in (alone, model))
         torch.testing.assert_close(ours, theirs)
         assert model.hf.generate is not None
@@ -351,7 +352,7 @@ def check_folder():
 
     composer.parallel.save(FOLDER / "trained", model)
     composer.parallel.consolidate(FOLDER / "trained", FOLDER / "whole")
-    acted = model.predict_action_batch(alone._made_observation(), "eval")[1]
+    acted = model.predict_action_batch(made_observation(alone), "eval")[1]
     if MESH.is_first:
         alone.hf = TinyVla.from_pretrained(FOLDER / "whole", local_files_only=True).eval()
         alone.value_head.load_state_dict(load_file(FOLDER / "whole" / "value_head.safetensors"))
