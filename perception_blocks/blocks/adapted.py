@@ -29,6 +29,7 @@ from perception_blocks.blocks.lora import (
     merge,
     without_adapters,
 )
+from perception_blocks.init import Rule
 from perception_blocks.port import format_shape
 from perception_blocks.reading import file_at, json_in, require_regular
 from perception_blocks.settings import (
@@ -66,10 +67,14 @@ def lora_keys(
 
 
 class AdaptedBlock(PerceptionBlock):
-    """A block with the settings ``lora`` and ``freeze``, which are about the modules in its ``body``."""
+    """A block with the settings ``lora`` and ``freeze``, which are about the modules in its body.
+
+    It may have ``checkpoint`` too, whose weights no ``init`` replaces.
+    """
 
     lora: Mapping[str, Any] | None = None  # while it has adapters
     frozen: Sequence[str] = ()
+    folder: Any = None  # from which the weights are, where a checkpoint is named
 
     @property
     def adapted(self) -> nn.Module:
@@ -110,6 +115,12 @@ class AdaptedBlock(PerceptionBlock):
                 target = self.adapted.get_parameter(name)
                 if name.startswith(prefix) and not target.is_meta:
                     target.copy_(tensor)
+
+    def take_initializer(self, rule: Rule) -> None:
+        if self.folder is not None:
+            why = "a checkpoint's weights are kept as they are; leave out 'init' or 'checkpoint'"
+            raise SettingsError([SettingProblem("init", why)])
+        super().take_initializer(rule)
 
     def merge_adapters(self) -> None:
         """Add the adapters to the weights and remove them; what was frozen for them is trained again."""

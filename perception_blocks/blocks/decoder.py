@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perception_blocks.base_block import State, capturing, is_traced, one_input, seed_from
+from perception_blocks.base_block import State, capturing, is_traced, seed_from
 from perception_blocks.blocks.adapted import AdaptedBlock
 from perception_blocks.blocks.decoder_layers import DecoderLayer, LayerForm, NormName, make_norm
+from perception_blocks.blocks.decoder_settings import (
+    problems_of_heads,
+    problems_of_numbers,
+    problems_of_places,
+    problems_of_rotation,
+    token_shape,
+)
 from perception_blocks.blocks.embed import refuse_too_few
 from perception_blocks.blocks.families import (
     FAMILIES,
@@ -30,10 +37,10 @@ from perception_blocks.blocks.key_value_cache import (
     Placement,
     WholeSequences,
 )
-from perception_blocks.blocks.rotary import problems_of_scaling, rotary_tables
+from perception_blocks.blocks.rotary import ROPE_THETA, rotary_tables
 from perception_blocks.blocks.windows import ParallelMemoryBlock
-from perception_blocks.init import Rule, draw_parameters
-from perception_blocks.port import InputShapeError, Port, Shape, Shapes, format_shape
+from perception_blocks.init import draw_parameters
+from perception_blocks.port import Port, Shapes, format_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import (
     Activation,
@@ -44,13 +51,12 @@ from perception_blocks.settings import (
     SettingProblem,
     SettingsError,
 )
-from perception_blocks.words import cut, describe
+from perception_blocks.words import describe
 
 __all__ = ["DecoderBlock", "FullCacheError"]
 
 # Keys and values, each (n, layers, heads, places, features of a head).
 Cache: TypeAlias = tuple[Tensor, Tensor]
-ROPE_THETA = 10000.0
 BASE = 256  # a state is in the model's dtype, and bfloat16 has no odd number above it
 
 
@@ -87,7 +93,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
     given: Mapping[str, Any]  # the settings that were given, among them those that equal a default
     family: str | None = None
     settings: Mapping[str, Any] | None = None  # all of them, where the family is known
-    folder: FamilyFolder | None = None
+    folder: FamilyFolder | None
 
     def __new__(cls, in_shapes: object = None, *args: object, **settings: object) -> Self:
         block = super().__new__(cls, in_shapes, *args, **settings)
@@ -214,12 +220,6 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             self.draw_adapted(seed, lambda: draw_parameters(self, seed, rule))
         else:
             self.draw_adapted(seed, self._copy_stored)
-
-    def take_initializer(self, rule: Rule) -> None:
-        if self.folder is not None:
-            why = "a checkpoint's weights are kept as they are; leave out 'init' or 'checkpoint'"
-            raise SettingsError([SettingProblem("init", why)])
-        super().take_initializer(rule)
 
     def _copy_stored(self) -> None:
         assert self.folder is not None
@@ -432,70 +432,6 @@ def lengths_of(lengths: object, tokens: object) -> Tensor:
     if given.numel() and not is_whole:  # an empty list has no dtype
         raise ValueError(f"packed takes lengths as whole numbers, got {given.dtype}")
     return given.long()
-
-
-def token_shape(in_shapes: Shapes) -> Shape:
-    """``()``, one token at each step, or ``(length,)``, a sequence."""
-    shape = one_input(in_shapes, "decoder")
-    if len(shape) > 1:
-        rule = "decoder takes one token () or a sequence of tokens (length,)"
-        raise InputShapeError(rule, {0: shape})
-    return shape
-
-
-def problems_of_heads(form: LayerForm, sized: bool, rotary: bool) -> Iterator[SettingProblem]:
-    """What is wrong with the heads; ``sized``: their ``head_dim`` was given."""
-    if form.num_heads % form.num_kv_heads:
-        message = f"'num_kv_heads' must divide num_heads={form.num_heads}, got {form.num_kv_heads}"
-        yield SettingProblem("num_kv_heads", message)
-    if not sized and form.width % form.num_heads:
-        message = (
-            f"'num_heads' must divide width={form.width}, got {form.num_heads}; or give 'head_dim'"
-        )
-        yield SettingProblem("num_heads", message)
-    elif rotary and form.head_dim % 2:
-        what = "'head_dim'" if sized else "'head_dim' (width / num_heads)"
-        message = f"{what} must be even for rotary positions, got {form.head_dim}"
-        yield SettingProblem("head_dim" if sized else "num_heads", message)
-
-
-def problems_of_places(
-    shape: Shape, max_length: int, sliding_window: int | None
-) -> Iterator[SettingProblem]:
-    """What is wrong with the number of places and what is said of them."""
-    if shape and shape[0] is not None and shape[0] > max_length:
-        message = f"'max_length' must be at least {shape[0]}, the length of the sequence, got {max_length}"
-        yield SettingProblem("max_length", message)
-    if sliding_window is not None and sliding_window >= max_length:
-        message = (
-            f"'sliding_window' must be less than max_length={max_length}, got {sliding_window}"
-        )
-        yield SettingProblem("sliding_window", f"{message}; leave it out to see all tokens")
-
-
-def problems_of_rotation(
-    positions: str, rope_theta: float, rope_scaling: Mapping[str, Any] | None
-) -> Iterator[SettingProblem]:
-    """What is wrong with rotary positions."""
-    given = {"rope_theta": rope_theta != ROPE_THETA, "rope_scaling": rope_scaling is not None}
-    if positions == "learned":
-        for name in [name for name, is_given in given.items() if is_given]:
-            message = f"{name!r} is for rotary positions; leave out {name!r} or 'positions'"
-            yield SettingProblem(name, message)
-    elif rope_scaling is not None:
-        for message in problems_of_scaling(rope_scaling):
-            yield SettingProblem("rope_scaling", f"'rope_scaling': {message}")
-
-
-def problems_of_numbers(vocab_size: OneOrMany, **scales: float) -> Iterator[SettingProblem]:
-    """What is wrong with a vocabulary of none, and numbers that float32 does not hold."""
-    if isinstance(vocab_size, Sequence) and not vocab_size:
-        yield SettingProblem("vocab_size", "'vocab_size' is an empty list; leave it out")
-    for name, value in scales.items():
-        if value > torch.finfo(torch.float32).max:
-            yield SettingProblem(
-                name, f"{name!r} must be a number of float32, got {cut(str(value), 40)}"
-            )
 
 
 def digits_of(max_length: int) -> int:

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from perception_blocks.blocks.families import Family, FamilyError, HfValues, Row
-from perception_blocks.blocks.rotary import SCALINGS
+from perception_blocks.blocks.rotary import ROPE_THETA, SCALINGS
 from perception_blocks.settings import settings_of
 from perception_blocks.words import hint, listing
 
 __all__ = ["GEMMA", "GPT2", "LLAMA", "MISTRAL", "QWEN2"]
 
 Settings = dict[str, Any]
-ROPE_THETA = 10000.0
 TANH: Any = {"gelu": {"approximate": "tanh"}}
 # The name of an activation in transformers -> ours. Of several for one, the first is written.
 ACTIVATIONS = {

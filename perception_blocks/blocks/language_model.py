@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from perception_blocks.base_block import seed_from
 from perception_blocks.blocks.adapted import AdaptedBlock
 from perception_blocks.blocks.embed import refuse_too_few
+from perception_blocks.blocks.families import largest
 from perception_blocks.blocks.language_config import (
     FAMILIES,
     Folder,
@@ -75,7 +76,7 @@ class TransformerBlock(AdaptedBlock, MaskedBlock):
             raise InputShapeError(rule, {0: shapes[0]})
         check_mask("transformer", shapes, 1, [shapes[0]])
         length = shapes[0][0]
-        most = max(vocab_size) if isinstance(vocab_size, Sequence) else vocab_size
+        most = None if vocab_size is None else largest(vocab_size)
         self.folder = None if checkpoint is None else Folder(checkpoint)
         body = make_body(family, self.folder, config, most)
         require_places(body.config, length)
@@ -94,12 +95,6 @@ class TransformerBlock(AdaptedBlock, MaskedBlock):
     @property
     def adapted(self) -> nn.Module:
         return self.body  # type: ignore[return-value]
-
-    def take_initializer(self, rule: Rule) -> None:
-        if self.folder is not None:
-            why = "a checkpoint's weights are kept as they are; leave out 'init' or 'checkpoint'"
-            raise SettingsError([SettingProblem("init", why)])
-        super().take_initializer(rule)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         seed = seed_from(generator)

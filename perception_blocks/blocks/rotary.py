@@ -16,7 +16,9 @@ from torch import Tensor
 from perception_blocks.settings import PositiveFloat, PositiveInt, check_settings
 from perception_blocks.words import did_you_mean, listing
 
-__all__ = ["SCALINGS", "problems_of_scaling", "rotary_tables", "rotated"]
+__all__ = ["ROPE_THETA", "SCALINGS", "problems_of_scaling", "rotary_tables", "rotated"]
+
+ROPE_THETA = 10000.0  # of models that do not say another
 
 
 def linear(frequencies: Tensor, *, factor: PositiveFloat) -> Tensor:
@@ -53,11 +55,15 @@ def problems_of_scaling(scaling: Mapping[str, Any]) -> Iterator[str]:
         near = did_you_mean(str(kind), SCALINGS)
         yield f"'rope_type' must be one of {listing(SCALINGS)}, got {kind!r}{near}"
         return
-    given = {key: value for key, value in scaling.items() if key != "rope_type"}
+    given = _without_kind(scaling)
     problems = check_settings(SCALINGS[kind], given, f"'rope_type' {kind!r}")
     yield from (problem.message for problem in problems)
     if kind == "llama3" and not problems and given["high_freq_factor"] <= given["low_freq_factor"]:
         yield "'high_freq_factor' must be greater than 'low_freq_factor'"
+
+
+def _without_kind(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in scaling.items() if key != "rope_type"}
 
 
 def rotary_tables(
@@ -67,8 +73,7 @@ def rotary_tables(
     exponents = torch.arange(0, features, 2, dtype=torch.float32, device="cpu") / features
     frequencies = 1.0 / theta**exponents
     if scaling is not None:
-        given = {key: value for key, value in scaling.items() if key != "rope_type"}
-        frequencies = SCALINGS[scaling["rope_type"]](frequencies, **given)
+        frequencies = SCALINGS[scaling["rope_type"]](frequencies, **_without_kind(scaling))
     places = torch.arange(length, dtype=torch.float32, device="cpu")
     angles = torch.outer(places, frequencies)
     cosines, sines = angles.cos(), angles.sin()
