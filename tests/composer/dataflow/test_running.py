@@ -16,7 +16,9 @@ from composer.cli.commands import main
 from composer.dataflow import Interface, RunError, read_experiment, register_experiment, run
 from composer.dataflow.experiment import EXPERIMENTS
 from composer.dataflow.experiments import OURS, QUICKSTARTS
+from composer.dataflow.local import LocalRunner
 from composer.dataflow.run_folder import RunFolder
+from composer.dataflow.schedule import WorkerDiedError
 from composer.errors import SpecError
 from composer.training.trainer import TrainingError
 from perception_blocks.registry import MissingExtraError
@@ -238,6 +240,35 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_to_the_same_losses(uninterr
     assert sorted(path.name for path in Path("run").glob("checkpoint*")) == ["checkpoint-00000002"]
     assert run(resume="run").rows == uninterrupted
     assert not list(Path("run").glob(".composer*"))
+
+
+class Dying(LocalRunner):
+    """As one on Ray, a process of which has ended."""
+
+    def start(self, call, iteration, values):
+        if iteration == 2:
+            raise WorkerDiedError("the call 'train' in iteration 2: its process has ended")
+        return super().start(call, iteration, values)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_run_whose_process_ended_says_how_to_go_on(monkeypatch, capsys, saves):
+    alone = run("sft", ["run.iterations=4"]).rows
+    with monkeypatch.context() as patched:
+        patched.setattr("composer.dataflow.running.LocalRunner", Dying)
+        given = ["run.iterations=4", "run.save_every=1", *(["-o", "run"] if saves else [])]
+        status, out, err = command(capsys, "sft", *given)
+    assert (status, out) == (1, "")
+    way_out = (
+        "go on from the last checkpoint: composer run --resume run"
+        if saves
+        else "with a folder (-o DIR) a run can be resumed"
+    )
+    assert err == (
+        f"composer run: the call 'train' in iteration 2: its process has ended; {way_out}\n"
+    )
+    if saves:
+        assert run(resume="run").rows == alone
 
 
 def test_ctrl_c_saves_the_run_and_says_how_to_go_on(capfd, monkeypatch):
