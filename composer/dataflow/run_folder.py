@@ -77,7 +77,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path) -> RunFolder:
         """The folder of a run that is there. Raises RunError for one that is damaged, or no run's."""
-        refuse_links_outside(path, FILES)
+        refuse_links_outside(path, [*FILES, *(file.name for file in path.glob("*.safetensors"))])
         record = _read_record(path)
         return cls(path, record, _text_of(path / EXPERIMENT, MAX_BYTES))
 

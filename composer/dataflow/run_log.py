@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perception_blocks.registry import missing_extra
+from perception_blocks.words import readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +20,7 @@ __all__ = ["RunLog"]
 
 MOST_PANELS = 12
 COLUMNS = 3
+LONGEST_TITLE = 80
 IMPORTANT = ("reward", "loss", "accuracy")
 
 
@@ -81,15 +84,17 @@ class RunLog:
             lines = -(-len(names) // COLUMNS)
             figure = Figure(figsize=(11, 0.6 + 2.2 * max(lines, 1)), layout="constrained")
             self._fill(figure, names, lines)
-            figure.suptitle(title, parse_math=False)
-            figure.savefig(path, dpi=110, format="png")
+            figure.suptitle(readable(title, LONGEST_TITLE), parse_math=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph")  # a script that the font lacks
+                figure.savefig(path, dpi=110, format="png")
 
     def _fill(self, figure: Figure, names: Sequence[str], lines: int) -> None:
         for index, name in enumerate(names):
             axes = figure.add_subplot(lines, COLUMNS, index + 1)
             points = [(i, row[name]) for i, row in enumerate(self.rows) if name in row]
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "")
-            axes.set_title(name, fontsize="small", parse_math=False)
+            axes.set_title(readable(name, LONGEST_TITLE), fontsize="small", parse_math=False)
             axes.grid(alpha=0.3)
             if index >= len(names) - COLUMNS:
                 axes.set_xlabel("iteration")

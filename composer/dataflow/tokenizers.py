@@ -40,7 +40,7 @@ def tokenizer_from(path: str) -> PreTrainedTokenizerBase:
         place = Path(file_at(path))
     except ValueError as error:
         raise RefusedError(str(error)) from error
-    if not place.is_dir():
+    if not os.path.isdir(place):  # Path.is_dir raises OSError for a name that is too long
         return vocabulary_tokenizer(path)
     if not (place / "tokenizer_config.json").is_file():
         raise RefusedError(f"the folder {path!r} has no tokenizer: no tokenizer_config.json")

@@ -174,10 +174,14 @@ def test_a_checkpoint_has_files_of_its_own_only(run, odd, tmp_path):
         run.latest()
 
 
-def test_a_file_of_a_run_that_leads_elsewhere_is_refused(run, tmp_path):
-    (tmp_path / "elsewhere.yaml").write_text(TEXT)
-    (run.path / "experiment.yaml").unlink()
-    (run.path / "experiment.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+@pytest.mark.parametrize(
+    "name", ["run.json", "experiment.yaml", "log.csv", "curve.png", "actor.safetensors"]
+)
+def test_a_file_of_a_run_that_leads_elsewhere_is_refused(run, tmp_path, name):
+    """It would be read, or written, there."""
+    (tmp_path / "elsewhere").write_text(TEXT)
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(TrainingError, match="is a link that leads out of the run's folder"):
         RunFolder.open(run.path)
 
@@ -186,3 +190,9 @@ def test_the_log_has_the_numbers_of_a_name_and_their_mean():
     log = RunLog([{"a/x": 1.0}, {"a/x": 2.0, "b/y": 4.0}])
     assert log.names == ["a/x", "b/y"]
     assert (log.numbers("a/x"), log.mean("a/x"), log.numbers("b/y")) == ([1.0, 2.0], 1.5, [4.0])
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred\nlines", "日本", "x" * 5000, "$a$ _b^"])
+def test_a_curve_is_drawn_whatever_names_are(tmp_path, name):
+    RunLog([{name: 1.0}, {name: 2.0}]).draw(tmp_path / "curve.png", name)
+    assert (tmp_path / "curve.png").stat().st_size < 200_000

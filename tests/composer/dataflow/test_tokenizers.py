@@ -151,3 +151,8 @@ def test_what_is_no_vocabulary_is_told(tmp_path, make, message):
     make(file)
     with pytest.raises(SpecError, match=f"^{re.escape(message.format(file))}$"):
         vocabulary_tokenizer(file)
+
+
+def test_a_name_that_is_too_long_is_told():
+    with pytest.raises(SpecError, match=r"^'x{5000}' cannot be read: File name too long$"):
+        tokenizer_from("x" * 5000)
