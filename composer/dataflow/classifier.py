@@ -15,7 +15,7 @@ from composer.dataflow.rewards import RewardError, rewards_from, texts_of
 from composer.dataflow.samples import Sample
 from composer.dataflow.timeouts import in_words
 from composer.dataflow.tokenizers import tokenizer_from
-from composer.language.hf import HfFolder
+from composer.language.hf import HfFolder, quiet
 from composer.language.processors import offline
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.settings import PositiveInt, SettingProblem, SettingsError
@@ -87,7 +87,7 @@ def _classifier(path: str) -> Any:
     """The model in a folder, on the CPU. Raises SettingsError where it is no whole sequence classifier."""
     folder = HfFolder(path, "path")
     try:
-        with offline(), random_states_kept(0):
+        with offline(), quiet(), random_states_kept(0):
             config = AutoConfig.from_pretrained(
                 str(folder.place), local_files_only=True, trust_remote_code=False
             )

@@ -26,7 +26,7 @@ from composer.checkpoint.file import (
     write_checkpoint,
 )
 from composer.checkpoint.plain_spec import plain_spec
-from composer.language.hf import VALUE_HEAD_FILE
+from composer.language.hf import VALUE_HEAD_FILE, quiet
 from composer.language.processors import processor_files
 from composer.source.load import dump_yaml
 from composer.spaces.json_form import spaces_to_json
@@ -212,7 +212,7 @@ def save_folder(model: Any, folder: str | os.PathLike[str]) -> None:
             "cannot be saved: the model has no weights yet; call materialize first"
         )
     try:
-        with new_folder(target) as temporary:
+        with new_folder(target) as temporary, quiet():
             _write_into(model, str(temporary))
     except OSError as error:
         raise CheckpointError(f"{str(target)!r} cannot be written: {error.strerror}") from error

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -28,6 +29,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from composer.language.action_bins import ActionBins
 from perception_blocks.blocks.model_folder import ModelFolder, misfits
@@ -38,7 +40,7 @@ from perception_blocks.registry import NameTakenError
 from perception_blocks.words import cut, describe, did_you_mean, hint
 
 __all__ = ["VALUE_HEAD_FILE", "HfFolder", "HfModel", "config_problems", "make_config", "make_model"]
-__all__ += ["model_type_of", "parameters_on_meta", "register_hf"]
+__all__ += ["model_type_of", "parameters_on_meta", "quiet", "register_hf"]
 
 MOST_LABELS = 100_000  # a configuration makes a name for each
 # Keys that say what a call returns, which is ours to say.
@@ -175,7 +177,8 @@ def make_config(cls: Any, values: Mapping[str, Any]) -> Any:
     """The configuration. Raises ValueError with what the library says of values that only it knows."""
     try:
         _refuse_odd_keys(values)
-        config = cls.from_dict({k: v for k, v in values.items() if k not in _OF_CALLS})
+        with quiet():
+            config = cls.from_dict({k: v for k, v in values.items() if k not in _OF_CALLS})
         if not isinstance(config.get_text_config(), PretrainedConfig):
             raise ValueError("the settings of its text model must be a mapping")
         if config.is_encoder_decoder:
@@ -296,7 +299,7 @@ def make_model(
     """
     config = copy.deepcopy(config)  # the library writes into it
     initial = contextlib.nullcontext() if draws else no_init_weights()
-    with random_states_kept(seed), initial, torch.device(device), warnings.catch_warnings():
+    with quiet(), random_states_kept(seed), initial, torch.device(device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused
         model = entry.model._from_config(config, attn_implementation=attention, dtype=dtype)
     model.tie_weights()
@@ -324,3 +327,20 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, transformers draws no progress bars, and warns of nothing: such as special tokens that no model here reads."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    bars_of_hub = not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # and those of the hub
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if bars and not bars_of_hub:
+            disable_progress_bars()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from composer.language.hf import HfModel
+from composer.language.hf import HfModel, quiet
 from perception_blocks.blocks.model_folder import code_named_in
 
 __all__ = ["offline", "processor_files", "processor_from", "processor_of_files"]
@@ -30,7 +30,7 @@ def processor_from(entry: HfModel, place: str | Path | None, config: Any) -> Any
     elif entry.processor is None:
         return None
     else:
-        with offline():
+        with offline(), quiet():
             try:
                 processor = entry.processor.from_pretrained(
                     str(place), local_files_only=True, trust_remote_code=False
@@ -53,7 +53,7 @@ def processor_files(processor: Any) -> dict[str, str]:
     """
     if not hasattr(processor, "save_pretrained"):
         return {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         processor.save_pretrained(folder)
         files = sorted(file for file in Path(folder).rglob("*") if not file.is_dir())
         lost = [file for file in files if not file.name.endswith((*TEXTS, *BINARY))]

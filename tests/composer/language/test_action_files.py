@@ -1,5 +1,6 @@
 import ast
 import json
+import logging
 import os
 import re
 import subprocess
@@ -11,11 +12,18 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Text
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 import composer
 from composer.checkpoint.container import CheckpointError
 from composer.errors import SpecError
-from tests.helpers.action_models import TinyProcessor, TinyVla, observations, spec
+from tests.helpers.action_models import (
+    STATISTICS,
+    TinyProcessor,
+    TinyVla,
+    observations,
+    spec,
+)
 from tests.helpers.paths import CONFIGS, ROOT
 
 LORA = {"rank": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}
@@ -108,6 +116,35 @@ def test_adapters_alone_say_what_a_model_without_them_lacks(tmp_path):
     again = composer.compose(spec(), overrides=overrides, seed=0)
     again.load_weights(path)
     assert torch.equal(said(again), said(model))
+
+
+def test_the_library_says_nothing_as_models_are_made_saved_and_loaded(tmp_path, capsys):
+    """It draws bars, and warns of the special tokens of a default configuration beyond a small vocabulary."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    library = logging.getLogger("transformers")
+    library.addHandler(handler)
+    level, bars = library.level, transformers_logging.is_progress_bar_enabled()
+    transformers_logging.enable_progress_bar()
+    try:
+        config = {"vocab_size": 43, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
+        config |= {"n_action_bins": 8, "norm_stats": STATISTICS}
+        values = {"model_type": "learned_vla", "config": config, "inputs": {"text": "task"}}
+        model = composer.compose(spec(**values), seed=0)
+        model.save(tmp_path / "model.safetensors")
+        composer.load(tmp_path / "model.safetensors")
+        model.save_pretrained(tmp_path / "folder")
+        folder = {**values, "config": None, "model_path": str(tmp_path / "folder")}
+        composer.compose(spec(**folder), allow=[f"{tmp_path}/"], seed=0)
+        assert transformers_logging.is_progress_bar_enabled()
+        assert library.level == level
+    finally:
+        library.removeHandler(handler)
+        if not bars:
+            transformers_logging.disable_progress_bar()
+    assert said == []
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_model_without_adapters_is_saved_whole(tmp_path):
