@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 __all__ = ["BESIDE_MODEL", "CRITIC_KEYS", "KINDS", "NETWORK_KEYS", "ONE_OF_SEVERAL", "PLACES"]
@@ -29,7 +30,7 @@ def _sections_of(key: str) -> str:
     return " or ".join(repr(name) for name, keys in _SECTIONS.items() if key in keys)
 
 
-TOP_PLACES = MappingProxyType(dict.fromkeys(TOP_KEYS, "at the top of the spec"))
-PLACES = MappingProxyType(
+TOP_PLACES: Mapping[str, str] = MappingProxyType(dict.fromkeys(TOP_KEYS, "at the top of the spec"))
+PLACES: Mapping[str, str] = MappingProxyType(
     {key: f"in {_sections_of(key)}" for keys in _SECTIONS.values() for key in keys} | TOP_PLACES
 )
