@@ -331,7 +331,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, transformers draws no progress bars, and warns of nothing: such as special tokens that no model here reads."""
+    """Within, transformers draws no bars and warns of nothing, such as special tokens that no model here reads."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     bars_of_hub = not are_progress_bars_disabled()
     logging.set_verbosity_error()
