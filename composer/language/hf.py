@@ -299,7 +299,13 @@ def make_model(
     """
     config = copy.deepcopy(config)  # the library writes into it
     initial = contextlib.nullcontext() if draws else no_init_weights()
-    with quiet(), random_states_kept(seed), initial, torch.device(device), warnings.catch_warnings():
+    with (
+        quiet(),
+        random_states_kept(seed),
+        initial,
+        torch.device(device),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused
         model = entry.model._from_config(config, attn_implementation=attention, dtype=dtype)
     model.tie_weights()
