@@ -24,7 +24,11 @@ sys.path.insert(0, str(ROOT))
 from rooms import rooms_as_dot  # noqa: E402
 
 import composer  # noqa: E402
+from composer.dataflow.call_spec import read_experiment  # noqa: E402
+from composer.dataflow.experiment import is_experiment, registered_spec  # noqa: E402
+from composer.dataflow.overview import draw_experiment  # noqa: E402
 from composer.diagram.render import render  # noqa: E402
+from composer.source.load import load_source  # noqa: E402
 from tests.helpers.pages import Page, Picture, items, open_page  # noqa: E402
 
 CONFIG_MODULES = ["environments", "networks"]  # the folders of classes beside the specs in configs/
@@ -71,6 +75,9 @@ def drawn(picture: Picture, examples: Page) -> str:
     subject: Any = examples.names.get(picture.what)
     if picture.what.endswith(".yaml"):
         allow = CONFIG_MODULES if picture.what.startswith("configs/") else examples.modules
+        if is_experiment(load_source(picture.what, named=registered_spec).data):
+            experiment = read_experiment(picture.what, allow=allow)
+            return draw_experiment(experiment, examples.folder / "picture.svg").read_text()
         subject = composer.compose(picture.what, allow=allow, seed=0)
     return composer.draw(subject, examples.folder / "picture.svg").read_text()
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import composer
+from composer.dataflow.call_spec import read_experiment
+from composer.dataflow.experiment import is_experiment, registered_spec
 from composer.source.load import load_source
 from composer.spec.read import read_spec
 from tests.helpers.paths import CONFIGS, ROOT
@@ -78,8 +80,13 @@ class Page:
             (self.folder / example.file).write_text(example.text)
 
     def check_spec(self, example: Example) -> None:
-        """Compose a whole spec; of one without environment check the structure, of a fragment that it can be read."""
-        source = load_source(example.file or example.text)
+        """Compose a whole spec; of one without environment check the structure, of a fragment that it can be read.
+
+        An experiment with a version is checked whole.
+        """
+        source = load_source(example.file or example.text, named=registered_spec)
+        if is_experiment(source.data) and "version" in source.data:
+            read_experiment(example.file or example.text, allow=self.modules)
         if "policy" not in source.data:
             return
         if "environment" in source.data:
