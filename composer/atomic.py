@@ -22,7 +22,7 @@ try:
 except ImportError:  # not on Windows, where such files are left
     fcntl: Any = None
 
-__all__ = ["FOLDER_SUFFIX", "PREFIX", "WriteError", "new_folder", "replace_with"]
+__all__ = ["FOLDER_SUFFIX", "PREFIX", "WriteError", "lock", "new_folder", "replace_with"]
 __all__ += ["temporary_folder"]
 
 PREFIX, SUFFIX, FOLDER_SUFFIX = ".composer-", ".tmp", ".part"
@@ -77,8 +77,8 @@ def temporary_folder(path: Path) -> Iterator[None]:
     except OSError as error:
         raise WriteError(path, error.strerror or str(error), error.errno or 0) from error
     try:
-        if fcntl is not None and handle is not None:
-            _lock(handle, fcntl.LOCK_EX)
+        if handle is not None:
+            lock(handle)
         yield
     finally:
         shutil.rmtree(path, ignore_errors=True)
@@ -139,7 +139,7 @@ def _locked_file(folder: Path) -> tuple[str, int | None]:
             os.close(handle)
             return name, None
         try:
-            if not _lock(handle, fcntl.LOCK_EX) or os.fstat(handle).st_nlink:
+            if not lock(handle) or os.fstat(handle).st_nlink:
                 return name, handle
         except BaseException:
             _discard(name, handle)
@@ -154,10 +154,13 @@ def _discard(name: str, handle: int | None) -> None:
         os.close(handle)
 
 
-def _lock(handle: int, kind: int) -> bool:
-    """Lock the file; False if the file system has no locks, or another process holds this one."""
+def lock(handle: int, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock the file; False where there are no locks, or another process holds this one."""
+    if fcntl is None:
+        return False
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-        fcntl.flock(handle, kind)
+        fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
@@ -180,7 +183,7 @@ def _remove_if_abandoned(path: str) -> None:
             return
         handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
-            if _lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if lock(handle, wait=False):
                 (shutil.rmtree if is_folder else os.unlink)(path)
         finally:
             os.close(handle)

@@ -15,19 +15,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from composer.atomic import lock
 from perception_blocks.words import did_you_mean, listing
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl: Any = None
 
 __all__ = ["Mesh", "end_with_starter", "run_processes", "start"]
 
@@ -198,7 +194,7 @@ def run_processes(module: str, arguments: Sequence[str], count: int, folder: Pat
 def _lock_held(folder: Path) -> Iterator[None]:
     """Hold a lock in ``folder``, which the system takes from this process when it ends, even if it is killed."""
     with open(folder / LOCK, "wb") as file:
-        _lock(file, "LOCK_EX")
+        lock(file.fileno())
         yield
 
 
@@ -207,21 +203,10 @@ def end_with_starter(folder: Path) -> None:
 
     def wait() -> None:
         with contextlib.suppress(OSError), open(folder / LOCK, "rb") as file:
-            if _lock(file, "LOCK_SH"):
+            if lock(file.fileno(), shared=True):
                 os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _lock(file: IO[bytes], kind: str) -> bool:
-    """Wait for the lock of ``file``; False where the system or the file system has none."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, getattr(fcntl, kind))
-    except OSError:
-        return False
-    return True
 
 
 @contextlib.contextmanager
