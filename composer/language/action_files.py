@@ -26,6 +26,7 @@ from composer.checkpoint.file import (
     write_checkpoint,
 )
 from composer.checkpoint.plain_spec import plain_spec
+from composer.language.action_plan import ActionPlan
 from composer.language.hf import VALUE_HEAD_FILE, quiet
 from composer.language.processors import processor_files
 from composer.source.load import dump_yaml
@@ -182,7 +183,7 @@ def give_weights(model: Any, part: nn.Module, device: torch.device) -> None:
             stored[name].copy_(tensor)
 
 
-def _fill_adapter(name: str, tensor: Tensor, plan: Any) -> None:
+def _fill_adapter(name: str, tensor: Tensor, plan: ActionPlan) -> None:
     draw_adapter(name, tensor, plan.seed)
     if name in plan.adapters:
         with torch.no_grad():

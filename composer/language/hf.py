@@ -32,7 +32,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from composer.language.action_bins import ActionBins
-from perception_blocks.blocks.model_folder import ModelFolder, misfits
+from perception_blocks.blocks.model_folder import ModelFolder, misfits, reason_of
 from perception_blocks.init import derive_seed
 from perception_blocks.port import format_shape
 from perception_blocks.random_states import random_states_kept
@@ -184,8 +184,7 @@ def make_config(cls: Any, values: Mapping[str, Any]) -> Any:
         if config.is_encoder_decoder:
             raise ValueError("it is an encoder with a decoder, and an action model is a decoder")
     except Exception as error:  # StrictDataclassError is an Exception and nothing more
-        reason = str(error).strip().replace("`", "'").rpartition("\n")[2].strip().rstrip(".")
-        raise ValueError(f"{cls.__name__} cannot be made: {reason}") from error
+        raise ValueError(f"{cls.__name__} cannot be made: {reason_of(error)}") from error
     return config
 
 

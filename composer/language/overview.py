@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from composer.diagram.picture import Box, Frame, Picture
-from composer.summary.table import percent
+from composer.summary.table import aligned, percent
 from perception_blocks.blocks.lora import adapter_names
 from perception_blocks.dag import Dag, DagNode
 
@@ -16,17 +16,11 @@ __all__ = ["picture_of", "summary_of", "why_no_processor"]
 
 def summary_of(model: Any) -> str:
     """Parts of the model, each with its class, parameters and what of them is trained."""
-    rows = [("part", "class", "parameters", "trained")]
-    for name, part in [*model.hf.named_children(), ("value_head", model.value_head)]:
-        if part is not None:
-            rows.append((name, type(part).__name__, *_counts(part)))
+    parts = [*model.hf.named_children(), ("value_head", model.value_head)]
+    rows = [(name, type(p).__name__, *_counts(p)) for name, p in parts if p is not None]
     rows.append(("all", type(model.hf).__name__, *_counts(model)))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip()
-        for a, b, c, d in rows
-    ]
-    return "\n".join([*lines, "", *_remarks(model)])
+    table = aligned(["part", "class", "parameters", "trained"], rows)
+    return "\n".join([*table, "", *_remarks(model)])
 
 
 def _counts(part: nn.Module) -> tuple[str, str]:

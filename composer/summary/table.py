@@ -217,7 +217,7 @@ def _names(names: Sequence[str]) -> str:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 _HEADER = ["node", "block", "shape", "parameters", "share", "FLOPs", "notes", "line"]
-_RIGHT = {"parameters", "share", "FLOPs"}
+_RIGHT = {"parameters", "share", "FLOPs", "trained"}
 
 
 def _cells(row: Row) -> list[str]:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.activations import ACT2FN
 
-from perception_blocks.blocks.model_folder import ModelFolder, misfits
+from perception_blocks.blocks.model_folder import ModelFolder, misfits, reason_of
 from perception_blocks.port import format_shape
 from perception_blocks.settings import (
     LayerCount,
@@ -97,9 +97,10 @@ def settings_of(config: PretrainedConfig) -> dict[str, object]:
 
 def refusal(family: str, settings: Mapping[str, object], error: Exception) -> ValueError:
     """What the library says of values that only it knows, as an error of the user's."""
-    reason = str(error).strip().replace("`", "'").rpartition("\n")[2].strip().rstrip(".")
     shown = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-    return ValueError(f"family {family!r} cannot be built with {shown or 'its defaults'}: {reason}")
+    return ValueError(
+        f"family {family!r} cannot be built with {shown or 'its defaults'}: {reason_of(error)}"
+    )
 
 
 def _problems(family: str, settings: Mapping[str, object]) -> Iterator[SettingProblem]:

@@ -18,15 +18,10 @@ from perception_blocks.reading import file_at, json_in, require_regular
 from perception_blocks.settings import SettingProblem, SettingsError
 from perception_blocks.words import describe
 
-__all__ = ["ModelFolder", "code_named_in", "misfits"]
+__all__ = ["ModelFolder", "code_named_in", "misfits", "reason_of"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = (
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-)  # dtypes of weights as safetensors calls them; others are quantized
+FLOATS = ("F64", "F32", "F16", "BF16")  # of weights, as safetensors has them; others are quantized
 _NAMES_OF_CLASSES = ("_class", "processor_type", "extractor_type")
 _PROCESSORS = re.compile(r"(Tokenizer|Processor|FeatureExtractor|Backend)(Fast|Pil)?$")
 _CLASSES = "register the classes in a module that you allow, and remove it"
@@ -175,6 +170,11 @@ class ModelFolder:
 
     def _wrong(self, message: str) -> ValueError:
         return SettingsError([SettingProblem(self._setting, f"{self._setting!r}: {message}")])
+
+
+def reason_of(error: Exception) -> str:
+    """Why transformers refuses a configuration: the last line of what it says, as a part of a message."""
+    return str(error).strip().replace("`", "'").rpartition("\n")[2].strip().rstrip(".")
 
 
 def misfits(name: str, stored: Any, tensor: Tensor) -> Iterator[str]:

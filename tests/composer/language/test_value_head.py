@@ -26,10 +26,12 @@ def test_hidden_weights_follow_the_fan_out_and_the_last_ones_are_small():
 
 
 def test_a_seed_draws_each_weight_by_its_name():
-    heads = [ValueHead(8, hidden_sizes=(4,)) for _ in range(2)]
-    for head in heads:
-        head.reset_parameters(3)
-    assert torch.equal(heads[0].mlp[0].weight, heads[1].mlp[0].weight)
+    heads = [ValueHead(8, hidden_sizes=sizes) for sizes in ((4,), (4, 4), (4,))]
+    for head, seed in zip(heads, (3, 3, 4), strict=True):
+        head.reset_parameters(seed)
+    first, longer, other = (head.mlp[0].weight for head in heads)
+    assert torch.equal(first, longer)
+    assert not torch.equal(first, other)
 
 
 def test_features_of_half_precision_are_read_in_full():
