@@ -75,6 +75,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "input_unread_observation": [("policy:", "ignore: [screen]\npolicy:")],
     "inputs_for_in": [("inputs", "in")],
     "linear_output_bias_off": [("bias: false, ", "")],
+    "keys_of_other_sections": [(", texts: {}", ""), ("    normalize: [observation]\n", ""), ("    kind: state\n", "  kind: state\n"), ("version: 1\n", "version: 1\nnormalize: [observation]\ntexts: {}\n")],
     "lstm_bidirectional_step": [(", bidirectional: true", "")],
     "many_problems": [("envronment", "environment"), ("vgg_con,", "vgg_conv,"), ("wdth", "width"), ("    latent: {block: dense, inputs: screen}\n", ""), ("{move: latent}", "{move: {in: latent}}"), ("kind: values", "kind: state"), ("_target_: os.system", "template: {}")],
     "masked_global_pooling_gets_vector": [("in: observation}", "in: observation, dims: [-1]}")],
