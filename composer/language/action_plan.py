@@ -38,9 +38,7 @@ class ActionPlan:
         """The library's module on "meta", or on "cpu" with weights; adapters injected and frozen parts frozen."""
         draws = self.folder is None
         dtype = torch.float32 if draws else self.dtype  # drawn alike in every precision
-        model = make_model(
-            self.entry, self.config, self.attention, self.seed, device=device, dtype=dtype, draws=draws
-        )  # fmt: skip
+        model = self.plain(device, dtype, draws=draws)
         if self.folder is not None and device != "meta":
             self.folder.load_into(model)
         return self._finished(model)
@@ -48,15 +46,21 @@ class ActionPlan:
     def without_weights(self) -> Any:
         """The same with buffers on "cpu", and with parameters on "meta" for which `give_weights` reads the folder."""
         with parameters_on_meta():
-            model = make_model(
-                self.entry, self.config, self.attention, self.seed, device="cpu", dtype=self.dtype, draws=False
-            )  # fmt: skip
+            model = self.plain("cpu", self.dtype)
         return self._finished(model)
+
+    def plain(self, device: str, dtype: torch.dtype, *, draws: bool = False) -> Any:
+        """The library's module as its class makes it, its weights drawn or else what memory holds."""
+        return make_model(
+            self.entry, self.config, self.attention, self.seed, device=device, dtype=dtype, draws=draws
+        )  # fmt: skip
 
     def _finished(self, model: Any) -> Any:
         _to_dtype(model, self.dtype)
         model.config.dtype = self.dtype  # which save_pretrained writes
-        self.adapt(model)
+        if self.spec.lora is not None:
+            inject(model, lora_of(self.spec.lora), self.spec.freeze)
+        freeze(model, self.spec.freeze)
         draw_adapters(model, self.seed)
         if self.spec.gradient_checkpointing:
             later = "activation_checkpointing_enable"  # its name from version 5.23 on
@@ -72,13 +76,6 @@ class ActionPlan:
         width = self.config.get_text_config().hidden_size
         with torch.device(device):
             return ValueHead(width, head.hidden_units, activation=head.activation)
-
-    def adapt(self, model: nn.Module) -> None:
-        """Inject adapters and freeze; raises SettingsError."""
-        lora = self.spec.lora
-        if lora is not None:
-            inject(model, lora_of(lora), self.spec.freeze)
-        freeze(model, self.spec.freeze)
 
 
 def lora_of(spec: LoraSpec) -> Lora:

@@ -24,7 +24,6 @@ from composer.language.hf import (
     HfModel,
     config_problems,
     make_config,
-    make_model,
     model_type_of,
 )
 from composer.language.processors import processor_from, processor_of_files
@@ -327,9 +326,7 @@ class _Planner:
     def architecture(self, plan: ActionPlan) -> dict[str, Tensor]:
         """The adapters to begin with. Notes weights that do not fit, and targets and frozen parts that nothing has."""
         try:
-            model = make_model(
-                plan.entry, plan.config, plan.attention, 0, device="meta", dtype=torch.float32, draws=False
-            )  # fmt: skip
+            model = plan.plain("meta", torch.float32)
         except Exception as error:  # whatever its class says of values that only it knows
             name, reason = self.spec.model_type, str(error).strip().partition("\n")[0]
             self._note(self.origin, f"{name!r} cannot be built: {type(error).__name__}: {reason}")

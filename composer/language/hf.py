@@ -142,6 +142,23 @@ def model_type_of(name: str) -> HfModel:
     return _MODELS[name]
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, transformers draws no bars and warns of nothing, such as special tokens that no model here reads."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    bars_of_hub = not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # and those of the hub
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if bars and not bars_of_hub:
+            disable_progress_bars()
+
+
 # --- configurations ---------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +299,7 @@ def _may_be_left(name: str, model: Any) -> bool:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+@quiet()
 def make_model(
     entry: HfModel,
     config: Any,
@@ -298,13 +316,7 @@ def make_model(
     """
     config = copy.deepcopy(config)  # the library writes into it
     initial = contextlib.nullcontext() if draws else no_init_weights()
-    with (
-        quiet(),
-        random_states_kept(seed),
-        initial,
-        torch.device(device),
-        warnings.catch_warnings(),
-    ):
+    with random_states_kept(seed), initial, torch.device(device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which are refused
         model = entry.model._from_config(config, attn_implementation=attention, dtype=dtype)
     model.tie_weights()
@@ -332,20 +344,3 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Within, transformers draws no bars and warns of nothing, such as special tokens that no model here reads."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    bars_of_hub = not are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # and those of the hub
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-        if bars and not bars_of_hub:
-            disable_progress_bars()

@@ -74,17 +74,11 @@ def _refuse_other_size(
         return
     are = "there is 1 process" if size == 1 else f"there are {size} processes"
     if is_auto:
-        key, message = (
-            "tensor",
-            f"'tensor' is {tensor}, which does not divide the number of processes: {are}",
-        )
-        way_out = f"start a multiple of {tensor}"
+        key, way_out = "tensor", f"start a multiple of {tensor}"
+        message = f"'tensor' is {tensor}, which does not divide the number of processes: {are}"
     else:
-        key, message = (
-            "data",
-            f"'data' times 'tensor' is {data} * {tensor} = {data * tensor}, but {are}",
-        )
-        way_out = f"write data: auto, or start {data * tensor}"
+        key, way_out = "data", f"write data: auto, or start {data * tensor}"
+        message = f"'data' times 'tensor' is {data} * {tensor} = {data * tensor}, but {are}"
     problems = Problems(source)
     problems.add(place(key), f"{message}; {way_out}: torchrun --nproc-per-node {data * tensor}")
     problems.raise_if_any()
