@@ -105,12 +105,9 @@ def run(
 def read_named(
     experiment: GivenSpec, overrides: Iterable[Override] = (), allow: Iterable[str] = ()
 ) -> Experiment:
-    """`read_experiment` for what is run: one of ours may read files of the current folder, and has the settings of
-    other systems, such as ``ppo.kl_ctl=0.1``.
-    """
+    """`read_experiment` for what is run: one of ours has the settings of other systems, such as ``ppo.kl_ctl=0.1``."""
     if isinstance(experiment, str) and experiment in OURS:
         overrides = translated(experiment, overrides, source_of(experiment))
-        allow = [*allow, os.path.join(real_path(""), "")]
     return read_experiment(experiment, overrides, allow)
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
 import yaml
@@ -57,7 +58,8 @@ class Source:
 
     ``params`` holds the params, already filled in wherever `data` refers to them. Despite its ``problems`` the rest
     could be read; `composer.spec.read.read_spec` raises them together with its own. ``folders`` are where other files
-    that the spec names may be. ``is_stored``: the spec is inside of a checkpoint or a run.
+    that the spec names may be: they are looked for there, but for the ``registered`` folders, of registered specs that it
+    extends or is; what these themselves name is beside them. ``is_stored``: the spec is inside of a checkpoint or a run.
     """
 
     def __init__(
@@ -67,12 +69,14 @@ class Source:
         files: Iterable[str],
         problems: Iterable[Problem],
         folders: Iterable[str] = (),
+        registered: Iterable[str] = (),
         is_stored: bool = False,
     ) -> None:
         self.name = name
         self.is_stored = is_stored
         self.files = tuple(files)
-        self.folders = tuple(folders)
+        self._searched, self._registered = tuple(folders), tuple(registered)
+        self.folders = (*self._searched, *self._registered)
         self._written = root
         self._problems_written = problems = tuple(problems)
         self._root, param_problems = fill_params(root, name or "")
@@ -80,6 +84,7 @@ class Source:
         self.data: dict[str, Any] = plain(self._root)
         params = self.data.pop("params", {})
         self.params: dict[str, object] = params if isinstance(params, dict) else {}
+        self._beside = _files_beside(self._root, self._registered)
 
     def position(self, path: Path, key: bool = False) -> Position | None:
         """Where the value at ``path``, or its ``key``, is written; else where its nearest ancestor is."""
@@ -94,18 +99,22 @@ class Source:
         """The same spec with ``overrides``."""
         problems = list(self._problems_written)
         root = _overridden(self._written, overrides, problems)
-        return Source(root, self.name, self.files, problems, self.folders, self.is_stored)
+        folders = self._searched, self._registered
+        return Source(root, self.name, self.files, problems, *folders, self.is_stored)
 
     def find_file(self, path: str) -> str:
         """The path of a file or folder that a setting names: beside the spec, or in a folder that the caller allows.
 
-        Raises ValueError for one that may not be read.
+        What a registered file names is beside that file, whatever else has the same name. Raises ValueError for one that
+        may not be read.
         """
         if self.is_stored:
             raise ValueError(
                 f"a spec inside of a file reads no other file, and this one names {path!r}"
             )
-        places = [os.path.join(folder, path) for folder in self.folders] or [path]
+        places = [os.path.join(folder, path) for folder in self._searched] or [path]
+        if path in self._beside:
+            places = [self._beside[path]]
         place = next(filter(os.path.lexists, places), places[0])
         refusal = outside(place, self.folders)
         if refusal:
@@ -113,8 +122,8 @@ class Source:
         return place
 
     def to_yaml(self) -> str:
-        """The resolved spec as YAML that reads back as the same data."""
-        return dump_yaml(self.data)
+        """The resolved spec as YAML that reads back as the same data; files beside registered specs by their full path."""
+        return _dump(self.data, flow=None, width=100, texts=self._beside)
 
     def __repr__(self) -> str:
         return f"Source({self.name or 'a mapping'!r})"
@@ -131,7 +140,7 @@ def load_source(
 
     A file may name others beside and below it, and in the folders that ``allow`` names. A Source is returned with
     ``overrides`` applied. With ``named``, a name without suffix and slash is a registered spec, for ``spec`` itself,
-    which may then name files in the current folder, and after `extends`; a file is meant where none has that name.
+    whose overrides may name files in the current folder, and after `extends`; a file is meant where none has that name.
 
     Raises SpecError for what cannot be read at all.
     """
@@ -149,7 +158,7 @@ def load_source(
     elif isinstance(spec, str | os.PathLike):
         name = display_name(os.fspath(spec))
         root = files.load_named(os.fspath(spec), None, ()) if isinstance(spec, str) else None
-        if root is not None:  # it is used from here: its files may be here, or beside it
+        if root is not None:  # it is used from here, and so are the files that overrides name
             files.folders = (real_path(""), *files.folders)
         else:
             files.folders = (real_path(os.path.dirname(os.fspath(spec))), *files.folders)
@@ -160,7 +169,7 @@ def load_source(
         message = f"a spec is a path, YAML text or a mapping, got {describe(spec)}"
         raise SpecError([Problem(message)])
     root = _overridden(root, overrides, problems)
-    return Source(root, name, files.seen, problems, files.folders)
+    return Source(root, name, files.seen, problems, files.folders, files.registered)
 
 
 def stored_source(
@@ -179,13 +188,38 @@ def stored_source(
     return Source(root, name, (), problems, is_stored=True)
 
 
+def _files_beside(root: Located, registered: Iterable[str]) -> dict[str, str]:
+    """By the texts that nobody but files in the ``registered`` folders has written: the file of that name there.
+
+    A folder is told from a word by a slash.
+    """
+    places: dict[str, str] = {}
+    others: set[str] = set()
+    nodes = [root] if registered else []
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children()
+        if not isinstance(node.value, str):
+            continue
+        written = "" if node.position is None or node.position.line is None else node.position.file
+        folder = next((each for each in registered if outside(written, [each]) is None), None)
+        if not written or folder is None:
+            others.add(node.value)
+            continue
+        place = os.path.join(folder, node.value)
+        if os.path.isfile(place) or ("/" in node.value and os.path.isdir(place)):
+            places[node.value] = place
+    return {text: place for text, place in places.items() if text not in others}
+
+
 # --- extends -----------------------------------------------------------------------------------------------------
 
 
 class _Files:
     """Reads a file and the files it extends, each once; ``seen`` lists them as the user would write them.
 
-    A file that another extends must lie in ``folders``, or be registered: ``named`` knows those.
+    A file that another extends must lie in ``folders``, or be registered: ``named`` knows those, and ``registered`` are
+    their folders.
     """
 
     def __init__(
@@ -193,6 +227,7 @@ class _Files:
     ) -> None:
         self.seen: list[str] = []
         self.folders = folders
+        self.registered: tuple[str, ...] = ()
         self._problems = problems
         self._named = named
         self._merged: dict[str, Located] = {}
@@ -200,7 +235,7 @@ class _Files:
     def load(self, path: str, asked_at: Position | None, parents: tuple[str, ...]) -> Located:
         identity = real_path(path)
         self._check_chain(identity, asked_at, parents)
-        refusal = outside(path, self.folders) if parents else None
+        refusal = outside(path, (*self.folders, *self.registered)) if parents else None
         if refusal:
             raise SpecError([Problem(refusal, ("extends",), asked_at)])
         if identity not in self._merged:
@@ -226,7 +261,7 @@ class _Files:
                 message += f"; {error}"
             raise SpecError([Problem(message, ("extends",) if parents else (), asked_at)]) from None
         if isinstance(given, os.PathLike) or (isinstance(given, str) and "\n" not in given):
-            self.folders = (*self.folders, real_path(os.path.dirname(os.fspath(given))))
+            self.registered = (*self.registered, real_path(os.path.dirname(os.fspath(given))))
             return self.load(os.fspath(given), asked_at, parents)
         identity = f"{name} (registered)"
         self._check_chain(identity, asked_at, parents)
@@ -653,18 +688,22 @@ def dump_flow(data: Mapping[str, object]) -> str:
     return _dump(data, flow=True, width=2**31 - 1).strip()  # never breaks a line
 
 
-def _dump(data: object, flow: bool | None, width: int) -> str:
+def _dump(
+    data: object, flow: bool | None, width: int, texts: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """``texts`` has what is written in place of some texts."""
     settings = {"sort_keys": False, "allow_unicode": True, "width": width}
-    return yaml.dump(_writable(data, ()), Dumper=_Dumper, default_flow_style=flow, **settings)
+    plain_data = _writable(data, (), texts)
+    return yaml.dump(plain_data, Dumper=_Dumper, default_flow_style=flow, **settings)
 
 
-def _writable(value: object, path: Path) -> object:
+def _writable(value: object, path: Path, texts: Mapping[str, str]) -> object:
     if isinstance(value, Mapping):
-        return {key: _writable(child, (*path, key)) for key, child in value.items()}
+        return {key: _writable(child, (*path, key), texts) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_writable(child, (*path, index)) for index, child in enumerate(value)]
+        return [_writable(child, (*path, index), texts) for index, child in enumerate(value)]
     if isinstance(value, str):
-        return escape_params(str(value))
+        return escape_params(texts.get(value, str(value)))
     if value is None or type(value) in (bool, int, float):
         return value
     where = f"{format_path(path)!r} is" if path else "the value is"

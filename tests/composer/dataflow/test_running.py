@@ -52,6 +52,16 @@ def test_a_quickstart_runs_as_it_is(name):
     assert log.folder is None
 
 
+def test_a_quickstart_reads_its_own_files_whatever_the_current_folder_has():
+    wanted = run("sft", SHORT).rows
+    for name in ("answers.jsonl", "tokens.txt"):
+        Path(name).write_text("no file of ours\n")
+    assert run("sft", [SHORT[1], "run.iterations=1"], out="run").rows == wanted[:1]
+    assert run(resume="run", overrides=[SHORT[0]]).rows == wanted
+    with pytest.raises(SpecError, match=r"^answers\.jsonl:1:1: this is no JSON"):
+        run("sft", [*SHORT, "data.path=answers.jsonl"])
+
+
 def test_generated_texts_are_written():
     run("generation", SHORT)
     (first, second) = sorted(Path("texts").iterdir())

@@ -461,26 +461,35 @@ def test_a_file_extends_a_registered_spec_and_keeps_its_places(tmp_path):
     assert str(source.position(("a", "c"))) == "<over>:2:8"
 
 
-def test_a_registered_spec_names_files_beside_it_and_in_the_current_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("spec", ["spec", "mine.yaml"])
+def test_what_a_registered_spec_names_is_beside_it_and_what_overrides_name_is_not(
+    tmp_path, monkeypatch, spec
+):
     beside, here = tmp_path / "beside", tmp_path / "here"
-    for folder, names in (
-        (beside, ["spec.yaml", "a.txt", "b.txt"]),
-        (here, ["b.txt", "mine.yaml"]),
-    ):
-        folder.mkdir()
-        for name in names:
-            (folder / name).write_text("extends: spec\n" if name == "mine.yaml" else "version: 1\n")
+    texts = {"spec.yaml": "a: a.txt\nlike: word\nin: [sub/b.txt, sub/]\n", "mine.yaml": "extends: spec\n"}
+    names = ["a.txt", "b.txt", "word", "sub/b.txt"]
+    for folder in (beside, here):
+        for name in (*names, *texts):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(texts.get(name, ""))
     monkeypatch.chdir(here)
 
-    def named(name):
-        return beside / "spec.yaml"
+    def place(source, name):
+        return str(Path(source.find_file(name)).relative_to(tmp_path))
 
-    for spec in ("spec", here / "mine.yaml"):
-        source = load_source(spec, named=named)
-        assert [Path(source.find_file(name)) for name in ("a.txt", "b.txt")] == [
-            beside / "a.txt",
-            here / "b.txt",
-        ]
+    source = load_source(spec if spec == "spec" else Path(spec), named=lambda _: beside / "spec.yaml")
+    places = [place(source, name) for name in ("a.txt", "sub/b.txt", "sub/", "b.txt")]
+    assert places == ["beside/a.txt", "beside/sub/b.txt", "beside/sub", "here/b.txt"]
+    assert source.data["a"] == "a.txt"
+    assert load_source(source.to_yaml()).data["a"] == str(beside / "a.txt")
+
+    for given in ("a=b.txt", "a=a.txt", ("in", ["a.txt"])):  # of both, it is the caller's
+        other = source.overridden([given])
+        assert place(other, "b.txt" if given == "a=b.txt" else "a.txt").startswith("here/")
+        assert place(other, "sub/b.txt").startswith("here/" if given[0] == "in" else "beside/")
+    missing = source.overridden(["a=c.txt"])
+    (beside / "c.txt").write_text("")
+    assert place(missing, "c.txt") == "here/c.txt"
 
 
 def test_a_file_without_suffix_is_read_where_no_spec_has_its_name(tmp_path, monkeypatch):
