@@ -58,8 +58,8 @@ class Source:
 
     ``params`` holds the params, already filled in wherever `data` refers to them. Despite its ``problems`` the rest
     could be read; `composer.spec.read.read_spec` raises them together with its own. ``folders`` are where other files
-    that the spec names may be: they are looked for there, but for the ``registered`` folders, of registered specs that it
-    extends or is; what these themselves name is beside them. ``is_stored``: the spec is inside of a checkpoint or a run.
+    that the spec names may be. Those of the ``registered`` specs that it is or extends, the last of them, are only for
+    what these name themselves. ``is_stored``: the spec is inside of a checkpoint or a run.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class Source:
     def find_file(self, path: str) -> str:
         """The path of a file or folder that a setting names: beside the spec, or in a folder that the caller allows.
 
-        What a registered file names is beside that file, whatever else has the same name. Raises ValueError for one that
-        may not be read.
+        What a registered spec names is beside it, whatever else has the same name. Raises ValueError for one that may
+        not be read.
         """
         if self.is_stored:
             raise ValueError(
@@ -122,7 +122,7 @@ class Source:
         return place
 
     def to_yaml(self) -> str:
-        """The resolved spec as YAML that reads back as the same data; files beside registered specs by their full path."""
+        """The resolved spec as YAML that reads back as the same data; files of registered specs by their full path."""
         return _dump(self.data, flow=None, width=100, texts=self._beside)
 
     def __repr__(self) -> str:

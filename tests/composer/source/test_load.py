@@ -483,10 +483,10 @@ def test_what_a_registered_spec_names_is_beside_it_and_what_overrides_name_is_no
     assert source.data["a"] == "a.txt"
     assert load_source(source.to_yaml()).data["a"] == str(beside / "a.txt")
 
-    for given in ("a=b.txt", "a=a.txt", ("in", ["a.txt"])):  # of both, it is the caller's
-        other = source.overridden([given])
-        assert place(other, "b.txt" if given == "a=b.txt" else "a.txt").startswith("here/")
-        assert place(other, "sub/b.txt").startswith("here/" if given[0] == "in" else "beside/")
+    for override in ("a=b.txt", "a=a.txt", ("in", ["a.txt"])):  # what both write is the caller's
+        other = source.overridden([override])
+        assert place(other, "b.txt" if override == "a=b.txt" else "a.txt").startswith("here/")
+        assert place(other, "sub/b.txt").startswith("here/" if override[0] == "in" else "beside/")
     missing = source.overridden(["a=c.txt"])
     (beside / "c.txt").write_text("")
     assert place(missing, "c.txt") == "here/c.txt"
