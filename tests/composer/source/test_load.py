@@ -466,7 +466,10 @@ def test_what_a_registered_spec_names_is_beside_it_and_what_overrides_name_is_no
     tmp_path, monkeypatch, spec
 ):
     beside, here = tmp_path / "beside", tmp_path / "here"
-    texts = {"spec.yaml": "a: a.txt\nlike: word\nin: [sub/b.txt, sub/]\n", "mine.yaml": "extends: spec\n"}
+    texts = {
+        "spec.yaml": "a: a.txt\nlike: word\nin: [sub/b.txt, sub/]\n",
+        "mine.yaml": "extends: spec\n",
+    }
     names = ["a.txt", "b.txt", "word", "sub/b.txt"]
     for folder in (beside, here):
         for name in (*names, *texts):
@@ -477,7 +480,9 @@ def test_what_a_registered_spec_names_is_beside_it_and_what_overrides_name_is_no
     def place(source, name):
         return str(Path(source.find_file(name)).relative_to(tmp_path))
 
-    source = load_source(spec if spec == "spec" else Path(spec), named=lambda _: beside / "spec.yaml")
+    source = load_source(
+        spec if spec == "spec" else Path(spec), named=lambda _: beside / "spec.yaml"
+    )
     places = [place(source, name) for name in ("a.txt", "sub/b.txt", "sub/", "b.txt")]
     assert places == ["beside/a.txt", "beside/sub/b.txt", "beside/sub", "here/b.txt"]
     assert source.data["a"] == "a.txt"
