@@ -23,13 +23,13 @@ from perception_blocks.blocks.families import (
     HEAD,
     Family,
     FamilyError,
-    WeightMap,
     complete_settings,
     family_of,
     told_settings,
 )
 from perception_blocks.blocks.family_folder import FamilyFolder, with_places
 from perception_blocks.blocks.family_proof import register_family
+from perception_blocks.blocks.family_weights import WeightMap
 from perception_blocks.blocks.lora import merged_weights
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape

@@ -8,15 +8,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from perception_blocks.blocks.families import (
-    EMBEDDING,
     FAMILIES,
     HEAD,
     FamilyError,
-    WeightMap,
-    decoder_shapes,
     family_of,
     largest,
 )
+from perception_blocks.blocks.family_weights import EMBEDDING, WeightMap, decoder_shapes
 from perception_blocks.blocks.model_folder import ModelFolder
 from perception_blocks.settings import SettingProblem, SettingsError
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.blocks.families import (
-    EMBEDDING,
     FAMILIES,
     HEAD,
     HOWS,
@@ -20,9 +19,9 @@ from perception_blocks.blocks.families import (
     FamilyError,
     HfValues,
     Row,
-    WeightMap,
     names_of,
 )
+from perception_blocks.blocks.family_weights import EMBEDDING, WeightMap
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.registry import BLOCKS, NameTakenError, Registry
 from perception_blocks.words import describe, listing
@@ -30,15 +29,8 @@ from perception_blocks.words import describe, listing
 __all__ = ["prove", "register_family"]
 
 TOLERANCE = 1e-4
-TINY = {
-    "vocab_size": 40,
-    "width": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "mlp_units": 48,
-}
-TINY |= {"max_length": 16}
+TINY = {"vocab_size": 40, "width": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+TINY |= {"mlp_units": 48, "max_length": 16}
 ROWS, LENGTH = 2, 10
 Captured = dict[str, tuple[Tensor, Tensor]]  # of modules by name: what they got and what they gave
 

@@ -74,3 +74,7 @@ def only_built_in(monkeypatch):
     """Families that other tests have registered are not there."""
     names = ("gpt2", "llama", "codellama", "deepseek", "qwen2", "mistral", "gemma")
     monkeypatch.setattr(FAMILIES, "_entries", {name: FAMILIES._entries[name] for name in names})
+
+
+def tokens(*shape):
+    return torch.randint(WORDS, shape, generator=torch.Generator().manual_seed(1))

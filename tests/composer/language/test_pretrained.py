@@ -36,6 +36,7 @@ from tests.helpers.language_models import (
     hf_model,
     only_built_in,
     saved,
+    tokens,
 )
 
 
@@ -51,10 +52,6 @@ SPACES = {"observation_space": OBSERVATIONS, "action_space": ACTIONS}
 
 def composed(spec, seed=0, **how):
     return composer.compose(spec, **SPACES, seed=seed, **how).eval()
-
-
-def tokens(*shape):
-    return torch.randint(WORDS, shape, generator=torch.Generator().manual_seed(1))
 
 
 def logits_of(model, x):

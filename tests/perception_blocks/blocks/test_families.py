@@ -14,13 +14,13 @@ from perception_blocks.activations import make_activation
 from perception_blocks.blocks.families import (
     FAMILIES,
     FamilyError,
-    WeightMap,
     complete_settings,
     family_of,
     told_settings,
 )
 from perception_blocks.blocks.family_proof import prove
 from perception_blocks.blocks.family_tables import ACTIVATIONS
+from perception_blocks.blocks.family_weights import WeightMap
 from perception_blocks.settings import SettingsError
 from tests.helpers.language_models import (
     FORMS,
@@ -32,6 +32,7 @@ from tests.helpers.language_models import (
     hf_model,
     only_built_in,
     saved,
+    tokens,
 )
 from tests.helpers.language_models import LLAMA3 as SCALED
 
@@ -45,10 +46,6 @@ every_form = pytest.mark.parametrize("form", FORMS)
 LLAMA3 = {key: value for key, value in SCALED.items() if key != "rope_theta"}
 LLAMA = {"model_type": "llama", **SIZES}
 GPT2 = hf_config("gpt2").to_dict()
-
-
-def tokens(*shape):
-    return torch.randint(WORDS, shape, generator=torch.Generator().manual_seed(1))
 
 
 def weight_map(form, head="tokens"):
