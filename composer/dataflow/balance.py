@@ -127,9 +127,8 @@ def _exact(total: NDArray[np.int64], most: int, k: int, min_size: int) -> Bounds
     for end in ends[1:]:
         many[end] = many[last[end - min_size]] + 1
     counts, stops = list(many.values()), [at]
-    for left in range(
-        k - 1, -1, -1
-    ):  # the longest stretch before which there can be as many as are left
+    for left in range(k - 1, -1, -1):
+        # The longest stretch before which there can be as many as are left.
         at = ends[max(bisect_left(ends, lowest[at]), bisect_left(counts, left))]
         stops.append(at)
     stops.reverse()

@@ -104,12 +104,10 @@ class _GraphCheck:
         self._problems = problems
         self._trained: dict[str, str] = {}  # model -> the call that trains it
         self._writer: dict[str, Call] = {}
-        self._names: dict[
+        self._names: dict[str, str] = {}  # of each value the name that its writer's interface has
+        self._could_write: dict[
             str, str
-        ] = {}  # of each value that is written the name that the interface has for it
-        self._can: dict[
-            str, str
-        ] = {}  # value -> a call that would write it, if it were asked for it
+        ] = {}  # value -> a call that would write it, if it were asked to
         self._unknown: set[str] = set()  # values that are read, but nothing writes
         self._explained: set[str] = set()  # values that nobody reads because of another mistake
         # Of each call with writes that are wrong the names of these, one of which may have been meant otherwise.
@@ -117,7 +115,7 @@ class _GraphCheck:
         for call in calls.values():
             for name in call.declared("writes"):
                 if name not in call.writes:
-                    self._can.setdefault(name, call.name)
+                    self._could_write.setdefault(name, call.name)
             for name, (value, _) in call.writes.items():
                 if value not in self._writer:
                     self._writer[value], self._names[value] = call, name
@@ -136,9 +134,7 @@ class _GraphCheck:
         return dag
 
     def _dag(self) -> Dag:
-        users: dict[
-            str, list[str]
-        ] = {}  # of each model the calls that must end before it is trained
+        users: dict[str, list[str]] = {}  # of each model the calls that end before it is trained
         for call in self._calls.values():
             if call.model is not None and self._trained.get(call.model) != call.name:
                 users.setdefault(call.model, []).append(_DONE + call.name)
@@ -230,7 +226,7 @@ class _GraphCheck:
 
     def _note_unknown(self, value: str, readers: Sequence[tuple[Call, Path]]) -> None:
         """Note at each reader a value that looks misspelt, at the first one a value that is missing."""
-        can_write = self._can_write(value)
+        can_write = self._who_could_write(value)
         for reader, place in readers:
             written = (v for v in self._writer if self._writer[v] is not reader)
             known = dict.fromkeys((*(self._gives or ()), *written))
@@ -246,9 +242,9 @@ class _GraphCheck:
             if not is_each:
                 return
 
-    def _can_write(self, value: str) -> str:
+    def _who_could_write(self, value: str) -> str:
         """The end of a message: the call whose interface writes a value of that name, if it is asked for it."""
-        call = self._can.get(value)
+        call = self._could_write.get(value)
         return "" if call is None else f"; {call!r} can: add {value!r} to its 'writes'"
 
     def _check_names(self, call: Call) -> None:

@@ -164,9 +164,8 @@ def _is_on_loopback_alone(address: str) -> bool:
         return False
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nowhere:
-            nowhere.connect(
-                ("192.0.2.1", 9)
-            )  # says by which address others are reached; nothing is sent
+            # This says by which address others are reached; nothing is sent.
+            nowhere.connect(("192.0.2.1", 9))
             return not _is_grpc(_answer(nowhere.getsockname()[0], place[1]))
     except OSError:
         return True

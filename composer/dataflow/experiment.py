@@ -116,6 +116,21 @@ class Experiment:
     dag: Dag
     extensions: tuple[str, ...] = ()
 
+    def ordered_calls(self) -> list[CallSpec]:
+        """The calls, each after those that it waits for."""
+        return [self.calls[node.name] for node in self.dag.order()]
+
+    def used_models(self) -> list[str]:
+        """The models that calls and hooks name, in the order of the experiment; no other is built."""
+        used = {call.model for call in self.calls.values()}
+        used |= {name for hook in self.hooks for name in (hook.source, hook.target)}
+        return [name for name in self.models if name in used]
+
+    def where(self, path: Path) -> str:
+        """Where the value at ``path`` is written, as the beginning of a message; nothing where it was no text."""
+        position = self.source.position(path)
+        return "" if position is None else f"{position}: "
+
 
 def is_experiment(data: Mapping[str, object]) -> bool:
     """Whether the data of a spec describes an experiment: it has ``calls``, or ``models`` and ``data``."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from composer.checkpoint.blending import blend
+from composer.checkpoint.container import CheckpointError
 from composer.dataflow.context import Context, call_generator
 from composer.dataflow.experiment import CallSpec, Experiment, RoleSpec
 from composer.dataflow.interfaces import Interface
-from composer.dataflow.model_state import load_states, save_states
 from composer.dataflow.models import ExperimentModel
 from composer.dataflow.rewards import interface_of
 from composer.dataflow.roles import RoleError, build_model, line_of
@@ -22,16 +22,10 @@ from composer.dataflow.schedule import RunError
 from composer.dataflow.tokenizers import tokenizer_from
 from composer.dataflow.written import joined, packed
 from composer.errors import MissingExtraSpecError, Problem, SpecError
+from composer.parallel import state
 from perception_blocks.reading import files_found
 
-__all__ = ["LocalRunner", "Tokenizers", "place_of", "used_models"]
-
-
-def used_models(experiment: Experiment) -> list[str]:
-    """The models that calls and hooks name, in the order of the experiment; no other is built."""
-    used = {call.model for call in experiment.calls.values()}
-    used |= {name for hook in experiment.hooks for name in (hook.source, hook.target)}
-    return [name for name in experiment.models if name in used]
+__all__ = ["LocalRunner", "Tokenizers"]
 
 
 class LocalRunner:
@@ -56,7 +50,7 @@ class LocalRunner:
         self._shards = shards
         self._allow = tuple(allow)
         self.tokenizers = Tokenizers(experiment)
-        names = used_models(experiment)
+        names = experiment.used_models()
         self.models = {n: self._model(n, device) for n in names if models is None or n in models}
         self._interfaces: dict[str, Interface] = {}
         self._numbers: dict[str, Mapping[str, float]] = {}
@@ -69,7 +63,7 @@ class LocalRunner:
         experiment = self.experiment
         role = experiment.models[name]
         if role.parallel is not None and not self._shards:
-            place = place_of(experiment, (*role.path, "parallel"))
+            place = experiment.where((*role.path, "parallel"))
             message = (
                 f"the model {name!r} has 'parallel', which spreads it over workers of Ray: add --runner ray, or leave "
                 "it out"
@@ -94,7 +88,7 @@ class LocalRunner:
             raise
         except ValueError as error:
             said = "" if isinstance(error, RoleError) else f"model {name!r}: "
-            raise RunError(f"{place_of(experiment, role.path)}{said}{error}") from error
+            raise RunError(f"{experiment.where(role.path)}{said}{error}") from error
 
     def _placed(self, problem: Problem, role: RoleSpec) -> Problem:
         """A problem of the spec of a model, which has no place in a file, at the model."""
@@ -111,7 +105,7 @@ class LocalRunner:
                 with files_found(find, has_weights=False):
                     self._interfaces[call.name] = interface(**call.settings)
             except ValueError as error:
-                place = place_of(self.experiment, (*call.path, "settings"))
+                place = self.experiment.where((*call.path, "settings"))
                 message = f"interface {call.interface!r} cannot be made: {error}"
                 raise RunError(f"{place}{message}") from error
         return self._interfaces[call.name]
@@ -125,7 +119,7 @@ class LocalRunner:
             for name in [*target, *(name for name in source if name not in target)]:
                 if source.get(name) != target.get(name):
                     here, there = (s.get(name, "not there") for s in (source, target))
-                    place = place_of(self.experiment, (*hook.path, "to"))
+                    place = self.experiment.where((*hook.path, "to"))
                     both = f"the models {hook.source!r} and {hook.target!r} have different shapes"
                     raise RunError(f"{place}{both}: {name!r} is {here} and {there}")
 
@@ -171,10 +165,20 @@ class LocalRunner:
             raise RunError(f"the hook from {source!r} to {target!r}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
-        save_states(self._changing(), folder)
+        """Write each model that changes, with its optimiser, as a folder of its name, for any number of processes.
+
+        Raises CheckpointError where it cannot be written.
+        """
+        for name, model in self._changing().items():
+            state.save(Path(folder) / name, model.model, model.optimizer)
 
     def load(self, folder: str | Path) -> None:
-        load_states(self._changing(), folder)
+        """Read what `save` wrote. Raises CheckpointError, which names the model, for what does not fit."""
+        for name, model in self._changing().items():
+            try:
+                state.load(Path(folder) / name, model.model, model.optimizer)
+            except CheckpointError as error:
+                raise CheckpointError(f"the model {name!r}: {error}") from error
 
     def close(self) -> None:
         self.models, self._interfaces = {}, {}
@@ -184,7 +188,7 @@ class LocalRunner:
 
     def _where(self, call: CallSpec, context: Context) -> str:
         model = "" if call.model is None else f", model {call.model!r}"
-        return f"{place_of(self.experiment, call.path)}{context.where()}{model}"
+        return f"{self.experiment.where(call.path)}{context.where()}{model}"
 
     def _changing(self) -> dict[str, ExperimentModel]:
         """The models here that a call trains or a hook changes; the others are as they were built."""
@@ -222,7 +226,7 @@ class Tokenizers:
                     self._by_path[path] = tokenizer_from(path)
             except ValueError as error:
                 key = "vocabulary" if role.vocabulary else "checkpoint"
-                place = place_of(experiment, (*role.path, key))
+                place = experiment.where((*role.path, key))
                 raise RunError(f"{place}{error}") from error
             if has_one:
                 return self._by_path[path]
@@ -232,7 +236,7 @@ class Tokenizers:
     def _of_data(self) -> Any:
         experiment = self._experiment
         written = {value for call in experiment.calls.values() for value in call.writes.values()}
-        calls = [experiment.calls[node.name] for node in experiment.dag.order()]
+        calls = experiment.ordered_calls()
         first = [call for call in calls if not written.issuperset(call.reads.values())]
         models = dict.fromkeys(call.model for call in [*first, *calls] if call.model)
         return next(filter(None, map(self.of_model, models)), None)
@@ -240,9 +244,3 @@ class Tokenizers:
     def of_data(self) -> Any:
         """That of the first model, in the order of the calls, that reads of the data set; or of any; or None."""
         return self._of_data
-
-
-def place_of(experiment: Experiment, path: tuple[str | int, ...]) -> str:
-    """Where the experiment says it, as the beginning of a message; nothing where it was no text."""
-    position = experiment.source.position(path)
-    return "" if position is None else f"{position}: "

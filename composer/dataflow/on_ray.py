@@ -18,7 +18,7 @@ from composer.source.files import names_a_folder, real_path
 from composer.trust import allow_list
 from perception_blocks.words import cut
 
-__all__ = ["Hand", "RayRunner", "dealt"]
+__all__ = ["RayRunner", "WorkerPlan", "plan_workers"]
 
 # The places of what a worker reads, which is the experiment as one resolved text.
 _THERE = re.compile(r"<spec>:\d+:\d+: ")
@@ -41,47 +41,44 @@ class RayRunner:
     ) -> None:
         self.experiment = experiment
         allow = allow_list(allow)
-        hands = dealt(experiment)
-        refuse_hooks_over_shards(experiment, hands)
+        plans = plan_workers(experiment)
+        refuse_hooks_over_shards(experiment, plans)
         self._is_shared = address is not None
-        self._end = connect(address, sum(hand.processes for hand in hands))
+        self._end = connect(address, sum(plan.processes for plan in plans))
         self._ray = import_ray()
         self._numbers: dict[str, Mapping[str, float]] = {}
         self._put: dict[int, tuple[Reference, Reference]] = {}  # by id: a value, and its reference
-        self._peers: dict[
-            Reference, Sequence[Reference]
-        ] = {}  # the ends of the same call elsewhere
+        # Of the end of a call in the first process of a group those in the other processes.
+        self._other_ends: dict[Reference, Sequence[Reference]] = {}
         self._iteration = -1
-        self._home: dict[
-            str, list[Any]
-        ] = {}  # the processes of each place, of which the first answers
+        self._actors: dict[str, list[Any]] = {}  # of each place; the first answers
         self._processes: dict[Any, int] = {}
         try:
-            self._build(hands, allow)
+            self._build(plans, allow)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, hands: Sequence[Hand], allow: Sequence[str]) -> None:
+    def _build(self, plans: Sequence[WorkerPlan], allow: Sequence[str]) -> None:
         source, models = self.experiment.source, self.experiment.models
         files = [os.path.join(folder, "") for folder in source.folders]
         given = (source.to_yaml(), allow, folders_of(allow), files)
         options = {"num_cpus": 1 if self._is_shared else 0, "scheduling_strategy": "SPREAD"}
         worker = self._ray.remote(actor_class()).options(max_restarts=0, **options)
         building = {}
-        for hand in hands:
-            actors = [worker.remote() for _ in range(hand.processes)]
-            self._home |= dict.fromkeys(hand.places, actors)
+        for plan in plans:
+            actors = [worker.remote() for _ in range(plan.processes)]
+            self._actors |= dict.fromkeys(plan.places, actors)
             meeting = None
-            if hand.processes > 1:
-                what = f"the workers of {', '.join(hand.places)}"
+            if plan.processes > 1:
+                what = f"the workers of {', '.join(plan.places)}"
                 meeting = self._get(actors[0].meeting.remote(), what)
-            names = [place for place in hand.places if place in models]
+            names = [place for place in plan.places if place in models]
             for rank, actor in enumerate(actors):
-                group = None if meeting is None else (rank, hand.processes, *meeting)
-                building[actor] = (hand, actor.build.remote(*given, names, group))
-        for actor, (hand, reference) in building.items():
-            what = f"the worker of {', '.join(hand.places)}"
+                group = None if meeting is None else (rank, plan.processes, *meeting)
+                building[actor] = (plan, actor.build.remote(*given, names, group))
+        for actor, (plan, reference) in building.items():
+            what = f"the worker of {', '.join(plan.places)}"
             self._processes[actor] = self._built(reference, what)
 
     def _built(self, reference: Reference, what: str) -> int:
@@ -104,10 +101,10 @@ class RayRunner:
         count = 1 + len(call.writes)
         started = [
             actor.do.options(num_returns=count).remote("call", call.name, iteration, *given)
-            for actor in self._home[home_of(call)]
+            for actor in self._actors[place_of(call)]
         ]
-        (end, *written), *others = [[one] if count == 1 else one for one in started]
-        self._peers[end] = [other[0] for other in others]
+        (end, *written), *others = [[ends] if count == 1 else ends for ends in started]
+        self._other_ends[end] = [other[0] for other in others]
         return end, written
 
     def wait(self, running: Mapping[str, Reference]) -> str:
@@ -115,7 +112,7 @@ class RayRunner:
         (end, *_), _ = self._ray.wait(list(names), num_returns=1)
         name = names[end]
         what = f"the call {name!r} in iteration {self._iteration}"
-        self._numbers[name] = self._get_all([end, *self._peers.pop(end, ())], what, name)
+        self._numbers[name] = self._get_all([end, *self._other_ends.pop(end, ())], what, name)
         return name
 
     def numbers(self, call: CallSpec) -> Mapping[str, float]:
@@ -123,11 +120,13 @@ class RayRunner:
 
     def blend(self, source: str, target: str, eta: float) -> None:
         what = f"the hook from {source!r} to {target!r} in iteration {self._iteration}"
-        (giver, *_), (taker, *_) = self._home[source], self._home[target]
-        if giver is taker:
-            moved = taker.do.remote("blend", source, target, eta)
+        (source_actor, *_), (target_actor, *_) = self._actors[source], self._actors[target]
+        if source_actor is target_actor:
+            moved = target_actor.do.remote("blend", source, target, eta)
         else:
-            moved = taker.do.remote("move", target, giver.do.remote("weights", source), eta)
+            moved = target_actor.do.remote(
+                "move", target, source_actor.do.remote("weights", source), eta
+            )
         self._get(moved, what)
 
     def save(self, folder: str) -> None:
@@ -137,22 +136,22 @@ class RayRunner:
         self._on_each("load", os.path.abspath(folder))
 
     def close(self) -> None:
-        for actor in self._actors():
+        for actor in self._all_actors():
             self._ray.kill(actor)
-        self._home, self._put = {}, {}
+        self._actors, self._put = {}, {}
         self._end()
 
     # --- what is behind it --------------------------------------------------------------------------------------------
 
     def processes(self) -> Mapping[str, int]:
         """The number of the process that each model, and each call without one, is in."""
-        return {place: self._processes[actors[0]] for place, actors in self._home.items()}
+        return {place: self._processes[actors[0]] for place, actors in self._actors.items()}
 
-    def _actors(self) -> list[Any]:
-        return list(dict.fromkeys(actor for actors in self._home.values() for actor in actors))
+    def _all_actors(self) -> list[Any]:
+        return list(dict.fromkeys(actor for actors in self._actors.values() for actor in actors))
 
     def _on_each(self, method: str, folder: str) -> None:
-        references = [actor.do.remote(method, folder) for actor in self._actors()]
+        references = [actor.do.remote(method, folder) for actor in self._all_actors()]
         self._get_all(references, f"a worker that was to {method} its models")
 
     def _get_all(self, references: Sequence[Reference], what: str, call: str | None = None) -> Any:
@@ -195,8 +194,7 @@ class RayRunner:
         cause = error.cause if isinstance(error.cause, Exception) else None
         if cause is None or isinstance(cause, self._ray.exceptions.RayError):
             raise RunError(f"{what}: {cut(last_line(str(error)), 500)}") from error
-        place = None if call is None else self.experiment.source.position(("calls", call))
-        where = "" if place is None else f"{place}: "
+        where = "" if call is None else self.experiment.where(("calls", call))
         if isinstance(cause, RunError):
             raise RunError(_THERE.sub(where, str(cause))) from error
         cause.__notes__ = [_THERE.sub(where, note) for note in getattr(cause, "__notes__", ())]
@@ -253,33 +251,32 @@ def actor_class() -> type:
 # --- which worker does what -------------------------------------------------------------------------------------------
 
 
-def home_of(call: CallSpec) -> str:
+def place_of(call: CallSpec) -> str:
     """Its model; a call without one is by itself: its name is in parentheses, as no model's is."""
     return call.model or f"({call.name})"
 
 
 @dataclass(frozen=True)
-class Hand:
+class WorkerPlan:
     """What one worker has, or one group of ``processes`` that share a sharded model."""
 
     places: Sequence[str]
     processes: int = 1
 
 
-def dealt(experiment: Experiment) -> list[Hand]:
+def plan_workers(experiment: Experiment) -> list[WorkerPlan]:
     """The places of each worker, in turn by the order of the calls, so that neighbours in the graph may overlap.
 
     A model with ``parallel`` has a group of workers for itself, beside ``run.workers``.
     """
-    order = [experiment.calls[node.name] for node in experiment.dag.order()]
-    places = list(dict.fromkeys(home_of(call) for call in order))
+    places = list(dict.fromkeys(place_of(call) for call in experiment.ordered_calls()))
     for hook in experiment.hooks:
         places += [name for name in (hook.source, hook.target) if name not in places]
     sizes = {place: processes_of(experiment, place) for place in places}
-    groups = [Hand([place], size) for place, size in sizes.items() if size > 1]
+    groups = [WorkerPlan([place], size) for place, size in sizes.items() if size > 1]
     whole = [place for place, size in sizes.items() if size == 1]
     workers = min(experiment.run.workers, len(whole))
-    return [Hand(whole[first::workers]) for first in range(workers)] + groups
+    return [WorkerPlan(whole[first::workers]) for first in range(workers)] + groups
 
 
 def processes_of(experiment: Experiment, place: str) -> int:
@@ -291,13 +288,12 @@ def processes_of(experiment: Experiment, place: str) -> int:
     return data * role.parallel.tensor
 
 
-def refuse_hooks_over_shards(experiment: Experiment, hands: Sequence[Hand]) -> None:
-    sharded = {place for hand in hands if hand.processes > 1 for place in hand.places}
+def refuse_hooks_over_shards(experiment: Experiment, plans: Sequence[WorkerPlan]) -> None:
+    sharded = {place for plan in plans if plan.processes > 1 for place in plan.places}
     for hook in experiment.hooks:
         for name in {hook.source, hook.target} & sharded:
-            position = experiment.source.position(hook.path)
             raise RunError(
-                f"{'' if position is None else f'{position}: '}a hook moves whole models, and {name!r} has 'parallel'; "
+                f"{experiment.where(hook.path)}a hook moves whole models, and {name!r} has 'parallel'; "
                 "leave out one of the two"
             )
 

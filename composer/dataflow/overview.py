@@ -23,10 +23,6 @@ DATA = "data"  # the box of the data set; those of calls and models have prefixe
 LONGEST = 60  # characters of what the user wrote
 
 
-def ordered(experiment: Experiment) -> list[CallSpec]:
-    return [experiment.calls[node.name] for node in experiment.dag.order()]
-
-
 def writers(experiment: Experiment) -> dict[str, CallSpec]:
     """Who writes each value; what is not among them comes from the data set."""
     return {v: call for call in experiment.calls.values() for v in call.writes.values()}
@@ -47,7 +43,7 @@ def draw_experiment(
 
 def picture_of(experiment: Experiment) -> Picture:
     """Models that no call and no hook names are not drawn: they are not built."""
-    calls, writer = ordered(experiment), writers(experiment)
+    calls, writer = experiment.ordered_calls(), writers(experiment)
     nodes, labels = [DagNode(DATA)], {}
     boxes = {DATA: _data_box(experiment)}
     for call in calls:
@@ -59,11 +55,10 @@ def picture_of(experiment: Experiment) -> Picture:
         nodes.append(DagNode(name, tuple(read)))
         labels |= {(source, name): ", ".join(values) for source, values in read.items()}
         boxes[name] = _call_box(experiment, call)
-    names = [name for name in experiment.models if name in _drawn(experiment)]
     return Picture(
         dag=Dag(nodes, None, None),
         boxes=boxes,
-        frames={f"model_{name}": _frame(experiment, name) for name in names},
+        frames={f"model_{name}": _frame(experiment, name) for name in experiment.used_models()},
         caption=_caption(experiment),
         labels=labels,
         hooks=tuple(
@@ -71,11 +66,6 @@ def picture_of(experiment: Experiment) -> Picture:
             for hook in experiment.hooks
         ),
     )
-
-
-def _drawn(experiment: Experiment) -> set[str | None]:
-    used = {call.model for call in experiment.calls.values()}
-    return used | {name for hook in experiment.hooks for name in (hook.source, hook.target)}
 
 
 def _data_box(experiment: Experiment) -> Box:
@@ -143,7 +133,7 @@ def summary_of(experiment: Experiment) -> str:
 
 
 def _models(experiment: Experiment) -> list[str]:
-    used = _drawn(experiment)
+    used = experiment.used_models()
     rows = []
     for name, role in experiment.models.items():
         calls = [call.name for call in experiment.calls.values() if call.model == name]
@@ -155,7 +145,7 @@ def _models(experiment: Experiment) -> list[str]:
 
 def _calls(experiment: Experiment) -> list[str]:
     rows = []
-    for call in ordered(experiment):
+    for call in experiment.ordered_calls():
         reads, writes = (_named(names.items()) for names in (call.reads, call.writes))
         row = [call.name, call.model or "", call.verb, call.interface, reads, writes]
         rows.append([*row, _settings(call)])
@@ -183,7 +173,7 @@ def _values(experiment: Experiment) -> list[str]:
     """Each value, who writes it, how many numbers it has, and who reads it."""
     writer = writers(experiment)
     readers: dict[str, list[str]] = {}
-    for call in ordered(experiment):
+    for call in experiment.ordered_calls():
         for value in dict.fromkeys(call.reads.values()):
             readers.setdefault(value, []).append(call.name)
     names = {v: name for call in experiment.calls.values() for name, v in call.writes.items()}

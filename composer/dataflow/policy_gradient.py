@@ -50,9 +50,8 @@ def advantages(
     sums = rewards + discount * after - before
     actions = lengths - 1
     ends = actions.cumsum(0).repeat_interleave(actions)
-    following = (ends - torch.arange(len(ends)) - 1).to(
-        values.device
-    )  # actions of the sequence after each
+    # How many actions of the same sequence come after each.
+    following = (ends - torch.arange(len(ends)) - 1).to(values.device)
     decay, reach = discount * gae_lambda, 1
     while reach < len(sums) and bool((following >= reach).any()):
         further = torch.cat([sums[reach:], sums.new_zeros(reach)])

@@ -92,9 +92,8 @@ class RunFolder:
                 rows = [{n: _in_json(v) for n, v in row.items()} for row in log.rows]
                 text = json.dumps({"iteration": iteration, "rows": rows}, allow_nan=False)
                 replace_with(hidden / STATE, lambda name: Path(name).write_text(text, "utf-8"))
-                shutil.rmtree(
-                    target, ignore_errors=True
-                )  # of a run that was saved here and is no longer gone on with
+                # It may be there of a run that went on from an earlier checkpoint.
+                shutil.rmtree(target, ignore_errors=True)
                 hidden.rename(target)
         except (WriteError, CheckpointError, OSError) as error:
             raise self._not_written(target, error) from error

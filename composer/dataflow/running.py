@@ -42,17 +42,10 @@ from perception_blocks.words import hint
 __all__ = ["read_named", "run"]
 
 RunnerName = Literal["local", "ray"]
-SAVE_EVERY_S, SAVING_SHARE = (
-    30.0,
-    20,
-)  # without run.save_every; saving may take this part of the time
-LATER = (
-    "iterations",
-    "runner",
-    "workers",
-    "save_every",
-    "restarts",
-)  # of `run`, which a resumed run may change
+# Without run.save_every: the least time between two checkpoints, in seconds and in times that saving one takes.
+SAVE_EVERY_S, SAVING_SHARE = 30.0, 20
+# What of `run` a resumed run may change.
+LATER = ("iterations", "runner", "workers", "save_every", "restarts")
 _LOGGER = logging.getLogger(__name__)
 
 

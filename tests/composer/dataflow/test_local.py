@@ -6,7 +6,7 @@ import torch
 from composer.dataflow.call_spec import read_experiment
 from composer.dataflow.datasets import DatasetUtil, batches, make_dataset
 from composer.dataflow.interfaces import INTERFACES, Interface
-from composer.dataflow.local import LocalRunner, used_models
+from composer.dataflow.local import LocalRunner
 from composer.dataflow.schedule import RunError, run_iterations
 from composer.dataflow.written import values_of
 from composer.errors import SpecError
@@ -66,7 +66,7 @@ def test_models_that_nothing_names_are_not_built(file):
     experiment = read_experiment(
         file, ["calls.rew_inf.with=longest_run", ("models.more", {"decoder": {"width": 8}})]
     )
-    assert used_models(experiment) == ["actor", "critic", "ref"]
+    assert experiment.used_models() == ["actor", "critic", "ref"]
     assert [*LocalRunner(experiment, models=["critic", "ref"]).models] == ["critic", "ref"]
 
 

@@ -19,7 +19,7 @@ from composer.dataflow.cluster import connect
 from composer.dataflow.datasets import DatasetUtil, batches, make_dataset
 from composer.dataflow.experiments import QUICKSTARTS
 from composer.dataflow.local import LocalRunner, Tokenizers
-from composer.dataflow.on_ray import Hand, RayRunner, dealt
+from composer.dataflow.on_ray import RayRunner, WorkerPlan, plan_workers
 from composer.dataflow.running import run
 from composer.dataflow.schedule import RunError, WorkerDiedError
 from composer.dataflow.written import values_of
@@ -90,14 +90,14 @@ def do(runner, name, *values):
 
 
 def test_models_and_calls_are_dealt_over_two_processes(runner, experiment):
-    hands = dealt(experiment)
-    assert [(len(hand.places), hand.processes) for hand in hands] == [(6, 1), (6, 1)]
+    plans = plan_workers(experiment)
+    assert [(len(plan.places), plan.processes) for plan in plans] == [(6, 1), (6, 1)]
     processes = runner.processes()
     assert len(set(processes.values())) == 2
     assert os.getpid() not in processes.values()
     assert processes["actor"] != processes["ref"]
-    assert {processes[place] for place in hands[0].places}.isdisjoint(
-        {processes[place] for place in hands[1].places}
+    assert {processes[place] for place in plans[0].places}.isdisjoint(
+        {processes[place] for place in plans[1].places}
     )
 
 
@@ -342,4 +342,7 @@ def test_a_missing_extra_is_named_before_there_is_a_folder(monkeypatch, tmp_path
 
 def test_no_more_workers_than_there_is_to_do():
     spec = ENDS.replace("workers: 1", "workers: 9")
-    assert dealt(read_experiment(spec, allow=ALLOW)) == [Hand(["(end)"]), Hand(["actor"])]
+    assert plan_workers(read_experiment(spec, allow=ALLOW)) == [
+        WorkerPlan(["(end)"]),
+        WorkerPlan(["actor"]),
+    ]
