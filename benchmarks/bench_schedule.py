@@ -29,7 +29,7 @@ class Nothing(Interface):
     """Returns what it is given."""
 
     needs_model = False
-    reads_others = True
+    reads_any = True
     reads, writes = {"inference": ("ids",)}, {"inference": ("ids",)}
 
     def inference(self, model: None, sample: Sample, context: object) -> Mapping[str, torch.Tensor]:

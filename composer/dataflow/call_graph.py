@@ -42,8 +42,8 @@ class Call:
     @property
     def is_end(self) -> bool:
         """Whether it is done for its own sake, as far as can be told."""
-        keeps = () if self.interface is None else getattr(self.interface, "keeps", ())
-        return self.verb is None or self.verb in ENDS or self.verb in keeps
+        effects = getattr(self.interface, "side_effects", ())
+        return self.verb is None or self.verb in ENDS or self.verb in effects
 
     @property
     def read_values(self) -> list[str]:
@@ -255,7 +255,7 @@ class _GraphCheck:
         known = [*needed, *(n for n in call.declared("optional") if n not in needed)]
         missing = [n for n in needed if n not in call.reads and n not in call.declared("optional")]
         others = [name for name in call.reads if name not in known]
-        for name in others if not getattr(call.interface, "reads_others", False) else ():
+        for name in others if not getattr(call.interface, "reads_any", False) else ():
             self._check_other(call, name, known, missing)
         for name in missing if call.reads_fit else ():
             self._explained.add(name)

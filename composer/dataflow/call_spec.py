@@ -15,9 +15,15 @@ from composer.dataflow.experiment import (
     RunSpec,
     registered_spec,
 )
-from composer.dataflow.interfaces import VERBS, Interface, misfit, verbs_of
+from composer.dataflow.interfaces import VERBS, Interface, model_problem, verbs_of
 from composer.dataflow.rewards import interface_of
-from composer.dataflow.role_spec import name_problem, note_settings, read_roles, roots_of, unlike
+from composer.dataflow.role_spec import (
+    name_problem,
+    note_settings,
+    read_roles,
+    roots_of,
+    shape_difference,
+)
 from composer.errors import Path, Problems
 from composer.source.load import GivenSpec, Override, Source, load_source
 from composer.spec.fields import Fields
@@ -313,7 +319,7 @@ class _Reader:
             fields.note("model", f"there is no model {model!r}{hint(model, roles)}")
         elif call.interface is not None and call.verb is not None:
             is_critic = roles[model].is_critic
-            if message := misfit(call.interface, call.verb, model, is_critic):
+            if message := model_problem(call.interface, call.verb, model, is_critic):
                 fields.note("model", message)
         return model if model in roles else None
 
@@ -366,7 +372,7 @@ class _Reader:
         source, target = names["from"], names["to"]
         if source == target:
             fields.note("to", f"the hook blends {source!r} into itself; name another model")
-        elif difference := unlike(roles[source], roles[target], roots):
+        elif difference := shape_difference(roles[source], roles[target], roots):
             message = f"the models {source!r} and {target!r} have different shapes: {difference}"
             fields.note("to", message)
         return HookSpec(fields.path, names["after"], source, target, **eta)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ __all__ = [
     "Takes",
     "Written",
     "call_generator",
-    "misfit",
+    "model_problem",
 ]
 __all__ += ["verbs_of"]
 
@@ -46,12 +46,8 @@ INTERFACES.register_all(
 class Interface:
     """What calls do with a model. A subclass overrides the methods of the verbs that it has.
 
-    ``reads`` and ``writes`` are, for each verb, the names of values; those in ``optional`` may be left out of a call's
-    ``reads``, which may list more; with ``reads_others`` it may map any other name. With ``needs_model`` False the
-    model of its calls is None, whether they name one or not. ``takes`` says of each verb whether its model is an
-    "actor", a "critic" or "any", which is what a verb that it lacks takes: `misfit` tells where a call's model is none.
-    A call must lead to a training or an evaluation, unless ``keeps`` names its verb: the interface writes a file, or
-    the like. The settings of a call are arguments of ``__init__``.
+    The settings of a call are arguments of ``__init__``. The attributes say of each verb what a call of it may be, so
+    that a wrong call is told before anything is built.
 
     >>> class LongestRun(Interface):
     ...     needs_model = False
@@ -65,12 +61,19 @@ class Interface:
     """
 
     reads: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """The values that a verb reads, by its names for them; a call may list others, which the verb has no use for."""
     optional: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """The values that a verb reads where a call has them."""
+    reads_any: ClassVar[bool] = False
+    """Whether a call may map any other name to a value."""
     writes: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """The values that a verb can write, of which a call names those that it wants."""
     needs_model: ClassVar[bool] = True
-    reads_others: ClassVar[bool] = False
+    """Whether a call names a model; without, the model that a verb is given is None."""
     takes: ClassVar[Mapping[str, Takes]] = {}
-    keeps: ClassVar[Sequence[str]] = ()
+    """Whether the model of a verb is an "actor", a "critic" or, which is the default, "any"."""
+    side_effects: ClassVar[Sequence[str]] = ()
+    """The verbs that write a file or the like: their calls need not lead to a training or an evaluation."""
 
     if TYPE_CHECKING:  # at run time a verb that a class lacks is no attribute of it
         generate: Callable[[Any, Sample, Context], Written]
@@ -84,12 +87,12 @@ def verbs_of(interface: type[Interface]) -> list[str]:
     return [verb for verb in VERBS if callable(getattr(interface, verb, None))]
 
 
-def misfit(interface: type[Interface], verb: str, model: str, is_critic: bool) -> str | None:
+def model_problem(interface: type[Interface], verb: str, model: str, is_critic: bool) -> str | None:
     """Why ``verb`` of the interface cannot use the model called ``model``, in words; None where it can.
 
     >>> class Likelihood(Interface):
     ...     takes = {"inference": "actor"}
-    >>> misfit(Likelihood, "inference", "reward", is_critic=True)
+    >>> model_problem(Likelihood, "inference", "reward", is_critic=True)
     "'inference' takes an actor, and the model 'reward' is a critic; name a model without is_critic: true"
     """
     takes = interface.takes.get(verb, "any")

@@ -137,7 +137,7 @@ class LocalRunner:
         try:
             sample = joined(call, values)
         except SampleError as error:
-            raise self._misfit(call, context, error) from error
+            raise self._run_error(call, context, error) from error
         try:
             result = getattr(interface, call.verb)(model, sample, context)
         except Exception as error:
@@ -150,7 +150,7 @@ class LocalRunner:
         try:
             return call.name, packed(call, sample, result)
         except SampleError as error:
-            raise self._misfit(call, context, error) from error
+            raise self._run_error(call, context, error) from error
 
     def wait(self, running: Mapping[str, str]) -> str:
         return next(iter(running))
@@ -183,7 +183,7 @@ class LocalRunner:
     def close(self) -> None:
         self.models, self._interfaces = {}, {}
 
-    def _misfit(self, call: CallSpec, context: Context, error: SampleError) -> RunError:
+    def _run_error(self, call: CallSpec, context: Context, error: SampleError) -> RunError:
         return RunError(f"{self._where(call, context)}: {error}")
 
     def _where(self, call: CallSpec, context: Context) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,12 +20,54 @@ from perception_blocks.settings import PositiveFloat, PositiveInt
 __all__ = ["Dpo", "PairedReward"]
 
 
-class PairedReward(Interface):
+class _PairInterface(Interface):
+    """What learns from numbers of sequences, of which those of the better ones should be larger.
+
+    Each item has an even number of sequences: better and worse in turns.
+    """
+
+    logged: ClassVar[tuple[str, str]]
+    """The names of the mean numbers of better and of worse sequences in the log."""
+    max_tokens_per_mb: int
+
+    def train_step(self, model: ExperimentModel, sample: Sample, context: Context) -> None:
+        """A step; logs what `evaluate` does, and ``grad_norm``."""
+        tally = _Tally(*self.logged)
+        norm = model.step(self._losses(model, sample, context, tally), context)
+        tally.log(context)
+        context.log("grad_norm", norm)
+
+    @torch.no_grad()
+    def evaluate(self, model: ExperimentModel, sample: Sample, context: Context) -> None:
+        """Logs ``loss``, ``accuracy`` (of pairs in the right order) and the means of both numbers."""
+        tally = _Tally(*self.logged)
+        for _ in self._losses(model, sample, context, tally):
+            pass
+        tally.log(context)
+
+    def _losses(
+        self, model: ExperimentModel, sample: Sample, context: Context, tally: _Tally
+    ) -> Iterator[Tensor]:
+        """What each micro-batch adds to the loss."""
+        require_finite(sample, context)
+        weights = pair_weights(sample, context)
+        for part in micro_batches(sample, self.max_tokens_per_mb):
+            better, worse = self._numbers(model, part).unflatten(0, (-1, 2)).unbind(-1)
+            yield tally.loss(better, worse, weights[: len(better)])
+            weights = weights[len(better) :]
+
+    def _numbers(self, model: ExperimentModel, sample: Sample) -> Tensor:
+        """A number for each sequence, (S,)."""
+        raise NotImplementedError
+
+
+class PairedReward(_PairInterface):
     """A reward model: a critic whose score of a sequence is its value at the last token.
 
     Each item has an even number of sequences: better and worse in turns. The loss is the mean over items of the mean
     over their pairs of ``-log sigmoid(better - worse)`` (Bradley and Terry, 1952; Ouyang et al., 2022). ``inference``
-    gives ``rewards``, a number for each sequence: ``(score - output_bias) * output_scaling``.
+    gives ``rewards``, a number for each sequence: ``(score - output_bias) * output_scaling``. The means of the scores
+    are logged as ``better_score`` and ``worse_score``.
     """
 
     reads = {"train_step": ("ids",), "evaluate": ("ids",), "inference": ("ids",)}
@@ -35,6 +78,7 @@ class PairedReward(Interface):
     }
     writes = {"inference": ("rewards",)}
     takes = {"train_step": "critic", "evaluate": "critic", "inference": "critic"}
+    logged = ("better_score", "worse_score")
 
     def __init__(
         self,
@@ -46,48 +90,25 @@ class PairedReward(Interface):
         self.output_scaling, self.output_bias = output_scaling, output_bias
         self.max_tokens_per_mb = max_tokens_per_mb
 
-    def train_step(self, model: ExperimentModel, sample: Sample, context: Context) -> None:
-        """A step; logs ``loss``, ``accuracy`` (of pairs in the right order), the mean scores and ``grad_norm``."""
-        tally = _Tally("better_score", "worse_score")
-        norm = model.step(self._losses(model, sample, context, tally), context)
-        tally.log(context)
-        context.log("grad_norm", norm)
-
-    @torch.no_grad()
-    def evaluate(self, model: ExperimentModel, sample: Sample, context: Context) -> None:
-        """Logs ``loss``, ``accuracy`` and the mean scores."""
-        tally = _Tally("better_score", "worse_score")
-        for _ in self._losses(model, sample, context, tally):
-            pass
-        tally.log(context)
-
     @torch.no_grad()
     def inference(self, model: ExperimentModel, sample: Sample, context: Context) -> Written:
         parts = micro_batches(sample, self.max_tokens_per_mb)
-        scores = torch.cat([self._scores(model, part) for part in parts]).cpu()
+        scores = torch.cat([self._numbers(model, part) for part in parts]).cpu()
         return {"rewards": (scores - self.output_bias) * self.output_scaling}
 
-    def _losses(
-        self, model: ExperimentModel, sample: Sample, context: Context, tally: _Tally
-    ) -> Iterator[Tensor]:
-        weights = pair_weights(sample, context)
-        for part in micro_batches(sample, self.max_tokens_per_mb):
-            better, worse = self._scores(model, part).unflatten(0, (-1, 2)).unbind(-1)
-            yield tally.loss(better, worse, better - worse, weights[: len(better)])
-            weights = weights[len(better) :]
-
-    def _scores(self, model: ExperimentModel, sample: Sample) -> Tensor:
+    def _numbers(self, model: ExperimentModel, sample: Sample) -> Tensor:
         lengths = sample.lengths("ids")
         return last(model.scores(sample.values("ids"), lengths), lengths)
 
 
-class Dpo(Interface):
+class Dpo(_PairInterface):
     """Direct preference optimisation (Rafailov et al., 2023), of a model with a reference.
 
     Each item has an even number of sequences: better and worse in turns. With the sums over the tokens after the
     prompt of ``logp - ref_logp`` as log-ratios, the loss is the mean over items of the mean over their pairs of
     ``-log sigmoid(beta * (ratio of the better - ratio of the worse))``. ``inference`` gives ``logp`` of all tokens but
-    the first: call it with the reference, and let it write ``{logp: ref_logp}``.
+    the first: call it with the reference, and let it write ``{logp: ref_logp}``. The means of ``beta`` times the
+    log-ratios are logged as ``better_reward`` and ``worse_reward``.
     """
 
     reads = {
@@ -101,6 +122,7 @@ class Dpo(Interface):
     }
     writes = {"inference": ("logp",)}
     takes = {"train_step": "actor", "evaluate": "actor", "inference": "actor"}
+    logged = ("better_reward", "worse_reward")
 
     def __init__(
         self, *, beta: PositiveFloat = 0.1, max_tokens_per_mb: PositiveInt = 2**14
@@ -108,43 +130,16 @@ class Dpo(Interface):
         self.beta = beta
         self.max_tokens_per_mb = max_tokens_per_mb
 
-    def train_step(self, model: ExperimentModel, sample: Sample, context: Context) -> None:
-        """A step; logs ``loss``, ``accuracy`` (of pairs whose rewards are in the right order) and ``grad_norm``.
-
-        ``better_reward`` and ``worse_reward`` are the means of ``beta`` times the log-ratios.
-        """
-        require_finite(sample, context)
-        tally = _Tally("better_reward", "worse_reward")
-        norm = model.step(self._losses(model, sample, context, tally), context)
-        tally.log(context)
-        context.log("grad_norm", norm)
-
-    @torch.no_grad()
-    def evaluate(self, model: ExperimentModel, sample: Sample, context: Context) -> None:
-        """Logs ``loss``, ``accuracy`` and the mean rewards."""
-        require_finite(sample, context)
-        tally = _Tally("better_reward", "worse_reward")
-        for _ in self._losses(model, sample, context, tally):
-            pass
-        tally.log(context)
-
     @torch.no_grad()
     def inference(self, model: ExperimentModel, sample: Sample, context: Context) -> Written:
         return {"logp": logp_of(model, sample, self.max_tokens_per_mb)}
 
-    def _losses(
-        self, model: ExperimentModel, sample: Sample, context: Context, tally: _Tally
-    ) -> Iterator[Tensor]:
-        weights = pair_weights(sample, context)
-        for part in micro_batches(sample, self.max_tokens_per_mb):
-            lengths = part.lengths("ids")
-            logp = model.logp(part.values("ids"), lengths)
-            ratios = logp - part.values("ref_logp").to(logp)
-            ratios = torch.where(answer_mask(part).to(logp.device), ratios, 0.0)
-            rewards = self.beta * sums(ratios, lengths - 1)
-            better, worse = rewards.unflatten(0, (-1, 2)).unbind(-1)
-            yield tally.loss(better, worse, better - worse, weights[: len(better)])
-            weights = weights[len(better) :]
+    def _numbers(self, model: ExperimentModel, sample: Sample) -> Tensor:
+        lengths = sample.lengths("ids")
+        logp = model.logp(sample.values("ids"), lengths)
+        ratios = logp - sample.values("ref_logp").to(logp)
+        ratios = torch.where(answer_mask(sample).to(logp.device), ratios, 0.0)
+        return self.beta * sums(ratios, lengths - 1)
 
 
 class _Tally:
@@ -154,7 +149,8 @@ class _Tally:
         self.names = ("loss", "accuracy", better, worse)
         self.numbers = [0.0] * 4
 
-    def loss(self, better: Tensor, worse: Tensor, margin: Tensor, weights: Tensor) -> Tensor:
+    def loss(self, better: Tensor, worse: Tensor, weights: Tensor) -> Tensor:
+        margin = better - worse
         weights = weights.to(margin)
         loss = -(logsigmoid(margin) * weights).sum()
         terms = [(margin > 0).to(margin), better, worse]

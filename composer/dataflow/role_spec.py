@@ -16,7 +16,14 @@ from perception_blocks.blocks.families import FAMILIES
 from perception_blocks.settings import PositiveFloat, Range, check_settings
 from perception_blocks.words import hint, listing
 
-__all__ = ["MODEL_KEYS", "name_problem", "note_settings", "read_roles", "roots_of", "unlike"]
+__all__ = [
+    "MODEL_KEYS",
+    "name_problem",
+    "note_settings",
+    "read_roles",
+    "roots_of",
+    "shape_difference",
+]
 
 ORIGINS = ("decoder", "checkpoint", "spec", "model_type", "like")
 MODEL_KEYS = (*ORIGINS, "is_critic", "init_critic_from_actor", "vocabulary", "max_length", "lr")
@@ -175,7 +182,9 @@ def _optimizer(fields: Fields) -> Settings | None:
     return {**given, **lr} or None
 
 
-def unlike(first: RoleSpec, second: RoleSpec, roots: Mapping[str, RoleSpec]) -> str | None:
+def shape_difference(
+    first: RoleSpec, second: RoleSpec, roots: Mapping[str, RoleSpec]
+) -> str | None:
     """Why the weights of two models are of other shapes, as far as a spec tells; else None. See `roots_of`."""
     if first.is_critic != second.is_critic:
         critic, actor = (first, second) if first.is_critic else (second, first)

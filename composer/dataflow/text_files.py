@@ -33,7 +33,7 @@ class WriteTexts(Interface):
     """
 
     needs_model = False
-    reads_others = True
+    reads_any = True
     reads = {"evaluate": ("ids",)}
     optional = {"evaluate": ("prompt_mask",)}
 

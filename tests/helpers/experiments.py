@@ -132,8 +132,8 @@ class LongestRun(Interface):
 
 class Printer(Interface):
     needs_model = False
-    keeps = ("inference",)
-    reads_others = True
+    side_effects = ("inference",)
+    reads_any = True
 
     def inference(self, model, sample, context):
         context.log("keys", len(sample.keys))

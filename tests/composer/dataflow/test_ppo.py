@@ -8,7 +8,7 @@ import torch
 
 from composer.dataflow.context import Context
 from composer.dataflow.decoding import GenerationSettings
-from composer.dataflow.interfaces import INTERFACES, misfit
+from composer.dataflow.interfaces import INTERFACES, model_problem
 from composer.dataflow.samples import Sample, SampleError
 from perception_blocks.settings import SettingsError
 from tests.helpers.experiment_models import ORIGINS, VOCABULARY, a_model
@@ -328,14 +328,14 @@ def test_models_that_do_not_fit_are_told_before_anything_is_built(name):
     interface = INTERFACES.get(name)
     takes_critic = name in ("paired_rw", "ppo_critic")
     for verb in interface.reads:
-        assert misfit(interface, verb, "m", is_critic=takes_critic) is None
+        assert model_problem(interface, verb, "m", is_critic=takes_critic) is None
         wanted, given, way_out = (
             ("a critic", "an actor", "with")
             if takes_critic
             else ("an actor", "a critic", "without")
         )
         message = f"{verb!r} takes {wanted}, and the model 'm' is {given}; name a model {way_out} is_critic: true"
-        assert misfit(interface, verb, "m", is_critic=not takes_critic) == message
+        assert model_problem(interface, verb, "m", is_critic=not takes_critic) == message
 
 
 @pytest.mark.parametrize("most", [1, 10**6])
