@@ -17,6 +17,7 @@ class Context:
 
     ``generator`` follows from the seed of the run, the ``iteration`` (from 0) and the name of the ``call``, so that a
     call draws the same numbers in whichever process it runs. ``tokenizer`` is the model's, or that of the data set.
+    ``folder`` is the absolute path of the run's, or None where nothing is saved.
     """
 
     generator: torch.Generator
@@ -24,6 +25,7 @@ class Context:
     tokenizer: Any = None
     numbers: dict[str, float] = field(default_factory=dict)
     call: str = ""
+    folder: str | None = None
 
     def log(self, name: str, number: float) -> None:
         """Note a number for the run's table of this iteration."""

@@ -32,7 +32,8 @@ class LocalRunner:
     """A `composer.dataflow.schedule.Runner` whose models are all in this process.
 
     ``models`` are the names of those to build (None: all that are used), ``tokenizers`` are theirs and the data set's.
-    With ``shards`` the caller shards those that have `parallel`, which are refused otherwise.
+    With ``shards`` the caller shards those that have `parallel`, which are refused otherwise. ``folder`` is that of the
+    run, for what calls write.
 
     Raises RunError and SpecError where a model or an interface cannot be built.
     """
@@ -45,8 +46,10 @@ class LocalRunner:
         *,
         device: torch.device | str = "cpu",
         shards: bool = False,
+        folder: str | None = None,
     ) -> None:
         self.experiment = experiment
+        self._folder = folder
         self._shards = shards
         self._allow = tuple(allow)
         self.tokenizers = Tokenizers(experiment)
@@ -133,7 +136,7 @@ class LocalRunner:
         model = None if call.model is None else self.models[call.model]
         generator = call_generator(self.experiment.run.seed, iteration, call.name)
         tokenizer = self.tokenizers.of_data() if model is None else model.tokenizer
-        context = Context(generator, iteration, tokenizer, call=call.name)
+        context = Context(generator, iteration, tokenizer, call=call.name, folder=self._folder)
         try:
             sample = joined(call, values)
         except SampleError as error:

@@ -31,13 +31,18 @@ class RayRunner:
 
     Without an ``address`` of a cluster, one is started on this machine that nobody else reaches; where this process is
     connected to Ray already, that is used. Each worker reads the experiment again and imports the ``allow``-ed modules
-    itself, from where they were found here.
+    itself, from where they were found here. ``folder`` is that of the run, for what calls write.
 
     Raises RunError where the cluster or a worker cannot be had; MissingExtraError without Ray.
     """
 
     def __init__(
-        self, experiment: Experiment, allow: Iterable[str] = (), address: str | None = None
+        self,
+        experiment: Experiment,
+        allow: Iterable[str] = (),
+        address: str | None = None,
+        *,
+        folder: str | None = None,
     ) -> None:
         self.experiment = experiment
         allow = allow_list(allow)
@@ -54,15 +59,17 @@ class RayRunner:
         self._actors: dict[str, list[Any]] = {}  # of each place; the first answers
         self._processes: dict[Any, int] = {}
         try:
-            self._build(plans, allow)
+            self._build(plans, allow, folder)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, plans: Sequence[WorkerPlan], allow: Sequence[str]) -> None:
+    def _build(
+        self, plans: Sequence[WorkerPlan], allow: Sequence[str], folder: str | None
+    ) -> None:
         source, models = self.experiment.source, self.experiment.models
         files = [os.path.join(folder, "") for folder in source.folders]
-        given = (source.to_yaml(), allow, folders_of(allow), files)
+        given = (source.to_yaml(), allow, folders_of(allow), files, folder)
         options = {"num_cpus": 1 if self._is_shared else 0, "scheduling_strategy": "SPREAD"}
         worker = self._ray.remote(actor_class()).options(max_restarts=0, **options)
         building = {}

@@ -85,14 +85,14 @@ def run(
             _require_curve()
             refuse_taken(Path(out))
             where = RunFolder.create(Path(out), _record(read), read.source.to_yaml())
-        return _Run(read, allow, runner, address).with_folder(where)
+        return _Run(read, allow, runner, address, out).with_folder(where)
     if out is not None:
         raise RunError("give 'out' for a new run, or 'resume', not both")
     _require_curve()
     with in_use(Path(resume)):
         folder = RunFolder.open(Path(resume))
         read = _stored(folder, overrides, allow)
-        return _Run(read, allow, runner, address).with_folder(nullcontext(folder))
+        return _Run(read, allow, runner, address, resume).with_folder(nullcontext(folder))
 
 
 def read_named(
@@ -166,8 +166,10 @@ class _Run:
         allow: tuple[str, ...],
         runner: RunnerName | None,
         address: str | None,
+        path: str | Path | None,
     ) -> None:
         self.experiment, self.allow, self.address = experiment, allow, address
+        self.path = None if path is None else os.path.abspath(path)  # of the folder, from now on
         self.kind = runner or ("ray" if address else experiment.run.runner)
         self.folder: RunFolder | None = None
         self.log = RunLog()
@@ -221,8 +223,8 @@ class _Run:
         if self.kind == "ray":
             from composer.dataflow.on_ray import RayRunner
 
-            return RayRunner(self.experiment, self.allow, self.address)
-        return LocalRunner(self.experiment, self.allow)
+            return RayRunner(self.experiment, self.allow, self.address, folder=self.path)
+        return LocalRunner(self.experiment, self.allow, folder=self.path)
 
     def _restore(self, runner: Runner) -> None:
         """Go back to the last checkpoint, or to the beginning."""

@@ -25,8 +25,9 @@ class WriteTexts(Interface):
     """Writes the texts of each iteration as ``texts/00000000.jsonl``, a row for each sequence.
 
     A row has the ``prompt`` and what follows it as ``completion``; without ``prompt_mask`` the whole ``text``. A call
-    may read other values, such as ``rewards``: those with one number for each sequence are in its row. ``folder`` is
-    relative to the current folder; every iteration has its own file, which appears whole.
+    may read other values, such as ``rewards``: those with one number for each sequence are in its row. Every
+    iteration has its own file, which appears whole. ``folder`` is relative to the current folder; unless given it is
+    ``texts`` in the folder of the run, or in the current one where the run has none.
 
     Raises SettingsError for a folder that is neither below the current one nor where the caller lets the experiment
     read: a file of somebody else could write anywhere.
@@ -37,19 +38,22 @@ class WriteTexts(Interface):
     reads = {"evaluate": ("ids",)}
     optional = {"evaluate": ("prompt_mask",)}
 
-    def __init__(self, *, folder: str = "texts") -> None:
+    def __init__(self, *, folder: str | None = None) -> None:
         self.folder = folder
-        _refuse_elsewhere(folder)
+        if folder is not None:
+            _refuse_elsewhere(folder)
 
     def evaluate(self, model: object, sample: Sample, context: Context) -> None:
         """Logs ``texts``, how many there are. Raises RunError where a file cannot be written."""
         rows = texts_of(sample, context.tokenizer)
-        path = Path(self.folder) / f"{context.iteration:08}.jsonl"
+        home = (context.folder or "") if self.folder is None else self.folder
+        folder = Path(home, "texts") if self.folder is None else Path(self.folder)
+        path = folder / f"{context.iteration:08}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if outside(str(path), [real_path(self.folder)]):
+        if outside(str(path), [real_path(home)]):
             raise RunError(f"{str(path)!r} is a link that leads elsewhere; remove it")
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            os.makedirs(folder, exist_ok=True)
             replace_with(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
         except WriteError as error:
             raise RunError(str(error)) from error

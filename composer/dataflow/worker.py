@@ -30,7 +30,7 @@ class CallWorker:
     the models called ``models``; as one process of a ``group`` only its shards of them.
 
     ``folders`` are where those modules lie, if they are not installed, the first of them the current folder of the run;
-    ``files`` where the experiment's files do.
+    ``files`` where the experiment's files do, and ``folder`` is that of the run.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class CallWorker:
         allow: Sequence[str],
         folders: Sequence[str],
         files: Sequence[str],
+        folder: str | None,
         models: Collection[str],
         group: Group | None = None,
     ) -> None:
@@ -48,7 +49,7 @@ class CallWorker:
         allow_beside(folders, allow)
         import_allowed(allow)
         self.experiment = read_experiment(text, allow=[*allow, *files])
-        self._runner = LocalRunner(self.experiment, allow, models, shards=True)
+        self._runner = LocalRunner(self.experiment, allow, models, shards=True, folder=folder)
         if mesh is not None:
             for name, model in self._runner.models.items():
                 shard_model(model, mesh, self.experiment.models[name].parallel)

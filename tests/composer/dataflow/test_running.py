@@ -66,6 +66,13 @@ def test_generated_texts_are_written():
     run("generation", SHORT)
     (first, second) = sorted(Path("texts").iterdir())
     assert [first.name, second.name] == ["00000000.jsonl", "00000001.jsonl"]
+    log = run("generation", SHORT, out="runs/texts")
+    assert "texts" in log.files
+    run("generation", [*SHORT, "calls.write.settings={folder: mine}"], out="runs/elsewhere")
+    for folder in ("runs/texts/texts", "mine"):
+        assert [Path(folder, file.name).read_text() for file in (first, second)] == [
+            file.read_text() for file in (first, second)
+        ]
     rows = [json.loads(line) for line in first.read_text().splitlines()]
     assert len(rows) == 4
     assert all(set(row) == {"prompt", "completion"} and row["prompt"] for row in rows)
