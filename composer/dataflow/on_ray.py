@@ -64,9 +64,7 @@ class RayRunner:
             self.close()
             raise
 
-    def _build(
-        self, plans: Sequence[WorkerPlan], allow: Sequence[str], folder: str | None
-    ) -> None:
+    def _build(self, plans: Sequence[WorkerPlan], allow: Sequence[str], folder: str | None) -> None:
         source, models = self.experiment.source, self.experiment.models
         files = [os.path.join(folder, "") for folder in source.folders]
         given = (source.to_yaml(), allow, folders_of(allow), files, folder)
