@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from composer.dataflow.experiment import CallSpec, RoleSpec, Settings
+from composer.dataflow.experiment import CallSpec, ModelEntry, Settings
 from composer.dataflow.interfaces import Interface
 from composer.dataflow.samples import LENGTHS, LengthRule, in_words
 from composer.errors import Path, Problems
@@ -79,14 +79,14 @@ def is_value(name: str) -> bool:
 def check_graph(
     calls: Mapping[str, Call],
     gives: Sequence[str] | None,
-    roles: Mapping[str, RoleSpec],
+    models: Mapping[str, ModelEntry],
     problems: Problems,
 ) -> Dag:
     """The calls in their order; all that is wrong with them is noted.
 
     ``gives`` are the values of the data set (None: unknown, so anything may be among them).
     """
-    check = _GraphCheck(calls, gives, roles, problems)
+    check = _GraphCheck(calls, gives, models, problems)
     return check.dag()
 
 
@@ -95,12 +95,12 @@ class _GraphCheck:
         self,
         calls: Mapping[str, Call],
         gives: Sequence[str] | None,
-        roles: Mapping[str, RoleSpec],
+        models: Mapping[str, ModelEntry],
         problems: Problems,
     ) -> None:
         self._calls = calls
         self._gives = gives
-        self._roles = roles
+        self._models = models
         self._problems = problems
         self._trained: dict[str, str] = {}  # model -> the call that trains it
         self._writer: dict[str, Call] = {}
@@ -156,14 +156,14 @@ class _GraphCheck:
         for call in self._calls.values():
             if call.verb != "train_step" or call.model is None:
                 continue
-            role, place = self._roles[call.model], (*call.path, "model")
+            entry, place = self._models[call.model], (*call.path, "model")
             first = self._trained.setdefault(call.model, call.name)
             if first != call.name:
                 both = f"trained by {first!r} and {call.name!r}"
                 self._problems.add(
                     place, f"the model {call.model!r} is {both}; one call trains a model"
                 )
-            elif role.optimizer is None:
+            elif entry.optimizer is None:
                 message = (
                     f"{call.name!r} trains the model {call.model!r}, which has no 'lr'; give it one"
                 )

@@ -11,19 +11,19 @@ from composer.dataflow.experiment import (
     DataSpec,
     Experiment,
     HookSpec,
-    RoleSpec,
+    ModelEntry,
     RunSpec,
     registered_spec,
 )
 from composer.dataflow.interfaces import VERBS, Interface, model_problem, verbs_of
-from composer.dataflow.rewards import interface_of
-from composer.dataflow.role_spec import (
+from composer.dataflow.model_entries import (
     name_problem,
     note_settings,
-    read_roles,
+    read_models,
     roots_of,
     shape_difference,
 )
+from composer.dataflow.rewards import interface_of
 from composer.errors import Path, Problems
 from composer.source.load import GivenSpec, Override, Source, load_source
 from composer.spec.fields import Fields
@@ -102,19 +102,19 @@ class _Reader:
         extensions = read_extensions(top, self._allow)
         run = self._run(top)
         data, gives = self._data(top, meant)
-        models, given = (self._named(top, key, meant) for key in ("models", "calls"))
-        roles = read_roles(models or {}, problems)
-        if models is None or given is None:
+        given_models, given_calls = (self._named(top, key, meant) for key in ("models", "calls"))
+        models = read_models(given_models or {}, problems)
+        if given_models is None or given_calls is None:
             return None
-        calls = {name: self._call(name, given, roles) for name in given}
-        dag = check_graph(calls, gives, roles, problems)
-        hooks = self._hooks(top, calls, roles)
+        calls = {name: self._call(name, given_calls, models) for name in given_calls}
+        dag = check_graph(calls, gives, models, problems)
+        hooks = self._hooks(top, calls, models)
         if len(problems) or data is None:
             return None
         return Experiment(
             name=PurePath(source.name or "experiment").stem.strip("<>"),
             source=source,
-            models=roles,
+            models=models,
             data=data,
             calls={name: call.spec() for name, call in calls.items()},
             hooks=hooks,
@@ -213,7 +213,9 @@ class _Reader:
 
     # --- calls ---
 
-    def _call(self, name: str, values: Mapping[str, object], roles: Mapping[str, RoleSpec]) -> Call:
+    def _call(
+        self, name: str, values: Mapping[str, object], models: Mapping[str, ModelEntry]
+    ) -> Call:
         path: Path = ("calls", name)
         if problem := name_problem("a call", name):
             self._problems.add(path, problem, key=True)
@@ -235,7 +237,7 @@ class _Reader:
             inner = Fields(call.settings, fields.at("settings"), self._problems)
             note_settings(inner, call.interface, f"interface {call.interface_name!r}")
             call.verb = self._verb_of(call, fields)
-        call.model = self._model(call, fields, meant, roles)
+        call.model = self._model(call, fields, meant, models)
         return call
 
     def _values(
@@ -304,7 +306,7 @@ class _Reader:
         return call.verb
 
     def _model(
-        self, call: Call, fields: Fields, meant: set[str], roles: Mapping[str, RoleSpec]
+        self, call: Call, fields: Fields, meant: set[str], models: Mapping[str, ModelEntry]
     ) -> str | None:
         if call.interface is not None and not getattr(call.interface, "needs_model", True):
             return None
@@ -315,30 +317,30 @@ class _Reader:
                     f"the call needs a 'model': interface {call.interface_name!r} works on one"
                 )
                 self._problems.add(fields.path, message)
-        elif model not in roles:
-            fields.note("model", f"there is no model {model!r}{hint(model, roles)}")
+        elif model not in models:
+            fields.note("model", f"there is no model {model!r}{hint(model, models)}")
         elif call.interface is not None and call.verb is not None:
-            is_critic = roles[model].is_critic
+            is_critic = models[model].is_critic
             if message := model_problem(call.interface, call.verb, model, is_critic):
                 fields.note("model", message)
-        return model if model in roles else None
+        return model if model in models else None
 
     # --- hooks ---
 
     def _hooks(
-        self, top: Fields, calls: Mapping[str, Call], roles: Mapping[str, RoleSpec]
+        self, top: Fields, calls: Mapping[str, Call], models: Mapping[str, ModelEntry]
     ) -> tuple[HookSpec, ...]:
         entries = top.values.get("hooks", [])
         example = "{after: actor_train, from: actor, to: ref, eta: 0.001}"
         if not isinstance(entries, list):
             top.wrong("hooks", f"a list of entries such as {example}")
             return ()
-        hooks, roots = [], roots_of(roles)
+        hooks, roots = [], roots_of(models)
         for index, entry in enumerate(entries):
             path: Path = ("hooks", index)
             if isinstance(entry, dict):
                 fields = Fields(entry, path, self._problems)
-                hooks.append(self._hook(fields, calls, roles, roots))
+                hooks.append(self._hook(fields, calls, models, roots))
             else:
                 message = f"an entry of 'hooks' must be a mapping such as {example}, got {describe(entry)}"
                 self._problems.add(path, message)
@@ -348,15 +350,15 @@ class _Reader:
         self,
         fields: Fields,
         calls: Mapping[str, Call],
-        roles: Mapping[str, RoleSpec],
-        roots: Mapping[str, RoleSpec],
+        models: Mapping[str, ModelEntry],
+        roots: Mapping[str, ModelEntry],
     ) -> HookSpec | None:
         meant = fields.unknown(HOOK_KEYS, "a hook")
         names: dict[str, str] = {}
         for key, known, what in (
             ("after", calls, "call"),
-            ("from", roles, "model"),
-            ("to", roles, "model"),
+            ("from", models, "model"),
+            ("to", models, "model"),
         ):
             name = fields.text(key)
             if key not in fields and key not in meant:
@@ -372,7 +374,7 @@ class _Reader:
         source, target = names["from"], names["to"]
         if source == target:
             fields.note("to", f"the hook blends {source!r} into itself; name another model")
-        elif difference := shape_difference(roles[source], roles[target], roots):
+        elif difference := shape_difference(models[source], models[target], roots):
             message = f"the models {source!r} and {target!r} have different shapes: {difference}"
             fields.note("to", message)
         return HookSpec(fields.path, names["after"], source, target, **eta)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from perception_blocks.dag import Dag
 from perception_blocks.registry import Registry
 from perception_blocks.settings import NonNegativeInt, PositiveInt, Range
 
-__all__ = ["EXPERIMENTS", "CallSpec", "DataSpec", "Experiment", "HookSpec", "RoleSpec", "RunSpec"]
+__all__ = ["EXPERIMENTS", "CallSpec", "DataSpec", "Experiment", "HookSpec", "ModelEntry", "RunSpec"]
 __all__ += ["is_experiment", "registered_spec"]
 
 EXPERIMENTS = Registry("experiment", hyphens=True)
@@ -28,7 +28,7 @@ Settings = Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class RoleSpec:
+class ModelEntry:
     """A model of the experiment. One of ``like`` and the keys of ``origin`` says where it comes from.
 
     ``origin`` has exactly one key: ``decoder`` (settings of the block, with a ``family``), ``checkpoint`` (a folder of
@@ -108,7 +108,7 @@ class Experiment:
 
     name: str
     source: Source
-    models: Mapping[str, RoleSpec]
+    models: Mapping[str, ModelEntry]
     data: DataSpec
     calls: Mapping[str, CallSpec]
     hooks: tuple[HookSpec, ...]

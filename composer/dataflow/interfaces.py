@@ -69,7 +69,7 @@ class Interface:
     writes: ClassVar[Mapping[str, Sequence[str]]] = {}
     """The values that a verb can write, of which a call names those that it wants."""
     needs_model: ClassVar[bool] = True
-    """Whether a call names a model; without, the model that a verb is given is None."""
+    """Whether a call needs a model; a verb that needs none is given None, even where its call names one."""
     takes: ClassVar[Mapping[str, Takes]] = {}
     """Whether the model of a verb is an "actor", a "critic" or, which is the default, "any"."""
     side_effects: ClassVar[Sequence[str]] = ()

@@ -12,11 +12,11 @@ import torch
 from composer.checkpoint.blending import blend
 from composer.checkpoint.container import CheckpointError
 from composer.dataflow.context import Context, call_generator
-from composer.dataflow.experiment import CallSpec, Experiment, RoleSpec
+from composer.dataflow.experiment import CallSpec, Experiment, ModelEntry
 from composer.dataflow.interfaces import Interface
+from composer.dataflow.model_building import ModelBuildError, build_model, line_of
 from composer.dataflow.models import ExperimentModel
 from composer.dataflow.rewards import interface_of
-from composer.dataflow.roles import RoleError, build_model, line_of
 from composer.dataflow.samples import Sample, SampleError
 from composer.dataflow.schedule import RunError
 from composer.dataflow.tokenizers import tokenizer_from
@@ -64,9 +64,9 @@ class LocalRunner:
 
     def _model(self, name: str, device: torch.device | str) -> ExperimentModel:
         experiment = self.experiment
-        role = experiment.models[name]
-        if role.parallel is not None and not self._shards:
-            place = experiment.where((*role.path, "parallel"))
+        entry = experiment.models[name]
+        if entry.parallel is not None and not self._shards:
+            place = experiment.where((*entry.path, "parallel"))
             message = (
                 f"the model {name!r} has 'parallel', which spreads it over workers of Ray: add --runner ray, or leave "
                 "it out"
@@ -74,7 +74,7 @@ class LocalRunner:
             raise RunError(f"{place}{message}")
         try:
             return build_model(
-                role,
+                entry,
                 experiment.models,
                 experiment.run.seed,
                 tokenizer=self.tokenizers.of_model(name),
@@ -86,19 +86,19 @@ class LocalRunner:
         except MissingExtraSpecError:
             raise
         except SpecError as error:
-            raise SpecError(self._placed(problem, role) for problem in error.problems) from error
+            raise SpecError(self._placed(problem, entry) for problem in error.problems) from error
         except RunError:
             raise
         except ValueError as error:
-            said = "" if isinstance(error, RoleError) else f"model {name!r}: "
-            raise RunError(f"{experiment.where(role.path)}{said}{error}") from error
+            said = "" if isinstance(error, ModelBuildError) else f"model {name!r}: "
+            raise RunError(f"{experiment.where(entry.path)}{said}{error}") from error
 
-    def _placed(self, problem: Problem, role: RoleSpec) -> Problem:
+    def _placed(self, problem: Problem, entry: ModelEntry) -> Problem:
         """A problem of the spec of a model, which has no place in a file, at the model."""
         if problem.position is not None:
             return problem
-        position = self.experiment.source.position(role.path)
-        return Problem(f"model {role.name!r}: {problem}", role.path, position)
+        position = self.experiment.source.position(entry.path)
+        return Problem(f"model {entry.name!r}: {problem}", entry.path, position)
 
     def _interface(self, call: CallSpec) -> Interface:
         if call.name not in self._interfaces:
@@ -218,18 +218,18 @@ class Tokenizers:
         Raises RunError where it cannot be read.
         """
         experiment = self._experiment
-        for role in line_of(experiment.models[name], experiment.models):
-            given = role.vocabulary or role.origin.get("checkpoint")
+        for entry in line_of(experiment.models[name], experiment.models):
+            given = entry.vocabulary or entry.origin.get("checkpoint")
             if not isinstance(given, str):
                 continue
             try:
                 path = experiment.source.find_file(given)
-                has_one = role.vocabulary or (Path(path) / "tokenizer_config.json").is_file()
+                has_one = entry.vocabulary or (Path(path) / "tokenizer_config.json").is_file()
                 if has_one and path not in self._by_path:
                     self._by_path[path] = tokenizer_from(path)
             except ValueError as error:
-                key = "vocabulary" if role.vocabulary else "checkpoint"
-                place = experiment.where((*role.path, key))
+                key = "vocabulary" if entry.vocabulary else "checkpoint"
+                place = experiment.where((*entry.path, key))
                 raise RunError(f"{place}{error}") from error
             if has_one:
                 return self._by_path[path]

@@ -286,11 +286,11 @@ def plan_workers(experiment: Experiment) -> list[WorkerPlan]:
 
 def processes_of(experiment: Experiment, place: str) -> int:
     """How many processes share what is at a place; ``data: auto`` means ``run.workers``."""
-    role = experiment.models.get(place)
-    if role is None or role.parallel is None:
+    entry = experiment.models.get(place)
+    if entry is None or entry.parallel is None:
         return 1
-    data = experiment.run.workers if role.parallel.data is None else role.parallel.data
-    return data * role.parallel.tensor
+    data = experiment.run.workers if entry.parallel.data is None else entry.parallel.data
+    return data * entry.parallel.tensor
 
 
 def refuse_hooks_over_shards(experiment: Experiment, plans: Sequence[WorkerPlan]) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from composer.dataflow.experiment import CallSpec, Experiment, RoleSpec
+from composer.dataflow.experiment import CallSpec, Experiment, ModelEntry
 from composer.dataflow.interfaces import INTERFACES
 from composer.dataflow.samples import LENGTHS, in_words
 from composer.diagram.drawing import write_picture
@@ -92,24 +92,24 @@ def _call_box(experiment: Experiment, call: CallSpec) -> Box:
 
 
 def _frame(experiment: Experiment, name: str) -> Frame:
-    role = experiment.models[name]
-    remarks = ["critic" if role.is_critic else "", _origin(role), _lr(role)]
+    entry = experiment.models[name]
+    remarks = ["critic" if entry.is_critic else "", _origin(entry), _lr(entry)]
     return Frame(name, ", ".join(filter(None, remarks)), network=True)
 
 
-def _origin(role: RoleSpec) -> str:
+def _origin(entry: ModelEntry) -> str:
     """Where a model comes from, in a few words."""
-    if role.like is not None:
-        return f"like {role.like}"
-    ((kind, given),) = role.origin.items()
+    if entry.like is not None:
+        return f"like {entry.like}"
+    ((kind, given),) = entry.origin.items()
     if kind == "decoder" and isinstance(given, dict):
         family = given.get("family")
         return f"{family} decoder" if family else "decoder"
     return f"{kind} {cut(given, LONGEST)}" if isinstance(given, str) else kind
 
 
-def _lr(role: RoleSpec) -> str:
-    return "" if role.optimizer is None else f"lr {role.optimizer['lr']:g}"
+def _lr(entry: ModelEntry) -> str:
+    return "" if entry.optimizer is None else f"lr {entry.optimizer['lr']:g}"
 
 
 def _line(experiment: Experiment, path: tuple[str | int, ...]) -> dict[str, str]:
@@ -135,11 +135,11 @@ def summary_of(experiment: Experiment) -> str:
 def _models(experiment: Experiment) -> list[str]:
     used = experiment.used_models()
     rows = []
-    for name, role in experiment.models.items():
+    for name, entry in experiment.models.items():
         calls = [call.name for call in experiment.calls.values() if call.model == name]
-        kind = "critic" if role.is_critic else "actor"
+        kind = "critic" if entry.is_critic else "actor"
         uses = ", ".join(calls) or ("a hook" if name in used else "no call: it is not built")
-        rows.append([name, kind, _origin(role), _lr(role).removeprefix("lr "), uses])
+        rows.append([name, kind, _origin(entry), _lr(entry).removeprefix("lr "), uses])
     return aligned(["model", "kind", "from", "lr", "calls"], rows)
 
 

@@ -1,7 +1,7 @@
 """Tiny models of experiments for tests."""
 
-from composer.dataflow.experiment import RoleSpec
-from composer.dataflow.roles import build_model
+from composer.dataflow.experiment import ModelEntry
+from composer.dataflow.model_building import build_model
 
 VOCABULARY, LENGTH = 16, 24
 DECODER = {
@@ -48,16 +48,16 @@ class Words:
         return self.size
 
 
-def role(name, origin=None, **settings):
+def entry(name, origin=None, **settings):
     """What an experiment says about a model."""
-    return RoleSpec(name, ("models", name), origin or {}, max_length=LENGTH, **settings)
+    return ModelEntry(name, ("models", name), origin or {}, max_length=LENGTH, **settings)
 
 
 def a_model(origin="decoder", *, seed=0, end=None, lr=None, iterations=1, name="actor", **settings):
     optimizer = (
         None if lr is None else {"lr": lr, "weight_decay": 0.0, **settings.pop("optimizer", {})}
     )
-    wanted = role(name, ORIGINS[origin], optimizer=optimizer, **settings)
+    wanted = entry(name, ORIGINS[origin], optimizer=optimizer, **settings)
     return build_model(
         wanted, {name: wanted}, seed, tokenizer=Words(eos_token_id=end), iterations=iterations
     )

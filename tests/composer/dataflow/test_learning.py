@@ -7,10 +7,10 @@ import torch
 
 from composer.dataflow.context import Context, call_generator
 from composer.dataflow.interfaces import INTERFACES, Interface
-from composer.dataflow.roles import build_model
+from composer.dataflow.model_building import build_model
 from composer.dataflow.running import run
 from composer.dataflow.samples import Sample
-from tests.helpers.experiment_models import Words, role
+from tests.helpers.experiment_models import Words, entry
 from tests.helpers.experiments import registered
 
 VOCABULARY, LENGTH, END = 16, 24, 0
@@ -21,18 +21,18 @@ LONG = pytest.param(True, marks=pytest.mark.full)
 short_and_long = pytest.mark.parametrize("whole", [pytest.param(False), LONG])
 
 
-def models_of(lr, **roles):
+def models_of(lr, **entries):
     """Models by name; a trained one gets the learning rate."""
     named = {
-        name: role(name, {} if "like" in given else {"decoder": DECODER}, **given)
+        name: entry(name, {} if "like" in given else {"decoder": DECODER}, **given)
         if given.pop("frozen", False)
-        else role(
+        else entry(
             name,
             {} if "like" in given else {"decoder": DECODER},
             optimizer={"lr": lr, **SMOOTH},
             **given,
         )
-        for name, given in roles.items()
+        for name, given in entries.items()
     }
     return [
         build_model(each, named, 0, tokenizer=Words(VOCABULARY, END)) for each in named.values()

@@ -10,8 +10,8 @@ from gymnasium.spaces import Box
 import composer
 from composer.dataflow.context import Context
 from composer.dataflow.decoding import GenerationSettings
+from composer.dataflow.model_building import build_model
 from composer.dataflow.models import ExperimentModel, NotFiniteError
-from composer.dataflow.roles import build_model
 from composer.policy.sequence_view import PackedView, SequenceView
 from perception_blocks.settings import SettingsError
 from tests.helpers.experiment_models import (
@@ -22,7 +22,7 @@ from tests.helpers.experiment_models import (
     VOCABULARY,
     Words,
     a_model,
-    role,
+    entry,
 )
 
 every_origin = pytest.mark.parametrize("origin", ORIGINS)
@@ -69,7 +69,7 @@ def test_a_decoder_reads_without_padding_and_other_networks_padded():
 def test_dropout_acts_with_gradients_alone():
     given = {**GPT2["policy"]["graph"]["latent"], "embd_pdrop": 0.5}
     spec = {**GPT2, "policy": {**GPT2["policy"], "graph": {"latent": given}}}
-    wanted = role("actor", {"spec": spec})
+    wanted = entry("actor", {"spec": spec})
     model = build_model(wanted, {"actor": wanted}, tokenizer=Words())
     assert not torch.equal(model.logits(tokens(), LENGTHS), model.logits(tokens(), LENGTHS))
     with torch.no_grad():
@@ -326,7 +326,7 @@ def test_a_critic_that_reads_its_policy_trains_the_body_of_both(origin):
         "policy": {"graph": graph, "heads": {"in": "latent"}, "shares": ["latent"]},
         "critic": {"graph": {"value": value}},
     }
-    wanted = role("critic", {"spec": spec}, is_critic=True, optimizer={"lr": 0.1})
+    wanted = entry("critic", {"spec": spec}, is_critic=True, optimizer={"lr": 0.1})
     model = build_model(wanted, {"critic": wanted}, tokenizer=Words())
     with torch.no_grad():
         scores = model.scores(tokens(), LENGTHS)

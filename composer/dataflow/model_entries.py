@@ -1,4 +1,4 @@
-"""The key `models` of an experiment -> a RoleSpec for each model, and whether two of them have one shape."""
+"""The key `models` of an experiment -> a ModelEntry for each model, and whether two of them have one shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated
 
-from composer.dataflow.experiment import RoleSpec, Settings
+from composer.dataflow.experiment import ModelEntry, Settings
 from composer.dataflow.optimization import OptimizerSettings
 from composer.errors import Path, Problems
 from composer.spec.fields import Fields
@@ -20,7 +20,7 @@ __all__ = [
     "MODEL_KEYS",
     "name_problem",
     "note_settings",
-    "read_roles",
+    "read_models",
     "roots_of",
     "shape_difference",
 ]
@@ -58,31 +58,31 @@ def note_settings(
             fields.problems.add(fields.path, problem.message)
 
 
-def read_roles(values: Mapping[str, object], problems: Problems) -> dict[str, RoleSpec]:
+def read_models(values: Mapping[str, object], problems: Problems) -> dict[str, ModelEntry]:
     """The models by name; what is wrong with one is noted, and the model is there all the same."""
-    roles = {name: _read_role(name, values, problems) for name in values}
-    for role in roles.values():
-        circle = _circle(role, roles)
-        if circle and role.name == min(circle):  # once for each circle
+    entries = {name: _read_model(name, values, problems) for name in values}
+    for entry in entries.values():
+        circle = _circle(entry, entries)
+        if circle and entry.name == min(circle):  # once for each circle
             names = [repr(name) for name in [*circle, circle[0]]]
             if len(names) > MOST_SHOWN:
                 names[4:-3] = ["..."]
             shown = " -> ".join(names)
             way_out = "say of one where it comes from"
             problems.add(
-                (*role.path, "like"),
+                (*entry.path, "like"),
                 f"the models are like each other in a circle: {shown}; {way_out}",
             )
-    return roles
+    return entries
 
 
-def _circle(role: RoleSpec, roles: Mapping[str, RoleSpec]) -> list[str]:
-    """The names of the models in a circle of `like` that begins with ``role``; empty where it is in none."""
-    names, name = {role.name: None}, role.like
-    while name is not None and name in roles and name not in names:
+def _circle(entry: ModelEntry, entries: Mapping[str, ModelEntry]) -> list[str]:
+    """The names of the models in a circle of `like` that begins with ``entry``; empty where it is in none."""
+    names, name = {entry.name: None}, entry.like
+    while name is not None and name in entries and name not in names:
         names[name] = None
-        name = roles[name].like
-    return [*names] if name == role.name and role.like != role.name else []
+        name = entries[name].like
+    return [*names] if name == entry.name and entry.like != entry.name else []
 
 
 class _Limits:
@@ -93,7 +93,7 @@ class _Limits:
     ) -> None: ...
 
 
-def _read_role(name: str, values: Mapping[str, object], problems: Problems) -> RoleSpec:
+def _read_model(name: str, values: Mapping[str, object], problems: Problems) -> ModelEntry:
     path: Path = ("models", name)
     if problem := name_problem("a model", name):
         problems.add(path, problem, key=True)
@@ -101,14 +101,14 @@ def _read_role(name: str, values: Mapping[str, object], problems: Problems) -> R
     if not isinstance(value, dict):
         example = "{decoder: {width: 64}, vocabulary: tokens.txt}"
         Fields(values, ("models",), problems).wrong(name, f"a mapping such as {example}")
-        return RoleSpec(name, path, {})
+        return ModelEntry(name, path, {})
     fields = Fields(value, path, problems)
     meant = fields.unknown(MODEL_KEYS, "a model")
     origin = _origin(fields, name, meant)
     numbers = {key: fields.values[key] for key in ("max_length", "lr") if key in fields}
     note_settings(Fields(numbers, path, problems), _Limits, "a model")
     max_length = fields.values.get("max_length")
-    role = RoleSpec(
+    entry = ModelEntry(
         name=name,
         path=path,
         origin=origin,
@@ -120,10 +120,10 @@ def _read_role(name: str, values: Mapping[str, object], problems: Problems) -> R
         optimizer=_optimizer(fields),
         parallel=read_parallel(fields),
     )
-    if role.init_critic_from_actor and not role.is_critic and "is_critic" not in meant:
+    if entry.init_critic_from_actor and not entry.is_critic and "is_critic" not in meant:
         message = "'init_critic_from_actor' is for a critic; write is_critic: true beside it"
         fields.note("init_critic_from_actor", message, on_key=True)
-    return role
+    return entry
 
 
 def _origin(fields: Fields, name: str, meant: set[str]) -> Settings:
@@ -183,13 +183,13 @@ def _optimizer(fields: Fields) -> Settings | None:
 
 
 def shape_difference(
-    first: RoleSpec, second: RoleSpec, roots: Mapping[str, RoleSpec]
+    first: ModelEntry, second: ModelEntry, roots: Mapping[str, ModelEntry]
 ) -> str | None:
     """Why the weights of two models are of other shapes, as far as a spec tells; else None. See `roots_of`."""
     if first.is_critic != second.is_critic:
         critic, actor = (first, second) if first.is_critic else (second, first)
         return f"{critic.name!r} is a critic, and {actor.name!r} is none"
-    pair = [roots[role.name] for role in (first, second)]
+    pair = [roots[entry.name] for entry in (first, second)]
     settings = [root.origin.get("decoder") for root in pair]
     if pair[0] is pair[1] or not all(isinstance(given, dict) for given in settings):
         return None
@@ -207,15 +207,15 @@ _SHAPES = ("family", "vocab_size", "width", "num_layers", "num_heads", "num_kv_h
 _SHAPES += ("mlp_units", "gated", "norm", "positions", "qkv_bias", "out_bias", "mlp_bias")
 
 
-def roots_of(roles: Mapping[str, RoleSpec]) -> dict[str, RoleSpec]:
+def roots_of(entries: Mapping[str, ModelEntry]) -> dict[str, ModelEntry]:
     """For each model the one that says where it, and all that are like it, come from."""
-    return {name: _root(role, roles) for name, role in roles.items()}
+    return {name: _root(entry, entries) for name, entry in entries.items()}
 
 
-def _root(role: RoleSpec, roles: Mapping[str, RoleSpec]) -> RoleSpec:
+def _root(entry: ModelEntry, entries: Mapping[str, ModelEntry]) -> ModelEntry:
     """The model that says where it and all that are like it come from."""
-    seen = {role.name}
-    while role.like is not None and role.like in roles and role.like not in seen:
-        seen.add(role.like)
-        role = roles[role.like]
-    return role
+    seen = {entry.name}
+    while entry.like is not None and entry.like in entries and entry.like not in seen:
+        seen.add(entry.like)
+        entry = entries[entry.like]
+    return entry

@@ -15,7 +15,7 @@ import torch
 import composer.model as composing
 from composer.adapters.tokens.gym_env import token_spaces
 from composer.checkpoint.container import CheckpointError
-from composer.dataflow.experiment import RoleSpec
+from composer.dataflow.experiment import ModelEntry
 from composer.dataflow.models import ExperimentModel
 from composer.dataflow.optimization import optimizer_settings
 from composer.errors import Path, Problem, SpecError
@@ -26,7 +26,7 @@ from composer.source.load import GivenSpec, Override, Source, load_source
 from perception_blocks.settings import SettingsError
 from perception_blocks.words import describe, did_you_mean, listing
 
-__all__ = ["RoleError", "build_model", "line_of"]
+__all__ = ["ModelBuildError", "build_model", "line_of"]
 
 VALUE = {"block": "linear_output", "bias": False}
 # A model has a policy, if it is only used as a critic: the smallest.
@@ -38,13 +38,13 @@ Spaces: TypeAlias = "tuple[gymnasium.Space, gymnasium.Space]"
 LENGTH = 64  # of sequences, where nobody says how long they are; that of the block decoder
 
 
-class RoleError(ValueError):
+class ModelBuildError(ValueError):
     """A model of an experiment cannot be built; the message begins with its name."""
 
 
 def build_model(
-    role: RoleSpec,
-    roles: Mapping[str, RoleSpec],
+    entry: ModelEntry,
+    entries: Mapping[str, ModelEntry],
     seed: int = 0,
     *,
     tokenizer: Any = None,
@@ -53,81 +53,85 @@ def build_model(
     allow: Iterable[str] = (),
     device: torch.device | str = "cpu",
 ) -> ExperimentModel:
-    """The model that ``role`` describes, in an experiment with ``roles``.
+    """The model that ``entry`` describes, in an experiment with ``entries``.
 
     Its initial weights depend on the ``seed`` of the run and its name; a model that is ``like`` another of its kind
     (actor or critic) begins with the same weights, and a critic with ``init_critic_from_actor`` with those of the
     actor's body. ``len(tokenizer)`` is the size of the vocabulary, unless a checkpoint has one. Files are found beside
     the ``source`` of the experiment. ``iterations`` are those of the run. On the meta device only shapes are checked.
 
-    Raises RoleError, and SpecError where a spec or the settings of a decoder are wrong.
+    Raises ModelBuildError, and SpecError where a spec or the settings of a decoder are wrong.
     """
-    builder = _RoleBuilder(roles, seed, tokenizer, source, tuple(allow), device)
-    model = builder.build(role)
-    settings = None if role.optimizer is None else optimizer_settings(role.optimizer)
+    builder = _ModelBuilder(entries, seed, tokenizer, source, tuple(allow), device)
+    model = builder.build(entry)
+    settings = None if entry.optimizer is None else optimizer_settings(entry.optimizer)
     try:
         built = ExperimentModel(
-            role.name,
+            entry.name,
             model,
-            is_critic=role.is_critic,
+            is_critic=entry.is_critic,
             optimization=settings,
             iterations=iterations,
             tokenizer=tokenizer,
-            max_length=role.max_length,
+            max_length=entry.max_length,
         )
     except ValueError as error:
-        raise RoleError(str(error)) from error
+        raise ModelBuildError(str(error)) from error
     if tokenizer is not None and len(tokenizer) > built.vocabulary_size:
-        raise RoleError(
-            f"model {role.name!r} knows {built.vocabulary_size} tokens, and its tokenizer has {len(tokenizer)}; give "
+        raise ModelBuildError(
+            f"model {entry.name!r} knows {built.vocabulary_size} tokens, and its tokenizer has {len(tokenizer)}; give "
             "it a larger 'vocab_size', or none, or another 'vocabulary'"
         )
     return built
 
 
-def line_of(role: RoleSpec, roles: Mapping[str, RoleSpec]) -> list[RoleSpec]:
+def line_of(entry: ModelEntry, entries: Mapping[str, ModelEntry]) -> list[ModelEntry]:
     """A model, what it is like, and so on, to the one that says where all of them come from.
 
-    Raises RoleError where there is none.
+    Raises ModelBuildError where there is none.
     """
-    line = [role]
+    line = [entry]
     while (like := line[-1].like) is not None:
-        if like not in roles:
-            near = did_you_mean(like, roles)
-            raise RoleError(f"model {line[-1].name!r} is like {like!r}, which is no model{near}")
-        if roles[like] in line:
+        if like not in entries:
+            near = did_you_mean(like, entries)
+            raise ModelBuildError(
+                f"model {line[-1].name!r} is like {like!r}, which is no model{near}"
+            )
+        if entries[like] in line:
             names = [each.name for each in line]
-            raise RoleError(f"models are like each other in a circle: {listing([*names, like])}")
-        line.append(roles[like])
+            raise ModelBuildError(
+                f"models are like each other in a circle: {listing([*names, like])}"
+            )
+        line.append(entries[like])
     return line
 
 
-class _RoleBuilder:
+class _ModelBuilder:
     def __init__(
         self,
-        roles: Mapping[str, RoleSpec],
+        entries: Mapping[str, ModelEntry],
         seed: int,
         tokenizer: Any,
         source: Source | None,
         allow: tuple[str, ...],
         device: torch.device | str,
     ) -> None:
-        self.roles, self.run_seed, self.tokenizer = roles, seed, tokenizer
+        self.entries, self.run_seed, self.tokenizer = entries, seed, tokenizer
         self.source, self.allow, self.device = source, allow, device
 
-    def build(self, role: RoleSpec) -> Model:
-        line = line_of(role, self.roles)
-        kin = [*takewhile(lambda each: each.is_critic == role.is_critic, line)]  # of equal weights
-        from_actor = role.is_critic and any(each.init_critic_from_actor for each in kin)
+    def build(self, entry: ModelEntry) -> Model:
+        line = line_of(entry, self.entries)
+        kin = [*takewhile(lambda each: each.is_critic == entry.is_critic, line)]  # of equal weights
+        from_actor = entry.is_critic and any(each.init_critic_from_actor for each in kin)
         base = line[-1]
         if len(base.origin) != 1:
             given = listing(base.origin) or "none"
-            raise RoleError(
+            raise ModelBuildError(
                 f"model {base.name!r} needs one of 'decoder', 'checkpoint', 'spec' and 'like', got {given}"
             )
         ((kind, given),) = base.origin.items()
         wanted = replace(
-            role,
+            entry,
             vocabulary=next((each.vocabulary for each in line if each.vocabulary), None),
             max_length=next((each.max_length for each in line if each.max_length), None),
         )
@@ -139,7 +143,7 @@ class _RoleBuilder:
         elif kind == "spec":
             model = self._spec(wanted, given, seed)
         else:
-            raise RoleError(
+            raise ModelBuildError(
                 f"model {base.name!r}: models of tokens do not come from {kind!r}; give 'decoder', 'checkpoint' or "
                 "'spec'"
             )
@@ -152,18 +156,18 @@ class _RoleBuilder:
         digest = hashlib.sha256(f"{self.run_seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
-    def _decoder(self, role: RoleSpec, base: RoleSpec, given: object, seed: int) -> Model:
+    def _decoder(self, entry: ModelEntry, base: ModelEntry, given: object, seed: int) -> Model:
         if not isinstance(given, Mapping):
-            raise RoleError(
+            raise ModelBuildError(
                 f"model {base.name!r}: 'decoder' takes the settings of the block, got {describe(given)}"
             )
         settings = dict(given)
-        size = self._vocabulary_size(role, settings.pop("vocab_size", None))
-        if role.max_length is not None:
-            settings.setdefault("max_length", role.max_length)
+        size = self._vocabulary_size(entry, settings.pop("vocab_size", None))
+        if entry.max_length is not None:
+            settings.setdefault("max_length", entry.max_length)
         try:
-            spec = token_spec(settings, is_critic=role.is_critic)
-            return self._compose(spec, self._spaces(role, size), seed)
+            spec = token_spec(settings, is_critic=entry.is_critic)
+            return self._compose(spec, self._spaces(entry, size), seed)
         except SpecError as error:
             problems = [(problem.path[3:], problem) for problem in error.problems]
             raise self._at_decoder(problems, base) from None
@@ -171,7 +175,7 @@ class _RoleBuilder:
             problems = [((each.setting,), Problem(each.message)) for each in error.problems]
             raise self._at_decoder(problems, base) from None
 
-    def _at_decoder(self, problems: Iterable[tuple[Path, Problem]], base: RoleSpec) -> SpecError:
+    def _at_decoder(self, problems: Iterable[tuple[Path, Problem]], base: ModelEntry) -> SpecError:
         """What is wrong with the settings of a decoder, at what the user wrote."""
         placed: list[Problem] = []
         for below, problem in problems:
@@ -180,96 +184,96 @@ class _RoleBuilder:
             placed.append(Problem(problem.message, path, place, problem.needs_extra))
         return SpecError(placed)
 
-    def _spec(self, role: RoleSpec, given: Any, seed: int) -> Model:
+    def _spec(self, entry: ModelEntry, given: Any, seed: int) -> Model:
         written = given
         if isinstance(given, str) and self.source is not None:
-            written = self._found(role, given)
+            written = self._found(entry, given)
         source = load_source(written, (), self.allow)
         spaces = None
         if "environment" not in source.data:
-            spaces = self._spaces(role, self._vocabulary_size(role, None))
+            spaces = self._spaces(entry, self._vocabulary_size(entry, None))
             if "sequence" not in str(source.data):  # it is for the last token alone
                 spaces = (spaces[1], spaces[1])
-        overrides = critic_of(role.name, source.data) if role.is_critic else []
+        overrides = critic_of(entry.name, source.data) if entry.is_critic else []
         return self._compose(source, spaces, seed, overrides)
 
-    def _checkpoint(self, role: RoleSpec, given: Any, from_actor: bool, seed: int) -> Model:
+    def _checkpoint(self, entry: ModelEntry, given: Any, from_actor: bool, seed: int) -> Model:
         if not isinstance(given, str | os.PathLike):
-            raise RoleError(
-                f"model {role.name!r}: 'checkpoint' is a file of model.save, or a folder of Hugging Face, "
+            raise ModelBuildError(
+                f"model {entry.name!r}: 'checkpoint' is a file of model.save, or a folder of Hugging Face, "
                 f"got {describe(given)}"
             )
-        path = self._found(role, os.fspath(given))
+        path = self._found(entry, os.fspath(given))
         if os.path.isdir(path):
-            return self._hugging_face(role, path, from_actor, seed)
+            return self._hugging_face(entry, path, from_actor, seed)
         try:
             saved = composing.load(path, self.allow, device=self.device)
         except CheckpointError as error:
-            raise RoleError(f"model {role.name!r}: {error}") from error
-        if not role.is_critic:
+            raise ModelBuildError(f"model {entry.name!r}: {error}") from error
+        if not entry.is_critic:
             return saved
         if saved.critic is not None and not from_actor:
             return saved
         if not from_actor:
-            raise RoleError(
-                f"model {role.name!r} is_critic, and {given!r} has no critic; write init_critic_from_actor: true "
+            raise ModelBuildError(
+                f"model {entry.name!r} is_critic, and {given!r} has no critic; write init_critic_from_actor: true "
                 "to begin with the body of its policy"
             )
         spaces = (saved.observation_space, saved.action_space)
-        overrides = critic_of(role.name, {**saved.source.data, "critic": None})
+        overrides = critic_of(entry.name, {**saved.source.data, "critic": None})
         model = self._compose(saved.source, spaces, seed, overrides)
         take_body(model, saved)
         return model
 
-    def _hugging_face(self, role: RoleSpec, path: str, from_actor: bool, seed: int) -> Model:
+    def _hugging_face(self, entry: ModelEntry, path: str, from_actor: bool, seed: int) -> Model:
         try:
             spec, tensors = from_hf(
-                path, is_critic=role.is_critic, init_critic_from_actor=from_actor, max_length=role.max_length
+                path, is_critic=entry.is_critic, init_critic_from_actor=from_actor, max_length=entry.max_length
             )  # fmt: skip
         except ValueError as error:
             text = str(error)
             for name in ("init_critic_from_actor", "is_critic"):
                 text = text.replace(f"pass {name}=True", f"write {name}: true")
-            raise RoleError(f"model {role.name!r}: {text}") from error
-        part = "critic" if role.is_critic else "policy"
+            raise ModelBuildError(f"model {entry.name!r}: {text}") from error
+        part = "critic" if entry.is_critic else "policy"
         size = len(tensors[f"{part}.latent.embed_tokens.weight"])
         if self.tokenizer is not None and len(self.tokenizer) > size:
-            raise RoleError(
-                f"model {role.name!r}: its tokenizer has {len(self.tokenizer)} tokens, and {path!r} knows {size}"
+            raise ModelBuildError(
+                f"model {entry.name!r}: its tokenizer has {len(self.tokenizer)} tokens, and {path!r} knows {size}"
             )
-        model = self._compose(spec, self._spaces(role, size), seed)
+        model = self._compose(spec, self._spaces(entry, size), seed)
         if torch.device(self.device).type != "meta":
             model.load_state_dict(tensors, strict=False)
         return model
 
-    def _vocabulary_size(self, role: RoleSpec, given: object) -> int:
+    def _vocabulary_size(self, entry: ModelEntry, given: object) -> int:
         if isinstance(given, int) and not isinstance(given, bool):
             return given
         if self.tokenizer is None:
-            raise RoleError(
-                f"model {role.name!r} has no vocabulary; write vocabulary: and a file with a token in each line"
+            raise ModelBuildError(
+                f"model {entry.name!r} has no vocabulary; write vocabulary: and a file with a token in each line"
             )
         return len(self.tokenizer)
 
-    def _found(self, role: RoleSpec, path: str) -> str:
-        """Where a file of the experiment is. Raises RoleError where it may not be read."""
+    def _found(self, entry: ModelEntry, path: str) -> str:
+        """Where a file of the experiment is. Raises ModelBuildError where it may not be read."""
         try:
             return path if self.source is None else self.source.find_file(path)
         except ValueError as error:
-            raise RoleError(f"model {role.name!r}: {error}") from error
+            raise ModelBuildError(f"model {entry.name!r}: {error}") from error
 
-    def _spaces(self, role: RoleSpec, size: int) -> Spaces:
-        """Raises RoleError for sizes that no space of tokens has; a space of many numbers takes their memory."""
-        length, most = role.max_length or LENGTH, Limits().numbers
+    def _spaces(self, entry: ModelEntry, size: int) -> Spaces:
+        """Raises ModelBuildError for sizes that no space of tokens has; a space of many numbers takes their memory."""
+        length, most = entry.max_length or LENGTH, Limits().numbers
         for what, number in (("a vocabulary", size), ("a 'max_length'", length)):
             if number > most:
-                raise RoleError(
-                    f"model {role.name!r} has {what} of {number:,} tokens; it may have {most:,}"
+                raise ModelBuildError(
+                    f"model {entry.name!r} has {what} of {number:,} tokens; it may have {most:,}"
                 )
         try:
             return token_spaces(size, length)
         except ValueError as error:
-            raise RoleError(f"model {role.name!r}: {error}") from error
+            raise ModelBuildError(f"model {entry.name!r}: {error}") from error
 
     def _compose(
         self,
@@ -303,7 +307,7 @@ def critic_of(name: str, spec: Mapping[str, Any]) -> list[Override]:
         (heads,) = heads.values()  # that of the only action
     read = heads.get("in") if isinstance(heads, Mapping) else None
     if "graph" not in policy or not isinstance(read, str):
-        raise RoleError(
+        raise ModelBuildError(
             f"model {name!r} is_critic, and its spec has neither a 'critic' nor a policy with a 'graph' and "
             "'heads: {in: ...}' to make one from"
         )
@@ -331,5 +335,5 @@ def take_body(critic: Model, actor: Model) -> None:
             taken[name].copy_(weights[name])
 
 
-def _as_actor(role: RoleSpec) -> RoleSpec:
-    return replace(role, is_critic=False, init_critic_from_actor=False)
+def _as_actor(entry: ModelEntry) -> ModelEntry:
+    return replace(entry, is_critic=False, init_critic_from_actor=False)
