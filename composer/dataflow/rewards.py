@@ -88,13 +88,13 @@ def rewards_from(numbers: object, texts: Sequence[Text], what: str) -> Tensor:
             f"{what} gives {describe(plain)}, not a list with a number for each text{first}"
         )
     for text, number in zip(texts, plain, strict=False):
-        if not isinstance(number, Real):
+        size: Any = abs(number) if isinstance(number, Real) else None
+        if size is None:
             got = describe(number)
-        elif abs(number) <= LARGEST:
+        elif size <= LARGEST:
             continue
         else:
-            is_large = LARGEST < abs(number) < math.inf
-            got = "a number that is too large" if is_large else str(number)
+            got = "a number that is too large" if LARGEST < size < math.inf else str(number)
         raise RewardError(f"{what} gives {got} for {text}; a reward is a finite number")
     if len(plain) < len(texts):
         count = f"{len(plain)} of {len(texts)} rewards"
