@@ -46,11 +46,14 @@ class WriteTexts(Interface):
     def evaluate(self, model: object, sample: Sample, context: Context) -> None:
         """Logs ``texts``, how many there are. Raises RunError where a file cannot be written."""
         rows = texts_of(sample, context.tokenizer)
-        home = (context.folder or "") if self.folder is None else self.folder
-        folder = Path(home, "texts") if self.folder is None else Path(self.folder)
+        if self.folder is None:
+            folder = Path(context.folder or "", "texts")
+            real = os.path.join(real_path(context.folder or ""), "texts")
+        else:
+            folder, real = Path(self.folder), real_path(self.folder)
         path = folder / f"{context.iteration:08}.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if outside(str(path), [real_path(home)]):
+        if outside(str(path), [real]):
             raise RunError(f"{str(path)!r} is a link that leads elsewhere; remove it")
         try:
             os.makedirs(folder, exist_ok=True)
