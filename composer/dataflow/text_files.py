@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from composer.atomic import WriteError, replace_with
 from composer.dataflow.context import Context
 from composer.dataflow.interfaces import Interface
+from composer.dataflow.rewards import texts_of
 from composer.dataflow.samples import Sample
 from composer.dataflow.schedule import RunError
 from composer.source.files import as_argument, outside, real_path
@@ -45,7 +44,7 @@ class WriteTexts(Interface):
 
     def evaluate(self, model: object, sample: Sample, context: Context) -> None:
         """Logs ``texts``, how many there are. Raises RunError where a file cannot be written."""
-        rows = texts_of(sample, context.tokenizer)
+        rows = rows_of(sample, context.tokenizer)
         if self.folder is None:
             folder = Path(context.folder or "", "texts")
             real = os.path.join(real_path(context.folder or ""), "texts")
@@ -81,26 +80,19 @@ def _refuse_elsewhere(folder: str) -> None:
         raise SettingsError([SettingProblem("folder", message)]) from None
 
 
-def texts_of(sample: Sample, tokenizer: Any) -> list[dict[str, object]]:
+def rows_of(sample: Sample, tokenizer: Any) -> list[dict[str, object]]:
     """The rows of a sample. Raises RunError where there is no tokenizer."""
     if tokenizer is None:
         raise RunError("no model has a vocabulary, by which tokens become texts")
     rows: list[dict[str, object]] = []
-    for ids in sample.sequences("ids"):
-        rows.append({"text": decoded(tokenizer, ids)})
-    if "prompt_mask" in sample.keys:
-        masks = sample.sequences("prompt_mask")
-        for row, ids, mask in zip(rows, sample.sequences("ids"), masks, strict=True):
-            del row["text"]
-            row["prompt"] = decoded(tokenizer, ids[mask.bool()])
-            row["completion"] = decoded(tokenizer, ids[~mask.bool()])
+    for text in texts_of(sample, tokenizer, "write_texts"):
+        if "prompt_mask" in sample.keys:
+            rows.append({"prompt": text.prompt, "completion": text.completion})
+        else:
+            rows.append({"text": text.whole})
     for name in sorted(sample.keys - {"ids", "prompt_mask"}):
         values = sample.values(name)
         if values.shape == (len(rows),):
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[name] = value
     return rows
-
-
-def decoded(tokenizer: Any, ids: torch.Tensor) -> str:
-    return tokenizer.decode(ids.tolist(), skip_special_tokens=True)
