@@ -21,7 +21,8 @@ collect_ignore = [
     "helpers/training_envs.py",
     "helpers/action_models.py",
     "helpers/sharded_action_model.py",
-    "helpers/killed_saves.py",  # these two are run as processes
+    "helpers/killed_folders.py",  # these three are run as processes
+    "helpers/killed_saves.py",
     "helpers/sharded_models.py",
 ]
 

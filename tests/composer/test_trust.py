@@ -626,6 +626,19 @@ LISTED = {
         {"subprocess": 6},
         "torchrun, by a list of arguments; it runs this library's own module, which gets its task as JSON",
     ),
+    "composer.dataflow.cluster": ({"sys.modules": 2}, "looks at what of Ray is imported; imports nothing"),
+    "composer.dataflow.on_ray": (
+        {"importlib.util.find_spec": 1, "sys.path": 2},
+        "finds where allowed modules lie; takes folders away where a worker starts",
+    ),
+    "composer.dataflow.timeouts": (
+        {"multiprocessing": 9, "importlib.import_module": 1, "sys.modules": 2},
+        "a process for a function that this process has imported; it says what it returned through a pipe of its own",
+    ),
+    "composer.parallel.state": ({"sys.modules": 1}, "looks whether a module is imported; imports nothing"),
+    "perception_blocks.blocks.families": (
+        {"importlib.import_module": 1}, "the class of a family, by the address with which it was registered in Python",
+    ),
     "composer.export.files": (
         {"importlib.import_module": 1, "torch.export.load": 1},
         "libraries whose names stand in the code; a file that was written just before, with plain names only",
