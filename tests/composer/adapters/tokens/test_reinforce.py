@@ -13,6 +13,7 @@ MODELS = ["token_gru", "token_gpt2"]
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(CONFIGS)
+    monkeypatch.delitem(sys.modules, "token_reinforce", raising=False)  # it registers its models
     return importlib.import_module("token_reinforce")
 
 
