@@ -13,7 +13,14 @@ import pytest
 
 import composer
 from composer.cli.commands import main
-from composer.dataflow import Interface, RunError, read_experiment, register_experiment, run
+from composer.dataflow import (
+    INTERFACES,
+    Interface,
+    RunError,
+    read_experiment,
+    register_experiment,
+    run,
+)
 from composer.dataflow.experiment import EXPERIMENTS
 from composer.dataflow.experiments import OURS, QUICKSTARTS
 from composer.dataflow.local import LocalRunner
@@ -23,6 +30,7 @@ from composer.errors import SpecError
 from composer.training.trainer import TrainingError
 from perception_blocks.registry import MissingExtraError
 from tests.helpers import ray_interfaces as ray_interfaces  # registered before any test
+from tests.helpers.experiments import registered
 from tests.helpers.paths import CONFIGS
 
 SHORT = ["run.iterations=2", "data.batch_size=4"]
@@ -60,6 +68,24 @@ def test_a_quickstart_reads_its_own_files_whatever_the_current_folder_has():
     assert run(resume="run", overrides=[SHORT[0]]).rows == wanted
     with pytest.raises(SpecError, match=r"^answers\.jsonl:1:1: this is no JSON"):
         run("sft", [*SHORT, "data.path=answers.jsonl"])
+
+
+class One(Interface):
+    """A reward of 1 for each sequence."""
+
+    needs_model = False
+    reads, writes = {"inference": ("ids",)}, {"inference": ("rewards",)}
+
+    def inference(self, model, sample, context):
+        return {"rewards": [1.0] * len(sample.lengths("ids"))}
+
+
+def test_the_critic_of_ppo_settles_at_the_reward():
+    with registered(INTERFACES, {"one": One}):
+        log = run("ppo", ["calls.rew_inf.with=one", "run.iterations=12"])
+    assert log.mean("actor_gen/no_eos") > 0.7  # most are cut off
+    assert max(log.numbers("critic_train/return")) < 1.1
+    assert log.numbers("critic_train/loss")[-1] < 0.05
 
 
 def test_generated_texts_are_written():
@@ -155,7 +181,6 @@ class Words(Interface):
 
 def test_an_experiment_is_subclassed_and_its_reward_swapped(registries, monkeypatch):
     """As one registers a class with the reward, and an experiment that extends another."""
-    from composer.dataflow import INTERFACES
 
     for part in ("_entries", "_names"):
         monkeypatch.setattr(EXPERIMENTS, part, dict(getattr(EXPERIMENTS, part)))
