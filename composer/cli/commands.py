@@ -361,8 +361,7 @@ def _source_and_spaces(arguments: argparse.Namespace) -> Loaded:
             from composer.dataflow.experiments import translated
 
             file = arguments.file
-            source = load_source(file, (), arguments.allow, registered_spec)
-            overrides = translated(file, arguments.overrides, source)
+            overrides = translated(file, arguments.overrides)
         return load_source(file, overrides, arguments.allow, registered_spec), given
     from composer.checkpoint.file import read_record, require_blocks
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from composer.dataflow.experiment import EXPERIMENTS
+from composer.dataflow.experiment import EXPERIMENTS, registered_spec
 from composer.errors import Position, Problem, SpecError
-from composer.source.load import GivenSpec, Override, Source
+from composer.source.load import GivenSpec, Override, Source, load_source
 from perception_blocks.words import hint, near_name
 
 __all__ = ["NAMES", "OURS", "QUICKSTARTS", "named_folder", "register_experiment", "translated"]
@@ -44,14 +44,16 @@ class _Given:
 sft, rw, dpo, ppo, generation = (_Given(name, QUICKSTARTS / f"{name}.yaml") for name in OURS)
 
 
-def translated(name: str, overrides: Iterable[Override], source: Source) -> list[Override]:
-    """``overrides`` of an experiment of ours, in which ``ppo.kl_ctl=0.1`` is one of its params.
+def translated(experiment: object, overrides: Iterable[Override]) -> list[Override]:
+    """``overrides``; of an experiment of ours, where ``ppo.kl_ctl=0.1`` is one of its params, as paths of its spec.
 
-    ``source`` is the experiment without them. `NAMES` are left out: they only name a folder. Raises SpecError for a
-    setting that the experiment does not have.
+    `NAMES` are left out: they only name a folder. Raises SpecError for a setting that the experiment does not have.
     """
+    if not isinstance(experiment, str) or experiment not in OURS:
+        return list(overrides)
+    source = load_source(experiment, named=registered_spec)
     problems: list[Problem] = []
-    result = [_translated(name, override, source, problems) for override in overrides]
+    result = [_translated(experiment, override, source, problems) for override in overrides]
     if problems:
         raise SpecError(problems)
     return [override for override in result if override is not None]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from composer.dataflow.call_spec import read_experiment, source_of
+from composer.dataflow.call_spec import read_experiment
 from composer.dataflow.datasets import (
     DatasetUtil,
     ItemDataset,
@@ -21,7 +21,7 @@ from composer.dataflow.datasets import (
     make_dataset,
 )
 from composer.dataflow.experiment import Experiment
-from composer.dataflow.experiments import OURS, QUICKSTARTS, named_folder, translated
+from composer.dataflow.experiments import QUICKSTARTS, named_folder, translated
 from composer.dataflow.local import LocalRunner, Tokenizers
 from composer.dataflow.run_folder import RunFolder, RunRecord
 from composer.dataflow.run_log import RunLog
@@ -39,7 +39,7 @@ from perception_blocks.registry import missing_extra
 from perception_blocks.settings import SettingsError
 from perception_blocks.words import hint
 
-__all__ = ["read_named", "run"]
+__all__ = ["run"]
 
 RunnerName = Literal["local", "ray"]
 # Without run.save_every: the least time between two checkpoints, in seconds and in times that saving one takes.
@@ -78,7 +78,7 @@ def run(
     if resume is None:
         assert experiment is not None
         given = experiment.source if isinstance(experiment, Experiment) else experiment
-        read = read_named(given, overrides, allow)
+        read = read_experiment(given, translated(given, overrides), allow)
         where = nullcontext(None)
         out = named_folder(experiment, overrides) if out is None else out
         if out is not None:
@@ -93,15 +93,6 @@ def run(
         folder = RunFolder.open(Path(resume))
         read = _stored(folder, overrides, allow)
         return _Run(read, allow, runner, address, resume).with_folder(nullcontext(folder))
-
-
-def read_named(
-    experiment: GivenSpec, overrides: Iterable[Override] = (), allow: Iterable[str] = ()
-) -> Experiment:
-    """`read_experiment` for what is run: one of ours has the settings of other systems, such as ``ppo.kl_ctl=0.1``."""
-    if isinstance(experiment, str) and experiment in OURS:
-        overrides = translated(experiment, overrides, source_of(experiment))
-    return read_experiment(experiment, overrides, allow)
 
 
 # --- what a folder says -----------------------------------------------------------------------------------------------

@@ -104,6 +104,18 @@ def test_generated_texts_are_written():
     assert all(set(row) == {"prompt", "completion"} and row["prompt"] for row in rows)
 
 
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_the_settings_of_other_systems_are_known_of_ours_alone(capsys, monkeypatch, verb):
+    for part in ("_entries", "_names"):
+        monkeypatch.setattr(EXPERIMENTS, part, dict(getattr(EXPERIMENTS, part)))
+    register_experiment("mine-alone", {"extends": "sft"})
+    assert main([verb, "mine-alone", "--set", "mine-alone.lr=1"]) == 1
+    assert capsys.readouterr().err == (
+        "--set mine-alone.lr=1: there is no 'mine-alone' in the spec; its keys are 'version', 'params', 'models', "
+        "'data', 'calls', 'run'; set a new one whole: mine-alone={lr: ...}\n"
+    )
+
+
 def test_texts_are_written_where_the_caller_lets_them(tmp_path, capsys):
     texts = "calls.write={do: evaluate, with: write_texts, reads: [ids, prompt_mask], settings: {folder: %s}}"
     elsewhere = tmp_path.parent / f"{tmp_path.name} elsewhere"
