@@ -7,21 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
-from composer.dataflow.context import Context, call_generator
+from composer.dataflow.context import Context
 from composer.dataflow.samples import Sample
 from perception_blocks.registry import Registry
 
-__all__ = [
-    "INTERFACES",
-    "VERBS",
-    "Context",
-    "Interface",
-    "Takes",
-    "Written",
-    "call_generator",
-    "model_problem",
-]
-__all__ += ["verbs_of"]
+__all__ = ["INTERFACES", "VERBS", "Interface", "Takes", "Written", "model_problem", "verbs_of"]
 
 VERBS = ("generate", "inference", "train_step", "evaluate")
 """What a call can do; an interface has a method for each of those that it can."""

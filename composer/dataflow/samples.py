@@ -16,7 +16,7 @@ from composer.dataflow.balance import SampleError, balanced
 from perception_blocks.registry import Registry
 from perception_blocks.words import cut, describe, did_you_mean, few_of, hint, listing
 
-__all__ = ["LENGTHS", "LengthRule", "Sample", "SampleError", "Split", "balanced", "in_words"]
+__all__ = ["LENGTHS", "LengthRule", "Sample", "SampleError", "Split", "in_words"]
 __all__ += ["per_item", "per_token", "per_token_but_the_first"]
 
 LengthRule: TypeAlias = Callable[[int], int]
