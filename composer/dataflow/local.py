@@ -111,6 +111,10 @@ class LocalRunner:
                 place = self.experiment.where((*call.path, "settings"))
                 message = f"interface {call.interface!r} cannot be made: {error}"
                 raise RunError(f"{place}{message}") from error
+            except Exception as error:
+                place = self.experiment.where((*call.path, "settings"))
+                error.add_note(f"in {place}interface {call.interface!r}")
+                raise
         return self._interfaces[call.name]
 
     def _check_hooks(self) -> None:

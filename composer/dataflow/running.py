@@ -242,7 +242,8 @@ class _Run:
 
         def batch(iteration: int) -> Mapping[str, Sample]:
             self._doing = f"iteration {iteration}"
-            sample = batches(dataset, spec.data.batch_size, spec.run.seed, iteration)
+            with _at_dataset(spec):
+                sample = batches(dataset, spec.data.batch_size, spec.run.seed, iteration)
             return values_of(sample, sorted(sample.keys))
 
         for row in run_iterations(spec, runner, batch, len(self.log.rows)):
@@ -309,9 +310,13 @@ def _progress(iterations: int, done: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _at_dataset(experiment: Experiment) -> Iterator[None]:
-    """Settings that a data set refuses are told at the place of the data set."""
+    """What a data set raises is told at its place."""
     try:
         yield
     except SettingsError as error:
         place = experiment.source.position(experiment.data.path)
         raise SpecError([Problem(str(error), experiment.data.path, place)]) from error
+    except Exception as error:
+        place = experiment.where(experiment.data.path)
+        error.add_note(f"in {place}data set {experiment.data.dataset!r}")
+        raise

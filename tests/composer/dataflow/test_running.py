@@ -14,6 +14,7 @@ import pytest
 import composer
 from composer.cli.commands import main
 from composer.dataflow import (
+    DATASETS,
     INTERFACES,
     Interface,
     RunError,
@@ -21,6 +22,8 @@ from composer.dataflow import (
     register_experiment,
     run,
 )
+
+
 from composer.dataflow.experiment import EXPERIMENTS
 from composer.dataflow.experiments import OURS, QUICKSTARTS
 from composer.dataflow.local import LocalRunner
@@ -530,3 +533,46 @@ def test_the_sentiment_example_swaps_the_reward_by_one_word(monkeypatch):
     assert all(0 < reward < 1 for reward in log.numbers("actor_train/reward"))
     assert "reward" not in {call.model for call in read_experiment(
         example / "sentiment_ppo.yaml", [path], ["sentiment_reward"]).calls.values()}  # fmt: skip
+
+
+class Failing(Interface):
+    needs_model = False
+    reads, writes = {"inference": ("ids",)}, {"inference": ("rewards",)}
+
+    def __init__(self):
+        raise KeyError("no such luck")
+
+    def inference(self, model, sample, context):
+        raise AssertionError
+
+
+class FailingData:
+    gives = ("prompts",)
+
+    def __init__(self, util, *, late: bool = False):
+        if not late:
+            raise KeyError("no such luck")
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        raise KeyError("no such luck")
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("calls.rew_inf.with=failing", "interface 'failing'"),
+        ("data={dataset: failing}", "data set 'failing'"),
+        ("data={dataset: failing, late: true}", "data set 'failing'"),
+    ],
+)
+def test_what_a_class_of_ones_own_raises_is_told_at_its_place(registries, capsys, override, what):
+    INTERFACES.register("failing", Failing)
+    DATASETS.register("failing", FailingData)
+    Path("mine.yaml").write_text("extends: ppo\ncalls: {rew_inf: {settings: {}}}\n")
+    status, _, said = command(capsys, "mine.yaml", override)
+    assert status == 1
+    (line,) = said.splitlines()
+    assert line.endswith(f": {what}: KeyError: 'no such luck' (--traceback shows all of it)")
