@@ -35,7 +35,7 @@ from composer.spec.top_level import (
 )
 from composer.trust import allow_list, import_allowed, import_extensions
 from perception_blocks.registry import MissingExtraError
-from perception_blocks.settings import Probability
+from perception_blocks.settings import Probability, check_settings
 from perception_blocks.words import describe, did_you_mean, hint, listing, near_name, sparing
 
 __all__ = ["CALL_KEYS", "EXPERIMENT_KEYS", "read_experiment", "source_of"]
@@ -154,9 +154,8 @@ class _Reader:
 
     def _run(self, top: Fields) -> RunSpec:
         fields = Fields(top.mapping("run"), ("run",), self._problems)
-        before = len(self._problems)
         note_settings(fields, RunSpec, "'run'")
-        good = len(self._problems) == before
+        good = not check_settings(RunSpec, fields.values, "'run'", skip=0)  # noted, or there already
         return RunSpec(**fields.values) if good else RunSpec()  # type: ignore[arg-type]
 
     # --- data ---

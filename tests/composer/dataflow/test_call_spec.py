@@ -829,3 +829,8 @@ def test_a_circle_of_very_many_models_is_told_in_a_line():
     (line,) = [line for line in text.splitlines() if "circle" in line]
     circle = "'m0' -> 'm1' -> 'm2' -> 'm3' -> ... -> 'm898' -> 'm899' -> 'm0'"
     assert line.endswith(f"in a circle: {circle}; say of one where it comes from")
+
+
+def test_two_mistakes_at_one_place_of_run_are_told():
+    text = PPO.replace("run: {", "run: {itterations: '${params.none}', ")
+    assert "params" in message_of(text)
