@@ -155,7 +155,9 @@ class _Reader:
     def _run(self, top: Fields) -> RunSpec:
         fields = Fields(top.mapping("run"), ("run",), self._problems)
         note_settings(fields, RunSpec, "'run'")
-        good = not check_settings(RunSpec, fields.values, "'run'", skip=0)  # noted, or there already
+        good = not check_settings(
+            RunSpec, fields.values, "'run'", skip=0
+        )  # noted, or there already
         return RunSpec(**fields.values) if good else RunSpec()  # type: ignore[arg-type]
 
     # --- data ---

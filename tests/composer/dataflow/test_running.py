@@ -22,8 +22,6 @@ from composer.dataflow import (
     register_experiment,
     run,
 )
-
-
 from composer.dataflow.experiment import EXPERIMENTS
 from composer.dataflow.experiments import OURS, QUICKSTARTS
 from composer.dataflow.local import LocalRunner
