@@ -70,7 +70,9 @@ def run(
     Raises SpecError for a wrong experiment, RunError where a run cannot start or go on, MissingExtraError where a
     library is missing; and what an interface raises, with its call and its place as a note.
 
-    >>> log = run("generation", ["run.iterations=1"])  # doctest: +SKIP
+    >>> log = run("sft", ["run.iterations=2"])
+    >>> len(log.rows)
+    2
     """
     allow, overrides = allow_list(allow), list(overrides)
     if (experiment is None) == (resume is None):
