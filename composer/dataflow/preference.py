@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from perception_blocks.settings import PositiveFloat, PositiveInt
 __all__ = ["Dpo", "PairedReward"]
 
 
-class _PairInterface(Interface):
+class _PairInterface(Interface, ABC):
     """What learns from numbers of sequences, of which those of the better ones should be larger.
 
     Each item has an even number of sequences: better and worse in turns.
@@ -56,9 +57,9 @@ class _PairInterface(Interface):
             yield tally.loss(better, worse, weights[: len(better)])
             weights = weights[len(better) :]
 
+    @abstractmethod
     def _numbers(self, model: ExperimentModel, sample: Sample) -> Tensor:
         """A number for each sequence, (S,)."""
-        raise NotImplementedError
 
 
 class PairedReward(_PairInterface):

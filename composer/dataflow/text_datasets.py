@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -55,7 +56,7 @@ class _Named(NamedTuple):
         return self.row.values["prompt"]
 
 
-class TextDataset(Dataset[Sample]):
+class TextDataset(Dataset[Sample], ABC):
     """The rows of a json or jsonl file, or of ``dataset_builder()``, tokenized.
 
     ``path`` and ``dataset_path`` are the same. A row has a text ``prompt``, the keys in `answers`, and perhaps an
@@ -104,8 +105,9 @@ class TextDataset(Dataset[Sample]):
             {key: [item.more.get(key)] for key in self._columns},
         )
 
+    @abstractmethod
     def values(self, item: _Item) -> Values:
-        raise NotImplementedError
+        """The values of an item by name."""
 
     def answers_of(self, named: _Named) -> Sequence[str]:
         """The answers of a row that are used."""

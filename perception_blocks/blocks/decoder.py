@@ -19,6 +19,7 @@ from perception_blocks.blocks.decoder_settings import (
     problems_of_numbers,
     problems_of_places,
     problems_of_rotation,
+    required_vocab_size,
     token_shape,
 )
 from perception_blocks.blocks.embed import refuse_too_few
@@ -135,11 +136,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             settings = self._settings_of_family(family, checkpoint)
             DecoderBlock.__init__(self, in_shapes, **settings)
             return
-        if vocab_size is None:
-            message = (
-                "block 'decoder' needs the setting 'vocab_size' (an integer, or a list of them)"
-            )
-            raise SettingsError([SettingProblem("vocab_size", message)])
+        vocab_size = required_vocab_size(vocab_size)
         features = head_dim or width // num_heads
         form = LayerForm(
             width, num_heads, num_kv_heads or num_heads, features, mlp_units or 4 * width,
@@ -167,10 +164,7 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
         self.max_length, self.rope_theta = max_length, float(rope_theta)
         self.rope_scaling = rope_scaling
         self.embed_scale, self.sliding_window = float(embed_scale), sliding_window
-        for name in ("cosines", "sines"):
-            table = None if learned else torch.zeros(max_length, features)
-            self.register_buffer(name, table, persistent=False)
-        self.fill_constants()
+        self._make_tables(None if learned else features)
         self.reads_window = self.keeps_mask = bool(shape)  # padding at the end is seen by no token
         if not self.reads_window:
             cache = (num_layers, form.num_kv_heads, max_length, features)
@@ -178,12 +172,22 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             self.state_shapes = {"keys": cache, "values": cache, "length": (digits_of(max_length),)}
         self.tied_head = tied_head
         self.adapt(lora, freeze)
-        if tied_head and not isinstance(self.embed_tokens, nn.Embedding):
+        self._refuse_adapters_of_the_head()
+        self.reset_parameters()
+
+    def _make_tables(self, features: int | None) -> None:
+        """The tables of rotary positions, (max_length, features); none where positions are learned."""
+        for name in ("cosines", "sines"):
+            table = None if features is None else torch.zeros(self.max_length, features)
+            self.register_buffer(name, table, persistent=False)
+        self.fill_constants()
+
+    def _refuse_adapters_of_the_head(self) -> None:
+        if self.tied_head and not isinstance(self.embed_tokens, nn.Embedding):
             message = (
                 "'lora' cannot have adapters of 'embed_tokens', which is the head too ('tied_head')"
             )
             raise SettingsError([SettingProblem("lora", message)])
-        self.reset_parameters()
 
     def _settings_of_family(self, family: str | None, checkpoint: str | None) -> dict[str, Any]:
         """All settings but ``family`` and ``checkpoint``, and the attributes that are about these."""

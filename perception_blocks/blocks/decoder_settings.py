@@ -11,11 +11,11 @@ from perception_blocks.base_block import one_input
 from perception_blocks.blocks.decoder_layers import LayerForm
 from perception_blocks.blocks.rotary import ROPE_THETA, problems_of_scaling
 from perception_blocks.port import InputShapeError, Shape, Shapes
-from perception_blocks.settings import OneOrMany, SettingProblem
+from perception_blocks.settings import OneOrMany, SettingProblem, SettingsError
 from perception_blocks.words import cut
 
 __all__ = ["problems_of_heads", "problems_of_numbers", "problems_of_places", "problems_of_rotation"]
-__all__ += ["token_shape"]
+__all__ += ["required_vocab_size", "token_shape"]
 
 
 def token_shape(in_shapes: Shapes) -> Shape:
@@ -25,6 +25,14 @@ def token_shape(in_shapes: Shapes) -> Shape:
         rule = "decoder takes one token () or a sequence of tokens (length,)"
         raise InputShapeError(rule, {0: shape})
     return shape
+
+
+def required_vocab_size(vocab_size: OneOrMany | None) -> OneOrMany:
+    """Raises SettingsError where no port and no family has told it."""
+    if vocab_size is None:
+        message = "block 'decoder' needs the setting 'vocab_size' (an integer, or a list of them)"
+        raise SettingsError([SettingProblem("vocab_size", message)])
+    return vocab_size
 
 
 def problems_of_heads(form: LayerForm, sized: bool, rotary: bool) -> Iterator[SettingProblem]:
