@@ -33,15 +33,18 @@ from composer.checkpoint.file import (
     write_checkpoint,
 )
 from composer.checkpoint.plain_spec import saved_spec
-from composer.critic.base import CriticModule
+from composer.critic.base import CriticModule, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.errors import MissingExtraSpecError, Problem, Problems
+from composer.host.rows import pack_state, unpack_state, width_of
+from composer.host.step import Step, step_of, value_of
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
 from composer.network.network import State, Tensors, share_of
 from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
+from composer.policy.policy import Policy
 from composer.policy.structured import AnyPolicy, one_policy
 from composer.source.load import Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.actors import ActorKey, read_actors
@@ -53,6 +56,7 @@ from composer.trust import allow_list, import_allowed, import_extensions
 from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.graph.collector import collection_paused
+from perception_blocks.port import Shape
 from perception_blocks.reading import files_found
 from perception_blocks.registry import extra_for
 from perception_blocks.words import sparing
@@ -151,6 +155,80 @@ class Model(nn.Module):
             keywords: dict[str, Any] = chosen if isinstance(part, StructuredModule) else {}
             state |= under(name, part.initial_state(batch_size, device, dtype, **keywords))
         return state
+
+    def step(
+        self,
+        observations: object,
+        action: Any = None,
+        state: State | None = None,
+        resets: object = None,
+        *,
+        unroll: bool = False,
+        mask: object = None,
+        deterministic: bool = False,
+        entropy: bool = True,
+    ) -> Step:
+        """All that a trainer needs of one step: distribution, action, log_prob, entropy, value and state.
+
+        ``observations`` are the environment's, with any leading axes (...); ``action`` is as the distribution has it
+        (`from_environment` makes it of an environment's), None draws one, without gradient. With ``unroll``
+        observations and ``resets`` are sequences (..., T), ``state`` is the one before the first step. ``mask`` adds to
+        the masks of the spec. Shared layers of policy and critic run once. ``entropy=False`` leaves that out.
+
+        ``value`` is None without a critic, ``state`` None without memory. Raises ValueError for a critic of actions,
+        which values no state.
+        """
+        policy, critic = self._for_steps()
+        return step_of(
+            policy, critic, observations, action, state, resets,
+            unroll=unroll, mask=mask, deterministic=deterministic, entropy=entropy,
+        )  # fmt: skip
+
+    def value(
+        self,
+        observations: object,
+        state: State | None = None,
+        resets: object = None,
+        *,
+        unroll: bool = False,
+    ) -> torch.Tensor | None:
+        """The value (...) of ``observations``, for bootstrapping; None without a critic.
+
+        Arguments are as for `step`. The policy runs only where the critic reads values of it.
+        """
+        policy, critic = self._for_steps()
+        if critic is None:
+            return None
+        return value_of(policy, critic, observations, state, resets, unroll=unroll)
+
+    def to_environment(self, action: object) -> Any:
+        """An action as the distribution has it, any leading axes, as the environment takes it: numpy, whole, legal."""
+        return one_policy(self.policy).to_environment(action)
+
+    def from_environment(self, action: object) -> Any:
+        """An environment's action, any leading axes, as the distribution has it: zero-based, tensors, flat keys."""
+        return self.policy.from_environment(action)
+
+    @property
+    def state_shapes(self) -> dict[str, Shape]:
+        """The shapes of the state of policy and critic, without leading axes; empty without memory."""
+        shapes: dict[str, Shape] = {}
+        for name, part in self._parts().items():
+            shapes |= under(name, part.state_shapes)
+        return shapes
+
+    @property
+    def state_width(self) -> int:
+        """How many numbers the state of one environment has; 0 without memory."""
+        return width_of(self.state_shapes)
+
+    def pack_state(self, state: State) -> torch.Tensor:
+        """``state``, of policy and critic, as one row for each environment: (..., state_width)."""
+        return pack_state(state, self.state_shapes)
+
+    def unpack_state(self, row: torch.Tensor) -> State:
+        """The state whose `pack_state` is ``row`` (..., state_width)."""
+        return unpack_state(row, self.state_shapes, self.policy.dtype)
 
     def materialize(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
@@ -310,6 +388,18 @@ class Model(nn.Module):
             "dtype": self.policy.dtype,
             "critics": [self.spec.critic.kind] if self.spec.critic else [],
         }
+
+    def _for_steps(self) -> tuple[Policy, SpaceCritic | None]:
+        """Policy and critic of one actor. Raises ValueError for several, and for a critic of actions."""
+        policy, critic = one_policy(self.policy), self.critic
+        if critic is None:
+            return policy, None
+        if critic.takes_action or not isinstance(critic, SpaceCritic):
+            raise ValueError(
+                "the critic of this model values actions, which step() and value() do not; call "
+                "model(observations, action=action), or give the model a critic of kind: state"
+            )
+        return policy, critic
 
     def _critic(self) -> CriticModule | StructuredCriticBase:
         if self.critic is None:

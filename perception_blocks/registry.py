@@ -40,8 +40,12 @@ EXTRAS = {
     "llm": ["transformers", "tokenizers", "peft"],
     "sb3": ["stable_baselines3", "sb3_contrib"],
     "torchrl": ["torchrl", "tensordict"],
+    "rsl-rl": ["rsl_rl"],
+    "skrl": ["skrl"],
+    "rl-games": ["rl_games"],
+    "tianshou": ["tianshou"],
     "ray": ["ray"],
-    "train": ["matplotlib", "tqdm"],
+    "train": ["matplotlib", "tqdm", "imageio", "imageio_ffmpeg", "tensorboard"],
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],
 }
 PLUGIN_GROUP = "perception_blocks.plugins"

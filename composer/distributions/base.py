@@ -80,6 +80,17 @@ class Distribution(ABC):
     def kl(self, other: Any) -> Tensor:
         """The divergence from this to ``other``, a distribution of the same family."""
 
+    def row(self) -> Tensor:
+        """The numbers that stand for this distribution, (..., P), without weights, observations and masks.
+
+        `Policy.distribution_of_row` makes the distribution of them again. Raises ValueError for a distribution that has
+        no such row.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no row of numbers that stands for it; define row() in it, and row_width and "
+            "of_row(row) in its family"
+        )
+
 
 class ActionDistribution(nn.Module):
     """A family of distributions for one action: ``Family(leaf, **settings)``; logits (..., k) -> `Distribution`.
@@ -103,6 +114,17 @@ class ActionDistribution(nn.Module):
     ) -> Distribution:
         """``temperature`` below 1 sharpens. ``mask`` has the shape of the logits; 1 or true is legal."""
         raise TypeError(f"{type(self).__name__} must define forward(logits, mask, temperature)")
+
+    @property
+    def row_width(self) -> int:
+        """How many numbers `Distribution.row` gives for this action."""
+        return self.logits_shape[0]
+
+    def of_row(self, row: Tensor) -> Distribution:
+        """The distribution whose `Distribution.row` is ``row`` (..., row_width)."""
+        raise ValueError(
+            f"{type(self).__name__} makes no distribution of a row of numbers; define row_width and of_row(row) in it"
+        )
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Initialise the parameters of the family; most families have none."""

@@ -126,6 +126,10 @@ class GaussianDistribution(Distribution):
         terms = other.log_std - self.log_std + 0.5 * (ratio + distance - 1)
         return event_sum(terms, self.event_dims)
 
+    def row(self) -> Tensor:
+        """Means, then standard deviations."""
+        return _as_row(self.mean, self.stddev, self.event_dims)
+
     def log_densities(self, value: Tensor) -> Tensor:
         """Per dimension, (..., *action shape)."""
         standard = _standard(value, self.mean, self.log_std)
@@ -206,6 +210,10 @@ class SquashedGaussianDistribution(Distribution):
         """The divergence of the normals, which squashing both in the same way does not change."""
         check_family(self, other)
         return self.base.kl(other.base)
+
+    def row(self) -> Tensor:
+        """Means, then standard deviations, of the normal."""
+        return self.base.row()
 
 
 class BetaDistribution(Distribution):
@@ -288,6 +296,10 @@ class BetaDistribution(Distribution):
         terms = terms + (a - c) * (_log_means(a) / a) + (b - d) * (_log_means(b) / b)
         terms = terms - (n - m) * (_log_means(n) / n + 1 / (1 + n))
         return event_sum(terms, self.event_dims)
+
+    def row(self) -> Tensor:
+        """What the concentrations exceed 1 by."""
+        return _as_row(*self._excess, self.event_dims)
 
     @property
     def _is_broad(self) -> bool:
@@ -372,6 +384,14 @@ class _Normals(ActionDistribution):
             mean.reshape(shape), log_std, len(self.action_shape), key=self.key
         )
 
+    @property
+    def row_width(self) -> int:
+        return 2 * math.prod(self.action_shape)
+
+    def normals_of_row(self, row: Tensor) -> GaussianDistribution:
+        mean, std = _of_row(row, self.action_shape)
+        return GaussianDistribution(mean, std.log(), len(self.action_shape), key=self.key)
+
 
 class Gaussian(_Normals):
     """Independent normals, for a Box with or without bounds (towards the environment an action is clipped).
@@ -400,6 +420,9 @@ class Gaussian(_Normals):
         refuse_mask(mask, "gaussian", self.key)
         return self.normals(logits, temperature)
 
+    def of_row(self, row: Tensor) -> GaussianDistribution:
+        return self.normals_of_row(row)
+
 
 class SquashedGaussian(_Normals):
     """A normal squashed into the Box's bounds by tanh; settings as gaussian, ``temperature`` acts before squashing."""
@@ -422,7 +445,12 @@ class SquashedGaussian(_Normals):
         self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
     ) -> SquashedGaussianDistribution:
         refuse_mask(mask, "squashed_gaussian", self.key)
-        normals = self.normals(logits, temperature)
+        return self._squashed(self.normals(logits, temperature))
+
+    def of_row(self, row: Tensor) -> SquashedGaussianDistribution:
+        return self._squashed(self.normals_of_row(row))
+
+    def _squashed(self, normals: GaussianDistribution) -> SquashedGaussianDistribution:
         bounds = self._bounds(normals.mean.dtype)
         return SquashedGaussianDistribution(
             normals, bounds, resolution=self._resolution, key=self.key
@@ -461,8 +489,10 @@ class Beta(ActionDistribution):
         excess = functional.softplus(wide(logits)) / temperature
         limits = torch.finfo(excess.dtype)
         excess = excess.clamp(limits.tiny**0.5, limits.eps**-2)
-        shape = (*excess.shape[:-1], *self.action_shape)
-        a, b = (part.reshape(shape) for part in excess.chunk(2, -1))
+        return self.of_row(excess)
+
+    def of_row(self, row: Tensor) -> BetaDistribution:
+        a, b = _of_row(row, self.action_shape)
         bounds = self.same_bounds or kept_bounds(self, a.dtype)
         return BetaDistribution(
             a, b, bounds, len(self.action_shape), resolution=self._resolution, key=self.key
@@ -489,6 +519,21 @@ def kept_bounds(family: ActionDistribution, dtype: torch.dtype) -> Bounds:
 def refuse_mask(mask: Tensor | None, name: str, key: str) -> None:
     if mask is not None:
         raise ValueError(f"action {key!r} is {name}, which takes no mask; only choices have one")
+
+
+def _as_row(first: Tensor, second: Tensor, event_dims: int) -> Tensor:
+    """Two tensors (..., *action shape) as (..., 2 * dims)."""
+    parts = (first, second)
+    if not event_dims:
+        return torch.stack(parts, -1)
+    return torch.cat([part.flatten(-event_dims) for part in parts], -1)
+
+
+def _of_row(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The two tensors (..., *shape) of a row."""
+    first, second = row.chunk(2, -1)
+    shape = (*row.shape[:-1], *shape)
+    return first.reshape(shape), second.reshape(shape)
 
 
 def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:

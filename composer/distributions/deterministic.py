@@ -25,8 +25,9 @@ __all__ = ["Deterministic", "DeterministicDistribution"]
 class DeterministicDistribution(Distribution):
     """A distribution with one possible action, ``action`` (..., *action shape). It has no density."""
 
-    def __init__(self, action: Tensor, *, key: str = "action") -> None:
+    def __init__(self, action: Tensor, event_dims: int = 0, *, key: str = "action") -> None:
         self.action = action
+        self._event_dims = event_dims
         self._key = key
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -46,6 +47,11 @@ class DeterministicDistribution(Distribution):
 
     def kl(self, other: object) -> Tensor:
         self._refuse("kl")
+
+    def row(self) -> Tensor:
+        """The action."""
+        dims = self._event_dims
+        return self.action.flatten(-dims) if dims else self.action.unsqueeze(-1)
 
     def _refuse(self, what: str) -> NoReturn:
         raise ValueError(
@@ -73,4 +79,10 @@ class Deterministic(ActionDistribution):
         u = wide(logits)
         u = u.reshape((*u.shape[:-1], *self.action_shape))
         bounds = self.same_bounds or kept_bounds(self, u.dtype)
-        return DeterministicDistribution(squashed(u, bounds), key=self.key)
+        return self._of(squashed(u, bounds))
+
+    def of_row(self, row: Tensor) -> DeterministicDistribution:
+        return self._of(row.reshape((*row.shape[:-1], *self.action_shape)))
+
+    def _of(self, action: Tensor) -> DeterministicDistribution:
+        return DeterministicDistribution(action, len(self.action_shape), key=self.key)

@@ -125,6 +125,10 @@ class ChoiceDistribution(Distribution):
         difference = self.log_probs.exp() * (self.log_probs - other.log_probs)
         return event_sum(difference.sum(-1), self._event_dims)
 
+    def row(self) -> Tensor:
+        """Log-probabilities; of what is illegal they are finite."""
+        return self.log_probs.flatten(-1 - self._event_dims)
+
 
 class BitDistribution(Distribution):
     """Independent bits, as 0.0 and 1.0: ``logits`` (..., *action shape); ``key`` is for messages."""
@@ -166,6 +170,14 @@ class BitDistribution(Distribution):
         difference = self._expected(self.logits) - self._expected(other.logits)
         return event_sum(difference, self._event_dims)
 
+    def row(self) -> Tensor:
+        """Logits; of what is illegal they are finite."""
+        return (
+            self.logits.flatten(-self._event_dims)
+            if self._event_dims
+            else self.logits.unsqueeze(-1)
+        )
+
     def _expected(self, logits: Tensor) -> Tensor:
         """The expectation under this distribution of the log-probabilities that ``logits`` give."""
         of_one = self.logits.sigmoid() * functional.logsigmoid(logits)
@@ -190,8 +202,10 @@ class Categorical(ActionDistribution):
         if mask is not None:
             legal = _legal(mask, logits, self.key)
             require_choice(legal, self.key)
-        scores = _scores(logits, legal, temperature)
-        return ChoiceDistribution(scores, key=self.key, start=self._start)
+        return self.of_row(_scores(logits, legal, temperature))
+
+    def of_row(self, row: Tensor) -> ChoiceDistribution:
+        return ChoiceDistribution(row, key=self.key, start=self._start)
 
     def wrong_logits(self, logits: Tensor) -> Tensor:
         no_choice = (logits == -math.inf).all(-1, keepdim=True)
@@ -234,13 +248,21 @@ class MultiCategorical(ActionDistribution):
         if isinstance(heat, Tensor) and heat.dim():
             heat = self.choices(heat.expand_as(logits), 1.0)
         scores = _scores(self.choices(logits, -math.inf), legal, heat)
-        sizes = None
-        if self.padded:
-            sizes = self.sizes.reshape(self.action_shape)
-            if legal is not None:
-                # Else a row without a legal choice would not be uniform over the real ones.
-                padding = (self.index == logits.shape[-1]).reshape(scores.shape[-sizes.dim() - 1 :])
-                scores = scores.masked_fill(padding, -math.inf)
+        if self.padded and legal is not None:
+            # Else a row without a legal choice would not be uniform over the real ones.
+            padding = (self.index == logits.shape[-1]).reshape(*self.action_shape, self._widest)
+            scores = scores.masked_fill(padding, -math.inf)
+        return self._of(scores)
+
+    @property
+    def row_width(self) -> int:
+        return math.prod(self.action_shape) * self._widest
+
+    def of_row(self, row: Tensor) -> ChoiceDistribution:
+        return self._of(row.reshape((*row.shape[:-1], *self.action_shape, self._widest)))
+
+    def _of(self, scores: Tensor) -> ChoiceDistribution:
+        sizes = self.sizes.reshape(self.action_shape) if self.padded else None
         return ChoiceDistribution(
             scores, len(self.action_shape), sizes=sizes, key=self.key, start=self._start
         )
@@ -294,7 +316,10 @@ class Bernoulli(ActionDistribution):
             logits = logits / temperature
         if mask is not None:
             logits = logits.masked_fill(~_legal(mask, logits, self.key), floor_of(logits.dtype))
-        logits = logits.reshape(*logits.shape[:-1], *self.action_shape)
+        return self.of_row(logits)
+
+    def of_row(self, row: Tensor) -> BitDistribution:
+        logits = row.reshape((*row.shape[:-1], *self.action_shape))
         return BitDistribution(logits, len(self.action_shape), key=self.key)
 
 

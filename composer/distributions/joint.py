@@ -19,7 +19,7 @@ from composer.distributions.base import (
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.words import hint, listing
 
-__all__ = ["ActionDistributions", "CompositeDistribution"]
+__all__ = ["ActionDistributions", "CompositeDistribution", "distribution_of_row"]
 
 
 class CompositeDistribution(Distribution):
@@ -61,6 +61,9 @@ class CompositeDistribution(Distribution):
         if other.parts.keys() != self.parts.keys():
             raise ValueError(f"kl of {listing(self.parts)} cannot be to {listing(other.parts)}")
         return _total(part.kl(other.parts[key]) for key, part in self.parts.items())
+
+    def row(self) -> Tensor:
+        return torch.cat([part.row() for part in self.parts.values()], -1)
 
 
 class ActionDistributions(nn.Module):
@@ -153,3 +156,19 @@ class ActionDistributions(nn.Module):
 
     def items(self) -> ItemsView[str, ActionDistribution]:
         return {key: self[key] for key in self._names}.items()
+
+
+def distribution_of_row(
+    families: ActionDistributions, row: Tensor, *, is_single: bool
+) -> Distribution:
+    """The distribution that ``row`` (..., P) stands for, as `Distribution.row` gives it."""
+    widths = [family.row_width for _, family in families.items()]
+    if row.shape[-1] != sum(widths):
+        raise ValueError(
+            f"a row of this policy's distribution has {sum(widths)} numbers, got {row.shape[-1]}"
+        )
+    parts = {
+        key: family.of_row(part)
+        for (key, family), part in zip(families.items(), row.split(widths, -1), strict=True)
+    }
+    return next(iter(parts.values())) if is_single else CompositeDistribution(parts)

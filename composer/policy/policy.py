@@ -15,7 +15,7 @@ from composer.distributions.base import (
     with_observation,
 )
 from composer.distributions.discrete import NoLegalChoiceError
-from composer.distributions.joint import ActionDistributions
+from composer.distributions.joint import ActionDistributions, distribution_of_row
 from composer.lowered.policy import LoweredPolicy
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State, Tensors
@@ -178,6 +178,14 @@ class Policy(NetworkModule):
         flat = self.action_tree.to_tensors(action, dtype=self.dtype, device=self.device)
         return flat[self._only] if self.action_tree.is_single else flat
 
+    def to_environment(self, action: object) -> Any:
+        """An action as the distribution has it, any leading axes, as the environment takes it: numpy, whole, legal.
+
+        Numbers of a Box are clipped to its bounds. The other way is `from_environment`.
+        """
+        drawn = action if isinstance(action, dict) else {self._only: action}
+        return to_environment(self.action_tree, drawn, as_numpy=True)
+
     @property
     def logits_shapes(self) -> dict[str, tuple[int, ...]]:
         """Action -> the shape of its logits, without leading axes."""
@@ -253,6 +261,13 @@ class Policy(NetworkModule):
         except NoNumberError as error:
             raise with_observation(error, self.read(observations)) from None
         return joint.parts[self._only] if self.action_tree.is_single else joint
+
+    def distribution_of_row(self, row: Tensor) -> Distribution:
+        """The distribution whose ``row()`` is ``row`` (..., P): no weight, observation or mask is read.
+
+        Raises ValueError for a row of another width, and for a distribution that has none.
+        """
+        return distribution_of_row(self.distributions, row, is_single=self.action_tree.is_single)
 
     def refuse_other_logits(self, outputs: object) -> None:
         """Raise ValueError for logits of another width than the distributions take: a hook may return anything."""

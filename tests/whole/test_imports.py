@@ -38,6 +38,7 @@ composer.reference: words help pages schema |
 composer.checkpoint: container plain_spec file adapters weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
 composer.critic: values actions targets base structured structured_state_action state state_action shared_state delta_state | torch
+composer.host: rows step | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
 composer.summary: networks flops rows table | torch
 composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz graphviz
@@ -47,8 +48,8 @@ composer.language: pretrained action_bins value_head hf processors action_plan a
 composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock
-composer.adapters: algorithm_needs | gymnasium
-composer.adapters.sb3: spaces checks policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
+composer.adapters: needs host | torch gymnasium numpy
+composer.adapters.sb3: checks policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
 composer.adapters.torchrl: fields distribution checks functions modules models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |

@@ -13,16 +13,16 @@ import gymnasium
 import numpy as np
 import torch
 
-from composer.adapters.sb3.checks import refuse, several_actors
-from composer.adapters.sb3.contrib import MaskableActorCritic, RecurrentActorCritic
-from composer.adapters.sb3.off_policy import QPolicy, SACPolicy, TD3Policy
-from composer.adapters.sb3.policies import ActorCritic, HostPolicy
-from composer.adapters.sb3.spaces import (
+from composer.adapters.host import (
     FlatEnv,
     HostActions,
     HostObservations,
     refuse_other_spaces,
 )
+from composer.adapters.sb3.checks import refuse, several_actors
+from composer.adapters.sb3.contrib import MaskableActorCritic, RecurrentActorCritic
+from composer.adapters.sb3.off_policy import QPolicy, SACPolicy, TD3Policy
+from composer.adapters.sb3.policies import ActorCritic, HostPolicy
 from composer.checkpoint.file import foreign_modules
 from composer.checkpoint.plain_spec import plain_spec
 from composer.limits import GivenLimits, Limits, limits_from

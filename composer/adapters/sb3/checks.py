@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from gymnasium import Space, spaces
 
-from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
+from composer.adapters.needs import AlgorithmNeeds, problems
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.actors import ActorKey

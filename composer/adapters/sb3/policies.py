@@ -10,8 +10,8 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
+from composer.adapters.host import HostActions, HostObservations, refuse_other_spaces
 from composer.adapters.sb3.checks import refuse
-from composer.adapters.sb3.spaces import HostActions, HostObservations, refuse_other_spaces
 from composer.checkpoint.file import fill
 from composer.checkpoint.plain_spec import saved_spec
 from composer.critic.base import SpaceCritic

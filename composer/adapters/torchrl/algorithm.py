@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.objectives import LossModule
 
-from composer.adapters.algorithm_needs import AlgorithmNeeds, anything, problems, refuse_for
+from composer.adapters.needs import AlgorithmNeeds, anything, problems, refuse_for
 from composer.adapters.torchrl.checks import not_one_choice, several
 from composer.model import Model
 from composer.policy.structured import one_policy

@@ -18,7 +18,7 @@ from torchrl.objectives import (
     SACLoss,
 )
 
-from composer.adapters.algorithm_needs import AlgorithmNeeds, anything, problems, refuse_for
+from composer.adapters.needs import AlgorithmNeeds, anything, problems, refuse_for
 from composer.adapters.torchrl.fields import Encoding, Field, Key, choice_sizes, shown
 from composer.critic.base import can_stand_for
 from composer.model import Model

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 import composer
 from composer import SpecError
-from composer.adapters.algorithm_needs import AlgorithmNeeds, problems
+from composer.adapters.needs import AlgorithmNeeds, problems
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_record
 from composer.cli import main
