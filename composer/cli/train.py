@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_train_options", "run_train"]
 
+OF_OPTIONS = ("imageio", "imageio_ffmpeg", "tensorboard")  # libraries of [train] for options alone
 OF_THE_TASK = ("trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings")
 
 
@@ -68,7 +69,8 @@ def _require_libraries(trainer: str | None) -> None:
     if trainer is not None and trainer in TRAINERS:
         extras.add(TRAINERS.extra_of(trainer) or "train")
     missing = {
-        extra: [n for n in EXTRAS[extra] if find_spec(n) is None] for extra in sorted(extras)
+        extra: [n for n in EXTRAS[extra] if n not in OF_OPTIONS and find_spec(n) is None]
+        for extra in sorted(extras)
     }
     needed = [extra for extra, names in missing.items() if names]
     if needed:

@@ -8,9 +8,17 @@ import torch
 import composer
 
 TWIN_Q = """
+version: 1
 environment: CartPole-v1
-policy: {template: {hidden: [8]}}
-critic: {kind: state_action, template: {hidden: [8]}}
+policy:
+  graph:
+    latent: {block: dense, in: observation, hidden_units: [8]}
+  heads: {in: latent}
+critic:
+  kind: state_action
+  graph:
+    latent: {block: dense, in: observation, hidden_units: [8]}
+  heads: {in: latent}
 """
 MESSAGE = (
     "the critic of this model values actions, which step() and value() do not; call "
