@@ -1,16 +1,18 @@
-"""The requirements of algorithms on actions, memory, critics and distributions, with the messages of all trainers.
+"""What the algorithms of all trainers need of a model: actions, memory, critics and distributions, in one table.
 
-Each trainer has one table of its algorithms (`AlgorithmNeeds`). From it follow the reasons why an algorithm cannot
-train a model, and the way out: a setting of the spec to change, or the algorithms of the same table that can train it.
+`NEEDS` has each trainer's algorithms (`AlgorithmNeeds`). From a row follow the reasons why an algorithm cannot train a
+model, and the way out: a setting of the spec to change, or the algorithms of the same trainer that can train it.
+`refuse` raises them all at once. No trainer's library is imported here.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gymnasium import spaces
+from gymnasium import Space, spaces
 
 from composer.critic.base import can_stand_for
 from composer.distributions.base import DISTRIBUTIONS, is_bounded
@@ -18,9 +20,16 @@ from composer.distributions.continuous import Gaussian
 from composer.distributions.deterministic import Deterministic
 from composer.model import Model
 from composer.policy.structured import one_policy
+from composer.spaces.actors import ActorKey
+from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
 
-__all__ = ["AlgorithmNeeds", "anything", "problems", "refuse_for"]
+__all__ = ["NEEDS", "AlgorithmNeeds", "Reasons", "TrainerNeeds", "all_of", "anything"]
+__all__ += ["needs_memory", "no_memory", "one_action", "one_box", "one_choice"]
+__all__ += ["problems", "refuse", "refuse_actors", "refuse_for"]
+
+Reasons = Callable[[Model], Iterator[str]]
+"""Yields each reason why a model cannot be trained; nothing for a model that can be."""
 
 ADVISED = {
     "state": "critic: {kind: state, template: {}}",
@@ -48,12 +57,61 @@ class AlgorithmNeeds:
     which distributions serve. ``more`` says what else of the critic is in the way, each with its way out.
     """
 
-    refuses: Callable[[Model], Iterator[str]]
+    refuses: Reasons
     critic: Literal["state", "state_action", "choices"] | None
     family: Literal["any", "chances", "bounded", "deterministic"] = "chances"
-    more: Callable[[Model], Iterator[str]] = anything
+    more: Reasons = anything
     of_boxes: bool = False
     is_advised: bool = True  # not where the environment must be made for it
+
+
+@dataclass(frozen=True)
+class TrainerNeeds:
+    """A trainer's table: ``algorithms`` by name.
+
+    ``host`` is its library's name in messages, where ``title`` stands for an algorithm. ``refuses`` says why none of
+    its algorithms can train a model. Steps and agents are refused unless it ``takes_actors``.
+    """
+
+    host: str
+    algorithms: Mapping[str, AlgorithmNeeds]
+    title: str = "{}"
+    refuses: Reasons = anything
+    takes_actors: bool = False
+
+
+def refuse(
+    model: Model, algorithm: str, trainer: str, names: Mapping[str, str] | None = None
+) -> None:
+    """Raise ValueError with every reason why ``algorithm`` of ``trainer``, as in `NEEDS`, cannot train ``model``.
+
+    ``names`` maps names in the table to what the caller calls the algorithms.
+    """
+    row = NEEDS[trainer]
+    if is_by_actor(model.observation_space) and not row.takes_actors:
+        reasons = [f"it acts for {_several_actors(model.observation_space, row.host)}"]
+    else:
+        reasons = [*problems(model, algorithm, row.algorithms), *row.refuses(model)]
+    renamed = [_renamed(reason, names or {}) for reason in reasons]
+    refuse_for(_renamed(row.title.format(algorithm), names or {}), renamed)
+
+
+def refuse_actors(space: object, trainer: str) -> None:
+    """Raise ValueError if an environment's observation ``space`` is of several steps or agents."""
+    if is_by_actor(space):
+        raise ValueError(f"the environment has {_several_actors(space, NEEDS[trainer].host)}")
+
+
+def _several_actors(spaces_by_actor: Iterable[ActorKey], host: str) -> str:
+    names = ", ".join(map(repr, spaces_by_actor))
+    return f"several steps or agents ({names}); {host} trains one policy of one agent"
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """``text`` with the algorithms by other ``names``."""
+    for name, other in names.items():
+        text = re.sub(rf"(?<!')\b{name}\b", other, text)  # not of actions, which are quoted
+    return text
 
 
 def problems(model: Model, name: str, table: Mapping[str, AlgorithmNeeds]) -> list[str]:
@@ -170,3 +228,154 @@ def _rule(model: Model, key: str, family: str) -> str:
         if rule.entry.get("action") == key or rule.entry.get("space") == kind:
             return f"write distribution: {family} in its entry of 'distributions'"
     return f"write under 'distributions': - {{action: {key}, distribution: {family}}}"
+
+
+# --- reasons that several rows have ---
+
+
+def all_of(*reasons: Reasons) -> Reasons:
+    """The reasons of all of these, in order."""
+
+    def each(model: Model) -> Iterator[str]:
+        for reason in reasons:
+            yield from reason(model)
+
+    return each
+
+
+def no_memory(why: str) -> Reasons:
+    """``it has memory``, and ``why`` that cannot be."""
+
+    def refused(model: Model) -> Iterator[str]:
+        if model.has_memory:
+            yield f"it has memory, {why}"
+
+    return refused
+
+
+def needs_memory(model: Model) -> Iterator[str]:
+    """For an algorithm of models with memory alone."""
+    if not model.has_memory:
+        yield "neither its policy nor its critic has memory"
+
+
+def one_action(model: Model) -> Iterator[str]:
+    """For an algorithm of one action."""
+    actions = one_policy(model.policy).distributions
+    if len(actions) > 1:
+        yield f"it learns one action, but there are {', '.join(map(repr, actions))}"
+
+
+def one_choice(model: Model) -> Iterator[str]:
+    """For an algorithm of values for each choice, which it counts from 0."""
+    policy = one_policy(model.policy)
+    leaves = [*policy.action_tree.leaves.values()]
+    shown = format_space(policy.action_space)
+    if len(leaves) > 1 or leaves[0].kind != "discrete":
+        yield f"it learns a value for each choice of one Discrete action, got {shown}"
+    elif leaves[0].start != 0:
+        yield f"it counts choices from 0, got {shown}"
+
+
+def one_box(model: Model) -> Iterator[str]:
+    """For an algorithm whose loss is differentiated through the action."""
+    policy = one_policy(model.policy)
+    if [leaf.kind for leaf in policy.action_tree.leaves.values()] != ["box"]:
+        shown = format_space(policy.action_space)
+        yield f"it needs gradients through one action, which a Box has, got {shown}"
+
+
+# --- Stable-Baselines3 and sb3-contrib ---
+
+_STEPS_ALONE = no_memory("which only RecurrentPPO of sb3-contrib carries from step to step")
+
+
+def _one_plain_choice(model: Model) -> Iterator[str]:
+    """For DQN: Stable-Baselines3 stores choices within a Dict as a vector."""
+    policy = one_policy(model.policy)
+    space = policy.action_space
+    shown = format_space(space)
+    if not isinstance(space, spaces.Discrete):
+        yield f"it learns a value for each choice of one Discrete action, got {shown}"
+    elif space.start:
+        yield f"it finds the value of an action by its number, so that these must begin with 0, got {shown}"
+    elif policy.masks:
+        yield "it explores with any action, legal or not, so no 'action_mask' can be kept"
+
+
+def _maskable(model: Model) -> Iterator[str]:
+    """For MaskablePPO."""
+    space = one_policy(model.policy).action_space
+    if not _are_choices(space):
+        shown = format_space(space)
+        yield f"it masks the choices of one Discrete, MultiDiscrete or MultiBinary action, got {shown}"
+
+
+def _are_choices(space: Space) -> bool:
+    """Whether sb3-contrib has masks for it: choices on at most one axis."""
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+        return len(space.shape) == 1
+    return isinstance(space, spaces.Discrete)
+
+
+SB3: Mapping[str, AlgorithmNeeds] = {
+    "PPO": AlgorithmNeeds(_STEPS_ALONE, "state"),
+    "A2C": AlgorithmNeeds(_STEPS_ALONE, "state"),
+    "RecurrentPPO": AlgorithmNeeds(needs_memory, "state"),
+    "MaskablePPO": AlgorithmNeeds(all_of(_maskable, _STEPS_ALONE), "state", is_advised=False),
+    "DQN": AlgorithmNeeds(all_of(_one_plain_choice, _STEPS_ALONE), None, "any"),
+    "SAC": AlgorithmNeeds(_STEPS_ALONE, "state_action", "bounded", of_boxes=True),
+    "TD3": AlgorithmNeeds(_STEPS_ALONE, "state_action", "deterministic", of_boxes=True),
+}
+
+# --- TorchRL: the algorithms of `composer train`, and its losses ---
+
+_SINGLE_STEPS = no_memory("but the replay buffer holds single steps")
+
+
+def _private_keys(model: Model) -> Iterator[str]:
+    keys = [
+        key for key in one_policy(model.policy).observer.tree.leaves if re.search("(^|/)_", key)
+    ]
+    if keys:
+        yield (
+            f"its collector drops what begins with '_', such as the observation {keys[0]!r}; rename it, or use the "
+            "trainer sb3"
+        )
+
+
+def _of_copies(model: Model) -> Iterator[str]:
+    """Why TorchRL's loss cannot train copies of the critic."""
+    critic = model.critic
+    if critic is not None and critic.shared:
+        shared = ", ".join(map(repr, critic.shared))
+        yield (
+            f"its loss trains copies of the critic alone, which cannot read {shared} of the policy; "
+            "let the critic read observations instead, or use the trainer sb3"
+        )
+    if critic is not None and critic.value_normalizer is not None:
+        yield "a replay buffer has no returns, so that 'normalize_value' has nothing to count; leave it out"
+
+
+TORCHRL: Mapping[str, AlgorithmNeeds] = {
+    "ppo": AlgorithmNeeds(anything, "state"),
+    "a2c": AlgorithmNeeds(one_action, "state"),
+    "dqn": AlgorithmNeeds(all_of(one_choice, _SINGLE_STEPS), None, "any"),
+    "sac": AlgorithmNeeds(
+        all_of(one_action, _SINGLE_STEPS), "state_action", "bounded", _of_copies, of_boxes=True
+    ),
+}
+TORCHRL_LOSSES: Mapping[str, AlgorithmNeeds] = {
+    "ClipPPOLoss": AlgorithmNeeds(anything, "state", "any"),
+    "A2CLoss": AlgorithmNeeds(one_action, "state", "any", is_advised=False),
+    "DQNLoss": AlgorithmNeeds(one_choice, "choices", "any", is_advised=False),
+    "DiscreteSACLoss": AlgorithmNeeds(one_choice, "state_action", "any"),
+    "SACLoss": AlgorithmNeeds(one_box, "state_action", "any"),
+}
+
+NEEDS: dict[str, TrainerNeeds] = {
+    "sb3": TrainerNeeds("Stable-Baselines3", SB3),
+    "torchrl": TrainerNeeds("TorchRL", TORCHRL, "{} of torchrl", _private_keys),
+    "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES),
+}
+"""What each trainer's algorithms need, by the trainer's name."""

@@ -49,7 +49,7 @@ composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock
 composer.adapters: needs host | torch gymnasium numpy
-composer.adapters.sb3: checks policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
+composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
 composer.adapters.torchrl: fields distribution checks functions modules models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |

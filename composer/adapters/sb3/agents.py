@@ -19,7 +19,7 @@ from composer.adapters.host import (
     HostObservations,
     refuse_other_spaces,
 )
-from composer.adapters.sb3.checks import refuse, several_actors
+from composer.adapters.needs import refuse, refuse_actors
 from composer.adapters.sb3.contrib import MaskableActorCritic, RecurrentActorCritic
 from composer.adapters.sb3.off_policy import QPolicy, SACPolicy, TD3Policy
 from composer.adapters.sb3.policies import ActorCritic, HostPolicy
@@ -33,7 +33,6 @@ from composer.spaces.json_form import spaces_to_json
 from composer.spaces.lookup import (
     Spaces,
     environment_spaces,
-    is_by_actor,
     make_environment,
     own_environment,
 )
@@ -100,7 +99,7 @@ def agent(
     model = _composed(
         spec, env_spaces, allow, overrides=overrides, seed=seed, dtype=dtype, limits=limits
     )
-    refuse(model, name)
+    refuse(model, name, "sb3")
     observations, actions = _hosts(model)
     bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
     _refuse_unlike(model, env_spaces, bounds)
@@ -130,7 +129,7 @@ def wrap(
     """
     limits = _limits(spec, limits)
     env_spaces = _model_spaces(env, limits)
-    _refuse_actors(env_spaces[0])
+    refuse_actors(env_spaces[0], "sb3")
     model = _composed(spec, env_spaces, allow, limits=limits)
     _refuse_unlike(model, env_spaces)
     return _wrapped(env, *_hosts(model))
@@ -251,14 +250,9 @@ def _composed(spec: GivenModel, env_spaces: Spaces, allow: Iterable[str], **sett
 
 def _refuse_unlike(model: Model, env_spaces: Spaces, bounds: bool = True) -> None:
     """Raise ValueError unless ``model`` was composed for these spaces of an environment."""
-    _refuse_actors(env_spaces[0])
+    refuse_actors(env_spaces[0], "sb3")
     needed = (model.observation_space, model.action_space)
     refuse_other_spaces(needed, env_spaces, "of the model", "", bounds=bounds)
-
-
-def _refuse_actors(space: object) -> None:
-    if is_by_actor(space):
-        raise ValueError(f"the environment has {several_actors(space)}")
 
 
 def _hosts(model: Model) -> tuple[HostObservations, HostActions]:

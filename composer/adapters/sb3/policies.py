@@ -11,7 +11,7 @@ from gymnasium import Space
 from torch import Tensor, nn
 
 from composer.adapters.host import HostActions, HostObservations, refuse_other_spaces
-from composer.adapters.sb3.checks import refuse
+from composer.adapters.needs import refuse
 from composer.checkpoint.file import fill
 from composer.checkpoint.plain_spec import saved_spec
 from composer.critic.base import SpaceCritic
@@ -83,7 +83,7 @@ class HostPolicy(BasePolicy):
             "spaces": spaces, "frozen": list(frozen), "limits": limits,
         }  # fmt: skip
         self.model = _composed((observation_space, action_space), **self._arguments)
-        refuse(self.model, self.algorithm)
+        refuse(self.model, self.algorithm, "sb3")
         self.observations = HostObservations(self.policy.observer.tree)
         self.actions = HostActions(self.policy.action_tree)
         needed = (self.observations.space, self.actions.space)

@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 import torch
 
+from composer.adapters.needs import refuse
 from composer.adapters.sb3.agents import UpdateNormalizers, agent, wrap
-from composer.adapters.sb3.checks import refuse
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.training.environment import training_environment
@@ -100,7 +100,7 @@ class Sb3Trainer:
     def __init__(self, task: Task, model: Model) -> None:
         self._task = task
         algorithm = ALGORITHMS[task.algorithm]
-        refuse(model, algorithm.__name__, NAMES)
+        refuse(model, algorithm.__name__, "sb3", NAMES)
         self._envs = DummyVecEnv([partial(_environment, task.environment, model)] * task.envs)
         settings = dict(task.settings)
         if settings.get("action_noise") is not None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,14 +12,11 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.objectives import LossModule
 
-from composer.adapters.needs import AlgorithmNeeds, anything, problems, refuse_for
-from composer.adapters.torchrl.checks import not_one_choice, several
 from composer.model import Model
-from composer.policy.structured import one_policy
 from composer.training.trainer import TrainerState, refuse_other_state
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
 
-__all__ = ["Algorithm", "Settings", "ALGORITHMS", "refuse"]
+__all__ = ["Algorithm", "Settings"]
 
 
 @dataclass(frozen=True)
@@ -78,56 +73,3 @@ class Algorithm(ABC, Generic[S]):
         total.backward()
         nn.utils.clip_grad_norm_(self._learning, self.settings.max_grad_norm)
         self._optimizer.step()
-
-
-def refuse(model: Model, algorithm: str) -> None:
-    """Raise ValueError with every reason why ``algorithm``, one of `ALGORITHMS`, cannot train ``model``."""
-    reasons = [*problems(model, algorithm, ALGORITHMS), *_private_keys(model)]
-    refuse_for(f"{algorithm} of torchrl", reasons)
-
-
-def _no_dqn(model: Model) -> Iterator[str]:
-    yield from not_one_choice(model)
-    yield from _memory(model)
-
-
-def _no_sac(model: Model) -> Iterator[str]:
-    yield from several(model)
-    yield from _memory(model)
-
-
-def _private_keys(model: Model) -> Iterator[str]:
-    keys = [
-        key for key in one_policy(model.policy).observer.tree.leaves if re.search("(^|/)_", key)
-    ]
-    if keys:
-        yield (
-            f"its collector drops what begins with '_', such as the observation {keys[0]!r}; rename it, or use the "
-            "trainer sb3"
-        )
-
-
-def _memory(model: Model) -> Iterator[str]:
-    if model.has_memory:
-        yield "it has memory, but the replay buffer holds single steps"
-
-
-def _of_copies(model: Model) -> Iterator[str]:
-    """Why TorchRL's loss cannot train copies of the critic."""
-    critic = model.critic
-    if critic is not None and critic.shared:
-        shared = ", ".join(map(repr, critic.shared))
-        yield (
-            f"its loss trains copies of the critic alone, which cannot read {shared} of the policy; "
-            "let the critic read observations instead, or use the trainer sb3"
-        )
-    if critic is not None and critic.value_normalizer is not None:
-        yield "a replay buffer has no returns, so that 'normalize_value' has nothing to count; leave it out"
-
-
-ALGORITHMS: Mapping[str, AlgorithmNeeds] = {
-    "ppo": AlgorithmNeeds(anything, "state"),
-    "a2c": AlgorithmNeeds(several, "state"),
-    "dqn": AlgorithmNeeds(_no_dqn, None, "any"),
-    "sac": AlgorithmNeeds(_no_sac, "state_action", "bounded", _of_copies, of_boxes=True),
-}

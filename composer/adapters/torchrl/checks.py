@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torchrl.data import Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
@@ -18,7 +18,7 @@ from torchrl.objectives import (
     SACLoss,
 )
 
-from composer.adapters.needs import AlgorithmNeeds, anything, problems, refuse_for
+from composer.adapters.needs import TORCHRL_LOSSES, one_choice, problems, refuse_for
 from composer.adapters.torchrl.fields import Encoding, Field, Key, choice_sizes, shown
 from composer.critic.base import can_stand_for
 from composer.model import Model
@@ -27,8 +27,8 @@ from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
 from perception_blocks.port import format_shape
 
-__all__ = ["encoding_of", "not_one_choice", "refuse_loss", "refuse_model", "refuse_specs"]
-__all__ += ["refuse_taken_keys", "serves_choices", "several"]
+__all__ = ["encoding_of", "refuse_loss", "refuse_model", "refuse_specs", "refuse_taken_keys"]
+__all__ += ["serves_choices"]
 
 Specs = Mapping[Key, TensorSpec]
 _INDICES = (Categorical, MultiCategorical)
@@ -146,9 +146,9 @@ def refuse_loss(loss: type[LossModule], model: Model) -> None:
     row = next((name for known, name in _ROWS.items() if issubclass(loss, known)), None)
     if row is None:
         return
-    table = {**LOSSES, loss.__name__: LOSSES[row]}
+    table = {**TORCHRL_LOSSES, loss.__name__: TORCHRL_LOSSES[row]}
     if row == "DQNLoss" and model.critic is None:  # the policy's logits are the values
-        table[loss.__name__] = replace(LOSSES[row], critic=None)
+        table[loss.__name__] = replace(TORCHRL_LOSSES[row], critic=None)
     refuse_for(loss.__name__, problems(model, loss.__name__, table))
 
 
@@ -156,42 +156,9 @@ def serves_choices(model: Model) -> bool:
     """Whether the critic, or without one the policy, has one value for each choice of one Discrete action."""
     critic = model.spec.critic
     serves = critic is None or (can_stand_for(critic.kind, "state_action") and critic.ensemble == 1)
-    return serves and not any(not_one_choice(model))
+    return serves and not any(one_choice(model))
 
 
-def several(model: Model) -> Iterator[str]:
-    """Why an algorithm of one action cannot train it."""
-    actions = one_policy(model.policy).distributions
-    if len(actions) > 1:
-        yield f"it learns one action, but there are {', '.join(map(repr, actions))}"
-
-
-def not_one_choice(model: Model) -> Iterator[str]:
-    """Why an algorithm of values for each choice cannot train it."""
-    policy = one_policy(model.policy)
-    leaves = [*policy.action_tree.leaves.values()]
-    shown = format_space(policy.action_space)
-    if len(leaves) > 1 or leaves[0].kind != "discrete":
-        yield f"it learns a value for each choice of one Discrete action, got {shown}"
-    elif leaves[0].start != 0:
-        yield f"it counts choices from 0, got {shown}"
-
-
-def _not_one_box(model: Model) -> Iterator[str]:
-    policy = one_policy(model.policy)
-    kinds = [leaf.kind for leaf in policy.action_tree.leaves.values()]
-    if kinds != ["box"]:
-        shown = format_space(policy.action_space)
-        yield f"it needs gradients through one action, which a Box has, got {shown}"
-
-
-LOSSES: Mapping[str, AlgorithmNeeds] = {
-    "ClipPPOLoss": AlgorithmNeeds(anything, "state", "any"),
-    "A2CLoss": AlgorithmNeeds(several, "state", "any", is_advised=False),
-    "DQNLoss": AlgorithmNeeds(not_one_choice, "choices", "any", is_advised=False),
-    "DiscreteSACLoss": AlgorithmNeeds(not_one_choice, "state_action", "any"),
-    "SACLoss": AlgorithmNeeds(_not_one_box, "state_action", "any"),
-}
 # A derived class stands before its base.
 _ROWS: Mapping[type[LossModule], str] = {
     PPOLoss: "ClipPPOLoss",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from composer.adapters.needs import refuse
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.training.environment import training_environment
@@ -28,7 +29,7 @@ try:
         TransformedEnv,
     )
 
-    from composer.adapters.torchrl.algorithm import Algorithm, refuse
+    from composer.adapters.torchrl.algorithm import Algorithm
     from composer.adapters.torchrl.fields import fields_of
     from composer.adapters.torchrl.models import primers
     from composer.adapters.torchrl.off_policy import Dqn, Sac
@@ -49,7 +50,7 @@ class TorchrlTrainer:
     algorithms: ClassVar[Sequence[str]] = tuple(ALGORITHMS)
 
     def __init__(self, task: Task, model: Model) -> None:
-        refuse(model, task.algorithm)
+        refuse(model, task.algorithm, "torchrl")
         torch.manual_seed(task.seed)
         self.model = model
         self._task = task

@@ -5,6 +5,8 @@ import copy
 import functools
 import itertools
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from torchrl import objectives
 
 import composer
-from composer.adapters.sb3 import checks as sb3_checks
-from composer.adapters.torchrl import algorithm as torchrl_training_checks
-from composer.adapters.torchrl import checks as torchrl_checks
+from composer.adapters.needs import NEEDS
+from composer.adapters.needs import refuse as refuse_model
+from composer.adapters.torchrl.checks import refuse_loss
+from tests.helpers.paths import ROOT
 from tests.helpers.sb3_agents import ACTOR, DETERMINISTIC, Walk, agent
 
 SEEN = spaces.Box(-1, 1, (3,))
@@ -41,15 +44,9 @@ CRITICS = {
 }
 MEMORY = {"none": {}, "gru": {"memory": {"block": "gru", "hidden_units": 4}}}
 RULES = [None, "gaussian", "deterministic"]
-LOSSES = [*torchrl_checks.LOSSES, "ReinforceLoss", "DDPGLoss"]
-TRAINERS = {
-    "sb3": (sb3_checks.ALGORITHMS, sb3_checks.refuse),
-    "torchrl": (torchrl_training_checks.ALGORITHMS, torchrl_training_checks.refuse),
-    "losses of torchrl": (
-        LOSSES,
-        lambda model, name: torchrl_checks.refuse_loss(getattr(objectives, name), model),
-    ),
-}
+LOSSES = "torchrl.objectives"
+TRAINERS = {trainer: list(row.algorithms) for trainer, row in NEEDS.items()}
+TRAINERS[LOSSES] += ["ReinforceLoss", "DDPGLoss"]  # which have no row of their own
 NEED = re.compile(r"critic: (?:null|\{.*\})|no 'ensemble'|distribution: \w+ for '\w+'")
 
 
@@ -123,7 +120,12 @@ def cases():
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_what_is_advised_is_not_refused(trainer):
-    algorithms, refuse = TRAINERS[trainer]
+    def refuse(model, algorithm):
+        if trainer == LOSSES:
+            refuse_loss(getattr(objectives, algorithm), model)
+        else:
+            refuse_model(model, algorithm, trainer)
+
     refused = 0
     for action, critic, memory, rule in cases():
         spec = {"version": 1, "policy": {"template": MEMORY[memory]}, "critic": CRITICS[critic]}
@@ -132,7 +134,7 @@ def test_what_is_advised_is_not_refused(trainer):
             named = {"action": "action", "distribution": rule}
             spec["distributions"] = [by_kind if memory == "none" else named]
         model = composed(repr(spec), action)
-        for algorithm in algorithms:
+        for algorithm in TRAINERS[trainer]:
             lines = answer(refuse, model, algorithm)
             if lines:
                 refused += 1
@@ -188,3 +190,30 @@ def test_actions_that_the_environment_bounds_are_trained_by_sac():
     )
     bounded = TransformAction(env, lambda action: action, spaces.Box(-1, 1, (2,)))
     agent(SAC, spec, bounded).learn(40)
+
+
+@pytest.mark.parametrize("trainer", [name for name in NEEDS if not NEEDS[name].takes_actors])
+def test_several_actors_are_refused_in_the_same_words(trainer):
+    model = composer.compose(
+        {"version": 1, "policy": {"template": {}}, "critic": {"template": {}}},
+        observation_space={"pick": SEEN, "place": SEEN},
+        action_space={"pick": spaces.Discrete(2), "place": spaces.Discrete(2)},
+        device="meta",
+    )
+    row = NEEDS[trainer]
+    for algorithm in row.algorithms:
+        with pytest.raises(ValueError) as error:
+            refuse_model(model, algorithm, trainer)
+        assert str(error.value) == (
+            f"{row.title.format(algorithm)} cannot train this model:\n  it acts for several steps or agents "
+            f"('pick', 'place'); {row.host} trains one policy of one agent"
+        )
+
+
+def test_the_table_needs_no_library_of_a_trainer():
+    code = (
+        "import sys, composer.adapters.needs, composer.adapters.host\n"
+        "print(*{'stable_baselines3', 'torchrl', 'ray', 'skrl', 'rsl_rl', 'rl_games', 'tianshou'} & {*sys.modules})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == ""
