@@ -202,7 +202,7 @@ def test_several_actors_are_refused_in_the_same_words(trainer):
     )
     row = NEEDS[trainer]
     for algorithm in row.algorithms:
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="cannot train this model:") as error:
             refuse_model(model, algorithm, trainer)
         assert str(error.value) == (
             f"{row.title.format(algorithm)} cannot train this model:\n  it acts for several steps or agents "
