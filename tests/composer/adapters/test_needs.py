@@ -215,5 +215,7 @@ def test_the_table_needs_no_library_of_a_trainer():
         "import sys, composer.adapters.needs, composer.adapters.host\n"
         "print(*{'stable_baselines3', 'torchrl', 'ray', 'skrl', 'rsl_rl', 'rl_games', 'tianshou'} & {*sys.modules})"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert run.stdout.strip() == ""
