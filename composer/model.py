@@ -33,15 +33,15 @@ from composer.checkpoint.file import (
     write_checkpoint,
 )
 from composer.checkpoint.plain_spec import saved_spec
-from composer.critic.base import CriticModule, SpaceCritic
+from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
 from composer.errors import MissingExtraSpecError, Problem, Problems
 from composer.host.rows import pack_state, unpack_state, width_of
-from composer.host.step import Step, step_of, value_of
+from composer.host.step import Step, step_of, structured_step_of, structured_value_of, value_of
 from composer.limits import GivenLimits, Limits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
-from composer.network.network import State, Tensors, share_of
+from composer.network.network import State, Tensors, own_share
 from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
@@ -121,8 +121,9 @@ class Model(nn.Module):
     ) -> Any:
         """Return (logits, values), both dicts; shared layers of policy and critic run once.
 
-        If policy or critic has memory, return (logits, values, state); the keys of the state begin with ``policy/`` and
-        ``critic/``. A critic of actions values ``action``, an action of the distribution.
+        If policy or critic has memory, return (logits, values, state). The keys of a state begin with ``policy/`` and
+        ``critic/``; where only one of them has memory its own state will do, and comes back under the same keys. A
+        critic of actions values ``action``, an action of the distribution.
         """
         has_memory = self.has_memory
         if has_memory and state is None:
@@ -130,13 +131,12 @@ class Model(nn.Module):
                 "this model has memory; call model(observations, state, resets), "
                 "beginning with model.initial_state(batch_size)"
             )
-        logits, after = _advance(self.policy, state, observations, resets)
+        logits, state = _advance(self.policy, state, observations, resets)
         values: Tensors = {}
         if self.critic is not None:
             keywords = self._for_critic(logits, action)
-            values, more = _advance(self.critic, state, observations, resets, **keywords)
-            after |= more
-        return (logits, values, after) if has_memory else (logits, values)
+            values, state = _advance(self.critic, state, observations, resets, **keywords)
+        return (logits, values, state) if has_memory else (logits, values)
 
     def initial_state(
         self,
@@ -158,15 +158,16 @@ class Model(nn.Module):
 
     def step(
         self,
-        observations: object,
+        observations: Any,
         action: Any = None,
         state: State | None = None,
         resets: object = None,
         *,
         unroll: bool = False,
-        mask: object = None,
+        mask: Any = None,
         deterministic: bool = False,
         entropy: bool = True,
+        present: Mapping[Any, object] | None = None,
     ) -> Step:
         """All that a trainer needs of one step: distribution, action, log_prob, entropy, value and state.
 
@@ -175,38 +176,57 @@ class Model(nn.Module):
         observations and ``resets`` are sequences (..., T), ``state`` is the one before the first step. ``mask`` adds to
         the masks of the spec. Shared layers of policy and critic run once. ``entropy=False`` leaves that out.
 
-        ``value`` is None without a critic, ``state`` None without memory. Raises ValueError for a critic of actions,
-        which values no state.
+        Of several actors observations, actions, masks and results are dicts by actor; the value is one for all where
+        the critic is of kind shared_state, and ``present`` is as that critic takes it.
+
+        ``value`` is None without a critic, ``state`` None without memory, ``log_prob`` and ``entropy`` where an action
+        has no density. Raises ValueError for a critic of actions, which values no state, for a network class that
+        defines ``act``, and for a model with memory without a ``state``.
         """
-        policy, critic = self._for_steps()
-        return step_of(
-            policy, critic, observations, action, state, resets,
-            unroll=unroll, mask=mask, deterministic=deterministic, entropy=entropy,
-        )  # fmt: skip
+        self._require_steps(state)
+        keywords: dict[str, Any] = {"unroll": unroll, "mask": mask, "deterministic": deterministic}
+        keywords["entropy"] = entropy
+        policy, critic, call = self.policy, self.critic, (observations, action, state, resets)
+        if isinstance(policy, Policy):
+            self._refuse_present(present)
+            return step_of(policy, critic, *call, **keywords)  # type: ignore[arg-type]
+        return structured_step_of(policy, critic, *call, **keywords, present=present)
 
     def value(
         self,
-        observations: object,
+        observations: Any,
         state: State | None = None,
         resets: object = None,
         *,
         unroll: bool = False,
-    ) -> torch.Tensor | None:
+        present: Mapping[Any, object] | None = None,
+    ) -> Any:
         """The value (...) of ``observations``, for bootstrapping; None without a critic.
 
-        Arguments are as for `step`. The policy runs only where the critic reads values of it.
+        Arguments, the value of several actors and errors are as for `step`. The policy runs only where the critic reads
+        values of it.
         """
-        policy, critic = self._for_steps()
+        self._require_steps(state)
+        policy, critic, call = self.policy, self.critic, (observations, state, resets)
         if critic is None:
             return None
-        return value_of(policy, critic, observations, state, resets, unroll=unroll)
+        if isinstance(policy, Policy):
+            self._refuse_present(present)
+            return value_of(policy, critic, *call, unroll=unroll)  # type: ignore[arg-type]
+        return structured_value_of(policy, critic, *call, unroll=unroll, present=present)
 
-    def to_environment(self, action: object) -> Any:
-        """An action as the distribution has it, any leading axes, as the environment takes it: numpy, whole, legal."""
-        return one_policy(self.policy).to_environment(action)
+    def to_environment(self, action: Any) -> Any:
+        """An action as the distribution has it, any leading axes, as the environment takes it: numpy, whole, legal.
 
-    def from_environment(self, action: object) -> Any:
-        """An environment's action, any leading axes, as the distribution has it: zero-based, tensors, flat keys."""
+        Of several actors: a dict by actor.
+        """
+        return self.policy.to_environment(action)
+
+    def from_environment(self, action: Any) -> Any:
+        """An environment's action, any leading axes, as the distribution has it: zero-based, tensors, flat keys.
+
+        Of several actors: a dict by actor.
+        """
         return self.policy.from_environment(action)
 
     @property
@@ -223,11 +243,17 @@ class Model(nn.Module):
         return width_of(self.state_shapes)
 
     def pack_state(self, state: State) -> torch.Tensor:
-        """``state``, of policy and critic, as one row for each environment: (..., state_width)."""
-        return pack_state(state, self.state_shapes)
+        """``state``, of policy and critic, as one row for each environment: (..., state_width).
+
+        Raises ValueError for a state of other names or shapes; agents whose number is not known have no row.
+        """
+        return pack_state(self._under_parts(state), self.state_shapes)
 
     def unpack_state(self, row: torch.Tensor) -> State:
-        """The state whose `pack_state` is ``row`` (..., state_width)."""
+        """The state whose `pack_state` is ``row`` (..., state_width), under the names of `initial_state`.
+
+        Its tensors have the model's dtype. Raises ValueError for a row of another width.
+        """
         return unpack_state(row, self.state_shapes, self.policy.dtype)
 
     def materialize(
@@ -389,17 +415,39 @@ class Model(nn.Module):
             "critics": [self.spec.critic.kind] if self.spec.critic else [],
         }
 
-    def _for_steps(self) -> tuple[Policy, SpaceCritic | None]:
-        """Policy and critic of one actor. Raises ValueError for several, and for a critic of actions."""
-        policy, critic = one_policy(self.policy), self.critic
-        if critic is None:
-            return policy, None
-        if critic.takes_action or not isinstance(critic, SpaceCritic):
+    def _require_steps(self, state: State | None) -> None:
+        """Raise ValueError where `step` and `value` have no meaning, and for memory without a ``state``."""
+        critic = self.critic
+        if critic is not None and critic.takes_action:
             raise ValueError(
                 "the critic of this model values actions, which step() and value() do not; call "
                 "model(observations, action=action), or give the model a critic of kind: state"
             )
-        return policy, critic
+        for policy in self.policy.policies.values():
+            if policy.users_own("act"):
+                name = type(policy.network.module).__name__
+                raise ValueError(
+                    f"the network class {name!r} defines 'act', whose actions have no distribution; call "
+                    "model.policy.act(observations), or leave 'act' out of the class"
+                )
+        if state is None and self.has_memory:
+            raise ValueError(
+                "this model has memory; call model.step(observations, state=state, resets=resets), "
+                "beginning with model.initial_state(batch_size)"
+            )
+
+    def _refuse_present(self, present: object) -> None:
+        if present is not None:
+            raise ValueError("'present' is for steps and agents, of which this model has none")
+
+    def _under_parts(self, state: State) -> State:
+        """``state`` under the names of `initial_state`, where it may be of the only part with memory."""
+        parts = [part for part in self._parts().values() if part.has_memory]
+        if len(parts) != 1:
+            return state
+        (part,) = parts
+        share, whole = own_share(part.part, state, part.is_own_state)
+        return under(part.part, share) if whole is None else state
 
     def _critic(self) -> CriticModule | StructuredCriticBase:
         if self.critic is None:
@@ -423,13 +471,11 @@ class Model(nn.Module):
 
 def _advance(
     part: Part, state: State | None, observations: object, resets: object, **keywords: Any
-) -> tuple[Tensors, State]:
-    """Call a part of the model with its share of the state, and return its outputs and that share after."""
+) -> tuple[Tensors, State | None]:
+    """The outputs of a part of the model, and ``state`` with its share advanced."""
     if state is None or not part.has_memory:
-        return part(observations, **keywords), {}
-    share = share_of(part.part, state)
-    outputs, after = part(observations, state=share, resets=resets, **keywords)
-    return outputs, under(part.part, after)
+        return part(observations, **keywords), state
+    return part(observations, state=state, resets=resets, **keywords)
 
 
 @collection_paused()

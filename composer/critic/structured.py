@@ -90,11 +90,14 @@ class StructuredCriticBase(CriticKind, StructuredModule[SpaceCritic]):
     def value(self, *arguments: object, **keywords: object) -> Any:
         """The values alone, {actor: (...)}; with memory (these, state). It is called as the critic is."""
         values, after = self._split(self(*arguments, **keywords))
-        numbers = {
+        return self._returned(self.number_of(values), after)
+
+    def number_of(self, values: ByActor[Tensors]) -> dict[Any, Tensor]:
+        """The values {actor: (...)} among ``values``, the result of a call."""
+        return {
             entry.key: self._member_of(entry.actor).number_of(entry.value)
             for entry in self.actors.entries(values, "values")
         }
-        return self._returned(numbers, after)
 
     def update_normalizer(self, returns: object, group: Group = None) -> None:
         """Count returns {actor: (...)} into the statistics of each actor's network; none of them if one is wrong."""

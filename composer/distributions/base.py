@@ -53,8 +53,11 @@ DISTRIBUTIONS.register_all(
 class Distribution(ABC):
     """A batch of distributions over one action. Actions are (..., *action shape), zero-based or on the Box's scale.
 
-    ``log_prob``, ``entropy`` and ``kl`` are sums over the action's dimensions, shape (...).
+    ``log_prob``, ``entropy`` and ``kl`` are sums over the action's dimensions, shape (...). They raise ValueError where
+    ``has_density`` is False.
     """
+
+    has_density: bool = True
 
     @abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Tensor:

@@ -25,6 +25,8 @@ __all__ = ["Deterministic", "DeterministicDistribution"]
 class DeterministicDistribution(Distribution):
     """A distribution with one possible action, ``action`` (..., *action shape). It has no density."""
 
+    has_density = False
+
     def __init__(self, action: Tensor, event_dims: int = 0, *, key: str = "action") -> None:
         self.action = action
         self._event_dims = event_dims

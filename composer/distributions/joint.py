@@ -30,6 +30,7 @@ class CompositeDistribution(Distribution):
 
     def __init__(self, parts: Mapping[str, Distribution]) -> None:
         self.parts = dict(parts)
+        self.has_density = all(part.has_density for part in self.parts.values())
 
     def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:  # type: ignore[override]
         return {key: part.sample(generator) for key, part in self.parts.items()}

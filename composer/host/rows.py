@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from composer.network.network import State
-from perception_blocks.port import Shape
+from perception_blocks.port import Shape, format_shape
+from perception_blocks.words import few_of
 
 __all__ = ["pack_state", "unpack_state", "width_of"]
 
@@ -20,17 +21,43 @@ def width_of(shapes: Mapping[str, Shape]) -> int:
 
 
 def pack_state(state: State, shapes: Mapping[str, Shape]) -> Tensor:
-    """``state``, tensors (..., *shape) in the order of ``shapes``, as rows (..., width)."""
-    rows = [
-        state[name].flatten(-len(shape)) if shape else state[name].unsqueeze(-1)
-        for name, shape in shapes.items()
-    ]
+    """``state``, tensors (..., *shape) in the order of ``shapes``, as rows (..., width).
+
+    Raises ValueError for a state of other names, shapes or leading axes.
+    """
+    if not shapes:
+        raise ValueError("this model has no memory, and so no state to pack")
+    if missing := [name for name in shapes if name not in state]:
+        raise ValueError(
+            f"the state lacks {few_of(missing)}; a row holds the whole state of the model, as "
+            "model.initial_state(batch_size) and model.step return it"
+        )
+    if more := [name for name in state if name not in shapes]:
+        raise ValueError(
+            f"no row holds {few_of(more)}; it holds {few_of(shapes)}, of actors whose number is known"
+        )
+    leading: dict[str, tuple[int, ...]] = {}
+    rows = []
+    for name, shape in shapes.items():
+        value, first = state[name], state[name].dim() - len(shape)
+        if first < 0 or tuple(value.shape[first:]) != tuple(shape):
+            needed, got = format_shape(shape), format_shape(tuple(value.shape))
+            raise ValueError(f"the state {name!r} must end in the shape {needed}, got {got}")
+        leading[name] = tuple(value.shape[:first])
+        rows.append(value.reshape(*leading[name], -1))
+    if any(axes != leading[next(iter(shapes))] for axes in leading.values()):
+        shown = ", ".join(f"{name!r} {format_shape(axes)}" for name, axes in leading.items())
+        raise ValueError(f"the entries of the state differ in their leading (batch) axes: {shown}")
     return torch.cat(rows, -1)
 
 
 def unpack_state(row: Tensor, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
-    """The state whose rows (..., width) `pack_state` made."""
-    parts = row.to(dtype).split([math.prod(shape) for shape in shapes.values()], -1)  # type: ignore[arg-type]
+    """The state whose rows (..., width) `pack_state` returned, in ``dtype``. Raises ValueError for another width."""
+    widths = [math.prod(shape) for shape in shapes.values()]  # type: ignore[arg-type]
+    if not row.dim() or row.shape[-1] != sum(widths):
+        got = format_shape(tuple(row.shape))
+        raise ValueError(f"a row of this model's state has {sum(widths)} numbers, got the shape {got}")
+    parts = row.to(dtype).split(widths, -1)
     return {
         name: part.reshape((*row.shape[:-1], *shape))  # type: ignore[arg-type]
         for (name, shape), part in zip(shapes.items(), parts, strict=True)

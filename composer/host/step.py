@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from composer.critic.base import SpaceCritic
+from composer.critic.base import CriticModule, SpaceCritic
+from composer.critic.structured import StructuredCriticBase
 from composer.distributions.base import Distribution
-from composer.network.module import under
-from composer.network.network import State, share_of
+from composer.network.network import State, Tensors
+from composer.network.structured import ByActor, blamed
 from composer.policy.policy import Policy
+from composer.policy.structured import StructuredPolicy
+from composer.spaces.actors import flat_name
+from perception_blocks.words import few_of
 
-__all__ = ["Step", "step_of", "value_of"]
+__all__ = ["Step", "StateCritic", "step_of", "structured_step_of", "structured_value_of", "value_of"]
+
+StateCritic: TypeAlias = CriticModule | StructuredCriticBase
+"""A critic of several actors that values states: all together, or each."""
 
 
 class Step(NamedTuple):
     """What `Model.step` returns.
 
     ``action`` is as the distribution has it; ``log_prob``, ``entropy`` and ``value`` have the shape (...) of the
-    observations' leading axes. ``value`` is None without a critic, ``state`` None without memory.
+    observations' leading axes. Of several actors each is a dict by actor, except ``state``, and the value of a critic
+    of kind shared_state, which is one for all. ``log_prob`` and ``entropy`` are None where the distribution has no
+    density (a deterministic action), ``value`` without a critic, ``state`` without memory.
     """
 
-    distribution: Distribution
+    distribution: Any
     action: Any
-    log_prob: Tensor
-    entropy: Tensor | None
-    value: Tensor | None
+    log_prob: Any
+    entropy: Any
+    value: Any
     state: State | None
 
 
@@ -46,25 +56,16 @@ def step_of(
 ) -> Step:
     """`Model.step` of a model of one actor; what policy and critic share runs once."""
     inputs = policy.read(observations)
-    outputs, after = policy.run(
-        inputs, _share(policy, state), resets if policy.has_memory else None, unroll
-    )
-    after = under("policy", after)
+    outputs, after = _advance(policy, inputs, state, resets, unroll)
     value = None
     if critic is not None:
         seen = critic.read(observations, outputs)
-        values, more = critic.run(
-            seen, _share(critic, state), resets if critic.has_memory else None, unroll
-        )
-        value, after = critic.number_of(values), after | under("critic", more)
+        values, after = _advance(critic, seen, after, resets, unroll)
+        value = critic.number_of(values)
     distribution = policy.distribution_of(outputs, inputs, mask, 1.0)
     if action is None:
-        with torch.no_grad():
-            action = distribution.mode() if deterministic else distribution.sample()
-    return Step(
-        distribution, action, distribution.log_prob(action),
-        distribution.entropy() if entropy else None, value, after or None,
-    )  # fmt: skip
+        action = _chosen(distribution, deterministic)
+    return Step(distribution, action, *_densities(distribution, action, entropy), value, after)
 
 
 def value_of(
@@ -79,16 +80,118 @@ def value_of(
     """`Model.value` of a model of one actor; the policy runs only where the critic reads values of it."""
     outputs = None
     if critic.shared:
-        resets_of_policy = resets if policy.has_memory else None
-        outputs, _ = policy.run(
-            policy.read(observations), _share(policy, state), resets_of_policy, unroll
-        )
+        outputs, _ = _advance(policy, policy.read(observations), state, resets, unroll)
     seen = critic.read(observations, outputs)
-    values, _ = critic.run(
-        seen, _share(critic, state), resets if critic.has_memory else None, unroll
-    )
+    values, _ = _advance(critic, seen, state, resets, unroll)
     return critic.number_of(values)
 
 
-def _share(part: Policy | SpaceCritic, state: State | None) -> State | None:
-    return share_of(part.part, state) if state and part.has_memory else None
+def structured_step_of(
+    policy: StructuredPolicy,
+    critic: StateCritic | None,
+    observations: ByActor[object],
+    action: ByActor[Any] | None,
+    state: State | None,
+    resets: object,
+    *,
+    unroll: bool,
+    mask: ByActor[object] | None,
+    deterministic: bool,
+    entropy: bool,
+    present: ByActor[object] | None,
+) -> Step:
+    """`Model.step` of a model of several actors: dicts by actor, under the keys of ``observations``."""
+    before = state if policy.has_memory else None
+    outputs, distributions, after = policy.outputs_and_distributions(
+        observations, before, resets, unroll=unroll, mask=mask
+    )
+    state = after if policy.has_memory else state
+    value = None
+    if critic is not None:
+        value, state = _judged(critic, outputs, observations, state, resets, unroll, present)
+    if action is None:
+        actions = {k: _chosen(d, deterministic) for k, d in distributions.items()}
+    else:
+        actions = _given_actions(policy, distributions, action)
+    log_probs, entropies = {}, {}
+    for key, distribution in distributions.items():
+        with blamed(flat_name(key)):
+            densities = _densities(distribution, actions[key], entropy)
+        log_probs[key], entropies[key] = densities
+    return Step(distributions, actions, log_probs, entropies if entropy else None, value, state)
+
+
+def structured_value_of(
+    policy: StructuredPolicy,
+    critic: StateCritic,
+    observations: ByActor[object],
+    state: State | None,
+    resets: object,
+    *,
+    unroll: bool,
+    present: ByActor[object] | None,
+) -> Any:
+    """`Model.value` of a model of several actors: {actor: (...)}, or (...) of a critic of all together."""
+    outputs = {}
+    if critic.shared:
+        before = state if policy.has_memory else None
+        result = policy(observations, before, resets, unroll=unroll)
+        outputs, _ = policy._split(result, unroll)
+    return _judged(critic, outputs, observations, state, resets, unroll, present)[0]
+
+
+def _advance(
+    part: Policy | SpaceCritic, inputs: Tensors, state: State | None, resets: object, unroll: bool
+) -> tuple[Tensors, State | None]:
+    """The outputs of ``part``, and ``state`` with its share advanced."""
+    if not part.has_memory:
+        return part.run(inputs, None, None, unroll)[0], state
+    return part.run(inputs, state, resets, unroll)
+
+
+def _judged(
+    critic: StateCritic,
+    outputs: ByActor[Tensors],
+    observations: ByActor[object],
+    state: State | None,
+    resets: object,
+    unroll: bool,
+    present: ByActor[object] | None,
+) -> tuple[Any, State | None]:
+    """The values of ``critic``, and ``state`` with its share advanced."""
+    keywords: dict[str, Any] = {"shared": outputs} if critic.shared else {}
+    if present is not None:
+        keywords["present"] = present
+    if critic.has_memory:
+        keywords |= {"state": state, "resets": resets}
+    values, after = critic._split(critic(observations, **keywords, unroll=unroll), unroll)
+    return critic.number_of(values), after if critic.has_memory else state
+
+
+def _chosen(distribution: Distribution, deterministic: bool) -> Any:
+    """The mode or a sample, without gradient."""
+    with torch.no_grad():
+        return distribution.mode() if deterministic else distribution.sample()
+
+
+def _densities(
+    distribution: Distribution, action: Any, entropy: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The log_prob of ``action`` and, if asked for, the entropy; None where there is no density."""
+    if not distribution.has_density:
+        return None, None
+    return distribution.log_prob(action), distribution.entropy() if entropy else None
+
+
+def _given_actions(
+    policy: StructuredPolicy, distributions: Mapping[Any, Distribution], action: ByActor[Any]
+) -> dict[Any, Any]:
+    """The ``action`` of each actor that has a distribution. Raises ValueError for a missing one, and one more."""
+    entries = policy.actors.entries(dict.fromkeys(distributions), "observations")
+    given = policy.actors.by_name(action, "actions")
+    names = {entry.name: entry.key for entry in entries}
+    if missing := [name for name in names if name not in given]:
+        raise ValueError(f"there are observations but no actions of {few_of(missing)}")
+    if more := [name for name in given if name not in names]:
+        raise ValueError(f"there are actions but no observations of {few_of(more)}")
+    return {key: given[name] for name, key in names.items()}

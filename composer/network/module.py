@@ -190,10 +190,14 @@ class NetworkModule(StatefulModule):
             return self.network.run(inputs), {}
         whole = None
         if isinstance(state, Mapping) and state.keys() != self.state_shapes.keys():
-            state, whole = own_share(self.part, state, self.state_shapes.__contains__)
+            state, whole = own_share(self.part, state, self.is_own_state)
         resets = self.checked(state, resets, self.leading(inputs), unroll)
         outputs, after = self.network.advance(inputs, state, resets, unroll)  # type: ignore[arg-type]
         return outputs, after if whole is None else {**whole, **under(self.part, after)}
+
+    def is_own_state(self, name: str) -> bool:
+        """Whether ``name`` is an entry of its state."""
+        return name in self.network.state_shapes
 
     def read(self, observations: object) -> Inputs:
         """The network's inputs from ``observations``; `Inputs` are returned as they are."""

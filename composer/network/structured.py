@@ -202,9 +202,10 @@ class StructuredModule(StatefulModule, Generic[M]):
         """The state of these actors, and the state of the whole model where that was given, else None."""
         if not isinstance(state, Mapping):
             return state, None
-        return own_share(self.part, state, self._is_own)
+        return own_share(self.part, state, self.is_own_state)
 
-    def _is_own(self, name: str) -> bool:
+    def is_own_state(self, name: str) -> bool:
+        """Whether ``name`` is an entry of the state of one of its actors."""
         return name in self._state_shapes or name.startswith(self._open_steps)
 
     def _check_memory(self, state: State | None) -> None:
@@ -220,7 +221,7 @@ class StructuredModule(StatefulModule, Generic[M]):
             got = type(state).__name__
             raise ValueError(f"a state is a dict of tensors by name, got a {got}")
         for name in state:
-            if not self._is_own(name):
+            if not self.is_own_state(name):
                 near = hint(name, self._state_shapes, "it has", shown=few_of)
                 raise ValueError(f"{name!r} is not in the state of this {self.part}{near}")
 

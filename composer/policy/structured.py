@@ -101,11 +101,28 @@ class StructuredPolicy(StructuredModule[Policy]):
         temperature: float = 1.0,
     ) -> Any:
         """{actor: distribution over its actions}; with memory (these, state). ``mask`` is by actor too."""
+        _, distributions, after = self.outputs_and_distributions(
+            observations, state, resets, unroll=unroll, mask=mask, temperature=temperature
+        )
+        return self._returned(distributions, after)
+
+    def outputs_and_distributions(
+        self,
+        observations: ByActor[object],
+        state: State | None,
+        resets: object,
+        *,
+        unroll: bool,
+        mask: ByActor[object] | None,
+        temperature: float = 1.0,
+    ) -> tuple[dict[Any, Tensors], dict[Any, Distribution], State]:
+        """By actor the outputs of its network and the distribution that they stand for, and the state after."""
         calls, after = self._evaluated(observations, state, resets, unroll)
         unstack(calls)
         masks = self.actors.by_name(mask, "masks")
+        outputs = {call.entry.key: call.outputs for call in calls}
         distributions = {c.entry.key: _distribution(c, masks, temperature) for c in calls}
-        return self._returned(distributions, after)
+        return outputs, distributions, after
 
     def act(
         self,
@@ -203,6 +220,24 @@ class StructuredPolicy(StructuredModule[Policy]):
                 policy = self._member_of(entry.actor)
                 converted[entry.key] = policy.from_environment(entry.value)
         return converted
+
+    def to_environment(self, actions: ByActor[object]) -> dict[Any, Any]:
+        """Actions by actor as the distributions have them, as the environment takes them; see `Policy.to_environment`."""
+        converted = {}
+        for entry in self.actors.entries(actions, "actions"):
+            with blamed(entry.name):
+                policy = self._member_of(entry.actor)
+                converted[entry.key] = policy.to_environment(entry.value)
+        return converted
+
+    def distribution_of_row(self, rows: ByActor[Tensor]) -> dict[Any, Distribution]:
+        """By actor the distribution whose ``row()`` is given; see `Policy.distribution_of_row`."""
+        distributions = {}
+        for entry in self.actors.entries(rows, "rows"):
+            with blamed(entry.name):
+                policy = self._member_of(entry.actor)
+                distributions[entry.key] = policy.distribution_of_row(entry.value)
+        return distributions
 
     def update_normalizers(self, observations: ByActor[object], group: Group = None) -> None:
         """Update the statistics with observations of all present actors; nothing changes if one is wrong."""

@@ -61,7 +61,7 @@ def pick_and_place(separate: str = SHARED, **keywords) -> composer.Model:
 
 
 def agents(
-    spec: str = AGENT,
+    spec: str | dict = AGENT,
     separate: str = SHARED,
     number: int = 4,
     observation: gymnasium.Space = PLACE,
@@ -70,8 +70,10 @@ def agents(
 ) -> composer.Model:
     action = action or Discrete(5)
     names = [f"agent_{index}" for index in range(number)]
+    if isinstance(spec, str):
+        spec = spec.replace("SEPARATE", separate or "init: orthogonal")
     return composer.compose(
-        spec.replace("SEPARATE", separate or "init: orthogonal"),
+        spec,
         observation_space=dict.fromkeys(names, observation),
         action_space=dict.fromkeys(names, action),
         **{"seed": 3, **keywords},
