@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from composer.distributions.base import Distribution
 from composer.network.groups import ActorCall, Batch, GroupNetworks, rows_of
@@ -222,7 +223,7 @@ class StructuredPolicy(StructuredModule[Policy]):
         return converted
 
     def to_environment(self, actions: ByActor[object]) -> dict[Any, Any]:
-        """Actions by actor as the distributions have them, as the environment takes them; see `Policy.to_environment`."""
+        """Actions of the distributions by actor, as the environment takes them; see `Policy.to_environment`."""
         converted = {}
         for entry in self.actors.entries(actions, "actions"):
             with blamed(entry.name):
