@@ -56,7 +56,9 @@ def unpack_state(row: Tensor, shapes: Mapping[str, Shape], dtype: torch.dtype) -
     widths = [math.prod(shape) for shape in shapes.values()]  # type: ignore[arg-type]
     if not row.dim() or row.shape[-1] != sum(widths):
         got = format_shape(tuple(row.shape))
-        raise ValueError(f"a row of this model's state has {sum(widths)} numbers, got the shape {got}")
+        raise ValueError(
+            f"a row of this model's state has {sum(widths)} numbers, got the shape {got}"
+        )
     parts = row.to(dtype).split(widths, -1)
     return {
         name: part.reshape((*row.shape[:-1], *shape))  # type: ignore[arg-type]

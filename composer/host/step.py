@@ -18,7 +18,14 @@ from composer.policy.structured import StructuredPolicy
 from composer.spaces.actors import flat_name
 from perception_blocks.words import few_of
 
-__all__ = ["Step", "StateCritic", "step_of", "structured_step_of", "structured_value_of", "value_of"]
+__all__ = [
+    "Step",
+    "StateCritic",
+    "step_of",
+    "structured_step_of",
+    "structured_value_of",
+    "value_of",
+]
 
 StateCritic: TypeAlias = CriticModule | StructuredCriticBase
 """A critic of several actors that values states: all together, or each."""

@@ -95,7 +95,9 @@ def test_memory_is_carried_and_sequences_repeat_the_steps(separate):
 
 
 def test_a_central_critic_with_memory_shares_the_state():
-    spec = yaml.safe_load(MEMORY.replace("SEPARATE", "init: orthogonal")) | {"critic": CENTRAL_MEMORY}
+    spec = yaml.safe_load(MEMORY.replace("SEPARATE", "init: orthogonal")) | {
+        "critic": CENTRAL_MEMORY
+    }
     model = agents(spec, number=2)
     seen, state, resets = observations(model, (4,)), model.initial_state(4), torch.zeros(4) > 0
     step = model.step(seen, None, state, resets)
