@@ -1,14 +1,15 @@
-"""Conversion between the spaces of an environment and the flat spaces of one size that Stable-Baselines3 can store.
+"""Observations and actions as a trainer's library, the host, stores them, and back.
 
-A wrapper of the environment flattens what it cannot store, and the functions here read it back: a nested observation as
-a Dict by flat keys, several actions (or an action without bounds) as one vector. Images that Stable-Baselines3 has
-turned to channels first are turned back, so that the model reads the space that it was composed for.
+Hosts store arrays of one size. A nested observation becomes a Dict by flat keys, several actions (or an action without
+bounds) one vector; with ``as_vector`` everything is one vector of float32, as in hosts that know nothing else. A wrapper
+of the environment flattens what the host does not flatten itself. Images that a host has turned to channels first are
+turned back, so that the model reads the space that it was composed for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from operator import getitem
 from typing import Any, SupportsFloat
@@ -28,21 +29,32 @@ from perception_blocks.port import format_shape
 __all__ = ["FlatEnv", "HostActions", "HostObservations", "refuse_other_spaces"]
 
 NEEDED = "that the model needs"
-WRAP = "\nWrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 class HostObservations:
-    """Observations as the host stores them: the ``space`` that it must have, and the way back to the model's inputs."""
+    """Observations as ``host`` stores them: the ``space`` that it must have, and the way back to the model's inputs.
 
-    def __init__(self, tree: SpaceTree) -> None:
+    With ``as_vector`` they are one vector of float32, with the keys of each Dict in sorted order; choices are the
+    numbers that the environment gives. Raises ValueError for observations that vary in size, all at once.
+    """
+
+    def __init__(self, tree: SpaceTree, host: str, *, as_vector: bool = False) -> None:
         self.tree = tree
+        self.as_vector = as_vector
+        _refuse_varying(tree, host)
         parts = tree.space.spaces.values() if isinstance(tree.space, spaces.Dict) else [tree.space]
-        self.space = tree.space if all(map(_is_array, parts)) else _flat_space(tree)
-        self.is_flat = self.space is not tree.space
+        self.is_flat = as_vector or not all(map(_is_array, parts))
+        self._leaves = _in_order(tree, as_vector)
+        self._sizes = [math.prod(leaf.shape) for leaf in self._leaves.values()]
+        if as_vector:
+            self.space: Space = spaces.Box(-np.inf, np.inf, (sum(self._sizes),), np.float32)
+        else:
+            self.space = _flat_space(tree) if self.is_flat else tree.space
+        self._is_first = True
 
-    def flat(self, observation: object) -> dict[str, np.ndarray]:
-        """An environment's observation as an element of ``space``, which `is_flat`."""
+    def flat(self, observation: object) -> Any:
+        """An environment's observation as an element of ``space``, which `is_flat`: arrays by flat key, or a vector."""
         varying = [
             key for key, leaf in self.tree.leaves.items() if leaf.kind in ("variable", "mask")
         ]
@@ -52,35 +64,57 @@ class HostObservations:
             if key not in values:
                 values[key] = np.asarray(reduce(getitem, leaf.path, observation))  # type: ignore[arg-type]
                 look_at(leaf, values[key])  # before it is cast to the dtype of its space
+        if self.as_vector:
+            rows = [values[key].reshape(-1).astype(np.float32) for key in self._leaves]
+            return np.concatenate(rows)
         parts = self.space.spaces  # type: ignore[attr-defined]
         return {key: np.asarray(values[key], dtype=part.dtype) for key, part in parts.items()}
 
     def read(
         self,
         observations: Tensor | Mapping[str, Tensor],
-        host: Space,
+        host: Space | None = None,
         leading: tuple[int, ...] = (-1,),
     ) -> dict[str, Tensor]:
-        """The host's tensors of the space ``host`` by flat key, with the axes ``leading`` before the space's axes."""
-        if not isinstance(observations, Mapping):
-            observations = {self.tree.root: observations}
+        """The host's tensors by flat key, with the axes ``leading`` before the space's axes.
+
+        ``host`` is the space that the host has, if its images may be turned. Raises ValueError for numbers in the first
+        batch that are no choice of their space, wherever the tensors are.
+        """
         tensors = {}
-        for key in self.tree.leaves:
-            has, needed = (tuple(_part(space, key).shape or ()) for space in (host, self.space))
-            value = observations[key].reshape((*leading, *has))
-            tensors[key] = value if has == needed else value.movedim(-3, -1)
+        for key, value in self._by_key(observations).items():
+            needed = tuple(self.tree.ports[key].shape)
+            has = needed if host is None or self.as_vector else _part(host, key).shape or ()
+            value = value.reshape((*leading, *has))
+            tensors[key] = value if tuple(has) == needed else value.movedim(-3, -1)
+        if self._is_first and not torch.compiler.is_compiling():
+            for key, value in tensors.items():
+                if not value.is_cpu:  # a model looks at values on the CPU itself, each time
+                    look_at(self.tree.leaves[key], value.detach().cpu())
+            self._is_first = False
         return tensors
+
+    def _by_key(self, observations: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.as_vector:
+            assert isinstance(observations, Tensor)
+            return dict(zip(self._leaves, observations.split(self._sizes, -1), strict=True))
+        if isinstance(observations, Mapping):
+            return {key: observations[key] for key in self._leaves}
+        return {self.tree.root: observations}
 
 
 class HostActions:
-    """Actions as the host stores them: their ``space``, and the way to and from the model's distributions."""
+    """Actions as a host stores them: their ``space``, and the way to and from the model's distributions.
 
-    def __init__(self, tree: SpaceTree) -> None:
-        leaves = {key: unrounded(leaf) for key, leaf in tree.leaves.items()}
+    ``is_flat`` where that is a vector: with ``as_vector`` always, with the keys of each Dict in sorted order.
+    """
+
+    def __init__(self, tree: SpaceTree, *, as_vector: bool = False) -> None:
+        leaves = {key: unrounded(leaf) for key, leaf in _in_order(tree, as_vector).items()}
         self.tree = SpaceTree(tree.space, tree.root, leaves)
-        self.is_flat = not _is_plain_action(tree.space)
-        self.space = _vector(tree) if self.is_flat else tree.space
-        self._sizes = [math.prod(leaf.shape) for leaf in tree.leaves.values()]
+        self.is_flat = as_vector or not _is_plain_action(tree.space)
+        self.space = _vector(leaves.values()) if self.is_flat else tree.space
+        self._sizes = [math.prod(leaf.shape) for leaf in leaves.values()]
 
     def to_host(self, action: Tensor | Mapping[str, Tensor]) -> Tensor:
         """An action of the model's distribution, (..., *its shape), as an element of ``space``.
@@ -106,8 +140,9 @@ class HostActions:
         return flat[self._only] if self.tree.is_single else flat
 
     def to_environment(self, action: object) -> object:
-        """An action of ``space``, which `is_flat`, as the environment takes it."""
-        values = self._split(torch.as_tensor(np.asarray(action)), ())
+        """An action of ``space``, which `is_flat`, with any leading axes, as the environment takes it."""
+        rows = torch.as_tensor(np.asarray(action))
+        values = self._split(rows, tuple(rows.shape[:-1]))
         flat = self.tree.to_tensors(values, dtype=torch.float32)
         return to_environment(self.tree, flat, as_numpy=True)
 
@@ -124,7 +159,7 @@ class HostActions:
 
 
 class FlatEnv(gymnasium.Wrapper):
-    """An environment whose observations and actions Stable-Baselines3 can store.
+    """An environment whose observations and actions a host can store.
 
     ``model_spaces`` are the spaces of the environment itself, for which its model is composed.
     """
@@ -153,9 +188,9 @@ class FlatEnv(gymnasium.Wrapper):
 
 
 def refuse_other_spaces(
-    needed: Spaces, host: Spaces, what: str = NEEDED, advice: str = WRAP, *, bounds: bool = True
+    needed: Spaces, host: Spaces, what: str = NEEDED, advice: str = "", *, bounds: bool = True
 ) -> None:
-    """Raise ValueError unless observation and action space of the host are the ones ``needed``.
+    """Raise ValueError, which ends with ``advice``, unless the host's spaces are the ones ``needed``.
 
     Images may be turned. Without ``bounds`` the bounds of numbers may differ: statistics of the host move them.
     """
@@ -169,15 +204,13 @@ def refuse_other_spaces(
 # --- observations ---
 
 
-def _is_array(space: Space) -> bool:
-    """Whether Stable-Baselines3 can store it as it is, alone or in a Dict: numbers of one shape."""
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.nvec.ndim == 1
-    return isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary))
+def _in_order(tree: SpaceTree, is_sorted: bool) -> dict[str, Leaf]:
+    """The leaves in the order of the space, or with the keys of each Dict in sorted order."""
+    leaves = tree.leaves.items()
+    return dict(sorted(leaves, key=lambda item: item[1].path)) if is_sorted else dict(leaves)
 
 
-def _flat_space(tree: SpaceTree) -> spaces.Dict:
-    """The Dict by flat keys. Raises ValueError, naming all parts that vary in size."""
+def _refuse_varying(tree: SpaceTree, host: str) -> None:
     varying = [
         f"{key!r} {format_shape(port.shape)}"
         for key, port in tree.ports.items()
@@ -185,9 +218,20 @@ def _flat_space(tree: SpaceTree) -> spaces.Dict:
     ]
     if varying:
         raise ValueError(
-            f"Stable-Baselines3 stores observations of one size, but these vary: {', '.join(varying)}; "
+            f"{host} stores observations of one size, but these vary: {', '.join(varying)}; "
             "pad them in a wrapper of the environment, or name them under 'ignore'"
         )
+
+
+def _is_array(space: Space) -> bool:
+    """Whether hosts can store it as it is, alone or in a Dict: numbers of one shape."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ndim == 1
+    return isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary))
+
+
+def _flat_space(tree: SpaceTree) -> spaces.Dict:
+    """The Dict by flat keys."""
     return spaces.Dict({key: _flat_part(leaf) for key, leaf in tree.leaves.items()})
 
 
@@ -225,7 +269,7 @@ def _turned(space: Space, host: Space, bounds: bool) -> Space:
 
 
 def _is_plain_action(space: Space) -> bool:
-    """Whether Stable-Baselines3 takes it as it is: it wants finite bounds, floats, and one axis of choices."""
+    """Whether every host takes it as it is: one of finite bounds and floats, or of one axis of choices."""
     if isinstance(space, spaces.Box):
         bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
         return bounded and np.issubdtype(space.dtype, np.floating)
@@ -239,9 +283,9 @@ def _is_drawn(leaf: Leaf) -> bool:
     return leaf.kind == "box" and np.issubdtype(leaf.space.dtype, np.floating)  # type: ignore[arg-type]
 
 
-def _vector(tree: SpaceTree) -> spaces.Box:
+def _vector(leaves: Iterable[Leaf]) -> spaces.Box:
     """All actions as one vector of numbers, each within its bounds or the bounds of float32."""
-    bounds = [_bounds(leaf) for leaf in tree.leaves.values()]
+    bounds = [_bounds(leaf) for leaf in leaves]
     low, high = (np.concatenate(side) for side in zip(*bounds, strict=True))
     return spaces.Box(low, high, dtype=np.float32)
 

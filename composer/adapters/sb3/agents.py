@@ -22,7 +22,7 @@ from composer.adapters.host import (
 from composer.adapters.needs import refuse, refuse_actors
 from composer.adapters.sb3.contrib import MaskableActorCritic, RecurrentActorCritic
 from composer.adapters.sb3.off_policy import QPolicy, SACPolicy, TD3Policy
-from composer.adapters.sb3.policies import ActorCritic, HostPolicy
+from composer.adapters.sb3.policies import HOST, WRAP, ActorCritic, HostPolicy
 from composer.checkpoint.file import foreign_modules
 from composer.checkpoint.plain_spec import plain_spec
 from composer.limits import GivenLimits, Limits, limits_from
@@ -106,7 +106,8 @@ def agent(
     if not isinstance(env, VecEnv):
         env = _wrapped(env, observations, actions)
     seen = (env.observation_space, env.action_space)
-    refuse_other_spaces((observations.space, actions.space), seen, bounds=bounds)
+    needed = (observations.space, actions.space)
+    refuse_other_spaces(needed, seen, advice=WRAP, bounds=bounds)
     arguments = {**_arguments(model, allow, limits), **(policy_kwargs or {})}
     trained = algorithm(POLICIES[name], env, seed=seed, policy_kwargs=arguments, **settings)
     if isinstance(spec, Model) and not any(p.is_meta for p in spec.parameters()):
@@ -252,12 +253,12 @@ def _refuse_unlike(model: Model, env_spaces: Spaces, bounds: bool = True) -> Non
     """Raise ValueError unless ``model`` was composed for these spaces of an environment."""
     refuse_actors(env_spaces[0], "sb3")
     needed = (model.observation_space, model.action_space)
-    refuse_other_spaces(needed, env_spaces, "of the model", "", bounds=bounds)
+    refuse_other_spaces(needed, env_spaces, "of the model", bounds=bounds)
 
 
 def _hosts(model: Model) -> tuple[HostObservations, HostActions]:
     policy = one_policy(model.policy)
-    return HostObservations(policy.observer.tree), HostActions(policy.action_tree)
+    return HostObservations(policy.observer.tree, HOST), HostActions(policy.action_tree)
 
 
 def _wrapped(

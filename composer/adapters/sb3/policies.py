@@ -34,6 +34,8 @@ except ImportError as error:
 
 __all__ = ["ActorCritic", "HostPolicy"]
 
+HOST = "Stable-Baselines3"
+WRAP = "\nWrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
 NO_SDE = (
     "use_sde explores with noise of Stable-Baselines3's own policies; "
     "the distributions of a composed model explore by themselves: leave it out"
@@ -84,10 +86,11 @@ class HostPolicy(BasePolicy):
         }  # fmt: skip
         self.model = _composed((observation_space, action_space), **self._arguments)
         refuse(self.model, self.algorithm, "sb3")
-        self.observations = HostObservations(self.policy.observer.tree)
+        self.observations = HostObservations(self.policy.observer.tree, HOST)
         self.actions = HostActions(self.policy.action_tree)
         needed = (self.observations.space, self.actions.space)
-        refuse_other_spaces(needed, (observation_space, action_space), bounds=False)
+        seen = (observation_space, action_space)
+        refuse_other_spaces(needed, seen, advice=WRAP, bounds=False)
         self._build(lr_schedule)
 
     model: Model
