@@ -1,9 +1,9 @@
 """Observations and actions as a trainer's library, the host, stores them, and back.
 
-Hosts store arrays of one size. A nested observation becomes a Dict by flat keys, several actions (or an action without
-bounds) one vector; with ``as_vector`` everything is one vector of float32, as in hosts that know nothing else. A wrapper
-of the environment flattens what the host does not flatten itself. Images that a host has turned to channels first are
-turned back, so that the model reads the space that it was composed for.
+Hosts store arrays of one size. A nested observation becomes a Dict by flat keys, several actions (or an action
+without bounds) one vector; with ``as_vector`` everything is one vector of float32, as in hosts that know nothing
+else. A wrapper of the environment flattens what the host does not flatten itself. Images that a host has turned to
+channels first are turned back, so that the model reads the space that it was composed for.
 """
 
 from __future__ import annotations
