@@ -62,7 +62,11 @@ def test_observations_that_are_stored_are_read_as_they_were(name, as_vector):
 def test_a_vector_has_the_keys_of_each_dict_in_sorted_order():
     host = HostObservations(flatten_space(UNSORTED, "observation"), "it", as_vector=True)
     arm, wrist = np.full((2, 2), 0.5, np.float32), 3
-    sample = {"zeal": np.ones(2, np.float32), "body": {"wrist": wrist, "arm": arm}, "able": np.array([1, 2])}
+    sample = {
+        "zeal": np.ones(2, np.float32),
+        "body": {"wrist": wrist, "arm": arm},
+        "able": np.array([1, 2]),
+    }
     assert host.flat(sample).tolist() == [1, 2, 0.5, 0.5, 0.5, 0.5, 3, 1, 1]
     assert host.flat(sample).dtype == np.float32
     read = host.read(torch.as_tensor(host.flat(sample)).expand(2, 4, -1), leading=(2, 4))
@@ -103,7 +107,9 @@ def test_a_batch_of_actions_is_taken_at_once():
 
 
 def test_what_varies_in_size_is_refused_with_the_name_of_the_host():
-    space = spaces.Dict(a=spaces.Sequence(spaces.Box(-1, 1, (2,)), stack=True), b=spaces.Discrete(2))
+    space = spaces.Dict(
+        a=spaces.Sequence(spaces.Box(-1, 1, (2,)), stack=True), b=spaces.Discrete(2)
+    )
     message = (
         "rsl_rl stores observations of one size, but these vary: 'a' (?, 2), 'a:mask' (?,); "
         "pad them in a wrapper of the environment, or name them under 'ignore'"
@@ -165,7 +171,9 @@ def test_numbers_that_are_no_choice_are_refused_in_the_first_batch(wrong, as_vec
 @pytest.mark.parametrize("as_vector", [False, True])
 def test_an_environment_is_made_flat_for_a_host(as_vector):
     env = Walk(NESTED, NESTED_ACTIONS)
-    observed = HostObservations(flatten_space(NESTED, "observation", ["note"]), "it", as_vector=as_vector)
+    observed = HostObservations(
+        flatten_space(NESTED, "observation", ["note"]), "it", as_vector=as_vector
+    )
     taken = HostActions(flatten_space(NESTED_ACTIONS, "action"), as_vector=as_vector)
     flat = FlatEnv(env, observed, taken)
     assert flat.model_spaces == (NESTED, NESTED_ACTIONS)
