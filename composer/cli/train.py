@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["add_train_options", "run_train"]
 
 OF_OPTIONS = ("imageio", "imageio_ffmpeg", "tensorboard")  # libraries of [train] for options alone
-OF_THE_TASK = ("trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings")
+OF_THE_TASK = (
+    "trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings", "device", "threads",
+    "subprocess", "env_set",
+)  # fmt: skip
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,16 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     text = "number of evaluation episodes (default: 20)"
     add("--eval-episodes", metavar="N", type=int, help=text)
+    text = "where the model is trained, such as cuda (default: cpu)"
+    add("--device", metavar="NAME", help=text)
+    text = "threads of PyTorch (default: 1, the fastest for small networks)"
+    add("--threads", metavar="N", type=int, help=text)
+    text = "each environment in a process of its own"
+    add("--subprocess", action="store_true", default=None, help=text)
+    add(
+        "--env-set", metavar="KEY=VALUE", action="append", default=[], dest="env_set",
+        help="an argument of the environment, such as max_episode_steps=200 (repeatable)",
+    )  # fmt: skip
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -45,7 +58,8 @@ def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str |
     from composer.training.session import resume, train
 
     given = {name: getattr(arguments, name) for name in OF_THE_TASK}
-    given["settings"] = _settings(arguments.settings) or None
+    given["settings"] = _settings(arguments.settings, "--set-algorithm") or None
+    given["env_set"] = _settings(arguments.env_set, "--env-set") or None
     given = {name: value for name, value in given.items() if value is not None}
     allow, limits = arguments.allow, dict(arguments.limits)
     if arguments.resume is None:
@@ -78,7 +92,7 @@ def _require_libraries(trainer: str | None) -> None:
         raise MissingExtraError(needs_extra("a training", names, ",".join(needed)))
 
 
-def _settings(given: list[str]) -> dict[str, object]:
+def _settings(given: list[str], option: str) -> dict[str, object]:
     """Raises TrainingError for a text that is no ``key=value``."""
     from composer.errors import SpecError
     from composer.source.load import load_source
@@ -88,12 +102,12 @@ def _settings(given: list[str]) -> dict[str, object]:
     for setting in given:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise TrainingError(f"--set-algorithm takes key=value, got {setting!r}")
+            raise TrainingError(f"{option} takes key=value, got {setting!r}")
         try:
             settings[key.strip()] = load_source(f"value: {text}\n").data["value"]
         except SpecError as error:
             messages = "; ".join(problem.message for problem in error.problems)
-            raise TrainingError(f"--set-algorithm {setting}: {messages}") from error
+            raise TrainingError(f"{option} {setting}: {messages}") from error
     return settings
 
 

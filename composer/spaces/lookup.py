@@ -108,14 +108,22 @@ def own_environment(source: Source, allow: Iterable[str]) -> str | None:
     return environment
 
 
-def make_environment(environment: str, path: Path = (), source: Source | None = None) -> Any:
-    """The environment; SpecError where there is none of that name, or a library that it needs is missing."""
+def make_environment(
+    environment: str,
+    path: Path = (),
+    source: Source | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Any:
+    """The environment; SpecError where there is none of that name, or a library that it needs is missing.
+
+    ``arguments`` are the keyword arguments of `gymnasium.make`.
+    """
     try:
         if environment.startswith(PREFIX):
-            return make_pettingzoo(environment)
+            return make_pettingzoo(environment, arguments)
         if environment.count(":") > 1:
             raise gymnasium.error.Error("an id has at most one ':', after its module")
-        return gymnasium.make(environment)
+        return gymnasium.make(environment, **(arguments or {}))
     except (gymnasium.error.Error, ImportError, PettingZooError) as error:
         position = source and source.position(path)
         message = f"the environment {environment!r}"

@@ -6,7 +6,7 @@ An environment needs PettingZoo's interface, not the library; only `make_petting
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeGuard
 
@@ -46,22 +46,23 @@ def agent_spaces(env: AgentEnvironment) -> tuple[dict[ActorKey, Space], dict[Act
     return {a: env.observation_space(a) for a in agents}, {a: env.action_space(a) for a in agents}
 
 
-def make_pettingzoo(environment: str) -> Any:
+def make_pettingzoo(environment: str, arguments: Mapping[str, Any] | None = None) -> Any:
     """The environment that an id such as ``pettingzoo:butterfly/pistonball_v6`` names, parallel if it can be.
 
-    Only environments that PettingZoo (or MPE2) itself knows are made. Raises PettingZooError.
+    ``arguments`` are given to its function. Only environments that PettingZoo (or MPE2) itself knows are made. Raises
+    PettingZooError.
     """
     name = environment.removeprefix(PREFIX)
     makers = _mpe_makers() if name.startswith("mpe/") else _makers()
     if name not in makers:
         raise PettingZooError(f"there is no {name!r}{hint(name, makers, shown=few_of)}")
     try:
-        return makers[name]()
+        return makers[name](**(arguments or {}))
     except Exception as error:  # PettingZoo's own for a missing library, or the environment's
         raise PettingZooError(f"{error}") from error
 
 
-def _makers() -> dict[str, Callable[[], object]]:
+def _makers() -> dict[str, Callable[..., object]]:
     """The functions that make PettingZoo's environments, by name."""
     try:
         import pettingzoo
@@ -75,7 +76,7 @@ def _makers() -> dict[str, Callable[[], object]]:
     }
 
 
-def _mpe_makers() -> dict[str, Callable[[], object]]:
+def _mpe_makers() -> dict[str, Callable[..., object]]:
     """The functions that make the particle environments, which are a separate package, by name."""
     try:
         from mpe2.all_modules import mpe_environments  # type: ignore[import-not-found]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import signal
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
 from gymnasium import Space, spaces, wrappers
+from gymnasium.envs.registration import EnvSpec
 
 from composer.spaces.lookup import make_environment
-from composer.training.trainer import TrainingError
+from composer.training.trainer import Task, TrainingError
 from perception_blocks.words import printable
 
-__all__ = ["CheckedEnvironment", "training_environment"]
+__all__ = ["CheckedEnvironment", "EnvironmentMaker", "environment_maker", "training_environment"]
 
 # The wrappers of `gymnasium.make`, which rely on valid values.
 _OF_GYMNASIUM = (wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker)
@@ -22,9 +26,33 @@ _FLAG = (bool, np.bool_)
 _WHOLE = (int, np.int64)  # types that Discrete.contains takes 20 times as long to check
 
 
-def training_environment(name: str) -> gymnasium.Env:
-    """The environment called ``name``, checked. Raises SpecError where there is none."""
-    env = make_environment(name)
+@dataclass(frozen=True)
+class EnvironmentMaker:
+    """Makes an environment of a run, checked; also in another process, which it can be sent to."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    spec: EnvSpec | None = None  # of gymnasium: another process has not registered it yet
+
+    def __call__(self) -> gymnasium.Env:
+        """Raises SpecError where there is no such environment."""
+        if multiprocessing.parent_process() is not None:
+            # Ctrl-C is sent to all processes of a terminal; the run's decides what comes of it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.spec is not None:
+            gymnasium.registry.setdefault(self.spec.id, self.spec)
+        return training_environment(self.name, self.arguments)
+
+
+def environment_maker(task: Task) -> EnvironmentMaker:
+    """What makes the environments of ``task``, all ``task.envs`` of them alike: the trainer gives each its seed."""
+    spec = gymnasium.registry.get(task.environment.rpartition(":")[2])
+    return EnvironmentMaker(task.environment, dict(task.env_set), spec)
+
+
+def training_environment(name: str, arguments: Mapping[str, Any] | None = None) -> gymnasium.Env:
+    """The environment called ``name``, made with ``arguments``, checked. Raises SpecError where there is none."""
+    env = make_environment(name, arguments=arguments)
     inner, outer = env, None
     while isinstance(inner, _OF_GYMNASIUM):
         outer, inner = inner, inner.env

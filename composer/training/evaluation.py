@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from composer.policy.policy import Policy
-from composer.training.environment import training_environment
+from composer.training.environment import EnvironmentMaker, training_environment
 
 __all__ = ["Evaluation", "evaluate", "greedy"]
 
@@ -43,13 +43,13 @@ class Evaluation:
 
 def evaluate(
     act: Act,
-    environment: str,
+    environment: str | EnvironmentMaker,
     episodes: int,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Play whole episodes, the n-th of them seeded with ``seed + FIRST_SEED + n``; None where ``stop()`` said so."""
-    env = training_environment(environment)
+    env = training_environment(environment) if isinstance(environment, str) else environment()
     masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
     returns, lengths = [], []
     try:

@@ -43,7 +43,8 @@ LOCK = ".lock"
 FILES = ("run.json", "trainer.pt", "model.safetensors", "curve.csv", "curve.png", "evaluation.json")
 PREFIX, SUFFIX = ".composer-run-", ".tmp"  # of a folder that is not whole yet
 # What the fields of a Task are in JSON, by their annotations.
-_KINDS = {"str": str, "int": int, "Mapping[str, Any]": dict}
+_KINDS = {"str": str, "int": int, "bool": bool, "Mapping[str, Any]": dict}
+NEWER = {"device", "threads", "subprocess", "env_set"}  # fields that older runs lack
 
 
 class Saved(TypedDict):
@@ -344,7 +345,11 @@ def _read_task(path: Path) -> Task:
 
 
 def _task_of(record: Mapping[str, Any]) -> Task:
-    known = {field.name: _KINDS[str(field.type)] for field in fields(Task)}
+    known = {
+        field.name: _KINDS[str(field.type)]
+        for field in fields(Task)
+        if field.name in record or field.name not in NEWER
+    }
     for name, kind in known.items():
         if name not in record:
             raise ValueError(f"it has no {name!r}")
@@ -356,7 +361,7 @@ def _task_of(record: Mapping[str, Any]) -> Task:
     return Task(**{name: record[name] for name in known})
 
 
-_CALLED = {str: "a text", int: "an integer", dict: "a mapping"}
+_CALLED = {str: "a text", int: "an integer", bool: "true or false", dict: "a mapping"}
 
 
 def _as_saved(state: object) -> Saved:

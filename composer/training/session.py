@@ -6,11 +6,12 @@ import math
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from composer.checkpoint.file import fill_whole, read_record
@@ -22,15 +23,16 @@ from composer.limits import GivenLimits
 from composer.model import Model, compose
 from composer.source.load import GivenSpec, Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.json_form import spaces_differ
-from composer.spaces.lookup import is_by_actor, own_environment
+from composer.spaces.lookup import is_by_actor, make_environment, own_environment
 from composer.spec.diff import diff_specs
 from composer.training.curve import LearningCurve
+from composer.training.environment import environment_maker
 from composer.training.evaluation import Evaluation, evaluate
 from composer.training.folder import RunFolder, Saved, in_use, refuse_taken
 from composer.training.interruption import Interruption, interruption_noted
 from composer.training.progress import ProgressBar
 from composer.training.trainer import TRAINERS, Episode, Task, Trainer, TrainingError
-from composer.trust import allow_list, check_environment
+from composer.trust import allow_list, check_environment, import_extensions
 from perception_blocks.blocks.decoder import FullCacheError
 from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import cut, hint
@@ -42,8 +44,12 @@ SAVE_EVERY = 30.0  # seconds
 SAVING_SHARE = 20  # saving may take this part of the time
 MOST = 2**31 - 1  # of everything that is counted
 MOST_ENVS = 10_000
+MOST_THREADS = 1024
 DIVERGED = 1e15  # weights above overflow in what is computed of them
-RANGES = {"steps": (1, MOST), "envs": (1, MOST_ENVS), "eval_episodes": (1, MOST), "seed": (0, MOST)}
+RANGES = {
+    "steps": (1, MOST), "envs": (1, MOST_ENVS), "eval_episodes": (1, MOST), "seed": (0, MOST),
+    "threads": (1, MOST_THREADS),
+}  # fmt: skip
 # The state of an optimiser and a replay buffer, which are empty at first.
 GROWING = {"state", "buffer"}
 
@@ -89,7 +95,7 @@ def train(
     task = Task(spec="", environment=environment, **options)
     trainer_class = _trainer_class(task)
     refuse_taken(out)
-    model = compose(spec, env=task.environment, allow=allow, seed=task.seed, limits=limits)
+    model = _composed(spec, task, allow, limits)
     task = replace(task, spec=dump_yaml(saved_spec(model.source.data, model)))
     if weights is not None:
         _refuse_other_spaces(weights, model, limits)
@@ -98,7 +104,11 @@ def train(
     try:
         curve = LearningCurve(every=max(1, task.steps // ROWS))
         # Once the folder can be seen, a signal may come: from then on it is noted.
-        with _watched(task, 0) as watched, RunFolder.create(out, task, trainer, curve) as folder:
+        with (
+            threads(task.threads),
+            _watched(task, 0) as watched,
+            RunFolder.create(out, task, trainer, curve) as folder,
+        ):
             return _run(folder, trainer, curve, 0, *watched)
     finally:
         trainer.close()
@@ -143,13 +153,7 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
             f"the run in {str(folder.path)!r} has made its {saved['steps']:,} steps; "
             "to continue, give a larger total: --steps"
         )
-    model = compose(
-        stored_source(task.spec, folder.path / "run.json"),
-        env=task.environment,
-        allow=allow,
-        seed=task.seed,
-        limits=limits,
-    )
+    model = _composed(stored_source(task.spec, folder.path / "run.json"), task, allow, limits)
     if (folder.path / "model.safetensors").exists():
         _refuse_other_spaces(folder.path / "model.safetensors", model, limits)
     trainer = _trainer(trainer_class, task, model)
@@ -158,10 +162,19 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
         folder.begin_again()
         every = max(1, task.steps // ROWS)
         curve = LearningCurve(every, saved["curve"], saved["recent"])
-        with _watched(task, saved["steps"]) as watched:
+        with threads(task.threads), _watched(task, saved["steps"]) as watched:
             return _run(folder, trainer, curve, saved["steps"], *watched)
     finally:
         trainer.close()
+
+
+def _composed(spec: Source, task: Task, allow: Sequence[str], limits: GivenLimits) -> Model:
+    """The model of ``spec`` for the environment of ``task``, whose spaces its arguments may change."""
+    if not task.env_set:
+        return compose(spec, env=task.environment, allow=allow, seed=task.seed, limits=limits)
+    import_extensions(spec, allow)
+    with closing(make_environment(task.environment, arguments=task.env_set)) as env:
+        return compose(spec, env=env, allow=allow, seed=task.seed, limits=limits)
 
 
 def _restore(trainer: Trainer, saved: Saved, folder: RunFolder) -> None:
@@ -209,6 +222,17 @@ def _refuse_other_tensor(saved: Tensor, expected: Tensor, path: str) -> None:
 # --- the run itself ---
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch computes with ``count`` threads in this context: small networks are slower with many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Recorder:
     """The `Report` of a run: it fills the curve, moves the bar, saves now and then, and stops at a signal."""
 
@@ -224,7 +248,9 @@ class _Recorder:
         self._bar, self._interruption = bar, interruption
         self._save_at = time.monotonic() + SAVE_EVERY
 
-    def __call__(self, steps: int, episodes: Sequence[Episode]) -> bool:
+    def __call__(
+        self, steps: int, episodes: Sequence[Episode], metrics: Mapping[str, float] | None = None
+    ) -> bool:
         self.steps = steps
         self._curve.add(steps, episodes)
         self._bar.show(steps, self._curve.recent_mean if episodes else None)
@@ -287,7 +313,7 @@ def _run(
         if not interruption:
             bar.phase("evaluating")
             evaluation = evaluate(
-                trainer.act, task.environment, task.eval_episodes, task.seed,
+                trainer.act, environment_maker(task), task.eval_episodes, task.seed,
                 stop=lambda: bool(interruption),
             )  # fmt: skip
         if evaluation is not None:
@@ -336,10 +362,28 @@ def _trainer_class(task: Task) -> type[Trainer]:
         trainer_class = TRAINERS.get(task.trainer)
     except UnknownNameError as error:
         raise TrainingError("\n  ".join([*problems, str(error)])) from None
-    problems += _algorithm_problems(trainer_class, task)
+    problems += [*_device_problems(task.device), *_algorithm_problems(trainer_class, task)]
     if problems:
         raise TrainingError("\n  ".join(problems))
     return trainer_class
+
+
+def _device_problems(device: str) -> list[str]:
+    """What is wrong with ``device``: it is none of PyTorch's, or not of this machine."""
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError):
+        return [
+            f"--device must be a device of PyTorch such as 'cpu' or 'cuda', got {_shown(device)}"
+        ]
+    if wanted.type == "cpu":
+        return []
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = counts.get(wanted.type, 0)
+    if count > (wanted.index or 0):
+        return []
+    here = f"PyTorch has {count or 'no'} {wanted.type} device{'' if count == 1 else 's'} here"
+    return [f"--device is {device!r}, but {here}; leave it out to train on the CPU"]
 
 
 def _algorithm_problems(trainer_class: type[Trainer], task: Task) -> list[str]:

@@ -41,8 +41,20 @@ class Episode(NamedTuple):
 TrainerState = dict[str, Any]
 """All that a trainer needs to go on: tensors and plain data."""
 
-Report = Callable[[int, Sequence[Episode]], bool]
-"""Given the number of steps made and the episodes that ended since; the trainer stops where it returns False."""
+
+class Report(Protocol):
+    """What a trainer calls as it goes on; it stops where False is returned."""
+
+    def __call__(
+        self, steps: int, episodes: Sequence[Episode], metrics: Mapping[str, float] | None = None
+    ) -> bool:
+        """``steps`` is the number of steps made, ``episodes`` are those that ended since the last call.
+
+        ``metrics`` are the trainer's numbers of its last update by name, None if there was none since the last call:
+        ``loss/policy``, ``loss/value``, ``entropy``, ``kl``, ``clip_fraction``, ``learning_rate``, whatever it has.
+        """
+        ...
+
 
 Phase = Callable[[str], None]
 """Given what the trainer does from now on: "collecting" or "updating"."""
@@ -56,7 +68,9 @@ def no_phase(name: str) -> None:
 class Task:
     """What a run trains, and how. ``spec`` is the resolved spec as YAML text.
 
-    ``settings`` are the algorithm's own, by the names that the trainer's library gives them.
+    ``settings`` are the algorithm's own, by the names that the trainer's library gives them. ``env_set`` are arguments
+    of the environment; trainers make their environments by `environment.environment_maker`, each in a process of its
+    own where ``subprocess`` says so. ``device`` is where the model is trained, ``threads`` are PyTorch's.
     """
 
     spec: str
@@ -68,6 +82,10 @@ class Task:
     envs: int = 1
     eval_episodes: int = 20
     settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    threads: int = 1
+    subprocess: bool = False
+    env_set: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer(Protocol):

@@ -16,7 +16,7 @@ from composer.adapters.needs import refuse
 from composer.adapters.sb3.agents import UpdateNormalizers, agent, wrap
 from composer.model import Model
 from composer.policy.structured import one_policy
-from composer.training.environment import training_environment
+from composer.training.environment import EnvironmentMaker, environment_maker
 from composer.training.evaluation import greedy
 from composer.training.trainer import (
     MOST_COUNTED,
@@ -48,7 +48,7 @@ try:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.monitor import Monitor
     from stable_baselines3.common.noise import NormalActionNoise
-    from stable_baselines3.common.vec_env import DummyVecEnv
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 except ImportError as error:
     raise missing_extra("composer train --trainer sb3", error, "sb3") from error
 
@@ -80,6 +80,12 @@ NARROWER: dict[str, object] = {
     **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
     **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
 }
+METRICS = {  # our names of what the library logs
+    "loss": "loss/total", "policy_gradient_loss": "loss/policy", "policy_loss": "loss/policy",
+    "actor_loss": "loss/policy", "value_loss": "loss/value", "critic_loss": "loss/critic",
+    "entropy_loss": "entropy", "approx_kl": "kl", "ent_coef": "entropy_coefficient",
+    "ent_coef_loss": "loss/entropy_coefficient",
+}  # fmt: skip
 # Arguments that the task or the spec decides, or that no text can say.
 NOT_SETTINGS = (
     "seed", "verbose", "tensorboard_log", "policy_kwargs", "policy_base", "_init_setup_model",
@@ -101,8 +107,9 @@ class Sb3Trainer:
         self._task = task
         algorithm = ALGORITHMS[task.algorithm]
         refuse(model, algorithm.__name__, "sb3", NAMES)
-        self._envs = DummyVecEnv([partial(_environment, task.environment, model)] * task.envs)
-        settings = dict(task.settings)
+        vector = SubprocVecEnv if task.subprocess else DummyVecEnv
+        self._envs = vector([partial(_environment, environment_maker(task), model)] * task.envs)
+        settings = {"device": task.device, **task.settings}
         if settings.get("action_noise") is not None:
             size = gymnasium.spaces.flatdim(model.action_space)  # type: ignore[arg-type]
             deviations = np.full(size, settings["action_noise"])
@@ -183,24 +190,47 @@ class _Reporting(BaseCallback):
         super().__init__()
         self._report = report
         self._phase = phase
+        self._is_updated = False
 
     def _on_rollout_start(self) -> None:
         self._phase("collecting")
 
     def _on_rollout_end(self) -> None:
         self._phase("updating")
+        self._is_updated = True
+
+    def _on_training_end(self) -> None:
+        if self._is_updated:
+            self._report(self.num_timesteps, [], self._metrics())
 
     def _on_step(self) -> bool:
         ended = [info["episode"] for info in self.locals["infos"] if "episode" in info]
         episodes = [Episode(float(each["r"]), int(each["l"])) for each in ended]
-        return self._report(self.num_timesteps, episodes)
+        return self._report(self.num_timesteps, episodes, self._metrics())
+
+    def _metrics(self) -> dict[str, float] | None:
+        """The numbers of the update since the last call, if there was one."""
+        is_updated, self._is_updated = self._is_updated, False
+        return (_metrics(self.logger.name_to_value) or None) if is_updated else None
 
 
-def _environment(environment: str, model: Model) -> gymnasium.Env:
-    return wrap(Monitor(training_environment(environment)), model)
+def _metrics(logged: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of the last update by our names. Its ``entropy_loss`` is the entropy, negated."""
+    numbers = {
+        METRICS.get(name, name): float(value)
+        for key, value in logged.items()
+        if (name := key.removeprefix("train/")) != key and name != "n_updates"
+    }
+    if "entropy" in numbers:
+        numbers["entropy"] = -numbers["entropy"]
+    return numbers
 
 
-def _refuse_no_masks(envs: DummyVecEnv, environment: str) -> None:
+def _environment(make: EnvironmentMaker, model: Model) -> gymnasium.Env:
+    return wrap(Monitor(make()), model)
+
+
+def _refuse_no_masks(envs: VecEnv, environment: str) -> None:
     if not is_masking_supported(envs):
         raise ValueError(
             f"maskable_ppo asks the environment for its masks, but {environment!r} has no action_masks(); "

@@ -10,7 +10,7 @@ import torch
 from composer.adapters.needs import refuse
 from composer.model import Model
 from composer.policy.structured import one_policy
-from composer.training.environment import training_environment
+from composer.training.environment import environment_maker
 from composer.training.evaluation import greedy
 from composer.training.trainer import Episode, Phase, Report, Task, TrainerState, no_phase
 from perception_blocks.registry import missing_extra
@@ -23,6 +23,7 @@ try:
         Compose,
         EnvBase,
         GymWrapper,
+        ParallelEnv,
         RewardSum,
         SerialEnv,
         StepCounter,
@@ -128,9 +129,12 @@ def _environment(task: Task, model: Model) -> EnvBase:
     """``task.envs`` environments one after the other, with memory carried and episodes summed up."""
 
     def make() -> EnvBase:
-        return GymWrapper(training_environment(task.environment), categorical_action_encoding=True)
+        return GymWrapper(maker(), categorical_action_encoding=True)
 
-    env = SerialEnv(task.envs, create_env_fn=[make] * task.envs)
+    maker = environment_maker(task)
+    env = (ParallelEnv if task.subprocess else SerialEnv)(
+        task.envs, create_env_fn=[make] * task.envs
+    )
     env.set_seed(task.seed)
     total = RewardSum(in_keys=["reward"], out_keys=[TOTAL])
     transforms = [total, StepCounter(), primers(model)]

@@ -19,7 +19,7 @@ from gymnasium import spaces
 
 import composer
 from composer.training.environment import CheckedEnvironment
-from composer.training.folder import LOCK, RunFolder, in_use
+from composer.training.folder import LOCK, NEWER, RunFolder, in_use
 from composer.training.session import resume, train
 from composer.training.trainer import Task, TrainingError
 from tests.helpers.paths import ROOT
@@ -146,6 +146,7 @@ TASKS = {
     "truth": (text_of({"seed": True}), "'seed' must be an integer"),
     "float": (text_of({"envs": 1e400}), "'envs' must be an integer"),
     "settings": (text_of({"settings": []}), "'settings' must be a mapping"),
+    "subprocess": (text_of({"subprocess": 1}), "'subprocess' must be true or false"),
     "missing": (without("algorithm"), "it has no 'algorithm'"),
     "unknown": (text_of({"more": 1}), "'more' is not a field of a run"),
     "digits": (
@@ -159,6 +160,16 @@ TASKS = {
 def test_a_wrong_run_json_is_refused_in_a_line(capsys, finished, change, reason):
     put_run({**finished, "run.json": change(finished["run.json"])})
     assert refused(capsys).startswith(f"run.json in 'run' cannot be read: {reason}")
+
+
+def test_a_run_of_an_older_version_is_resumed(capsys, finished):
+    record = json.loads(finished["run.json"])
+    older = {key: value for key, value in record.items() if key not in NEWER}
+    put_run({**finished, "run.json": json.dumps(older).encode()})
+    assert RunFolder.open(Path("run")).task == Task(
+        **{key: value for key, value in older.items() if key not in ("format", "version")}
+    )
+    assert run(capsys, "--resume", "run", "--steps", "192")[0] == 0
 
 
 @pytest.mark.parametrize(

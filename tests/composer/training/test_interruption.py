@@ -109,12 +109,12 @@ def test_what_is_restored_is_all_that_was_learned(trainer, algorithm):
         model = composer.compose(data, allow=ALLOW, seed=seed)
         trainers.append(TRAINERS.get(trainer)(task, model))
     first, second = trainers
-    first.learn(128, lambda steps, episodes: True)
+    first.learn(128, lambda *_: True)
     kept = copy.deepcopy(first.state())
     second.restore(kept, 128)
     assert differences(kept, second.state()) == []
     reports = []
-    second.learn(256, lambda steps, episodes: reports.append(steps) or True)
+    second.learn(256, lambda steps, *_: reports.append(steps) or True)
     assert reports[0] > 128
     assert differences(kept, second.state()) != []
     for each in trainers:

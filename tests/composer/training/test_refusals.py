@@ -63,6 +63,16 @@ BAD_OPTIONS = {
         ["--set-algorithm", "device=cup"],
         "'device' must be 'auto' or a device of torch such as 'cpu', got 'cup'",
     ),
+    "no device of PyTorch": (
+        ["--device", "gpu"],
+        "--device must be a device of PyTorch such as 'cpu' or 'cuda', got 'gpu'",
+    ),
+    "a device that is not here": (
+        ["--device", "cuda", "--threads", "0"],
+        "--threads must be a positive integer, got 0\n"
+        "  --device is 'cuda', but PyTorch has no cuda devices here; leave it out to train on the CPU",
+    ),
+    "no argument": (["--env-set", "gravity"], "--env-set takes key=value, got 'gravity'"),
     "setting of torchrl": (
         ["--trainer", "torchrl", "--set-algorithm", "epoch=2", "--set-algorithm", "gamma=2"],
         "'epoch' is not a setting of ppo; did you mean 'epochs'?\n"

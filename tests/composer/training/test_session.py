@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import composer
+from composer.source.load import load_source
 from composer.training.curve import LearningCurve
 from composer.training.evaluation import evaluate, greedy
+from composer.training.folder import RunFolder
 from composer.training.progress import ProgressBar
+from composer.training.session import resume, threads, train
 from composer.training.trainer import TRAINERS, Episode, Task
 from tests.helpers.training_runs import (
     ALLOW,
@@ -102,7 +105,8 @@ def test_the_command_says_what_came_of_it(capsys):
     assert run_record == {
         "format": "composer-run", "version": 1, "environment": "CartPole-v1", "trainer": "sb3",
         "algorithm": "ppo", "steps": 256, "seed": 0, "envs": 1, "eval_episodes": 2,
-        "settings": {"n_steps": 256},
+        "settings": {"n_steps": 256}, "device": "cpu", "threads": 1, "subprocess": False,
+        "env_set": {},
     }  # fmt: skip
 
 
@@ -148,9 +152,88 @@ def test_a_trainer_says_what_it_does(trainer):
     task = Task("", "training_envs:Sort-v0", trainer, steps=512, settings=settings, envs=2)
     model = composer.compose(SORT, allow=ALLOW, seed=0)
     made = TRAINERS.get(trainer)(task, model)
-    made.learn(512, lambda steps, episodes: True, phases.append)
+    made.learn(512, lambda *_: True, phases.append)
     made.close()
     assert set(phases) == {"collecting", "updating"}
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_a_trainer_reports_the_numbers_of_each_update(algorithm):
+    reported = []
+
+    def report(steps, episodes, metrics=None):
+        reported.append((steps, metrics))
+        return True
+
+    settings = {"n_steps": 64} if algorithm == "ppo" else {"learning_starts": 32, "train_freq": 32}
+    task = Task("", "training_envs:Sort-v0", "sb3", algorithm, 128, settings=settings)
+    spec = load_source(SORT, [("critic", None)] if algorithm == "dqn" else [])
+    trainer = TRAINERS.get("sb3")(task, composer.compose(spec, allow=ALLOW, seed=0))
+    trainer.learn(128, report)
+    trainer.close()
+    updates = {steps: metrics for steps, metrics in reported if metrics}
+    assert sorted(updates) == ([65, 128] if algorithm == "ppo" else [65, 97, 128])
+    names = {
+        "ppo": {
+            "loss/total", "loss/policy", "loss/value", "entropy", "kl", "clip_fraction",
+            "clip_range", "learning_rate", "explained_variance",
+        },
+        "dqn": {"loss/total", "learning_rate"},
+    }  # fmt: skip
+    assert all(metrics.keys() == names[algorithm] for metrics in updates.values())
+    if algorithm == "ppo":
+        assert 0.9 < updates[65]["entropy"] <= np.log(3) + 1e-6
+
+
+@pytest.mark.parametrize("trainer", ["sb3", pytest.param("torchrl", marks=pytest.mark.full)])
+def test_environments_may_have_processes_and_arguments(trainer):
+    settings = {"sb3": {"n_steps": 32}, "torchrl": {"frames_per_batch": 64}}[trainer]
+    runs = {
+        is_apart: train(
+            CARTPOLE,
+            f"run-{is_apart}",
+            trainer=trainer,
+            steps=64,
+            envs=2,
+            settings=settings,
+            eval_episodes=2,
+            subprocess=is_apart,
+            env_set={"max_episode_steps": 7},
+        )
+        for is_apart in (False, True)
+    }
+    assert runs[True].evaluation == runs[False].evaluation
+    assert runs[True].evaluation.lengths == (7, 7)
+    curves = {Path(f"run-{is_apart}/curve.csv").read_text() for is_apart in runs}
+    assert len(curves) == 1
+    assert RunFolder.open(Path("run-True")).task.env_set == {"max_episode_steps": 7}
+
+
+def test_arguments_of_an_environment_may_change_its_spaces():
+    spec = "version: 1\nenvironment: FrozenLake-v1\npolicy: {template: {}}\ncritic: {template: {}}"
+    outcome = train(
+        spec,
+        "run",
+        steps=64,
+        settings={"n_steps": 64},
+        eval_episodes=1,
+        env_set={"map_name": "8x8"},
+    )
+    assert composer.load("run/model.safetensors").observation_space.n == 64
+    assert resume("run", steps=128).steps == 128
+    assert outcome.steps == 64
+
+
+def test_the_number_of_threads_is_as_it_was_after_a_run():
+    before = torch.get_num_threads()
+    seen = []
+    torch.set_num_threads(2)
+    try:
+        with threads(1):
+            seen.append(torch.get_num_threads())
+        assert [*seen, torch.get_num_threads()] == [1, 2]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_bar_says_what_is_done_now(monkeypatch, capsys):

@@ -127,7 +127,7 @@ def test_the_critic_of_the_model_and_its_target_are_those_that_were_trained():
     critic = made.model.critic
     before = weights(critic)
     assert before.keys() == weights(critic).keys()
-    made.learn(96, lambda steps, episodes: True)
+    made.learn(96, lambda *_: True)
     after = weights(critic)
     assert differing(before, after) == list(before)
     names = [name for name in before if not name.startswith("target.")]
@@ -190,11 +190,11 @@ def test_a_full_buffer_forgets_the_oldest_step_also_after_it_was_restored():
         trainer(VALUES_OF_SORT, "dqn", seed=seed, buffer_size=100, learning_starts=10**6)
         for seed in (0, 1)
     )
-    first.learn(128, lambda steps, episodes: True)
+    first.learn(128, lambda *_: True)
     kept = first.state()["buffer"]
     assert {len(value) for value in kept.values()} == {100}
     second.restore(first.state(), 128)
-    second.learn(192, lambda steps, episodes: True)
+    second.learn(192, lambda *_: True)
     later = second.state()["buffer"]
     assert all(torch.equal(later[key][:36], kept[key][64:]) for key in kept)
     for each in (first, second):
@@ -204,9 +204,9 @@ def test_a_full_buffer_forgets_the_oldest_step_also_after_it_was_restored():
 def test_nothing_is_learned_before_learning_starts():
     made = trainer(AIM, "sac", learning_starts=96)
     before = weights(made.model)
-    made.learn(64, lambda steps, episodes: True)
+    made.learn(64, lambda *_: True)
     assert differing(before, weights(made.model)) == []
-    made.learn(96, lambda steps, episodes: True)
+    made.learn(96, lambda *_: True)
     assert differing(before, weights(made.model)) != []
     made.close()
 
