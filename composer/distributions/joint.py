@@ -17,6 +17,7 @@ from composer.distributions.base import (
     no_action_to_mask,
 )
 from perception_blocks.graph.wiring import module_name
+from perception_blocks.port import format_shape
 from perception_blocks.words import hint, listing
 
 __all__ = ["ActionDistributions", "CompositeDistribution", "distribution_of_row"]
@@ -164,9 +165,14 @@ def distribution_of_row(
 ) -> Distribution:
     """The distribution that ``row`` (..., P) stands for, as `Distribution.row` gives it."""
     widths = [family.row_width for _, family in families.items()]
-    if row.shape[-1] != sum(widths):
+    if not isinstance(row, Tensor):
         raise ValueError(
-            f"a row of this policy's distribution has {sum(widths)} numbers, got {row.shape[-1]}"
+            f"a row is a tensor (..., {sum(widths)}) as distribution.row() gives it, got a {type(row).__name__}"
+        )
+    if not row.is_floating_point() or not row.dim() or row.shape[-1] != sum(widths):
+        got = f"{format_shape(tuple(row.shape))} of {str(row.dtype).removeprefix('torch.')}"
+        raise ValueError(
+            f"a row of this policy's distribution has {sum(widths)} floating point numbers, got the shape {got}"
         )
     parts = {
         key: family.of_row(part)

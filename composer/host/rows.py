@@ -21,9 +21,9 @@ def width_of(shapes: Mapping[str, Shape]) -> int:
 
 
 def pack_state(state: State, shapes: Mapping[str, Shape]) -> Tensor:
-    """``state``, tensors (..., *shape) in the order of ``shapes``, as rows (..., width).
+    """``state``, tensors (..., *shape) in the order of ``shapes``, as rows (..., width) of floating point numbers.
 
-    Raises ValueError for a state of other names, shapes or leading axes.
+    Whole numbers are exact up to 2**24. Raises ValueError for a state of other names, shapes or leading axes.
     """
     if not shapes:
         raise ValueError("this model has no memory, and so no state to pack")
@@ -48,7 +48,8 @@ def pack_state(state: State, shapes: Mapping[str, Shape]) -> Tensor:
     if any(axes != leading[next(iter(shapes))] for axes in leading.values()):
         shown = ", ".join(f"{name!r} {format_shape(axes)}" for name, axes in leading.items())
         raise ValueError(f"the entries of the state differ in their leading (batch) axes: {shown}")
-    return torch.cat(rows, -1)
+    row = torch.cat(rows, -1)
+    return row if row.is_floating_point() else row.float()
 
 
 def unpack_state(row: Tensor, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
