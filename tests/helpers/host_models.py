@@ -10,7 +10,9 @@ from torch import nn
 import composer
 from composer.spaces.samples import SpaceSampler
 
-SEEN = spaces.Dict(eye=spaces.Box(-1, 1, (4,)), goal=spaces.Discrete(3), legal=spaces.MultiBinary(5))
+SEEN = spaces.Dict(
+    eye=spaces.Box(-1, 1, (4,)), goal=spaces.Discrete(3), legal=spaces.MultiBinary(5)
+)
 ACTIONS = {
     "choice": spaces.Discrete(5, start=-2),
     "box": spaces.Box(-2, 1, (2,)),

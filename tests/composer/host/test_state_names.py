@@ -7,7 +7,12 @@ from composer.network.network import share_of
 from tests.helpers.host_models import compose_kind, seen_by
 from tests.helpers.structured_models import MEMORY, SEPARATE, SHARED, agents, observations
 
-KINDS = ["memory of the policy", "memory of the critic", "two memories", "shared trunk, two memories"]
+KINDS = [
+    "memory of the policy",
+    "memory of the critic",
+    "two memories",
+    "shared trunk, two memories",
+]
 KINDS += ["shared memory", "a class with memory", "shared", "separate"]
 
 
