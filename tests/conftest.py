@@ -10,6 +10,7 @@ import torch
 from tests.helpers.registries import registries
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("tests.helpers.trainer_contract")
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
