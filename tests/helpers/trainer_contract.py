@@ -373,8 +373,8 @@ def assert_same_weights(model: Model, other: Model) -> None:
 
 def assert_same_answers(answer: Forward, expected: Forward, atol: float = 0.0) -> None:
     """What the host asks for is equal, but for ``atol``."""
-    given = _arrays(answer.action)
-    assert given.keys() == (wanted := _arrays(expected.action)).keys()
+    given, wanted = _arrays(answer.action), _arrays(expected.action)
+    assert given.keys() == wanted.keys()
     for key, value in wanted.items():
         assert_close(given[key], value, rtol=0, atol=atol)
     assert answer.log_prob is not None or answer.value is not None

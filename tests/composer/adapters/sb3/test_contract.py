@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from composer.adapters import sb3
-from tests.helpers.trainer_contract import BATCH, CASES, Driver, Forward, TrainerContract
+from tests.helpers.trainer_contract import BATCH, Driver, Forward, TrainerContract
 
 ENVS = 2
 ON_POLICY = (
