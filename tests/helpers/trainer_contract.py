@@ -267,7 +267,8 @@ class TrainerContract:
 
     def __init_subclass__(cls) -> None:
         for line, reason in cls.driver.without.items():
-            assert line in LINES and reason
+            assert line in LINES
+            assert reason
             setattr(cls, f"test_{line}", None)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
