@@ -41,7 +41,9 @@ from tests.helpers.paths import ROOT
 
 __all__ = ["CASES", "LINES", "Case", "Driver", "Forward", "TrainerContract", "Wander"]
 
-LONGEST = 9  # steps of an episode: a rollout of 24 or more steps, or a sequence of 16, crosses several
+LONGEST = (
+    9  # steps of an episode: a rollout of 24 or more steps, or a sequence of 16, crosses several
+)
 MOST = 1e-5  # between a log-probability at the rollout and in the first update
 BATCH = 5
 LINES = (
