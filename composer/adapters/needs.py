@@ -373,9 +373,33 @@ TORCHRL_LOSSES: Mapping[str, AlgorithmNeeds] = {
     "SACLoss": AlgorithmNeeds(one_box, "state_action", "any"),
 }
 
+# --- rsl_rl ---
+
+
+def _one_vector(model: Model) -> Iterator[str]:
+    """For a host whose actions are one vector of numbers."""
+    policy = one_policy(model.policy)
+    leaves = policy.action_tree.leaves.values()
+    is_box = [leaf.kind for leaf in leaves] == ["box"]
+    if not is_box or not policy.action_tree.is_single:
+        yield f"its actions are one vector of numbers, a Box, got {format_space(policy.action_space)}"
+
+
+def _no_returns(model: Model) -> Iterator[str]:
+    if model.critic is not None and model.critic.value_normalizer is not None:
+        yield (
+            "it tells a critic no returns, so that 'normalize_value' has nothing to count; leave it out"
+        )
+
+
+RSL_RL: Mapping[str, AlgorithmNeeds] = {
+    "PPO": AlgorithmNeeds(_one_vector, "state", more=_no_returns),
+}
+
 NEEDS: dict[str, TrainerNeeds] = {
     "sb3": TrainerNeeds("Stable-Baselines3", SB3),
     "torchrl": TrainerNeeds("TorchRL", TORCHRL, "{} of torchrl", _private_keys),
+    "rsl_rl": TrainerNeeds("rsl_rl", RSL_RL, "{} of rsl_rl"),
     "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES),
 }
 """What each trainer's algorithms need, by the trainer's name."""

@@ -43,7 +43,7 @@ from composer.wrappers.interface import IModelWrapper
 from composer.wrappers.wrapping import wrap_policy
 from perception_blocks.registry import MissingExtraError
 
-__all__ = ["METADATA", "ExportError", "ExportReport", "export_model"]
+__all__ = ["METADATA", "ExportError", "ExportReport", "copied", "export_model"]
 
 
 class ExportError(RefusedError):
@@ -88,7 +88,7 @@ def export_model(
     if problems:
         raise ExportError(f"{os.fspath(path)!r} cannot be exported: " + "\n  ".join(problems))
     with torch.autocast("cpu", enabled=False):  # as the file will run, whatever the caller has set
-        policy, critic = _copied(policy, critic)
+        policy, critic = copied(policy, critic)
         network = _named(ExportedNetwork(policy, critic, part, unroll, wrappers).eval())
         worst = _write(network, chosen, target, _metadata(model, network, actor))
     inputs, outputs = list(network.inputs.values()), list(network.outputs.values())
@@ -181,7 +181,7 @@ def _parts_of(
         raise ExportError(error.args[0]) from error
 
 
-def _copied(policy: AnyPolicy, critic: AnyCritic | None) -> tuple[AnyPolicy, AnyCritic | None]:
+def copied(policy: AnyPolicy, critic: AnyCritic | None) -> tuple[AnyPolicy, AnyCritic | None]:
     """A copy for use: on the CPU, in eval mode, in float32 at least."""
     modules = [module for root in (policy, critic) if root is not None for module in root.modules()]
     registered = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values())]

@@ -1,0 +1,498 @@
+"""A composed model as the actor and the critic of rsl_rl: `class_name: "composer.adapters.rsl_rl:Actor"`.
+
+rsl_rl makes the two one after the other, from two configs, with the same observations in hand. The actor composes the
+model and leaves a note on these observations; the critic takes the note away. So both are parts of one model, each
+parameter is in one of them, and no two runners share anything.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor, nn
+
+from composer.adapters.needs import NEEDS, problems, refuse_for
+from composer.adapters.rsl_rl.checks import model_given, setting_problems
+from composer.adapters.rsl_rl.exported import OnnxPolicy, traced_policy
+from composer.adapters.rsl_rl.groups import (
+    group_problems,
+    keys_of,
+    observation_space_of,
+    read_space,
+)
+from composer.critic.base import SpaceCritic
+from composer.distributions.base import Distribution
+from composer.distributions.continuous import (
+    BetaDistribution,
+    GaussianDistribution,
+    SquashedGaussianDistribution,
+)
+from composer.errors import SpecError
+from composer.host.rows import pack_state, unpack_state
+from composer.model import Model, compose
+from composer.network.module import under
+from composer.network.network import State, Tensors, share_of
+from composer.policy.policy import Policy
+from composer.policy.structured import one_policy
+from perception_blocks.port import Shape
+from perception_blocks.registry import missing_extra
+
+try:
+    from rsl_rl.utils import unpad_trajectories
+    from tensordict import TensorDictBase
+except ImportError as error:
+    raise missing_extra("composer.adapters.rsl_rl", error, "rsl-rl") from error
+
+__all__ = ["Actor", "Critic"]
+
+NOTE = "_composer_actor"  # the attribute of the observations that leads from the actor to the critic
+
+
+class _Part(nn.Module):
+    """What actor and critic have in common: the observations they read, and their memory.
+
+    The memory is one row of numbers for each environment, ``(1, n, width)``, as rsl_rl stores it.
+    """
+
+    model: Model
+    _state_shapes: Mapping[str, Shape]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hidden: Tensor | None = None
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether it carries a state from step to step."""
+        return bool(self._state_shapes)
+
+    def get_hidden_state(self) -> Tensor | None:
+        """The state before the next step (1, n, width); None without memory and before the first step."""
+        return self._hidden
+
+    def reset(self, dones: Tensor | None = None, hidden_state: Tensor | None = None) -> None:
+        """Set the state to ``hidden_state``, or to zero where an episode is over (``dones`` is 1, of shape (n,))."""
+        if dones is None:
+            self._hidden = hidden_state
+        elif self._hidden is not None:
+            over = (dones.reshape(-1, 1) == 1).to(self._hidden.device)
+            self._hidden = self._hidden.masked_fill(over, 0.0)
+
+    def detach_hidden_state(self, dones: Tensor | None = None) -> None:
+        """Cut the state, or the states where ``dones`` is 1, from the graph of the steps before."""
+        if self._hidden is None:
+            return
+        cut = self._hidden.detach()
+        if dones is not None:
+            cut = torch.where((dones.reshape(-1, 1) == 1).to(cut.device), cut, self._hidden)
+        self._hidden = cut
+
+    def update_normalization(self, obs: TensorDictBase) -> None:
+        """Count observations (n, ...) into the statistics of the spec's ``normalize``; the actor has them all."""
+
+    def _state(self, batch: int, row: Tensor | None) -> State:
+        """The state of ``batch`` environments or sequences: what rsl_rl stored, or zero."""
+        policy = one_policy(self.model.policy)
+        if row is None:
+            zeros = (batch, sum(map(_size, self._state_shapes.values())))
+            row = torch.zeros(1, *zeros, device=policy.device)
+        return unpack_state(row[0], self._state_shapes, policy.dtype)
+
+    def _keep(self, state: State) -> None:
+        self._hidden = pack_state(state, self._state_shapes).unsqueeze(0)
+
+
+class Actor(_Part):
+    """The policy of a composed model as an actor of rsl_rl.
+
+    ``spec`` is a spec as text or path, ``allow``, ``seed`` as for `compose`, ``weights`` a checkpoint whose weights are
+    loaded. The model is composed for the observation groups of actor and critic, each a Box without bounds (bytes: an
+    image from 0 to 255; booleans: flags), and for a Box of ``output_dim`` numbers without bounds.
+    ``observation_space``, of all or by group, and ``action_space`` say more: spaces of gymnasium or their plain form.
+
+    Observations are (n, ...) tensors by group; with ``masks`` (T, m) they are padded sequences (T, m, ...) beginning with
+    ``hidden_state`` (1, m, width), and outputs are (T, n, ...). Raises ValueError with every reason why rsl_rl cannot
+    train the model, and SpecError for a spec with mistakes.
+    """
+
+    def __init__(
+        self,
+        obs: TensorDictBase,
+        obs_groups: Mapping[str, list[str]],
+        obs_set: str,
+        output_dim: int,
+        spec: Any = None,
+        *,
+        allow: Iterable[str] = (),
+        seed: int | None = None,
+        weights: str | Path | None = None,
+        observation_space: Space | Mapping[str, Any] | None = None,
+        action_space: Space | Mapping[str, Any] | None = None,
+        **others: object,
+    ) -> None:
+        super().__init__()
+        found = [*model_given(spec), *setting_problems(others)]
+        action = spaces.Box(-np.inf, np.inf, (output_dim,))
+        try:
+            if action_space is not None:
+                action = read_space(action_space, "action_space")
+        except ValueError as error:
+            found.append(str(error))
+        groups = list(dict.fromkeys(obs_groups[obs_set]))
+        if obs_set == "actor":
+            groups = list(dict.fromkeys([*groups, *obs_groups["critic"]]))
+        try:
+            seen = observation_space_of(groups, obs, observation_space)  # type: ignore[arg-type]
+        except ValueError as error:
+            found.append(str(error))
+        if found:
+            refuse_for("rsl_rl", found)
+        # A student or a teacher acts alone: the critic would only ask for observations that it has not.
+        overrides = () if obs_set == "actor" else (("critic", None),)
+        model = compose(
+            spec, observation_space=seen, action_space=action, allow=allow, seed=seed,
+            overrides=overrides,
+        )  # fmt: skip
+        if weights is not None:
+            model.load_weights(weights, strict=obs_set == "actor")
+        self._adopt(model, obs, obs_groups, obs_set, output_dim, groups)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        obs: TensorDictBase,
+        obs_groups: Mapping[str, list[str]],
+        obs_set: str,
+        output_dim: int,
+    ) -> Actor:
+        """The actor of a ``model`` that was composed already; `__init__` composes one."""
+        actor = cls.__new__(cls)
+        _Part.__init__(actor)
+        groups = list(dict.fromkeys([*obs_groups["actor"], *obs_groups["critic"]]))
+        actor._adopt(model, obs, obs_groups, obs_set, output_dim, groups)
+        return actor
+
+    def _adopt(
+        self,
+        model: Model,
+        obs: TensorDictBase,
+        obs_groups: Mapping[str, list[str]],
+        obs_set: str,
+        output_dim: int,
+        groups: list[str],
+    ) -> None:
+        _refuse(model, obs, obs_groups, obs_set, output_dim, groups)
+        policy = one_policy(model.policy)
+        # The model itself is no child: policy and critic are, each of one part, so that no parameter is in both.
+        object.__setattr__(self, "model", model)
+        self.policy = policy
+        self.obs_groups = list(obs_groups[obs_set])
+        self.num_actions = output_dim
+        self.keys = keys_of(policy.observer.tree, groups)
+        self._state_shapes = policy.state_shapes
+        self._event_dims = len(policy.action_space.shape or ())
+        self._distribution: Distribution | None = None
+        self._needs_critic = obs_set == "actor" and model.critic is not None
+        self._shares = model.critic is not None and bool(model.critic.shared)
+        self._handed: tuple[TensorDictBase, Tensors, State] | None = None
+        if self._needs_critic:
+            setattr(obs, NOTE, weakref.ref(self))
+
+    policy: Policy
+
+    def forward(
+        self,
+        obs: TensorDictBase,
+        masks: Tensor | None = None,
+        hidden_state: Tensor | None = None,
+        stochastic_output: bool = False,
+    ) -> Tensor:
+        """Actions (n, actions), drawn or, without ``stochastic_output``, the mode; the state moves on."""
+        policy = self.policy
+        sequences = masks is not None and self.is_recurrent
+        observations = _picked(obs, self.keys, policy.read_keys, masks, sequences)
+        inputs = policy.read(observations)
+        state, after = None, {}
+        if self.is_recurrent:
+            batch = next(iter(observations.values())).shape[0]
+            state = self._state(batch, hidden_state if sequences else self._hidden)
+        outputs, after = policy.run(inputs, state, None, sequences)
+        if self._shares and stochastic_output:
+            self._handed = (obs, outputs, after)
+        if sequences:
+            outputs = {name: _unpadded(value, masks) for name, value in outputs.items()}  # type: ignore[arg-type]
+        elif self.is_recurrent:
+            self._keep(after)
+        distribution = policy.distribution_of(outputs, inputs, None, 1.0)
+        self._distribution = distribution
+        action = distribution.sample() if stochastic_output else distribution.mode()
+        return action if self._event_dims == 1 else self._flat(action)
+
+    def taken(self, obs: TensorDictBase) -> tuple[Tensors, State] | None:
+        """What the policy just gave for the very observations ``obs``, once: the critic need not run it again."""
+        handed, self._handed = self._handed, None
+        return handed[1:] if handed is not None and handed[0] is obs else None
+
+    def train(self, mode: bool = True) -> Actor:
+        if mode and self._needs_critic:
+            raise ValueError(
+                "the spec has a critic, but the config's critic is another one, so that the spec's would not be trained; "
+                'write critic: {class_name: "composer.adapters.rsl_rl:Critic"}, or critic: null in the spec'
+            )
+        return super().train(mode)
+
+    # --- the distribution of the last call ---
+
+    @property
+    def output_mean(self) -> Tensor:
+        """The mode of the last distribution (n, actions)."""
+        return self._flat(self._last.mode())
+
+    @property
+    def output_std(self) -> Tensor:
+        """Its standard deviation (n, actions); of squashed normals before squashing."""
+        return self._flat(_deviation(self._last))
+
+    @property
+    def output_entropy(self) -> Tensor:
+        """Its entropy (n,)."""
+        return self._last.entropy()
+
+    @property
+    def output_distribution_params(self) -> tuple[Tensor, ...]:
+        """The numbers that stand for it, (n, P), in a tuple as rsl_rl stores them."""
+        return (self._last.row(),)
+
+    def get_output_log_prob(self, outputs: Tensor) -> Tensor:
+        """The log probability (n,) of actions (n, actions)."""
+        if self._event_dims != 1:
+            outputs = outputs.reshape(*outputs.shape[:-1], *self.policy.action_space.shape)  # type: ignore[misc]
+        return self._last.log_prob(outputs)
+
+    def get_kl_divergence(
+        self, old_params: tuple[Tensor, ...], new_params: tuple[Tensor, ...]
+    ) -> Tensor:
+        """The divergence (n,) between two distributions by their `output_distribution_params`."""
+        old, new = (self.policy.distribution_of_row(p[0]) for p in (old_params, new_params))
+        return old.kl(new)
+
+    @property
+    def _last(self) -> Distribution:
+        if self._distribution is None:
+            raise ValueError("this actor has not acted yet; call actor(obs) first")
+        return self._distribution
+
+    def _flat(self, action: Tensor) -> Tensor:
+        return action.flatten(-self._event_dims) if self._event_dims else action.unsqueeze(-1)
+
+    def update_normalization(self, obs: TensorDictBase) -> None:
+        observer = self.policy.observer
+        if observer.keys:
+            masks = [observer.tree.ports[key].mask for key in observer.keys]
+            wanted = [*observer.keys, *filter(None, masks)]
+            self.model.update_normalizers({key: obs[self.keys[key]] for key in wanted})
+
+    # --- files ---
+
+    def as_onnx(self, verbose: bool = False) -> nn.Module:
+        """The policy as rsl_rl's `export_policy_to_onnx` writes it: ``obs`` and states in, ``actions`` and states out."""
+        return OnnxPolicy(self.policy, self.keys, self.obs_groups, self.num_actions)
+
+    def as_jit(self) -> nn.Module:
+        """The policy as rsl_rl's `export_policy_to_jit` writes it: a traced module with `reset` that holds the state."""
+        return traced_policy(self.policy, self.keys, self.obs_groups, self.num_actions)
+
+    @property
+    def cnns(self) -> nn.Module:
+        raise ValueError(
+            "share_cnn_encoders is said by the spec: shares: [...] under 'policy' lets the critic read values of it; "
+            "leave it out of the algorithm's config"
+        )
+
+
+class Critic(_Part):
+    """The critic of the model whose policy is the `Actor`, which alone has a spec.
+
+    Its own config has ``class_name`` alone; a ``spec`` is taken if it is the actor's. What it reads of the policy is
+    trained as part of the actor.
+    """
+
+    def __init__(
+        self,
+        obs: TensorDictBase,
+        obs_groups: Mapping[str, list[str]],
+        obs_set: str,
+        output_dim: int,
+        spec: Any = None,
+        **others: object,
+    ) -> None:
+        super().__init__()
+        note = obs.__dict__.pop(NOTE, None)
+        actor: Actor | None = None if note is None else note()
+        if actor is None:
+            raise ValueError(
+                "a composed critic is a part of the actor's model, and the actor is another one or has no critic; write "
+                'actor: {class_name: "composer.adapters.rsl_rl:Actor", spec: ...} with a spec that has a critic'
+            )
+        refuse_for("rsl_rl", _critic_problems(actor.model, spec, others))
+        critic = actor.model.critic
+        assert isinstance(critic, SpaceCritic)
+        actor._needs_critic = False
+        object.__setattr__(self, "model", actor.model)
+        object.__setattr__(self, "actor", actor)
+        self.critic = critic
+        shapes = critic.state_shapes
+        if critic.shared and actor.is_recurrent:  # it can run the policy alone too
+            shapes = {**under("policy", actor.policy.state_shapes), **under("critic", shapes)}
+        else:
+            shapes = under("critic", shapes)
+        self._state_shapes = shapes
+
+    actor: Actor
+    critic: SpaceCritic
+
+    def forward(
+        self,
+        obs: TensorDictBase,
+        masks: Tensor | None = None,
+        hidden_state: Tensor | None = None,
+        stochastic_output: bool = False,
+    ) -> Tensor:
+        """Values (n, 1); arguments are as for `Actor`."""
+        actor, critic = self.actor, self.critic
+        sequences = masks is not None and self.is_recurrent
+        state: State = {}
+        names = critic_keys(critic)
+        if critic.shared:
+            names = (*dict.fromkeys([*names, *actor.policy.read_keys]),)
+        observations = _picked(obs, actor.keys, names, masks, sequences)
+        if self.is_recurrent:
+            batch = next(iter(observations.values())).shape[0]
+            state = self._state(batch, hidden_state if sequences else self._hidden)
+        outputs, after = self._shared(obs, observations, state, sequences)
+        seen = critic.read(observations, outputs)
+        own = share_of("critic", state) if critic.has_memory else None
+        values, more = critic.run(seen, own, None, sequences)
+        value = critic.number_of(values)
+        if sequences:
+            return _unpadded(value, masks).unsqueeze(-1)  # type: ignore[arg-type]
+        if self.is_recurrent:
+            self._keep({**under("policy", after), **under("critic", more)})
+        return value.unsqueeze(-1)
+
+    def _shared(
+        self, obs: TensorDictBase, observations: Tensors, state: State, sequences: bool
+    ) -> tuple[Tensors | None, State]:
+        """What the policy gives the critic, and its state after: from the actor's call just before, or run again."""
+        if not self.critic.shared:
+            return None, {}
+        policy = self.actor.policy
+        handed = self.actor.taken(obs)
+        if handed is not None and policy.has_memory == self.is_recurrent:
+            return handed
+        own = share_of("policy", state) if policy.has_memory else None
+        return policy.run(policy.read(observations), own, None, sequences)
+
+
+def critic_keys(critic: SpaceCritic) -> tuple[str, ...]:
+    """The observations that the critic reads itself."""
+    return critic._keys
+
+
+def _picked(
+    obs: TensorDictBase,
+    keys: Mapping[str, str],
+    names: Iterable[str],
+    masks: Tensor | None,
+    sequences: bool,
+) -> Tensors:
+    """The observations ``names``: (n, ...), or sequences (m, T, ...) of the padded (T, m, ...)."""
+    if sequences:
+        return {name: obs[keys[name]].transpose(0, 1) for name in names}
+    if masks is None:
+        return {name: obs[keys[name]] for name in names}
+    return {name: unpad_trajectories(obs[keys[name]], masks) for name in names}  # type: ignore[misc]
+
+
+def _unpadded(value: Tensor, masks: Tensor) -> Tensor:
+    """Padded sequences (m, T, ...) as what was collected, (T, n, ...); ``masks`` (T, m) are true where there is a step."""
+    steps = masks.shape[0]
+    return value[masks.transpose(0, 1)].reshape(-1, steps, *value.shape[2:]).transpose(0, 1)
+
+
+def _deviation(distribution: Distribution) -> Tensor:
+    if isinstance(distribution, SquashedGaussianDistribution):
+        distribution = distribution.base
+    if isinstance(distribution, GaussianDistribution):
+        return distribution.stddev
+    if isinstance(distribution, BetaDistribution):
+        alpha, beta = distribution.concentrations
+        total = alpha + beta
+        width = 2 * torch.as_tensor(distribution.bounds.half)
+        return width * (alpha * beta / (total + 1)).sqrt() / total
+    return torch.zeros_like(distribution.mode())
+
+
+def _size(shape: Shape) -> int:
+    return int(np.prod(shape))  # type: ignore[arg-type]
+
+
+# --- what is refused ---
+
+
+def _refuse(
+    model: Model,
+    obs: TensorDictBase,
+    obs_groups: Mapping[str, list[str]],
+    obs_set: str,
+    output_dim: int,
+    groups: list[str],
+) -> None:
+    """Raise ValueError with every reason why rsl_rl cannot train ``model``."""
+    needs = NEEDS["rsl_rl"].algorithms
+    learns = obs_set == "actor"  # students and teachers imitate: neither a critic nor chances are needed
+    found = problems(model, "PPO", needs) if learns else list(needs["PPO"].refuses(model))
+    policy = one_policy(model.policy)
+    size = int(np.prod(policy.action_space.shape or ()))
+    if not found and size != output_dim:
+        found.append(
+            f"action_space has {size} numbers, but the environment takes {output_dim}; leave out action_space, or give a "
+            f"Box of {output_dim}"
+        )
+    critic = model.critic if isinstance(model.critic, SpaceCritic) else None
+    keys = keys_of(policy.observer.tree, groups)
+    sets = {"actor": obs_groups[obs_set], "critic": obs_groups.get("critic", [])}
+    found += group_problems(policy, critic, keys, obs, sets)  # type: ignore[arg-type]
+    refuse_for("rsl_rl", found)
+    try:
+        inputs = {key: obs[keys[key]] for key in policy.read_keys}
+        policy.read(inputs)
+    except ValueError as error:
+        refuse_for("rsl_rl", [f"its first observations do not fit: {error}"])
+
+
+def _critic_problems(model: Model, spec: Any, others: Mapping[str, object]) -> Iterable[str]:
+    yield from setting_problems(
+        {k: v for k, v in others.items() if k not in ("allow", "seed", "weights")}
+    )
+    if spec is None or spec == model.source:
+        return
+    try:
+        same = compose(
+            spec, observation_space=model.observation_space, action_space=model.action_space,
+            device="meta", allow=others.get("allow", ()), seed=0,
+        ).source.data == model.source.data  # fmt: skip
+    except SpecError:
+        same = False
+    if not same:
+        yield (
+            "the critic's 'spec' is another one than the actor's, and both are parts of one model; leave out the "
+            "critic's"
+        )
