@@ -85,6 +85,7 @@ class GymnasiumVecEnv(VecEnv):
         self.cfg: dict[str, object] = {}
         limit = None if env.spec is None else env.spec.max_episode_steps
         self.max_episode_length = limit or ENDLESS
+        self.step_dt = 1.0  # seconds of a step, by which random network distillation scales its rewards
         self._tree: SpaceTree = tree
         self._lengths = torch.zeros(self.num_envs, dtype=torch.long, device=device)
         self._observation, _ = env.reset(seed=seed)
@@ -93,6 +94,10 @@ class GymnasiumVecEnv(VecEnv):
     def obs_groups(self) -> list[str]:
         """The names of the observation groups."""
         return list(self._tree.leaves)
+
+    @property
+    def unwrapped(self) -> GymnasiumVecEnv:
+        return self
 
     @property
     def episode_length_buf(self) -> Tensor:

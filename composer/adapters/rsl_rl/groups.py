@@ -66,7 +66,7 @@ def _space_of(name: str, value: Tensor) -> Space:
     dtype = str(value.dtype).removeprefix("torch.")
     raise ValueError(
         f"group {name!r} has numbers of {dtype}, which do not say what they count; give its space, such as "
-        f"observation_space: {{{name}: {{type: Discrete, n: 5, start: 0}}}}"
+        f"observation_space: {{{name}: {{type: Discrete, n: 5, start: 0, dtype: int64}}}}"
     )
 
 

@@ -148,7 +148,7 @@ class Actor(_Part):
         if obs_set == "actor":
             groups = list(dict.fromkeys([*groups, *obs_groups["critic"]]))
         try:
-            seen = observation_space_of(groups, obs, observation_space)  # type: ignore[arg-type]
+            seen = observation_space_of(groups, _by_group(obs), observation_space)
         except ValueError as error:
             found.append(str(error))
         if found:
@@ -230,9 +230,13 @@ class Actor(_Part):
             outputs = {name: _unpadded(value, masks) for name, value in outputs.items()}  # type: ignore[arg-type]
         elif self.is_recurrent:
             self._keep(after)
-        distribution = policy.distribution_of(outputs, inputs, None, 1.0)
+        return self._act(outputs, inputs, stochastic_output)
+
+    @torch.compiler.disable  # a draw within a graph has the graph's own random numbers
+    def _act(self, outputs: Tensors, inputs: Tensors, stochastic: bool) -> Tensor:
+        distribution = self.policy.distribution_of(outputs, inputs, None, 1.0)
         self._distribution = distribution
-        action = distribution.sample() if stochastic_output else distribution.mode()
+        action = distribution.sample() if stochastic else distribution.mode()
         return action if self._event_dims == 1 else self._flat(action)
 
     def taken(self, obs: TensorDictBase) -> tuple[Tensors, State] | None:
@@ -440,6 +444,10 @@ def _deviation(distribution: Distribution) -> Tensor:
     return torch.zeros_like(distribution.mode())
 
 
+def _by_group(obs: TensorDictBase) -> Tensors:
+    return {str(name): obs[name] for name in obs.keys()}  # noqa: SIM118 - iterating would split the batch
+
+
 def _size(shape: Shape) -> int:
     return int(np.prod(shape))  # type: ignore[arg-type]
 
@@ -469,7 +477,7 @@ def _refuse(
     critic = model.critic if isinstance(model.critic, SpaceCritic) else None
     keys = keys_of(policy.observer.tree, groups)
     sets = {"actor": obs_groups[obs_set], "critic": obs_groups.get("critic", [])}
-    found += group_problems(policy, critic, keys, obs, sets)  # type: ignore[arg-type]
+    found += group_problems(policy, critic, keys, _by_group(obs), sets)
     refuse_for("rsl_rl", found)
     try:
         inputs = {key: obs[keys[key]] for key in policy.read_keys}

@@ -138,6 +138,8 @@ def test_what_is_advised_is_not_refused(trainer):
             lines = answer(refuse, model, algorithm)
             if lines:
                 refused += 1
+                if trainer == "rsl_rl" and "a Box, got" in lines[0]:
+                    continue  # it has no algorithm for other actions
                 other, mended = follow(lines, algorithm, spec)
                 case = (algorithm, action, critic, memory, rule, lines, other, mended)
                 assert answer(refuse, composed(repr(mended), action), other) == [], case

@@ -57,7 +57,7 @@ def first_update(run):
     batches(run.alg.storage, seen)
 
     def compared(name, new, old):
-        worst[name] = max(worst[name], float((new - old).abs().max()))
+        worst[name] = max(worst[name], float((new - old).detach().abs().max()))
         return new
 
     def of_actions(actions):
@@ -221,6 +221,8 @@ def test_exported_policies_act_as_the_model_does(block, tmp_path, capsys):
 # --- what else rsl_rl does ---
 
 
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of inductor
 def test_its_compiled_models_are_the_same(capsys):
     run = runner(config(PLAIN, torch_compile_mode="default", algorithm=LEARNS))
     before = copy.deepcopy(run.alg._raw_actor.model.state_dict())
@@ -401,14 +403,14 @@ def test_a_group_of_whole_numbers_needs_its_space(capsys):
     cfg["obs_groups"] = {"actor": ["observation"], "critic": ["observation"]}
     message = (
         "rsl_rl cannot train this model:\n  group 'observation' has numbers of int64, which do not say what they count; "
-        "give its space, such as observation_space: {observation: {type: Discrete, n: 5, start: 0}}"
+        "give its space, such as observation_space: {observation: {type: Discrete, n: 5, start: 0, dtype: int64}}"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         runner(cfg, env=env)
-    cfg["actor"]["observation_space"] = {"observation": {"type": "Discrete", "n": 5, "start": 0}}
+    cfg["actor"]["observation_space"] = {"observation": {"type": "Discrete", "n": 5, "start": 0, "dtype": "int64"}}
     assert max(first_update(runner(cfg, env=env)).values()) < 1e-5
-    cfg["actor"]["observation_space"] = {"observation": {"type": "Discrete", "n": 2, "start": 0}}
-    with pytest.raises(ValueError, match="its first observations do not fit: .*3"):
+    cfg["actor"]["observation_space"] = {"observation": {"type": "Discrete", "n": 2, "start": 0, "dtype": "int64"}}
+    with pytest.raises(ValueError, match="its first observations do not fit: 'observation' is 2 at index .*outside of Discrete"):
         runner(cfg, env=env)
 
 
