@@ -32,9 +32,10 @@ def vector_env(
 ) -> GymnasiumVecEnv:
     """An environment of rsl_rl over ``env``: the id of an environment of gymnasium, or a vector environment.
 
-    Observations are groups under the model's flat keys: ``observation`` for a space without parts, else the names in the
-    Dict, nested ones with slashes. Actions are a Box, clipped to its bounds on the way. Raises ValueError for actions
-    that are no Box, observations that vary in size, and a vector environment that does not reset within the last step.
+    Observations are groups under the model's flat keys: ``observation`` for a space without parts, else the names in
+    the Dict, nested ones with slashes. Actions are a Box, clipped to its bounds on the way. Raises ValueError for
+    actions that are no Box, observations that vary in size, and a vector environment that does not reset within the
+    last step.
     """
     if isinstance(env, str):
         env = gymnasium.make_vec(
@@ -62,8 +63,8 @@ class GymnasiumVecEnv(VecEnv):
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             found.append(
-                f"rsl_rl expects the first observation of the next episode with the last step, but it resets by {mode}; "
-                "make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP"
+                "rsl_rl expects the first observation of the next episode with the last step, but it resets by "
+                f"{mode}; make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP"
             )
         tree = flatten_space(env.single_observation_space, "observation")
         varying = [key for key, port in tree.ports.items() if None in port.shape]
@@ -82,10 +83,12 @@ class GymnasiumVecEnv(VecEnv):
         self.num_envs = env.num_envs
         self.num_actions = int(np.prod(action.shape))
         self.device = device
-        self.cfg: dict[str, object] = {}
+        self.cfg = {}
         limit = None if env.spec is None else env.spec.max_episode_steps
         self.max_episode_length = limit or ENDLESS
-        self.step_dt = 1.0  # seconds of a step, by which random network distillation scales its rewards
+        self.step_dt = (
+            1.0  # seconds of a step, by which random network distillation scales its rewards
+        )
         self._tree: SpaceTree = tree
         self._lengths = torch.zeros(self.num_envs, dtype=torch.long, device=device)
         self._observation, _ = env.reset(seed=seed)
@@ -100,7 +103,7 @@ class GymnasiumVecEnv(VecEnv):
         return self
 
     @property
-    def episode_length_buf(self) -> Tensor:
+    def episode_length_buf(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """How many steps each episode has made (n,)."""
         return self._lengths
 

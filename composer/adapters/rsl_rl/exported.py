@@ -1,4 +1,4 @@
-"""The policy as files of rsl_rl's own form: one vector of observations in, actions out, the state beside them or inside."""
+"""The policy as files of rsl_rl's own form: one vector of observations in, actions out, with the state."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ def observation_space_of(
 ) -> Space:
     """The Dict of ``groups``, or the whole space that was ``given``.
 
-    A group is a Box without bounds, of bytes from 0 to 255 or of flags by its dtype; ``given`` may have spaces by group.
-    Raises ValueError for groups whose numbers say too little.
+    A group is a Box without bounds, of bytes from 0 to 255 or of flags by its dtype; ``given`` may have spaces by
+    group. Raises ValueError for groups whose numbers say too little.
     """
     is_whole = isinstance(given, Space) or (isinstance(given, Mapping) and "type" in given)
     if is_whole:
@@ -74,7 +74,7 @@ def keys_of(tree: SpaceTree, groups: Iterable[str]) -> dict[str, str]:
     """The group of each value of the model: of a space without parts the only group, else the one of its name."""
     groups = list(groups)
     if tree.is_single and len(groups) == 1:
-        return {key: groups[0] for key in tree.leaves}
+        return dict.fromkeys(tree.leaves, groups[0])
     return {key: key for key in tree.leaves}
 
 

@@ -51,7 +51,9 @@ except ImportError as error:
 
 __all__ = ["Actor", "Critic"]
 
-NOTE = "_composer_actor"  # the attribute of the observations that leads from the actor to the critic
+NOTE = (
+    "_composer_actor"  # the attribute of the observations that leads from the actor to the critic
+)
 
 
 class _Part(nn.Module):
@@ -116,9 +118,9 @@ class Actor(_Part):
     image from 0 to 255; booleans: flags), and for a Box of ``output_dim`` numbers without bounds.
     ``observation_space``, of all or by group, and ``action_space`` say more: spaces of gymnasium or their plain form.
 
-    Observations are (n, ...) tensors by group; with ``masks`` (T, m) they are padded sequences (T, m, ...) beginning with
-    ``hidden_state`` (1, m, width), and outputs are (T, n, ...). Raises ValueError with every reason why rsl_rl cannot
-    train the model, and SpecError for a spec with mistakes.
+    Observations are (n, ...) tensors by group; with ``masks`` (T, m) they are padded sequences (T, m, ...) beginning
+    with ``hidden_state`` (1, m, width), and outputs are (T, n, ...). Raises ValueError with every reason why rsl_rl
+    cannot train the model, and SpecError for a spec with mistakes.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Actor(_Part):
         groups = list(dict.fromkeys(obs_groups[obs_set]))
         if obs_set == "actor":
             groups = list(dict.fromkeys([*groups, *obs_groups["critic"]]))
+        seen: Space = spaces.Dict()
         try:
             seen = observation_space_of(groups, _by_group(obs), observation_space)
         except ValueError as error:
@@ -232,7 +235,7 @@ class Actor(_Part):
             self._keep(after)
         return self._act(outputs, inputs, stochastic_output)
 
-    @torch.compiler.disable  # a draw within a graph has the graph's own random numbers
+    @torch.compiler.disable()  # a draw within a graph has the graph's own random numbers
     def _act(self, outputs: Tensors, inputs: Tensors, stochastic: bool) -> Tensor:
         distribution = self.policy.distribution_of(outputs, inputs, None, 1.0)
         self._distribution = distribution
@@ -247,8 +250,8 @@ class Actor(_Part):
     def train(self, mode: bool = True) -> Actor:
         if mode and self._needs_critic:
             raise ValueError(
-                "the spec has a critic, but the config's critic is another one, so that the spec's would not be trained; "
-                'write critic: {class_name: "composer.adapters.rsl_rl:Critic"}, or critic: null in the spec'
+                "the spec has a critic, but the config's critic is another one, so that the spec's would not be "
+                'trained; write critic: {class_name: "composer.adapters.rsl_rl:Critic"}, or critic: null in the spec'
             )
         return super().train(mode)
 
@@ -306,11 +309,11 @@ class Actor(_Part):
     # --- files ---
 
     def as_onnx(self, verbose: bool = False) -> nn.Module:
-        """The policy as rsl_rl's `export_policy_to_onnx` writes it: ``obs`` and states in, ``actions`` and states out."""
+        """The policy for `export_policy_to_onnx`: ``obs`` and states in, ``actions`` and states out."""
         return OnnxPolicy(self.policy, self.keys, self.obs_groups, self.num_actions)
 
     def as_jit(self) -> nn.Module:
-        """The policy as rsl_rl's `export_policy_to_jit` writes it: a traced module with `reset` that holds the state."""
+        """The policy for `export_policy_to_jit`: a traced module with `reset` that holds the state."""
         return traced_policy(self.policy, self.keys, self.obs_groups, self.num_actions)
 
     @property
@@ -342,8 +345,8 @@ class Critic(_Part):
         actor: Actor | None = None if note is None else note()
         if actor is None:
             raise ValueError(
-                "a composed critic is a part of the actor's model, and the actor is another one or has no critic; write "
-                'actor: {class_name: "composer.adapters.rsl_rl:Actor", spec: ...} with a spec that has a critic'
+                "a composed critic is a part of the actor's model, and the actor is another one or has no critic; "
+                'write actor: {class_name: "composer.adapters.rsl_rl:Actor", spec: ...} with a spec that has a critic'
             )
         refuse_for("rsl_rl", _critic_problems(actor.model, spec, others))
         critic = actor.model.critic
@@ -426,7 +429,7 @@ def _picked(
 
 
 def _unpadded(value: Tensor, masks: Tensor) -> Tensor:
-    """Padded sequences (m, T, ...) as what was collected, (T, n, ...); ``masks`` (T, m) are true where there is a step."""
+    """Padded sequences (m, T, ...) as what was collected, (T, n, ...); ``masks`` (T, m) are true at each step."""
     steps = masks.shape[0]
     return value[masks.transpose(0, 1)].reshape(-1, steps, *value.shape[2:]).transpose(0, 1)
 
@@ -465,14 +468,16 @@ def _refuse(
 ) -> None:
     """Raise ValueError with every reason why rsl_rl cannot train ``model``."""
     needs = NEEDS["rsl_rl"].algorithms
-    learns = obs_set == "actor"  # students and teachers imitate: neither a critic nor chances are needed
+    learns = (
+        obs_set == "actor"
+    )  # students and teachers imitate: neither a critic nor chances are needed
     found = problems(model, "PPO", needs) if learns else list(needs["PPO"].refuses(model))
     policy = one_policy(model.policy)
     size = int(np.prod(policy.action_space.shape or ()))
     if not found and size != output_dim:
         found.append(
-            f"action_space has {size} numbers, but the environment takes {output_dim}; leave out action_space, or give a "
-            f"Box of {output_dim}"
+            f"action_space has {size} numbers, but the environment takes {output_dim}; leave out action_space, or "
+            f"give a Box of {output_dim}"
         )
     critic = model.critic if isinstance(model.critic, SpaceCritic) else None
     keys = keys_of(policy.observer.tree, groups)
@@ -486,7 +491,7 @@ def _refuse(
         refuse_for("rsl_rl", [f"its first observations do not fit: {error}"])
 
 
-def _critic_problems(model: Model, spec: Any, others: Mapping[str, object]) -> Iterable[str]:
+def _critic_problems(model: Model, spec: Any, others: Mapping[str, Any]) -> Iterable[str]:
     yield from setting_problems(
         {k: v for k, v in others.items() if k not in ("allow", "seed", "weights")}
     )

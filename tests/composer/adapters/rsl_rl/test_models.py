@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -40,13 +41,13 @@ LEARNS = {"learning_rate": 1e-3, "schedule": "adaptive"}
 def batches(storage, seen):
     """Let ``storage`` append each batch that it gives to ``seen``."""
     for name in ("mini_batch_generator", "recurrent_mini_batch_generator"):
+        setattr(storage, name, partial(_noted, getattr(storage, name), seen))
 
-        def generator(*arguments, original=getattr(storage, name)):
-            for batch in original(*arguments):
-                seen.append(batch)
-                yield batch
 
-        setattr(storage, name, generator)
+def _noted(generator, seen, *arguments):
+    for batch in generator(*arguments):
+        seen.append(batch)
+        yield batch
 
 
 def first_update(run):
@@ -125,8 +126,9 @@ def test_the_first_call_gives_what_compose_gives():
         action_space=actor.model.action_space,
         seed=0,
     )
-    step = model.step({key: obs[key] for key in obs.keys()}, deterministic=True)
-    assert torch.equal(mean, step.action) and torch.equal(value, step.value.unsqueeze(-1))
+    step = model.step(obs.to_dict(), deterministic=True)
+    assert torch.equal(mean, step.action)
+    assert torch.equal(value, step.value.unsqueeze(-1))
 
 
 def test_statistics_count_what_was_collected(capsys):
@@ -279,7 +281,9 @@ def test_a_teacher_is_distilled_into_a_student(block, tmp_path, capsys):
     }  # fmt: skip
     run = runner(cfg, cls=DistillationRunner)
     run.load(str(tmp_path / "teacher.pt"))
-    taught, learnt = (copy.deepcopy(part.state_dict()) for part in (run.alg.teacher, run.alg.student))
+    taught, learnt = (
+        copy.deepcopy(part.state_dict()) for part in (run.alg.teacher, run.alg.student)
+    )
     run.learn(2)
     assert all(torch.equal(v, run.alg.teacher.state_dict()[k]) for k, v in taught.items())
     changed = [k for k, v in learnt.items() if not torch.equal(v, run.alg.student.state_dict()[k])]
@@ -351,7 +355,10 @@ CASES = [
 @pytest.mark.parametrize(("cfg", "message"), CASES)
 def test_what_is_refused_is_refused_before_the_first_step(cfg, message, capsys):
     if cfg["actor"]["class_name"] == "MLPModel":
-        cfg["actor"] = {"class_name": "MLPModel", "distribution_cfg": {"class_name": "GaussianDistribution"}}
+        cfg["actor"] = {
+            "class_name": "MLPModel",
+            "distribution_cfg": {"class_name": "GaussianDistribution"},
+        }
     if cfg["critic"]["class_name"] == "MLPModel":
         cfg["critic"] = {"class_name": "MLPModel"}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
@@ -407,10 +414,17 @@ def test_a_group_of_whole_numbers_needs_its_space(capsys):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         runner(cfg, env=env)
-    cfg["actor"]["observation_space"] = {"observation": {"type": "Discrete", "n": 5, "start": 0, "dtype": "int64"}}
+    cfg["actor"]["observation_space"] = {
+        "observation": {"type": "Discrete", "n": 5, "start": 0, "dtype": "int64"}
+    }
     assert max(first_update(runner(cfg, env=env)).values()) < 1e-5
-    cfg["actor"]["observation_space"] = {"observation": {"type": "Discrete", "n": 2, "start": 0, "dtype": "int64"}}
-    with pytest.raises(ValueError, match="its first observations do not fit: 'observation' is 2 at index .*outside of Discrete"):
+    cfg["actor"]["observation_space"] = {
+        "observation": {"type": "Discrete", "n": 2, "start": 0, "dtype": "int64"}
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"its first observations do not fit: 'observation' is 2 at index .*outside",
+    ):
         runner(cfg, env=env)
 
 
