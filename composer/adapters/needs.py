@@ -16,7 +16,7 @@ from gymnasium import Space, spaces
 
 from composer.critic.base import can_stand_for
 from composer.distributions.base import DISTRIBUTIONS, is_bounded
-from composer.distributions.continuous import Gaussian
+from composer.distributions.continuous import Beta, Gaussian
 from composer.distributions.deterministic import Deterministic
 from composer.model import Model
 from composer.policy.structured import one_policy
@@ -396,10 +396,52 @@ RSL_RL: Mapping[str, AlgorithmNeeds] = {
     "PPO": AlgorithmNeeds(_one_vector, "state", more=_no_returns),
 }
 
+# --- rl_games ---
+
+_OTHER_TRAINER = "; use the trainer sb3"
+
+
+def _choices_alone(model: Model) -> Iterator[str]:
+    """For a2c_discrete."""
+    for key, leaf in one_policy(model.policy).action_tree.leaves.items():
+        if leaf.kind == "box":
+            out = _OTHER_TRAINER if _is_mixed(model) else ""
+            yield f"it learns choices, but {key!r} is {format_space(leaf.space)}{out}"
+
+
+def _numbers_alone(model: Model) -> Iterator[str]:
+    """For a2c_continuous."""
+    for key, leaf in one_policy(model.policy).action_tree.leaves.items():
+        if leaf.kind != "box":
+            out = _OTHER_TRAINER if _is_mixed(model) else ""
+            yield f"it learns numbers, but {key!r} is {format_space(leaf.space)}{out}"
+
+
+def _is_mixed(model: Model) -> bool:
+    kinds = [leaf.kind == "box" for leaf in one_policy(model.policy).action_tree.leaves.values()]
+    return any(kinds) and not all(kinds)
+
+
+def _normals(model: Model) -> Iterator[str]:
+    """rl_games measures how far a policy has moved by means and standard deviations of normals."""
+    for key, distribution in one_policy(model.policy).distributions.items():
+        if isinstance(distribution, Beta):
+            yield (
+                f"its KL is of normals, which the beta of {key!r} is not; "
+                f"{_rule(model, key, 'squashed_gaussian')}"
+            )
+
+
+RL_GAMES: Mapping[str, AlgorithmNeeds] = {
+    "a2c_discrete": AlgorithmNeeds(_choices_alone, "state"),
+    "a2c_continuous": AlgorithmNeeds(_numbers_alone, "state", more=_normals),
+}
+
 NEEDS: dict[str, TrainerNeeds] = {
     "sb3": TrainerNeeds("Stable-Baselines3", SB3),
     "torchrl": TrainerNeeds("TorchRL", TORCHRL, "{} of torchrl", _private_keys),
     "rsl_rl": TrainerNeeds("rsl_rl", RSL_RL, "{} of rsl_rl"),
+    "rl_games": TrainerNeeds("rl_games", RL_GAMES),
     "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES),
 }
 """What each trainer's algorithms need, by the trainer's name."""
