@@ -97,8 +97,6 @@ def _of_needs(model: Model, hosted: Hosted, central: CentralKind) -> Lines:
 
 
 def _of_spaces(model: Model, hosted: Hosted, config: Mapping[str, Any]) -> Lines:
-    if "model_spaces" in hosted.info:
-        return
     action: Space = as_space(hosted.info["action_space"])
     parts = action.spaces if isinstance(action, spaces.Tuple) else [action]
     if any(isinstance(part, spaces.Discrete) and part.start for part in parts):
@@ -108,7 +106,8 @@ def _of_spaces(model: Model, hosted: Hosted, config: Mapping[str, Any]) -> Lines
         yield (
             f"action_space: the environment takes {format_space(action)}, but the model acts in {format_space(needed)}"
         )
-    yield from _of_observations(model, config["input_shape"])
+    if "model_spaces" not in hosted.info:
+        yield from _of_observations(model, config["input_shape"])
 
 
 def _counts(action: Space) -> list[int]:

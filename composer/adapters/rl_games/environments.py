@@ -14,7 +14,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from composer.adapters.host import HostObservations
-from composer.adapters.rl_games.hosted import STATES, HostedActions
+from composer.adapters.rl_games.hosted import OBSERVATION, STATES, HostedActions
 from composer.spaces.lookup import make_environment
 from composer.spaces.tree import flatten_space, to_environment
 from perception_blocks.registry import missing_extra
@@ -49,8 +49,9 @@ class GymnasiumEnvironments(IVecEnv):
 
     The n-th is seeded with ``seed + n`` once, further ``settings`` are those of the environment. Observations are
     tensors on ``device``, nested ones by flat key. An episode that is over begins anew in the same step; where it was
-    cut off, ``time_outs`` says so. If the environments have ``state()`` and ``state_space``, so have these. The masks
-    of ``use_action_masks`` are those of ``action_masks()``. Numbers are clipped to their bounds.
+    cut off, ``time_outs`` says so. Numbers of actions are clipped to their bounds. The masks of ``use_action_masks``
+    are those of ``action_masks()``; environments with ``state()`` and ``state_space`` have states of a central critic.
+    ``ignore`` and ``texts`` are those of the spec, for observations of any size.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class GymnasiumEnvironments(IVecEnv):
         id: str | None = None,
         *,
         make: Callable[[], gymnasium.Env] | None = None,
+        ignore: Sequence[str] = (),
+        texts: Mapping[str, Mapping[str, object]] | None = None,
         seed: int | None = None,
         device: str = "cpu",
         **settings: Any,
@@ -74,9 +77,8 @@ class GymnasiumEnvironments(IVecEnv):
         self._seed, self._device = seed, device
         first = self.envs[0]
         self.model_spaces = (first.observation_space, first.action_space)
-        self._observations = HostObservations(
-            flatten_space(first.observation_space, "observation"), "rl_games"
-        )
+        tree = flatten_space(first.observation_space, OBSERVATION, ignore, texts)
+        self._observations = HostObservations(tree, "rl_games")
         self._action_tree = flatten_space(first.action_space, "action")
         self._actions = HostedActions(self._action_tree)
         self.observation_space = stored(self._observations.space)

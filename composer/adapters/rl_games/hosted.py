@@ -186,7 +186,10 @@ class HostedObservations:
 
     def _by_key(self, observations: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(observations, Mapping):
-            return {f"{self._prefix}{key}": value for key, value in observations.items()}
+            by_key = {f"{self._prefix}{key}": value for key, value in observations.items()}
+            return {
+                key: by_key[key] for key in by_key if key in self.tree.leaves
+            }  # some are ignored
         return {self._lone: observations}
 
 
@@ -241,14 +244,18 @@ class HostedActions:
                 by_key[key] = by_key[key].float()
         return by_key if self._single is None else by_key[self._single]
 
-    def masks(self, flat: Tensor, leading: Sequence[int], shapes: Mapping[str, Any]) -> Any:
-        """The host's masks (n, choices) for logits of these ``shapes``, with the axes ``leading``."""
-        parts = flat.split([prod(shape) for shape in shapes.values()], -1)
-        by_key = {
-            key: part.reshape(*leading, *shape)
-            for part, (key, shape) in zip(parts, shapes.items(), strict=True)
-        }
-        return by_key if self._single is None else by_key[self._single]
+    def masks(self, flat: Tensor, leading: Sequence[int]) -> Any:
+        """The host's masks (n, choices) as the model's distribution takes them, with the axes ``leading``.
+
+        Of a bit that is the mask of 1: 0 is always legal.
+        """
+        counts = {key: sum(counts_of(leaf)) for key, leaf in self._leaves.items()}
+        parts = dict(zip(counts, flat.split(list(counts.values()), -1), strict=True))
+        for key, leaf in self._leaves.items():
+            if leaf.kind == "multi_binary":
+                parts[key] = parts[key][:, 1::2].reshape(len(flat), *leaf.shape)
+        masks = {key: part.reshape(*leading, *part.shape[1:]) for key, part in parts.items()}
+        return masks if self._single is None else masks[self._single]
 
     def logits(self, distribution: Distribution) -> Any:
         """The log-probabilities of the choices, (n, k); a list of them for several choices."""

@@ -283,8 +283,7 @@ class ActorCritic(_Hosted):
             state,
             None if resets is None else resets.reshape(leading) != 0,
             unroll=length is not None,
-            mask=None if mask is None
-            else self._actions.masks(mask, leading, self._policy.logits_shapes),
+            mask=None if mask is None else self._actions.masks(mask, leading),
             deterministic=False,
             entropy=is_train,
         )  # fmt: skip
