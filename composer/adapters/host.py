@@ -115,6 +115,8 @@ class HostActions:
         self.is_flat = as_vector or not _is_plain_action(tree.space)
         self.space = _vector(leaves.values()) if self.is_flat else tree.space
         self._sizes = [math.prod(leaf.shape) for leaf in leaves.values()]
+        # Whether what is stored is what was drawn: numbers of a Box of integers are rounded.
+        self.keeps_draws = all(leaf.kind != "box" or _is_drawn(leaf) for leaf in leaves.values())
 
     def to_host(self, action: Tensor | Mapping[str, Tensor]) -> Tensor:
         """An action of the model's distribution, (..., *its shape), as an element of ``space``.

@@ -237,7 +237,8 @@ class SpaceCritic(CriticModule):
         )  # fmt: skip
         self.setup = setup
         self.observer = setup.observer
-        self._keys = tuple(name for name in network.in_ports if name in setup.observer.tree.ports)
+        ports = setup.observer.tree.ports
+        self.read_keys = tuple(name for name in network.in_ports if name in ports)
 
     observer: Observer
 
@@ -247,7 +248,7 @@ class SpaceCritic(CriticModule):
     def _source(self, name: str, port: Port) -> InputSource:
         if name in self.shared:
             return InputSource("shared", name, port)
-        if name in self._keys:
+        if name in self.read_keys:
             return InputSource("observation", name, port, normalized=name in self.observer.keys)
         return InputSource("previous", "value", port)
 
@@ -278,7 +279,13 @@ class SpaceCritic(CriticModule):
         if isinstance(observations, Inputs):
             return observations
         observer = observer or self.observer
-        inputs = observer.read(observations, self._keys, self.dtype, self.device)
+        inputs = observer.read(observations, self.read_keys, self.dtype, self.device)
+        return self.with_shared(inputs, shared)
+
+    def with_shared(self, inputs: Tensors, shared: Mapping[str, Tensor] | None) -> Inputs:
+        """What the network reads: ``inputs``, the observations as tensors, and what the policy shares."""
+        if not self.shared:
+            return Inputs(inputs)
         return Inputs(inputs | shared_values(self.shared, shared, self.call()))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from composer.critic.base import CriticModule, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.distributions.base import Distribution
-from composer.network.network import State, Tensors
+from composer.network.network import Inputs, State, Tensors
 from composer.network.structured import ByActor, blamed
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
@@ -62,11 +62,14 @@ def step_of(
     entropy: bool,
 ) -> Step:
     """`Model.step` of a model of one actor; what policy and critic share runs once."""
-    inputs = policy.read(observations)
+    inputs, seen = _read(policy, critic, observations)
     outputs, after = _advance(policy, inputs, state, resets, unroll)
     value = None
     if critic is not None:
-        seen = critic.read(observations, outputs)
+        if seen is None:
+            seen = critic.read(observations, outputs)
+        else:
+            seen = critic.with_shared(seen, outputs)
         values, after = _advance(critic, seen, after, resets, unroll)
         value = critic.number_of(values)
     distribution = policy.distribution_of(outputs, inputs, mask, 1.0)
@@ -145,6 +148,20 @@ def structured_value_of(
         result = policy(observations, before, resets, unroll=unroll)
         outputs, _ = policy._split(result, unroll)
     return _judged(critic, outputs, observations, state, resets, unroll, present)[0]
+
+
+def _read(
+    policy: Policy, critic: SpaceCritic | None, observations: object
+) -> tuple[Inputs, Tensors | None]:
+    """What the policy reads, and the observations of the critic where both are read at once."""
+    together = critic is not None and critic.observer is policy.observer
+    if not together or isinstance(observations, Inputs) or policy.users_own("preprocess"):
+        return policy.read(observations), None
+    assert critic is not None
+    keys = dict.fromkeys([*policy.read_keys, *critic.read_keys])
+    tensors = policy.read(observations, keys)
+    ours, theirs = ({k: tensors[k] for k in part.read_keys} for part in (policy, critic))
+    return Inputs(ours), theirs
 
 
 def _advance(

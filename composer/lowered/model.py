@@ -12,7 +12,9 @@ __all__ = ["LoweredModel"]
 
 
 class LoweredModel:
-    """``model`` (a Model), called like it for (logits, values); ``policy`` is its policy for acting, lowered.
+    """``model`` (a Model), called like it for (logits, values), with its ``step`` and ``value``.
+
+    ``policy`` is its policy for acting, lowered.
 
     It computes the same with the model's current parameters, as `LoweredNetwork` does. Other networks than graphs,
     such as a user's network class, run unchanged.
@@ -24,11 +26,23 @@ class LoweredModel:
 
     def __call__(self, *arguments: object, **keywords: object) -> Any:
         """As the model: (logits, values), and with memory (logits, values, state)."""
+        return self._following()(*arguments, **keywords)
+
+    def step(self, *arguments: Any, **keywords: Any) -> Any:
+        """As `Model.step`."""
+        return self._following().step(*arguments, **keywords)
+
+    def value(self, *arguments: Any, **keywords: Any) -> Any:
+        """As `Model.value`."""
+        return self._following().value(*arguments, **keywords)
+
+    def _following(self) -> Any:
+        """The model over lowered networks, as the model is now."""
         if any(self.model._modules[name] is not part for name, (part, _) in self._parts.items()):
             self._prepare()
         for part, twin in self._parts.values():
             follow(twin, part)
-        return self._twin(*arguments, **keywords)
+        return self._twin
 
     def initial_state(self, *arguments: object, **keywords: object) -> Any:
         return self.model.initial_state(*arguments, **keywords)

@@ -14,8 +14,8 @@ from torch import Tensor
 from composer.adapters.sb3.policies import ActorCritic, PyTorchObs, Schedule
 from composer.distributions.base import Distribution
 from composer.distributions.discrete import NoLegalChoiceError
-from composer.network.module import longest_episode, under
-from composer.network.network import State, Tensors, share_of
+from composer.network.module import longest_episode
+from composer.network.network import State, Tensors
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
 from perception_blocks.blocks.key_value_cache import Placement
@@ -33,7 +33,6 @@ __all__ = ["MaskableActorCritic", "RecurrentActorCritic"]
 
 Packed = tuple[Tensor, ...]
 """A state as the host carries it: two tensors (1, B, half of all numbers), as of one LSTM."""
-READ = "read"  # in a state: how many steps of its episode each row has read
 
 
 class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
@@ -46,14 +45,14 @@ class MaskableActorCritic(ActorCritic, MaskableActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
         with _masks_named():
-            judged = self.judge(self.read(obs), self._mask(action_masks))
-        return self._drawn(*judged, deterministic)
+            mask = self._mask(action_masks)
+            return self.acted(self.step(obs, mask=mask, deterministic=deterministic))
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: Tensor, action_masks: object = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
-        return self._evaluated(*self.judge(self.read(obs), self._mask(action_masks)), actions)
+        return self.judged(self.step(obs, actions, mask=self._mask(action_masks)))
 
     def get_distribution(self, obs: PyTorchObs, action_masks: object = None) -> Any:
         """The model's own distribution over what is legal."""
@@ -106,8 +105,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self._longest = longest_episode(self.model)
-        numbers = sum(math.prod(shape) for shape in self._shapes.values())
-        width = math.ceil(numbers / 2)
+        width = math.ceil((self.model.state_width + (self._longest is not None)) / 2)
         self.lstm_actor = SimpleNamespace(num_layers=1, hidden_size=width)  # the host asks it
         self.lstm_hidden_state_shape = (1, 1, width)
 
@@ -119,10 +117,10 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         deterministic: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
         """Actions, values (B, 1), log-probabilities (B,) and the state after."""
-        state = self._unpack(lstm_states.pi)
-        distribution, values, after = self._advance(self.read(obs), state, episode_starts)
-        packed = self._pack(after)
-        return *self._drawn(distribution, values, deterministic), RNNStates(packed, packed)
+        (state, read), resets = self._unpack(lstm_states.pi), episode_starts > 0.5
+        step = self.step(obs, state=state, resets=resets, deterministic=deterministic)
+        packed = self._pack(step.state, _counted(read, resets))
+        return *self.acted(step), RNNStates(packed, packed)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: PyTorchObs, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
@@ -131,29 +129,29 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         leading = (lstm_states.pi[0].shape[1], -1)
         flat = self.observations.read(obs, self.observation_space, leading)
         observations = self.policy.as_observed(self._without_padding(flat))
-        state = self._unpack(lstm_states.pi)
-        starts = episode_starts.reshape(leading)
-        distribution, values, _ = self._advance(observations, state, starts, unroll=True)
-        return self._evaluated(distribution, values, actions)
+        (state, read), starts = self._unpack(lstm_states.pi), episode_starts.reshape(leading) > 0.5
+        state, resets = _begun(state, self._with_room(read, starts))
+        taken = self.actions.from_host(actions, self.policy.dtype, leading)
+        return self.judged(self.lowered.step(observations, taken, state, resets, unroll=True))
 
     def get_distribution(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: Packed, episode_starts: Tensor
     ) -> tuple[Distribution, Packed]:
         """The model's own distribution, and the state after."""
-        state = self._unpack(lstm_states)
-        resets = episode_starts > 0.5
-        observations, policy_state = self.read(obs), share_of("policy", state)
-        policy = self.policy
+        policy, observations = self.policy, self.read(obs)
         if not policy.has_memory:
             return policy.distribution(observations), lstm_states
-        distribution, after = policy.distribution(observations, policy_state, resets)
-        return distribution, self._pack(state | under("policy", after) | _counted(state, resets))
+        (state, read), resets = self._unpack(lstm_states), episode_starts > 0.5
+        distribution, after = policy.distribution(observations, state, resets)
+        return distribution, self._pack(after, _counted(read, resets))
 
     def predict_values(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: Packed, episode_starts: Tensor
     ) -> Tensor:
         """Values (B, 1)."""
-        return self._advance(self.read(obs), self._unpack(lstm_states), episode_starts)[1]
+        state, _ = self._unpack(lstm_states)
+        value = self.lowered.value(self.read(obs), state, episode_starts > 0.5)
+        return value.float().unsqueeze(-1)
 
     def _predict(  # type: ignore[override]
         self,
@@ -165,50 +163,21 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         distribution, after = self.get_distribution(observation, lstm_states, episode_starts)
         return self.draw(distribution, deterministic), after
 
-    def _advance(
-        self, observations: object, state: State, starts: Tensor, unroll: bool = False
-    ) -> tuple[Distribution, Tensor, State]:
-        """Distribution, values (..., 1) and the state after one step, or with ``unroll`` after all of (N, T)."""
-        policy, critic = self.policy, self.state_critic
-        flags = starts > 0.5
-        resets: Tensor | None = flags
-        if unroll:
-            state, resets = _begun(state, self._with_room(state, flags))
-        inputs = policy.read(observations)
-        outputs, after = policy.run(inputs, share_of("policy", state), resets, unroll)
-        seen = critic.read(observations, outputs)
-        values, more = critic.run(seen, share_of("critic", state), resets, unroll)
-        after = under("policy", after) | under("critic", more)
-        if not unroll:
-            after |= _counted(state, flags)
-        distribution = policy.distribution_of(outputs, inputs, None, 1.0)
-        return distribution, values["value"].float(), after
-
-    @property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the whole model's state, in the order in which it is packed."""
-        policy, critic = self.policy, self.state_critic
-        shapes = under("policy", policy.state_shapes) | under("critic", critic.state_shapes)
-        return shapes | ({} if self._longest is None else {READ: (1,)})  # type: ignore[return-value]
-
-    def _pack(self, state: State) -> Packed:
-        rows = [state[name].flatten(1) for name in self._shapes]
-        row = torch.cat(rows, -1).float()
+    def _pack(self, state: State, read: Tensor) -> Packed:
+        """The state, and how many steps of its episode each row has ``read``, as the host carries them."""
+        row = self.model.pack_state(state).float()
+        if self._longest is not None:
+            row = torch.cat([row, read], -1)
         width = self.lstm_actor.hidden_size
         padded = torch.nn.functional.pad(row, (0, 2 * width - row.shape[-1]))
         return tuple(half.unsqueeze(0).contiguous() for half in padded.split(width, -1))
 
-    def _unpack(self, packed: Packed) -> State:
-        row = torch.cat([half.squeeze(0) for half in packed], -1)
-        state, start = {}, 0
-        for name, shape in self._shapes.items():
-            size = math.prod(shape)
-            part = row[:, start : start + size].reshape(-1, *shape)
-            state[name] = part if name == READ else part.to(self.policy.dtype)
-            start += size
-        return state
+    def _unpack(self, packed: Packed) -> tuple[State, Tensor]:
+        """The state and the steps that were read, (B, 1)."""
+        row, width = torch.cat([half.squeeze(0) for half in packed], -1), self.model.state_width
+        return self.model.unpack_state(row[:, :width]), row[:, width : width + 1]
 
-    def _with_room(self, state: State, starts: Tensor) -> Tensor:
+    def _with_room(self, read: Tensor, starts: Tensor) -> Tensor:
         """``starts`` (N, T) and a start wherever a memory is full: there the host's padding has begun.
 
         No episode has more steps than there is room for, or it could not have been collected, and the host ignores
@@ -216,7 +185,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         """
         if self._longest is None:
             return starts
-        length = state[READ].squeeze(-1).long()
+        length = read.squeeze(-1).long()
         places = Placement(length, starts.shape[-1], starts).places
         return starts | ((places > 0) & (places % self._longest == 0))
 
@@ -237,11 +206,9 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         return filled
 
 
-def _counted(state: State, resets: Tensor) -> State:
-    """How many steps the rows have read after one more, where ``state`` counts them."""
-    if READ not in state:
-        return {}
-    return {READ: state[READ].masked_fill(resets.unsqueeze(-1), 0.0) + 1}
+def _counted(read: Tensor, resets: Tensor) -> Tensor:
+    """How many steps the rows have read after one more."""
+    return read.masked_fill(resets.unsqueeze(-1), 0.0) + 1
 
 
 def _begun(state: State, starts: Tensor) -> tuple[State, Tensor | None]:

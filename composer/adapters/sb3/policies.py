@@ -14,11 +14,10 @@ from composer.adapters.host import HostActions, HostObservations, refuse_other_s
 from composer.adapters.needs import refuse
 from composer.checkpoint.file import fill
 from composer.checkpoint.plain_spec import saved_spec
-from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
+from composer.host.step import Step
 from composer.limits import GivenLimits
 from composer.model import Model, compose
-from composer.network.network import Tensors
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from composer.source.load import GivenSpec, dump_yaml
@@ -146,13 +145,6 @@ class HostPolicy(BasePolicy):
             action = distribution.mode() if deterministic else distribution.sample()
             return self.actions.to_host(action)
 
-    def log_prob(
-        self, distribution: Distribution, actions: Tensor, leading: tuple[int, ...]
-    ) -> Tensor:
-        """Of actions of the host's space, shape (B,)."""
-        taken = self.actions.from_host(actions, self.policy.dtype, leading)
-        return distribution.log_prob(taken).float().reshape(-1)
-
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What `BasePolicy.save` keeps to make this policy anew."""
         return {
@@ -174,16 +166,17 @@ class ActorCritic(HostPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
+        self.lowered = self.model.lower()
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Actions, values (B, 1) and the actions' log-probabilities (B,)."""
-        return self._drawn(*self.judge(self.read(obs)), deterministic)
+        return self.acted(self.step(obs, deterministic=deterministic))
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
-        return self._evaluated(*self.judge(self.read(obs)), actions)
+        return self.judged(self.step(obs, actions))
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The model's own distribution, with ``sample``, ``mode``, ``log_prob``, ``entropy`` and ``kl``."""
@@ -191,40 +184,32 @@ class ActorCritic(HostPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values (B, 1)."""
-        observations, critic = self.read(obs), self.state_critic
-        shared = self.policy(observations) if critic.shared else None
-        return critic(observations, shared=shared)["value"].float()
+        return self.lowered.value(self.read(obs)).float().unsqueeze(-1)
 
-    def judge(
-        self, observations: object, mask: Tensor | None = None
-    ) -> tuple[Distribution, Tensor]:
-        """The distribution and the values; what policy and critic share runs once."""
-        policy = self.policy
-        inputs = policy.read(observations)
-        outputs: Tensors = policy(inputs)
-        values = self.state_critic(observations, shared=outputs)["value"]
-        return policy.distribution_of(outputs, inputs, mask, 1.0), values.float()
+    def step(self, obs: PyTorchObs, actions: Tensor | None = None, **keywords: Any) -> Step:
+        """`Model.step`, of the host's ``actions`` or to draw some; ``keywords`` are the model's."""
+        taken = None
+        if actions is not None:
+            taken = self.actions.from_host(actions, self.policy.dtype, (-1,))
+        return self.lowered.step(self.read(obs), taken, entropy=actions is not None, **keywords)
+
+    def acted(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """What the host stores of a ``step`` that has drawn its actions."""
+        actions, log_prob = self.actions.to_host(step.action), step.log_prob
+        if not self.actions.keeps_draws:
+            stored = self.actions.from_host(actions, self.policy.dtype, (len(actions),))
+            log_prob = step.distribution.log_prob(stored)
+        return actions, step.value.float().unsqueeze(-1), log_prob.float()
+
+    def judged(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """What the host learns from, of a ``step`` with the actions that it has stored."""
+        value, log_prob, entropy = (
+            each.float().reshape(-1) for each in (step.value, step.log_prob, step.entropy)
+        )
+        return value.unsqueeze(-1), log_prob, entropy
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self.draw(self.get_distribution(observation), deterministic)
-
-    @property
-    def state_critic(self) -> SpaceCritic:
-        assert isinstance(self.model.critic, SpaceCritic)  # as `refuse` says
-        return self.model.critic
-
-    def _drawn(
-        self, distribution: Distribution, values: Tensor, deterministic: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        actions = self.draw(distribution, deterministic)
-        return actions, values, self.log_prob(distribution, actions, (len(actions),))
-
-    def _evaluated(
-        self, distribution: Distribution, values: Tensor, actions: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        leading = tuple(values.shape[:-1])
-        log_prob = self.log_prob(distribution, actions, leading)
-        return values.reshape(-1, 1), log_prob, distribution.entropy().float().reshape(-1)
 
 
 def _composed(

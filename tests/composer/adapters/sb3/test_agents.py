@@ -364,10 +364,10 @@ def test_actions_are_scaled_once_by_the_model(distribution):
     rule = f"distributions: [{{action: action, distribution: {distribution}}}]\n"
     made = agent(PPO, rule + ACTOR + VALUES, env, n_steps=16)
     drawn = []
-    original = made.policy.draw
-    made.policy.draw = lambda *given: drawn.append(original(*given)) or drawn[-1]
+    acted = made.policy.acted
+    made.policy.acted = lambda step: drawn.append(acted(step)) or drawn[-1]
     made.learn(16)
-    taken, asked = np.stack(env.seen), torch.cat(drawn).numpy()
+    taken, asked = np.stack(env.seen), torch.cat([actions for actions, *_ in drawn]).numpy()
     assert np.array_equal(taken, np.clip(asked, low, high))
     assert (distribution == "gaussian") == (not np.array_equal(taken, asked))
     observation = made.env.reset()

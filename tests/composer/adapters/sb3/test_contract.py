@@ -258,17 +258,17 @@ class Unmasked(PpoDriver):
 
     def build(self, learning_rate):
         super().build(learning_rate)
-        policy, evaluate = self.policy.policy, self.policy.evaluate_actions
-        read = policy.read
+        host, evaluate = self.policy.observations, self.policy.evaluate_actions
+        read = host.read
 
         def unmasked(*arguments):
-            inputs = read(*arguments)
-            return type(inputs)({**inputs, "legal": torch.ones_like(inputs["legal"])})
+            flat = read(*arguments)
+            return {**flat, "legal": torch.ones_like(flat["legal"])}
 
         def evaluate_actions(*arguments):
-            policy.read = unmasked
+            host.read = unmasked
             result = evaluate(*arguments)
-            policy.read = read
+            host.read = read
             return result
 
         self.policy.evaluate_actions = evaluate_actions
