@@ -1,6 +1,6 @@
 """Training by each library with a composed policy, against the library's own policy of the same network.
 
-Both train in turns in one process: median processor seconds of a rollout with its update, of 15 pairs. A trainer is
+Both have the library's default network and settings, and train in turns in one process: median processor seconds of a rollout with its update, of 15 pairs. A trainer is
 entered in ``PAIRS``; ``--only TEXT`` measures those whose workload contains it.
 """
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from harness import Row, main, seconds
-from torch import nn
 
 ROUNDS = 15
 TOLERANCE = 0.02  # of a ratio, between two runs of the same
@@ -72,7 +72,7 @@ critic:
     both: {block: concat, in: [observation, action/action]}
     latent: {block: dense, in: both, hidden_units: [256, 256]}
 """
-MEMORY = "{block: lstm, in: observation, hidden_units: 64}"
+MEMORY = "{block: lstm, in: observation, hidden_units: 256}"
 RECURRENT_SPEC = f"""
 policy:
   graph:
@@ -84,9 +84,6 @@ critic:
     memory: {MEMORY}
     latent: {{block: dense, in: memory, hidden_units: [64, 64], activation: tanh}}
 """
-RECURRENT_NETWORK = {
-    "net_arch": [64, 64], "activation_fn": nn.Tanh, "lstm_hidden_size": 64, "enable_critic_lstm": True,
-}  # fmt: skip
 
 
 def sb3_pair(
@@ -128,8 +125,8 @@ PAIRS = [
         learning_starts=300, batch_size=256,
     ),
     sb3_pair(
-        "RecurrentPPO", "CartPole-v1", RECURRENT_SPEC, "MlpLstmPolicy", RECURRENT_NETWORK, 256, 0.30,
-        n_steps=256, batch_size=128, n_epochs=10,
+        "RecurrentPPO", "CartPole-v1", RECURRENT_SPEC, "MlpLstmPolicy", {}, 128, 0.30,
+        n_steps=128, batch_size=128, n_epochs=10,
     ),
 ]  # fmt: skip
 

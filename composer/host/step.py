@@ -66,11 +66,8 @@ def step_of(
     outputs, after = _advance(policy, inputs, state, resets, unroll)
     value = None
     if critic is not None:
-        if seen is None:
-            seen = critic.read(observations, outputs)
-        else:
-            seen = critic.with_shared(seen, outputs)
-        values, after = _advance(critic, seen, after, resets, unroll)
+        judged = critic.with_shared(seen, outputs) if seen else critic.read(observations, outputs)
+        values, after = _advance(critic, judged, after, resets, unroll)
         value = critic.number_of(values)
     distribution = policy.distribution_of(outputs, inputs, mask, 1.0)
     if action is None:
