@@ -1,7 +1,8 @@
 """Training by each library with a composed policy, against the library's own policy of the same network.
 
-Both have the library's default network and settings, and train in turns in one process: median processor seconds of a rollout with its update, of 15 pairs. A trainer is
-entered in ``PAIRS``; ``--only TEXT`` measures those whose workload contains it.
+Both have the library's default network and settings and train in turns in one process: the median processor seconds
+of a rollout with its update, of 15 pairs. A trainer is entered in ``PAIRS``; ``--only TEXT`` measures those whose
+workload contains it.
 """
 
 from __future__ import annotations
