@@ -23,6 +23,7 @@ __version__ = "0.1.0"  # setup.cfg reads it from here
 __all__ = [
     "MODELS",
     "BaseModelWrapper",
+    "ComposedNetwork",
     "Critic",
     "IModelWrapper",
     "Model",
@@ -33,6 +34,7 @@ __all__ = [
     "any_batch",
     "blend",
     "compose",
+    "compose_network",
     "draw",
     "find_model",
     "first_steps",
@@ -43,6 +45,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from composer.batch_axes import any_batch
+    from composer.build.composed_network import ComposedNetwork, compose_network
     from composer.checkpoint.blending import blend
     from composer.critic.state import Critic
     from composer.diagram.drawing import draw
@@ -59,6 +62,7 @@ else:
         __name__,
         {
             "batch_axes": "any_batch",
+            "build.composed_network": "ComposedNetwork compose_network",
             "checkpoint.blending": "blend",
             "critic.state": "Critic",
             "diagram.drawing": "draw",

@@ -25,6 +25,7 @@ from composer.source.files import as_argument, begins_as_checkpoint, is_regular,
 from perception_blocks.words import readable
 
 if TYPE_CHECKING:
+    from composer.build.composed_network import ComposedNetwork
     from composer.dataflow.experiment import Experiment
     from composer.model import Model
     from composer.source.load import Source
@@ -286,6 +287,27 @@ def _is_action_model(source: Source) -> bool:
     return source.data.get("model") is not None
 
 
+def _is_network(source: Source) -> bool:
+    """Whether it describes a network without actions."""
+    from composer.spec.top_level import is_network
+
+    return is_network(source.data)
+
+
+def _composed_network(arguments: argparse.Namespace, source: Source) -> ComposedNetwork | None:
+    """The network without actions that was loaded, without weights; None for a model."""
+    if not _is_network(source):
+        return None
+    if arguments.env is not None:
+        raise _UserError(
+            f"{arguments.file} describes a network without actions, which has no environment; leave out --env"
+        )
+    from composer.build.composed_network import compose_network
+
+    limits = dict(arguments.limits)
+    return compose_network(source, allow=arguments.allow, device="meta", seed=0, limits=limits)
+
+
 def _composed(arguments: argparse.Namespace, source: Source, spaces: dict[str, Any]) -> Model:
     from composer.model import compose
 
@@ -312,6 +334,11 @@ def _read(
         raise _UserError(
             f"{arguments.file} describes an experiment of several models, and composer {arguments.command} takes a "
             f"model; `composer run {as_argument(arguments.file)}` runs it"
+        )
+    if _is_network(source):
+        raise _UserError(
+            f"{arguments.file} describes a network without actions, and composer {arguments.command} takes a model; "
+            "composer.compose_network builds it"
         )
     import_extensions(source, arguments.allow)
     makes_environment = makes_environment and not (spaces or _is_checkpoint(arguments.file))
@@ -422,6 +449,9 @@ def _check(arguments: argparse.Namespace) -> None:
     loaded = _load(arguments)
     if (experiment := _experiment(arguments, loaded)) is not None:
         return _check_experiment(arguments, experiment)
+    if (network := _composed_network(arguments, loaded[0])) is not None:
+        count = sum(parameter.numel() for parameter in network.parameters())
+        return _say(f"{arguments.file}: good; {count:,} parameters")
     source, spaces = _read(arguments, loaded)
     if _is_action_model(source):
         return _check_action_model(arguments, source, spaces)
@@ -487,7 +517,8 @@ def _show(arguments: argparse.Namespace) -> None:
 
         _say(summary_of(experiment))
         return
-    _say(_compose(arguments, loaded).summary())
+    network = _composed_network(arguments, loaded[0])
+    _say((network or _compose(arguments, loaded)).summary())
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -498,7 +529,7 @@ def _draw(arguments: argparse.Namespace) -> None:
         with _as_user_errors(ValueError):
             path = draw_experiment(experiment, arguments.output)
     else:
-        model = _compose(arguments, loaded)
+        model = _composed_network(arguments, loaded[0]) or _compose(arguments, loaded)
         with _as_user_errors(ValueError):
             path = model.draw(arguments.output)
     _say(f"wrote {path}")

@@ -35,12 +35,12 @@ __all__ += ["under"]
 class InputSource:
     """Where an input of a network comes from, for diagrams, tables and exports: the value ``key`` of the ``kind``.
 
-    "shared" values are outputs of a policy, "previous" is the value of the critic's network before this one, "presence"
-    says which actors are present. Without ``actors`` the input is of the actors that the network serves; values of
-    several actors may be ``stacked``.
+    An "input" is one of a network without actions, "shared" values are outputs of a policy, "previous" is the value of
+    the critic's network before this one, "presence" says which actors are present. Without ``actors`` the input is of
+    the actors that the network serves; values of several actors may be ``stacked``.
     """
 
-    kind: Literal["observation", "action", "shared", "previous", "presence"]
+    kind: Literal["observation", "input", "action", "shared", "previous", "presence"]
     key: str
     port: Port
     actors: tuple[str, ...] = ()

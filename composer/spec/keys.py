@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["BESIDE_MODEL", "CRITIC_KEYS", "KINDS", "NETWORK_KEYS", "ONE_OF_SEVERAL", "PLACES"]
-__all__ += ["POLICY_KEYS", "POLICY_NETWORK_KEYS", "TEMPLATE_STAGES", "TOP_KEYS", "TOP_PLACES"]
+__all__ = ["BESIDE_MODEL", "CRITIC_KEYS", "KINDS", "NETWORK_FILE_KEYS", "NETWORK_KEYS"]
+__all__ += [
+    "ONE_OF_SEVERAL",
+    "PLACES",
+    "POLICY_KEYS",
+    "POLICY_NETWORK_KEYS",
+    "TEMPLATE_STAGES",
+    "TOP_KEYS",
+    "TOP_PLACES",
+]
 
 TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
 TOP_KEYS += ("texts", "parallel", "extensions", "policy", "critic", "model")
 BESIDE_MODEL = ("version", "environment", "params", "extends", "extensions", "parallel", "model")
+NETWORK_FILE_KEYS = ("version", "params", "extends", "extensions", "network")
 KINDS = ("graph", "_target_", "template")
 NETWORK_KEYS = (*KINDS, "heads", "observations", "init")
 POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")

@@ -40,6 +40,7 @@ from composer.spec.template import read_template, shared_stages
 from composer.spec.top_level import (
     VERSION,
     check_version,
+    is_network,
     params_meant,
     read_extensions,
     without_other_files,
@@ -48,10 +49,14 @@ from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
 from composer.trust import check_environment, check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name, sparing
 
-__all__ = ["VERSION", "read_spec"]
+__all__ = ["VERSION", "SpecParser", "read_spec"]
 
 TEXT_KEYS = ("max_length", "charset")
 HEAD_BLOCK = "linear_output"
+WITHOUT_ACTIONS = (
+    "'network' is a network without actions, which composer.compose_network builds; a model has a 'policy' and "
+    "perhaps a 'critic'"
+)
 
 
 @sparing
@@ -69,14 +74,14 @@ def read_spec(
     Raises SpecError with every mistake in the structure: keys, types, names, references, params and paths.
     """
     problems = Problems(source, source.problems)
-    parser = _SpecParser(source, problems, tuple(allow), makes_environment, limits_from(limits))
+    parser = SpecParser(source, problems, tuple(allow), makes_environment, limits_from(limits))
     spec = parser.model()
     problems.raise_if_any()
     assert spec is not None
     return spec
 
 
-class _SpecParser:
+class SpecParser:
     """Parses from the top down; each method parses one value and notes its mistakes."""
 
     def __init__(
@@ -99,6 +104,9 @@ class _SpecParser:
             without_other_files(self._source, TOP_KEYS, self._problems), (), self._problems
         )
         if not top.values and self._source.data:
+            return None
+        if is_network(top.values):
+            top.note("network", WITHOUT_ACTIONS, on_key=True)
             return None
         params = params_meant(self._source, TOP_KEYS)
         meant = top.unknown(TOP_KEYS, "a spec", elsewhere=params, places=PLACES)
@@ -317,7 +325,7 @@ class _SpecParser:
         if "networks" not in fields:
             inner = {key: value for key, value in fields.values.items() if key not in owner_keys}
             network = Fields(inner, fields.path, self._problems)
-            return {None: self._network(network, keys, (*keys, *owner_keys), owner, owner)}
+            return {None: self.network(network, keys, (*keys, *owner_keys), owner, owner)}
         for key in keys:
             if key in fields:
                 message = f"{key!r} has no place beside 'networks'; write it in each of them"
@@ -334,13 +342,13 @@ class _SpecParser:
             path = (*fields.path, "networks", key)
             if isinstance(item, dict):
                 inner = Fields(item, path, self._problems)
-                networks[str(key)] = self._network(inner, keys, keys, "network", owner)
+                networks[str(key)] = self.network(inner, keys, keys, "network", owner)
             else:
                 message = f"the network {str(key)!r} must be a mapping, got {describe(item)}"
                 self._problems.add(path, message)
         return networks
 
-    def _network(
+    def network(
         self, fields: Fields, keys: tuple[str, ...], known: tuple[str, ...], what: str, owner: str
     ) -> NetworkSpec:
         given = [kind for kind in KINDS if kind in fields]

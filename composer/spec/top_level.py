@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from composer.errors import Problems
 from composer.source.load import Source
@@ -10,9 +10,15 @@ from composer.spec.fields import Fields
 from composer.trust import check_trusted
 from perception_blocks.words import describe, listing, near_name
 
-__all__ = ["VERSION", "check_version", "params_meant", "read_extensions", "without_other_files"]
+__all__ = ["VERSION", "check_version", "is_network", "params_meant", "read_extensions"]
+__all__ += ["without_other_files"]
 
 VERSION = 1
+
+
+def is_network(data: Mapping[str, object]) -> bool:
+    """Whether a spec describes a network without actions, as `composer.compose_network` builds them."""
+    return "network" in data and not data.keys() & {"policy", "critic", "model"}
 
 
 def without_other_files(

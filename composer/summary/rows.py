@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from composer.distributions.base import DISTRIBUTIONS
 from composer.network.module import NetworkModule
 from composer.network.network import CustomNetwork, EnsembleNetwork, Network
-from composer.spec.model_spec import ModelSpec
+from composer.spec.model_spec import ModelSpec, NetworkSpec
+from composer.spec.network_file import NetworkFile
 from composer.spec.places import ENSEMBLE, place_of
 from composer.summary.flops import count_flops, flops_of
 from composer.summary.networks import networks_by_name, served_actors
@@ -313,14 +314,10 @@ def _carries(shapes: Mapping[str, Shape]) -> str:
 
 def _positions(net: nn.Module) -> Callable[[RowPath], str | None]:
     """The place in the spec of a row's node; None for a model that was not composed from a spec."""
-    spec, source = getattr(net, "spec", None), getattr(net, "source", None)
-    if not isinstance(spec, ModelSpec):
+    spec = getattr(net, "spec", None)
+    if not isinstance(spec, ModelSpec | NetworkFile):
         return lambda path: None
-    networks = {
-        name if key is None else f"{name}/{key}": network
-        for name, part in (("policy", spec.policy), ("critic", spec.critic))
-        for key, network in (part.networks if part else {}).items()
-    }
+    networks, source = _networks_of(spec), getattr(net, "source", spec.source)
 
     def position(path: RowPath) -> str | None:
         network = networks.get(path[0]) or networks.get(path[0].rpartition("/")[0])
@@ -333,3 +330,14 @@ def _positions(net: nn.Module) -> Callable[[RowPath], str | None]:
         return None if place is None else str(place)
 
     return position
+
+
+def _networks_of(spec: ModelSpec | NetworkFile) -> dict[str, NetworkSpec]:
+    """The networks of a spec by the first part of a row's path."""
+    if isinstance(spec, NetworkFile):
+        return {"network": spec.network}
+    return {
+        name if key is None else f"{name}/{key}": network
+        for name, part in (("policy", spec.policy), ("critic", spec.critic))
+        for key, network in (part.networks if part else {}).items()
+    }

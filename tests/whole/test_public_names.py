@@ -15,8 +15,8 @@ from tests.helpers.paths import ROOT
 PACKAGES = [composer, perception_blocks]
 
 COMPOSER = """
-    MODELS BaseModelWrapper Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ any_batch blend compose draw find_model
-    first_steps load model_wrap register_wrapper
+    MODELS BaseModelWrapper ComposedNetwork Critic IModelWrapper Model Policy SpecError StructuredPolicy __version__ any_batch blend compose
+    compose_network draw find_model first_steps load model_wrap register_wrapper
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS FUNCTIONS INITIALIZERS ActionMaskingBlock Activation AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
