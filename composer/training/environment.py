@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
@@ -15,10 +15,12 @@ from gymnasium import Space, spaces, wrappers
 from gymnasium.envs.registration import EnvSpec
 
 from composer.spaces.lookup import make_environment
+from composer.spaces.pettingzoo import agent_spaces, is_pettingzoo
 from composer.training.trainer import Task, TrainingError
 from perception_blocks.words import printable
 
-__all__ = ["CheckedEnvironment", "EnvironmentMaker", "environment_maker", "training_environment"]
+__all__ = ["CheckedEnvironment", "EnvironmentMaker", "JointEnvironment"]
+__all__ += ["environment_maker", "training_environment"]
 
 # The wrappers of `gymnasium.make`, which rely on valid values.
 _OF_GYMNASIUM = (wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker)
@@ -51,8 +53,13 @@ def environment_maker(task: Task) -> EnvironmentMaker:
 
 
 def training_environment(name: str, arguments: Mapping[str, Any] | None = None) -> gymnasium.Env:
-    """The environment called ``name``, made with ``arguments``, checked. Raises SpecError where there is none."""
+    """The environment called ``name``, made with ``arguments``, checked; of several agents a `JointEnvironment`.
+
+    Raises SpecError where there is none, and TrainingError for agents that take turns.
+    """
     env = make_environment(name, arguments=arguments)
+    if is_pettingzoo(env):
+        return JointEnvironment(env, name)
     inner, outer = env, None
     while isinstance(inner, _OF_GYMNASIUM):
         outer, inner = inner, inner.env
@@ -119,6 +126,86 @@ class CheckedEnvironment(gymnasium.Wrapper):
 
     def _refuse(self, method: str, what: str, rule: str) -> None:
         raise TrainingError(f"{method}() of the environment {self._name!r} returned {what}; {rule}")
+
+
+class JointEnvironment(gymnasium.Env):
+    """A parallel environment of PettingZoo as one: observations and actions are dicts by agent, the reward is their sum.
+
+    It is terminated when no agent is left, truncated when one of the last was. ``info`` has what PettingZoo gives by
+    agent: "rewards", "terminations", "truncations". Raises TrainingError for an invalid step.
+    """
+
+    def __init__(self, env: Any, name: str) -> None:
+        if not hasattr(env, "agents") or hasattr(env, "agent_iter"):
+            env.close()
+            raise TrainingError(
+                f"the agents of {name!r} take turns (AEC), and only environments in which all act at once (parallel) "
+                "are trained; write its loop with model.policy.act"
+            )
+        self._env, self._name = env, name
+        self.agent_spaces, _ = agent_spaces(env)
+
+    @property
+    def agents(self) -> list[str | int]:
+        """The agents that act in the next step."""
+        return list(self._env.agents)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[dict[Any, object], dict[str, Any]]:
+        observations, _ = self._env.reset(seed=seed, options=options)
+        self._check(observations, self.agents, "reset")
+        return observations, {}
+
+    def step(
+        self, action: Mapping[Any, object]
+    ) -> tuple[dict[Any, object], float, bool, bool, dict[str, Any]]:
+        acting = self.agents
+        result = self._env.step(dict(action))
+        if type(result) is not tuple or len(result) != 5:
+            form = "(observations, rewards, terminations, truncations, infos)"
+            raise TrainingError(
+                f"step() of the environment {self._name!r} returned {_described(result)}; it returns {form}"
+            )
+        observations, rewards, terminations, truncations, _ = result
+        cut = [a for a in acting if truncations.get(a, False) and a in observations]
+        self._check(observations, dict.fromkeys([*self.agents, *cut]), "step")
+        rewards = {agent: self._reward(agent, rewards.get(agent, 0.0)) for agent in acting}
+        is_over = not self.agents
+        was_cut = is_over and any(truncations.get(agent, False) for agent in acting)
+        info = {"rewards": rewards, "terminations": terminations, "truncations": truncations}
+        return observations, sum(rewards.values()), is_over and not was_cut, was_cut, info
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _reward(self, agent: object, reward: Any) -> float:
+        try:
+            number = float(reward)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise TrainingError(
+                f"the environment {self._name!r} gave {agent!r} the reward {_described(reward)}; "
+                "a reward must be a finite number"
+            )
+        return number
+
+    def _check(self, observations: Any, agents: Iterable[str | int], method: str) -> None:
+        """Raise TrainingError unless each of ``agents`` has an observation of its space."""
+        what = f"{method}() of the environment {self._name!r} returned"
+        if not isinstance(observations, Mapping):
+            raise TrainingError(f"{what} {_described(observations)}; observations are a dict by agent")
+        for agent in agents:
+            if agent not in observations:
+                raise TrainingError(f"{what} no observation of {agent!r}, which acts in the next step")
+            wrong = _wrong(self.agent_spaces[agent], observations[agent], ())
+            if wrong is not None:
+                space, value, path = wrong
+                of = f" of the observation {'/'.join(path)!r}" if path else ""
+                raise TrainingError(
+                    f"{what} for {agent!r} {_described(value)}{of}; its space is {_shown(space)}"
+                )
 
 
 def _wrong(

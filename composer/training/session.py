@@ -437,10 +437,12 @@ def _refuse_other_spaces(weights: str | Path, model: Model, limits: GivenLimits)
 
 
 def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
-    if is_by_actor(model.observation_space):
+    takes_actors = getattr(trainer_class, "takes_actors", False)
+    if is_by_actor(model.observation_space) and not takes_actors:
         actors = ", ".join(repr(actor) for actor in model.observation_space)
         raise TrainingError(
-            f"one policy of one agent is trained here, but the spec is of several steps or agents: {actors}"
+            f"one policy of one agent is trained here, but the spec is of several steps or agents: {actors}; "
+            "the agents of a parallel environment of PettingZoo are trained by --trainer composer"
         )
     try:
         return trainer_class(task, model)

@@ -25,6 +25,7 @@ TRAINERS = Registry("trainer")
 """Trainers of `composer train` by name."""
 TRAINERS.register("sb3", "composer.adapters.sb3.training:Sb3Trainer", extra="sb3")
 TRAINERS.register("torchrl", "composer.adapters.torchrl.training:TorchrlTrainer", extra="torchrl")
+TRAINERS.register("composer", "composer.training.actors.trainer:ActorsTrainer")
 
 
 class TrainingError(RefusedError):

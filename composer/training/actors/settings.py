@@ -1,0 +1,128 @@
+"""The settings of PPO for several actors, and what it needs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from composer.critic.base import can_stand_for
+from composer.distributions.deterministic import Deterministic
+from composer.model import Model
+from composer.policy.structured import StructuredPolicy
+from perception_blocks.settings import (
+    Coefficient,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    check_settings,
+)
+
+__all__ = ["KINDS", "Settings", "refuse", "wrong_settings"]
+
+# The kinds of critic that an algorithm may have: MAPPO's is central, IPPO has a critic for each actor.
+KINDS = {"ppo": ("shared_state", "state"), "mappo": ("shared_state",), "ippo": ("state",)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Names are those of Stable-Baselines3's PPO. ``n_steps`` counts the steps of each environment in a rollout.
+
+    ``batch_size`` counts steps of environments too, each with all its actors. With memory a minibatch consists of
+    sequences of ``sequence_length`` steps (None: of the whole rollout), as many as make ``batch_size`` steps.
+    """
+
+    learning_rate: PositiveFloat = 3e-4
+    n_steps: PositiveInt = 128
+    batch_size: PositiveInt = 256
+    n_epochs: PositiveInt = 10
+    gamma: Probability = 0.99
+    gae_lambda: Probability = 0.95
+    clip_range: PositiveFloat = 0.2
+    clip_range_vf: PositiveFloat | None = None
+    normalize_advantage: bool = True
+    ent_coef: Coefficient = 0.0
+    vf_coef: Coefficient = 0.5
+    max_grad_norm: PositiveFloat = 0.5
+    target_kl: PositiveFloat | None = None
+    sequence_length: PositiveInt | None = None
+
+
+def wrong_settings(given: Mapping[str, object], algorithm: str) -> list[str]:
+    """The errors in the settings ``given``, in words."""
+    wrong = check_settings(Settings, given, algorithm, partial=True, skip=0)
+    problems = [problem.message for problem in wrong]
+    length, steps = given.get("sequence_length"), given.get("n_steps", Settings.n_steps)
+    if not problems and isinstance(length, int) and isinstance(steps, int) and steps % length:
+        least = steps - steps % length
+        near = f"{least} or {least + length}" if least else f"{length}"
+        problems.append(
+            f"'sequence_length' {length} does not divide 'n_steps' {steps}: sequences are cut from a rollout; "
+            f"set n_steps={near}"
+        )
+    return problems
+
+
+def refuse(model: Model, algorithm: str) -> None:
+    """Raise ValueError with every reason why ``algorithm``, one of `KINDS`, cannot train ``model``."""
+    reasons = "".join(f"\n  {reason}" for reason in _reasons(model, algorithm))
+    if reasons:
+        raise ValueError(f"{algorithm} of composer cannot train this model:{reasons}")
+
+
+def _reasons(model: Model, algorithm: str) -> Iterator[str]:
+    policy = model.policy
+    if not isinstance(policy, StructuredPolicy):
+        yield (
+            "it is of one actor, and this loop is for several: an environment of PettingZoo, such as "
+            "pettingzoo:mpe/simple_spread_v3; use the trainer sb3 or torchrl"
+        )
+        return
+    for actor in policy.actors:
+        if actor.is_open:
+            yield (
+                f"the number of agents of the step {actor.name!r} is not known, and a rollout has a row for each; "
+                "give the environment 'agent_counts' with a number"
+            )
+    for name, member in policy.policies.items():
+        yield from _of_policy(name, member)
+    yield from _of_critic(model, algorithm)
+
+
+def _of_policy(name: str, member: object) -> Iterator[str]:
+    for action, family in member.distributions.items():  # type: ignore[attr-defined]
+        if isinstance(family, Deterministic):
+            yield (
+                f"it learns from chances, but {action!r} of {name!r} is deterministic; "
+                f"write under 'distributions': - {{action: {action}, distribution: squashed_gaussian}}"
+            )
+    tree = member.observer.tree  # type: ignore[attr-defined]
+    varying = [key for key, port in tree.ports.items() if port.mask or None in port.shape]
+    if varying:
+        yield (
+            f"the observation {varying[0]!r} of {name!r} varies in size, and a rollout has rows of one size; "
+            f"leave it out with ignore: [{varying[0]}], or let the environment pad it to one size"
+        )
+
+
+def _of_critic(model: Model, algorithm: str) -> Iterator[str]:
+    kinds = KINDS[algorithm]
+    advised = f"critic: {{kind: {kinds[0]}, template: {{}}}}"
+    critic = model.spec.critic
+    if critic is None:
+        yield f"{algorithm} needs the value of a state; add a critic such as {advised}"
+        return
+    if not any(can_stand_for(critic.kind, kind) for kind in kinds):
+        others = [
+            name
+            for name, known in KINDS.items()
+            if any(can_stand_for(critic.kind, kind) for kind in known)
+        ]
+        also = f", or use {' or '.join(others)}" if others else ""
+        needed = "a central critic" if algorithm == "mappo" else "the value of a state"
+        if algorithm == "ippo":
+            needed = "a critic for each actor"
+        yield (
+            f"{algorithm} needs {needed}, but the critic is of kind {critic.kind!r}; give it one such as {advised}{also}"
+        )
+    if critic.ensemble > 1:
+        yield f"{algorithm} needs one value, but the critic gives {critic.ensemble}; leave out 'ensemble'"
