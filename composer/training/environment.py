@@ -136,7 +136,7 @@ class JointEnvironment(gymnasium.Env):
     """
 
     def __init__(self, env: Any, name: str) -> None:
-        if not hasattr(env, "agents") or hasattr(env, "agent_iter"):
+        if hasattr(env, "agent_iter"):
             env.close()
             raise TrainingError(
                 f"the agents of {name!r} take turns (AEC), and only environments in which all act at once (parallel) "

@@ -12,7 +12,7 @@ from composer.training.actors.passes import ModelPass
 from composer.training.actors.rollout import Collector, Rollout
 from composer.training.actors.settings import KINDS, Settings, refuse, wrong_settings
 from composer.training.actors.updates import update
-from composer.training.environment import JointEnvironment, training_environment
+from composer.training.environment import JointEnvironment, environment_maker
 from composer.training.trainer import (
     Episode,
     Phase,
@@ -51,7 +51,7 @@ class ActorsTrainer:
         self._environments: list[JointEnvironment] = []
         try:
             for _ in range(task.envs):
-                self._environments.append(_environment(task.environment))
+                self._environments.append(_environment(task))
             self._collector = Collector(self._pass, self._environments, task.seed)
         except BaseException:
             self.close()
@@ -67,9 +67,11 @@ class ActorsTrainer:
 
         def made(count: int, episodes: Sequence[Episode]) -> bool:
             self._steps += count
-            return report(self._steps, episodes)
+            metrics, self._metrics = self._metrics, None
+            return report(self._steps, episodes, metrics)
 
         settings = self._settings
+        self._metrics: dict[str, float] | None = None
         while self._steps < steps:
             phase("collecting")
             rollout = self._collector.collect(
@@ -79,8 +81,9 @@ class ActorsTrainer:
             if rollout is None:
                 return
             phase("updating")
-            update(self._pass, rollout, settings, self._optimizer)
+            self._metrics = update(self._pass, rollout, settings, self._optimizer)
             self._count(rollout)
+        report(self._steps, (), self._metrics)
 
     def act(
         self, observation: Any, state: Any, first: bool, mask: object
@@ -122,12 +125,12 @@ class ActorsTrainer:
             self.model.update_normalizers(seen)
 
 
-def _environment(name: str) -> JointEnvironment:
-    env = training_environment(name)
+def _environment(task: Task) -> JointEnvironment:
+    env = environment_maker(task)()
     if not isinstance(env, JointEnvironment):
         env.close()
         raise TrainingError(
-            f"{name!r} is no environment of PettingZoo, and only those are trained here, such as "
+            f"{task.environment!r} is no environment of PettingZoo, and only those are trained here, such as "
             "pettingzoo:mpe/simple_spread_v3"
         )
     return env
