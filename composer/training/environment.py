@@ -131,8 +131,9 @@ class CheckedEnvironment(gymnasium.Wrapper):
 class JointEnvironment(gymnasium.Env):
     """A parallel environment of PettingZoo as one: observations and actions are dicts by agent, the reward is their sum.
 
-    It is terminated when no agent is left, truncated when one of the last was. ``info`` has what PettingZoo gives by
-    agent: "rewards", "terminations", "truncations". Raises TrainingError for an invalid step.
+    Observations are of the agents that act in the next step. It is terminated when no agent is left, truncated when one
+    of the last was. ``info`` has what PettingZoo gives by agent: "rewards", "terminations", "truncations", and as
+    "last" the observations of those that were truncated. Raises TrainingError for an invalid step.
     """
 
     def __init__(self, env: Any, name: str) -> None:
@@ -155,7 +156,7 @@ class JointEnvironment(gymnasium.Env):
     ) -> tuple[dict[Any, object], dict[str, Any]]:
         observations, _ = self._env.reset(seed=seed, options=options)
         self._check(observations, self.agents, "reset")
-        return observations, {}
+        return {agent: observations[agent] for agent in self.agents}, {}
 
     def step(
         self, action: Mapping[Any, object]
@@ -173,7 +174,11 @@ class JointEnvironment(gymnasium.Env):
         rewards = {agent: self._reward(agent, rewards.get(agent, 0.0)) for agent in acting}
         is_over = not self.agents
         was_cut = is_over and any(truncations.get(agent, False) for agent in acting)
-        info = {"rewards": rewards, "terminations": terminations, "truncations": truncations}
+        info = {
+            "rewards": rewards, "terminations": terminations, "truncations": truncations,
+            "last": {agent: observations[agent] for agent in cut},
+        }  # fmt: skip
+        observations = {agent: observations[agent] for agent in self.agents}
         return observations, sum(rewards.values()), is_over and not was_cut, was_cut, info
 
     def close(self) -> None:

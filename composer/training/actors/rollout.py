@@ -67,7 +67,6 @@ class Collector:
         """Begin new episodes everywhere."""
         seeded = enumerate(self._environments)
         self._seen = [self._by_name(env.reset(seed=seed + index)[0]) for index, env in seeded]
-        self._acting = [self._names_in(env) for env in self._environments]
         self._totals = np.zeros(self._count)
         self._lengths = np.zeros(self._count, dtype=int)
         self._was_there: list[frozenset[str]] = [frozenset()] * self._count
@@ -105,11 +104,8 @@ class Collector:
         streams = self._model.streams
         taken = _Taken(streams, self._count)
         episodes = self._advance(self._for_environments(actions), taken)
-        final = taken.final
-        if final:
-            last = self._moment(
-                [final.get(index, ({}, frozenset())) for index in range(self._count)]
-            )
+        if taken.final:
+            last = self._moment([taken.final.get(index, {}) for index in range(self._count)])
             after = self._model.value(last.observations, last.present, outcome.state, last.resets)
         else:
             after = outcome.values.value  # of which nothing is used
@@ -128,27 +124,23 @@ class Collector:
             seen, total, terminated, truncated, info = env.step(chosen)
             self._totals[index] += total
             self._lengths[index] += 1
-            observations = self._by_name(seen)
-            remaining = self._names_in(env)
-            cut = frozenset(n for a, n in acting.items() if info["truncations"].get(a, False))
+            observations, last = self._by_name(seen), self._by_name(info["last"])
             over = frozenset(n for a, n in acting.items() if info["terminations"].get(a, False))
+            cut = frozenset(last) - over
             if self._model.is_central:
                 taken.add(index, CENTRAL, total, terminated or truncated, truncated)
             else:
                 for agent, name in acting.items():
-                    is_cut = name in cut and name not in over and name in observations
-                    ended = is_cut or name in over or name not in remaining
-                    taken.add(index, name, info["rewards"][agent], ended, is_cut)
-            cut = frozenset(n for n in cut - over if n in observations)
-            if cut:  # values are asked for as they would act again
-                taken.final[index] = (observations, remaining | cut)
-            self._was_there[index] = frozenset(self._acting[index] - over - cut)
-            self._seen[index], self._acting[index] = observations, remaining
+                    ended = name in over or name in cut or name not in observations
+                    taken.add(index, name, info["rewards"][agent], ended, name in cut)
+            if cut:  # values are asked for as if they would act again
+                taken.final[index] = observations | {name: last[name] for name in cut}
+            self._was_there[index] = frozenset(acting.values()) - over - cut
+            self._seen[index] = observations
             if terminated or truncated:
                 episodes.append(Episode(float(self._totals[index]), int(self._lengths[index])))
                 self._totals[index], self._lengths[index] = 0.0, 0
                 self._seen[index] = self._by_name(env.reset()[0])
-                self._acting[index] = self._names_in(env)
                 self._was_there[index] = frozenset()
         return episodes
 
@@ -164,37 +156,31 @@ class Collector:
     # --- what is seen now ---
 
     def _now(self) -> _Moment:
-        moment = self._moment(list(zip(self._seen, self._acting, strict=True)))
+        moment = self._moment(self._seen)
         for name in self._model.names:
             old = np.array([name in there for there in self._was_there])
             moment.resets[name] = torch.from_numpy(~old)
         moment.resets[CENTRAL] = torch.from_numpy(self._lengths == 0)
         return moment
 
-    def _moment(self, seen: Sequence[tuple[Mapping[str, Any], frozenset[str]]]) -> _Moment:
+    def _moment(self, seen: Sequence[Mapping[str, Any]]) -> _Moment:
         """The observations of all environments, each with who is there; nobody's memory is reset."""
         observations: Observations = {}
         present = {}
         for name, member in self._members.items():
-            there = [name in acting for _, acting in seen]
-            rows = [
-                values[name] if is_there else self._absent[name]
-                for (values, _), is_there in zip(seen, there, strict=True)
-            ]
+            there = [name in values for values in seen]
+            rows = [values.get(name, self._absent[name]) for values in seen]
             tree = member.observer.tree
             stacked = tree.side_by_side(rows, self._keys[name])
             observations[name] = {key: _as_stored(stacked[key], member) for key in stacked}
             present[name] = torch.tensor(there)
         if self._model.is_central and not self._model.reads_presence:
-            _refuse_absent(present, [bool(values) for values, _ in seen])
+            _refuse_absent(present, [bool(values) for values in seen])
         never = torch.zeros(self._count, dtype=torch.bool)
         return _Moment(observations, present, dict.fromkeys([*present, CENTRAL], never))
 
     def _by_name(self, values: Mapping[Any, Any]) -> dict[str, Any]:
         return {flat_name(agent): value for agent, value in values.items()}
-
-    def _names_in(self, env: JointEnvironment) -> frozenset[str]:
-        return frozenset(flat_name(agent) for agent in env.agents)
 
     # --- all steps ---
 
@@ -248,13 +234,16 @@ class _Moment:
 
 
 class _Taken:
-    """What a step gave, by stream of values: rewards, whose life ended, whose was cut short; (E,) arrays."""
+    """What a step gave, by stream of values: rewards, whose life ended, whose was cut short; (E,) arrays.
+
+    ``final`` has what was seen last in the environments where somebody was truncated.
+    """
 
     def __init__(self, streams: Sequence[str], count: int) -> None:
         self.rewards = {stream: np.zeros(count) for stream in streams}
         self.ended = {stream: np.zeros(count, dtype=bool) for stream in streams}
         self.cut = {stream: np.zeros(count, dtype=bool) for stream in streams}
-        self.final: dict[int, tuple[Mapping[str, Any], frozenset[str]]] = {}
+        self.final: dict[int, Mapping[str, Any]] = {}
 
     def add(self, index: int, stream: str, reward: float, ended: bool, cut: bool) -> None:
         self.rewards[stream][index] = reward
