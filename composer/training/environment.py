@@ -129,7 +129,7 @@ class CheckedEnvironment(gymnasium.Wrapper):
 
 
 class JointEnvironment(gymnasium.Env):
-    """A parallel environment of PettingZoo as one: observations and actions are dicts by agent, the reward is their sum.
+    """A parallel environment of PettingZoo as one: observations and actions by agent, the reward is the sum of theirs.
 
     Observations are of the agents that act in the next step. It is terminated when no agent is left, truncated when one
     of the last was. ``info`` has what PettingZoo gives by agent: "rewards", "terminations", "truncations", and as
@@ -200,10 +200,14 @@ class JointEnvironment(gymnasium.Env):
         """Raise TrainingError unless each of ``agents`` has an observation of its space."""
         what = f"{method}() of the environment {self._name!r} returned"
         if not isinstance(observations, Mapping):
-            raise TrainingError(f"{what} {_described(observations)}; observations are a dict by agent")
+            raise TrainingError(
+                f"{what} {_described(observations)}; observations are a dict by agent"
+            )
         for agent in agents:
             if agent not in observations:
-                raise TrainingError(f"{what} no observation of {agent!r}, which acts in the next step")
+                raise TrainingError(
+                    f"{what} no observation of {agent!r}, which acts in the next step"
+                )
             wrong = _wrong(self.agent_spaces[agent], observations[agent], ())
             if wrong is not None:
                 space, value, path = wrong

@@ -24,6 +24,7 @@ from composer.model import Model, compose
 from composer.source.load import GivenSpec, Override, Source, dump_yaml, load_source, stored_source
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.lookup import is_by_actor, make_environment, own_environment
+from composer.spaces.pettingzoo import PREFIX
 from composer.spec.diff import diff_specs
 from composer.training.curve import LearningCurve
 from composer.training.environment import environment_maker
@@ -440,9 +441,9 @@ def _trainer(trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
     takes_actors = getattr(trainer_class, "takes_actors", False)
     if is_by_actor(model.observation_space) and not takes_actors:
         actors = ", ".join(repr(actor) for actor in model.observation_space)
+        out = "; use --trainer composer" if task.environment.startswith(PREFIX) else ""
         raise TrainingError(
-            f"one policy of one agent is trained here, but the spec is of several steps or agents: {actors}; "
-            "the agents of a parallel environment of PettingZoo are trained by --trainer composer"
+            f"one policy of one agent is trained here, but the spec is of several steps or agents: {actors}{out}"
         )
     try:
         return trainer_class(task, model)

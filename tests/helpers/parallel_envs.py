@@ -27,7 +27,9 @@ class Signs(ParallelEnv):
         if agent == "b_0":
             return spaces.Box(-2, 2, (2,), np.float64)
         return spaces.Dict(
-            sign=spaces.Discrete(4, start=1), legal=spaces.MultiBinary(3), noise=spaces.Box(0, 1, (2,))
+            sign=spaces.Discrete(4, start=1),
+            legal=spaces.MultiBinary(3),
+            noise=spaces.Box(0, 1, (2,)),
         )
 
     def action_space(self, agent):
@@ -90,7 +92,11 @@ class Signs(ParallelEnv):
             return np.array([sign - 1, self._step / self.steps])
         legal = np.ones(3, np.int8)
         legal[self._illegal(agent)] = 0
-        return {"sign": np.int64(sign + 1), "legal": legal, "noise": self._rng.random(2, np.float32)}
+        return {
+            "sign": np.int64(sign + 1),
+            "legal": legal,
+            "noise": self._rng.random(2, np.float32),
+        }
 
 
 class Balance(ParallelEnv):

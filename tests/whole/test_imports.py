@@ -48,6 +48,7 @@ composer.language: pretrained action_bins value_head hf processors action_plan a
 composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock
+composer.training.actors: settings passes advantages rollout updates trainer | torch gymnasium numpy
 composer.adapters: needs host | torch gymnasium numpy
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
 composer.adapters.torchrl: fields distribution checks functions modules models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict

@@ -1,4 +1,4 @@
-"""`composer train --trainer composer`: PPO for several actors at once (MAPPO, IPPO) on PettingZoo's parallel environments."""
+"""`composer train --trainer composer`: PPO for several actors (MAPPO, IPPO) on PettingZoo's parallel environments."""
 
 from typing import TYPE_CHECKING
 

@@ -51,7 +51,8 @@ class ModelPass:
 
     def __init__(self, model: Model) -> None:
         policy, critic = model.policy, model.critic
-        assert isinstance(policy, StructuredPolicy) and critic is not None
+        assert isinstance(policy, StructuredPolicy)
+        assert critic is not None
         self.policy: StructuredPolicy = policy
         self.critic = critic
         self.is_central = isinstance(critic, SharedStateCritic)
@@ -127,7 +128,9 @@ class ModelPass:
         by_stream = {CENTRAL: outputs} if self.is_central else outputs
         value = {name: each["value"].squeeze(-1) for name, each in by_stream.items()}
         learned = {
-            name: each["normalized_value"].squeeze(-1) if "normalized_value" in each else value[name]
+            name: each["normalized_value"].squeeze(-1)
+            if "normalized_value" in each
+            else value[name]
             for name, each in by_stream.items()
         }
         return Values(value, learned), after
@@ -147,9 +150,7 @@ class ModelPass:
         if isinstance(resets, dict):
             resets = {name: resets[name] for name in self.names}
         share = share_of(part.part, state)
-        outputs, after = part(
-            observations, state=share, resets=resets, unroll=unroll, **keywords
-        )
+        outputs, after = part(observations, state=share, resets=resets, unroll=unroll, **keywords)
         return outputs, under(part.part, after)
 
 

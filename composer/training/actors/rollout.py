@@ -54,9 +54,7 @@ class Collector:
         self._environments = list(environments)
         self._count = len(self._environments)
         self._members: dict[str, Policy] = model.policy.policies
-        self._keys = {
-            name: _keys_of(model, name, member) for name, member in self._members.items()
-        }
+        self._keys = {name: _keys_of(model, name, member) for name, member in self._members.items()}
         self._absent = {
             name: {key: _placeholder(member, key) for key in self._keys[name]}
             for name, member in self._members.items()
@@ -214,9 +212,7 @@ class Collector:
             actions={n: _stack([s.actions[n] for s in stored]) for n in names},
             log_probs={n: torch.stack([s.log_probs[n] for s in stored]) for n in names},
             present=present,
-            resets={
-                n: torch.stack([s.now.resets[n] for s in stored]) for n in (*names, CENTRAL)
-            },
+            resets={n: torch.stack([s.now.resets[n] for s in stored]) for n in (*names, CENTRAL)},
             states=states,
             values=values,
             advantages=gained,
@@ -301,5 +297,3 @@ def _refuse_absent(present: ByActor, in_use: Sequence[bool]) -> None:
                 f"{name!r} is absent, but the central critic reads the observations of all actors; let its network "
                 "read 'present', which is 0 for those who are absent: their observations are then zeros"
             )
-
-

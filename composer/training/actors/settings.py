@@ -22,6 +22,12 @@ __all__ = ["KINDS", "Settings", "refuse", "wrong_settings"]
 # The kinds of critic that an algorithm may have: MAPPO's is central, IPPO has a critic for each actor.
 KINDS = {"ppo": ("shared_state", "state"), "mappo": ("shared_state",), "ippo": ("state",)}
 
+NEEDED = {
+    "ppo": "the value of a state",
+    "mappo": "a central critic",
+    "ippo": "a critic for each actor",
+}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -109,20 +115,16 @@ def _of_critic(model: Model, algorithm: str) -> Iterator[str]:
     advised = f"critic: {{kind: {kinds[0]}, template: {{}}}}"
     critic = model.spec.critic
     if critic is None:
-        yield f"{algorithm} needs the value of a state; add a critic such as {advised}"
+        yield f"{algorithm} needs {NEEDED[algorithm]}; add one such as {advised}"
         return
-    if not any(can_stand_for(critic.kind, kind) for kind in kinds):
-        others = [
-            name
-            for name, known in KINDS.items()
-            if any(can_stand_for(critic.kind, kind) for kind in known)
-        ]
+    if not _serves(critic.kind, algorithm):
+        others = [name for name in KINDS if _serves(critic.kind, name)]
         also = f", or use {' or '.join(others)}" if others else ""
-        needed = "a central critic" if algorithm == "mappo" else "the value of a state"
-        if algorithm == "ippo":
-            needed = "a critic for each actor"
-        yield (
-            f"{algorithm} needs {needed}, but the critic is of kind {critic.kind!r}; give it one such as {advised}{also}"
-        )
+        got = f"but the critic is of kind {critic.kind!r}"
+        yield f"{algorithm} needs {NEEDED[algorithm]}, {got}; give it one such as {advised}{also}"
     if critic.ensemble > 1:
         yield f"{algorithm} needs one value, but the critic gives {critic.ensemble}; leave out 'ensemble'"
+
+
+def _serves(kind: str, algorithm: str) -> bool:
+    return any(can_stand_for(kind, known) for known in KINDS[algorithm])

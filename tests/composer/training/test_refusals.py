@@ -124,6 +124,11 @@ def test_wrong_options_are_answered_in_words_and_leave_no_folder(
             "one policy of one agent is trained here, but the spec is of several steps or agents: "
             "'pick', 'place'",
         ),
+        (
+            "knights_archers", [],
+            "one policy of one agent is trained here, but the spec is of several steps or agents: "
+            "'archer_0', 'archer_1', 'knight_0', 'knight_1'; use --trainer composer",
+        ),
     ],
 )  # fmt: skip
 def test_a_spec_that_a_trainer_cannot_train_is_refused(capsys, run_folder, name, options, message):

@@ -16,7 +16,10 @@ from tests.helpers.parallel_envs import Signs
 
 GRAPHS = {
     "plain": (
-        {"code": {"block": "one_hot", "in": "sign"}, "x": {"block": "concat", "in": ["code", "noise"]}},
+        {
+            "code": {"block": "one_hot", "in": "sign"},
+            "x": {"block": "concat", "in": ["code", "noise"]},
+        },
         {"x": {"block": "dense", "in": "observation", "hidden_units": 8}},
     ),
     "memory": (
@@ -172,9 +175,7 @@ def test_advantages_are_those_of_a_plain_loop(seed):
 def test_returns_bootstrap_at_truncation_and_not_after_a_termination(critic, leaves):
     """With lambda 0 a return is the reward and the value of what is seen after it, the last observation included."""
     settings = Settings(gamma=0.9, gae_lambda=0.0)
-    model, rollout, (env,) = rollout_of(
-        settings, steps=40, envs=1, critic=critic, leaves=leaves
-    )
+    model, rollout, (env,) = rollout_of(settings, steps=40, envs=1, critic=critic, leaves=leaves)
     ends = {"terminated": 0, "truncated": 0}
     for step, (rewards, gone, cut, after) in enumerate(env.log):
         ends["truncated"] += len(cut)
@@ -191,7 +192,8 @@ def test_returns_bootstrap_at_truncation_and_not_after_a_termination(critic, lea
             }
         for stream, goal in expected.items():
             assert float(rollout.returns[stream][step, 0]) == pytest.approx(goal, abs=1e-5)
-    assert ends["truncated"] and bool(ends["terminated"]) == leaves
+    assert ends["truncated"]
+    assert bool(ends["terminated"]) == leaves
 
 
 def test_a_loss_is_that_of_a_direct_computation():
@@ -248,7 +250,9 @@ def test_only_what_is_there_counts(critic):
 @pytest.mark.parametrize("which", [EVERY_KIND[0], EVERY_KIND[-1]], ids=str)
 def test_an_update_raises_the_chance_of_what_did_well(which):
     """Its direction: after an update the actions with positive advantages are more likely, the values are closer."""
-    settings = Settings(n_epochs=4, learning_rate=3e-3, sequence_length=8, normalize_advantage=False)
+    settings = Settings(
+        n_epochs=4, learning_rate=3e-3, sequence_length=8, normalize_advantage=False
+    )
     model, rollout, _ = rollout_of(settings, **which)
     whole = flattened(model, rollout, settings)
     with torch.no_grad():
