@@ -437,11 +437,19 @@ RL_GAMES: Mapping[str, AlgorithmNeeds] = {
     "a2c_continuous": AlgorithmNeeds(_numbers_alone, "state", more=_normals),
 }
 
+# --- skrl, whose agents have a form with memory and one without ---
+
+SKRL: Mapping[str, AlgorithmNeeds] = {
+    "PPO": AlgorithmNeeds(anything, "state"),
+    "A2C": AlgorithmNeeds(anything, "state"),
+}
+
 NEEDS: dict[str, TrainerNeeds] = {
     "sb3": TrainerNeeds("Stable-Baselines3", SB3),
     "torchrl": TrainerNeeds("TorchRL", TORCHRL, "{} of torchrl", _private_keys),
     "rsl_rl": TrainerNeeds("rsl_rl", RSL_RL, "{} of rsl_rl"),
     "rl_games": TrainerNeeds("rl_games", RL_GAMES),
+    "skrl": TrainerNeeds("skrl", SKRL, "{} of skrl"),
     "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES),
 }
 """What each trainer's algorithms need, by the trainer's name."""

@@ -151,6 +151,10 @@ _NESTED = spaces.Dict(
 )
 _BOUNDED = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32))
 _FREE = spaces.Box(-np.inf, np.inf, (2,))
+_WITH_STATE = spaces.Dict(observation=SEEN, state=spaces.Box(-1, 1, (2,)))
+_SEES_MORE = (_MEMORY + _STATE.replace("in: observation", "in: state")).replace(
+    "policy:", "policy:\n  observations: [observation]"
+)
 
 CASES: dict[str, Case] = {
     "choices": Case(_POLICY + _STATE, SEEN, spaces.Discrete(4)),
@@ -173,6 +177,12 @@ CASES: dict[str, Case] = {
         SEEN,
         _FREE,
     ),
+    "memory of numbers": Case(
+        _MEMORY.replace("gru", "lstm") + _STATE.replace(_DENSE, _GRU), SEEN, _BOUNDED
+    ),
+    "a critic that sees more": Case(_SEES_MORE, _WITH_STATE, _FREE),
+    "shared layers for numbers": Case(_SHARED + _OF_SHARED, SEEN, _FREE),
+    "nested observations for numbers": Case(_TEMPLATES, _NESTED, _BOUNDED),
     "memory and masks": Case(_MEMORY + _MASKED + _STATE, _LEGAL, spaces.Discrete(4)),
     "values of choices": Case(_POLICY, SEEN, spaces.Discrete(4)),
     "values of actions": Case(_POLICY + _ACTIONS, SEEN, _BOUNDED),

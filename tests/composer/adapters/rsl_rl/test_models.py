@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from gymnasium import spaces
 from rsl_rl.runners import DistillationRunner
 from tensordict import TensorDict
@@ -19,7 +20,7 @@ from tensordict import TensorDict
 import composer
 from composer.adapters.rsl_rl import vector_env
 from composer.export import ExportError
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import CONFIGS, ROOT
 from tests.helpers.rsl_rl_runners import ASYMMETRIC, MEMORY, PLAIN, SHARED, config, runner
 
 SPECS = {
@@ -183,6 +184,13 @@ def test_weights_begin_where_a_checkpoint_ended(tmp_path):
     settings = {"spec": model.source, "weights": tmp_path / "agent.safetensors"}
     again = runner(config(PLAIN, actor=settings)).alg.actor.model
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_the_example_trains(monkeypatch, capsys):
+    monkeypatch.chdir(CONFIGS)
+    cfg = yaml.safe_load((CONFIGS / "trainers" / "rsl_rl_pendulum.yaml").read_text())
+    cfg["num_steps_per_env"] = 8
+    runner(cfg, env=vector_env("Pendulum-v1", 2, seed=0)).learn(1)
 
 
 # --- files ---
