@@ -17,7 +17,7 @@ from composer.spaces.tree import SpaceTree
 from perception_blocks.port import format_shape
 from perception_blocks.words import hint, listing
 
-__all__ = ["group_problems", "keys_of", "observation_space_of", "read_space"]
+__all__ = ["group_problems", "keys_of", "observation_space_of", "read_space", "seen_by"]
 
 
 def read_space(value: object, name: str) -> Space:
@@ -101,7 +101,7 @@ def group_problems(
             got = format_shape(tuple(observed[group].shape[1:]))
             needed = format_shape(tuple(tree.leaves[key].space.shape or ()))
             yield f"group {group!r} has the shape {got}, but observation_space says {needed}"
-    for part, names in (("policy", policy.read_keys), ("critic", _seen(critic))):
+    for part, names in (("policy", policy.read_keys), ("critic", seen_by(critic))):
         allowed = list(sets["actor" if part == "policy" else "critic"]) if part in _PARTS else []
         extra = [key for key in names if keys.get(key, key) not in allowed]
         if extra:
@@ -117,7 +117,7 @@ def group_problems(
 _PARTS = ("policy", "critic")
 
 
-def _seen(critic: SpaceCritic | None) -> list[str]:
+def seen_by(critic: SpaceCritic | None) -> list[str]:
     """The observations that the critic itself reads; what a policy shares with it is the policy's."""
     if critic is None:
         return []

@@ -25,6 +25,7 @@ from composer.adapters.rsl_rl.groups import (
     keys_of,
     observation_space_of,
     read_space,
+    seen_by,
 )
 from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
@@ -361,6 +362,8 @@ class Critic(_Part):
         else:
             shapes = under("critic", shapes)
         self._state_shapes = shapes
+        handed = actor.policy.read_keys if critic.shared else ()
+        self._reads = tuple(dict.fromkeys([*seen_by(critic), *handed]))
 
     actor: Actor
     critic: SpaceCritic
@@ -376,10 +379,7 @@ class Critic(_Part):
         actor, critic = self.actor, self.critic
         sequences = masks is not None and self.is_recurrent
         state: State = {}
-        names = critic_keys(critic)
-        if critic.shared:
-            names = (*dict.fromkeys([*names, *actor.policy.read_keys]),)
-        observations = _picked(obs, actor.keys, names, masks, sequences)
+        observations = _picked(obs, actor.keys, self._reads, masks, sequences)
         if self.is_recurrent:
             batch = next(iter(observations.values())).shape[0]
             state = self._state(batch, hidden_state if sequences else self._hidden)
@@ -406,11 +406,6 @@ class Critic(_Part):
             return handed
         own = share_of("policy", state) if policy.has_memory else None
         return policy.run(policy.read(observations), own, None, sequences)
-
-
-def critic_keys(critic: SpaceCritic) -> tuple[str, ...]:
-    """The observations that the critic reads itself."""
-    return critic._keys
 
 
 def _picked(
