@@ -24,6 +24,7 @@ class Targeted(nn.Module):
 
     target: Self
     added: ClassVar[tuple[str, ...]] = ("target", "value_normalizer")  # children beside the network
+    stays_in_eval: bool
 
     @property
     def members(self) -> list[Any]:
@@ -57,13 +58,8 @@ class Targeted(nn.Module):
         target = copy.deepcopy(self, copies)
         for critic in target.members:
             critic._modules.pop("value_normalizer", None)  # it is a child of the online one alone
+        target.stays_in_eval = True
         self._modules["target"] = target.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.has_target:
-            self.target.eval()
-        return self
 
     def _common(self) -> Sequence[Any]:
         """What target and online critic have in common."""

@@ -25,6 +25,7 @@ class RegistryView(nn.Module):
     """
 
     _origin: nn.Module | None = None
+    stays_in_eval = False
 
     def view(self, origin: nn.Module, registries: Iterable[str] = REGISTRIES) -> None:
         """Hold the ``registries`` of ``origin`` from now on."""
@@ -47,9 +48,14 @@ class RegistryView(nn.Module):
             object.__setattr__(self, name, value)
 
     def train(self, mode: bool = True) -> Self:
-        if self._origin is not None:
-            self._origin.train(mode)
-        return super().train(mode)
+        mode = mode and not self.stays_in_eval
+        if self._origin is None:
+            return super().train(mode)
+        self._origin.train(mode)
+        if self._modules is not self._origin._modules:
+            return super().train(mode)
+        self.training = mode  # the children have it by the origin
+        return self
 
     def get_submodule(self, target: str) -> nn.Module:
         return submodule_at(self, target)

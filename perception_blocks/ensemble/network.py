@@ -60,8 +60,9 @@ class StackedNetwork:
         self._functions: dict[tuple[bool, bool | None], Callable[..., Any] | None] = {}
 
     def train(self, mode: bool) -> None:
-        self.alone.train(mode)
-        self.stacked.train(mode)
+        if self.alone.training != mode:
+            self.alone.train(mode)
+            self.stacked.train(mode)
 
     def __call__(self, tensors: Tensors, *call: Any) -> Any:
         """Outputs, or outputs and state, of the copies with ``tensors``, which are in the order of ``names``.

@@ -120,7 +120,8 @@ class HostPolicy(BasePolicy):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def set_training_mode(self, mode: bool) -> None:
-        self.model.train(mode)
+        if self.model.training != mode:  # the host says it at every step
+            self.model.train(mode)
         self.training = mode
 
     def saved_spec(self) -> str:
