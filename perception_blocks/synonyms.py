@@ -21,6 +21,14 @@ def _names(words: dict[str, str]) -> dict[str, str]:
 
 # By kind of registry: a registered name, or the dotted path of a class of torch.nn, and what else it is called.
 SYNONYMS: dict[str, dict[str, str]] = {
+    "algorithm": _names({
+        "recurrent_ppo": "rppo ppo_lstm lstm_ppo ppo_rnn rnn_ppo ppo_recurrent ppo_gru",
+        "maskable_ppo": "masked_ppo ppo_mask mask_ppo action_mask_ppo",
+        "td3": "ddpg",
+        "dqn": "ddqn double_dqn",
+        "a2c": "a3c",
+        "sac": "soft_actor_critic",
+    }),
     "block": _names({
         "dense": "linear fc mlp fully_connected feedforward feed_forward ffn perceptron multilayer_perceptron net"
         " dense_layer linear_layer fcnet",

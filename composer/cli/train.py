@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -18,7 +22,7 @@ __all__ = ["add_train_options", "run_train"]
 OF_OPTIONS = ("imageio", "imageio_ffmpeg", "tensorboard")  # libraries of [train] for options alone
 OF_THE_TASK = (
     "trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings", "device", "threads",
-    "subprocess", "env_set",
+    "subprocess", "env_set", "eval_every", "checkpoint_every", "keep", "tensorboard", "video",
 )  # fmt: skip
 
 
@@ -39,6 +43,16 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     text = "number of evaluation episodes (default: 20)"
     add("--eval-episodes", metavar="N", type=int, help=text)
+    text = "steps between two evaluations, of which the best model is kept (default: 0, none before the end)"
+    add("--eval-every", metavar="N", type=int, help=text)
+    text = "steps between two numbered checkpoints (default: 0, none)"
+    add("--checkpoint-every", metavar="N", type=int, help=text)
+    text = "how many numbered checkpoints stay, 0 for all (default: 5)"
+    add("--keep", metavar="N", type=int, help=text)
+    text = "also write event files for TensorBoard"
+    add("--tensorboard", action="store_true", default=None, help=text)
+    text = "at the end, write a video of the best policy"
+    add("--video", action="store_true", default=None, help=text)
     text = "where the model is trained, such as cuda (default: cpu)"
     add("--device", metavar="NAME", help=text)
     text = "threads of PyTorch (default: 1, the fastest for small networks)"
@@ -62,17 +76,33 @@ def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str |
     given["env_set"] = _settings(arguments.env_set, "--env-set") or None
     given = {name: value for name, value in given.items() if value is not None}
     allow, limits = arguments.allow, dict(arguments.limits)
-    if arguments.resume is None:
-        assert spec is not None
-        outcome = train(
-            spec, arguments.output, env=arguments.env, weights=weights,
-            allow=allow, limits=limits, **given,
-        )  # fmt: skip
-    else:
-        if arguments.env is not None:
-            given["environment"] = arguments.env
-        outcome = resume(arguments.resume, spec=spec, allow=allow, limits=limits, **given)
+    with _progress_in_lines():
+        if arguments.resume is None:
+            assert spec is not None
+            outcome = train(
+                spec, arguments.output, env=arguments.env, weights=weights, allow=allow,
+                overrides=arguments.overrides, limits=limits, **given,
+            )  # fmt: skip
+        else:
+            if arguments.env is not None:
+                given["environment"] = arguments.env
+            outcome = resume(arguments.resume, spec=spec, allow=allow, limits=limits, **given)
     return _say(outcome, arguments.allow)
+
+
+@contextmanager
+def _progress_in_lines() -> Iterator[None]:
+    """Where no terminal shows a bar, a line on standard error says now and then how far a run is."""
+    from composer.training.progress import LOGGER
+
+    handler, level = logging.StreamHandler(sys.stderr), LOGGER.level
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
 
 
 def _require_libraries(trainer: str | None) -> None:
@@ -123,5 +153,7 @@ def _say(outcome: Outcome, allow: list[str]) -> int:
         )
         return 128 + outcome.signal
     print(f"trained for {outcome.steps:,} steps; without exploration: {outcome.evaluation}")
-    print(f"wrote {folder}: model.safetensors, curve.csv, curve.png, evaluation.json")
+    if outcome.best is not None:
+        print(f"the best model is of step {outcome.best:,}: best.safetensors")
+    print(f"wrote {folder}: {', '.join(outcome.files)}")
     return 0

@@ -22,7 +22,7 @@ from composer.dataflow.run_log import RunLog
 from composer.dataflow.schedule import RunError
 from composer.parallel.state import consolidate
 from composer.source.files import MAX_BYTES, is_regular
-from composer.training.folder import new_folder, refuse_links_outside
+from composer.training.exclusive import new_folder, refuse_links_outside
 from perception_blocks.words import cut
 
 __all__ = ["Checkpoint", "RunFolder", "RunRecord"]

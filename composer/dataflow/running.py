@@ -31,7 +31,7 @@ from composer.dataflow.written import values_of
 from composer.errors import Position, Problem, SpecError
 from composer.source.files import allowed_folders, outside, real_path
 from composer.source.load import GivenSpec, Override
-from composer.training.folder import in_use, refuse_taken
+from composer.training.exclusive import in_use, refuse_taken
 from composer.training.interruption import Interruption, interruption_noted
 from composer.trust import allow_list, allow_options
 from perception_blocks.reading import files_found

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
+import pickle
 import signal
-from collections.abc import Iterable, Mapping
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -14,13 +20,14 @@ import numpy as np
 from gymnasium import Space, spaces, wrappers
 from gymnasium.envs.registration import EnvSpec
 
+from composer.errors import SpecError
 from composer.spaces.lookup import make_environment
 from composer.spaces.pettingzoo import agent_spaces, is_pettingzoo
 from composer.training.trainer import Task, TrainingError
 from perception_blocks.words import printable
 
-__all__ = ["CheckedEnvironment", "EnvironmentMaker", "JointEnvironment"]
-__all__ += ["environment_maker", "training_environment"]
+__all__ = ["CheckedEnvironment", "EnvironmentMaker", "JointEnvironment", "environment_maker"]
+__all__ += ["processes_tell", "told_by_a_process", "training_environment", "why_not_sent"]
 
 # The wrappers of `gymnasium.make`, which rely on valid values.
 _OF_GYMNASIUM = (wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker)
@@ -35,21 +42,99 @@ class EnvironmentMaker:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     spec: EnvSpec | None = None  # of gymnasium: another process has not registered it yet
+    tell: str | None = None  # the folder where another process says why it ends
 
     def __call__(self) -> gymnasium.Env:
         """Raises SpecError where there is no such environment."""
-        if multiprocessing.parent_process() is not None:
-            # Ctrl-C is sent to all processes of a terminal; the run's decides what comes of it.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.spec is not None:
             gymnasium.registry.setdefault(self.spec.id, self.spec)
-        return training_environment(self.name, self.arguments)
+        if self.tell is None or multiprocessing.parent_process() is None:
+            return training_environment(self.name, self.arguments)
+        # Ctrl-C is sent to all processes of a terminal; the run's decides what comes of it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with _telling(self.tell):
+            env = training_environment(self.name, self.arguments)
+        return TellingEnvironment(env, self.tell)
 
 
 def environment_maker(task: Task) -> EnvironmentMaker:
     """What makes the environments of ``task``, all ``task.envs`` of them alike: the trainer gives each its seed."""
     spec = gymnasium.registry.get(task.environment.rpartition(":")[2])
-    return EnvironmentMaker(task.environment, dict(task.env_set), spec)
+    return EnvironmentMaker(task.environment, dict(task.env_set), spec, _Processes.tell)
+
+
+def why_not_sent(maker: EnvironmentMaker) -> str | None:
+    """Why an environment cannot be made in another process, in words; None if it can."""
+    try:
+        pickle.dumps(maker)
+    except Exception as error:  # whatever a class of the user raises
+        return f"--subprocess: the environment {maker.name!r} cannot be sent to another process: {error}"
+    return None
+
+
+# --- environments in other processes ---
+
+
+class _Processes:
+    tell: str | None = None
+
+
+@contextmanager
+def processes_tell(task: Task) -> Iterator[None]:
+    """Environments in other processes that are made in this context tell why they end, for `told_by_a_process`."""
+    if not task.subprocess:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="composer-") as folder:
+        _Processes.tell = folder
+        try:
+            yield
+        finally:
+            _Processes.tell = None
+
+
+def told_by_a_process() -> str | None:
+    """Why an environment in another process has ended, in words."""
+    for file in sorted(Path(_Processes.tell).iterdir()) if _Processes.tell else ():
+        return file.read_text(encoding="utf-8")
+    return None
+
+
+@contextmanager
+def _telling(folder: str) -> Iterator[None]:
+    """End this process where the environment fails, which its parent is told: an exception would only be printed."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if not isinstance(error, TrainingError | SpecError):
+            text = (
+                f"an environment in another process raised {type(error).__name__}: {error}; without --subprocess the "
+                "traceback shows where"
+            )
+        file = Path(folder, f"{time.time_ns()}-{os.getpid()}")
+        file.with_suffix(".tmp").write_text(text, encoding="utf-8")
+        file.with_suffix(".tmp").rename(file)
+        os._exit(1)
+
+
+class TellingEnvironment(gymnasium.Wrapper):
+    """An environment in another process, which tells why it ends."""
+
+    def __init__(self, env: gymnasium.Env, folder: str) -> None:
+        super().__init__(env)
+        self._folder = folder
+
+    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
+        with _telling(self._folder):
+            return self.env.reset(**settings)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        with _telling(self._folder):
+            return self.env.step(action)
+
+
+# --- what an environment gives is checked ---
 
 
 def training_environment(name: str, arguments: Mapping[str, Any] | None = None) -> gymnasium.Env:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
 
 from composer.policy.policy import Policy
 from composer.training.environment import EnvironmentMaker, training_environment
 
-__all__ = ["Evaluation", "evaluate", "greedy"]
+__all__ = ["Evaluation", "acting", "evaluate", "greedy", "masks_of"]
 
 FIRST_SEED = 2**30  # added to the seed of the run: training episodes have smaller seeds
 
@@ -50,7 +57,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Play whole episodes, the n-th of them seeded with ``seed + FIRST_SEED + n``; None where ``stop()`` said so."""
     env = training_environment(environment) if isinstance(environment, str) else environment()
-    masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+    masks = masks_of(env)
     returns, lengths = [], []
     try:
         for number in range(episodes):
@@ -69,6 +76,28 @@ def evaluate(
     finally:
         env.close()
     return Evaluation(tuple(returns), tuple(lengths))
+
+
+def masks_of(env: gymnasium.Env) -> Callable[[], object] | None:
+    """The method of ``env`` that says which actions are legal now; None where it has none."""
+    return env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+
+
+@contextmanager
+def acting(model: nn.Module) -> Iterator[None]:
+    """``model`` is in eval mode in this context, and no random state moves: training goes on as if nothing had been."""
+    training = [module for module in model.modules() if module.training]
+    states = np.random.get_state(), random.getstate()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+        for module in training:
+            module.training = True
 
 
 def greedy(policy: Policy, *, masked: bool = False) -> Act:

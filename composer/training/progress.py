@@ -1,7 +1,8 @@
-"""A progress bar on standard error, where that is a terminal."""
+"""A progress bar on standard error where that is a terminal, else a line in the log every tenth of the steps."""
 
 from __future__ import annotations
 
+import logging
 import time
 
 from perception_blocks.registry import missing_extra
@@ -14,6 +15,9 @@ except ImportError as error:
 __all__ = ["ProgressBar"]
 
 SHOWN_EVERY = 0.2  # seconds
+LINE_EVERY = 5.0  # seconds, at least
+LINES = 10
+LOGGER = logging.getLogger("composer.progress")
 
 
 class ProgressBar:
@@ -24,7 +28,10 @@ class ProgressBar:
             total=steps, initial=done, unit=unit, unit_scale=True, dynamic_ncols=True, disable=None
         )  # fmt: skip
         self.now = "collecting"
+        self._mean = ""
         self._shown_at = 0.0
+        self._begun, self._first, self._steps, self._unit = time.monotonic(), done, steps, unit
+        self._line, self._line_at = LINES * done // max(steps, 1), self._begun + LINE_EVERY
 
     def phase(self, name: str) -> None:
         """Show what is done from now on; at once, unless it changes faster than can be read."""
@@ -36,8 +43,26 @@ class ProgressBar:
 
     def show(self, done: int, return_mean: float | None = None) -> None:
         if return_mean is not None:
+            self._mean = f", return {return_mean:.1f}"
             self._bar.set_postfix_str(f"return {return_mean:.1f}", refresh=False)
-        self._bar.update(done - self._bar.n)
+        if self._bar.disable:
+            self._say(done)
+        else:
+            self._bar.update(done - self._bar.n)
+
+    def _say(self, done: int) -> None:
+        """Log a line where another tenth is done."""
+        now = time.monotonic()
+        tenth = LINES * done // max(self._steps, 1)
+        if tenth <= self._line or now < self._line_at:
+            return
+        self._line, self._line_at = tenth, now + LINE_EVERY
+        speed = (done - self._first) / max(now - self._begun, 1e-9)
+        LOGGER.info(
+            "%d %%: %s of %s %ss%s, %.0f %ss per second",
+            100 * done // max(self._steps, 1), f"{done:,}", f"{self._steps:,}", self._unit, self._mean, speed,
+            self._unit,
+        )  # fmt: skip
 
     def __enter__(self) -> ProgressBar:
         return self

@@ -72,6 +72,9 @@ class Task:
     ``settings`` are the algorithm's own, by the names that the trainer's library gives them. ``env_set`` are arguments
     of the environment; trainers make their environments by `environment.environment_maker`, each in a process of its
     own where ``subprocess`` says so. ``device`` is where the model is trained, ``threads`` are PyTorch's.
+
+    The last five are for the run, not for its trainer: steps between two evaluations, and between two numbered
+    checkpoints, of which the last ``keep`` stay (0: none, none, all), and what else is written.
     """
 
     spec: str
@@ -87,6 +90,11 @@ class Task:
     threads: int = 1
     subprocess: bool = False
     env_set: Mapping[str, Any] = field(default_factory=dict)
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 5
+    tensorboard: bool = False
+    video: bool = False
 
 
 class Trainer(Protocol):

@@ -19,7 +19,9 @@ from composer.cli.commands import main
 from composer.diagram.drawing import DrawError
 from composer.export.exporting import ExportError
 from composer.training.curve import LearningCurve
+from composer.training.evaluation import Evaluation
 from composer.training.folder import RunFolder
+from composer.training.records import EvaluationLog, ProgressLog, Records
 from composer.training.trainer import Episode, Task, TrainingError
 
 SPEC = {
@@ -182,7 +184,11 @@ def save_run(model, path):
     """The files of a run in the folder ``path``, which is there."""
     curve = LearningCurve(every=1)
     curve.add(4, [Episode(1.0, 2)])
-    RunFolder(path.parent, Task("CartPole-v1", "sb3", "ppo", 8)).save(Trainer(model), curve, 4)
+    evaluations, progress = EvaluationLog(), ProgressLog(every=1)
+    evaluations.add(4, Evaluation((1.0,), (2,)))
+    records = Records(curve, evaluations, progress)
+    task = Task("spec", "CartPole-v1", "sb3", "ppo", 8, eval_every=4)
+    RunFolder(path.parent, task).save(Trainer(model), records, 4)
 
 
 WRITERS = {

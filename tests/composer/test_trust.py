@@ -649,7 +649,10 @@ LISTED = {
     "composer.cli.train": (
         {"importlib.util.find_spec": 2}, "packages whose names stand in the code",
     ),
-    "composer.training.folder": ({"torch.load": 1}, "weights_only=True: tensors and plain values"),
+    "composer.training.environment": (
+        {"multiprocessing": 2, "pickle": 2}, "sees whether an environment can be sent to another process; loads nothing",
+    ),
+    "composer.training.stored": ({"torch.load": 1}, "weights_only=True: tensors and plain values"),
     "composer.source.values": ({"sys.modules": 1}, "looks whether OmegaConf is there; imports nothing"),
     "composer.trust": (
         {"importlib.import_module": 1, "importlib.util.find_spec": 1, "importlib.machinery.ModuleSpec": 2,

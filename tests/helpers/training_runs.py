@@ -7,7 +7,9 @@ from composer.training.session import train
 from tests.helpers.paths import CONFIGS
 
 CARTPOLE = CONFIGS / "cartpole.yaml"
-FILES = {"run.json", "trainer.pt", "model.safetensors", "curve.csv", "curve.png", "evaluation.json"}
+FILES = {
+    "run.json", "trainer.pt", "model.safetensors", "curve.csv", "curve.png", "progress.csv", "evaluation.json",
+}  # fmt: skip
 SORT = """
 version: 1
 environment: training_envs:Sort-v0

@@ -47,7 +47,7 @@ composer.build: budget context construction plans custom_class network_builder s
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
-composer.training: trainer environment evaluation curve folder interruption progress session | torch gymnasium numpy matplotlib tqdm filelock
+composer.training: trainer environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
 composer.training.actors: settings passes advantages rollout updates trainer | torch gymnasium numpy
 composer.adapters: needs host | torch gymnasium numpy
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib

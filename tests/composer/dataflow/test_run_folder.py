@@ -66,7 +66,7 @@ def test_checkpoints_are_in_the_order_of_their_numbers(run):
 
 
 def test_a_second_process_is_told_who_uses_the_run(run):
-    code = "import sys; from composer.training.folder import in_use; from pathlib import Path\n"
+    code = "import sys; from composer.training.exclusive import in_use; from pathlib import Path\n"
     code += "with in_use(Path(sys.argv[1])): pass"
     command = [sys.executable, "-c", code, str(run.path)]
     said = subprocess.run(command, capture_output=True, text=True).stderr

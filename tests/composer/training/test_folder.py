@@ -18,9 +18,12 @@ import torch
 from gymnasium import spaces
 
 import composer
+from composer.training import trainer as trainers
 from composer.training.environment import CheckedEnvironment
-from composer.training.folder import LOCK, NEWER, RunFolder, in_use
+from composer.training.exclusive import LOCK, in_use
+from composer.training.folder import RunFolder
 from composer.training.session import resume, train
+from composer.training.stored import NEWER
 from composer.training.trainer import Task, TrainingError
 from tests.helpers.paths import ROOT
 from tests.helpers.training_runs import CARTPOLE, FILES, SORT, both, run
@@ -54,7 +57,7 @@ def contents(path="run"):
 def test_a_run_is_used_by_one_process_and_the_other_is_told_which(capsys, finished):
     put_run(finished)
     code = (
-        "import sys; from pathlib import Path; from composer.training.folder import in_use\n"
+        "import sys; from pathlib import Path; from composer.training.exclusive import in_use\n"
         "with in_use(Path('run')): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -95,7 +98,7 @@ def test_a_new_run_is_in_use_from_the_beginning(monkeypatch):
             train(CARTPOLE, "run", **SMALL)
         tried.append(True)
 
-    monkeypatch.setattr("composer.training.session.evaluate", evaluate)
+    monkeypatch.setattr("composer.training.recorder.evaluate", evaluate)
     train(CARTPOLE, "run", **SMALL)
     assert tried == [True]
 
@@ -167,7 +170,7 @@ def test_a_run_of_an_older_version_is_resumed(capsys, finished):
     older = {key: value for key, value in record.items() if key not in NEWER}
     put_run({**finished, "run.json": json.dumps(older).encode()})
     assert RunFolder.open(Path("run")).task == Task(
-        **{key: value for key, value in older.items() if key not in ("format", "version")}
+        **{key: value for key, value in older.items() if key not in ("format", "version", "about")}
     )
     assert run(capsys, "--resume", "run", "--steps", "192")[0] == 0
 
@@ -632,7 +635,7 @@ def failing_at(monkeypatch, call, number):
 def test_after_a_failure_at_any_call_a_run_is_whole_or_not_there(
     capsys, monkeypatch, run_folder, resumed, number
 ):
-    monkeypatch.setattr("composer.training.session._trainer_class", lambda task: Quick)
+    trainers.TRAINERS.register("sb3", Quick, replace=True)
     old = [CARTPOLE, "--steps", "9", "--eval-episodes", "1", "-o", "run"]
     if resumed:
         assert run(capsys, *old)[0] == 0

@@ -98,15 +98,21 @@ def test_the_command_says_what_came_of_it(capsys):
     assert out == (
         f"trained for 256 steps; without exploration: mean return {record['mean']:.2f}, "
         f"std {record['std']:.2f}, 2 episodes\n"
-        "wrote runs/a: model.safetensors, curve.csv, curve.png, evaluation.json\n"
+        "wrote runs/a: model.safetensors, curve.csv, curve.png, progress.csv, evaluation.json\n"
     )
     run_record = json.loads(Path("runs/a/run.json").read_text())
     assert "hidden_units: [8, 64]" in run_record.pop("spec")
+    about = run_record.pop("about")
+    assert (about["file"], about["overrides"]) == (str(CARTPOLE), ["params.width=8"])
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"].keys() >= {"composer", "python", "gymnasium", "stable_baselines3"}
+    assert 0 < about["seconds"] < 600
     assert run_record == {
         "format": "composer-run", "version": 1, "environment": "CartPole-v1", "trainer": "sb3",
         "algorithm": "ppo", "steps": 256, "seed": 0, "envs": 1, "eval_episodes": 2,
         "settings": {"n_steps": 256}, "device": "cpu", "threads": 1, "subprocess": False,
-        "env_set": {},
+        "env_set": {}, "eval_every": 0, "checkpoint_every": 0, "keep": 5, "tensorboard": False,
+        "video": False,
     }  # fmt: skip
 
 

@@ -1,0 +1,194 @@
+"""The files of a run as they are read: ``run.json`` and ``trainer.pt``, which a stranger may have altered."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypedDict, TypeGuard
+
+import torch
+
+from composer.training.trainer import MOST_COUNTED, Task, TrainerState, TrainingError
+
+__all__ = ["FORMAT", "VERSION", "Saved", "read_record", "read_saved", "read_task", "task_of"]
+
+FORMAT, VERSION = "composer-run", 1
+MOST_BYTES = 100_000_000  # of run.json
+# What the fields of a Task are in JSON, by their annotations.
+_KINDS = {"str": str, "int": int, "bool": bool, "Mapping[str, Any]": dict}
+_CALLED = {str: "a text", int: "an integer", bool: "true or false", dict: "a mapping"}
+# Fields that older runs lack.
+NEWER = {
+    "device", "threads", "subprocess", "env_set", "eval_every", "checkpoint_every", "keep", "tensorboard", "video",
+}  # fmt: skip
+
+
+class Saved(TypedDict):
+    """What ``trainer.pt`` holds."""
+
+    steps: int
+    curve: list[list[float]]
+    recent: list[float]
+    evaluations: list[list[float]]
+    progress: list[dict[str, float]]
+    seconds: float
+    trainer: TrainerState
+
+
+def read_saved(path: Path) -> Saved:
+    """What is in the file ``trainer.pt``. Nothing in it is executed. Raises TrainingError for a damaged one."""
+    try:
+        _refuse_damage(path)
+        return _as_saved(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # torch raises whatever the damage led to
+        raise TrainingError(f"{str(path)!r} is damaged and cannot be resumed") from error
+
+
+def _refuse_damage(path: Path) -> None:
+    """Raise ValueError for a file of torch that is not as it was saved, or would be much larger in memory."""
+    _refuse_no_file(path)
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed")
+        if archive.testzip() is not None:
+            raise ValueError("a checksum in it is wrong")
+        names = [name.casefold() for name in archive.namelist()]  # torch does not mind the case
+        (state,) = (name for name in archive.namelist() if name.casefold().endswith("/data.pkl"))
+        if len(set(names)) < len(names):
+            raise ValueError("it has two parts of one name")
+        _refuse_more_than_tensors(archive.read(state))
+
+
+def _refuse_more_than_tensors(state: bytes) -> None:
+    """Raise ValueError unless ``state`` makes tensors and plain data only: a ``bytearray`` may be of any size."""
+    for opcode, what, _ in pickletools.genops(state):
+        if opcode.name in ("STACK_GLOBAL", "INST", "OBJ"):
+            raise ValueError("it names a class in a way that torch does not")
+        if opcode.name == "GLOBAL" and not _MADE.fullmatch(str(what)):
+            raise ValueError(f"it makes {what!r}")
+
+
+_MADE = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size|device)|"
+    r"torch (bool|u?int\d+|b?float\d+|complex\d+)"
+)
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Raise ValueError for a pipe, a device or a folder: to read one could take for ever."""
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
+
+
+def read_record(file: Path, kind: str = FORMAT) -> dict[str, Any]:
+    """What the file ``run.json`` or another one of the format ``kind`` holds. Raises TrainingError for any other."""
+    try:
+        _refuse_no_file(file)
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or record.get("format") != kind:
+            raise ValueError("it does not describe a run")
+        if record.get("version") != VERSION:
+            raise ValueError("it is of another version")
+        return record
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise _unreadable(file, reason)
+
+
+def task_of(record: Mapping[str, Any], file: Path, more: Iterable[str] = ()) -> Task:
+    """The task in a ``record`` of `read_record`, which may have ``more`` fields. Raises TrainingError."""
+    try:
+        return _task_of(record, {"format", "version", "about", *more})
+    except ValueError as error:
+        raise _unreadable(file, str(error)) from None
+
+
+def read_task(file: Path) -> Task:
+    """The task in a ``run.json``. Raises TrainingError with what is wrong with it."""
+    return task_of(read_record(file), file)
+
+
+def _unreadable(file: Path, reason: str) -> TrainingError:
+    return TrainingError(f"{file.name} in {str(file.parent)!r} cannot be read: {reason}")
+
+
+def _task_of(record: Mapping[str, Any], others: set[str]) -> Task:
+    known = {
+        field.name: _KINDS[str(field.type)]
+        for field in fields(Task)
+        if field.name in record or field.name not in NEWER
+    }
+    for name, kind in known.items():
+        if name not in record:
+            raise ValueError(f"it has no {name!r}")
+        if type(record[name]) is not kind:
+            raise ValueError(f"{name!r} must be {_CALLED[kind]}")
+    unknown = record.keys() - known.keys() - others
+    if unknown:
+        raise ValueError(f"{min(unknown)[:40]!r} is not a field of a run")
+    return Task(**{name: record[name] for name in known})
+
+
+def _as_saved(state: object) -> Saved:
+    """``state`` as it was saved. Raises ValueError for what is of another form."""
+    if not isinstance(state, dict) or not isinstance(state.get("trainer"), dict):
+        raise ValueError("it holds no trainer")
+    steps, curve, recent = state.get("steps"), state.get("curve"), state.get("recent", [])
+    if type(steps) is not int or not 0 <= steps < MOST_COUNTED:
+        raise ValueError("it holds no number of steps")
+    if not isinstance(curve, list) or not all(map(_is_row, curve)) or not _are_numbers(recent):
+        raise ValueError("it holds no learning curve")
+    _refuse_counting_backwards(curve, steps)
+    evaluations, progress = state.get("evaluations", []), state.get("progress", [])
+    if not isinstance(evaluations, list) or not all(map(_is_evaluation, evaluations)):
+        raise ValueError("it holds no evaluations")
+    if not isinstance(progress, list) or not all(map(_is_progress, progress)):
+        raise ValueError("it holds no progress")
+    seconds = state.get("seconds", 0.0)
+    if not _are_numbers([seconds]) or seconds < 0:
+        raise ValueError("it holds no time")
+    return {
+        "steps": steps, "curve": curve, "recent": recent, "trainer": state["trainer"],
+        "evaluations": evaluations, "progress": progress, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _refuse_counting_backwards(curve: list[list[float]], steps: int) -> None:
+    at = [0, *(row[0] for row in curve), steps]
+    if at != sorted(at) or any(row[1] < 1 or row[5] < 1 for row in curve):
+        raise ValueError("its learning curve counts backwards")
+
+
+def _is_evaluation(row: object) -> bool:
+    return _are_numbers(row) and len(row) == 7 and 0 <= row[0] < MOST_COUNTED and row[1] >= 1
+
+
+def _is_progress(row: object) -> bool:
+    """Numbers by name; those of a trainer may be infinite."""
+    return (
+        isinstance(row, dict)
+        and all(type(key) is str and type(row[key]) in (int, float) for key in row)
+        and _are_numbers([row.get(name) for name in ("step", "seconds", "steps_per_second")])
+    )
+
+
+def _is_row(row: object) -> bool:
+    return _are_numbers(row) and len(row) in (6, 7)
+
+
+def _are_numbers(values: object) -> TypeGuard[list[float]]:
+    return isinstance(values, list) and all(
+        type(value) in (int, float) and math.isfinite(value) for value in values
+    )
