@@ -229,7 +229,7 @@ class JointEnvironment(gymnasium.Env):
                 "are trained; write its loop with model.policy.act"
             )
         self._env, self._name = env, name
-        self.agent_spaces, _ = agent_spaces(env)
+        self.observation_spaces, self.action_spaces = agent_spaces(env)
 
     @property
     def agents(self) -> list[str | int]:
@@ -293,7 +293,7 @@ class JointEnvironment(gymnasium.Env):
                 raise TrainingError(
                     f"{what} no observation of {agent!r}, which acts in the next step"
                 )
-            wrong = _wrong(self.agent_spaces[agent], observations[agent], ())
+            wrong = _wrong(self.observation_spaces[agent], observations[agent], ())
             if wrong is not None:
                 space, value, path = wrong
                 of = f" of the observation {'/'.join(path)!r}" if path else ""

@@ -156,6 +156,14 @@ REFUSED = {
         "ppo needs the value of a state, but the critic is of kind 'state_action'; give it one such as "
         "critic: {kind: shared_state, template: {}}",
     ),
+    "values that build on each other": (
+        balance() | {"critic": {"kind": "delta_state", "networks": {
+            "left": {"template": {}}, "right": {"template": {}}}}}
+        | {"policy": {"networks": {"left": {"template": {}}, "right": {"template": {}}}}},
+        "ppo",
+        "ppo needs the value of a state, but the critic is of kind 'delta_state'; give it one such as "
+        "critic: {kind: shared_state, template: {}}",
+    ),
     "several values": (
         balance() | {"policy": {"networks": {"left": {"template": {}}, "right": {"template": {}}}}}
         | {"critic": {"kind": "state_action", "ensemble": 2, "networks": {
