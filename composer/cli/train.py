@@ -31,7 +31,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="DIR", help="the folder to create, for the results")
     add("--resume", metavar="DIR", help="continue the run in this folder; --steps may be larger")
-    add("--trainer", metavar="NAME", help="sb3 (default), torchrl, or composer: several actors")
+    add(
+        "--trainer",
+        metavar="NAME",
+        help="sb3 (default), torchrl, rsl_rl, skrl; composer: several actors",
+    )
     add("--algorithm", metavar="NAME", help="one of the trainer's: ppo (default), dqn, sac, ...")
     add("--steps", metavar="N", type=int, help="number of steps, summed over all environments")
     text = "seed of weights, trainer and environments (default: 0)"

@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces, wrappers
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
 
 from composer.errors import SpecError
 from composer.spaces.lookup import make_environment
@@ -27,7 +28,8 @@ from composer.training.trainer import Task, TrainingError
 from perception_blocks.words import printable
 
 __all__ = ["CheckedEnvironment", "EnvironmentMaker", "JointEnvironment", "environment_maker"]
-__all__ += ["processes_tell", "told_by_a_process", "training_environment", "why_not_sent"]
+__all__ += ["processes_tell", "told_by_a_process", "training_environment", "vector_environment"]
+__all__ += ["why_not_sent"]
 
 # The wrappers of `gymnasium.make`, which rely on valid values.
 _OF_GYMNASIUM = (wrappers.TimeLimit, wrappers.OrderEnforcing, wrappers.PassiveEnvChecker)
@@ -61,6 +63,15 @@ def environment_maker(task: Task) -> EnvironmentMaker:
     """What makes the environments of ``task``, all ``task.envs`` of them alike: the trainer gives each its seed."""
     spec = gymnasium.registry.get(task.environment.rpartition(":")[2])
     return EnvironmentMaker(task.environment, dict(task.env_set), spec, _Processes.tell)
+
+
+def vector_environment(task: Task) -> VectorEnv:
+    """The environments of ``task`` as one of gymnasium's vector environments, which resets within the last step."""
+    makers = [environment_maker(task)] * task.envs
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    if task.subprocess:
+        return gymnasium.vector.AsyncVectorEnv(makers, context="forkserver", autoreset_mode=mode)
+    return gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=mode)
 
 
 def why_not_sent(maker: EnvironmentMaker) -> str | None:

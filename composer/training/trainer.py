@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
@@ -16,7 +17,14 @@ from composer.model import Model
 from perception_blocks.registry import Registry
 
 __all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer"]
-__all__ += ["MOST_COUNTED", "TrainerState", "TrainingError", "no_phase", "refuse_other_state"]
+__all__ += [
+    "MOST_COUNTED",
+    "RunningEpisodes",
+    "TrainerState",
+    "TrainingError",
+    "no_phase",
+    "refuse_other_state",
+]
 __all__ += ["refuse_other_steps"]
 
 MOST_COUNTED = 2**40  # of steps and updates
@@ -25,6 +33,8 @@ TRAINERS = Registry("trainer")
 """Trainers of `composer train` by name."""
 TRAINERS.register("sb3", "composer.adapters.sb3.training:Sb3Trainer", extra="sb3")
 TRAINERS.register("torchrl", "composer.adapters.torchrl.training:TorchrlTrainer", extra="torchrl")
+TRAINERS.register("rsl_rl", "composer.adapters.rsl_rl.training:RslRlTrainer", extra="rsl-rl")
+TRAINERS.register("skrl", "composer.adapters.skrl.training:SkrlTrainer", extra="skrl")
 TRAINERS.register("composer", "composer.training.actors.trainer:ActorsTrainer")
 
 
@@ -37,6 +47,23 @@ class Episode(NamedTuple):
 
     total: float
     length: int
+
+
+class RunningEpisodes:
+    """The rewards and steps of the episodes that run in ``count`` environments side by side."""
+
+    def __init__(self, count: int) -> None:
+        self._totals = np.zeros(count)
+        self._lengths = np.zeros(count, np.int64)
+
+    def add(self, rewards: np.ndarray, over: np.ndarray) -> list[Episode]:
+        """Count a step of all environments, (count,) each; the episodes that are over with it."""
+        self._totals += rewards
+        self._lengths += 1
+        ended = np.flatnonzero(over)
+        episodes = [Episode(float(self._totals[i]), int(self._lengths[i])) for i in ended]
+        self._totals[ended], self._lengths[ended] = 0.0, 0
+        return episodes
 
 
 TrainerState = dict[str, Any]

@@ -52,9 +52,9 @@ composer.training.actors: settings passes advantages rollout updates trainer | t
 composer.adapters: needs host | torch gymnasium numpy
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
 composer.adapters.torchrl: fields distribution checks functions modules models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
-composer.adapters.rsl_rl: groups checks exported models environments | torch gymnasium numpy rsl_rl tensordict
+composer.adapters.rsl_rl: groups checks exported models environments training | torch gymnasium numpy rsl_rl tensordict
 composer.adapters.rl_games: hosted checks environments models | torch gymnasium numpy rl_games
-composer.adapters.skrl: checks composed agents runner | torch gymnasium numpy skrl
+composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |

@@ -90,8 +90,12 @@ class GymnasiumVecEnv(VecEnv):
             1.0  # seconds of a step, by which random network distillation scales its rewards
         )
         self._tree: SpaceTree = tree
-        self._lengths = torch.zeros(self.num_envs, dtype=torch.long, device=device)
-        self._observation, _ = env.reset(seed=seed)
+        self.begin(seed)
+
+    def begin(self, seed: int | None) -> None:
+        """Begin all episodes anew."""
+        self._lengths = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        self._observation, _ = self.env.reset(seed=seed)
 
     @property
     def obs_groups(self) -> list[str]:
@@ -108,7 +112,7 @@ class GymnasiumVecEnv(VecEnv):
         return self._lengths
 
     @episode_length_buf.setter
-    def episode_length_buf(self, value: Tensor) -> None:
+    def episode_length_buf(self, value: Tensor) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         raise ValueError(
             "environments of gymnasium begin their episodes at the start; call "
             "runner.learn(iterations) without init_at_random_ep_len"

@@ -221,6 +221,8 @@ class Actor(_Part):
         """Actions (n, actions), drawn or, without ``stochastic_output``, the mode; the state moves on."""
         policy = self.policy
         sequences = masks is not None and self.is_recurrent
+        if masks is not None:
+            _refuse_no_sequences(masks)
         observations = _picked(obs, self.keys, policy.read_keys, masks, sequences)
         inputs = policy.read(observations)
         state, after = None, {}
@@ -406,6 +408,15 @@ class Critic(_Part):
             return handed
         own = share_of("policy", state) if policy.has_memory else None
         return policy.run(policy.read(observations), own, None, sequences)
+
+
+def _refuse_no_sequences(masks: Tensor) -> None:
+    """Of no environment there would be no loss, but NaN."""
+    if not masks.shape[1]:
+        raise ValueError(
+            "with memory, rsl_rl divides the environments into mini-batches, and there are fewer environments than "
+            "num_mini_batches; make it at most the number of environments"
+        )
 
 
 def _picked(

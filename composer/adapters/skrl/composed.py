@@ -9,7 +9,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from composer.adapters.host import HostActions, HostObservations
+from composer.adapters.host import HostActions, HostObservations, refuse_other_spaces
 from composer.adapters.needs import refuse_for
 from composer.adapters.skrl.checks import reading_problems, space_problems
 from composer.distributions.base import Distribution
@@ -66,6 +66,9 @@ def models(
             spec, observation_space=seen, action_space=env.action_space, allow=allow,
             overrides=overrides, seed=seed, limits=limits,
         )  # fmt: skip
+    else:
+        given = (model.observation_space, model.action_space)
+        refuse_other_spaces(given, (seen, env.action_space))
     found += reading_problems(model, None if state_space is None else STATE)
     if model.has_memory and _resets_late(env):
         found.append(
