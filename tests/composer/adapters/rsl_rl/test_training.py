@@ -101,9 +101,7 @@ def test_mini_batches_without_environments():
     )
     refused(message, layer="gru", task=Task("", "Pendulum-v1", "rsl_rl", envs=2))
     made("gru", task=Task("", "Pendulum-v1", "rsl_rl", envs=4)).close()
-    message = (
-        "ppo of rsl_rl cannot train this model:\n  a rollout has 2 steps, but num_mini_batches is 4; make it at most that"
-    )
+    message = "ppo of rsl_rl cannot train this model:\n  a rollout has 2 steps, but num_mini_batches is 4; make it at most that"
     refused(message, task=Task("", "Pendulum-v1", "rsl_rl", settings={"num_steps_per_env": 2}))
 
 
@@ -116,7 +114,9 @@ def test_wrong_settings_and_actions_are_told(capsys, tmp_path, monkeypatch):
     assert "'gama' is not a setting of ppo; did you mean 'gamma'?" in err
     assert "'lam' must be a number between 0 and 1" in err
     assert main(["train", str(CONFIGS / "cartpole.yaml"), *options]) == 1
-    assert "its actions are one vector of numbers, a Box, got Discrete(2)" in capsys.readouterr().err
+    assert (
+        "its actions are one vector of numbers, a Box, got Discrete(2)" in capsys.readouterr().err
+    )
     assert not Path("run").exists()
 
 
