@@ -14,13 +14,15 @@ export OMP_NUM_THREADS ?= 1
 export SDL_VIDEODRIVER ?= dummy
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test test-full bench docs lint clean
+.PHONY: help demo test test-full test-rllib test-benchmarl bench docs lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       compose, draw and run the example configs"
 	@echo "make test       formatting, lint, types, docs and the tests (what CI runs)"
 	@echo "make test-full  all of that, and the tests that take long"
+	@echo "make test-rllib, make test-benchmarl"
+	@echo "                the tests of libraries that do not go together with the others, in environments of their own"
 	@echo "make bench      the benchmarks"
 	@echo "make docs       the documentation, as a site in site/"
 	@echo "make lint       formatting, lint and types"
@@ -34,6 +36,18 @@ test: lint docs
 
 test-full: lint docs
 	$(PY) -m pytest -q -n 2 --dist loadgroup
+	$(MAKE) test-benchmarl
+
+# Each makes an environment, with no more than its tests need, and removes it again.
+test-rllib: LIBRARIES = mpe2
+test-benchmarl: LIBRARIES = vmas
+test-rllib test-benchmarl: test-%: .ci/constraints-%.txt
+	rm -rf .venv-$*
+	$(PYTHON) -m venv .venv-$* >/dev/null 2>&1 || { $(PYTHON) -m venv --clear --without-pip .venv-$* \
+		&& $(PYTHON) -m pip --python .venv-$*/bin/python install --quiet pip; }
+	trap 'rm -rf .venv-$*' EXIT && .venv-$*/bin/python -m pip install --quiet -c $< torch==2.13.0 setuptools \
+		&& .venv-$*/bin/python -m pip install --quiet -c $< --no-build-isolation -e ".[$*]" $(LIBRARIES) pytest hypothesis \
+		&& .venv-$*/bin/python -m pytest -q tests/$* -o addopts="--import-mode=importlib --strict-markers --strict-config"
 
 bench: .venv/.dev
 	$(PY) benchmarks/table.py
@@ -47,7 +61,7 @@ lint: .venv/.dev
 	$(PY) -m pyright -p .ci/pyrightconfig.json
 
 clean:
-	rm -rf .venv build dist site out *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-rllib .venv-benchmarl build dist site out *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A Python without ensurepip (as some distributions ship it) still has pip itself: that one fills the environment.

@@ -44,6 +44,7 @@ EXTRAS = {
     "skrl": ["skrl"],
     "rl-games": ["rl_games"],
     "tianshou": ["tianshou"],
+    "rllib": ["tree"],  # which RLlib needs beside ray
     "ray": ["ray"],
     "train": ["matplotlib", "tqdm", "imageio", "imageio_ffmpeg", "tensorboard"],
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],

@@ -15,7 +15,7 @@ from typing import Literal
 from gymnasium import Space, spaces
 
 from composer.critic.base import can_stand_for
-from composer.distributions.base import DISTRIBUTIONS, is_bounded
+from composer.distributions.base import DISTRIBUTIONS, ActionDistribution, is_bounded
 from composer.distributions.continuous import Beta, Gaussian
 from composer.distributions.deterministic import Deterministic
 from composer.model import Model
@@ -444,12 +444,38 @@ SKRL: Mapping[str, AlgorithmNeeds] = {
     "A2C": AlgorithmNeeds(anything, "state"),
 }
 
+# --- RLlib ---
+
+
+def _without_rows(model: Model) -> Iterator[str]:
+    """For a host that rebuilds distributions from rows of numbers."""
+    for key, family in one_policy(model.policy).distributions.items():
+        if type(family).of_row is ActionDistribution.of_row:
+            name = DISTRIBUTIONS.name_of(type(family)) or type(family).__name__
+            yield f"it rebuilds distributions from rows of numbers, which the {name} of {key!r} has not"
+
+
+def _no_statistics(model: Model) -> Iterator[str]:
+    """For a host that has no place for running statistics between its updates and its rollouts."""
+    if one_policy(model.policy).observer.keys:
+        yield (
+            "it counts no statistics, so that 'normalize' has nothing to do; leave it out, and wrap the environment in "
+            "gymnasium.wrappers.NormalizeObservation"
+        )
+    yield from _no_returns(model)
+
+
+RLLIB: Mapping[str, AlgorithmNeeds] = {
+    "PPO": AlgorithmNeeds(_without_rows, "state", more=_no_statistics),
+}
+
 NEEDS: dict[str, TrainerNeeds] = {
     "sb3": TrainerNeeds("Stable-Baselines3", SB3),
     "torchrl": TrainerNeeds("TorchRL", TORCHRL, "{} of torchrl", _private_keys),
     "rsl_rl": TrainerNeeds("rsl_rl", RSL_RL, "{} of rsl_rl"),
     "rl_games": TrainerNeeds("rl_games", RL_GAMES),
     "skrl": TrainerNeeds("skrl", SKRL, "{} of skrl"),
+    "rllib": TrainerNeeds("RLlib", RLLIB, "{} of RLlib"),
     "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES),
 }
 """What each trainer's algorithms need, by the trainer's name."""

@@ -25,6 +25,12 @@ FENCE = re.compile(
 )
 PICTURE = re.compile(r"^<!-- picture: (?P<what>\S+): (?P<caption>.+) -->$", re.M)
 
+# Pages whose libraries do not go together with the others: tests/<library> runs them, in an environment of its own.
+ELSEWHERE = {
+    "docs/rllib.md": "rllib",
+    "docs/coming-from/rllib.md": "rllib",
+}
+
 
 @dataclass(frozen=True)
 class Example:

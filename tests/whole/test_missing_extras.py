@@ -16,6 +16,8 @@ from perception_blocks.registry import BLOCKS, EXTRAS, MissingExtraError
 from tests.helpers.language_models import hf_model, saved
 from tests.helpers.paths import ROOT
 
+# Libraries that do not go together with the others: their tests make environments of their own.
+ELSEWHERE = {"rllib"}
 LIBRARIES = [library for libraries in EXTRAS.values() for library in libraries]
 DENSE = """
 version: 1
@@ -40,7 +42,7 @@ def brought_by(text, brought):
             brought_by(line, brought)
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("extra", [extra for extra in EXTRAS if extra not in ELSEWHERE])
 def test_an_extra_brings_the_libraries_that_are_said_to_come_with_it(extra):
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -185,3 +187,18 @@ except MissingExtraError as error:
         "family 'gemma' needs 'transformers'; install it with: pip install \"perception-composer[llm]\"\n",
     )
     assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize("extra", sorted(ELSEWHERE))
+def test_an_adapter_of_a_library_that_is_elsewhere_names_its_extra(extra):
+    code = (
+        f"from composer.adapters import {extra}\ntry:\n    getattr({extra}, {extra}.__all__[-1])\n"
+    )
+    code += "except ImportError as error:\n    print(type(error).__name__, error)"
+    status, printed = without_libraries(code)
+    library = {"rllib": "ray"}.get(extra, extra)
+    assert (status, printed) == (
+        0,
+        f"MissingExtraError composer.adapters.{extra} needs {library!r}; install it with: "
+        f'pip install "perception-composer[{extra}]"\n',
+    )

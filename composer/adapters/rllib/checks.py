@@ -1,0 +1,61 @@
+"""Settings of RLlib that would do twice, or undo, what a composed model does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from composer.adapters.rllib.module import ComposedModule
+
+__all__ = ["checked"]
+
+C = TypeVar("C", bound=AlgorithmConfig)
+
+
+def checked(config: C) -> C:
+    """``config`` itself, if RLlib trains its composed modules as they are: ``checked(config).build_algo()``.
+
+    Raises ValueError with every setting in the way, before anything is built. What the model itself lacks is refused
+    when RLlib builds the module.
+    """
+    reasons = list(_reasons(config))
+    lines = "".join(f"\n  {reason}" for reason in reasons)
+    if lines:
+        raise ValueError(f"RLlib cannot train a composed model with these settings:{lines}")
+    return config
+
+
+def _reasons(config: AlgorithmConfig) -> Iterator[str]:
+    spec = config._rl_module_spec
+    if not any(_classes(spec)):
+        yield "no module of it is composed; write config.rl_module(rl_module_spec=module_spec(spec))"
+    if not isinstance(config, PPOConfig) or type(config).__name__ != "PPOConfig":
+        yield f"{type(config).__name__.removesuffix('Config')} was not tried with composed models; use PPOConfig"
+    if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
+        yield "the old API stack has no RLModules; leave out config.api_stack(...)"
+    if config.normalize_actions:
+        yield (
+            "normalize_actions=True, RLlib's default, scales actions that the model gives in the environment's bounds "
+            "already; write config.environment(normalize_actions=False)"
+        )
+    if config.observation_filter not in (None, "NoFilter"):
+        yield (
+            f"observation_filter={config.observation_filter!r} is of the old API stack and has no effect; leave it out"
+        )
+    if config._model_config:
+        yield "model_config has settings of RLlib's own networks; leave out model_config in config.rl_module(...)"
+
+
+def _classes(spec: object) -> Iterator[bool]:
+    """Of each module in ``spec``, whether it is composed."""
+    if isinstance(spec, RLModuleSpec):
+        yield isinstance(spec.module_class, type) and issubclass(spec.module_class, ComposedModule)
+    elif isinstance(spec, MultiRLModuleSpec):
+        inner = spec.rl_module_specs
+        for module in inner.values() if isinstance(inner, Mapping) else [inner]:
+            yield from _classes(module)
