@@ -183,14 +183,17 @@ class Model(nn.Module):
         has no density. Raises ValueError for a critic of actions, which values no state, for a network class that
         defines ``act``, and for a model with memory without a ``state``.
         """
-        self._require_steps(state)
-        keywords: dict[str, Any] = {"unroll": unroll, "mask": mask, "deterministic": deterministic}
-        keywords["entropy"] = entropy
-        policy, critic, call = self.policy, self.critic, (observations, action, state, resets)
+        policy, critic = self._for_steps(state)
         if isinstance(policy, Policy):
             self._refuse_present(present)
-            return step_of(policy, critic, *call, **keywords)  # type: ignore[arg-type]
-        return structured_step_of(policy, critic, *call, **keywords, present=present)
+            return step_of(
+                policy, critic, observations, action, state, resets,
+                unroll=unroll, mask=mask, deterministic=deterministic, entropy=entropy,
+            )  # fmt: skip
+        return structured_step_of(
+            policy, critic, observations, action, state, resets,
+            unroll=unroll, mask=mask, deterministic=deterministic, entropy=entropy, present=present,
+        )  # fmt: skip
 
     def value(
         self,
@@ -206,14 +209,15 @@ class Model(nn.Module):
         Arguments, the value of several actors and errors are as for `step`. The policy runs only where the critic reads
         values of it.
         """
-        self._require_steps(state)
-        policy, critic, call = self.policy, self.critic, (observations, state, resets)
+        policy, critic = self._for_steps(state)
         if critic is None:
             return None
         if isinstance(policy, Policy):
             self._refuse_present(present)
-            return value_of(policy, critic, *call, unroll=unroll)  # type: ignore[arg-type]
-        return structured_value_of(policy, critic, *call, unroll=unroll, present=present)
+            return value_of(policy, critic, observations, state, resets, unroll=unroll)
+        return structured_value_of(
+            policy, critic, observations, state, resets, unroll=unroll, present=present
+        )
 
     def to_environment(self, action: Any) -> Any:
         """An action as the distribution has it, any leading axes, as the environment takes it: numpy, whole, legal.
@@ -415,26 +419,27 @@ class Model(nn.Module):
             "critics": [self.spec.critic.kind] if self.spec.critic else [],
         }
 
-    def _require_steps(self, state: State | None) -> None:
-        """Raise ValueError where `step` and `value` have no meaning, and for memory without a ``state``."""
-        critic = self.critic
+    def _for_steps(self, state: State | None) -> tuple[AnyPolicy, Any]:
+        """Policy and critic. Raises ValueError where `step` and `value` mean nothing, and for memory without a state."""
+        modules = self._modules  # not by attribute: nn.Module has a slow lookup
+        policy: AnyPolicy = modules["policy"]  # type: ignore[assignment]
+        critic: Any = modules.get("critic")
         if critic is not None and critic.takes_action:
             raise ValueError(
                 "the critic of this model values actions, which step() and value() do not; call "
                 "model(observations, action=action), or give the model a critic of kind: state"
             )
-        for policy in self.policy.policies.values():
-            if policy.users_own("act"):
-                name = type(policy.network.module).__name__
-                raise ValueError(
-                    f"the network class {name!r} defines 'act', whose actions have no distribution; call "
-                    "model.policy.act(observations), or leave 'act' out of the class"
-                )
-        if state is None and self.has_memory:
+        if (name := policy.class_that_acts) is not None:
+            raise ValueError(
+                f"the network class {name!r} defines 'act', whose actions have no distribution; call "
+                "model.policy.act(observations), or leave 'act' out of the class"
+            )
+        if state is None and (policy.has_memory or (critic is not None and critic.has_memory)):
             raise ValueError(
                 "this model has memory; call model.step(observations, state=state, resets=resets), "
                 "beginning with model.initial_state(batch_size)"
             )
+        return policy, critic
 
     def _refuse_present(self, present: object) -> None:
         if present is not None:

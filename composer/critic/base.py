@@ -202,7 +202,7 @@ class CriticModule(CriticKind, NetworkModule):
         """
         count_returns(self.value_normalizer, [read_returns(returns, self.device)], group)
 
-    def _judge(
+    def computed(
         self, inputs: Tensors, state: State | None, resets: object, unroll: bool
     ) -> tuple[Tensors, State]:
         """Values, and the state after. Raises ValueError for inputs of different batches."""

@@ -133,7 +133,7 @@ class SharedStateCritic(CriticModule):
     ) -> Any:
         """``{"value": (..., 1)}``; with memory (values, state)."""
         inputs = self.read(observations, shared, present)
-        values, after = self._judge(inputs, state, resets, unroll)
+        values, after = self.computed(inputs, state, resets, unroll)
         return self._returned(values, after, unroll)
 
     def read(

@@ -35,5 +35,8 @@ class Critic(SpaceCritic):
         unroll: bool = False,
     ) -> Any:
         """``{"value": (..., 1)}``, and the outputs that the value is computed from; with memory (values, state)."""
-        values, after = self._judge(self.read(observations, shared), state, resets, unroll)
+        values, after = self.computed(self.read(observations, shared), state, resets, unroll)
         return self._returned(values, after, unroll)
+
+
+Critic.direct = Critic

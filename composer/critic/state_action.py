@@ -76,7 +76,7 @@ class StateActionCritic(Targeted, SpaceCritic):
         inputs = self.read(observations, shared)
         if not self.actions.are_choices:
             inputs = inputs | vectors
-        values, after = self._judge(inputs, state, resets, unroll)
+        values, after = self.computed(inputs, state, resets, unroll)
         return self._returned(values | self.chosen(values, vectors), after, unroll)
 
     def _source(self, name: str, port: Port) -> InputSource:

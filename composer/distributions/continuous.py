@@ -537,7 +537,9 @@ def _of_row(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
+    # Not torch.randn, which the compiler does not take with a batch of any size; the numbers are the same.
+    empty = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    return empty.normal_(generator=generator)
 
 
 def _standard(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -145,9 +145,8 @@ class BitDistribution(Distribution):
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         probs = self.logits.detach().sigmoid()
-        uniform = torch.rand(
-            probs.shape, generator=generator, dtype=probs.dtype, device=probs.device
-        )
+        empty = torch.empty_like(probs, memory_format=torch.contiguous_format)
+        uniform = empty.uniform_(generator=generator)  # see continuous._normal_like
         return (uniform < probs).to(probs.dtype)
 
     def mode(self) -> Tensor:

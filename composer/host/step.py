@@ -85,11 +85,13 @@ def value_of(
     unroll: bool,
 ) -> Tensor:
     """`Model.value` of a model of one actor; the policy runs only where the critic reads values of it."""
-    outputs = None
     if critic.shared:
-        outputs, _ = _advance(policy, policy.read(observations), state, resets, unroll)
-    seen = critic.read(observations, outputs)
-    values, _ = _advance(critic, seen, state, resets, unroll)
+        inputs, seen = _read(policy, critic, observations)
+        outputs, _ = _advance(policy, inputs, state, resets, unroll)
+        judged = critic.with_shared(seen, outputs) if seen else critic.read(observations, outputs)
+    else:
+        judged = critic.read(observations)
+    values, _ = _advance(critic, judged, state, resets, unroll)
     return critic.number_of(values)
 
 
@@ -162,7 +164,7 @@ def _read(
 
 
 def _advance(
-    part: Policy | SpaceCritic, inputs: Tensors, state: State | None, resets: object, unroll: bool
+    part: Policy | SpaceCritic, inputs: Inputs, state: State | None, resets: object, unroll: bool
 ) -> tuple[Tensors, State | None]:
     """The outputs of ``part``, and ``state`` with its share advanced."""
     if not part.has_memory:
@@ -191,8 +193,10 @@ def _judged(
 
 def _chosen(distribution: Distribution, deterministic: bool) -> Any:
     """The mode or a sample, without gradient."""
+    if not deterministic:
+        return distribution.sample()
     with torch.no_grad():
-        return distribution.mode() if deterministic else distribution.sample()
+        return distribution.mode()
 
 
 def _densities(

@@ -21,7 +21,8 @@ from composer.network.network import (
 from composer.network.registries import RegistryView
 from composer.spaces.kinds import as_tensor
 from composer.spaces.values import as_flags
-from perception_blocks.base_block import MemoryBlock
+from perception_blocks.base_block import MemoryBlock, is_traced
+from perception_blocks.direct import is_plain
 from perception_blocks.port import Port, Shape, format_shape
 from perception_blocks.words import listing
 
@@ -113,6 +114,8 @@ class NetworkModule(StatefulModule):
         self._device = torch.device("cpu")
 
     network: Network
+    # The class whose `forward` is `computed` for inputs of the network; a subclass may have another.
+    direct: ClassVar[type[NetworkModule] | None] = None
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
 
     def input_sources(self) -> dict[str, InputSource]:
@@ -171,9 +174,17 @@ class NetworkModule(StatefulModule):
     ) -> tuple[Tensors, State]:
         """Call this module with the network's ``inputs``; unlike the call it always returns (outputs, state)."""
         inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs)
+        if self.direct is not None and is_plain(self, self.direct) and not is_traced():
+            return self.computed(inputs, state, resets, unroll)
         if unroll:
             return self(inputs, state=state, resets=resets, unroll=True)
         return self._split(self(inputs, state=state, resets=resets))
+
+    def computed(
+        self, inputs: Tensors, state: State | None, resets: object, unroll: bool
+    ) -> tuple[Tensors, State]:
+        """What a call without hooks returns for ``inputs`` of the network, always with the state after."""
+        return self.evaluate(inputs, state, resets, unroll)
 
     def evaluate(
         self, inputs: Tensors, state: State | None, resets: object, unroll: bool = False

@@ -308,6 +308,12 @@ class Policy(NetworkModule):
         module = self.network.module
         return getattr(module, method) if hasattr(type(module), method) else None
 
+    @property
+    def class_that_acts(self) -> str | None:
+        """The name of the user's network class, if it defines ``act``."""
+        kind = type(self.network.module)
+        return kind.__name__ if hasattr(kind, "act") else None
+
     def _given_masks(self, mask: object) -> dict[str, Any]:
         if mask is None:
             return {}
@@ -320,3 +326,6 @@ class Policy(NetworkModule):
             if name not in self.distributions:
                 raise ValueError(no_action_to_mask(name, self.distributions))
         return dict(mask)
+
+
+Policy.direct = Policy

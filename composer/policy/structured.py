@@ -36,10 +36,12 @@ class StructuredPolicy(StructuredModule[Policy]):
     """
 
     part = "policy"
+    class_that_acts: str | None  # a network class that defines ``act``, by name
 
     def __init__(self, actors: Actors, groups: Sequence[GroupNetworks[Policy]]) -> None:
         super().__init__(actors, groups)
-        self._asks_classes = any(policy.users_own("act") for policy in self.policies.values())
+        classes = (policy.class_that_acts for policy in self.policies.values())
+        self.class_that_acts = next(filter(None, classes), None)
 
     # --- what it is ---
 
@@ -160,7 +162,7 @@ class StructuredPolicy(StructuredModule[Policy]):
 
     def _by_manner(self, observations: ByActor[object]) -> tuple[ByActor[object], dict[Any, Any]]:
         """Observations of actors for which this policy draws, and of those whose network class defines ``act``."""
-        if not self._asks_classes:
+        if not self.class_that_acts:
             return observations, {}
         rest, asked = {}, {}
         for entry in self.actors.entries(observations, "observations"):
