@@ -50,10 +50,16 @@ def recall(batch: int) -> dict[str, np.ndarray]:
     }
 
 
-def pair(name: str, ours: Callable, theirs: Callable, gradients: bool) -> Row:
+def pair(name: str, model: Any, by_hand: Callable, gradients: bool, *call: Any) -> Row:
+    """``call`` are the arguments of `step`, and of ``by_hand`` after the model; in a rollout without the action."""
+    seen, action, *memory = call
+    given = action if gradients else None
     with torch.set_grad_enabled(gradients):
-        times = medians(ours, theirs)
-    return Row(f"{name}, {'update' if gradients else 'rollout'}", times[0], "its parts", times[1], AT_MOST)  # fmt: skip
+        ours, theirs = medians(
+            lambda: model.step(seen, given, *memory),
+            lambda: by_hand(model, seen, given, *memory),
+        )
+    return Row(f"{name}, {'update' if gradients else 'rollout'}", ours, "its parts", theirs, AT_MOST)
 
 
 def feedforward_rows() -> Iterator[Row]:
@@ -62,31 +68,20 @@ def feedforward_rows() -> Iterator[Row]:
         space = one_policy(model.policy).observation_space
         for batch in (8, 256):
             seen = np.stack([space.sample() for _ in range(batch)])
-            action = model.step(seen).action
-            for gradients in (False, True):
-                given = action if gradients else None
-                yield pair(
-                    f"{spec}.yaml, batch {batch}",
-                    lambda: model.step(seen, given),
-                    lambda: separate_by_hand(model, seen, given),
-                    gradients,
-                )
+            call, name = (seen, model.step(seen).action), f"{spec}.yaml, batch {batch}"
+            yield pair(name, model, separate_by_hand, False, *call)
+            yield pair(name, model, separate_by_hand, True, *call)
 
 
 def recurrent_rows() -> Iterator[Row]:
     model = composer.compose(CONFIGS / "masked_recurrent.yaml", allow=["environments"], seed=0)
     for batch in (8, 256):
         seen, state = recall(batch), model.initial_state(batch)
-        resets = torch.zeros(batch, dtype=torch.bool)
-        action = model.step(seen, None, state, resets).action
-        for gradients in (False, True):
-            given = action if gradients else None
-            yield pair(
-                f"masked_recurrent.yaml, batch {batch}",
-                lambda: model.step(seen, given, state, resets),
-                lambda: shared_by_hand(model, seen, given, state, resets),
-                gradients,
-            )
+        memory = state, torch.zeros(batch, dtype=torch.bool)
+        call = (seen, model.step(seen, None, *memory).action, *memory)
+        name = f"masked_recurrent.yaml, batch {batch}"
+        yield pair(name, model, shared_by_hand, False, *call)
+        yield pair(name, model, shared_by_hand, True, *call)
 
 
 def rows() -> Iterator[Row]:

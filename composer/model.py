@@ -420,7 +420,7 @@ class Model(nn.Module):
         }
 
     def _for_steps(self, state: State | None) -> tuple[AnyPolicy, Any]:
-        """Policy and critic. Raises ValueError where `step` and `value` mean nothing, and for memory without a state."""
+        """Policy and critic. ValueError where `step` means nothing, and for memory without a state."""
         modules = self._modules  # not by attribute: nn.Module has a slow lookup
         policy: AnyPolicy = modules["policy"]  # type: ignore[assignment]
         critic: Any = modules.get("critic")
