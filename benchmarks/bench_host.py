@@ -59,7 +59,9 @@ def pair(name: str, model: Any, by_hand: Callable, gradients: bool, *call: Any) 
             lambda: model.step(seen, given, *memory),
             lambda: by_hand(model, seen, given, *memory),
         )
-    return Row(f"{name}, {'update' if gradients else 'rollout'}", ours, "its parts", theirs, AT_MOST)
+    return Row(
+        f"{name}, {'update' if gradients else 'rollout'}", ours, "its parts", theirs, AT_MOST
+    )
 
 
 def feedforward_rows() -> Iterator[Row]:

@@ -106,7 +106,9 @@ def train(seed=0, settings=Settings(), spec="configs/cartpole.yaml", log=print):
         distances = learn(model, optimizer, rollout, settings.clip * left, settings)
         if envs.return_queue and update % max(1, updates // 20) == 0:
             mean = sum(envs.return_queue) / len(envs.return_queue)
-            log(f"update {update}: mean return {mean:.1f}, largest |ratio - 1| {max(distances):.2f}")
+            log(
+                f"update {update}: mean return {mean:.1f}, largest |ratio - 1| {max(distances):.2f}"
+            )
     envs.close()
     return model
 

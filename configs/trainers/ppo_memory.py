@@ -126,7 +126,9 @@ def train(seed=0, settings=Settings(), spec="configs/masked_recurrent.yaml", log
         distances = learn(model, optimizer, rollout, settings)
         if envs.return_queue and update % max(1, updates // 20) == 0:
             mean = sum(envs.return_queue) / len(envs.return_queue)
-            log(f"update {update}: mean return {mean:.2f}, largest |ratio - 1| {max(distances):.2f}")
+            log(
+                f"update {update}: mean return {mean:.2f}, largest |ratio - 1| {max(distances):.2f}"
+            )
     envs.close()
     return model
 
