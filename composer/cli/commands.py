@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
 from composer.cli.prove import add_prove_options, run_prove
 from composer.cli.run import add_run_options, run_experiment, with_overrides
-from composer.cli.train import add_train_options, run_train
+from composer.cli.runs import add_compare_options, add_eval_options, model_of, run_compare, run_eval
+from composer.cli.train import add_train_options, run_train, take_config
 from composer.errors import RefusedError, SpecError
 from composer.source.files import as_argument, begins_as_checkpoint, is_regular, real_path
 from perception_blocks.words import readable
@@ -59,6 +60,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
     status = 0
     try:
+        for name in OF_MODELS.get(arguments.command, ()):
+            setattr(arguments, name, model_of(getattr(arguments, name)))
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # here, where a closed pipe can still be caught
     except (SpecError, RefusedError, _UserError, NameTakenError, MissingExtraError) as error:
@@ -550,16 +553,36 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    if arguments.resume is None and None in (arguments.file, arguments.output, arguments.steps):
+    inline = None
+    if arguments.config is not None:
+        if arguments.resume is not None:
+            arguments.usage_error("give --config FILE for a new run, or --resume DIR, not both")
+        inline = take_config(arguments)
+    spec = arguments.file if inline is None else inline
+    if arguments.resume is None and None in (spec, arguments.output, arguments.steps):
         arguments.usage_error("give SPEC, --steps N and -o DIR, or --resume DIR")
     if arguments.resume is not None and arguments.output is not None:
         arguments.usage_error("give -o DIR for a new run, or --resume DIR, not both")
     source, weights = None, None
-    if arguments.file is not None:
+    if inline is not None:
+        arguments.file = arguments.config
+        source, _ = _read(arguments, (inline, {}), makes_environment=arguments.env is None)
+    elif arguments.file is not None:
+        arguments.file = model_of(arguments.file)
         makes_environment = arguments.env is None and arguments.resume is None
         source, _ = _read(arguments, makes_environment=makes_environment)
         weights = arguments.file if _is_checkpoint(arguments.file) else None
     return run_train(arguments, source, weights)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    text, status = run_eval(arguments)
+    _say(text)
+    return status
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    _say(run_compare(arguments))
 
 
 def _prove(arguments: argparse.Namespace) -> int:
@@ -634,6 +657,10 @@ def _is_checkpoint(path: str) -> bool:
         return False
 
 
+# The arguments of a command that may be the folder of a run, for its best model.
+OF_MODELS = dict.fromkeys(("check", "show", "draw", "export"), ("file",)) | {
+    "diff": ("first", "second")
+}
 # Command: the function that runs it, the function that adds its options, and its help.
 COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] = {
     "init": (
@@ -662,6 +689,16 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[..., None], str]] 
         "write a file that runs without this library (not of an action model)",
     ),
     "train": (_train, _add_training_options, "train a model, or continue a run"),
+    "eval": (
+        _eval,
+        add_eval_options,
+        "play episodes with a model, or with the best model of a run",
+    ),
+    "compare": (
+        _compare,
+        add_compare_options,
+        "print a table of runs, and what differs between them",
+    ),
     "run": (
         run_experiment,
         add_run_options,

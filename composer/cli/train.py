@@ -5,25 +5,48 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perception_blocks.registry import EXTRAS, MissingExtraError, needs_extra
 from perception_blocks.words import readable
 
 if TYPE_CHECKING:
     from composer.source.load import Source
+    from composer.training.seeds import SeedsOutcome
     from composer.training.session import Outcome
 
-__all__ = ["add_train_options", "run_train"]
+__all__ = ["add_train_options", "parsed", "run_train", "take_config"]
 
 OF_OPTIONS = ("imageio", "imageio_ffmpeg", "tensorboard")  # libraries of [train] for options alone
 OF_THE_TASK = (
     "trainer", "algorithm", "steps", "seed", "envs", "eval_episodes", "settings", "device", "threads",
     "subprocess", "env_set", "eval_every", "checkpoint_every", "keep", "tensorboard", "video",
 )  # fmt: skip
+# Option, what stands for its value, its type (a flag without), and its help.
+OPTIONS: tuple[tuple[str, str, type | None, str], ...] = (
+    ("--trainer", "NAME", str, "sb3 (default), torchrl, rsl_rl, skrl, ...; composer: several actors"),
+    ("--algorithm", "NAME", str, "one of the trainer's: ppo (default), dqn, sac, ..."),
+    ("--steps", "N", int, "number of steps, summed over all environments"),
+    ("--seed", "N", int, "seed of weights, trainer and environments (default: 0)"),
+    ("--envs", "N", int, "number of parallel environments (default: 1)"),
+    ("--subprocess", "", None, "each environment in a process of its own"),
+    ("--device", "NAME", str, "where the model is trained, such as cuda (default: cpu)"),
+    ("--threads", "N", int, "threads of PyTorch (default: 1, the fastest for small networks)"),
+    ("--eval-episodes", "N", int, "number of evaluation episodes (default: 20)"),
+    (
+        "--eval-every",
+        "N",
+        int,
+        "steps between evaluations, of which the best model is kept (default: none)",
+    ),
+    ("--checkpoint-every", "N", int, "steps between numbered checkpoints (default: none)"),
+    ("--keep", "N", int, "how many numbered checkpoints stay, 0 for all (default: 5)"),
+    ("--tensorboard", "", None, "also write event files for TensorBoard"),
+    ("--video", "", None, "at the end, write a video of the best policy"),
+)
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -31,67 +54,117 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", metavar="DIR", help="the folder to create, for the results")
     add("--resume", metavar="DIR", help="continue the run in this folder; --steps may be larger")
-    add(
-        "--trainer",
-        metavar="NAME",
-        help="sb3 (default), torchrl, rsl_rl, skrl; composer: several actors",
+    text = (
+        "options from this YAML file, or from the run.json of a run; those of the command line win"
     )
-    add("--algorithm", metavar="NAME", help="one of the trainer's: ppo (default), dqn, sac, ...")
-    add("--steps", metavar="N", type=int, help="number of steps, summed over all environments")
-    text = "seed of weights, trainer and environments (default: 0)"
-    add("--seed", metavar="N", type=int, help=text)
-    add("--envs", metavar="N", type=int, help="number of parallel environments (default: 1)")
-    add(
-        "--set-algorithm", metavar="KEY=VALUE", action="append", default=[], dest="settings",
-        help="a setting of the algorithm, such as learning_rate=1e-3 (repeatable)",
-    )  # fmt: skip
-    text = "number of evaluation episodes (default: 20)"
-    add("--eval-episodes", metavar="N", type=int, help=text)
-    text = "steps between two evaluations, of which the best model is kept (default: 0, none before the end)"
-    add("--eval-every", metavar="N", type=int, help=text)
-    text = "steps between two numbered checkpoints (default: 0, none)"
-    add("--checkpoint-every", metavar="N", type=int, help=text)
-    text = "how many numbered checkpoints stay, 0 for all (default: 5)"
-    add("--keep", metavar="N", type=int, help=text)
-    text = "also write event files for TensorBoard"
-    add("--tensorboard", action="store_true", default=None, help=text)
-    text = "at the end, write a video of the best policy"
-    add("--video", action="store_true", default=None, help=text)
-    text = "where the model is trained, such as cuda (default: cpu)"
-    add("--device", metavar="NAME", help=text)
-    text = "threads of PyTorch (default: 1, the fastest for small networks)"
-    add("--threads", metavar="N", type=int, help=text)
-    text = "each environment in a process of its own"
-    add("--subprocess", action="store_true", default=None, help=text)
-    add(
-        "--env-set", metavar="KEY=VALUE", action="append", default=[], dest="env_set",
-        help="an argument of the environment, such as max_episode_steps=200 (repeatable)",
-    )  # fmt: skip
+    add("--config", metavar="FILE", help=text)
+    for name, metavar, kind, text in OPTIONS:
+        if kind is None:
+            add(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            add(name, metavar=metavar, type=kind, help=text)
+    text = "train with each of these seeds, such as 0,1,2"
+    add("--seeds", metavar="N,N,...", type=_seeds, help=text)
+    add_repeatable(
+        add, "--set-algorithm", "settings", "a setting of the algorithm, such as learning_rate=1e-3"
+    )
+    add_repeatable(
+        add, "--env-set", "env_set", "an argument of the environment, such as max_episode_steps=200"
+    )
     parser.set_defaults(usage_error=parser.error)
+
+
+def add_repeatable(add: Any, name: str, dest: str, text: str) -> None:
+    """An option KEY=VALUE."""
+    add(
+        name,
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest=dest,
+        help=f"{text} (repeatable)",
+    )
+
+
+def _seeds(text: str) -> list[int]:
+    """Raises ArgumentTypeError."""
+    try:
+        return [int(each) for each in text.split(",")]
+    except ValueError:
+        reason = f"write whole numbers with commas, such as 0,1,2, got {text!r}"
+        raise argparse.ArgumentTypeError(reason) from None
+
+
+def take_config(arguments: argparse.Namespace) -> Source | None:
+    """Take what the command line does not say from ``--config``; returns the spec, if that is in it itself."""
+    from composer.training.config import read_config
+
+    config = read_config(arguments.config, arguments.allow)
+    options = dict(config.options)
+    overrides = options.pop("set", [])
+    arguments.overrides = [
+        *(overrides.items() if isinstance(overrides, dict) else overrides),
+        *arguments.overrides,
+    ]
+    arguments.of_config = {name: options.pop(name, {}) for name in ("settings", "env_set")}
+    if arguments.seed is not None or arguments.seeds is not None:
+        options = {name: value for name, value in options.items() if name not in ("seed", "seeds")}
+    for name, value in options.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    if arguments.file is not None:
+        return None
+    arguments.file = config.file
+    return None if config.source is None else config.source.overridden(arguments.overrides)
 
 
 def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str | None) -> int:
     """Train or resume; returns the exit status. ``spec`` is None if only --resume is given."""
     _require_libraries(arguments.trainer or ("sb3" if arguments.resume is None else None))
+    from composer.training.seeds import are_seeds, resume_seeds, train_seeds
     from composer.training.session import resume, train
 
-    given = {name: getattr(arguments, name) for name in OF_THE_TASK}
-    given["settings"] = _settings(arguments.settings, "--set-algorithm") or None
-    given["env_set"] = _settings(arguments.env_set, "--env-set") or None
-    given = {name: value for name, value in given.items() if value is not None}
+    given, problems = _given(arguments)
     allow, limits = arguments.allow, dict(arguments.limits)
     with _progress_in_lines():
-        if arguments.resume is None:
-            assert spec is not None
-            outcome = train(
-                spec, arguments.output, env=arguments.env, weights=weights, allow=allow,
-                overrides=arguments.overrides, limits=limits, **given,
-            )  # fmt: skip
-        else:
+        if arguments.resume is not None:
+            _refuse(problems)
+            several = are_seeds(arguments.resume)
             if arguments.env is not None:
                 given["environment"] = arguments.env
-            outcome = resume(arguments.resume, spec=spec, allow=allow, limits=limits, **given)
-    return _say(outcome, arguments.allow)
+            more = {} if several else {"spec": spec}
+            go_on = resume_seeds if several else resume
+            outcome = go_on(arguments.resume, allow=allow, limits=limits, **more, **given)
+        else:
+            assert spec is not None
+            options = {
+                "env": arguments.env, "weights": weights, "allow": allow, "limits": limits,
+                "overrides": arguments.overrides, "others": problems,
+            }  # fmt: skip
+            if arguments.seeds is None:
+                outcome = train(spec, arguments.output, **options, **given)
+            else:
+                outcome = train_seeds(spec, arguments.output, arguments.seeds, **options, **given)
+    return _say_seeds(outcome, allow) if hasattr(outcome, "means") else _say(outcome, allow)
+
+
+def _given(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a task that are given, and what is wrong with their texts."""
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in OF_THE_TASK}
+    of_config = getattr(arguments, "of_config", {})
+    problems = []
+    for name, option in (("settings", "--set-algorithm"), ("env_set", "--env-set")):
+        values, wrong = parsed(given[name], option)
+        given[name] = {**of_config.get(name, {}), **values} or None
+        problems += wrong
+    return {name: value for name, value in given.items() if value is not None}, problems
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    from composer.training.trainer import TrainingError
+
+    if problems:
+        raise TrainingError("\n  ".join(problems))
 
 
 @contextmanager
@@ -126,23 +199,23 @@ def _require_libraries(trainer: str | None) -> None:
         raise MissingExtraError(needs_extra("a training", names, ",".join(needed)))
 
 
-def _settings(given: list[str], option: str) -> dict[str, object]:
-    """Raises TrainingError for a text that is no ``key=value``."""
+def parsed(given: Sequence[str], option: str) -> tuple[dict[str, object], list[str]]:
+    """Texts ``key=value`` as values of YAML, and what is wrong with those that are none."""
     from composer.errors import SpecError
     from composer.source.load import load_source
-    from composer.training.trainer import TrainingError
 
-    settings = {}
-    for setting in given:
-        key, equals, text = setting.partition("=")
+    values, problems = {}, []
+    for text in given:
+        key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise TrainingError(f"{option} takes key=value, got {setting!r}")
+            problems.append(f"{option} takes key=value, got {text!r}")
+            continue
         try:
-            settings[key.strip()] = load_source(f"value: {text}\n").data["value"]
+            values[key.strip()] = load_source(f"value: {value}\n").data["value"]
         except SpecError as error:
             messages = "; ".join(problem.message for problem in error.problems)
-            raise TrainingError(f"{option} {setting}: {messages}") from error
-    return settings
+            problems.append(f"{option} {text}: {messages}")
+    return values, problems
 
 
 def _say(outcome: Outcome, allow: list[str]) -> int:
@@ -160,4 +233,22 @@ def _say(outcome: Outcome, allow: list[str]) -> int:
     if outcome.best is not None:
         print(f"the best model is of step {outcome.best:,}: best.safetensors")
     print(f"wrote {folder}: {', '.join(outcome.files)}")
+    return 0
+
+
+def _say_seeds(outcome: SeedsOutcome, allow: list[str]) -> int:
+    from composer.trust import allow_options
+
+    folder = readable(str(outcome.folder))
+    for seed, mean in outcome.means.items():
+        print(f"seed {seed}: mean return {mean:.2f}")
+    if outcome.signal is not None:
+        done = f"{len(outcome.means)} of {len(outcome.seeds)} seeds"
+        print(
+            f"interrupted after {done}; it is saved in {folder}\n"
+            f"continue with: composer train --resume {folder}{allow_options(allow)}"
+        )
+        return 128 + outcome.signal
+    print(f"without exploration: {outcome}")
+    print(f"wrote {folder}: seed-{outcome.seeds[0]}, ..., curve.csv, curve.png, evaluation.json")
     return 0

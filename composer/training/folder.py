@@ -26,7 +26,7 @@ from composer.training.records import Records
 from composer.training.stored import FORMAT, VERSION, Saved, read_record, read_saved, task_of
 from composer.training.trainer import Task, Trainer, TrainingError
 
-__all__ = ["BEST", "CHECKPOINTS", "EVENTS", "MODEL", "VIDEO", "RunFolder"]
+__all__ = ["BEST", "CHECKPOINTS", "EVENTS", "MODEL", "VIDEO", "RunFolder", "best_model"]
 
 MODEL, BEST, VIDEO = "model.safetensors", "best.safetensors", "video.mp4"
 CHECKPOINTS, EVENTS = "checkpoints", "tensorboard"
@@ -154,11 +154,6 @@ class RunFolder:
         """``video.mp4``, by ``write``."""
         self._write(VIDEO, write)
 
-    def best_model(self) -> Path:
-        """The checkpoint of the best evaluation, or else of the last save."""
-        best = self.path / BEST
-        return best if answer(best, Path.exists) else self.path / MODEL
-
     def _save_model(self, trainer: Trainer, name: str) -> None:
         with self._writing(name) as path:
             trainer.model.save(path)
@@ -211,6 +206,11 @@ def _save_state(state: Mapping[str, object], path: str) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from error
         raise
+
+
+def best_model(path: Path) -> Path:
+    """The checkpoint of the best evaluation of the run in ``path``, or else of its last save."""
+    return path / BEST if answer(path / BEST, Path.exists) else path / MODEL
 
 
 def _about(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from composer.training.video import require_imageio, why_not_filmed
 from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import cut, hint
 
-__all__ = ["option", "refuse_wrong", "shown", "trainer_class_of"]
+__all__ = ["option", "refuse_counts", "refuse_wrong", "shown", "trainer_class_of"]
 
 MOST = 2**31 - 1  # of everything that is counted
 MOST_ENVS = 10_000
@@ -27,11 +27,15 @@ RANGES = {
 }  # fmt: skip
 
 
-def refuse_wrong(task: Task, out: Path) -> type[Trainer]:
-    """The class of the task's trainer. Raises TrainingError with all that is wrong with the task and the folder."""
-    problems = []
+def refuse_wrong(task: Task, out: Path | None = None, others: Iterable[str] = ()) -> type[Trainer]:
+    """The class of the task's trainer.
+
+    Raises TrainingError with all that is wrong with the task, the new folder ``out`` and the ``others``.
+    """
+    problems = list(others)
     try:
-        refuse_taken(out)
+        if out is not None:
+            refuse_taken(out)
     except TrainingError as error:
         problems.append(str(error))
     trainer_class = trainer_class_of(task, problems)
@@ -43,6 +47,15 @@ def refuse_wrong(task: Task, out: Path) -> type[Trainer]:
     if problems:
         raise TrainingError("\n  ".join(problems))
     return trainer_class
+
+
+def refuse_counts(**counts: object) -> None:
+    """Raise TrainingError with all ``counts`` that are out of range, by the names of `RANGES`."""
+    problems = [_count_problem(name, value, *RANGES[name]) for name, value in counts.items()]
+    if any(problems):
+        raise TrainingError(
+            "\n  ".join(filter(None, problems)).replace("--eval-episodes", "--episodes")
+        )
 
 
 def require_libraries(task: Task) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,10 +17,10 @@ from composer.spec.diff import diff_specs
 from composer.training.folder import RunFolder
 from composer.training.options import option, shown
 from composer.training.stored import Saved
-from composer.training.trainer import Trainer, TrainingError
+from composer.training.trainer import Task, Trainer, TrainingError
 from composer.trust import check_environment
 
-__all__ = ["LATER", "refuse_another", "restore"]
+__all__ = ["LATER", "refuse_another", "refuse_another_task", "restore"]
 
 # Fields of a task that may be others when a run is resumed.
 LATER = {"steps", "threads", "device", "subprocess", "keep", "tensorboard", "video"}
@@ -78,11 +79,7 @@ def refuse_another(
 ) -> None:
     """Raise TrainingError where what is given is not what the run in ``folder`` has."""
     has = asdict(folder.task)
-    problems = [
-        f"{option(name)} is {value!r} here, but {has[name]!r} in the run"
-        for name, value in given.items()
-        if value != has[name] and name not in LATER
-    ]
+    problems = _other_values(has, given)
     if spec is not None:
         stored = stored_source(has["spec"], folder.path / "run.json").data
         differences = diff_specs(stored, plain_spec(spec.data))
@@ -93,9 +90,29 @@ def refuse_another(
             )
             differences = diff_specs(stored, saved_spec(spec.data, model))
         problems += [f"the spec differs: {line}" for line in differences]
+    _refuse(folder.path, problems)
+
+
+def refuse_another_task(path: Path, task: Task, given: Mapping[str, object]) -> None:
+    """Raise TrainingError where the ``given`` fields are not those of the ``task`` of the runs in ``path``."""
+    has = asdict(task)
+    _refuse(path, _other_values(has, given, ()))
+
+
+def _other_values(
+    has: Mapping[str, object], given: Mapping[str, object], later: Collection[str] = LATER
+) -> list[str]:
+    return [
+        f"{option(name)} is {value!r} here, but {has[name]!r} in the run"
+        for name, value in given.items()
+        if value != has[name] and name not in later
+    ]
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise TrainingError(
-            f"the run in {str(folder.path)!r} is another one; leave out what differs, or "
+            f"the run in {str(path)!r} is another one; leave out what differs, or "
             f"begin a new run with -o:{lines}"
         )

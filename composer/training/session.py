@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -80,17 +80,55 @@ def train(
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
     limits: GivenLimits = None,
+    others: Iterable[str] = (),
     **options: Any,
 ) -> Outcome:
     """Train a model of ``spec``, and write the results to the new folder ``out``.
 
     A `Model` as ``spec`` is trained itself. ``weights`` is a checkpoint to begin with; ``options`` are the other fields
-    of `Task`.
+    of `Task`. ``others`` are errors that are known already, to be told with all that is wrong here.
 
     Raises SpecError for a wrong spec, MissingExtraError where a library is missing, TrainingError for all else that a
     user gave wrongly. In each of these cases there is no folder afterwards.
     """
-    out, allow, overrides = Path(out), allow_list(allow), list(overrides)
+    prepared = prepare(
+        spec, Path(out), env=env, weights=weights, allow=allow, overrides=overrides, limits=limits,
+        others=others, **options,
+    )  # fmt: skip
+    task = prepared.task
+    about = about_run(task, prepared.file, list(overrides))
+    with ExitStack() as stack:
+        trainer = _made(stack, prepared)
+        records = Records(LearningCurve(_every(task, ROWS)), EvaluationLog(), _progress_log(task))
+        # Once the folder can be seen, a signal may come: from then on it is noted.
+        watched = stack.enter_context(_watched(task, 0))
+        folder = stack.enter_context(RunFolder.create(Path(out), task, trainer, records, about))
+        return _run(folder, trainer, records, 0, *watched)
+
+
+class Prepared(NamedTuple):
+    """What a run begins with, all of it checked; ``file`` is the name of its spec."""
+
+    task: Task
+    trainer_class: type[Trainer]
+    model: Model
+    file: str | None = None
+
+
+def prepare(
+    spec: GivenSpec | Model,
+    out: Path,
+    *,
+    env: str | None = None,
+    weights: str | Path | None = None,
+    allow: Iterable[str] = (),
+    overrides: Iterable[Override] = (),
+    limits: GivenLimits = None,
+    others: Iterable[str] = (),
+    **options: Any,
+) -> Prepared:
+    """Check what `train` is given, and build the model; raises as it does, with the ``others`` that are wrong."""
+    allow = allow_list(allow)
     given = spec if isinstance(spec, Model) else None
     source = given.source if given else load_source(spec, overrides, allow)  # type: ignore[arg-type]
     if source.data.get("model") is not None:
@@ -101,7 +139,7 @@ def train(
     if not isinstance(environment, str):
         raise TrainingError("the spec names no environment; give one with --env ID")
     task = Task(spec="", environment=environment, **options)
-    trainer_class = refuse_wrong(task, out)
+    trainer_class = refuse_wrong(task, out, others)
     model = given or _composed(source, task, allow, limits)
     if given:
         _refuse_unlike(given, task, allow)
@@ -109,14 +147,13 @@ def train(
     if weights is not None:
         _refuse_other_spaces(weights, model, limits)
         fill_whole(model, weights)
-    about = about_run(task, source.name, overrides)
+    return Prepared(task, trainer_class, model, source.name)
+
+
+def tried(prepared: Prepared) -> None:
+    """Raise as `train` does where the trainer cannot train the model."""
     with ExitStack() as stack:
-        trainer = _made(stack, trainer_class, task, model)
-        records = Records(LearningCurve(_every(task, ROWS)), EvaluationLog(), _progress_log(task))
-        # Once the folder can be seen, a signal may come: from then on it is noted.
-        watched = stack.enter_context(_watched(task, 0))
-        folder = stack.enter_context(RunFolder.create(out, task, trainer, records, about))
-        return _run(folder, trainer, records, 0, *watched)
+        _made(stack, prepared)
 
 
 def resume(
@@ -166,7 +203,7 @@ def _resume(folder: RunFolder, allow: Sequence[str], limits: GivenLimits, goes_o
         _refuse_other_spaces(folder.path / MODEL, model, limits)
     folder.about |= about_run(task, **_kept(folder))
     with ExitStack() as stack:
-        trainer = _made(stack, trainer_class, task, model)
+        trainer = _made(stack, Prepared(task, trainer_class, model))
         restore(trainer, saved, folder)
         records = _records(task, saved)
         best = records.evaluations.best
@@ -218,8 +255,9 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _made(stack: ExitStack, trainer_class: type[Trainer], task: Task, model: Model) -> Trainer:
+def _made(stack: ExitStack, prepared: Prepared) -> Trainer:
     """A trainer that is closed, with all that it needs, when the ``stack`` is."""
+    task, trainer_class, model, _ = prepared
     stack.enter_context(threads(task.threads))
     stack.enter_context(processes_tell(task))
     with told():

@@ -16,7 +16,16 @@ import torch
 
 from composer.training.trainer import MOST_COUNTED, Task, TrainerState, TrainingError
 
-__all__ = ["FORMAT", "VERSION", "Saved", "read_record", "read_saved", "read_task", "task_of"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "Saved",
+    "read_evaluation",
+    "read_record",
+    "read_saved",
+    "read_task",
+]
+__all__ += ["task_of"]
 
 FORMAT, VERSION = "composer-run", 1
 MOST_BYTES = 100_000_000  # of run.json
@@ -118,6 +127,20 @@ def task_of(record: Mapping[str, Any], file: Path, more: Iterable[str] = ()) -> 
 def read_task(file: Path) -> Task:
     """The task in a ``run.json``. Raises TrainingError with what is wrong with it."""
     return task_of(read_record(file), file)
+
+
+def read_evaluation(run: Path) -> dict[str, float]:
+    """The numbers of ``evaluation.json`` of a run, such as ``mean``. Raises TrainingError."""
+    file = run / "evaluation.json"
+    try:
+        _refuse_no_file(file)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        numbers = {name: record[name] for name in ("steps", "episodes", "mean", "std")}
+        if not _are_numbers([*numbers.values()]):
+            raise ValueError("it holds no numbers")
+        return numbers
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _unreadable(file, str(error)) from error
 
 
 def _unreadable(file: Path, reason: str) -> TrainingError:

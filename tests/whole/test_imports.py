@@ -47,7 +47,7 @@ composer.build: budget context construction plans custom_class network_builder s
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
-composer.training: trainer environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
+composer.training: trainer environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session seeds config compare judging | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
 composer.training.actors: settings passes advantages rollout updates trainer | torch gymnasium numpy
 composer.adapters: needs host | torch gymnasium numpy
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
@@ -60,7 +60,7 @@ composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy 
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
 composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
-composer.cli: ctrl_c write_out train prove run commands | gymnasium
+composer.cli: ctrl_c write_out train runs prove run commands | gymnasium
 composer: __main__ |
 """
 # Their libraries do not go together with the others, and are not installed here.
