@@ -27,7 +27,12 @@ OF_THE_TASK = (
 )  # fmt: skip
 # Option, what stands for its value, its type (a flag without), and its help.
 OPTIONS: tuple[tuple[str, str, type | None, str], ...] = (
-    ("--trainer", "NAME", str, "sb3 (default), torchrl, rsl_rl, skrl, ...; composer: several actors"),
+    (
+        "--trainer",
+        "NAME",
+        str,
+        "sb3 (default), torchrl, rsl_rl, skrl, ...; composer: several actors",
+    ),
     ("--algorithm", "NAME", str, "one of the trainer's: ppo (default), dqn, sac, ..."),
     ("--steps", "N", int, "number of steps, summed over all environments"),
     ("--seed", "N", int, "seed of weights, trainer and environments (default: 0)"),
