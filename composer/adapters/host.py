@@ -115,6 +115,7 @@ class HostActions:
         self.is_flat = as_vector or not _is_plain_action(tree.space)
         self.space = _vector(leaves.values()) if self.is_flat else tree.space
         self._sizes = [math.prod(leaf.shape) for leaf in leaves.values()]
+        self.is_one_box = self.tree.is_single and _is_drawn(*leaves.values())
         # Whether what is stored is what was drawn: numbers of a Box of integers are rounded.
         self.keeps_draws = all(leaf.kind != "box" or _is_drawn(leaf) for leaf in leaves.values())
 
@@ -138,6 +139,8 @@ class HostActions:
 
     def from_host(self, action: Tensor, dtype: torch.dtype, leading: tuple[int, ...]) -> Any:
         """The host's action with these ``leading`` axes as the model's distribution has it; gradients flow through."""
+        if self.is_one_box:
+            return action.to(dtype).reshape((*leading, *self.tree.leaves[self._only].shape))
         flat = self.tree.to_tensors(self._split(action, leading), dtype=dtype)
         return flat[self._only] if self.tree.is_single else flat
 

@@ -21,6 +21,7 @@ from perception_blocks.words import few_of
 __all__ = [
     "Step",
     "StateCritic",
+    "read_together",
     "step_of",
     "structured_step_of",
     "structured_value_of",
@@ -62,7 +63,7 @@ def step_of(
     entropy: bool,
 ) -> Step:
     """`Model.step` of a model of one actor; what policy and critic share runs once."""
-    inputs, seen = _read(policy, critic, observations)
+    inputs, seen = read_together(policy, critic, observations)
     outputs, after = _advance(policy, inputs, state, resets, unroll)
     value = None
     if critic is not None:
@@ -149,10 +150,10 @@ def structured_value_of(
     return _judged(critic, outputs, observations, state, resets, unroll, present)[0]
 
 
-def _read(
+def read_together(
     policy: Policy, critic: SpaceCritic | None, observations: object
 ) -> tuple[Inputs, Tensors | None]:
-    """What the policy reads, and the observations of the critic where both are read at once."""
+    """What the policy reads, and the critic's observations, of one look at ``observations``; None where it must look."""
     together = critic is not None and critic.observer is policy.observer
     if not together or isinstance(observations, Inputs) or policy.users_own("preprocess"):
         return policy.read(observations), None

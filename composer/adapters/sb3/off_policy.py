@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from composer.adapters.sb3.policies import HostPolicy, PyTorchObs, Schedule
 from composer.critic.state_action import StateActionCritic
+from composer.distributions.base import Distribution
+from composer.host.step import read_together
+from composer.network.network import Inputs, Tensors
 from composer.policy.policy import Policy
 
 __all__ = ["ContinuousPolicy", "QPolicy", "SACPolicy", "TD3Policy"]
@@ -71,14 +74,23 @@ class QPolicy(HostPolicy):
 class Actor(SubNetwork):
     """The actor, in the host's scale from -1 to 1."""
 
+    def __init__(self, policy: ContinuousPolicy, module: Policy) -> None:
+        super().__init__(policy, module)
+        self.actor = module
+        self.lowered = module.lower()
+
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
-        distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
+        distribution = self.distribution(obs)
         action = distribution.mode() if deterministic else distribution.rsample()
         return self.policy.scaled(action)
 
+    def distribution(self, obs: PyTorchObs) -> Distribution:
+        inputs, _ = self.policy.seen(obs)
+        return self.actor.distribution_of(self.lowered(inputs), inputs, None, 1.0)
+
     def action_log_prob(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
         """Actions and the logarithm of their density in the host's scale, shape (B,)."""
-        distribution = self.module.distribution(self.policy.read(obs))  # type: ignore[operator]
+        distribution = self.distribution(obs)
         action = distribution.rsample()
         log_prob = distribution.log_prob(action).float() + self.policy.log_half
         return self.policy.scaled(action), log_prob
@@ -96,14 +108,17 @@ class QFunctions(SubNetwork):
         self.actor = actor
 
     def __call__(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, ...]:
-        observations = self.policy.read(obs)
+        critic = self.critic
+        inputs, observed = self.policy.seen(obs)
         shared = None
-        if self.critic.shared:
+        if critic.shared:
             with torch.no_grad():
-                shared = self.actor(observations)
-        taken = self.policy.unscaled(actions)
-        values = self.critic(observations, taken, shared=shared)["q_value"].float()
-        return values.unbind(-2) if self.critic.copies > 1 else (values,)
+                shared = self.actor(inputs)
+        if observed is None:
+            observed = critic.read(self.policy.read(obs), shared)
+        vectors = critic.vectors_of(self.policy.unscaled(actions))
+        values = critic(Inputs(critic.with_shared(observed, shared) | vectors))["q_value"].float()
+        return values.unbind(-2) if critic.copies > 1 else (values,)
 
     def q1_forward(self, obs: PyTorchObs, actions: Tensor) -> Tensor:
         return self(obs, actions)[0]
@@ -130,6 +145,19 @@ class ContinuousPolicy(HostPolicy):
         self.critic = QFunctions(self, critic, self.policy)
         self.critic.optimizer = self.make_optimizer(self.critic.parameters(), lr_schedule)
         self.critic_target = QFunctions(self, critic.target, self._target_actor())
+
+    def seen(self, obs: PyTorchObs) -> tuple[Inputs, Tensors | None]:
+        """What actors and critics read of ``obs``: in an update the same batch is asked for several times.
+
+        It is read again where another object comes, or a tensor that was written to since.
+        """
+        written = obs._version if isinstance(obs, Tensor) else [v._version for v in obs.values()]
+        if obs is not self._seen[0] or written != self._seen[1]:
+            read = read_together(self.policy, self.model.critic, self.read(obs))  # type: ignore[arg-type]
+            self._seen = (obs, written, read)
+        return self._seen[2]
+
+    _seen: tuple[Any, Any, Any] = (None, None, None)
 
     _low: Tensor
     _half: Tensor
