@@ -21,7 +21,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from composer.spaces.json_form import spaces_differ
-from composer.spaces.kinds import Leaf, look_at, to_space_value, unrounded
+from composer.spaces.kinds import KINDS, Leaf, look_at, to_space_value, unrounded
 from composer.spaces.lookup import Spaces
 from composer.spaces.tree import SpaceTree, to_environment
 from perception_blocks.port import format_shape
@@ -115,7 +115,6 @@ class HostActions:
         self.is_flat = as_vector or not _is_plain_action(tree.space)
         self.space = _vector(leaves.values()) if self.is_flat else tree.space
         self._sizes = [math.prod(leaf.shape) for leaf in leaves.values()]
-        self.is_one_box = self.tree.is_single and _is_drawn(*leaves.values())
         # Whether what is stored is what was drawn: numbers of a Box of integers are rounded.
         self.keeps_draws = all(leaf.kind != "box" or _is_drawn(leaf) for leaf in leaves.values())
 
@@ -138,10 +137,13 @@ class HostActions:
         return torch.cat([row.float() for row in rows], -1)
 
     def from_host(self, action: Tensor, dtype: torch.dtype, leading: tuple[int, ...]) -> Any:
-        """The host's action with these ``leading`` axes as the model's distribution has it; gradients flow through."""
-        if self.is_one_box:
-            return action.to(dtype).reshape((*leading, *self.tree.leaves[self._only].shape))
-        flat = self.tree.to_tensors(self._split(action, leading), dtype=dtype)
+        """The host's action with these ``leading`` axes as the model's distribution has it; gradients flow through.
+
+        Distributions and critics refuse what is no choice.
+        """
+        parts = self._split(action, leading)
+        leaves = self.tree.leaves.items()
+        flat = {key: KINDS[leaf.kind].inward(leaf, parts[key], dtype) for key, leaf in leaves}
         return flat[self._only] if self.tree.is_single else flat
 
     def to_environment(self, action: object) -> object:
@@ -156,10 +158,13 @@ class HostActions:
         return next(iter(self.tree.leaves))
 
     def _split(self, action: Tensor, leading: tuple[int, ...]) -> dict[str, Tensor]:
-        parts = action.reshape((*leading, sum(self._sizes))).split(self._sizes, -1)
+        leaves = self.tree.leaves
+        parts = [action]
+        if len(leaves) > 1:
+            parts = action.reshape((*leading, sum(self._sizes))).split(self._sizes, -1)
         return {
-            key: (part if _is_drawn(leaf) else part.round()).reshape((*leading, *leaf.shape))
-            for part, (key, leaf) in zip(parts, self.tree.leaves.items(), strict=True)
+            key: _whole(leaf, part).reshape((*leading, *leaf.shape))
+            for part, (key, leaf) in zip(parts, leaves.items(), strict=True)
         }
 
 
@@ -285,7 +290,12 @@ def _is_plain_action(space: Space) -> bool:
 
 def _is_drawn(leaf: Leaf) -> bool:
     """Whether an action is stored as it was drawn: the numbers of a Box of floats."""
-    return leaf.kind == "box" and np.issubdtype(leaf.space.dtype, np.floating)  # type: ignore[arg-type]
+    return leaf.kind == "box" and leaf.dtype.is_floating_point
+
+
+def _whole(leaf: Leaf, part: Tensor) -> Tensor:
+    """Choices and numbers of integers, which a vector of floats may have moved a little, as whole numbers."""
+    return part.round() if part.is_floating_point() and not _is_drawn(leaf) else part
 
 
 def _vector(leaves: Iterable[Leaf]) -> spaces.Box:

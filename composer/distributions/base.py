@@ -75,6 +75,10 @@ class Distribution(ABC):
     def log_prob(self, action: Tensor) -> Tensor:
         """The log probability (density, for a Box) of ``action``."""
 
+    def log_prob_of_draw(self, action: Any) -> Tensor:
+        """`log_prob` of what `sample` or `mode` of this very distribution returned: it need not be looked at."""
+        return self.log_prob(action)
+
     @abstractmethod
     def entropy(self) -> Tensor:
         """The entropy in nats; of continuous actions the differential entropy."""

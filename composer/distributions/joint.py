@@ -55,6 +55,9 @@ class CompositeDistribution(Distribution):
                 raise ValueError(f"log_prob got {key!r}, which is no action{near}")
         return _total(part.log_prob(action[key]) for key, part in self.parts.items())
 
+    def log_prob_of_draw(self, action: Mapping[str, Tensor]) -> Tensor:
+        return _total(part.log_prob_of_draw(action[key]) for key, part in self.parts.items())
+
     def entropy(self) -> Tensor:
         return _total(part.entropy() for part in self.parts.values())
 

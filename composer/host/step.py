@@ -71,9 +71,11 @@ def step_of(
         values, after = _advance(critic, judged, after, resets, unroll)
         value = critic.number_of(values)
     distribution = policy.distribution_of(outputs, inputs, mask, 1.0)
-    if action is None:
+    is_given = action is not None
+    if not is_given:
         action = _chosen(distribution, deterministic)
-    return Step(distribution, action, *_densities(distribution, action, entropy), value, after)
+    densities = _densities(distribution, action, entropy, is_given)
+    return Step(distribution, action, *densities, value, after)
 
 
 def value_of(
@@ -126,7 +128,7 @@ def structured_step_of(
     log_probs, entropies = {}, {}
     for key, distribution in distributions.items():
         with blamed(flat_name(key)):
-            densities = _densities(distribution, actions[key], entropy)
+            densities = _densities(distribution, actions[key], entropy, action is not None)
         log_probs[key], entropies[key] = densities
     return Step(distributions, actions, log_probs, entropies if entropy else None, value, state)
 
@@ -201,12 +203,13 @@ def _chosen(distribution: Distribution, deterministic: bool) -> Any:
 
 
 def _densities(
-    distribution: Distribution, action: Any, entropy: bool
+    distribution: Distribution, action: Any, entropy: bool, is_given: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """The log_prob of ``action`` and, if asked for, the entropy; None where there is no density."""
     if not distribution.has_density:
         return None, None
-    return distribution.log_prob(action), distribution.entropy() if entropy else None
+    log_prob = distribution.log_prob if is_given else distribution.log_prob_of_draw
+    return log_prob(action), distribution.entropy() if entropy else None
 
 
 def _given_actions(
