@@ -89,7 +89,7 @@ def value_of(
 ) -> Tensor:
     """`Model.value` of a model of one actor; the policy runs only where the critic reads values of it."""
     if critic.shared:
-        inputs, seen = _read(policy, critic, observations)
+        inputs, seen = read_together(policy, critic, observations)
         outputs, _ = _advance(policy, inputs, state, resets, unroll)
         judged = critic.with_shared(seen, outputs) if seen else critic.read(observations, outputs)
     else:
@@ -155,7 +155,7 @@ def structured_value_of(
 def read_together(
     policy: Policy, critic: SpaceCritic | None, observations: object
 ) -> tuple[Inputs, Tensors | None]:
-    """What the policy reads, and the critic's observations, of one look at ``observations``; None where it must look."""
+    """What the policy reads, and what the critic does, of one reading of ``observations``; None where it must read."""
     together = critic is not None and critic.observer is policy.observer
     if not together or isinstance(observations, Inputs) or policy.users_own("preprocess"):
         return policy.read(observations), None
