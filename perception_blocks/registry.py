@@ -45,6 +45,7 @@ EXTRAS = {
     "rl-games": ["rl_games"],
     "tianshou": ["tianshou"],
     "rllib": ["tree"],  # which RLlib needs beside ray
+    "benchmarl": ["benchmarl"],
     "ray": ["ray"],
     "train": ["matplotlib", "tqdm", "imageio", "imageio_ffmpeg", "tensorboard"],
     "envs": ["mujoco", "Box2D", "pygame", "ale_py", "minigrid"],

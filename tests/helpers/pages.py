@@ -29,6 +29,7 @@ PICTURE = re.compile(r"^<!-- picture: (?P<what>\S+): (?P<caption>.+) -->$", re.M
 ELSEWHERE = {
     "docs/rllib.md": "rllib",
     "docs/coming-from/rllib.md": "rllib",
+    "docs/benchmarl.md": "benchmarl",
 }
 
 

@@ -56,6 +56,7 @@ composer.adapters.rsl_rl: groups checks exported models environments training | 
 composer.adapters.rl_games: hosted checks environments models | torch gymnasium numpy rl_games
 composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl
 composer.adapters.rllib: distribution module specs checks | torch gymnasium numpy ray tree
+composer.adapters.benchmarl: model | torch benchmarl tensordict torchrl
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
@@ -64,7 +65,7 @@ composer.cli: ctrl_c write_out train runs prove run commands | gymnasium
 composer: __main__ |
 """
 # Their libraries do not go together with the others, and are not installed here.
-ELSEWHERE = {"composer.adapters.rllib"}
+ELSEWHERE = {"composer.adapters.rllib", "composer.adapters.benchmarl"}
 MOST_FILES_AT_ROOT = {"composer": 12, "perception_blocks": 18}
 TORCH_FREE = [
     "perception_blocks",

@@ -17,7 +17,7 @@ from tests.helpers.language_models import hf_model, saved
 from tests.helpers.paths import ROOT
 
 # Libraries that do not go together with the others: their tests make environments of their own.
-ELSEWHERE = {"rllib"}
+ELSEWHERE = {"rllib", "benchmarl"}
 LIBRARIES = [library for libraries in EXTRAS.values() for library in libraries]
 DENSE = """
 version: 1
