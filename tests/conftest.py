@@ -1,5 +1,6 @@
 """What all tests share: few threads, and property tests that try the same examples in every run."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def _registries_as_before():
     yield
     for state, kept in before:
         state.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_of_progress(monkeypatch):
+    """They depend on the time; a test of them enables them."""
+    monkeypatch.setattr(logging.getLogger("composer.progress"), "disabled", True)
 
 
 @pytest.fixture

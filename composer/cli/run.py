@@ -33,6 +33,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--address", metavar="A", help=text)
     text = "a module whose classes the experiment may use, or a folder/ of files that it names (repeatable)"
     add("--allow", metavar="MODULE", action="append", default=[], help=text)
+    text = "also write event files for TensorBoard, into the folder"
+    add("--tensorboard", action="store_true", help=text)
     parser.set_defaults(usage_error=parser.error)
 
 
@@ -64,6 +66,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
     log = run(
         arguments.file, [*arguments.overrides, *arguments.more], arguments.allow,
         arguments.runner, arguments.output, arguments.resume, address=arguments.address,
+        tensorboard=arguments.tensorboard,
     )  # fmt: skip
     return _say(log, arguments.allow)
 

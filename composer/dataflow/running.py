@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from composer.dataflow.written import values_of
 from composer.errors import Position, Problem, SpecError
 from composer.source.files import allowed_folders, outside, real_path
 from composer.source.load import GivenSpec, Override
+from composer.training.events import EVENTS, Events, require_tensorboard
 from composer.training.exclusive import in_use, refuse_taken
 from composer.training.interruption import Interruption, interruption_noted
 from composer.trust import allow_list, allow_options
@@ -58,6 +59,7 @@ def run(
     resume: str | Path | None = None,
     *,
     address: str | None = None,
+    tensorboard: bool = False,
 ) -> RunLog:
     """Run an experiment: a registered name such as ``ppo``, a file, YAML text or a mapping.
 
@@ -65,7 +67,7 @@ def run(
     ``out`` is the new folder of the run; without one nothing is saved, unless an experiment of ours is given an
     ``experiment_name`` or a ``trial_name``, for ``runs/NAME/TRIAL``. ``resume`` is the folder of a run to go on with:
     then no ``experiment`` is given, and ``overrides`` may change ``run`` but for its seed. With ``address`` the runner
-    "ray" uses that cluster.
+    "ray" uses that cluster. With ``tensorboard`` the log is also written as event files, into the run's folder.
 
     Raises SpecError for a wrong experiment, RunError where a run cannot start or go on, MissingExtraError where a
     library is missing; and what an interface raises, with its call and its place as a note.
@@ -77,24 +79,29 @@ def run(
     allow, overrides = allow_list(allow), list(overrides)
     if (experiment is None) == (resume is None):
         raise RunError("give an experiment, or the folder of a run to resume")
+    if tensorboard:
+        require_tensorboard()
     if resume is None:
         assert experiment is not None
         given = experiment.source if isinstance(experiment, Experiment) else experiment
         read = read_experiment(given, translated(given, overrides), allow)
         where = nullcontext(None)
         out = named_folder(experiment, overrides) if out is None else out
+        if tensorboard and out is None:
+            raise RunError("event files are written into the folder of the run; give one: -o DIR")
         if out is not None:
             _require_curve()
             refuse_taken(Path(out))
             where = RunFolder.create(Path(out), _record(read), read.source.to_yaml())
-        return _Run(read, allow, runner, address, out).with_folder(where)
+        return _Run(read, allow, runner, address, out, tensorboard).with_folder(where)
     if out is not None:
         raise RunError("give 'out' for a new run, or 'resume', not both")
     _require_curve()
     with in_use(Path(resume)):
         folder = RunFolder.open(Path(resume))
         read = _stored(folder, overrides, allow)
-        return _Run(read, allow, runner, address, resume).with_folder(nullcontext(folder))
+        started = _Run(read, allow, runner, address, resume, tensorboard)
+        return started.with_folder(nullcontext(folder))
 
 
 # --- what a folder says -----------------------------------------------------------------------------------------------
@@ -160,7 +167,9 @@ class _Run:
         runner: RunnerName | None,
         address: str | None,
         path: str | Path | None,
+        tensorboard: bool = False,
     ) -> None:
+        self._tensorboard = tensorboard
         self.experiment, self.allow, self.address = experiment, allow, address
         self.path = None if path is None else os.path.abspath(path)  # of the folder, from now on
         self.kind = runner or ("ray" if address else experiment.run.runner)
@@ -207,8 +216,9 @@ class _Run:
             with (
                 _progress(self.experiment.run.iterations, len(self.log.rows)) as show,
                 interruption_noted(lambda: self._doing) as interruption,
+                self._events() as note,
             ):
-                self._iterations(runner, dataset, show, interruption)
+                self._iterations(runner, dataset, show, note, interruption)
         finally:
             runner.close()
 
@@ -237,6 +247,7 @@ class _Run:
         runner: Runner,
         dataset: ItemDataset,
         show: Callable[[int], None],
+        note: Callable[[int, Mapping[str, float]], None],
         interruption: Interruption,
     ) -> None:
         spec = self.experiment
@@ -251,12 +262,23 @@ class _Run:
         for row in run_iterations(spec, runner, batch, len(self.log.rows)):
             self.log.rows.append(row)
             show(len(self.log.rows))
+            note(len(self.log.rows), row)
             if interruption or self._is_due():
                 self._save(runner)
             if interruption:
                 self.log.signal = interruption.signal
                 break
         self._finish(runner)
+
+    @contextmanager
+    def _events(self) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+        """Event files of the numbers of each iteration, if the caller wants them."""
+        if not self._tensorboard or self.folder is None:
+            yield lambda *_: None
+            return
+        events = Events(self.folder.path / EVENTS, len(self.log.rows) + 1)
+        with closing(events):
+            yield events.add
 
     def _is_due(self) -> bool:
         every = self.experiment.run.save_every

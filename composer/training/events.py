@@ -9,7 +9,9 @@ from pathlib import Path
 from composer.training.trainer import TrainingError
 from perception_blocks.registry import missing_extra
 
-__all__ = ["Events", "require_tensorboard"]
+__all__ = ["EVENTS", "Events", "require_tensorboard"]
+
+EVENTS = "tensorboard"  # the folder in a run's folder
 
 
 def require_tensorboard() -> None:

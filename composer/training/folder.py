@@ -21,15 +21,16 @@ import torch
 from composer.atomic import WriteError, replace_with
 from composer.checkpoint.container import CheckpointError
 from composer.training.evaluation import Evaluation
+from composer.training.events import EVENTS
 from composer.training.exclusive import answer, new_folder, refuse_links_outside, refuse_no_run
 from composer.training.records import Records
 from composer.training.stored import FORMAT, VERSION, Saved, read_record, read_saved, task_of
 from composer.training.trainer import Task, Trainer, TrainingError
 
-__all__ = ["BEST", "CHECKPOINTS", "EVENTS", "MODEL", "VIDEO", "RunFolder", "best_model"]
+__all__ = ["BEST", "CHECKPOINTS", "MODEL", "VIDEO", "RunFolder", "best_model"]
 
 MODEL, BEST, VIDEO = "model.safetensors", "best.safetensors", "video.mp4"
-CHECKPOINTS, EVENTS = "checkpoints", "tensorboard"
+CHECKPOINTS = "checkpoints"
 FILES = (
     "run.json", "trainer.pt", MODEL, BEST, VIDEO, "curve.csv", "curve.png", "evaluation.json",
     "evaluations.csv", "progress.csv", CHECKPOINTS, EVENTS,

@@ -24,10 +24,10 @@ from composer.training.about import about_run
 from composer.training.curve import LearningCurve
 from composer.training.environment import environment_maker, processes_tell, told_by_a_process
 from composer.training.evaluation import Evaluation, acting
-from composer.training.events import Events
+from composer.training.events import EVENTS, Events
 from composer.training.exclusive import in_use
 from composer.training.failures import as_training_errors, refuse_no_memory, told
-from composer.training.folder import BEST, CHECKPOINTS, EVENTS, MODEL, VIDEO, RunFolder
+from composer.training.folder import BEST, CHECKPOINTS, MODEL, VIDEO, RunFolder
 from composer.training.interruption import Interruption, interruption_noted
 from composer.training.options import refuse_wrong, trainer_class_of
 from composer.training.progress import ProgressBar

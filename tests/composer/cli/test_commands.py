@@ -512,7 +512,21 @@ def test_a_reader_that_goes_away_is_no_error():
 
 
 @pytest.mark.parametrize(
-    "command", ["", "init", "check", "show", "draw", "train", "prove", "blocks", "schema", "diff"]
+    "command",
+    [
+        "",
+        "init",
+        "check",
+        "show",
+        "draw",
+        "train",
+        "eval",
+        "compare",
+        "prove",
+        "blocks",
+        "schema",
+        "diff",
+    ],
 )
 def test_help_is_what_it_was(capsys, command):
     with pytest.raises(SystemExit) as caught:

@@ -326,6 +326,20 @@ def test_a_run_whose_process_ended_says_how_to_go_on(monkeypatch, capsys, saves)
         assert run(resume="run").rows == alone
 
 
+def test_the_log_is_written_as_events_too(capfd):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert command(capfd, "sft", "run.iterations=2", "-o", "run", "--tensorboard")[0] == 0
+    log = run(resume="run", overrides=["run.iterations=3"], tensorboard=True)
+    events = accumulator.EventAccumulator("run/tensorboard").Reload()
+    assert set(events.Tags()["scalars"]) == set(log.names)
+    (loss,) = (name for name in log.names if name.endswith("/loss"))
+    written = [(each.step, each.value) for each in events.Scalars(loss)]
+    assert written == [(i + 1, pytest.approx(v)) for i, v in enumerate(log.numbers(loss))]
+    status, _, err = command(capfd, "sft", "run.iterations=2", "--tensorboard")
+    message = "event files are written into the folder of the run; give one: -o DIR"
+    assert (status, err) == (1, f"composer run: {message}\n")
+
+
 def test_ctrl_c_saves_the_run_and_says_how_to_go_on(capfd, monkeypatch):
     sends = iter([False, True])
 

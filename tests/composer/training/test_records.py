@@ -147,6 +147,7 @@ def test_a_trainer_without_numbers_has_rows_of_its_speed():
 @pytest.mark.usefixtures("_counting")
 def test_without_a_terminal_a_line_says_how_far_a_run_is(capsys, monkeypatch):
     monkeypatch.setattr("composer.training.progress.LINE_EVERY", 0)
+    monkeypatch.setattr(logging.getLogger("composer.progress"), "disabled", False)
     options = ["--trainer", "counting", "--algorithm", "count", "-o", "run", "--steps", "30"]
     status, _, err = run(capsys, CARTPOLE, *options)
     assert status == 0
