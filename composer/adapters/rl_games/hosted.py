@@ -63,8 +63,9 @@ class Hosted:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """What the environment says of itself."""
-        return self.agent.env_info
+        """What the environment says of itself; of a player's rl_games reads less than there is."""
+        env = getattr(self.agent, "env", None)
+        return env.get_env_info() if hasattr(env, "model_spaces") else self.agent.env_info
 
     @property
     def central(self) -> Mapping[str, Any] | None:
