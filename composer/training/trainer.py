@@ -36,6 +36,9 @@ TRAINERS.register("torchrl", "composer.adapters.torchrl.training:TorchrlTrainer"
 TRAINERS.register("rsl_rl", "composer.adapters.rsl_rl.training:RslRlTrainer", extra="rsl-rl")
 TRAINERS.register("skrl", "composer.adapters.skrl.training:SkrlTrainer", extra="skrl")
 TRAINERS.register("composer", "composer.training.actors.trainer:ActorsTrainer")
+TRAINERS.register(
+    "rl_games", "composer.adapters.rl_games.training:RlGamesTrainer", extra="rl-games"
+)
 
 
 class TrainingError(RefusedError):

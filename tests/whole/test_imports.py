@@ -53,7 +53,7 @@ composer.adapters: needs host | torch gymnasium numpy
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
 composer.adapters.torchrl: fields distribution checks functions modules models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
 composer.adapters.rsl_rl: groups checks exported models environments training | torch gymnasium numpy rsl_rl tensordict
-composer.adapters.rl_games: hosted checks environments models | torch gymnasium numpy rl_games
+composer.adapters.rl_games: hosted checks environments models training | torch gymnasium numpy rl_games
 composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl
 composer.adapters.rllib: distribution module specs checks | torch gymnasium numpy ray tree
 composer.adapters.benchmarl: model | torch benchmarl tensordict torchrl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -27,10 +27,11 @@ try:
 except ImportError as error:
     raise missing_extra("composer.adapters.rl_games", error, "rl-games") from error
 
-__all__ = ["ENVIRONMENT", "GymnasiumEnvironments", "register_environment"]
+__all__ = ["ENVIRONMENT", "GymnasiumEnvironments", "as_tensors", "register_environment"]
 
 ENVIRONMENT = "composer"
 TYPE = "COMPOSER"
+OBS = "obs"  # what rl_games calls the observations of the actor
 _UNBOUNDED = np.iinfo(np.int64)
 
 
@@ -44,14 +45,58 @@ def register_environment(name: str) -> None:
     env_configurations.register(name, creator)
 
 
-class GymnasiumEnvironments(IVecEnv):
-    """``count`` environments ``id`` of gymnasium, or those that ``make`` gives, stepped one after the other.
+class HostedEnv(gymnasium.Wrapper):
+    """An environment whose observations rl_games can store, under ``obs``; where it has states, they are ``states``.
 
-    The n-th is seeded with ``seed + n`` once, further ``settings`` are those of the environment. Observations are
-    tensors on ``device``, nested ones by flat key. An episode that is over begins anew in the same step; where it was
-    cut off, ``time_outs`` says so. Numbers of actions are clipped to their bounds. The masks of ``use_action_masks``
-    are those of ``action_masks()``; environments with ``state()`` and ``state_space`` have states of a central critic.
-    ``ignore`` and ``texts`` are those of the spec, for observations of any size.
+    Actions are arrays of numbers, or of choices from 0, as `HostedActions` has them for one environment.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        ignore: Sequence[str] = (),
+        texts: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.model_spaces = (env.observation_space, env.action_space)
+        tree = flatten_space(env.observation_space, OBSERVATION, ignore, texts)
+        self._observations = HostObservations(tree, "rl_games")
+        self._tree = flatten_space(env.action_space, "action")
+        self.actions = HostedActions(self._tree)
+        self.has_states = all(env.has_wrapper_attr(name) for name in ("state", "state_space"))
+        parts = {OBS: self._observations.space}
+        if self.has_states:
+            parts[STATES] = env.get_wrapper_attr("state_space")
+        self.observation_space = spaces.Dict(parts)
+        self.action_space = _as_array(self.actions.space)
+
+    def reset(self, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        observation, info = self.env.reset(**settings)
+        return self._observed(observation), info
+
+    def step(self, action: Any) -> tuple[dict[str, Any], SupportsFloat, bool, bool, dict[str, Any]]:
+        drawn = self.actions.from_host(torch.as_tensor(np.asarray(action)), ())
+        by_key = drawn if isinstance(drawn, Mapping) else {next(iter(self._tree.leaves)): drawn}
+        taken = to_environment(self._tree, by_key, as_numpy=True)
+        observation, *rest = self.env.step(taken)
+        return (self._observed(observation), *rest)  # type: ignore[return-value]
+
+    def _observed(self, observation: Any) -> dict[str, Any]:
+        host = self._observations
+        parts = {OBS: host.flat(observation) if host.is_flat else observation}
+        if self.has_states:
+            parts[STATES] = self.env.get_wrapper_attr("state")()
+        return parts
+
+
+class GymnasiumEnvironments(IVecEnv):
+    """``count`` environments ``id`` of gymnasium, or those that ``make`` gives, in `gymnasium.vector`.
+
+    The n-th is seeded with ``seed + n`` once; further ``settings`` are those of the environment. With ``subprocess``
+    each has a process. Observations are tensors on ``device``, nested ones by flat key. An episode that is over begins
+    anew in the same step; where it was cut off, ``time_outs`` says so. Numbers of actions are clipped to their bounds.
+    The masks of ``use_action_masks`` are those of ``action_masks()``; environments with ``state()`` and ``state_space``
+    have states of a central critic. ``ignore`` and ``texts`` are those of the spec, for observations of any size.
     """
 
     def __init__(
@@ -64,6 +109,7 @@ class GymnasiumEnvironments(IVecEnv):
         texts: Mapping[str, Mapping[str, object]] | None = None,
         seed: int | None = None,
         device: str = "cpu",
+        subprocess: bool = False,
         **settings: Any,
     ) -> None:
         if make is None and id is None:
@@ -73,17 +119,20 @@ class GymnasiumEnvironments(IVecEnv):
         if make is None:
             make_environment(str(id)).close()  # whose errors name the id
         create = make or partial(gymnasium.make, id, **settings)
-        self.envs = [create() for _ in range(count)]
+        first = HostedEnv(create(), ignore, texts)
+        self.model_spaces = first.model_spaces
+        seen: Any = first.observation_space
+        self.observation_space = stored(seen[OBS])
+        self.action_space = first.actions.space
+        self._states = seen.spaces.get(STATES)
+        self._has_masks = first.has_wrapper_attr("action_masks")
+        first.close()
+        vector = gymnasium.vector.AsyncVectorEnv if subprocess else gymnasium.vector.SyncVectorEnv
+        self.envs = vector(
+            [partial(_hosted, create, ignore, texts)] * count,
+            autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP,
+        )
         self._seed, self._device = seed, device
-        first = self.envs[0]
-        self.model_spaces = (first.observation_space, first.action_space)
-        tree = flatten_space(first.observation_space, OBSERVATION, ignore, texts)
-        self._observations = HostObservations(tree, "rl_games")
-        self._action_tree = flatten_space(first.action_space, "action")
-        self._actions = HostedActions(self._action_tree)
-        self.observation_space = stored(self._observations.space)
-        self.action_space = self._actions.space
-        self._has_states = all(first.has_wrapper_attr(name) for name in ("state", "state_space"))
 
     def get_env_info(self) -> dict[str, Any]:  # type: ignore[override]
         info = {
@@ -93,65 +142,49 @@ class GymnasiumEnvironments(IVecEnv):
             "agents": 1,
             "value_size": 1,
         }
-        if self._has_states:
-            info["state_space"] = self.envs[0].get_wrapper_attr("state_space")
-        return info
+        return info if self._states is None else {**info, "state_space": self._states}
 
-    def reset(self) -> dict[str, Any]:
-        observations = []
-        for number, env in enumerate(self.envs):
-            seed = None if self._seed is None else self._seed + number
-            observations.append(env.reset(seed=seed)[0])
+    def reset(self) -> Any:
+        observations, _ = self.envs.reset(seed=self._seed)
         self._seed = None  # else every reset would play the same episodes
-        return self._batch(observations)
+        return as_tensors(observations, self._device)
 
-    def step(self, actions: Tensor) -> tuple[dict[str, Any], Tensor, Tensor, dict[str, Tensor]]:
-        drawn = self._actions.from_host(actions.cpu(), (len(self.envs),))
-        by_key = (
-            drawn if isinstance(drawn, Mapping) else {next(iter(self._action_tree.leaves)): drawn}
-        )
-        observations, rewards, dones, cut = [], [], [], []
-        for number, env in enumerate(self.envs):
-            mine = {key: value[number] for key, value in by_key.items()}
-            action = to_environment(self._action_tree, mine, as_numpy=True)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                observation, _ = env.reset()
-            observations.append(observation)
-            rewards.append(float(reward))
-            dones.append(bool(terminated or truncated))
-            cut.append(bool(truncated and not terminated))
+    def step(self, actions: Tensor) -> tuple[Any, Tensor, Tensor, dict[str, Tensor]]:
+        # The players of rl_games squeeze the axis of a lone environment away.
+        taken = actions.cpu().numpy().reshape(self.envs.action_space.shape)
+        observations, rewards, ended, cut, _ = self.envs.step(taken)
         return (
-            self._batch(observations),
-            torch.tensor(rewards, device=self._device),
-            torch.tensor(dones, device=self._device),
-            {"time_outs": torch.tensor(cut, device=self._device)},
+            as_tensors(observations, self._device),
+            torch.as_tensor(rewards, dtype=torch.float32, device=self._device),
+            torch.as_tensor(ended | cut, device=self._device),
+            {"time_outs": torch.as_tensor(cut & ~ended, device=self._device)},
         )
 
     def has_action_masks(self) -> bool:  # type: ignore[override]
-        return self.envs[0].has_wrapper_attr("action_masks")
+        return self._has_masks
 
     def get_action_masks(self) -> np.ndarray:
-        masks = [env.get_wrapper_attr("action_masks")() for env in self.envs]
-        return np.stack([_side_by_side(mask) for mask in masks])
+        return np.stack([_side_by_side(mask) for mask in self.envs.call("action_masks")])
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        self.envs.close()
 
-    def _batch(self, observations: Sequence[Any]) -> dict[str, Any]:
-        """What rl_games calls ``obs``, and ``states`` of a central critic."""
-        batch = {"obs": self._stacked(observations)}
-        if self._has_states:
-            batch[STATES] = _states(
-                [env.get_wrapper_attr("state")() for env in self.envs], self._device
-            )
-        return batch
 
-    def _stacked(self, observations: Sequence[Any]) -> Any:
-        if self._observations.is_flat:
-            observations = [self._observations.flat(observation) for observation in observations]
-        return _states(observations, self._device)
+def _hosted(
+    make: Callable[[], gymnasium.Env],
+    ignore: Sequence[str],
+    texts: Mapping[str, Mapping[str, object]] | None,
+) -> gymnasium.Env:
+    return HostedEnv(make(), ignore, texts)
+
+
+def _as_array(space: Space) -> Space:
+    """A space of the same actions as one array: what `gymnasium.vector` splits into the environments'."""
+    if isinstance(space, spaces.Tuple):
+        return spaces.MultiDiscrete([int(part.n) for part in space.spaces])  # type: ignore[attr-defined]
+    if isinstance(space, spaces.Box):
+        return spaces.Box(-np.inf, np.inf, space.shape, np.float32)  # of numbers as drawn
+    return space
 
 
 def stored(space: Space) -> Space:
@@ -163,16 +196,16 @@ def stored(space: Space) -> Space:
     return space
 
 
-def _states(values: Sequence[Any], device: str) -> Any:
-    """Values of a space side by side, as tensors that rl_games can store."""
-    if isinstance(values[0], Mapping):
-        return {key: _states([value[key] for value in values], device) for key in values[0]}
-    array = np.stack([np.asarray(value) for value in values])
+def as_tensors(values: Any, device: str) -> Any:
+    """Arrays, or dicts of them, as tensors that rl_games can store."""
+    if isinstance(values, Mapping):
+        return {key: as_tensors(value, device) for key, value in values.items()}
+    array = np.asarray(values)
     if array.dtype.kind in "bi":
         array = array.astype(np.int64)
     elif array.dtype.kind == "f":
         array = array.astype(np.float32)
-    return torch.as_tensor(array, device=device)
+    return torch.tensor(array, device=device)  # a copy: gymnasium writes into its arrays again
 
 
 def _side_by_side(mask: Any) -> np.ndarray:

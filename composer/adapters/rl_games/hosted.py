@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from composer.distributions.base import Distribution, is_bounded
 from composer.distributions.discrete import BitDistribution, ChoiceDistribution
+from composer.model import Model
 from composer.spaces.json_form import space_from_json
 from composer.spaces.kinds import Leaf, look_at
 from composer.spaces.lookup import Spaces
@@ -36,11 +38,26 @@ try:
 except ImportError as error:
     raise missing_extra("composer.adapters.rl_games", error, "rl-games") from error
 
-__all__ = ["STATES", "Hosted", "HostedActions", "HostedObservations", "building", "model_spaces"]
+__all__ = [
+    "STATES",
+    "Composed",
+    "Hosted",
+    "HostedActions",
+    "HostedObservations",
+    "building",
+    "model_spaces",
+]
 __all__ += ["with_states"]
 
 STATES = "states"  # what rl_games calls the observations of a central critic, beside the actor's
 OBSERVATION = "observation"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """In the place of a spec, a model that is trained itself; only for configs that nobody copies."""
+
+    model: Model
 
 
 class Hosted:
@@ -64,7 +81,7 @@ class Hosted:
     @property
     def info(self) -> Mapping[str, Any]:
         """What the environment says of itself; of a player's rl_games reads less than there is."""
-        env = getattr(self.agent, "env", None)
+        env: Any = getattr(self.agent, "env", None)
         return env.get_env_info() if hasattr(env, "model_spaces") else self.agent.env_info
 
     @property
@@ -235,9 +252,9 @@ class HostedActions:
 
     def from_host(self, action: Tensor, leading: Sequence[int]) -> Any:
         """The host's actions (n, ...) as the model's distribution has them, with the axes ``leading``."""
-        parts = action.reshape(*leading, sum(self._sizes)).split(self._sizes, -1)
+        parts = action.reshape((*leading, sum(self._sizes))).split(self._sizes, -1)
         by_key = {
-            key: part.reshape(*leading, *leaf.shape)
+            key: part.reshape((*leading, *leaf.shape))
             for part, (key, leaf) in zip(parts, self._leaves.items(), strict=True)
         }
         for key, leaf in self._leaves.items():

@@ -14,6 +14,7 @@ from composer.adapters.rl_games.environments import ENVIRONMENT, register_enviro
 from composer.adapters.rl_games.hosted import (
     OBSERVATION,
     STATES,
+    Composed,
     Hosted,
     HostedActions,
     HostedObservations,
@@ -124,6 +125,8 @@ def _central_kind(hosted: Hosted | None) -> CentralKind:
 
 def _composed(hosted: Hosted | None, central: CentralKind, given: Mapping[str, Any]) -> Model:
     """The model of what is ``given`` under ``network:``, for the observations of actor and central critic."""
+    if isinstance(given["spec"], Composed):
+        return given["spec"].model
     observation, action = model_spaces(hosted, given)
     overrides = list(given.get("overrides", ()))
     if hosted is not None and central in ("composed", "unfinished"):

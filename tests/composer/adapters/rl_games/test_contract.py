@@ -10,8 +10,9 @@ from functools import cache
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector.utils import concatenate, create_empty_array
 
-from composer.adapters.rl_games.environments import GymnasiumEnvironments
+from composer.adapters.rl_games.environments import HostedEnv, as_tensors
 from composer.adapters.rl_games.hosted import HostedActions
 from tests.helpers.rl_games_agents import agent, config, player
 from tests.helpers.trainer_contract import BATCH, Driver, Forward, TrainerContract
@@ -61,9 +62,10 @@ class RlGamesDriver(Driver):
         return self.agent.model.composed
 
     def forward(self, observations):
-        envs = GymnasiumEnvironments(1, make=self.case.make_env)
-        rows = [row_of(observations, index) for index in range(BATCH)]
-        seen = envs._stacked(rows)
+        env = HostedEnv(self.case.make_env())
+        rows = [env._observed(row_of(observations, index))["obs"] for index in range(BATCH)]
+        space = env.observation_space["obs"]
+        seen = as_tensors(concatenate(space, rows, create_empty_array(space, BATCH)), "cpu")
         acts = player(self.config)
         acts.model.load_state_dict(self.agent.model.state_dict())
         acts.has_batch_dimension, acts.batch_size = True, BATCH

@@ -171,8 +171,9 @@ def test_a_player_carries_memory():
         assert torch.allclose(acts.states[0][0], model.pack_state(state))
 
 
-def test_games_are_played_by_the_runner(capsys):
-    params = config(ACTOR_CRITIC, player={"games_num": 2, "use_vecenv": True})
+@pytest.mark.parametrize("several", [True, False])
+def test_games_are_played_by_the_runner(several, capsys):
+    params = config(ACTOR_CRITIC, player={"games_num": 2, "use_vecenv": several})
     player(params).run()
     assert "av reward" in capsys.readouterr().out
 
