@@ -6,13 +6,14 @@ There is a short form for what most environments have; all other actions go thro
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import log
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from composer.distributions.base import ActionDistribution, wide
+from composer.distributions.base import FEW_NUMBERS, ActionDistribution, wide
 from composer.distributions.continuous import Gaussian, SquashedGaussian
 from composer.distributions.discrete import Categorical
 from composer.spaces.kinds import Leaf
@@ -22,6 +23,8 @@ __all__ = ["Draw", "drawer"]
 Generator: TypeAlias = torch.Generator | None
 # Logits of one observation, whether to take the mode -> the action as the environment has it.
 Draw: TypeAlias = Callable[[Tensor, bool, Generator], Any]
+_FULL = (torch.float32, torch.float64)  # in others it is the densities that are wider
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def drawer(family: ActionDistribution, leaf: Leaf) -> Draw | None:
@@ -35,6 +38,11 @@ def _categorical(family: Categorical, leaf: Leaf) -> Draw:
     number: Any = leaf.space.dtype.type  # type: ignore[union-attr]
 
     def draw(logits: Tensor, deterministic: bool, generator: Generator) -> Any:
+        if not deterministic and logits.numel() <= FEW_NUMBERS and logits.dtype in _FULL:
+            # The same choice: the largest p / clock is the largest log(p) - log(clock).
+            clocks = torch.empty_like(logits).exponential_(generator=generator).tolist()
+            scores = [x - log(max(clock, _TINY)) for x, clock in zip(logits.tolist(), clocks)]
+            return number(scores.index(max(scores)) + start)
         log_probs = torch.log_softmax(wide(logits), -1)
         if not deterministic:  # as ChoiceDistribution.sample
             clocks = torch.empty_like(log_probs).exponential_(generator=generator)
@@ -92,9 +100,20 @@ def _normal(
             log_std = log_std + family.init_log_std
     elif learned.dtype != logits.dtype:
         log_std = learned.to(logits.dtype)
-    low, high = family.kept_range
     noise = torch.empty_like(mean).normal_(generator=generator)
-    return noise.mul_(log_std.clamp(low, high).exp_()).add_(mean)
+    view = noise.numpy()  # in place, by numpy: the same numbers in half of torch's time
+    view *= _deviation(log_std, *family.kept_range).numpy()
+    view += mean.numpy()
+    return noise
+
+
+def _deviation(log_std: Tensor, low: float, high: float) -> Tensor:
+    """The standard deviation of a clamped ``log_std``; Python sees in less time whether there is something to clamp."""
+    if log_std.dim() == 1 and log_std.numel() <= FEW_NUMBERS:
+        numbers = log_std.tolist()
+        if low <= min(numbers) and max(numbers) <= high:
+            return log_std.exp()
+    return log_std.clamp(low, high).exp_()
 
 
 def _clipper(leaf: Leaf) -> Callable[[Tensor], Any] | None:

@@ -53,6 +53,17 @@ _SHORTER: dict[object, Callable[..., Tensor]] = {
     functional.leaky_relu: torch._C._nn.leaky_relu,  # type: ignore[attr-defined]
     functional.silu: torch._C._nn.silu,  # type: ignore[attr-defined]
 }
+_FULL = (torch.float32, torch.float64)  # where torch.addmv adds up as torch's linear does
+
+
+def _takes_addmv(x: Tensor, bias: Tensor | None) -> bool:
+    """Whether ``torch.addmv`` is a linear layer of the vector ``x``, in half the time."""
+    return (
+        type(x) is Tensor and x.dtype in _FULL and bias is not None
+        and not torch.is_grad_enabled() and not torch._C._is_any_autocast_enabled()
+    )  # fmt: skip
+
+
 _IN_PLACE: dict[object, Callable[..., Tensor]] = {
     torch.relu: torch.relu_,
     torch.sigmoid: torch.sigmoid_,
@@ -74,7 +85,11 @@ def activated(code: Code, activation: Function, x: str, may_overwrite: bool) -> 
 def _linear(code: Code, layer: nn.Linear, x: str) -> str | None:
     if not _holds(layer, "weight", "bias"):
         return None
-    return code.call(_LINEAR, x, code.parameter(layer, "weight"), code.parameter(layer, "bias"))
+    x = code.variable(x)
+    weight, bias = code.parameter(layer, "weight"), code.parameter(layer, "bias")
+    vector = f"{x}.dim() == 1 and {code.call(_takes_addmv, x, bias)}"
+    by_vector = code.call(torch.addmv, bias, weight, x)
+    return f"({by_vector} if {vector} else {code.call(_LINEAR, x, weight, bias)})"
 
 
 @rule(nn.LayerNorm, fresh=True)

@@ -340,7 +340,8 @@ def test_the_code_holds_only_what_is_numbered():
     source = InferenceBlock(graph, {"__import__('os')": "evil"}).lower().source()
     words = set(re.findall(r"[A-Za-z_]\w*", source))
     known = {"def", "run", "inputs", "state", "resets", "if", "or", "return", "any", "map", "len"}
-    assert {word for word in words - known if not re.fullmatch(r"[kv]\d+", word)} == {"not", "type"}
+    known |= {"not", "type", "and", "else", "dim"}
+    assert {word for word in words - known if not re.fullmatch(r"[kv]\d+", word)} == set()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
@@ -448,3 +449,19 @@ def test_a_lowered_network_compiles_as_the_network_does():
     for rows in (2, 5):
         x = {"x": torch.randn(rows, 4)}
         torch.testing.assert_close(compiled(x), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_vector_is_what_a_batch_of_it_is(dtype, bias):
+    graph = Graph({"x": (37,)})
+    graph.add("y", nn.Linear, "x", in_features=37, out_features=21, bias=bias)
+    net = InferenceBlock(graph, ["y"]).to(dtype)
+    lowered, x = net.lower(), {"x": torch.randn(37, dtype=dtype)}
+    with torch.no_grad():
+        assert torch.equal(lowered(x)["y"], net(x)["y"])
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(lowered(x), net(x))
+        together = torch.vmap(lambda row: lowered({"x": row})["y"])(x["x"].expand(3, 37))
+        torch.testing.assert_close(together, net({"x": x["x"].expand(3, 37)})["y"])
+    assert lowered(x)["y"].requires_grad
