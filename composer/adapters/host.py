@@ -83,7 +83,7 @@ class HostObservations:
         """
         tensors = {}
         for key, value in self._by_key(observations).items():
-            needed = tuple(self.tree.ports[key].shape)
+            needed = self.tree.leaves[key].shape
             has = needed if host is None or self.as_vector else _part(host, key).shape or ()
             value = value.reshape((*leading, *has))
             tensors[key] = value if tuple(has) == needed else value.movedim(-3, -1)

@@ -119,7 +119,8 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         """Actions, values (B, 1), log-probabilities (B,) and the state after."""
         (state, read), resets = self._unpack(lstm_states.pi), episode_starts > 0.5
         step = self.step(obs, state=state, resets=resets, deterministic=deterministic)
-        packed = self._pack(step.state, _counted(read, resets))
+        assert step.state is not None  # as `refuse` says
+        packed = self._pack(step.state, read, resets)
         return *self.acted(step), RNNStates(packed, packed)
 
     def evaluate_actions(  # type: ignore[override]
@@ -143,7 +144,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
             return policy.distribution(observations), lstm_states
         (state, read), resets = self._unpack(lstm_states), episode_starts > 0.5
         distribution, after = policy.distribution(observations, state, resets)
-        return distribution, self._pack(after, _counted(read, resets))
+        return distribution, self._pack(after, read, resets)
 
     def predict_values(  # type: ignore[override]
         self, obs: PyTorchObs, lstm_states: Packed, episode_starts: Tensor
@@ -163,14 +164,17 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         distribution, after = self.get_distribution(observation, lstm_states, episode_starts)
         return self.draw(distribution, deterministic), after
 
-    def _pack(self, state: State, read: Tensor) -> Packed:
-        """The state, and how many steps of its episode each row has ``read``, as the host carries them."""
-        row = self.model.pack_state(state).float()
+    def _pack(self, state: State, read: Tensor, resets: Tensor) -> Packed:
+        """The state after one more step, and how many steps of its episode each row has read with it.
+
+        ``read`` is that number before the step.
+        """
+        row, width = self.model.pack_state(state).float(), self.lstm_actor.hidden_size
         if self._longest is not None:
-            row = torch.cat([row, read], -1)
-        width = self.lstm_actor.hidden_size
-        padded = torch.nn.functional.pad(row, (0, 2 * width - row.shape[-1]))
-        return tuple(half.unsqueeze(0).contiguous() for half in padded.split(width, -1))
+            row = torch.cat([row, read.masked_fill(resets.unsqueeze(-1), 0.0) + 1], -1)
+        if missing := 2 * width - row.shape[-1]:
+            row = torch.nn.functional.pad(row, (0, missing))
+        return tuple(half.unsqueeze(0) for half in row.split(width, -1))
 
     def _unpack(self, packed: Packed) -> tuple[State, Tensor]:
         """The state and the steps that were read, (B, 1)."""
@@ -204,11 +208,6 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
                 low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.integers[:2])
                 filled[key] = filled[key].clamp(low, high)
         return filled
-
-
-def _counted(read: Tensor, resets: Tensor) -> Tensor:
-    """How many steps the rows have read after one more."""
-    return read.masked_fill(resets.unsqueeze(-1), 0.0) + 1
 
 
 def _begun(state: State, starts: Tensor) -> tuple[State, Tensor | None]:

@@ -151,8 +151,9 @@ class ContinuousPolicy(HostPolicy):
 
         It is read again where another object comes, or a tensor that was written to since.
         """
-        written = obs._version if isinstance(obs, Tensor) else [v._version for v in obs.values()]
-        if obs is not self._seen[0] or written != self._seen[1]:
+        tensors = [obs] if isinstance(obs, Tensor) else obs.values()
+        written = [None if t.is_inference() else t._version for t in tensors]  # None: not counted
+        if obs is not self._seen[0] or written != self._seen[1] or None in written:
             read = read_together(self.policy, self.model.critic, self.read(obs))  # type: ignore[arg-type]
             self._seen = (obs, written, read)
         return self._seen[2]

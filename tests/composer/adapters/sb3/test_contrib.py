@@ -138,7 +138,7 @@ def test_gradients_are_those_of_unrolled_sequences():
     state = {"policy/memory/h": torch.randn(2, *model.policy.state_shapes["memory/h"])}
     starts = torch.zeros(2, 5)
     starts[0, 0] = 1
-    packed = policy._pack(state, torch.zeros(2, 1))
+    packed = policy._pack(state, torch.zeros(2, 1), torch.zeros(2).bool())
     rows = (seen.flatten(0, 1), actions.flatten(), RNNStates(packed, packed), starts.flatten())
     log_prob = policy.evaluate_actions(*rows)[1]
     own = {"memory/h": state["policy/memory/h"]}

@@ -299,3 +299,18 @@ def test_ddpg_is_td3_with_one_critic():
     made = sb3.agent(DDPG, spec, seed=0, learning_starts=8, buffer_size=100, batch_size=8)
     made.learn(20)
     assert made.policy.model.critic.copies == 1
+
+
+def test_a_batch_that_was_written_to_is_read_again():
+    made = agent(SAC, ACTOR + TWINS, Walk(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (1,))))
+    seen, policy = some(made), made.policy
+    first = policy.actor(seen, deterministic=True)
+    assert policy.seen(seen) is policy.seen(seen)
+    seen.neg_()
+    with torch.inference_mode():  # whose tensors do not count how often they were written to
+        copied = seen.clone()
+        expected = policy.actor(copied, deterministic=True)
+        copied.neg_()
+        assert torch.equal(policy.actor(copied, deterministic=True), first)
+    assert torch.equal(policy.actor(seen, deterministic=True), expected)
+    assert not torch.equal(first, expected)
