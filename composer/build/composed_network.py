@@ -96,24 +96,22 @@ class ComposedNetwork(NetworkModule):
         outputs, after = self.evaluate(self.read(inputs), state, resets, unroll)
         return self._returned(outputs, after, unroll)
 
-    def read(self, inputs: Mapping[str, Tensor]) -> Inputs:
-        """What the network reads of ``inputs``, as it computes with them. Raises ValueError for a missing input."""
-        if isinstance(inputs, Inputs):
-            return inputs
+    def read(self, observations: object) -> Inputs:
+        """What the network reads of its inputs, as it computes with them. Raises ValueError for a missing input."""
+        if isinstance(observations, Inputs):
+            return observations
+        ports = self.network.in_ports
+        if not isinstance(observations, Mapping):
+            raise ValueError(
+                f"the network reads {listing(ports)}, got a {type(observations).__name__}"
+            )
         try:
             return Inputs(
-                {
-                    name: self._read(inputs[name], port)
-                    for name, port in self.network.in_ports.items()
-                }
+                {name: self._read(observations[name], port) for name, port in ports.items()}
             )
-        except (KeyError, TypeError, IndexError):
-            if isinstance(inputs, Mapping) and all(
-                name in inputs for name in self.network.in_ports
-            ):
-                raise
-        got = listing(inputs) or "nothing" if isinstance(inputs, Mapping) else type(inputs).__name__
-        raise ValueError(f"the network reads {listing(self.network.in_ports)}, got {got}")
+        except KeyError:
+            got = listing(observations) or "nothing"
+            raise ValueError(f"the network reads {listing(ports)}, got {got}") from None
 
     def _read(self, value: Any, port: Port) -> Tensor:
         dtype = torch.int64 if port.is_integer else self.dtype

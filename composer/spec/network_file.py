@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from composer.errors import Problems
 from composer.limits import GivenLimits, limits_from
@@ -161,12 +161,12 @@ def output_of(value: object) -> OutputShape:
 
 
 def _shape(value: object, *, varying: bool = False) -> tuple[int | None, ...] | None:
-    """A size or a list of sizes as a shape; with ``varying`` a size may be None."""
-    sizes = value if isinstance(value, list | tuple) else [value]
-    if all(_is_size(size) or (varying and size is None and size is not value) for size in sizes):
-        return tuple(sizes)
-    return None
+    """A size or a list of sizes as a shape; with ``varying`` a size in a list may be None."""
+    sizes = list(value) if isinstance(value, list | tuple) else [value]
+    varies = varying and isinstance(value, list | tuple)
+    shape = tuple(size for size in sizes if _is_size(size) or (varies and size is None))
+    return shape if len(shape) == len(sizes) else None
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

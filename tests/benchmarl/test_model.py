@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from benchmarl.algorithms import IppoConfig, IsacConfig, MappoConfig
-from benchmarl.environments import VmasTask
-from benchmarl.experiment import Experiment, ExperimentConfig
+from benchmarl.algorithms import IppoConfig, IsacConfig, MappoConfig  # type: ignore[import-not-found]
+from benchmarl.environments import VmasTask  # type: ignore[import-not-found]
+from benchmarl.experiment import Experiment, ExperimentConfig  # type: ignore[import-not-found]
 from tensordict import TensorDict
 from torchrl.data import Composite, Unbounded
 

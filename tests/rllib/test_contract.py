@@ -16,9 +16,8 @@ class PpoDriver(Driver):
     """The config is the RLModuleSpec, which RLlib copies and sends to its workers."""
 
     cases = (
-        "choices", "several choices", "numbers", "bounded numbers", "shared layers", "masks",
-        "nested observations", "nested actions", "memory", "memory of the policy", "memory of the critic",
-        "shared memory", "memory and masks",
+        "several choices", "numbers", "bounded numbers", "shared layers", "masks", "nested observations",
+        "nested actions", "memory", "shared memory", "memory and masks",
     )  # fmt: skip
 
     def make_config(self):

@@ -55,7 +55,7 @@ composer.adapters.torchrl: fields distribution checks functions modules models a
 composer.adapters.rsl_rl: groups checks exported models environments training | torch gymnasium numpy rsl_rl tensordict
 composer.adapters.rl_games: hosted checks environments models training | torch gymnasium numpy rl_games
 composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl
-composer.adapters.rllib: distribution module specs checks | torch gymnasium numpy ray tree
+composer.adapters.rllib: distribution module specs checks | torch gymnasium numpy ray
 composer.adapters.benchmarl: model | torch benchmarl tensordict torchrl
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from benchmarl.models.common import Model, ModelConfig
+from benchmarl.models.common import Model, ModelConfig  # type: ignore[import-not-found]
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -37,7 +37,6 @@ class ComposedModel(Model):
     ) -> None:
         super().__init__(**host)
         self._names = {key: key if isinstance(key, str) else key[-1] for key in self.in_keys}
-        self._pools = self.input_has_agent_dim and self.centralised
         inputs = {self._names[key]: self._port(self.input_spec[key]) for key in self.in_keys}
         out_key = self.out_key if isinstance(self.out_key, str) else self.out_key[-1]
         self._out = out_key
@@ -75,13 +74,11 @@ class ComposedModel(Model):
 
     def _of_agent(self, index: int, inputs: dict[str, Tensor]) -> Tensor:
         """The output of the agent's own network."""
-        if self.input_has_agent_dim and not self._pools:
-            ranks = {
-                name: len(port.shape)
-                for name, port in self.networks[index].network.in_ports.items()
-            }
+        network: Any = self.networks[index]
+        if self.input_has_agent_dim and not self.centralised:
+            ranks = {name: len(shape) for name, shape in network.in_shapes.items()}
             inputs = {name: value.select(-1 - ranks[name], index) for name, value in inputs.items()}
-        return self.networks[index](inputs)[self._out]
+        return network(inputs)[self._out]
 
 
 @dataclass

@@ -33,7 +33,7 @@ class ComposedDistribution(HostDistribution):
         self._deterministic = deterministic
 
     @classmethod
-    def from_logits(cls, logits: Tensor, **_: Any) -> ComposedDistribution:
+    def from_logits(cls, logits: Any, **_: Any) -> ComposedDistribution:
         return cls(logits)
 
     @classmethod

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -140,11 +139,15 @@ class ComposedModule(TorchRLModule, ValueFunctionAPI):
             return batch
         is_step = batch[Columns.LOSS_MASK].bool()
 
-        def filled(value: Tensor) -> Tensor:
+        def filled(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: filled(part) for key, part in value.items()}
+            if isinstance(value, tuple):
+                return tuple(map(filled, value))
             steps = is_step.reshape(*is_step.shape, *[1] * (value.dim() - 2))
             return torch.where(steps, value, value[:, :1])
 
-        return {**batch, Columns.OBS: tree.map_structure(filled, batch[Columns.OBS])}
+        return {**batch, Columns.OBS: filled(batch[Columns.OBS])}
 
 
 def _refuse_settings(model_config: Mapping[str, Any]) -> None:
