@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from gymnasium import Space, spaces
 
-from composer.critic.base import can_stand_for
+from composer.critic.base import SpaceCritic, can_stand_for
 from composer.distributions.base import DISTRIBUTIONS, ActionDistribution, is_bounded
 from composer.distributions.continuous import Beta, Gaussian
 from composer.distributions.deterministic import Deterministic
@@ -290,6 +291,13 @@ def one_box(model: Model) -> Iterator[str]:
 _STEPS_ALONE = no_memory("which only RecurrentPPO of sb3-contrib carries from step to step")
 
 
+def _no_sequences(torchrl: str) -> Reasons:
+    """For an algorithm with a replay buffer; ``torchrl`` is what the trainer of that name has instead."""
+    return no_memory(
+        f"but its replay buffer holds single steps (with the trainer torchrl, {torchrl} learns from sequences)"
+    )
+
+
 def _one_plain_choice(model: Model) -> Iterator[str]:
     """For DQN: Stable-Baselines3 stores choices within a Dict as a vector."""
     policy = one_policy(model.policy)
@@ -323,15 +331,12 @@ SB3: Mapping[str, AlgorithmNeeds] = {
     "A2C": AlgorithmNeeds(_STEPS_ALONE, "state"),
     "RecurrentPPO": AlgorithmNeeds(needs_memory, "state"),
     "MaskablePPO": AlgorithmNeeds(all_of(_maskable, _STEPS_ALONE), "state", is_advised=False),
-    "DQN": AlgorithmNeeds(all_of(_one_plain_choice, _STEPS_ALONE), None, "any"),
-    "SAC": AlgorithmNeeds(_STEPS_ALONE, "state_action", "bounded", of_boxes=True),
-    "TD3": AlgorithmNeeds(_STEPS_ALONE, "state_action", "deterministic", of_boxes=True),
+    "DQN": AlgorithmNeeds(all_of(_one_plain_choice, _no_sequences("dqn")), None, "any"),
+    "SAC": AlgorithmNeeds(_no_sequences("sac"), "state_action", "bounded", of_boxes=True),
+    "TD3": AlgorithmNeeds(_no_sequences("sac"), "state_action", "deterministic", of_boxes=True),
 }
 
 # --- TorchRL: the algorithms of `composer train`, and its losses ---
-
-_SINGLE_STEPS = no_memory("but the replay buffer holds single steps")
-
 
 def _private_keys(model: Model) -> Iterator[str]:
     keys = [
@@ -357,12 +362,43 @@ def _of_copies(model: Model) -> Iterator[str]:
         yield "a replay buffer has no returns, so that 'normalize_value' has nothing to count; leave it out"
 
 
+def _memory_of_actions(model: Model) -> Iterator[str]:
+    """Why a loss that values other actions than the one taken cannot train the memory of a critic."""
+    if isinstance(model.critic, SpaceCritic) and _remembers_action(model.critic):
+        yield (
+            "the memory of its critic reads the action, but each step is valued with other actions than the one taken; "
+            "let the memory read observations, and join the action to what it gives"
+        )
+
+
+def _remembers_action(critic: SpaceCritic) -> bool:
+    """Whether the state after a step depends on the action of the step: whether a gradient flows there."""
+    sources = critic.input_sources()
+    inputs = {
+        name: torch.zeros((2, *(n or 1 for n in port.shape)), dtype=port.dtype, device=critic.device)
+        for name, port in critic.network.in_ports.items()
+    }
+    actions = [inputs[n].requires_grad_() for n, source in sources.items() if source.kind == "action"]
+    if not critic.has_memory or not actions:
+        return False
+    modes = {module: module.training for module in critic.modules()}
+    critic.eval()  # nothing is counted, nothing drawn
+    with torch.enable_grad():
+        state = critic.network.initial_state((2,), critic.device, critic.dtype)
+        _, after = critic.network.advance(inputs, state, None, False)
+    for module, training in modes.items():
+        module.training = training
+    sums = [value.sum() for value in after.values() if value.requires_grad]
+    gradients = torch.autograd.grad(sums, actions, allow_unused=True) if sums else ()
+    return any(gradient is not None for gradient in gradients)
+
+
 TORCHRL: Mapping[str, AlgorithmNeeds] = {
     "ppo": AlgorithmNeeds(anything, "state"),
     "a2c": AlgorithmNeeds(one_action, "state"),
-    "dqn": AlgorithmNeeds(all_of(one_choice, _SINGLE_STEPS), None, "any"),
+    "dqn": AlgorithmNeeds(one_choice, None, "any"),
     "sac": AlgorithmNeeds(
-        all_of(one_action, _SINGLE_STEPS), "state_action", "bounded", _of_copies, of_boxes=True
+        one_action, "state_action", "bounded", all_of(_of_copies, _memory_of_actions), of_boxes=True
     ),
 }
 TORCHRL_LOSSES: Mapping[str, AlgorithmNeeds] = {
@@ -370,7 +406,7 @@ TORCHRL_LOSSES: Mapping[str, AlgorithmNeeds] = {
     "A2CLoss": AlgorithmNeeds(one_action, "state", "any", is_advised=False),
     "DQNLoss": AlgorithmNeeds(one_choice, "choices", "any", is_advised=False),
     "DiscreteSACLoss": AlgorithmNeeds(one_choice, "state_action", "any"),
-    "SACLoss": AlgorithmNeeds(one_box, "state_action", "any"),
+    "SACLoss": AlgorithmNeeds(one_box, "state_action", "any", _memory_of_actions),
 }
 
 # --- rsl_rl ---

@@ -119,6 +119,38 @@ class Aim(gymnasium.Env):
         return self._number
 
 
+class Sign(gymnasium.Env):
+    """Say at the fifth step which of four signs was seen at the first, for 1; all other answers count for nothing."""
+
+    observation_space = spaces.Box(0, 1, (5,), np.float32)
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._sign, self._steps = int(self.np_random.integers(4)), 0
+        return np.eye(5, dtype=np.float32)[self._sign], {}
+
+    def step(self, action):
+        self._steps += 1
+        blank = np.eye(5, dtype=np.float32)[4]
+        ends = self._steps == 5
+        return blank, float(ends and action == self._sign), ends, False, {}
+
+
+class Target(Aim):
+    """Aim at a number that is seen at the first of five steps alone."""
+
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        gymnasium.Env.reset(self, seed=seed)
+        self._number = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return np.append(self._number, np.float32(1)), {}
+
+    def _draw(self):
+        return np.zeros(2, np.float32)
+
+
 class Interrupting(Sort):
     """Sends a signal to its own process at its 300th step, the first time that it gets there."""
 
@@ -134,6 +166,8 @@ class Interrupting(Sort):
 
 gymnasium.register("StrictRecall-v0", "training_envs:StrictRecall", max_episode_steps=12)
 gymnasium.register("Sort-v0", "training_envs:Sort", max_episode_steps=10)
+gymnasium.register("Sign-v0", "training_envs:Sign", max_episode_steps=5)
+gymnasium.register("Target-v0", "training_envs:Target", max_episode_steps=5)
 for how in (
     "mask", "observation", "reward", "shape", "text", "none", "reward-array", "four", "reset",
 ):  # fmt: skip

@@ -39,7 +39,6 @@ class Algorithm(ABC, Generic[S]):
     """
 
     settings_type: ClassVar[type[Settings]]
-    random_frames = 0  # steps with random actions, at the beginning of a run
 
     def __init__(
         self,
@@ -61,7 +60,8 @@ class Algorithm(ABC, Generic[S]):
         """The state beside the weights of the model."""
         return {"optimizer": self._optimizer.state_dict()}
 
-    def restore(self, state: TrainerState) -> None:
+    def restore(self, state: TrainerState, steps: int) -> None:
+        """Restore the ``state`` after ``steps`` steps."""
         self._optimizer.load_state_dict(state["optimizer"])
         refuse_other_state(self._optimizer)
 

@@ -27,7 +27,7 @@ from torchrl.data import (
     Unbounded,
 )
 
-from composer.spaces.kinds import Leaf, from_space_value, to_space_value
+from composer.spaces.kinds import KINDS, Leaf, from_space_value, to_space_value
 from composer.spaces.tree import SpaceTree
 from perception_blocks.words import did_you_mean
 
@@ -84,6 +84,8 @@ class Field:
 
     def to_model(self, value: Tensor, dtype: torch.dtype) -> Tensor:
         """``value`` as distributions and critics have it: zero-based, or of ``dtype``. Gradients flow through."""
+        if self.leaf.kind in CHOICES:  # which distributions and critics look at themselves
+            return KINDS[self.leaf.kind].inward(self.leaf, self.to_space(value), dtype)
         return from_space_value(self.leaf, self.to_space(value), dtype=dtype)
 
     def to_tensordict(self, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ try:
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModuleBase
     from torch import Tensor, nn
-    from torchrl.data import Composite
+    from torchrl.data import Composite, ReplayBuffer
     from torchrl.envs import Compose, EnvBase, InitTracker, TensorDictPrimer
     from torchrl.modules import ActorValueOperator, ProbabilisticActor, QValueActor, ValueOperator
     from torchrl.objectives import LossModule
@@ -31,6 +31,7 @@ from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Key
 from composer.adapters.torchrl.functions import critic_of, state_specs
 from composer.adapters.torchrl.modules import ModulesBuilder, ensemble_of
+from composer.adapters.torchrl.sequences import sequence_buffer
 from composer.critic.state_action import StateActionCritic
 from composer.model import Model
 from composer.policy.structured import one_policy
@@ -57,7 +58,23 @@ class TorchRLModules:
     critic_inference: TensorDictModuleBase | None = None
     actor_critic: ActorValueOperator | None = None
     q_actor: QValueActor | None = None
+    q_actor_training: QValueActor | None = None
     critic_copies: tuple[ValueOperator, ...] = ()
+    burn_in: int = 0
+
+    def sequence_buffer(
+        self, steps: int, *, sequence_length: int, batch_size: int
+    ) -> ReplayBuffer:
+        """A replay buffer of sequences for a model with memory, whose first ``burn_in`` steps only warm up its state.
+
+        Extend it with the batches (environments, T) of a collector; ``steps`` counts the steps of all environments. A
+        sample holds ``batch_size // sequence_length`` sequences, which begin anywhere with the states that were stored
+        there, and go on over the ends of episodes. TorchRL's losses learn from the steps after ``burn_in``. Raises
+        ValueError unless ``burn_in`` is smaller than ``sequence_length``.
+        """
+        return sequence_buffer(
+            steps, sequence_length=sequence_length, burn_in=self.burn_in, batch_size=batch_size
+        )
 
     def adopt(self, loss: LossModule) -> None:
         """Copy the weights of ``critic_copies`` that ``loss`` trains, and of their targets, into the model.
@@ -88,6 +105,7 @@ def to_torchrl(
     mask_training: bool = False,
     return_log_prob: bool = True,
     loss: type[LossModule] | None = None,
+    burn_in: int = 0,
 ) -> TorchRLModules:
     """Wrap ``model`` as TorchRL modules that share its weights.
 
@@ -95,28 +113,35 @@ def to_torchrl(
     has by default, or ``categorical`` (indices). Without ``env``, ``encoding`` (default ``categorical``) selects it.
     ``keys`` maps observations and actions to other keys of the TensorDict: ``{"legal": "action_mask"}``; a name that
     both have means the observation.
-    ``mask_training`` applies the action mask in training too.
+    ``mask_training`` applies the action mask in training too. With memory the first ``burn_in`` steps of a sequence
+    only warm up the state of the modules for training, without gradients; see `TorchRLModules.sequence_buffer`.
 
     Raises ValueError for a model of several actors, for an environment with other specs, and if the critic or the
     distributions do not fit the class ``loss``.
     """
     refuse_model(model)
+    if burn_in and not model.has_memory:
+        raise ValueError(f"burn_in is for models with memory, got {burn_in} for one without; leave it out")
     if loss is not None:
         refuse_loss(loss, model)
     chosen = encoding or ("categorical" if env is None else encoding_of(env))
     build = ModulesBuilder.of(
-        model, chosen, keys or {}, mask_training=mask_training, return_log_prob=return_log_prob
-    )
+        model, chosen, keys or {},
+        mask_training=mask_training, return_log_prob=return_log_prob, burn_in=burn_in,
+    )  # fmt: skip
     refuse_taken_keys(build.observations.values(), build.actions.values())
     if env is not None:
         refuse_specs(env, build.observations.values(), build.actions.values())
     actor_training, actor_inference = build.actor(training=True), build.actor(training=False)
+    is_of_choices = serves_choices(model)
     modules = TorchRLModules(
         model,
         actor_training,
         actor_inference,
         collecting=build.collecting(actor_inference),
-        q_actor=build.q_actor() if serves_choices(model) else None,
+        q_actor=build.q_actor(training=False) if is_of_choices else None,
+        q_actor_training=build.q_actor(training=True) if is_of_choices else None,
+        burn_in=burn_in,
     )
     if model.critic is None:
         return modules

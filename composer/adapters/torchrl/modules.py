@@ -7,14 +7,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from tensordict import TensorDictBase
 from tensordict.nn import (
     CompositeDistribution,
     InteractionType,
     TensorDictModule,
     TensorDictModuleBase,
     TensorDictSequential,
+    dispatch,
+    set_skip_existing,
 )
+from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
+from torch.distributions import Distribution as TorchDistribution
 from torchrl.data import Composite
 from torchrl.envs import TensorDictPrimer
 from torchrl.modules import (
@@ -29,6 +34,7 @@ from composer.adapters.torchrl.distribution import ComposedDistribution
 from composer.adapters.torchrl.fields import Encoding, Field, Key, fields_of, shown
 from composer.adapters.torchrl.functions import (
     PARAMS,
+    MemoryUse,
     TensorCritic,
     TensorFunction,
     TensorPolicy,
@@ -39,7 +45,7 @@ from composer.critic.base import SpaceCritic
 from composer.critic.state_action import Q_VALUES, StateActionCritic
 from composer.distributions.discrete import NoLegalChoiceError, require_choice
 from composer.model import Model
-from composer.network.network import Network, Tensors
+from composer.network.network import Network, State, Tensors
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from composer.spaces.tree import SpaceTree
@@ -63,6 +69,7 @@ class ModulesBuilder:
     mask_key: Key | None
     mask_training: bool
     return_log_prob: bool
+    burn_in: int
 
     @classmethod
     def of(
@@ -73,6 +80,7 @@ class ModulesBuilder:
         *,
         mask_training: bool,
         return_log_prob: bool,
+        burn_in: int,
     ) -> ModulesBuilder:
         """Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell."""
         policy, critic = one_policy(model.policy), critic_of(model)
@@ -90,7 +98,7 @@ class ModulesBuilder:
         others = {name: key for name, key in keys.items() if name not in tree.leaves}
         actions = fields_of(action_tree, action_tree.leaves, encoding=encoding, keys=others)
         mask = _mask_key(policy, observations, keys)
-        return cls(model, observations, actions, mask, mask_training, return_log_prob)
+        return cls(model, observations, actions, mask, mask_training, return_log_prob, burn_in)
 
     # --- the policy ---
 
@@ -102,8 +110,8 @@ class ModulesBuilder:
         """Draws actions; with gradients, and over sequences, where it is for ``training``."""
         keys = [field.key for field in self.actions.values()]
         named: dict[str, Any] = {"log_prob_key": _log_prob(keys[0])} if self._is_single else {}
-        return ProbabilisticActor(
-            self._network(self._logits_keys(), training),
+        return ComposedActor(
+            self._network(self._logits_keys(), self._use(training), self._is_masked(training)),
             in_keys=self._distribution_keys(self._is_masked(training)),
             out_keys=keys,
             spec=self._action_spec(),
@@ -113,23 +121,24 @@ class ModulesBuilder:
             **named,
         )
 
-    def trunk(self, *, training: bool) -> TensorDictModule:
+    def trunk(self, *, training: bool) -> TensorModule:
         """The policy's network up to its logits, with all that the critic reads of it."""
         shared = {name: name for name in self.policy.shares}
-        return self._network(self._logits_keys() | shared, training)
+        outputs = self._logits_keys() | shared
+        return self._network(outputs, self._use(training), self._is_masked(training))
+
+    def _use(self, training: bool, writes: bool = True) -> MemoryUse:
+        return MemoryUse(training, self.burn_in, writes) if training else MemoryUse()
 
     def _is_masked(self, training: bool) -> bool:
         return self.mask_training or not training
 
-    def _network(
-        self, outputs: Mapping[str, Key], training: bool, masked: bool | None = None
-    ) -> TensorDictModule:
+    def _network(self, outputs: Mapping[str, Key], use: MemoryUse, masked: bool) -> TensorModule:
         """The policy's network; it reads the masks of actions where the actor is ``masked``."""
-        masked = self._is_masked(training) if masked is None else masked
-        policy = self.policy
-        fields = {name: self.observations[name] for name in _read_by_policy(policy, masked)}
+        read = _read_by_policy(self.policy, masked)
+        fields = {name: self.observations[name] for name in read}
         masks = self._mask_outputs() if masked else {}
-        return TensorModule(TensorPolicy(policy, fields, outputs, recurrent=training, masks=masks))
+        return TensorModule(TensorPolicy(self.policy, fields, outputs, use, masks))
 
     @property
     def _is_single(self) -> bool:
@@ -187,13 +196,13 @@ class ModulesBuilder:
         return self._after_trunk(self.value(training=training), training)
 
     def value(self, *, training: bool) -> ValueOperator:
-        return TensorValue(self._tensor_critic(self._critic, training))
+        return TensorValue(self._tensor_critic(self._critic, self._use(training)))
 
     def collecting(self, actor: ProbabilisticActor) -> TensorDictModuleBase:
         """``actor`` for inference, and after it the critic's memory; values would be in the way of GAE."""
         if self.model.critic is None or not self._critic.has_memory:
             return actor
-        memory = self._tensor_critic(self._critic, training=False)
+        memory = self._tensor_critic(self._critic, MemoryUse())
         memory.outputs = {}
         critic = self._after_trunk(TensorModule(memory), training=False)
         return sequence(actor, critic)
@@ -207,11 +216,13 @@ class ModulesBuilder:
         """The copies of an ensemble as critics of their own, with copies of its weights."""
         critic = self._critic
         ensemble = ensemble_of(critic)
-        if ensemble is None or critic.shared or critic.has_memory:
+        if ensemble is None or critic.shared:
             return ()
+        use = self._use(training=True, writes=False)
+        singles = [_single(critic, ensemble, index) for index in range(ensemble.copies)]
         return tuple(
-            TensorValue(self._tensor_critic(_single(critic, ensemble, index), True))
-            for index in range(ensemble.copies)
+            TensorValue(self._tensor_critic(single, use, index))
+            for index, single in enumerate(singles)
         )
 
     def actor_critic(self, actor: ProbabilisticActor) -> ActorValueOperator:
@@ -219,17 +230,18 @@ class ModulesBuilder:
         head = SafeProbabilisticTensorDictSequential(actor.module[-1])  # type: ignore[index]
         return ActorValueOperator(self.trunk(training=True), head, self.value(training=True))
 
-    def q_actor(self) -> QValueActor:
+    def q_actor(self, *, training: bool) -> QValueActor:
         """Takes the choice of the highest Q value, among the legal ones if there is a mask.
 
-        Without a critic the policy's logits are the values.
+        Without a critic the policy's logits are the values. For training the states of the data stay as they are.
         """
         ((name, field),) = self.actions.items()
-        value = (
-            self._network({name: "action_value"}, training=False, masked=False)
-            if self.model.critic is None
-            else self.critic(training=False)
-        )
+        use = self._use(training, writes=False)
+        if self.model.critic is None:
+            value = self._network({name: "action_value"}, use, masked=False)
+        else:
+            critic = TensorValue(self._tensor_critic(self._critic, use))
+            value = self._after_trunk(critic, training)
         if self.mask_key is not None:
             legal = TensorDictModule(
                 _Legal(field.leaf.key, self.mask_key), in_keys=[self.mask_key], out_keys=[LEGAL]
@@ -249,14 +261,14 @@ class ModulesBuilder:
         assert critic is not None
         return critic
 
-    def _tensor_critic(self, critic: SpaceCritic, training: bool) -> TensorCritic:
+    def _tensor_critic(
+        self, critic: SpaceCritic, use: MemoryUse, copy: int | None = None
+    ) -> TensorCritic:
         read = _with_masks(critic.observer.tree, critic.network.in_ports)
         fields = {name: self.observations[name] for name in read}
         is_given = any(source.kind == "action" for source in critic.input_sources().values())
         actions = self.actions if is_given else {}
-        return TensorCritic(
-            critic, fields, self._value_keys(critic), recurrent=training, actions=actions
-        )
+        return TensorCritic(critic, fields, self._value_keys(critic), use, actions, copy)
 
     def _value_keys(self, critic: SpaceCritic) -> dict[str, Key]:
         """Every output of the critic -> its key."""
@@ -268,15 +280,19 @@ class ModulesBuilder:
 
 
 class OneCopy(Network):
-    """One of the copies of an ensemble; its outputs have the names of the ensemble's."""
+    """One of the copies of an ensemble; its outputs and states have the names of the ensemble's."""
 
-    def __init__(self, whole: Network, copy: InferenceBlock, inner: Mapping[str, str]) -> None:
+    def __init__(self, whole: Network, copy: InferenceBlock) -> None:
+        names = list(whole.out_ports)
+        nodes = getattr(whole.module, "nodes", None)
+        inner = dict(zip(nodes[0].step.outputs, nodes[0].step.inner[1])) if nodes else {}
         self.module = copy
         self._whole = whole
         self.in_ports = whole.in_ports
-        self.out_ports = {name: copy.out_ports[output] for name, output in inner.items()}
-        self.state_shapes = {}
-        self._inner = dict(inner)
+        self._outputs = {name: inner.get(name, name) for name in names}
+        self.out_ports = {name: copy.out_ports[name_in] for name, name_in in self._outputs.items()}
+        self._states = dict(zip(whole.state_shapes, copy.state_shapes))
+        self.state_shapes = {name: copy.state_shapes[n] for name, n in self._states.items()}
 
     @property
     def form(self) -> nn.Module:
@@ -284,7 +300,15 @@ class OneCopy(Network):
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         outputs = self.module(inputs)
-        return {name: outputs[output] for name, output in self._inner.items()}
+        return {name: outputs[output] for name, output in self._outputs.items()}
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        inside = {inner: state[name] for name, inner in self._states.items()}
+        outputs, after = self.module(inputs, inside, resets, unroll)
+        named = {name: outputs[output] for name, output in self._outputs.items()}
+        return named, {name: after[inner] for name, inner in self._states.items()}
 
 
 class TensorModule(TensorDictModule):
@@ -296,11 +320,48 @@ class TensorModule(TensorDictModule):
         keys: dict[str, Any] = {"in_keys": function.in_keys, "out_keys": function.out_keys}
         super().__init__(function, **keys)
 
+    @dispatch(auto_batch_size=False)
+    @set_skip_existing(None)
+    def forward(
+        self, tensordict: TensorDictBase, *, tensordict_out: TensorDictBase | None = None
+    ) -> TensorDictBase:
+        return _with(tensordict, tensordict_out, self.module(tensordict))
+
     @property
     def make_tensordict_primer(self) -> Callable[[], TensorDictPrimer]:
         if not self.module.states:
             raise AttributeError("only modules with memory have make_tensordict_primer")
         return partial(TensorDictPrimer, state_specs(self.module.part), expand_specs=True)
+
+
+class ComposedActor(ProbabilisticActor):
+    """A `ProbabilisticActor` that goes without its inner modules where it draws, or makes, one distribution."""
+
+    @dispatch(auto_batch_size=False)
+    @set_skip_existing(None)
+    def forward(
+        self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, **more: Any
+    ) -> TensorDictBase:
+        network, head = self.module
+        is_drawn = (interaction_type() or head.default_interaction_type) is InteractionType.RANDOM
+        if more or not (is_drawn and head.return_log_prob and _are_direct(network, head)):
+            return super().forward(tensordict, tensordict_out, **more)
+        values = network.module(tensordict)
+        distribution = _distribution(head, tensordict, values)
+        values[head.out_keys[0]], values[head.log_prob_key] = (
+            distribution.rsample_and_log_prob()
+            if distribution.has_rsample
+            else distribution.sample_and_log_prob()
+        )
+        return _with(tensordict, tensordict_out, values)
+
+    def get_dist(
+        self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, **more: Any
+    ) -> TorchDistribution:
+        network, head = self.module
+        if more or tensordict_out is not None or not _are_direct(network, head):
+            return super().get_dist(tensordict, tensordict_out, **more)
+        return _distribution(head, tensordict, network.module(tensordict))
 
 
 class TensorValue(TensorModule, ValueOperator):
@@ -336,15 +397,35 @@ def ensemble_of(critic: SpaceCritic) -> EnsembleBlock | None:
 def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> StateActionCritic:
     """The critic of one copy of ``ensemble``."""
     assert isinstance(critic, StateActionCritic)
-    network = critic.network
-    names = list(network.out_ports)
-    nodes = getattr(network.module, "nodes", None)
-    inner = dict(zip(nodes[0].step.outputs, nodes[0].step.inner[1])) if nodes else {}
-    copy = ensemble.copy_of(index)
     return StateActionCritic(
-        OneCopy(network, copy, {name: inner.get(name, name) for name in names}),
+        OneCopy(critic.network, ensemble.copy_of(index)),
         replace(critic.setup, shared=(), dtype=critic.dtype, copies=1, value_normalizer=None),
     )
+
+
+def _are_direct(network: Any, head: Any) -> bool:
+    """Whether the modules of an actor have one distribution, and nobody waits for their calls."""
+    hooks = network._forward_hooks or network._forward_pre_hooks or head._forward_hooks
+    return head.distribution_class is ComposedDistribution and not hooks
+
+
+def _distribution(
+    head: Any, tensordict: TensorDictBase, values: Mapping[Key, Tensor]
+) -> ComposedDistribution:
+    """What ``head`` makes of ``values`` of the network, and of the mask in ``tensordict``."""
+    logits, *masks = head.in_keys
+    mask = [tensordict.get(key, None) for key in masks]
+    return ComposedDistribution(values[logits], *mask, **head.distribution_kwargs)
+
+
+def _with(
+    tensordict: TensorDictBase, other: TensorDictBase | None, values: Mapping[Key, Tensor]
+) -> TensorDictBase:
+    """``other``, or without one ``tensordict``, with ``values``."""
+    written = tensordict if other is None else other
+    for key, value in values.items():
+        written.set(key, value)
+    return written
 
 
 def sequence(*modules: Any) -> TensorDictSequential:

@@ -1,4 +1,4 @@
-"""DQN and SAC with TorchRL: steps go into a replay buffer, from which each update draws."""
+"""DQN and SAC with TorchRL: steps go into a replay buffer, from which each update draws steps, or sequences of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.modules import EGreedyModule
 from torchrl.objectives import DQNLoss, LossModule, SACLoss, SoftUpdate
 
 from composer.adapters.torchrl.algorithm import Algorithm, Settings
 from composer.adapters.torchrl.fields import Key, fields_of, shown
-from composer.adapters.torchrl.models import to_torchrl
+from composer.adapters.torchrl.models import TorchRLModules, to_torchrl
 from composer.adapters.torchrl.modules import sequence
+from composer.adapters.torchrl.sequences import refuse_lengths
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.tree import SpaceTree
@@ -35,7 +36,11 @@ LossFunction = Literal["l2", "l1", "smooth_l1"]
 
 @dataclass(frozen=True)
 class OffPolicySettings(Settings):
-    """``updates`` is the number of updates after each batch; the first is after ``learning_starts`` steps."""
+    """``updates`` is the number of updates after each batch; the first is after ``learning_starts`` steps.
+
+    With memory an update learns from sequences of ``sequence_length`` steps (None is 16), ``batch_size`` steps in all;
+    the first ``burn_in`` of each (None is a quarter) only warm up its state.
+    """
 
     frames_per_batch: PositiveInt = 16
     updates: PositiveInt = 16
@@ -45,6 +50,25 @@ class OffPolicySettings(Settings):
     tau: Probability = 0.005
     loss_function: LossFunction = "smooth_l1"
     max_grad_norm: PositiveFloat = 10.0
+    sequence_length: PositiveInt | None = None
+    burn_in: NonNegativeInt | None = None
+
+    def lengths(self, model: Model, envs: int) -> tuple[int, int]:
+        """``sequence_length`` and ``burn_in``, (1, 0) without memory. Raises ValueError where they do not fit."""
+        if not model.has_memory:
+            for name in ("sequence_length", "burn_in"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name!r} is for models with memory; leave it out")
+            return 1, 0
+        length = self.sequence_length or 16
+        burn_in = length // 4 if self.burn_in is None else self.burn_in
+        refuse_lengths(length, burn_in)
+        if length > self.buffer_size // envs:
+            raise ValueError(
+                f"sequence_length must be at most {self.buffer_size // envs}, the steps of each environment in a "
+                f"buffer_size of {self.buffer_size} for {envs}, got {length}"
+            )
+        return length, burn_in
 
 
 @dataclass(frozen=True)
@@ -71,70 +95,94 @@ S = TypeVar("S", bound=OffPolicySettings)
 
 
 class OffPolicy(Algorithm[S]):
-    """A replay buffer of single steps, and targets that follow softly."""
+    """A replay buffer, and targets that follow softly. It explores at random as long as ``_chance`` says.
+
+    Without memory the buffer holds single steps; with it, the steps of each environment in a row.
+    """
 
     def __init__(
         self,
-        model: Model,
+        modules: TorchRLModules,
         env: EnvBase,
         settings: S,
         loss: LossModule,
-        explorer: TensorDictModuleBase,
+        actor: TensorDictModuleBase,
+        chance: Any,
     ) -> None:
-        super().__init__(model, settings, loss, explorer)
-        self._example = _leaves(env.fake_tensordict().reshape(-1)[:1].select(*loss.in_keys))
+        super().__init__(modules.model, settings, loss, sequence(actor, chance))
         loss.make_value_estimator(gamma=settings.gamma)
+        self._chance = chance
         self._targets = SoftUpdate(loss, tau=settings.tau)
-        self._buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(settings.buffer_size), batch_size=settings.batch_size
-        )
+        self._in_rows = self.model.has_memory
+        self._length, _ = settings.lengths(self.model, env.batch_size[0])
+        example = env.fake_tensordict()
+        followed = {("next", *_path(key)) for key in loss.in_keys} & set(example.keys(True, True))
+        self._stored = list(dict.fromkeys([*loss.in_keys, *followed]))
+        self._example = _leaves(example.reshape(-1)[:1].select(*self._stored))
+        if self._in_rows:
+            self._buffer = modules.sequence_buffer(
+                settings.buffer_size, sequence_length=self._length, batch_size=settings.batch_size
+            )
+        else:
+            self._buffer = ReplayBuffer(
+                storage=LazyTensorStorage(settings.buffer_size), batch_size=settings.batch_size
+            )
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
-        self._put(batch.reshape(-1).select(*self.loss.in_keys))
-        if steps < self.settings.learning_starts:
+        self._put(batch if self._in_rows else batch.reshape(-1))
+        if steps < self.settings.learning_starts or not self._has_enough(len(batch)):
             return
         for _ in range(self.settings.updates):
             self._update(self._buffer.sample())
             self._targets.step()
 
+    def _has_enough(self, envs: int) -> bool:
+        """Whether there is a sequence to learn from."""
+        return len(self._buffer) >= self._length * envs
+
     def state(self) -> TrainerState:
         return {**super().state(), "loss": self.loss.state_dict(), "buffer": self._kept()}
 
-    def restore(self, state: TrainerState) -> None:
-        super().restore(state)
+    def restore(self, state: TrainerState, steps: int) -> None:
+        super().restore(state, steps)
         self.loss.load_state_dict(state["loss"])
         self._buffer.empty()
         kept = state["buffer"]
         if kept:
             self._refuse_values(kept)
-            self._put(TensorDict(kept, batch_size=[len(next(iter(kept.values())))]))
+            stored = TensorDict(kept, batch_size=next(iter(kept.values())).shape[: self._axes])
+            self._put(stored.transpose(0, 1) if self._in_rows else stored)
+
+    @property
+    def _axes(self) -> int:
+        """The axes of what is stored: steps, and with memory environments."""
+        return 2 if self._in_rows else 1
 
     def _refuse_values(self, kept: Mapping[Key, torch.Tensor]) -> None:
         """Raise ValueError for steps that no environment gives: they would break an update much later."""
         if kept.keys() != self._example.keys():
             raise ValueError("its replay buffer holds other values than this run stores")
-        size = len(next(iter(kept.values())))
-        if size > self.settings.buffer_size:
-            raise ValueError(f"its replay buffer holds {size:,} steps")
+        shape = next(iter(kept.values())).shape[: self._axes]
+        if shape.numel() > self.settings.buffer_size:
+            raise ValueError(f"its replay buffer holds {shape.numel():,} steps")
         policy = one_policy(self.model.policy)
         actions, seen = map(_spaces_by_key, (policy.action_tree, policy.observer.tree))
         seen |= {("next", *_path(key)): space for key, space in seen.items()} | actions
         for key, example in self._example.items():
-            like = example.expand(size, *example.shape[1:])
+            like = example.expand(*shape, *example.shape[1:])
             refuse_other_steps(shown(key), kept[key], like, seen.get(key), key in actions)
 
     def _put(self, steps: TensorDictBase) -> None:
         with _quiet():
-            self._buffer.extend(steps)
+            self._buffer.extend(steps.select(*self._stored))
 
     def _kept(self) -> dict[Key, torch.Tensor]:
         """The buffer's steps by key, oldest first, ready to be written into an empty buffer."""
-        size = len(self._buffer)
-        if not size:
+        if not len(self._buffer):
             return {}
-        begin = self._buffer.write_count % size if size == self.settings.buffer_size else 0
-        order = torch.arange(size).roll(-begin)
-        return _leaves(self._buffer.storage[order].select(*self.loss.in_keys))
+        steps = self._buffer.storage[:]
+        begin = self._buffer.write_count % len(steps)
+        return _leaves(steps[torch.arange(len(steps)).roll(-begin)].select(*self._stored))
 
 
 class Dqn(OffPolicy[DqnSettings]):
@@ -146,10 +194,12 @@ class Dqn(OffPolicy[DqnSettings]):
     settings_type = DqnSettings
 
     def __init__(self, model: Model, env: EnvBase, settings: DqnSettings) -> None:
-        actor = to_torchrl(model, env, loss=DQNLoss).q_actor
-        assert actor is not None
+        _, burn_in = settings.lengths(model, env.batch_size[0])
+        modules = to_torchrl(model, env, loss=DQNLoss, burn_in=burn_in)
+        actor = modules.q_actor
+        assert actor is not None and modules.q_actor_training is not None
         choice: Any = actor[-1]
-        self._chance: Any = EGreedyModule(
+        chance: Any = EGreedyModule(
             actor.spec,
             eps_init=float(settings.eps_init),
             eps_end=float(settings.eps_end),
@@ -158,12 +208,12 @@ class Dqn(OffPolicy[DqnSettings]):
             action_mask_key=choice.action_mask_key,
         )
         loss = DQNLoss(
-            actor,
+            modules.q_actor_training,
             double_dqn=settings.double_dqn,
             loss_function=settings.loss_function,
             action_space="categorical",
         )
-        super().__init__(model, env, settings, loss, sequence(actor, self._chance))
+        super().__init__(modules, env, settings, loss, actor, chance)
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
@@ -172,8 +222,8 @@ class Dqn(OffPolicy[DqnSettings]):
     def state(self) -> TrainerState:
         return {**super().state(), "eps": float(self._chance.eps)}
 
-    def restore(self, state: TrainerState) -> None:
-        super().restore(state)
+    def restore(self, state: TrainerState, steps: int) -> None:
+        super().restore(state, steps)
         if not 0 <= state["eps"] <= 1:
             raise ValueError(f"its probability of a random action is {state['eps']}")
         self._chance.eps.fill_(state["eps"])
@@ -185,7 +235,8 @@ class Sac(OffPolicy[SacSettings]):
     settings_type = SacSettings
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
-        self._modules = modules = to_torchrl(model, env, loss=SACLoss)
+        _, burn_in = settings.lengths(model, env.batch_size[0])
+        self._modules = modules = to_torchrl(model, env, loss=SACLoss, burn_in=burn_in)
         copies, critic = list(modules.critic_copies), modules.critic_training
         assert critic is not None
         loss = SACLoss(
@@ -195,15 +246,26 @@ class Sac(OffPolicy[SacSettings]):
             loss_function=settings.loss_function,
             alpha_init=settings.alpha_init,
             target_entropy=_target_entropy(model, settings),
+            deactivate_vmap=model.critic.has_memory,  # type: ignore[union-attr]
         )
-        super().__init__(model, env, settings, loss, modules.collecting)
+        chance: Any = EGreedyModule(modules.actor_inference.spec, eps_init=1.0, eps_end=0.0)
+        super().__init__(modules, env, settings, loss, modules.collecting, chance)
+        self._explore(0)
         if not copies:
             _begin_with(loss, critic)
-        self.random_frames = settings.learning_starts
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
         self._modules.adopt(self.loss)
+        self._explore(steps)
+
+    def restore(self, state: TrainerState, steps: int) -> None:
+        super().restore(state, steps)
+        self._explore(steps)
+
+    def _explore(self, steps: int) -> None:
+        """All actions are random until ``learning_starts``; the memory goes on, as it could not in a random rollout."""
+        self._chance.eps.fill_(float(steps < self.settings.learning_starts))
 
 
 def _leaves(data: TensorDictBase) -> dict[Key, torch.Tensor]:

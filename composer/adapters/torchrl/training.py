@@ -80,9 +80,8 @@ class TorchrlTrainer:
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last batch may go beyond."""
         collector = Collector(
-            self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1,
-            init_random_frames=_multiple(self._algorithm.random_frames - self._steps, self._frames),
-        )  # fmt: skip
+            self._env, self._algorithm.explorer, frames_per_batch=self._frames, total_frames=-1
+        )
         try:
             phase("collecting")
             for batch in collector:
@@ -106,7 +105,7 @@ class TorchrlTrainer:
 
     def restore(self, state: TrainerState, steps: int) -> None:
         self.model.load_state_dict(state["model"])
-        self._algorithm.restore(state)
+        self._algorithm.restore(state, steps)
         self._steps = steps
         torch.manual_seed(self._task.seed + steps)  # else the first episodes would come again
         self._env.set_seed(self._task.seed + steps)

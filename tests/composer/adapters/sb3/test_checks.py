@@ -90,7 +90,7 @@ REFUSED = {
     ),
     "SAC of memory": (
         SAC, MEMORY + TWINS, BOX,
-        ["it has memory, which only RecurrentPPO of sb3-contrib carries from step to step; "
+        ["it has memory, but its replay buffer holds single steps (with the trainer torchrl, sac learns from sequences); "
          f"use RecurrentPPO with {STATE}"],
     ),
     "PPO of memory": (

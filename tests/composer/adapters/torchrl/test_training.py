@@ -31,6 +31,27 @@ critic:
     latent: {block: dense, in: both, hidden_units: [64]}
 """
 ALONE = AIM.replace("  ensemble: 2\n", "")
+REMEMBERING = """
+version: 1
+environment: training_envs:Sign-v0
+policy:
+  graph: {memory: {block: gru, in: observation, hidden_units: 16}}
+  heads: {in: memory}
+"""
+AIMING = """
+version: 1
+environment: training_envs:Target-v0
+policy:
+  graph: {memory: {block: gru, in: observation, hidden_units: 16}}
+  heads: {in: memory}
+critic:
+  kind: state_action
+  ensemble: 2
+  graph:
+    memory: {block: gru, in: observation, hidden_units: 16}
+    both: {block: concat, in: [memory, action/action]}
+    latent: {block: dense, in: both, hidden_units: [32]}
+"""
 SETTINGS = {
     "a2c": {"frames_per_batch": 64, "learning_rate": 3e-3, "gamma": 0.5},
     "dqn": {
@@ -120,6 +141,59 @@ def test_pendulum_is_learned():
     settings = {"learning_rate": 1e-3, "updates": 16, "frames_per_batch": 16}
     outcome = train(CONFIGS / "twin_q.yaml", "sac", 10_000, settings=settings, envs=4)
     assert outcome.evaluation.mean > -250  # of what swings without aim it is less than -1000
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("algorithm", "spec", "steps", "least"),
+    [
+        ("dqn", REMEMBERING, 8000, 0.95),  # without memory no more than 0.25 of them is right
+        ("sac", AIMING, 6000, -1.2),  # without memory it costs 2.5
+    ],
+)
+def test_what_was_seen_at_the_beginning_of_an_episode_is_remembered(algorithm, spec, steps, least):
+    settings = {**SETTINGS[algorithm], "gamma": 0.9, "sequence_length": 8, "burn_in": 2}
+    outcome = train(spec, algorithm, steps, settings=settings)
+    assert outcome.evaluation.mean > least
+
+
+@pytest.mark.parametrize(("algorithm", "spec"), [("dqn", REMEMBERING), ("sac", AIMING)])
+def test_sequences_of_a_full_buffer_go_on_after_they_were_restored(algorithm, spec):
+    settings = {"buffer_size": 100, "learning_starts": 96, "sequence_length": 8, "updates": 1}
+    first, second = (trainer(spec, algorithm, seed=seed, **settings) for seed in (0, 1))
+    before = weights(first.model)
+    first.learn(128, lambda *report: True)
+    assert differing(before, weights(first.model)) == list(before)
+    kept = first.state()["buffer"]
+    assert {value.shape[:2] for value in kept.values()} == {(50, 2)}
+    second.restore(first.state(), 128)
+    assert differing(weights(first.model), weights(second.model)) == []
+    second.learn(192, lambda *report: True)
+    later = second.state()["buffer"]
+    assert all(torch.equal(later[key][:18], kept[key][32:]) for key in kept)
+    for each in (first, second):
+        each.close()
+
+
+LENGTHS = [
+    ({"sequence_length": 4, "burn_in": 4}, "burn_in must be smaller than sequence_length, which is 4, got 4: the "
+     "steps after it are learned from"),
+    ({"sequence_length": 60, "buffer_size": 100}, "sequence_length must be at most 50, the steps of each environment "
+     "in a buffer_size of 100 for 2, got 60"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "message"), LENGTHS)
+def test_sequences_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError) as error:
+        trainer(REMEMBERING, "dqn", **settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", ["sequence_length", "burn_in"])
+def test_lengths_of_sequences_without_memory_are_refused(name):
+    with pytest.raises(ValueError, match=f"^'{name}' is for models with memory; leave it out$"):
+        trainer(VALUES_OF_SORT, "dqn", **{name: 3})
 
 
 def test_the_critic_of_the_model_and_its_target_are_those_that_were_trained():
@@ -219,13 +293,6 @@ ONE_NETWORK = (
 )
 RULE = "write distribution: squashed_gaussian in its entry of 'distributions'"
 STATE = "critic: {kind: state, template: {}}"
-REMEMBERING = """
-version: 1
-environment: CartPole-v1
-policy:
-  graph: {memory: {block: gru, in: observation, hidden_units: 4}}
-  heads: {in: memory}
-"""
 SHARING = AIM.replace("  heads:", "  shares: [latent]\n  heads:").replace(
     "[observation, action/action]", "[latent, action/action]"
 ).replace("    latent: {block: dense, in: both", "    judged: {block: dense, in: both")  # fmt: skip
@@ -236,8 +303,13 @@ REFUSED = {
         ["it learns a value for each choice of one Discrete action, got Box(-3.0, 3.0, (1,), float32); "
          f"use ppo or a2c with {STATE}"],
     ),
-    "dqn with memory": (
-        "dqn", REMEMBERING, [f"it has memory, but the replay buffer holds single steps; use ppo or a2c with {STATE}"],
+    "sac with a memory of actions": (
+        "sac", AIM.replace("both, hidden_units: [64]", "memory, hidden_units: [64]").replace(
+            "    latent: {block: dense, in: memory",
+            "    memory: {block: gru, in: both, hidden_units: 4}\n    latent: {block: dense, in: memory",
+        ),
+        ["the memory of its critic reads the action, but each step is valued with other actions than the one taken; "
+         "let the memory read observations, and join the action to what it gives"],
     ),
     "sac of choices": (
         "sac", SORT,
