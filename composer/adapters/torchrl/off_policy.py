@@ -197,7 +197,8 @@ class Dqn(OffPolicy[DqnSettings]):
         _, burn_in = settings.lengths(model, env.batch_size[0])
         modules = to_torchrl(model, env, loss=DQNLoss, burn_in=burn_in)
         actor = modules.q_actor
-        assert actor is not None and modules.q_actor_training is not None
+        assert actor is not None
+        assert modules.q_actor_training is not None
         choice: Any = actor[-1]
         chance: Any = EGreedyModule(
             actor.spec,

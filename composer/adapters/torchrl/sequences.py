@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, SliceSampler, ReplayBuffer
+from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
 from torchrl.envs import Transform
 
 from composer.adapters.torchrl.functions import IS_INIT

@@ -133,7 +133,8 @@ def test_values_over_sequences_and_their_loss_are_those_of_a_loop_over_steps():
     model = compose(CHOICES)
     modules, data = collected(model)
     rows = rows_of(data)
-    assert rows["is_init"][:, 1:BURN_IN].any() and rows["is_init"][:, BURN_IN:].any()
+    assert rows["is_init"][:, 1:BURN_IN].any()
+    assert rows["is_init"][:, BURN_IN:].any()
     laid = laid_out(rows)
     mask = laid["collector", "mask"].squeeze(-1)
     loss = DQNLoss(modules.q_actor_training, loss_function="l2", action_space="categorical")
@@ -163,9 +164,9 @@ def test_values_over_sequences_and_their_loss_are_those_of_a_loop_over_steps():
 
 def test_each_copy_of_a_critic_goes_on_from_its_own_state():
     model = compose(MOTIONS)
-    modules, data = collected(model, loss=SACLoss)
+    _modules, data = collected(model, loss=SACLoss)
     data["is_init"][:, 20] = True
-    for key in [key for key in data.keys() if key.startswith("recurrent")]:
+    for key in [key for key in data if key.startswith("recurrent")]:
         data[key][:, 20] = 0
     rows = rows_of(data)
     laid = laid_out(rows)
