@@ -338,6 +338,7 @@ SB3: Mapping[str, AlgorithmNeeds] = {
 
 # --- TorchRL: the algorithms of `composer train`, and its losses ---
 
+
 def _private_keys(model: Model) -> Iterator[str]:
     keys = [
         key for key in one_policy(model.policy).observer.tree.leaves if re.search("(^|/)_", key)
@@ -375,10 +376,14 @@ def _remembers_action(critic: SpaceCritic) -> bool:
     """Whether the state after a step depends on the action of the step: whether a gradient flows there."""
     sources = critic.input_sources()
     inputs = {
-        name: torch.zeros((2, *(n or 1 for n in port.shape)), dtype=port.dtype, device=critic.device)
+        name: torch.zeros(
+            (2, *(n or 1 for n in port.shape)), dtype=port.dtype, device=critic.device
+        )
         for name, port in critic.network.in_ports.items()
     }
-    actions = [inputs[n].requires_grad_() for n, source in sources.items() if source.kind == "action"]
+    actions = [
+        inputs[n].requires_grad_() for n, source in sources.items() if source.kind == "action"
+    ]
     if not critic.has_memory or not actions:
         return False
     modes = {module: module.training for module in critic.modules()}

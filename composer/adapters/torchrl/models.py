@@ -62,9 +62,7 @@ class TorchRLModules:
     critic_copies: tuple[ValueOperator, ...] = ()
     burn_in: int = 0
 
-    def sequence_buffer(
-        self, steps: int, *, sequence_length: int, batch_size: int
-    ) -> ReplayBuffer:
+    def sequence_buffer(self, steps: int, *, sequence_length: int, batch_size: int) -> ReplayBuffer:
         """A replay buffer of sequences for a model with memory, whose first ``burn_in`` steps only warm up its state.
 
         Extend it with the batches (environments, T) of a collector; ``steps`` counts the steps of all environments. A
@@ -121,7 +119,9 @@ def to_torchrl(
     """
     refuse_model(model)
     if burn_in and not model.has_memory:
-        raise ValueError(f"burn_in is for models with memory, got {burn_in} for one without; leave it out")
+        raise ValueError(
+            f"burn_in is for models with memory, got {burn_in} for one without; leave it out"
+        )
     if loss is not None:
         refuse_loss(loss, model)
     chosen = encoding or ("categorical" if env is None else encoding_of(env))

@@ -66,7 +66,9 @@ class EpisodeSequences(Transform):
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The steps as they are stored: what one environment gives is one stream, whatever ends in it."""
-        never = torch.zeros(*tensordict.shape, 1, dtype=torch.bool, device=tensordict[IS_INIT].device)
+        never = torch.zeros(
+            *tensordict.shape, 1, dtype=torch.bool, device=tensordict[IS_INIT].device
+        )
         return tensordict.clone(recurse=False).set(STREAM_END, never)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

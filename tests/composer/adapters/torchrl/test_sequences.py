@@ -147,7 +147,10 @@ def test_values_over_sequences_and_their_loss_are_those_of_a_loop_over_steps():
             weight.add_(0.1 * torch.randn_like(weight))
     other = compose(CHOICES)
     weights = loss.target_value_network_params.flatten_keys(".").to_dict()
-    ends = {name: next(w for key, w in weights.items() if key.endswith(name)) for name, _ in other.policy.named_parameters()}
+    ends = {
+        name: next(w for key, w in weights.items() if key.endswith(name))
+        for name, _ in other.policy.named_parameters()
+    }
     other.policy.load_state_dict(ends)
 
     reset = model.policy.initial_state()
@@ -229,10 +232,14 @@ def test_sac_learns_from_sequences_and_the_model_takes_its_critics():
 
 def test_lengths_that_leave_nothing_to_learn_are_refused():
     modules = to_torchrl(compose(CHOICES), burn_in=12)
-    with pytest.raises(ValueError, match=r"^burn_in must be smaller than sequence_length, which is 12, got 12: "):
+    with pytest.raises(
+        ValueError, match=r"^burn_in must be smaller than sequence_length, which is 12, got 12: "
+    ):
         modules.sequence_buffer(100, sequence_length=12, batch_size=12)
     plain = compose({**CHOICES, "policy": {"template": {}}})
-    with pytest.raises(ValueError, match=r"^burn_in is for models with memory, got 3 for one without"):
+    with pytest.raises(
+        ValueError, match=r"^burn_in is for models with memory, got 3 for one without"
+    ):
         to_torchrl(plain, burn_in=3)
 
 
