@@ -178,7 +178,7 @@ class Policy(NetworkModule):
         flat = self.action_tree.to_tensors(action, dtype=self.dtype, device=self.device)
         return flat[self._only] if self.action_tree.is_single else flat
 
-    def to_environment(self, action: object) -> Any:
+    def to_environment(self, action: Tensor | Tensors) -> Any:
         """An action as the distribution has it, any leading axes, as the environment takes it: numpy, whole, legal.
 
         Numbers of a Box are clipped to its bounds. The other way is `from_environment`.

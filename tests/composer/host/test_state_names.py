@@ -64,6 +64,7 @@ def calls_of_model(model, seen, steps, resets):
         "model": lambda s: model(seen, s, resets)[2],
         "lowered model": lambda s: model.lower()(seen, s, resets)[2],
         "step": lambda s: model.step(seen, None, s, resets).state,
+        "lowered step": lambda s: model.lower().step(seen, None, s, resets).state,
         "steps": lambda s: model.step(steps, None, s, unroll=True).state,
         "value": after_value,
         "packed": lambda s: s if model.pack_state(s).shape == (3, model.state_width) else {},
