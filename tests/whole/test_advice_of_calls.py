@@ -38,6 +38,8 @@ POLICY = {
     "heads": {"in": "latent"},
 }
 GRU = {"block": "gru", "hidden_units": 4}
+REMEMBERS = {"graph": {"memory": {"in": "observation", **GRU}}, "heads": {"in": "memory"}}
+LATENT = {"graph": POLICY["graph"]}
 SHARING = {"graph": {"value": {"block": "linear_output", "in": "latent", "output_units": 1}}}
 OBSERVATIONS = np.zeros((2, 3), np.float32)
 
@@ -589,6 +591,32 @@ ADVISED_AND_DONE = {
         "the class 'Acting' defines act() itself, which has no distribution that a loss could differentiate; "
         "remove act() to train it with TorchRL",
         lambda: to_torchrl(composed({"_target_": Scores})),
+    ),
+    "a step of a class that acts": (
+        lambda: composed({"_target_": Acting}).step(OBSERVATIONS),
+        "the network class 'Acting' defines 'act', whose actions have no distribution; call "
+        "model.policy.act(observations), or leave 'act' out of the class",
+        lambda: (
+            composed({"_target_": Acting}).policy.act({"observation": OBSERVATIONS}),
+            composed({"_target_": Scores}).step(OBSERVATIONS),
+        ),
+    ),
+    "a step with memory": (
+        lambda: composed(REMEMBERS).step(OBSERVATIONS),
+        "this model has memory; call model.step(observations, state=state, resets=resets), beginning with "
+        "model.initial_state(batch_size)",
+        lambda: composed(REMEMBERS).step(
+            OBSERVATIONS, state=composed(REMEMBERS).initial_state(2), resets=np.zeros(2, bool)
+        ),
+    ),
+    "a step of a critic of actions": (
+        lambda: composed(POLICY, {"kind": "state_action", **LATENT}).step(OBSERVATIONS),
+        "the critic of this model values actions, which step() and value() do not; call "
+        "model(observations, action=action), or give the model a critic of kind: state",
+        lambda: (
+            composed(POLICY, {"kind": "state_action", **LATENT})(OBSERVATIONS, action=torch.zeros(2)),
+            composed(POLICY, {"kind": "state", **LATENT}).step(OBSERVATIONS),
+        ),
     ),
     "choices of several sizes in two axes": (
         lambda: in_torchrl([[2, 3], [3, 2]]),
