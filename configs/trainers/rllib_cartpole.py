@@ -30,7 +30,9 @@ def main(iterations: int = 20) -> float:
     result = {}
     for _ in range(iterations):
         result = algorithm.train()
-    algorithm.get_module().model.save("agent.safetensors")
+    module = algorithm.get_module()
+    assert isinstance(module, rllib.ComposedModule)
+    module.model.save("agent.safetensors")
     algorithm.stop()
     return result["env_runners"]["episode_return_mean"]
 
