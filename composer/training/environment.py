@@ -241,6 +241,7 @@ class JointEnvironment(gymnasium.Env):
             )
         self._env, self._name = env, name
         self.observation_spaces, self.action_spaces = agent_spaces(env)
+        self.render_mode = getattr(env, "render_mode", None)
 
     @property
     def agents(self) -> list[str | int]:
@@ -276,6 +277,9 @@ class JointEnvironment(gymnasium.Env):
         }  # fmt: skip
         observations = {agent: observations[agent] for agent in self.agents}
         return observations, sum(rewards.values()), is_over and not was_cut, was_cut, info
+
+    def render(self) -> Any:
+        return self._env.render()
 
     def close(self) -> None:
         self._env.close()

@@ -60,6 +60,7 @@ class ModelPass:
         self.names = policy.actors.names
         self.streams = (CENTRAL,) if self.is_central else self.names
         self.has_memory = policy.has_memory or critic.has_memory
+        self.device = policy.device
 
     def initial_state(self, batch_size: int) -> State:
         state: State = {}

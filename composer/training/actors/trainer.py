@@ -41,7 +41,7 @@ class ActorsTrainer:
     def __init__(self, task: Task, model: Model) -> None:
         refuse(model, task.algorithm)
         torch.manual_seed(task.seed)
-        self.model = model
+        self.model = model.to(task.device)
         self._task = task
         self._steps = 0
         self._settings = Settings(**task.settings)
@@ -60,7 +60,12 @@ class ActorsTrainer:
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
-        return wrong_settings(task.settings, task.algorithm)
+        problems = wrong_settings(task.settings, task.algorithm)
+        if task.subprocess:
+            problems.append(
+                "--subprocess: the environments of several agents run in this process; leave it out"
+            )
+        return problems
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last rollout may go beyond."""

@@ -123,6 +123,7 @@ def flattened(model: ModelPass, rollout: Rollout, settings: Settings) -> Batch:
     length = settings.sequence_length or steps
 
     def cut(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(model.device)
         if not model.has_memory:
             return tensor.flatten(0, 1)
         pieces = tensor.unflatten(0, (steps // length, length)).transpose(1, 2)

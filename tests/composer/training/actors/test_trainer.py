@@ -84,6 +84,20 @@ def test_what_is_saved_is_what_was_trained_and_is_restored(tmp_path):
         assert torch.equal(weight, second.model.state_dict()[name])
 
 
+def test_the_first_update_is_numerically_one_of_the_collecting_model_through_a_whole_run(tmp_path):
+    """At a learning rate too small to change anything, the divergence of every update is zero."""
+    seen = []
+    task = Task(
+        spec="", environment=SIGNS, trainer="composer", envs=2,
+        settings={**QUICK, "learning_rate": 1e-12},
+    )  # fmt: skip
+    trainer = ActorsTrainer(task, composer.compose({**spec("memory"), "environment": SIGNS}, seed=0))
+    trainer.learn(96, lambda steps, episodes, metrics=None: seen.append(metrics) or True)
+    divergences = [abs(metrics["kl"]) for metrics in seen if metrics]
+    assert len(divergences) == 4
+    assert max(divergences) < 1e-7
+
+
 def test_a_run_stops_where_it_is_told_to():
     task = Task(spec="", environment=BALANCE, trainer="composer", settings=QUICK)
     trainer = ActorsTrainer(task, composer.compose(balance(), seed=0))
@@ -213,6 +227,14 @@ def test_wrong_settings_are_told(settings, message, tmp_path):
             trainer="composer", algorithm="mappo", steps=10, settings=settings,
         )  # fmt: skip
     assert str(refused.value) == message
+
+
+def test_environments_in_other_processes_are_refused(tmp_path):
+    with pytest.raises(TrainingError) as refused:
+        train(balance(), tmp_path / "run", trainer="composer", steps=10, subprocess=True)
+    assert str(refused.value) == (
+        "--subprocess: the environments of several agents run in this process; leave it out"
+    )
 
 
 def test_agents_that_take_turns_are_refused(tmp_path):
