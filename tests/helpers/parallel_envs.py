@@ -11,15 +11,15 @@ class Signs(ParallelEnv):
     """Agents that come and go; each is told a sign in the first step of a life, and paid for choosing it later.
 
     ``a_0`` and ``a_1`` choose one of three, never the one that is masked; ``b_0`` has a Box. Each of them may leave
-    after any step (terminated) and come again; after ``steps`` steps all are truncated.
+    after any step (terminated) and come again, ``at_once`` in the same step; after ``steps`` steps all are truncated.
     """
 
     metadata = {"name": "signs"}
     possible_agents = ["a_0", "a_1", "b_0"]
     LEAVE, JOIN = 0.15, 0.4
 
-    def __init__(self, steps=9, leaves=True):
-        self.steps, self.leaves = steps, leaves
+    def __init__(self, steps=9, leaves=True, at_once=False):
+        self.steps, self.leaves, self.at_once = steps, leaves, at_once
         self.agents = []
         self.log = []  # of every step: rewards, who left, who was truncated, what is seen after
 
@@ -56,7 +56,8 @@ class Signs(ParallelEnv):
         observations = self._observe(acting)
         if not is_last and self.agents:
             for agent in self.possible_agents:
-                if agent not in acting and self._rng.random() < self.JOIN:
+                may_join = agent not in (self.agents if self.at_once else {*acting, *self.agents})
+                if may_join and self._rng.random() < self.JOIN:
                     self.agents.append(agent)
                     self._new.add(agent)
                     self._signs[agent] = int(self._rng.integers(3))

@@ -91,7 +91,9 @@ def test_the_first_update_is_numerically_one_of_the_collecting_model_through_a_w
         spec="", environment=SIGNS, trainer="composer", envs=2,
         settings={**QUICK, "learning_rate": 1e-12},
     )  # fmt: skip
-    trainer = ActorsTrainer(task, composer.compose({**spec("memory"), "environment": SIGNS}, seed=0))
+    trainer = ActorsTrainer(
+        task, composer.compose({**spec("memory"), "environment": SIGNS}, seed=0)
+    )
     trainer.learn(96, lambda steps, episodes, metrics=None: seen.append(metrics) or True)
     divergences = [abs(metrics["kl"]) for metrics in seen if metrics]
     assert len(divergences) == 4

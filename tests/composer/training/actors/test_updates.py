@@ -66,8 +66,8 @@ def spec(form="plain", critic="central", separate=False, normalize=False, shared
     return whole | ({"normalize": ["noise", "b/observation"]} if normalize else {})
 
 
-def rollout_of(settings, steps=24, envs=3, leaves=True, **which):
-    environments = [Signs(leaves=leaves) for _ in range(envs)]
+def rollout_of(settings, steps=24, envs=3, leaves=True, at_once=False, **which):
+    environments = [Signs(leaves=leaves, at_once=at_once) for _ in range(envs)]
     model = compose(spec(**which), env=environments[0], seed=0)
     with torch.no_grad():  # heads that differ from input to input
         for weight in model.parameters():
@@ -129,14 +129,19 @@ def test_gradients_reach_every_parameter(which):
     assert without == []
 
 
-def test_an_actor_that_comes_again_begins_with_a_new_memory():
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_actor_that_comes_again_begins_with_a_new_memory(at_once):
     settings = Settings(sequence_length=8)
-    _, rollout, _ = rollout_of(settings, form="memory")
-    for name in ("a_0", "a_1", "b_0"):
-        there, resets = rollout.present[name], rollout.resets[name]
-        begins = rollout.resets[CENTRAL][1:] | (there[1:] & ~there[:-1])
-        assert torch.equal(resets[1:] & there[1:], begins & there[1:])
-        assert bool((resets & there)[1:].any())
+    _, rollout, (env,) = rollout_of(settings, steps=40, envs=1, at_once=at_once, form="memory")
+    returned = 0
+    for step, (rewards, gone, _, _) in enumerate(env.log[:-1]):
+        begins = bool(rollout.resets[CENTRAL][step + 1, 0])
+        for name, there in rollout.present.items():
+            if there[step + 1, 0]:
+                is_new = begins or name in gone or name not in rewards
+                assert bool(rollout.resets[name][step + 1, 0]) == is_new
+                returned += name in gone and not begins
+    assert bool(returned) == at_once
 
 
 def plain_advantages(rewards, values, following, ended, present, gamma, lam):
@@ -196,9 +201,18 @@ def test_returns_bootstrap_at_truncation_and_not_after_a_termination(critic, lea
     assert bool(ends["terminated"]) == leaves
 
 
-def test_a_loss_is_that_of_a_direct_computation():
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_loss_is_that_of_a_direct_computation(normalize):
     settings = Settings(ent_coef=0.03, vf_coef=0.7, clip_range=0.1, gamma=0.9)
-    model, rollout, _ = rollout_of(settings, critic="each", separate=True)
+    model, rollout, _ = rollout_of(settings, critic="each", separate=True, normalize=normalize)
+    scale = {name: (0.0, 1.0) for name in model.names}
+    if normalize:  # the critic of each agent learns returns by the statistics of its group
+        there = rollout.present
+        model.count_returns({name: rollout.returns[name][there[name]] for name in model.names})
+        for names in (["a_0", "a_1"], ["b_0"]):
+            seen = torch.cat([rollout.returns[name][there[name]] for name in names])
+            spread = float((seen.var(correction=0) + 1e-8).sqrt())
+            scale |= dict.fromkeys(names, (float(seen.mean()), spread))
     with torch.no_grad():
         for weight in model.policy.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -220,7 +234,8 @@ def test_a_loss_is_that_of_a_direct_computation():
             policy -= min(ratio * gain, max(min(ratio, 1.1), 0.9) * gain)
             clipped += abs(ratio - 1) > 0.1
             goal = float(rollout.returns[name].flatten()[row])
-            value += (float(outcome.values.value[name][row]) - goal) ** 2
+            mean, spread = scale[name]
+            value += (float(outcome.values.learned[name][row]) - (goal - mean) / spread) ** 2
             entropy += float(entropies[name][row])
             count += 1
     expected = (policy + 0.7 * value - 0.03 * entropy) / count
