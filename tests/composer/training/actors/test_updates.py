@@ -205,7 +205,7 @@ def test_returns_bootstrap_at_truncation_and_not_after_a_termination(critic, lea
 def test_a_loss_is_that_of_a_direct_computation(normalize):
     settings = Settings(ent_coef=0.03, vf_coef=0.7, clip_range=0.1, gamma=0.9)
     model, rollout, _ = rollout_of(settings, critic="each", separate=True, normalize=normalize)
-    scale = {name: (0.0, 1.0) for name in model.names}
+    scale = dict.fromkeys(model.names, (0.0, 1.0))
     if normalize:  # the critic of each agent learns returns by the statistics of its group
         there = rollout.present
         model.count_returns({name: rollout.returns[name][there[name]] for name in model.names})
