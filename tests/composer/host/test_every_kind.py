@@ -109,7 +109,7 @@ def test_a_state_is_a_row_of_floats(kind, leading):
     assert again.keys() == model.state_shapes.keys() == after.keys()
     for name, value in again.items():
         assert torch.equal(value, after[name].to(value.dtype))
-    torch.testing.assert_close(model.pack_state(again), row.to(again[name].dtype))
+    torch.testing.assert_close(model.pack_state(again), row.to(model.policy.dtype))
 
 
 @every_kind

@@ -58,8 +58,9 @@ TAKEN = spaces.Dict(
 
 def remembering():
     model = composer.compose(SHARED, observation_space=SEEN, action_space=TAKEN, seed=0)
-    model.update_normalizers({key: torch.randn(9, *SEEN[key].shape) for key in SEEN})
-    observations = {key: torch.rand(4, *SEEN[key].shape) for key in SEEN}
+    shapes = {key: space.shape or () for key, space in SEEN.items()}
+    model.update_normalizers({key: torch.randn(9, *shape) for key, shape in shapes.items()})
+    observations = {key: torch.rand(4, *shape) for key, shape in shapes.items()}
     return model, observations, model.initial_state(4)
 
 
