@@ -126,7 +126,7 @@ def take_config(arguments: argparse.Namespace) -> Source | None:
 def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str | None) -> int:
     """Train or resume; returns the exit status. ``spec`` is None if only --resume is given."""
     _require_libraries(arguments.trainer or ("sb3" if arguments.resume is None else None))
-    from composer.training.seeds import are_seeds, resume_seeds, train_seeds
+    from composer.training.seeds import SeedsOutcome, are_seeds, resume_seeds, train_seeds
     from composer.training.session import resume, train
 
     given, problems = _given(arguments)
@@ -150,7 +150,9 @@ def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str |
                 outcome = train(spec, arguments.output, **options, **given)
             else:
                 outcome = train_seeds(spec, arguments.output, arguments.seeds, **options, **given)
-    return _say_seeds(outcome, allow) if hasattr(outcome, "means") else _say(outcome, allow)
+    if isinstance(outcome, SeedsOutcome):
+        return _say_seeds(outcome, allow)
+    return _say(outcome, allow)
 
 
 def _given(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
