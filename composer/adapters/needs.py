@@ -510,11 +510,18 @@ RLLIB: Mapping[str, AlgorithmNeeds] = {
     "PPO": AlgorithmNeeds(_without_rows, "state", more=_no_statistics),
 }
 
+# --- Tianshou ---
+
+TIANSHOU: Mapping[str, AlgorithmNeeds] = {
+    "PPO": AlgorithmNeeds(anything, "state", more=_no_returns),
+}
+
 NEEDS: dict[str, TrainerNeeds] = {
     "sb3": TrainerNeeds("Stable-Baselines3", SB3),
     "torchrl": TrainerNeeds("TorchRL", TORCHRL, "{} of torchrl", _private_keys),
     "rsl_rl": TrainerNeeds("rsl_rl", RSL_RL, "{} of rsl_rl"),
     "rl_games": TrainerNeeds("rl_games", RL_GAMES),
+    "tianshou": TrainerNeeds("Tianshou", TIANSHOU, "{} of Tianshou"),
     "skrl": TrainerNeeds("skrl", SKRL, "{} of skrl"),
     "rllib": TrainerNeeds("RLlib", RLLIB, "{} of RLlib"),
     "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES),
