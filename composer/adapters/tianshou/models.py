@@ -189,8 +189,6 @@ class ComposedCritic(nn.Module):
 class ComposedDistribution(torch.distributions.Distribution):
     """A distribution of a model over actions as Tianshou stores them; ``composed`` is the model's own."""
 
-    arg_constraints: Mapping[str, Any] = {}
-
     def __init__(self, policy: ComposedPolicy, distribution: Distribution) -> None:
         self._host, self.composed = policy, distribution
         shape = distribution.row().shape[:1] if distribution.has_density else torch.Size()
