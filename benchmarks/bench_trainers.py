@@ -7,6 +7,8 @@ workload contains it.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import statistics
 import sys
@@ -116,7 +118,116 @@ def sb3_pair(
     return Pair(workload, f"its {policy}", ours, theirs, at_most)
 
 
+# --- rsl_rl and skrl ---
+
+GAUSSIAN = "distributions: [{action: action, distribution: gaussian, log_std: learned}]"
+ELU_SPEC = PPO_SPEC.replace("tanh", "elu") + GAUSSIAN
+LSTM = "{block: lstm, in: observation, hidden_units: 64}"
+LSTM_SPEC = (
+    RECURRENT_SPEC.replace(MEMORY, LSTM).replace("[64, 64]", "[64]").replace("tanh", "elu")
+    + GAUSSIAN
+)
+
+
+def rsl_rl_pair(spec: str, at_most: float, **network: Any) -> Pair:
+    """24 steps of 16 environments with rsl_rl's PPO; the host's model has the ``network``."""
+
+    def runner(actor: dict[str, Any], critic: dict[str, Any]) -> Train:
+        from rsl_rl.runners import OnPolicyRunner
+
+        from composer.adapters.rsl_rl import vector_env
+
+        config = {
+            "num_steps_per_env": 24,
+            "save_interval": 1,
+            "obs_groups": {"actor": ["observation"], "critic": ["observation"]},
+            "algorithm": {"class_name": "PPO", "schedule": "adaptive"},
+            "actor": actor,
+            "critic": critic,
+        }
+        torch.manual_seed(0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            trained = OnPolicyRunner(vector_env("Pendulum-v1", 16, seed=0), config)
+        return lambda: trained.learn(1)
+
+    def ours() -> Train:
+        classes = [f"composer.adapters.rsl_rl:{name}" for name in ("Actor", "Critic")]
+        given = {"spec": f"version: 1{spec}", "seed": 0}
+        return runner({"class_name": classes[0], **given}, {"class_name": classes[1]})
+
+    def theirs() -> Train:
+        network["hidden_dims"] = [64] if recurrent else [64, 64]
+        name = "RNNModel" if recurrent else "MLPModel"
+        critic = {"class_name": name, **network}
+        return runner(
+            {**critic, "distribution_cfg": {"class_name": "GaussianDistribution"}}, critic
+        )
+
+    recurrent = "rnn_type" in network
+    memory = ", memory" if recurrent else ""
+    return Pair(f"PPO of rsl_rl{memory}", "its models", ours, theirs, at_most)
+
+
+def skrl_pair(algorithm: str, spec: str, at_most: float, **settings: Any) -> Pair:
+    """A rollout of 8 environments with skrl's ``algorithm``; the host's networks are those of its instantiators."""
+
+    def environments() -> Any:
+        import gymnasium
+        from skrl import logger
+        from skrl.envs.wrappers.torch import wrap_env
+
+        logger.setLevel("ERROR")
+        mode = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
+        vector = gymnasium.make_vec("CartPole-v1", 8, vectorization_mode="sync", vector_kwargs=mode)
+        return wrap_env(vector, wrapper="gymnasium", verbose=False)
+
+    def algorithm_class() -> Any:
+        from skrl.agents.torch import a2c, ppo
+
+        return getattr(ppo if algorithm == "PPO" else a2c, algorithm)
+
+    def ours() -> Train:
+        from composer.adapters import skrl
+
+        env = environments()
+        return trained(
+            env, skrl.agent(algorithm_class(), f"version: 1{spec}", env, seed=0, cfg=cfg)
+        )
+
+    def theirs() -> Train:
+        from skrl.memories.torch import RandomMemory
+        from skrl.utils.model_instantiators.torch import categorical_model, deterministic_model
+
+        env = environments()
+        net = {"name": "net", "input": "OBSERVATIONS", "layers": [64, 64], "activations": "tanh"}
+        given = {"observation_space": env.observation_space, "action_space": env.action_space}
+        models = {
+            "policy": categorical_model(**given, device="cpu", network=[net], output="ACTIONS"),
+            "value": deterministic_model(**given, device="cpu", network=[net], output="ONE"),
+        }
+        for role, model in models.items():
+            model.init_state_dict(role=role)
+        memory = RandomMemory(memory_size=settings["rollouts"], num_envs=8, device="cpu")
+        return trained(
+            env, algorithm_class()(models=models, memory=memory, cfg=cfg, device="cpu", **given)
+        )
+
+    def trained(env: Any, agent: Any) -> Train:
+        from skrl.trainers.torch import SequentialTrainer
+
+        quiet = {"headless": True, "disable_progressbar": True, "close_environment_at_exit": False}
+        trainer_cfg = {"timesteps": settings["rollouts"], **quiet}
+        return SequentialTrainer(cfg=trainer_cfg, env=env, agents=agent).train
+
+    cfg = {**settings, "experiment": {"write_interval": 0, "checkpoint_interval": 0}}
+    return Pair(f"{algorithm} of skrl, CartPole-v1", "its models", ours, theirs, at_most)
+
+
 PAIRS = [
+    rsl_rl_pair(ELU_SPEC, 1.00),
+    rsl_rl_pair(LSTM_SPEC, 1.00, rnn_type="lstm", rnn_hidden_dim=64),
+    skrl_pair("PPO", PPO_SPEC, 1.00, rollouts=64, mini_batches=4, learning_epochs=8),
+    skrl_pair("A2C", PPO_SPEC, 1.00, rollouts=64, mini_batches=4),
     sb3_pair(
         "PPO", "CartPole-v1", PPO_SPEC, "MlpPolicy", {"net_arch": [64, 64]}, 512, 1.00,
         n_steps=512, batch_size=64, n_epochs=10,
@@ -146,4 +257,4 @@ if __name__ == "__main__":
         at = sys.argv.index("--only")
         _, os.environ["ONLY"] = sys.argv[at : at + 2]
         del sys.argv[at : at + 2]
-    main("Training", rows, peers=["stable-baselines3", "sb3-contrib"])
+    main("Training", rows, peers=["stable-baselines3", "sb3-contrib", "rsl-rl-lib", "skrl"])

@@ -28,7 +28,7 @@ from composer.adapters.rsl_rl.groups import (
     seen_by,
 )
 from composer.critic.base import SpaceCritic
-from composer.distributions.base import Distribution
+from composer.distributions.base import ActionDistribution, Distribution
 from composer.distributions.continuous import (
     BetaDistribution,
     GaussianDistribution,
@@ -38,7 +38,7 @@ from composer.errors import SpecError
 from composer.host.rows import pack_state, unpack_state
 from composer.model import Model, compose
 from composer.network.module import under
-from composer.network.network import State, Tensors, share_of
+from composer.network.network import Inputs, State, Tensors, share_of
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from perception_blocks.port import Shape
@@ -203,6 +203,9 @@ class Actor(_Part):
         self._state_shapes = policy.state_shapes
         self._event_dims = len(policy.action_space.shape or ())
         self._distribution: Distribution | None = None
+        self._action, family = next(iter(policy.distributions.items()))
+        object.__setattr__(self, "_family", family)  # a child of the policy
+        self._is_plain = _are_plain(policy, policy.read_keys)
         self._needs_critic = obs_set == "actor" and model.critic is not None
         self._shares = model.critic is not None and bool(model.critic.shared)
         self._handed: tuple[TensorDictBase, Tensors, State] | None = None
@@ -210,6 +213,7 @@ class Actor(_Part):
             setattr(obs, NOTE, weakref.ref(self))
 
     policy: Policy
+    _family: ActionDistribution
 
     def forward(
         self,
@@ -224,7 +228,7 @@ class Actor(_Part):
         if masks is not None:
             _refuse_no_sequences(masks)
         observations = _picked(obs, self.keys, policy.read_keys, masks, sequences)
-        inputs = policy.read(observations)
+        inputs = Inputs(observations) if self._is_plain else policy.read(observations)
         state, after = None, {}
         if self.is_recurrent:
             batch = next(iter(observations.values())).shape[0]
@@ -240,7 +244,10 @@ class Actor(_Part):
 
     @torch.compiler.disable()  # a draw within a graph has the graph's own random numbers
     def _act(self, outputs: Tensors, inputs: Tensors, stochastic: bool) -> Tensor:
-        distribution = self.policy.distribution_of(outputs, inputs, None, 1.0)
+        if torch.is_grad_enabled():  # in an update: the rollout before has looked for NaN
+            distribution = self._family(outputs[self._action], None, 1.0)
+        else:
+            distribution = self.policy.distribution_of(outputs, inputs, None, 1.0)
         self._distribution = distribution
         action = distribution.sample() if stochastic else distribution.mode()
         return action if self._event_dims == 1 else self._flat(action)
@@ -277,8 +284,9 @@ class Actor(_Part):
 
     @property
     def output_distribution_params(self) -> tuple[Tensor, ...]:
-        """The numbers that stand for it, (n, P), in a tuple as rsl_rl stores them."""
-        return (self._last.row(),)
+        """The numbers that stand for it: of normals their means and log-deviations, of others a row (n, P)."""
+        normals = _normals(self._last)
+        return (self._last.row(),) if normals is None else (normals.mean, normals.log_std)
 
     def get_output_log_prob(self, outputs: Tensor) -> Tensor:
         """The log probability (n,) of actions (n, actions)."""
@@ -290,7 +298,13 @@ class Actor(_Part):
         self, old_params: tuple[Tensor, ...], new_params: tuple[Tensor, ...]
     ) -> Tensor:
         """The divergence (n,) between two distributions by their `output_distribution_params`."""
-        old, new = (self.policy.distribution_of_row(p[0]) for p in (old_params, new_params))
+        if len(new_params) == 1:
+            old, new = (self.policy.distribution_of_row(p[0]) for p in (old_params, new_params))
+        else:  # squashing both in the same way changes nothing
+            old, new = (
+                GaussianDistribution(mean, log_std, self._event_dims)
+                for mean, log_std in (old_params, new_params)
+            )
         return old.kl(new)
 
     @property
@@ -366,6 +380,7 @@ class Critic(_Part):
         self._state_shapes = shapes
         handed = actor.policy.read_keys if critic.shared else ()
         self._reads = tuple(dict.fromkeys([*seen_by(critic), *handed]))
+        self._is_plain = not critic.shared and _are_plain(actor.policy, self._reads)
 
     actor: Actor
     critic: SpaceCritic
@@ -386,7 +401,7 @@ class Critic(_Part):
             batch = next(iter(observations.values())).shape[0]
             state = self._state(batch, hidden_state if sequences else self._hidden)
         outputs, after = self._shared(obs, observations, state, sequences)
-        seen = critic.read(observations, outputs)
+        seen = Inputs(observations) if self._is_plain else critic.read(observations, outputs)
         own = share_of("critic", state) if critic.has_memory else None
         values, more = critic.run(seen, own, None, sequences)
         value = critic.number_of(values)
@@ -438,6 +453,24 @@ def _unpadded(value: Tensor, masks: Tensor) -> Tensor:
     """Padded sequences (m, T, ...) as what was collected, (T, n, ...); ``masks`` (T, m) are true at each step."""
     steps = masks.shape[0]
     return value[masks.transpose(0, 1)].reshape(-1, steps, *value.shape[2:]).transpose(0, 1)
+
+
+def _are_plain(policy: Policy, keys: Iterable[str]) -> bool:
+    """Whether the observations ``keys`` are read as they are stored: numbers, not normalised."""
+    tree, normalized = policy.observer.tree, policy.observer.keys
+    return policy.users_own("preprocess") is None and all(
+        tree.leaves[key].kind == "box"
+        and tree.leaves[key].space.dtype == np.float32
+        and key not in normalized
+        for key in keys
+    )
+
+
+def _normals(distribution: Distribution) -> GaussianDistribution | None:
+    """The normals of a distribution that is made of them alone."""
+    if type(distribution) is SquashedGaussianDistribution:
+        return distribution.base
+    return distribution if type(distribution) is GaussianDistribution else None
 
 
 def _deviation(distribution: Distribution) -> Tensor:
