@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
@@ -12,11 +13,12 @@ from torch import Tensor
 from composer.adapters.host import HostActions, HostObservations, refuse_other_spaces
 from composer.adapters.needs import refuse_for
 from composer.adapters.skrl.checks import reading_problems, space_problems
+from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
 from composer.host.step import Step
 from composer.limits import GivenLimits
 from composer.model import Model, compose
-from composer.network.network import State
+from composer.network.network import Inputs, State
 from composer.policy.structured import one_policy
 from composer.source.load import GivenSpec, Override
 from perception_blocks.registry import missing_extra
@@ -116,7 +118,13 @@ class ComposedModel(SkrlModel):
         self.sequence_length = sequence_length
         self.is_cured = False  # `agents.agent` says so; see there
         policy = one_policy(model.policy)
+        self._lowered = model.lower()
         self._dtype = policy.dtype
+        self._is_plain = _is_plain(model)
+        leaves = list(policy.action_tree.leaves.values())
+        # A choice alone is converted without a look: it was drawn here.
+        is_choice = len(leaves) == 1 and leaves[0].kind == "discrete"
+        self._first_choice: int | None = int(leaves[0].start) if is_choice else None
         self._observations = HostObservations(policy.observer.tree, "skrl", as_vector=True)
         self._actions = HostActions(policy.action_tree, as_vector=True)
         self._last: tuple[Tensor, bool, Step] | None = None
@@ -147,19 +155,20 @@ class ComposedModel(SkrlModel):
         observations = self.read(inputs, leading)
         action = None
         if taken is not None:
-            action = self._actions.from_host(taken, self._dtype, leading)
-        step = self.model.step(
+            action = self._taken(taken, leading)
+        # While it collects, the model runs as straight-line code over the same weights.
+        model = self.model if torch.is_grad_enabled() else self._lowered
+        step = model.step(
             observations, action, state, resets, unroll=len(leading) > 1, entropy=False
         )
         self._last = (inputs["observations"], torch.is_grad_enabled(), step)
         self._distribution = step.distribution
-        outputs: dict[str, Any] = {"log_prob": step.log_prob.reshape(count, 1)}
+        outputs = Outputs(self._mean, log_prob=step.log_prob.reshape(count, 1))
         if state is not None and step.state is not None and resets is None:
             outputs["rnn"] = [self.model.pack_state(step.state).unsqueeze(0)]
         if taken is not None:
             return taken, outputs
-        outputs["mean_actions"] = self._actions.to_host(step.distribution.mode())
-        return self._actions.to_host(step.action), outputs
+        return self._given(step.action), outputs
 
     def _value(self, inputs: Mapping[str, Any]) -> Tensor:
         last, self._last = self._last, None
@@ -196,6 +205,22 @@ class ComposedModel(SkrlModel):
         first = rows.reshape(*leading, -1)[:, 0]
         return leading, self.model.unpack_state(first), resets
 
+    def _mean(self) -> Tensor:
+        assert self._distribution is not None
+        return self._given(self._distribution.mode())
+
+    def _given(self, action: Any) -> Tensor:
+        """The distribution's actions as skrl has them, (B, k)."""
+        if self._first_choice is None:
+            return self._actions.to_host(action).flatten(0, -2)
+        return (action.reshape(-1, 1) + self._first_choice).float()
+
+    def _taken(self, taken: Tensor, leading: tuple[int, ...]) -> Any:
+        """skrl's actions (B, k) as the model's distribution has them, (*leading, ...)."""
+        if self._first_choice is None:
+            return self._actions.from_host(taken, self._dtype, leading)
+        return taken.long().reshape(leading) - self._first_choice
+
     def read(
         self, inputs: Mapping[str, Any], leading: tuple[int, ...] = (-1,)
     ) -> dict[str, Tensor]:
@@ -203,7 +228,8 @@ class ComposedModel(SkrlModel):
         seen = inputs["observations"]
         if self.state_space is not None:
             seen = torch.cat([seen, inputs["states"]], -1)
-        return self._observations.read(seen, leading=leading)
+        tensors = self._observations.read(seen, leading=leading)
+        return Inputs(tensors) if self._is_plain else tensors
 
     def get_entropy(self, *, role: str = "") -> Tensor:
         """The entropy of the last distribution (B, 1)."""
@@ -229,6 +255,41 @@ class ComposedModel(SkrlModel):
 
     def init_biases(self, method_name: str = "constant_", *args: Any, **kwargs: Any) -> None:
         _refuse_init("init_biases")
+
+
+def _is_plain(model: Model) -> bool:
+    """Whether policy and critic read all observations, and as skrl stores them: float32, not normalised."""
+    policy, critic = one_policy(model.policy), model.critic
+    tree = policy.observer.tree
+    everything = set(tree.leaves)
+    return (
+        policy.dtype == torch.float32
+        and not policy.observer.keys
+        and policy.users_own("preprocess") is None
+        and set(policy.read_keys) == everything
+        and isinstance(critic, SpaceCritic)
+        and not critic.shared
+        and set(critic.read_keys) == everything
+        and all(
+            leaf.space.dtype == np.float32 and leaf.kind == "box" for leaf in tree.leaves.values()
+        )
+    )
+
+
+class Outputs(dict[str, Any]):
+    """What `ComposedModel.act` gives beside actions; ``mean_actions`` are computed when they are asked for."""
+
+    def __init__(self, mean: Callable[[], Tensor], **values: Any) -> None:
+        super().__init__(values)
+        self._mean = mean
+
+    def __missing__(self, key: str) -> Tensor:
+        if key != "mean_actions":
+            raise KeyError(key)
+        return self.setdefault(key, self._mean())
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key == "mean_actions" else super().get(key, default)
 
 
 class Spread:

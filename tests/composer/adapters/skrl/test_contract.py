@@ -68,9 +68,11 @@ class SkrlDriver(Driver):
             vector = WithState(vector)
         self.env = wrap_env(vector, wrapper="gymnasium", verbose=False)
         spec = config.pop("spec")
+        # Sequences that begin within the rollout, where skrl's own agents have the state of another step.
+        length = {"sequence_length": 16} if case.model().has_memory else {}
         silent = {"write_interval": 0, "checkpoint_interval": 0}
         self.agent = agent(
-            self.algorithm, case.model() if case.frozen else spec, self.env, seed=0,
+            self.algorithm, case.model() if case.frozen else spec, self.env, seed=0, **length,
             cfg={**self.settings(config), "learning_rate": learning_rate, "experiment": silent},
         )  # fmt: skip
         self.trainer = SequentialTrainer(
