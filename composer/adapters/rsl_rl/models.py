@@ -298,14 +298,13 @@ class Actor(_Part):
         self, old_params: tuple[Tensor, ...], new_params: tuple[Tensor, ...]
     ) -> Tensor:
         """The divergence (n,) between two distributions by their `output_distribution_params`."""
+        both = (old_params, new_params)
         if len(new_params) == 1:
-            old, new = (self.policy.distribution_of_row(p[0]) for p in (old_params, new_params))
-        else:  # squashing both in the same way changes nothing
-            old, new = (
-                GaussianDistribution(mean, log_std, self._event_dims)
-                for mean, log_std in (old_params, new_params)
-            )
-        return old.kl(new)
+            old, new = (self.policy.distribution_of_row(row) for (row,) in both)
+            return old.kl(new)
+        # Squashing both in the same way changes nothing.
+        before, after = (GaussianDistribution(*each, self._event_dims) for each in both)
+        return before.kl(after)
 
     @property
     def _last(self) -> Distribution:
