@@ -224,6 +224,64 @@ def skrl_pair(algorithm: str, spec: str, **settings: Any) -> Pair:
     return Pair(f"{algorithm} of skrl, CartPole-v1", "its models", ours, theirs, NOT_YET)
 
 
+# --- TorchRL ---
+
+
+def torchrl_ppo(make_modules: Callable[[Any], tuple[Any, Any, Any]]) -> Train:
+    """PPO of TorchRL on CartPole by what ``make_modules`` makes for it: to collect with, the actor and the critic."""
+    import gymnasium
+    from torchrl.collectors import Collector
+    from torchrl.envs import GymWrapper
+    from torchrl.objectives import ClipPPOLoss
+    from torchrl.objectives.value import GAE
+
+    torch.manual_seed(0)
+    env = GymWrapper(gymnasium.make("CartPole-v1"), categorical_action_encoding=True)
+    env.set_seed(0)
+    collecting, actor, critic = make_modules(env)
+    advantages = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
+    loss = ClipPPOLoss(actor, critic)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=3e-4)
+    batches = iter(Collector(env, collecting, frames_per_batch=512, total_frames=-1))
+
+    def train() -> None:
+        steps = next(batches)
+        advantages(steps)
+        for _ in range(10):
+            for rows in torch.randperm(len(steps)).split(64):
+                losses = loss(steps[rows])
+                optimizer.zero_grad()
+                sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
+                optimizer.step()
+
+    return train
+
+
+def torchrl_ours(env: Any) -> tuple[Any, Any, Any]:
+    from torchrl.objectives import ClipPPOLoss
+
+    import composer
+    from composer.adapters.torchrl import to_torchrl
+
+    model = composer.compose(f"version: 1{PPO_SPEC}", env="CartPole-v1", seed=0)
+    modules = to_torchrl(model, env, loss=ClipPPOLoss)
+    return modules.collecting, modules.actor_training, modules.critic_training
+
+
+def torchrl_theirs(env: Any) -> tuple[Any, Any, Any]:
+    from tensordict.nn import TensorDictModule
+    from torch.distributions import Categorical
+    from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
+
+    logits, values = (MLP(in_features=4, out_features=n, num_cells=[64, 64]) for n in (2, 1))
+    actor = ProbabilisticActor(
+        TensorDictModule(logits, ["observation"], ["logits"]),
+        in_keys=["logits"], spec=env.action_spec, distribution_class=Categorical,
+        return_log_prob=True,
+    )  # fmt: skip
+    return actor, actor, ValueOperator(values, in_keys=["observation"])
+
+
 PAIRS = [
     rsl_rl_pair(ELU_SPEC),
     rsl_rl_pair(LSTM_SPEC, rnn_type="lstm", rnn_hidden_dim=64),
@@ -240,6 +298,10 @@ PAIRS = [
     sb3_pair(
         "RecurrentPPO", "CartPole-v1", RECURRENT_SPEC, "MlpLstmPolicy", {}, 128, 0.30,
         n_steps=128, batch_size=128, n_epochs=10,
+    ),
+    Pair(
+        "PPO of TorchRL, CartPole-v1", "its modules",
+        lambda: torchrl_ppo(torchrl_ours), lambda: torchrl_ppo(torchrl_theirs),
     ),
 ]  # fmt: skip
 

@@ -19,6 +19,21 @@ from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
 __all__ = ["Algorithm", "Settings"]
 
 
+METRICS = {
+    "loss_objective": "loss/policy",
+    "loss_actor": "loss/policy",
+    "loss_critic": "loss/value",
+    "loss_qvalue": "loss/value",
+    "loss": "loss/value",
+    "loss_alpha": "loss/alpha",
+    "entropy": "entropy",
+    "kl_approx": "kl",
+    "clip_fraction": "clip_fraction",
+    "alpha": "alpha",
+}
+"""TorchRL's names of its numbers -> the names of `composer train`."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Of all algorithms. ``frames_per_batch`` counts the steps of all environments between two updates."""
@@ -39,6 +54,7 @@ class Algorithm(ABC, Generic[S]):
     """
 
     settings_type: ClassVar[type[Settings]]
+    _last: TensorDictBase | None = None  # what the loss of the last update gave
 
     def __init__(
         self,
@@ -73,3 +89,12 @@ class Algorithm(ABC, Generic[S]):
         total.backward()
         nn.utils.clip_grad_norm_(self._learning, self.settings.max_grad_norm)
         self._optimizer.step()
+        self._last = losses.detach()
+
+    def metrics(self) -> dict[str, float] | None:
+        """The numbers of the last update by the names of `composer train`; None if there was none since the last call."""
+        last, self._last = self._last, None
+        if last is None:
+            return None
+        numbers = {METRICS[n]: float(value) for n, value in last.items() if n in METRICS}
+        return {**numbers, "learning_rate": float(self._optimizer.param_groups[0]["lr"])}

@@ -124,7 +124,7 @@ class TensorFunction(nn.Module, Generic[P]):
     def forward(self, data: TensorDictBase) -> dict[Key, Tensor]:
         """What it writes into ``data``, by key."""
         given = {key: data.get(key, None) for key in self.in_keys}
-        if None in map(type, given.values()) or any(value is None for value in given.values()):
+        if any(value is None for value in given.values()):
             self._refuse_missing(given)
         outputs, after = self._advance(self.read(given), given)
         written: dict[Key, Tensor] = {key: outputs[name] for name, key in self.outputs.items()}

@@ -342,7 +342,8 @@ class ComposedActor(ProbabilisticActor):
     def forward(
         self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, **more: Any
     ) -> TensorDictBase:
-        network, head = self.module
+        parts: Any = self.module
+        network, head = parts
         is_drawn = (interaction_type() or head.default_interaction_type) is InteractionType.RANDOM
         if more or not (is_drawn and head.return_log_prob and _are_direct(network, head)):
             return super().forward(tensordict, tensordict_out, **more)
@@ -358,7 +359,8 @@ class ComposedActor(ProbabilisticActor):
     def get_dist(
         self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, **more: Any
     ) -> TorchDistribution:
-        network, head = self.module
+        parts: Any = self.module
+        network, head = parts
         if more or tensordict_out is not None or not _are_direct(network, head):
             return super().get_dist(tensordict, tensordict_out, **more)
         return _distribution(head, tensordict, network.module(tensordict))

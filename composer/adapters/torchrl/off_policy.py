@@ -116,8 +116,9 @@ class OffPolicy(Algorithm[S]):
         self._in_rows = self.model.has_memory
         self._length, _ = settings.lengths(self.model, env.batch_size[0])
         example = env.fake_tensordict()
-        followed = {("next", *_path(key)) for key in loss.in_keys} & set(example.keys(True, True))
-        self._stored = list(dict.fromkeys([*loss.in_keys, *followed]))
+        read: list[Any] = loss.in_keys
+        followed = {("next", *_path(key)) for key in read} & set(example.keys(True, True))
+        self._stored: list[Any] = list(dict.fromkeys([*read, *followed]))
         self._example = _leaves(example.reshape(-1)[:1].select(*self._stored))
         if self._in_rows:
             self._buffer = modules.sequence_buffer(

@@ -89,7 +89,8 @@ class TorchrlTrainer:
                 phase("updating")
                 self._algorithm.learn(batch, self._steps)
                 self._count(batch)
-                if not report(self._steps, _episodes(batch)) or self._steps >= steps:
+                goes_on = report(self._steps, _episodes(batch), self._algorithm.metrics())
+                if not goes_on or self._steps >= steps:
                     return
                 phase("collecting")
         finally:

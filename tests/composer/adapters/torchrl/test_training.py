@@ -233,6 +233,23 @@ def test_a_critic_alone_begins_with_the_weights_of_the_spec():
     made.close()
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "spec", "named"),
+    [
+        ("a2c", SORT, {"loss/policy", "loss/value"}),
+        ("dqn", VALUES_OF_SORT, {"loss/value"}),
+        ("sac", AIM, {"loss/policy", "loss/value", "loss/alpha", "alpha", "entropy"}),
+    ],
+)
+def test_the_numbers_of_an_update_are_reported(algorithm, spec, named):
+    made, reported = trainer(spec, algorithm), []
+    made.learn(256, lambda steps, episodes, metrics: reported.append(metrics) or True)
+    assert reported[-1].keys() == named | {"learning_rate"}
+    assert reported[-1]["learning_rate"] == made._algorithm.settings.learning_rate
+    assert (reported[0] is None) == (algorithm != "a2c")  # nothing is learned before learning_starts
+    made.close()
+
+
 def test_the_target_entropy_is_of_actions_from_minus_one_to_one():
     for given, expected in (({}, -1 + np.log(3)), ({"target_entropy": -2.0}, -2 + np.log(3))):
         made = trainer(AIM, "sac", **given)
