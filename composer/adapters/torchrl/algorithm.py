@@ -92,7 +92,7 @@ class Algorithm(ABC, Generic[S]):
         self._last = losses.detach()
 
     def metrics(self) -> dict[str, float] | None:
-        """The numbers of the last update, as `composer train` calls them; None if there was none since the last call."""
+        """The numbers of the last update as `composer train` calls them; None if there was none since the last call."""
         last, self._last = self._last, None
         if last is None:
             return None
