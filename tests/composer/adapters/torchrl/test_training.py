@@ -246,7 +246,9 @@ def test_the_numbers_of_an_update_are_reported(algorithm, spec, named):
     made.learn(256, lambda steps, episodes, metrics: reported.append(metrics) or True)
     assert reported[-1].keys() == named | {"learning_rate"}
     assert reported[-1]["learning_rate"] == made._algorithm.settings.learning_rate
-    assert (reported[0] is None) == (algorithm != "a2c")  # nothing is learned before learning_starts
+    assert (reported[0] is None) == (
+        algorithm != "a2c"
+    )  # nothing is learned before learning_starts
     made.close()
 
 
