@@ -19,7 +19,7 @@ from composer.limits import GivenLimits
 from composer.source.load import GivenSpec, Override, stored_source
 from composer.training.about import about_run
 from composer.training.curve import SeedCurves, read_curve
-from composer.training.exclusive import in_use, new_folder, refuse_links_outside
+from composer.training.exclusive import answer, in_use, new_folder, refuse_links_outside
 from composer.training.folder import RunFolder
 from composer.training.options import refuse_wrong
 from composer.training.resumed import refuse_another_task
@@ -50,7 +50,7 @@ class SeedsOutcome:
 
 def are_seeds(path: str | Path) -> bool:
     """Whether the folder ``path`` is a run with several seeds."""
-    return (Path(path) / RECORD).exists()
+    return answer(Path(path) / RECORD, Path.exists)
 
 
 def train_seeds(
