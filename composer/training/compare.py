@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 from composer.source.load import stored_source
 from composer.spec.diff import diff_specs
 from composer.training.exclusive import answer
-from composer.training.stored import read_evaluation, read_record, task_of
-from composer.training.trainer import Task, TrainingError
+from composer.training.stored import read_evaluation, read_record, read_table, task_of
+from composer.training.trainer import MOST_COUNTED, Task, TrainingError
 from perception_blocks.words import cut
 
 __all__ = ["Comparison", "compare"]
@@ -129,21 +129,13 @@ def _compared(folder: Path, task: Task, about: Mapping[str, Any]) -> ComparedRun
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file of a run; none where it is missing. Raises TrainingError for what holds no numbers."""
-    if not answer(path, Path.is_file):
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [
-                {name: float(value) for name, value in row.items() if value}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise TrainingError(f"{str(path)!r} cannot be read: {error}") from error
+    """The rows of a CSV file of a run; none where it is missing."""
+    return read_table(path) if answer(path, os.path.lexists) else []
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    is_number = isinstance(value, int | float) and 0 <= value < MOST_COUNTED
+    return float(value) if is_number else None
 
 
 # --- what differs ---

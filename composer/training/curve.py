@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from composer.training.trainer import Episode, TrainingError
+from composer.training.trainer import Episode
 from perception_blocks.registry import missing_extra
 
 try:
@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise missing_extra("composer train", error, "train") from error
 
-__all__ = ["LearningCurve", "Row", "SeedCurves", "read_curve"]
+__all__ = ["LearningCurve", "Row", "SeedCurves"]
 
 WINDOW = 100  # episodes that the curve is a mean over
 
@@ -136,15 +136,6 @@ class SeedCurves:
             axes.plot(self.steps, self.values.mean(0), label="mean over the seeds")
             axes.legend(loc="best")
             figure.savefig(path, dpi=120, format="png")
-
-
-def read_curve(path: Path) -> list[list[float]]:
-    """The rows in a ``curve.csv``. Raises TrainingError for one that cannot be read."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [[float(value) for value in row] for row in list(csv.reader(file))[1:]]
-    except (OSError, ValueError, csv.Error) as error:
-        raise TrainingError(f"{str(path)!r} cannot be read: {error}") from error
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

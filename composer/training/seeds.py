@@ -18,13 +18,13 @@ from composer.atomic import WriteError, replace_with
 from composer.limits import GivenLimits
 from composer.source.load import GivenSpec, Override, stored_source
 from composer.training.about import about_run
-from composer.training.curve import SeedCurves, read_curve
+from composer.training.curve import SeedCurves
 from composer.training.exclusive import answer, in_use, new_folder, refuse_links_outside
 from composer.training.folder import RunFolder
 from composer.training.options import refuse_wrong
 from composer.training.resumed import refuse_another_task
 from composer.training.session import prepare, resume, train, tried
-from composer.training.stored import VERSION, read_evaluation, read_record, task_of
+from composer.training.stored import VERSION, read_curve, read_evaluation, read_record, task_of
 from composer.training.trainer import Task, TrainingError
 
 __all__ = ["SeedsOutcome", "are_seeds", "resume_seeds", "train_seeds"]

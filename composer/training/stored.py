@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypedDict, TypeGuard
+from typing import Any, TextIO, TypedDict, TypeGuard
 
 import torch
 
@@ -20,14 +22,17 @@ __all__ = [
     "FORMAT",
     "VERSION",
     "Saved",
+    "read_curve",
     "read_evaluation",
     "read_record",
     "read_saved",
+    "read_table",
     "read_task",
 ]
 __all__ += ["task_of"]
 
 FORMAT, VERSION = "composer-run", 1
+COUNTED = ("return_mean", "return_mean_100", "steps_per_second")  # what runs are compared by
 MOST_BYTES = 100_000_000  # of run.json
 # What the fields of a Task are in JSON, by their annotations.
 _KINDS = {"str": str, "int": int, "bool": bool, "Mapping[str, Any]": dict}
@@ -143,6 +148,45 @@ def read_evaluation(run: Path) -> dict[str, float]:
         raise _unreadable(file, str(error)) from error
 
 
+def read_table(file: Path) -> list[dict[str, float]]:
+    """The rows of ``progress.csv`` or another one, by column; empty cells are left out. Raises TrainingError."""
+    with _reading(file) as lines:
+        rows = [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(lines)
+        ]
+        for number, row in enumerate(rows, 1):
+            if not 0 <= row.get("step", math.nan) < MOST_COUNTED:
+                raise ValueError(f"row {number} has no number of steps")
+            wrong = [name for name in COUNTED if not math.isfinite(row.get(name, 0.0))]
+            if wrong:
+                raise ValueError(f"row {number} has {row[wrong[0]]} as {wrong[0]!r}")
+    return rows
+
+
+def read_curve(file: Path) -> list[list[float]]:
+    """The rows of ``curve.csv``, in the order of their steps. Raises TrainingError for one that cannot be read."""
+    with _reading(file) as lines:
+        rows = [[float(value) for value in row] for row in [*csv.reader(lines)][1:]]
+        if not all(map(_is_row, rows)):
+            raise ValueError("it holds no learning curve")
+        _refuse_no_curve(rows, MOST_COUNTED)
+    return rows
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[TextIO]:
+    """A CSV file of a run, opened; what cannot be read in this context is a TrainingError."""
+    try:
+        _refuse_no_file(file)
+        with open(file, newline="", encoding="utf-8") as opened:
+            yield opened
+    except OSError as error:
+        raise _unreadable(file, error.strerror or str(error)) from error
+    except (ValueError, TypeError, csv.Error) as error:
+        raise _unreadable(file, str(error)) from error
+
+
 def _unreadable(file: Path, reason: str) -> TrainingError:
     return TrainingError(f"{file.name} in {str(file.parent)!r} cannot be read: {reason}")
 
@@ -173,12 +217,14 @@ def _as_saved(state: object) -> Saved:
         raise ValueError("it holds no number of steps")
     if not isinstance(curve, list) or not all(map(_is_row, curve)) or not _are_numbers(recent):
         raise ValueError("it holds no learning curve")
-    _refuse_counting_backwards(curve, steps)
+    _refuse_no_curve(curve, steps)
     evaluations, progress = state.get("evaluations", []), state.get("progress", [])
     if not isinstance(evaluations, list) or not all(map(_is_evaluation, evaluations)):
         raise ValueError("it holds no evaluations")
     if not isinstance(progress, list) or not all(map(_is_progress, progress)):
         raise ValueError("it holds no progress")
+    _refuse_other_order("evaluations", [row[0] for row in evaluations], steps)
+    _refuse_other_order("progress", [row["step"] for row in progress], steps)
     seconds = state.get("seconds", 0.0)
     if not _are_numbers([seconds]) or seconds < 0:
         raise ValueError("it holds no time")
@@ -188,10 +234,17 @@ def _as_saved(state: object) -> Saved:
     }  # fmt: skip
 
 
-def _refuse_counting_backwards(curve: list[list[float]], steps: int) -> None:
-    at = [0, *(row[0] for row in curve), steps]
-    if at != sorted(at) or any(row[1] < 1 or row[5] < 1 for row in curve):
-        raise ValueError("its learning curve counts backwards")
+def _refuse_no_curve(curve: list[list[float]], steps: int) -> None:
+    _refuse_other_order("learning curve", [row[0] for row in curve], steps)
+    if any(row[1] < 1 or row[5] < 1 for row in curve):
+        raise ValueError("its learning curve has rows without episodes")
+
+
+def _refuse_other_order(what: str, at: Sequence[float], steps: int) -> None:
+    """Raise ValueError unless the numbers of steps ``at`` which something was recorded grow, up to ``steps``."""
+    ordered = [0, *at, steps]
+    if ordered != sorted(ordered):
+        raise ValueError(f"its {what} counts backwards")
 
 
 def _is_evaluation(row: object) -> bool:

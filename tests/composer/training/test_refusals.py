@@ -10,6 +10,7 @@ import gymnasium
 import pytest
 
 import composer
+from perception_blocks.words import cut
 from tests.helpers.paths import ROOT
 from tests.helpers.training_runs import CARTPOLE, CONFIGS, SORT, both, learn, run
 
@@ -370,6 +371,9 @@ def test_a_folder_that_holds_no_run_is_not_resumed(capsys):
         return err.removeprefix("composer train: ").removesuffix("\n")
 
     assert answer() == "there is no folder 'run' to resume"
+    for name in ("a" * 300, "a\0b"):
+        status, _, err = run(capsys, "--resume", name)
+        assert (status, err) == (1, f"composer train: there is no folder {cut(name, 200)!r} to resume\n")
     Path("run").mkdir()
     assert answer() == "there is no run in 'run': it has no run.json"
     Path("run/run.json").write_text("[1, 2")

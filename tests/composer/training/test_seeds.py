@@ -1,6 +1,7 @@
 """composer train with --config and --seeds, composer compare and composer eval."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -266,6 +267,69 @@ def test_a_folder_without_runs_cannot_be_compared(capsys):
         ("none", "there is no folder 'none'"),
     ):
         assert command(capsys, "compare", name)[::2] == (1, f"composer compare: {message}\n")
+
+
+TABLES = {
+    "step\nnan\n": "row 1 has no number of steps",
+    "step\n8\n1e400\n": "row 2 has no number of steps",
+    "seconds\n1\n": "row 1 has no number of steps",
+    "step,return_mean\n8,inf\n": "row 1 has inf as 'return_mean'",
+    "step,steps_per_second\n8,nan\n": "row 1 has nan as 'steps_per_second'",
+    "step\nabc\n": "could not convert string to float: 'abc'",
+    "step\n1,2\n": "float() argument must be a string or a real number, not 'list'",
+    "step\n" + "1" * 200_000: "field larger than field limit (131072)",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), TABLES.items())
+@pytest.mark.parametrize("name", ["curve", "progress", "evaluations"])
+def test_tables_without_numbers_are_not_compared(capsys, name, text, message):
+    train(CARTPOLE, "run", **COUNT)
+    Path(f"run/{name}.csv").write_text(text)
+    text = f"composer compare: {name}.csv in 'run' cannot be read: {message}\n"
+    assert command(capsys, "compare", "run") == (1, "", text)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 10**400, -1, "x"])
+def test_a_time_that_is_none_is_not_shown(seconds):
+    train(CARTPOLE, "run", **COUNT)
+    record = json.loads(Path("run/run.json").read_text())
+    record["about"]["seconds"] = seconds
+    Path("run/run.json").write_text(json.dumps(record))
+    comparison = compare(["run"])
+    assert comparison.runs[0].seconds is None
+    assert str(comparison).splitlines()[1].split()[-2] == "-"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(capsys):
+    train_seeds(CARTPOLE, "runs", [0], **COUNT)
+    Path("runs/seed-0/curve.csv").unlink()
+    os.mkfifo("runs/seed-0/curve.csv")
+    reason = "curve.csv in 'runs/seed-0' cannot be read: it is not a regular file"
+    for arguments in (["compare", "runs"], ["train", "--resume", "runs"]):
+        line = f"composer {arguments[0]}: {reason}\n"
+        assert command(capsys, *arguments) == (1, "", line)
+
+
+CURVES = {
+    "a\n1,2\n": "it holds no learning curve",
+    "a\nnan,1,1,1,1,1,1\n": "it holds no learning curve",
+    "a\n1,1,1,1,1,inf,1\n": "it holds no learning curve",
+    "a\n1,1,1,1,1,1,1,1,1\n": "it holds no learning curve",
+    "a\n1e30,1,1,1,1,1,1\n": "its learning curve counts backwards",
+    "a\n9,1,1,1,1,1,1\n2,1,1,1,1,1,1\n": "its learning curve counts backwards",
+    "a\n9,0,1,1,1,1,1\n": "its learning curve has rows without episodes",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), CURVES.items())
+def test_a_curve_of_a_seed_that_cannot_be_read_is_told(text, message):
+    train_seeds(CARTPOLE, "runs", [0], **COUNT)
+    Path("runs/seed-0/curve.csv").write_text(text)
+    with pytest.raises(TrainingError) as caught:
+        resume_seeds("runs")
+    assert str(caught.value) == f"curve.csv in 'runs/seed-0' cannot be read: {message}"
 
 
 def test_a_run_is_evaluated_with_its_best_model_as_it_was_trained(capsys):
