@@ -373,7 +373,10 @@ def test_a_folder_that_holds_no_run_is_not_resumed(capsys):
     assert answer() == "there is no folder 'run' to resume"
     for name in ("a" * 300, "a\0b"):
         status, _, err = run(capsys, "--resume", name)
-        assert (status, err) == (1, f"composer train: there is no folder {cut(name, 200)!r} to resume\n")
+        assert (status, err) == (
+            1,
+            f"composer train: there is no folder {cut(name, 200)!r} to resume\n",
+        )
     Path("run").mkdir()
     assert answer() == "there is no run in 'run': it has no run.json"
     Path("run/run.json").write_text("[1, 2")
