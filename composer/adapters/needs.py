@@ -514,6 +514,7 @@ RLLIB: Mapping[str, AlgorithmNeeds] = {
 
 TIANSHOU: Mapping[str, AlgorithmNeeds] = {
     "PPO": AlgorithmNeeds(anything, "state", more=_no_returns),
+    "A2C": AlgorithmNeeds(anything, "state", more=_no_returns),
 }
 
 NEEDS: dict[str, TrainerNeeds] = {

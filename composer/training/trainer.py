@@ -35,6 +35,9 @@ TRAINERS.register("sb3", "composer.adapters.sb3.training:Sb3Trainer", extra="sb3
 TRAINERS.register("torchrl", "composer.adapters.torchrl.training:TorchrlTrainer", extra="torchrl")
 TRAINERS.register("rsl_rl", "composer.adapters.rsl_rl.training:RslRlTrainer", extra="rsl-rl")
 TRAINERS.register("skrl", "composer.adapters.skrl.training:SkrlTrainer", extra="skrl")
+TRAINERS.register(
+    "tianshou", "composer.adapters.tianshou.training:TianshouTrainer", extra="tianshou"
+)
 TRAINERS.register("composer", "composer.training.actors.trainer:ActorsTrainer")
 TRAINERS.register(
     "rl_games", "composer.adapters.rl_games.training:RlGamesTrainer", extra="rl-games"

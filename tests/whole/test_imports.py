@@ -57,7 +57,7 @@ composer.adapters.rl_games: hosted checks environments models training | torch g
 composer.adapters.skrl: checks composed agents runner training | torch gymnasium numpy skrl
 composer.adapters.rllib: distribution module specs checks | torch gymnasium numpy ray
 composer.adapters.benchmarl: model | torch benchmarl tensordict torchrl
-composer.adapters.tianshou: models | torch gymnasium numpy tianshou
+composer.adapters.tianshou: models training | torch gymnasium numpy tianshou
 composer.adapters.tokens: sequences torchrl_env gym_env | torch gymnasium numpy torchrl tensordict
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |

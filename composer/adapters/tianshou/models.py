@@ -14,7 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from composer.adapters.host import HostActions, HostObservations
-from composer.adapters.needs import refuse, refuse_actors
+from composer.adapters.needs import NEEDS, problems, refuse, refuse_actors, refuse_for
 from composer.critic.base import SpaceCritic
 from composer.distributions.base import Distribution
 from composer.host.step import step_of, value_of
@@ -32,7 +32,7 @@ try:
 except ImportError as error:
     raise missing_extra("composer.adapters.tianshou", error, "tianshou") from error
 
-__all__ = ["ComposedCritic", "ComposedPolicy", "critic", "policy"]
+__all__ = ["ComposedCritic", "ComposedPolicy", "critic", "policy", "refuse_for_algorithm"]
 
 
 def policy(
@@ -59,10 +59,7 @@ def policy(
     else:
         model = compose(spec, env=env, allow=allow, overrides=overrides, limits=limits, seed=seed)
     refuse_actors(model.observation_space, "tianshou")
-    reasons = list(_reasons(model, action_scaling, action_bound_method))
-    if reasons:
-        lines = "".join(f"\n  {reason}" for reason in reasons)
-        raise ValueError(f"Tianshou cannot train this model:{lines}")
+    refuse_for("Tianshou", _reasons(model, action_scaling, action_bound_method))
     HostObservations(one_policy(model.policy).observer.tree, "Tianshou")  # of one size
     return ComposedPolicy(model, deterministic_eval=deterministic_eval)
 
@@ -80,11 +77,19 @@ def critic(policy: ComposedPolicy) -> ComposedCritic:
     return ComposedCritic(policy.model)
 
 
-def _reasons(model: Model, scaling: bool, bound: str | None) -> Iterable[str]:
+def refuse_for_algorithm(model: Model, name: str) -> None:
+    """Raise ValueError with every reason why ``ppo`` or ``a2c`` cannot train ``model``: policy, spaces and critic."""
+    refuse_actors(model.observation_space, "tianshou")
+    row = NEEDS["tianshou"]
+    reasons = [*_reasons(model), *problems(model, name.upper(), row.algorithms)]
+    refuse_for(row.title.format(name), [each.replace(name.upper(), name) for each in reasons])
+
+
+def _reasons(model: Model, scaling: bool = False, bound: str | None = None) -> Iterable[str]:
     if model.has_memory:
         yield (
             "it has memory, which Tianshou's on-policy algorithms do not carry through an update; "
-            "use composer.adapters.rl_games, or RecurrentPPO with composer.adapters.sb3"
+            "use the trainer rl_games, or recurrent_ppo of the trainer sb3"
         )
     if scaling or bound is not None:
         yield (
@@ -95,7 +100,7 @@ def _reasons(model: Model, scaling: bool, bound: str | None) -> Iterable[str]:
     action_space = one_policy(model.policy).action_space
     if isinstance(action_space, spaces.Dict | spaces.Tuple):
         yield (
-            f"it stores actions as one array, got {format_space(action_space)}; use composer.adapters.sb3"
+            f"it stores actions as one array, got {format_space(action_space)}; use the trainer sb3"
         )
     for key, leaf in tree.leaves.items():
         if any(isinstance(part, int) for part in leaf.path):
@@ -132,7 +137,7 @@ class ComposedPolicy(ProbabilisticActorPolicy):
         observations = self._observations.read(batch.obs)
         is_learning = "act" in batch.get_keys()
         if self._policy.observer.keys:
-            self._count(observations, is_learning)
+            self._note(observations, is_learning)
         deterministic = self.deterministic_eval and not self.is_within_training_step
         step = step_of(
             self._policy, None, self._policy.as_observed(observations), None, None, None,
@@ -156,15 +161,23 @@ class ComposedPolicy(ProbabilisticActorPolicy):
         """Stored actions (n, ...) as the model's distribution has them."""
         return self._actions.from_host(act, self._policy.dtype, (len(act),))
 
-    def _count(self, observations: Mapping[str, Tensor], is_learning: bool) -> None:
-        """Count what was collected once it was learnt from, so that no statistics change within an update."""
+    def count_observations(self) -> None:
+        """Count for ``normalize:`` what was collected and learnt from. The next rollout does it by itself."""
+        if self._has_learned:
+            for seen in self._seen:
+                self.model.update_normalizers(seen)
+            self.forget()
+
+    def forget(self) -> None:
+        """Count nothing of what was collected and not counted yet."""
+        self._seen, self._has_learned = [], False
+
+    def _note(self, observations: Mapping[str, Tensor], is_learning: bool) -> None:
+        """Keep what was collected until it was learnt from, so that no statistics change within an update."""
         if is_learning:
             self._has_learned = True
         elif self.is_within_training_step:
-            if self._has_learned:
-                for seen in self._seen:
-                    self.model.update_normalizers(seen)
-                self._seen, self._has_learned = [], False
+            self.count_observations()
             self._seen.append(observations)
 
 
@@ -218,13 +231,15 @@ class _Observations:
     """The way from Tianshou's batches to tensors by flat key."""
 
     def __init__(self, policy: Policy) -> None:
+        self._policy = policy
         self._leaves = policy.observer.tree.leaves
 
     def read(self, observations: Any) -> dict[str, Tensor]:
         values = {
             key: reduce(getitem, leaf.path, observations) for key, leaf in self._leaves.items()
         }
-        return {key: torch.as_tensor(value) for key, value in values.items()}
+        device = self._policy.device
+        return {key: torch.as_tensor(value, device=device) for key, value in values.items()}
 
 
 def _no_distribution(*arguments: Any) -> Any:
