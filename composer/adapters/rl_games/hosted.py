@@ -30,8 +30,7 @@ from perception_blocks.registry import missing_extra
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.jit, which it compiles with when it is imported
-        from rl_games.algos_torch.central_value import CentralValueTrain
-        from rl_games.algos_torch.players import PpoPlayerContinuous
+        from rl_games.algos_torch.players import PpoPlayerContinuous, PpoPlayerDiscrete
         from rl_games.common.a2c_common import A2CBase, ContinuousA2CBase
         from rl_games.common.player import BasePlayer
         from rl_games.interfaces.base_algorithm import BaseAlgorithm
@@ -44,7 +43,7 @@ __all__ = [
     "Hosted",
     "HostedActions",
     "HostedObservations",
-    "building",
+    "builder_of",
     "model_spaces",
 ]
 __all__ += ["with_states"]
@@ -90,25 +89,34 @@ class Hosted:
         return self.config.get("central_value_config")
 
 
-def building() -> Hosted | None:
-    """Who builds a model now; None where it is no agent of PPO.
+def builder_of(model: object) -> Hosted | None:
+    """The agent or player of rl_games that builds with ``model``, what a config's ``model:`` became; None without one.
 
-    rl_games hands its builders shapes alone. Spaces, settings and the algorithm are with the agent or player whose
-    constructor builds the model, which is found among the callers.
+    rl_games hands its builders shapes alone, while spaces, settings and the algorithm are with the agent, and nothing
+    that can be registered with it sees the agent before its constructor has returned: the Runner's own builders make
+    agents, and a Runner of our own would not be the one of Isaac Lab's scripts. So the agent is looked up among the
+    callers, and known by holding this very ``model`` as its network.
     """
-    frame, is_central = sys._getframe(1), False
+    frame = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
-        is_central = is_central or isinstance(caller, CentralValueTrain)
-        if isinstance(caller, A2CBase | BasePlayer):
-            return Hosted(caller, is_central)
-        if isinstance(caller, BaseAlgorithm):
-            raise ValueError(
-                f"a composed model is trained by a2c_discrete and a2c_continuous of rl_games, not by its "
-                f"{type(caller).__name__}; write algo: {{name: a2c_continuous}}"
-            )
+        if isinstance(caller, BaseAlgorithm | BasePlayer):
+            config = getattr(caller, "config", None) or {}
+            central = config.get("central_value_config") or {}
+            is_central = central.get("network") is model
+            if is_central or config.get("network") is model:
+                _refuse_other_algorithms(caller)
+                return Hosted(caller, is_central)
         frame = frame.f_back
     return None
+
+
+def _refuse_other_algorithms(agent: object) -> None:
+    if not isinstance(agent, A2CBase | PpoPlayerContinuous | PpoPlayerDiscrete):
+        raise ValueError(
+            f"a composed model is trained by a2c_discrete and a2c_continuous of rl_games, not by its "
+            f"{type(agent).__name__}; write algo: {{name: a2c_continuous}}"
+        )
 
 
 # --- spaces ---

@@ -19,7 +19,7 @@ from composer.adapters.rl_games.hosted import (
     HostedActions,
     HostedObservations,
     as_space,
-    building,
+    builder_of,
     model_spaces,
     with_states,
 )
@@ -94,7 +94,7 @@ class ComposerModel(BaseModel):
         self.network_builder = network
 
     def build(self, config: Mapping[str, Any]) -> BaseModelNetwork:
-        hosted, given = building(), self.network_builder.given
+        hosted, given = builder_of(self), self.network_builder.given
         shared = {
             "obs_shape": config["input_shape"],
             "value_size": config.get("value_size", 1),
