@@ -233,8 +233,8 @@ def _of_rollouts(task: Task) -> list[str]:
     if steps % task.envs:
         fits = task.envs * math.ceil(steps / task.envs)
         problems.append(
-            f"'collection_step_num_env_steps' must be a multiple of the {task.envs} environments (--envs), got {steps}; "
-            f"write {fits}"
+            f"'collection_step_num_env_steps' must be a multiple of the {task.envs} environments (--envs), "
+            f"got {steps}; write {fits}"
         )
     is_normalized = isinstance(settings, PpoSettings) and settings.advantage_normalization
     if is_normalized and min(settings.batch_size, steps) == 1:

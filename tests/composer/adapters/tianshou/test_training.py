@@ -74,7 +74,9 @@ def test_episodes_are_those_of_the_environment():
         AIM.replace("training_envs:Aim-v0", "Pendulum-v1"), env="Pendulum-v1", seed=0
     )
     made = TianshouTrainer(
-        Task("", "Pendulum-v1", "tianshou", envs=2, settings={"collection_step_num_env_steps": 250}),
+        Task(
+            "", "Pendulum-v1", "tianshou", envs=2, settings={"collection_step_num_env_steps": 250}
+        ),
         model,
     )
     episodes = []
