@@ -104,7 +104,8 @@ def take_config(arguments: argparse.Namespace) -> Source | None:
     """Take what the command line does not say from ``--config``; returns the spec, if that is in it itself."""
     from composer.training.config import read_config
 
-    config = read_config(arguments.config, arguments.allow)
+    given = [name for name in ("env", "output") if getattr(arguments, name) is not None]
+    config = read_config(arguments.config, arguments.allow, given)
     options = dict(config.options)
     overrides = options.pop("set", [])
     arguments.overrides = [

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from composer.network.network import Tensors
-from composer.spaces.kinds import Leaf, as_drawn
-from composer.spaces.tree import SpaceTree
+from composer.spaces.kinds import Leaf
+from composer.spaces.tree import SpaceTree, drawn_actions
 from perception_blocks.port import Port
 
 __all__ = ["ActionInputs"]
@@ -25,8 +25,8 @@ class ActionInputs:
     """
 
     def __init__(self, tree: SpaceTree) -> None:
-        leaves = {key: as_drawn(leaf) for key, leaf in tree.leaves.items()}
-        self._tree = SpaceTree(tree.space, tree.root, leaves)
+        self._tree = drawn_actions(tree)
+        leaves = self._tree.leaves
         self.counts = {key: _counts(leaf) for key, leaf in leaves.items()}
         self.widths = {
             key: sum(self.counts[key]) or math.prod(leaf.shape) for key, leaf in leaves.items()

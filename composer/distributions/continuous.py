@@ -66,6 +66,8 @@ def squashed(u: Tensor, bounds: Bounds) -> Tensor:
 
 def refuse_outside(action: Tensor, bounds: Bounds, key: str) -> None:
     """Raise ValueError for an action that is NaN, or outside of its bounds by more than rounding explains."""
+    if action.dtype == torch.bool:
+        raise ValueError(f"action {key!r} must be of numbers, got torch.bool; give action.float()")
     if not on_host(action) or not action.numel():
         return
     distance = (action.detach() - bounds.middle).abs()

@@ -15,6 +15,7 @@ from composer.distributions.base import (
     _without_mask,
     check_family,
     no_action_to_mask,
+    wide,
 )
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import format_shape
@@ -177,8 +178,9 @@ def distribution_of_row(
         raise ValueError(
             f"a row of this policy's distribution has {sum(widths)} floating point numbers, got the shape {got}"
         )
+    # A buffer may be in half precision, in which densities are noise.
     parts = {
         key: family.of_row(part)
-        for (key, family), part in zip(families.items(), row.split(widths, -1), strict=True)
+        for (key, family), part in zip(families.items(), wide(row).split(widths, -1), strict=True)
     }
     return next(iter(parts.values())) if is_single else CompositeDistribution(parts)

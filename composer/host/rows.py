@@ -27,6 +27,10 @@ def pack_state(state: State, shapes: Mapping[str, Shape]) -> Tensor:
     """
     if not shapes:
         raise ValueError("this model has no memory, and so no state to pack")
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"a state is a dict of tensors, as model.initial_state(batch_size) returns it, got a {type(state).__name__}"
+        )
     if missing := [name for name in shapes if name not in state]:
         raise ValueError(
             f"the state lacks {few_of(missing)}; a row holds the whole state of the model, as "
@@ -39,7 +43,10 @@ def pack_state(state: State, shapes: Mapping[str, Shape]) -> Tensor:
     leading: dict[str, tuple[int, ...]] = {}
     rows = []
     for name, shape in shapes.items():
-        value, first = state[name], state[name].dim() - len(shape)
+        value = state[name]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"the state {name!r} must be a tensor, got a {type(value).__name__}")
+        first = value.dim() - len(shape)
         if first < 0 or tuple(value.shape[first:]) != tuple(shape):
             needed, got = format_shape(shape), format_shape(tuple(value.shape))
             raise ValueError(f"the state {name!r} must end in the shape {needed}, got {got}")
@@ -55,8 +62,13 @@ def pack_state(state: State, shapes: Mapping[str, Shape]) -> Tensor:
 def unpack_state(row: Tensor, shapes: Mapping[str, Shape], dtype: torch.dtype) -> State:
     """The state whose rows (..., width) `pack_state` returned, in ``dtype``. Raises ValueError for another width."""
     widths = [math.prod(shape) for shape in shapes.values()]  # type: ignore[arg-type]
-    if not row.dim() or row.shape[-1] != sum(widths):
-        got = format_shape(tuple(row.shape))
+    if not isinstance(row, Tensor):
+        raise ValueError(
+            f"a row is a tensor (..., {sum(widths)}) as pack_state gives it, got a {type(row).__name__}"
+        )
+    if not row.dim() or row.shape[-1] != sum(widths) or row.is_complex():
+        kind = f" of {row.dtype}" if row.is_complex() else ""
+        got = format_shape(tuple(row.shape)) + kind
         raise ValueError(
             f"a row of this model's state has {sum(widths)} numbers, got the shape {got}"
         )

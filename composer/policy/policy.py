@@ -24,7 +24,7 @@ from composer.network.structured import StructuredModule
 from composer.spaces.actors import Actor
 from composer.spaces.kinds import Space, as_tensor
 from composer.spaces.observer import Observer
-from composer.spaces.tree import SpaceTree, holds_tensors, to_environment
+from composer.spaces.tree import SpaceTree, drawn_actions, holds_tensors, to_environment
 from composer.spaces.values import as_flags
 from perception_blocks.base_block import is_traced
 from perception_blocks.direct import is_plain
@@ -61,6 +61,7 @@ class Policy(NetworkModule):
         super().__init__(network, dtype)
         object.__setattr__(self, "observer", observer)
         self.action_tree = action_tree
+        self._drawn_tree = drawn_actions(action_tree)
         self._only = next(iter(action_tree.leaves))  # the only action, of a policy of one
         self.masks = dict(masks)  # action -> observation
         distributions.masked = self.masks
@@ -181,9 +182,10 @@ class Policy(NetworkModule):
     def to_environment(self, action: Tensor | Tensors) -> Any:
         """An action as the distribution has it, any leading axes, as the environment takes it: numpy, whole, legal.
 
-        Numbers of a Box are clipped to its bounds. The other way is `from_environment`.
+        Numbers of a Box are clipped to its bounds. The other way is `from_environment`. Raises ValueError for a choice
+        that there is not, and for an action of another shape.
         """
-        drawn = action if isinstance(action, dict) else {self._only: action}
+        drawn = self._drawn_tree.to_tensors(action, dtype=self.dtype)
         return to_environment(self.action_tree, drawn, as_numpy=True)
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 from composer.errors import Path
 from composer.spaces.kinds import (
     Leaf,
+    as_drawn,
     as_numbers,
     format_space,
     from_numbers,
@@ -38,7 +39,7 @@ from perception_blocks.port import format_shape
 from perception_blocks.words import did_you_mean, is_writable
 
 __all__ = ["Leaf", "SpaceError", "SpaceTree", "flatten_space", "format_space", "walk_space"]
-__all__ += ["from_space_value", "holds_tensors", "to_environment", "to_environments"]
+__all__ += ["drawn_actions", "from_space_value", "holds_tensors", "to_environment", "to_environments"]
 __all__ += ["stacked", "to_space_value"]
 
 X = TypeVar("X")
@@ -347,6 +348,12 @@ def _first_numbers(value: object) -> object:
         if numbers is not None:
             return numbers
     return None
+
+
+def drawn_actions(tree: SpaceTree) -> SpaceTree:
+    """``tree``, of actions, for values as distributions draw them: `as_drawn` of each leaf."""
+    leaves = {key: as_drawn(leaf) for key, leaf in tree.leaves.items()}
+    return SpaceTree(tree.space, tree.root, leaves)
 
 
 def to_environment(tree: SpaceTree, flat_tensors: Mapping[str, Tensor], as_numpy: bool) -> Any:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from composer.errors import Problem, Problems, SpecError
-from composer.source.files import allowed_folders, outside, real_path
+from composer.source.files import allowed_folders, as_argument, outside, real_path
 from composer.source.load import Source, load_source, stored_source
 from composer.spec.fields import Fields
 from composer.training.stored import FORMAT, read_record, task_of
 from composer.training.trainer import TrainingError
+from composer.trust import check_environment
 from perception_blocks.words import describe
 
 __all__ = ["KINDS", "RunConfig", "read_config"]
@@ -55,15 +56,17 @@ class RunConfig:
     source: Source | None = None
 
 
-def read_config(path: str | Path, allow: Iterable[str] = ()) -> RunConfig:
-    """The config in the file at ``path``.
+def read_config(
+    path: str | Path, allow: Iterable[str] = (), given: Collection[str] = ()
+) -> RunConfig:
+    """The config in the file at ``path``, for a caller who has said the options ``given`` himself.
 
-    A spec that it names lies beside or below it, in the current folder, or in a folder that ``allow`` names. Raises
-    SpecError with every error in it, at its place.
+    A spec that it names, and its ``output``, lie beside or below it, in the current folder, or in a folder that
+    ``allow`` names, which also has the modules of its ``env``. Raises SpecError with every error in it, at its place.
     """
     source = load_source(Path(path), allow=allow)
     if source.data.get("format") in (FORMAT, "composer-seeds"):
-        return _of_a_run(Path(path), source.data["format"])
+        return _of_a_run(Path(path), source.data["format"], allow, given)
     problems = Problems(source, source.problems)
     _refuse_what_callers_say(source.data, problems)
     fields = Fields(source.data, (), problems)
@@ -72,9 +75,13 @@ def read_config(path: str | Path, allow: Iterable[str] = ()) -> RunConfig:
         if not _fits(KINDS[key], source.data[key]):
             fields.note(key, f"{key!r} must be {KINDS[key]}, got {describe(source.data[key])}")
     options = {key: source.data[key] for key in KINDS if key in source.data and key != "spec"}
+    folders = [real_path(os.path.dirname(path)), real_path(""), *allowed_folders(allow)]
+    for key, value in options.items():
+        if key not in given and isinstance(value, str) and (wrong := _refusal(key, value, allow, folders)):
+            fields.note(key, wrong)
     spec, file = source.data.get("spec"), None
     if isinstance(spec, str):
-        file = _file(spec, path, allow, fields)
+        file = _file(spec, path, folders, fields)
     problems.raise_if_any()
     inline = load_source(spec) if isinstance(spec, Mapping) else None
     return RunConfig(options, file, inline)
@@ -109,7 +116,18 @@ def _fits(kind: str, value: object) -> bool:
     )
 
 
-def _file(spec: str, config: str | Path, allow: Iterable[str], fields: Fields) -> str | None:
+def _refusal(
+    key: str, value: str, allow: Iterable[str], folders: Iterable[str]
+) -> str | None:
+    """Why a file may not say this, which would import a module or write elsewhere; None if it may."""
+    if key == "env":
+        return check_environment(value, allow)
+    if key == "output" and outside(value, folders) is not None:
+        return f"{value!r} is outside of the current folder, and of the config's; if it may be there, give -o {as_argument(value)}"
+    return None
+
+
+def _file(spec: str, config: str | Path, folders: Iterable[str], fields: Fields) -> str | None:
     """The path of the ``spec``, from the folder of the ``config`` or else from the current one."""
     beside = os.path.join(os.path.dirname(config), spec)
     place = beside if os.path.lexists(beside) else spec
@@ -118,14 +136,15 @@ def _file(spec: str, config: str | Path, allow: Iterable[str], fields: Fields) -
             "spec", f"there is no file {spec!r} beside the config, or in the current folder"
         )
         return None
-    folders = [real_path(os.path.dirname(config)), real_path(""), *allowed_folders(allow)]
     if (refusal := outside(place, folders)) is not None:
         fields.note("spec", refusal.replace("the spec;", "the config;"))
     return place
 
 
-def _of_a_run(path: Path, kind: str) -> RunConfig:
-    """The options of a run that has been. Raises SpecError for a ``run.json`` that cannot be read."""
+def _of_a_run(
+    path: Path, kind: str, allow: Iterable[str], given: Collection[str]
+) -> RunConfig:
+    """The options of a run that has been. Raises SpecError for a ``run.json`` that cannot be read or trusted."""
     try:
         record = read_record(path, kind)
         options = asdict(task_of(record, path, ["seeds"]))
@@ -133,6 +152,8 @@ def _of_a_run(path: Path, kind: str) -> RunConfig:
         raise SpecError([Problem(str(error))]) from error
     source = stored_source(options.pop("spec"), path)
     options["env"] = options.pop("environment")
+    if "env" not in given and (problem := check_environment(options["env"], allow)):
+        raise SpecError([Problem(problem)])
     seeds = record.get("seeds")
     if kind != FORMAT and _fits(KINDS["seeds"], seeds):
         del options["seed"]

@@ -1,5 +1,7 @@
 """Model.step, Model.value and rows of states: the same for every kind of model."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -187,6 +189,31 @@ def test_actions_go_both_ways(kind):
     single = arguments(model, ())
     action = model.step(seen_by(model, ()), None, *single).action
     assert model.action_space.contains(model.to_environment(action))
+
+
+CHOICE = "outside of Discrete(5, start=-2) counted from 0; policy.from_environment(action) counts an environment's action from zero"
+WRONG = {
+    "no choice": ("plain", torch.tensor([5]), f"'action' is 5 at index (0,), {CHOICE}"),
+    "negative": ("plain", torch.tensor(-1), f"'action' is -1, {CHOICE}"),
+    "fraction": ("plain", torch.tensor([0.5]), f"'action' is 0.5 at index (0,), {CHOICE}"),
+    "NaN": ("plain", torch.tensor([torch.nan]), f"'action' is nan at index (0,), {CHOICE}"),
+    "text": ("plain", "x", "'action' must be numbers, got a str; its space is Discrete(5, start=-2)"),
+    "width": ("no critic", torch.zeros(3, 3), "action 'action' has shape (3, 3), expected (..., 2)"),
+    "keys": ("mixed", {"move": torch.tensor([0])}, "action 'hands/0' is missing; got the keys 'move'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "action", "message"), WRONG.values(), ids=WRONG)
+def test_an_environment_gets_no_action_that_there_is_not(kind, action, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        compose_kind(kind).to_environment(action)
+
+
+def test_flags_are_no_numbers_of_a_box():
+    model = compose_kind("no critic")
+    message = "action 'action' must be of numbers, got torch.bool; give action.float()"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        model.step(seen_by(model, (3,)), torch.zeros(3, 2, dtype=torch.bool))
 
 
 def test_an_action_that_a_class_chooses_has_no_distribution():

@@ -115,6 +115,17 @@ def test_wrong_rows_of_distributions():
         agents(number=2).policy.distribution_of_row({"agent_0": torch.zeros(2)})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["masked", "mixed", "learned deviation", "no critic"])
+def test_rows_that_were_stored_in_half_precision_are_those_of_their_numbers(kind, dtype):
+    model = compose_kind(kind)
+    row = model.step(seen_by(model, (5,))).distribution.row().detach().to(dtype)
+    half, whole = (model.policy.distribution_of_row(each) for each in (row, row.float()))
+    action = whole.sample()
+    assert torch.equal(half.log_prob(action), whole.log_prob(action))
+    assert torch.equal(half.row(), whole.row())
+
+
 def test_a_distribution_without_a_row_says_so():
     class Always(Distribution):
         """The first choice, whatever the logits."""
@@ -173,8 +184,18 @@ def test_wrong_rows_of_states():
         "'critic/past/h' (2,)"
     ):
         model.pack_state(state | {"critic/past/h": torch.zeros(2, 1, 6)})
+    with raises("the state 'critic/past/h' must be a tensor, got a str"):
+        model.pack_state(state | {"critic/past/h": "x"})
+    with raises(
+        "a state is a dict of tensors, as model.initial_state(batch_size) returns it, got a NoneType"
+    ):
+        model.pack_state(None)
     with raises("a row of this model's state has 18 numbers, got the shape (3, 17)"):
         model.unpack_state(torch.zeros(3, 17))
+    with raises("a row of this model's state has 18 numbers, got the shape (18,) of torch.complex64"):
+        model.unpack_state(torch.zeros(18, dtype=torch.complex64))
+    with raises("a row is a tensor (..., 18) as pack_state gives it, got a list"):
+        model.unpack_state([0.0] * 18)
     with raises("this model has no memory, and so no state to pack"):
         compose_kind("plain").pack_state({})
     assert compose_kind("plain").unpack_state(torch.zeros(3, 0)) == {}

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,41 @@ def test_a_config_names_no_file_elsewhere(capsys, tmp_path_factory):
     assert status == 1
     assert "is neither beside nor below the config; pass allow=[" in err
     assert run(capsys, "--config", "run.yaml", "--allow", f"{elsewhere.parent}/")[0] == 0
+
+
+def test_a_config_imports_no_module(capsys, monkeypatch):
+    """Whatever it names, and in whatever form it comes; the command line may say otherwise."""
+    Path("agent.yaml").write_text(CARTPOLE.read_text())
+    train(CARTPOLE, "done", **COUNT)
+    record = json.loads(Path("done/run.json").read_text())
+    Path("run.json").write_text(json.dumps({**record, "environment": "this:X-v0"}))
+    text = CONFIG.format(spec="agent.yaml")
+    Path("run.yaml").write_text(f"{text}env: this:X-v0\n")
+    Path("set.yaml").write_text(text.replace("params.width: 8", "environment: this:X-v0"))
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    problem = (
+        "the environment 'this:X-v0' would run code: 'this' is outside the allowed modules (none); "
+        "pass allow=['this'] or --allow this if you trust it\n"
+    )
+    for name, place in (("run.yaml", "run.yaml:10:6: "), ("run.json", ""), ("set.yaml", "--set environment: ")):
+        assert run(capsys, "--config", name, "-o", "new") == (1, "", place + problem)
+        assert "this" not in sys.modules
+        if name != "set.yaml":
+            assert run(capsys, "--config", name, "-o", f"of {name}", "--env", "CartPole-v1")[0] == 0
+
+
+def test_a_config_writes_nowhere_else(capsys, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Path("agent.yaml").write_text(CARTPOLE.read_text())
+    Path("run.yaml").write_text(CONFIG.format(spec="agent.yaml").replace("output: run", f"output: {elsewhere}/run"))
+    status, _, err = run(capsys, "--config", "run.yaml")
+    assert (status, err) == (
+        1,
+        f"run.yaml:9:9: '{elsewhere}/run' is outside of the current folder, and of the config's; if it may be there, "
+        f"give -o {elsewhere}/run\n",
+    )
+    assert not (elsewhere / "run").exists()
+    assert run(capsys, "--config", "run.yaml", "-o", f"{elsewhere}/run")[0] == 0
 
 
 def test_the_options_of_a_config_are_those_of_the_command(capsys):
