@@ -123,7 +123,10 @@ def _refusal(
     if key == "env":
         return check_environment(value, allow)
     if key == "output" and outside(value, folders) is not None:
-        return f"{value!r} is outside of the current folder, and of the config's; if it may be there, give -o {as_argument(value)}"
+        return (
+            f"{value!r} is outside of the current folder, and of the config's; if it may be there, give "
+            f"-o {as_argument(value)}"
+        )
     return None
 
 
