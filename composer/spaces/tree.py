@@ -39,7 +39,13 @@ from perception_blocks.port import format_shape
 from perception_blocks.words import did_you_mean, is_writable
 
 __all__ = ["Leaf", "SpaceError", "SpaceTree", "flatten_space", "format_space", "walk_space"]
-__all__ += ["drawn_actions", "from_space_value", "holds_tensors", "to_environment", "to_environments"]
+__all__ += [
+    "drawn_actions",
+    "from_space_value",
+    "holds_tensors",
+    "to_environment",
+    "to_environments",
+]
 __all__ += ["stacked", "to_space_value"]
 
 X = TypeVar("X")

@@ -77,7 +77,11 @@ def read_config(
     options = {key: source.data[key] for key in KINDS if key in source.data and key != "spec"}
     folders = [real_path(os.path.dirname(path)), real_path(""), *allowed_folders(allow)]
     for key, value in options.items():
-        if key not in given and isinstance(value, str) and (wrong := _refusal(key, value, allow, folders)):
+        if (
+            key not in given
+            and isinstance(value, str)
+            and (wrong := _refusal(key, value, allow, folders))
+        ):
             fields.note(key, wrong)
     spec, file = source.data.get("spec"), None
     if isinstance(spec, str):
@@ -116,9 +120,7 @@ def _fits(kind: str, value: object) -> bool:
     )
 
 
-def _refusal(
-    key: str, value: str, allow: Iterable[str], folders: Iterable[str]
-) -> str | None:
+def _refusal(key: str, value: str, allow: Iterable[str], folders: Iterable[str]) -> str | None:
     """Why a file may not say this, which would import a module or write elsewhere; None if it may."""
     if key == "env":
         return check_environment(value, allow)
@@ -144,9 +146,7 @@ def _file(spec: str, config: str | Path, folders: Iterable[str], fields: Fields)
     return place
 
 
-def _of_a_run(
-    path: Path, kind: str, allow: Iterable[str], given: Collection[str]
-) -> RunConfig:
+def _of_a_run(path: Path, kind: str, allow: Iterable[str], given: Collection[str]) -> RunConfig:
     """The options of a run that has been. Raises SpecError for a ``run.json`` that cannot be read or trusted."""
     try:
         record = read_record(path, kind)

@@ -192,7 +192,9 @@ def test_wrong_rows_of_states():
         model.pack_state(None)
     with raises("a row of this model's state has 18 numbers, got the shape (3, 17)"):
         model.unpack_state(torch.zeros(3, 17))
-    with raises("a row of this model's state has 18 numbers, got the shape (18,) of torch.complex64"):
+    with raises(
+        "a row of this model's state has 18 numbers, got the shape (18,) of torch.complex64"
+    ):
         model.unpack_state(torch.zeros(18, dtype=torch.complex64))
     with raises("a row is a tensor (..., 18) as pack_state gives it, got a list"):
         model.unpack_state([0.0] * 18)

@@ -230,7 +230,11 @@ def test_a_config_imports_no_module(capsys, monkeypatch):
         "the environment 'this:X-v0' would run code: 'this' is outside the allowed modules (none); "
         "pass allow=['this'] or --allow this if you trust it\n"
     )
-    for name, place in (("run.yaml", "run.yaml:10:6: "), ("run.json", ""), ("set.yaml", "--set environment: ")):
+    for name, place in (
+        ("run.yaml", "run.yaml:10:6: "),
+        ("run.json", ""),
+        ("set.yaml", "--set environment: "),
+    ):
         assert run(capsys, "--config", name, "-o", "new") == (1, "", place + problem)
         assert "this" not in sys.modules
         if name != "set.yaml":
@@ -240,7 +244,9 @@ def test_a_config_imports_no_module(capsys, monkeypatch):
 def test_a_config_writes_nowhere_else(capsys, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     Path("agent.yaml").write_text(CARTPOLE.read_text())
-    Path("run.yaml").write_text(CONFIG.format(spec="agent.yaml").replace("output: run", f"output: {elsewhere}/run"))
+    Path("run.yaml").write_text(
+        CONFIG.format(spec="agent.yaml").replace("output: run", f"output: {elsewhere}/run")
+    )
     status, _, err = run(capsys, "--config", "run.yaml")
     assert (status, err) == (
         1,
