@@ -40,9 +40,9 @@ def space_problems(space: Space, what: str, path: str = "") -> Iterator[str]:
     elif isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
         yield f"the {what} {name!r} is {format_space(space)}, and skrl has MultiDiscrete of one axis; flatten it"
     elif isinstance(space, spaces.MultiBinary):
-        yield f"the {what} {name!r} is {format_space(space)}, which skrl has not; give {AS_CHOICES[what]}"
+        yield f"the {what} {name!r} is {format_space(space)}, which skrl does not store; give {AS_CHOICES[what]}"
     elif not isinstance(space, KINDS):
-        yield f"the {what} {name!r} is {format_space(space)}, which skrl has not; make a Box of it in a wrapper"
+        yield f"the {what} {name!r} is {format_space(space)}, which skrl does not store; make a Box of it in a wrapper"
 
 
 def reading_problems(model: Model, state: str | None) -> Iterator[str]:

@@ -258,9 +258,9 @@ def test_a_memory_of_another_length_and_a_model_without_a_critic():
 def test_spaces_that_skrl_has_not_are_refused_with_ways_out_that_work():
     refused(
         "skrl cannot train this model:\n"
-        "  the observation 'flags' is MultiBinary(2), which skrl has not; give a Box from 0 to 1, as "
+        "  the observation 'flags' is MultiBinary(2), which skrl does not store; give a Box from 0 to 1, as "
         "gymnasium.wrappers.TransformObservation does\n"
-        "  the action 'action' is MultiBinary(2), which skrl has not; give MultiDiscrete([2, ...]), as "
+        "  the action 'action' is MultiBinary(2), which skrl does not store; give MultiDiscrete([2, ...]), as "
         "gymnasium.wrappers.TransformAction does",
         models, PLAIN, env(spaces.Dict(flags=spaces.MultiBinary(2)), spaces.MultiBinary(2)),
     )  # fmt: skip
