@@ -134,8 +134,9 @@ def _rows(path: Path) -> list[dict[str, float]]:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and 0 <= value < MOST_COUNTED
-    return float(value) if is_number else None
+    if isinstance(value, int | float) and 0 <= value < MOST_COUNTED:  # False for NaN
+        return float(value)
+    return None
 
 
 # --- what differs ---
