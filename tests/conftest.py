@@ -23,7 +23,8 @@ collect_ignore = [
     "helpers/training_envs.py",
     "helpers/action_models.py",
     "helpers/sharded_action_model.py",
-    "helpers/killed_folders.py",  # these three are run as processes
+    "helpers/killed_folders.py",  # these four are run as processes
+    "helpers/killed_runs.py",
     "helpers/killed_saves.py",
     "helpers/sharded_models.py",
 ]
@@ -39,6 +40,12 @@ def _registries_as_before():
     yield
     for state, kept in before:
         state.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def _numbers_are_printed_as_by_default():
+    """rl_games' Runner changes how torch prints, for everybody, when it is imported."""
+    torch.set_printoptions(profile="default")
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,8 @@ def test_each_copy_of_a_critic_goes_on_from_its_own_state():
     model = compose(MOTIONS)
     _modules, data = collected(model, loss=SACLoss)
     data["is_init"][:, 20] = True
-    for key in [key for key in data if key.startswith("recurrent")]:
+    names = list(data.keys())
+    for key in [name for name in names if name.startswith("recurrent")]:
         data[key][:, 20] = 0
     rows = rows_of(data)
     laid = laid_out(rows)
