@@ -44,7 +44,9 @@ def _registries_as_before():
 
 @pytest.fixture(autouse=True)
 def _numbers_are_printed_as_by_default():
-    """rl_games' Runner changes how torch prints, for everybody, when it is imported."""
+    """rl_games' Runner changes how torch prints, for everybody, when it is imported: here, or while tests are collected."""
+    torch.set_printoptions(profile="default")
+    yield
     torch.set_printoptions(profile="default")
 
 
