@@ -350,7 +350,9 @@ def check_action(action: object, shape: Sequence[int], event_dims: int) -> None:
 
 def event_sum(values: Tensor, event_dims: int) -> Tensor:
     """The sum over the last ``event_dims`` axes."""
-    return values.flatten(-event_dims).sum(-1) if event_dims else values
+    if event_dims > 1:
+        values = values.flatten(-event_dims)
+    return values.sum(-1) if event_dims else values
 
 
 def _total(values: Iterable[Tensor]) -> Tensor:

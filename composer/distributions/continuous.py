@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from composer.distributions.base import (
+    FEW_NUMBERS,
     ActionDistribution,
     Distribution,
     all_finite,
@@ -37,10 +38,12 @@ from composer.spaces.kinds import Leaf
 from composer.spaces.values import on_host
 
 __all__ = ["Beta", "BetaDistribution", "Gaussian", "GaussianDistribution", "SquashedGaussian"]
+__all__ += ["are_few_within"]
 __all__ += ["SquashedGaussianDistribution", "keep_bounds", "kept_bounds", "refuse_mask", "squashed"]
 
 LogStd = Literal["state", "learned"]
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+_ENTROPY = 0.5 + _HALF_LOG_2PI  # of a standard normal
 _NODES, _REACH = 101, 7.5  # see SquashedGaussianDistribution.entropy
 _LARGEST_LOG = 80.0  # of a standard deviation: float32 holds it and its reciprocal
 _BROAD = 64.0  # see BetaDistribution
@@ -89,25 +92,41 @@ def refuse_outside(action: Tensor, bounds: Bounds, key: str) -> None:
 
 
 class GaussianDistribution(Distribution):
-    """Independent normals: ``mean`` and ``log_std`` (..., *action shape); ``key`` is for messages."""
+    """Independent normals: ``mean`` (..., *action shape), and ``log_std`` of that shape or for the whole batch.
+
+    ``key`` is for messages.
+    """
 
     def __init__(
         self, mean: Tensor, log_std: Tensor, event_dims: int, *, key: str = "action"
     ) -> None:
         self.mean = mean
-        self.log_std = log_std.expand_as(mean)
+        fits = log_std.shape == mean.shape[mean.dim() - log_std.dim() :]
+        # A learned one stays without the batch: there is less to compute, and to sum up in backward.
+        self._log_std = log_std if fits and log_std.dim() >= event_dims else log_std.expand_as(mean)
         self.event_dims = event_dims
         self._key = key
 
     @property
+    def _dims(self) -> int:
+        return math.prod(self.mean.shape[self.mean.dim() - self.event_dims :])
+
+    @property
+    def log_std(self) -> Tensor:
+        """(..., *action shape)."""
+        return self._log_std.expand_as(self.mean)
+
+    @property
     def stddev(self) -> Tensor:
-        return self.log_std.exp()
+        """(..., *action shape)."""
+        return self._log_std.exp().expand_as(self.mean)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.rsample(generator).detach()
+        deviation = self._log_std.detach().exp()
+        return self.mean.detach() + deviation * _normal_like(self.mean, generator)
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean + self.stddev * _normal_like(self.mean, generator)
+        return self.mean + self._log_std.exp() * _normal_like(self.mean, generator)
 
     def mode(self) -> Tensor:
         return self.mean
@@ -116,17 +135,23 @@ class GaussianDistribution(Distribution):
         check_action(action, self.mean.shape, self.event_dims)
         if on_host(action) and not all_finite(action):
             refuse_actions(action, ~action.isfinite(), lambda _: "a finite number", self._key)
-        return event_sum(self.log_densities(action.to(self.mean.dtype)), self.event_dims)
+        return self.log_prob_of_draw(action.to(self.mean.dtype))
+
+    def log_prob_of_draw(self, action: Tensor) -> Tensor:
+        squares = event_sum(_standard(action, self.mean, self._log_std).square(), self.event_dims)
+        at_mean = -self._dims * _HALF_LOG_2PI - event_sum(self._log_std, self.event_dims)
+        return torch.sub(at_mean, squares, alpha=0.5)
 
     def entropy(self) -> Tensor:
-        return event_sum(self.entropies(), self.event_dims)
+        batch = self.mean.shape[: self.mean.dim() - self.event_dims]
+        return (event_sum(self._log_std, self.event_dims) + self._dims * _ENTROPY).expand(batch)
 
     def kl(self, other: GaussianDistribution) -> Tensor:
         check_family(self, other)
-        ratio = (2 * (self.log_std - other.log_std)).exp().clamp_max(FARTHEST**2)
-        distance = _standard(self.mean, other.mean, other.log_std).square()
-        terms = other.log_std - self.log_std + 0.5 * (ratio + distance - 1)
-        return event_sum(terms, self.event_dims)
+        change = other._log_std - self._log_std
+        ratio = (-2 * change).exp().clamp_max(FARTHEST**2)
+        distance = _standard(self.mean, other.mean, other._log_std).square()
+        return event_sum(change + 0.5 * (ratio + distance - 1), self.event_dims)
 
     def row(self) -> Tensor:
         """Means, then standard deviations."""
@@ -134,12 +159,12 @@ class GaussianDistribution(Distribution):
 
     def log_densities(self, value: Tensor) -> Tensor:
         """Per dimension, (..., *action shape)."""
-        standard = _standard(value, self.mean, self.log_std)
-        return -0.5 * standard.square() - self.log_std - _HALF_LOG_2PI
+        standard = _standard(value, self.mean, self._log_std)
+        return -0.5 * standard.square() - self._log_std - _HALF_LOG_2PI
 
     def entropies(self) -> Tensor:
-        """Per dimension, (..., *action shape)."""
-        return 0.5 + _HALF_LOG_2PI + self.log_std
+        """Per dimension, (..., *action shape), or without the batch."""
+        return _ENTROPY + self._log_std
 
 
 class SquashedGaussianDistribution(Distribution):
@@ -342,6 +367,18 @@ class BetaDistribution(Distribution):
         return torch.clamp(low + 2 * x * half, low, high)  # rounding may leave the bounds
 
 
+def are_few_within(log_std: Tensor, low: float, high: float) -> bool:
+    """Whether a few numbers, as of a learned ``log_std``, are within a range: Python sees that in less time than a clamp.
+
+    False where `on_host` allows no look.
+    """
+    few = log_std.dim() == 1 and 0 < log_std.numel() <= FEW_NUMBERS
+    if not few or not on_host(log_std.detach()):  # a parameter is no plain tensor
+        return False
+    numbers = log_std.tolist()
+    return low <= min(numbers) and max(numbers) <= high
+
+
 class _Normals(ActionDistribution):
     """The base of gaussian and squashed_gaussian: logits (or logits and a parameter) as independent normals."""
 
@@ -378,7 +415,8 @@ class _Normals(ActionDistribution):
             log_std = log_std.reshape(shape) + self.init_log_std
         else:
             mean, log_std = logits, self.log_std.to(logits.dtype)
-        log_std = log_std.clamp(*self.kept_range)
+        if not are_few_within(log_std, *self.kept_range):
+            log_std = log_std.clamp(*self.kept_range)
         if isinstance(temperature, Tensor) or temperature != 1.0:
             change = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
             log_std = (log_std + change).clamp(-_LARGEST_LOG, _LARGEST_LOG)
@@ -546,7 +584,8 @@ def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _standard(value: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """The distance of ``value`` from ``mean`` in standard deviations, clamped so that its square is finite."""
-    return ((value - mean) * (-log_std).exp()).clamp(-FARTHEST, FARTHEST)
+    distance = (value - mean) * (-log_std).exp()
+    return functional.hardtanh(distance, -FARTHEST, FARTHEST)  # clamp, with one operation backward
 
 
 def _log_slope(u: Tensor) -> Tensor:

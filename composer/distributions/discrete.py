@@ -74,7 +74,9 @@ class ChoiceDistribution(Distribution):
         key: str = "action",
         start: int | Tensor = 0,
     ) -> None:
-        self.log_probs = functional.log_softmax(logits, -1).clamp_min(floor_of(logits.dtype))
+        floor = floor_of(logits.dtype)
+        # clamp_min, with one operation backward
+        self.log_probs = functional.threshold(functional.log_softmax(logits, -1), floor, floor)
         self._event_dims = event_dims
         self._sizes = sizes
         self._key = key
@@ -97,6 +99,8 @@ class ChoiceDistribution(Distribution):
         check_action(action, self.log_probs.shape[:-1], self._event_dims)
         if on_host(action):
             self._refuse_no_choice(action)
+        if action.shape == self.log_probs.shape[:-1]:
+            return self.log_prob_of_draw(action.to(torch.int64))
         chosen = action.to(torch.int64).unsqueeze(-1)
         log_probs, chosen = torch.broadcast_tensors(self.log_probs, chosen)
         return event_sum(log_probs.gather(-1, chosen[..., :1]).squeeze(-1), self._event_dims)

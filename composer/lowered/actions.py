@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from composer.distributions.base import FEW_NUMBERS, ActionDistribution, wide
-from composer.distributions.continuous import Gaussian, SquashedGaussian
+from composer.distributions.continuous import Gaussian, SquashedGaussian, are_few_within
 from composer.distributions.discrete import Categorical
 from composer.spaces.kinds import Leaf
 
@@ -108,12 +108,8 @@ def _normal(
 
 
 def _deviation(log_std: Tensor, low: float, high: float) -> Tensor:
-    """The standard deviation of a clamped ``log_std``; Python sees in less time whether there is something to clamp."""
-    if log_std.dim() == 1 and log_std.numel() <= FEW_NUMBERS:
-        numbers = log_std.tolist()
-        if low <= min(numbers) and max(numbers) <= high:
-            return log_std.exp()
-    return log_std.clamp(low, high).exp_()
+    """The standard deviation of a clamped ``log_std``."""
+    return log_std.exp() if are_few_within(log_std, low, high) else log_std.clamp(low, high).exp_()
 
 
 def _clipper(leaf: Leaf) -> Callable[[Tensor], Any] | None:

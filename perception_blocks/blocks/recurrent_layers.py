@@ -66,7 +66,8 @@ class RecurrentLayer(nn.RNNBase):
     def over(self, x_TF: Tensor, carry: Carry | None, weights: Weights) -> tuple[Tensor, Carry]:
         """`forward` by torch's kernel, with ``weights`` in place of the layer's."""
         leading = x_TF.shape[:-2]
-        x_BTF = x_TF.reshape(-1, *x_TF.shape[-2:])
+        is_batch = len(leading) == 1  # then nothing is reshaped, here and in backward
+        x_BTF = x_TF if is_batch else x_TF.reshape(-1, *x_TF.shape[-2:])
         if carry is None:
             directions = 2 if self.bidirectional else 1
             zero = x_TF.new_zeros(directions, x_BTF.shape[0], self.hidden_size)
@@ -74,6 +75,8 @@ class RecurrentLayer(nn.RNNBase):
         else:
             flat = tuple(part.reshape(1, -1, self.hidden_size).contiguous() for part in carry)
         y_BTF, ends = self.fused(x_BTF, flat, weights)
+        if is_batch:
+            return y_BTF, tuple(end[0] for end in ends)
         carry = tuple(end[0].reshape(*leading, self.hidden_size) for end in ends)
         return y_BTF.reshape(*leading, *y_BTF.shape[1:]), carry
 

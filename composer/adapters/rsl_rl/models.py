@@ -36,11 +36,13 @@ from composer.distributions.continuous import (
 )
 from composer.errors import SpecError
 from composer.host.rows import pack_state, unpack_state
+from composer.lowered.network import follow, twin_of
 from composer.model import Model, compose
 from composer.network.module import under
 from composer.network.network import Inputs, State, Tensors, share_of
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
+from perception_blocks.base_block import is_traced
 from perception_blocks.port import Shape
 from perception_blocks.registry import missing_extra
 
@@ -65,10 +67,24 @@ class _Part(nn.Module):
 
     model: Model
     _state_shapes: Mapping[str, Shape]
+    _network: Policy | SpaceCritic
+    _lowered: Policy | SpaceCritic
 
     def __init__(self) -> None:
         super().__init__()
         self._hidden: Tensor | None = None
+
+    def _lower(self, network: Policy | SpaceCritic) -> None:
+        """Let ``network`` run as straight-line code over the same weights; no child, which it is already."""
+        object.__setattr__(self, "_network", network)
+        object.__setattr__(self, "_lowered", twin_of(network) or network)
+
+    def run(self, inputs: Tensors, state: State | None, sequences: bool) -> tuple[Tensors, State]:
+        """The network's outputs and the state after."""
+        if is_traced():  # the compiler makes code of its own
+            return self._network.run(inputs, state, None, sequences)
+        follow(self._lowered, self._network)
+        return self._lowered.run(inputs, state, None, sequences)
 
     @property
     def is_recurrent(self) -> bool:
@@ -197,6 +213,7 @@ class Actor(_Part):
         # The model itself is no child: policy and critic are, each of one part, so that no parameter is in both.
         object.__setattr__(self, "model", model)
         self.policy = policy
+        self._lower(policy)
         self.obs_groups = list(obs_groups[obs_set])
         self.num_actions = output_dim
         self.keys = keys_of(policy.observer.tree, groups)
@@ -233,7 +250,7 @@ class Actor(_Part):
         if self.is_recurrent:
             batch = next(iter(observations.values())).shape[0]
             state = self._state(batch, hidden_state if sequences else self._hidden)
-        outputs, after = policy.run(inputs, state, None, sequences)
+        outputs, after = self.run(inputs, state, sequences)
         if self._shares and stochastic_output:
             self._handed = (obs, outputs, after)
         if sequences:
@@ -292,7 +309,8 @@ class Actor(_Part):
         """The log probability (n,) of actions (n, actions)."""
         if self._event_dims != 1:
             outputs = outputs.reshape(*outputs.shape[:-1], *self.policy.action_space.shape)  # type: ignore[misc]
-        return self._last.log_prob(outputs)
+        # These are draws of rollouts, which looked for NaN before they drew.
+        return self._last.log_prob_of_draw(outputs)
 
     def get_kl_divergence(
         self, old_params: tuple[Tensor, ...], new_params: tuple[Tensor, ...]
@@ -371,6 +389,7 @@ class Critic(_Part):
         object.__setattr__(self, "model", actor.model)
         object.__setattr__(self, "actor", actor)
         self.critic = critic
+        self._lower(critic)
         shapes = critic.state_shapes
         if critic.shared and actor.is_recurrent:  # it can run the policy alone too
             shapes = {**under("policy", actor.policy.state_shapes), **under("critic", shapes)}
@@ -402,7 +421,7 @@ class Critic(_Part):
         outputs, after = self._shared(obs, observations, state, sequences)
         seen = Inputs(observations) if self._is_plain else critic.read(observations, outputs)
         own = share_of("critic", state) if critic.has_memory else None
-        values, more = critic.run(seen, own, None, sequences)
+        values, more = self.run(seen, own, sequences)
         value = critic.number_of(values)
         if sequences:
             return _unpadded(value, masks).unsqueeze(-1)  # type: ignore[arg-type]
@@ -421,7 +440,7 @@ class Critic(_Part):
         if handed is not None and policy.has_memory == self.is_recurrent:
             return handed
         own = share_of("policy", state) if policy.has_memory else None
-        return policy.run(policy.read(observations), own, None, sequences)
+        return self.actor.run(policy.read(observations), own, sequences)
 
 
 def _refuse_no_sequences(masks: Tensor) -> None:

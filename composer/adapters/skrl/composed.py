@@ -156,9 +156,7 @@ class ComposedModel(SkrlModel):
         action = None
         if taken is not None:
             action = self._taken(taken, leading)
-        # While it collects, the model runs as straight-line code over the same weights.
-        model = self.model if torch.is_grad_enabled() else self._lowered
-        step = model.step(
+        step = self._lowered.step(
             observations, action, state, resets, unroll=len(leading) > 1, entropy=False
         )
         self._last = (inputs["observations"], torch.is_grad_enabled(), step)
@@ -179,7 +177,7 @@ class ComposedModel(SkrlModel):
                 return step.value.reshape(count, 1)
         leading, state, resets = self._memory(inputs)
         observations = self.read(inputs, leading)
-        value = self.model.value(observations, state, resets, unroll=len(leading) > 1)
+        value = self._lowered.value(observations, state, resets, unroll=len(leading) > 1)
         assert value is not None
         return value.reshape(count, 1)
 

@@ -14,6 +14,7 @@ from torch import distributions as reference
 from torch.nn import functional
 
 from composer.distributions.base import DISTRIBUTIONS, ActionDistribution
+from composer.distributions.continuous import GaussianDistribution
 from composer.spaces.tree import flatten_space
 
 LEADING = [(), (5, 2), (0,)]
@@ -453,3 +454,76 @@ def test_an_action_that_is_no_tensor_is_refused_with_a_way_out():
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         family(torch.zeros(6, 4)).log_prob(np.ones(6, np.int64))
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-np.inf, np.inf, s) for s in [(), (3,), (2, 2)]])
+@pytest.mark.parametrize("start", [-1.0, 0.5, 2.0, 3.0], ids=["in", "in", "at the bound", "out"])
+def test_learned_deviations_count_for_the_whole_batch(space, start):
+    family: Any = build("gaussian", space, log_std="learned")
+    with torch.no_grad():
+        family.log_std.fill_(start)
+    logits = random_logits(family, (5,)).requires_grad_()
+    ours = family(logits)
+    log_std = family.log_std.double().clamp(-20.0, 2.0)
+    mean = logits.reshape(5, *space.shape)
+    theirs = reference.Normal(mean, log_std.exp().expand_as(mean))
+    action = theirs.sample()
+    other = family(logits.detach() + 0.3)
+    shifted = reference.Normal(mean.detach() + 0.3, theirs.scale.detach())
+
+    def sums(values):
+        return values.reshape(5, -1).sum(-1)
+
+    pairs = [
+        (ours.log_prob(action), sums(theirs.log_prob(action))),
+        (ours.entropy(), sums(theirs.entropy())),
+        (ours.kl(other), sums(reference.kl_divergence(theirs, shifted))),
+    ]
+    for value, expected in pairs:
+        assert value.shape == (5,)
+        torch.testing.assert_close(value, expected)
+    for values in (ours.log_std, ours.stddev):
+        assert values.shape == mean.shape
+    both = (logits, family.log_std)
+    (value, expected), (entropy, _) = pairs[0], pairs[1]
+    gradients = torch.autograd.grad((value - entropy).sum(), both, retain_graph=True)
+    wanted = torch.autograd.grad((expected - pairs[1][1]).sum(), both)
+    for gradient, right in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, right)
+
+
+def test_normals_take_deviations_that_are_broadcast():
+    mean, log_std = torch.zeros(4, 3), torch.tensor([[0.1], [0.2], [0.3], [0.4]])
+    broadcast, whole = (
+        GaussianDistribution(mean, deviations, 1)
+        for deviations in (log_std, log_std.expand(4, 3))
+    )
+    action = torch.ones(4, 3)
+    torch.testing.assert_close(broadcast.log_prob(action), whole.log_prob(action))
+    torch.testing.assert_close(broadcast.entropy(), whole.entropy())
+
+
+@pytest.mark.parametrize("name", ["gaussian", "squashed_gaussian"])
+def test_a_sample_has_no_gradient_and_the_numbers_of_rsample(name):
+    family: Any = build(name, WIDE, log_std="learned")
+    distribution = family(random_logits(family, (6,)).requires_grad_())
+    drawn, with_gradient = (
+        draw(torch.Generator().manual_seed(1)) for draw in (distribution.sample, distribution.rsample)
+    )
+    assert not drawn.requires_grad
+    assert with_gradient.requires_grad
+    assert torch.equal(drawn, with_gradient)
+
+
+def test_a_far_choice_and_a_far_number_have_finite_densities_and_gradients():
+    for name, space, far in [
+        ("categorical", spaces.Discrete(2), [[3e38, -3e38]]),
+        ("gaussian", spaces.Box(-np.inf, np.inf, (1,)), [[3e37, -20.0]]),
+    ]:
+        family = build(name, space)
+        logits = torch.tensor(far, requires_grad=True)
+        action = torch.tensor([1]) if name == "categorical" else torch.zeros(1, 1)
+        log_prob = family(logits).log_prob(action)
+        (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+        assert log_prob.isfinite().all()
+        assert gradient.isfinite().all()
