@@ -321,7 +321,9 @@ class Actor(_Part):
             old, new = (self.policy.distribution_of_row(row) for (row,) in both)
             return old.kl(new)
         # Squashing both in the same way changes nothing.
-        before, after = (GaussianDistribution(*each, self._event_dims) for each in both)
+        before, after = (
+            GaussianDistribution(mean, log_std, self._event_dims) for mean, log_std in both
+        )
         return before.kl(after)
 
     @property
