@@ -368,7 +368,7 @@ class BetaDistribution(Distribution):
 
 
 def are_few_within(log_std: Tensor, low: float, high: float) -> bool:
-    """Whether a few numbers, as of a learned ``log_std``, are within a range: Python sees that in less time than a clamp.
+    """Whether a few numbers, as of a learned ``log_std``, are within a range; Python sees it faster than a clamp runs.
 
     False where `on_host` allows no look.
     """
