@@ -495,8 +495,7 @@ def test_learned_deviations_count_for_the_whole_batch(space, start):
 def test_normals_take_deviations_that_are_broadcast():
     mean, log_std = torch.zeros(4, 3), torch.tensor([[0.1], [0.2], [0.3], [0.4]])
     broadcast, whole = (
-        GaussianDistribution(mean, deviations, 1)
-        for deviations in (log_std, log_std.expand(4, 3))
+        GaussianDistribution(mean, deviations, 1) for deviations in (log_std, log_std.expand(4, 3))
     )
     action = torch.ones(4, 3)
     torch.testing.assert_close(broadcast.log_prob(action), whole.log_prob(action))
@@ -508,7 +507,8 @@ def test_a_sample_has_no_gradient_and_the_numbers_of_rsample(name):
     family: Any = build(name, WIDE, log_std="learned")
     distribution = family(random_logits(family, (6,)).requires_grad_())
     drawn, with_gradient = (
-        draw(torch.Generator().manual_seed(1)) for draw in (distribution.sample, distribution.rsample)
+        draw(torch.Generator().manual_seed(1))
+        for draw in (distribution.sample, distribution.rsample)
     )
     assert not drawn.requires_grad
     assert with_gradient.requires_grad
