@@ -31,6 +31,11 @@ class Observer:
         )
         self._masks = {key: tree.ports[key].mask for key in self.keys}
 
+    @property
+    def counted(self) -> list[str]:
+        """The observations that `update` reads: those that are normalised, and their masks."""
+        return list(dict.fromkeys([*self.keys, *filter(None, self._masks.values())]))
+
     def read(
         self, observations: object, keys: Iterable[str], dtype: torch.dtype, device: torch.device
     ) -> dict[str, Tensor]:
@@ -67,8 +72,7 @@ class Observer:
         self, observations: object, dtype: torch.dtype, device: torch.device
     ) -> dict[str, Tensor]:
         """The rows (n, *shape) of a batch of observations that `count` takes; ValueError as `update` says."""
-        keys = dict.fromkeys([*self.keys, *filter(None, self._masks.values())])
-        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=keys)
+        tensors = self.tree.to_tensors(observations, dtype=dtype, device=device, keys=self.counted)
         rows: dict[str, Tensor] = {}
         for key, mask in self._masks.items():
             values = tensors[key] if mask is None else tensors[key][tensors[mask]]

@@ -15,17 +15,19 @@ from torch import Tensor
 from composer.errors import RefusedError
 from composer.model import Model
 from perception_blocks.registry import Registry
+from perception_blocks.settings import check_settings
 
 __all__ = ["TRAINERS", "Episode", "Phase", "Report", "Task", "Trainer"]
 __all__ += [
     "MOST_COUNTED",
     "RunningEpisodes",
+    "StoppedError",
     "TrainerState",
     "TrainingError",
     "no_phase",
     "refuse_other_state",
 ]
-__all__ += ["refuse_other_steps"]
+__all__ += ["refuse_other_steps", "setting_problems"]
 
 MOST_COUNTED = 2**40  # of steps and updates
 
@@ -46,6 +48,10 @@ TRAINERS.register(
 
 class TrainingError(RefusedError):
     """A run that cannot start or continue; the message says why and what to do."""
+
+
+class StoppedError(Exception):
+    """Raised by a trainer, out of a loop of its library, where the answer to a report is False."""
 
 
 class Episode(NamedTuple):
@@ -166,6 +172,12 @@ class Trainer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def setting_problems(kind: type, task: Task) -> list[str]:
+    """The errors in the settings of ``task``, some of those of the dataclass ``kind``, in words."""
+    problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
+    return [problem.message for problem in problems]
 
 
 def refuse_other_state(optimizer: torch.optim.Optimizer) -> None:

@@ -49,7 +49,7 @@ composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
 composer.training: trainer environment evaluation curve records events video exclusive stored folder interruption progress options recorder failures resumed about session seeds config compare judging | torch gymnasium numpy matplotlib tqdm filelock imageio_ffmpeg
 composer.training.actors: settings passes advantages rollout updates trainer | torch gymnasium numpy
-composer.adapters: needs host | torch gymnasium numpy
+composer.adapters: reasons needs host | torch gymnasium numpy
 composer.adapters.sb3: policies contrib off_policy agents training | torch gymnasium numpy stable_baselines3 sb3_contrib
 composer.adapters.torchrl: fields distribution checks functions modules sequences models algorithm on_policy off_policy training | torch gymnasium numpy torchrl tensordict
 composer.adapters.rsl_rl: groups checks exported models environments training | torch gymnasium numpy rsl_rl tensordict

@@ -128,9 +128,9 @@ def model_spaces(hosted: Hosted | None, given: Mapping[str, Any]) -> Spaces:
     Raises ValueError where neither says what they are.
     """
     info: Mapping[str, Any] = {} if hosted is None else hosted.info
-    own = info.get("model_spaces", (info.get("observation_space"), info.get("action_space")))
+    said = info.get("model_spaces", (info.get("observation_space"), info.get("action_space")))
     names = ("observation_space", "action_space")
-    both = [given.get(name) or space for name, space in zip(names, own, strict=True)]
+    both = [given.get(name) or space for name, space in zip(names, said, strict=True)]
     missing = [name for name, space in zip(names, both, strict=True) if space is None]
     if missing:
         raise ValueError(

@@ -24,22 +24,18 @@ from composer.training.environment import environment_maker
 from composer.training.evaluation import greedy
 from composer.training.trainer import (
     MOST_COUNTED,
-    Episode,
     Phase,
     Report,
+    RunningEpisodes,
+    StoppedError,
     Task,
     TrainerState,
     no_phase,
     refuse_other_state,
+    setting_problems,
 )
 from perception_blocks.registry import missing_extra
-from perception_blocks.settings import (
-    Coefficient,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    check_settings,
-)
+from perception_blocks.settings import Coefficient, PositiveFloat, PositiveInt, Probability
 
 try:
     with warnings.catch_warnings():
@@ -114,9 +110,9 @@ class RlGamesTrainer:
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
-        found = check_settings(PpoSettings, task.settings, task.algorithm, partial=True, skip=0)
-        if found:
-            return [problem.message for problem in found]
+        problems = setting_problems(PpoSettings, task)
+        if problems:
+            return problems
         settings = PpoSettings(**task.settings)
         steps, size = settings.horizon_length * task.envs, settings.minibatch_size
         if size is not None and steps % size:
@@ -142,7 +138,7 @@ class RlGamesTrainer:
                 agent.frame += agent.curr_frames
                 if not report(self._envs.steps, [], metrics):
                     break
-        except _StoppedError:
+        except StoppedError:
             pass
         self._steps = self._envs.steps
         agent.set_eval()  # which counts what was seen since
@@ -219,8 +215,8 @@ def _refuse(model: Model) -> str:
 
 
 def _agent(algorithm: str, params: dict[str, Any]) -> Any:
-    made = A2CAgent if algorithm == "a2c_continuous" else DiscreteA2CAgent
-    return made(base_name="run", params=params)
+    kind = A2CAgent if algorithm == "a2c_continuous" else DiscreteA2CAgent
+    return kind(base_name="run", params=params)
 
 
 def _metrics(agent: Any, result: Sequence[Any]) -> dict[str, float]:
@@ -229,10 +225,6 @@ def _metrics(agent: Any, result: Sequence[Any]) -> dict[str, float]:
     means = {"loss/policy": policy, "loss/value": value, "entropy": entropies, "kl": divergences}
     numbers = {name: float(torch.stack(list(each)).detach().mean()) for name, each in means.items()}
     return {**numbers, "learning_rate": float(rate)}
-
-
-class _StoppedError(Exception):
-    """The caller of `learn` wants no more."""
 
 
 class _Phases(AlgoObserver):
@@ -262,21 +254,13 @@ class _Reporting(GymnasiumEnvironments):
         self._seed = seed
 
     def reset(self) -> Any:
-        self._totals = torch.zeros(self.envs.num_envs, dtype=torch.float64)
-        self._lengths = torch.zeros(self.envs.num_envs, dtype=torch.int64)
+        self._running = RunningEpisodes(self.envs.num_envs)
         return super().reset()
 
     def step(self, actions: Tensor) -> tuple[Any, Tensor, Tensor, dict[str, Tensor]]:
         observations, rewards, dones, infos = super().step(actions)
-        self._totals += rewards.cpu()
-        self._lengths += 1
         self.steps += len(rewards)
-        ended = dones.cpu()
-        episodes = [
-            Episode(float(total), int(length))
-            for total, length in zip(self._totals[ended], self._lengths[ended], strict=True)
-        ]
-        self._totals[ended], self._lengths[ended] = 0, 0
+        episodes = self._running.add(rewards.cpu().numpy(), dones.cpu().numpy())
         if not self._report(self.steps, episodes, None):
-            raise _StoppedError
+            raise StoppedError
         return observations, rewards, dones, infos

@@ -54,27 +54,27 @@ class GymnasiumVecEnv(VecEnv):
 
     def __init__(self, env: VectorEnv, *, seed: int | None = None, device: str = "cpu") -> None:
         action = env.single_action_space
-        found = []
+        problems = []
         if not isinstance(action, spaces.Box):
-            found.append(
+            problems.append(
                 f"rsl_rl's actions are one vector of numbers, a Box, but its action is {format_space(action)}; "
                 "train it with the trainer sb3 or skrl"
             )
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
-            found.append(
+            problems.append(
                 "rsl_rl expects the first observation of the next episode with the last step, but it resets by "
                 f"{mode}; make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP"
             )
         tree = flatten_space(env.single_observation_space, "observation")
         varying = [key for key, port in tree.ports.items() if None in port.shape]
         if varying:
-            found.append(
+            problems.append(
                 f"rsl_rl stores observations of one size, but {', '.join(map(repr, varying))} varies; "
                 "pad it in a wrapper of the environment"
             )
-        if found:
-            lines = "".join(f"\n  {reason}" for reason in found)
+        if problems:
+            lines = "".join(f"\n  {problem}" for problem in problems)
             raise ValueError(f"rsl_rl cannot run this environment:{lines}")
         assert isinstance(action, spaces.Box)
         self.env = env

@@ -338,9 +338,7 @@ class Actor(_Part):
     def update_normalization(self, obs: TensorDictBase) -> None:
         observer = self.policy.observer
         if observer.keys:
-            masks = [observer.tree.ports[key].mask for key in observer.keys]
-            wanted = [*observer.keys, *filter(None, masks)]
-            self.model.update_normalizers({key: obs[self.keys[key]] for key in wanted})
+            self.model.update_normalizers({key: obs[self.keys[key]] for key in observer.counted})
 
     # --- files ---
 

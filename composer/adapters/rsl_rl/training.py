@@ -24,19 +24,15 @@ from composer.training.trainer import (
     Phase,
     Report,
     RunningEpisodes,
+    StoppedError,
     Task,
     TrainerState,
     no_phase,
     refuse_other_state,
+    setting_problems,
 )
 from perception_blocks.registry import missing_extra
-from perception_blocks.settings import (
-    Coefficient,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    check_settings,
-)
+from perception_blocks.settings import Coefficient, PositiveFloat, PositiveInt, Probability
 
 try:
     from rsl_rl.algorithms import PPO
@@ -98,8 +94,7 @@ class RslRlTrainer:
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
-        problems = check_settings(Settings, task.settings, task.algorithm, partial=True, skip=0)
-        return [problem.message for problem in problems]
+        return setting_problems(Settings, task)
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made, or a few more: it learns from whole rollouts."""
@@ -111,7 +106,7 @@ class RslRlTrainer:
             self._steps += self._env.num_envs
             metrics, algorithm.metrics = algorithm.metrics, None
             if not report(self._steps, episodes, metrics):
-                raise _StoppedError
+                raise StoppedError
 
         self._env.after_step, algorithm.phase = after, phase
         try:
@@ -120,7 +115,7 @@ class RslRlTrainer:
                 self._runner.learn(1)
             if algorithm.metrics is not None:
                 report(self._steps, [], algorithm.metrics)
-        except _StoppedError:
+        except StoppedError:
             algorithm.storage.clear()  # what it has of a rollout
         finally:
             algorithm.eval_mode()
@@ -172,10 +167,6 @@ class RslRlTrainer:
             "actor": {"class_name": actor},
             "critic": {"class_name": Critic},
         }
-
-
-class _StoppedError(Exception):
-    """Raised out of a rollout when the run is to stop."""
 
 
 class _Ppo(PPO):

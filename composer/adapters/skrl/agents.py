@@ -113,22 +113,22 @@ def agent(
     mistakes.
     """
     name = name_of(algorithm)
-    made = models(
+    composed = models(
         spec, env, allow=allow, overrides=overrides, seed=seed, limits=limits, states=states
     )
     config = config_of(name, cfg)
     if memory is None:
         memory = RandomMemory(memory_size=config.rollouts, num_envs=env.num_envs, device=env.device)
     return agent_of(
-        name, made, config, memory, sequence_length,
+        name, composed, config, memory, sequence_length,
         observation_space=env.observation_space, action_space=env.action_space,
-        state_space=made["policy"].state_space, device=env.device,
+        state_space=composed["policy"].state_space, device=env.device,
     )  # fmt: skip
 
 
 def agent_of(
     name: str,
-    made: Mapping[str, ComposedModel],
+    composed: Mapping[str, ComposedModel],
     config: Any,
     memory: Memory,
     sequence_length: int | None,
@@ -138,15 +138,15 @@ def agent_of(
     state_space: gymnasium.Space | None,
     device: str | torch.device,
 ) -> Agent:
-    """The agent of the algorithm ``name`` over the `models` that were ``made``."""
-    policy = made["policy"]
+    """The agent of the algorithm ``name`` over what `models` has ``composed``."""
+    policy = composed["policy"]
     model = policy.model
-    found = [
+    reasons = [
         *problems(model, name, NEEDS["skrl"].algorithms),
         *preprocessor_problems(model, config),
     ]
     if memory.memory_size != config.rollouts:
-        found.append(
+        reasons.append(
             f"the memory has {memory.memory_size} steps, but rollouts is {config.rollouts}; make both the same"
         )
     length = 1
@@ -154,18 +154,18 @@ def agent_of(
         length, wrong = sequence_length_of(
             sequence_length, config.rollouts, memory.num_envs, config.mini_batches
         )
-        found += wrong
+        reasons += wrong
     elif sequence_length is not None:
-        found.append(
+        reasons.append(
             "sequence_length is for models with memory, which this one has not; leave it out"
         )
-    refuse_for(f"{name} of skrl", found)
+    refuse_for(f"{name} of skrl", reasons)
     policy.sequence_length, policy.is_cured = length, True
     policy.enable_training_mode(False)  # as skrl has it while it collects
     _, plain, recurrent = ALGORITHMS[name]
     cls = recurrent if model.has_memory else plain
     return cls(
-        models=dict(made), memory=memory, cfg=config, device=device,
+        models=dict(composed), memory=memory, cfg=config, device=device,
         observation_space=observation_space, state_space=state_space, action_space=action_space,
     )  # fmt: skip
 

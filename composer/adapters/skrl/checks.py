@@ -108,11 +108,11 @@ def sequence_length_of(
         return given, []
     if given is None and lengths:
         return lengths[0], []
-    made = f"{rollouts} steps of {envs} environments in {mini_batches} mini-batches"
+    rollout = f"{rollouts} steps of {envs} environments in {mini_batches} mini-batches"
     if not lengths:
         return 1, [
-            f"{made} cannot be cut into sequences of one length; let mini_batches divide rollouts times environments"
+            f"{rollout} cannot be cut into sequences of one length; let mini_batches divide rollouts times environments"
         ]
     return 1, [
-        f"sequence_length {given} does not divide {made}; give one of {', '.join(map(str, lengths[:8]))}"
+        f"sequence_length {given} does not divide {rollout}; give one of {', '.join(map(str, lengths[:8]))}"
     ]

@@ -21,7 +21,7 @@ except ImportError as error:
 __all__ = ["Runner"]
 
 SETTINGS = ("spec", "allow", "seed", "states", "sequence_length")
-ROLES = ("separate", "policy", "value")  # what skrl's own models are under
+OF_THE_SPEC = ("separate", "policy", "value")  # what skrl's own models are under
 
 
 class Runner(SkrlRunner):
@@ -66,15 +66,17 @@ class Runner(SkrlRunner):
 
 
 def _problems(env: Any, cfg: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    found = []
+    problems = []
     for name in given:
-        if name in ROLES:
-            found.append(f"models.{name} is said by the spec; leave it out")
+        if name in OF_THE_SPEC:
+            problems.append(f"models.{name} is said by the spec; leave it out")
         elif name not in SETTINGS:
-            found.append(f"models.{name} is no setting{hint(name, SETTINGS)}")
+            problems.append(f"models.{name} is no setting{hint(name, SETTINGS)}")
     chosen = str((cfg.get("agent") or {}).get("class", ""))
     if chosen.upper() not in ALGORITHMS:
-        found.append(f"agent.class {chosen!r} does not train a composed model; write PPO or A2C")
+        problems.append(f"agent.class {chosen!r} does not train a composed model; write PPO or A2C")
     if isinstance(env, MultiAgentEnvWrapper):
-        found.append("the environment has several agents, and skrl's PPO and A2C train one policy")
-    return found
+        problems.append(
+            "the environment has several agents, and skrl's PPO and A2C train one policy"
+        )
+    return problems

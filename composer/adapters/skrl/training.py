@@ -26,15 +26,10 @@ from composer.training.trainer import (
     TrainerState,
     no_phase,
     refuse_other_state,
+    setting_problems,
 )
 from perception_blocks.registry import missing_extra
-from perception_blocks.settings import (
-    Coefficient,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    check_settings,
-)
+from perception_blocks.settings import Coefficient, PositiveFloat, PositiveInt, Probability
 
 try:
     from skrl.agents.torch.a2c import A2C
@@ -116,8 +111,7 @@ class SkrlTrainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         _, kind = KINDS[task.algorithm]
-        problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
-        return [problem.message for problem in problems]
+        return setting_problems(kind, task)
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made, or a few more: it learns from whole rollouts."""

@@ -21,19 +21,15 @@ from composer.training.trainer import (
     Phase,
     Report,
     RunningEpisodes,
+    StoppedError,
     Task,
     TrainerState,
     no_phase,
     refuse_other_state,
+    setting_problems,
 )
 from perception_blocks.registry import missing_extra
-from perception_blocks.settings import (
-    Coefficient,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    check_settings,
-)
+from perception_blocks.settings import Coefficient, PositiveFloat, PositiveInt, Probability
 
 try:
     from tianshou.algorithm.modelfree.a2c import A2C, A2CTrainingStats
@@ -118,8 +114,7 @@ class TianshouTrainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         kind = SETTINGS[task.algorithm]
-        problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
-        return [problem.message for problem in problems] or _of_rollouts(task)
+        return setting_problems(kind, task) or _of_rollouts(task)
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last rollout may go beyond."""
@@ -135,7 +130,7 @@ class TianshouTrainer:
                     metrics = self._updated()
                 if not report(self._steps, [], metrics):
                     break
-        except _StoppedError:
+        except StoppedError:
             self._is_begun = False
 
     def state(self) -> TrainerState:
@@ -171,7 +166,7 @@ class TianshouTrainer:
         episodes = self._running.add(rollout_batch.rew, rollout_batch.done)
         self._steps += self._task.envs
         if not self._report(self._steps, episodes):
-            raise _StoppedError
+            raise StoppedError
 
     def _updated(self) -> dict[str, float]:
         """Learn from what was collected; the numbers of this update by our names."""
@@ -193,10 +188,6 @@ class TianshouTrainer:
 def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # by which Tianshou shuffles its batches
-
-
-class _StoppedError(Exception):
-    """The caller of `learn` wants no more."""
 
 
 class _WithoutInfo(gymnasium.Wrapper):

@@ -18,7 +18,8 @@ from torchrl.objectives import (
     SACLoss,
 )
 
-from composer.adapters.needs import TORCHRL_LOSSES, one_choice, problems, refuse_for
+from composer.adapters.needs import TORCHRL_LOSSES, problems, refuse_for
+from composer.adapters.reasons import one_choice
 from composer.adapters.torchrl.fields import Encoding, Field, Key, choice_sizes, shown
 from composer.critic.base import can_stand_for
 from composer.model import Model

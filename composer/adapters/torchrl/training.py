@@ -12,9 +12,16 @@ from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.training.environment import environment_maker
 from composer.training.evaluation import greedy
-from composer.training.trainer import Episode, Phase, Report, Task, TrainerState, no_phase
+from composer.training.trainer import (
+    Episode,
+    Phase,
+    Report,
+    Task,
+    TrainerState,
+    no_phase,
+    setting_problems,
+)
 from perception_blocks.registry import missing_extra
-from perception_blocks.settings import check_settings
 
 try:
     from tensordict import TensorDictBase
@@ -74,8 +81,7 @@ class TorchrlTrainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         kind = ALGORITHMS[task.algorithm].settings_type
-        problems = check_settings(kind, task.settings, task.algorithm, partial=True, skip=0)
-        return [problem.message for problem in problems]
+        return setting_problems(kind, task)
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last batch may go beyond."""
@@ -117,12 +123,10 @@ class TorchrlTrainer:
     def _count(self, batch: TensorDictBase) -> None:
         """Update the statistics of the spec's ``normalize`` with a batch, after learning from it."""
         observer = one_policy(self.model.policy).observer
-        if not observer.keys:
-            return
-        masks = [observer.tree.ports[key].mask for key in observer.keys]
-        wanted = [*observer.keys, *filter(None, masks)]
-        fields = fields_of(observer.tree, wanted, encoding="categorical")
-        self.model.update_normalizers({name: batch[field.key] for name, field in fields.items()})
+        if observer.keys:
+            fields = fields_of(observer.tree, observer.counted, encoding="categorical")
+            seen = {name: batch[field.key] for name, field in fields.items()}
+            self.model.update_normalizers(seen)
 
 
 def _environment(task: Task, model: Model) -> EnvBase:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from composer.critic.base import can_stand_for
 from composer.distributions.deterministic import Deterministic
 from composer.model import Model
+from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
-from perception_blocks.settings import (
-    Coefficient,
-    PositiveFloat,
-    PositiveInt,
-    Probability,
-    check_settings,
-)
+from composer.training.trainer import Task, setting_problems
+from perception_blocks.settings import Coefficient, PositiveFloat, PositiveInt, Probability
 
 __all__ = ["KINDS", "Settings", "refuse", "wrong_settings"]
 
@@ -53,10 +49,9 @@ class Settings:
     sequence_length: PositiveInt | None = None
 
 
-def wrong_settings(given: Mapping[str, object], algorithm: str) -> list[str]:
-    """The errors in the settings ``given``, in words."""
-    wrong = check_settings(Settings, given, algorithm, partial=True, skip=0)
-    problems = [problem.message for problem in wrong]
+def wrong_settings(task: Task) -> list[str]:
+    """The errors in the settings of ``task``, in words."""
+    problems, given = setting_problems(Settings, task), task.settings
     length, steps = given.get("sequence_length"), given.get("n_steps", Settings.n_steps)
     if not problems and isinstance(length, int) and isinstance(steps, int) and steps % length:
         least = steps - steps % length
@@ -94,14 +89,14 @@ def _reasons(model: Model, algorithm: str) -> Iterator[str]:
     yield from _of_critic(model, algorithm)
 
 
-def _of_policy(name: str, member: object) -> Iterator[str]:
-    for action, family in member.distributions.items():  # type: ignore[attr-defined]
+def _of_policy(name: str, member: Policy) -> Iterator[str]:
+    for action, family in member.distributions.items():
         if isinstance(family, Deterministic):
             yield (
                 f"it learns from chances, but {action!r} of {name!r} is deterministic; "
                 f"write under 'distributions': - {{action: {action}, distribution: squashed_gaussian}}"
             )
-    tree = member.observer.tree  # type: ignore[attr-defined]
+    tree = member.observer.tree
     varying = [key for key, port in tree.ports.items() if port.mask or None in port.shape]
     if varying:
         yield (

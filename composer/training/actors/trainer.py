@@ -60,7 +60,7 @@ class ActorsTrainer:
     @classmethod
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
-        problems = wrong_settings(task.settings, task.algorithm)
+        problems = wrong_settings(task)
         if task.subprocess:
             problems.append(
                 "--subprocess: the environments of several agents run in this process; leave it out"
