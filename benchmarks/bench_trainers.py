@@ -120,7 +120,7 @@ def sb3_pair(
 
 # --- rsl_rl and skrl ---
 
-NOT_YET = None  # at 1.00: about 1.07 with rsl_rl, 1.12 with PPO and 1.19 with A2C of skrl
+NOT_YET = None  # at 1.00: about 1.03 with rl_games, 1.07 with rsl_rl, 1.12 with PPO and 1.19 with A2C of skrl
 GAUSSIAN = "distributions: [{action: action, distribution: gaussian, log_std: learned}]"
 ELU_SPEC = PPO_SPEC.replace("tanh", "elu") + GAUSSIAN
 LSTM = "{block: lstm, in: observation, hidden_units: 64}"
@@ -224,6 +224,108 @@ def skrl_pair(algorithm: str, spec: str, **settings: Any) -> Pair:
     return Pair(f"{algorithm} of skrl, CartPole-v1", "its models", ours, theirs, NOT_YET)
 
 
+# --- rl_games and Tianshou ---
+
+
+def rl_games_pair() -> Pair:
+    """64 steps of 8 environments with rl_games' a2c_discrete; the host's network has the layers of the spec."""
+
+    def agent(model: dict[str, Any], network: dict[str, Any]) -> Train:
+        import tempfile
+
+        from rl_games.torch_runner import Runner
+
+        from composer.adapters.rl_games import register
+
+        register()
+        config = {
+            "name": "run", "env_name": "composer", "env_config": {"id": "CartPole-v1"},
+            "num_actors": 8, "horizon_length": 64, "minibatch_size": 128, "mini_epochs": 4,
+            "max_epochs": -1, "learning_rate": 3e-4, "lr_schedule": None, "gamma": 0.99,
+            "tau": 0.95, "e_clip": 0.2, "clip_value": False, "critic_coef": 1.0,
+            "entropy_coef": 0.0, "grad_norm": 0.5, "truncate_grads": True,
+            "normalize_advantage": True, "normalize_input": False, "reward_shaper": {},
+            "device": "cpu", "device_name": "cpu", "print_stats": False,
+            "train_dir": tempfile.mkdtemp(),
+        }  # fmt: skip
+        params = {
+            "seed": 3, "torch_threads": 0, "algo": {"name": "a2c_discrete"},
+            "model": model, "network": network, "config": config,
+        }  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):
+            runner = Runner()
+            runner.load({"params": params})
+            made = runner.algo_factory.create("a2c_discrete", base_name="run", params=runner.params)
+        made.init_tensors()
+        made.obs = made.env_reset()
+
+        def train() -> None:
+            made.update_epoch()
+            made.train_epoch()
+            made.dataset.update_values_dict(None)
+
+        return train
+
+    def ours() -> Train:
+        return agent({"name": "composer"}, {"name": "composer", "spec": f"version: 1{PPO_SPEC}"})
+
+    def theirs() -> Train:
+        mlp = {"units": [64, 64], "activation": "tanh", "initializer": {"name": "default"}}
+        network = {"name": "actor_critic", "separate": True, "space": {"discrete": {}}, "mlp": mlp}
+        return agent({"name": "discrete_a2c"}, network)
+
+    return Pair("PPO of rl_games, CartPole-v1", "its network", ours, theirs, NOT_YET)
+
+
+def tianshou_pair() -> Pair:
+    """128 steps of 4 environments with Tianshou's PPO; the host's actor and critic have the layers of the spec."""
+
+    def ours() -> Train:
+        from composer.adapters import tianshou
+
+        policy = tianshou.policy(f"version: 1{PPO_SPEC}", "CartPole-v1", seed=0)
+        return trained(policy, tianshou.critic(policy))
+
+    def theirs() -> Train:
+        import gymnasium
+        from tianshou.algorithm.modelfree.reinforce import DiscreteActorPolicy
+        from tianshou.utils.net.common import Net
+        from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
+
+        actor, critic = (
+            Net(state_shape=(4,), hidden_sizes=[64, 64], activation=torch.nn.Tanh) for _ in range(2)
+        )
+        policy = DiscreteActorPolicy(
+            actor=DiscreteActor(preprocess_net=actor, action_shape=2, softmax_output=False),
+            dist_fn=lambda logits: torch.distributions.Categorical(logits=logits),
+            action_space=gymnasium.make("CartPole-v1").action_space,
+        )
+        return trained(policy, DiscreteCritic(preprocess_net=critic))
+
+    def trained(policy: Any, critic: Any) -> Train:
+        import gymnasium
+        from tianshou.algorithm import PPO
+        from tianshou.algorithm.optim import AdamOptimizerFactory
+        from tianshou.data import Collector, CollectStats, VectorReplayBuffer
+        from tianshou.env import DummyVectorEnv
+        from tianshou.utils.torch_utils import policy_within_training_step
+
+        algorithm = PPO(policy=policy, critic=critic, optim=AdamOptimizerFactory(lr=3e-4))
+        envs = DummyVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 4)
+        collector = Collector[CollectStats](algorithm, envs, VectorReplayBuffer(512, 4))
+        collector.reset()
+
+        def train() -> None:
+            with policy_within_training_step(policy):
+                collector.collect(n_step=512)
+                algorithm.update(collector.buffer, 64, 4)
+            collector.reset_buffer(keep_statistics=True)
+
+        return train
+
+    return Pair("PPO of Tianshou, CartPole-v1", "its networks", ours, theirs)
+
+
 # --- TorchRL ---
 
 
@@ -287,6 +389,8 @@ PAIRS = [
     rsl_rl_pair(LSTM_SPEC, rnn_type="lstm", rnn_hidden_dim=64),
     skrl_pair("PPO", PPO_SPEC, rollouts=64, mini_batches=4, learning_epochs=8),
     skrl_pair("A2C", PPO_SPEC, rollouts=64, mini_batches=4),
+    rl_games_pair(),
+    tianshou_pair(),
     sb3_pair(
         "PPO", "CartPole-v1", PPO_SPEC, "MlpPolicy", {"net_arch": [64, 64]}, 512, 1.00,
         n_steps=512, batch_size=64, n_epochs=10,
@@ -320,4 +424,8 @@ if __name__ == "__main__":
         at = sys.argv.index("--only")
         _, os.environ["ONLY"] = sys.argv[at : at + 2]
         del sys.argv[at : at + 2]
-    main("Training", rows, peers=["stable-baselines3", "sb3-contrib", "rsl-rl-lib", "skrl"])
+    main(
+        "Training",
+        rows,
+        peers=["stable-baselines3", "sb3-contrib", "rsl-rl-lib", "skrl", "rl-games", "tianshou"],
+    )

@@ -133,7 +133,15 @@ class ComposedPolicy(ProbabilisticActorPolicy):
     _policy: Policy
 
     def forward(self, batch: Any, state: Any = None, **settings: Any) -> Any:
-        """``act`` for observations; ``dist`` for a batch that has actions already, to learn from."""
+        """``act`` for observations; ``dist`` for a batch that has actions already, to learn from.
+
+        Raises ValueError where an algorithm with target networks hands one over as ``model``.
+        """
+        if "model" in settings:
+            raise ValueError(
+                "a composed policy learns by Tianshou's on-policy algorithms, and this one has a target network; use "
+                "PPO, A2C, Reinforce, NPG or TRPO, or DQN, SAC and TD3 of the trainer sb3"
+            )
         observations = self._observations.read(batch.obs)
         is_learning = "act" in batch.get_keys()
         if self._policy.observer.keys:

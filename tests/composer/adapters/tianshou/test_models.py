@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from tianshou.algorithm import A2C, NPG, TRPO, Reinforce
+from tianshou.algorithm import A2C, DQN, NPG, TRPO, Reinforce
 from tianshou.algorithm.algorithm_base import policy_within_training_step
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, Collector, CollectStats, VectorReplayBuffer
@@ -51,6 +51,23 @@ def test_the_algorithms_learn(cls, actions):
     updated(cls(**settings), env)
     still = [n for n, value in policy.model.named_parameters() if torch.equal(value, before[n])]
     assert [name for name in still if cls is not Reinforce or "policy" in name] == []
+
+
+def test_algorithms_with_target_networks_are_refused():
+    env = Walk(SEEN, spaces.Discrete(3))
+    policy = tianshou.policy(TEMPLATES, env, seed=0)
+    algorithm = DQN(policy=policy, optim=AdamOptimizerFactory(lr=1e-3), target_update_freq=10)
+    buffer = VectorReplayBuffer(64, 1)
+    collector = Collector[CollectStats](algorithm, DummyVectorEnv([lambda: env]), buffer)
+    collector.reset()
+    with policy_within_training_step(policy):
+        collector.collect(n_step=32)
+        with pytest.raises(ValueError, match="on-policy") as caught:
+            algorithm.update(buffer, 8)
+    assert str(caught.value) == (
+        "a composed policy learns by Tianshou's on-policy algorithms, and this one has a target network; use "
+        "PPO, A2C, Reinforce, NPG or TRPO, or DQN, SAC and TD3 of the trainer sb3"
+    )
 
 
 def test_random_steps_are_stored_as_the_policy_stores_its_own():
