@@ -133,8 +133,13 @@ def model_spaces(hosted: Hosted | None, given: Mapping[str, Any]) -> Spaces:
     both = [given.get(name) or space for name, space in zip(names, said, strict=True)]
     missing = [name for name, space in zip(names, both, strict=True) if space is None]
     if missing:
+        why = (
+            "no agent of rl_games builds this model, which would know the spaces"
+            if hosted is None
+            else "the environment says nothing of the spaces"
+        )
         raise ValueError(
-            f"rl_games says nothing of the spaces here; write {' and '.join(missing)} beside 'spec', as "
+            f"{why}; write {' and '.join(missing)} beside 'spec', as "
             "{type: Box, shape: [4], dtype: float32, low: -inf, high: inf}"
         )
     return as_space(both[0]), as_space(both[1])

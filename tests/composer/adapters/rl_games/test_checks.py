@@ -5,8 +5,11 @@ import copy
 import numpy as np
 import pytest
 from gymnasium import spaces
+from rl_games.algos_torch.model_builder import ModelBuilder
 
 import composer
+from composer.adapters.rl_games import register
+from composer.adapters.rl_games.environments import GymnasiumEnvironments
 from composer.adapters.rl_games.hosted import as_space, model_spaces
 from tests.helpers.rl_games_agents import (
     ACTOR_CRITIC,
@@ -143,7 +146,7 @@ REFUSED = {
         (ASYMMETRIC, {"env": "Place-v0", "algorithm": "a2c_continuous", "central_value_config": {
             **{k: v for k, v in CENTRAL.items() if k != "model"}, "normalize_input": True}}),
         [f"central_value_config: {INPUT}",
-         f"central_value_config: network: {{name: composer}} needs the model of that name; write {WRITE_CENTRAL}",
+         "central_value_config: network: {name: composer} needs the model of that name; write " + WRITE_CENTRAL,
          "use_experimental_cv would train values of the actor, which has none beside a central critic; write "
          "use_experimental_cv: false"],
         (ASYMMETRIC, {"env": "Place-v0", "algorithm": "a2c_continuous", **APART}),
@@ -294,13 +297,75 @@ def test_the_spaces_beside_the_spec_are_of_the_shapes_of_the_environment():
 
 
 def test_spaces_must_be_known():
-    with pytest.raises(ValueError, match="says nothing") as caught:
+    with pytest.raises(ValueError, match="no agent") as caught:
         model_spaces(
             None, {"action_space": {"type": "Discrete", "n": 2, "start": 0, "dtype": "int64"}}
         )
     assert str(caught.value) == (
-        "rl_games says nothing of the spaces here; write observation_space beside 'spec', as "
+        "no agent of rl_games builds this model, which would know the spaces; write observation_space beside 'spec', as "
         "{type: Box, shape: [4], dtype: float32, low: -inf, high: inf}"
+    )
+
+
+def built(builder):
+    return builder.build({"input_shape": (4,), "num_seqs": 1})
+
+
+def builder_with(**given):
+    """What rl_games makes of a config's model and network, without an agent."""
+    register()
+    network = {"name": "composer", "spec": ACTOR_CRITIC, **given}
+    return ModelBuilder().load({"model": {"name": "composer"}, "network": network})
+
+
+def test_a_builder_without_an_agent_needs_the_spaces():
+    with pytest.raises(ValueError, match="no agent") as caught:
+        built(builder_with())
+    assert str(caught.value) == (
+        "no agent of rl_games builds this model, which would know the spaces; write observation_space and action_space beside 'spec', as "
+        "{type: Box, shape: [4], dtype: float32, low: -inf, high: inf}"
+    )
+    seen = {"type": "Box", "shape": [4], "dtype": "float32", "low": "-inf", "high": "inf"}
+    model = built(builder_with(observation_space=seen, action_space=CHOICES)).composed
+    assert model.action_space == spaces.Discrete(3)
+
+
+def test_an_agent_among_the_callers_that_builds_another_model_is_no_agent_of_this_one(monkeypatch):
+    made = agent(config(ACTOR_CRITIC))
+    monkeypatch.setattr(type(made), "build_another", lambda self, it: built(it), raising=False)
+    with pytest.raises(ValueError, match="no agent of rl_games builds this model"):
+        made.build_another(builder_with())
+    assert made.build_another(made.network).composed.action_space == spaces.Discrete(2)
+
+
+def test_one_value_is_asked_of_a_critic(monkeypatch):
+    info = GymnasiumEnvironments.get_env_info
+    several = lambda self: {**info(self), "value_size": 2}  # noqa: E731
+    monkeypatch.setattr(GymnasiumEnvironments, "get_env_info", several)
+    assert refused(config(ACTOR_CRITIC)) == (
+        "a2c_discrete cannot train this model:\n  value_size: a composed critic gives one value, not 2; write 1"
+    )
+
+
+def test_other_algorithms_are_refused():
+    params = config(ACTOR_CRITIC, env="Pendulum-v1", algorithm="sac")
+    settings = params["params"]["config"]
+    settings |= {
+        "num_steps_per_episode": 8,
+        "num_warmup_steps": 2,
+        "batch_size": 4,
+        "init_alpha": 1,
+    }
+    settings |= {
+        "replay_buffer_size": 100,
+        "critic_tau": 0.005,
+        "actor_lr": 1e-3,
+        "critic_lr": 1e-3,
+    }
+    settings |= {"alpha_lr": 1e-3, "learnable_temperature": True, "target_entropy_coef": 1.0}
+    assert refused(params) == (
+        "a composed model is trained by a2c_discrete and a2c_continuous of rl_games, not by its SACAgent; "
+        "write algo: {name: a2c_continuous}"
     )
 
 
