@@ -49,12 +49,12 @@ def torchrl(x: Tensor, sizes: list[int], head: bool) -> Callable[[], Any]:
 
 
 def skrl(x: Tensor, sizes: list[int], head: bool) -> Callable[[], Any]:
-    from skrl.utils.model_instantiators.torch import categorical_model  # type: ignore[import-not-found]
+    from skrl.utils.model_instantiators.torch import categorical_model
 
     layers = sizes[1:-1] if head else sizes[1:]
     network = [{"name": "net", "input": "OBSERVATIONS", "layers": layers, "activations": "relu"}]
     space = gymnasium.spaces.Box(-np.inf, np.inf, (sizes[0],), np.float32)
-    model = categorical_model(
+    model: Any = categorical_model(
         observation_space=space,
         action_space=ACTIONS,
         device="cpu",

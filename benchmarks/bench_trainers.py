@@ -202,7 +202,7 @@ def skrl_pair(algorithm: str, spec: str, **settings: Any) -> Pair:
         env = environments()
         net = {"name": "net", "input": "OBSERVATIONS", "layers": [64, 64], "activations": "tanh"}
         given = {"observation_space": env.observation_space, "action_space": env.action_space}
-        models = {
+        models: dict[str, Any] = {
             "policy": categorical_model(**given, device="cpu", network=[net], output="ACTIONS"),
             "value": deterministic_model(**given, device="cpu", network=[net], output="ONE"),
         }
@@ -304,7 +304,7 @@ def tianshou_pair() -> Pair:
 
     def trained(policy: Any, critic: Any) -> Train:
         import gymnasium
-        from tianshou.algorithm import PPO
+        from tianshou.algorithm.modelfree.ppo import PPO
         from tianshou.algorithm.optim import AdamOptimizerFactory
         from tianshou.data import Collector, CollectStats, VectorReplayBuffer
         from tianshou.env import DummyVectorEnv
@@ -353,7 +353,8 @@ def torchrl_ppo(make_modules: Callable[[Any], tuple[Any, Any, Any]]) -> Train:
             for rows in torch.randperm(len(steps)).split(64):
                 losses = loss(steps[rows])
                 optimizer.zero_grad()
-                sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
+                total: Any = sum(v for name, v in losses.items() if name.startswith("loss_"))
+                total.backward()
                 optimizer.step()
 
     return train

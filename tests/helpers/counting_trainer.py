@@ -33,7 +33,7 @@ class CountingTrainer:
                     weight += CHUNK
             metrics = None if self.steps < 20 else {"loss/policy": 1 / self.steps}
             if self.steps > 30:
-                metrics = {**metrics, "kl": 0.01}
+                metrics = {**(metrics or {}), "kl": 0.01}
             if not report(self.steps, [Episode(float(self.steps), 5)], metrics):
                 return
 

@@ -89,7 +89,7 @@ def test_actions_that_are_stored_are_taken_as_they_were(name, as_vector):
     back = host.from_host(stored, torch.float32, (3,))
     assert_close(back if not tree.is_single else {"action": back}, drawn)
     if host.is_flat:
-        assert stored.shape == (3, *host.space.shape)
+        assert stored.shape[1:] == host.space.shape
         assert stored.dtype == torch.float32
         for row, sample in zip(stored, samples, strict=True):
             taken = host.to_environment(row.numpy())

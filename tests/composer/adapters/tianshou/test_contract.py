@@ -1,11 +1,11 @@
 """The contract of all trainers, for PPO of Tianshou."""
 
 import torch
-from tianshou.algorithm import PPO
-from tianshou.algorithm.algorithm_base import policy_within_training_step
+from tianshou.algorithm.modelfree.ppo import PPO
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, Collector, CollectStats, VectorReplayBuffer
 from tianshou.env import DummyVectorEnv
+from tianshou.utils.torch_utils import policy_within_training_step
 
 from composer.adapters import tianshou
 from tests.helpers.trainer_contract import Driver, Forward, TrainerContract

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from tianshou.algorithm import A2C, DQN, NPG, TRPO, Reinforce
-from tianshou.algorithm.algorithm_base import policy_within_training_step
+from tianshou.algorithm.modelfree.a2c import A2C
+from tianshou.algorithm.modelfree.dqn import DQN
+from tianshou.algorithm.modelfree.npg import NPG
+from tianshou.algorithm.modelfree.reinforce import Reinforce
+from tianshou.algorithm.modelfree.trpo import TRPO
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch, Collector, CollectStats, VectorReplayBuffer
 from tianshou.env import DummyVectorEnv
+from tianshou.utils.torch_utils import policy_within_training_step
 
 import composer
 from composer.adapters import tianshou
