@@ -78,12 +78,6 @@ def _reasons(model: Model, algorithm: str) -> Iterator[str]:
             "pettingzoo:mpe/simple_spread_v3; use the trainer sb3 or torchrl"
         )
         return
-    for actor in policy.actors:
-        if actor.is_open:
-            yield (
-                f"the number of agents of the step {actor.name!r} is not known, and a rollout has a row for each; "
-                "give the environment 'agent_counts' with a number"
-            )
     for name, member in policy.policies.items():
         yield from _of_policy(name, member)
     yield from _of_critic(model, algorithm)
@@ -94,7 +88,7 @@ def _of_policy(name: str, member: Policy) -> Iterator[str]:
         if isinstance(family, Deterministic):
             yield (
                 f"it learns from chances, but {action!r} of {name!r} is deterministic; "
-                f"write under 'distributions': - {{action: {action}, distribution: squashed_gaussian}}"
+                "write distribution: squashed_gaussian in its entry of 'distributions'"
             )
     tree = member.observer.tree
     varying = [key for key, port in tree.ports.items() if port.mask or None in port.shape]

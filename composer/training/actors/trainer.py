@@ -45,13 +45,13 @@ class ActorsTrainer:
         self._task = task
         self._steps = 0
         self._settings = Settings(**task.settings)
-        self._pass = ModelPass(model)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.Adam(weights, lr=self._settings.learning_rate, eps=1e-5)
         self._environments: list[JointEnvironment] = []
         try:
             for _ in range(task.envs):
                 self._environments.append(_environment(task))
+            self._pass = ModelPass(model)
             self._collector = Collector(self._pass, self._environments, task.seed)
         except BaseException:
             self.close()

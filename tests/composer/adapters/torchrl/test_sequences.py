@@ -238,10 +238,10 @@ def test_lengths_that_leave_nothing_to_learn_are_refused():
     ):
         modules.sequence_buffer(100, sequence_length=12, batch_size=12)
     plain = compose({**CHOICES, "policy": {"template": {}}})
-    with pytest.raises(
-        ValueError, match=r"^burn_in is for models with memory, got 3 for one without"
-    ):
+    message = "burn_in is for models with memory, got 3 for one without; leave it out"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         to_torchrl(plain, burn_in=3)
+    assert to_torchrl(plain).burn_in == 0
 
 
 def test_a_critic_that_remembers_actions_is_refused():

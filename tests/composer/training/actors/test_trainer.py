@@ -2,17 +2,23 @@
 
 import copy
 
+import gymnasium
+import numpy as np
 import pettingzoo
 import pytest
 import torch
+from gymnasium import spaces
 
 import composer
 from composer.training import resume, train
+from composer.training.actors.settings import refuse
 from composer.training.actors.trainer import ActorsTrainer
+from composer.training.environment import JointEnvironment
 from composer.training.session import TrainingError
 from composer.training.trainer import Task
 from tests.composer.training.actors.test_updates import spec
 from tests.helpers.parallel_envs import Balance, Signs
+from tests.helpers.structured_models import Crowd
 
 SIGNS, BALANCE = "pettingzoo:tests/signs_v0", "pettingzoo:tests/balance_v0"
 QUICK = {"n_steps": 12, "batch_size": 24, "n_epochs": 2, "sequence_length": 6}
@@ -209,6 +215,86 @@ def test_what_cannot_be_trained_is_refused(given, algorithm, message, tmp_path):
     expected = f"{algorithm} of composer cannot train this model:\n  {message}"
     assert str(refused.value) == expected
     assert not (tmp_path / "run").exists()
+
+
+class Hearing(Balance):
+    """Each of the two hears the others too, any number of them, or two if they are ``padded``."""
+
+    def __init__(self, padded=False):
+        super().__init__()
+        self._padded = padded
+
+    def observation_space(self, agent):
+        voice = spaces.Box(-1, 1, (2,))
+        heard = spaces.Box(-1, 1, (2, 2)) if self._padded else spaces.Sequence(voice, stack=True)
+        return spaces.Dict(numbers=super().observation_space(agent), heard=heard)
+
+    def _draw(self):
+        heard = np.zeros((2, 2), np.float32)
+        return {name: {"numbers": row, "heard": heard} for name, row in super()._draw().items()}
+
+
+def refused(given, env):
+    with pytest.raises(ValueError, match="cannot train") as caught:
+        refuse(composer.compose(given, env=env, seed=0), "ippo")
+    return str(caught.value).partition("\n  ")[2]
+
+
+def learns(given, env, monkeypatch):
+    """A rollout and an update of a spec in an environment."""
+    monkeypatch.setattr("composer.training.actors.trainer._environment", lambda task: JointEnvironment(env, "env"))
+    task = Task(spec="", environment="env", trainer="composer", algorithm="ippo", settings=QUICK)
+    seen = []
+    trainer = ActorsTrainer(task, composer.compose(given, env=env, seed=0))
+    trainer.learn(12, lambda steps, episodes, metrics=None: seen.append(metrics) or True)
+    assert seen[-1]["loss/value"] > 0
+
+
+def test_observations_that_vary_in_size_are_left_out_or_padded(monkeypatch):
+    given = {"version": 1, "policy": {"template": {}}, "critic": {"kind": "state", "template": {}}}
+    assert refused(given, Hearing()).splitlines()[0] == (
+        "the observation 'heard' of 'left_0' varies in size, and a rollout has rows of one size; leave it out with "
+        "ignore: [heard], or let the environment pad it to one size"
+    )
+    learns(given | {"ignore": ["heard"]}, Hearing(), monkeypatch)
+    learns(given, Hearing(padded=True), monkeypatch)
+
+
+def test_an_action_that_is_certain_is_refused(monkeypatch):
+    def given(family):
+        return spec(critic="each") | {
+            "distributions": [{"action": "b/action", "distribution": family}]
+        }
+
+    assert refused(given("deterministic"), Signs()) == (
+        "it learns from chances, but 'action' of 'b_0' is deterministic; write distribution: squashed_gaussian in its "
+        "entry of 'distributions'"
+    )
+    learns(given("squashed_gaussian"), Signs(), monkeypatch)
+
+
+@pytest.mark.parametrize("counts", [{"look": None}, {"look": 2}])
+def test_steps_of_gymnasium_are_not_trained_here(counts, tmp_path, monkeypatch):
+    class Made(Crowd):  # gymnasium.make asks for the two spaces
+        agent_counts = counts
+        observation_space, action_space = spaces.Dict(Crowd.observation_spaces), spaces.Discrete(2)
+
+    monkeypatch.setitem(gymnasium.registry, "Crowd-v0", None)
+    del gymnasium.registry["Crowd-v0"]
+    gymnasium.register("Crowd-v0", Made)
+    networks = {step: {"template": {}} for step in Crowd.observation_spaces}
+    given = {
+        "version": 1,
+        "environment": "Crowd-v0",
+        "policy": {"networks": networks},
+        "critic": {"networks": networks},
+    }
+    with pytest.raises(TrainingError) as caught:
+        train(given, tmp_path / "run", trainer="composer", algorithm="ippo", steps=10)
+    assert str(caught.value) == (
+        "'Crowd-v0' is no environment of PettingZoo, and only those are trained here, such as "
+        "pettingzoo:mpe/simple_spread_v3"
+    )
 
 
 SETTINGS = {
