@@ -242,7 +242,9 @@ def refused(given, env):
 
 def learns(given, env, monkeypatch):
     """A rollout and an update of a spec in an environment."""
-    monkeypatch.setattr("composer.training.actors.trainer._environment", lambda task: JointEnvironment(env, "env"))
+    monkeypatch.setattr(
+        "composer.training.actors.trainer._environment", lambda task: JointEnvironment(env, "env")
+    )
     task = Task(spec="", environment="env", trainer="composer", algorithm="ippo", settings=QUICK)
     seen = []
     trainer = ActorsTrainer(task, composer.compose(given, env=env, seed=0))
