@@ -117,11 +117,11 @@ def _equally_long(network: ExportedNetwork, inputs: Mapping[str, Tensor]) -> dic
 
 
 def _legal(network: ExportedNetwork, value: Value, drawn: Tensor) -> Tensor:
-    """``drawn``; a mask of actions allows at least every other choice."""
+    """``drawn``; a mask of actions, whatever space it has, is 0 or 1 and allows at least every other choice."""
     masks = network.actors.policies[value.actor].masks.values()
     if value.kind != "observation" or not network.runs_policy or value.key not in masks:
         return drawn
-    allowed = drawn.clone()
+    allowed = (drawn > 0.5).to(drawn.dtype)
     allowed[..., 0::2] = 1
     return allowed
 

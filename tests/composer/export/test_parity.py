@@ -2,9 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
+import composer
 from composer.export.exporting import ExportError
 from composer.export.files import FORMATS
 from tests.composer.export.test_exporting import message, mlp
@@ -62,3 +65,23 @@ def test_wrong_actions_and_numbers_that_are_none_are_differences(wrong, tmp_path
     monkeypatch.setitem(FORMATS, ".pt2", real._replace(read=read))
     output = "action" if wrong == 2.0 else "logits"
     assert f"its output {output!r} differs" in message(mlp(), tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    "mask", [MultiBinary(3), Box(0, 1, (3,)), Box(0, 255, (3,), np.uint8), Box(-np.inf, np.inf, (3,))], ids=str
+)  # fmt: skip
+def test_a_mask_of_any_space_is_drawn_as_flags(mask, tmp_path):
+    spec = """
+        version: 1
+        policy:
+          graph: {latent: {block: dense, in: seen, hidden_units: 4}}
+          heads: {in: latent}
+          action_mask: {action: legal}
+    """
+    spaces = {
+        "observation_space": Dict(seen=Box(-1, 1, (2,)), legal=mask),
+        "action_space": Discrete(3),
+    }
+    path = tmp_path / "model.pt2"
+    composer.compose(spec, **spaces, seed=0).export(path)
+    assert path.exists()
