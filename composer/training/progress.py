@@ -53,14 +53,14 @@ class ProgressBar:
     def _say(self, done: int) -> None:
         """Log a line where another tenth is done."""
         now = time.monotonic()
-        tenth = LINES * done // max(self._steps, 1)
+        tenth = min(LINES, LINES * done // max(self._steps, 1))  # a rollout may exceed the steps
         if tenth <= self._line or now < self._line_at:
             return
         self._line, self._line_at = tenth, now + LINE_EVERY
         speed = (done - self._first) / max(now - self._begun, 1e-9)
         LOGGER.info(
             "%d %%: %s of %s %ss%s, %.0f %ss per second",
-            100 * done // max(self._steps, 1), f"{done:,}", f"{self._steps:,}", self._unit, self._mean, speed,
+            min(100, 100 * done // max(self._steps, 1)), f"{done:,}", f"{self._steps:,}", self._unit, self._mean, speed,
             self._unit,
         )  # fmt: skip
 

@@ -278,7 +278,7 @@ class Actor(_Part):
         if mode and self._needs_critic:
             raise ValueError(
                 "the spec has a critic, but the config's critic is another one, so that the spec's would not be "
-                'trained; write critic: {class_name: "composer.adapters.rsl_rl:Critic"}, or critic: null in the spec'
+                'trained; write critic: {class_name: "composer.adapters.rsl_rl:Critic"}'
             )
         return super().train(mode)
 

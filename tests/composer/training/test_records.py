@@ -12,6 +12,7 @@ import torch
 import composer
 from composer.training.curve import LearningCurve
 from composer.training.folder import RunFolder
+from composer.training.progress import ProgressBar
 from composer.training.records import ProgressLog
 from composer.training.session import resume, train
 from composer.training.trainer import TrainingError
@@ -142,6 +143,18 @@ def test_a_trainer_without_numbers_has_rows_of_its_speed():
     log.begin(0, 0.0)
     steps = [row["step"] for step in range(1, 301) if (row := log.add(step, step, step, None))]
     assert steps == [100, 200, 300]
+
+
+def test_a_rollout_beyond_the_steps_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr("composer.training.progress.LINE_EVERY", 0)
+    monkeypatch.setattr(logging.getLogger("composer.progress"), "disabled", False)
+    caplog.set_level("INFO", "composer.progress")
+    with ProgressBar(100) as bar:
+        for done in (50, 120, 170, 400):
+            bar.show(done)
+    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
+        "50 %: 50 of 100 steps", "100 %: 120 of 100 steps",
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("_counting")

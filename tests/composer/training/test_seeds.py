@@ -408,6 +408,15 @@ def test_the_folder_of_a_run_stands_for_its_best_model(capsys):
     assert command(capsys, "check", "run")[1].startswith("run/best.safetensors: good; ")
     assert command(capsys, "show", "run")[0] == 0
     assert command(capsys, "diff", "run", "run/model.safetensors")[1] == "no differences\n"
+    assert command(capsys, "draw", "run", "-o", "run.dot")[:2] == (0, "wrote run.dot\n")
+    assert "linear_output" in Path("run.dot").read_text()
+    _, out, _ = command(capsys, "export", "run", "-o", "run.pt2")
+    assert out.endswith("wrote run.pt2\n")
+    assert "initial" not in out  # the weights are the trained ones
+    options = ["--trainer", "counting", "--algorithm", "count", "--steps", "20"]
+    assert command(capsys, "train", "run", *options, "-o", "again")[0] == 0
+    best, again = (composer.load(f"{name}.safetensors") for name in ("run/best", "again/model"))
+    assert worth(again, best) == 20
     train_seeds(CARTPOLE, "runs", [0, 1], **COUNT)
     message = "'runs' holds runs with several seeds; name one: runs/seed-0"
     assert command(capsys, "show", "runs")[::2] == (1, f"composer show: {message}\n")

@@ -16,6 +16,7 @@ import yaml
 from gymnasium import spaces
 from rsl_rl.runners import DistillationRunner
 from tensordict import TensorDict
+from torch import nn
 
 import composer
 from composer.adapters.rsl_rl import vector_env
@@ -228,6 +229,46 @@ def test_exported_policies_act_as_the_model_does(block, tmp_path, capsys):
     torch.testing.assert_close(scripted(observations[0]), actions[0], atol=1e-5, rtol=0)
 
 
+class Scales(nn.Module):
+    """Reads a number while it computes, which tracing keeps as it was."""
+
+    def __init__(self, in_features=16):
+        super().__init__()
+
+    def forward(self, x):
+        return x * x.abs().max().item()
+
+
+class Unwilling(Scales):
+    """Asks for what TorchScript has not."""
+
+    def forward(self, x):
+        if torch.jit.is_tracing():
+            raise RuntimeError("this has no TorchScript\nand never will")
+        return x.tanh()
+
+
+@pytest.mark.parametrize("kind", [Scales, Unwilling])
+@pytest.mark.filterwarnings("ignore")  # of torch's exporters
+def test_what_is_no_torchscript_is_exported_by_the_model(kind, tmp_path, capsys):
+    name = f"{kind.__module__}.{kind.__name__}"
+    spec = yaml.safe_load(PLAIN)
+    graph = spec["policy"]["graph"]
+    graph["last"] = {"block": name, "in": "latent"}
+    spec["policy"]["heads"]["in"] = "last"
+    run = runner(config(yaml.safe_dump(spec), actor={"allow": [kind.__module__]}))
+    with pytest.raises(ExportError) as caught:
+        run.export_policy_to_jit(str(tmp_path))
+    advice = "; write model.export('policy.onnx') or model.export('policy.pt2') of runner.alg.actor.model instead"
+    if kind is Unwilling:
+        wrong = "the policy cannot be traced as TorchScript: this has no TorchScript"
+    else:
+        wrong = "the policy as TorchScript differs from the model by NUMBER"
+    assert re.sub(r"\d\.\de[-+]\d+", "NUMBER", str(caught.value)) == wrong + advice
+    for suffix in (".onnx", ".pt2"):
+        run.alg.actor.model.export(tmp_path / f"policy{suffix}")
+
+
 # --- what else rsl_rl does ---
 
 
@@ -331,8 +372,8 @@ CASES = [
     ),
     (
         config(PLAIN, critic={"class_name": "MLPModel"}),
-        "the spec has a critic, but the config's critic is another one, so that the spec's would not be trained; "
-        'write critic: {class_name: "composer.adapters.rsl_rl:Critic"}, or critic: null in the spec',
+        "the spec has a critic, but the config's critic is another one, so that the spec's would not be "
+        "trained; write critic: {class_name: \"composer.adapters.rsl_rl:Critic\"}",
     ),
     (
         config(PLAIN, critic={"spec": ASYMMETRIC}),
@@ -341,8 +382,12 @@ CASES = [
     ),
     (
         config(PLAIN, actor={"class_name": "MLPModel", "spec": None}),
-        "a composed critic is a part of the actor's model, and the actor is another one or has no critic; write "
-        'actor: {class_name: "composer.adapters.rsl_rl:Actor", spec: ...} with a spec that has a critic',
+        "a composed critic is a part of the actor's model, and the actor is another one or has no critic; "
+        "write actor: {class_name: \"composer.adapters.rsl_rl:Actor\", spec: ...} with a spec that has a critic",
+    ),
+    (
+        config(PLAIN, actor={"spec": None}),
+        "rsl_rl cannot train this model:\n  there is no 'spec'; give the YAML text of one, or the path of its file",
     ),
     (
         config(PLAIN, algorithm={"share_cnn_encoders": True}),
@@ -398,6 +443,37 @@ def test_a_policy_that_reads_more_than_its_groups_is_refused_with_ways_out_that_
     cfg["actor"]["spec"] = spec
     cfg["obs_groups"] = {"actor": ["place", "privileged"], "critic": ["place", "privileged"]}
     runner(cfg).learn(1)
+
+
+def test_groups_that_vary_in_size_are_padded_and_masked(capsys):
+    class Padded(gymnasium.Env):
+        observation_space = spaces.Dict(near=spaces.Box(-1, 1, (4, 3)), alive=spaces.MultiBinary(4))
+        action_space = spaces.Box(-1, 1, (2,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 0.0, False, False, {}
+
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    env = vector_env(gymnasium.vector.SyncVectorEnv([Padded] * 2, autoreset_mode=mode))
+    cfg = config("version: 1\npolicy: {template: {}}\ncritic: {template: {}}\n")
+    cfg["obs_groups"] = {"actor": ["near"], "critic": ["near"]}
+    cfg["actor"]["observation_space"] = {"near": spaces.Sequence(spaces.Box(-1, 1, (3,)), stack=True)}
+    with pytest.raises(ValueError, match="varies in size") as caught:
+        runner(cfg, env=env)
+    assert str(caught.value).splitlines()[1] == (
+        "  observation 'near' varies in size, (?, 3), and rsl_rl stores tensors of one "
+        "size; pad it in the environment, and give the policy its mask as another group"
+    )
+    pooled = {"block": "masked_global_pooling", "in": {"x": "near", "mask": "alive"}}
+    part = {"graph": {"all": pooled, "latent": {"block": "dense", "in": "all", "hidden_units": 8}}}
+    cfg = config(yaml.safe_dump({"version": 1, "policy": {**part, "heads": {"in": "latent"}}, "critic": part}))
+    cfg["obs_groups"] = {"actor": ["near", "alive"], "critic": ["near", "alive"]}
+    cfg["actor"]["observation_space"] = {"alive": spaces.MultiBinary(4)}
+    assert max(first_update(runner(cfg, env=env)).values()) < 1e-5
 
 
 def test_a_group_of_whole_numbers_needs_its_space(capsys):
