@@ -229,8 +229,18 @@ def test_settings_of_the_config_that_do_twice_what_the_model_does_are_refused_at
         "write config.environment(normalize_actions=False)",
         "  model_config has settings of RLlib's own networks; leave out model_config in config.rl_module(...)",
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="no module of it is composed"):
-        rllib.checked(PPOConfig().environment("CartPole-v1", normalize_actions=False))
+    wrong = PPOConfig().environment("CartPole-v1", normalize_actions=False)
+    wrong = wrong.env_runners(observation_filter="MeanStdFilter")
+    wrong = wrong.api_stack(
+        enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
+    )
+    with pytest.raises(ValueError, match="with these settings") as error:
+        rllib.checked(wrong)
+    assert str(error.value).splitlines()[1:] == [
+        "  no module of it is composed; write config.rl_module(rl_module_spec=module_spec(spec))",
+        "  the old API stack has no RLModules; leave out config.api_stack(...)",
+        "  observation_filter='MeanStdFilter' is of the old API stack and has no effect; leave it out",
+    ]
     right = PPOConfig().environment("CartPole-v1", normalize_actions=False)
     right = right.rl_module(rl_module_spec=rllib.module_spec(TEMPLATES, seed=0))
     assert rllib.checked(right) is right

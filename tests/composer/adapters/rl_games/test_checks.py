@@ -1,6 +1,7 @@
 """Settings of rl_games that do not go with a composed model are refused at once; what is advised instead works."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rl_games.algos_torch.model_builder import ModelBuilder
 import composer
 from composer.adapters.rl_games import register
 from composer.adapters.rl_games.environments import GymnasiumEnvironments
-from composer.adapters.rl_games.hosted import as_space, model_spaces
+from composer.adapters.rl_games.hosted import as_space, model_spaces, with_states
 from tests.helpers.rl_games_agents import (
     ACTOR_CRITIC,
     ASYMMETRIC,
@@ -403,3 +404,11 @@ def test_an_environment_has_an_id():
     assert refused(config(ACTOR_CRITIC, env_config={})) == (
         "env_config needs the id of an environment; write env_config: {id: CartPole-v1}"
     )
+
+
+def test_an_observation_called_as_the_states_is_renamed():
+    box = spaces.Box(-1, 1, (2,))
+    message = "the actor has an observation 'states', which is the name of the central critic's; rename it in the environment"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        with_states(spaces.Dict(states=box), box)
+    assert with_states(spaces.Dict(place=box), box) == spaces.Dict(place=box, states=box)

@@ -461,7 +461,9 @@ def test_groups_that_vary_in_size_are_padded_and_masked(capsys):
     env = vector_env(gymnasium.vector.SyncVectorEnv([Padded] * 2, autoreset_mode=mode))
     cfg = config("version: 1\npolicy: {template: {}}\ncritic: {template: {}}\n")
     cfg["obs_groups"] = {"actor": ["near"], "critic": ["near"]}
-    cfg["actor"]["observation_space"] = {"near": spaces.Sequence(spaces.Box(-1, 1, (3,)), stack=True)}
+    cfg["actor"]["observation_space"] = {
+        "near": spaces.Sequence(spaces.Box(-1, 1, (3,)), stack=True)
+    }
     with pytest.raises(ValueError, match="varies in size") as caught:
         runner(cfg, env=env)
     assert str(caught.value).splitlines()[1] == (
@@ -470,7 +472,11 @@ def test_groups_that_vary_in_size_are_padded_and_masked(capsys):
     )
     pooled = {"block": "masked_global_pooling", "in": {"x": "near", "mask": "alive"}}
     part = {"graph": {"all": pooled, "latent": {"block": "dense", "in": "all", "hidden_units": 8}}}
-    cfg = config(yaml.safe_dump({"version": 1, "policy": {**part, "heads": {"in": "latent"}}, "critic": part}))
+    cfg = config(
+        yaml.safe_dump(
+            {"version": 1, "policy": {**part, "heads": {"in": "latent"}}, "critic": part}
+        )
+    )
     cfg["obs_groups"] = {"actor": ["near", "alive"], "critic": ["near", "alive"]}
     cfg["actor"]["observation_space"] = {"alive": spaces.MultiBinary(4)}
     assert max(first_update(runner(cfg, env=env)).values()) < 1e-5
