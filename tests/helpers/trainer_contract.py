@@ -77,7 +77,7 @@ class Wander(gymnasium.Env):
         self._episodes += 1
         self._step, self._length = 0, int(self.np_random.integers(3, LONGEST + 1))
         self._seen = self._observed()
-        return self._seen, {}
+        return copy.deepcopy(self._seen), {}  # hosts write into what they are given
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
@@ -88,7 +88,7 @@ class Wander(gymnasium.Env):
         is_over = self._step == self._length
         self._seen = self._observed()
         ended, cut_off = is_over and self._episodes % 2 == 0, is_over and self._episodes % 2 == 1
-        return self._seen, float(np.sum(numbers)), ended, cut_off, {}
+        return copy.deepcopy(self._seen), float(np.sum(numbers)), ended, cut_off, {}
 
     def _observed(self) -> Any:
         observation = self.observation_space.sample()
@@ -186,6 +186,13 @@ CASES: dict[str, Case] = {
     "memory and masks": Case(_MEMORY + _MASKED + _STATE, _LEGAL, spaces.Discrete(4)),
     "values of choices": Case(_POLICY, SEEN, spaces.Discrete(4)),
     "values of actions": Case(_POLICY + _ACTIONS, SEEN, _BOUNDED),
+    "remembered values of choices": Case(_MEMORY, SEEN, spaces.Discrete(4)),
+    "remembered values of actions": Case(
+        _MEMORY
+        + _ACTIONS.replace("    both: {block: concat, in: [observation", f"    memory: {_GRU}\n    both: {{block: concat, in: [memory"),
+        SEEN,
+        _BOUNDED,
+    ),
     "a deterministic policy": Case(
         "distributions: [{action: action, distribution: deterministic}]\n" + _POLICY + _ACTIONS,
         SEEN,

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.objectives import LossModule
 
-from composer.model import Model
+from composer.adapters.torchrl.models import TorchRLModules
 from composer.training.trainer import TrainerState, refuse_other_state
 from perception_blocks.settings import PositiveFloat, PositiveInt, Probability
 
@@ -48,7 +48,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class Algorithm(ABC, Generic[S]):
-    """Trains ``model`` by ``loss`` on the steps that ``explorer`` collects.
+    """Trains ``modules`` of a model by ``loss`` on the steps that ``explorer`` collects.
 
     A subclass is created as ``(model, env, settings)``, with ``settings`` of ``settings_type``.
     """
@@ -58,12 +58,12 @@ class Algorithm(ABC, Generic[S]):
 
     def __init__(
         self,
-        model: Model,
+        modules: TorchRLModules,
         settings: S,
         loss: LossModule,
         explorer: TensorDictModuleBase,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.modules, self.settings = modules.model, modules, settings
         self.loss, self.explorer = loss, explorer
         self._learning = [each for each in loss.parameters() if each.requires_grad]
         self._optimizer = torch.optim.Adam(self._learning, lr=settings.learning_rate, eps=1e-5)

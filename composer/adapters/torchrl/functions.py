@@ -288,7 +288,14 @@ class TensorCritic(TensorFunction[SpaceCritic]):
         states = super().recorded(given)
         if self.copy is None:
             return states
-        copy, ranks = int(self.copy), {n: len(s) for n, s in self.part.state_shapes.items()}
+        ranks = {n: len(s) for n, s in self.part.state_shapes.items()}
+        try:
+            copy = int(self.copy)
+        except RuntimeError as error:  # under vmap
+            raise ValueError(
+                "the loss calls the copies of a critic with memory all at once, by vmap, where a state cannot be "
+                "selected; create it with deactivate_vmap=True"
+            ) from error
         return {name: value.select(-1 - ranks[name], copy) for name, value in states.items()}
 
 

@@ -109,7 +109,7 @@ class OffPolicy(Algorithm[S]):
         actor: TensorDictModuleBase,
         chance: Any,
     ) -> None:
-        super().__init__(modules.model, settings, loss, sequence(actor, chance))
+        super().__init__(modules, settings, loss, sequence(actor, chance))
         loss.make_value_estimator(gamma=settings.gamma)
         self._chance = chance
         self._targets = SoftUpdate(loss, tau=settings.tau)
@@ -238,7 +238,7 @@ class Sac(OffPolicy[SacSettings]):
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
         _, burn_in = settings.lengths(model, env.batch_size[0])
-        self._modules = modules = to_torchrl(model, env, loss=SACLoss, burn_in=burn_in)
+        modules = to_torchrl(model, env, loss=SACLoss, burn_in=burn_in)
         copies, critic = list(modules.critic_copies), modules.critic_training
         assert critic is not None
         loss = SACLoss(
@@ -258,7 +258,7 @@ class Sac(OffPolicy[SacSettings]):
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
-        self._modules.adopt(self.loss)
+        self.modules.adopt(self.loss)
         self._explore(steps)
 
     def restore(self, state: TrainerState, steps: int) -> None:

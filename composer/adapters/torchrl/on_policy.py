@@ -71,7 +71,7 @@ class OnPolicy(Algorithm[S]):
             loss_critic_type=settings.loss_critic_type,
             **self.loss_settings(settings),
         )
-        super().__init__(model, settings, loss, modules.collecting)
+        super().__init__(modules, settings, loss, modules.collecting)
 
     def loss_settings(self, settings: S) -> dict[str, object]:
         """The arguments of this loss alone."""

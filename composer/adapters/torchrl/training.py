@@ -81,7 +81,7 @@ class TorchrlTrainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         kind = ALGORITHMS[task.algorithm].settings_type
-        return setting_problems(kind, task)
+        return [*_device_problems(task.device), *setting_problems(kind, task)]
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
         """Train until ``steps`` steps have been made; the last batch may go beyond."""
@@ -143,6 +143,15 @@ def _environment(task: Task, model: Model) -> EnvBase:
     total = RewardSum(in_keys=["reward"], out_keys=[TOTAL])
     transforms = [total, StepCounter(), primers(model)]
     return TransformedEnv(env, Compose(*transforms))
+
+
+def _device_problems(device: str) -> list[str]:
+    """What is wrong with a ``device`` that PyTorch may have: buffers and environments are on the CPU."""
+    if device.partition(":")[0] not in ("cuda", "mps"):
+        return []
+    return [
+        f"--device is {device!r}, but the trainer torchrl trains on the CPU; leave it out, or use the trainer sb3"
+    ]
 
 
 def _multiple(count: int, of: int) -> int:

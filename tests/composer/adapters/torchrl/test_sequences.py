@@ -256,3 +256,11 @@ def test_a_critic_that_remembers_actions_is_refused():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         to_torchrl(model, loss=SACLoss)
+
+
+def test_a_loss_that_calls_the_copies_all_at_once_is_told_to_call_them_one_by_one():
+    modules, data = collected(compose(MOTIONS), burn_in=0, loss=SACLoss)
+    loss = SACLoss(modules.actor_training, list(modules.critic_copies), num_qvalue_nets=2)
+    SoftUpdate(loss, tau=0.005)
+    with pytest.raises(ValueError, match=r", by vmap, .*; create it with deactivate_vmap=True$"):
+        loss(data)

@@ -1,6 +1,7 @@
 """composer train --trainer torchrl: what its algorithms learn, keep, and refuse."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -386,3 +387,24 @@ def test_settings_of_each_algorithm_are_checked(capsys, run_folder):
         "  'target_entropy' must be a number or null, got 'low'\n"
     )
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_a_device_other_than_the_cpu_is_refused(device):
+    task = Task(spec="", environment="", algorithm="ppo", device=device)
+    assert TorchrlTrainer.wrong_settings(task) == [
+        f"--device is {device!r}, but the trainer torchrl trains on the CPU; leave it out, or use the trainer sb3"
+    ]
+    assert TorchrlTrainer.wrong_settings(replace(task, device="cpu")) == []
+
+
+def test_environments_in_processes_of_their_own_train_as_those_in_a_row():
+    """The same seeds: the same steps, and so the same weights."""
+    options = {"envs": 2, "eval_episodes": 2, "device": "cpu"}
+    trained = []
+    for subprocess in (False, True):
+        outcome = train(SORT, "a2c", 128, out=f"run{subprocess}", subprocess=subprocess, **options)
+        assert outcome.steps == 128
+        trained.append(composer.load(f"run{subprocess}/model.safetensors", allow=ALLOW))
+    first, second = map(weights, trained)
+    assert differing(first, second) == []
