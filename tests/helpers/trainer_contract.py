@@ -189,7 +189,10 @@ CASES: dict[str, Case] = {
     "remembered values of choices": Case(_MEMORY, SEEN, spaces.Discrete(4)),
     "remembered values of actions": Case(
         _MEMORY
-        + _ACTIONS.replace("    both: {block: concat, in: [observation", f"    memory: {_GRU}\n    both: {{block: concat, in: [memory"),
+        + _ACTIONS.replace(
+            "    both: {block: concat, in: [observation",
+            f"    memory: {_GRU}\n    both: {{block: concat, in: [memory",
+        ),
         SEEN,
         _BOUNDED,
     ),

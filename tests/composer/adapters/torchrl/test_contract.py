@@ -121,7 +121,9 @@ def log_prob_of(dist, data):
 def recorded(data):
     """The log-probability in ``data``, that of several actions together."""
     keys = data.keys(True, True)
-    names = [key for key in keys if (key if isinstance(key, str) else key[-1]).endswith("_log_prob")]
+    names = [
+        key for key in keys if (key if isinstance(key, str) else key[-1]).endswith("_log_prob")
+    ]
     return sum(data[name] for name in names if "next" not in name)
 
 
