@@ -243,7 +243,7 @@ class Unwilling(Scales):
     """Asks for what TorchScript has not."""
 
     def forward(self, x):
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
             raise RuntimeError("this has no TorchScript\nand never will")
         return x.tanh()
 
