@@ -17,11 +17,17 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
-from composer.adapters.needs import NEEDS, problems, refuse_for
-from composer.adapters.rsl_rl.checks import model_given, setting_problems
+from composer.adapters.needs import refuse_for
+from composer.adapters.rsl_rl.checks import (
+    by_group,
+    critic_problems,
+    model_given,
+    refuse,
+    refuse_no_sequences,
+    setting_problems,
+)
 from composer.adapters.rsl_rl.exported import OnnxPolicy, traced_policy
 from composer.adapters.rsl_rl.groups import (
-    group_problems,
     keys_of,
     observation_space_of,
     read_space,
@@ -34,8 +40,7 @@ from composer.distributions.continuous import (
     GaussianDistribution,
     SquashedGaussianDistribution,
 )
-from composer.errors import SpecError
-from composer.host.rows import pack_state, unpack_state
+from composer.host.rows import pack_state, unpack_state, width_of
 from composer.lowered.network import follow, twin_of
 from composer.model import Model, compose
 from composer.network.module import under
@@ -119,8 +124,7 @@ class _Part(nn.Module):
         """The state of ``batch`` environments or sequences: what rsl_rl stored, or zero."""
         policy = one_policy(self.model.policy)
         if row is None:
-            zeros = (batch, sum(map(_size, self._state_shapes.values())))
-            row = torch.zeros(1, *zeros, device=policy.device)
+            row = torch.zeros(1, batch, width_of(self._state_shapes), device=policy.device)
         return unpack_state(row[0], self._state_shapes, policy.dtype)
 
     def _keep(self, state: State) -> None:
@@ -156,23 +160,22 @@ class Actor(_Part):
         **others: object,
     ) -> None:
         super().__init__()
-        found = [*model_given(spec), *setting_problems(others)]
+        reasons = [*model_given(spec), *setting_problems(others)]
         action = spaces.Box(-np.inf, np.inf, (output_dim,))
         try:
             if action_space is not None:
                 action = read_space(action_space, "action_space")
         except ValueError as error:
-            found.append(str(error))
+            reasons.append(str(error))
         groups = list(dict.fromkeys(obs_groups[obs_set]))
         if obs_set == "actor":
             groups = list(dict.fromkeys([*groups, *obs_groups["critic"]]))
         seen: Space = spaces.Dict()
         try:
-            seen = observation_space_of(groups, _by_group(obs), observation_space)
+            seen = observation_space_of(groups, by_group(obs), observation_space)
         except ValueError as error:
-            found.append(str(error))
-        if found:
-            refuse_for("rsl_rl", found)
+            reasons.append(str(error))
+        refuse_for("rsl_rl", reasons)
         # A student or a teacher acts alone: the critic would only ask for observations that it has not.
         overrides = () if obs_set == "actor" else (("critic", None),)
         model = compose(
@@ -208,7 +211,7 @@ class Actor(_Part):
         output_dim: int,
         groups: list[str],
     ) -> None:
-        _refuse(model, obs, obs_groups, obs_set, output_dim, groups)
+        refuse(model, obs, obs_groups, obs_set, output_dim, groups)
         policy = one_policy(model.policy)
         # The model itself is no child: policy and critic are, each of one part, so that no parameter is in both.
         object.__setattr__(self, "model", model)
@@ -243,7 +246,7 @@ class Actor(_Part):
         policy = self.policy
         sequences = masks is not None and self.is_recurrent
         if masks is not None:
-            _refuse_no_sequences(masks)
+            refuse_no_sequences(masks)
         observations = _picked(obs, self.keys, policy.read_keys, masks, sequences)
         inputs = Inputs(observations) if self._is_plain else policy.read(observations)
         state, after = None, {}
@@ -382,7 +385,7 @@ class Critic(_Part):
                 "a composed critic is a part of the actor's model, and the actor is another one or has no critic; "
                 'write actor: {class_name: "composer.adapters.rsl_rl:Actor", spec: ...} with a spec that has a critic'
             )
-        refuse_for("rsl_rl", _critic_problems(actor.model, spec, others))
+        refuse_for("rsl_rl", critic_problems(actor.model, spec, others))
         critic = actor.model.critic
         assert isinstance(critic, SpaceCritic)
         actor._needs_critic = False
@@ -420,8 +423,8 @@ class Critic(_Part):
             state = self._state(batch, hidden_state if sequences else self._hidden)
         outputs, after = self._shared(obs, observations, state, sequences)
         seen = Inputs(observations) if self._is_plain else critic.read(observations, outputs)
-        own = share_of("critic", state) if critic.has_memory else None
-        values, more = self.run(seen, own, sequences)
+        share = share_of("critic", state) if critic.has_memory else None
+        values, more = self.run(seen, share, sequences)
         value = critic.number_of(values)
         if sequences:
             return _unpadded(value, masks).unsqueeze(-1)  # type: ignore[arg-type]
@@ -439,17 +442,8 @@ class Critic(_Part):
         handed = self.actor.taken(obs)
         if handed is not None and policy.has_memory == self.is_recurrent:
             return handed
-        own = share_of("policy", state) if policy.has_memory else None
-        return self.actor.run(policy.read(observations), own, sequences)
-
-
-def _refuse_no_sequences(masks: Tensor) -> None:
-    """Of no environment there would be no loss, but NaN."""
-    if not masks.shape[1]:
-        raise ValueError(
-            "with memory, rsl_rl divides the environments into mini-batches, and there are fewer environments than "
-            "num_mini_batches; make it at most the number of environments"
-        )
+        share = share_of("policy", state) if policy.has_memory else None
+        return self.actor.run(policy.read(observations), share, sequences)
 
 
 def _picked(
@@ -502,67 +496,3 @@ def _deviation(distribution: Distribution) -> Tensor:
         width = 2 * torch.as_tensor(distribution.bounds.half)
         return width * (alpha * beta / (total + 1)).sqrt() / total
     return torch.zeros_like(distribution.mode())
-
-
-def _by_group(obs: TensorDictBase) -> Tensors:
-    return {str(name): obs[name] for name in obs.keys()}  # noqa: SIM118 - iterating would split the batch
-
-
-def _size(shape: Shape) -> int:
-    return int(np.prod(shape))  # type: ignore[arg-type]
-
-
-# --- what is refused ---
-
-
-def _refuse(
-    model: Model,
-    obs: TensorDictBase,
-    obs_groups: Mapping[str, list[str]],
-    obs_set: str,
-    output_dim: int,
-    groups: list[str],
-) -> None:
-    """Raise ValueError with every reason why rsl_rl cannot train ``model``."""
-    needs = NEEDS["rsl_rl"].algorithms
-    learns = (
-        obs_set == "actor"
-    )  # students and teachers imitate: neither a critic nor chances are needed
-    found = problems(model, "PPO", needs) if learns else list(needs["PPO"].refuses(model))
-    policy = one_policy(model.policy)
-    size = int(np.prod(policy.action_space.shape or ()))
-    if not found and size != output_dim:
-        found.append(
-            f"action_space has {size} numbers, but the environment takes {output_dim}; leave out action_space, or "
-            f"give a Box of {output_dim}"
-        )
-    critic = model.critic if isinstance(model.critic, SpaceCritic) else None
-    keys = keys_of(policy.observer.tree, groups)
-    sets = {"actor": obs_groups[obs_set], "critic": obs_groups.get("critic", [])}
-    found += group_problems(policy, critic, keys, _by_group(obs), sets)
-    refuse_for("rsl_rl", found)
-    try:
-        inputs = {key: obs[keys[key]] for key in policy.read_keys}
-        policy.read(inputs)
-    except ValueError as error:
-        refuse_for("rsl_rl", [f"its first observations do not fit: {error}"])
-
-
-def _critic_problems(model: Model, spec: Any, others: Mapping[str, Any]) -> Iterable[str]:
-    yield from setting_problems(
-        {k: v for k, v in others.items() if k not in ("allow", "seed", "weights")}
-    )
-    if spec is None or spec == model.source:
-        return
-    try:
-        same = compose(
-            spec, observation_space=model.observation_space, action_space=model.action_space,
-            device="meta", allow=others.get("allow", ()), seed=0,
-        ).source.data == model.source.data  # fmt: skip
-    except SpecError:
-        same = False
-    if not same:
-        yield (
-            "the critic's 'spec' is another one than the actor's, and both are parts of one model; leave out the "
-            "critic's"
-        )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import composer
 from composer.cli.commands import main
@@ -327,10 +328,9 @@ def test_a_run_whose_process_ended_says_how_to_go_on(monkeypatch, capsys, saves)
 
 
 def test_the_log_is_written_as_events_too(capfd):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert command(capfd, "sft", "run.iterations=2", "-o", "run", "--tensorboard")[0] == 0
     log = run(resume="run", overrides=["run.iterations=3"], tensorboard=True)
-    events = accumulator.EventAccumulator("run/tensorboard").Reload()
+    events = EventAccumulator("run/tensorboard").Reload()
     assert set(events.Tags()["scalars"]) == set(log.names)
     (loss,) = (name for name in log.names if name.endswith("/loss"))
     written = [(each.step, each.value) for each in events.Scalars(loss)]

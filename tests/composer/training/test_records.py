@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import composer
 from composer.training.curve import LearningCurve
@@ -176,10 +177,9 @@ def test_without_a_terminal_a_line_says_how_far_a_run_is(capsys, monkeypatch):
 
 @pytest.mark.usefixtures("_counting")
 def test_events_have_all_numbers_and_a_resumed_run_goes_on_with_them():
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(CARTPOLE, "run", tensorboard=True, eval_every=20, **COUNT)
     resume("run", steps=80)
-    events = accumulator.EventAccumulator("run/tensorboard").Reload()
+    events = EventAccumulator("run/tensorboard").Reload()
     assert set(events.Tags()["scalars"]) == {
         "seconds", "steps_per_second", "loss/policy", "kl", "return_mean_100",
         "evaluation/mean", "evaluation/std", "evaluation/length",

@@ -1,5 +1,7 @@
 """The contract of all trainers, for the algorithms of Stable-Baselines3 and sb3-contrib."""
 
+from abc import abstractmethod
+
 import numpy as np
 import pytest
 import torch
@@ -65,9 +67,9 @@ class Sb3Driver(Driver):
         rows = [host.flat(row_of(observations, i)) for i in range(BATCH)]
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
+    @abstractmethod
     def answer(self, seen):
         """`Forward` to the host's tensors."""
-        raise NotImplementedError
 
     def taken(self, actions):
         """The host's actions, numbers clipped as it does, as the environment takes them."""

@@ -1,5 +1,6 @@
 """The contract of all trainers, for the algorithms that `composer train --trainer torchrl` has."""
 
+from abc import abstractmethod
 from dataclasses import replace
 from zlib import crc32
 
@@ -72,9 +73,9 @@ class TorchrlDriver(Driver):
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             return self.answer(self.data(observations))
 
+    @abstractmethod
     def answer(self, data):
         """`Forward` to TorchRL's data."""
-        raise NotImplementedError
 
     def taken(self, data):
         """The action in ``data``, cast as the environment has it."""
