@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from composer.build.context import VisiblePorts
 from composer.build.critic import BuiltCritic, CriticBuilder, policy_values
 from composer.build.network_builder import build_network
+from composer.build.observation_groups import group_names, named_observations
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
 from composer.spaces.actors import Actor, Actors
+from composer.spaces.variable import is_ignored
 from composer.spec.model_spec import NetworkSpec
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import few_of, hint, listing
@@ -103,7 +105,7 @@ class CentralCriticBuilder(CriticBuilder):
         for actor, port in zip(members, ports):
             if alike(ports[0], port):
                 continue
-            if is_shared or named is None or key in named:  # else the network may not see it
+            if is_shared or named is None or is_ignored(key, named):  # else it is out of sight
                 said = difference(key, members[0].name, ports[0], actor.name, port)
                 way_out = "leave 'stack' out, or name other 'observations'"
                 message = f"'stack' needs values of one form, but {said}; {way_out}"
@@ -158,15 +160,18 @@ class CentralCriticBuilder(CriticBuilder):
         if spec.observations is None:
             return sources
         before = len(self.problems)
+        ports = {name: source.port for name, source in sources.items()}
+        wanted: set[str | None] = set()
         for index, name in enumerate(spec.observations):
-            if name not in (*sources, PRESENT):
-                near = hint(name, [*sources, PRESENT], listed=sources, shown=few_of)
+            named = named_observations(name, ports)
+            wanted |= {*named, *(ports[key].mask for key in named)}
+            if not named and name != PRESENT:
+                known = [*sources, PRESENT, *group_names(sources)]
+                near = hint(name, known, listed=sources, shown=few_of)
                 path = (*spec.path, "observations", index)
                 self.problems.add(path, f"{name!r} is not an observation{near}")
         if len(self.problems) > before:
             return None
-        masks = {sources[name].port.mask for name in spec.observations if name in sources}
-        wanted = {*spec.observations, *masks}
         return {n: s for n, s in sources.items() if n in wanted or s.is_shared}
 
 

@@ -20,6 +20,7 @@ from composer.build.context import (
     width_problem,
 )
 from composer.build.custom_class import custom_network
+from composer.build.observation_groups import group_names, named_observations, with_groups_read
 from composer.critic.values import scalar_shape, value_block
 from composer.network.network import GraphNetwork
 from composer.spec.model_spec import HeadsSpec, NetworkSpec, NodeSpec
@@ -32,7 +33,7 @@ from perception_blocks.graph.graph import BlockSource, Graph, GraphError, GraphP
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port
 from perception_blocks.registry import BLOCKS, MissingExtraError
-from perception_blocks.words import did_you_mean, hint, listing
+from perception_blocks.words import did_you_mean, hint, listing, near_name
 
 __all__ = ["build_network"]
 
@@ -61,6 +62,7 @@ def build_network(
         spec = notes.expanded[spec.path] = expanded
         values = tuple(name for name in requirements.values if name in (spec.graph or {}))
         requirements = replace(requirements, values=values)  # what is not has been noted
+    spec = with_groups_read(spec, visible.ports)
     if spec.graph is not None:
         notes.origins |= origins(spec.graph, requirements.values)
 
@@ -122,7 +124,7 @@ def _graph_network(
     except GraphError as error:
         for problem in error.problems:
             if not (incomplete and problem.kind == "unused_node"):  # a lost head would have used it
-                _note(problem, spec, visible.hidden, context)
+                _note(problem, spec, visible, context)
         return Outcome(ports=error.ports)
     _note_wrong_widths(block, spec, requirements, context)
     if len(context.problems) > before:
@@ -300,17 +302,33 @@ def _is_value_itself(graph: Graph, head: NodeSpec, requirements: Requirements) -
 
 
 def _note(
-    problem: GraphProblem, spec: NetworkSpec, hidden: Mapping[str, str], context: BuildContext
+    problem: GraphProblem, spec: NetworkSpec, visible: VisiblePorts, context: BuildContext
 ) -> None:
     path = place_of(spec, problem.path)
     if problem.key is not None:
         path = (*path, problem.key)
     message = problem.message
-    why = hidden.get(problem.name or "") if problem.kind == "unknown" else None
-    if why is not None:
-        reader = "/".join(problem.path)
-        message = f"{reader!r} reads {problem.name!r}, which {why}"
+    if problem.kind == "unknown":
+        message = _unknown(message, "/".join(problem.path), problem.name or "", visible)
     shared_head = spec.heads and spec.heads.default and problem.path[:1] == ("heads",)
     if shared_head and any(known.path == path for known in context.problems):
         return  # the one head that is written makes all of them: said once
     context.problems.add(path, message, key=problem.of_key)
+
+
+def _unknown(message: str, reader: str, name: str, visible: VisiblePorts) -> str:
+    """``message`` on a ``name`` that is no value, or a better one where it is hidden or near a group."""
+    hidden = visible.hidden
+    of_group = (why for key, why in hidden.items() if key.startswith(f"{name}/"))
+    why = hidden.get(name) or next(of_group, None)
+    if why is not None:
+        return f"{reader!r} reads {name!r}, which {why}"
+    groups = group_names(visible.ports)
+    if name in groups:
+        keys = listing(named_observations(name, visible.ports))
+        return f"{reader!r} reads the group {name!r} as one argument, which takes one value: name one of {keys}"
+    near = near_name(name, [*groups, *visible.ports])
+    if near not in groups:
+        return message
+    neither = "which is neither an input nor a node's output"
+    return f"{reader!r} reads {name!r}, {neither}; did you mean {near!r}?"

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 
 from composer.build.context import BuildContext, BuildNotes, VisiblePorts
+from composer.build.observation_groups import group_names, named_observations
 from composer.distributions.joint import ActionDistributions
 from composer.distributions.rules import DistributionRuleError, build_distributions
 from composer.errors import Path, Problems, SpecError
@@ -25,6 +26,7 @@ from composer.spaces.json_form import spaces_differ
 from composer.spaces.lookup import Spaces
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, walk_space
+from composer.spaces.variable import is_ignored
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import hint, listing
@@ -72,10 +74,11 @@ class PolicyPlan:
 
     def visible_ports(self, spec: NetworkSpec) -> VisiblePorts:
         """The observations that a network may see, and why not others; all of them while the list itself is wrong."""
-        wanted = spec.observations
         hidden = dict.fromkeys(self.ignored, "is left out by 'ignore'")
-        if wanted is None or any(key not in self.ports for key in wanted):
+        named = [named_observations(name, self.ports) for name in spec.observations or ()]
+        if spec.observations is None or not all(named):
             return VisiblePorts(self.ports, hidden)
+        wanted = [key for keys in named for key in keys]
         seen = {*wanted, *(self.ports[key].mask for key in wanted)}
         reason = "is not among the 'observations' that this network may see"
         hidden |= {key: reason for key in self.ports if key not in seen}
@@ -84,15 +87,16 @@ class PolicyPlan:
     def refuse_unknown(self, spec: NetworkSpec) -> None:
         """Note each of the ``observations`` that a network may see which there is not."""
         for index, key in enumerate(spec.observations or ()):
-            if key not in self.ports:
+            if not named_observations(key, self.ports):
                 path = (*spec.path, "observations", index)
                 self.context.problems.add(path, self.not_an_observation(key))
 
     def not_an_observation(self, key: str) -> str:
         """Why ``key`` is no observation that can be used."""
-        if key in self.ignored:
+        if is_ignored(key, self.ignored):
             return f"{key!r} is left out by 'ignore'"
-        return f"{key!r} is not an observation{hint(key, self.ports)}"
+        near = hint(key, [*self.ports, *group_names(self.ports)], listed=self.ports)
+        return f"{key!r} is not an observation{near}"
 
     def local(self, name: str, known: Iterable[str]) -> str:
         """``name`` as it is called in this plan: ``<group>/<name>`` without its group."""
@@ -331,24 +335,30 @@ class _GroupPlanner:
 
     def _observe(self, plan: PolicyPlan) -> None:
         """Its observer, and the Ports of what that normalises."""
-        known = []
+        known: dict[str, None] = {}
         for index, name in enumerate(self.spec.normalize):
             path = ("normalize", index)
-            key = plan.local(name, plan.ports)
-            port = plan.ports.get(key)
-            if port is None:
+            local = plan.local(name, [*plan.ports, *group_names(plan.ports)])
+            keys = named_observations(local, plan.ports)
+            wrong = {key: why for key in keys if (why := self._not_normalised(plan, key))}
+            if not keys:
                 self.misses.add(path, plan.not_an_observation(name))
-            elif port.is_integer:
-                message = f"{key!r} holds integers, such as categories; only numbers are normalised"
-                self.problems.add(path, message)
-            elif key in plan.observations.masks:
-                self.problems.add(path, f"{key!r} is a mask; only numbers are normalised")
-            else:
-                known.append(key)
-                plan.ports[key] = replace(
-                    port, dtype=torch.float32, low=None, high=None, normalized=True
-                )
+            elif len(wrong) == len(keys):  # of a group, what holds no numbers stays as it is
+                self.problems.add(path, next(iter(wrong.values())))
+            known |= dict.fromkeys(key for key in keys if key not in wrong)
+        for key in known:
+            plan.ports[key] = replace(
+                plan.ports[key], dtype=torch.float32, low=None, high=None, normalized=True
+            )
         plan.observer = Observer(plan.observations, known)
+
+    def _not_normalised(self, plan: PolicyPlan, key: str) -> str:
+        """Why the observation ``key`` cannot be normalised; nothing if it can."""
+        if plan.ports[key].is_integer:
+            return f"{key!r} holds integers, such as categories; only numbers are normalised"
+        if key in plan.observations.masks:
+            return f"{key!r} is a mask; only numbers are normalised"
+        return ""
 
     def _mask(self, plan: PolicyPlan) -> None:
         """The observations that mask its actions."""

@@ -143,7 +143,7 @@ def _top_keys(part: str = "") -> dict[str, Schema]:
         ),
         "distributions": _list(_ref("distribution")),
         "ignore": _said("Observations that are left unread on purpose.", _names()),
-        "normalize": _said("Observations to normalise by running statistics.", _names()),
+        "normalize": _said("Observations and groups to normalise by running statistics.", _names()),
         "texts": _texts(),
         "extensions": _said("Modules to import first; the caller must allow them.", _names()),
         "parallel": _or_null(_parallel()),
@@ -227,7 +227,7 @@ def _network(more: dict[str, Schema], part: str) -> Schema:
         "_target_": _said("A class of your own; its arguments stand beside it.", DOTTED_PATH),
         "template": _ref("template", part),
         "heads": _ref("heads", part),
-        "observations": _said("What it may see; by default everything.", _names()),
+        "observations": _said("Observations and groups that it may see; by default all.", _names()),
         "init": _if(_has("body", "heads"), _object(dict.fromkeys(("body", "heads"), init)), init),
         **more,
     }

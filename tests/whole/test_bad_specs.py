@@ -77,6 +77,13 @@ SPACES: dict[str, tuple[Any, Any]] = {
     "empty_actions": (VECTOR, Dict(buttons=MultiDiscrete([]), grip=Box(-1, 1, (2, 0)), move=MOVE)),
     "no_action": (VECTOR, Dict()),
     "steps": ({"pick": VECTOR, "place": VECTOR}, {"pick": MOVE, "place": MOVE}),
+    "groups": (
+        Dict(
+            policy=Dict(joints=VECTOR, speeds=VECTOR),
+            robot=Dict(camera=Box(0, 1, (3, 8, 8)), gear=Discrete(3), pose=VECTOR),
+        ),
+        MOVE,
+    ),
     "collision": (Dict({"a": Dict(b=VECTOR), "a/b": VECTOR}), MOVE),
 }  # fmt: skip
 
