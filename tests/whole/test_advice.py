@@ -68,6 +68,8 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "flatten_two_inputs": [("    flat:", "    a: {block: flatten, in: screen}\n    b: {block: concat, in: [a, inventory]}\n    flat:"), ("in: [screen, inventory]", "in: b")],
     "graph_beside_networks": [("  graph:\n    latent: {block: dense, in: observation, hidden_units: [64]}\n  heads: {in: latent}\n", "")],
     "graph_beside_other_block": [("block: dense, in: observation, graph", "block: graph, in: {x: observation}, graph")],
+    "group_by_argument": [("{input: policy}", "{input: policy/joints}"), ("[robot]", "[robot, policy/speeds]")],
+    "group_of_mixed_shapes": [("    seen:", "    flat: {block: flatten, in: robot/camera}\n    seen:"), ("in: robot}", "in: [flat, robot/pose]}")],
     "head_beside_default": [("    in: latent\n", "    use: {in: latent}\n")],
     "head_without_in": [("block: dense, hidden", "block: dense, in: latent, hidden")],
     "heads_inside_graph": [("    heads:", "  heads:")],
