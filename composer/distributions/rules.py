@@ -14,12 +14,15 @@ from composer.distributions.joint import ActionDistributions
 from composer.spaces.kinds import KINDS
 from composer.spaces.tree import SpaceTree
 from perception_blocks.settings import check_settings
-from perception_blocks.words import hint, listing
+from perception_blocks.words import describe, did_you_mean, hint, listing, near_name
 
 __all__ = ["DistributionRuleError", "build_distributions"]
 
 Rule = Mapping[str, object]  # an entry of `distributions:`
+RULE_KEYS = ("action", "space", "distribution", "optional")
 RuleProblem = tuple[int, str | None, str]  # index of the rule, setting, message
+
+_OPTIONAL = "; write optional: true beside it if it may match nothing"
 
 
 class DistributionRuleError(ValueError):
@@ -37,14 +40,15 @@ def build_distributions(tree: SpaceTree, rules: Sequence[Rule] = ()) -> ActionDi
     """The family of each action of ``tree``: from the first rule that fits it, else the default.
 
     A rule is ``{action: <flat key>, distribution: <name>}`` or ``{space: <kind>, distribution: <name>}`` with the
-    family's settings beside. Raises DistributionRuleError with every problem of the rules.
+    family's settings beside. With ``optional: true`` it may match no action. Raises DistributionRuleError with every
+    problem of the rules.
     """
     problems: list[RuleProblem] = []
     chosen: dict[str, int] = {}
     for index, rule in enumerate(rules):
         matched = _matching(tree, rule, index, problems)
         new = [key for key in matched if key not in chosen]
-        if matched and not new:
+        if matched and not new and rule.get("optional") is not True:
             first = chosen[matched[0]]
             text = (
                 f"the rule for {_subject(rule)} is never used: distributions[{first}] comes first"
@@ -83,15 +87,17 @@ def _matching(tree: SpaceTree, rule: Rule, index: int, problems: list[RuleProble
         text = f"{subject!r} must be a text, got {name!r}"
     elif subject == "action":
         matched = [name] if name in tree.leaves else []
-        near = hint(name, tree.leaves, "it has")
-        text = f"no action {name!r} in the action space{near}"
+        near = did_you_mean(name, tree.leaves)
+        text = f"no action {name!r} in the action space"
+        text += near or f"; it has {listing(tree.leaves)}{_OPTIONAL}"
     elif name not in KINDS:
         text = f"unknown kind of space {name!r}{hint(name, KINDS, 'known are')}"
     else:
         matched = [key for key, leaf in tree.leaves.items() if leaf.kind == name]
         kinds = listing(dict.fromkeys(leaf.kind for leaf in tree.leaves.values()))
-        text = f"no action is a {name!r}; the actions are {kinds}"
-    if not matched:
+        text = f"no action is a {name!r}; the actions are {kinds}{_OPTIONAL}"
+    is_known = isinstance(name, str) and (subject == "action" or name in KINDS)
+    if not matched and not (is_known and rule.get("optional") is True):
         problems.append((index, subject, text))
     return matched
 
@@ -114,13 +120,20 @@ def _family_of(
         problems.append((index, "distribution", text))
         return None
     label = f"distribution {name!r}" if isinstance(name, str) else f"{family.__name__}"
+    optional = rule.get("optional", False)
+    if not isinstance(optional, bool):
+        text = f"'optional' must be true or false, got {describe(optional)}"
+        problems.append((index, "optional", text))
     wrong = check_settings(family, _settings(rule), label)
-    problems.extend((index, problem.setting, problem.message) for problem in wrong)
+    for problem in wrong:
+        misspelt = f"{problem.setting!r} is not a key of a rule; did you mean 'optional'?"
+        is_meant = problem.misspelt and near_name(problem.setting or "", ["optional"])
+        problems.append((index, problem.setting, misspelt if is_meant else problem.message))
     return None if wrong else cast("Callable[..., ActionDistribution]", family)
 
 
 def _settings(rule: Rule) -> dict[str, object]:
-    return {k: v for k, v in rule.items() if k not in ("action", "space", "distribution")}
+    return {k: v for k, v in rule.items() if k not in RULE_KEYS}
 
 
 def _subject(rule: Rule) -> str:

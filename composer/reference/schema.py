@@ -291,6 +291,7 @@ def _distribution() -> Schema:
     """An entry of `distributions`."""
     keys = {"action": TEXT, "space": {"enum": list(KINDS)}}
     keys["distribution"] = _value({"enum": list(DISTRIBUTIONS)})
+    keys["optional"] = _said("Whether it may match no action.", _value({"type": "boolean"}))
     no_action = {"properties": {"action": NOTHING}}
     return {
         "type": "object",

@@ -55,6 +55,8 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "decoder_family_wrong": [("family: lama", "family: llama"), ("norm: layer, ", ""), (", out_bias: false", ""), (", sliding_window: 8", ""), (", num_kv_heads: 2", ""), ("num_heads: 4", "num_heads: 5"), ("lama3, factor: 8", "linear, factor: 8")],
     "decoder_settings_wrong": [("num_head: 2", "num_heads: 2"), ("width: 10, num_heads: 4", "width: 10, num_heads: 4, head_dim: 2"), (", sliding_window: 16", ""), (", rope_theta: 500", ""), (", vocab_size: 4", "")],
     "dense_two_inputs": [("    latent:", "    flat: {block: flatten, in: screen}\n    both: {block: concat, in: [inventory, flat]}\n    latent:"), ("in: [inventory, screen]", "in: both")],
+    "distribution_optional": [("optinal", "optional"), ('"true"', "true")],
+    "distribution_space_not_there": [("space: box, ", "space: box, optional: true, ")],
     "distribution_missing": [("distributoin", "distribution")],
     "distribution_setting_misspelt": [("log_sdt", "log_std")],
     "each_leaves_scalar": [(", each: 1", "")],

@@ -86,6 +86,7 @@ def test_a_family_refuses_a_space_that_it_does_not_fit(name, space, message):
         DISTRIBUTIONS.get(name)(flatten_space(space, "action").leaves["action"])
 
 
+OPTIONAL = "; write optional: true beside it if it may match nothing"
 ROBOT = flatten_space(
     spaces.Dict(
         {
@@ -146,12 +147,13 @@ def test_everything_wrong_with_the_rules_is_told_at_once():
     names = "'categorical', 'multi_categorical', 'bernoulli', 'gaussian', 'squashed_gaussian', 'beta', 'deterministic'"
     assert error.value.problems == [
         (0, "action", "no action 'stear' in the action space; did you mean 'steer'?"),
-        (1, "action", f"no action 'brake' in the action space; it has {actions}"),
+        (1, "action", f"no action 'brake' in the action space; it has {actions}{OPTIONAL}"),
         (2, "space", "unknown kind of space 'boxx'; did you mean 'box'?"),
         (
             3,
             "space",
-            "no action is a 'multi_discrete'; the actions are 'box', 'discrete', 'multi_binary'",
+            "no action is a 'multi_discrete'; the actions are 'box', 'discrete', 'multi_binary'"
+            + OPTIONAL,
         ),
         (
             4,
@@ -177,6 +179,39 @@ def test_everything_wrong_with_the_rules_is_told_at_once():
         (10, "distribution", f"unknown distribution 'qqq'; known are {names}"),
     ]
     assert str(error.value).startswith("distributions[0]: no action 'stear'")
+
+
+def test_optional_rules_may_match_nothing():
+    rules = [
+        {"action": "brake", "distribution": "gaussian", "optional": True},
+        {"space": "multi_discrete", "distribution": "multi_categorical", "optional": True},
+        {"action": "gas", "distribution": "gaussian"},
+        {"action": "gas", "distribution": "beta", "optional": True},
+        {"space": "multi_binary", "distribution": "bernoulli", "optional": True},
+    ]
+    families = build_distributions(ROBOT, rules)
+    assert type(families["gas"]) is DISTRIBUTIONS.get("gaussian")
+
+
+def test_optional_rules_are_checked_all_the_same():
+    rules = [
+        {"action": "brake", "distribution": "gausian", "optional": True},
+        {"action": "brake", "distribution": "gaussian", "log_sdt": 1, "optional": True},
+        {"space": "boxx", "distribution": "gaussian", "optional": True},
+        {"action": "gas", "distribution": "gaussian", "optional": "yes"},
+        {"action": "steer", "distribution": "gaussian", "optinal": True},
+        {"action": 3, "distribution": "gaussian", "optional": True},
+    ]
+    with pytest.raises(DistributionRuleError) as error:
+        build_distributions(ROBOT, rules)
+    assert [message for _, _, message in error.value.problems] == [
+        "unknown distribution 'gausian'; did you mean 'gaussian'?",
+        "'log_sdt' is not a setting of distribution 'gaussian'; did you mean 'log_std'?",
+        "unknown kind of space 'boxx'; did you mean 'box'?",
+        "'optional' must be true or false, got the text 'yes'",
+        "'optinal' is not a key of a rule; did you mean 'optional'?",
+        "'action' must be a text, got 3",
+    ]
 
 
 class Strong(ActionDistribution):
