@@ -13,6 +13,7 @@ from torch import nn
 from composer.build.budget import Budget, LimitReached
 from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.build.context import BuildContext
+from composer.build.parts_of_spec import prepare_parts
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
 from composer.checkpoint.adapters import (
     merge_adapters,
@@ -280,6 +281,7 @@ class Model(nn.Module):
             raise reached.as_error(self.source) from reached.__cause__
         self.policy.reset_distributions(self.seed)
         self._constructions = []
+        prepare_parts(self, self.spec, Problems(self.source))  # classes have made modules anew
         # Tensors of the default dtype are there already, and a walk over a large model takes time.
         policy = self.policy
         is_there = target == policy.device and wanted == policy.dtype == torch.get_default_dtype()
@@ -541,6 +543,7 @@ def compose(
         except LimitReached as reached:
             raise reached.as_error(source) from None
         model = Model(source, model_spec, parts, seed, limits)
+        prepare_parts(model, model_spec, context.problems)
         return model if context.meta else model.materialize(target, dtype)
 
 

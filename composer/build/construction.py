@@ -316,12 +316,16 @@ def allocate(block: nn.Module, device: torch.device) -> set[torch.dtype]:
 
 
 def _take_over(module: nn.Module, fresh: nn.Module) -> None:
-    """Make ``module`` what ``fresh`` is, in place: others hold it, and hold its registries."""
+    """Make ``module`` what ``fresh`` is, in place: others hold it, and hold its registries. What is frozen stays so."""
+    frozen = {name for name, tensor in module.named_parameters() if not tensor.requires_grad}
     for name, value in vars(fresh).items():
         if name in REGISTRIES:
             vars(module)[name].update(value)
         else:
             vars(module)[name] = value
+    for name, parameter in module.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def _poison(block: PerceptionBlock) -> None:

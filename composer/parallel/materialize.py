@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from composer.build.construction import allocate, chosen_seed
+from composer.build.parts_of_spec import prepare_parts
 from composer.critic.targets import Targeted
+from composer.errors import Problems
 from composer.model import Model
 from composer.model import compose as compose_whole
 from composer.parallel.launch import Mesh, start
@@ -86,6 +88,7 @@ def _give_weights(model: Model, device: torch.device, sharder: Sharder) -> None:
         construction.materialize(device, dtype, stages)
     model.policy.reset_distributions(model.seed)
     model._constructions = []
+    prepare_parts(model, model.spec, Problems(model.source))
     if device.type != "cpu" or dtype != torch.get_default_dtype():
         model.to(device=device, dtype=dtype)
 

@@ -146,6 +146,14 @@ def _top_keys(part: str = "") -> dict[str, Schema]:
         "normalize": _said("Observations and groups to normalise by running statistics.", _names()),
         "texts": _texts(),
         "extensions": _said("Modules to import first; the caller must allow them.", _names()),
+        "freeze": _said(
+            "Parts of the model that are not trained, such as policy/screen.", _names()
+        ),
+        "weights": _said("Files with the first weights of parts of the model.", _names_to(TEXT)),
+        "learning_rate_scale": _said(
+            "Factors of the learning rate by part of the model.",
+            _names_to(_value({"type": "number", "exclusiveMinimum": 0})),
+        ),
         "parallel": _or_null(_parallel()),
         "policy": _ref("policy", part),
         "critic": _or_null(_ref("critic", part)),

@@ -162,6 +162,8 @@ class ModelSpec:
     """A whole spec. ``ignore`` and ``normalize`` name observations.
 
     ``texts`` has the longest length and the characters of observations that are texts, as `flatten_space` takes them.
+    ``freeze``, ``weights`` (files) and ``learning_rate_scale`` are about parts of the model, by paths such as
+    ``policy/screen`` (`composer.network.paths`).
     ``parallel`` is how `composer.parallel` spreads the model over processes; nothing else looks at it.
     Where there is a ``model``, the policy has no networks, and there is no critic. ``extensions`` are modules that are
     imported first.
@@ -180,6 +182,9 @@ class ModelSpec:
     parallel: ParallelSpec | None = None
     model: ActionModelSpec | None = None
     extensions: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    weights: Mapping[str, str] = field(default_factory=dict)
+    learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
 
 
 def of_one_actor(spec: ModelSpec) -> ModelSpec:

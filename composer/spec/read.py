@@ -43,6 +43,7 @@ from composer.spec.top_level import (
     is_network,
     params_meant,
     read_extensions,
+    read_paths,
     without_other_files,
 )
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
@@ -138,6 +139,7 @@ class SpecParser:
             source=self._source,
             parallel=parallel,
             extensions=extensions,
+            **read_paths(top),
         )
 
     def _with_model(

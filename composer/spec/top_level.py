@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeGuard
 
-from composer.errors import Problems
+from composer.errors import Path, Problems
 from composer.source.load import Source
 from composer.spec.fields import Fields
 from composer.trust import check_trusted
 from perception_blocks.words import describe, listing, near_name
 
 __all__ = ["VERSION", "check_version", "is_network", "params_meant", "read_extensions"]
-__all__ += ["without_other_files"]
+__all__ += ["read_paths", "without_other_files"]
 
 VERSION = 1
+NETWORKS = ("policy", "critic")
 
 
 def is_network(data: Mapping[str, object]) -> bool:
@@ -70,3 +73,55 @@ def params_meant(source: Source, known: Collection[str]) -> dict[str, str]:
         if not near_name(key, known, "key") or key in source.params
     }
     return {key: f"params.{name}" for key, name in near.items() if name}
+
+
+def read_paths(top: Fields) -> dict[str, Any]:
+    """`freeze`, `weights` and `learning_rate_scale`: what is said of parts of the model, by their paths."""
+    freeze = top.texts("freeze")
+    for index, path in enumerate(freeze):
+        _check_path(top, path, ("freeze", index))
+    expected = "a mapping from paths to files, such as {policy/screen: encoder.safetensors}"
+    weights = top.text_mapping("weights", expected)
+    for path in weights:
+        _check_path(top, path, ("weights", path), key=True)
+    return {"freeze": freeze, "weights": weights, "learning_rate_scale": _scales(top, freeze)}
+
+
+def _scales(top: Fields, freeze: Collection[str]) -> dict[str, float]:
+    key, scales = "learning_rate_scale", {}
+    expected = "a mapping from paths to factors, such as {policy/screen: 0.1}"
+    for path, value in top.mapping(key, expected).items():
+        place = (key, path)
+        _check_path(top, path, place, key=True)
+        if not _is_factor(value):
+            way_out = "; to train nothing of it, name it under 'freeze'" if value == 0 else ""
+            message = f"a factor of {key!r} is a positive number, got {describe(value)}{way_out}"
+            top.problems.add(place, message)
+        elif any(path == each or path.startswith(f"{each}/") for each in freeze):
+            message = f"{path!r} is frozen, so it has no learning rate; leave it out here or under 'freeze'"
+            top.problems.add(place, message, key=True)
+        else:
+            scales[path] = float(value)
+    return scales
+
+
+def _is_factor(value: object) -> TypeGuard[int | float]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
+
+
+def _check_path(top: Fields, path: object, place: Path, *, key: bool = False) -> None:
+    """Note a path that cannot name a part of any model."""
+    first, *rest = str(path).split("/")
+    if first not in NETWORKS:
+        near = near_name(first, NETWORKS)
+        meant = f"; did you mean {'/'.join([near, *rest])!r}?" if near else ""
+        message = f"a path begins with 'policy' or 'critic', such as policy/{first}; got {path!r}"
+        top.problems.add(place, (meant and f"{path!r} is no path{meant}") or message, key=key)
+    elif first == "critic" and top.values.get("critic") is None:
+        top.problems.add(
+            place, f"{path!r} is part of a critic, which the spec does not have", key=key
+        )
+    elif not all(rest):
+        message = f"{path!r} is no path; write it as 'policy/screen', without a slash at the end"
+        top.problems.add(place, message, key=key)

@@ -123,6 +123,7 @@ class NormalizeBlock(PerceptionBlock):
     mean_rest: Tensor
     var_rest: Tensor
     count: Tensor
+    stands_still = False  # whether nothing that is seen counts
     group: Group = None  # whose values count where a call names no other: of a sharded model
 
     def __init__(
@@ -169,7 +170,8 @@ class NormalizeBlock(PerceptionBlock):
             raise ValueError("normalize cannot count NaN or infinite numbers")
         rows = x.reshape(-1, *shape).to(self.mean.device)
         group = self.group if group is None else group
-        self._count_in(gathered(moments_of(rows), group))
+        if not self.stands_still:
+            self._count_in(gathered(moments_of(rows), group))
 
     @torch.no_grad()
     def merge(self, other: NormalizeBlock) -> None:
@@ -179,7 +181,8 @@ class NormalizeBlock(PerceptionBlock):
             raise ValueError(f"this normalize block is for {ours}, the other one for {theirs}")
         wide = accumulator(self.mean.device)
         theirs = (tensor.to(self.mean.device, wide) for tensor in other.moments())
-        self._count_in(Moments(*theirs))
+        if not self.stands_still:
+            self._count_in(Moments(*theirs))
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -76,7 +76,9 @@ class EnsembleBlock(nn.Module):
             across = name in self._networks.across
             stacked = _moved_together([copy_tensors[name] for copy_tensors in tensors], across)
             if isinstance(like, nn.Parameter):
-                self._parameters[key] = nn.Parameter(stacked, like.requires_grad)
+                before = self._parameters.get(key)
+                trained = like.requires_grad and (before is None or before.requires_grad)
+                self._parameters[key] = nn.Parameter(stacked, trained)
             else:
                 self._buffers[key] = stacked
 
@@ -151,6 +153,16 @@ class EnsembleBlock(nn.Module):
     def network(self) -> Any:
         """What each of the copies computes: one of them, without weights (on the meta device)."""
         return self._networks.alone
+
+    @property
+    def forms(self) -> tuple[Any, ...]:
+        """The networks that compute the copies, without weights: one copy alone, and all of them at once."""
+        return self._networks.alone, self._networks.stacked
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The name of each of a copy's tensors -> the name of its stack here; empty where copies run one by one."""
+        return {} if self.why_looped is not None else dict(self._keys)
 
     def train(self, mode: bool = True) -> EnsembleBlock:
         self._networks.train(mode)

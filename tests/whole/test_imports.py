@@ -31,7 +31,7 @@ composer: trust |
 composer.spec: keys fields top_level parallel action_model model_spec nodes template references wrapper_names read network_file places diff |
 composer.spaces: sizes values kinds variable_readers variable tree json_form actors pettingzoo lookup episode_starts samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
-composer.network: network sharded registries module groups structured | torch
+composer.network: network sharded registries module groups structured paths frozen | torch
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words help pages schema |
@@ -43,7 +43,7 @@ composer.wrappers: interface slots composed heads samples hybrid combination hid
 composer.summary: networks flops rows table | torch
 composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
-composer.build: budget context construction observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic composed_network | torch
+composer.build: budget context construction observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic parts_of_spec composed_network | torch
 composer.language: pretrained action_bins value_head hf processors action_plan action_files action_spec overview generating action_proof action_model | torch transformers huggingface_hub safetensors gymnasium numpy
 composer: model | torch gymnasium
 composer.parallel: plan launch tensor layout calls sharding materialize pieces optimizer_state state trials prove | torch safetensors numpy
