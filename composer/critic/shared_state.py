@@ -107,6 +107,8 @@ class SharedStateCritic(CriticModule):
             network, None, shared=tuple(dict.fromkeys(shared)),
             dtype=dtype, value_normalizer=value_normalizer,
         )  # fmt: skip
+        seen = {actor for source in self.sources.values() for actor in source.actors}
+        self.sees_together = tuple(name for name in actors.names if name in seen)
         self.actors = actors
         self.observers = dict(observers)
         self._wanted: dict[str, tuple[list[str], list[str]]] = {}  # of each actor: seen, shared

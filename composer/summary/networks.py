@@ -17,14 +17,20 @@ __all__ = ["ServedActors", "served_actors", "networks_by_name", "short_name", "t
 
 @dataclass(frozen=True)
 class ServedActors:
-    """The ``actors`` of a network. With ``copies`` each has a network of its own, of which one is shown."""
+    """The ``actors`` of a network. With ``copies`` each has a network of its own, of which one is shown.
+
+    Without them it may see its actors ``together``, and give one value for all.
+    """
 
     actors: tuple[str, ...]
     copies: int = 1
     why_looped: str | None = None
+    together: bool = False
 
     def words(self, most: int = 6) -> str:
         """``for 'piston_0', 'piston_1' and 8 more, one network each``: at ``most`` so many names."""
+        if self.together:
+            return f"for all actors at once; it sees {few_of(self.actors, most)}"
         each = ", one network each" if self.copies > 1 else ""
         return f"for {few_of(self.actors, most)}{each}"
 
@@ -60,7 +66,8 @@ def short_name(network: str, name: str) -> str:
 
 def _all_networks(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors | None]]:
     if isinstance(net, NetworkModule):
-        return [(net.part, net, None)]
+        seen = net.sees_together
+        return [(net.part, net, ServedActors(seen, together=True) if seen else None)]
     if isinstance(net, StructuredModule):
         return [network for group in net.groups for network in _networks_of(net.part, group)]
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)

@@ -250,3 +250,20 @@ def test_actors_of_other_batches_are_refused():
         compose(CENTRAL).critic(seen)
     with pytest.raises(ValueError, match=r"differ in their leading \(batch\) axes"):
         compose(STACKED).critic(seen)
+
+
+@pytest.mark.parametrize("stack", [True, False])
+def test_table_and_picture_say_that_a_central_critic_sees_all_actors(stack, tmp_path):
+    observed = {name: spaces.Box(-1, 1, (4,)) for name in ("a", "b", "c")}
+    spec = {
+        "version": 1,
+        "policy": {"template": {}},
+        "critic": {"kind": "shared_state", "stack": stack, "template": {}},
+    }
+    actions = dict.fromkeys(observed, spaces.Discrete(3))
+    model = composer.compose(spec, observation_space=observed, action_space=actions, device="meta")
+    remark = "critic is for all actors at once; it sees 'a', 'b', 'c'"
+    assert remark in model.summary().remarks
+    model.draw(tmp_path / "model.dot")
+    shown = "parameters for all actors at once; it sees 'a', 'b' and 1 more"
+    assert shown in (tmp_path / "model.dot").read_text()
