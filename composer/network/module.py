@@ -117,7 +117,9 @@ class NetworkModule(StatefulModule):
     # The class whose `forward` is `computed` for inputs of the network; a subclass may have another.
     direct: ClassVar[type[NetworkModule] | None] = None
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
-    sees_together: tuple[str, ...] = ()  # the actors whose values one call reads, of a central critic
+    sees_together: tuple[
+        str, ...
+    ] = ()  # the actors whose values one call reads, of a central critic
 
     def input_sources(self) -> dict[str, InputSource]:
         """The inputs of its network by name, and the masks of actions."""
