@@ -107,6 +107,18 @@ class SequenceView(nn.Module):
         except NoLegalChoiceError as error:
             raise error.of("'action_mask'") from None
 
+    def log_prob(self, sequence: Tensor, sequence_mask: Tensor | None = None) -> Tensor:
+        """The log-probability (B,) of each whole sequence, given its first token.
+
+        It is the sum over the tokens after the first for which ``sequence_mask`` is true; padding adds nothing.
+        """
+        refuse_other_inputs(sequence, sequence_mask)
+        if sequence_mask is None:
+            sequence_mask = torch.ones_like(sequence, dtype=torch.bool)
+        of_tokens = self.distribution(sequence[..., :-1], sequence_mask[..., :-1])
+        each = of_tokens.log_prob(sequence[..., 1:])
+        return torch.where(sequence_mask[..., 1:] != 0, each, 0.0).sum(-1)
+
 
 class PackedView(nn.Module):
     """A policy's logits, or a critic's values, of sequences that stand one after the other, without padding.

@@ -7,18 +7,24 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from composer.adapters.tokens.sequences import Judge, TokenRules, TokenSequences
+from composer.distributions.base import check_temperature
+from perception_blocks.port import format_shape
 from perception_blocks.registry import missing_extra
+from perception_blocks.words import did_you_mean
 
 try:
     from tensordict import TensorDict, TensorDictBase
-    from torchrl.data import Binary, Categorical, Composite, Unbounded
+    from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, Unbounded
     from torchrl.envs import EnvBase
 except ImportError as error:
     raise missing_extra("TokenEnv", error, "torchrl") from error
 
 __all__ = ["TokenEnv"]
+
+ENCODINGS = ("categorical", "one_hot")
 
 
 class TokenEnv(EnvBase):
@@ -30,6 +36,10 @@ class TokenEnv(EnvBase):
     ``score(sequence, sequence_mask)`` says of the finished rows, one number each. ``legal``, a function of the same
     arguments, gives the action mask, which is true everywhere without it. Raises ValueError for rules that contradict
     each other, for actions that are no tokens or not legal, where no token is legal, and for scores without a number.
+
+    With ``encoding="one_hot"`` observation, sequence and action are one-hot, with an axis of vocabulary_size more; where
+    the mask of a sequence is false stands token 0. With a ``temperature`` there is a field of that name (B, 1), by which
+    actors divide their logits where they are made with ``temperature_key="temperature"``.
 
     >>> env = TokenEnv(vocabulary_size=4, max_length=4, batch_size=2)
     >>> env.step(env.reset().set("action", torch.tensor([2, 3])))["next", "sequence"].tolist()
@@ -46,28 +56,52 @@ class TokenEnv(EnvBase):
         batch_size: int | Sequence[int] = 1,
         score: Judge | None = None,
         legal: Judge | None = None,
+        encoding: str = "categorical",
+        temperature: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         rules = TokenRules(vocabulary_size, max_length, start_token, end_token, score, legal)
+        if encoding not in ENCODINGS:
+            near = did_you_mean(encoding, ENCODINGS)
+            raise ValueError(f"encoding must be 'categorical' or 'one_hot', got {encoding!r}{near}")
+        if temperature is not None:
+            check_temperature(temperature)
         shape = torch.Size([batch_size] if isinstance(batch_size, int) else batch_size)
         of_tokens, of_places = (torch.Size([*shape, n]) for n in (vocabulary_size, max_length))
         column = torch.Size([*shape, 1])
         super().__init__(device=device, batch_size=shape)
         self.rules = rules
+        self.is_one_hot, self.temperature = encoding == "one_hot", temperature
         self._rows = TokenSequences(rules, math.prod(shape), device)
         self.observation_spec = Composite(
-            observation=Categorical(vocabulary_size, shape=shape, dtype=torch.int32),
-            sequence=Categorical(vocabulary_size, shape=of_places),
+            observation=self._token_spec(shape, torch.int32),
+            sequence=self._token_spec(of_places, torch.int64),
             sequence_mask=Binary(shape=of_places, dtype=torch.bool),
             action_mask=Binary(shape=of_tokens, dtype=torch.bool),
             shape=shape,
             device=self.device,
         )
-        self.action_spec = Categorical(vocabulary_size, shape=shape, device=self.device)
+        if temperature is not None:
+            self.observation_spec["temperature"] = Bounded(
+                0.0, math.inf, shape=column, device=self.device
+            )
+        self.action_spec = self._token_spec(shape, torch.int64)
         self.reward_spec = Unbounded(shape=column, device=self.device)
         flag = Binary(shape=column, dtype=torch.bool, device=self.device)
         flags = {name: flag.clone() for name in ("done", "terminated", "truncated")}
         self.done_spec = Composite(flags, shape=shape, device=self.device)
+
+    def _token_spec(self, shape: torch.Size, dtype: torch.dtype) -> Categorical | OneHot:
+        """Tokens of ``shape``, in the encoding of this environment."""
+        size = self.rules.vocabulary_size
+        if self.is_one_hot:
+            return OneHot(size, shape=(*shape, size), dtype=dtype, device=self.device)
+        return Categorical(size, shape=shape, dtype=dtype, device=self.device)
+
+    def _encoded(self, tokens: Tensor) -> Tensor:
+        if not self.is_one_hot:
+            return tokens
+        return functional.one_hot(tokens.long(), self.rules.vocabulary_size).to(tokens.dtype)
 
     def rand_action(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
         """A uniform sample of the legal tokens."""
@@ -75,7 +109,8 @@ class TokenEnv(EnvBase):
         chances = torch.rand(legal.shape, device=legal.device).masked_fill(~legal, -1.0)
         if tensordict is None:
             tensordict = TensorDict(batch_size=self.batch_size, device=self.device)
-        return tensordict.set("action", chances.argmax(-1).reshape(self.batch_size))
+        action = self._encoded(chances.argmax(-1).reshape(self.batch_size))
+        return tensordict.set("action", action)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
         rows = None if tensordict is None else tensordict.get("_reset", None)
@@ -83,25 +118,47 @@ class TokenEnv(EnvBase):
             rows = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
         self._rows.reset(rows.reshape(-1))
         begun = torch.zeros_like(self._rows.finished)
-        return self._fields(begun, begun)
+        fields = self._fields(begun, begun)
+        if self.temperature is not None and tensordict is not None:
+            given = tensordict.get("temperature", None)  # which a caller may have set
+            fields = fields if given is None else fields.set("temperature", given)
+        return fields
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict["action"].reshape(-1)
+        action = tensordict["action"]
+        if self.is_one_hot:
+            action = self._tokens_of(action)
+        action = action.reshape(-1)
         reward, terminated, truncated = self._rows.step(action)
         fields = self._fields(terminated, truncated)
+        if self.temperature is not None:
+            fields.set("temperature", tensordict["temperature"])
         return fields.set("reward", reward.reshape(*self.batch_size, 1))
+
+    def _tokens_of(self, action: Tensor) -> Tensor:
+        """One-hot actions as tokens. Raises ValueError for what has not exactly one 1 in each row."""
+        needed = (*self.batch_size, self.rules.vocabulary_size)
+        is_shaped = action.shape == needed
+        if not is_shaped or not bool(((action != 0).sum(-1) == 1).all()):
+            got = "a row without exactly one" if is_shaped else format_shape(action.shape)
+            raise ValueError(f"'action' must be one-hot, {format_shape(needed)}, got {got}")
+        return action.argmax(-1)
 
     def _fields(self, terminated: Tensor, truncated: Tensor) -> TensorDictBase:
         rows, shape = self._rows, self.batch_size
         fields = {
-            "observation": rows.last.int(),
-            "sequence": rows.sequence,
+            "observation": self._encoded(rows.last.int()),
+            "sequence": self._encoded(rows.sequence),
             "sequence_mask": rows.sequence_mask,
             "action_mask": rows.action_mask(),
             "terminated": terminated.unsqueeze(-1),
             "truncated": truncated.unsqueeze(-1),
             "done": (terminated | truncated).unsqueeze(-1),
         }
+        if self.temperature is not None:
+            fields["temperature"] = torch.full(
+                (len(rows.last), 1), self.temperature, device=self.device
+            )
         fields = {name: value.reshape((*shape, *value.shape[1:])) for name, value in fields.items()}
         return TensorDict(fields, batch_size=shape, device=self.device)
 

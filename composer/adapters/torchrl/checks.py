@@ -27,9 +27,10 @@ from composer.policy.structured import one_policy
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
 from perception_blocks.port import format_shape
+from perception_blocks.words import listing
 
 __all__ = ["encoding_of", "refuse_loss", "refuse_model", "refuse_specs", "refuse_taken_keys"]
-__all__ += ["serves_choices"]
+__all__ += ["refuse_temperature", "serves_choices"]
 
 Specs = Mapping[Key, TensorSpec]
 _INDICES = (Categorical, MultiCategorical)
@@ -73,6 +74,21 @@ def refuse_taken_keys(observations: Iterable[Field], actions: Iterable[Field]) -
         raise ValueError(
             f"the modules write {names} themselves, which are observations here; rename them in the environment with "
             "RenameTransform, and say so in to_torchrl(..., keys={name: key})"
+        )
+
+
+def refuse_temperature(key: Key, actions: Iterable[str], env: EnvBase | None) -> None:
+    """Raise ValueError for temperatures of several actions, or that ``env`` does not have."""
+    names = list(actions)
+    if len(names) > 1:
+        raise ValueError(
+            f"temperature_key is for one action; this model has {listing(names)}; leave it out"
+        )
+    known = [] if env is None else list(_specs(env.full_observation_spec_unbatched))
+    if env is not None and key not in known:
+        shown_keys = ", ".join(map(shown, known))
+        raise ValueError(
+            f"temperature_key is {shown(key)}, which the environment does not have; it has {shown_keys}"
         )
 
 

@@ -23,7 +23,7 @@ class ComposedDistribution(TorchDistribution):
 
     ``field`` says how these differ from what the family draws: encoding, start, dtype, bounds. log_prob and entropy are
     sums over the action's dimensions, shape (...). ``mask`` (true = legal) has the shape of the logits; ``mask_key`` is
-    what it is called, for messages.
+    what it is called, for messages. ``temperature`` (..., 1) divides the logits.
     """
 
     arg_constraints: dict[str, Any] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -32,6 +32,7 @@ class ComposedDistribution(TorchDistribution):
         self,
         logits: Tensor,
         mask: Tensor | None = None,
+        temperature: Tensor | None = None,
         *,
         family: ActionDistribution,
         field: Field,
@@ -41,10 +42,10 @@ class ComposedDistribution(TorchDistribution):
         self.field = field
         family.refuse_no_numbers(logits)
         try:
-            self.base = family(logits, mask)
+            self.base = _made(family, logits, mask, temperature)
         except NoLegalChoiceError as error:
             raise error.of(f"observation {mask_key!r}") from None
-        self._logits, self._mask = logits, mask
+        self._logits, self._mask, self._temperature = logits, mask, temperature
         self.has_rsample = type(self.base).rsample is not Distribution.rsample
         super().__init__(logits.shape[:-1], torch.Size(field.shape), validate_args=False)
 
@@ -97,9 +98,9 @@ class ComposedDistribution(TorchDistribution):
         return self._logits.dtype
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> ComposedDistribution:
-        logits, mask = self._expanded(batch_shape)
+        expanded = self._expanded(batch_shape)
         # Without its key: this mask has been looked at already.
-        return ComposedDistribution(logits, mask, family=self.family, field=self.field)
+        return ComposedDistribution(*expanded, family=self.family, field=self.field)
 
     # --- inside ---
 
@@ -107,12 +108,13 @@ class ComposedDistribution(TorchDistribution):
         """Our distribution with batch shape ``sample_shape`` + (...)."""
         if not tuple(sample_shape):
             return self.base
-        return self.family(*self._expanded((*sample_shape, *self.batch_shape)))
+        return _made(self.family, *self._expanded((*sample_shape, *self.batch_shape)))
 
-    def _expanded(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def _expanded(self, batch_shape: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         logits = self._logits.expand(*batch_shape, self._logits.shape[-1])
         mask = None if self._mask is None else self._mask.expand(logits.shape)
-        return logits, mask
+        heat = self._temperature
+        return logits, mask, None if heat is None else heat.expand(*batch_shape, heat.shape[-1])
 
     def _with_log_prob(self, base: Distribution, value: Tensor) -> tuple[Tensor, Tensor]:
         """The action, and the log-probability of what the environment gets: a clipped action is another one."""
@@ -138,3 +140,11 @@ class ComposedDistribution(TorchDistribution):
                 f"the action {key!r} is no choice of one out of many: {kind} has no probs and logits of its choices"
             )
         return self.base
+
+
+def _made(
+    family: ActionDistribution, logits: Tensor, mask: Tensor | None, temperature: Tensor | None
+) -> Distribution:
+    if temperature is None:
+        return family(logits, mask)
+    return family(logits, mask, temperature)

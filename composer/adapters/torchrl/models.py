@@ -25,6 +25,7 @@ from composer.adapters.torchrl.checks import (
     refuse_model,
     refuse_specs,
     refuse_taken_keys,
+    refuse_temperature,
     serves_choices,
 )
 from composer.adapters.torchrl.distribution import ComposedDistribution
@@ -104,6 +105,7 @@ def to_torchrl(
     return_log_prob: bool = True,
     loss: type[LossModule] | None = None,
     burn_in: int = 0,
+    temperature_key: Key | None = None,
 ) -> TorchRLModules:
     """Wrap ``model`` as TorchRL modules that share its weights.
 
@@ -113,6 +115,7 @@ def to_torchrl(
     both have means the observation.
     ``mask_training`` applies the action mask in training too. With memory the first ``burn_in`` steps of a sequence
     only warm up the state of the modules for training, without gradients; see `TorchRLModules.sequence_buffer`.
+    ``temperature_key`` is the key of temperatures (..., 1), by which the actors divide the logits, for training too.
 
     Raises ValueError for a model of several actors, for an environment with other specs, and if the critic or the
     distributions do not fit the class ``loss``.
@@ -128,7 +131,10 @@ def to_torchrl(
     build = ModulesBuilder.of(
         model, chosen, keys or {},
         mask_training=mask_training, return_log_prob=return_log_prob, burn_in=burn_in,
+        temperature_key=temperature_key,
     )  # fmt: skip
+    if temperature_key is not None:
+        refuse_temperature(temperature_key, build.actions, env)
     refuse_taken_keys(build.observations.values(), build.actions.values())
     if env is not None:
         refuse_specs(env, build.observations.values(), build.actions.values())

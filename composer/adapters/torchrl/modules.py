@@ -54,7 +54,7 @@ from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import hint
 
-__all__ = ["ModulesBuilder", "ensemble_of", "sequence"]
+__all__ = ["ModulesBuilder", "TensorModule", "TensorValue", "ensemble_of", "sequence"]
 
 LEGAL = "legal_actions"
 
@@ -70,6 +70,7 @@ class ModulesBuilder:
     mask_training: bool
     return_log_prob: bool
     burn_in: int
+    temperature_key: Key | None = None
 
     @classmethod
     def of(
@@ -81,6 +82,7 @@ class ModulesBuilder:
         mask_training: bool,
         return_log_prob: bool,
         burn_in: int,
+        temperature_key: Key | None = None,
     ) -> ModulesBuilder:
         """Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell."""
         policy, critic = one_policy(model.policy), critic_of(model)
@@ -98,7 +100,10 @@ class ModulesBuilder:
         others = {name: key for name, key in keys.items() if name not in tree.leaves}
         actions = fields_of(action_tree, action_tree.leaves, encoding=encoding, keys=others)
         mask = _mask_key(policy, observations, keys)
-        return cls(model, observations, actions, mask, mask_training, return_log_prob, burn_in)
+        return cls(
+            model, observations, actions, mask,
+            mask_training, return_log_prob, burn_in, temperature_key,
+        )  # fmt: skip
 
     # --- the policy ---
 
@@ -106,12 +111,19 @@ class ModulesBuilder:
     def policy(self) -> Policy:
         return one_policy(self.model.policy)
 
-    def actor(self, *, training: bool) -> ProbabilisticActor:
-        """Draws actions; with gradients, and over sequences, where it is for ``training``."""
+    def actor(self, *, training: bool, network: TensorModule | None = None) -> ProbabilisticActor:
+        """Draws actions; with gradients, and over sequences, where it is for ``training``.
+
+        ``network`` computes the logits in the place of the policy's own.
+        """
+        if network is None:
+            network = self._network(
+                self._logits_keys(), self._use(training), self._is_masked(training)
+            )
         keys = [field.key for field in self.actions.values()]
         named: dict[str, Any] = {"log_prob_key": _log_prob(keys[0])} if self._is_single else {}
         return ComposedActor(
-            self._network(self._logits_keys(), self._use(training), self._is_masked(training)),
+            network,
             in_keys=self._distribution_keys(self._is_masked(training)),
             out_keys=keys,
             spec=self._action_spec(),
@@ -159,7 +171,12 @@ class ModulesBuilder:
     def _distribution_keys(self, masked: bool) -> Any:
         if not self._is_single:
             return [PARAMS]
-        return {"logits": "logits"} | ({"mask": self.mask_key} if masked and self.mask_key else {})
+        keys: dict[str, Key] = {"logits": "logits"}
+        if masked and self.mask_key:
+            keys["mask"] = self.mask_key
+        if self.temperature_key:
+            keys["temperature"] = self.temperature_key
+        return keys
 
     def _distribution(self) -> dict[str, Any]:
         """Class and arguments of the distribution, for ProbabilisticActor."""
@@ -415,9 +432,9 @@ def _distribution(
     head: Any, tensordict: TensorDictBase, values: Mapping[Key, Tensor]
 ) -> ComposedDistribution:
     """What ``head`` makes of ``values`` of the network, and of the mask in ``tensordict``."""
-    logits, *masks = head.in_keys
-    mask = [tensordict.get(key, None) for key in masks]
-    return ComposedDistribution(values[logits], *mask, **head.distribution_kwargs)
+    logits, *others = zip(head.dist_keys, head.in_keys, strict=True)
+    given = {name: tensordict.get(key, None) for name, key in others}
+    return ComposedDistribution(values[logits[1]], **given, **head.distribution_kwargs)
 
 
 def _with(
