@@ -48,8 +48,8 @@ def token_modules(
 
     ``actor_training`` and ``critic_training`` read a TensorDict (B, T): ``observation`` (B, T), the token before each
     step, from the start token on; ``mask`` (B, T), true for the steps there are (all without it). They write ``logits``
-    (B, T, vocabulary) and ``state_value`` (B, T, 1), equal to those of the modules for inference at each step, and share
-    their weights. The arguments are those of `composer.adapters.torchrl.to_torchrl`.
+    (B, T, vocabulary) and ``state_value`` (B, T, 1), equal to what the modules for inference write at each step, and
+    share their weights. The arguments are those of `composer.adapters.torchrl.to_torchrl`.
 
     Raises ValueError for what `to_torchrl` and `composer.policy.token_views` refuse.
     """

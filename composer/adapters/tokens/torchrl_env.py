@@ -37,9 +37,9 @@ class TokenEnv(EnvBase):
     arguments, gives the action mask, which is true everywhere without it. Raises ValueError for rules that contradict
     each other, for actions that are no tokens or not legal, where no token is legal, and for scores without a number.
 
-    With ``encoding="one_hot"`` observation, sequence and action are one-hot, with an axis of vocabulary_size more; where
-    the mask of a sequence is false stands token 0. With a ``temperature`` there is a field of that name (B, 1), by which
-    actors divide their logits where they are made with ``temperature_key="temperature"``.
+    With ``encoding="one_hot"`` observation, sequence and action are one-hot, with an axis of vocabulary_size more;
+    token 0 stands where the mask of a sequence is false. With a ``temperature`` there is a field of that name (B, 1),
+    by which actors that are made with ``temperature_key="temperature"`` divide their logits.
 
     >>> env = TokenEnv(vocabulary_size=4, max_length=4, batch_size=2)
     >>> env.step(env.reset().set("action", torch.tensor([2, 3])))["next", "sequence"].tolist()
