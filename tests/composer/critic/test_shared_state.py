@@ -263,7 +263,7 @@ def test_table_and_picture_say_that_a_central_critic_sees_all_actors(stack, tmp_
     actions = dict.fromkeys(observed, spaces.Discrete(3))
     model = composer.compose(spec, observation_space=observed, action_space=actions, device="meta")
     remark = "critic is for all actors at once; it sees 'a', 'b', 'c'"
-    assert remark in model.summary().remarks
+    assert remark in model.summary()
     model.draw(tmp_path / "model.dot")
     shown = "parameters for all actors at once; it sees 'a', 'b' and 1 more"
     assert shown in (tmp_path / "model.dot").read_text()
