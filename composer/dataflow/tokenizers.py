@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from composer.adapters.tokens.vocabulary import UnknownTokenError
 from composer.errors import Position, Problem, RefusedError, SpecError
 from composer.source.files import as_utf8, display_name, no_file
 from perception_blocks.reading import file_at
@@ -42,30 +43,11 @@ def tokenizer_from(path: str) -> PreTrainedTokenizerBase:
         raise RefusedError(str(error)) from error
     if not os.path.isdir(place):  # Path.is_dir raises OSError for a name that is too long
         return vocabulary_tokenizer(path)
-    if not (place / "tokenizer_config.json").is_file():
-        raise RefusedError(f"the folder {path!r} has no tokenizer: no tokenizer_config.json")
     try:
-        from transformers import AutoTokenizer
-
-        from composer.language.processors import offline
-        from perception_blocks.blocks.model_folder import code_named_in
+        from composer.language.processors import tokenizer_of_folder
     except ImportError as error:
         raise missing_extra("a tokenizer", error, "llm") from error
-    for file in sorted(place.glob("*.json")):
-        try:
-            code = code_named_in(file)
-        except ValueError as error:
-            raise RefusedError(f"{display_name(str(file))!r} cannot be read: {error}") from error
-        if code:
-            raise RefusedError(f"{display_name(str(file))!r} has {code}")
-    with offline():
-        try:
-            return AutoTokenizer.from_pretrained(
-                str(place), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise RefusedError(f"the tokenizer in {path!r} cannot be made: {reason}") from error
+    return tokenizer_of_folder(path, place)
 
 
 def vocabulary_tokenizer(
@@ -163,10 +145,6 @@ def _made(
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **given
     )
-
-
-class UnknownTokenError(ValueError):
-    """A text has something that is no token of the vocabulary."""
 
 
 def encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int] | UnknownTokenError]:

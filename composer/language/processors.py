@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from composer.errors import RefusedError
 from composer.language.hf import HfModel, quiet
+from composer.source.files import display_name
 from perception_blocks.blocks.model_folder import code_named_in
+from perception_blocks.registry import missing_extra
 
 __all__ = ["offline", "processor_files", "processor_from", "processor_of_files"]
+__all__ += ["tokenizer_of_folder"]
 
 TEXTS = (".json", ".txt", ".jinja")
 BINARY = (".model", ".spm", ".tiktoken")  # tables of tokenizers; kept in base64
@@ -44,6 +48,35 @@ def processor_from(entry: HfModel, place: str | Path | None, config: Any) -> Any
     if tokenizer is not None:
         tokenizer.padding_side = "left"  # actions follow the prompt
     return processor
+
+
+def tokenizer_of_folder(path: str, place: Path) -> Any:
+    """The tokenizer in the folder ``place``, called ``path`` in messages, as ``save_pretrained`` writes it.
+
+    No code of a folder runs, and nothing is downloaded. Raises RefusedError where it cannot be made, MissingExtraError
+    without the extra 'llm'.
+    """
+    if not (place / "tokenizer_config.json").is_file():
+        raise RefusedError(f"the folder {path!r} has no tokenizer: no tokenizer_config.json")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise missing_extra("a tokenizer", error, "llm") from error
+    for file in sorted(place.glob("*.json")):
+        try:
+            code = code_named_in(file)
+        except ValueError as error:
+            raise RefusedError(f"{display_name(str(file))!r} cannot be read: {error}") from error
+        if code:
+            raise RefusedError(f"{display_name(str(file))!r} has {code}")
+    with offline():
+        try:
+            return AutoTokenizer.from_pretrained(
+                str(place), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise RefusedError(f"the tokenizer in {path!r} cannot be made: {reason}") from error
 
 
 def processor_files(processor: Any) -> dict[str, str]:
