@@ -61,6 +61,7 @@ __all__ = [
     "Port",
     "PositionalEncodingBlock",
     "PositiveInt",
+    "PreprocessImageBlock",
     "QuantileValueBlock",
     "Range",
     "Registry",
@@ -80,6 +81,7 @@ __all__ = [
     "VggConvBlock",
     "VggConvDenseBlock",
     "VggConvGapBlock",
+    "VisionModelBlock",
     "init",
     "make_activation",
     "one_vector",
@@ -138,6 +140,7 @@ if TYPE_CHECKING:
         MaskedGlobalPoolingBlock,
         VggConvGapBlock,
     )
+    from perception_blocks.blocks.preprocess import PreprocessImageBlock
     from perception_blocks.blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock, RnnBlock
     from perception_blocks.blocks.reshape import (
         FlattenBlock,
@@ -150,6 +153,7 @@ if TYPE_CHECKING:
     from perception_blocks.blocks.scale import NormalizeBlock, ScaleImageBlock
     from perception_blocks.blocks.sets import AttentionPoolingBlock, DeepSetBlock, PointNetBlock
     from perception_blocks.blocks.transformer import TransformerEncoderBlock
+    from perception_blocks.blocks.vision_model import VisionModelBlock
     from perception_blocks.blocks.windows import FrameStackBlock
     from perception_blocks.graph.graph import Graph, GraphError
     from perception_blocks.inference import InferenceBlock
@@ -183,6 +187,7 @@ else:
             "blocks.message_passing": "MessagePassingBlock",
             "blocks.noisy": "NoisyDenseBlock",
             "blocks.pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
+            "blocks.preprocess": "PreprocessImageBlock",
             "blocks.recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
             "blocks.reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
             "blocks.residual_conv": "ImpalaCnnBlock ResConvBlock",
@@ -190,6 +195,7 @@ else:
             "blocks.scale": "NormalizeBlock ScaleImageBlock",
             "blocks.sets": "AttentionPoolingBlock DeepSetBlock PointNetBlock",
             "blocks.transformer": "TransformerEncoderBlock",
+            "blocks.vision_model": "VisionModelBlock",
             "blocks.windows": "FrameStackBlock",
             "graph.graph": "Graph GraphError",
             "inference": "InferenceBlock",

@@ -295,6 +295,7 @@ _BLOCKS = {  # by file; the class of ``strided_conv`` is ``StridedConvBlock``
     "reshape": "flatten slice multi_index_slice repeat_to_match",
     "embed": "one_hot embedding",
     "scale": "scale_image normalize",
+    "preprocess": "preprocess_image",
     "elementwise": "add multiply gated_sum correlation",
     "pooling": "global_average_pooling masked_global_pooling vgg_conv_gap",
     "residual_conv": "impala_cnn res_conv",
@@ -305,6 +306,7 @@ _BLOCKS = {  # by file; the class of ``strided_conv`` is ``StridedConvBlock``
     "attention_conv": "self_attention_conv",
     "transformer": "transformer_encoder",
     "language_model": "transformer",
+    "vision_model": "vision_model",
     "sets": "deep_set attention_pooling point_net",
     "windows": "frame_stack",
     "linear_memory": "min_gru lru",
@@ -316,7 +318,7 @@ _BLOCKS = {  # by file; the class of ``strided_conv`` is ``StridedConvBlock``
     "heads": "dueling value quantile_value categorical_value action_masking",
     "custom": "functional",
 }
-_EXTRAS_OF_BLOCKS = {"language_model": "llm", "message_passing": "graph"}
+_EXTRAS_OF_BLOCKS = {"language_model": "llm", "vision_model": "llm", "message_passing": "graph"}
 for _file, _names in _BLOCKS.items():
     BLOCKS.register_all(
         f"perception_blocks.blocks.{_file}",

@@ -23,8 +23,8 @@ OURS = "perception_blocks.blocks."
 INDEX = "index"
 # Page -> the modules whose blocks it shows, in this order.
 FAMILIES = {
-    "basic": "dense residual_dense noisy combine elementwise reshape embed features scale",
-    "convolution": "conv residual_conv",
+    "basic": "dense residual_dense noisy combine elementwise reshape embed features scale preprocess",
+    "convolution": "conv residual_conv vision_model",
     "pooling-and-sets": "pooling sets",
     "attention": "attention attention_conv transformer language_model",
     "memory": "recurrent windows linear_memory gtrxl decoder",

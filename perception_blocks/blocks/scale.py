@@ -59,16 +59,17 @@ class ScaleImageBlock(PerceptionBlock):
         high: Bound | None = None,
         channels: Literal["first", "last"] | None = None,
     ) -> None:
-        shape = one_input(in_shapes, "scale_image")
+        name = block_name(self)
+        shape = one_input(in_shapes, name)
         if len(shape) > 3:
             advice = "apply it to each image (each: 1)"
-            raise InputShapeError("scale_image takes one image at a time", {0: shape}, advice)
+            raise InputShapeError(f"{name} takes one image at a time", {0: shape}, advice)
         if len(shape) == 3 and channels is None:
-            channels = find_channels(shape)
+            channels = find_channels(shape, name)
         super().__init__(in_shapes, out_shapes=[scaled_shape(shape, channels)])
         self.rank = len(shape)
         self.channels_last = len(shape) == 3 and channels == "last"
-        lows, spans = bounds_of(shape, low, high)
+        lows, spans = bounds_of(shape, low, high, name)
         self._bounds = (lows, spans)
         self._from_zero = not bool(lows.any())  # then there is nothing to take off
         self.register_buffer("low", torch.empty(lows.shape), persistent=False)
@@ -93,8 +94,9 @@ class ScaleImageBlock(PerceptionBlock):
         refuse_integers(cls, in_ports)
         normalized = {index: port for index, port in enumerate(in_ports) if port.normalized}
         if normalized:
-            rule = "scale_image scales raw numbers, and its input is normalised already"
-            advice = "take {0} out of 'normalize', or leave scale_image out"
+            name = block_name(cls)
+            rule = f"{name} scales raw numbers, and its input is normalised already"
+            advice = f"take {{0}} out of 'normalize', or leave {name} out"
             raise InputShapeError(rule, normalized, advice)
 
     def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
@@ -239,11 +241,11 @@ def refuse_integers(cls: type[PerceptionBlock], in_ports: Sequence[Port]) -> Non
             raise InputShapeError(rule, {index: port}, advice)
 
 
-def find_channels(shape: Shape) -> Literal["first", "last"]:
+def find_channels(shape: Shape, name: str = "scale_image") -> Literal["first", "last"]:
     """Where ``shape`` has its channels. Raises InputShapeError where both ends, or neither, could be them."""
     first, last = (size is not None and size <= MOST_CHANNELS for size in (shape[0], shape[-1]))
     if first == last:
-        rule = "scale_image cannot tell which axis holds the channels"
+        rule = f"{name} cannot tell which axis holds the channels"
         raise InputShapeError(rule, {0: shape}, "say channels: first or channels: last")
     return "first" if first else "last"
 
@@ -254,21 +256,21 @@ def scaled_shape(shape: Shape, channels: str | None) -> Shape:
     return (shape[2], shape[0], shape[1]) if len(shape) == 3 and channels == "last" else shape
 
 
-def bounds_of(shape: Shape, low: Bound | None, high: Bound | None) -> tuple[Tensor, Tensor]:
+def bounds_of(
+    shape: Shape, low: Bound | None, high: Bound | None, name: str = "scale_image"
+) -> tuple[Tensor, Tensor]:
     """``low`` and ``high - low``, each a number or in ``shape``. Raises ValueError where they bound nothing."""
     if low is None or high is None:
         missing = " and ".join(n for n, v in (("low", low), ("high", high)) if v is None)
-        raise ValueError(
-            f"scale_image needs bounds, which its input does not have; give it {missing}"
-        )
+        raise ValueError(f"{name} needs bounds, which its input does not have; give it {missing}")
     lows, highs = (bound_tensor(shape, bound) for bound in (low, high))
     if not bool(torch.isfinite(lows).all() and torch.isfinite(highs).all()):
         raise ValueError(
-            "scale_image needs bounds, but those of the space are infinite; give it low and high, "
+            f"{name} needs bounds, but those of the space are infinite; give it low and high, "
             "or use a normalize block"
         )
     if bool((highs < lows).any()) or not bool((highs > lows).any()):
-        raise ValueError(f"scale_image needs low < high, got low {low!r} and high {high!r}")
+        raise ValueError(f"{name} needs low < high, got low {low!r} and high {high!r}")
     spans = highs - lows
     return lows, torch.where(spans == 0, torch.ones_like(spans), spans)  # a constant becomes 0
 

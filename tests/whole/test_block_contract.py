@@ -284,6 +284,23 @@ SAMPLES += [
         {"family": "mamba", "vocab_size": 5, "num_hidden_layers": 2, "hidden_size": 8},
     ),
 ]
+RESNET = {"embedding_size": 4, "hidden_sizes": [4, 6], "depths": [1, 1], "layer_type": "basic"}
+VIT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+SAMPLES += [
+    Sample("vision_model", [(2, 16, 18)], {"family": "resnet", **RESNET}),
+    Sample("vision_model", [(3, 9, 16)], {"family": "resnet", "read": "map", **RESNET}),
+    Sample("vision_model", [(2, 8, 12)], {"family": "vit", "patch_size": 4, **VIT}),
+    Sample("vision_model", [(3, 8, 8)], {"family": "siglip_vision_model", "patch_size": 4, **VIT}),
+    Sample(
+        "preprocess_image", [image(9, 8, 3)], {"low": 0, "high": 255, "size": (6, 12), "crop": 5}
+    ),
+    Sample("preprocess_image", [image(1, 9, 8)], {"low": 0, "high": 255, "rgb": True, "std": 2}),
+    Sample(
+        "preprocess_image",
+        [(3, None, None)],
+        {"low": 0, "high": 1, "size": 4, "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3]},
+    ),
+]
 MEMORY = [s for s in SAMPLES if s.build().state_shapes]
 
 
