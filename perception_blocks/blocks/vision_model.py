@@ -151,8 +151,8 @@ class VisionModelBlock(BodyBlock):
         """The library writes these numbers only together with new weights."""
         for part in module.modules():
             for name in part._non_persistent_buffers_set:
-                buffer = part._buffers[name]
-                assert name == "position_ids" and buffer is not None
+                assert name == "position_ids", name
+                buffer: Any = part._buffers[name]
                 with torch.no_grad():
                     buffer.copy_(torch.arange(buffer.shape[-1], device="cpu"))
 
