@@ -41,6 +41,7 @@ __all__ = [
     "load",
     "model_wrap",
     "register_wrapper",
+    "with_previous",
 ]
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from composer.policy.policy import Policy
     from composer.policy.structured import StructuredPolicy
     from composer.spaces.episode_starts import first_steps
+    from composer.spaces.recalling import with_previous
     from composer.wrappers.interface import BaseModelWrapper, IModelWrapper
     from composer.wrappers.wrapping import model_wrap, register_wrapper
 else:
@@ -72,6 +74,7 @@ else:
             "policy.policy": "Policy",
             "policy.structured": "StructuredPolicy",
             "spaces.episode_starts": "first_steps",
+            "spaces.recalling": "with_previous",
             "wrappers.interface": "BaseModelWrapper IModelWrapper",
             "wrappers.wrapping": "model_wrap register_wrapper",
         },

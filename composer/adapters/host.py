@@ -20,13 +20,16 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from composer.model import Model
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.kinds import KINDS, Leaf, look_at, to_space_value, unrounded
 from composer.spaces.lookup import Spaces
-from composer.spaces.tree import SpaceTree, to_environment
+from composer.spaces.tree import SpaceTree, how_to_recall, to_environment
+from composer.spec.keys import PREVIOUS
 from perception_blocks.port import format_shape
 
 __all__ = ["FlatEnv", "HostActions", "HostObservations", "refuse_other_spaces"]
+__all__ += ["refuse_unrecalled"]
 
 NEEDED = "that the model needs"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -208,7 +211,26 @@ def refuse_other_spaces(
     differences += spaces_differ(needed[1], host[1], "action")
     if differences:
         lines = "".join(f"\n  {difference}" for difference in differences)
+        advice = advice or _how_to_recall(needed[0], host[0])
         raise ValueError(f"the environment's spaces are not those {what}:{lines}{advice}")
+
+
+def refuse_unrecalled(model: Model, host: Space) -> None:
+    """Raise ValueError where the host's observations lack the last action and reward that the spec asks for."""
+    if model.spec.previous:
+        action = model.action_space
+        refuse_other_spaces((model.observation_space, action), (host, action), "of the model")
+
+
+def _how_to_recall(needed: Space, host: Space) -> str:
+    """What gives the last action and reward, if the host's observations lack them."""
+    group = needed.spaces.get(PREVIOUS) if isinstance(needed, spaces.Dict) else None
+    if not isinstance(group, spaces.Dict) or PREVIOUS in getattr(host, "spaces", ()):
+        return ""
+    names = ["action"] * (group.spaces.keys() != {"reward"}) + ["reward"] * (
+        "reward" in group.spaces
+    )
+    return how_to_recall(names)
 
 
 # --- observations ---

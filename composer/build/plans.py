@@ -27,6 +27,7 @@ from composer.spaces.lookup import Spaces
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, walk_space
 from composer.spaces.variable import is_ignored
+from composer.spec.keys import PREVIOUS
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import hint, listing
@@ -63,6 +64,7 @@ class PolicyPlan:
     families: ActionDistributions
     ignored: tuple[str, ...]
     rules_are_wrong: bool
+    unasked: dict[str, str]  # what `previous` could add, and why it did not
     ports: dict[str, Port] = field(default_factory=dict)
     observer: Observer = field(init=False)
     masks: dict[str, str] = field(default_factory=dict)  # action -> observation
@@ -74,7 +76,7 @@ class PolicyPlan:
 
     def visible_ports(self, spec: NetworkSpec) -> VisiblePorts:
         """The observations that a network may see, and why not others; all of them while the list itself is wrong."""
-        hidden = dict.fromkeys(self.ignored, "is left out by 'ignore'")
+        hidden = self.unasked | dict.fromkeys(self.ignored, "is left out by 'ignore'")
         named = [named_observations(name, self.ports) for name in spec.observations or ()]
         if spec.observations is None or not all(named):
             return VisiblePorts(self.ports, hidden)
@@ -95,6 +97,8 @@ class PolicyPlan:
         """Why ``key`` is no observation that can be used."""
         if is_ignored(key, self.ignored):
             return f"{key!r} is left out by 'ignore'"
+        if key in self.unasked:
+            return f"{key!r} {self.unasked[key]}"
         near = hint(key, [*self.ports, *group_names(self.ports)], listed=self.ports)
         return f"{key!r} is not an observation{near}"
 
@@ -131,6 +135,17 @@ class PlannedGroup:
 
     def plan_of(self, actor: Actor) -> PolicyPlan:
         return self.plans[self.actors.index(actor) if self.separate else 0]
+
+
+def _unasked(previous: tuple[str, ...], seen: SpaceTree, actions: SpaceTree) -> dict[str, str]:
+    """The observations that `previous` would add if it listed more, each with what to write."""
+    names = {f"{PREVIOUS}/{key}": "action" for key in actions.leaves}
+    names.setdefault(f"{PREVIOUS}/reward", "reward")
+    return {
+        key: f"is not asked for; write {PREVIOUS}: [{', '.join([*previous, name])}] at the top of the spec"
+        for key, name in names.items()
+        if name not in previous and key not in seen.leaves
+    }
 
 
 def plan_groups(
@@ -285,6 +300,7 @@ class _GroupPlanner:
             observations, actions, families,
             ignored=tuple(self.spec.ignore),
             rules_are_wrong=len(self.problems) > before,
+            unasked=_unasked(self.spec.previous, observations, actions),
             ports=dict(observations.ports),
         )  # fmt: skip
         self._observe(plan)

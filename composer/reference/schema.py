@@ -19,7 +19,7 @@ from composer.spec.action_model import (
     MODEL_KEYS,
     MODEL_PRECISIONS,
 )
-from composer.spec.keys import BESIDE_MODEL, TOP_KEYS
+from composer.spec.keys import BESIDE_MODEL, PREVIOUS, RECALLED, TOP_KEYS
 from composer.spec.model_spec import CRITICS
 from composer.spec.nodes import NESTED
 from composer.spec.parallel import PRECISION_KEYS, PRECISIONS
@@ -145,6 +145,7 @@ def _top_keys(part: str = "") -> dict[str, Schema]:
         "ignore": _said("Observations that are left unread on purpose.", _names()),
         "normalize": _said("Observations and groups to normalise by running statistics.", _names()),
         "texts": _texts(),
+        PREVIOUS: _said("What of the last step becomes observations.", _names(RECALLED)),
         "extensions": _said("Modules to import first; the caller must allow them.", _names()),
         "freeze": _said(
             "Parts of the model that are not trained, such as policy/screen.", _names()
@@ -518,9 +519,10 @@ def _one_or_list(item: Schema) -> Schema:
     return _if({"type": "array"}, {"items": item, "minItems": 1}, item)
 
 
-def _names() -> Schema:
-    """A list of names, each once."""
-    return _value({"type": "array", "items": TEXT, "uniqueItems": True})
+def _names(known: Sequence[str] = ()) -> Schema:
+    """A list of names, each once, of those that are ``known`` if that is given."""
+    item: Schema = {"enum": list(known)} if known else TEXT
+    return _value({"type": "array", "items": item, "uniqueItems": True})
 
 
 def _has(*keys: str) -> Schema:

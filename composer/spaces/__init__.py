@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from perception_blocks.lazy import lazy_attributes
 
 __all__ = ["Actor", "Actors", "SpaceTree", "first_steps", "spaces_from_json", "spaces_to_json"]
+__all__ += ["with_previous"]
 
 if TYPE_CHECKING:
     from composer.spaces.actors import Actor, Actors
     from composer.spaces.episode_starts import first_steps
     from composer.spaces.json_form import spaces_from_json, spaces_to_json
+    from composer.spaces.recalling import with_previous
     from composer.spaces.tree import SpaceTree
 else:
     __getattr__, __dir__ = lazy_attributes(
@@ -18,6 +20,7 @@ else:
             "actors": "Actor Actors",
             "episode_starts": "first_steps",
             "json_form": "spaces_from_json spaces_to_json",
+            "recalling": "with_previous",
             "tree": "SpaceTree",
         },
     )

@@ -19,7 +19,10 @@ from composer.spaces.pettingzoo import (
     is_pettingzoo,
     make_pettingzoo,
 )
+from composer.spaces.previous import add_previous
 from composer.spaces.sizes import refuse_actors, refuse_sizes
+from composer.spaces.tree import SpaceError
+from composer.spec.keys import PREVIOUS
 from composer.spec.model_spec import ModelSpec
 from composer.trust import advice_on_missing, check_environment
 from perception_blocks.registry import extra_for
@@ -45,8 +48,21 @@ def find_spaces(
 ) -> Spaces:
     """The spaces that the caller gave, or the spaces of ``env``, or of the spec's environment.
 
+    Observations have the last action and reward where the spec's ``previous`` lists them.
+
     Raises ValueError for one space without the other, and if nothing says what the spaces are.
     """
+    given = _given_spaces(spec, env, observation_space, action_space, limits)
+    return _with_previous(spec, given, limits) if spec.previous else given
+
+
+def _given_spaces(
+    spec: ModelSpec,
+    env: Any,
+    observation_space: SpaceOrActors | None,
+    action_space: SpaceOrActors | None,
+    limits: GivenLimits,
+) -> Spaces:
     if env is None and observation_space is not None and action_space is not None:
         return _in_one_form(observation_space, action_space, limits)
     if (observation_space is None) != (action_space is None):
@@ -67,6 +83,34 @@ def find_spaces(
         raise SpecError([Problem(message, path, source and source.position(path))]) from error
     finally:
         new_env.close()
+
+
+def _with_previous(spec: ModelSpec, given: Spaces, limits: GivenLimits) -> Spaces:
+    """The spaces with what ``previous`` adds, to each actor its own. Raises SpecError, at that key."""
+    path, problems = (PREVIOUS,), []
+    position = spec.source.position(path)
+
+    def enlarged(observation_space: Any, action_space: Any, whose: str = "") -> Any:
+        try:
+            return add_previous(observation_space, action_space, spec.previous, limits)
+        except SpaceError as error:  # what is wrong with the actions alone
+            start = spec.source.position(())
+            problems.extend(Problem(f"{whose}{text}", (), start) for _, text in error.problems)
+        except ValueError as error:
+            problems.append(Problem(f"{whose}{error}", path, position))
+        return observation_space
+
+    seen, taken = given
+    if is_by_actor(seen):
+        seen = {
+            key: enlarged(space, taken[key], f"{key!r}: ") if key in taken else space
+            for key, space in seen.items()
+        }
+    else:
+        seen = enlarged(seen, taken)
+    if problems:
+        raise SpecError(problems)
+    return _checked(seen, taken, limits)
 
 
 def environment_spaces(env: object, limits: GivenLimits = None) -> Spaces:

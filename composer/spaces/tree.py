@@ -35,12 +35,15 @@ from composer.spaces.variable import (
     declared_text,
     is_ignored,
 )
+from composer.spec.keys import PREVIOUS, RECALLED
 from perception_blocks.port import format_shape
 from perception_blocks.words import did_you_mean, is_writable
 
 __all__ = ["Leaf", "SpaceError", "SpaceTree", "flatten_space", "format_space", "walk_space"]
 __all__ += [
     "drawn_actions",
+    "first_tensor",
+    "how_to_recall",
     "from_space_value",
     "holds_tensors",
     "to_environment",
@@ -230,7 +233,21 @@ class SpaceTree:
         elif isinstance(value, (tuple, list)):
             got = f"a {type(value).__name__} of {len(value)}"
         hint = unpacking(value) if self.root == "observation" else ""
+        hint = hint or self._how_to_recall(value)
         return f"{self.root} {key!r} is missing; got {got}{hint}"
+
+    def _how_to_recall(self, value: object) -> str:
+        """What gives the last action and reward, if they are what ``value``, an observation, lacks."""
+        paths = [leaf.path for leaf in self.leaves.values() if leaf.path[:1] == (PREVIOUS,)]
+        if self.root != "observation" or not paths:
+            return ""
+        if isinstance(value, Mapping) and any(str(key).split("/")[0] == PREVIOUS for key in value):
+            return ""
+        is_reward = [path[1:] == ("reward",) for path in paths]
+        names = [
+            name for name, is_in in zip(RECALLED, (not all(is_reward), any(is_reward))) if is_in
+        ]
+        return how_to_recall(names)
 
     def _refuse_unknown(self, value: object) -> None:
         """Raise ValueError for a key that the space does not have; a flat dict has flat keys."""
@@ -342,7 +359,13 @@ def walk_space(
 
 def holds_tensors(value: object) -> bool:
     """Whether the numbers of a (nested) value are tensors, judged by the first that are no Python integer."""
-    return isinstance(_first_numbers(value), Tensor)
+    return first_tensor(value) is not None
+
+
+def first_tensor(value: object) -> Tensor | None:
+    """The tensor that `holds_tensors` judges by; None where there is none."""
+    numbers = _first_numbers(value)
+    return numbers if isinstance(numbers, Tensor) else None
 
 
 def _first_numbers(value: object) -> object:
@@ -354,6 +377,11 @@ def _first_numbers(value: object) -> object:
         if numbers is not None:
             return numbers
     return None
+
+
+def how_to_recall(names: Sequence[str]) -> str:
+    """The end of a message about the last action and reward, ``names`` of which are missing."""
+    return f"; wrap the environment: env = composer.with_previous(env, {list(names)})"
 
 
 def drawn_actions(tree: SpaceTree) -> SpaceTree:

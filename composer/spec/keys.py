@@ -11,13 +11,15 @@ __all__ += [
     "PLACES",
     "POLICY_KEYS",
     "POLICY_NETWORK_KEYS",
+    "PREVIOUS",
+    "RECALLED",
     "TEMPLATE_STAGES",
     "TOP_KEYS",
     "TOP_PLACES",
 ]
 
 TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
-TOP_KEYS += ("texts", "parallel", "extensions", "freeze", "weights", "learning_rate_scale")
+TOP_KEYS += ("texts", "previous", "parallel", "extensions", "freeze", "weights", "learning_rate_scale")
 TOP_KEYS += ("policy", "critic", "model")
 BESIDE_MODEL = ("version", "environment", "params", "extends", "extensions", "parallel", "model")
 NETWORK_FILE_KEYS = ("version", "params", "extends", "extensions", "network")
@@ -27,6 +29,8 @@ POLICY_NETWORK_KEYS = (*NETWORK_KEYS, "shares")
 POLICY_KEYS = ("networks", "action_mask", "wrap", "separate")
 CRITIC_KEYS = ("networks", "kind", "stack", "ensemble", "normalize_value", "separate")
 ONE_OF_SEVERAL = ("separate",)  # more keys of one network among several
+PREVIOUS = "previous"  # the key, and the name of the observations that it adds
+RECALLED = ("action", "reward")  # what it may list
 TEMPLATE_STAGES = ("by_name", "kinds", "trunk", "memory")
 
 _SECTIONS = {

@@ -165,6 +165,7 @@ class ModelSpec:
     ``freeze``, ``weights`` (files) and ``learning_rate_scale`` are about parts of the model, by paths such as
     ``policy/screen`` (`composer.network.paths`).
     ``parallel`` is how `composer.parallel` spreads the model over processes; nothing else looks at it.
+    ``previous`` lists what `composer.with_previous` adds to observations: "action", "reward".
     Where there is a ``model``, the policy has no networks, and there is no critic. ``extensions`` are modules that are
     imported first.
     """
@@ -185,6 +186,7 @@ class ModelSpec:
     freeze: tuple[str, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
+    previous: tuple[str, ...] = ()
 
 
 def of_one_actor(spec: ModelSpec) -> ModelSpec:

@@ -44,6 +44,7 @@ from composer.spec.top_level import (
     params_meant,
     read_extensions,
     read_paths,
+    read_previous,
     without_other_files,
 )
 from composer.spec.wrapper_names import ONLY_PYTHON, WRAPPERS
@@ -116,6 +117,7 @@ class SpecParser:
         distributions = self._distributions(top)
         ignore, normalize = top.texts("ignore"), top.texts("normalize")
         texts = self._texts(top)
+        previous = read_previous(top)
         parallel = read_parallel(top)
         extensions = read_extensions(top, self._allow)
         if top.values.get("model") is not None:
@@ -140,6 +142,7 @@ class SpecParser:
             parallel=parallel,
             extensions=extensions,
             **read_paths(top),
+            previous=previous,
         )
 
     def _with_model(

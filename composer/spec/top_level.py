@@ -9,11 +9,12 @@ from typing import Any, TypeGuard
 from composer.errors import Path, Problems
 from composer.source.load import Source
 from composer.spec.fields import Fields
+from composer.spec.keys import PREVIOUS, RECALLED
 from composer.trust import check_trusted
-from perception_blocks.words import describe, listing, near_name
+from perception_blocks.words import describe, did_you_mean, listing, near_name
 
 __all__ = ["VERSION", "check_version", "is_network", "params_meant", "read_extensions"]
-__all__ += ["read_paths", "without_other_files"]
+__all__ += ["read_paths", "read_previous", "without_other_files"]
 
 VERSION = 1
 NETWORKS = ("policy", "critic")
@@ -61,6 +62,17 @@ def read_extensions(top: Fields, allow: Iterable[str]) -> tuple[str, ...]:
         if problem:
             top.problems.add(("extensions", index), problem)
     return names
+
+
+def read_previous(top: Fields) -> tuple[str, ...]:
+    """What of the last step becomes observations: "action", "reward", both or nothing."""
+    names = top.texts(PREVIOUS)
+    for name in names:
+        if name not in RECALLED:
+            index = list(top.values[PREVIOUS]).index(name)  # type: ignore[call-overload]
+            message = f"{PREVIOUS!r} may hold {listing(RECALLED)}, got {name!r}"
+            top.problems.add((PREVIOUS, index), message + did_you_mean(name, RECALLED))
+    return tuple(name for name in RECALLED if name in names)
 
 
 def params_meant(source: Source, known: Collection[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -22,8 +23,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from composer.errors import SpecError
+from composer.source.load import load_source
 from composer.spaces.lookup import make_environment
 from composer.spaces.pettingzoo import agent_spaces, is_pettingzoo
+from composer.spaces.previous import checked_names
+from composer.spaces.recalling import with_previous
+from composer.spec.keys import PREVIOUS
 from composer.training.trainer import Task, TrainingError
 from perception_blocks.words import printable
 
@@ -45,24 +50,32 @@ class EnvironmentMaker:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     spec: EnvSpec | None = None  # of gymnasium: another process has not registered it yet
     tell: str | None = None  # the folder where another process says why it ends
+    previous: tuple[str, ...] = ()  # as in the spec
 
     def __call__(self) -> gymnasium.Env:
         """Raises SpecError where there is no such environment."""
         if self.spec is not None:
             gymnasium.registry.setdefault(self.spec.id, self.spec)
         if self.tell is None or multiprocessing.parent_process() is None:
-            return training_environment(self.name, self.arguments)
+            return training_environment(self.name, self.arguments, self.previous)
         # Ctrl-C is sent to all processes of a terminal; the run's decides what comes of it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with _telling(self.tell):
-            env = training_environment(self.name, self.arguments)
+            env = training_environment(self.name, self.arguments, self.previous)
         return TellingEnvironment(env, self.tell)
 
 
 def environment_maker(task: Task) -> EnvironmentMaker:
     """What makes the environments of ``task``, all ``task.envs`` of them alike: the trainer gives each its seed."""
     spec = gymnasium.registry.get(task.environment.rpartition(":")[2])
-    return EnvironmentMaker(task.environment, dict(task.env_set), spec, _Processes.tell)
+    previous = _previous_of(task.spec) if task.spec else ()
+    return EnvironmentMaker(task.environment, dict(task.env_set), spec, _Processes.tell, previous)
+
+
+@lru_cache(maxsize=4)
+def _previous_of(spec: str) -> tuple[str, ...]:
+    """What the spec of a task lists under `previous`."""
+    return checked_names(load_source(spec).data.get(PREVIOUS, []))
 
 
 def vector_environment(task: Task) -> VectorEnv:
@@ -148,14 +161,23 @@ class TellingEnvironment(gymnasium.Wrapper):
 # --- what an environment gives is checked ---
 
 
-def training_environment(name: str, arguments: Mapping[str, Any] | None = None) -> gymnasium.Env:
+def training_environment(
+    name: str, arguments: Mapping[str, Any] | None = None, previous: tuple[str, ...] = ()
+) -> gymnasium.Env:
     """The environment called ``name``, made with ``arguments``, checked; of several agents a `JointEnvironment`.
+
+    Observations have the last action and reward that ``previous`` lists.
 
     Raises SpecError where there is none, and TrainingError for agents that take turns.
     """
     env = make_environment(name, arguments=arguments)
     if is_pettingzoo(env):
-        return JointEnvironment(env, name)
+        takes_turns = hasattr(env, "agent_iter")
+        return JointEnvironment(env if takes_turns else with_previous(env, previous), name)
+    return with_previous(_checked(env, name), previous)
+
+
+def _checked(env: gymnasium.Env, name: str) -> gymnasium.Env:
     inner, outer = env, None
     while isinstance(inner, _OF_GYMNASIUM):
         outer, inner = inner, inner.env

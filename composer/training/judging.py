@@ -62,7 +62,7 @@ def judge(
     if problem := check_environment(name, allow):
         raise SpecError([Problem(problem)])
     given = {**(task.env_set if task and env is None else {}), **(env_set or {})}
-    maker = EnvironmentMaker(name, given)
+    maker = EnvironmentMaker(name, given, previous=model.spec.previous)
     _refuse_other(model, maker)
     # A trainer that does not ask for masks has not learned with them; of a checkpoint that is not known.
     masked = task is None or task.algorithm == "maskable_ppo"

@@ -56,6 +56,8 @@ SPACES: dict[str, tuple[Any, Any]] = {
     "screens": (Box(0, 255, (2, 3, 64, 64), np.uint8), MOVE),
     "sets": (Dict(far=Box(-1, 1, (3, 5)), near=Box(-1, 1, (2, 4))), MOVE),
     "roads": (Graph(Box(-1, 1, (4,)), Box(-1, 1, (2,))), MOVE),
+    "recalling": (Dict({"x": VECTOR, "previous/reward": VECTOR}), MOVE),
+    "rewarding": (VECTOR, Dict(reward=MOVE)),
     "complex": (Dict(inventory=Box(-1, 1, (16,)), screen=IMAGE), MOVE_AND_USE),
     "complex_vector": (Dict(inventory=Box(-1, 1, (16,))), MOVE_AND_USE),
     "counts": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, SupportsFloat
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from composer.adapters.host import HostObservations
 from composer.adapters.rl_games.hosted import OBSERVATION, STATES, HostedActions
 from composer.spaces.lookup import make_environment
+from composer.spaces.recalling import with_previous
 from composer.spaces.tree import flatten_space, to_environment
 from perception_blocks.registry import missing_extra
 
@@ -96,7 +97,7 @@ class GymnasiumEnvironments(IVecEnv):
     each has a process. Observations are tensors on ``device``, nested ones by flat key. An episode that is over begins
     anew in the same step; where it was cut off, ``time_outs`` says so. Numbers of actions are clipped to their bounds.
     The masks of ``use_action_masks`` are those of ``action_masks()``; environments with ``state()`` and ``state_space``
-    have states of a central critic. ``ignore`` and ``texts`` are those of the spec, for observations of any size.
+    have states of a central critic. ``ignore``, ``texts`` and ``previous`` are those of the spec.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class GymnasiumEnvironments(IVecEnv):
         make: Callable[[], gymnasium.Env] | None = None,
         ignore: Sequence[str] = (),
         texts: Mapping[str, Mapping[str, object]] | None = None,
+        previous: Iterable[str] = (),
         seed: int | None = None,
         device: str = "cpu",
         subprocess: bool = False,
@@ -119,6 +121,8 @@ class GymnasiumEnvironments(IVecEnv):
         if make is None:
             make_environment(str(id)).close()  # whose errors name the id
         create = make or partial(gymnasium.make, id, **settings)
+        if previous:
+            create = partial(_recalling, create, tuple(previous))
         first = HostedEnv(create(), ignore, texts)
         self.model_spaces = first.model_spaces
         seen: Any = first.observation_space
@@ -168,6 +172,10 @@ class GymnasiumEnvironments(IVecEnv):
 
     def close(self) -> None:
         self.envs.close()
+
+
+def _recalling(make: Callable[[], gymnasium.Env], previous: tuple[str, ...]) -> gymnasium.Env:
+    return with_previous(make(), previous)
 
 
 def _hosted(

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
+from composer.adapters.host import refuse_unrecalled
 from composer.adapters.rl_games.checks import CENTRAL, CentralKind, refuse, refuse_no_spec
 from composer.adapters.rl_games.environments import ENVIRONMENT, register_environment
 from composer.adapters.rl_games.hosted import (
@@ -135,7 +136,7 @@ def _composed(hosted: Hosted | None, central: CentralKind, given: Mapping[str, A
         else:
             observation = with_states(observation, as_space(hosted.info["state_space"]))
     try:
-        return compose(
+        model = compose(
             given["spec"], observation_space=observation, action_space=action,
             allow=given.get("allow", ()), seed=given.get("seed"), overrides=overrides,
         )  # fmt: skip
@@ -143,6 +144,8 @@ def _composed(hosted: Hosted | None, central: CentralKind, given: Mapping[str, A
         if central == "none" and hosted is not None and hosted.info.get("state_space") is not None:
             error.add_note(f"rl_games hands 'states' to a central critic alone: {CENTRAL}")
         raise
+    refuse_unrecalled(model, observation)
+    return model
 
 
 class _Hosted(BaseModelNetwork):

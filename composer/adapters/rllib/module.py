@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from composer.adapters.host import HostObservations
+from composer.adapters.host import HostObservations, refuse_unrecalled
 from composer.adapters.needs import refuse
 from composer.adapters.rllib.distribution import ComposedDistribution, distribution_class
 from composer.host.step import Step
@@ -46,6 +46,7 @@ class ComposedModule(TorchRLModule, ValueFunctionAPI):
             observation_space=self.observation_space, action_space=self.action_space,
         )  # fmt: skip
         refuse(model, "PPO", "rllib")
+        refuse_unrecalled(model, self.observation_space)  # type: ignore[arg-type]
         HostObservations(one_policy(model.policy).observer.tree, "RLlib")  # what varies is refused
         self.model = model
         self._carries = model.has_memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from composer.spaces.recalling import with_previous
 from composer.spaces.tree import SpaceTree, flatten_space, format_space
 from perception_blocks.registry import missing_extra
 
@@ -28,12 +30,18 @@ ENDLESS = 2**31 - 1  # steps of an episode without a limit
 
 
 def vector_env(
-    env: str | VectorEnv, num_envs: int = 1, *, seed: int | None = None, device: str = "cpu"
+    env: str | VectorEnv,
+    num_envs: int = 1,
+    *,
+    seed: int | None = None,
+    device: str = "cpu",
+    previous: Iterable[str] = (),
 ) -> GymnasiumVecEnv:
     """An environment of rsl_rl over ``env``: the id of an environment of gymnasium, or a vector environment.
 
     Observations are groups under the model's flat keys: ``observation`` for a space without parts, else the names in
-    the Dict, nested ones with slashes. Actions are a Box, clipped to its bounds on the way. Raises ValueError for
+    the Dict, nested ones with slashes. Actions are a Box, clipped to its bounds on the way. ``previous`` adds the last
+    action and reward, as `composer.with_previous` does. Raises ValueError for
     actions that are no Box, observations that vary in size, and a vector environment that does not reset within the
     last step.
     """
@@ -42,6 +50,7 @@ def vector_env(
             env, num_envs, vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
         )  # fmt: skip
+    env = with_previous(env, previous)
     return GymnasiumVecEnv(env, seed=seed, device=device)
 
 

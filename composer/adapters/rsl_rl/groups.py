@@ -14,6 +14,7 @@ from composer.critic.base import SpaceCritic
 from composer.policy.policy import Policy
 from composer.spaces.json_form import space_from_json
 from composer.spaces.tree import SpaceTree
+from composer.spec.keys import PREVIOUS
 from perception_blocks.port import format_shape
 from perception_blocks.words import hint, listing
 
@@ -52,7 +53,10 @@ def observation_space_of(
         else _space_of(name, observed[name])
         for name in groups
     }
-    return spaces.Dict(parts)
+    # The model has the last action and reward in a Dict of their own; flat keys are the same.
+    recalled = {name: parts.pop(name) for name in [*parts] if name.startswith(f"{PREVIOUS}/")}
+    group = {name.removeprefix(f"{PREVIOUS}/"): space for name, space in recalled.items()}
+    return spaces.Dict({**parts, PREVIOUS: spaces.Dict(group)} if group else parts)
 
 
 def _space_of(name: str, value: Tensor) -> Space:
@@ -96,6 +100,8 @@ def group_problems(
             )
         elif group not in observed:
             near = hint(group, observed, "the environment has")
+            if key.startswith(f"{PREVIOUS}/"):
+                near = "; give vector_env(..., previous=model.spec.previous), or let the environment give this group"
             yield f"the model reads {key!r}, which is no group of the environment{near}"
         elif tuple(observed[group].shape[1:]) != tuple(tree.leaves[key].space.shape or ()):
             got = format_shape(tuple(observed[group].shape[1:]))

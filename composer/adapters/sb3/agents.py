@@ -36,6 +36,7 @@ from composer.spaces.lookup import (
     make_environment,
     own_environment,
 )
+from composer.spaces.recalling import with_previous
 from composer.trust import allow_list, import_allowed
 from perception_blocks.registry import missing_extra
 
@@ -100,6 +101,7 @@ def agent(
         spec, env_spaces, allow, overrides=overrides, seed=seed, dtype=dtype, limits=limits
     )
     refuse(model, name, "sb3")
+    env, env_spaces = _recalling(env, env_spaces, model, limits)
     observations, actions = _hosts(model)
     bounds = not (isinstance(env, VecEnv) and unwrap_vec_normalize(env))
     _refuse_unlike(model, env_spaces, bounds)
@@ -132,6 +134,7 @@ def wrap(
     env_spaces = _model_spaces(env, limits)
     refuse_actors(env_spaces[0], "sb3")
     model = _composed(spec, env_spaces, allow, limits=limits)
+    env, env_spaces = _recalling(env, env_spaces, model, limits)
     _refuse_unlike(model, env_spaces)
     return _wrapped(env, *_hosts(model))
 
@@ -235,6 +238,14 @@ def _model_spaces(env: Env, limits: Limits) -> Spaces:
     if _is_flat(env):
         return env.get_wrapper_attr("model_spaces")
     return environment_spaces(env, limits)
+
+
+def _recalling(env: Any, env_spaces: Spaces, model: Model, limits: Limits) -> tuple[Any, Spaces]:
+    """A single environment with what `previous` of the spec adds, and its spaces; others have to have it already."""
+    if not model.spec.previous or isinstance(env, VecEnv) or _is_flat(env):
+        return env, env_spaces
+    env = with_previous(env, model.spec.previous)
+    return env, environment_spaces(env, limits)
 
 
 def _is_flat(env: gymnasium.Env) -> bool:

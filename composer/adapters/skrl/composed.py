@@ -68,9 +68,8 @@ def models(
             spec, observation_space=seen, action_space=env.action_space, allow=allow,
             overrides=overrides, seed=seed, limits=limits,
         )  # fmt: skip
-    else:
-        given = (model.observation_space, model.action_space)
-        refuse_other_spaces(given, (seen, env.action_space))
+    given = (model.observation_space, model.action_space)
+    refuse_other_spaces(given, (seen, env.action_space))
     found += reading_problems(model, None if state_space is None else STATE)
     if model.has_memory and _resets_late(env):
         found.append(

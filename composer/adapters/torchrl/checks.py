@@ -26,6 +26,7 @@ from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
+from composer.spec.keys import PREVIOUS
 from perception_blocks.port import format_shape
 from perception_blocks.words import listing
 
@@ -124,7 +125,10 @@ def _differences(word: str, field: Field, specs: Specs) -> Iterable[str]:
     spec = specs.get(field.key)
     if spec is None:
         names = ", ".join(map(shown, specs))
-        yield f"the {word} {shown(field.key)} is {needed} for the model; the environment has {names}"
+        recall = ""
+        if word == "observation" and field.leaf.path[:1] == (PREVIOUS,):
+            recall = "; give GymWrapper an environment of composer.with_previous(env, model.spec.previous)"
+        yield f"the {word} {shown(field.key)} is {needed} for the model; the environment has {names}{recall}"
     elif not _fits(field, spec):
         count = _sizes(spec)
         given = f"{type(spec).__name__} {format_shape(spec.shape)}"
