@@ -19,7 +19,15 @@ __all__ += [
 ]
 
 TOP_KEYS = ("version", "environment", "params", "extends", "distributions", "ignore", "normalize")
-TOP_KEYS += ("texts", "previous", "parallel", "extensions", "freeze", "weights", "learning_rate_scale")
+TOP_KEYS += (
+    "texts",
+    "previous",
+    "parallel",
+    "extensions",
+    "freeze",
+    "weights",
+    "learning_rate_scale",
+)
 TOP_KEYS += ("policy", "critic", "model")
 BESIDE_MODEL = ("version", "environment", "params", "extends", "extensions", "parallel", "model")
 NETWORK_FILE_KEYS = ("version", "params", "extends", "extensions", "network")
