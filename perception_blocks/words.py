@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from itertools import islice
@@ -28,6 +29,7 @@ __all__ = [
     "printable",
     "readable",
     "shortened",
+    "wrapped",
 ]
 
 MOST_CHARACTERS = 2_000  # of a message
@@ -254,3 +256,12 @@ def _encoded(character: str) -> str:
     if character.isprintable() and not _UNSAFE.match(character):
         return character
     return quote(character, safe="", errors="surrogatepass")
+
+
+def wrapped(line: str, width: int | None, indent: str = "    ") -> list[str]:
+    """``line`` in lines of at most ``width`` characters, those after the first behind ``indent``."""
+    if width is None or len(line) <= width:
+        return [line]
+    return textwrap.wrap(
+        line, max(width, len(indent) + 8), subsequent_indent=indent, break_on_hyphens=False
+    )

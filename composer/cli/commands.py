@@ -10,6 +10,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence, Sized
 from contextlib import closing
@@ -17,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from composer.cli.ctrl_c import STATUS, interrupted_in_a_line, say_interrupted
+from composer.cli.differences import compared
 from composer.cli.loading import (
     UserError,
     as_user_errors,
     composed_model,
     composed_network,
-    data_of,
     experiment_of,
     fill,
     is_action_model,
@@ -48,7 +49,7 @@ from composer.cli.runs import add_compare_options, add_eval_options, model_of, r
 from composer.cli.train import run_train, take_config
 from composer.errors import RefusedError, SpecError
 from composer.source.files import real_path
-from perception_blocks.words import readable
+from perception_blocks.words import readable, wrapped
 
 if TYPE_CHECKING:
     from composer.dataflow.experiment import Experiment
@@ -115,7 +116,8 @@ def _answer(arguments: argparse.Namespace, error: Exception, advice: str = "") -
         traceback.print_exc()
         return 1
     where = "" if isinstance(error, SpecError) else f"composer {arguments.command}: "
-    return _fail(f"{where}{error}{advice}")
+    status = _fail(f"{where}{error}{advice}")
+    return 2 if getattr(arguments, "exit_code", False) else status  # 1 is for differences
 
 
 def _silence_output() -> None:
@@ -156,10 +158,23 @@ def _fail(text: str) -> int:
 
 def _say(text: object, end: str = "\n", file: TextIO | None = None) -> None:
     """Print ``text``, which may quote files, with escapes for what a terminal cannot show."""
-    stream = sys.stdout if file is None else file
-    shown = readable(str(text)) + end
+    _write(readable(str(text)) + end, sys.stdout if file is None else file)
+
+
+def _write(text: str, stream: TextIO) -> None:
     encoding = stream.encoding or "utf-8"
-    stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _width_of_terminal() -> int | None:
+    """The columns of the terminal; None where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _say_fitted(text: str) -> None:
+    """Print ``text`` in lines as long as the terminal's; those after the first of a line are indented."""
+    width = _width_of_terminal()
+    _say("\n".join(part for line in text.splitlines() for part in wrapped(line, width)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -294,10 +309,15 @@ def _show(arguments: argparse.Namespace) -> None:
     if (experiment := experiment_of(arguments, loaded)) is not None:
         from composer.dataflow.overview import summary_of
 
-        _say(summary_of(experiment))
-        return
-    network = composed_network(arguments, loaded[0])
-    _say((network or composed_model(arguments, loaded)).summary())
+        return _say_fitted(summary_of(experiment))
+    model = composed_network(arguments, loaded[0]) or composed_model(arguments, loaded)
+    if is_action_model(loaded[0]):
+        return _say_fitted(model.summary())
+    from composer.summary.table import summarize
+
+    width = _width_of_terminal()
+    text = summarize(model).text(width, color=width is not None and not os.environ.get("NO_COLOR"))
+    _write(f"{text}\n", sys.stdout)
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -379,7 +399,9 @@ def _blocks(arguments: argparse.Namespace) -> None:
 
     import_allowed(arguments.allow)
     with as_user_errors(UnknownNameError, ImportError):
-        _say(list_blocks() if arguments.name is None else describe_block(arguments.name))
+        if arguments.name is None:
+            return _say(list_blocks(_width_of_terminal()))
+        _say_fitted(describe_block(arguments.name))
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -390,12 +412,10 @@ def _schema(arguments: argparse.Namespace) -> None:
     _say(json.dumps(json_schema(), indent=2))
 
 
-def _diff(arguments: argparse.Namespace) -> None:
-    from composer.spec.diff import diff_specs
-
-    first, second = (data_of(name, arguments.allow) for name in (arguments.first, arguments.second))
-    lines = diff_specs(first, second)
+def _diff(arguments: argparse.Namespace) -> int:
+    lines = compared(arguments)
     _say("\n".join(lines) if lines else "no differences")
+    return 1 if lines and arguments.exit_code else 0
 
 
 # The arguments of a command that may be the folder of a run, for its best model.

@@ -86,9 +86,17 @@ def add_schema_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_diff_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", metavar="A", help="a spec or a checkpoint")
-    parser.add_argument("second", metavar="B", help="another one")
-    add_allow(parser, "a folder/ of files that the specs name")
+    add = parser.add_argument
+    add("first", metavar="A", help="a spec, a checkpoint, or the folder of a run")
+    add("second", metavar="B", help="another one")
+    add("--env", metavar="ID", help="the environment (default: the one that each spec names)")
+    what = "a module whose classes the specs may use, or a folder/ of files that they name"
+    add_allow(parser, what)
+    add_limit(parser)
+    add(
+        "--exit-code", action="store_true",
+        help="exit with 1 where something differs, and with 2 where a file is wrong",
+    )  # fmt: skip
 
 
 def add_spec_options(parser: argparse.ArgumentParser) -> None:

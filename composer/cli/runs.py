@@ -27,6 +27,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     text = "a module that the spec may use, or that makes the environment known"
     add("--allow", metavar="MODULE", action="append", default=[], help=f"{text} (repeatable)")
     add("--json", action="store_true", help="print the returns and lengths of all episodes as JSON")
+    add("--record", metavar="DIR", help="write a video of the first episode to this folder")
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +46,15 @@ def run_eval(arguments: argparse.Namespace) -> tuple[str, int]:
         raise TrainingError("\n  ".join(problems))
     evaluation = judge(
         arguments.path, env=arguments.env, episodes=arguments.episodes, seed=arguments.seed, env_set=env_set,
-        allow=arguments.allow,
+        allow=arguments.allow, record=arguments.record,
     )  # fmt: skip
     if evaluation is None:
         return "interrupted", 130
     if not arguments.json:
-        return str(evaluation), 0
+        wrote = f"\nwrote {evaluation.video}" if evaluation.video else ""
+        return f"{evaluation}{wrote}", 0
     numbers = {"mean": evaluation.mean, "std": evaluation.std}
+    numbers |= {"video": evaluation.video} if evaluation.video else {}
     return json.dumps(
         {**numbers, "returns": evaluation.returns, "lengths": evaluation.lengths}, indent=2
     ), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from typing import TypeAlias
 
@@ -35,7 +36,7 @@ def to_dot(picture: Picture) -> str:
         },
         edge_attr={"color": FAINT, "arrowsize": "0.7", "weight": "4"},
     )  # fmt: skip
-    _add_inside(graph, picture, None)
+    _add_networks(graph, picture)
     _put_inputs_on_top(graph, picture)
     for tail, head in picture.arrows():
         graph.edge(tail, head, **_arrow(picture, tail, head))
@@ -54,15 +55,19 @@ def fill_color(share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * depth):02x}" for a, b in zip(LIGHT, DEEP))
 
 
-def _add_inside(graph: Digraph, picture: Picture, outer: str | None) -> None:
-    """Add the boxes and frames within the frame ``outer``."""
+def _add_boxes(graph: Digraph, picture: Picture, outer: str | None) -> None:
     for name in picture.inside(outer):
         graph.node(name, id=name, **_box(picture.boxes[name]))
-    for name in picture.frames_in(outer):
+
+
+def _add_frames(graph: Digraph, picture: Picture, frames: Iterable[str]) -> None:
+    """Add frames with all that is within them."""
+    for name in frames:
         frame = picture.frames[name]
         inner = Digraph(f"cluster_{name}", graph_attr=_frame(frame))
         inner.node(name, **_title(frame))
-        _add_inside(inner, picture, name)
+        _add_boxes(inner, picture, name)
+        _add_frames(inner, picture, picture.frames_in(name))
         # A title is a node above all that is in its frame: arrows go around nodes, but through a cluster's label.
         for below in _first(picture, name):
             inner.edge(name, below, style="invis", weight="1")
@@ -88,6 +93,31 @@ def _put_inputs_on_top(graph: Digraph, picture: Picture) -> None:
     for tail, network in pairs:
         if network is not None:
             graph.edge(tail, network, style="invis", weight="0")
+
+
+def _add_networks(graph: Digraph, picture: Picture) -> None:
+    """Add all that is in no frame, then the frames: those of critics at the right of the others."""
+    _add_boxes(graph, picture, None)
+    frames = picture.frames_in(None)
+    critics = [name for name in frames if _is_critic(picture.frames[name])]
+    if len(critics) in (0, len(frames)):
+        return _add_frames(graph, picture, frames)
+    # Layout keeps the order of two nodes on one line if neither is in a frame; each holds the frames below it.
+    line = Digraph(graph_attr={"rank": "same"})
+    line.edge("left", "right", style="invis", weight="1")
+    for side in ("left", "right"):
+        names = [name for name in frames if (name in critics) == (side == "right")]
+        half = Digraph(f"cluster_{side}", graph_attr={"style": "invis", "margin": "8"})
+        _add_frames(half, picture, names)
+        graph.node(side, style="invis", width="0", height="0", label="")
+        for name in names:
+            graph.edge(side, name, style="invis", weight="1")
+        graph.subgraph(half)
+    graph.subgraph(line)
+
+
+def _is_critic(frame: Frame) -> bool:
+    return frame.network and frame.title.partition("/")[0] == "critic"
 
 
 def _network(picture: Picture, box: str) -> str | None:

@@ -94,7 +94,7 @@ def _box(draft: DraftBox, frame: str | None, count: int) -> Box:
     lines = _counted(draft, list(draft.lines) or [row.block, _shapes(row)])
     if row.parameters:
         lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
-    lines += filter(None, [row.memory, _shared(row)])
+    lines += filter(None, [row.each, row.memory, _shared(row)])
     remembers, details = row.memory.startswith("carries"), _details(draft, row, every)
     return Box(draft.kind, title, tuple(lines), share, remembers, frame, details)
 
@@ -125,6 +125,7 @@ def _details(draft: DraftBox, row: Row, count: int) -> dict[str, str]:
     details["output"] = " + ".join(map(format_shape, row.out_shapes))
     details["parameters"] = f"{row.parameters:,}{many} ({percent(row.share * count)} of all)"
     details["FLOPs"] = "not known" if row.flops is None else f"{row.flops:,}{many}"
+    details["each"] = row.each
     details["memory"] = row.memory
     details["shares"] = _shared(row)
     details["spec"] = row.position or ""

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from composer.diagram.picture import Box, Frame, Picture
-from composer.summary.table import aligned, percent
+from composer.summary.layout import aligned
+from composer.summary.table import percent
 from perception_blocks.blocks.lora import adapter_names
 from perception_blocks.dag import Dag, DagNode
 

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from composer.reference.families import families, title_of
 from composer.reference.words import MEANINGS
 from composer.source.load import dump_flow
 from perception_blocks.base_block import PerceptionBlock
@@ -21,6 +22,7 @@ from perception_blocks.registry import (
     MissingExtraError,
 )
 from perception_blocks.settings import Setting, describe, settings_of
+from perception_blocks.words import wrapped
 
 __all__ = ["GRAPHS", "Example", "default_of", "describe_block", "documentation"]
 __all__ += ["example_of", "list_blocks"]
@@ -87,20 +89,36 @@ class Example:
         return f"{line}, carrying {state} from step to step" if state else line
 
 
-def list_blocks() -> str:
-    """Every registered block: its name, what it does with its shapes, and its settings; then the other names."""
-    rows = [(name, _summary(name), _setting_names(name)) for name in sorted(BLOCKS)]
-    rows += [(name, text.partition("\n")[0], "graph") for name, text in GRAPHS.items()]
-    rows.sort()
-    width = max(len(name) for name, _, _ in rows)
+def list_blocks(width: int | None = None) -> str:
+    """Every registered block by family: its name, what it does with its shapes, and its settings; then the other names.
+
+    Lines have at most ``width`` characters (None: as many as they need).
+    """
+    listed = {title_of(family): names for family, names in families().items()}
+    listed["Nested graphs"] = list(GRAPHS)
+    known = {name for names in listed.values() for name in names}
+    listed["Others"] = [name for name in BLOCKS if name not in known]
+    column = max(len(name) for names in listed.values() for name in names) + 4
     lines = []
-    for name, text, settings in rows:
-        lines.append(f"{name:<{width}}  {text}")
-        lines += [f"{'':<{width}}  {settings}"] if settings else []
-    lines.append(f"\n{'':<{width}}  settings with a * must be given")
+    for title, names in listed.items():
+        lines += [title] if names else []
+        lines += [line for name in sorted(names) for line in _listed(name, column, width)]
+        lines += [""] if names else []
+    lines.append(f"{'':<{column}}settings with a * must be given")
     for registry in (ACTIVATIONS, INITIALIZERS, FUNCTIONS):
-        lines += ["", f"{registry.kind}s: {', '.join(registry)}"]
+        lines += ["", *wrapped(f"{registry.kind}s: {', '.join(registry)}", width)]
     return "\n".join([*lines, "", "composer blocks NAME describes one block."])
+
+
+def _listed(name: str, column: int, width: int | None) -> list[str]:
+    """What a block does, and its settings, beside its name."""
+    if name in GRAPHS:
+        text, settings = GRAPHS[name].partition("\n")[0], "graph"
+    else:
+        text, settings = _summary(name), _setting_names(name)
+    indent = " " * column
+    lines = wrapped(f"{'  ' + name:<{column}}{text}", width, indent)
+    return lines + (wrapped(indent + settings, width, indent) if settings else [])
 
 
 def describe_block(name: str) -> str:

@@ -10,49 +10,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from composer.reference.families import FAMILIES, families
 from composer.reference.help import default_of, documentation, example_of
 from composer.reference.words import MEANINGS
 from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.registry import BLOCKS, MissingExtraError
 from perception_blocks.settings import describe, settings_of
 
-__all__ = ["families", "main", "page_text"]
+__all__ = ["main", "page_text"]
 
 MARK = "<!-- below: written by python -m composer.reference.pages docs/blocks -->"
-OURS = "perception_blocks.blocks."
 INDEX = "index"
-# Page -> the modules whose blocks it shows, in this order.
-FAMILIES = {
-    "basic": "dense residual_dense noisy combine elementwise reshape embed features scale preprocess",
-    "convolution": "conv residual_conv vision_model",
-    "pooling-and-sets": "pooling sets",
-    "attention": "attention attention_conv transformer language_model",
-    "memory": "recurrent windows linear_memory gtrxl decoder",
-    "graphs": "adjacency graph_network message_passing",
-    "heads-and-values": "heads",
-    "your-own": "custom",
-}
-# Blocks that belong to another page than the rest of their module.
-ELSEWHERE = {"linear_output": "heads-and-values", "vgg_conv_gap": "convolution"}
 _NOT_HERE = "It needs a library that is not installed here."
-
-
-def families() -> dict[str, list[str]]:
-    """Page -> the names of our blocks on it, each block on one page.
-
-    Raises LookupError for a block of a module that belongs to no page.
-    """
-    pages: dict[str, list[str]] = {page: [] for page in FAMILIES}
-    page_of = {module: page for page, modules in FAMILIES.items() for module in modules.split()}
-    modules = {name: BLOCKS.module_of(name) for name in BLOCKS}
-    ours = {name: m.removeprefix(OURS) for name, m in modules.items() if m.startswith(OURS)}
-    for name, module in ours.items():
-        if module not in page_of:
-            raise LookupError(f"the block {name!r} is on no page: name {module!r} in FAMILIES")
-    for module, page in page_of.items():
-        for name in (name for name in ours if ours[name] == module):
-            pages[ELSEWHERE.get(name, page)].append(name)
-    return pages
 
 
 def page_text(page: str, text: str) -> str:

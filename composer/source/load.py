@@ -35,7 +35,7 @@ from composer.source.values import MAX_DEPTH, Located, check_size, from_python, 
 from perception_blocks.registry import UnknownNameError
 from perception_blocks.words import describe, did_you_mean, sparing
 
-__all__ = ["GivenSpec", "NamedSpecs", "Override", "Source", "dump_flow", "dump_yaml"]
+__all__ = ["TEXT_NAME", "GivenSpec", "NamedSpecs", "Override", "Source", "dump_flow", "dump_yaml"]
 __all__ += ["is_name", "load_source", "stored_source"]
 
 Override: TypeAlias = "str | tuple[str | Path, object]"
@@ -46,7 +46,7 @@ NamedSpecs: TypeAlias = "Callable[[str], GivenSpec]"
 """The spec that is registered under a name, for `extends`. Raises UnknownNameError."""
 
 MAX_EXTENDS = 20  # files, one extending the next
-_TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
+TEXT_NAME = "<spec>"  # the file name in messages about a spec given as text
 _NOT_YAML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -153,7 +153,7 @@ def load_source(
     files = _Files(problems, allowed_folders(allow), named)
     name: str | None = None
     if isinstance(spec, str) and "\n" in spec:
-        name = _TEXT_NAME
+        name = TEXT_NAME
         root = files.on_named_bases(_parse(spec, name, problems), "a text")
     elif isinstance(spec, str | os.PathLike):
         name = display_name(os.fspath(spec))

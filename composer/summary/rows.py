@@ -49,6 +49,7 @@ class Row:
     settings: Mapping[str, object] = field(default_factory=dict)
     memory: str = ""  # "carries h (1, 128)", "reads its window, carries nothing"
     same_as: str | None = None  # the node whose module it is
+    each: str = ""  # "for each of 4": how often it is applied
     why_looped: str | None = None  # why the copies of an ensemble run one by one
     position: str | None = None  # file:line:column
 
@@ -58,9 +59,14 @@ class Row:
         return " -> ".join(filter(None, [_joined(self.in_shapes), _joined(self.out_shapes)]))
 
     @property
+    def results(self) -> str:
+        """``-> (256,)``"""
+        return f"-> {_joined(self.out_shapes)}" if self.out_shapes else ""
+
+    @property
     def notes(self) -> str:
         shared = f"same module as {self.same_as!r}" if self.same_as else ""
-        return "; ".join(filter(None, [self.memory, shared]))
+        return "; ".join(filter(None, [self.each, self.memory, shared]))
 
 
 def _joined(shapes: Iterable[Shape]) -> str:
@@ -163,6 +169,7 @@ class _RowCollector:
                 settings=node.settings,
                 memory="" if nested else _memory(node, module),
                 same_as=node.node.same_as,
+                each=_each(node),
                 why_looped=getattr(module, "why_looped", None),
             )
             if nested:
@@ -299,6 +306,16 @@ def _repeats(node: BuiltNode) -> int:
     """The number of applications of a block with `each`; a varying axis counts as one."""
     axes = node.in_ports[0].shape[: node.node.each] if node.in_ports else ()
     return math.prod(size or 1 for size in axes)
+
+
+def _each(node: BuiltNode) -> str:
+    """``for each of 4 x 2``; nothing where the block takes its input whole."""
+    if not node.node.each or not node.in_ports:
+        return ""
+    sizes = node.in_ports[0].shape[: node.node.each]
+    return (
+        f"for each of {' x '.join('any number' if size is None else str(size) for size in sizes)}"
+    )
 
 
 def _memory(node: BuiltNode, module: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,16 @@ from torch import nn
 
 from composer.network.module import NetworkModule
 from composer.policy.policy import Policy
+from composer.source.load import TEXT_NAME
 from composer.spec.model_spec import ModelSpec
+from composer.summary.layout import aligned, fitted, styled
 from composer.summary.networks import networks_by_name, served_actors, short_name, target_of
 from composer.summary.rows import Row, distribution_name, read_rows
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Shape, format_shape
-from perception_blocks.words import printable, readable
+from perception_blocks.words import printable, readable, wrapped
 
-__all__ = ["Head", "Summary", "aligned", "percent", "summarize"]
+__all__ = ["Head", "Summary", "percent", "summarize"]
 
 LONGEST = 60  # characters of a name
 LONGEST_LINE = 2_000
@@ -72,17 +75,35 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        lines = aligned(_HEADER, [_cells(row) for row in self.rows])
+        return self.text()
+
+    def text(self, width: int | None = None, color: bool = False) -> str:
+        """The table in lines of at most ``width`` characters (None: as long as they are).
+
+        Where the columns do not fit, notes stand below their node; then shares, inputs' shapes and FLOPs are left out.
+        ``color`` adds a terminal's escape sequences: bold headings and networks, dim notes.
+        """
+        file = _file_of(self.rows)
+        table = fitted([_cells(row, file) for row in self.rows], width)
+        below = [(line, "") for line in self._below_the_table(file, width)]
+        lines = [(readable(line.rstrip(), LONGEST_LINE), style) for line, style in table + below]
+        return "\n".join(styled(line, style if color else "") for line, style in lines)
+
+    def _below_the_table(self, file: str, width: int | None) -> list[str]:
         counts = self.by_network.items()
         networks = ", ".join(f"{printable(name, LONGEST)} {count:,}" for name, count in counts)
-        parameters = f"{self.parameters:,}" + (f" ({networks})" if ", " in networks else "")
         flops = "not known for every row" if self.flops is None else f"{self.flops:,}"
-        lines += ["", f"parameters  {parameters}", f"FLOPs       {flops} for one observation"]
+        lines = [
+            "",
+            f"parameters  {self.parameters:,}" + (f" ({networks})" if ", " in networks else ""),
+            f"FLOPs       {flops} for one observation",
+        ]
+        lines += [f"spec        {file}"] if file not in ("", TEXT_NAME) else []
         if self.heads:
             lines += ["", *aligned(["output", "shape", ""], list(map(_head_cells, self.heads)))]
         if self.remarks:
             lines += ["", *self.remarks]
-        return "\n".join(readable(line.rstrip(), LONGEST_LINE) for line in lines)
+        return [part for line in lines for part in wrapped(line, width)]
 
 
 def summarize(net: nn.Module) -> Summary:
@@ -216,32 +237,28 @@ def _names(names: Sequence[str]) -> str:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-_HEADER = ["node", "block", "shape", "parameters", "share", "FLOPs", "notes", "line"]
-_RIGHT = {"parameters", "share", "FLOPs", "trained"}
+
+def _file_of(rows: Sequence[Row]) -> str:
+    """The file in which most rows stand; empty where no row stands in a file."""
+    files = Counter(row.position.rsplit(":", 2)[0] for row in rows if row.position)
+    return files.most_common(1)[0][0] if files else ""
 
 
-def _cells(row: Row) -> list[str]:
-    return [
-        "  " * row.depth + printable(row.name, LONGEST),
-        row.block,
-        row.shapes,
-        f"{row.parameters:,}" if row.parameters else "",
-        percent(row.share) if row.parameters else "",
-        "?" if row.flops is None else f"{row.flops:,}" if row.flops else "",
-        row.notes,
-        row.position or "",
-    ]
+def _cells(row: Row, file: str) -> dict[str, str]:
+    """A row's text for each column; the places in ``file`` without its name."""
+    return {
+        "node": "  " * row.depth + printable(row.name, LONGEST),
+        "block": row.block,
+        "shape": row.shapes,
+        "results": row.results,
+        "parameters": f"{row.parameters:,}" if row.parameters else "",
+        "share": percent(row.share) if row.parameters else "",
+        "FLOPs": "?" if row.flops is None else f"{row.flops:,}" if row.flops else "",
+        "notes": row.notes,
+        "line": (row.position or "").removeprefix(f"{file}:"),
+    }
 
 
 def _head_cells(head: Head) -> list[str]:
     name = printable(short_name(head.network, head.name), LONGEST)
     return [name, format_shape(head.shape), head.meaning]
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns two spaces apart; a column without any value is left out."""
-    used = [index for index in range(len(header)) if any(row[index] for row in rows)]
-    table = [[row[index] for index in used] for row in (header, *rows)]
-    sides = [">" if header[index] in _RIGHT else "<" for index in used]
-    formats = [f"{side}{max(map(len, column))}" for side, column in zip(sides, zip(*table))]
-    return ["  ".join(map(format, row, formats)) for row in table]

@@ -34,6 +34,7 @@ class Evaluation:
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    video: str | None = None  # the file of the first episode, where one was asked for
 
     @property
     def mean(self) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from composer.atomic import replace_with
 from composer.errors import Problem, SpecError
 from composer.limits import GivenLimits
 from composer.model import Model, load
@@ -19,6 +21,7 @@ from composer.training.folder import RunFolder, best_model
 from composer.training.interruption import interruption_noted
 from composer.training.options import refuse_counts
 from composer.training.trainer import TrainingError
+from composer.training.video import film, require_imageio, why_not_filmed
 from composer.trust import allow_list, check_environment, import_allowed
 
 __all__ = ["judge", "model_file"]
@@ -45,15 +48,19 @@ def judge(
     env_set: Mapping[str, Any] | None = None,
     allow: Iterable[str] = (),
     limits: GivenLimits = None,
+    record: str | Path | None = None,
 ) -> Evaluation | None:
     """Play ``episodes`` without exploration; None where Ctrl-C came.
 
     ``path`` is a checkpoint or the folder of a run, whose environment, arguments and masks are taken where ``env`` is
-    not given. The same ``seed`` gives the episodes of the run's own evaluation. Raises TrainingError and SpecError.
+    not given. The same ``seed`` gives the episodes of the run's own evaluation. ``record`` is a folder for a video of
+    the first episode, ``episode-0.mp4``. Raises TrainingError and SpecError.
     """
     allow = allow_list(allow)
     import_allowed(allow)
     refuse_counts(eval_episodes=episodes, seed=seed)
+    if record is not None:
+        require_imageio("--record")
     task = RunFolder.open(Path(path)).task if answer(Path(path) / "run.json", Path.exists) else None
     model = load(model_file(path), allow, limits=limits)
     name = env or (task.environment if task else model.source.data.get("environment"))
@@ -64,11 +71,23 @@ def judge(
     given = {**(task.env_set if task and env is None else {}), **(env_set or {})}
     maker = EnvironmentMaker(name, given, previous=model.spec.previous)
     _refuse_other(model, maker)
+    if record is not None and (wrong := why_not_filmed(maker, "--record")):
+        raise TrainingError(wrong)
     # A trainer that does not ask for masks has not learned with them; of a checkpoint that is not known.
     masked = task is None or task.algorithm == "maskable_ppo"
     act = greedy(one_policy(model.policy), masked=masked)
     with interruption_noted(lambda: "evaluating") as interruption, acting(model):
-        return evaluate(act, maker, episodes, seed, stop=lambda: bool(interruption))
+        stop = lambda: bool(interruption)  # noqa: E731
+        evaluation = evaluate(act, maker, episodes, seed, stop)
+        if evaluation is None or record is None:
+            return evaluation
+        file = Path(record) / "episode-0.mp4"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_with(file, lambda name: film(act, maker, seed, name, stop))
+        except OSError as error:
+            raise TrainingError(f"--record: {error}") from error
+        return None if interruption else replace(evaluation, video=str(file))
 
 
 def _refuse_other(model: Model, maker: EnvironmentMaker) -> None:

@@ -26,24 +26,24 @@ DEFAULT_FPS = 30
 FORM = "rgb_array"
 
 
-def require_imageio() -> None:
+def require_imageio(option: str = "--video") -> None:
     """Raise MissingExtraError where what writes videos is not installed."""
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise missing_extra("--video", error, "train") from error
+        raise missing_extra(option, error, "train") from error
 
 
-def why_not_filmed(maker: EnvironmentMaker) -> str | None:
-    """Why an environment cannot be filmed, in words; None if it can."""
+def why_not_filmed(maker: EnvironmentMaker, option: str = "--video") -> str | None:
+    """Why an environment cannot be filmed, as `option` asks, in words; None if it can."""
     try:
         with closing(_filmed(maker)()) as env:
             env.reset(seed=0)
             _frame(env)
     except SpecError as error:
-        return f"--video: {cut(str(error), 500)}"
+        return f"{option}: {cut(str(error), 500)}"
     except Exception as error:  # whatever its renderer raises, such as a missing library or screen
-        return f"--video: the environment {maker.name!r} gives no pictures: {cut(str(error), 500)}"
+        return f"{option}: the environment {maker.name!r} gives no pictures: {cut(str(error), 500)}"
     return None
 
 

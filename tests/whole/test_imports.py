@@ -34,13 +34,13 @@ composer.distributions: base joint discrete cells continuous deterministic rules
 composer.network: network sharded registries module groups structured paths frozen | torch
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
-composer.reference: words help pages schema |
+composer.reference: words families help pages schema |
 composer.checkpoint: container plain_spec file adapters weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
 composer.critic: values actions targets base structured structured_state_action state state_action shared_state delta_state | torch
 composer.host: rows step | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
-composer.summary: networks flops rows table | torch
+composer.summary: networks flops rows layout table | torch
 composer.diagram: picture folding labels sketch dot mermaid render html drawing | torch pygraphviz graphviz
 composer.export: values wrappers network files parity checks exporting | torch onnxscript onnxruntime numpy
 composer.build: budget context construction observation_groups plans custom_class network_builder stacking critic central_critic structured_critic policy_and_critic parts_of_spec composed_network | torch
@@ -62,7 +62,7 @@ composer.adapters.tokens: vocabulary datasets sequences torchrl_env gym_env modu
 composer.adapters: token_env token_gym sb3_policies sb3_contrib sb3_off_policy |
 composer: weights token_views discrete_actions model_registry |
 composer.dataflow: balance samples context packing optimization decoding models interfaces sft preference generation policy_gradient ppo timeouts rewards rows tokenizers classifier datasets text_datasets experiment model_entries call_graph call_spec model_building schedule written run_log run_folder local overview cluster text_files experiments worker on_ray running | torch numpy gymnasium matplotlib ray transformers tokenizers
-composer.cli: ctrl_c write_out train runs prove run options loading commands | gymnasium
+composer.cli: ctrl_c write_out train runs prove run options loading differences commands | gymnasium
 composer: __main__ |
 """
 # Their libraries do not go together with the others, and are not installed here.

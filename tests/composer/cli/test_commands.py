@@ -238,7 +238,7 @@ def test_ctrl_c_in_a_command_that_another_program_calls(capfd, monkeypatch, comm
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("composer.cli.commands._say", interrupt)
+    monkeypatch.setattr("composer.cli.commands._write", interrupt)
     arguments = [] if command in ("blocks", "schema") else ["agent.yaml"]
     assert main([command, *arguments]) == 130
     assert capfd.readouterr().err == "interrupted\n"
@@ -253,17 +253,67 @@ def test_schema_is_json(capsys):
 def test_diff_of_specs_and_checkpoints(capsys):
     text = CARTPOLE.replace("CartPole-v1", "Acrobot-v1").replace(", activation: tanh", "", 1)
     Path("other.yaml").write_text(text.replace("kind: state", "kind: state\n  init: zeros"))
-    lines = (
-        "~ environment: 'CartPole-v1' -> 'Acrobot-v1'\n"
-        "- policy.graph.latent.activation: 'tanh'\n"
-        "+ critic.init: 'zeros'\n"
-    )
-    assert run(capsys, "diff", "agent.yaml", "other.yaml") == (0, lines, "")
+    lines = """\
+~ environment: 'CartPole-v1' -> 'Acrobot-v1'
+- policy.graph.latent.activation: 'tanh'
++ critic.init: 'zeros'
+"""
+    sizes = """
+node                       parameters  result
+~ policy/latent        4,480 -> 4,608
+~ policy/heads/action      130 -> 195  (2,) -> (3,)
+~ critic/latent        4,480 -> 4,608
+all                    9,155 -> 9,476
+"""
+    status, out, err = run(capsys, "diff", "agent.yaml", "other.yaml")
+    assert (status, err) == (0, "")
+    assert out == lines + sizes
+    assert run(capsys, "diff", "agent.yaml", "other.yaml", "--exit-code") == (1, out, "")
     assert run(capsys, "diff", "agent.yaml", "agent.yaml") == (0, "no differences\n", "")
+    assert run(capsys, "diff", "agent.yaml", "agent.yaml", "--exit-code")[0] == 0
+    assert run(capsys, "diff", "agent.yaml", "missing.yaml", "--exit-code")[0] == 2
     composer.compose(Path("agent.yaml"), seed=0).save("agent.safetensors")
     Path("agent.safetensors").rename("agent.ckpt")
-    _, out, _ = run(capsys, "diff", "agent.ckpt", "other.yaml")
-    assert lines.splitlines()[0] in out
+    assert run(capsys, "diff", "agent.ckpt", "other.yaml") == (0, out, "")
+
+
+def test_diff_says_why_sizes_are_not_compared_and_where_they_are_equal(capsys):
+    Path("other.yaml").write_text(CARTPOLE.replace("environment: CartPole-v1\n", ""))
+    assert run(capsys, "diff", "agent.yaml", "other.yaml")[1] == (
+        "- environment: 'CartPole-v1'\n\n"
+        "sizes are not compared: other.yaml names no environment; give one with --env ID\n"
+    )
+    out = run(capsys, "diff", "agent.yaml", "other.yaml", "--env", "CartPole-v1")[1]
+    assert out == "- environment: 'CartPole-v1'\n\nequal sizes: 9,155 parameters\n"
+
+
+def test_nodes_of_one_spec_alone_have_a_sign(capsys):
+    text = CARTPOLE.replace(
+        "  heads:", "    more: {block: dense, in: latent, hidden_units: 4}\n  heads:", 1
+    ).replace("heads: {in: latent}", "heads: {in: more}", 1)
+    Path("other.yaml").write_text(text)
+    assert "\n+ policy/more" in run(capsys, "diff", "agent.yaml", "other.yaml")[1]
+    assert "\n- policy/more" in run(capsys, "diff", "other.yaml", "agent.yaml")[1]
+
+
+# --- on a terminal ---
+
+
+def test_show_fits_the_terminal_with_its_headings_bold(capsys, monkeypatch):
+    piped = run(capsys, "show", "agent.yaml")[1]
+    assert max(map(len, piped.splitlines())) > 60
+    assert "\x1b" not in piped
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    shown = run(capsys, "show", "agent.yaml")[1]
+    assert shown.startswith("\x1b[1mnode ")
+    plain = re.sub(r"\x1b\[\dm", "", shown)
+    assert max(map(len, plain.splitlines())) <= 50
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert run(capsys, "show", "agent.yaml")[1] == plain
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, run(capsys, "blocks")[1].splitlines())) <= 80
 
 
 def test_an_allowed_module_may_lie_beside_the_spec(capsys):
@@ -289,11 +339,13 @@ def test_blocks_lists_all_of_them(capsys):
     status, out, err = run(capsys, "blocks")
     assert (status, err) == (0, "")
     assert out == f"{list_blocks()}\n"
-    assert all(re.search(f"^{name} ", out, re.MULTILINE) for name in BLOCKS)
+    assert all(re.search(f"^  {name} ", out, re.MULTILINE) for name in BLOCKS)
     assert "\nactivations: celu, elu," in out
     lines = out.splitlines()
-    dense = next(index for index, line in enumerate(lines) if line.startswith("dense "))
+    dense = next(index for index, line in enumerate(lines) if line.startswith("  dense "))
     assert lines[dense].endswith("(F,) -> (hidden_units[-1],).")
+    assert lines[0] == "Basic"
+    assert "\nPooling and sets\n" in out
     shown = "hidden_units*, activation, norm, dropout, bias, last_activation"
     assert lines[dense + 1].strip() == shown
 
@@ -320,7 +372,7 @@ Shapes:
 @pytest.mark.parametrize("name", NESTED)
 def test_the_blocks_that_hold_a_graph_are_listed_and_described(capsys, name):
     summary = GRAPHS[name].partition("\n")[0]
-    assert re.search(f"^{name} +{summary}$", run(capsys, "blocks")[1], re.MULTILINE)
+    assert re.search(f"^  {name} +{summary}$", run(capsys, "blocks")[1], re.MULTILINE)
     status, out, _ = run(capsys, "blocks", name)
     assert (status, out.splitlines()[0], out.splitlines()[2]) == (0, name, summary)
     line = re.search(r"In a graph:\n  (.*)\n", out)
@@ -345,7 +397,10 @@ def test_blocks_of_an_allowed_module_are_listed_too(capsys):
     )
     try:
         allow = ["--allow", "my_own_blocks"]
-        assert "\nmy_own                  Does nothing.\n" in run(capsys, "blocks", *allow)[1]
+        assert (
+            "\nOthers\n  my_own                  Does nothing.\n"
+            in run(capsys, "blocks", *allow)[1]
+        )
         described = "my_own\n\nDoes nothing.\n\nSettings:\n  none\n"
         assert run(capsys, "blocks", "my_own", *allow) == (0, described, "")
         assert "block_my_own" in json.loads(run(capsys, "schema", *allow)[1])["definitions"]

@@ -22,6 +22,7 @@ from composer.diagram.drawing import DrawError
 from composer.diagram.mermaid import to_mermaid
 from composer.diagram.render import render
 from composer.diagram.sketch import sketch
+from composer.summary import summarize
 from perception_blocks import Graph, InferenceBlock
 from perception_blocks.words import printable
 from tests.helpers.example_models import (
@@ -357,6 +358,40 @@ def test_no_arrow_crosses_a_label(name):
         for thing in things:
             if thing["_gvid"] not in (edge["tail"], edge["head"]):
                 assert not any(_covers(thing, x, y) for x, y in points), (edge, thing["name"])
+
+
+SPEC_OF_EACH = """
+version: 1
+policy:
+  graph:
+    seen: {block: vgg_conv_dense, in: observation, hidden_channels: [4], hidden_units: 8, each: 1}
+    flat: {block: flatten, in: seen}
+  heads: {in: flat}
+critic: {graph: {flat: {block: flatten, in: observation}}}
+"""
+
+
+def test_a_box_says_for_how_many_inputs_its_block_runs():
+    spaces = {"observation_space": Box(0, 1, (4, 3, 16, 16)), "action_space": Discrete(2)}
+    model = composer.compose(SPEC_OF_EACH, **spaces, device="meta", seed=0)
+    (box,) = [box for box in sketch(model).boxes.values() if box.title == "seen"]
+    assert box.lines[-1] == box.details["each"] == "for each of 4"
+    assert summarize(model).row("policy", "seen").notes == "for each of 4"
+
+
+@pytest.mark.parametrize("name", ["complex", "complex_class", "pick_place", "knights_archers"])
+def test_policies_stand_left_of_critics(name):
+    configs = Path(__file__).parents[3] / "configs"
+    modules = ["environments", "networks"]
+    model = composer.compose(configs / f"{name}.yaml", allow=modules, device="meta", seed=0)
+    picture = sketch(model)
+    layout = json.loads(render(to_dot(picture), "json"))
+    place = {thing["name"]: float(thing["pos"].split(",")[0]) for thing in layout["objects"] if "pos" in thing}
+    sides: dict[bool, list[float]] = {True: [], False: []}
+    for name, frame in picture.frames.items():
+        if frame.network:
+            sides[frame.title.startswith("critic")].append(place[name])
+    assert max(sides[False]) < min(sides[True])
 
 
 def _points(position):

@@ -72,7 +72,7 @@ def test_there_is_no_page_without_a_family():
 
 def test_a_block_of_a_new_module_must_be_given_a_page(monkeypatch):
     monkeypatch.setitem(FAMILIES, "basic", "residual_dense")
-    message = "the block 'dense' is on no page: name 'dense' in FAMILIES"
+    message = "the block 'dense' is in no family: name 'dense' in FAMILIES"
     with pytest.raises(LookupError, match=message):
         families()
 

@@ -46,6 +46,27 @@ def test_the_table_is_the_same_bytes(name):
     expect_golden(f"{name}.txt", text)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_table_fits_a_width_and_loses_no_node(name, width):
+    summary = summarize(EXAMPLES[name]())
+    lines = summary.text(width).splitlines()
+    assert max(map(len, lines)) <= width
+    nodes = [line for line in lines[1 : lines.index("")] if not line.startswith(" " * 6)]
+    assert len(nodes) >= len([row for row in summary.rows if row.depth < 3])
+    assert summary.text(10_000) == str(summary)
+
+
+def test_what_a_narrow_table_leaves_out():
+    summary = summarize(EXAMPLES["complex"]())
+    expect_golden("complex_80.txt", summary.text(80))
+    colored = summary.text(80, color=True)
+    assert "\x1b[2m      carries h (1, 64), c (1, 64)\x1b[0m" in colored
+    assert colored.replace("\x1b[1m", "").replace("\x1b[2m", "").replace(
+        "\x1b[0m", ""
+    ) == summary.text(80)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_parameter_counts_once(name):
     net = EXAMPLES[name]()
