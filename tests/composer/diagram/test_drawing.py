@@ -380,13 +380,18 @@ def test_a_box_says_for_how_many_inputs_its_block_runs():
 
 
 @pytest.mark.parametrize("name", ["complex", "complex_class", "pick_place", "knights_archers"])
-def test_policies_stand_left_of_critics(name):
+def test_policies_stand_left_of_critics(name, monkeypatch):
     configs = Path(__file__).parents[3] / "configs"
     modules = ["environments", "networks"]
+    monkeypatch.syspath_prepend(configs)
     model = composer.compose(configs / f"{name}.yaml", allow=modules, device="meta", seed=0)
     picture = sketch(model)
     layout = json.loads(render(to_dot(picture), "json"))
-    place = {thing["name"]: float(thing["pos"].split(",")[0]) for thing in layout["objects"] if "pos" in thing}
+    place = {
+        thing["name"]: float(thing["pos"].split(",")[0])
+        for thing in layout["objects"]
+        if "pos" in thing
+    }
     sides: dict[bool, list[float]] = {True: [], False: []}
     for name, frame in picture.frames.items():
         if frame.network:

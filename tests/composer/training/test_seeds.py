@@ -19,7 +19,7 @@ from composer.training.session import train
 from composer.training.trainer import TrainingError
 from tests.helpers import counting_trainer
 from tests.helpers.counting_trainer import CountingTrainer, worth
-from tests.helpers.training_runs import CARTPOLE, run
+from tests.helpers.training_runs import ALLOW, CARTPOLE, SORT, run
 
 COUNT = {"trainer": "counting", "algorithm": "count", "steps": 60, "eval_every": 20}
 
@@ -382,6 +382,39 @@ def test_a_run_is_evaluated_with_its_best_model_as_it_was_trained(capsys):
     assert command(capsys, "eval", "run", "--episodes", "3")[:2] == (0, f"{evaluation}\n")
     _, out, _ = command(capsys, "eval", "run", "--episodes", "3", "--json")
     assert json.loads(out)["returns"] == list(evaluation.returns)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of imageio_ffmpeg
+def test_an_evaluation_is_recorded(capsys):
+    import imageio_ffmpeg
+
+    composer.compose(CARTPOLE, seed=0).save("agent.safetensors")
+    options = ["--episodes", "2", "--env-set", "max_episode_steps=9", "--record", "films/first"]
+    status, out, err = command(capsys, "eval", "agent.safetensors", *options)
+    assert (status, err) == (0, "")
+    assert out.endswith(", 2 episodes\nwrote films/first/episode-0.mp4\n")
+    frames = imageio_ffmpeg.read_frames("films/first/episode-0.mp4")
+    assert next(frames)["size"] == (600, 400)
+    length = json.loads(command(capsys, "eval", "agent.safetensors", *options, "--json")[1])[
+        "lengths"
+    ][0]
+    assert sum(1 for _ in frames) == length + 1
+    frames.close()
+    Path("films/file").touch()
+    options = [*options[:-1], "films/file"]
+    status, _, err = command(capsys, "eval", "agent.safetensors", *options)
+    assert (status, err) == (1, "composer eval: --record: [Errno 17] File exists: 'films/file'\n")
+
+
+def test_what_cannot_be_filmed_is_told_before_an_episode(capsys, run_folder):
+    composer.compose(SORT, seed=0, allow=ALLOW).save("agent.safetensors")
+    options = ["--allow", "training_envs", "--record", "films"]
+    status, out, err = command(capsys, "eval", "agent.safetensors", *options)
+    assert (status, out) == (1, "")
+    assert err.startswith(
+        "composer eval: --record: the environment 'training_envs:Sort-v0' gives no pictures: "
+    )
+    assert not Path("films").exists()
 
 
 @pytest.mark.parametrize(
