@@ -248,8 +248,9 @@ class Interface:
     def _states(self, modules: Mapping[str, AnyPolicy | AnyCritic]) -> Iterator[Value]:
         for part, module in modules.items():
             for key, axes in self.actors.states(module):
+                chosen = module.state_names.get(key)
                 key = self.state_key(part, key)
-                name = self._unused(key, "state", "input")
+                name = self._unused(chosen or key, "state", "input")
                 after = self._unused(f"next/{name}", "state", "output")
                 yield Value(name, "state", key, axes, self.dtype, after)
 

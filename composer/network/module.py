@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
@@ -74,6 +75,9 @@ class StatefulModule(RegistryView):
     # Of a model, "policy" or "critic": in messages, and before the names of its state.
     part: ClassVar[str]
     call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
+    state_names: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # those a spec chooses for hosts and files
 
     @property
     def has_memory(self) -> bool:

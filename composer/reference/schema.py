@@ -155,6 +155,10 @@ def _top_keys(part: str = "") -> dict[str, Schema]:
             "Factors of the learning rate by part of the model.",
             _names_to(_value({"type": "number", "exclusiveMinimum": 0})),
         ),
+        "state_names": _said(
+            "Names of states such as policy/memory/h, for hosts and exported files.",
+            _names_to(TEXT),
+        ),
         "parallel": _or_null(_parallel()),
         "policy": _ref("policy", part),
         "critic": _or_null(_ref("critic", part)),

@@ -27,6 +27,7 @@ TOP_KEYS += (
     "freeze",
     "weights",
     "learning_rate_scale",
+    "state_names",
 )
 TOP_KEYS += ("policy", "critic", "model")
 BESIDE_MODEL = ("version", "environment", "params", "extends", "extensions", "parallel", "model")

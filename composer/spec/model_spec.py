@@ -163,7 +163,7 @@ class ModelSpec:
 
     ``texts`` has the longest length and the characters of observations that are texts, as `flatten_space` takes them.
     ``freeze``, ``weights`` (files) and ``learning_rate_scale`` are about parts of the model, by paths such as
-    ``policy/screen`` (`composer.network.paths`).
+    ``policy/screen`` (`composer.network.paths`); ``state_names`` names states such as ``policy/memory/h`` for hosts.
     ``parallel`` is how `composer.parallel` spreads the model over processes; nothing else looks at it.
     ``previous`` lists what `composer.with_previous` adds to observations: "action", "reward".
     Where there is a ``model``, the policy has no networks, and there is no critic. ``extensions`` are modules that are
@@ -187,6 +187,7 @@ class ModelSpec:
     weights: Mapping[str, str] = field(default_factory=dict)
     learning_rate_scale: Mapping[str, float] = field(default_factory=dict)
     previous: tuple[str, ...] = ()
+    state_names: Mapping[str, str] = field(default_factory=dict)
 
 
 def of_one_actor(spec: ModelSpec) -> ModelSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeGuard
 
@@ -17,6 +18,7 @@ __all__ = ["VERSION", "check_version", "is_network", "params_meant", "read_exten
 __all__ += ["read_paths", "read_previous", "without_other_files"]
 
 VERSION = 1
+NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 NETWORKS = ("policy", "critic")
 
 
@@ -88,7 +90,7 @@ def params_meant(source: Source, known: Collection[str]) -> dict[str, str]:
 
 
 def read_paths(top: Fields) -> dict[str, Any]:
-    """`freeze`, `weights` and `learning_rate_scale`: what is said of parts of the model, by their paths."""
+    """`freeze`, `weights`, `learning_rate_scale` and `state_names`: what is said of parts of the model, by paths."""
     freeze = top.texts("freeze")
     for index, path in enumerate(freeze):
         _check_path(top, path, ("freeze", index))
@@ -96,7 +98,29 @@ def read_paths(top: Fields) -> dict[str, Any]:
     weights = top.text_mapping("weights", expected)
     for path in weights:
         _check_path(top, path, ("weights", path), key=True)
-    return {"freeze": freeze, "weights": weights, "learning_rate_scale": _scales(top, freeze)}
+    return {
+        "freeze": freeze,
+        "weights": weights,
+        "learning_rate_scale": _scales(top, freeze),
+        "state_names": _state_names(top),
+    }
+
+
+def _state_names(top: Fields) -> dict[str, str]:
+    key = "state_names"
+    expected = "a mapping from states to names, such as {policy/memory/h: recurrent_state}"
+    names = top.text_mapping(key, expected)
+    first: dict[str, str] = {}
+    for path, name in names.items():
+        _check_path(top, path, (key, path), key=True)
+        if not NAME.fullmatch(name):
+            message = f"{name!r} is no name of a state; write it with letters, digits and '_', such as recurrent_state"
+            top.problems.add((key, path), message)
+        elif name in first:
+            message = f"{name!r} is the name of {first[name]!r} too; choose another"
+            top.problems.add((key, path), message)
+        first.setdefault(name, path)
+    return names
 
 
 def _scales(top: Fields, freeze: Collection[str]) -> dict[str, float]:

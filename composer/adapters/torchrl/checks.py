@@ -21,6 +21,7 @@ from torchrl.objectives import (
 from composer.adapters.needs import TORCHRL_LOSSES, problems, refuse_for
 from composer.adapters.reasons import one_choice
 from composer.adapters.torchrl.fields import Encoding, Field, Key, choice_sizes, shown
+from composer.adapters.torchrl.functions import critic_of, state_keys
 from composer.critic.base import can_stand_for
 from composer.model import Model
 from composer.policy.structured import one_policy
@@ -57,6 +58,7 @@ def refuse_model(model: Model) -> None:
             "different times. Compose a model for each of them, or train in a loop of your own with "
             "model.policy.act({actor: observation})"
         )
+    refuse_state_names(model)
     policy = one_policy(model.policy)
     if policy.users_own("act") is not None:
         name = type(policy.network.module).__name__
@@ -64,6 +66,21 @@ def refuse_model(model: Model) -> None:
             f"the class {name!r} defines act() itself, which has no distribution that a loss could differentiate; "
             "remove act() to train it with TorchRL"
         )
+
+
+def refuse_state_names(model: Model) -> None:
+    """Raise ValueError for a name under `state_names` that the modules write, or that another state has."""
+    if not model.spec.state_names:
+        return
+    parts = [part for part in (one_policy(model.policy), critic_of(model)) if part is not None]
+    keys = [key for part in parts for key in state_keys(part).values()]
+    actions = one_policy(model.policy).action_tree.leaves
+    others = {*_WRITTEN, *actions, *(f"{name}_log_prob" for name in actions)}
+    for path, name in model.spec.state_names.items():
+        if name in others or keys.count(name) > 1:
+            raise ValueError(
+                f"'state_names' calls {path!r} {name!r}, a key that TorchRL's modules write; choose another"
+            )
 
 
 def refuse_taken_keys(observations: Iterable[Field], actions: Iterable[Field]) -> None:

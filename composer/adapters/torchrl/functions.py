@@ -52,8 +52,13 @@ def state_keys(part: NetworkModule) -> dict[str, str]:
     """The TensorDict key of each tensor of the state: ``memory/h`` of the actor is ``recurrent_state_actor_h``.
 
     A state that is one tensor is ``recurrent_state_actor``; several memories are told apart by their names:
-    ``recurrent_state_actor_<node>_h``.
+    ``recurrent_state_actor_<node>_h``. A spec may name them otherwise, by ``state_names``.
     """
+    return default_state_keys(part) | dict(part.state_names)
+
+
+def default_state_keys(part: NetworkModule) -> dict[str, str]:
+    """The keys that states have unless the spec names them."""
     names = list(part.state_shapes)
     base = f"recurrent_state_{NAMES[part.part]}"
     if len(names) == 1:

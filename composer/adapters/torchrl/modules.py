@@ -416,10 +416,12 @@ def ensemble_of(critic: SpaceCritic) -> EnsembleBlock | None:
 def _single(critic: SpaceCritic, ensemble: EnsembleBlock, index: int) -> StateActionCritic:
     """The critic of one copy of ``ensemble``."""
     assert isinstance(critic, StateActionCritic)
-    return StateActionCritic(
+    single = StateActionCritic(
         OneCopy(critic.network, ensemble.copy_of(index)),
         replace(critic.setup, shared=(), dtype=critic.dtype, copies=1, value_normalizer=None),
     )
+    single.state_names = critic.state_names
+    return single
 
 
 def _are_direct(network: Any, head: Any) -> bool:
