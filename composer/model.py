@@ -13,7 +13,7 @@ from torch import nn
 from composer.build.budget import Budget, LimitReached
 from composer.build.construction import chosen_seed, on_cpu, refuse_too_large
 from composer.build.context import BuildContext
-from composer.build.parts_of_spec import prepare_parts
+from composer.build.parts_of_spec import finish_parts, prepare_parts
 from composer.build.policy_and_critic import PolicyAndCritic, build_policy_and_critic
 from composer.checkpoint.adapters import (
     merge_adapters,
@@ -31,12 +31,15 @@ from composer.checkpoint.file import (
     read_tensors,
     require_blocks,
     require_whole,
+    restore_gradients,
     write_checkpoint,
 )
+from composer.checkpoint.first_weights import FirstWeights
 from composer.checkpoint.plain_spec import saved_spec
 from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
 from composer.errors import MissingExtraSpecError, Problem, Problems
+from composer.host.optimizing import parameter_groups, prepare_optimizer, scales_of
 from composer.host.rows import pack_state, unpack_state, width_of
 from composer.host.step import Step, step_of, structured_step_of, structured_value_of, value_of
 from composer.limits import GivenLimits, Limits, limits_from
@@ -71,11 +74,15 @@ __all__ = ["Model", "compose", "load"]
 Part: TypeAlias = AnyPolicy | CriticModule | StructuredCriticBase
 
 
+TARGET = "critic.target."  # begins the names of a copy that is never trained
+
+
 class Model(nn.Module):
     """A policy and, if the spec has one, a critic. ``model(observations)`` returns (logits, values).
 
     ``policy`` and ``critic`` (or None) are its parts, ``seed`` the seed of the initial weights, ``spec`` the resolved
-    spec, ``size_limits`` the limits of `compose`. Only weights, statistics of normalisers and ``train`` / ``eval`` mode
+    spec, ``size_limits`` the limits of `compose`, ``first_weights`` what was read for the spec's
+    `weights`. Only weights, statistics of normalisers and ``train`` / ``eval`` mode
     change.
     """
 
@@ -90,6 +97,7 @@ class Model(nn.Module):
         self.source = source
         self.spec = spec
         self.load_report: LoadReport | None = None
+        self.first_weights: tuple[FirstWeights, ...] = ()
         self.expanded = parts.expanded
         self._constructions = parts.constructions
         self._wrapped: IModelWrapper | None = None
@@ -281,11 +289,12 @@ class Model(nn.Module):
             raise reached.as_error(self.source) from reached.__cause__
         self.policy.reset_distributions(self.seed)
         self._constructions = []
-        prepare_parts(self, self.spec, Problems(self.source))  # classes have made modules anew
         # Tensors of the default dtype are there already, and a walk over a large model takes time.
         policy = self.policy
         is_there = target == policy.device and wanted == policy.dtype == torch.get_default_dtype()
-        return self if is_there else self.to(device=target, dtype=wanted)
+        model = self if is_there else self.to(device=target, dtype=wanted)
+        self.first_weights = finish_parts(self, self.spec, Problems(self.source))
+        return model
 
     @property
     def wrapped(self) -> IModelWrapper:
@@ -380,6 +389,25 @@ class Model(nn.Module):
             tensors = with_own_weights(self, tensors)
         return fill(self, tensors, strict=strict)
 
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The parameters that are trained, in groups: ``torch.optim.Adam(model.parameter_groups(3e-4))``.
+
+        The learning rate of a group is ``learning_rate`` times the spec's `learning_rate_scale`; what is frozen is in
+        none. Schedulers of torch keep the ratios. Other settings are for all groups: ``Adam(groups, eps=1e-5)``.
+        """
+        return parameter_groups(self.parameters(), self.learning_rate_scales(), learning_rate)
+
+    def prepare_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """The same for an ``optimizer`` of this model that others have made, before its first step.
+
+        Frozen parameters leave it, and each step scales the learning rates that its groups have then.
+        """
+        prepare_optimizer(optimizer, self.learning_rate_scales())
+
+    def learning_rate_scales(self) -> dict[int, float]:
+        """The spec's `learning_rate_scale` of each parameter that has one, by its id."""
+        return scales_of(self, self.spec.learning_rate_scale)
+
     def update_normalizers(
         self, observations: Any = None, returns: Any = None, group: Any = None
     ) -> None:
@@ -419,7 +447,14 @@ class Model(nn.Module):
             "seed": self.seed,
             "dtype": self.policy.dtype,
             "critics": [self.spec.critic.kind] if self.spec.critic else [],
+            "gradients": self._gradients(),
         }
+
+    def _gradients(self) -> dict[str, Any] | None:
+        """The names of the parameters that are not trained; None where no one has chosen any."""
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        is_chosen = self.spec.freeze or not all(name.startswith(TARGET) for name in frozen)
+        return {"frozen": frozen} if is_chosen else None
 
     def _for_steps(self, state: State | None) -> tuple[AnyPolicy, Any]:
         """Policy and critic. ValueError where `step` means nothing, and for memory without a state."""
@@ -543,7 +578,7 @@ def compose(
         except LimitReached as reached:
             raise reached.as_error(source) from None
         model = Model(source, model_spec, parts, seed, limits)
-        prepare_parts(model, model_spec, context.problems)
+        prepare_parts(model, model_spec, context.problems, reads=is_meta)
         return model if context.meta else model.materialize(target, dtype)
 
 
@@ -581,6 +616,7 @@ def load(
         limits=limits,
     )
     model.load_report = fill(model, read_tensors(path, record), strict=strict)
+    restore_gradients(model, record)
     return model
 
 

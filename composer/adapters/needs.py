@@ -19,6 +19,7 @@ from composer.adapters.reasons import (
     all_of,
     anything,
     choices_alone,
+    critic_as_a_whole,
     maskable,
     memory_of_actions,
     needs_memory,
@@ -40,6 +41,7 @@ from composer.critic.base import can_stand_for
 from composer.distributions.base import DISTRIBUTIONS, is_bounded
 from composer.distributions.continuous import Beta, Gaussian
 from composer.distributions.deterministic import Deterministic
+from composer.host.optimizing import nothing_to_train
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.actors import ActorKey
@@ -105,6 +107,7 @@ def refuse(
         reasons = [f"it acts for {_several_actors(model.observation_space, row.host)}"]
     else:
         reasons = [*problems(model, algorithm, row.algorithms), *row.refuses(model)]
+        reasons += filter(None, [nothing_to_train(model)])
     renamed = [_renamed(reason, names or {}) for reason in reasons]
     refuse_for(_renamed(row.title.format(algorithm), names or {}), renamed)
 
@@ -264,15 +267,21 @@ TORCHRL: Mapping[str, AlgorithmNeeds] = {
     "a2c": AlgorithmNeeds(one_action, "state"),
     "dqn": AlgorithmNeeds(one_choice, None, "any"),
     "sac": AlgorithmNeeds(
-        one_action, "state_action", "bounded", all_of(of_copies, memory_of_actions), of_boxes=True
+        one_action,
+        "state_action",
+        "bounded",
+        all_of(of_copies, memory_of_actions, critic_as_a_whole),
+        of_boxes=True,
     ),
 }
 TORCHRL_LOSSES: Mapping[str, AlgorithmNeeds] = {
     "ClipPPOLoss": AlgorithmNeeds(anything, "state", "any"),
     "A2CLoss": AlgorithmNeeds(one_action, "state", "any", is_advised=False),
     "DQNLoss": AlgorithmNeeds(one_choice, "choices", "any", is_advised=False),
-    "DiscreteSACLoss": AlgorithmNeeds(one_choice, "state_action", "any"),
-    "SACLoss": AlgorithmNeeds(one_box, "state_action", "any", memory_of_actions),
+    "DiscreteSACLoss": AlgorithmNeeds(one_choice, "state_action", "any", critic_as_a_whole),
+    "SACLoss": AlgorithmNeeds(
+        one_box, "state_action", "any", all_of(memory_of_actions, critic_as_a_whole)
+    ),
 }
 
 # --- rsl_rl ---

@@ -14,7 +14,8 @@ from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.tree import format_space
 
-__all__ = ["Reasons", "all_of", "anything", "choices_alone", "maskable", "memory_of_actions"]
+__all__ = ["Reasons", "all_of", "anything", "choices_alone", "critic_as_a_whole", "maskable"]
+__all__ += ["memory_of_actions"]
 __all__ += ["needs_memory", "no_memory", "no_returns", "no_sequences", "no_statistics"]
 __all__ += ["numbers_alone", "of_copies", "one_action", "one_box", "one_choice"]
 __all__ += ["one_plain_choice", "one_vector", "private_keys", "without_rows"]
@@ -143,6 +144,18 @@ def of_copies(model: Model) -> Iterator[str]:
         )
     if critic is not None and critic.value_normalizer is not None:
         yield "a replay buffer has no returns, so that 'normalize_value' has nothing to count; leave it out"
+
+
+def critic_as_a_whole(model: Model) -> Iterator[str]:
+    """Why TorchRL's loss, which trains copies of the critic, cannot treat its parts differently."""
+    spec = model.spec
+    for key, paths in (("freeze", spec.freeze), ("learning_rate_scale", spec.learning_rate_scale)):
+        for path in paths:
+            if path.partition("/")[0] == "critic":
+                yield (
+                    f"it trains copies of the critic, which {key!r} of {path!r} would not reach; leave that out, or "
+                    "use sac of sb3"
+                )
 
 
 def memory_of_actions(model: Model) -> Iterator[str]:

@@ -31,7 +31,7 @@ from perception_blocks.words import as_module_name, near_name
 
 __all__ = ["LoadReport", "Record", "fill", "fill_whole", "foreign_modules", "is_dtype"]
 __all__ += ["read_record", "read_tensors", "record_from", "record_of", "require_blocks"]
-__all__ += ["require_whole", "write_checkpoint"]
+__all__ += ["require_whole", "restore_gradients", "write_checkpoint"]
 
 VERSION = 1
 OURS = ("torch.", "perception_blocks.", "composer.")
@@ -53,6 +53,9 @@ class Record:
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
     critics: dict[str, str] = field(default_factory=dict)  # the same of kinds of critics
     action_model: Json = field(default_factory=dict)  # of one: the files of its processor
+    gradients: Json = field(
+        default_factory=dict
+    )  # "frozen": the parameters without, if there are some
     adapter_scales: Json = field(default_factory=dict)  # by what LoRA's products are multiplied
 
     def spaces(self, limits: GivenLimits = None) -> tuple[Any, Any]:
@@ -112,6 +115,7 @@ def record_of(
     dtype: torch.dtype,
     critics: Sequence[str] = (),
     action_model: Json | None = None,
+    gradients: Json | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says beside its tensors, but for which of these are tied."""
     return {
@@ -128,6 +132,7 @@ def record_of(
             n: home for n in critics if not (home := CRITICS.module_of(n)).startswith(OURS)
         },
         **({} if action_model is None else {"action_model": action_model}),
+        **({} if gradients is None else {"gradients": gradients}),
         **({SCALES: scales} if (scales := adapter_scales(module)) else {}),
     }
 
@@ -145,7 +150,13 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 def record_from(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Record:
     """The ``values`` in the file at ``path`` as a Record. Raises CheckpointError where they are of another form."""
     _require_types(path, values, {"format_version": int})
-    values = {"critics": {}, "action_model": {}, SCALES: {}, **values}  # which other files have not
+    values = {
+        "critics": {},
+        "action_model": {},
+        "gradients": {},
+        SCALES: {},
+        **values,
+    }  # which other files have not
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
     _require_types(path, values, kinds)
     dtype = getattr(torch, values["dtype"], None)
@@ -176,6 +187,16 @@ def _require_types(
             raise CheckpointError(
                 f"{os.fspath(path)!r} is damaged: {name!r} in its header is {shown}"
             )
+
+
+def restore_gradients(module: nn.Module, record: Record) -> None:
+    """Let the parameters of ``module`` be trained, or not, as when it was saved; others than those stay as they are."""
+    if "frozen" not in record.gradients:
+        return
+    frozen = set(map(str, record.gradients["frozen"] or ()))
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(name not in frozen)
 
 
 def require_blocks(record: Record) -> None:

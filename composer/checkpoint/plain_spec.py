@@ -52,6 +52,8 @@ def saved_spec(data: object, module: nn.Module) -> Any:
     It does not name what blocks read once, when they were built. Raises CheckpointError as `plain_spec` does.
     """
     blocks = [part for part in every_part(module) if isinstance(part, PerceptionBlock)]
+    if isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != "weights"}
     return _without_files(plain_spec(data), [b.read_once for b in blocks if b.read_once])
 
 

@@ -45,6 +45,11 @@ def compose_by(plan: Given, spec: Any, env: Any = None, **as_compose: Any) -> Mo
     mesh = start()
     seed = _common_seed(mesh, as_compose.pop("seed", None))
     model = compose_whole(spec, env, device="meta", seed=seed, **as_compose)
+    if model.spec.weights:
+        raise ValueError(
+            "'weights' are read in one process; compose the model with composer.compose, save it, and load it here "
+            "with composer.parallel.load(path)"
+        )
     if not isinstance(model, Model):
         return _action_model(model, mesh, plan)
     sharder = Sharder(model, mesh, plan)

@@ -120,7 +120,8 @@ class EnsembleBlock(nn.Module):
 
         def copied(tensor: Tensor) -> Tensor:
             value = tensor[index].detach().clone()
-            return nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
+            is_parameter = isinstance(tensor, nn.Parameter)
+            return nn.Parameter(value, tensor.requires_grad) if is_parameter else value
 
         return self._filled(copied)
 

@@ -18,6 +18,7 @@ from composer.adapters.needs import NEEDS, problems, refuse_actors, refuse_for
 from composer.adapters.rl_games.environments import GymnasiumEnvironments
 from composer.adapters.rl_games.hosted import Composed
 from composer.adapters.rl_games.models import register
+from composer.host.optimizing import nothing_to_train
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.training.environment import environment_maker
@@ -105,6 +106,7 @@ class RlGamesTrainer:
         except BaseException:
             self.close()
             raise
+        model.prepare_optimizer(self._agent.optimizer)
         self.act = greedy(one_policy(model.policy), masked=settings.use_action_masks)
 
     @classmethod
@@ -210,6 +212,7 @@ def _refuse(model: Model) -> str:
     kinds = {leaf.kind for leaf in one_policy(model.policy).action_tree.leaves.values()}
     algorithm = "a2c_continuous" if kinds == {"box"} else "a2c_discrete"
     reasons = problems(model, algorithm, NEEDS["rl_games"].algorithms)
+    reasons += filter(None, [nothing_to_train(model)])
     refuse_for("ppo of rl_games", [reason.replace(algorithm, "ppo") for reason in reasons])
     return algorithm
 

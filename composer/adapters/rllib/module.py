@@ -47,6 +47,11 @@ class ComposedModule(TorchRLModule, ValueFunctionAPI):
         )  # fmt: skip
         refuse(model, "PPO", "rllib")
         refuse_unrecalled(model, self.observation_space)  # type: ignore[arg-type]
+        if model.spec.learning_rate_scale:
+            raise ValueError(
+                "RLlib makes its optimisers itself, which know no 'learning_rate_scale'; leave it out, or train with "
+                "another trainer"
+            )
         HostObservations(one_policy(model.policy).observer.tree, "RLlib")  # what varies is refused
         self.model = model
         self._carries = model.has_memory

@@ -88,6 +88,7 @@ class RslRlTrainer:
         except BaseException:
             self._env.close()
             raise
+        model.prepare_optimizer(self._runner.alg.optimizer)
         self.model = model
         self.act = greedy(one_policy(model.policy))
 

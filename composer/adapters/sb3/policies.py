@@ -131,9 +131,16 @@ class HostPolicy(BasePolicy):
     def make_optimizer(
         self, parameters: Iterable[nn.Parameter], lr_schedule: Schedule
     ) -> torch.optim.Optimizer:
-        """An optimiser of the parameters that learn."""
+        """An optimiser of the parameters that learn, by the spec's `learning_rate_scale`."""
         learning = [parameter for parameter in parameters if parameter.requires_grad]
-        return self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        if not learning:
+            raise ValueError(
+                f"{self.algorithm} has an optimiser of parameters that are all frozen; take a part of them out of "
+                "'freeze'"
+            )
+        optimizer = self.optimizer_class(learning, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.model.prepare_optimizer(optimizer)
+        return optimizer
 
     def read(self, observations: PyTorchObs, leading: tuple[int, ...] = (-1,)) -> Any:
         """The host's observations as the model takes them, with the axes ``leading``."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from composer.adapters.needs import NEEDS, problems, refuse_for
 from composer.adapters.skrl.checks import preprocessor_problems, sequence_length_of
 from composer.adapters.skrl.composed import ComposedModel, models
+from composer.host.optimizing import nothing_to_train
 from composer.limits import GivenLimits
 from composer.model import Model
 from composer.policy.structured import one_policy
@@ -144,6 +145,7 @@ def agent_of(
     reasons = [
         *problems(model, name, NEEDS["skrl"].algorithms),
         *preprocessor_problems(model, config),
+        *filter(None, [nothing_to_train(model)]),
     ]
     if memory.memory_size != config.rollouts:
         reasons.append(
@@ -164,10 +166,12 @@ def agent_of(
     policy.enable_training_mode(False)  # as skrl has it while it collects
     _, plain, recurrent = ALGORITHMS[name]
     cls = recurrent if model.has_memory else plain
-    return cls(
+    agent: Any = cls(
         models=dict(composed), memory=memory, cfg=config, device=device,
         observation_space=observation_space, state_space=state_space, action_space=action_space,
     )  # fmt: skip
+    model.prepare_optimizer(agent.optimizer)
+    return agent
 
 
 def name_of(algorithm: type) -> str:

@@ -98,6 +98,7 @@ class TianshouTrainer:
             optim=AdamOptimizerFactory(lr=self._settings.lr),
             **given,
         )
+        model.prepare_optimizer(self._optimizer)
         self._steps = 0
         self._envs = _environments(task)
         try:

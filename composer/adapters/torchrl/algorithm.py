@@ -67,6 +67,7 @@ class Algorithm(ABC, Generic[S]):
         self.loss, self.explorer = loss, explorer
         self._learning = [each for each in loss.parameters() if each.requires_grad]
         self._optimizer = torch.optim.Adam(self._learning, lr=settings.learning_rate, eps=1e-5)
+        self.model.prepare_optimizer(self._optimizer)
 
     @abstractmethod
     def learn(self, batch: TensorDictBase, steps: int) -> None:

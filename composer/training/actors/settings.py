@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from composer.critic.base import can_stand_for
 from composer.distributions.deterministic import Deterministic
+from composer.host.optimizing import nothing_to_train
 from composer.model import Model
 from composer.policy.policy import Policy
 from composer.policy.structured import StructuredPolicy
@@ -78,6 +79,8 @@ def _reasons(model: Model, algorithm: str) -> Iterator[str]:
             "pettingzoo:mpe/simple_spread_v3; use the trainer sb3 or torchrl"
         )
         return
+    if reason := nothing_to_train(model):
+        yield reason
     for name, member in policy.policies.items():
         yield from _of_policy(name, member)
     yield from _of_critic(model, algorithm)

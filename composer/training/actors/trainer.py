@@ -47,6 +47,7 @@ class ActorsTrainer:
         self._settings = Settings(**task.settings)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.Adam(weights, lr=self._settings.learning_rate, eps=1e-5)
+        model.prepare_optimizer(self._optimizer)
         self._environments: list[JointEnvironment] = []
         try:
             for _ in range(task.envs):

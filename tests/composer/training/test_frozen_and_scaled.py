@@ -1,0 +1,158 @@
+"""Every trainer leaves frozen parts as they are and scales learning rates by part, whatever schedule it has."""
+
+from contextlib import closing
+
+import gymnasium
+import pytest
+import torch
+
+import composer
+from composer.training.trainer import TRAINERS, Task
+
+SPEC = """
+version: 1
+freeze: [policy/eyes]
+learning_rate_scale: {policy/body: 0.1, policy/body/linears/1: 0.5}
+policy:
+  graph:
+    eyes: {block: dense, in: observation, hidden_units: [8]}
+    body: {block: dense, in: eyes, hidden_units: [8, 8]}
+  heads: {in: body}
+"""
+STATE = SPEC + "critic: {template: {}}\n"
+ACTION = SPEC + "critic: {kind: state_action, ensemble: 2, template: {}}\n"
+BOX, CHOICE = "Pendulum-v1", "CartPole-v1"
+RUNS = [
+    ("sb3", "ppo", STATE, CHOICE, {"n_steps": 32, "batch_size": 32}),
+    ("sb3", "dqn", SPEC, CHOICE, {"learning_starts": 8, "batch_size": 8}),
+    ("sb3", "sac", ACTION, BOX, {"learning_starts": 8}),
+    ("torchrl", "ppo", STATE, CHOICE, {"frames_per_batch": 64, "epochs": 1}),
+    ("torchrl", "dqn", SPEC, CHOICE, {"learning_starts": 8, "batch_size": 8}),
+    ("torchrl", "sac", ACTION, BOX, {"learning_starts": 8, "batch_size": 8}),
+    ("rsl_rl", "ppo", STATE, BOX, {}),
+    ("rl_games", "ppo", STATE, CHOICE, {"horizon_length": 32}),
+    ("skrl", "ppo", STATE, CHOICE, {}),
+    ("tianshou", "ppo", STATE, CHOICE, {"collection_step_num_env_steps": 64}),
+]
+ACTORS = """
+version: 1
+freeze: [policy/eyes]
+learning_rate_scale: {policy/body: 0.1, policy/body/linears/1: 0.5}
+policy:
+  graph:
+    eyes: {block: dense, in: observation, hidden_units: [8]}
+    body: {block: dense, in: eyes, hidden_units: [8, 8]}
+  heads: {in: body}
+critic: {kind: shared_state, template: {}}
+"""
+RUNS.append(("composer", "mappo", ACTORS, "pettingzoo:mpe/simple_spread_v3", {}))
+
+
+def trainer_of(name, algorithm, spec, environment, settings):
+    task = Task(
+        spec="",
+        environment=environment,
+        trainer=name,
+        algorithm=algorithm,
+        steps=64,
+        settings=settings,
+    )
+    return TRAINERS.get(name)(task, composer.compose(spec, env=environment, seed=0))
+
+
+def optimizers_of(trainer):
+    """Every optimiser that a trainer holds, by attributes."""
+    seen, todo, optimizers = set(), [trainer], []
+    while todo:
+        each = todo.pop()
+        if id(each) in seen or isinstance(each, str | int | float | torch.Tensor | gymnasium.Env):
+            continue
+        seen.add(id(each))
+        if isinstance(each, torch.optim.Optimizer):
+            optimizers.append(each)
+        elif type(each).__module__.split(".")[0] in (
+            "composer", "stable_baselines3", "skrl", "rsl_rl", "rl_games", "tianshou"
+        ):  # fmt: skip
+            todo += getattr(each, "__dict__", {}).values()
+            if isinstance(each, torch.nn.Module):
+                todo += each._modules.values()
+    return optimizers
+
+
+def steps_of(model, optimizers):
+    """How far a step of Adam from the start moves each parameter: its learning rate."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    for optimizer in optimizers:
+        optimizer.state.clear()
+        optimizer.step()
+        optimizer.state.clear()
+    moved = {
+        n: (before[n] - p.detach()).double().mean().item() for n, p in model.named_parameters()
+    }
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(before[name])
+    return moved
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run[0]}-{run[1]}")
+def test_a_trainer_freezes_and_scales_and_keeps_ratios_under_a_schedule(run):
+    trainer = trainer_of(*run)
+    model = trainer.model
+    with closing(trainer):
+        frozen = {n for n, p in model.named_parameters() if ".eyes." in n}
+        optimizers = [o for o in optimizers_of(trainer) if any(
+            p is q for g in o.param_groups for p in g["params"] for q in model.parameters()
+        )]  # fmt: skip
+        assert not {
+            n for n, p in model.named_parameters() for o in optimizers for g in o.param_groups
+            if n in frozen and any(p is q for q in g["params"])
+        }  # fmt: skip
+        for factor in (1.0, 0.25):  # as a schedule sets the rates of all groups
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["lr"] * factor
+            moved = steps_of(model, optimizers)
+            rate = moved[
+                "policy.heads." + next(n for n in moved if n.startswith("policy.heads."))[13:]
+            ]
+            assert rate > 0
+            for name, step in moved.items():
+                scale = 0.0 if name in frozen else 1.0
+                if name.startswith("policy.body."):
+                    scale = 0.5 if ".linears.1." in name else 0.1
+                if name.startswith("policy."):
+                    assert step == pytest.approx(scale * rate, rel=0.02, abs=1e-9), name
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        trainer.learn(64, lambda *_: True)
+        changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert not changed & frozen
+        assert {n for n in before if n.startswith(("policy.body.", "policy.heads."))} <= changed
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run[0]}-{run[1]}")
+def test_a_model_of_which_nothing_is_left_to_train_is_refused(run):
+    name, algorithm, spec, environment, settings = run
+    parts = "[policy, critic]" if "critic" in spec else "[policy]"
+    text = spec.replace("[policy/eyes]", parts).replace(
+        "learning_rate_scale: {policy/body: 0.1, policy/body/linears/1: 0.5}\n", ""
+    )
+    with pytest.raises(ValueError, match="cannot train this model:") as caught:
+        trainer_of(name, algorithm, text, environment, settings)
+    assert str(caught.value).splitlines()[-1] == (
+        "  all its parameters are frozen, so there is nothing to train; take a part of it out of 'freeze'"
+    )
+
+
+@pytest.mark.parametrize("key", ["freeze: [critic/latent]", "learning_rate_scale: {critic: 0.1}"])
+def test_sac_of_torchrl_trains_copies_of_the_critic(key):
+    spec = f"version: 1\n{key}\npolicy: {{template: {{}}}}\n" + ACTION[ACTION.index("critic:") :]
+    with pytest.raises(ValueError, match="cannot train this model:") as caught:
+        trainer_of("torchrl", "sac", spec, BOX, {})
+    name, path = key.split(":")[0], "critic/latent" if "latent" in key else "critic"
+    assert str(caught.value) == (
+        "sac of torchrl cannot train this model:\n"
+        f"  it trains copies of the critic, which {name!r} of {path!r} would not reach; leave that out, or use sac of sb3"
+    )
