@@ -288,3 +288,12 @@ def test_a_rollout_of_cartpole_improves():
     returns = [algo.train()["env_runners"]["episode_return_mean"] for _ in range(8)]
     algo.stop()
     assert returns[0] < 40 < 60 < returns[-1]
+
+
+def test_learning_rates_by_part_are_refused():
+    message = (
+        "RLlib makes its optimisers itself, which know no 'learning_rate_scale'; leave it out, or train with another "
+        "trainer"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        built({**TEMPLATES, "learning_rate_scale": {"policy": 0.1}})

@@ -156,3 +156,28 @@ def test_sac_of_torchrl_trains_copies_of_the_critic(key):
         "sac of torchrl cannot train this model:\n"
         f"  it trains copies of the critic, which {name!r} of {path!r} would not reach; leave that out, or use sac of sb3"
     )
+
+
+def test_an_optimiser_that_would_have_nothing_to_train_is_refused():
+    message = "SAC has an optimiser of parameters that are all frozen; take a part of them out of 'freeze'"
+    spec = ACTION.replace("[policy/eyes]", "[policy]").replace(
+        "learning_rate_scale: {policy/body: 0.1, policy/body/linears/1: 0.5}\n", ""
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        trainer_of("sb3", "sac", spec, BOX, {})
+
+
+def test_groups_for_an_optimiser_of_ones_own_keep_ratios_under_torchs_schedulers():
+    model = composer.compose(STATE, env=CHOICE, seed=0)
+    groups = model.parameter_groups(0.01)
+    names = {id(p): name for name, p in model.named_parameters()}
+    of_body = [["policy.body.linears.0.weight", "policy.body.linears.0.bias"]]
+    of_body.append(["policy.body.linears.1.weight", "policy.body.linears.1.bias"])
+    assert [[names[id(p)] for p in group["params"]] for group in groups[1:]] == of_body
+    assert not any(".eyes." in names[id(p)] for group in groups for p in group["params"])
+    optimizer = torch.optim.Adam(groups, eps=1e-5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.0005, 0.0025]
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.0005, 0.0025]
