@@ -19,9 +19,7 @@ from perception_blocks.words import hint
 __all__ = ["finish_parts", "prepare_parts"]
 
 
-def prepare_parts(
-    model: Any, spec: ModelSpec, problems: Problems, *, reads: bool = False
-) -> None:
+def prepare_parts(model: Any, spec: ModelSpec, problems: Problems, *, reads: bool = False) -> None:
     """Freeze the parts of ``model`` that ``spec`` names, and name its states; its weights need not exist yet.
 
     Raises SpecError with every path that names nothing, every name of a state that is taken, and if it ``reads`` the files of `weights`, with what is wrong
