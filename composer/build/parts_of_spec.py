@@ -22,8 +22,8 @@ __all__ = ["finish_parts", "prepare_parts"]
 def prepare_parts(model: Any, spec: ModelSpec, problems: Problems, *, reads: bool = False) -> None:
     """Freeze the parts of ``model`` that ``spec`` names, and name its states; its weights need not exist yet.
 
-    Raises SpecError with every path that names nothing, every name of a state that is taken, and if it ``reads`` the files of `weights`, with what is wrong
-    with them.
+    Raises SpecError with every path that names nothing, every name of a state that is taken, and if it ``reads``
+    the files of `weights`, with what is wrong with them.
     """
     if spec.state_names:
         _name_states(model, spec.state_names, problems)
