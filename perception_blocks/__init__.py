@@ -15,12 +15,14 @@ __all__ = [
     "AdjacencyBlock",
     "AttentionPoolingBlock",
     "CategoricalValueBlock",
+    "ChannelsFirstBlock",
     "ConcatBlock",
     "CorrelationBlock",
     "CrossAttentionBlock",
     "DecoderBlock",
     "DeepSetBlock",
     "DenseBlock",
+    "DetachBlock",
     "DuelingBlock",
     "EmbeddingBlock",
     "FlattenBlock",
@@ -57,6 +59,7 @@ __all__ = [
     "NormalizeBlock",
     "OneHotBlock",
     "PerceptionBlock",
+    "PermuteBlock",
     "PointNetBlock",
     "Port",
     "PositionalEncodingBlock",
@@ -143,8 +146,11 @@ if TYPE_CHECKING:
     from perception_blocks.blocks.preprocess import PreprocessImageBlock
     from perception_blocks.blocks.recurrent import GruBlock, LstmBlock, LstmLastStepBlock, RnnBlock
     from perception_blocks.blocks.reshape import (
+        ChannelsFirstBlock,
+        DetachBlock,
         FlattenBlock,
         MultiIndexSliceBlock,
+        PermuteBlock,
         RepeatToMatchBlock,
         SliceBlock,
     )
@@ -189,7 +195,8 @@ else:
             "blocks.pooling": "GlobalAveragePoolingBlock MaskedGlobalPoolingBlock VggConvGapBlock",
             "blocks.preprocess": "PreprocessImageBlock",
             "blocks.recurrent": "GruBlock LstmBlock LstmLastStepBlock RnnBlock",
-            "blocks.reshape": "FlattenBlock MultiIndexSliceBlock RepeatToMatchBlock SliceBlock",
+            "blocks.reshape": "ChannelsFirstBlock DetachBlock FlattenBlock MultiIndexSliceBlock "
+            "PermuteBlock RepeatToMatchBlock SliceBlock",
             "blocks.residual_conv": "ImpalaCnnBlock ResConvBlock",
             "blocks.residual_dense": "ResidualDenseBlock",
             "blocks.scale": "NormalizeBlock ScaleImageBlock",

@@ -292,7 +292,7 @@ _BLOCKS = {  # by file; the class of ``strided_conv`` is ``StridedConvBlock``
     "conv": "strided_conv strided_conv_dense vgg_conv vgg_conv_dense nature_cnn nature_cnn_dense",
     "recurrent": "lstm gru lstm_last_step rnn",
     "combine": "concat",
-    "reshape": "flatten slice multi_index_slice repeat_to_match",
+    "reshape": "flatten permute channels_first detach slice multi_index_slice repeat_to_match",
     "embed": "one_hot embedding",
     "scale": "scale_image normalize",
     "preprocess": "preprocess_image",

@@ -171,8 +171,11 @@ def _label(box: Box) -> str:
 
 
 def _arrow(picture: Picture, tail: str, head: str) -> Attributes:
+    stopped = {"style": "dotted", "penwidth": "1.6"} if (tail, head) in picture.stopped else {}
     if (tail, head) in picture.shared:
-        return {"color": "#b4532a", "penwidth": "2"}
+        return stopped | {"color": "#b4532a", "penwidth": "2"}
+    if stopped:
+        return stopped
     if (tail, head) in picture.masks:
         return {"style": "dashed"}
     text = picture.labels.get((tail, head))

@@ -49,7 +49,7 @@ class _Page:
             self._writers |= dict.fromkeys(draft.writes, name)
 
     def picture(self) -> Picture:
-        nodes, shared, masks = [], set(), set()
+        nodes, shared, masks, stopped = [], set(), set(), set()
         for name, draft in self._drafts.items():
             reads = [self._writers[value] for value in draft.reads]
             if draft.kind == "input":
@@ -58,6 +58,9 @@ class _Page:
             for value, writer in zip(draft.reads, reads):
                 if self._networks[writer] not in ("", self._networks[name]):
                     shared.add((writer, name))
+                row = self._drafts[writer].row
+                if row is not None and row.stops_gradient:
+                    stopped.add((writer, name))
                 if value in draft.masks:
                     masks.add((writer, name))
         inputs = [name for name, draft in self._drafts.items() if draft.kind == "input"]
@@ -66,7 +69,7 @@ class _Page:
             caption += f", {self.summary.flops:,} FLOPs"
         if self.summary.wrappers:
             caption += f"; policy wrapped in {', '.join(self.summary.wrappers)}"
-        dag, pairs = Dag(nodes, inputs, None), (frozenset(shared), frozenset(masks))
+        dag, pairs = Dag(nodes, inputs, None), map(frozenset, (shared, masks, stopped))
         return Picture(dag, self.boxes, self.frames, *pairs, caption)
 
     def _frame(self, draft: DraftFrame, parent: str | None) -> str:

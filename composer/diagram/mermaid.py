@@ -30,9 +30,10 @@ def to_mermaid(picture: Picture) -> str:
     lines = ["flowchart TD", *_inside(picture, None, "  ")]
     styles = []
     for index, (tail, head) in enumerate(picture.arrows()):
-        shared = (tail, head) in picture.shared
-        arrow = "==>" if shared else "-.->" if (tail, head) in picture.masks else "-->"
-        text = picture.labels.get((tail, head))
+        shared, stopped = (tail, head) in picture.shared, (tail, head) in picture.stopped
+        dotted = stopped or (tail, head) in picture.masks
+        arrow = "==>" if shared else "-.->" if dotted else "-->"
+        text = "no gradient" if stopped else picture.labels.get((tail, head))
         label = "" if text is None else f'|"{_text(text)}"|'
         lines.append(f"  {tail} {arrow}{label} {head}")
         if shared:

@@ -46,7 +46,7 @@ class Picture:
     """``dag`` has the connections, where each node writes its own name; ``boxes`` and ``frames`` are labels by name.
 
     ``shared`` are the (writer, reader) pairs in which a critic reads a value of the policy, ``masks`` the pairs in
-    which an observation masks an action. ``labels`` are the texts at arrows. ``hooks`` are further arrows, each from a
+    which an observation masks an action, ``stopped`` the pairs in which no gradient flows back. ``labels`` are the texts at arrows. ``hooks`` are further arrows, each from a
     box to a frame, with a text; they order nothing.
     """
 
@@ -55,6 +55,7 @@ class Picture:
     frames: Mapping[str, Frame]
     shared: frozenset[tuple[str, str]] = frozenset()
     masks: frozenset[tuple[str, str]] = frozenset()
+    stopped: frozenset[tuple[str, str]] = frozenset()
     caption: str = ""
     labels: Mapping[tuple[str, str], str] = field(default_factory=dict)
     hooks: tuple[tuple[str, str, str], ...] = ()
@@ -89,6 +90,8 @@ class Picture:
             lines.append("bold arrow: shared with the critic")
         if self.masks:
             lines.append("dashed arrow: masks an action")
+        if self.stopped:
+            lines.append("dotted arrow: no gradient flows back")
         if self.hooks:
             lines.append("dashed arrow: blends weights, after the iteration")
         return lines

@@ -10,6 +10,7 @@ __all__ = ["MEANINGS"]
 MEANINGS = {
     "activation": "the nonlinearity after each layer but the last, or after each one",
     "antialias": "average over the pixels that are left out when an image gets smaller",
+    "axes": "the axes of the input, in the order of the output",
     "average_heads": "average the heads of the last layer instead of sharing its units among them",
     "axis": "where the inputs are stacked",
     "baseline": "what is subtracted from the advantages",

@@ -19,6 +19,7 @@ from composer.spec.places import ENSEMBLE, place_of
 from composer.summary.flops import count_flops, flops_of
 from composer.summary.networks import networks_by_name, served_actors
 from perception_blocks.base_block import is_built_in, is_torchs
+from perception_blocks.blocks.reshape import DetachBlock
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.graph.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
@@ -50,6 +51,7 @@ class Row:
     memory: str = ""  # "carries h (1, 128)", "reads its window, carries nothing"
     same_as: str | None = None  # the node whose module it is
     each: str = ""  # "for each of 4": how often it is applied
+    stops_gradient: bool = False
     why_looped: str | None = None  # why the copies of an ensemble run one by one
     position: str | None = None  # file:line:column
 
@@ -66,7 +68,8 @@ class Row:
     @property
     def notes(self) -> str:
         shared = f"same module as {self.same_as!r}" if self.same_as else ""
-        return "; ".join(filter(None, [self.each, self.memory, shared]))
+        stopped = "no gradient flows back" if self.stops_gradient else ""
+        return "; ".join(filter(None, [self.each, self.memory, shared, stopped]))
 
 
 def _joined(shapes: Iterable[Shape]) -> str:
@@ -170,6 +173,7 @@ class _RowCollector:
                 memory="" if nested else _memory(node, module),
                 same_as=node.node.same_as,
                 each=_each(node),
+                stops_gradient=isinstance(module, DetachBlock),
                 why_looped=getattr(module, "why_looped", None),
             )
             if nested:

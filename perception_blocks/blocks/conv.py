@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from perception_blocks.blocks.conv_plan import (
 )
 from perception_blocks.blocks.dense import FlattenDenseBlock, known_size
 from perception_blocks.direct import convolution, layers
-from perception_blocks.port import InputShapeError, Port, Shapes
+from perception_blocks.port import InputShapeError, Port, Shapes, as_shape
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import Activation, OneOrMany, PositiveInt
 
@@ -31,19 +31,20 @@ __all__ = ["ConvBlock", "NatureCnnBlock", "NatureCnnDenseBlock", "StridedConvBlo
 __all__ += ["StridedConvDenseBlock", "VggConvBlock", "VggConvDenseBlock"]
 
 Channels: TypeAlias = Sequence[PositiveInt]
+ChannelAxis: TypeAlias = Literal["first", "last"]
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLS = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
 
 
 class ImageBlock(PerceptionBlock):
-    """What blocks over images share: channels come first."""
+    """What blocks over images share: channels come first, unless a setting ``channels`` says otherwise."""
 
     @classmethod
     def check_ports(cls, in_ports: Sequence[Port]) -> None:
         super().check_ports(in_ports)
         for index, port in enumerate(in_ports):
-            if port.channels == "last":
+            if port.channels == "last" and "channels" not in cls.from_ports:
                 rule = f"{block_name(cls)} takes channels first, and the space has them last"
                 raise InputShapeError(rule, {index: port}, "put a scale_image block before it")
 
@@ -52,6 +53,7 @@ class ConvBlock(ImageBlock):
     """What convolutions share: all leading axes become torch's one batch axis and come back."""
 
     activations: Sequence[Function] | nn.ModuleList
+    channels_last = False  # of the input; of the output they come first
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         """The layers over (B, channels, ...): here each of ``convs`` and its activation."""
@@ -65,10 +67,11 @@ class ConvBlock(ImageBlock):
         rank = len(self.in_shapes[0])
         if torch.compiler.is_compiling():
             self._fix_sizes(x)
-        if x.dim() == rank + 1:
-            return self.convolve(x)
-        y = self.convolve(x.reshape(-1, *x.shape[-rank:]))
-        return y.reshape(*x.shape[:-rank], *y.shape[1:])
+        leading = x.shape[:-rank]
+        if x.dim() != rank + 1:
+            x = x.reshape(-1, *x.shape[-rank:])
+        y = self.convolve(x.movedim(-1, 1) if self.channels_last else x)
+        return y if len(leading) == 1 else y.reshape(*leading, *y.shape[1:])
 
     def _fix_sizes(self, x: Tensor) -> None:
         """Tell the compiler the sizes that never vary: with unknown ones inductor cannot order a convolution's axes."""
@@ -96,6 +99,9 @@ class ConvDenseBlock(ImageBlock):
 class StridedConvBlock(ConvBlock):
     """Convolutions, each with its activation: ``(C, H, W)`` -> ``(hidden_channels[-1], h, w)``; 1-d and 3-d likewise.
 
+    With ``channels: last`` it reads ``(H, W, C)``, or for a convolution over time ``(T, F)``; the output has channels
+    first in any case.
+
     ``hidden_channels`` has one entry per layer. The other lists too, or one number serves all layers; an entry that is
     itself a list has one number per axis. An axis is padded by a number on both sides, by ``[before, after]``, or by
     ``same`` so that only the stride makes it shorter.
@@ -103,6 +109,8 @@ class StridedConvBlock(ConvBlock):
     >>> StridedConvBlock([(3, 64, 64)], hidden_channels=[8, 16], hidden_kernels=[8, 4], strides=[4, 2]).out_shapes
     [(16, 6, 6)]
     """
+
+    from_ports = ("channels",)
 
     def __init__(
         self,
@@ -116,18 +124,21 @@ class StridedConvBlock(ConvBlock):
         padding_mode: PaddingMode = "zeros",
         activation: Activation = "relu",
         bias: bool = True,
+        channels: ChannelAxis = "first",
     ) -> None:
         plans = plan_layers(
             "strided_conv",
-            image_shape(in_shapes, "strided_conv"),
+            image_shape(in_shapes, "strided_conv", channels=channels),
             hidden_channels,
             kernels=hidden_kernels,
             strides=strides,
             dilations=dilations,
             padding=padding,
             padding_mode=padding_mode,
+            got=as_shape(in_shapes[0]),
         )
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
+        self.channels_last = channels == "last"
         self.convs = nn.ModuleList(make_conv(plan, padding_mode, bias) for plan in plans)
         # Torch's own layers pad both sides alike; other padding is done before them.
         self.pads = [None if plan.symmetric else plan.torch_pad for plan in plans]
@@ -147,10 +158,14 @@ class StridedConvBlock(ConvBlock):
 class StridedConvDenseBlock(ConvDenseBlock):
     """`strided_conv`, flattened, then `dense`: ``(C, H, W)`` -> ``(hidden_units[-1],)``; 1-d and 3-d likewise.
 
+    With ``channels: last`` it reads ``(H, W, C)``, or for a convolution over time ``(T, F)``.
+
     >>> block = StridedConvDenseBlock([(3, 16)], hidden_channels=[8], hidden_kernels=4, hidden_units=32)
     >>> block.out_shapes
     [(32,)]
     """
+
+    from_ports = ("channels",)
 
     def __init__(
         self,
@@ -166,6 +181,7 @@ class StridedConvDenseBlock(ConvDenseBlock):
         activation: Activation = "relu",
         last_activation: Activation | None = None,
         bias: bool = True,
+        channels: ChannelAxis = "first",
     ) -> None:
         conv = StridedConvBlock(
             in_shapes,
@@ -177,6 +193,7 @@ class StridedConvDenseBlock(ConvDenseBlock):
             padding_mode=padding_mode,
             activation=activation,
             bias=bias,
+            channels=channels,
         )
         super().__init__(
             in_shapes,
@@ -304,18 +321,24 @@ class NatureCnnDenseBlock(ConvDenseBlock):
 
 
 def image_shape(
-    in_shapes: Shapes, name: str, dims: Sequence[int] = (1, 2, 3)
+    in_shapes: Shapes,
+    name: str,
+    dims: Sequence[int] = (1, 2, 3),
+    channels: ChannelAxis = "first",
 ) -> tuple[int, *SpatialShape]:
-    """The shape of the only input, channels first. Raises InputShapeError where it is no image."""
+    """The shape of the only input, brought to channels first. Raises InputShapeError where it is no image."""
     shape = one_input(in_shapes, name)
+    first = channels == "first"
     if len(shape) - 1 not in dims:
         advice = "a vector goes into a dense block" if len(shape) == 1 else ""
-        raise InputShapeError(f"{name} takes (channels, height, width)", {0: shape}, advice)
-    if shape[0] is None:
+        axes = "(channels, height, width)" if first else "(height, width, channels)"
+        raise InputShapeError(f"{name} takes {axes}", {0: shape}, advice)
+    count, space = (shape[0], shape[1:]) if first else (shape[-1], shape[:-1])
+    if count is None:
         raise InputShapeError(f"{name} needs to know how many channels it reads", {0: shape})
-    if shape[0] == 0:
+    if count == 0:
         raise InputShapeError(f"{name} needs at least one channel", {0: shape})
-    return (shape[0], *shape[1:])
+    return (count, *space)
 
 
 def make_conv(plan: ConvPlan, padding_mode: PaddingMode = "zeros", bias: bool = True) -> nn.Module:

@@ -65,8 +65,9 @@ def plan_layers(
     padding: object = 0,
     padding_mode: str = "zeros",
     advice: str = "use smaller kernels or strides, fewer layers, or padding",
+    got: Shape | None = None,
 ) -> list[ConvPlan]:
-    """The layers of block ``name`` over an image of ``in_shape``, channels first.
+    """The layers of block ``name`` over an image of ``in_shape``, channels first; messages show ``got`` in its place.
 
     Raises ValueError for lists of the wrong length, InputShapeError where a layer's image is smaller than its kernel.
     """
@@ -78,6 +79,7 @@ def plan_layers(
     }
     _check_lengths(name, len(channels), len(in_shape) - 1, given)
     space = in_shape[1:]
+    shown = in_shape if got is None else got
     plans = []
     for index, (before, after) in enumerate(itertools.pairwise([in_shape[0], *channels])):
         kernel, stride, dilation = (
@@ -87,11 +89,11 @@ def plan_layers(
         spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation))
         sides = _sides(_of_layer(padding, index), spans)
         where = f"layer {index + 1} of {name}"
-        _check_padding(where, in_shape, space, sides, padding_mode)
+        _check_padding(where, shown, space, sides, padding_mode)
         padded = tuple(None if n is None else n + sum(s) for n, s in zip(space, sides))
         if any(n is not None and n < span for n, span in zip(padded, spans)):
             rule = f"{where} has a kernel that spans {format_shape(spans)}, but reads only {format_shape(padded)}"
-            raise InputShapeError(rule, {0: in_shape}, advice)
+            raise InputShapeError(rule, {0: shown}, advice)
         space = tuple(
             None if n is None else (n - span) // step + 1
             for n, span, step in zip(padded, spans, stride)

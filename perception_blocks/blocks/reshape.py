@@ -1,9 +1,11 @@
-"""Blocks that move, pick and repeat axes and compute nothing; an axis is one of the features, never the batch."""
+"""Blocks that move, pick and repeat axes, or stop a gradient, and compute nothing; no axis of theirs is the batch."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +16,8 @@ from perception_blocks.port import InputShapeError, Port, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import PositiveInt
 
-__all__ = ["FlattenBlock", "MultiIndexSliceBlock", "RepeatToMatchBlock", "SliceBlock"]
+__all__ = ["ChannelsFirstBlock", "DetachBlock", "FlattenBlock", "MultiIndexSliceBlock"]
+__all__ += ["PermuteBlock", "RepeatToMatchBlock", "SliceBlock"]
 
 
 @BLOCKS.register("flatten")
@@ -49,6 +52,95 @@ class FlattenBlock(PerceptionBlock):
             for bound in (port.low, port.high)
         )
         return [Port(self.out_shapes[0], port.dtype, port.cardinality, low=low, high=high)]
+
+
+@BLOCKS.register("permute")
+class PermuteBlock(PerceptionBlock):
+    """The feature axes in another order: ``(T, F)`` -> ``(F, T)`` with ``axes=[1, 0]``.
+
+    ``axes`` names each axis of the input once, in the order of the output: counted from the left, or from the right if
+    negative, and never the batch.
+
+    >>> PermuteBlock([(4, 67)], axes=[1, 0]).out_shapes
+    [(67, 4)]
+    """
+
+    takes = "any"
+
+    def __init__(self, in_shapes: Shapes, *, axes: Sequence[int]) -> None:
+        shape = one_input(in_shapes, "permute")
+        order = ordered_axes(shape, axes)
+        super().__init__(in_shapes, out_shapes=[tuple(shape[axis] for axis in order)])
+        self.axes = tuple(axis - len(shape) for axis in order)
+        self.keeps_mask = order[:1] in ([], [0])  # a mask is about the first axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(*range(x.dim() - len(self.axes)), *self.axes)
+
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        """Kind and bounds stay, in the new order."""
+        return [picked(in_ports[0], self.out_shapes[0], self.forward)]
+
+
+@BLOCKS.register("channels_first")
+class ChannelsFirstBlock(PerceptionBlock):
+    """The last axis in front of the others, without scaling: ``(H, W, C)`` -> ``(C, H, W)``, ``(T, F)`` -> ``(F, T)``.
+
+    Convolutions read channels first. An image of uint8 needs `scale_image`, which moves the channels too.
+
+    >>> ChannelsFirstBlock([(64, 48, 3)]).out_shapes
+    [(3, 64, 48)]
+    """
+
+    takes = "any"
+
+    def __init__(self, in_shapes: Shapes) -> None:
+        shape = one_input(in_shapes, "channels_first")
+        if len(shape) < 2:
+            rule = "channels_first takes axes and then channels, such as (height, width, channels)"
+            raise InputShapeError(rule, {0: shape}, "leave it out")
+        super().__init__(in_shapes, out_shapes=[(shape[-1], *shape[:-1])])
+        self.rank = len(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(-1, -self.rank)
+
+    @classmethod
+    def check_ports(cls, in_ports: Sequence[Port]) -> None:
+        for index, port in enumerate(in_ports):
+            if port.channels == "first":
+                rule = "channels_first moves the channels, and the input has them first already"
+                raise InputShapeError(rule, {index: port}, "leave it out")
+
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        """Kind and bounds stay, in the new order."""
+        port = picked(in_ports[0], self.out_shapes[0], self.forward)
+        return [replace(port, channels="first") if self.rank == 3 else port]
+
+
+@BLOCKS.register("detach")
+class DetachBlock(PerceptionBlock):
+    """The input itself, through which no gradient flows back (stop-gradient): ``(...,)`` -> ``(...,)``.
+
+    What stands before it is not trained by what reads it: with an encoder that policy and critic share, the critic
+    alone trains the encoder where the policy reads it through this block (SAC-AE, Yarats et al., 2019).
+
+    >>> DetachBlock([(3,)])(torch.ones(3, requires_grad=True)).requires_grad
+    False
+    """
+
+    takes = "any"
+    keeps_mask = True
+
+    def __init__(self, in_shapes: Shapes) -> None:
+        super().__init__(in_shapes, out_shapes=[one_input(in_shapes, "detach")])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def out_ports(self, in_ports: Sequence[Port]) -> list[Port]:
+        """All that is known of the input, but its place in the space and its mask, which the graph hands on."""
+        return [replace(in_ports[0], mask=None, source=())]
 
 
 @BLOCKS.register("slice")
@@ -163,6 +255,22 @@ class RepeatToMatchBlock(PerceptionBlock):
         return [picked(port, self.out_shapes[0], lambda t: t.repeat_interleave(size, dim=self.dim))]
 
 
+def ordered_axes(shape: Shape, axes: Sequence[int]) -> list[int]:
+    """``axes`` counted from the left. Raises InputShapeError unless each axis of ``shape`` is named exactly once."""
+    rank = len(shape)
+    outside = [axis for axis in axes if not -rank <= axis < rank]
+    counts = Counter(axis % rank for axis in axes if axis not in outside)
+    wrong = [f"there is no axis {axis}" for axis in outside]
+    wrong += [f"axis {axis} is named twice" for axis, count in counts.items() if count > 1]
+    wrong += [f"axis {axis} is missing" for axis in range(rank) if axis not in counts]
+    if wrong:
+        rule = f"permute with axes={list(axes)} must name each feature axis once: {', '.join(wrong[:4])}"
+        known = ", ".join(map(str, range(rank)))
+        advice = f"order the axes {known}" if rank else "leave permute out"
+        raise InputShapeError(rule, {0: shape}, advice)
+    return [axis % rank for axis in axes]
+
+
 def feature_axis(shape: Shape, dim: int, name: str, position: int) -> int:
     """``dim`` of ``shape`` counted from the right. Raises InputShapeError where there is no such axis."""
     rank = len(shape)
@@ -194,7 +302,8 @@ def picked(port: Port, shape: Shape, pick: Callable[[Tensor], Tensor]) -> Port:
     low, high = _rearranged(port.low, pick), _rearranged(port.high, pick)
     counts = port.cardinality
     if isinstance(counts, tuple):
-        chosen = pick(torch.tensor(counts, device="cpu").reshape(port.shape)).flatten().tolist()  # type: ignore[arg-type]
+        sizes = [-1 if size is None else size for size in port.shape]
+        chosen = pick(torch.tensor(counts, device="cpu").reshape(sizes)).flatten().tolist()
         counts = tuple(chosen) if shape else chosen[0]
     return Port(shape, port.dtype, counts, low, high)
 

@@ -174,7 +174,8 @@ def _convolutions(code: Code, block: Any, x: str) -> str:
     rank = code.constant(len(block.in_shapes[0]))
     pads = getattr(block, "pads", None)
     activations = _activations(code, block)
-    y = code.variable(code.call(to_batch, x, rank))
+    y = code.call(to_batch, x, rank)
+    y = code.variable(f"{y}.movedim(-1, 1)" if block.channels_last else y)
     for index, conv in enumerate(code.list_of(block, "convs")):
         if pads is not None and pads[index] is not None:
             y = code.call(functional.pad, y, *map(code.constant, (pads[index], block.pad_mode)))

@@ -20,12 +20,12 @@ COMPOSER = """
 """
 PERCEPTION_BLOCKS = """
     ACTIVATIONS BLOCKS FUNCTIONS INITIALIZERS ActionMaskingBlock Activation AddBlock AdjacencyBlock AttentionPoolingBlock CategoricalValueBlock
-    ConcatBlock CorrelationBlock CrossAttentionBlock DecoderBlock DeepSetBlock DenseBlock DuelingBlock EmbeddingBlock FlattenBlock
+    ChannelsFirstBlock ConcatBlock CorrelationBlock CrossAttentionBlock DecoderBlock DeepSetBlock DenseBlock DetachBlock DuelingBlock EmbeddingBlock FlattenBlock
     FlattenDenseBlock FourierFeaturesBlock FrameStackBlock FunctionalBlock GatedSumBlock GlobalAveragePoolingBlock
     Graph GraphAttentionBlock GraphConvBlock GraphError GraphNetworkBlock GruBlock GtrxlBlock ImpalaCnnBlock
     InferenceBlock InputShapeError LinearOutputBlock LruBlock LstmBlock LstmLastStepBlock MaskedGlobalPoolingBlock MemoryBlock
     MessagePassingBlock MinGruBlock MultiHeadAttentionBlock MultiIndexSliceBlock MultiplyBlock NatureCnnBlock NatureCnnDenseBlock
-    NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PointNetBlock Port PositionalEncodingBlock
+    NoisyDenseBlock NormalizeBlock OneHotBlock PerceptionBlock PermuteBlock PointNetBlock Port PositionalEncodingBlock
     PositiveInt PreprocessImageBlock QuantileValueBlock Range Registry RepeatToMatchBlock ResConvBlock ResidualDenseBlock RnnBlock ScaleImageBlock
     SelfAttentionConvBlock SelfAttentionSeqBlock SliceBlock StridedConvBlock StridedConvDenseBlock
     TransformerBlock TransformerEncoderBlock ValueBlock VggConvBlock VggConvDenseBlock VggConvGapBlock VisionModelBlock init

@@ -386,6 +386,52 @@ def test_a_critic_reads_what_the_policy_shares():
         model.critic(batch(), torques())
 
 
+def trained_by_the_critic_alone(**changes):
+    """A model whose policy reads the encoder that it shares through a detach block."""
+    graph = {
+        "encoder": {"block": "dense", "in": "observation", "hidden_units": 8},
+        "fixed": {"block": "detach", "in": "encoder"},
+        "latent": {"block": "dense", "in": "fixed", "hidden_units": 8},
+    }
+    of_action = {
+        "both": {"block": "concat", "in": ["encoder", "action/action"]},
+        "latent": {"block": "dense", "in": "both", "hidden_units": 8},
+    }
+    policy = {"shares": ["encoder"], "graph": {**graph, **changes}, "heads": {"in": "latent"}}
+    return compose({**OF_ACTION, "ensemble": 2, "graph": of_action}, policy=policy)
+
+
+def gradients(model):
+    """The nodes of the policy with a gradient."""
+    nodes = {key.split(".")[0] for key, p in model.policy.named_parameters() if p.grad is not None}
+    return nodes & {"encoder", "memory", "latent"}
+
+
+def test_a_shared_encoder_behind_detach_is_trained_by_the_critic_alone():
+    model = trained_by_the_critic_alone()
+    model.policy(batch())["action"].sum().backward()
+    assert gradients(model) == {"latent"}
+    model.zero_grad()
+    _, values = model(batch(), action=torques())
+    values["q_value"].sum().backward()
+    assert gradients(model) == {"encoder"}
+
+
+def test_detach_holds_through_time_and_in_straight_line_code():
+    memory = {"block": "gru", "in": "encoder", "hidden_units": 8}
+    fixed = {"block": "detach", "in": "memory", "each": 1}
+    model = trained_by_the_critic_alone(memory=memory, fixed=fixed)
+    state = model.policy.initial_state(2)
+    logits, _ = model.policy.unroll(torch.randn(2, 5, 3), state, torch.zeros(2, 5).bool())
+    logits["action"].sum().backward()
+    assert gradients(model) == {"latent"}
+    model = trained_by_the_critic_alone()
+    logits = model.policy.lower()(batch())
+    logits["action"].sum().backward()
+    assert gradients(model) == {"latent"}
+    torch.testing.assert_close(logits["action"], model.policy(batch())["action"])
+
+
 # --- what cannot be ---
 
 

@@ -615,3 +615,16 @@ def test_the_script_of_a_page_is_javascript(tmp_path):
 def test_the_page_is_part_of_the_package():
     setup = (Path(composer.__file__).parent.parent / "setup.cfg").read_text()
     assert "diagram/page.html" in setup
+
+
+def test_no_gradient_flows_back_through_a_dotted_arrow():
+    graph = Graph({"observation": (4,)})
+    graph.add("encoder", "dense", "observation", hidden_units=8)
+    graph.add("fixed", "detach", "encoder")
+    graph.add("last", "dense", "fixed", hidden_units=2)
+    picture = sketch(InferenceBlock(graph, outputs=["last"]))
+    stopped = {(picture.boxes[a].title, picture.boxes[b].title) for a, b in picture.stopped}
+    assert stopped == {("fixed", "last")}
+    assert "dotted arrow: no gradient flows back" in picture.legend()
+    assert to_dot(picture).count("style=dotted") == 1
+    assert to_mermaid(picture).count('-.->|"no gradient"|') == 1

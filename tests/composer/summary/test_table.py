@@ -158,6 +158,10 @@ def test_memory_says_what_it_carries():
     )
 
 
+def test_a_gradient_that_stops_is_told():
+    assert summarize(single("detach", (16,))).row("node").notes == "no gradient flows back"
+
+
 def test_a_class_is_listed_child_by_child():
     summary = summarize(custom())
     assert summary.row("critic").parameters == 3

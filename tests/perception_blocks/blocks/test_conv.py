@@ -14,6 +14,7 @@ from perception_blocks.blocks.conv import (
     StridedConvDenseBlock,
     VggConvBlock,
 )
+from perception_blocks import Graph, InferenceBlock
 from perception_blocks.port import Port
 
 
@@ -219,3 +220,43 @@ def test_numpy_numbers_are_numbers():
         [(2, 9)], hidden_channels=[two], hidden_kernels=two, padding=two, hidden_units=two
     )
     assert block(torch.zeros(2, 9)).shape == (2,)
+
+
+@pytest.mark.parametrize("leading", [(), (5,), (5, 2), (0,)])
+@pytest.mark.parametrize("shape", [(9, 2), (9, 8, 2), (9, 8, 7, 2)])
+def test_channels_last_are_read_as_channels_first_would_be(shape, leading):
+    settings = {"hidden_channels": [4, 5], "hidden_kernels": [3, 2], "padding": [1, "same"]}
+    first = StridedConvBlock([(shape[-1], *shape[:-1])], **settings)
+    last = StridedConvBlock([shape], channels="last", **settings)
+    assert last.out_shapes == first.out_shapes
+    last.load_state_dict(first.state_dict())
+    x = torch.randn(*leading, *shape)
+    torch.testing.assert_close(last(x), first(x.movedim(-1, -len(shape))))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            (4, 67),
+            "layer 1 of strided_conv has a kernel that spans (5,), but reads only (4,), "
+            "got (4, 67); use smaller kernels or strides, fewer layers, or padding",
+        ),
+        (
+            (9,),
+            "strided_conv takes (height, width, channels), got (9,); a vector goes into a dense block",
+        ),
+        ((9, None), "strided_conv needs to know how many channels it reads, got (9, ?)"),
+    ],
+)
+def test_what_does_not_fit_is_shown_as_it_comes_also_with_channels_last(shape, message):
+    with pytest.raises(InputShapeError) as caught:
+        StridedConvBlock([shape], hidden_channels=[8], hidden_kernels=5, channels="last")
+    assert str(caught.value) == message
+
+
+def test_a_convolution_takes_the_axis_of_the_channels_from_its_input():
+    graph = Graph({"image": Port((9, 8, 2), channels="last")})
+    graph.add("features", "strided_conv", "image", hidden_channels=[4])
+    net = InferenceBlock(graph, outputs=["features"])
+    assert net.out_ports["features"].shape == (4, 7, 6)

@@ -5,8 +5,11 @@ import torch
 
 from perception_blocks.base_block import InputShapeError
 from perception_blocks.blocks.reshape import (
+    ChannelsFirstBlock,
+    DetachBlock,
     FlattenBlock,
     MultiIndexSliceBlock,
+    PermuteBlock,
     RepeatToMatchBlock,
     SliceBlock,
 )
@@ -184,3 +187,97 @@ def test_a_slice_of_integers_is_made_of_integers():
 def test_what_cannot_be_picked_is_refused_in_words(block, shapes, settings, message):
     with pytest.raises(ValueError, match=re.escape(message) + "$"):
         block(shapes, **settings)
+
+
+@pytest.mark.parametrize("leading", [(), (5,), (5, 2), (0,)])
+@pytest.mark.parametrize("axes", [[2, 0, 1], [-1, 0, -2], [0, 1, 2]])
+def test_permute_orders_the_feature_axes(leading, axes):
+    x = torch.randn(*leading, 2, 3, 4)
+    block, count = PermuteBlock([(2, 3, 4)], axes=axes), len(leading)
+    order = [*range(count), *(count + axis % 3 for axis in axes)]
+    assert torch.equal(block(x), x.permute(order))
+    assert block.keeps_mask is (axes[0] == 0)
+
+
+@pytest.mark.parametrize("shape", [(4, 67), (8, 9, 3), (2, 8, 9, 3)])
+def test_channels_first_moves_the_last_axis_and_scales_nothing(shape):
+    x = torch.randint(256, (5, *shape), dtype=torch.uint8)
+    assert torch.equal(ChannelsFirstBlock([shape])(x), x.movedim(-1, 1))
+
+
+def test_moved_axes_keep_their_kind_and_bounds():
+    counts = Port((2, 3), torch.int64, (1, 2, 3, 4, 5, 6))
+    (turned,) = PermuteBlock([(2, 3)], axes=[1, 0]).out_ports([counts])
+    assert turned == Port((3, 2), torch.int64, (1, 4, 2, 5, 3, 6))
+    varying = Port((None, 3), torch.int64, (1, 2, 3, 4, 5, 6))
+    (turned,) = PermuteBlock([(None, 3)], axes=[1, 0]).out_ports([varying])
+    assert turned == Port((3, None), torch.int64, (1, 4, 2, 5, 3, 6))
+    bounds = Port((1, 2, 3), torch.uint8, low=(((0, 1, 2), (3, 4, 5)),), high=255, channels="last")
+    (moved,) = ChannelsFirstBlock([(1, 2, 3)]).out_ports([bounds])
+    low = (((0.0, 3.0),), ((1.0, 4.0),), ((2.0, 5.0),))
+    assert moved == Port((3, 1, 2), torch.uint8, low=low, high=255, channels="first")
+    (kept,) = DetachBlock([(1, 2, 3)]).out_ports([bounds])
+    assert kept == bounds
+
+
+def test_detach_stops_the_gradient_and_nothing_else():
+    x = torch.randn(5, 3, requires_grad=True)
+    y = DetachBlock([(3,)])(x)
+    assert torch.equal(y, x)
+    assert not y.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "message"),
+    [
+        (
+            (4, 67),
+            [0, 0],
+            "permute with axes=[0, 0] must name each feature axis once: axis 0 is named twice, "
+            "axis 1 is missing, got (4, 67); order the axes 0, 1",
+        ),
+        (
+            (4, 67),
+            [1],
+            "permute with axes=[1] must name each feature axis once: axis 0 is missing, "
+            "got (4, 67); order the axes 0, 1",
+        ),
+        (
+            (4, 67),
+            [0, 2, 1],
+            "permute with axes=[0, 2, 1] must name each feature axis once: there is no axis 2, "
+            "got (4, 67); order the axes 0, 1",
+        ),
+        (
+            (4, 67),
+            [0, -2, 1],
+            "permute with axes=[0, -2, 1] must name each feature axis once: axis 0 is named twice, "
+            "got (4, 67); order the axes 0, 1",
+        ),
+        (
+            (),
+            [0],
+            "permute with axes=[0] must name each feature axis once: there is no axis 0, got (); "
+            "leave permute out",
+        ),
+    ],
+)
+def test_permute_names_the_mistake(shape, axes, message):
+    with pytest.raises(InputShapeError) as caught:
+        PermuteBlock([shape], axes=axes)
+    assert str(caught.value) == message
+
+
+def test_channels_that_cannot_be_moved_are_refused_in_words():
+    with pytest.raises(InputShapeError) as caught:
+        ChannelsFirstBlock([(3,)])
+    assert str(caught.value) == (
+        "channels_first takes axes and then channels, such as (height, width, channels), got (3,); "
+        "leave it out"
+    )
+    with pytest.raises(InputShapeError) as caught:
+        ChannelsFirstBlock.check_ports([Port((3, 8, 8), channels="first")])
+    assert str(caught.value) == (
+        "channels_first moves the channels, and the input has them first already, got (3, 8, 8); "
+        "leave it out"
+    )
