@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from perception_blocks import Graph, InferenceBlock
 from perception_blocks.base_block import InputShapeError
 from perception_blocks.blocks.conv import (
     NatureCnnBlock,
@@ -14,7 +15,6 @@ from perception_blocks.blocks.conv import (
     StridedConvDenseBlock,
     VggConvBlock,
 )
-from perception_blocks import Graph, InferenceBlock
 from perception_blocks.port import Port
 
 
