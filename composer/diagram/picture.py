@@ -46,8 +46,8 @@ class Picture:
     """``dag`` has the connections, where each node writes its own name; ``boxes`` and ``frames`` are labels by name.
 
     ``shared`` are the (writer, reader) pairs in which a critic reads a value of the policy, ``masks`` the pairs in
-    which an observation masks an action, ``stopped`` the pairs in which no gradient flows back. ``labels`` are the texts at arrows. ``hooks`` are further arrows, each from a
-    box to a frame, with a text; they order nothing.
+    which an observation masks an action, ``stopped`` the pairs in which no gradient flows back. ``labels`` are the
+    texts at arrows. ``hooks`` are further arrows, each from a box to a frame, with a text; they order nothing.
     """
 
     dag: Dag
