@@ -73,7 +73,7 @@ def finetune(model, modules, env, steps, *, rate=2e-3):
     scores = []
     for _ in range(steps):
         data = sample_sequences(env, modules.collecting)
-        score = data["next", "reward"].sum((1, 2))
+        score = data["next", "reward"].squeeze(-1).sum(-1)
         each = modules.actor_training.get_dist(data).log_prob(data["action"])
         log_prob = torch.where(data["mask"], each, 0.0).sum(-1)
         loss = -((score - score.mean()) * log_prob).mean()

@@ -63,6 +63,15 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "environment_unknown": [("CartPoel-v1", "CartPole-v1")],
     "environment_unknown_given": [("CartPoel-v1", "CartPole-v1")],
     "everything_wrong_at_once": [("gaussian", "categorical"), ("legal_usse", "legal_uses"), ("[sate]", "[state]"), ("hidden_units: 0", "hidden_units: 8"), ("rleu", "relu"), ("    conv: {block: vgg_conv, in: state, hidden_channels: [8]}", "    conv: {block: dense, in: state, hidden_units: 8}"), ("gaol", "state"), ("moev", "move"), (", output_units: 3", ""), ("orthogonl", "orthogonal"), ("hiden_units", "hidden_units"), ("  action_mask: {move: legal_uses}\n", ""), ("[legal_uses]", "[legal_uses, legal_moves]"), ("    two: {block: dense, in: body", "    two: {block: dense, in: one")],
+    "states_of_nothing": [
+        ("policy/memory/x: a, ", ""),
+        ("h: observation", "h: hidden"),
+        ("c: resets", "c: cell"),
+    ],
+    "states_have_names": [
+        ("c: state", "c: cell"),
+        (', memory/h: other, policy/x: "two words", critic/memory/h: z', ""),
+    ],
     "extends_mistake_in_base": [("parts/broken.yaml", "parts/base.yaml")],
     "extends_missing_file": [("parts/bsae.yaml", "parts/base.yaml")],
     "extends_new_block_old_settings_gone": [("block: lstm,", "block: lstm, in: observation,")],

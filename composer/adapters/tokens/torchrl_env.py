@@ -95,7 +95,7 @@ class TokenEnv(EnvBase):
         """Tokens of ``shape``, in the encoding of this environment."""
         size = self.rules.vocabulary_size
         if self.is_one_hot:
-            return OneHot(size, shape=(*shape, size), dtype=dtype, device=self.device)
+            return OneHot(size, shape=torch.Size([*shape, size]), dtype=dtype, device=self.device)
         return Categorical(size, shape=shape, dtype=dtype, device=self.device)
 
     def _encoded(self, tokens: Tensor) -> Tensor:
