@@ -75,7 +75,7 @@ SYNONYMS: dict[str, dict[str, str]] = {
         "noisy_dense": "noisy noisy_linear noisy_net noisynet",
         "dueling": "duelling dueling_head dueling_dqn duelling_head",
         "quantile_value": "quantile qr_dqn quantile_regression",
-        "categorical_value": "c51 distributional two_hot hl_gauss",
+        "categorical_value": "c51 distributional two_hot symexp_twohot symlog_twohot hl_gauss",
         "fourier_features": "fourier rff random_fourier_features",
         "positional_encoding": "position_encoding pos_encoding pos_embedding positional_embedding",
         "functional": "lambda function func",

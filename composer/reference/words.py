@@ -113,7 +113,7 @@ MEANINGS = {
     "sigma": "initial scale of the noise",
     "size": "height and width after resizing; one number for both; null to keep them",
     "sliding_window": "how many tokens a token sees, itself included; null for all",
-    "spacing": "the scale on which the bins are evenly spaced",
+    "spacing": "the scale on which the bins are evenly spaced; `symexp` as `symlog`, with the mean over the values",
     "state_units": "the size of the state; null for hidden_units",
     "std": "by what they are divided then; a list for one number per channel",
     "strides": "pixels between two positions of a kernel",

@@ -147,9 +147,12 @@ MOST_SYMLOG = 88  # a larger one stands for a number beyond float32
 class CategoricalValueBlock(ValueHead):
     """A value as logits over bins: ``(F,)`` -> ``(num_bins,)``, or ``(output_units, num_bins)`` with one per action.
 
-    The bins are evenly spaced from ``low`` to ``high``: values themselves if ``linear`` (C51, Bellemare et al., 2017),
-    or ``symlog`` of values, ``sign(v) * log(1 + |v|)``, which covers all sizes of reward (Hafner et al., 2023); low and
-    high are then symlogs too. The expected value is the mean of the bins, back on the value's own scale.
+    The bins are evenly spaced from ``low`` to ``high``, and ``two_hot`` is the target of a cross-entropy loss. With
+    ``linear`` spacing they are values themselves (C51, Bellemare et al., 2017). The others cover all sizes of reward;
+    low and high are then symlogs of values, ``sign(v) * log(1 + |v|)``. With ``symlog`` the mean is taken over the
+    symlogs and brought back (DreamerV3, arXiv:2301.04104, first version). With ``symexp`` the bins are brought back
+    first, so that they are exponentially spaced values and the mean over them is the expected value; equal logits give
+    exactly 0 where low is -high (the final version: 255 bins from -20 to 20).
 
     >>> block = CategoricalValueBlock([(3,)], num_bins=5, low=-2, high=2)
     >>> block.two_hot(torch.tensor([0.5])).tolist()
@@ -165,27 +168,33 @@ class CategoricalValueBlock(ValueHead):
         num_bins: Annotated[int, Range(low=2)] = 51,
         low: float = -10.0,
         high: float = 10.0,
-        spacing: Literal["linear", "symlog"] = "linear",
+        spacing: Literal["linear", "symlog", "symexp"] = "linear",
         output_units: PositiveInt | None = None,
         init_scale: PositiveFloat = 1.0,
     ) -> None:
         if not low < high:
             raise ValueError(f"'low' is {low}, not below 'high' {high}")
-        if spacing == "symlog" and max(-low, high) > MOST_SYMLOG:
-            rule = f"with spacing 'symlog' they are symlogs too, of {MOST_SYMLOG} at most"
+        if spacing != "linear" and max(-low, high) > MOST_SYMLOG:
+            rule = f"with spacing {spacing!r} they are symlogs, of {MOST_SYMLOG} at most"
             raise ValueError(f"'low' is {low} and 'high' {high}; {rule}")
         super().__init__(in_shapes, "categorical_value", num_bins, output_units, init_scale)
         self.num_bins, self.low, self.high = num_bins, float(low), float(high)
-        self.symlog = spacing == "symlog"
+        self.symlog, self.symexp = spacing == "symlog", spacing == "symexp"
 
     def bins(self, like: Tensor) -> Tensor:
-        """(num_bins,): where the bins are, on the scale they are spaced on, at the precision of a float or better."""
+        """(num_bins,): where the bins are, on the scale of their mean, at the precision of a float or better."""
         dtype = torch.promote_types(like.dtype, torch.float32)
-        return torch.linspace(self.low, self.high, self.num_bins, dtype=dtype, device=like.device)
+        bins = torch.linspace(self.low, self.high, self.num_bins, dtype=dtype, device=like.device)
+        if self.low == -self.high:  # also after rounding, so that equal logits give exactly 0
+            bins = 0.5 * (bins - bins.flip(0))
+        return symexp(bins) if self.symexp else bins
 
     def to_scalar(self, output: Tensor) -> Tensor:
         bins = self.bins(output)
-        mean = (output.softmax(dim=-1, dtype=bins.dtype) * bins).sum(-1, keepdim=self.single)
+        parts = output.softmax(dim=-1, dtype=bins.dtype) * bins
+        if self.symexp:  # huge parts of both signs cancel in pairs, before the sum rounds small ones away
+            parts = 0.5 * parts + 0.5 * parts.flip(-1)
+        mean = parts.sum(-1, keepdim=self.single)
         return (symexp(mean) if self.symlog else mean).to(output.dtype)
 
     def two_hot(self, values: Tensor) -> Tensor:
@@ -193,11 +202,20 @@ class CategoricalValueBlock(ValueHead):
 
         What lies outside the bins goes to the outermost. This is the target of a cross-entropy loss.
         """
-        values = symlog(values) if self.symlog else values
-        step = (self.high - self.low) / (self.num_bins - 1)
-        place = (values.clamp(self.low, self.high) - self.low) / step
+        place = self._place(values)
         numbers = torch.arange(self.num_bins, dtype=place.dtype, device=place.device)
         return (1.0 - (place.unsqueeze(-1) - numbers).abs()).clamp_min(0.0)
+
+    def _place(self, values: Tensor) -> Tensor:
+        """(...) -> (...): the number of the bin at or below each value, plus the share of the way to the next bin."""
+        if not self.symexp:
+            values = symlog(values) if self.symlog else values
+            step = (self.high - self.low) / (self.num_bins - 1)
+            return (values.clamp(self.low, self.high) - self.low) / step
+        bins = self.bins(values)
+        values = values.to(bins.dtype).clamp(bins[0], bins[-1])
+        below = (values.unsqueeze(-1) >= bins[1:-1]).sum(dim=-1)
+        return below + (values - bins[below]) / (bins[below + 1] - bins[below])
 
     def project(self, values: Tensor, probabilities: Tensor) -> Tensor:
         """A distribution over any values, both (..., k), onto the bins: (..., num_bins), as in C51's Bellman update."""

@@ -178,6 +178,7 @@ SAMPLES = [
     Sample("quantile_value", [(3,)], {"num_quantiles": 7}),
     Sample("quantile_value", [(3,)], {"output_units": 2, "num_quantiles": 7}),
     Sample("categorical_value", [(3,)], {"spacing": "symlog"}),
+    Sample("categorical_value", [(3,)], {"spacing": "symexp", "num_bins": 255}),
     Sample("categorical_value", [(3,)], {"output_units": 2, "num_bins": 5, "low": 0}),
     Sample("action_masking", [(4,), integers(4, of=2)]),
     Sample("action_masking", [(3, 4), (4,)], {"debug": True}),

@@ -69,10 +69,10 @@ def test_the_scalar_of_a_categorical_value_is_the_mean_of_its_bins(units):
     assert block.to_scalar(logits).shape == (6, 2, units or 1)
 
 
-@pytest.mark.parametrize("spacing", ["linear", "symlog"])
+@pytest.mark.parametrize("spacing", ["linear", "symlog", "symexp"])
 def test_two_hot_and_back_is_the_value(spacing):
     block = CategoricalValueBlock([(3,)], num_bins=41, low=-8, high=8, spacing=spacing)
-    most = math.expm1(8) if spacing == "symlog" else 8.0
+    most = 8.0 if spacing == "linear" else math.expm1(8)
     values = torch.tensor([0.0, 0.3, -0.3, 1.0, -5.55, most, -most])
     target = block.two_hot(values)
     torch.testing.assert_close(target.sum(-1), torch.ones(7))
@@ -91,6 +91,55 @@ def test_symlog_bins_cover_values_of_all_sizes():
     values = torch.tensor([1e-3, -1.0, 1e3, -1e6])
     back = block.to_scalar(block.two_hot(values).log()).squeeze(-1)
     torch.testing.assert_close(back, values, atol=1e-5, rtol=1e-3)
+
+
+def symexp_block(units=None):
+    """The read-out of DreamerV3's final version."""
+    settings = {"num_bins": 255, "low": -20, "high": 20, "spacing": "symexp"}
+    return CategoricalValueBlock([(3,)], output_units=units, **settings)
+
+
+@pytest.mark.parametrize("units", [None, 4])
+def test_symexp_bins_are_averaged_as_values(units):
+    """By hand in float64: the sum of probabilities times exponentially spaced values."""
+    block = symexp_block(units)
+    logits = torch.randn(6, *(() if units is None else (units,)), 255, dtype=torch.float64)
+    steps = [-20 + 40 * i / 254 for i in range(255)]
+    bins = torch.tensor([math.copysign(math.expm1(abs(s)), s) for s in steps], dtype=torch.float64)
+    expected = (logits.softmax(-1) * bins).sum(-1, keepdim=units is None)
+    torch.testing.assert_close(block.to_scalar(logits), expected, atol=1e-6, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_equal_logits_over_symexp_bins_are_exactly_zero(dtype):
+    """In a plain float32 sum, parts of 1e8 would leave a rounding error far from 0."""
+    assert symexp_block().to_scalar(torch.zeros(5, 255, dtype=dtype)).tolist() == [[0.0]] * 5
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, 1e-3, -0.07, 1.0, -5.55, 1e3, -1e6, 4.8e8, -math.inf, 1e12]
+)
+def test_a_symexp_target_lies_between_the_two_values_beside_it(value):
+    block = symexp_block()
+    target = block.two_hot(torch.tensor(value, dtype=torch.float64))
+    bins = block.bins(target)
+    assert (target > 0).sum() <= 2
+    kept = min(max(value, bins[0].item()), bins[-1].item())
+    assert (target * bins).sum().item() == pytest.approx(kept, rel=1e-9, abs=1e-9)
+
+
+def test_means_over_symlogs_and_over_values_differ():
+    """Half the mass at 0 and half at e^4 - 1: the mean value is half of it, the mean symlog stands for e^2 - 1."""
+    logits = torch.tensor([-100.0, -100.0, 0.0, -100.0, 0.0])
+    blocks = {
+        spacing: CategoricalValueBlock([(3,)], num_bins=5, low=-4, high=4, spacing=spacing)
+        for spacing in ("symlog", "symexp")
+    }
+    got = {spacing: block.to_scalar(logits).item() for spacing, block in blocks.items()}
+    assert got == {
+        "symlog": pytest.approx(math.expm1(2)),
+        "symexp": pytest.approx(math.expm1(4) / 2),
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -224,7 +273,13 @@ def test_masks_are_of_any_kind_and_logits_are_numbers():
             CategoricalValueBlock,
             [(3,)],
             {"low": -300, "high": 300, "spacing": "symlog"},
-            "'low' is -300 and 'high' 300; with spacing 'symlog' they are symlogs too, of 88 at most",
+            "'low' is -300 and 'high' 300; with spacing 'symlog' they are symlogs, of 88 at most",
+        ),
+        (
+            CategoricalValueBlock,
+            [(3,)],
+            {"low": -89, "high": 0, "spacing": "symexp"},
+            "'low' is -89 and 'high' 0; with spacing 'symexp' they are symlogs, of 88 at most",
         ),
         (
             CategoricalValueBlock,

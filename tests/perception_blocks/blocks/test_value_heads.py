@@ -55,6 +55,17 @@ def test_bins_are_read_as_their_mean():
     torch.testing.assert_close(critic.value(batch()), expected)
 
 
+def test_symexp_bins_are_averaged_and_then_put_on_the_scale_of_returns():
+    head = {**BINS, "low": -3, "spacing": "symexp"}
+    model = compose({"heads": head, "normalize_value": True})
+    model.update_normalizers(returns=torch.tensor([900.0, 1000.0, 1100.0]))
+    values = model.critic(batch())
+    weights = values["value_logits"].softmax(-1)
+    normalized = (weights[:, 2] - weights[:, 0]) * (torch.tensor(3.0).exp() - 1)
+    deviation = (20_000 / 3) ** 0.5
+    torch.testing.assert_close(model.critic.value(batch()), 1000 + deviation * normalized)
+
+
 def test_symlog_bins_are_read_on_the_values_own_scale():
     critic = compose({"heads": SYMLOG}).critic
     values = critic(batch())
@@ -64,8 +75,9 @@ def test_symlog_bins_are_read_on_the_values_own_scale():
     torch.testing.assert_close(critic.value(batch()), expected)
 
 
-def test_a_loss_on_bins_pulls_the_value_to_its_target():
-    critic = compose({"heads": BINS}).critic
+@pytest.mark.parametrize("head", [BINS, {**BINS, "low": -3, "num_bins": 7, "spacing": "symexp"}])
+def test_a_loss_on_bins_pulls_the_value_to_its_target(head):
+    critic = compose({"heads": head}).critic
     head = critic.get_submodule("heads.value")
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.05)
     goal = torch.tensor([0.5, -1.0, 3.0, 2.0, 0.0])
