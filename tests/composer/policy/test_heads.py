@@ -116,9 +116,7 @@ def test_equal_logits_over_symexp_bins_are_exactly_zero(dtype):
     assert symexp_block().to_scalar(torch.zeros(5, 255, dtype=dtype)).tolist() == [[0.0]] * 5
 
 
-@pytest.mark.parametrize(
-    "value", [0.0, 1e-3, -0.07, 1.0, -5.55, 1e3, -1e6, 4.8e8, -math.inf, 1e12]
-)
+@pytest.mark.parametrize("value", [0.0, 1e-3, -0.07, 1.0, -5.55, 1e3, -1e6, 4.8e8, -math.inf, 1e12])
 def test_a_symexp_target_lies_between_the_two_values_beside_it(value):
     block = symexp_block()
     target = block.two_hot(torch.tensor(value, dtype=torch.float64))
