@@ -98,7 +98,7 @@ class Dag:
     def problems(self) -> list[DagProblem]:
         """Everything that is wrong, in the order of the nodes."""
         problems = self._duplicates() + self._unknown()
-        problems += [_cycle_problem(cycle) for cycle in self.cycles()]
+        problems += [self._cycle_problem(cycle) for cycle in self.cycles()]
         # What a broken reference leaves unused is the consequence, not the mistake.
         return problems or self._unused()
 
@@ -228,7 +228,7 @@ class Dag:
     def _unknown(self) -> list[DagProblem]:
         known = dict.fromkeys([*(self.inputs or ()), *self.writer])
         named = [*(self.inputs or ())]
-        named += [value for value, writer in self.writer.items() if writer.title is None]
+        named += [v for v, writer in self.writer.items() if not writer.title or v != writer.name]
         problems = []
         for node in self.nodes if self.inputs is not None else ():
             for name in dict.fromkeys(node.reads):
@@ -249,6 +249,19 @@ class Dag:
             f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
         )
         return DagProblem("unknown", message, node.name, name)
+
+    def _cycle_problem(self, cycle: list[str]) -> DagProblem:
+        shown = [self._by_name[name].label for name in [*cycle, cycle[0]]]
+        if len(cycle) == 1:
+            message = (
+                f"{shown[0]} reads itself; if it is to read an input of that name, rename the node"
+            )
+        elif len(shown) <= MOST_SHOWN:
+            message = f"the nodes form a cycle: {' -> '.join(shown)}"
+        else:
+            shown[4:-3] = ["..."]  # the name before the last closes the cycle
+            message = f"{len(cycle)} nodes form a cycle: {' -> '.join(shown)}"
+        return DagProblem("cycle", message, cycle[0], cycle[0])
 
     def _unused(self) -> list[DagProblem]:
         problems = []
@@ -281,20 +294,6 @@ def _keep_those_before_cycles(graph: DiGraph) -> bool:
         pass
     graph.remove_nodes_from(removed)
     return bool(graph)
-
-
-def _cycle_problem(cycle: list[str]) -> DagProblem:
-    shown = [repr(name) for name in [*cycle, cycle[0]]]
-    if len(cycle) == 1:
-        message = (
-            f"{shown[0]} reads itself; if it is to read an input of that name, rename the node"
-        )
-    elif len(shown) <= MOST_SHOWN:
-        message = f"the nodes form a cycle: {' -> '.join(shown)}"
-    else:
-        shown[4:-3] = ["..."]  # the name before the last closes the cycle
-        message = f"{len(cycle)} nodes form a cycle: {' -> '.join(shown)}"
-    return DagProblem("cycle", message, cycle[0], cycle[0])
 
 
 def _listing(names: list[str]) -> str:

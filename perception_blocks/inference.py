@@ -171,6 +171,29 @@ class InferenceBlock(nn.Module):
         """The module of one of ``self.nodes``."""
         return self.get_submodule(".".join(node.step.module))
 
+    def part(self, nodes: Sequence[BuiltNode], outputs: Mapping[str, str]) -> InferenceBlock:
+        """The network of some of its ``nodes``, over the very modules of this one.
+
+        What they, and ``outputs`` ({output name: value}), read of the other nodes are inputs of it, by the values' names.
+        """
+        written = {name: port for node in nodes for name, port in node.out_ports.items()}
+        made = {name: port for node in self.nodes for name, port in node.out_ports.items()}
+        known = {**self.in_ports, **made}
+        read = dict.fromkeys(name for node in nodes for name in node.step.inputs)
+        read |= dict.fromkeys(outputs.values())
+        part = InferenceBlock.__new__(InferenceBlock)
+        nn.Module.__init__(part)
+        vars(part).update(
+            _modules=self._modules,
+            nodes=list(nodes),
+            in_ports={name: known[name] for name in read if name not in written},
+            out_ports={name: known[value] for name, value in outputs.items()},
+            state_shapes={name: shape for node in nodes for name, shape in node.state_shapes.items()},
+            outputs=dict(outputs),
+        )
+        part._compile()
+        return part
+
     def to_networkx(self) -> DiGraph:
         """What was built as a `networkx.DiGraph`: the graph's inputs and nodes that the outputs need.
 

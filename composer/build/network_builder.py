@@ -22,6 +22,7 @@ from composer.build.context import (
 from composer.build.custom_class import custom_network
 from composer.build.observation_groups import group_names, named_observations, with_groups_read
 from composer.critic.values import scalar_shape, value_block
+from composer.network.autoregressive import AutoregressiveNetwork, levels_of
 from composer.network.network import GraphNetwork
 from composer.spec.model_spec import HeadsSpec, NetworkSpec, NodeSpec
 from composer.spec.places import ENSEMBLE, NodePath, place_of
@@ -108,13 +109,15 @@ def _graph_network(
     ports = visible.ports
     before = len(context.problems)
     body, heads = _rules(spec, context)
-    graph = _graph(spec.graph or {}, ports, context, body)
-    graph.optional = set(ports)
+    drawn = _drawn_actions(spec, visible, requirements, context)
+    graph = _graph(spec.graph or {}, {**ports, **drawn}, context, body)
+    graph.optional = set(graph.inputs)
     for node in requirements.added:
         if node in (spec.graph or {}):
             message = f"{node!r} is taken by the network itself; choose another name"
             context.problems.add((*spec.path, "graph", node), message)
     outputs = _add_heads(graph, spec, requirements, heads, context)
+    graph.drawn = {v: f"action/{n}" for n, v in outputs.items() if f"action/{n}" in drawn}
     incomplete = len(context.problems) > before or requirements.values != spec.shares
     outputs |= {name: name for name in requirements.values}
     several = requirements.copies > 1
@@ -127,12 +130,63 @@ def _graph_network(
                 _note(problem, spec, visible, context)
         return Outcome(ports=error.ports)
     _note_wrong_widths(block, spec, requirements, context)
+    reads_actions = any(name in block.in_ports for name in drawn)
+    if reads_actions:
+        _note_too_late(block, graph.drawn, spec, requirements, context)
     if len(context.problems) > before:
         return Outcome(None, block.in_keys, block.out_ports)
+    if reads_actions:
+        network = AutoregressiveNetwork(block, graph.drawn)
+        return Outcome(network, list(network.in_ports), block.out_ports)
     if several:
         graph = _copied(graph, ports, outputs, requirements.copies)
         block = InferenceBlock(graph, list(outputs), construction=construction)
     return Outcome(GraphNetwork(block), block.in_keys, block.out_ports)
+
+
+def _drawn_actions(
+    spec: NetworkSpec, visible: VisiblePorts, requirements: Requirements, context: BuildContext
+) -> dict[str, Port]:
+    """The actions that the graph may read; an observation of such a name is noted where it is read."""
+    heads = {} if spec.heads is None else spec.heads.actions
+    nodes = [*(spec.graph or {}).values(), *heads.values()]
+    if spec.heads is not None and spec.heads.default is not None:
+        nodes.append(spec.heads.default)
+    taken = [name for name in requirements.drawn if name in visible.ports]
+    for node in nodes:
+        for name in dict.fromkeys(name for name in node.reads if name in taken):
+            message = (
+                f"{name!r} is an observation, and the action that the head {name.removeprefix('action/')!r} draws; "
+                "rename the observation, or name it under 'ignore'"
+            )
+            context.problems.add((*node.path, "in"), message)
+    return {name: port for name, port in requirements.drawn.items() if name not in taken}
+
+
+def _note_too_late(
+    block: InferenceBlock,
+    drawn: Mapping[str, str],
+    spec: NetworkSpec,
+    requirements: Requirements,
+    context: BuildContext,
+) -> None:
+    """Memory and shared values that depend on an action which is drawn after they are needed."""
+    levels = levels_of(block.nodes, drawn)
+    for node in block.nodes:
+        if node.state_shapes and any(levels.get(name) for name in node.step.inputs):
+            message = (
+                f"{node.node.title} has memory and depends on an action of the same step; let it read values that "
+                "depend on none, and join the action to what it gives"
+            )
+            context.problems.add(place_of(spec, node.node.path), message)
+    for name in requirements.values:
+        if levels.get(name):
+            index = spec.shares.index(name)
+            message = (
+                f"{name!r} depends on an action, which is drawn after the critic has valued the state; share a value "
+                "that depends on none"
+            )
+            context.problems.add((*spec.path, "shares", index), message)
 
 
 def _note_wrong_widths(

@@ -21,6 +21,7 @@ from composer.network.groups import GroupNetworks, SeparateNetworks
 from composer.network.network import Network
 from composer.policy.policy import Policy
 from composer.policy.structured import AnyPolicy, StructuredPolicy
+from composer.spaces.action_inputs import ActionInputs
 from composer.spaces.actors import Actors
 from composer.spaces.lookup import Spaces
 from composer.spec.model_spec import ModelSpec, NetworkSpec
@@ -121,7 +122,11 @@ def _policy_network(plan: PolicyPlan) -> BuiltNetwork | None:
             path = (*spec.path, "shares", index)
             problems.add(path, f"{name!r} is also {what}; rename the node")
     shares = tuple(name for name in spec.shares if name not in {**widths, **plan.ports})
-    requirements = Requirements(widths, reasons, shares, "action", {"action_logits_shapes": widths})
+    # A single head has no other action to read.
+    drawn = ActionInputs(plan.actions).ports if len(widths) > 1 else {}
+    requirements = Requirements(
+        widths, reasons, shares, "action", {"action_logits_shapes": widths}, drawn=drawn
+    )
     plan.refuse_unknown(spec)
     visible = plan.visible_ports(spec)
     return build_network(plan.name, spec, visible, requirements, plan.context, plan.notes)

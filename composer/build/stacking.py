@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from composer.build.construction import BuiltNetwork
+from composer.network.autoregressive import AutoregressiveNetwork
 from composer.network.groups import StackedNetwork
 from composer.network.module import EnsembleMember
 from composer.network.network import CustomNetwork, GraphNetwork, Network
@@ -22,6 +23,8 @@ def stacked_networks(
     networks = [network for network, _ in built]
     if unlike is not None:
         return networks, None, unlike
+    if isinstance(networks[0], AutoregressiveNetwork):
+        return networks, None, "heads read what other heads have drawn"
     if isinstance(networks[0], CustomNetwork):
         for method in ("act", "preprocess"):
             if hasattr(type(networks[0].module), method):

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from composer.critic.actions import ActionInputs
+from composer.spaces.action_inputs import ActionInputs
 from composer.critic.base import CriticSetup, MissingArgumentError, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.structured_state_action import StructuredStateActionCritic

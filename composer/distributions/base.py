@@ -108,6 +108,7 @@ class ActionDistribution(nn.Module):
     """
 
     allows_minus_infinity = True
+    has_density = True  # whether its distributions have; as `Distribution.has_density`
 
     def __init__(self, leaf: Leaf, width: int) -> None:
         super().__init__()

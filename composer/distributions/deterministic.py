@@ -65,6 +65,7 @@ class Deterministic(ActionDistribution):
     """A deterministic action: logits (..., one per dimension), squashed into the Box's bounds by tanh."""
 
     allows_minus_infinity = False
+    has_density = False
 
     def __init__(self, leaf: Leaf) -> None:
         if not is_bounded(leaf):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Collection, ItemsView, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import format_shape
 from perception_blocks.words import hint, listing
 
-__all__ = ["ActionDistributions", "CompositeDistribution", "distribution_of_row"]
+__all__ = ["ActionDistributions", "CompositeDistribution", "check_joint", "distribution_of_row"]
 
 
 class CompositeDistribution(Distribution):
@@ -44,16 +44,7 @@ class CompositeDistribution(Distribution):
         return {key: part.mode() for key, part in self.parts.items()}
 
     def log_prob(self, action: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
-        if not isinstance(action, Mapping):
-            got = type(action).__name__
-            raise ValueError(f"log_prob takes a dict of {listing(self.parts)}, got a {got}")
-        missing = [key for key in self.parts if key not in action]
-        if missing:
-            raise ValueError(f"log_prob needs every action; missing: {listing(missing)}")
-        for key in action:
-            if key not in self.parts:
-                near = hint(key, self.parts)
-                raise ValueError(f"log_prob got {key!r}, which is no action{near}")
+        check_joint(action, self.parts)
         return _total(part.log_prob(action[key]) for key, part in self.parts.items())
 
     def log_prob_of_draw(self, action: Mapping[str, Tensor]) -> Tensor:
@@ -72,6 +63,20 @@ class CompositeDistribution(Distribution):
         return torch.cat([part.row() for part in self.parts.values()], -1)
 
 
+def check_joint(action: object, actions: Collection[str]) -> None:
+    """Raise ValueError unless ``action`` is a dict of all the ``actions`` and no other."""
+    if not isinstance(action, Mapping):
+        got = type(action).__name__
+        raise ValueError(f"log_prob takes a dict of {listing(actions)}, got a {got}")
+    missing = [key for key in actions if key not in action]
+    if missing:
+        raise ValueError(f"log_prob needs every action; missing: {listing(missing)}")
+    for key in action:
+        if key not in actions:
+            near = hint(key, actions)
+            raise ValueError(f"log_prob got {key!r}, which is no action{near}")
+
+
 class ActionDistributions(nn.Module):
     """The distributions of a whole action space by flat key; `build_distributions` makes it."""
 
@@ -79,6 +84,7 @@ class ActionDistributions(nn.Module):
         super().__init__()
         self._names: dict[str, str] = {}
         self.masked: dict[str, str] = {}  # action -> the observation that is its mask, by the spec
+        self.after: dict[str, str] = {}  # action whose head reads others -> what it reads, in words
         for key, family in families.items():
             self._names[key] = module_name(key)
             self.add_module(self._names[key], family)
@@ -102,14 +108,19 @@ class ActionDistributions(nn.Module):
         """
         given = {} if masks is None else self._given(masks)
         self._refuse_other_logits(logits)
-        parts = {}
-        for key, name in self._names.items():
-            family: Any = self._modules[name]
-            if key in self.masked and key not in given:
-                raise ValueError(_without_mask(key, self.masked[key], len(self) == 1))
-            family.refuse_no_numbers(logits[key])
-            parts[key] = family(logits[key], given.get(key), temperature)
-        return CompositeDistribution(parts)
+        return CompositeDistribution(
+            {key: self.of(key, logits[key], given, temperature) for key in self._names}
+        )
+
+    def of(
+        self, key: str, logits: Tensor, masks: Mapping[str, Tensor], temperature: float
+    ) -> Distribution:
+        """The distribution of the action ``key`` alone. It raises what `forward` does."""
+        family: Any = self._modules[self._names[key]]
+        if key in self.masked and key not in masks:
+            raise ValueError(_without_mask(key, self.masked[key], len(self) == 1))
+        family.refuse_no_numbers(logits)
+        return family(logits, masks.get(key), temperature)
 
     def _given(self, masks: object) -> Mapping[str, Tensor]:
         """``masks``, a mapping from actions to tensors or None. Raises ValueError for anything else."""
@@ -138,6 +149,12 @@ class ActionDistributions(nn.Module):
                 f"policy(observations) gives {gives}"
             )
         for key in self._names:
+            if key not in logits and key in self.after:
+                raise ValueError(
+                    f"the head of action {key!r} reads {self.after[key]}, so that its logits are not known before an "
+                    "action is; policy.distribution(observations) draws head after head, and "
+                    "policy(observations, actions=actions) gives all logits"
+                )
             if key not in logits:
                 raise ValueError(
                     f"there are no logits of action {key!r}, got {listing(logits) or 'an empty dict'}; "
@@ -168,6 +185,11 @@ def distribution_of_row(
     families: ActionDistributions, row: Tensor, *, is_single: bool
 ) -> Distribution:
     """The distribution that ``row`` (..., P) stands for, as `Distribution.row` gives it."""
+    for key, reads in families.after.items():
+        raise ValueError(
+            f"the head of action {key!r} reads {reads}, so that no row of numbers stands for the distribution; "
+            "policy.distribution(observations) makes it again"
+        )
     widths = [family.row_width for _, family in families.items()]
     if not isinstance(row, Tensor):
         raise ValueError(

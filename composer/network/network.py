@@ -37,6 +37,7 @@ class Network:
     state_shapes: dict[str, Shape]
     owns_weights = True  # whether ``module`` holds them
     has_weights = True  # False while it is on the meta device
+    after: Mapping[str, tuple[str, ...]] = {}  # head -> the heads whose actions it depends on
     # Of one over another module's weights: whether they are elsewhere by now.
     is_outdated: Callable[[], bool] | None = None
 

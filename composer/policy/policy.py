@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from composer.distributions.autoregressive import AutoregressiveDistribution
 from composer.distributions.base import (
     Distribution,
     NoNumberError,
@@ -15,12 +16,18 @@ from composer.distributions.base import (
     with_observation,
 )
 from composer.distributions.discrete import NoLegalChoiceError
-from composer.distributions.joint import ActionDistributions, distribution_of_row
+from composer.distributions.joint import (
+    ActionDistributions,
+    check_joint,
+    distribution_of_row,
+)
 from composer.lowered.policy import LoweredPolicy
+from composer.network.autoregressive import AutoregressiveNetwork
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
 from composer.network.network import Inputs, Network, State, Tensors
 from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
+from composer.spaces.action_inputs import ActionInputs
 from composer.spaces.actors import Actor
 from composer.spaces.kinds import Space, as_tensor
 from composer.spaces.observer import Observer
@@ -62,9 +69,13 @@ class Policy(NetworkModule):
         object.__setattr__(self, "observer", observer)
         self.action_tree = action_tree
         self._drawn_tree = drawn_actions(action_tree)
+        self._action_inputs = ActionInputs(action_tree)
         self._only = next(iter(action_tree.leaves))  # the only action, of a policy of one
         self.masks = dict(masks)  # action -> observation
         distributions.masked = self.masks
+        distributions.after = {
+            head: f"the action of {listing(heads)}" for head, heads in network.after.items()
+        }
         self.shares = shares
         self.read_keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
         self._modules["distributions"] = distributions
@@ -102,17 +113,44 @@ class Policy(NetworkModule):
         """By action, what turns its logits into a distribution."""
         return self._modules["distributions"]  # type: ignore[return-value]
 
+    @property
+    def draws_in_stages(self) -> bool:
+        """Whether heads read what other heads have drawn, so that their logits follow from actions."""
+        return isinstance(self.network, AutoregressiveNetwork)
+
     def forward(
         self,
         observations: object,
         state: State | None = None,
         resets: object = None,
         *,
+        actions: object = None,
         unroll: bool = False,
     ) -> Any:
-        """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state)."""
+        """Logits by action, shapes (...) + (k,), and shared values; with memory (outputs, state).
+
+        Where heads read what other heads have drawn (`draws_in_stages`), these are the logits of the heads that read no
+        action, and beside them the values, by name, that the other heads go on from. ``actions``, as a distribution has
+        them, give the logits of all heads.
+        """
         outputs, after = self.evaluate(self.read(observations), state, resets, unroll)
+        if actions is not None:
+            outputs = self._given_actions(outputs, actions)
         return self._returned(outputs, after, unroll)
+
+    def _given_actions(self, outputs: Tensors, actions: object) -> Tensors:
+        """Shared values, and the logits of all heads given ``actions``, from the ``outputs`` of the first stage."""
+        if not isinstance(self.network, AutoregressiveNetwork):
+            raise ValueError(
+                "no head of this policy reads an action, so its logits are the same for all; leave out 'actions'"
+            )
+        check_joint(actions, self.distributions)
+        network, vectors = self.network, self._action_inputs.read(actions, self.dtype, self.device)
+        values = {**network.start(outputs), **vectors}
+        for stage in range(1, len(network.heads)):
+            values = network.advanced(stage, values)
+        shared = {name: outputs[name] for name in self.shares}
+        return {name: network.logits(name, values) for name in self.distributions} | shared
 
     def distribution(
         self,
@@ -253,16 +291,48 @@ class Policy(NetworkModule):
                 name = f"the mask of action {action!r}"
                 given = given & as_flags(name, masks[action])
             masks[action] = given
+        if isinstance(self.network, AutoregressiveNetwork):
+            return self._in_stages(self.network, outputs, observations, masks, added, temperature)
         try:
             joint = self.distributions(outputs, masks, temperature)
-        except NoLegalChoiceError as error:
-            if error.action not in self.masks:
-                raise
-            also = " within the mask that was given" if error.action in added else ""
-            raise error.of(f"observation {self.masks[error.action]!r}{also}") from None
-        except NoNumberError as error:
-            raise with_observation(error, self.read(observations)) from None
+        except (NoLegalChoiceError, NoNumberError) as error:
+            raise self._explained(error, observations, added) from None
         return joint.parts[self._only] if self.action_tree.is_single else joint
+
+    def _in_stages(
+        self,
+        network: AutoregressiveNetwork,
+        outputs: Tensors,
+        observations: object,
+        masks: Mapping[str, Tensor],
+        added: Collection[str],
+        temperature: float,
+    ) -> AutoregressiveDistribution:
+        def part(head: str, logits: Tensor) -> Distribution:
+            try:
+                return self.distributions.of(head, logits, masks, temperature)
+            except (NoLegalChoiceError, NoNumberError) as error:
+                raise self._explained(error, observations, added) from None
+
+        families = self.distributions.items()
+        return AutoregressiveDistribution(
+            network, network.start(outputs), part, self._action_inputs, tuple(self.distributions),
+            self.dtype, all(family.has_density for _, family in families),
+        )  # fmt: skip
+
+    def _explained(
+        self,
+        error: NoLegalChoiceError | NoNumberError,
+        observations: object,
+        added: Collection[str],
+    ) -> ValueError:
+        """``error`` of a distribution with the observation that it comes from; ``added`` are masks of the caller."""
+        if isinstance(error, NoNumberError):
+            return with_observation(error, self.read(observations))
+        if error.action not in self.masks:
+            return error
+        also = " within the mask that was given" if error.action in added else ""
+        return error.of(f"observation {self.masks[error.action]!r}{also}")
 
     def distribution_of_row(self, row: Tensor) -> Distribution:
         """The distribution whose ``row()`` is ``row`` (..., P): no weight, observation or mask is read.

@@ -116,6 +116,8 @@ class Graph:
         self.inputs: dict[str, Port] = {name: as_port(port) for name, port in inputs.items()}
         masks = {port.mask for port in self.inputs.values() if port.mask is not None}
         self.optional = masks.union(optional)  # inputs that no node needs to name
+        # Inputs that are made of a node's output outside: the node's value -> the input, which stands after the node.
+        self.drawn: dict[str, str] = {}
         self.nodes: list[Node] = []
 
     def add(
@@ -169,11 +171,20 @@ class Graph:
 
     def dag(self, outputs: Iterable[str] | None) -> Dag:
         """The order of the nodes towards ``outputs``, and what is wrong with it."""
-        nodes = [
-            DagNode(node.value_name, node.reads, node.writes, node.group and node.title)
+        inputs = [name for name in self.inputs if name not in self.drawn.values()]
+        return Dag(self._dag_nodes(self.drawn), inputs, outputs)
+
+    def _dag_nodes(self, drawn: Mapping[str, str]) -> list[DagNode]:
+        """The nodes, which write what is ``drawn`` of their values too."""
+        return [
+            DagNode(
+                node.value_name,
+                node.reads,
+                (*node.writes, *(drawn[value] for value in node.writes if value in drawn)),
+                node.group and node.title,
+            )
             for node in self.nodes
         ]
-        return Dag(nodes, self.inputs, outputs)
 
     def to_networkx(self) -> DiGraph:
         """The inputs and nodes as a `networkx.DiGraph`, for its algorithms; changing it changes nothing here.
@@ -200,8 +211,19 @@ class Graph:
         for problem in dag.problems():
             if problem.kind == "unused_input" and problem.name in self.optional:
                 continue
-            problems.append(_in_node(problem, by_key))
+            problems.append(_in_node(self._explained(problem), by_key))
         return problems
+
+    def _explained(self, problem: DagProblem) -> DagProblem:
+        """``problem``; of a cycle that only what is drawn closes with the reason why there cannot be one."""
+        if problem.kind != "cycle" or not self.drawn:
+            return problem
+        if any(problem.node in cycle for cycle in Dag(self._dag_nodes({}), None, None).cycles()):
+            return problem
+        title = next(n.title for n in self.nodes if n.value_name == problem.node)
+        message = problem.message if "form a cycle" in problem.message else f"{title} reads itself"
+        advice = "no head can read an action that is drawn of what it gives; let one of them read other values"
+        return replace(problem, message=f"{message}; {advice}")
 
     def _nesting_problems(self) -> list[GraphProblem]:
         """The first node that holds too many graphs within one another; a graph may even hold itself."""

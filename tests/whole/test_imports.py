@@ -29,15 +29,15 @@ composer: errors atomic batch_axes limits | torch
 composer.source: values files scalars params overlay load | yaml
 composer: trust |
 composer.spec: keys fields top_level parallel action_model model_spec nodes template references wrapper_names read network_file places diff |
-composer.spaces: sizes values kinds variable_readers variable tree json_form actors pettingzoo previous lookup episode_starts recalling samples observer | gymnasium numpy torch pettingzoo mpe2
-composer.distributions: base joint discrete cells continuous deterministic rules | torch numpy gymnasium
-composer.network: network sharded registries module groups structured paths frozen | torch
+composer.spaces: sizes values kinds variable_readers variable tree action_inputs json_form actors pettingzoo previous lookup episode_starts recalling samples observer | gymnasium numpy torch pettingzoo mpe2
+composer.distributions: base joint autoregressive discrete cells continuous deterministic rules | torch numpy gymnasium
+composer.network: network autoregressive sharded registries module groups structured paths frozen | torch
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words families help pages schema |
 composer.checkpoint: container plain_spec file first_weights adapters weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
-composer.critic: values actions targets base structured structured_state_action state state_action shared_state delta_state | torch
+composer.critic: values targets base structured structured_state_action state state_action shared_state delta_state | torch
 composer.host: rows step optimizing | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
 composer.summary: networks flops rows layout table | torch

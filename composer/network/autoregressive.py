@@ -1,0 +1,117 @@
+"""A network in which heads read what other heads have drawn: it runs in stages, with draws between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from composer.network.network import Network, Tensors
+from perception_blocks.graph.assemble import BuiltNode
+from perception_blocks.inference import InferenceBlock
+
+__all__ = ["AutoregressiveNetwork", "levels_of"]
+
+
+def levels_of(nodes: Sequence[BuiltNode], drawn: Mapping[str, str]) -> dict[str, int]:
+    """Of each value that the ``nodes`` write, how many draws come before it, one after another.
+
+    ``nodes`` stand in order; ``drawn`` maps the values of heads to the inputs that their actions are.
+    """
+    levels: dict[str, int] = {}
+    for node in nodes:
+        level = max((levels.get(name, 0) for name in node.step.inputs), default=0)
+        for value in filter(None, node.step.outputs):
+            levels[value] = level
+            if value in drawn:
+                levels[drawn[value]] = level + 1
+    return levels
+
+
+class AutoregressiveNetwork(Network):
+    """A network of blocks whose later heads read actions of earlier ones, as vectors ``action/<name>``.
+
+    `run` and `advance` are its first stage: they return the logits of the heads that read no action, shared values, and
+    the values that later stages go on from (``carried``: output name -> value of the graph). `start` and `advanced`
+    compute the others. All its memory is in the first stage. Each node runs once.
+    """
+
+    def __init__(self, block: InferenceBlock, drawn: Mapping[str, str]) -> None:
+        """``drawn`` maps the values of heads in ``block`` to the inputs that their actions are."""
+        self.module = block
+        inputs = {value: name for value, name in drawn.items() if name in block.in_ports}
+        self.in_ports = {n: p for n, p in block.in_ports.items() if n not in inputs.values()}
+        self.out_ports = block.out_ports
+        self.state_shapes = block.state_shapes
+        levels = levels_of(block.nodes, inputs)
+        heads = {name: value for name, value in block.outputs.items() if value in drawn}
+        last = max(levels[value] for value in heads.values())
+        # Heads by the stage in which they are drawn, and their actions that are read.
+        self.heads = tuple(
+            tuple(name for name, value in heads.items() if levels[value] == stage)
+            for stage in range(last + 1)
+        )
+        self.read = {name: inputs[value] for name, value in heads.items() if value in inputs}
+        self._values = heads
+        names = {inputs[heads[name]]: name for name in self.read}
+        of: dict[str, set[str]] = {}
+        for node in block.nodes:
+            before = {names[n] for n in node.step.inputs if n in names}
+            before |= {head for n in node.step.inputs for head in of.get(n, ())}
+            of |= dict.fromkeys(filter(None, node.step.outputs), before)
+        self.after = {
+            head: tuple(other for other in self.read if other in of[value])
+            for head, value in heads.items()
+            if of[value]
+        }
+        at = [[n for n in block.nodes if _level(n, levels) == stage] for stage in range(last + 1)]
+        later = [name for nodes in at[1:] for node in nodes for name in node.step.inputs]
+        carried = [v for v in dict.fromkeys(later) if levels.get(v, 0) == 0]
+        first = {n: v for n, v in block.outputs.items() if levels.get(v, 0) == 0}
+        self.carried = {_unused(value, block.outputs, first): value for value in carried}
+        self.stages = [block.part(at[0], first | self.carried)]
+        for stage in range(1, last + 1):
+            read = {name for nodes in at[stage + 1 :] for node in nodes for name in node.step.inputs}
+            written = [name for node in at[stage] for name in filter(None, node.step.outputs)]
+            kept = [name for name in written if name in read or name in heads.values()]
+            self.stages.append(block.part(at[stage], {name: name for name in kept}))
+        self._first = {**first, **self.carried}
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        return self.stages[0]
+
+    def start(self, outputs: Mapping[str, Tensor]) -> Tensors:
+        """The values of the graph that later stages begin with, from what `run` returned."""
+        return {value: outputs[name] for name, value in self._first.items()}
+
+    def advanced(self, stage: int, values: Tensors) -> Tensors:
+        """``values``, which hold the actions that it reads, and those that ``stage`` computes."""
+        return values | self.stages[stage](values)
+
+    def logits(self, head: str, values: Mapping[str, Tensor]) -> Tensor:
+        """The logits of ``head``, once its stage is computed."""
+        return values[self._values[head]]
+
+    def expanded(self, values: Mapping[str, Tensor], leading: Sequence[int]) -> Tensors:
+        """``values`` of the first stage, with the ``leading`` axes that theirs broadcast to."""
+        expanded = {}
+        for name, value in self._first.items():
+            tensor, axes = values[value], len(self.stages[0].out_ports[name].shape)
+            expanded[value] = tensor.expand(*leading, *tensor.shape[tensor.dim() - axes :])
+        return expanded
+
+    def __repr__(self) -> str:
+        return f"AutoregressiveNetwork({' -> '.join(map(str, self.heads))})"
+
+
+def _level(node: BuiltNode, levels: Mapping[str, int]) -> int:
+    return max((levels.get(name, 0) for name in node.step.inputs), default=0)
+
+
+def _unused(value: str, *taken: Mapping[str, object]) -> str:
+    """A name for ``value`` among outputs; a node may be called as an action is."""
+    while any(value in names and names[value] != value for names in taken):
+        value += "_"
+    return value
