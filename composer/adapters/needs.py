@@ -20,6 +20,7 @@ from composer.adapters.reasons import (
     anything,
     choices_alone,
     critic_as_a_whole,
+    heads_at_once,
     maskable,
     memory_of_actions,
     needs_memory,
@@ -304,8 +305,10 @@ def _normals(model: Model) -> Iterator[str]:
 
 
 RL_GAMES: Mapping[str, AlgorithmNeeds] = {
-    "a2c_discrete": AlgorithmNeeds(choices_alone, "state"),
-    "a2c_continuous": AlgorithmNeeds(numbers_alone, "state", more=_normals),
+    "a2c_discrete": AlgorithmNeeds(all_of(choices_alone, heads_at_once), "state"),
+    "a2c_continuous": AlgorithmNeeds(
+        all_of(numbers_alone, heads_at_once), "state", more=_normals
+    ),
 }
 
 # --- skrl, whose agents have a form with memory and one without ---
@@ -330,12 +333,14 @@ TIANSHOU: Mapping[str, AlgorithmNeeds] = {
 
 NEEDS: dict[str, TrainerNeeds] = {
     "sb3": TrainerNeeds("Stable-Baselines3", SB3),
-    "torchrl": TrainerNeeds("TorchRL", TORCHRL, "{} of torchrl", private_keys),
+    "torchrl": TrainerNeeds(
+        "TorchRL", TORCHRL, "{} of torchrl", all_of(private_keys, heads_at_once)
+    ),
     "rsl_rl": TrainerNeeds("rsl_rl", RSL_RL, "{} of rsl_rl"),
     "rl_games": TrainerNeeds("rl_games", RL_GAMES),
     "tianshou": TrainerNeeds("Tianshou", TIANSHOU, "{} of Tianshou"),
     "skrl": TrainerNeeds("skrl", SKRL, "{} of skrl"),
-    "rllib": TrainerNeeds("RLlib", RLLIB, "{} of RLlib"),
-    "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES),
+    "rllib": TrainerNeeds("RLlib", RLLIB, "{} of RLlib", heads_at_once),
+    "torchrl.objectives": TrainerNeeds("TorchRL", TORCHRL_LOSSES, refuses=heads_at_once),
 }
 """What each trainer's algorithms need, by the trainer's name."""

@@ -13,8 +13,9 @@ from composer.distributions.base import DISTRIBUTIONS, ActionDistribution
 from composer.model import Model
 from composer.policy.structured import one_policy
 from composer.spaces.tree import format_space
+from perception_blocks.words import listing
 
-__all__ = ["Reasons", "all_of", "anything", "choices_alone", "critic_as_a_whole", "maskable"]
+__all__ = ["Reasons", "all_of", "anything", "choices_alone", "critic_as_a_whole", "heads_at_once", "maskable"]
 __all__ += ["memory_of_actions"]
 __all__ += ["needs_memory", "no_memory", "no_returns", "no_sequences", "no_statistics"]
 __all__ += ["numbers_alone", "of_copies", "one_action", "one_box", "one_choice"]
@@ -79,6 +80,15 @@ def one_box(model: Model) -> Iterator[str]:
     if [leaf.kind for leaf in policy.action_tree.leaves.values()] != ["box"]:
         shown = format_space(policy.action_space)
         yield f"it needs gradients through one action, which a Box has, got {shown}"
+
+
+def heads_at_once(model: Model) -> Iterator[str]:
+    """For a host that makes distributions of stored logits, without the network."""
+    for head, actions in one_policy(model.policy).network.after.items():
+        yield (
+            f"it makes distributions of stored numbers, but the head {head!r} reads the action of "
+            f"{listing(actions)}; use the trainer sb3"
+        )
 
 
 # --- Stable-Baselines3 and sb3-contrib ---

@@ -25,7 +25,7 @@ from composer.spaces.action_inputs import ActionInputs
 from composer.spaces.actors import Actors
 from composer.spaces.lookup import Spaces
 from composer.spec.model_spec import ModelSpec, NetworkSpec
-from composer.wrappers.composed import offer_of
+from composer.wrappers.composed import drawn_later, offer_of
 from composer.wrappers.wrapping import check_wrap
 
 __all__ = ["PolicyAndCritic", "build_policy_and_critic"]
@@ -89,6 +89,10 @@ def _check_wrap(
     if actors is not None and spec.policy.wrap:
         message = "'wrap' is for a policy of one actor; wrap each with composer.model_wrap(model.policy[actor], ...)"
         context.problems.add(path, message, key=True)
+        return
+    after = built[0][0].after if built else {}
+    if after and spec.policy.wrap:
+        context.problems.add(path, drawn_later(*next(iter(after.items()))), key=True)
         return
     known = built and not plan.rules_are_wrong
     offer = offer_of(plan.families, bool(built[0][0].state_shapes)) if known else None

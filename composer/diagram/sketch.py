@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from torch import nn
 
 from composer.diagram.folding import Draft, DraftBox, DraftFrame, Value, boxes_of, fold
 from composer.diagram.labels import typeset
 from composer.diagram.picture import Picture
+from composer.network.autoregressive import AutoregressiveNetwork
 from composer.network.module import InputSource, NetworkModule
 from composer.network.network import EnsembleNetwork, Network
 from composer.spec.places import ENSEMBLE
@@ -200,7 +202,8 @@ class _Sketcher:
         module = network.module
         if isinstance(module, InferenceBlock):
             values = dict(env)
-            children = self._graph(module, (name,), values)
+            drawn = network.drawn if isinstance(network, AutoregressiveNetwork) else {}
+            children = self._graph(module, (name,), values, drawn)
             return children, {key: values[value] for key, value in module.outputs.items()}
         if isinstance(network, EnsembleNetwork):
             inner = network.ensemble.network.network
@@ -276,8 +279,17 @@ class _Sketcher:
         parameters, share = sum(row.parameters for row in rows), sum(row.share for row in rows)
         return replace(self._rows[base], parameters=parameters, share=share)
 
-    def _graph(self, net: InferenceBlock, path: RowPath, env: Values) -> list[Draft]:
-        """The nodes of ``net``; ``env`` has its inputs, and gets all values."""
+    def _graph(
+        self,
+        net: InferenceBlock,
+        path: RowPath,
+        env: Values,
+        drawn: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[Draft]:
+        """The nodes of ``net``; ``env`` has its inputs, and gets all values.
+
+        ``drawn`` maps the values of heads to the inputs that their actions are.
+        """
         drafts: list[Draft] = []
         for node in net.nodes:
             below = (*path, *node.node.path)
@@ -296,6 +308,12 @@ class _Sketcher:
             reads = [env[name] for name in node.step.inputs]
             writes = [env[name] for name in node.step.outputs if name is not None]
             drafts.append(DraftBox("block", [node.node.name], form, reads, writes, row=row))
+            for head, name in ((v, drawn[v]) for v in node.step.outputs if v in drawn):
+                env[name] = (OUTPUT, *path, name)
+                shape = format_shape(net.in_ports[name].shape)
+                lines = (shape, f"drawn from {node.node.name}")
+                form = ("drawn", name)
+                drafts.append(DraftBox("opaque", [name], form, [env[head]], [env[name]], lines))
         return drafts
 
     def _nested(

@@ -64,11 +64,16 @@ class AutoregressiveDistribution(Distribution):
         values: Tensors,
         part: Callable[[str, Tensor], Distribution],
         inputs: ActionInputs,
+        joint: Tensors | None,
         order: tuple[str, ...],
         dtype: torch.dtype,
         has_density: bool = True,
     ) -> None:
-        """``values`` are those of the first stage; ``part`` makes a head's distribution of its logits."""
+        """``values`` are those of the first stage; ``part`` makes a head's distribution of its logits.
+
+        ``joint`` has the combinations of the actions that heads read; without it expectations are estimates.
+        """
+        self._joint = joint
         self.has_density = has_density
         self.heads = stages.heads
         self.order = order
@@ -215,7 +220,7 @@ class AutoregressiveDistribution(Distribution):
         def total(draw: Draw, others: Mapping[str, Distribution]) -> Tensor:
             return _total(measure(head, draw.parts[head], others) for head in self.order)
 
-        joint = self._inputs.joint_choices(self._stages.read, MOST_COMBINATIONS)
+        joint = self._joint
         if joint is None:
             draw = self._last
             if draw is None or not _is_of_now(draw) or not draw.is_sampled:

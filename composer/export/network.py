@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from composer.distributions.autoregressive import AutoregressiveDistribution
 from composer.export.values import (
     AnyCritic,
     ExportedActors,
@@ -112,7 +113,10 @@ class ExportedNetwork(nn.Module):
         if policy.masks:
             keys = policy.masks.values()
             masks = Inputs(policy.observer.read(observations, keys, policy.dtype, policy.device))
-        mode: Any = policy.distribution_of(outputs, masks, None, 1.0).mode()
+        distribution = policy.distribution_of(outputs, masks, None, 1.0)
+        mode: Any = distribution.mode()
+        if isinstance(distribution, AutoregressiveDistribution):
+            outputs = distribution.logits(mode)
         leaves = policy.action_tree.leaves
         modes: Tensors = mode if isinstance(mode, dict) else {next(iter(leaves)): mode}
         for wrapper in self.wrappers:

@@ -41,6 +41,7 @@ class AutoregressiveNetwork(Network):
         """``drawn`` maps the values of heads in ``block`` to the inputs that their actions are."""
         self.module = block
         inputs = {value: name for value, name in drawn.items() if name in block.in_ports}
+        self.drawn = inputs
         self.in_ports = {n: p for n, p in block.in_ports.items() if n not in inputs.values()}
         self.out_ports = block.out_ports
         self.state_shapes = block.state_shapes

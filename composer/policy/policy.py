@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from composer.distributions.autoregressive import AutoregressiveDistribution
+from composer.distributions.autoregressive import (
+    MOST_COMBINATIONS,
+    AutoregressiveDistribution,
+)
 from composer.distributions.base import (
     Distribution,
     NoNumberError,
@@ -70,6 +73,9 @@ class Policy(NetworkModule):
         self.action_tree = action_tree
         self._drawn_tree = drawn_actions(action_tree)
         self._action_inputs = ActionInputs(action_tree)
+        self._joint = None  # the combinations of the actions that heads read, if there are few
+        if isinstance(network, AutoregressiveNetwork):
+            self._joint = self._action_inputs.joint_choices(network.read, MOST_COMBINATIONS)
         self._only = next(iter(action_tree.leaves))  # the only action, of a policy of one
         self.masks = dict(masks)  # action -> observation
         distributions.masked = self.masks
@@ -316,8 +322,8 @@ class Policy(NetworkModule):
 
         families = self.distributions.items()
         return AutoregressiveDistribution(
-            network, network.start(outputs), part, self._action_inputs, tuple(self.distributions),
-            self.dtype, all(family.has_density for _, family in families),
+            network, network.start(outputs), part, self._action_inputs, self._joint,
+            tuple(self.distributions), self.dtype, all(family.has_density for _, family in families),
         )  # fmt: skip
 
     def _explained(

@@ -312,7 +312,8 @@ def _draw(
         batch.draw(deterministic, generator)
     for call, distribution in zip(alone, distributions, strict=True):
         value = call.entry.value
-        call.action = call.member.action_of(distribution, value, deterministic, generator)
+        with blamed(call.entry.name):
+            call.action = call.member.action_of(distribution, value, deterministic, generator)
 
 
 def _distribution(
@@ -337,7 +338,8 @@ class PolicyBatch:
         ``masks`` are by actor.
         """
         policy = self.calls[0].member
-        if len(self.calls) == 1 or policy.users_own("preprocess"):
+        alone = len(self.calls) == 1 or policy.users_own("preprocess")
+        if alone or policy.draws_in_stages:  # in which messages of later heads name the actor
             return False
         try:
             batch, mask = self.calls[0].batch or self._stacked(policy), self._mask(masks)

@@ -68,8 +68,8 @@ class ActionInputs:
                 return None
             counts = self.counts[key] or [2] * math.prod(leaf.shape)
             sizes[key] = len(counts)
-            options += [torch.arange(count) for count in counts]
-        if math.prod(len(option) for option in options) > most:
+            options += [torch.arange(count, device="cpu") for count in counts]
+        if math.prod(map(len, options)) > most:
             return None
         joint = torch.cartesian_prod(*options).reshape(-1, len(options))
         return {

@@ -130,6 +130,7 @@ def summarize(net: nn.Module) -> Summary:
             *([f"the policy acts in the wrappers {', '.join(wrappers)}"] if wrappers else []),
             *_looped(rows),
             *_shared(modules),
+            *_drawn_in_order(modules),
             *_targets(net),
             *_frozen(net),
             *_visible(net, modules),
@@ -211,6 +212,15 @@ def _shared(modules: Mapping[str, NetworkModule]) -> list[str]:
         f"the {name} reads of the policy: {_names(module.shared)}"
         for name, module in modules.items()
         if module.shared
+    ]
+
+
+def _drawn_in_order(modules: Mapping[str, NetworkModule]) -> list[str]:
+    """The heads that read what other heads have drawn."""
+    return [
+        f"the {name} draws {head!r} after {_names(actions)}, which it reads"
+        for name, module in modules.items()
+        for head, actions in module.network.after.items()
     ]
 
 

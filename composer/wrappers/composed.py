@@ -21,7 +21,7 @@ from composer.wrappers.slots import stacked_rows, unstacked_rows
 from perception_blocks.port import format_shape
 from perception_blocks.words import listing
 
-__all__ = ["OBSERVATION", "ComposedPolicy", "composed_policy", "offer_of", "to_bounds"]
+__all__ = ["OBSERVATION", "ComposedPolicy", "composed_policy", "drawn_later", "offer_of", "to_bounds"]
 
 OBSERVATION, PREV_STATE = "observation", "prev_state"
 
@@ -44,6 +44,8 @@ class ComposedPolicy(IModelWrapper):
 
     def __init__(self, policy: Policy) -> None:
         super().__init__(policy)
+        for head, actions in policy.network.after.items():
+            raise ValueError(drawn_later(head, actions))
         if policy.has_memory and PREV_STATE in policy.observer.tree.ports:
             raise ValueError(
                 f"this policy observes {PREV_STATE!r}, under which a wrapper puts the state of its memory"
@@ -148,6 +150,14 @@ class ComposedPolicy(IModelWrapper):
 
     def _one_or_list(self, values: list[Any]) -> Any:
         return values[0] if self._model.action_tree.is_single else values
+
+
+def drawn_later(head: str, actions: Sequence[str]) -> str:
+    """Why wrappers cannot stand around a policy whose ``head`` reads ``actions``."""
+    return (
+        f"a wrapper takes the logits of all heads at once, but the head {head!r} reads the action of {listing(actions)}; "
+        "act with policy.act, or let the head read no action"
+    )
 
 
 def offer_of(families: ActionDistributions, memory: bool) -> Offer:

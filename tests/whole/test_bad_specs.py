@@ -59,6 +59,7 @@ SPACES: dict[str, tuple[Any, Any]] = {
     "recalling": (Dict({"x": VECTOR, "previous/reward": VECTOR}), MOVE),
     "rewarding": (VECTOR, Dict(reward=MOVE)),
     "complex": (Dict(inventory=Box(-1, 1, (16,)), screen=IMAGE), MOVE_AND_USE),
+    "action_seen": (Dict({"inventory": VECTOR, "action/move": VECTOR}), MOVE_AND_USE),
     "complex_vector": (Dict(inventory=Box(-1, 1, (16,))), MOVE_AND_USE),
     "counts": (
         Dict(colours=MultiDiscrete([3, 4]), kind=Discrete(5), speed=Box(-1, 1, (2,))),

@@ -66,6 +66,11 @@ def refuse_model(model: Model) -> None:
             f"the class {name!r} defines act() itself, which has no distribution that a loss could differentiate; "
             "remove act() to train it with TorchRL"
         )
+    for head, actions in policy.network.after.items():
+        raise ValueError(
+            f"TorchRL makes distributions of logits that it has stored, but the head {head!r} reads the action of "
+            f"{listing(actions)}; use the trainer sb3, or a loop of your own with model.step"
+        )
 
 
 def refuse_state_names(model: Model) -> None:
