@@ -228,23 +228,27 @@ class Dag:
     def _unknown(self) -> list[DagProblem]:
         known = dict.fromkeys([*(self.inputs or ()), *self.writer])
         named = [*(self.inputs or ())]
-        named += [v for v, writer in self.writer.items() if not writer.title or v != writer.name]
+        named += [value for value, writer in self.writer.items() if writer.title is None]
+        # Of a node with a title, what it writes under another name: near names may be meant, others are not told.
+        more = [v for v, writer in self.writer.items() if writer.title and v != writer.name]
         problems = []
         for node in self.nodes if self.inputs is not None else ():
             for name in dict.fromkeys(node.reads):
                 if name not in known:
-                    problems.append(self._unknown_read(node, name, named))
+                    problems.append(self._unknown_read(node, name, named, more))
         for name in self.outputs or ():
             if name not in known:
                 message = f"the output {name!r} is no node's output{did_you_mean(name, known)}"
                 problems.append(DagProblem("unknown_output", message, None, name))
         return problems
 
-    def _unknown_read(self, node: DagNode, name: str, known: list[str]) -> DagProblem:
+    def _unknown_read(
+        self, node: DagNode, name: str, known: list[str], more: list[str]
+    ) -> DagProblem:
         """The problem, with a suggestion: an input, or what another node writes, unless that node has a title."""
         others = (value for value in known if value not in node.writes)
         few = [] if len(known) > MOST_LISTED + len(node.writes) else list(others)
-        near = did_you_mean(name, few or others) or _listing(few)
+        near = did_you_mean(name, [*(few or others), *more]) or _listing(few)
         message = (
             f"{node.label} reads {name!r}, which is neither an input nor a node's output{near}"
         )

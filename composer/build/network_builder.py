@@ -118,6 +118,9 @@ def _graph_network(
             context.problems.add((*spec.path, "graph", node), message)
     outputs = _add_heads(graph, spec, requirements, heads, context)
     graph.drawn = {v: f"action/{n}" for n, v in outputs.items() if f"action/{n}" in drawn}
+    read = {name for node in graph.nodes for name in node.reads}
+    for name in drawn.keys() - read - set(graph.drawn.values()):
+        del graph.inputs[name]  # its head is missing, and nothing asks for it
     incomplete = len(context.problems) > before or requirements.values != spec.shares
     outputs |= {name: name for name in requirements.values}
     several = requirements.copies > 1
