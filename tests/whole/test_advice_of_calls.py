@@ -51,6 +51,14 @@ def composed(policy, critic=None, action=spaces.Discrete(2), seen=SEEN, **more):
     return composer.compose(spec, observation_space=seen, action_space=action, seed=0, **keywords)
 
 
+def after():
+    """A model whose second head reads what the first has drawn."""
+    graph = {"both": {"block": "concat", "in": ["observation", "action/move"]}}
+    heads = {"move": {"in": "observation"}, "use": {"in": "both"}}
+    moves = spaces.Dict(move=spaces.Discrete(2), use=spaces.Discrete(3))
+    return composed({"graph": graph, "heads": heads}, action=moves)
+
+
 def advised(call, *arguments):
     """How the message of the ValueError that ``call`` raises says it is called instead."""
     with pytest.raises(ValueError, match="; call ") as caught:
@@ -591,6 +599,32 @@ ADVISED_AND_DONE = {
         "the class 'Acting' defines act() itself, which has no distribution that a loss could differentiate; "
         "remove act() to train it with TorchRL",
         lambda: to_torchrl(composed({"_target_": Scores})),
+    ),
+    "heads that read actions, with TorchRL": (
+        lambda: to_torchrl(after()),
+        "TorchRL makes distributions of logits that it has stored, but the head 'use' reads the action of 'move'; use "
+        "the trainer sb3, or a loop of your own with model.step",
+        lambda: after().step(OBSERVATIONS).log_prob.sum().backward(),
+    ),
+    "logits of heads that read actions": (
+        lambda: after().policy.distributions(after().policy(OBSERVATIONS)),
+        "the head of action 'use' reads the action of 'move', so that its logits are not known before an action is; "
+        "policy.distribution(observations) draws head after head, and policy(observations, actions=actions) gives "
+        "all logits",
+        lambda: after().policy(
+            OBSERVATIONS, actions=after().policy.distribution(OBSERVATIONS).sample()
+        ),
+    ),
+    "a row of heads that read actions": (
+        lambda: after().policy.distribution(OBSERVATIONS).row(),
+        "no row of numbers stands for a distribution whose heads read actions, for it needs the weights of the later "
+        "heads; keep observations and actions, and evaluate them by policy.distribution(observations).log_prob(action)",
+        lambda: after().policy.distribution(OBSERVATIONS).log_prob(after().step(OBSERVATIONS).action),
+    ),
+    "actions for heads that read none": (
+        lambda: composed({"template": {}}).policy(OBSERVATIONS, actions={}),
+        "no head of this policy reads an action, so its logits are the same for all; leave out 'actions'",
+        lambda: composed({"template": {}}).policy(OBSERVATIONS),
     ),
     "a step of a class that acts": (
         lambda: composed({"_target_": Acting}).step(OBSERVATIONS),

@@ -229,3 +229,41 @@ def test_the_table_needs_no_library_of_a_trainer():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert run.stdout.strip() == ""
+
+
+AFTER = """
+version: 1
+policy:
+  graph:
+    both: {block: concat, in: [observation, action/move]}
+  heads: {move: {in: observation}, use: {in: both}}
+critic: {template: {}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("trainer", "algorithm", "title"),
+    [
+        ("torchrl", "ppo", "ppo of torchrl"),
+        ("rl_games", "a2c_discrete", "a2c_discrete"),
+        ("rllib", "PPO", "PPO of RLlib"),
+        (LOSSES, "ClipPPOLoss", "ClipPPOLoss"),
+    ],
+)
+def test_heads_that_read_actions_are_refused_where_numbers_stand_for_distributions(
+    trainer, algorithm, title
+):
+    model = composer.compose(
+        AFTER, observation_space=SEEN,
+        action_space=spaces.Dict(move=spaces.Discrete(2), use=spaces.Discrete(3)),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="cannot train") as caught:
+        refuse_model(model, algorithm, trainer)
+    assert str(caught.value) == (
+        f"{title} cannot train this model:\n"
+        "  it makes distributions of stored numbers, but the head 'use' reads the action of 'move'; "
+        "use the trainer sb3"
+    )
+    for algorithm in ("PPO", "A2C"):
+        refuse_model(model, algorithm, "sb3")
+    refuse_model(model, "PPO", "skrl")
