@@ -188,7 +188,9 @@ class InferenceBlock(nn.Module):
             nodes=list(nodes),
             in_ports={name: known[name] for name in read if name not in written},
             out_ports={name: known[value] for name, value in outputs.items()},
-            state_shapes={name: shape for node in nodes for name, shape in node.state_shapes.items()},
+            state_shapes={
+                name: shape for node in nodes for name, shape in node.state_shapes.items()
+            },
             outputs=dict(outputs),
         )
         part._compile()

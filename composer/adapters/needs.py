@@ -306,9 +306,7 @@ def _normals(model: Model) -> Iterator[str]:
 
 RL_GAMES: Mapping[str, AlgorithmNeeds] = {
     "a2c_discrete": AlgorithmNeeds(all_of(choices_alone, heads_at_once), "state"),
-    "a2c_continuous": AlgorithmNeeds(
-        all_of(numbers_alone, heads_at_once), "state", more=_normals
-    ),
+    "a2c_continuous": AlgorithmNeeds(all_of(numbers_alone, heads_at_once), "state", more=_normals),
 }
 
 # --- skrl, whose agents have a form with memory and one without ---

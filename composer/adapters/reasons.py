@@ -15,7 +15,15 @@ from composer.policy.structured import one_policy
 from composer.spaces.tree import format_space
 from perception_blocks.words import listing
 
-__all__ = ["Reasons", "all_of", "anything", "choices_alone", "critic_as_a_whole", "heads_at_once", "maskable"]
+__all__ = [
+    "Reasons",
+    "all_of",
+    "anything",
+    "choices_alone",
+    "critic_as_a_whole",
+    "heads_at_once",
+    "maskable",
+]
 __all__ += ["memory_of_actions"]
 __all__ += ["needs_memory", "no_memory", "no_returns", "no_sequences", "no_statistics"]
 __all__ += ["numbers_alone", "of_copies", "one_action", "one_box", "one_choice"]

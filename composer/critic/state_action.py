@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from composer.spaces.action_inputs import ActionInputs
 from composer.critic.base import CriticSetup, MissingArgumentError, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.structured_state_action import StructuredStateActionCritic
@@ -15,6 +14,7 @@ from composer.critic.targets import Targeted
 from composer.critic.values import ValueRequirements
 from composer.network.module import InputSource
 from composer.network.network import Inputs, Network, State, Tensors
+from composer.spaces.action_inputs import ActionInputs
 from composer.spaces.tree import SpaceTree
 from perception_blocks.port import Port, format_shape
 

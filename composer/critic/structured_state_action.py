@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from composer.spaces.action_inputs import ActionInputs
 from composer.critic.base import CriticSetup, SpaceCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.network.groups import ActorCall, GroupNetworks
 from composer.network.network import State, Tensors
 from composer.network.structured import ByActor, blamed
+from composer.spaces.action_inputs import ActionInputs
 from composer.spaces.actors import Actors
 
 __all__ = ["StructuredStateActionCritic"]

@@ -230,7 +230,8 @@ class AutoregressiveDistribution(Distribution):
         count = len(next(iter(joint.values())))
         device = self._stages.logits(self.heads[0][0], self._values).device
         given = {
-            head: value.to(device).reshape(count, *[1] * len(batch), *value.shape[1:])
+            head: value.to(device)
+            .reshape(count, *[1] * len(batch), *value.shape[1:])
             .expand(count, *batch, *value.shape[1:])
             for head, value in joint.items()
         }

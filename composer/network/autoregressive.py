@@ -73,7 +73,9 @@ class AutoregressiveNetwork(Network):
         self.carried = {_unused(value, block.outputs, first): value for value in carried}
         self.stages = [block.part(at[0], first | self.carried)]
         for stage in range(1, last + 1):
-            read = {name for nodes in at[stage + 1 :] for node in nodes for name in node.step.inputs}
+            read = {
+                name for nodes in at[stage + 1 :] for node in nodes for name in node.step.inputs
+            }
             written = [name for node in at[stage] for name in filter(None, node.step.outputs)]
             kept = [name for name in written if name in read or name in heads.values()]
             self.stages.append(block.part(at[stage], {name: name for name in kept}))

@@ -21,7 +21,14 @@ from composer.wrappers.slots import stacked_rows, unstacked_rows
 from perception_blocks.port import format_shape
 from perception_blocks.words import listing
 
-__all__ = ["OBSERVATION", "ComposedPolicy", "composed_policy", "drawn_later", "offer_of", "to_bounds"]
+__all__ = [
+    "OBSERVATION",
+    "ComposedPolicy",
+    "composed_policy",
+    "drawn_later",
+    "offer_of",
+    "to_bounds",
+]
 
 OBSERVATION, PREV_STATE = "observation", "prev_state"
 

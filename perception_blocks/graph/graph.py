@@ -221,7 +221,11 @@ class Graph:
         if any(problem.node in cycle for cycle in Dag(self._dag_nodes({}), None, None).cycles()):
             return problem
         title = next(n.title for n in self.nodes if n.value_name == problem.node)
-        message = problem.message if "form a cycle" in problem.message else f"{title} reads its own action"
+        message = (
+            problem.message
+            if "form a cycle" in problem.message
+            else f"{title} reads its own action"
+        )
         advice = "no head can read an action that is drawn from its own output; let one of them read other values"
         return replace(problem, message=f"{message}; {advice}")
 

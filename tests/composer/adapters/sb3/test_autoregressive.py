@@ -127,5 +127,7 @@ def test_a_model_that_was_trained_is_saved_and_loaded(tmp_path):
     loaded = composer.load(tmp_path / "trained.safetensors")
     seen = torch.rand(5, 3)
     action = loaded.policy.distribution(seen).sample()
-    ours, theirs = (m.policy.distribution(seen).log_prob(action) for m in (made.policy.model, loaded))
+    ours, theirs = (
+        m.policy.distribution(seen).log_prob(action) for m in (made.policy.model, loaded)
+    )
     assert torch.equal(ours, theirs)
