@@ -174,7 +174,7 @@ class InferenceBlock(nn.Module):
     def part(self, nodes: Sequence[BuiltNode], outputs: Mapping[str, str]) -> InferenceBlock:
         """The network of some of its ``nodes``, over the very modules of this one.
 
-        What they, and ``outputs`` ({output name: value}), read of the other nodes are inputs of it, by the values' names.
+        What they, and ``outputs`` ({output name: value}), read of the other nodes are inputs of it, by their names.
         """
         written = {name: port for node in nodes for name, port in node.out_ports.items()}
         made = {name: port for node in self.nodes for name, port in node.out_ports.items()}

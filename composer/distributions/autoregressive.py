@@ -132,8 +132,9 @@ class AutoregressiveDistribution(Distribution):
 
     def row(self) -> Tensor:
         raise ValueError(
-            "no row of numbers stands for a distribution whose heads read actions, for it needs the weights of the later "
-            "heads; keep observations and actions, and evaluate them by policy.distribution(observations).log_prob(action)"
+            "no row of numbers stands for a distribution whose heads read actions, for it needs the weights of the "
+            "later heads; keep observations and actions, and evaluate them by "
+            "policy.distribution(observations).log_prob(action)"
         )
 
     # --- inside ---

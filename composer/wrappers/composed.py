@@ -162,8 +162,8 @@ class ComposedPolicy(IModelWrapper):
 def drawn_later(head: str, actions: Sequence[str]) -> str:
     """Why wrappers cannot stand around a policy whose ``head`` reads ``actions``."""
     return (
-        f"a wrapper takes the logits of all heads at once, but the head {head!r} reads the action of {listing(actions)}; "
-        "act with policy.act, or let the head read no action"
+        f"a wrapper takes the logits of all heads at once, but the head {head!r} reads the action of "
+        f"{listing(actions)}; act with policy.act, or let the head read no action"
     )
 
 
