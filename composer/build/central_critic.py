@@ -11,6 +11,7 @@ from composer.build.network_builder import build_network
 from composer.build.observation_groups import group_names, named_observations
 from composer.build.plans import PolicyPlan
 from composer.critic.shared_state import PRESENT, CentralInput, SharedStateCritic
+from composer.network.network import ACTOR
 from composer.spaces.actors import Actor, Actors
 from composer.spaces.variable import is_ignored
 from composer.spec.model_spec import NetworkSpec
@@ -18,6 +19,8 @@ from perception_blocks.port import Port, format_shape
 from perception_blocks.words import few_of, hint, listing
 
 __all__ = ["CentralCriticBuilder", "alike", "difference"]
+
+FOR_ALL = "says which actor a network acts for, and this critic is for all of them at once; leave it out"
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,9 @@ class CentralCriticBuilder(CriticBuilder):
             spec.graph is not None if named is None else PRESENT in named
         ):
             ports[PRESENT] = Port((len(self.actors),), low=0.0, high=1.0)
-        hidden: dict[str, str] = {}
+        hidden = {} if named_observations(ACTOR, ports) else {ACTOR: FOR_ALL}
         for plan in self.plans.values():
-            hidden = {**policy_values(plan.network), **hidden}
+            hidden |= policy_values(plan.network)
         reason = "is not among the 'observations' that this network may see"
         out_of_sight = [name for name in (*sources, PRESENT) if name not in ports]
         return VisiblePorts(ports, {**hidden, **dict.fromkeys(out_of_sight, reason)})
@@ -165,7 +168,9 @@ class CentralCriticBuilder(CriticBuilder):
         for index, name in enumerate(spec.observations):
             named = named_observations(name, ports)
             wanted |= {*named, *(ports[key].mask for key in named)}
-            if not named and name != PRESENT:
+            if not named and name == ACTOR:
+                self.problems.add((*spec.path, "observations", index), f"{name!r} {FOR_ALL}")
+            elif not named and name != PRESENT:
                 known = [*sources, PRESENT, *group_names(sources)]
                 near = hint(name, known, listed=sources, shown=few_of)
                 path = (*spec.path, "observations", index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeAlias, TypeVar
@@ -19,6 +19,7 @@ from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.critic.values import RAW_NAMES, ValueRequirements
 from composer.errors import Problems
+from composer.spaces.actors import Actor
 from composer.spaces.tree import SpaceTree
 from composer.spec.model_spec import CRITICS, CriticSpec, ModelSpec, NetworkSpec
 from perception_blocks.blocks.scale import NormalizeBlock
@@ -149,18 +150,19 @@ class CriticBuilder:
         member: type[SpaceCritic],
         spec: NetworkSpec,
         plan: PolicyPlan,
+        served: Sequence[Actor] = (),
         previous: str | None = None,
     ) -> BuiltNetwork | None:
         """The network ``spec``, called ``name``, over what ``plan`` sees and shares; None where it cannot be.
 
-        It may read the value before its own by the name ``previous``.
+        It values the actors ``served``, and may read the value before its own by the name ``previous``.
         """
         required = self.requirements(member, plan.actions)
         if required is None:
             return None
         asked, requirements = required
-        plan.refuse_unknown(spec)
-        seen, hidden = plan.visible_ports(spec)
+        plan.refuse_unknown(spec, served)
+        seen, hidden = plan.visible_ports(spec, served)
         ports = {**seen, **plan.notes.shared}
         if previous is not None:
             if previous in ports:
@@ -175,11 +177,12 @@ class CriticBuilder:
                 "rename it, or name it under 'ignore'"
             )
             self.problems.add(spec.path, message, key=True)
-        hidden = {**policy_values(plan.network), **hidden, **asked.hidden}
+        hidden = {**hidden, **policy_values(plan.network), **asked.hidden}
         visible = VisiblePorts({**ports, **asked.actions}, hidden)
         built = build_network(name, spec, visible, requirements, self.context, plan.notes)
         if built is None:
             return None
+        plan.refuse_untellable(spec, built[0])
         unread = [action for action in asked.actions if action not in built[0].in_ports]
         for action in unread:
             message = (

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from composer.spec.model_spec import HeadsSpec, NetworkSpec, NodeSpec
+from composer.spec.references import written_values
 from perception_blocks.port import Port
 
 __all__ = ["group_names", "named_observations", "with_groups_read"]
@@ -48,7 +49,7 @@ def with_groups_read(spec: NetworkSpec, ports: Mapping[str, Port]) -> NetworkSpe
     if not spec.graph and not spec.heads:
         return spec
     graph = _expanded(spec.graph or {}, ports)
-    values = _values(graph)
+    values = written_values(graph)
     heads = spec.heads
     if heads is not None:
         default = heads.default and _reading(heads.default, ports, values)
@@ -57,8 +58,8 @@ def with_groups_read(spec: NetworkSpec, ports: Mapping[str, Port]) -> NetworkSpe
     return replace(spec, graph=spec.graph and graph, heads=heads)
 
 
-def _expanded(nodes: Mapping[str, NodeSpec], ports: Mapping[str, Port]) -> dict[str, NodeSpec]:
-    values = _values(nodes)
+def _expanded(nodes: dict[str, NodeSpec], ports: Mapping[str, Port]) -> dict[str, NodeSpec]:
+    values = written_values(nodes)
     return {name: _reading(node, ports, values) for name, node in nodes.items()}
 
 
@@ -82,6 +83,3 @@ def _named(name: str, ports: Mapping[str, Port], values: Collection[str]) -> tup
     """What a node reads by ``name``; an unknown name stays, to be reported where it is read."""
     return (name,) if name in values else named_observations(name, ports) or (name,)
 
-
-def _values(nodes: Mapping[str, NodeSpec]) -> set[str]:
-    return {value for node in nodes.values() for value in node.writes}

@@ -10,6 +10,7 @@ those of what its policy shares, and the observer that reads for it. What a crit
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -21,6 +22,7 @@ from composer.build.observation_groups import group_names, named_observations
 from composer.distributions.joint import ActionDistributions
 from composer.distributions.rules import DistributionRuleError, build_distributions
 from composer.errors import Path, Problems, SpecError
+from composer.network.network import ACTOR, Network
 from composer.spaces.actors import Actor, Actors, serve
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.lookup import Spaces
@@ -29,6 +31,7 @@ from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, walk_spac
 from composer.spaces.variable import is_ignored
 from composer.spec.keys import PREVIOUS
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
+from composer.spec.references import names_value, written_values
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import hint, listing
 
@@ -41,6 +44,10 @@ __all__ = [
     "separate_paths",
 ]
 
+IS_OBSERVED = (
+    "is an observation here, and that is what networks read; to tell a network which actor it acts for, rename the "
+    "observation in the environment"
+)
 Networks: TypeAlias = PolicySpec | CriticSpec
 
 
@@ -62,6 +69,7 @@ class PolicyPlan:
     observations: SpaceTree
     actions: SpaceTree
     families: ActionDistributions
+    served: tuple[Actor, ...]  # with those of the group that have networks of their own
     ignored: tuple[str, ...]
     rules_are_wrong: bool
     unasked: dict[str, str]  # what `previous` could add, and why it did not
@@ -74,24 +82,66 @@ class PolicyPlan:
         """What a critic may read of the plan's actors, by key: what they observe and what their policy shares."""
         return {**self.ports, **self.notes.shared}
 
-    def visible_ports(self, spec: NetworkSpec) -> VisiblePorts:
-        """The observations that a network may see, and why not others; all of them while the list itself is wrong."""
+    def visible_ports(self, spec: NetworkSpec, served: Sequence[Actor]) -> VisiblePorts:
+        """The values that a network may see, and why not others; all observations while the list itself is wrong.
+
+        Of a network that acts for the actors ``served``, the value `ACTOR` says which it is.
+        """
         hidden = self.unasked | dict.fromkeys(self.ignored, "is left out by 'ignore'")
-        named = [named_observations(name, self.ports) for name in spec.observations or ()]
+        told, untold = self._told(spec, served)
+        hidden |= untold
+        listed = [name for name in spec.observations or () if name not in {**told, **untold}]
+        named = [named_observations(name, self.ports) for name in listed]
         if spec.observations is None or not all(named):
-            return VisiblePorts(self.ports, hidden)
+            return VisiblePorts({**self.ports, **told}, hidden)
         wanted = [key for keys in named for key in keys]
         seen = {*wanted, *(self.ports[key].mask for key in wanted)}
         reason = "is not among the 'observations' that this network may see"
         hidden |= {key: reason for key in self.ports if key not in seen}
-        return VisiblePorts({k: port for k, port in self.ports.items() if k in seen}, hidden)
+        visible = {key: port for key, port in self.ports.items() if key in seen}
+        return VisiblePorts({**visible, **told}, hidden)
 
-    def refuse_unknown(self, spec: NetworkSpec) -> None:
+    def _told(
+        self, spec: NetworkSpec, served: Sequence[Actor]
+    ) -> tuple[dict[str, Port], dict[str, str]]:
+        """The Port of `ACTOR` where a network may read it, and why it may not; nothing where that is another value.
+
+        A graph may read it; a template and a class, which read all there is, if their ``observations`` name it.
+        """
+        if named_observations(ACTOR, self.ports):
+            return {}, {}
+        if spec.graph is not None and ACTOR in written_values(spec.graph):
+            return {}, {}
+        why = _why_untold(served)
+        if why is not None:
+            return {}, {ACTOR: why}
+        is_read = spec.graph is not None or ACTOR in (spec.observations or ())
+        port = Port((), dtype=torch.int64, cardinality=len(served))
+        return ({ACTOR: port} if is_read else {}), {}
+
+    def refuse_unknown(self, spec: NetworkSpec, served: Sequence[Actor]) -> None:
         """Note each of the ``observations`` that a network may see which there is not."""
+        told, untold = self._told(spec, served)
+        is_observed = named_observations(ACTOR, self.ports)
+        if is_observed and len(served) > 1 and names_value(spec, ACTOR):
+            warnings.warn(f"{ACTOR!r} {IS_OBSERVED}", stacklevel=2)
         for index, key in enumerate(spec.observations or ()):
-            if not named_observations(key, self.ports):
+            if key not in told and not named_observations(key, self.ports):
                 path = (*spec.path, "observations", index)
-                self.context.problems.add(path, self.not_an_observation(key))
+                why = f"{key!r} {untold[key]}" if key in untold else self.not_an_observation(key)
+                self.context.problems.add(path, why)
+
+    def refuse_untellable(self, spec: NetworkSpec, network: Network) -> None:
+        """Note a network that reads `ACTOR` where it cannot be told: beside no other input, and in its own ``act``."""
+        if ACTOR not in network.in_ports or ACTOR in self.readable_ports:
+            return
+        kind, message = type(network.module), ""
+        if len(network.in_ports) == 1:
+            message = f"the network reads {ACTOR!r} alone; let it read an observation too"
+        elif hasattr(kind, "act"):
+            message = f"{kind.__name__!r} defines 'act' itself, which is not told the {ACTOR!r}; leave {ACTOR!r} out"
+        if message:
+            self.context.problems.add(spec.path, message, key=True)
 
     def not_an_observation(self, key: str) -> str:
         """Why ``key`` is no observation that can be used."""
@@ -246,7 +296,7 @@ class _GroupPlanner:
     def alone(self, observation_space: Any, action_space: Any) -> PlannedGroup | None:
         """The group of an environment that has one Space."""
         network = only_network(self.spec.policy, "weights", self.problems)
-        plan = self._plan("policy", None, (), network, observation_space, action_space)
+        plan = self._plan("policy", None, (), (), network, observation_space, action_space)
         return None if plan is None else PlannedGroup(None, (), network, False, (plan,))
 
     def groups(self, actors: Actors) -> list[PlannedGroup | None]:
@@ -268,9 +318,9 @@ class _GroupPlanner:
         )
         plans = [
             self._plan(
-                title, name, served, network, served[0].observation_space, served[0].action_space
+                title, name, own, actors, network, own[0].observation_space, own[0].action_space
             )
-            for title, served in of_plan.items()
+            for title, own in of_plan.items()
         ]
         if None in plans:
             return None
@@ -283,6 +333,7 @@ class _GroupPlanner:
         name: str,
         group: str | None,
         actors: tuple[Actor, ...],
+        served: tuple[Actor, ...],
         network: NetworkSpec,
         observation_space: Any,
         action_space: Any,
@@ -297,7 +348,7 @@ class _GroupPlanner:
         families = self._families(actions, prefix)
         plan = PolicyPlan(
             name, group, actors, network, self.context, self.notes.of_another(),
-            observations, actions, families,
+            observations, actions, families, served,
             ignored=tuple(self.spec.ignore),
             rules_are_wrong=len(self.problems) > before,
             unasked=_unasked(self.spec.previous, observations, actions),
@@ -395,6 +446,16 @@ class _GroupPlanner:
                 self.problems.add((*path, name), message)
             else:
                 plan.masks[action] = key
+
+
+def _why_untold(served: Sequence[Actor]) -> str | None:
+    """Why a network that acts for ``served`` cannot read which of them it acts for; None where it can."""
+    if not served:
+        return "says which of several actors a network acts for, and here it acts for one; leave it out"
+    uncounted = [actor.name for actor in served if actor.is_open]
+    if uncounted:
+        return f"counts the actors of a network, and the number of {listing(uncounted)} is not known; leave it out"
+    return None
 
 
 def _prefix(group: str | None) -> str:

@@ -131,9 +131,12 @@ def _policy_network(plan: PolicyPlan) -> BuiltNetwork | None:
     requirements = Requirements(
         widths, reasons, shares, "action", {"action_logits_shapes": widths}, drawn=drawn
     )
-    plan.refuse_unknown(spec)
-    visible = plan.visible_ports(spec)
-    return build_network(plan.name, spec, visible, requirements, plan.context, plan.notes)
+    plan.refuse_unknown(spec, plan.served)
+    visible = plan.visible_ports(spec, plan.served)
+    built = build_network(plan.name, spec, visible, requirements, plan.context, plan.notes)
+    if built is not None:
+        plan.refuse_untellable(spec, built[0])
+    return built
 
 
 def _module(

@@ -133,7 +133,7 @@ class _StructuredCriticBuilder(CriticBuilder):
             return None
         served = [(actor, (actor,)) for actor in members] if separate else [(members[0], members)]
         built = [
-            self._network(f"{name}/{i}" if separate else name, spec, *pair, later)
+            self._network(f"{name}/{i}" if separate else name, spec, *pair, members, later)
             for i, pair in enumerate(served)
         ]
         networks = [each for each in built if each is not None]
@@ -150,12 +150,19 @@ class _StructuredCriticBuilder(CriticBuilder):
         return GroupNetworks(key, members, module), [construction for _, construction in networks]
 
     def _network(
-        self, name: str, spec: NetworkSpec, actor: Actor, members: Sequence[Actor], later: bool
+        self,
+        name: str,
+        spec: NetworkSpec,
+        actor: Actor,
+        sharing: Sequence[Actor],
+        members: Sequence[Actor],
+        later: bool,
     ) -> BuiltNetwork | None:
+        """The network of ``actor``, with whom others are ``sharing`` it; ``members`` are all for whom it is written."""
         plan, previous = self.plans[actor.name], self.previous if later else None
-        built = self.network(name, self.member, spec, plan, previous)
+        built = self.network(name, self.member, spec, plan, members, previous)
         if built is not None:
-            for member in members:
+            for member in sharing:
                 self.plans[member.name].notes.read |= set(built[0].in_ports)
         return built
 

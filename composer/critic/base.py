@@ -17,7 +17,7 @@ from composer.critic.values import (
     value_block,
 )
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
-from composer.network.network import Inputs, Network, State, Tensors
+from composer.network.network import ACTOR, Inputs, Network, State, Tensors
 from composer.network.structured import StructuredModule
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceTree
@@ -238,6 +238,7 @@ class SpaceCritic(CriticModule):
         self.setup = setup
         self.observer = setup.observer
         ports = setup.observer.tree.ports
+        self.reads_actor = ACTOR in network.in_ports and ACTOR not in (*ports, *shared)
         self.read_keys = tuple(name for name in network.in_ports if name in ports)
 
     observer: Observer
@@ -250,6 +251,8 @@ class SpaceCritic(CriticModule):
             return InputSource("shared", name, port)
         if name in self.read_keys:
             return InputSource("observation", name, port, normalized=name in self.observer.keys)
+        if name == ACTOR and self.reads_actor:
+            return InputSource("actor", name, port)
         return InputSource("previous", "value", port)
 
     @classmethod

@@ -127,7 +127,7 @@ class DeltaStateCritic(StructuredCritic):
             return inputs
         axes = tuple(before.shape[:-1])
         for name, port in call.member.network.in_ports.items():
-            if name != PREV_VALUE:
+            if name in inputs:
                 axes = tuple(inputs[name].shape[: inputs[name].dim() - len(port.shape)])
                 break
         if tuple(before.shape) != (*axes, 1):

@@ -29,6 +29,7 @@ INPUT, OUTPUT = "->", "<-"  # no node is named so
 SAID = {
     "action": "the action",
     "presence": "who is there",
+    "actor": "which actor it is",
     "shared": "from the policy",
     "previous": "of the step before",
 }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from composer.network.module import NetworkModule
-from composer.network.network import GraphNetwork, Network
+from composer.network.network import GraphNetwork, Network, ToldNetwork
 from perception_blocks.inference import InferenceBlock
 
 __all__ = ["LoweredGraph", "follow", "twin_of"]
@@ -37,16 +37,19 @@ class LoweredGraph(Network):
 def twin_of(module: M) -> M | None:
     """``module`` over the same weights, children and hooks, its network lowered; None where that is no graph."""
     network = module.network
-    block = network.module
-    if type(network) is not GraphNetwork or type(block) is not InferenceBlock:
+    of_all = network.network if type(network) is ToldNetwork else network
+    block = of_all.module
+    if type(of_all) is not GraphNetwork or type(block) is not InferenceBlock:
         return None
     twin = copy.copy(module)
-    object.__setattr__(twin, "network", LoweredGraph(network, block))
+    lowered: Network = LoweredGraph(of_all, block)
+    lowered = ToldNetwork(lowered, network.index) if type(network) is ToldNetwork else lowered
+    object.__setattr__(twin, "network", lowered)
     return twin
 
 
 def follow(twin: NetworkModule, module: NetworkModule) -> None:
     """Let ``twin`` know where ``module`` is now and in which mode: all that is not in what they share."""
     attributes, others = vars(twin), vars(module)  # setting attributes of a module is slow
-    attributes["_dtype"], attributes["_device"] = others["_dtype"], others["_device"]
+    attributes["_dtype"], attributes["_device"] = module.dtype, module.device
     attributes["training"] = others["training"]

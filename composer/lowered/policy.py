@@ -155,8 +155,8 @@ class LoweredPolicy:
 
     def _tensors(self, observation: Any) -> Tensors | None:
         """By flat key; None for anything but arrays without leading axes for a model of floats on the host."""
-        kind = _KINDS.get(self.policy._dtype)
-        if kind is None or self.policy._device.type != "cpu":
+        kind = _KINDS.get(self.policy.dtype)
+        if kind is None or self.policy.device.type != "cpu":
             return None
         if self._is_dict and (
             type(observation) is not dict or observation.keys() != self._boxes.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from composer.network.network import (
+    ACTOR,
     CustomNetwork,
     Inputs,
     Network,
     State,
     Tensors,
+    ToldNetwork,
     own_share,
 )
 from composer.network.registries import RegistryView
@@ -38,11 +41,12 @@ class InputSource:
     """Where an input of a network comes from, for diagrams, tables and exports: the value ``key`` of the ``kind``.
 
     An "input" is one of a network without actions, "shared" values are outputs of a policy, "previous" is the value of
-    the critic's network before this one, "presence" says which actors are present. Without ``actors`` the input is of
+    the critic's network before this one, "presence" says which actors are present, "actor" which of its actors the
+    network acts for. Without ``actors`` the input is of
     the actors that the network serves; values of several actors may be ``stacked``.
     """
 
-    kind: Literal["observation", "input", "action", "shared", "previous", "presence"]
+    kind: Literal["observation", "input", "action", "shared", "previous", "presence", "actor"]
     key: str
     port: Port
     actors: tuple[str, ...] = ()
@@ -120,6 +124,8 @@ class NetworkModule(StatefulModule):
     network: Network
     # The class whose `forward` is `computed` for inputs of the network; a subclass may have another.
     direct: ClassVar[type[NetworkModule] | None] = None
+    _teller: NetworkModule | None = None  # of one that is `told` its actor: where it is, and what moves
+    reads_actor = False  # whether its network is told which of its actors it acts for
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
     sees_together: tuple[
         str, ...
@@ -150,12 +156,12 @@ class NetworkModule(StatefulModule):
     @property
     def device(self) -> torch.device:
         """Where the model is: what ``.to()`` was told last."""
-        return self._device
+        return self._device if self._teller is None else self._teller.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the model's numbers: what ``.to()`` was told last."""
-        return self._dtype
+        return self._dtype if self._teller is None else self._teller.dtype
 
     def initial_state(
         self,
@@ -168,6 +174,9 @@ class NetworkModule(StatefulModule):
         return self.network.initial_state(_axes(batch_size), where, dtype or self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._teller is not None:
+            self._teller._apply(fn, recurse)
+            return self
         probe = fn(torch.empty(0, dtype=self._dtype, device=self._device))
         self._dtype, self._device = probe.dtype, probe.device
         return super()._apply(fn, recurse)
@@ -203,6 +212,7 @@ class NetworkModule(StatefulModule):
         Raises ValueError for a state or resets that do not fit the inputs, and where there are no weights yet.
         """
         self.network.require_weights()
+        self._refuse_untold(inputs)
         if not self.has_memory:
             self._refuse_state(state)
             return self.network.run(inputs), {}
@@ -225,6 +235,13 @@ class NetworkModule(StatefulModule):
         """The same over another network of the same form."""
         raise TypeError(f"{type(self).__name__} must define with_network")
 
+    def told(self, index: int) -> Self:
+        """The same for one of its actors, over the same weights, children and hooks."""
+        told = copy.copy(self)
+        told.network, told.reads_actor = ToldNetwork(self.network, index), False
+        object.__setattr__(told, "_teller", self)  # no child
+        return told
+
     def values_of(self, outputs: Tensors) -> Tensors:
         """What a call returns for these ``outputs`` of the network."""
         return outputs
@@ -241,6 +258,7 @@ class NetworkModule(StatefulModule):
 
     def leading(self, inputs: Tensors) -> tuple[int, ...]:
         """The leading axes of the inputs, before their Ports' shapes. Raises ValueError unless all share them."""
+        self._refuse_untold(inputs)
         axes_by_name: dict[str, tuple[int, ...]] = {}
         for name, port in self.network.in_ports.items():
             shape = inputs[name].shape
@@ -250,6 +268,14 @@ class NetworkModule(StatefulModule):
             shown = ", ".join(f"{n!r} {format_shape(axes)}" for n, axes in axes_by_name.items())
             raise ValueError(f"the inputs differ in their leading (batch) axes: {shown}")
         return leading
+
+    def _refuse_untold(self, inputs: Tensors) -> None:
+        """Raise ValueError where the network is to read its actor and nobody has said which that is."""
+        if self.reads_actor and ACTOR not in inputs:
+            raise ValueError(
+                f"this {self.part} is shared by several actors, and its network reads which of them it acts for; take "
+                f"that of one of them: model.{self.part}[actor]"
+            )
 
     def checked(
         self, state: State | None, resets: object, leading: tuple[int, ...], unroll: bool

@@ -17,8 +17,11 @@ from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port, Shape
 
-__all__ = ["CustomNetwork", "EnsembleNetwork", "GraphNetwork", "Inputs", "Network", "State"]
-__all__ += ["Tensors", "own_share", "share_of"]
+__all__ = ["ACTOR", "CustomNetwork", "EnsembleNetwork", "GraphNetwork", "Inputs", "Network", "State"]
+__all__ += ["Tensors", "ToldNetwork", "own_share", "share_of", "with_actor"]
+
+# The input that says which of its actors a network acts for: their index, in the order of the environment.
+ACTOR = "actor"
 
 Tensors = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -177,6 +180,53 @@ class EnsembleNetwork(Network):
     @property
     def call(self) -> Callable[..., Any]:
         return self.ensemble
+
+
+class ToldNetwork(Network):
+    """A ``network`` of several actors for one of them: it reads the ``index`` as its input `ACTOR`."""
+
+    def __init__(self, network: Network, index: int) -> None:
+        self.network = network
+        self.index = index
+        self.module = network.module
+        self.in_ports = {name: port for name, port in network.in_ports.items() if name != ACTOR}
+        self.out_ports = network.out_ports
+        self.state_shapes = network.state_shapes
+        self.owns_weights = network.owns_weights
+
+    @property
+    def form(self) -> nn.Module:
+        return self.network.form
+
+    def weights_exist(self) -> None:
+        self.network.weights_exist()
+
+    def require_weights(self) -> None:
+        self.network.require_weights()
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        return self.network.run(with_actor(inputs, self.in_ports, self.index))
+
+    def advance(
+        self, inputs: Mapping[str, Tensor], state: State, resets: Tensor | None, unroll: bool
+    ) -> tuple[Tensors, State]:
+        told = with_actor(inputs, self.in_ports, self.index)
+        return self.network.advance(told, state, resets, unroll)
+
+
+def with_actor(
+    inputs: Mapping[str, Tensor], ports: Mapping[str, Port], index: int | Tensor
+) -> Inputs:
+    """``inputs`` beside the index of the actor that they are of, or one index for each of their leading axes."""
+    name = next(name for name in ports if name in inputs)
+    value = inputs[name]
+    leading = value.shape[: value.dim() - len(ports[name].shape)]
+    if isinstance(index, Tensor):
+        index = index.to(value.device)
+        told = index.reshape(-1, *[1] * (len(leading) - 1)).expand(leading)
+    else:
+        told = torch.full(leading, index, dtype=torch.int64, device=value.device)
+    return Inputs({**inputs, ACTOR: told})
 
 
 def share_of(part: str, state: State) -> State:

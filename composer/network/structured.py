@@ -18,7 +18,7 @@ from composer.network.groups import (
     rows_of,
 )
 from composer.network.module import StatefulModule, under
-from composer.network.network import State, Tensors, own_share
+from composer.network.network import State, Tensors, own_share, with_actor
 from composer.spaces.actors import Actor, ActorKey, Actors
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import Shape
@@ -100,7 +100,8 @@ class StructuredModule(StatefulModule, Generic[M]):
     def actor_of(self, key: ActorKey) -> Actor:
         """The actor that ``key`` means, or the first of a group or step that has one network.
 
-        Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own.
+        Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own, or one that
+        is told which of them it acts for.
         """
         name_and_actor = self.actors.find(key)
         if name_and_actor is not None:
@@ -115,6 +116,11 @@ class StructuredModule(StatefulModule, Generic[M]):
         if len({id(self._member_of(actor)) for actor in members}) > 1:
             names = few_of(actor.name for actor in members)
             raise KeyError(f"the actors of {key!r} have separate networks; name one of {names}")
+        if len(members) > 1 and self._member_of(members[0]).reads_actor:
+            names = few_of(actor.name for actor in members)
+            raise KeyError(
+                f"the network of {key!r} reads which of its actors it acts for; name one of {names}"
+            )
         return members[0]
 
     # --- one call ---
@@ -126,10 +132,9 @@ class StructuredModule(StatefulModule, Generic[M]):
     def _whole(self, actor: Actor) -> M:
         """The policy or critic of ``actor``; of a separate agent over its part of the stacked weights."""
         actor_network = self._actor_networks[actor.name]
-        module = actor_network.group.module
-        if isinstance(module, SeparateNetworks):
-            return module.member_of(actor_network.row)
-        return module
+        module, row = actor_network.group.module, actor_network.row
+        member = module.member_of(row) if isinstance(module, SeparateNetworks) else module
+        return member.told(row) if member.reads_actor else member
 
     def _read_inputs(self, call: ActorCall[M]) -> Tensors:
         """The inputs of the network of ``call``. A subclass may add to what the observation gives."""
@@ -187,6 +192,9 @@ class StructuredModule(StatefulModule, Generic[M]):
     def _read_call(self, call: ActorCall[M], unroll: bool) -> None:
         """The inputs of its network, its leading axes, and resets for these."""
         call.inputs = self._read_inputs(call)
+        if call.member.reads_actor:
+            ports = call.member.network.in_ports
+            call.inputs = with_actor(call.inputs, ports, call.actor_network.row)
         call.leading = call.member.leading(call.inputs)
         if call.member.has_memory:
             call.resets = call.member.checked(call.state, call.resets, call.leading, unroll)

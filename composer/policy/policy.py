@@ -27,7 +27,7 @@ from composer.distributions.joint import (
 from composer.lowered.policy import LoweredPolicy
 from composer.network.autoregressive import AutoregressiveNetwork
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
-from composer.network.network import Inputs, Network, State, Tensors
+from composer.network.network import ACTOR, Inputs, Network, State, Tensors
 from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
 from composer.spaces.action_inputs import ActionInputs
@@ -83,7 +83,9 @@ class Policy(NetworkModule):
             head: f"the action of {listing(heads)}" for head, heads in network.after.items()
         }
         self.shares = shares
-        self.read_keys = tuple(dict.fromkeys([*network.in_ports, *self.masks.values()]))
+        self.reads_actor = ACTOR in network.in_ports and ACTOR not in observer.tree.ports
+        observed = [key for key in network.in_ports if key != ACTOR or not self.reads_actor]
+        self.read_keys = tuple(dict.fromkeys([*observed, *self.masks.values()]))
         self._modules["distributions"] = distributions
         if observer.normalizers:
             self._modules["normalizers"] = observer.normalizers
@@ -99,10 +101,12 @@ class Policy(NetworkModule):
 
     def input_sources(self) -> dict[str, InputSource]:
         ports, normalized = self.observer.tree.ports | self.network.in_ports, self.observer.keys
-        return {
+        sources = {
             key: InputSource("observation", key, ports[key], normalized=key in normalized)
             for key in self.read_keys
         }
+        told = {ACTOR: InputSource("actor", ACTOR, ports[ACTOR])} if self.reads_actor else {}
+        return sources | told
 
     def output_meanings(self) -> dict[str, OutputMeaning]:
         families = dict(self.distributions.items())

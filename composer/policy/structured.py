@@ -11,7 +11,7 @@ from torch import Tensor
 
 from composer.distributions.base import Distribution
 from composer.network.groups import ActorCall, Batch, GroupNetworks, rows_of
-from composer.network.network import Inputs, State, Tensors
+from composer.network.network import Inputs, State, Tensors, with_actor
 from composer.network.structured import ByActor, StructuredModule, blamed, unstack
 from composer.policy.policy import Policy
 from composer.spaces.actors import ActorKey, Actors
@@ -47,7 +47,10 @@ class StructuredPolicy(StructuredModule[Policy]):
 
     @property
     def policies(self) -> dict[str, Policy]:
-        """The Policy of each actor by flat name; actors of one group share one unless they are separate."""
+        """The Policy of each actor by flat name; actors of one group share one unless they are separate.
+
+        A shared one that reads ``actor`` does not know which it acts for: ``policy[key]`` does.
+        """
         return {actor.name: self._member_of(actor) for actor in self.actors}
 
     def __getitem__(self, key: ActorKey) -> Policy:
@@ -198,6 +201,9 @@ class StructuredPolicy(StructuredModule[Policy]):
         try:
             values = [call.entry.value for call in batch]
             inputs = policy.read(policy.observer.tree.side_by_side(values, policy.read_keys))
+            if policy.reads_actor:
+                rows = torch.tensor([call.actor_network.row for call in batch])
+                inputs = with_actor(inputs, policy.network.in_ports, rows)
             if not policy.leading(inputs):
                 return False  # these were the parts of one observation
             states = [call.state or {} for call in batch]

@@ -12,7 +12,7 @@ from composer.spec.model_spec import NetworkSpec, NodeSpec
 from perception_blocks.dag import Dag, DagNode, DagProblem
 from perception_blocks.words import did_you_mean
 
-__all__ = ["check_graph", "check_shares", "origins", "sinks"]
+__all__ = ["check_graph", "check_shares", "names_value", "origins", "sinks", "written_values"]
 
 
 def check_graph(
@@ -49,13 +49,28 @@ def check_shares(network: NetworkSpec, problems: Problems) -> None:
 
 def origins(nodes: dict[str, NodeSpec], names: Iterable[str]) -> dict[str, frozenset[str]]:
     """For each of the values ``names``, the inputs of the graph that it depends on."""
-    written = {value for node in nodes.values() for value in node.writes}
+    written = written_values(nodes)
     inputs_by_name = {}
     for name in names:
         needed = _dag(nodes, None, [name]).needed()
         values = {name, *(value for node in needed for value in nodes[node].reads)}
         inputs_by_name[name] = frozenset(values - written)
     return inputs_by_name
+
+
+def written_values(nodes: dict[str, NodeSpec]) -> set[str]:
+    """The values that the nodes of a graph write."""
+    return {value for node in nodes.values() for value in node.writes}
+
+
+def names_value(network: NetworkSpec, name: str) -> bool:
+    """Whether ``network`` names the value ``name`` as an input: in its ``observations``, or in a node of its graph."""
+    nodes = network.graph or {}
+    heads = network.heads
+    readers = [*nodes.values(), *(heads.actions.values() if heads else ())]
+    readers += [heads.default] if heads and heads.default else []
+    is_read = any(name in node.reads for node in readers) and name not in written_values(nodes)
+    return is_read or name in (network.observations or ())
 
 
 def sinks(nodes: dict[str, NodeSpec]) -> list[str]:

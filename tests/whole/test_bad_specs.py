@@ -80,6 +80,7 @@ SPACES: dict[str, tuple[Any, Any]] = {
     "empty_actions": (VECTOR, Dict(buttons=MultiDiscrete([]), grip=Box(-1, 1, (2, 0)), move=MOVE)),
     "no_action": (VECTOR, Dict()),
     "steps": ({"pick": VECTOR, "place": VECTOR}, {"pick": MOVE, "place": MOVE}),
+    "crowd": ({("pick", None): VECTOR, "place": VECTOR}, {("pick", None): MOVE, "place": MOVE}),
     "groups": (
         Dict(
             policy=Dict(joints=VECTOR, speeds=VECTOR),

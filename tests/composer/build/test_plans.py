@@ -37,7 +37,7 @@ def plan_of_policy():
 def test_what_a_network_may_see_does_not_depend_on_what_was_asked_before(order):
     plan, ignored = plan_of_policy(), {"smell": "is left out by 'ignore'"}
     before = copy.deepcopy(plan.notes)
-    seen = {id(spec): plan.visible_ports(spec) for spec in order}
+    seen = {id(spec): plan.visible_ports(spec, ()) for spec in order}
     for everything in (seen[id(ALL)], seen[id(WRONG)]):
         assert (everything.ports, everything.hidden) == (plan.ports, ignored)
     assert list(seen[id(SOME)].ports) == ["place"]
