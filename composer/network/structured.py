@@ -100,8 +100,8 @@ class StructuredModule(StatefulModule, Generic[M]):
     def actor_of(self, key: ActorKey) -> Actor:
         """The actor that ``key`` means, or the first of a group or step that has one network.
 
-        Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own, or one that
-        is told which of them it acts for.
+        Raises KeyError for an unknown name, and for a group or step whose actors have networks of their own, or
+        one that is told which of them it acts for.
         """
         name_and_actor = self.actors.find(key)
         if name_and_actor is not None:

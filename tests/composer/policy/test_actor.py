@@ -266,7 +266,7 @@ def test_an_observation_called_actor_is_read_as_before():
         "'actor' is an observation here, and that is what networks read; to tell a network which actor it acts for, "
         "rename the observation in the environment"
     )
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="'actor' is") as warned:
         model = composed(observation=space)
     assert [str(each.message) for each in warned] == [message]
     assert model.policy["a_0"].network.in_ports["actor"].cardinality == 5
@@ -293,7 +293,7 @@ def test_a_node_called_actor_is_read_as_before():
 def test_a_shared_policy_asks_for_the_actor():
     model = composed({"networks": {"a": network()}}, {"networks": {"a": {"graph": graph()}}})
     for part, members in (("policy", model.policy.policies), ("critic", model.critic.critics)):
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="is shared") as error:
             members["a_0"](torch.rand(4))
         assert str(error.value) == (
             f"this {part} is shared by several actors, and its network reads which of them it acts for; take that of "
