@@ -20,7 +20,9 @@ from perception_blocks.words import few_of, hint, listing
 
 __all__ = ["CentralCriticBuilder", "alike", "difference"]
 
-FOR_ALL = "says which actor a network acts for, and this critic is for all of them at once; leave it out"
+FOR_ALL = (
+    "says which actor a network acts for, and this critic is for all of them at once; leave it out"
+)
 
 
 @dataclass(frozen=True)

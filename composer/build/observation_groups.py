@@ -82,4 +82,3 @@ def _reading(node: NodeSpec, ports: Mapping[str, Port], values: Collection[str])
 def _named(name: str, ports: Mapping[str, Port], values: Collection[str]) -> tuple[str, ...]:
     """What a node reads by ``name``; an unknown name stays, to be reported where it is read."""
     return (name,) if name in values else named_observations(name, ports) or (name,)
-

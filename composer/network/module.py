@@ -124,7 +124,9 @@ class NetworkModule(StatefulModule):
     network: Network
     # The class whose `forward` is `computed` for inputs of the network; a subclass may have another.
     direct: ClassVar[type[NetworkModule] | None] = None
-    _teller: NetworkModule | None = None  # of one that is `told` its actor: where it is, and what moves
+    _teller: NetworkModule | None = (
+        None  # of one that is `told` its actor: where it is, and what moves
+    )
     reads_actor = False  # whether its network is told which of its actors it acts for
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
     sees_together: tuple[

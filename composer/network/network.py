@@ -17,7 +17,15 @@ from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.port import Port, Shape
 
-__all__ = ["ACTOR", "CustomNetwork", "EnsembleNetwork", "GraphNetwork", "Inputs", "Network", "State"]
+__all__ = [
+    "ACTOR",
+    "CustomNetwork",
+    "EnsembleNetwork",
+    "GraphNetwork",
+    "Inputs",
+    "Network",
+    "State",
+]
 __all__ += ["Tensors", "ToldNetwork", "own_share", "share_of", "with_actor"]
 
 # The input that says which of its actors a network acts for: their index, in the order of the environment.

@@ -18,7 +18,11 @@ MOVE = Discrete(3)
 
 def graph(block="dense", code="one_hot", of=("observation",)):
     return {
-        "who": {"block": code, "in": "actor", **({"embedding_dim": 4} if code == "embedding" else {})},
+        "who": {
+            "block": code,
+            "in": "actor",
+            **({"embedding_dim": 4} if code == "embedding" else {}),
+        },
         "seen": {"block": "concat", "in": [*of, "who"]},
         "latent": {"block": block, "in": "seen", "hidden_units": 8},
     }
@@ -81,7 +85,9 @@ def test_the_index_counts_the_actors_of_the_network():
     shared = composed({**read}, names=names)
     assert shared.policy.groups[0].module.network.in_ports["actor"].cardinality == 3
     of_types = composed({"networks": {"b": read, "a": read}}, names=names)
-    counts = {g.name: g.module.network.in_ports["actor"].cardinality for g in of_types.policy.groups}
+    counts = {
+        g.name: g.module.network.in_ports["actor"].cardinality for g in of_types.policy.groups
+    }
     assert counts == {"a": 2, "b": 1}
     assert [a.name for a in of_types.policy.groups[-1].actors] == ["a_0", "a_1"]
 
