@@ -201,6 +201,7 @@ class ToldNetwork(Network):
         self.out_ports = network.out_ports
         self.state_shapes = network.state_shapes
         self.owns_weights = network.owns_weights
+        self.after = network.after
 
     @property
     def form(self) -> nn.Module:

@@ -27,7 +27,7 @@ from composer.distributions.joint import (
 from composer.lowered.policy import LoweredPolicy
 from composer.network.autoregressive import AutoregressiveNetwork
 from composer.network.module import InputSource, NetworkModule, OutputMeaning
-from composer.network.network import ACTOR, Inputs, Network, State, Tensors
+from composer.network.network import ACTOR, Inputs, Network, State, Tensors, ToldNetwork
 from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
 from composer.spaces.action_inputs import ActionInputs
@@ -126,7 +126,7 @@ class Policy(NetworkModule):
     @property
     def draws_in_stages(self) -> bool:
         """Whether heads read what other heads have drawn, so that their logits follow from actions."""
-        return isinstance(self.network, AutoregressiveNetwork)
+        return self._stages is not None
 
     def forward(
         self,
@@ -148,14 +148,21 @@ class Policy(NetworkModule):
             outputs = self._given_actions(outputs, actions)
         return self._returned(outputs, after, unroll)
 
+    @property
+    def _stages(self) -> AutoregressiveNetwork | None:
+        """The network, if its heads read what other heads have drawn."""
+        network = self.network.network if isinstance(self.network, ToldNetwork) else self.network
+        return network if isinstance(network, AutoregressiveNetwork) else None
+
     def _given_actions(self, outputs: Tensors, actions: object) -> Tensors:
         """Shared values, and the logits of all heads given ``actions``, from the ``outputs`` of the first stage."""
-        if not isinstance(self.network, AutoregressiveNetwork):
+        network = self._stages
+        if network is None:
             raise ValueError(
                 "no head of this policy reads an action, so its logits are the same for all; leave out 'actions'"
             )
         check_joint(actions, self.distributions)
-        network, vectors = self.network, self._action_inputs.read(actions, self.dtype, self.device)
+        vectors = self._action_inputs.read(actions, self.dtype, self.device)
         values = {**network.start(outputs), **vectors}
         for stage in range(1, len(network.heads)):
             values = network.advanced(stage, values)
@@ -301,8 +308,9 @@ class Policy(NetworkModule):
                 name = f"the mask of action {action!r}"
                 given = given & as_flags(name, masks[action])
             masks[action] = given
-        if isinstance(self.network, AutoregressiveNetwork):
-            return self._in_stages(self.network, outputs, observations, masks, added, temperature)
+        stages = self._stages
+        if stages is not None:
+            return self._in_stages(stages, outputs, observations, masks, added, temperature)
         try:
             joint = self.distributions(outputs, masks, temperature)
         except (NoLegalChoiceError, NoNumberError) as error:

@@ -228,6 +228,26 @@ def test_compiled_policies_know_the_actors():
         torch.testing.assert_close(outputs["action"], model.policy(seen)[name]["action"])
 
 
+def test_heads_that_read_actions_are_told():
+    policy = {
+        "graph": graph(),
+        "heads": {
+            "first": {"in": "latent"},
+            "second": {"block": "linear_output", "in": "both"},
+        },
+    }
+    policy["graph"]["both"] = {"block": "concat", "in": ["latent", "action/first"]}
+    model = composed(policy, action=Dict(first=MOVE, second=MOVE))
+    seen = observe(4)
+    action = {"first": torch.tensor([0, 1, 2, 0]), "second": torch.tensor([1, 1, 0, 2])}
+    together = model.policy.distribution(seen)
+    for name in NAMES:
+        alone = model.policy[name].distribution(seen[name])
+        torch.testing.assert_close(alone.log_prob(action), together[name].log_prob(action))
+    chances = [together[name].log_prob(action) for name in ("a_0", "a_1")]
+    assert not torch.equal(*chances)
+
+
 class Team(nn.Module):
     """A class that is told the actor."""
 
