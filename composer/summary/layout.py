@@ -36,8 +36,9 @@ def fitted(rows: Sequence[Mapping[str, str]], width: int | None) -> list[tuple[s
 
     Each row has a value for every column.
     """
-    for names in _COLUMNS:
-        columns = names.split()
+    table: list[str] = []
+    columns: list[str] = []
+    for columns in map(str.split, _COLUMNS):
         table = aligned(
             ["shape" if name == "results" else name for name in columns],
             [[row[name] for name in columns] for row in rows],
