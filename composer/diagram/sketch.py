@@ -309,7 +309,9 @@ class _Sketcher:
             reads = [env[name] for name in node.step.inputs]
             writes = [env[name] for name in node.step.outputs if name is not None]
             drafts.append(DraftBox("block", [node.node.name], form, reads, writes, row=row))
-            for head, name in ((v, drawn[v]) for v in node.step.outputs if v in drawn):
+            for head, name in (
+                (v, drawn[v]) for v in filter(None, node.step.outputs) if v in drawn
+            ):
                 env[name] = (OUTPUT, *path, name)
                 shape = format_shape(net.in_ports[name].shape)
                 lines = (shape, f"drawn from {node.node.name}")

@@ -7,6 +7,7 @@ from perception_blocks.lazy import lazy_attributes
 __all__ = [
     "ActionDistribution",
     "ActionDistributions",
+    "AutoregressiveDistribution",
     "Bernoulli",
     "Beta",
     "Categorical",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from composer.distributions.autoregressive import AutoregressiveDistribution
     from composer.distributions.base import DISTRIBUTIONS, ActionDistribution, Distribution
     from composer.distributions.continuous import Beta, Gaussian, SquashedGaussian
     from composer.distributions.deterministic import Deterministic
@@ -32,6 +34,7 @@ else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         {
+            "autoregressive": "AutoregressiveDistribution",
             "base": "DISTRIBUTIONS ActionDistribution Distribution",
             "continuous": "Beta Gaussian SquashedGaussian",
             "deterministic": "Deterministic",

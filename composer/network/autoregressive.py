@@ -21,7 +21,7 @@ def levels_of(nodes: Sequence[BuiltNode], drawn: Mapping[str, str]) -> dict[str,
     """
     levels: dict[str, int] = {}
     for node in nodes:
-        level = max((levels.get(name, 0) for name in node.step.inputs), default=0)
+        level = _level(node, levels)
         for value in filter(None, node.step.outputs):
             levels[value] = level
             if value in drawn:
@@ -55,17 +55,12 @@ class AutoregressiveNetwork(Network):
         )
         self.read = {name: inputs[value] for name, value in heads.items() if value in inputs}
         self._values = heads
-        names = {inputs[heads[name]]: name for name in self.read}
-        of: dict[str, set[str]] = {}
-        for node in block.nodes:
-            before = {names[n] for n in node.step.inputs if n in names}
-            before |= {head for n in node.step.inputs for head in of.get(n, ())}
-            of |= dict.fromkeys(filter(None, node.step.outputs), before)
-        self.after = {
-            head: tuple(other for other in self.read if other in of[value])
-            for head, value in heads.items()
-            if of[value]
-        }
+        self.after = _after(block.nodes, heads, self.read)
+        self._split(block, levels)
+
+    def _split(self, block: InferenceBlock, levels: Mapping[str, int]) -> None:
+        """Make the stages of ``block``."""
+        last = len(self.heads) - 1
         at = [[n for n in block.nodes if _level(n, levels) == stage] for stage in range(last + 1)]
         later = [name for nodes in at[1:] for node in nodes for name in node.step.inputs]
         carried = [v for v in dict.fromkeys(later) if levels.get(v, 0) == 0]
@@ -77,7 +72,7 @@ class AutoregressiveNetwork(Network):
                 name for nodes in at[stage + 1 :] for node in nodes for name in node.step.inputs
             }
             written = [name for node in at[stage] for name in filter(None, node.step.outputs)]
-            kept = [name for name in written if name in read or name in heads.values()]
+            kept = [name for name in written if name in read or name in self._values.values()]
             self.stages.append(block.part(at[stage], {name: name for name in kept}))
         self._first = {**first, **self.carried}
 
@@ -107,6 +102,23 @@ class AutoregressiveNetwork(Network):
 
     def __repr__(self) -> str:
         return f"AutoregressiveNetwork({' -> '.join(map(str, self.heads))})"
+
+
+def _after(
+    nodes: Sequence[BuiltNode], heads: Mapping[str, str], read: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Of each head that depends on actions, the heads that draw them; ``heads`` have their values, ``read`` inputs."""
+    names = {name: head for head, name in read.items()}
+    of: dict[str, set[str]] = {}  # value -> heads
+    for node in nodes:
+        before = {names[n] for n in node.step.inputs if n in names}
+        before |= {head for n in node.step.inputs for head in of.get(n, ())}
+        of |= dict.fromkeys(filter(None, node.step.outputs), before)
+    return {
+        head: tuple(other for other in read if other in of[value])
+        for head, value in heads.items()
+        if of[value]
+    }
 
 
 def _level(node: BuiltNode, levels: Mapping[str, int]) -> int:
