@@ -29,7 +29,7 @@ composer: errors atomic batch_axes limits | torch
 composer.source: values files scalars params overlay load | yaml
 composer: trust |
 composer.spec: keys fields top_level parallel action_model model_spec nodes template references wrapper_names read network_file places diff |
-composer.spaces: sizes values kinds variable_readers variable tree action_inputs json_form actors pettingzoo previous lookup episode_starts recalling samples observer | gymnasium numpy torch pettingzoo mpe2
+composer.spaces: nested sizes values kinds variable_readers variable tree action_inputs json_form actors pettingzoo previous lookup episode_starts recalling samples observer | gymnasium numpy torch pettingzoo mpe2
 composer.distributions: base joint autoregressive discrete cells continuous deterministic rules | torch numpy gymnasium
 composer.network: network autoregressive sharded registries module groups structured paths frozen | torch
 composer.lowered: network actions policy model | torch numpy
