@@ -1,4 +1,4 @@
-"""Values in nested dicts, tuples and lists, such as observations of Dict and Tuple spaces, as numpy and torch have them."""
+"""Nested values, such as observations of Dict and Tuple spaces: between numpy and torch, stacked and apart again."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def to_numpy_nested(value: Any) -> Any:
 
 
 def stack_nested(values: Sequence[Any]) -> Any:
-    """Values of one structure as one value, each leaf stacked on a new first axis: tensors as tensors, others as arrays.
+    """Values of one structure as one value, each leaf stacked on a new first axis, tensors or else arrays.
 
     Raises ValueError for no values, and for values whose structures or shapes differ.
 

@@ -64,5 +64,5 @@ def test_what_does_not_fit_is_told(call, message):
 
 @pytest.mark.parametrize("make", [np.ones, torch.ones])
 def test_other_shapes_are_not_stacked(make):
-    with pytest.raises(ValueError, match="shape|size"):
+    with pytest.raises(ValueError, match=r"shape|size"):
         stack_nested([{"a": make(2)}, {"a": make(3)}])
