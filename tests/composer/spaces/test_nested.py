@@ -13,7 +13,9 @@ from composer.spaces import (
     unstack_nested,
 )
 
-SPACE = Dict(arm=Dict(angle=Box(-1, 1, (3,)), gear=Discrete(4)), eyes=Tuple([Box(0, 1, (2, 2))] * 2))
+SPACE = Dict(
+    arm=Dict(angle=Box(-1, 1, (3,)), gear=Discrete(4)), eyes=Tuple([Box(0, 1, (2, 2))] * 2)
+)
 
 
 def samples(count):
@@ -21,7 +23,9 @@ def samples(count):
 
 
 def same(ours, theirs):
-    map_nested(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), ours, theirs)
+    map_nested(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), ours, theirs
+    )
 
 
 @pytest.mark.parametrize("as_tensors", [False, True])
