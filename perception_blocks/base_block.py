@@ -7,7 +7,7 @@ time): a stateless block treats any number of them alike.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -185,6 +185,10 @@ class PerceptionBlock(nn.Module):
 
     def adjust_parameters(self) -> None:
         """Called under no_grad after all weights were drawn, to scale or set some of them."""
+
+    def names_in_file(self, names: Iterable[str]) -> Mapping[str, str]:
+        """By this block's tensors: those of the ``names`` in a file that another library has written for them."""
+        return {}
 
     def fill_constants(self) -> None:
         """Write the values of buffers that no checkpoint holds; called whenever the block moved or changed dtype."""

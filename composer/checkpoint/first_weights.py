@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,7 @@ from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_safetensors
 from composer.network.paths import ModelPart
 from composer.source.files import not_a_file
+from perception_blocks.base_block import PerceptionBlock
 from perception_blocks.port import format_shape
 from perception_blocks.reading import require_regular
 from perception_blocks.words import few_of, listing, near_name
@@ -145,7 +146,8 @@ def match_weights(
     if not inside and all(_fits(state[name], tensors.get(name)) for name in whole):
         return FirstWeights(part.path, file, "name", whole, (), tensors)
     below = _below(tensors, inside, part.path, file)  # name below the part -> name in the file
-    named = {ours: below.get(ours) for ours in part.tensors}
+    theirs = _names_of_others(part, below)
+    named = {ours: below.get(theirs.get(ours, ours)) for ours in part.tensors}
     needed = {ours: state[names[0]] for ours, names in part.tensors.items()}
     differences = [
         line
@@ -167,6 +169,12 @@ def match_weights(
     used = set(names.values())
     left = tuple(name for name in below.values() if name not in used)
     return FirstWeights(part.path, file, by, names, left, tensors)
+
+
+def _names_of_others(part: ModelPart, names: Iterable[str]) -> Mapping[str, str]:
+    """By the tensors of ``part``: those of the ``names`` in a file that its block knows by other names."""
+    block = part.modules[0]
+    return block.names_in_file(names) if isinstance(block, PerceptionBlock) else {}
 
 
 def _below(tensors: Mapping[str, Tensor], inside: str, path: str, file: str) -> dict[str, str]:

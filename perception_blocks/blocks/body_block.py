@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from perception_blocks.base_block import seed_from
 from perception_blocks.blocks.adapted import AdaptedBlock
-from perception_blocks.blocks.body_config import BodyFolder, Family, checked_config, refusal
+from perception_blocks.blocks.body_config import (
+    BodyFolder,
+    Family,
+    checked_config,
+    refusal,
+    stored_names,
+)
 from perception_blocks.init import Rule, derive_seed, draw_in_a_copy, local_generator
 from perception_blocks.random_states import random_states_kept
 from perception_blocks.settings import SettingProblem, SettingsError
@@ -40,6 +46,9 @@ class BodyBlock(AdaptedBlock):
             draw_in_a_copy(self.body, seed, lambda body: draw_body(body, seed, self.initializer))
         else:
             self._copy_stored(self.body)
+
+    def names_in_file(self, names: Iterable[str]) -> dict[str, str]:
+        return {f"body.{ours}": theirs for ours, theirs in stored_names(self.body, names).items()}
 
     def layer_names(self) -> list[str]:
         """The layers of the body, by their names in it; not what is in a layer, which may be named as one too."""

@@ -202,7 +202,23 @@ def test_it_is_lowered_compiled_and_exported(family, tmp_path):
     compiled = torch.compile(model.policy, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images), expected)
     for kind in ("onnx", "pt2"):
-        assert model.export(tmp_path / f"policy.{kind}").largest_difference < 1e-4
+        assert model.export(tmp_path / f"policy.{kind}").difference < 1e-4
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit", "dinov2", "siglip_vision_model"])
+def test_weights_of_the_librarys_file_are_mapped_by_their_names(family, tmp_path):
+    head = "Model" if family == "siglip_vision_model" else "ForImageClassification"
+    library_model(family, head=head).save_pretrained(tmp_path / "encoder")  # names of all versions
+    settings = ", ".join(f"{key}: {value}" for key, value in FAMILIES[family].items())
+    node = f"{{block: vision_model, in: image, family: {family}, {settings}}}"
+    spec = SPEC.replace("{block: vision_model, in: image, checkpoint: FOLDER}", node)
+    spec += f"weights: {{policy/latent: {tmp_path}/encoder/model.safetensors}}"
+    model = composer.compose(spec, **CAMERA, allow=[f"{tmp_path}/"], seed=0)
+    assert model.first_weights[0].by == "name"
+    expected = from_folder(tmp_path / "encoder").state_dict()
+    block = model.policy.get_submodule("latent")
+    assert block.state_dict().keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in block.state_dict().items())
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
