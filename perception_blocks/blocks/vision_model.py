@@ -79,7 +79,7 @@ class VisionModelBlock(BodyBlock):
         has_places = kind.prefix is not None
         height, width = _known_size(shape)
         if has_places and "image_size" not in config and self.folder is None:
-            given["image_size"] = _image_size(name, height, width)
+            given["image_size"] = _image_size(name, (shape[0], height, width))
         body = make_body("vision_model", classes, self.folder, config, given)
         _require_channels(body.config, shape)
         if has_places:
@@ -168,12 +168,13 @@ def _known_size(shape: Shape) -> tuple[int, int]:
     return height, width
 
 
-def _image_size(family: str, height: int, width: int) -> object:
+def _image_size(family: str, image: tuple[int, int, int]) -> object:
     """The configuration's image size for images of this size."""
+    _, height, width = image
     if height != width and FAMILIES[family].square:
         rule = f"vision_model of the family {family!r} takes square images"
         advice = f"{_RESIZE}, or give image_size and interpolate_pos_encoding: true"
-        raise InputShapeError(rule, {0: (None, height, width)}, advice)
+        raise InputShapeError(rule, {0: image}, advice)
     return height if height == width else [height, width]
 
 

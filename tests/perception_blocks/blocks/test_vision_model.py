@@ -259,7 +259,7 @@ def test_images_that_no_body_reads_are_refused():
         "vision_model of the family 'vit' needs images of one patch, 8 x 8, or more, got (3, 6, 32)"
     )
     refused(f"{message}; {advice}, or lower patch_size", (3, 6, 32), **vit)
-    message = "vision_model of the family 'dinov2' takes square images, got (?, 24, 32)"
+    message = "vision_model of the family 'dinov2' takes square images, got (3, 24, 32)"
     refused(
         f"{message}; {advice}, or give image_size and interpolate_pos_encoding: true",
         (3, 24, 32),
