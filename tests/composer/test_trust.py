@@ -459,7 +459,7 @@ def test_the_weights_that_a_spec_names_lie_beside_it_or_are_allowed(apart):
 
 def test_a_folder_of_weights_names_no_code(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from perception_blocks.blocks.language_config import Folder
+    from perception_blocks.blocks.language_config import FAMILIES, Folder
 
     config = transformers.GPT2Config(vocab_size=5, n_layer=1, n_head=1, n_embd=8, n_positions=8)
     transformers.GPT2Model(config).save_pretrained(tmp_path)
@@ -471,7 +471,7 @@ def test_a_folder_of_weights_names_no_code(tmp_path):
         "quantization_config": {},
     }
     path.write_text(json.dumps(values))
-    made = Folder(str(tmp_path)).config("gpt2").to_dict()
+    made = Folder(str(tmp_path)).config(FAMILIES["gpt2"]).to_dict()
     assert not {"attn_implementation", "auto_map", "quantization_config"} & made.keys()
     assert "evil" not in json.dumps(made)
 
