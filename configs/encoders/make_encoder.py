@@ -115,7 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
         drawn = network((unseen - numbers["mean"]) / numbers["std"]).sigmoid()
     got, blank = (float((y - unseen).square().mean()) for y in (drawn, torch.zeros(())))
     write(network, numbers, given.out)
-    print(f"wrote {given.out}: mean squared error {got:.4f} on new frames, of a blank image {blank:.4f}")
+    print(
+        f"wrote {given.out}: mean squared error {got:.4f} on new frames, of a blank image {blank:.4f}"
+    )
 
 
 if __name__ == "__main__":
