@@ -36,6 +36,7 @@ from composer.checkpoint.file import (
 )
 from composer.checkpoint.first_weights import FirstWeights
 from composer.checkpoint.plain_spec import saved_spec
+from composer.checkpoint.weights import renamed
 from composer.critic.base import CriticModule
 from composer.critic.structured import StructuredCriticBase
 from composer.errors import MissingExtraSpecError, Problem, Problems
@@ -46,6 +47,7 @@ from composer.limits import GivenLimits, Limits, limits_from
 from composer.lowered.model import LoweredModel
 from composer.network.module import under
 from composer.network.network import State, Tensors, own_share
+from composer.network.paths import nodes_of_tensors
 from composer.network.sharded import refuse_sharded
 from composer.network.structured import StructuredModule
 from composer.policy.policy import Policy
@@ -374,10 +376,18 @@ class Model(nn.Module):
         refuse_sharded(self, "merge_adapters()")
         merge_adapters(self)
 
-    def load_weights(self, path: str | FilePath, *, strict: bool = True) -> LoadReport:
+    def load_weights(
+        self,
+        path: str | FilePath,
+        *,
+        strict: bool = True,
+        rename: Mapping[str, str] | None = None,
+    ) -> LoadReport:
         """Load the weights of a checkpoint into this model, which may have been composed from another spec.
 
-        Raises CheckpointError with every difference by name; ``strict=False`` loads what fits and reports the rest.
+        ``rename`` maps nodes of the checkpoint to their names here: ``{"old": "new"}``, or by path
+        ``{"policy/old": "critic/new"}``. Raises CheckpointError with every difference by name; ``strict=False`` loads
+        what fits, of each node all or nothing, and reports the rest.
         """
         refuse_sharded(self, "load_weights()")
         record = read_record(path)
@@ -387,7 +397,10 @@ class Model(nn.Module):
         tensors = read_tensors(path, record)
         if record.action_model.get("adapters_only"):
             tensors = with_own_weights(self, tensors)
-        return fill(self, tensors, strict=strict)
+        if rename:
+            tensors = renamed(tensors, rename, str(path))
+        nodes = {} if strict else nodes_of_tensors(self)
+        return fill(self, tensors, strict=strict, nodes=nodes)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The parameters that are trained, in groups: ``torch.optim.Adam(model.parameter_groups(3e-4))``.
@@ -615,7 +628,8 @@ def load(
         seed=record.seed,
         limits=limits,
     )
-    model.load_report = fill(model, read_tensors(path, record), strict=strict)
+    nodes = {} if strict else nodes_of_tensors(model)
+    model.load_report = fill(model, read_tensors(path, record), strict=strict, nodes=nodes)
     restore_gradients(model, record)
     return model
 

@@ -19,6 +19,7 @@ from composer.checkpoint import container as checkpoint_file
 from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.plain_spec import every_part
 from composer.limits import GivenLimits
+from composer.network.paths import PARTS
 from composer.source.files import as_argument
 from composer.spaces.json_form import Json, spaces_from_json
 from composer.spaces.lookup import is_by_actor
@@ -248,12 +249,14 @@ def fill(
     stored: Mapping[str, str] | None = None,
     source: str = "the file",
     advice: str = "strict=False loads what fits",
+    nodes: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Copy ``tensors`` into ``module`` by name; ``stored`` has the names in the source that differ.
 
     Messages call the file or mapping of the tensors ``source``, and ``advice`` is the way out that they name. Raises
     CheckpointError with every difference, by name; without ``strict`` the tensors that fit are loaded and the others
-    reported. Nothing is copied into a module on "meta".
+    reported: of a node, or layer, all of its tensors or none. ``nodes`` maps names to their nodes. Nothing is copied
+    into a module on "meta".
     """
     state = module.state_dict(keep_vars=True)
     tensors = _as_now(tensors, state)
@@ -262,7 +265,7 @@ def fill(
         other = (stored or {}).get(name, name)
         where = source if other == name else f"{source}, as {other!r}"
         if name not in tensors:
-            near = near_name(name, [n for n in tensors if n not in state])
+            near = near_name(name, _candidates(name, tensors, state))
             hint = f"; {source} has {near!r}" if near else ""
             report.skipped.append(f"{name} {format_shape(tensor.shape)} is not in {source}{hint}")
         elif tensors[name].shape != tensor.shape:
@@ -278,13 +281,41 @@ def fill(
         for name, tensor in tensors.items()
         if name not in state
     ]
-    if strict and report.skipped:
+    if not strict:
+        _leave_out_halves(report, state, nodes or {})
+    elif report.skipped:
         lines = "\n  ".join(report.skipped)
         raise CheckpointError(f"the weights do not fit this model; {advice}\n  {lines}")
     with torch.no_grad():
         for name in report.loaded:
             state[name].copy_(tensors[name])
     return report
+
+
+def _candidates(name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """The tensors without a place that could be the one called ``name``: of its shape and network."""
+    shape, first = state[name].shape, name.partition(".")[0]
+    network = f"{first}." if first in PARTS else ""
+    return [
+        other
+        for other, tensor in tensors.items()
+        if other not in state and tensor.shape == shape and other.startswith(network)
+    ]
+
+
+def _leave_out_halves(
+    report: LoadReport, state: Mapping[str, Tensor], nodes: Mapping[str, str]
+) -> None:
+    """Load nothing of a node of which something does not fit: a bias is of no use beside another weight."""
+    owner = {name: nodes.get(name, name.rpartition(".")[0]) for name in state}
+    loaded = set(report.loaded)
+    broken = {owner[name] for name in state if name not in loaded}
+    halves = [name for name in report.loaded if owner[name] in broken]
+    report.loaded = [name for name in report.loaded if owner[name] not in broken]
+    report.skipped += [
+        f"{name} {format_shape(state[name].shape)} fits, but not all of {owner[name]!r} does"
+        for name in halves
+    ]
 
 
 def fill_whole(module: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import LoadReport, fill, read_safetensors
-from perception_blocks.words import did_you_mean
+from perception_blocks.words import did_you_mean, few_of
 
-__all__ = ["load_weights"]
+__all__ = ["load_weights", "renamed"]
 
 By = Literal["name", "position"]
 
@@ -87,3 +88,45 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         near = did_you_mean(prefix, {name.partition(".")[0] + "." for name in tensors})
         raise CheckpointError(f"no name of the weights begins with {prefix!r}{near}")
     return chosen
+
+
+def renamed(
+    tensors: Mapping[str, Tensor], rename: Mapping[str, str], file: str
+) -> dict[str, Tensor]:
+    """``tensors`` with other names of nodes: ``{"old": "new"}`` in every network, or by paths ``policy/old``.
+
+    Raises CheckpointError for a node that there is not, and where two tensors would have one name.
+    """
+    names = {name: name for name in tensors}
+    for old, new in rename.items():
+        before, after = old.split("/"), new.split("/")
+        if (len(before) > 1) != (len(after) > 1):
+            raise CheckpointError(
+                f"rename maps a node to a node or a path to a path, got {old!r} to {new!r}; write "
+                "{'policy/old': 'policy/new'}"
+            )
+        matched = {name: _with_node(name, before, after) for name in tensors}
+        if all(name == other for name, other in matched.items()) and old != new:
+            nodes = {
+                part for name in tensors for part in name.split(".")[1:-2] if not part.isdigit()
+            }
+            near = did_you_mean(before[-1], nodes) or f"; it has {few_of(sorted(nodes))}"
+            raise CheckpointError(f"{file!r} has no node {old!r} to rename{near}")
+        names |= {name: other for name, other in matched.items() if other != name}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise CheckpointError(
+            f"with these new names {file!r} has {twice[0]!r} twice; rename the other node as well"
+        )
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _with_node(name: str, before: list[str], after: list[str]) -> str:
+    """``name`` of a tensor with the node ``before`` called ``after``: from its beginning, or wherever it is."""
+    parts = name.split(".")
+    if len(before) > 1:
+        return ".".join([*after, *parts[len(before) :]]) if parts[: len(before)] == before else name
+    if before[0] not in parts[:-1]:
+        return name
+    index = parts.index(before[0])
+    return ".".join([*parts[:index], *after, *parts[index + 1 :]])

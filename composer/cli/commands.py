@@ -348,6 +348,16 @@ def _export(arguments: argparse.Namespace) -> None:
     _say(report)
 
 
+def _refuse_partial(arguments: argparse.Namespace, weights: str | None) -> None:
+    """Usage errors of --weights and --partial."""
+    if arguments.resume is not None and (arguments.weights is not None or arguments.partial):
+        arguments.usage_error("a resumed run has its weights; leave out --weights and --partial")
+    if arguments.partial and weights is None:
+        arguments.usage_error("--partial needs a checkpoint: as SPEC, or with --weights FILE")
+    if arguments.partial and arguments.seeds is not None:
+        arguments.usage_error("--partial is for a run with one seed; give --seed N, not --seeds")
+
+
 def _train(arguments: argparse.Namespace) -> int:
     inline = None
     if arguments.config is not None:
@@ -368,6 +378,9 @@ def _train(arguments: argparse.Namespace) -> int:
         makes_environment = arguments.env is None and arguments.resume is None
         source, _ = read_source(arguments, makes_environment=makes_environment)
         weights = arguments.file if is_checkpoint(arguments.file) else None
+    if arguments.weights is not None:
+        weights = model_of(arguments.weights)
+    _refuse_partial(arguments, weights)
     return run_train(arguments, source, weights)
 
 

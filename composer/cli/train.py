@@ -68,6 +68,10 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
             add(name, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             add(name, metavar=metavar, type=kind, help=text)
+    text = "begin with the weights of this checkpoint, which the model of the spec must fit"
+    add("--weights", metavar="FILE", help=text)
+    text = "begin with those nodes of the checkpoint that fit, and say which do not"
+    add("--partial", action="store_true", help=text)
     text = "train with each of these seeds, such as 0,1,2"
     add("--seeds", metavar="N,N,...", type=_seeds, help=text)
     add_repeatable(
@@ -148,7 +152,9 @@ def run_train(arguments: argparse.Namespace, spec: Source | None, weights: str |
                 "overrides": arguments.overrides, "others": problems,
             }  # fmt: skip
             if arguments.seeds is None:
-                outcome = train(spec, arguments.output, **options, **given)
+                outcome = train(
+                    spec, arguments.output, partial=arguments.partial, **options, **given
+                )
             else:
                 outcome = train_seeds(spec, arguments.output, arguments.seeds, **options, **given)
     if isinstance(outcome, SeedsOutcome):
@@ -230,6 +236,8 @@ def _say(outcome: Outcome, allow: list[str]) -> int:
     from composer.trust import allow_options
 
     folder = readable(str(outcome.folder))
+    if outcome.report is not None:
+        print(f"began with the checkpoint: {outcome.report}")
     if outcome.evaluation is None:
         assert outcome.signal is not None
         print(

@@ -21,10 +21,12 @@ from perception_blocks.graph.wiring import module_name
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import few_of, listing, near_name
 
-__all__ = ["ENSEMBLE", "PARTS", "ModelPart", "PathError", "part_at", "parts_by_path"]
+__all__ = ["ENSEMBLE", "PARTS", "ModelPart", "PathError", "nodes_of_tensors"]
+__all__ += ["part_at", "parts_by_path"]
 
 ENSEMBLE = "ensemble"  # the name of the copies of a whole network
 PARTS = ("policy", "critic")
+CONTAINERS = ("heads", "distributions", "normalizers")  # of nodes, in a network
 
 
 class PathError(ValueError):
@@ -168,3 +170,28 @@ def _stack(ensemble: EnsembleBlock, path: str, name: str, owner: str) -> Iterato
 
 def _below(path: str, inner: str) -> str:
     return "/".join([path, *map(unquote, filter(None, inner.split(".")))])
+
+
+def nodes_of_tensors(model: nn.Module) -> dict[str, str]:
+    """The path of the node that each tensor of the state_dict of ``model`` belongs to."""
+    parts = parts_by_path(model)
+    nodes = {path for path in parts if _is_node(path, parts)}
+    owners: dict[str, str] = {}
+    for path, part in parts.items():
+        node = path
+        while node not in nodes and "/" in node:
+            node = node.rpartition("/")[0]
+        owners |= {name: node for names in part.tensors.values() for name in names}
+    return owners
+
+
+def _is_node(path: str, parts: dict[str, ModelPart]) -> bool:
+    """Whether a path is a node of a graph, a child of a user's class, or one of a network's heads and the like."""
+    parent, _, name = path.rpartition("/")
+    above, _, container = parent.rpartition("/")
+    if container in CONTAINERS and above in parts:
+        return True
+    holders = parts[parent].modules if parent in parts else []
+    return name not in CONTAINERS and any(
+        isinstance(module, (InferenceBlock, RegistryView)) for module in holders
+    )

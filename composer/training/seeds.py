@@ -74,6 +74,11 @@ def train_seeds(
         spec, out, env=env, weights=weights, allow=allow, overrides=overrides, limits=limits,
         others=[*others, *wrong], **options,
     )  # fmt: skip
+    if prepared.model.first_weights:
+        raise TrainingError(
+            "the runs of several seeds begin from the spec alone, without the files of its 'weights'; train them one "
+            "by one, with --seed"
+        )
     tried(prepared)
     about = about_run(prepared.task, prepared.file, overrides)
 

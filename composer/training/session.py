@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from composer.checkpoint.file import fill_whole
+from composer.checkpoint.file import LoadReport, fill_whole
 from composer.checkpoint.file import read_record as read_checkpoint
 from composer.checkpoint.plain_spec import saved_spec
 from composer.errors import Problem, SpecError
@@ -55,7 +55,8 @@ ROWS_OF_PROGRESS = 1000  # at most
 class Outcome:
     """The result of a run: ``evaluation`` is None if a ``signal`` interrupted it.
 
-    ``best`` is the step of the best evaluation, None without ``eval_every``.
+    ``best`` is the step of the best evaluation, None without ``eval_every``; ``report`` says what a ``partial`` run has
+    begun with.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class Outcome:
     evaluation: Evaluation | None
     signal: int | None
     best: int | None = None
+    report: LoadReport | None = None
 
     @property
     def files(self) -> list[str]:
@@ -77,6 +79,7 @@ def train(
     *,
     env: str | None = None,
     weights: str | Path | None = None,
+    partial: bool = False,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
     limits: GivenLimits = None,
@@ -85,14 +88,15 @@ def train(
 ) -> Outcome:
     """Train a model of ``spec``, and write the results to the new folder ``out``.
 
-    A `Model` as ``spec`` is trained itself. ``weights`` is a checkpoint to begin with; ``options`` are the other fields
-    of `Task`. ``others`` are errors that are known already, to be told with all that is wrong here.
+    A `Model` as ``spec`` is trained itself. ``weights`` is a checkpoint to begin with, if ``partial`` with those of its
+    nodes that fit; ``options`` are the other fields of `Task`. ``others`` are errors that are known already, to be told
+    with all that is wrong here.
 
     Raises SpecError for a wrong spec, MissingExtraError where a library is missing, TrainingError for all else that a
     user gave wrongly. In each of these cases there is no folder afterwards.
     """
     prepared = prepare(
-        spec, Path(out), env=env, weights=weights, allow=allow, overrides=overrides, limits=limits,
+        spec, Path(out), env=env, weights=weights, partial=partial, allow=allow, overrides=overrides, limits=limits,
         others=others, **options,
     )  # fmt: skip
     task = prepared.task
@@ -103,16 +107,18 @@ def train(
         # Once the folder can be seen, a signal may come: from then on it is noted.
         watched = stack.enter_context(_watched(task, 0))
         folder = stack.enter_context(RunFolder.create(Path(out), task, trainer, records, about))
-        return _run(folder, trainer, records, 0, *watched)
+        outcome = _run(folder, trainer, records, 0, *watched)
+        return replace(outcome, report=prepared.report)
 
 
 class Prepared(NamedTuple):
-    """What a run begins with, all of it checked; ``file`` is the name of its spec."""
+    """What a run begins with, all of it checked; ``file`` is the name of its spec, ``report`` of a partial start."""
 
     task: Task
     trainer_class: type[Trainer]
     model: Model
     file: str | None = None
+    report: LoadReport | None = None
 
 
 def prepare(
@@ -121,6 +127,7 @@ def prepare(
     *,
     env: str | None = None,
     weights: str | Path | None = None,
+    partial: bool = False,
     allow: Iterable[str] = (),
     overrides: Iterable[Override] = (),
     limits: GivenLimits = None,
@@ -144,10 +151,21 @@ def prepare(
     if given:
         _refuse_unlike(given, task, allow)
     task = replace(task, spec=dump_yaml(saved_spec(model.source.data, model)))
-    if weights is not None:
+    report = None
+    if weights is not None and partial:
+        report = _begin_with_what_fits(model, weights)
+    elif weights is not None:
         _refuse_other_spaces(weights, model, limits)
         fill_whole(model, weights)
-    return Prepared(task, trainer_class, model, source.name)
+    return Prepared(task, trainer_class, model, source.name, report)
+
+
+def _begin_with_what_fits(model: Model, weights: str | Path) -> LoadReport:
+    """Load what fits of the checkpoint ``weights``. Raises TrainingError where nothing does."""
+    report = model.load_weights(weights, strict=False)
+    if not report.loaded:
+        raise TrainingError(f"nothing of {str(weights)!r} fits the model: {report}")
+    return report
 
 
 def tried(prepared: Prepared) -> None:
@@ -257,7 +275,7 @@ def threads(count: int) -> Iterator[None]:
 
 def _made(stack: ExitStack, prepared: Prepared) -> Trainer:
     """A trainer that is closed, with all that it needs, when the ``stack`` is."""
-    task, trainer_class, model, _ = prepared
+    task, trainer_class, model, *_ = prepared
     stack.enter_context(threads(task.threads))
     stack.enter_context(processes_tell(task))
     with told():

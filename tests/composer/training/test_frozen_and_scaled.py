@@ -5,9 +5,13 @@ from contextlib import closing
 import gymnasium
 import pytest
 import torch
+from stable_baselines3 import PPO
 
 import composer
-from composer.training.trainer import TRAINERS, Task
+from composer.adapters import sb3
+from composer.cli import main
+from composer.training.seeds import train_seeds
+from composer.training.trainer import TRAINERS, Task, TrainingError
 
 SPEC = """
 version: 1
@@ -181,3 +185,101 @@ def test_groups_for_an_optimiser_of_ones_own_keep_ratios_under_torchs_schedulers
     optimizer.step()
     scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.0005, 0.0025]
+
+
+def test_training_begins_with_the_nodes_of_a_checkpoint_that_fit(tmp_path, capsys):
+    begin = str(tmp_path / "old.safetensors")
+    old = composer.compose(
+        SPEC.replace("freeze: [policy/eyes]\n", "") + "critic: {template: {}}\n", env=CHOICE, seed=3
+    )
+    old.save(begin)
+    common = ["--steps", "64", "--set-algorithm", "n_steps=32", "--set-algorithm", "batch_size=32"]
+    common += ["--eval-episodes", "1", "--partial"]
+    (tmp_path / "new.yaml").write_text(
+        STATE.replace("hidden_units: [8, 8]", "hidden_units: [8, 6]") + f"environment: {CHOICE}\n"
+    )
+    assert main(["train", begin, "--env", "Acrobot-v1", "-o", str(tmp_path / "a"), *common]) == 0
+    said = capsys.readouterr().out
+    assert "policy.eyes.linears.0.weight is (8, 4) in the file, the model needs (8, 6)" in said
+    assert (
+        main(
+            [
+                "train",
+                str(tmp_path / "new.yaml"),
+                "--weights",
+                begin,
+                "-o",
+                str(tmp_path / "b"),
+                *common,
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "policy.body.linears.0.weight (8, 8) fits, but not all of 'policy/body' does" in said
+    frozen = composer.load(tmp_path / "b" / "model.safetensors").policy.get_submodule("eyes")
+    assert torch.equal(frozen.linears[0].weight, old.policy.get_submodule("eyes").linears[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["spec.yaml", "--steps", "8", "-o", "x", "--partial"],
+            "--partial needs a checkpoint: as SPEC, or with --weights FILE",
+        ),
+        (
+            ["--resume", "x", "--partial"],
+            "a resumed run has its weights; leave out --weights and --partial",
+        ),
+        (
+            [
+                "spec.yaml",
+                "--steps",
+                "8",
+                "-o",
+                "x",
+                "--partial",
+                "--weights",
+                "o.safetensors",
+                "--seeds",
+                "1,2",
+            ],
+            "--partial is for a run with one seed; give --seed N, not --seeds",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(STATE + f"environment: {CHOICE}\n")
+    with pytest.raises(SystemExit):
+        main(["train", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_several_seeds_do_not_begin_with_files_of_a_spec(tmp_path):
+    composer.compose(STATE, env=CHOICE).save(tmp_path / "old.safetensors")
+    (tmp_path / "spec.yaml").write_text(
+        STATE + f"environment: {CHOICE}\nweights: {{policy/eyes: old.safetensors}}\n"
+    )
+    message = (
+        "the runs of several seeds begin from the spec alone, without the files of its 'weights'; train them one by "
+        "one, with --seed"
+    )
+    with pytest.raises(TrainingError, match=f"^{message}$"):
+        train_seeds(tmp_path / "spec.yaml", tmp_path / "runs", [1, 2], steps=64)
+
+
+def test_an_agent_of_a_spec_begins_with_its_first_weights(tmp_path):
+    old = composer.compose(STATE, env=CHOICE, seed=5)
+    old.save(tmp_path / "old.safetensors")
+    (tmp_path / "spec.yaml").write_text(STATE + "weights: {policy/eyes: old.safetensors}\n")
+    agent = sb3.agent(PPO, tmp_path / "spec.yaml", CHOICE, n_steps=32, batch_size=32, seed=0)
+    eyes, theirs = (m.policy.get_submodule("eyes") for m in (agent.policy.model, old))
+    assert torch.equal(eyes.linears[0].weight, theirs.linears[0].weight)
+    agent.save(tmp_path / "agent.zip")
+    (tmp_path / "old.safetensors").unlink()
+    again = type(agent).load(tmp_path / "agent.zip")
+    assert torch.equal(
+        again.policy.model.policy.get_submodule("eyes").linears[0].weight, eyes.linears[0].weight
+    )
