@@ -97,7 +97,7 @@ def _box(draft: DraftBox, frame: str | None, count: int) -> Box:
     lines = _counted(draft, list(draft.lines) or [row.block, _shapes(row)])
     if row.parameters:
         lines.append(f"{quantity(row.parameters * every)} parameters, {percent(share)}")
-    lines += filter(None, [row.each, row.memory, _shared(row)])
+    lines += filter(None, [row.each, row.memory, _shared(row), "frozen" if row.frozen else ""])
     remembers, details = row.memory.startswith("carries"), _details(draft, row, every)
     return Box(draft.kind, title, tuple(lines), share, remembers, frame, details)
 
@@ -131,6 +131,7 @@ def _details(draft: DraftBox, row: Row, count: int) -> dict[str, str]:
     details["each"] = row.each
     details["memory"] = row.memory
     details["shares"] = _shared(row)
+    details["trained"] = "no, it is frozen" if row.frozen else ""
     details["spec"] = row.position or ""
     return {key: value for key, value in details.items() if value}
 

@@ -304,7 +304,7 @@ class _Sketcher:
                 env[name] = (*below, name)
             form = (
                 row.block, repr(row.settings), row.in_shapes, row.out_shapes,
-                row.parameters, row.each, row.memory, row.same_as,
+                row.parameters, row.each, row.memory, row.same_as, row.frozen,
             )  # fmt: skip
             reads = [env[name] for name in node.step.inputs]
             writes = [env[name] for name in node.step.outputs if name is not None]

@@ -36,6 +36,10 @@ def freeze(part: ModelPart) -> None:
         if isinstance(module, NormalizeBlock):
             module.stands_still = True
     for module in part.modules:
+        for parameter in module.parameters(
+            recurse=False
+        ):  # of the form of copies, as tables show it
+            parameter.requires_grad_(False)
         module.eval()
 
 

@@ -52,6 +52,7 @@ class Row:
     same_as: str | None = None  # the node whose module it is
     each: str = ""  # "for each of 4": how often it is applied
     stops_gradient: bool = False
+    frozen: bool = False  # has parameters, none of which is trained
     why_looped: str | None = None  # why the copies of an ensemble run one by one
     position: str | None = None  # file:line:column
 
@@ -69,7 +70,8 @@ class Row:
     def notes(self) -> str:
         shared = f"same module as {self.same_as!r}" if self.same_as else ""
         stopped = "no gradient flows back" if self.stops_gradient else ""
-        return "; ".join(filter(None, [self.each, self.memory, shared, stopped]))
+        frozen = "frozen" if self.frozen else ""
+        return "; ".join(filter(None, [self.each, self.memory, shared, stopped, frozen]))
 
 
 def _joined(shapes: Iterable[Shape]) -> str:
@@ -265,8 +267,9 @@ class _RowCollector:
         fresh = [parameter for parameter in parameters if id(parameter) not in self._seen]
         self._seen |= {id(parameter) for parameter in fresh}
         count = sum(parameter.numel() for parameter in fresh) * copies * self._copies
-        place = self._position(path)
-        self.rows.append(Row(path, name, depth, block, parameters=count, position=place, **data))
+        data |= {"parameters": count, "position": self._position(path)}
+        frozen = bool(fresh) and not any(parameter.requires_grad for parameter in fresh)
+        self.rows.append(Row(path, name, depth, block, frozen=frozen, **data))
 
 
 def _shapes(network: Network) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def summarize(net: nn.Module) -> Summary:
             *_drawn_in_order(modules),
             *_targets(net),
             *_frozen(net),
+            *_scaled(net),
             *_visible(net, modules),
         ),
     )
@@ -181,6 +182,16 @@ def _frozen(net: nn.Module) -> list[str]:
     if trained == count:
         return []
     return [f"{trained:,} of {count:,} parameters are trained, the others are frozen"]
+
+
+def _scaled(net: nn.Module) -> list[str]:
+    """The factors of learning rates, and the files that first weights are from."""
+    spec = getattr(net, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        return []
+    scales = [f"{path} by {scale:g}" for path, scale in spec.learning_rate_scale.items()]
+    files = [f"{path} begins with {file!r}" for path, file in spec.weights.items()]
+    return [*([f"learning rates are scaled: {', '.join(scales)}"] if scales else []), *files]
 
 
 def _acting(net: nn.Module) -> list[str]:

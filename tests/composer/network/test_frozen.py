@@ -221,3 +221,17 @@ def test_a_lowered_model_computes_the_same_and_trains_the_same():
     assert torch.equal(ordinary.train().policy(seen)["action"], code.policy(seen)["action"])
     changed = stepped(lowered, code.policy(seen)["action"].square().sum())
     assert changed == {"policy.heads.action.linear.weight", "policy.heads.action.linear.bias"}
+
+
+def test_summary_and_picture_say_what_is_frozen(tmp_path):
+    spec = SPEC.replace("version: 1", "version: 1\nlearning_rate_scale: {policy/heads: 0.5}")
+    model = composed("policy/screen, critic", spec=spec)
+    text = model.summary()
+    marked = {line.split()[0] for line in text.splitlines() if "frozen" in line and "->" in line}
+    assert marked == {"screen", "latent", "heads/value"}
+    assert "learning rates are scaled: policy/heads by 0.5" in text
+    assert text == composed("policy/screen, critic", spec=spec).summary()
+    dot = model.draw(tmp_path / "model.dot").read_text()
+    assert dot.count("frozen") > composed(spec=spec).draw(tmp_path / "plain.dot").read_text().count(
+        "frozen"
+    )
