@@ -68,9 +68,9 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
             add(name, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             add(name, metavar=metavar, type=kind, help=text)
-    text = "begin with the weights of this checkpoint, which the model of the spec must fit"
+    text = "the checkpoint whose weights training begins with"
     add("--weights", metavar="FILE", help=text)
-    text = "begin with those nodes of the checkpoint that fit, and say which do not"
+    text = "take the nodes of the checkpoint that fit; what does not is printed"
     add("--partial", action="store_true", help=text)
     text = "train with each of these seeds, such as 0,1,2"
     add("--seeds", metavar="N,N,...", type=_seeds, help=text)
