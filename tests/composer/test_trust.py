@@ -635,6 +635,7 @@ LISTED = {
         {"multiprocessing": 9, "importlib.import_module": 1, "sys.modules": 2},
         "a process for a function that this process has imported; it says what it returned through a pipe of its own",
     ),
+    "composer.checkpoint.first_weights": ({"torch.load": 1}, "a state_dict, with weights_only"),
     "composer.parallel.state": ({"sys.modules": 1}, "looks whether a module is imported; imports nothing"),
     "perception_blocks.blocks.families": (
         {"importlib.import_module": 1}, "the class of a family, by the address with which it was registered in Python",
