@@ -194,7 +194,11 @@ def restore_gradients(module: nn.Module, record: Record) -> None:
     """Let the parameters of ``module`` be trained, or not, as when it was saved; others than those stay as they are."""
     if "frozen" not in record.gradients:
         return
-    frozen = set(map(str, record.gradients["frozen"] or ()))
+    frozen = record.gradients["frozen"]
+    if not isinstance(frozen, list):
+        raise CheckpointError(
+            f"the checkpoint is damaged: 'frozen' in its header is {frozen!r:.80}"
+        )
     for name, parameter in module.named_parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(name not in frozen)

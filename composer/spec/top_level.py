@@ -142,8 +142,9 @@ def _scales(top: Fields, freeze: Collection[str]) -> dict[str, float]:
 
 
 def _is_factor(value: object) -> TypeGuard[int | float]:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 0 < value < math.inf
 
 
 def _check_path(top: Fields, path: object, place: Path, *, key: bool = False) -> None:

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import composer
+from composer.checkpoint.container import CheckpointError
+from composer.checkpoint.file import write_checkpoint
 from composer.errors import SpecError
 
 SPACES = {"observation_space": Box(-1, 1, (4,)), "action_space": Discrete(2)}
@@ -232,3 +234,13 @@ def test_files_that_may_not_be_read(tmp_path):
     assert refusal(written(tmp_path, text=text)) == (
         "agent.yaml:3:25: 'inner' is a folder, not a file of weights"
     )
+
+
+@pytest.mark.parametrize("frozen", [None, 3, {"policy": 1}])
+def test_a_header_that_does_not_list_frozen_parameters_is_refused(frozen, tmp_path):
+    model = composed(written(tmp_path, text=SPEC.replace("weights: {policy/screen: FILE}", "")))
+    about = {**model.checkpoint_about(), "gradients": {"frozen": frozen}}
+    write_checkpoint(tmp_path / "model.safetensors", model, **about)
+    message = f"the checkpoint is damaged: 'frozen' in its header is {frozen!r}"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        composer.load(tmp_path / "model.safetensors")
