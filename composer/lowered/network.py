@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from composer.network.autoregressive import AutoregressiveNetwork
 from composer.network.module import NetworkModule
 from composer.network.network import GraphNetwork, Network, ToldNetwork
 from perception_blocks.inference import InferenceBlock
@@ -34,18 +35,38 @@ class LoweredGraph(Network):
         return self.lowered
 
 
+class LoweredStages(AutoregressiveNetwork):
+    """A network whose heads read actions, each of its stages lowered."""
+
+    def __init__(self, network: AutoregressiveNetwork) -> None:
+        vars(self).update(vars(network))
+        self.original = network
+        self.stages = [stage.lower() for stage in network.stages]
+
+    def require_weights(self) -> None:
+        self.original.require_weights()
+
+
 def twin_of(module: M) -> M | None:
     """``module`` over the same weights, children and hooks, its network lowered; None where that is no graph."""
     network = module.network
     of_all = network.network if type(network) is ToldNetwork else network
-    block = of_all.module
-    if type(of_all) is not GraphNetwork or type(block) is not InferenceBlock:
+    lowered = _lowered(of_all)
+    if lowered is None:
         return None
     twin = copy.copy(module)
-    lowered: Network = LoweredGraph(of_all, block)
     lowered = ToldNetwork(lowered, network.index) if type(network) is ToldNetwork else lowered
     object.__setattr__(twin, "network", lowered)
     return twin
+
+
+def _lowered(network: Network) -> Network | None:
+    block = network.module
+    if type(network) is AutoregressiveNetwork:
+        return LoweredStages(network)
+    if type(network) is GraphNetwork and type(block) is InferenceBlock:
+        return LoweredGraph(network, block)
+    return None
 
 
 def follow(twin: NetworkModule, module: NetworkModule) -> None:

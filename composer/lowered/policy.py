@@ -108,7 +108,8 @@ class LoweredPolicy:
         self._families = families
         drawers = {key: drawer(family, leaves[key]) for key, family in families.items()}
         known = {key: draw for key, draw in drawers.items() if draw is not None}
-        self._drawers = known if len(known) == len(drawers) else {}
+        at_once = len(known) == len(drawers) and not policy.network.after
+        self._drawers = known if at_once else {}
         guard = Guard()
         guard.watch_children(policy.distributions)
         for module in (policy.distributions, *families.values()):

@@ -66,7 +66,7 @@ class AutoregressiveNetwork(Network):
         carried = [v for v in dict.fromkeys(later) if levels.get(v, 0) == 0]
         first = {n: v for n, v in block.outputs.items() if levels.get(v, 0) == 0}
         self.carried = {_unused(value, block.outputs, first): value for value in carried}
-        self.stages = [block.part(at[0], first | self.carried)]
+        self.stages: list[Any] = [block.part(at[0], first | self.carried)]
         for stage in range(1, last + 1):
             read = {
                 name for nodes in at[stage + 1 :] for node in nodes for name in node.step.inputs
@@ -75,6 +75,7 @@ class AutoregressiveNetwork(Network):
             kept = [name for name in written if name in read or name in self._values.values()]
             self.stages.append(block.part(at[stage], {name: name for name in kept}))
         self._first = {**first, **self.carried}
+        self._ranks = {name: len(p.shape) for name, p in self.stages[0].out_ports.items()}
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -96,7 +97,7 @@ class AutoregressiveNetwork(Network):
         """``values`` of the first stage, with the ``leading`` axes that theirs broadcast to."""
         expanded = {}
         for name, value in self._first.items():
-            tensor, axes = values[value], len(self.stages[0].out_ports[name].shape)
+            tensor, axes = values[value], self._ranks[name]
             expanded[value] = tensor.expand(*leading, *tensor.shape[tensor.dim() - axes :])
         return expanded
 

@@ -280,6 +280,15 @@ def test_copies_files_and_lowered_forms_compute_the_same(tmp_path):
             parameter.zero_()
     assert torch.equal(model.step(seen(5), action=action).log_prob, expected)
     assert not torch.equal(changed.step(seen(5), action=action).log_prob, expected)
+    gradients = [
+        torch.autograd.grad(
+            each.step(seen(5), action=action).log_prob.sum(),
+            dict(model.policy.named_parameters())["heads.kind.linear.weight"],
+        )
+        for each in (model, model.lower())
+    ]
+    torch.testing.assert_close(*gradients)
+    assert model.lower()._parts.keys() == {"policy", "critic"}
     observation = seen(1)[0].numpy()
     lowered = model.policy.lower().act(observation, generator=torch.Generator().manual_seed(0))
     acted = model.policy.act(observation, generator=torch.Generator().manual_seed(0))
