@@ -39,7 +39,8 @@ def config(name):
 
 
 def make_env(path):
-    return gymnasium.make(load_source(path).data["environment"])
+    spec = load_source(path).data
+    return composer.with_previous(gymnasium.make(spec["environment"]), spec.get("previous", ()))
 
 
 def play(model, env, steps):

@@ -174,3 +174,56 @@ def test_a_wrapper_that_hides_them_is_told():
     policy = composer.compose(SPEC).policy
     with pytest.raises(ValueError, match="with_previous"):
         policy.act(env.reset(seed=0)[0])
+
+
+class OneArm(gymnasium.Env):
+    """One of two arms pays, in each episode another; what is seen says nothing of it."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.pays, self.left = int(self.np_random.integers(2)), 10
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.ones(1, np.float32), float(action == self.pays), self.left == 0, False, {}
+
+
+gymnasium.register("OneArm-v0", OneArm)
+BANDIT = """
+version: 1
+environment: OneArm-v0
+previous: [action, reward]
+ignore: []
+policy:
+  graph:
+    seen: {block: concat, in: [observation, previous/action, previous/reward]}
+    latent: {block: dense, in: seen, hidden_units: 16}
+  heads: {in: latent}
+critic: {template: {}}
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("hidden", "least", "most"),
+    [
+        ((), 9.0, 10.0),  # 9.5: the first choice is a guess, and what did not pay is left
+        (("previous/action",), 4.0, 7.0),
+        (("previous/reward",), 4.0, 7.0),
+    ],
+    ids=["both", "reward alone", "action alone"],
+)
+def test_who_sees_both_finds_the_arm_that_pays(hidden, least, most, tmp_path):
+    spec = BANDIT
+    for name in hidden:
+        spec = spec.replace(f", {name}", "").replace("ignore: []", f"ignore: [{name}]")
+    settings = {"n_steps": 128, "batch_size": 256, "learning_rate": 3e-3, "gamma": 0.9}
+    outcome = train(
+        spec, tmp_path / "run", steps=16_384, envs=8, eval_episodes=200, settings=settings
+    )
+    assert outcome.evaluation is not None
+    assert least <= outcome.evaluation.mean <= most
