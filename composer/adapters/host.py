@@ -21,6 +21,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from composer.model import Model
+from composer.policy.policy import Policy
 from composer.spaces.json_form import spaces_differ
 from composer.spaces.kinds import KINDS, Leaf, look_at, to_space_value, unrounded
 from composer.spaces.lookup import Spaces
@@ -28,8 +29,8 @@ from composer.spaces.tree import SpaceTree, how_to_recall, to_environment
 from composer.spec.keys import PREVIOUS
 from perception_blocks.port import format_shape
 
-__all__ = ["FlatEnv", "HostActions", "HostObservations", "refuse_other_spaces"]
-__all__ += ["refuse_unrecalled"]
+__all__ = ["FlatEnv", "HostActions", "HostObservations", "are_read_as_stored"]
+__all__ += ["refuse_other_spaces", "refuse_unrecalled"]
 
 NEEDED = "that the model needs"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -234,6 +235,21 @@ def _how_to_recall(needed: Space, host: Space) -> str:
 
 
 # --- observations ---
+
+
+def are_read_as_stored(policy: Policy, keys: Iterable[str]) -> bool:
+    """Whether ``policy`` reads the observations ``keys`` as a host stores them: float32, and not normalised."""
+    leaves = policy.observer.tree.leaves
+    return (
+        policy.dtype == torch.float32
+        and policy.users_own("preprocess") is None
+        and all(
+            leaves[key].kind == "box"
+            and leaves[key].space.dtype == np.float32
+            and key not in policy.observer.keys
+            for key in keys
+        )
+    )
 
 
 def _in_order(tree: SpaceTree, is_sorted: bool) -> dict[str, Leaf]:

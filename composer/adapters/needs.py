@@ -45,6 +45,7 @@ from composer.distributions.deterministic import Deterministic
 from composer.host.optimizing import nothing_to_train
 from composer.model import Model
 from composer.policy.structured import one_policy
+from composer.source.load import dump_flow
 from composer.spaces.actors import ActorKey
 from composer.spaces.lookup import is_by_actor
 from composer.spaces.tree import format_space
@@ -244,7 +245,8 @@ def _rule(model: Model, key: str, family: str) -> str:
     for rule in model.spec.distributions:
         if rule.entry.get("action") == key or rule.entry.get("space") == kind:
             return f"write distribution: {family} in its entry of 'distributions'"
-    return f"write under 'distributions': - {{action: {key}, distribution: {family}}}"
+    entry = dump_flow({"action": key, "distribution": family})
+    return f"write under 'distributions': - {entry}"
 
 
 # --- Stable-Baselines3 and sb3-contrib ---

@@ -220,7 +220,8 @@ def one_vector(model: Model) -> Iterator[str]:
     leaves = policy.action_tree.leaves.values()
     is_box = [leaf.kind for leaf in leaves] == ["box"]
     if not is_box or not policy.action_tree.is_single:
-        yield f"its actions are one vector of numbers, a Box, got {format_space(policy.action_space)}"
+        shown = format_space(policy.action_space)
+        yield f"its actions are one vector of numbers, a Box, got {shown}; use the trainer sb3 or torchrl"
 
 
 def no_returns(model: Model) -> Iterator[str]:

@@ -22,6 +22,8 @@ __all__ = [
     "add_allow",
 ]
 
+OF_RUNS = "a spec, a checkpoint, or the folder of a run"
+
 
 def add_init_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -36,7 +38,7 @@ def add_init_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_spec(parser: argparse.ArgumentParser) -> None:
-    text = "a spec, a checkpoint, or an experiment: a file or a name"
+    text = "a spec, a checkpoint, the folder of a run, or an experiment: a file or a name"
     parser.add_argument("file", metavar="FILE", help=text)
     add_spec_options(parser)
 
@@ -47,7 +49,7 @@ def add_draw_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a spec or a checkpoint")
+    parser.add_argument("file", metavar="FILE", help=OF_RUNS)
     add_spec_options(parser)
     _add_out(parser, "onnx or pt2 by its suffix")
     add = parser.add_argument
@@ -64,7 +66,7 @@ def _add_out(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    text = "a spec, or a checkpoint to begin with"
+    text = "a spec, or a checkpoint or the folder of a run to begin with"
     parser.add_argument("file", metavar="SPEC", nargs="?", help=text)
     add_spec_options(parser)
     add_train_options(parser)
@@ -87,7 +89,7 @@ def add_schema_options(parser: argparse.ArgumentParser) -> None:
 
 def add_diff_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("first", metavar="A", help="a spec, a checkpoint, or the folder of a run")
+    add("first", metavar="A", help=OF_RUNS)
     add("second", metavar="B", help="another one")
     add("--env", metavar="ID", help="the environment (default: the one that each spec names)")
     what = "a module whose classes the specs may use, or a folder/ of files that they name"

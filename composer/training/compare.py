@@ -10,7 +10,7 @@ from typing import Any
 
 from composer.source.load import stored_source
 from composer.spec.diff import diff_specs
-from composer.training.exclusive import answer
+from composer.training.exclusive import answer, near_folder
 from composer.training.stored import read_evaluation, read_record, read_table, task_of
 from composer.training.trainer import MOST_COUNTED, Task, TrainingError
 from perception_blocks.words import cut
@@ -89,7 +89,7 @@ def _runs(path: Path) -> list[Path]:
     if answer(path / "run.json", Path.exists):
         return [path]
     if not answer(path, Path.is_dir):
-        raise TrainingError(f"there is no folder {cut(str(path), 200)!r}")
+        raise TrainingError(f"there is no folder {cut(str(path), 200)!r}{near_folder(path)}")
     inner = sorted(
         p for p in path.iterdir() if answer(p, Path.is_dir) and not p.name.startswith(".")
     )

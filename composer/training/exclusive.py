@@ -15,10 +15,10 @@ from filelock import FileLock, Timeout
 
 from composer.source.files import outside, real_path
 from composer.training.trainer import TrainingError
-from perception_blocks.words import cut
+from perception_blocks.words import cut, near_name
 
 __all__ = ["in_use", "new_folder", "refuse_links_outside", "refuse_no_run", "refuse_taken"]
-__all__ += ["answer"]
+__all__ += ["answer", "near_folder"]
 
 RECORDS = ("run.json", "seeds.json")  # either says that a folder holds a run
 LOCK = ".lock"
@@ -119,10 +119,19 @@ def answer(path: Path, question: Callable[[Path], bool]) -> bool:
         return False
 
 
+def near_folder(path: Path) -> str:
+    """The end of a message about a folder that is missing: the folder beside it that has almost its name, or nothing."""
+    beside = path.parent
+    if not answer(beside, Path.is_dir):
+        return ""
+    near = near_name(path.name, [each.name for each in beside.iterdir() if answer(each, Path.is_dir)])
+    return f"; did you mean {str(beside / near)!r}?" if near else ""
+
+
 def refuse_no_run(path: Path, records: Iterable[str] = RECORDS[:1]) -> None:
     """Raise TrainingError unless ``path`` is a folder with one of the ``records``."""
     if not answer(path, Path.is_dir):
-        raise TrainingError(f"there is no folder {cut(str(path), 200)!r} to resume")
+        raise TrainingError(f"there is no folder {cut(str(path), 200)!r} to resume{near_folder(path)}")
     if not any(answer(path / name, os.path.lexists) for name in records):
         raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json")
 

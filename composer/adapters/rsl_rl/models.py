@@ -17,6 +17,7 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor, nn
 
+from composer.adapters.host import are_read_as_stored
 from composer.adapters.needs import refuse_for
 from composer.adapters.rsl_rl.checks import (
     by_group,
@@ -225,7 +226,7 @@ class Actor(_Part):
         self._distribution: Distribution | None = None
         self._action, family = next(iter(policy.distributions.items()))
         object.__setattr__(self, "_family", family)  # a child of the policy
-        self._is_plain = _are_plain(policy, policy.read_keys)
+        self._is_plain = are_read_as_stored(policy, policy.read_keys)
         self._needs_critic = obs_set == "actor" and model.critic is not None
         self._shares = model.critic is not None and bool(model.critic.shared)
         self._handed: tuple[TensorDictBase, Tensors, State] | None = None
@@ -401,7 +402,7 @@ class Critic(_Part):
         self._state_shapes = shapes
         handed = actor.policy.read_keys if critic.shared else ()
         self._reads = tuple(dict.fromkeys([*seen_by(critic), *handed]))
-        self._is_plain = not critic.shared and _are_plain(actor.policy, self._reads)
+        self._is_plain = not critic.shared and are_read_as_stored(actor.policy, self._reads)
 
     actor: Actor
     critic: SpaceCritic
@@ -465,17 +466,6 @@ def _unpadded(value: Tensor, masks: Tensor) -> Tensor:
     """Padded sequences (m, T, ...) as what was collected, (T, n, ...); ``masks`` (T, m) are true at each step."""
     steps = masks.shape[0]
     return value[masks.transpose(0, 1)].reshape(-1, steps, *value.shape[2:]).transpose(0, 1)
-
-
-def _are_plain(policy: Policy, keys: Iterable[str]) -> bool:
-    """Whether the observations ``keys`` are read as they are stored: numbers, not normalised."""
-    tree, normalized = policy.observer.tree, policy.observer.keys
-    return policy.users_own("preprocess") is None and all(
-        tree.leaves[key].kind == "box"
-        and tree.leaves[key].space.dtype == np.float32
-        and key not in normalized
-        for key in keys
-    )
 
 
 def _normals(distribution: Distribution) -> GaussianDistribution | None:

@@ -10,7 +10,12 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
-from composer.adapters.host import HostActions, HostObservations, refuse_other_spaces
+from composer.adapters.host import (
+    HostActions,
+    HostObservations,
+    are_read_as_stored,
+    refuse_other_spaces,
+)
 from composer.adapters.needs import refuse_for
 from composer.adapters.skrl.checks import reading_problems, space_problems
 from composer.critic.base import SpaceCritic
@@ -255,21 +260,15 @@ class ComposedModel(SkrlModel):
 
 
 def _is_plain(model: Model) -> bool:
-    """Whether policy and critic read all observations, and as skrl stores them: float32, not normalised."""
+    """Whether policy and critic read all observations, and as skrl stores them."""
     policy, critic = one_policy(model.policy), model.critic
-    tree = policy.observer.tree
-    everything = set(tree.leaves)
+    everything = set(policy.observer.tree.leaves)
     return (
-        policy.dtype == torch.float32
-        and not policy.observer.keys
-        and policy.users_own("preprocess") is None
+        are_read_as_stored(policy, everything)
         and set(policy.read_keys) == everything
         and isinstance(critic, SpaceCritic)
         and not critic.shared
         and set(critic.read_keys) == everything
-        and all(
-            leaf.space.dtype == np.float32 and leaf.kind == "box" for leaf in tree.leaves.values()
-        )
     )
 
 

@@ -18,7 +18,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from torchrl import objectives
 
 import composer
-from composer.adapters.needs import NEEDS
+from composer.adapters.needs import NEEDS, SB3, problems
 from composer.adapters.needs import refuse as refuse_model
 from composer.adapters.torchrl.checks import refuse_loss
 from tests.helpers.paths import ROOT
@@ -267,3 +267,52 @@ def test_heads_that_read_actions_are_refused_where_numbers_stand_for_distributio
     for algorithm in ("PPO", "A2C"):
         refuse_model(model, algorithm, "sb3")
     refuse_model(model, "PPO", "skrl")
+
+
+BOX, CHOICE = spaces.Box(-1, 1, (2,)), spaces.Discrete(3)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        spaces.Dict(a=BOX, b=BOX),
+        spaces.Dict({"yes": BOX, "a, b": BOX}),
+        spaces.Dict(x=spaces.Dict(a=BOX, b=BOX)),
+        spaces.Tuple((BOX, BOX)),
+    ],
+    ids=str,
+)
+def test_advice_for_several_actions_works_as_it_is_written(action):
+    def refused(entries):
+        text = f"""
+version: 1
+policy:
+  graph: {{latent: {{block: dense, in: observation, hidden_units: [8]}}}}
+  heads: {{in: latent}}
+critic: {{kind: state_action, template: {{}}}}
+distributions: [{", ".join(entries)}]
+"""
+        seen = {"observation_space": spaces.Box(-1, 1, (4,)), "action_space": action}
+        return problems(composer.compose(text, **seen, device="meta", seed=0), "TD3", SB3)
+
+    said = refused([])
+    assert len(said) == 2
+    assert not refused([line.partition("'distributions': - ")[2] for line in said])
+
+
+def test_advice_for_mixed_actions_works_as_it_is_written():
+    text = """
+version: 1
+policy:
+  graph: {latent: {block: dense, in: observation, hidden_units: [8]}}
+  heads: {in: latent}
+critic: {template: {}}
+distributions: [{action: '0', distribution: %s}]
+"""
+    action = spaces.Tuple((BOX, CHOICE))
+    seen = {"observation_space": spaces.Box(-1, 1, (4,)), "action_space": action}
+    model = composer.compose(text % "deterministic", **seen, device="meta", seed=0)
+    (said,) = problems(model, "PPO", SB3)
+    advised = re.search(r"write distribution: (\w+) in its entry", said)
+    model = composer.compose(text % advised[1], **seen, device="meta", seed=0)
+    assert not problems(model, "PPO", SB3)

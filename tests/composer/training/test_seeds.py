@@ -307,6 +307,7 @@ def test_a_folder_without_runs_cannot_be_compared(capsys):
     for name, message in (
         ("empty", "there is no run of composer train in 'empty'"),
         ("none", "there is no folder 'none'"),
+        ("emty", "there is no folder 'emty'; did you mean 'empty'?"),
     ):
         assert command(capsys, "compare", name)[::2] == (1, f"composer compare: {message}\n")
 

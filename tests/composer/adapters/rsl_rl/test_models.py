@@ -358,7 +358,7 @@ CASES = [
     ),
     (
         config(PLAIN, actor={"action_space": spaces.Discrete(3)}),
-        "rsl_rl cannot train this model:\n  its actions are one vector of numbers, a Box, got Discrete(3)",
+        "rsl_rl cannot train this model:\n  its actions are one vector of numbers, a Box, got Discrete(3); use the trainer sb3 or torchrl",
     ),
     (
         config(PLAIN, actor={"action_space": spaces.Box(-1, 1, (3,))}),
