@@ -91,8 +91,8 @@ def rows() -> Iterator[Row]:
     yield from forward_rows()
     box = spaces.Box(-1, 1, (3,))
     yield act_row("Discrete(2)", spaces.Discrete(2), "", Acting(2).choice, 0.35)
-    yield act_row("Box(3), gaussian", box, LEARNED, Acting(3).clipped, 0.45)
-    yield act_row("Box(3), squashed gaussian", box, "", Acting(6).squashed, 0.45)
+    yield act_row("Box(3), gaussian", box, LEARNED, Acting(3).clipped, 0.35)
+    yield act_row("Box(3), squashed gaussian", box, "", Acting(6).squashed, 0.35)
 
 
 if __name__ == "__main__":

@@ -142,8 +142,12 @@ class ActionDistribution(nn.Module):
 
         Call this before you call the family for an action.
         """
-        if not on_host(logits):
-            return
+        if on_host(logits):
+            self.refuse_no_logits(logits)
+            self.refuse_no_parameters()
+
+    def refuse_no_logits(self, logits: Tensor) -> None:
+        """As `refuse_no_numbers`, of ``logits`` alone, wherever they are."""
         if not all_finite(logits):
             wrong = self.wrong_logits(logits)
             if bool(wrong.any()):
@@ -151,6 +155,9 @@ class ActionDistribution(nn.Module):
                     f"the logits of action {self.key!r} are NaN or infinite{index_text(wrong)}; "
                     "look for NaN in the observations, the state and the weights"
                 )
+
+    def refuse_no_parameters(self) -> None:
+        """As `refuse_no_numbers`, of the parameters alone."""
         if self._parameters or self._modules:  # most families have none
             # Without children the parameters are at hand; named_parameters() takes longer than the look.
             parameters = self.named_parameters() if self._modules else self._parameters.items()

@@ -21,7 +21,8 @@ from composer.spaces.kinds import Leaf
 __all__ = ["Draw", "drawer"]
 
 Generator: TypeAlias = torch.Generator | None
-# Logits of one observation, whether to take the mode -> the action as the environment has it.
+# Logits of one observation, whether to take the mode -> the action as the environment has it. Of parameters it refuses
+# what is no number.
 Draw: TypeAlias = Callable[[Tensor, bool, Generator], Any]
 _FULL = (torch.float32, torch.float64)  # in others it is the densities that are wider
 _TINY = torch.finfo(torch.float32).tiny
@@ -53,12 +54,12 @@ def _categorical(family: Categorical, leaf: Leaf) -> Draw:
 
 
 def _gaussian(family: Gaussian, leaf: Leaf) -> Draw | None:
-    clip = _clipper(leaf)
+    clip, normal = _clipper(leaf), _normal(family)
     if clip is None:
         return None
 
     def draw(logits: Tensor, deterministic: bool, generator: Generator) -> Any:
-        return clip(_normal(family, wide(logits), deterministic, generator))
+        return clip(normal(wide(logits), deterministic, generator))
 
     return draw
 
@@ -68,10 +69,11 @@ def _squashed_gaussian(family: SquashedGaussian, leaf: Leaf) -> Draw | None:
     if clip is None or bounds is None or (bounds.low, bounds.high) != leaf.bounds:
         return None  # else what clips to the one clips to the other
     middle, half = bounds.middle, bounds.half
+    normal = _normal(family)
     stretched = middle != 0 or half != 1 or str(leaf.space.dtype) != "float32"
 
     def draw(logits: Tensor, deterministic: bool, generator: Generator) -> Any:
-        inside = _normal(family, wide(logits), deterministic, generator).tanh()
+        inside = normal(wide(logits), deterministic, generator).tanh()
         if stretched or inside.dtype != torch.float32:
             return clip(middle + half * inside)
         return inside.numpy()  # which are the bounds of tanh
@@ -80,31 +82,56 @@ def _squashed_gaussian(family: SquashedGaussian, leaf: Leaf) -> Draw | None:
 
 
 def _normal(
-    family: Gaussian | SquashedGaussian, logits: Tensor, deterministic: bool, generator: Generator
-) -> Tensor:
+    family: Gaussian | SquashedGaussian,
+) -> Callable[[Tensor, bool, Generator], Tensor]:
     """As `GaussianDistribution.sample` and ``mode``, without what only densities need."""
-    learned = family._parameters.get("log_std")
-    if learned is None:
-        width = logits.shape[-1] // 2
-        mean, log_std = torch.split_with_sizes(logits, (width, width), -1)
-    else:
-        mean, log_std = logits, learned
-    if len(family.action_shape) != 1:
-        mean = mean.reshape(family.action_shape)
-    if deterministic:
-        return mean
-    if learned is None:
-        if len(family.action_shape) != 1:
-            log_std = log_std.reshape(family.action_shape)
-        if family.init_log_std != 0:
-            log_std = log_std + family.init_log_std
-    elif learned.dtype != logits.dtype:
-        log_std = learned.to(logits.dtype)
-    noise = torch.empty_like(mean).normal_(generator=generator)
-    view = noise.numpy()  # in place, by numpy: the same numbers in half of torch's time
-    view *= _deviation(log_std, *family.kept_range).numpy()
-    view += mean.numpy()
-    return noise
+    learned = _learned_deviation(family)
+    is_vector = len(family.action_shape) == 1
+
+    def drawn(logits: Tensor, deterministic: bool, generator: Generator) -> Tensor:
+        if "log_std" in family._parameters:
+            mean, deviation = logits, learned(logits.dtype)
+        else:
+            width = logits.shape[-1] // 2
+            mean, log_std = torch.split_with_sizes(logits, (width, width), -1)
+            deviation = None
+        if not is_vector:
+            mean = mean.reshape(family.action_shape)
+        if deterministic:
+            return mean
+        if deviation is None:
+            if not is_vector:
+                log_std = log_std.reshape(family.action_shape)
+            if family.init_log_std != 0:
+                log_std = log_std + family.init_log_std
+            deviation = _deviation(log_std, *family.kept_range).numpy()
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        view = noise.numpy()  # in place, by numpy: the same numbers in half of torch's time
+        view *= deviation
+        view += mean.numpy()
+        return noise
+
+    return drawn
+
+
+def _learned_deviation(
+    family: Gaussian | SquashedGaussian,
+) -> Callable[[torch.dtype], np.ndarray]:
+    """The deviation of a learned ``log_std``; of few numbers it is computed, and looked at, where these have changed."""
+    last: tuple[object, torch.dtype | None, Any] = (None, None, None)
+
+    def deviation(dtype: torch.dtype) -> np.ndarray:
+        nonlocal last
+        log_std = family._parameters["log_std"]
+        assert log_std is not None
+        numbers = log_std.tolist() if log_std.numel() <= FEW_NUMBERS else None
+        if numbers is None or numbers != last[0] or dtype is not last[1]:
+            family.refuse_no_parameters()
+            value = _deviation(log_std.to(dtype), *family.kept_range).numpy()
+            last = (numbers, dtype, value)
+        return last[2]
+
+    return deviation
 
 
 def _deviation(log_std: Tensor, low: float, high: float) -> Tensor:

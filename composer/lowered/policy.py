@@ -104,6 +104,7 @@ class LoweredPolicy:
         self._masked = bool(policy.masks)
         leaves = policy.action_tree.leaves
         self._only = next(iter(leaves))
+        self._is_single = policy.action_tree.is_single
         families = dict(policy.distributions.items())
         self._families = families
         drawers = {key: drawer(family, leaves[key]) for key, family in families.items()}
@@ -138,12 +139,13 @@ class LoweredPolicy:
         actions = {}
         for key, draw in self._drawers.items():
             try:
-                self._families[key].refuse_no_numbers(logits[key])
+                self._families[key].refuse_no_logits(logits[key])
+                actions[key] = draw(logits[key], deterministic, generator)
             except NoNumberError as error:
                 raise with_observation(error, inputs) from None
-            actions[key] = draw(logits[key], deterministic, generator)
-        tree = self.policy.action_tree
-        return actions[self._only] if tree.is_single else tree.unflatten(actions)
+        if self._is_single:
+            return actions[self._only]
+        return self.policy.action_tree.unflatten(actions)
 
     def _read(self, observation: Any) -> tuple[Inputs, bool]:
         """What the network reads, and whether it is one observation in numpy, on the host."""

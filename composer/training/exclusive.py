@@ -120,7 +120,7 @@ def answer(path: Path, question: Callable[[Path], bool]) -> bool:
 
 
 def near_folder(path: Path) -> str:
-    """The end of a message about a folder that is missing: the folder beside it that has almost its name, or nothing."""
+    """The end of a message about a missing folder: the folder beside it that has almost its name, or nothing."""
     beside = path.parent
     if not answer(beside, Path.is_dir):
         return ""
