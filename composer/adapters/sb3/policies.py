@@ -59,16 +59,10 @@ class HostPolicy(BasePolicy):
         action_space: Space,
         lr_schedule: Schedule,
         *,
-        spec: GivenSpec,
-        allow: Sequence[str] = (),
-        seed: int | None = None,
-        dtype: str = "float32",
-        spaces: Sequence[Json] | None = None,
-        frozen: Sequence[str] = (),
-        limits: GivenLimits = None,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        **arguments: Any,
     ) -> None:
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = dict(self.optimizer_defaults)
@@ -79,11 +73,8 @@ class HostPolicy(BasePolicy):
         )  # fmt: skip
         if use_sde:
             raise ValueError(NO_SDE)
-        self._arguments = {
-            "spec": spec, "allow": list(allow), "seed": seed, "dtype": dtype,
-            "spaces": spaces, "frozen": list(frozen), "limits": limits,
-        }  # fmt: skip
-        self.model = _composed((observation_space, action_space), **self._arguments)
+        self._arguments = arguments
+        self.model = _composed((observation_space, action_space), **arguments)
         refuse(self.model, self.algorithm, "sb3")
         self.observations = HostObservations(self.policy.observer.tree, HOST)
         self.actions = HostActions(self.policy.action_tree)
@@ -224,12 +215,12 @@ def _composed(
     seen: Spaces,
     *,
     spec: GivenSpec,
-    allow: Sequence[str],
-    seed: int | None,
-    dtype: str,
-    spaces: Sequence[Json] | None,
-    frozen: Sequence[str],
-    limits: GivenLimits,
+    allow: Sequence[str] = (),
+    seed: int | None = None,
+    dtype: str = "float32",
+    spaces: Sequence[Json] | None = None,
+    frozen: Sequence[str] = (),
+    limits: GivenLimits = None,
 ) -> Model:
     """The model of a policy's arguments, for the spaces ``seen`` by the host where no others are given."""
     needed = seen if spaces is None else [spaces_from_json(space, limits) for space in spaces]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import make_dataclass
 from functools import partial, reduce
 from operator import attrgetter, or_
 from typing import Any, ClassVar, Literal, Optional, get_args, get_origin
@@ -28,6 +29,7 @@ from composer.training.trainer import (
     no_phase,
     refuse_other_state,
     refuse_other_steps,
+    setting_problems,
 )
 from perception_blocks.registry import missing_extra
 from perception_blocks.settings import (
@@ -36,9 +38,7 @@ from perception_blocks.settings import (
     PositiveFloat,
     PositiveInt,
     Probability,
-    mismatch,
 )
-from perception_blocks.words import hint
 
 try:
     from sb3_contrib import MaskablePPO, RecurrentPPO
@@ -130,18 +130,13 @@ class Sb3Trainer:
     def wrong_settings(cls, task: Task) -> list[str]:
         """The errors in the settings of the task's algorithm, in words."""
         algorithm = ALGORITHMS[task.algorithm]
-        known = _settings(algorithm)
-        problems = []
-        for name, value in task.settings.items():
-            if name not in known:
-                near = hint(name, known, "it has", kind="setting")
-                problems.append(f"{name!r} is not a setting of {task.algorithm}{near}")
-            elif wrong := mismatch(known[name], value):
-                problems.append(f"{name!r} {wrong}")
-            elif name == "device" and not _is_device(value):
-                problems.append(
-                    f"'device' must be 'auto' or a device of torch such as 'cpu', got {value!r}"
-                )
+        known = [(name, kind, None) for name, kind in _settings(algorithm).items()]
+        problems = setting_problems(make_dataclass(task.algorithm, known), task)
+        device = task.settings.get("device")
+        if isinstance(device, str) and not _is_device(device):
+            problems.append(
+                f"'device' must be 'auto' or a device of torch such as 'cpu', got {device!r}"
+            )
         return problems
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:
@@ -268,13 +263,13 @@ def _said(annotation: object) -> object:
 
 def _kept(buffer: ReplayBuffer) -> dict[str, Any]:
     """The collected steps, by the names of the buffer's arrays."""
-    size = buffer.size()
-    kept = {
-        name: {key: _tensor(part, size) for key, part in value.items()}
-        if isinstance(value, dict)
-        else _tensor(value, size)
-        for name, value in _arrays(buffer).items()
-    }
+    kept: dict[str, Any] = {}
+    for (name, *key), array in _arrays(vars(buffer), buffer.buffer_size).items():
+        steps = torch.from_numpy(array[: buffer.size()].copy())
+        if key:
+            kept.setdefault(name, {})[key[0]] = steps
+        else:
+            kept[name] = steps
     return {"arrays": kept, "at": buffer.pos, "full": bool(buffer.full)}
 
 
@@ -284,38 +279,25 @@ def _fill(buffer: ReplayBuffer, kept: Mapping[str, Any]) -> None:
     if type(at) is not int or not 0 <= at < buffer.buffer_size or type(full) is not bool:
         raise ValueError("its position in the replay buffer is outside this buffer")
     size = buffer.buffer_size if full else at
-    stored, given = (_by_path(arrays) for arrays in (_arrays(buffer), kept["arrays"]))
+    stored, given = _arrays(vars(buffer), buffer.buffer_size), _arrays(kept["arrays"])
     if stored.keys() != given.keys():
         raise ValueError("its replay buffer holds other values than this run stores")
     for path, array in stored.items():
-        like = torch.from_numpy(array[:size])
-        refuse_other_steps(
-            "/".join(path), given[path], like, _space_of(buffer, *path), path[0] == "actions"
-        )
+        like, space = torch.from_numpy(array[:size]), _space_of(buffer, *path)
+        refuse_other_steps("/".join(path), given[path], like, space, path[0] == "actions")
         like.copy_(given[path])
     buffer.pos, buffer.full = at, full
 
 
-def _arrays(buffer: ReplayBuffer) -> dict[str, Any]:
-    """The arrays that hold a row for each step, or dicts of them, by their names."""
-    return {name: value for name, value in vars(buffer).items() if _is_stored(value, buffer)}
-
-
-def _is_stored(value: object, buffer: ReplayBuffer) -> bool:
-    first = next(iter(value.values()), None) if isinstance(value, dict) else value
-    return isinstance(first, np.ndarray) and len(first) == buffer.buffer_size
-
-
-def _by_path(arrays: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    return {
-        (name, *path): part
-        for name, value in arrays.items()
-        for path, part in (
-            {(key,): part for key, part in value.items()}
-            if isinstance(value, dict)
-            else {(): value}
-        ).items()
-    }
+def _arrays(values: Mapping[str, Any], rows: int | None = None) -> dict[tuple[str, ...], Any]:
+    """The ``values`` and those in dicts of them by their path; with ``rows``, the arrays that have so many."""
+    paths: dict[tuple[str, ...], Any] = {}
+    for name, value in values.items():
+        parts = value.items() if isinstance(value, dict) else [(None, value)]
+        paths |= {(name,) if key is None else (name, key): part for key, part in parts}
+    if rows is None:
+        return paths
+    return {k: v for k, v in paths.items() if isinstance(v, np.ndarray) and len(v) == rows}
 
 
 def _space_of(buffer: ReplayBuffer, name: str, key: str = "") -> gymnasium.Space | None:
@@ -332,7 +314,3 @@ def _space_of(buffer: ReplayBuffer, name: str, key: str = "") -> gymnasium.Space
         if isinstance(space, gymnasium.spaces.Box)
         else space
     )
-
-
-def _tensor(array: np.ndarray, size: int) -> torch.Tensor:
-    return torch.from_numpy(array[:size].copy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from perception_blocks.registry import missing_extra
@@ -128,7 +128,7 @@ def to_torchrl(
     if loss is not None:
         refuse_loss(loss, model)
     chosen = encoding or ("categorical" if env is None else encoding_of(env))
-    build = ModulesBuilder.of(
+    build = ModulesBuilder(
         model, chosen, keys or {},
         mask_training=mask_training, return_log_prob=return_log_prob, burn_in=burn_in,
         temperature_key=temperature_key,
@@ -139,24 +139,20 @@ def to_torchrl(
     if env is not None:
         refuse_specs(env, build.observations.values(), build.actions.values())
     actor_training, actor_inference = build.actor(training=True), build.actor(training=False)
-    is_of_choices = serves_choices(model)
-    modules = TorchRLModules(
+    critic, is_of_choices = critic_of(model), serves_choices(model)
+    is_shared = critic is not None and bool(critic.shared)
+    return TorchRLModules(
         model,
         actor_training,
         actor_inference,
         collecting=build.collecting(actor_inference),
+        critic_training=build.critic(training=True) if critic else None,
+        critic_inference=build.critic(training=False) if critic else None,
+        actor_critic=build.actor_critic(actor_training) if is_shared else None,
         q_actor=build.q_actor(training=False) if is_of_choices else None,
         q_actor_training=build.q_actor(training=True) if is_of_choices else None,
+        critic_copies=build.copies() if critic else (),
         burn_in=burn_in,
-    )
-    if model.critic is None:
-        return modules
-    return replace(
-        modules,
-        critic_training=build.critic(training=True),
-        critic_inference=build.critic(training=False),
-        actor_critic=build.actor_critic(actor_training) if model.critic.shared else None,
-        critic_copies=build.copies(),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -59,22 +59,14 @@ __all__ = ["ModulesBuilder", "TensorModule", "TensorValue", "ensemble_of", "sequ
 LEGAL = "legal_actions"
 
 
-@dataclass(frozen=True)
 class ModulesBuilder:
-    """Builds the modules of ``model``; fields say under which key and in which form a TensorDict holds a value."""
+    """Builds the modules of ``model``; fields say under which key and in which form a TensorDict holds a value.
 
-    model: Model
-    observations: Mapping[str, Field]
-    actions: Mapping[str, Field]
-    mask_key: Key | None
-    mask_training: bool
-    return_log_prob: bool
-    burn_in: int
-    temperature_key: Key | None = None
+    Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         model: Model,
         encoding: Encoding,
         keys: Mapping[str, Key],
@@ -83,10 +75,11 @@ class ModulesBuilder:
         return_log_prob: bool,
         burn_in: int,
         temperature_key: Key | None = None,
-    ) -> ModulesBuilder:
-        """Raises ValueError for ``keys`` that name nothing, and for what an encoding cannot tell."""
-        policy, critic = one_policy(model.policy), critic_of(model)
-        tree, action_tree = policy.observer.tree, policy.action_tree
+    ) -> None:
+        self.model, self.burn_in, self.temperature_key = model, burn_in, temperature_key
+        self.mask_training, self.return_log_prob = mask_training, return_log_prob
+        self.policy = policy = one_policy(model.policy)
+        tree, action_tree, critic = policy.observer.tree, policy.action_tree, critic_of(model)
         known = [*tree.leaves, *action_tree.leaves, "action_mask"]
         for name in keys:
             if name not in known:
@@ -96,20 +89,12 @@ class ModulesBuilder:
         read = _read_by_policy(policy)
         if critic is not None:
             read += _with_masks(tree, critic.network.in_ports)
-        observations = fields_of(tree, dict.fromkeys(read), encoding=encoding, keys=keys)
+        self.observations = fields_of(tree, dict.fromkeys(read), encoding=encoding, keys=keys)
         others = {name: key for name, key in keys.items() if name not in tree.leaves}
-        actions = fields_of(action_tree, action_tree.leaves, encoding=encoding, keys=others)
-        mask = _mask_key(policy, observations, keys)
-        return cls(
-            model, observations, actions, mask,
-            mask_training, return_log_prob, burn_in, temperature_key,
-        )  # fmt: skip
+        self.actions = fields_of(action_tree, action_tree.leaves, encoding=encoding, keys=others)
+        self.mask_key = _mask_key(policy, self.observations, keys)
 
     # --- the policy ---
-
-    @property
-    def policy(self) -> Policy:
-        return one_policy(self.model.policy)
 
     def actor(self, *, training: bool, network: TensorModule | None = None) -> ProbabilisticActor:
         """Draws actions; with gradients, and over sequences, where it is for ``training``.
