@@ -117,7 +117,7 @@ def _normal(
 def _learned_deviation(
     family: Gaussian | SquashedGaussian,
 ) -> Callable[[torch.dtype], np.ndarray]:
-    """The deviation of a learned ``log_std``; of few numbers it is computed, and looked at, where these have changed."""
+    """The deviation of a learned ``log_std``; of few numbers it is computed and looked at where they have changed."""
     last: tuple[object, torch.dtype | None, Any] = (None, None, None)
 
     def deviation(dtype: torch.dtype) -> np.ndarray:
