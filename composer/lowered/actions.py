@@ -89,17 +89,18 @@ def _normal(
     is_vector = len(family.action_shape) == 1
 
     def drawn(logits: Tensor, deterministic: bool, generator: Generator) -> Tensor:
-        if "log_std" in family._parameters:
+        log_std: Tensor | None = None
+        deviation: Any = None
+        if family._parameters.get("log_std") is not None:
             mean, deviation = logits, learned(logits.dtype)
         else:
             width = logits.shape[-1] // 2
             mean, log_std = torch.split_with_sizes(logits, (width, width), -1)
-            deviation = None
         if not is_vector:
             mean = mean.reshape(family.action_shape)
         if deterministic:
             return mean
-        if deviation is None:
+        if log_std is not None:
             if not is_vector:
                 log_std = log_std.reshape(family.action_shape)
             if family.init_log_std != 0:
