@@ -124,14 +124,18 @@ def near_folder(path: Path) -> str:
     beside = path.parent
     if not answer(beside, Path.is_dir):
         return ""
-    near = near_name(path.name, [each.name for each in beside.iterdir() if answer(each, Path.is_dir)])
+    near = near_name(
+        path.name, [each.name for each in beside.iterdir() if answer(each, Path.is_dir)]
+    )
     return f"; did you mean {str(beside / near)!r}?" if near else ""
 
 
 def refuse_no_run(path: Path, records: Iterable[str] = RECORDS[:1]) -> None:
     """Raise TrainingError unless ``path`` is a folder with one of the ``records``."""
     if not answer(path, Path.is_dir):
-        raise TrainingError(f"there is no folder {cut(str(path), 200)!r} to resume{near_folder(path)}")
+        raise TrainingError(
+            f"there is no folder {cut(str(path), 200)!r} to resume{near_folder(path)}"
+        )
     if not any(answer(path / name, os.path.lexists) for name in records):
         raise TrainingError(f"there is no run in {str(path)!r}: it has no run.json")
 

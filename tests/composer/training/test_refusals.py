@@ -381,7 +381,10 @@ def test_a_folder_that_holds_no_run_is_not_resumed(capsys):
     for name in ("rum", "run1", f"{Path.cwd()}/rum"):
         near = str(Path(name).with_name("run"))
         _, _, err = run(capsys, "--resume", name)
-        assert err == f"composer train: there is no folder {name!r} to resume; did you mean {near!r}?\n"
+        assert (
+            err
+            == f"composer train: there is no folder {name!r} to resume; did you mean {near!r}?\n"
+        )
     assert answer() == "there is no run in 'run': it has no run.json"
     Path("run/run.json").write_text("[1, 2")
     assert answer().startswith("run.json in 'run' cannot be read: ")
