@@ -60,6 +60,16 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "distribution_missing": [("distributoin", "distribution")],
     "distribution_setting_misspelt": [("log_sdt", "log_std")],
     "each_leaves_scalar": [(", each: 1", "")],
+    "encoder_settings": [
+        ("size: 16, crop", "size: 32, crop"), (", shortest_edge: 32, mean: [0.5, 0.5]", ""), ("[0.5, 0.5]", "0.5"),
+        ("vitt", "vit"), ("in: image}", "in: image, family: resnet, hidden_sizes: [8], depths: [1]}"),
+        ("num_channels: 3, hiden_size: 12", "num_hidden_layers: 1, hidden_size: 12"),
+    ],
+    "encoder_images": [
+        ("    raw:", "    image: {block: scale_image, in: observation}\n    raw:"),
+        ("vision_model, in: observation", "vision_model, in: image"),
+        ("size: [16, 24]", "size: 16"), ("size: 8}\n", "size: 32}\n"),
+    ],
     "environment_unknown": [("CartPoel-v1", "CartPole-v1")],
     "environment_unknown_given": [("CartPoel-v1", "CartPole-v1")],
     "everything_wrong_at_once": [("gaussian", "categorical"), ("legal_usse", "legal_uses"), ("[sate]", "[state]"), ("hidden_units: 0", "hidden_units: 8"), ("rleu", "relu"), ("    conv: {block: vgg_conv, in: state, hidden_channels: [8]}", "    conv: {block: dense, in: state, hidden_units: 8}"), ("gaol", "state"), ("moev", "move"), (", output_units: 3", ""), ("orthogonl", "orthogonal"), ("hiden_units", "hidden_units"), ("  action_mask: {move: legal_uses}\n", ""), ("[legal_uses]", "[legal_uses, legal_moves]"), ("    two: {block: dense, in: body", "    two: {block: dense, in: one")],
