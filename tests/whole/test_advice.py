@@ -25,6 +25,8 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "parallel_wrong": [
         ("  dat: 2\n", ""), ("atuo", "auto"), ("bf17", "bf16"), (", redcue: fp32", ""), ('"yes"', "true"),
     ],
+    "action_is_an_observation": [("version: 1\n", "version: 1\nignore: [action/move]\n")],
+    "action_shared": [("[latent, both]", "[latent]"), ("block: concat, in: [latent, both]", "block: dense, in: latent, hidden_units: [8]")],
     "space_empty_actions": [("spaces: empty_actions", "spaces: vector")],
     "allow_names_class": [("# allow: broken_nets.Policy", "# allow: broken_nets")],
     "brackets_forgotten": [("64, 64, 32", "[64, 64, 32]")],
