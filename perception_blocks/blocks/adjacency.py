@@ -6,6 +6,7 @@ An adjacency matrix A has a row for each node that receives: A[i, j] belongs to 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from perception_blocks.port import InputShapeError, Shape, Shapes
 from perception_blocks.registry import BLOCKS
 from perception_blocks.settings import (
     Activation,
+    Coefficient,
     OneOrMany,
     PositiveFloat,
     PositiveInt,
@@ -81,8 +83,9 @@ class GraphConvBlock(MaskedBlock):
 
     Each layer gives a node the sum over itself, with ``self_weight``, and its neighbours, with the adjacency's weights
     divided by the square roots of both nodes' row sums. Weights are 0 or more, and a node whose sum is not above 0
-    receives nothing; ``learn_self_weight`` makes the weight of the node itself a parameter. A third input is a mask
-    ``(N,)``, true for nodes that exist; the others give zeros.
+    receives nothing; ``learn_self_weight`` makes the weight of the node itself a parameter. With ``normalize: false``
+    an adjacency that is normalised already, and has weights for the nodes themselves, is taken as it is. ``bias`` may
+    be a list, one per layer. A third input is a mask ``(N,)``, true for nodes that exist; the others give zeros.
 
     >>> GraphConvBlock([(5, 3), (5, 5)], hidden_units=[8, 4]).out_shapes
     [(5, 4)]
@@ -98,17 +101,31 @@ class GraphConvBlock(MaskedBlock):
         hidden_units: OneOrMany,
         activation: Activation = "relu",
         last_activation: Activation | None = None,
-        bias: bool = True,
+        bias: bool | Sequence[bool] = True,
         self_weight: PositiveFloat = 1.0,
         learn_self_weight: bool = False,
+        normalize: bool = True,
     ) -> None:
         nodes, features = graph_shape(in_shapes, "graph_conv")
         units = unit_list(hidden_units, "graph_conv")
+        biases = list(bias) if isinstance(bias, Sequence) else [bias] * len(units)
+        if len(biases) != len(units):
+            raise ValueError(
+                f"graph_conv has {len(units)} hidden_units and {len(biases)} values of 'bias'; "
+                "give as many, one for each layer, or one for all"
+            )
+        if not normalize and (learn_self_weight or self_weight != 1.0):
+            raise ValueError(
+                "graph_conv adds no self weight to an adjacency that it does not normalise; "
+                "leave out 'normalize', or 'self_weight' and 'learn_self_weight'"
+            )
         super().__init__(in_shapes, out_shapes=[(nodes, units[-1])])
         sizes = itertools.pairwise([features, *units])
-        self.linears = nn.ModuleList(linear_layer(n, m, bias=bias) for n, m in sizes)
+        self.linears = nn.ModuleList(
+            linear_layer(n, m, bias=some) for (n, m), some in zip(sizes, biases)
+        )
         self.activations = make_activations(activation, len(units), last_activation)
-        self.first_self_weight = self_weight
+        self.first_self_weight, self.normalize = self_weight, normalize
         weight = torch.full((1,), float(self_weight))
         if learn_self_weight:
             self.self_weight = nn.Parameter(weight)
@@ -127,7 +144,8 @@ class GraphConvBlock(MaskedBlock):
         missing = None if mask is None else ~as_bool(mask).unsqueeze(-1)
         if missing is not None:
             weights = weights.masked_fill(missing | missing.transpose(-2, -1), 0.0)
-        x, weights = blank(x, mask), self._normalised(weights)
+        x = blank(x, mask)
+        weights = self._normalised(weights) if self.normalize else weights
         for linear, activation in zip(self.linears, self.activations):
             x = activation(linear(weights @ x))
         return x if missing is None else x.masked_fill(missing, 0.0)
@@ -145,10 +163,10 @@ class GraphConvBlock(MaskedBlock):
 class GraphAttentionBlock(MaskedBlock):
     """Nodes attend to neighbours (GAT, Velickovic et al., 2018): ``(N, F)``, ``(N, N)`` -> ``(N, hidden_units[-1])``.
 
-    Node i attends to node j where the second input is not 0 at [i, j]; its values do not matter, and ``self_loops``
-    lets each node attend to itself. Heads share each layer's units; with ``average_heads`` each has all units of the
-    last layer, and they are averaged. A third input is a mask ``(N,)``, true for nodes that exist; the others give
-    zeros. ``return_weights`` adds the last layer's ``(num_heads, N, N)``.
+    Node i attends to node j where the second input is not 0 at [i, j]; its values do not matter, so that a normalised
+    adjacency will do, and ``self_loops`` lets each node attend to itself. Heads share each layer's units; with
+    ``average_heads`` each has all units of the last layer, and they are averaged. A third input is a mask ``(N,)``,
+    true for nodes that exist; the others give zeros. ``return_weights`` adds the last layer's ``(num_heads, N, N)``.
 
     >>> GraphAttentionBlock([(5, 3), (5, 5)], hidden_units=[8, 4], num_heads=2).out_shapes
     [(5, 4)]
@@ -168,6 +186,8 @@ class GraphAttentionBlock(MaskedBlock):
         self_loops: bool = True,
         average_heads: bool = False,
         return_weights: bool = False,
+        bias: bool = True,
+        negative_slope: Coefficient = 0.2,
     ) -> None:
         name = "graph_attention"
         nodes, features = graph_shape(in_shapes, name)
@@ -178,7 +198,7 @@ class GraphAttentionBlock(MaskedBlock):
         super().__init__(in_shapes, out_shapes=[(nodes, units[-1]), *weights])
         averaged = [False] * (len(units) - 1) + [average_heads]
         self.layers = nn.ModuleList(
-            GraphAttentionLayer(n, m, num_heads, average, dropout)
+            GraphAttentionLayer(n, m, num_heads, average, dropout, bias, negative_slope)
             for n, m, average in zip([features, *units], units, averaged)
         )
         self.activations = make_activations(activation, len(units), last_activation)
@@ -206,13 +226,21 @@ class GraphAttentionLayer(nn.Module):
     """One layer over nodes (..., N, F), where ``legal`` (..., N, N) says which node attends to which."""
 
     def __init__(
-        self, features: int, units: int, num_heads: int, average: bool, dropout: float
+        self,
+        features: int,
+        units: int,
+        num_heads: int,
+        average: bool,
+        dropout: float,
+        bias: bool = True,
+        negative_slope: float = 0.2,
     ) -> None:
         super().__init__()
         size = units if average else units // num_heads
         self.linear = linear_layer(features, num_heads * size, bias=False)
         self.source, self.target = (nn.Parameter(torch.empty(num_heads, size)) for _ in range(2))
-        self.bias = nn.Parameter(torch.zeros(units))
+        self.bias = nn.Parameter(torch.zeros(units)) if bias else None
+        self.negative_slope = negative_slope
         for vector in (self.source, self.target):
             nn.init.xavier_uniform_(vector)
         self.num_heads, self.average, self.dropout = num_heads, average, dropout
@@ -228,11 +256,13 @@ class GraphAttentionLayer(nn.Module):
         values = self.linear(x).unflatten(-1, (self.num_heads, -1))  # (..., N, heads, size)
         source = (values * self.source).sum(-1).transpose(-2, -1)  # (..., heads, N)
         target = (values * self.target).sum(-1).transpose(-2, -1)
-        scores = functional.leaky_relu(target.unsqueeze(-1) + source.unsqueeze(-2), 0.2)
+        scores = target.unsqueeze(-1) + source.unsqueeze(-2)
+        scores = functional.leaky_relu(scores, self.negative_slope)
         weights = masked_softmax(scores, legal.unsqueeze(-3))
         used = functional.dropout(weights, self.dropout, self.training)
         attended = (used @ values.transpose(-3, -2)).transpose(-3, -2)  # (..., N, heads, size)
-        y = (attended.mean(-2) if self.average else attended.flatten(-2)) + self.bias
+        y = attended.mean(-2) if self.average else attended.flatten(-2)
+        y = y if self.bias is None else y + self.bias
         return y.masked_fill(~legal.any(dim=-1, keepdim=True), 0.0), weights
 
 

@@ -222,7 +222,8 @@ class SelfAttentionSeqBlock(AttentionBlock):
 
     Then an attention mask ``(N, N)`` or ``(num_heads, N, N)``, a key-padding mask ``(N,)``, or both. With ``causal``
     no step attends to later ones. ``residual`` adds the input; ``hidden_units`` is F unless given; ``return_weights``
-    adds an output ``(num_heads, N, N)``.
+    adds an output ``(num_heads, N, N)``. With ``init_gain`` the output of attention is multiplied by a learned gain,
+    which begins there. A single vector ``(F,)`` is a sequence of one, without masks: it gives ``(hidden_units,)``.
 
     >>> SelfAttentionSeqBlock([(5, 8), (5,)], num_heads=2, return_weights=True).out_shapes
     [(5, 8), (2, 5, 5)]
@@ -239,17 +240,26 @@ class SelfAttentionSeqBlock(AttentionBlock):
         causal: bool = False,
         residual: bool = False,
         return_weights: bool = False,
+        init_gain: float | None = None,
     ) -> None:
         name = "self_attention_seq"
         shapes = shapes_of(in_shapes, name, 1, 3, "a sequence and optionally its masks")
-        length, features = sequence_shape(shapes, 0, name)
+        self_only = shapes[0][:1] if len(shapes) == 1 and len(shapes[0]) == 1 else None
+        sequences = shapes if self_only is None else [(1, *self_only)]
+        length, features = sequence_shape(sequences, 0, name)
         width = head_width(name, features, hidden_units, num_heads)
         check_residual(name, residual, features, width)
         weights = [(num_heads, length, length)] if return_weights else []
-        super().__init__(in_shapes, out_shapes=[(length, width), *weights])
+        out_shape = (length, width) if self_only is None else (width,)
+        super().__init__(in_shapes, out_shapes=[out_shape, *weights])
+        self.single, self.init_gain = self_only is not None, init_gain
+        self.gain = None if init_gain is None else nn.Parameter(torch.full((1,), float(init_gain)))
         self.expect_masks(name, (length,), length, num_heads)
         self.attention = Attention((features,) * 3, width, num_heads, dropout=dropout, bias=bias)
         self.causal, self.residual, self.return_weights = causal, residual, return_weights
+
+    def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        tensor.fill_(self.init_gain or 0.0)  # the gain, the only parameter of its own
 
     def forward(
         self,
@@ -258,9 +268,11 @@ class SelfAttentionSeqBlock(AttentionBlock):
         key_padding_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         mask, padding = self.masks(attention_mask, key_padding_mask)
-        x = blank(x, padding)
+        x = x.unsqueeze(-2) if self.single else blank(x, padding)
         y, weights = self.attention(x, x, x, mask, self.causal, self.return_weights)
+        y = y if self.gain is None else self.gain * y
         y = x + y if self.residual else y
+        y = y.squeeze(-2) if self.single else y
         return (y, weights) if self.return_weights else y
 
 

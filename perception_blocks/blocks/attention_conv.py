@@ -28,7 +28,7 @@ __all__ = ["SelfAttentionConvBlock"]
 class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
     """Pixels attend to each other (SAGAN, Zhang et al., 2018): ``(C, H, W)`` -> ``(C, H, W)``; 1-d and 3-d likewise.
 
-    The input plus the output of attention times a learned gain, which is 0 at first. A second input is a mask:
+    The input plus the output of attention times a learned gain, at first ``init_gain``. A second input is a mask:
     ``(H, W)``, true for pixels to attend to, or ``(H * W, H * W)``, true where a pixel may attend to another.
     ``hidden_channels`` is C / 8 unless given; ``return_weights`` adds an output ``(H * W, H * W)``.
 
@@ -44,6 +44,7 @@ class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
         dropout: Probability = 0.0,
         bias: bool = True,
         return_weights: bool = False,
+        init_gain: float = 0.0,
     ) -> None:
         name = "self_attention_conv"
         shapes = shapes_of(in_shapes, name, 1, 2, "an image and optionally a mask")
@@ -56,13 +57,14 @@ class SelfAttentionConvBlock(MaskedBlock, ImageBlock):
         self.attention = Attention(
             (channels,) * 3, width, 1, out_features=channels, dropout=dropout, bias=bias, scale=1.0
         )
-        self.gain = nn.Parameter(torch.zeros(1))
+        self.init_gain = init_gain
+        self.gain = nn.Parameter(torch.full((1,), float(init_gain)))
         self.return_weights = return_weights
         self.dims = len(space)
         self.mask_of_pixels = len(shapes) == 2 and same_shape(shapes[1], space)
 
     def draw_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
-        tensor.zero_()  # the gain, the only parameter of its own
+        tensor.fill_(self.init_gain)  # the gain, the only parameter of its own
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         pixels = seen = x.flatten(-self.dims).transpose(-2, -1)  # (..., H * W, C)

@@ -21,7 +21,7 @@ from perception_blocks.blocks.conv_plan import (
     plan_layers,
     pooled_shape,
 )
-from perception_blocks.blocks.dense import FlattenDenseBlock, known_size
+from perception_blocks.blocks.dense import ChannelBatchNorm, FlattenDenseBlock, known_size
 from perception_blocks.direct import convolution, layers
 from perception_blocks.port import InputShapeError, Port, Shapes, as_shape
 from perception_blocks.registry import BLOCKS
@@ -32,6 +32,7 @@ __all__ += ["StridedConvDenseBlock", "VggConvBlock", "VggConvDenseBlock"]
 
 Channels: TypeAlias = Sequence[PositiveInt]
 ChannelAxis: TypeAlias = Literal["first", "last"]
+ConvNorm: TypeAlias = Literal["none", "batch"]
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLS = {1: torch.max_pool1d, 2: torch.max_pool2d, 3: torch.max_pool3d}
@@ -54,6 +55,7 @@ class ConvBlock(ImageBlock):
 
     activations: Sequence[Function] | nn.ModuleList
     channels_last = False  # of the input; of the output they come first
+    norms: nn.ModuleList | None  # after each convolution, before its activation
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         """The layers over (B, channels, ...): here each of ``convs`` and its activation."""
@@ -62,6 +64,9 @@ class ConvBlock(ImageBlock):
             x_BC = convolution(conv, x_BC)
             x_BC = activation(x_BC)
         return x_BC
+
+    def normed(self, index: int, x_BC: Tensor) -> Tensor:
+        return x_BC if self.norms is None else self.norms[index](x_BC)
 
     def forward(self, x: Tensor) -> Tensor:
         rank = len(self.in_shapes[0])
@@ -125,6 +130,7 @@ class StridedConvBlock(ConvBlock):
         activation: Activation = "relu",
         bias: bool = True,
         channels: ChannelAxis = "first",
+        norm: ConvNorm = "none",
     ) -> None:
         plans = plan_layers(
             "strided_conv",
@@ -140,16 +146,18 @@ class StridedConvBlock(ConvBlock):
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
         self.channels_last = channels == "last"
         self.convs = nn.ModuleList(make_conv(plan, padding_mode, bias) for plan in plans)
+        self.norms = batch_norms(norm, hidden_channels)
         # Torch's own layers pad both sides alike; other padding is done before them.
         self.pads = [None if plan.symmetric else plan.torch_pad for plan in plans]
         self.pad_mode = "constant" if padding_mode == "zeros" else padding_mode
         self.activations = make_activations(activation, len(plans))
 
     def convolve(self, x_BC: Tensor) -> Tensor:
-        for conv, pad, activation in zip(layers(self, "convs"), self.pads, self.activations):
+        steps = zip(layers(self, "convs"), self.pads, self.activations)
+        for index, (conv, pad, activation) in enumerate(steps):
             if pad is not None:
                 x_BC = functional.pad(x_BC, pad, mode=self.pad_mode)
-            x_BC = convolution(conv, x_BC)
+            x_BC = self.normed(index, convolution(conv, x_BC))
             x_BC = activation(x_BC)
         return x_BC
 
@@ -182,6 +190,7 @@ class StridedConvDenseBlock(ConvDenseBlock):
         last_activation: Activation | None = None,
         bias: bool = True,
         channels: ChannelAxis = "first",
+        norm: ConvNorm = "none",
     ) -> None:
         conv = StridedConvBlock(
             in_shapes,
@@ -194,6 +203,7 @@ class StridedConvDenseBlock(ConvDenseBlock):
             activation=activation,
             bias=bias,
             channels=channels,
+            norm=norm,
         )
         super().__init__(
             in_shapes,
@@ -216,7 +226,12 @@ class VggConvBlock(ConvBlock):
     """
 
     def __init__(
-        self, in_shapes: Shapes, *, hidden_channels: Channels, activation: Activation = "relu"
+        self,
+        in_shapes: Shapes,
+        *,
+        hidden_channels: Channels,
+        activation: Activation = "relu",
+        norm: ConvNorm = "none",
     ) -> None:
         shape = image_shape(in_shapes, "vgg_conv")
         out_space = pooled_shape("vgg_conv", shape, hidden_channels)
@@ -224,12 +239,13 @@ class VggConvBlock(ConvBlock):
         make = _CONVS[len(out_space)]
         sizes = [shape[0], *(width for width in hidden_channels for _ in range(2))]
         self.convs = nn.ModuleList(make(n, m, 3, padding=1) for n, m in itertools.pairwise(sizes))
+        self.norms = batch_norms(norm, sizes[1:])
         self.activations = make_activations(activation, len(self.convs))
         self.max_pool = POOLS[len(out_space)]
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for index, (conv, activation) in enumerate(zip(layers(self, "convs"), self.activations)):
-            x_BC = convolution(conv, x_BC)
+            x_BC = self.normed(index, convolution(conv, x_BC))
             x_BC = activation(x_BC)
             if index % 2:
                 x_BC = self.max_pool(x_BC, 2)
@@ -252,8 +268,11 @@ class VggConvDenseBlock(ConvDenseBlock):
         hidden_units: OneOrMany,
         activation: Activation = "relu",
         last_activation: Activation | None = None,
+        norm: ConvNorm = "none",
     ) -> None:
-        conv = VggConvBlock(in_shapes, hidden_channels=hidden_channels, activation=activation)
+        conv = VggConvBlock(
+            in_shapes, hidden_channels=hidden_channels, activation=activation, norm=norm
+        )
         super().__init__(
             in_shapes,
             conv,
@@ -339,6 +358,11 @@ def image_shape(
     if count == 0:
         raise InputShapeError(f"{name} needs at least one channel", {0: shape})
     return (count, *space)
+
+
+def batch_norms(norm: str, channels: Sequence[int]) -> nn.ModuleList | None:
+    """A batch norm for each layer's channels, or None for ``norm`` "none"."""
+    return None if norm == "none" else nn.ModuleList(map(ChannelBatchNorm, channels))
 
 
 def make_conv(plan: ConvPlan, padding_mode: PaddingMode = "zeros", bias: bool = True) -> nn.Module:

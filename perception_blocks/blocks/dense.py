@@ -25,6 +25,7 @@ from perception_blocks.settings import (
 )
 
 __all__ = [
+    "ChannelBatchNorm",
     "DenseBlock",
     "FeatureBatchNorm",
     "FlattenDenseBlock",
@@ -168,21 +169,29 @@ class LinearOutputBlock(PerceptionBlock):
         return y if len(self.output_shape) == 1 else y.reshape(*y.shape[:-1], *self.output_shape)
 
 
-class FeatureBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the last axis, whatever the number of leading axes.
+class ChannelBatchNorm(nn.BatchNorm1d):
+    """Batch norm of each channel over (B, channels, ...), whatever the number of axes.
 
-    A batch of fewer than two vectors has no variance: it is normalised by the running statistics, in train mode too.
+    Fewer than two values per channel have no variance: they are normalised by the running statistics, in train mode
+    too.
     """
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # any number of axes after the channels
+
     def forward(self, input: Tensor) -> Tensor:
-        rows = input.reshape(-1, self.num_features)
-        if self.training and rows.shape[0] < 2:
-            normed = functional.batch_norm(
-                rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        if self.training and input.numel() < 2 * self.num_features:
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        else:
-            normed = super().forward(rows)
-        return normed.reshape(input.shape)
+        return super().forward(input)
+
+
+class FeatureBatchNorm(ChannelBatchNorm):
+    """Batch norm over the last axis, whatever the number of leading axes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.reshape(-1, self.num_features)).reshape(input.shape)
 
 
 def make_norm(norm: str, features: int) -> nn.Module:

@@ -36,7 +36,8 @@ class GraphNetworkBlock(PerceptionBlock):
     node reads its neighbours and its edges, and an edge reads its nodes and the edges that touch it, each
     with a separate aggregation. ``directed`` lets edges carry only from source to target: a node then reads
     incoming edges and their sources, an edge from its source and from the edges that end there. ``edge_units`` are the
-    same as ``hidden_units``, one per layer, unless given.
+    same as ``hidden_units``, one per layer, unless given. ``norm`` "layer" normalises the features of each node and
+    edge before the activation.
 
     >>> GraphNetworkBlock([(3, 8), (2, 4)], edges=[[0, 1], [1, 2]], hidden_units=16, edge_units=6).out_shapes
     [(3, 16), (2, 6)]
@@ -61,6 +62,7 @@ class GraphNetworkBlock(PerceptionBlock):
         edge_to_node: Aggregation = "mean",
         node_to_edge: Aggregation = "mean",
         edge_to_edge: Aggregation = "mean",
+        norm: Literal["none", "layer"] = "none",
     ) -> None:
         edges = [(source, target) for source, target in edges]
         nodes, node_size, edge_size = network_shape(in_shapes, len(edges))
@@ -84,7 +86,7 @@ class GraphNetworkBlock(PerceptionBlock):
         last = activation if last_activation is None else last_activation
         activations = [activation] * (len(units) - 1) + [last]
         self.layers = nn.ModuleList(
-            GraphNetworkLayer(before, after, to_node, to_edge, name)
+            GraphNetworkLayer(before, after, to_node, to_edge, name, norm == "layer")
             for (before, after), name in zip(sizes, activations)
         )
         self.num_edges = len(edges)
@@ -115,6 +117,7 @@ class GraphNetworkLayer(nn.Module):
         to_node: Sequence[str],
         to_edge: Sequence[str],
         activation: Activation,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.to_node, self.to_edge = to_node, to_edge
@@ -122,6 +125,7 @@ class GraphNetworkLayer(nn.Module):
         edge_reads = before[1] + _heard(before, to_edge)
         self.node = linear_layer(node_reads, after[0])
         self.edge = linear_layer(edge_reads, after[1])
+        self.norms = nn.ModuleList(map(nn.LayerNorm, after)) if norm else None
         self.activations = make_activations(activation, 2)
 
     def forward(
@@ -130,8 +134,13 @@ class GraphNetworkLayer(nn.Module):
         sources = (nodes, edges)
         for_nodes = [nodes, *_aggregated(sources, to_nodes, self.to_node, nodes.shape[-2])]
         for_edges = [edges, *_aggregated(sources, to_edges, self.to_edge, edges.shape[-2])]
-        nodes = self.activations[0](self.node(torch.cat(for_nodes, dim=-1)))
-        return nodes, self.activations[1](self.edge(torch.cat(for_edges, dim=-1)))
+        nodes, edges = (
+            self.node(torch.cat(for_nodes, dim=-1)),
+            self.edge(torch.cat(for_edges, dim=-1)),
+        )
+        if self.norms is not None:
+            nodes, edges = self.norms[0](nodes), self.norms[1](edges)
+        return self.activations[0](nodes), self.activations[1](edges)
 
 
 def aggregate(x: Tensor, links: Tensor, receivers: int, how: str) -> Tensor:

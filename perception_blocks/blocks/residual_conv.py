@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception_blocks.activations import make_activations
-from perception_blocks.blocks.conv import POOLS, Channels, ConvBlock, image_shape, make_conv
+from perception_blocks.blocks.conv import (
+    POOLS,
+    Channels,
+    ConvBlock,
+    batch_norms,
+    image_shape,
+    make_conv,
+)
 from perception_blocks.blocks.conv_plan import ConvPlan, PerLayer, plan_layers
 from perception_blocks.port import Shapes
 from perception_blocks.registry import BLOCKS
@@ -86,7 +93,8 @@ class ResConvBlock(ConvBlock):
 
     One unit per entry of ``hidden_channels``; its first convolution takes the stride, and an axis is padded so that
     only the stride makes it shorter. Where channels or sizes change, the shortcut is a 1x1 convolution. ``norm``
-    "layer" puts a norm over channels and space after each convolution. 1-d and 3-d likewise.
+    "layer" puts a norm over channels and space after each convolution, "batch" one of each channel over the batch. 1-d
+    and 3-d likewise.
 
     >>> ResConvBlock([(3, 64, 64)], hidden_channels=[16, 32], strides=[1, 2]).out_shapes
     [(32, 32, 32)]
@@ -100,7 +108,7 @@ class ResConvBlock(ConvBlock):
         hidden_kernels: PerLayer = 3,
         strides: PerLayer = 1,
         activation: Activation = "relu",
-        norm: Literal["none", "layer"] = "none",
+        norm: Literal["none", "layer", "batch"] = "none",
     ) -> None:
         plans = plan_layers(
             "res_conv",
@@ -111,9 +119,7 @@ class ResConvBlock(ConvBlock):
             padding="same",
         )
         super().__init__(in_shapes, out_shapes=[(hidden_channels[-1], *plans[-1].out_space)])
-        self.units = nn.ModuleList(
-            ResidualUnit(plan, activation, norm == "layer") for plan in plans
-        )
+        self.units = nn.ModuleList(ResidualUnit(plan, activation, norm) for plan in plans)
 
     def convolve(self, x_BC: Tensor) -> Tensor:
         for unit in self.units:
@@ -124,13 +130,14 @@ class ResConvBlock(ConvBlock):
 class ResidualUnit(nn.Module):
     """Two convolutions over (B, channels, ...) and a shortcut around them, added before the last activation."""
 
-    def __init__(self, plan: ConvPlan, activation: Activation, norm: bool) -> None:
+    def __init__(self, plan: ConvPlan, activation: Activation, norm: str) -> None:
         super().__init__()
         ones, no_padding = (1,) * len(plan.kernel), ((0, 0),) * len(plan.kernel)
         second = dataclasses.replace(plan, channels=plan.hidden, stride=ones)
         self.convs = nn.ModuleList([PaddedConv(plan), PaddedConv(second)])
-        norms = (nn.GroupNorm(1, plan.hidden) for _ in range(2))
-        self.norms = nn.ModuleList(norms) if norm else None
+        self.norms = batch_norms(norm, [plan.hidden] * 2)
+        if norm == "layer":
+            self.norms = nn.ModuleList(nn.GroupNorm(1, plan.hidden) for _ in range(2))
         self.shortcut = None
         if plan.channels != plan.hidden or plan.stride != ones:
             pointwise = dataclasses.replace(plan, kernel=ones, dilation=ones, padding=no_padding)

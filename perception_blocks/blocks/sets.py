@@ -18,6 +18,7 @@ from perception_blocks.settings import Activation, OneOrMany, PositiveInt, Proba
 __all__ = ["AttentionPoolingBlock", "DeepSetBlock", "PointNetBlock"]
 
 ElementNorm = Literal["none", "layer", "rms"]  # a batch's statistics would count masked elements
+PointNorm = Literal["none", "layer", "rms", "batch"]
 
 
 @BLOCKS.register("deep_set")
@@ -121,7 +122,9 @@ class PointNetBlock(MaskedBlock):
 
     The optional mask ``(N,)`` is true where a point counts; a cloud without any gives zeros. ``input_transform`` and
     ``feature_transform`` multiply the points, and what the first layer makes of them, by a matrix that a network of
-    ``transform_units`` finds from the whole cloud; at first it is the identity.
+    ``transform_units`` finds from the whole cloud; at first it is the identity. ``return_points`` adds an output
+    ``(N, hidden_units[-1])``, the features of each point before the pooling, zeros for masked ones. ``norm`` "batch"
+    takes its statistics over all points of a batch, and no mask.
 
     >>> PointNetBlock([(100, 3), (100,)], hidden_units=[64, 128], feature_transform=True).out_shapes
     [(128,)]
@@ -137,11 +140,19 @@ class PointNetBlock(MaskedBlock):
         feature_transform: bool = False,
         transform_units: OneOrMany = (64, 128),
         activation: Activation = "relu",
-        norm: ElementNorm = "none",
+        norm: PointNorm = "none",
+        return_points: bool = False,
     ) -> None:
-        _, features = set_shape(in_shapes, "point_net")
+        points, features = set_shape(in_shapes, "point_net")
         units = unit_list(hidden_units, "point_net")
-        super().__init__(in_shapes, out_shapes=[(units[-1],)])
+        if norm == "batch" and len(in_shapes) > 1:
+            raise ValueError(
+                "point_net cannot leave masked points out of the statistics of norm 'batch'; "
+                "use norm 'layer' or 'rms'"
+            )
+        per_point = [(points, units[-1])] if return_points else []
+        super().__init__(in_shapes, out_shapes=[(units[-1],), *per_point])
+        self.return_points = return_points
         layers = {"activation": activation, "norm": norm}
         hidden = unit_list(transform_units, "point_net")
         self.input_transform = PointTransform(features, hidden, layers) if input_transform else None
@@ -153,7 +164,7 @@ class PointNetBlock(MaskedBlock):
         self.rest = DenseBlock([(units[0],)], hidden_units=rest, **layers) if rest else None
         self.pooling: Pooling = pooling
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         x = blank(x, mask)
         valid = None if mask is None else as_bool(mask).unsqueeze(-1)
         if self.input_transform is not None:
@@ -163,7 +174,10 @@ class PointNetBlock(MaskedBlock):
             x = self.feature_transform(x, valid)
         if self.rest is not None:
             x = self.rest(x)
-        return pool(x, valid, (-2,), self.pooling)
+        pooled = pool(x, valid, (-2,), self.pooling)
+        if not self.return_points:
+            return pooled
+        return pooled, x if valid is None else x.masked_fill(~valid, 0.0)
 
 
 class PointTransform(nn.Module):

@@ -173,13 +173,17 @@ def _dueling(code: Code, block: DuelingBlock, x: str) -> str:
 def _convolutions(code: Code, block: Any, x: str) -> str:
     rank = code.constant(len(block.in_shapes[0]))
     pads = getattr(block, "pads", None)
+    norms = code.list_of(block, "norms") if getattr(block, "norms", None) else None
     activations = _activations(code, block)
     y = code.call(to_batch, x, rank)
     y = code.variable(f"{y}.movedim(-1, 1)" if block.channels_last else y)
     for index, conv in enumerate(code.list_of(block, "convs")):
         if pads is not None and pads[index] is not None:
             y = code.call(functional.pad, y, *map(code.constant, (pads[index], block.pad_mode)))
-        y = activated(code, activations[index], code.apply(conv, y), fresh(conv))
+        last, y = conv, code.apply(conv, y)
+        if norms is not None:
+            last, y = norms[index], code.apply(norms[index], y)
+        y = activated(code, activations[index], y, fresh(last))
         if isinstance(block, VggConvBlock) and index % 2:
             y = code.call(block.max_pool, y, "2")
         y = code.variable(y)

@@ -92,6 +92,9 @@ SAMPLES = [
     Sample("strided_conv_dense", [(9, 8, 7, 2)], {**CONV, "channels": "last", "hidden_units": 6}),
     Sample("strided_conv_dense", [(2, 9)], {**CONV, "hidden_units": [6]}),
     Sample("strided_conv_dense", [(2, 9, 10)], {**CONV, "hidden_units": 6}),
+    Sample("strided_conv", [(9, 2)], {**CONV, "channels": "last", "norm": "batch"}),
+    Sample("strided_conv_dense", [(2, 9, 10)], {**CONV, "hidden_units": 6, "norm": "batch"}),
+    Sample("vgg_conv_dense", [(2, 9)], {"hidden_channels": [3], "hidden_units": 6, "norm": "batch"}),
     Sample("vgg_conv", [(2, 9, 10)], {"hidden_channels": [3, 4]}),
     Sample("vgg_conv_dense", [(2, 9, 10)], {"hidden_channels": [3], "hidden_units": [6]}),
     Sample("nature_cnn", [(2, 36, 40)], {"hidden_channels": [3, 4, 5]}),
@@ -201,6 +204,7 @@ SAMPLES += [
     Sample("impala_cnn", [(2, 9, 10)], {"hidden_channels": [3, 4]}),
     Sample("impala_cnn", [(2, None)], {"hidden_channels": [3], "num_blocks": 1}),
     Sample("res_conv", [(2, 9, 10)], {"hidden_channels": [2, 4], "strides": [1, 2]}),
+    Sample("res_conv", [(2, 9, 8)], {"hidden_channels": [4], "norm": "batch"}),
     Sample("res_conv", [(2, 9)], {"hidden_channels": [4], "hidden_kernels": 2, "norm": "layer"}),
 ]
 SEEN, PAIRS = integers(7, of=2), integers(7, 7, of=2)  # keys of a set that may be attended to
@@ -213,6 +217,8 @@ SAMPLES += [
     Sample("self_attention_seq", [(None, 4)], {"num_heads": 2, "causal": True, "dropout": 0.5}),
     Sample("self_attention_seq", [(7, 4), SEEN], {"hidden_units": 6, "return_weights": True}),
     Sample("self_attention_seq", [(7, 4), PAIRS, SEEN], {"causal": True, "residual": True}),
+    Sample("self_attention_seq", [(4,)], {"num_heads": 2, "return_weights": True}),
+    Sample("self_attention_seq", [(7, 4), SEEN], {"init_gain": 0.0, "residual": True}),
     Sample("cross_attention", [(4,), (7, 3), SEEN], {"num_heads": 2}),
     Sample("cross_attention", [(4,), (None, 3)], {"return_weights": True, "residual": True}),
     Sample("cross_attention", [(5, 4), (7, 3), integers(5, 7, of=2)], {"bias": False}),
@@ -221,7 +227,7 @@ SAMPLES += [
     Sample("self_attention_conv", [(9, 3, 4)]),
     Sample("self_attention_conv", [(2, 7), SEEN], {"return_weights": True}),
     Sample("self_attention_conv", [(2, None, 7)]),
-    Sample("self_attention_conv", [(2, 1, 7), PAIRS], {"hidden_channels": 3}),
+    Sample("self_attention_conv", [(2, 1, 7), PAIRS], {"hidden_channels": 3, "init_gain": 0.5}),
 ]
 SAMPLES += [
     Sample("deep_set", SETS, {"hidden_units": 4, "norm": "layer"}),
@@ -231,6 +237,8 @@ SAMPLES += [
     Sample("point_net", SETS, {"hidden_units": [4, 5], "feature_transform": True}),
     Sample("point_net", SETS, {"hidden_units": 4, "input_transform": True, "norm": "rms"}),
     Sample("point_net", [(None, 3)], {"pooling": "mean"}),
+    Sample("point_net", SETS, {"hidden_units": [4, 5], "return_points": True}),
+    Sample("point_net", [(7, 3)], {"hidden_units": 4, "norm": "batch", "feature_transform": True}),
 ]
 NODES, NODE_SET = [(7, 3), PAIRS], [(7, 3), PAIRS, SEEN]
 EDGES = {"edges": [[0, 1], [1, 2], [2, 0], [2, 3]]}
@@ -240,10 +248,13 @@ SAMPLES += [
     Sample("graph_conv", NODES, {"hidden_units": [5, 4], "learn_self_weight": True}),
     Sample("graph_conv", NODE_SET, {"hidden_units": 4, "self_weight": 2.0, "bias": False}),
     Sample("graph_conv", [(None, 3), integers(None, None, of=2)], {"hidden_units": 4}),
+    Sample("graph_conv", NODES, {"hidden_units": [5, 4], "bias": [False, True]}),
+    Sample("graph_attention", NODES, {"hidden_units": 4, "bias": False, "negative_slope": 0.1}),
     Sample("graph_attention", NODES, {"hidden_units": [6, 4], "num_heads": 2}),
     Sample("graph_attention", NODE_SET, {"hidden_units": 4, "return_weights": True}),
     Sample("graph_attention", NODES, {"hidden_units": 3, "num_heads": 2, "average_heads": True}),
     Sample("graph_network", [(5, 3), (4, 2)], {**EDGES, "hidden_units": [6, 4]}),
+    Sample("graph_network", [(5, 3), (4, 2)], {**EDGES, "hidden_units": [6, 4], "norm": "layer"}),
     Sample("graph_network", [(5, 3)], {**EDGES, "hidden_units": 4, "directed": True}),
     Sample(
         "graph_network",

@@ -360,3 +360,39 @@ def test_what_does_not_fit_is_refused_in_words(block, shapes, settings, message)
     assert str(caught.value) == message
     if "got (" in message:
         assert isinstance(caught.value, InputShapeError)
+
+
+def test_a_normalised_adjacency_is_taken_as_it_is():
+    block: Any = GraphConvBlock(
+        [(4, 3), (4, 4)], hidden_units=[5, 2], bias=[False, True], normalize=False
+    )
+    x, weights = torch.randn(6, 4, 3), torch.rand(6, 4, 4).softmax(-1)
+    first, second = block.linears
+    assert first.bias is None
+    expected = ((weights @ x) @ first.weight.T).relu()
+    expected = ((weights @ expected) @ second.weight.T + second.bias).relu()
+    torch.testing.assert_close(block(x, weights), expected)
+
+
+def test_graph_attention_without_bias_and_with_another_slope():
+    settings = {"hidden_units": 2, "activation": "identity", "bias": False, "negative_slope": 0.5}
+    block: Any = GraphAttentionBlock([(4, 3), (4, 4)], **settings)
+    x, (layer,) = torch.randn(4, 3), block.layers
+    assert layer.bias is None
+    h = x @ layer.linear.weight.T
+    scores = (h @ layer.target[0])[:, None] + (h @ layer.source[0])[None]
+    weights = torch.where(scores > 0, scores, 0.5 * scores).softmax(-1)
+    torch.testing.assert_close(block(x, torch.ones(4, 4)), weights @ h)
+
+
+def test_layer_norm_of_a_graph_network_comes_before_the_activation():
+    plain: Any = GraphNetworkBlock(
+        [(3, 4), (2, 5)], edges=[[0, 1], [1, 2]], hidden_units=6, activation="identity"
+    )
+    normed: Any = GraphNetworkBlock(
+        [(3, 4), (2, 5)], edges=[[0, 1], [1, 2]], hidden_units=6, norm="layer"
+    )
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    inputs = torch.randn(7, 3, 4), torch.randn(7, 2, 5)
+    for got, before in zip(normed(*inputs), plain(*inputs)):
+        torch.testing.assert_close(got, functional.layer_norm(before, (6,)).relu())

@@ -414,7 +414,13 @@ def test_weighted_and_fused_attention_agree(dtype):
     [
         (
             SelfAttentionSeqBlock,
-            [(4,)],
+            [(3, 4, 4)],
+            {},
+            "self_attention_seq takes a sequence or set (elements, features), got (3, 4, 4)",
+        ),
+        (
+            SelfAttentionSeqBlock,
+            [(4,), (1,)],
             {},
             "self_attention_seq takes a sequence or set (elements, features), got (4,)",
         ),
@@ -538,3 +544,24 @@ def test_masks_of_any_kind_are_let_in(dtype):
         "multi_head_attention takes scaled numbers, got uint8 (7,); put a scale_image block after each uint8 observation "
         "that it is made of"
     )
+
+
+def test_a_vector_is_a_sequence_of_one():
+    block: Any = SelfAttentionSeqBlock([(4,)], num_heads=2, return_weights=True, residual=True)
+    x = torch.randn(5, 2, 4)
+    y, weights = block(x)
+    attention = block.attention
+    torch.testing.assert_close(y, x + attention.output(attention.value(x)))
+    assert torch.equal(weights, torch.ones(5, 2, 2, 1, 1))
+
+
+def test_a_gain_begins_where_it_is_set():
+    block: Any = SelfAttentionSeqBlock([(5, 4)], residual=True, init_gain=0.0)
+    x = torch.randn(2, 5, 4)
+    assert torch.equal(block(x), x)
+    block.reset_parameters()
+    block.gain.data.fill_(0.5)
+    torch.testing.assert_close(block(x), x + 0.5 * block.attention(x, x, x)[0])
+    image: Any = SelfAttentionConvBlock([(4, 2, 3)], init_gain=2.0)
+    image.reset_parameters()
+    assert image.gain.tolist() == [2.0]

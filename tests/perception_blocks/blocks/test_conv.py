@@ -260,3 +260,34 @@ def test_a_convolution_takes_the_axis_of_the_channels_from_its_input():
     graph.add("features", "strided_conv", "image", hidden_channels=[4])
     net = InferenceBlock(graph, outputs=["features"])
     assert net.out_ports["features"].shape == (4, 7, 6)
+
+
+@pytest.mark.parametrize("leading", [(5,), (5, 4), ()])
+def test_batch_norm_is_torchs_over_all_leading_axes(leading):
+    block: Any = StridedConvBlock([(4, 6)], hidden_channels=[4], norm="batch")
+    x = torch.randn(*leading, 4, 6)
+    conv, norm = nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4)
+    conv.load_state_dict(block.convs[0].state_dict())
+    expected = norm(conv(x.reshape(-1, 4, 6))).relu()
+    torch.testing.assert_close(block(x), expected.reshape(*leading, 4, 4))
+    torch.testing.assert_close(block.norms[0].running_var, norm.running_var)
+    block.eval(), norm.eval()
+    expected = norm(conv(x.reshape(-1, 4, 6))).relu()
+    torch.testing.assert_close(block(x), expected.reshape(*leading, 4, 4))
+
+
+@pytest.mark.parametrize("leading", [(0,), (1,), ()])
+def test_batch_norm_of_fewer_than_two_values_takes_the_running_statistics(leading):
+    block: Any = StridedConvBlock([(4, 3, 3)], hidden_channels=[5], norm="batch")
+    x = torch.randn(*leading, 4, 3, 3)
+    assert torch.equal(block.train()(x), block.eval()(x))
+    assert block.norms[0].num_batches_tracked == 0
+
+
+def test_vgg_conv_has_a_batch_norm_after_each_convolution():
+    block: Any = VggConvBlock([(3, 8, 8)], hidden_channels=[4], norm="batch")
+    x = torch.randn(6, 3, 8, 8)
+    y = x
+    for conv in block.convs:
+        y = functional.batch_norm(conv(y), None, None, training=True).relu()
+    torch.testing.assert_close(block(x), torch.max_pool2d(y, 2))

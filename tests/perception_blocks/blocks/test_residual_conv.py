@@ -98,8 +98,8 @@ def test_varying_sizes_are_passed_on():
         (
             ResConvBlock,
             (3, 8, 8),
-            {"hidden_channels": [4], "norm": "batch"},
-            "'norm' must be one of 'none', 'layer', got 'batch'",
+            {"hidden_channels": [4], "norm": "rms"},
+            "'norm' must be one of 'none', 'layer', 'batch', got 'rms'",
         ),
     ],
 )

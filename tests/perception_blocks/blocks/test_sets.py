@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from perception_blocks.base_block import InputShapeError
 from perception_blocks.blocks.sets import AttentionPoolingBlock, DeepSetBlock, PointNetBlock
@@ -166,3 +167,20 @@ def test_what_does_not_fit_is_refused_in_words(block, shapes, settings, message)
     assert str(caught.value) == message
     if "got (" in message:
         assert isinstance(caught.value, InputShapeError)
+
+
+def test_point_net_returns_the_features_of_each_point_too():
+    block: Any = PointNetBlock([(5, 3), (5,)], hidden_units=[4, 6], return_points=True)
+    x, mask = torch.randn(2, 5, 3), torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]])
+    pooled, points = block(x, mask)
+    expected = block.rest(block.first(x)) * mask.unsqueeze(-1)
+    torch.testing.assert_close(points, expected)
+    torch.testing.assert_close(pooled, expected.amax(-2))  # after a ReLU zeros are the least
+
+
+def test_batch_norm_of_point_net_counts_all_points():
+    block: Any = PointNetBlock([(5, 3)], hidden_units=4, norm="batch")
+    x = torch.randn(6, 2, 5, 3)
+    y = block.first.linears[0](x).reshape(-1, 4)
+    y = functional.batch_norm(y, None, None, training=True).relu()
+    torch.testing.assert_close(block(x), y.reshape(6, 2, 5, 4).amax(-2))
