@@ -94,7 +94,9 @@ SAMPLES = [
     Sample("strided_conv_dense", [(2, 9, 10)], {**CONV, "hidden_units": 6}),
     Sample("strided_conv", [(9, 2)], {**CONV, "channels": "last", "norm": "batch"}),
     Sample("strided_conv_dense", [(2, 9, 10)], {**CONV, "hidden_units": 6, "norm": "batch"}),
-    Sample("vgg_conv_dense", [(2, 9)], {"hidden_channels": [3], "hidden_units": 6, "norm": "batch"}),
+    Sample(
+        "vgg_conv_dense", [(2, 9)], {"hidden_channels": [3], "hidden_units": 6, "norm": "batch"}
+    ),
     Sample("vgg_conv", [(2, 9, 10)], {"hidden_channels": [3, 4]}),
     Sample("vgg_conv_dense", [(2, 9, 10)], {"hidden_channels": [3], "hidden_units": [6]}),
     Sample("nature_cnn", [(2, 36, 40)], {"hidden_channels": [3, 4, 5]}),
