@@ -69,7 +69,8 @@ class _Page:
             caption += f", {self.summary.flops:,} FLOPs"
         if self.summary.wrappers:
             caption += f"; policy wrapped in {', '.join(self.summary.wrappers)}"
-        dag, pairs = Dag(nodes, inputs, None), map(frozenset, (shared, masks, stopped))
+        dag = Dag(nodes, inputs, None)
+        pairs = frozenset(shared), frozenset(masks), frozenset(stopped)
         return Picture(dag, self.boxes, self.frames, *pairs, caption)
 
     def _frame(self, draft: DraftFrame, parent: str | None) -> str:
