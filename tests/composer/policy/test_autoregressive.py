@@ -511,5 +511,49 @@ def test_onnx_with_memory_takes_equal_actions_over_200_steps(tmp_path):
     assert len(kinds) > 1
 
 
+WHOLE = """
+version: 1
+previous: [action, reward]
+freeze: [policy/encoder]
+policy:
+  graph:
+    encoder: {block: dense, in: observation, hidden_units: [8]}
+    all: {block: concat, in: [encoder, previous/kind, previous/steer, previous/reward]}
+    memory: {block: gru, in: all, hidden_units: 8}
+    after_kind: {block: concat, in: [memory, action/kind]}
+  heads:
+    kind: {in: memory}
+    steer: {in: after_kind}
+critic: {template: {}}
+"""
+
+
+def test_a_frozen_encoder_last_actions_memory_and_dependent_heads_go_together(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = composed(WHOLE, MIXED)
+    frozen = [name for name, p in model.policy.named_parameters() if not p.requires_grad]
+    assert frozen == ["encoder.linears.0.weight", "encoder.linears.0.bias"]
+    model.save(tmp_path / "model.safetensors")
+    model = composer.load(tmp_path / "model.safetensors")
+    model.export(tmp_path / "policy.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+    names = [value.name for value in session.get_outputs()]
+    state = model.policy.initial_state(1)
+    theirs = {name: value.numpy() for name, value in state.items()}
+    kind, steer = np.zeros((1, 3), np.float32), np.zeros((1, 2), np.float32)
+    for step in range(200):
+        resets = np.array([step == 0])
+        last = {"kind": kind, "steer": steer, "reward": np.full((1, 1), step % 3, np.float32)}
+        observation = {"observation": seen(1, seed=step).numpy(), "previous": last}
+        action, state = model.policy.act(observation, state, resets, deterministic=True)
+        flat = {f"previous/{name}": value for name, value in last.items()}
+        given = {"observation": observation["observation"], **flat, "resets": resets, **theirs}
+        outputs = dict(zip(names, session.run(None, given), strict=True))
+        theirs = {name: outputs[f"next/{name}"] for name in theirs}
+        assert np.array_equal(outputs["action/kind"], action["kind"])
+        np.testing.assert_allclose(outputs["action/steer"], action["steer"], atol=1e-4)
+        kind, steer = np.eye(3, dtype=np.float32)[action["kind"]], action["steer"]
+
+
 def test_a_pt2_file_takes_equal_actions(tmp_path):
     assert composed(REMEMBERS, MIXED).export(tmp_path / "policy.pt2").difference < 1e-4
