@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import gymnasium
 import numpy as np
@@ -61,6 +61,7 @@ POLICIES: dict[str, type[HostPolicy]] = {
 """The policy class of each algorithm, by the algorithm's name."""
 
 Env: TypeAlias = gymnasium.Env | VecEnv
+X = TypeVar("X")
 GivenModel: TypeAlias = "GivenSpec | Model"
 OPTIMIZER_SETTINGS = ("optimizer_class", "optimizer_kwargs")
 
@@ -240,15 +241,15 @@ def _model_spaces(env: Env, limits: Limits) -> Spaces:
     return environment_spaces(env, limits)
 
 
-def _recalling(env: Any, env_spaces: Spaces, model: Model, limits: Limits) -> tuple[Any, Spaces]:
+def _recalling(env: X, env_spaces: Spaces, model: Model, limits: Limits) -> tuple[X, Spaces]:
     """A single environment with what `previous` of the spec adds, and its spaces; others have to have it already."""
     if not model.spec.previous or isinstance(env, VecEnv) or _is_flat(env):
         return env, env_spaces
-    env = with_previous(env, model.spec.previous)
-    return env, environment_spaces(env, limits)
+    recalling: Any = with_previous(env, model.spec.previous)
+    return recalling, environment_spaces(recalling, limits)
 
 
-def _is_flat(env: gymnasium.Env) -> bool:
+def _is_flat(env: object) -> bool:
     return isinstance(env, gymnasium.Env) and env.has_wrapper_attr("model_spaces")
 
 
