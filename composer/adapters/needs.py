@@ -40,7 +40,8 @@ from composer.adapters.reasons import (
 )
 from composer.critic.base import can_stand_for
 from composer.distributions.base import DISTRIBUTIONS, is_bounded
-from composer.distributions.continuous import Beta, Gaussian
+from composer.distributions.beta import Beta
+from composer.distributions.continuous import Gaussian
 from composer.distributions.deterministic import Deterministic
 from composer.host.optimizing import nothing_to_train
 from composer.model import Model

@@ -10,12 +10,14 @@ __all__ = [
     "AutoregressiveDistribution",
     "Bernoulli",
     "Beta",
+    "Candidates",
     "Categorical",
     "CompositeDistribution",
     "DISTRIBUTIONS",
     "Deterministic",
     "Distribution",
     "DistributionRuleError",
+    "GSDE",
     "Gaussian",
     "MultiCategorical",
     "SquashedGaussian",
@@ -25,9 +27,12 @@ __all__ = [
 if TYPE_CHECKING:
     from composer.distributions.autoregressive import AutoregressiveDistribution
     from composer.distributions.base import DISTRIBUTIONS, ActionDistribution, Distribution
-    from composer.distributions.continuous import Beta, Gaussian, SquashedGaussian
+    from composer.distributions.beta import Beta
+    from composer.distributions.candidates import Candidates
+    from composer.distributions.continuous import Gaussian, SquashedGaussian
     from composer.distributions.deterministic import Deterministic
     from composer.distributions.discrete import Bernoulli, Categorical, MultiCategorical
+    from composer.distributions.gsde import GSDE
     from composer.distributions.joint import ActionDistributions, CompositeDistribution
     from composer.distributions.rules import DistributionRuleError, build_distributions
 else:
@@ -36,9 +41,12 @@ else:
         {
             "autoregressive": "AutoregressiveDistribution",
             "base": "DISTRIBUTIONS ActionDistribution Distribution",
-            "continuous": "Beta Gaussian SquashedGaussian",
+            "beta": "Beta",
+            "candidates": "Candidates",
+            "continuous": "Gaussian SquashedGaussian",
             "deterministic": "Deterministic",
             "discrete": "Bernoulli Categorical MultiCategorical",
+            "gsde": "GSDE",
             "joint": "ActionDistributions CompositeDistribution",
             "rules": "DistributionRuleError build_distributions",
         },

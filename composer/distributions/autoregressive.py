@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from composer.distributions.base import Distribution, _total, check_family
+from composer.distributions.candidates import Candidates
 from composer.distributions.joint import CompositeDistribution, check_joint
 from composer.spaces.action_inputs import ActionInputs
 from perception_blocks.words import listing
@@ -103,6 +104,12 @@ class AutoregressiveDistribution(Distribution):
         if last is None or last.actions is not action or not _is_of_now(last):
             return self.log_prob(action)
         return _total(last.parts[head].log_prob_of_draw(action[head]) for head in self.order)
+
+    def top_k(self, k: int) -> Candidates:
+        raise ValueError(
+            "top_k of heads that read actions would need a pass of the network for every joint action; draw candidates "
+            "by sample() and compare them by log_prob(action)"
+        )
 
     def given(self, action: Mapping[str, Tensor]) -> CompositeDistribution:
         """The distribution of each head, in ``parts``, given the actions before it in ``action``."""

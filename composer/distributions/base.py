@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from composer.distributions.candidates import Candidates, padded, refuse_no_count
 from composer.spaces.kinds import Leaf
 from composer.spaces.tree import format_space
 from composer.spaces.values import on_host
@@ -43,8 +44,10 @@ DISTRIBUTIONS.register_all(
 )
 DISTRIBUTIONS.register_all(
     "composer.distributions.continuous",
-    {"gaussian": "Gaussian", "squashed_gaussian": "SquashedGaussian", "beta": "Beta"},
+    {"gaussian": "Gaussian", "squashed_gaussian": "SquashedGaussian"},
 )
+DISTRIBUTIONS.register_all("composer.distributions.beta", {"beta": "Beta"})
+DISTRIBUTIONS.register_all("composer.distributions.gsde", {"gsde": "GSDE"})
 DISTRIBUTIONS.register_all(
     "composer.distributions.deterministic", {"deterministic": "Deterministic"}
 )
@@ -87,6 +90,16 @@ class Distribution(ABC):
     def kl(self, other: Any) -> Tensor:
         """The divergence from this to ``other``, a distribution of the same family."""
 
+    def top_k(self, k: int) -> Candidates:
+        """The ``k`` most likely actions, best first, and their log-probabilities: exact, joint, on a new first axis.
+
+        Choices that are masked or have no probability are never among them. Where fewer are left, the log-probability
+        of the rest is minus infinity. An action of a continuous distribution has one candidate, its mode.
+        """
+        refuse_no_count(k)
+        action = self.mode()
+        return padded(action, self.log_prob_of_draw(action), k)
+
     def row(self) -> Tensor:
         """The numbers that stand for this distribution, (..., P), without weights, observations and masks.
 
@@ -109,6 +122,7 @@ class ActionDistribution(nn.Module):
 
     allows_minus_infinity = True
     has_density = True  # whether its distributions have; as `Distribution.has_density`
+    holds_noise = False  # whether `hold_noise` can keep the noise of samples from step to step
 
     def __init__(self, leaf: Leaf, width: int) -> None:
         super().__init__()
@@ -136,6 +150,13 @@ class ActionDistribution(nn.Module):
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Initialise the parameters of the family; most families have none."""
+
+    def hold_noise(self, batch_size: int, generator: torch.Generator | None = None) -> None:
+        """Draw the noise of samples, and keep it until it is drawn again or released, where it ``holds_noise``."""
+        raise TypeError(f"{type(self).__name__} draws fresh noise for every sample")
+
+    def release_noise(self) -> None:
+        """Draw fresh noise for every sample again."""
 
     def refuse_no_numbers(self, logits: Tensor) -> None:
         """Raise NoNumberError for ``logits`` or parameters that are NaN or infinite, where `on_host` allows a look.

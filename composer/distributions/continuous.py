@@ -1,9 +1,10 @@
-"""Distributions over a Box: normal, normal squashed into the bounds, beta. Densities are on the Box's own scale."""
+"""Distributions over a Box: normal, and normal squashed into the bounds. Densities are on the Box's own scale."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,24 @@ from composer.distributions.base import (
     event_sum,
     floor_of,
     is_bounded,
-    limits_text,
     misfit,
     refuse_actions,
     wide,
+)
+from composer.distributions.beta import Beta, BetaDistribution
+from composer.distributions.bounds import (
+    as_row,
+    halves_of_row,
+    keep_bounds,
+    kept_bounds,
+    refuse_mask,
+    refuse_outside,
+    squashed,
 )
 from composer.distributions.cells import (
     FARTHEST,
     FINEST,
     Bounds,
-    Placed,
     Resolution,
     log_mean_density,
     place,
@@ -37,70 +46,35 @@ from composer.distributions.cells import (
 from composer.spaces.kinds import Leaf
 from composer.spaces.values import on_host
 
-__all__ = ["Beta", "BetaDistribution", "Gaussian", "GaussianDistribution", "SquashedGaussian"]
-__all__ += ["are_few_within"]
-__all__ += ["SquashedGaussianDistribution", "keep_bounds", "kept_bounds", "refuse_mask", "squashed"]
+__all__ = ["Beta", "BetaDistribution"]  # which other code imports from here
+__all__ += ["Gaussian", "GaussianDistribution", "SquashedGaussian", "SquashedGaussianDistribution"]
+__all__ += ["are_few_within", "log_std_limits", "warmer"]
 
 LogStd = Literal["state", "learned"]
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _ENTROPY = 0.5 + _HALF_LOG_2PI  # of a standard normal
 _NODES, _REACH = 101, 7.5  # see SquashedGaussianDistribution.entropy
 _LARGEST_LOG = 80.0  # of a standard deviation: float32 holds it and its reciprocal
-_BROAD = 64.0  # see BetaDistribution
-_SERIES = 16.0  # where the asymptotic series of betas begin
-
-
-def bounds_between(low: Any, high: Any) -> Bounds:
-    """`Bounds` of two numbers or two tensors; equal ones get a tiny distance."""
-    half = high / 2 - low / 2  # the difference itself may overflow
-    tiny = torch.finfo(torch.float32).tiny
-    if isinstance(half, Tensor):
-        half = half.clamp_min(tiny)
-        return Bounds(low, high, low / 2 + high / 2, half, half.log())
-    half = max(half, tiny)
-    return Bounds(low, high, low / 2 + high / 2, half, math.log(half))
-
-
-def squashed(u: Tensor, bounds: Bounds) -> Tensor:
-    """``u`` squashed into the bounds by tanh."""
-    low, high, middle, half, _ = bounds
-    return torch.clamp(middle + half * u.tanh(), low, high)  # rounding may leave the bounds
-
-
-def refuse_outside(action: Tensor, bounds: Bounds, key: str) -> None:
-    """Raise ValueError for an action that is NaN, or outside of its bounds by more than rounding explains."""
-    if action.dtype == torch.bool:
-        raise ValueError(f"action {key!r} must be of numbers, got torch.bool; give action.float()")
-    if not on_host(action) or not action.numel():
-        return
-    distance = (action.detach() - bounds.middle).abs()
-    if bool((distance <= bounds.half).all()):  # nearly always
-        return
-    largest = bounds.half + abs(bounds.middle)
-    # Environments and buffers have float32, whatever the dtype of the policy.
-    dtypes = (torch.float32, *(d for d in (action.dtype,) if d.is_floating_point))
-    rounding = 4 * max(torch.finfo(dtype).eps for dtype in dtypes) * largest
-    wrong = ~(distance <= bounds.half + rounding)
-    shape = wrong.shape
-    refuse_actions(
-        action,
-        wrong,
-        lambda at: limits_text(bounds.low, bounds.high, shape, at),
-        key,
-        "clip it to the bounds: action.clamp(low, high)",
-    )
 
 
 class GaussianDistribution(Distribution):
     """Independent normals: ``mean`` (..., *action shape), and ``log_std`` of that shape or for the whole batch.
 
-    ``key`` is for messages.
+    ``noise``, where it is given, computes what samples add to the mean in place of fresh normal noise. ``key`` is for
+    messages.
     """
 
     def __init__(
-        self, mean: Tensor, log_std: Tensor, event_dims: int, *, key: str = "action"
+        self,
+        mean: Tensor,
+        log_std: Tensor,
+        event_dims: int,
+        *,
+        noise: Callable[[], Tensor] | None = None,
+        key: str = "action",
     ) -> None:
         self.mean = mean
+        self._noise = noise
         fits = log_std.shape == mean.shape[mean.dim() - log_std.dim() :]
         # A learned one stays without the batch: there is less to compute, and to sum up in backward.
         self._log_std = log_std if fits and log_std.dim() >= event_dims else log_std.expand_as(mean)
@@ -122,10 +96,14 @@ class GaussianDistribution(Distribution):
         return self._log_std.exp().expand_as(self.mean)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        if self._noise is not None:
+            return self.mean.detach() + self._noise().detach()
         deviation = self._log_std.detach().exp()
         return self.mean.detach() + deviation * _normal_like(self.mean, generator)
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        if self._noise is not None:
+            return self.mean + self._noise()
         return self.mean + self._log_std.exp() * _normal_like(self.mean, generator)
 
     def mode(self) -> Tensor:
@@ -155,7 +133,7 @@ class GaussianDistribution(Distribution):
 
     def row(self) -> Tensor:
         """Means, then standard deviations."""
-        return _as_row(self.mean, self.stddev, self.event_dims)
+        return as_row(self.mean, self.stddev, self.event_dims)
 
     def log_densities(self, value: Tensor) -> Tensor:
         """Per dimension, (..., *action shape)."""
@@ -243,130 +221,6 @@ class SquashedGaussianDistribution(Distribution):
         return self.base.row()
 
 
-class BetaDistribution(Distribution):
-    """Independent betas stretched over the bounds: concentrations ``1 + a`` and ``1 + b`` (..., *action shape).
-
-    Of all numbers that round to the action, `log_prob` takes the one nearest to the mode; it is at most the log-density
-    of a cell of probability 1. With ``n = a + b`` and the mode ``p = a / n``, the log-density at x is the log-density
-    at p minus ``n`` times the divergence of p to x: in this form nothing large cancels if a beta is very narrow.
-    """
-
-    def __init__(
-        self,
-        a: Tensor,
-        b: Tensor,
-        bounds: Bounds,
-        event_dims: int,
-        *,
-        resolution: Resolution = FINEST,
-        key: str = "action",
-    ) -> None:
-        self._excess = (a, b)
-        self.concentrations = (1 + a, 1 + b)
-        self.bounds = bounds
-        self.event_dims = event_dims
-        self._log_width = bounds.log_half + math.log(2)
-        self._resolution = resolution
-        self._key = key
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.rsample(generator).detach()
-
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        alpha, beta = self.concentrations
-        x, y = (
-            torch._standard_gamma(shape, generator=generator)  # pyright: ignore[reportPrivateImportUsage]
-            for shape in (alpha, beta)  # torch's own distributions take no generator
-        )
-        return self._stretch(x / (x + y))
-
-    def mode(self) -> Tensor:
-        a, b = self._excess
-        return self._stretch(a / (a + b))
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        a, _ = self._excess
-        check_action(action, a.shape, self.event_dims)
-        refuse_outside(action, self.bounds, self._key)
-        placed = place(action, self.bounds, a.dtype, self._resolution)
-        terms = self._log_densities(placed)
-        reach = placed.reach
-        span = placed.below.clamp_max(reach) + placed.above.clamp_max(reach)
-        terms = torch.minimum(terms, math.log(2) - span.log())
-        return event_sum(terms - self._log_width, self.event_dims)
-
-    def entropy(self) -> Tensor:
-        a, b = self._excess
-        n = a + b
-        if self._is_broad:
-            alpha, beta = self.concentrations
-            terms = self._log_norm - a * alpha.digamma() - b * beta.digamma()
-            terms = terms + n * (alpha + beta).digamma()
-            return event_sum(terms + self._log_width, self.event_dims)
-        terms = n / (1 + n) - self._peak - _log_means(a) - _log_means(b) + _log_means(n)
-        return event_sum(terms + self._log_width, self.event_dims)
-
-    def kl(self, other: BetaDistribution) -> Tensor:
-        check_family(self, other)
-        (a, b), (c, d) = self._excess, other._excess
-        n, m = a + b, c + d
-        if self._is_broad and other._is_broad:
-            alpha, beta = self.concentrations
-            terms = other._log_norm - self._log_norm + (a - c) * alpha.digamma()
-            terms = terms + (b - d) * beta.digamma() - (n - m) * (alpha + beta).digamma()
-            return event_sum(terms, self.event_dims)
-        tiny = torch.finfo(a.dtype).tiny
-        p, q, r, s = (part.clamp_min(tiny) for part in (a / n, b / n, c / m, d / m))
-        change = torch.where(r < 0.5, p - r, s - q)
-        terms = self._peak - other._peak - c * _log_ratio(p, r, change)
-        terms = terms - d * _log_ratio(q, s, -change)
-        terms = terms + (a - c) * (_log_means(a) / a) + (b - d) * (_log_means(b) / b)
-        terms = terms - (n - m) * (_log_means(n) / n + 1 / (1 + n))
-        return event_sum(terms, self.event_dims)
-
-    def row(self) -> Tensor:
-        """What the concentrations exceed 1 by."""
-        return _as_row(*self._excess, self.event_dims)
-
-    @property
-    def _is_broad(self) -> bool:
-        """Whether every beta is so wide that torch's usual formulas, which are faster, are exact to 1e-5."""
-        a, b = self._excess
-        return on_host(a) and bool((a + b < _BROAD).all())
-
-    @property
-    def _log_norm(self) -> Tensor:
-        alpha, beta = self.concentrations
-        return alpha.lgamma() + beta.lgamma() - (alpha + beta).lgamma()
-
-    @property
-    def _peak(self) -> Tensor:
-        """The log-density between 0 and 1 at the mode."""
-        a, b = self._excess
-        n = a + b
-        return torch.log1p(n) + _stirling_rest(n) - _stirling_rest(a) - _stirling_rest(b)
-
-    def _log_densities(self, placed: Placed) -> Tensor:
-        """Per dimension, between 0 and 1, of the number in the cell that is nearest to the mode."""
-        a, b = self._excess
-        n = a + b
-        x, y, reach = placed.below / 2, placed.above / 2, placed.reach / 2
-        tiny = torch.finfo(a.dtype).tiny
-        p, q = ((part / n).clamp_min(tiny) for part in (a, b))
-        from_mode = torch.where(x < 0.5, x - p, q - y)
-        shift = from_mode.detach().clamp(-reach, reach)
-        from_mode = from_mode - shift
-        x, y = ((x - shift).clamp_min(tiny), (y + shift).clamp_min(tiny))
-        if self._is_broad:
-            return a * x.log() + b * y.log() - self._log_norm
-        relative = a * _log_ratio(x, p, from_mode) + b * _log_ratio(y, q, -from_mode)
-        return self._peak + relative
-
-    def _stretch(self, x: Tensor) -> Tensor:
-        low, high, _, half, _ = self.bounds
-        return torch.clamp(low + 2 * x * half, low, high)  # rounding may leave the bounds
-
-
 def are_few_within(log_std: Tensor, low: float, high: float) -> bool:
     """Whether a few numbers, as of a learned ``log_std``, are within a range; Python sees it faster than a clamp runs.
 
@@ -379,6 +233,29 @@ def are_few_within(log_std: Tensor, low: float, high: float) -> bool:
     return low <= min(numbers) and max(numbers) <= high
 
 
+def log_std_limits(init: float, limits: tuple[float, float]) -> tuple[float, float]:
+    """The range of log standard deviations that float32 holds within ``limits``, the setting 'log_std_range'.
+
+    Raises ValueError unless they are (low, high), with the initial value ``init`` between them.
+    """
+    low, high = limits
+    if not low <= high:
+        raise ValueError(f"'log_std_range' must be (low, high), got ({low}, {high})")
+    if not low <= init <= high:
+        raise ValueError(
+            f"'init_log_std' must be within 'log_std_range' ({low}, {high}), got {init}"
+        )
+    return max(low, -_LARGEST_LOG), min(high, _LARGEST_LOG)
+
+
+def warmer(log_std: Tensor, temperature: float | Tensor) -> Tensor:
+    """The ``log_std`` of normals whose standard deviation is multiplied by ``temperature``."""
+    if not isinstance(temperature, Tensor) and temperature == 1.0:
+        return log_std
+    change = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+    return (log_std + change).clamp(-_LARGEST_LOG, _LARGEST_LOG)
+
+
 class _Normals(ActionDistribution):
     """The base of gaussian and squashed_gaussian: logits (or logits and a parameter) as independent normals."""
 
@@ -387,18 +264,12 @@ class _Normals(ActionDistribution):
     def __init__(
         self, leaf: Leaf, log_std: LogStd, init_log_std: float, log_std_range: tuple[float, float]
     ) -> None:
-        low, high = log_std_range
-        if not low <= high:
-            raise ValueError(f"'log_std_range' must be (low, high), got ({low}, {high})")
-        if not low <= init_log_std <= high:
-            raise ValueError(
-                f"'init_log_std' must be within 'log_std_range' ({low}, {high}), got {init_log_std}"
-            )
+        kept_range = log_std_limits(init_log_std, log_std_range)
         dims = math.prod(leaf.shape)
         super().__init__(leaf, dims if log_std == "learned" else 2 * dims)
         self.init_log_std = init_log_std
-        self.log_std_range = (low, high)
-        self.kept_range = (max(low, -_LARGEST_LOG), min(high, _LARGEST_LOG))
+        self.log_std_range = (log_std_range[0], log_std_range[1])
+        self.kept_range = kept_range
         start = torch.full(leaf.shape, float(init_log_std))
         self.log_std = nn.Parameter(start) if log_std == "learned" else None
 
@@ -417,11 +288,8 @@ class _Normals(ActionDistribution):
             mean, log_std = logits, self.log_std.to(logits.dtype)
         if not are_few_within(log_std, *self.kept_range):
             log_std = log_std.clamp(*self.kept_range)
-        if isinstance(temperature, Tensor) or temperature != 1.0:
-            change = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
-            log_std = (log_std + change).clamp(-_LARGEST_LOG, _LARGEST_LOG)
         return GaussianDistribution(
-            mean.reshape(shape), log_std, len(self.action_shape), key=self.key
+            mean.reshape(shape), warmer(log_std, temperature), len(self.action_shape), key=self.key
         )
 
     @property
@@ -429,7 +297,7 @@ class _Normals(ActionDistribution):
         return 2 * math.prod(self.action_shape)
 
     def normals_of_row(self, row: Tensor) -> GaussianDistribution:
-        mean, std = _of_row(row, self.action_shape)
+        mean, std = halves_of_row(row, self.action_shape)
         return GaussianDistribution(mean, std.log(), len(self.action_shape), key=self.key)
 
 
@@ -504,78 +372,6 @@ class SquashedGaussian(_Normals):
         return self.same_bounds or kept_bounds(self, dtype)
 
 
-class Beta(ActionDistribution):
-    """Betas over the Box's bounds; logits (..., for alpha then for beta), each concentration is 1 + softplus(logit).
-
-    Both are above 1, so the density has one peak and is zero at the bounds. ``temperature`` divides what exceeds 1: the
-    density to the power of 1 / temperature, which keeps its mode. It is at most the square of 1 / eps, where the
-    standard deviation is about eps: the dtype cannot distinguish it from a narrower one.
-    """
-
-    allows_minus_infinity = False
-
-    def __init__(self, leaf: Leaf) -> None:
-        if not is_bounded(leaf):
-            raise misfit("beta", leaf, "a Box action with finite bounds")
-        super().__init__(leaf, 2 * math.prod(leaf.shape))
-        self.same_bounds = keep_bounds(self, leaf)
-        self._resolution = Resolution.of(leaf)
-
-    def forward(
-        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
-    ) -> BetaDistribution:
-        refuse_mask(mask, "beta", self.key)
-        check_temperature(temperature)
-        excess = functional.softplus(wide(logits)) / temperature
-        limits = torch.finfo(excess.dtype)
-        excess = excess.clamp(limits.tiny**0.5, limits.eps**-2)
-        return self.of_row(excess)
-
-    def of_row(self, row: Tensor) -> BetaDistribution:
-        a, b = _of_row(row, self.action_shape)
-        bounds = self.same_bounds or kept_bounds(self, a.dtype)
-        return BetaDistribution(
-            a, b, bounds, len(self.action_shape), resolution=self._resolution, key=self.key
-        )
-
-
-def keep_bounds(family: ActionDistribution, leaf: Leaf) -> Bounds | None:
-    """The bounds if they are the same for all elements; else None, and they are constants of ``family``."""
-    low, high = leaf.port.low, leaf.port.high
-    if isinstance(low, float) and isinstance(high, float):
-        return bounds_between(low, high)
-    for name, bound in (("low", low), ("high", high)):
-        value = torch.tensor(bound, dtype=torch.float64, device="cpu").expand(leaf.shape)
-        # Nearly always; and not every device has float64.
-        exact = bool((value.float() == value).all())
-        family.constant(name, value.tolist(), torch.float32 if exact else torch.float64)
-    return None
-
-
-def kept_bounds(family: ActionDistribution, dtype: torch.dtype) -> Bounds:
-    return bounds_between(family.low.to(dtype), family.high.to(dtype))
-
-
-def refuse_mask(mask: Tensor | None, name: str, key: str) -> None:
-    if mask is not None:
-        raise ValueError(f"action {key!r} is {name}, which takes no mask; only choices have one")
-
-
-def _as_row(first: Tensor, second: Tensor, event_dims: int) -> Tensor:
-    """Two tensors (..., *action shape) as (..., 2 * dims)."""
-    parts = (first, second)
-    if not event_dims:
-        return torch.stack(parts, -1)
-    return torch.cat([part.flatten(-event_dims) for part in parts], -1)
-
-
-def _of_row(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The two tensors (..., *shape) of a row."""
-    first, second = row.chunk(2, -1)
-    shape = (*row.shape[:-1], *shape)
-    return first.reshape(shape), second.reshape(shape)
-
-
 def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
     # Not torch.randn, which the compiler does not take with a batch of any size; the numbers are the same.
     empty = torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -592,35 +388,3 @@ def _log_slope(u: Tensor) -> Tensor:
     """log(1 - tanh(u)**2), without cancellation for large u."""
     slope = 2 * (math.log(2) - u + functional.logsigmoid(2 * u))
     return slope.clamp_min(floor_of(u.dtype))
-
-
-# --- betas: functions of a concentration minus 1, without cancellation ---
-
-
-def _stirling_rest(v: Tensor) -> Tensor:
-    """lgamma(1 + v) - (v * log(v) - v)."""
-    small, r = _small_or_reciprocal(v)
-    series = r * (1 / 12 - r * r * (1 / 360 - r * r * (1 / 1260 - r * r / 1680)))
-    series = series + 0.5 * (math.log(2 * math.pi) - r.log())
-    return torch.where(
-        v < _SERIES, (1 + small).lgamma() - torch.xlogy(small, small) + small, series
-    )
-
-
-def _log_means(v: Tensor) -> Tensor:
-    """v * (digamma(1 + v) - log(v))."""
-    small, r = _small_or_reciprocal(v)
-    series = 0.5 - r * (1 / 12 - r * r * (1 / 120 - r * r * (1 / 252 - r * r / 240)))
-    direct = small * (1 + small).digamma() - torch.xlogy(small, small)
-    return torch.where(v < _SERIES, direct, series)
-
-
-def _small_or_reciprocal(v: Tensor) -> tuple[Tensor, Tensor]:
-    return v.clamp_max(_SERIES), v.clamp_min(_SERIES).reciprocal()
-
-
-def _log_ratio(x: Tensor, y: Tensor, difference: Tensor) -> Tensor:
-    """log(x / y), given ``x - y``, which is better known than x and y."""
-    near = difference.detach().abs() < 0.5 * y.detach()
-    ratio = torch.where(near, difference, 0.0) / torch.where(near, y, 1.0)
-    return torch.where(near, ratio.log1p(), x.log() - y.log())

@@ -16,7 +16,8 @@ from composer.distributions.base import (
     misfit,
     wide,
 )
-from composer.distributions.continuous import keep_bounds, kept_bounds, refuse_mask, squashed
+from composer.distributions.bounds import keep_bounds, kept_bounds, refuse_mask, squashed
+from composer.distributions.candidates import Candidates, padded, refuse_no_count
 from composer.spaces.kinds import Leaf
 
 __all__ = ["Deterministic", "DeterministicDistribution"]
@@ -43,6 +44,12 @@ class DeterministicDistribution(Distribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         self._refuse("log_prob")
+
+    def top_k(self, k: int) -> Candidates:
+        """The action, whose probability is 1."""
+        refuse_no_count(k)
+        shape = self.action.shape[: self.action.dim() - self._event_dims]
+        return padded(self.action, self.action.new_zeros(shape), k)
 
     def entropy(self) -> Tensor:
         self._refuse("entropy")

@@ -29,6 +29,7 @@ from composer.distributions.base import (
     refuse_actions,
     wide,
 )
+from composer.distributions.candidates import Candidates, best, merged, refuse_no_count
 from composer.spaces.kinds import Leaf
 from composer.spaces.values import as_flags, on_host
 from perception_blocks.port import format_shape
@@ -129,6 +130,14 @@ class ChoiceDistribution(Distribution):
 
         refuse_actions(action, ~right, expected, self._key, way_out)
 
+    def top_k(self, k: int) -> Candidates:
+        refuse_no_count(k)
+        log_probs = self.log_probs.unsqueeze(-2) if not self._event_dims else self.log_probs
+        if self._event_dims > 1:
+            log_probs = log_probs.flatten(-1 - self._event_dims, -2)
+        actions, scores = _best_choices(log_probs, k)
+        return Candidates(actions.reshape(k, *self.log_probs.shape[:-1]), scores)
+
     def entropy(self) -> Tensor:
         return event_sum(-(self.log_probs.exp() * self.log_probs).sum(-1), self._event_dims)
 
@@ -172,6 +181,15 @@ class BitDistribution(Distribution):
             refuse_actions(action, wrong, lambda _: "0 or 1", self._key)
         signed = torch.where(action != 0, self.logits, -self.logits)
         return event_sum(functional.logsigmoid(signed), self._event_dims)
+
+    def top_k(self, k: int) -> Candidates:
+        refuse_no_count(k)
+        logits = self.logits.unsqueeze(-1) if not self._event_dims else self.logits
+        if self._event_dims > 1:
+            logits = logits.flatten(-self._event_dims)
+        log_probs = functional.logsigmoid(torch.stack([-logits, logits], -1))
+        actions, scores = _best_choices(log_probs, k)
+        return Candidates(actions.to(self.logits.dtype).reshape(k, *self.logits.shape), scores)
 
     def entropy(self) -> Tensor:
         return event_sum(-self._expected(self.logits), self._event_dims)
@@ -333,6 +351,18 @@ class Bernoulli(ActionDistribution):
     def of_row(self, row: Tensor) -> BitDistribution:
         logits = row.reshape((*row.shape[:-1], *self.action_shape))
         return BitDistribution(logits, len(self.action_shape), key=self.key)
+
+
+def _best_choices(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` most likely joint choices (k, ..., D) of D independent ones (..., D, n), and their log-probabilities.
+
+    What has no probability is none of them: its log-probability is `floor_of` the dtype.
+    """
+    impossible = log_probs <= floor_of(log_probs.dtype)
+    scores, choices = best(log_probs.masked_fill(impossible, -math.inf), k)
+    total, ranks = merged(scores.unbind(-2), k)
+    chosen = choices.gather(-1, ranks.transpose(-1, -2))
+    return chosen.movedim(-1, 0), total.movedim(-1, 0)
 
 
 def _legal(mask: Tensor, logits: Tensor, key: str) -> Tensor:

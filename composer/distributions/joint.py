@@ -17,11 +17,13 @@ from composer.distributions.base import (
     no_action_to_mask,
     wide,
 )
+from composer.distributions.candidates import Candidates, of_parts, refuse_no_count
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.port import format_shape
 from perception_blocks.words import hint, listing
 
 __all__ = ["ActionDistributions", "CompositeDistribution", "check_joint", "distribution_of_row"]
+__all__ += ["no_noise_to_hold", "refuse_no_size"]
 
 
 class CompositeDistribution(Distribution):
@@ -49,6 +51,11 @@ class CompositeDistribution(Distribution):
 
     def log_prob_of_draw(self, action: Mapping[str, Tensor]) -> Tensor:
         return _total(part.log_prob_of_draw(action[key]) for key, part in self.parts.items())
+
+    def top_k(self, k: int) -> Candidates:
+        """The ``k`` most likely joint actions; of a continuous part its mode stands for it, with its density."""
+        refuse_no_count(k)
+        return of_parts({key: part.top_k(k) for key, part in self.parts.items()}, k)
 
     def entropy(self) -> Tensor:
         return _total(part.entropy() for part in self.parts.values())
@@ -179,6 +186,22 @@ class ActionDistributions(nn.Module):
 
     def items(self) -> ItemsView[str, ActionDistribution]:
         return {key: self[key] for key in self._names}.items()
+
+
+def refuse_no_size(batch_size: object) -> None:
+    """Raise ValueError unless ``batch_size`` is a number of environments."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(
+            f"batch_size must be a positive integer, the number of environments, got {batch_size!r}"
+        )
+
+
+def no_noise_to_hold(actions: Collection[str]) -> str:
+    """The message about noise that none of the ``actions`` can hold."""
+    return (
+        f"no action of this policy ({listing(actions)}) has noise that could be held; "
+        "write distribution: gsde for a Box action under 'distributions'"
+    )
 
 
 def distribution_of_row(

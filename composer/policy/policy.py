@@ -23,6 +23,8 @@ from composer.distributions.joint import (
     ActionDistributions,
     check_joint,
     distribution_of_row,
+    no_noise_to_hold,
+    refuse_no_size,
 )
 from composer.lowered.policy import LoweredPolicy
 from composer.network.autoregressive import AutoregressiveNetwork
@@ -261,6 +263,28 @@ class Policy(NetworkModule):
     def reset_distributions(self, seed: int, *path: str | int) -> None:
         """Initialise the parameters of the distributions."""
         self.distributions.reset_parameters(local_generator(seed, "distributions", *path))
+
+    def resample_exploration(
+        self, batch_size: int = 1, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw the noise of actions with the distribution `gsde`, and hold it: samples then are smooth in time.
+
+        Each sample adds noise that is a function of the observation alone until this is called again, as at the start
+        of an episode or every few steps, or `release_exploration` is. With ``batch_size``, the number of environments,
+        each row of the last batch axis has noise of its own; a batch of another size has the noise of the first. What
+        is held is not saved. Raises ValueError for a policy without such an action.
+        """
+        refuse_no_size(batch_size)
+        families = [family for _, family in self.distributions.items() if family.holds_noise]
+        if not families:
+            raise ValueError(no_noise_to_hold(self.distributions))
+        for family in families:
+            family.hold_noise(batch_size, generator)
+
+    def release_exploration(self) -> None:
+        """Let every sample have fresh noise again; see `resample_exploration`."""
+        for _, family in self.distributions.items():
+            family.release_noise()
 
     def update_normalizers(self, observations: object, group: Group = None) -> None:
         """Update the running statistics of observations, as `Model.update_normalizers` does."""

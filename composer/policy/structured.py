@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from composer.distributions.base import Distribution
+from composer.distributions.joint import no_noise_to_hold, refuse_no_size
 from composer.network.groups import ActorCall, Batch, GroupNetworks, rows_of
 from composer.network.network import Inputs, State, Tensors, with_actor
 from composer.network.structured import ByActor, StructuredModule, blamed, unstack
@@ -247,6 +248,29 @@ class StructuredPolicy(StructuredModule[Policy]):
                 policy = self._member_of(entry.actor)
                 distributions[entry.key] = policy.distribution_of_row(entry.value)
         return distributions
+
+    def resample_exploration(
+        self, batch_size: int = 1, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw and hold the noise of all actors that can; see `Policy.resample_exploration`.
+
+        Actors that share a policy share its noise.
+        """
+        refuse_no_size(batch_size)
+        policies = {id(policy): policy for policy in self.policies.values()}.values()
+        able = [p for p in policies if any(f.holds_noise for _, f in p.distributions.items())]
+        if not able:
+            actions = [
+                f"{name}/{key}" for name, p in self.policies.items() for key in p.distributions
+            ]
+            raise ValueError(no_noise_to_hold(actions))
+        for policy in able:
+            policy.resample_exploration(batch_size, generator)
+
+    def release_exploration(self) -> None:
+        """Let every sample of all actors have fresh noise again."""
+        for policy in self.policies.values():
+            policy.release_exploration()
 
     def update_normalizers(self, observations: ByActor[object], group: Group = None) -> None:
         """Update the statistics with observations of all present actors; nothing changes if one is wrong."""

@@ -87,11 +87,14 @@ SB3 = {
         "stable_baselines3.common.env_util.make_vec_env(id, n_envs)",
         lambda: agent(PPO, CARTPOLE, make_vec_env("CartPole-v1", 2)).learn(64),
     ),
-    "noise of the library": (
+    "noise that is held": (
         lambda: agent(PPO, ACTOR + VALUES, Walk(SEEN, NUMBERS), use_sde=True),
-        "use_sde explores with noise of Stable-Baselines3's own policies; the distributions of a composed model "
-        "explore by themselves: leave it out",
-        lambda: agent(PPO, ACTOR + VALUES, Walk(SEEN, NUMBERS)).learn(32),
+        "use_sde holds the noise of actions for several steps, which only the distribution gsde has; write "
+        "distribution: gsde for a Box action under 'distributions', or leave use_sde out",
+        lambda: agent(
+            PPO, ACTOR + VALUES + "distributions: [{space: box, distribution: gsde}]\n", Walk(SEEN, NUMBERS),
+            use_sde=True,
+        ).learn(32),
     ),
     "another number of critics": (
         lambda: agent(

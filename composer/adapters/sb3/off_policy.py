@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from composer.adapters.sb3.policies import HostPolicy, PyTorchObs, Schedule
 from composer.critic.state_action import StateActionCritic
 from composer.distributions.base import Distribution
+from composer.distributions.gsde import GSDE
 from composer.host.step import read_together
 from composer.network.network import Inputs, Tensors
 from composer.policy.policy import Policy
@@ -83,6 +84,16 @@ class Actor(SubNetwork):
         distribution = self.distribution(obs)
         action = distribution.mode() if deterministic else distribution.rsample()
         return self.policy.scaled(action)
+
+    def reset_noise(self, batch_size: int = 1) -> None:
+        """What the host calls with ``use_sde``: new noise, held until it is called again."""
+        self.actor.resample_exploration(batch_size)
+
+    def get_std(self) -> Tensor:
+        """What the host logs with ``use_sde``: the standard deviations of the exploration matrix."""
+        families = [family for _, family in self.actor.distributions.items()]
+        deviations = [f.matrix_std(torch.float32) for f in families if isinstance(f, GSDE)]
+        return torch.cat([deviation.detach().flatten() for deviation in deviations])
 
     def distribution(self, obs: PyTorchObs) -> Distribution:
         inputs, _ = self.policy.seen(obs)

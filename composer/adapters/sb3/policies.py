@@ -36,8 +36,8 @@ __all__ = ["ActorCritic", "HostPolicy"]
 HOST = "Stable-Baselines3"
 WRAP = "\nWrap each environment in composer.adapters.sb3.agents.wrap(env, spec), or compose the model for this one"
 NO_SDE = (
-    "use_sde explores with noise of Stable-Baselines3's own policies; "
-    "the distributions of a composed model explore by themselves: leave it out"
+    "use_sde holds the noise of actions for several steps, which only the distribution gsde has; write "
+    "distribution: gsde for a Box action under 'distributions', or leave use_sde out"
 )
 
 
@@ -71,11 +71,11 @@ class HostPolicy(BasePolicy):
             self, observation_space, action_space,
             optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs,
         )  # fmt: skip
-        if use_sde:
-            raise ValueError(NO_SDE)
         self._arguments = arguments
         self.model = _composed((observation_space, action_space), **arguments)
         refuse(self.model, self.algorithm, "sb3")
+        if use_sde and not any(f.holds_noise for _, f in self.policy.distributions.items()):
+            raise ValueError(NO_SDE)
         self.observations = HostObservations(self.policy.observer.tree, HOST)
         self.actions = HostActions(self.policy.action_tree)
         needed = (self.observations.space, self.actions.space)
@@ -114,6 +114,10 @@ class HostPolicy(BasePolicy):
         if self.model.training != mode:  # the host says it at every step
             self.model.train(mode)
         self.training = mode
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """What the host calls with ``use_sde``: new noise, held until it is called again."""
+        self.policy.resample_exploration(n_envs)
 
     def saved_spec(self) -> str:
         """The spec of what is saved with its weights, as `Model.save` writes it."""

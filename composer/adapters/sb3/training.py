@@ -76,6 +76,7 @@ NARROWER: dict[str, object] = {
     "exploration_fraction": Probability,
     "learning_starts": NonNegativeInt,
     "gradient_steps": PositiveInt | Literal[-1],  # as many as steps were collected
+    "sde_sample_freq": PositiveInt | Literal[-1],  # -1: once, when steps begin to be collected
     "train_freq": PositiveInt,  # of 0 its loop has no end
     **dict.fromkeys(("n_steps", "n_epochs", "batch_size", "buffer_size"), PositiveInt),
     **dict.fromkeys(("target_update_interval", "policy_delay", "stats_window_size"), PositiveInt),
@@ -89,8 +90,7 @@ METRICS = {  # our names of what the library logs
 # Arguments that the task or the spec decides, or that no text can say.
 NOT_SETTINGS = (
     "seed", "verbose", "tensorboard_log", "policy_kwargs", "policy_base", "_init_setup_model",
-    "use_sde", "sde_sample_freq", "use_sde_at_warmup", "monitor_wrapper",
-    "rollout_buffer_class", "rollout_buffer_kwargs",
+    "monitor_wrapper", "rollout_buffer_class", "rollout_buffer_kwargs",
     "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage",
 )  # fmt: skip
 
@@ -137,6 +137,13 @@ class Sb3Trainer:
             problems.append(
                 f"'device' must be 'auto' or a device of torch such as 'cpu', got {device!r}"
             )
+        if task.settings.get("use_sde") is not True:
+            names = [name for name, *_ in known]
+            problems += [
+                f"{name!r} has no effect without use_sde; set use_sde=true too"
+                for name in ("sde_sample_freq", "use_sde_at_warmup")
+                if name in task.settings and name in names
+            ]
         return problems
 
     def learn(self, steps: int, report: Report, phase: Phase = no_phase) -> None:

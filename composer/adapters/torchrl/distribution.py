@@ -12,8 +12,10 @@ from torch.distributions import Distribution as TorchDistribution
 
 from composer.adapters.torchrl.fields import Field, Key
 from composer.distributions.base import ActionDistribution, Distribution
-from composer.distributions.continuous import Beta, SquashedGaussian
+from composer.distributions.beta import Beta
+from composer.distributions.continuous import SquashedGaussian
 from composer.distributions.discrete import ChoiceDistribution, NoLegalChoiceError
+from composer.distributions.gsde import GSDE
 
 __all__ = ["ComposedDistribution"]
 
@@ -131,6 +133,7 @@ class ComposedDistribution(TorchDistribution):
             return True
         unbounded = leaf.port.low is None and leaf.port.high is None
         stays = unbounded or isinstance(self.family, (SquashedGaussian, Beta))
+        stays = stays or (isinstance(self.family, GSDE) and self.family.is_squashed)
         return stays and space.dtype.kind == "f"
 
     def _choices(self) -> ChoiceDistribution:

@@ -30,6 +30,8 @@ FAMILIES = [
     ("squashed_gaussian", spaces.Box(2, 2, (2,)), {}),
     ("beta", UNIT, {}),
     ("beta", UNEVEN, {}),
+    ("gsde", spaces.Box(-np.inf, np.inf, (2,)), {"latent_units": 3, "learn_features": True}),
+    ("gsde", UNEVEN, {"latent_units": 3, "full_std": False}),
 ]
 IDS = [f"{name}-{index}" for index, (name, _, _) in enumerate(FAMILIES)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -66,7 +68,7 @@ def test_whatever_the_logits_samples_are_legal_and_everything_is_finite(
     generator = torch.Generator().manual_seed(0)
     for action in (distribution.sample(generator), distribution.mode()):
         assert action.isfinite().all()
-        if name in ("squashed_gaussian", "beta"):
+        if name in ("squashed_gaussian", "beta") or space is UNEVEN:
             assert (action >= torch.tensor(space.low)).all()
             assert (action <= torch.tensor(space.high)).all()
         assert distribution.log_prob(action).isfinite().all()

@@ -34,6 +34,9 @@ FAMILIES = [
     ("squashed_gaussian", spaces.Box(-1, 1, ())),
     ("beta", WIDE),
     ("beta", UNEVEN),
+    ("gsde", FREE),
+    ("gsde", UNEVEN),
+    ("gsde", spaces.Box(-1, 1, ())),
 ]
 CHOICES = FAMILIES[:4]
 
@@ -243,7 +246,8 @@ def test_gradients_flow_through_a_reparametrised_sample(name):
 
 @pytest.mark.parametrize(("name", "space"), FAMILIES)
 def test_gradients_of_the_closed_forms(name, space):
-    family = build(name, space)
+    # Else gsde keeps gradients from its features.
+    family = build(name, space, **({"learn_features": True} if name == "gsde" else {}))
     other: Any = family(random_logits(family, (3,), seed=1))
     action = other.sample()
 

@@ -144,7 +144,8 @@ def test_everything_wrong_with_the_rules_is_told_at_once():
     with pytest.raises(DistributionRuleError) as error:
         build_distributions(ROBOT, rules)
     actions = "'gas', 'gear.box', 'steer', 'thrust', 'type'"
-    names = "'categorical', 'multi_categorical', 'bernoulli', 'gaussian', 'squashed_gaussian', 'beta', 'deterministic'"
+    names = "'categorical', 'multi_categorical', 'bernoulli', 'gaussian', 'squashed_gaussian', 'beta', 'gsde', "
+    names += "'deterministic'"
     assert error.value.problems == [
         (0, "action", "no action 'stear' in the action space; did you mean 'steer'?"),
         (1, "action", f"no action 'brake' in the action space; it has {actions}{OPTIONAL}"),

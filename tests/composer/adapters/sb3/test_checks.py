@@ -245,8 +245,8 @@ def test_no_environment_is_refused():
 
 def test_noise_of_the_host_is_refused():
     expected = (
-        "use_sde explores with noise of Stable-Baselines3's own policies; "
-        "the distributions of a composed model explore by themselves: leave it out"
+        "use_sde holds the noise of actions for several steps, which only the distribution gsde has; write "
+        "distribution: gsde for a Box action under 'distributions', or leave use_sde out"
     )
     with refuses(expected):
         agent(PPO, ACTOR + VALUES, BOX, use_sde=True)
