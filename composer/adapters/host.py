@@ -117,7 +117,9 @@ class HostActions:
         leaves = {key: unrounded(leaf) for key, leaf in _in_order(tree, as_vector).items()}
         self.tree = SpaceTree(tree.space, tree.root, leaves)
         self.is_flat = as_vector or not _is_plain_action(tree.space)
-        self.space = _vector(leaves.values()) if self.is_flat else tree.space
+        vector = _vector(leaves.values())
+        self._bounds = vector.low, vector.high
+        self.space = vector if self.is_flat else tree.space
         self._sizes = [math.prod(leaf.shape) for leaf in leaves.values()]
         # Whether what is stored is what was drawn: numbers of a Box of integers are rounded.
         self.keeps_draws = all(leaf.kind != "box" or _is_drawn(leaf) for leaf in leaves.values())
@@ -149,6 +151,13 @@ class HostActions:
         leaves = self.tree.leaves.items()
         flat = {key: KINDS[leaf.kind].inward(leaf, parts[key], dtype) for key, leaf in leaves}
         return flat[self._only] if self.tree.is_single else flat
+
+    def without_padding(self, action: Tensor) -> Tensor:
+        """``action`` with what is nearest in its bounds in place of rows of zeros, with which hosts pad sequences."""
+        low, high = (torch.from_numpy(bound).to(action) for bound in self._bounds)
+        rows = action.reshape(-1, sum(self._sizes))
+        is_empty = (rows == 0).all(-1, keepdim=True)
+        return torch.where(is_empty, rows.clamp(low, high), rows).reshape(action.shape)
 
     def to_environment(self, action: object) -> object:
         """An action of ``space``, which `is_flat`, with any leading axes, as the environment takes it."""

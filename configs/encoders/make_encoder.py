@@ -3,7 +3,7 @@
     python configs/encoders/make_encoder.py        # writes configs/encoders/encoder/
 
 The folder is one of transformers: config.json, model.safetensors and preprocessor_config.json. Nothing is downloaded.
-`frozen.yaml` and `finetuned.yaml` beside it use the folder. It needs the extra `llm`.
+`frozen.yaml`, `finetuned.yaml` and `strides.yaml` beside it use the folder. It needs the extra `llm`.
 """
 
 import argparse

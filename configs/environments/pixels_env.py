@@ -46,4 +46,17 @@ class CatchEnv(gymnasium.Env):
         return frame
 
 
+class StrideCatchEnv(CatchEnv):
+    """Catch where the paddle's move has a length: as far as wanted to the left or right, while staying costs nothing."""
+
+    action_space = spaces.Dict(move=spaces.Discrete(3), stride=spaces.Box(1.0, 8.0, (1,)))
+
+    def step(self, action):
+        side = (0, -1, 1)[action["move"]]
+        paddle = self._paddle + round(side * float(action["stride"][0]))
+        self._paddle = int(np.clip(paddle, 0, SIZE - PADDLE))
+        return super().step(0)
+
+
 gymnasium.register("Catch-v0", "environments.pixels_env:CatchEnv", max_episode_steps=500)
+gymnasium.register("StrideCatch-v0", "environments.pixels_env:StrideCatchEnv", max_episode_steps=500)

@@ -1,7 +1,10 @@
 """The small pretrained encoder of configs/encoders: it learns something, is used frozen, and is fine-tuned."""
 
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +16,35 @@ from tests.helpers.paths import CONFIGS
 SHORT = ["--steps", "32", "--eval-episodes", "1"]
 for setting in ("n_steps=16", "batch_size=16", "n_epochs=1"):
     SHORT += ["--set-algorithm", setting]
+
+
+# Runs where neither the spec nor the encoder is: loads, exports, and acts for 200 steps.
+ACTS = """
+import sys
+
+import gymnasium
+import numpy as np
+
+import composer
+
+sys.path.insert(0, sys.argv[1])
+model = composer.load(sys.argv[2], allow=["environments"])
+model.export("policy.onnx")
+env = composer.with_previous(gymnasium.make("environments.pixels_env:StrideCatch-v0"), ["action", "reward"])
+rows, over = [], True
+for step in range(200):
+    begins = over
+    if over:
+        observation, _ = env.reset(seed=step)
+        state = model.policy.initial_state()
+    action, state = model.policy.act(observation, state, begins, deterministic=True)
+    previous = {f"previous/{key}": value[None] for key, value in observation["previous"].items()}
+    seen = {"observation": observation["observation"][None], **previous, "resets": np.array([begins])}
+    rows.append({**seen, "move": action["move"], "stride": action["stride"]})
+    observation, _, terminated, truncated, _ = env.step(action)
+    over = terminated or truncated
+np.savez("seen.npz", **{key: np.stack([row[key] for row in rows]) for key in rows[0]})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +112,36 @@ def test_the_script_makes_an_encoder_that_sees(tmp_path, capsys):
     make_encoder.main(["-o", str(tmp_path / "encoder")])
     words = capsys.readouterr().out.split()
     assert float(words[5]) < 0.8 * float(words[-1]), words
+
+
+@pytest.mark.full
+def test_a_trained_policy_of_all_parts_acts_equally_on_another_machine(encoders, tmp_path, capsys):
+    """A frozen encoder, the last action and reward, a GRU and dependent heads: trained, moved, and as ONNX."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    spec, run = encoders / "strides.yaml", tmp_path / "run"
+    options = ["--algorithm", "recurrent_ppo", "--allow", "environments", *SHORT, "-o", str(run)]
+    assert main(["train", str(spec), *options]) == 0, capsys.readouterr()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / "model.safetensors").rename(elsewhere / "agent.safetensors")
+    trained = composer.load(elsewhere / "agent.safetensors", allow=["environments"])
+    stored = load_file(encoders / "encoder" / "model.safetensors")
+    assert all(torch.equal(encoder_of(trained)[name], stored[name]) for name in stored)
+
+    script = tmp_path / "act.py"
+    script.write_text(ACTS)
+    command = [sys.executable, str(script), str(CONFIGS), "agent.safetensors"]
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession(elsewhere / "policy.onnx")
+    names = [value.name for value in session.get_outputs()]
+    seen = np.load(elsewhere / "seen.npz")
+    state = np.zeros((1, 1, 64), np.float32)
+    assert len(seen["move"]) == 200
+    for step in range(200):
+        inputs = [value.name for value in session.get_inputs() if value.name != "memory/h"]
+        given = {name: seen[name][step] for name in inputs}
+        outputs = dict(zip(names, session.run(None, given | {"memory/h": state}), strict=True))
+        state = outputs["next/memory/h"]
+        assert outputs["action/move"][0] == seen["move"][step]
+        np.testing.assert_allclose(outputs["action/stride"][0], seen["stride"][step], atol=1e-3)

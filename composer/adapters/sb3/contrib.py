@@ -132,6 +132,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         observations = self.policy.as_observed(self._without_padding(flat))
         (state, read), starts = self._unpack(lstm_states.pi), episode_starts.reshape(leading) > 0.5
         state, resets = _begun(state, self._with_room(read, starts))
+        actions = self.actions.without_padding(actions)
         taken = self.actions.from_host(actions, self.policy.dtype, leading)
         return self.judged(self.lowered.step(observations, taken, state, resets, unroll=True))
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import composer
+from composer.adapters.sb3.agents import wrap
 from tests.helpers.sb3_agents import ACTOR, CONFIGS, VALUES, Walk, agent
 
 RECALL = CONFIGS / "masked_recurrent.yaml"
@@ -241,6 +242,37 @@ critic:
 
     envs = DummyVecEnv([lambda n=n: Legal(space, spaces.Discrete(2), n) for n in (2, 7)])
     agent(RecurrentPPO, spec, envs, n_steps=16, batch_size=16).learn(64)
+
+
+ACTIONS = {
+    "box above 0": spaces.Box(1.0, 8.0, (2,)),
+    "box below 0": spaces.Box(-8.0, -1.0, (1,)),
+    "discrete": spaces.Discrete(2, start=3),
+    "several": spaces.Dict(kind=spaces.Discrete(3, start=-4), size=spaces.Box(1.0, 8.0, (1,))),
+}
+
+
+@pytest.mark.parametrize("space", ACTIONS.values(), ids=ACTIONS)
+def test_padding_is_never_an_action_that_is_none(space):
+    """Zeros are outside of a Box that begins above them, and no choice of a space that starts elsewhere."""
+    spec = """
+version: 1
+policy:
+  graph:
+    memory: {block: gru, in: observation, hidden_units: 4}
+  heads: {in: memory}
+critic: {graph: {latent: {block: dense, in: observation, hidden_units: [4]}}}
+"""
+    seen = spaces.Box(-1, 1, (2,), np.float32)
+    envs = DummyVecEnv([lambda n=n: wrap(Walk(seen, space, n), spec) for n in (2, 7)])
+    made = agent(RecurrentPPO, spec, envs, n_steps=16, batch_size=16)
+    before = [parameter.clone() for parameter in made.policy.parameters()]
+    made.learn(64)
+    assert all(p.isfinite().all() for p in made.policy.parameters())
+    assert any((p != old).any() for p, old in zip(made.policy.parameters(), before, strict=True))
+    drawn = made.policy.actions.space.sample()
+    rows = torch.as_tensor(np.array([drawn])).float().reshape(1, -1)
+    assert torch.equal(made.policy.actions.without_padding(rows), rows)
 
 
 def test_predicting_carries_the_state_and_resets_it():
