@@ -18,6 +18,7 @@ INK, FAINT, FRAME = "#1f2933", "#3e4c59", "#9aa5b1"
 TENSORS = {"input": ("#eef7ee", "#6a9a6f"), "output": ("#fdf3e3", "#c08a3e")}
 LIGHT, DEEP = (0xF7, 0xFA, 0xFD), (0x7F, 0xB2, 0xE5)
 LONGEST = 40  # characters of a name
+PULL = 16  # edges that hold a network on its side
 
 Attributes: TypeAlias = dict[str, str]
 
@@ -102,15 +103,16 @@ def _add_networks(graph: Digraph, picture: Picture) -> None:
     critics = [name for name in frames if _is_critic(picture.frames[name])]
     if len(critics) in (0, len(frames)):
         return _add_frames(graph, picture, frames)
-    # Layout keeps the order of two nodes on one line if neither is in a frame; each holds the frames below it.
+    # Layout keeps the order of two nodes on one line if neither is in a frame; each pulls the frames below it, by many
+    # edges, as a weight counts for nothing where edges cross.
     line = Digraph(graph_attr={"rank": "same"})
     line.edge("left", "right", style="invis", weight="1")
     for side in ("left", "right"):
         names = [name for name in frames if (name in critics) == (side == "right")]
-        half = Digraph(f"cluster_{side}", graph_attr={"style": "invis", "margin": "8"})
+        half = Digraph(f"cluster_{side}", graph_attr={"style": "invis", "margin": "8", "label": ""})
         _add_frames(half, picture, names)
         graph.node(side, style="invis", width="0", height="0", label="")
-        for name in names:
+        for name in names * PULL:
             graph.edge(side, name, style="invis", weight="1")
         graph.subgraph(half)
     graph.subgraph(line)

@@ -47,7 +47,7 @@ class CatchEnv(gymnasium.Env):
 
 
 class StrideCatchEnv(CatchEnv):
-    """Catch where the paddle's move has a length: as far as wanted to the left or right, while staying costs nothing."""
+    """Catch where a move has a length: how far the paddle goes to the left or right."""
 
     action_space = spaces.Dict(move=spaces.Discrete(3), stride=spaces.Box(1.0, 8.0, (1,)))
 
@@ -59,4 +59,6 @@ class StrideCatchEnv(CatchEnv):
 
 
 gymnasium.register("Catch-v0", "environments.pixels_env:CatchEnv", max_episode_steps=500)
-gymnasium.register("StrideCatch-v0", "environments.pixels_env:StrideCatchEnv", max_episode_steps=500)
+gymnasium.register(
+    "StrideCatch-v0", "environments.pixels_env:StrideCatchEnv", max_episode_steps=500
+)

@@ -379,7 +379,9 @@ def test_a_box_says_for_how_many_inputs_its_block_runs():
     assert summarize(model).row("policy", "seen").notes == "for each of 4"
 
 
-@pytest.mark.parametrize("name", ["complex", "complex_class", "pick_place", "knights_archers"])
+@pytest.mark.parametrize(
+    "name", ["complex", "complex_class", "graph_observation", "pick_place", "knights_archers"]
+)
 def test_policies_stand_left_of_critics(name, monkeypatch):
     configs = Path(__file__).parents[3] / "configs"
     modules = ["environments", "networks"]
