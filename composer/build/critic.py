@@ -108,9 +108,12 @@ class CriticBuilder:
             return False
         message = f"a critic of kind {self.critic.kind!r} is for several actors; this environment {environment}"
         if kind.serves_space:
+            near, base = "state", "Critic"
+            if issubclass(kind, CriticModule) and kind.takes_action:
+                near, base = "state_action", "StateActionCritic"
             message += (
-                "; write kind: state, or let its member() return a class of yours that is derived from "
-                "composer.critic.Critic"
+                f"; write kind: {near}, or let its member() return a class of yours that is derived from "
+                f"composer.critic.{base}"
             )
         self.note_kind(message)
         return True

@@ -15,7 +15,7 @@ from composer.build.critic import BuiltCritic, CriticBuilder, policy_failed, wit
 from composer.build.plans import PlannedGroup, PolicyPlan, is_separate
 from composer.build.stacking import stacked_networks
 from composer.critic.base import CriticSetup, SpaceCritic
-from composer.critic.shared_state import SharedStateCritic
+from composer.critic.central import CentralCritic
 from composer.critic.structured import StructuredCriticBase
 from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks, SeparateNetworks
@@ -57,7 +57,7 @@ def build_critic_by_actor(
     if len(context.problems) > before or unknown:
         return None
     given = (spec.critic, context, dtype, actors, plans)
-    if issubclass(structured, SharedStateCritic):
+    if issubclass(structured, CentralCritic):
         return CentralCriticBuilder(*given, structured).build()
     assert issubclass(structured, StructuredCriticBase)
     return _StructuredCriticBuilder(*given, kind.member(), structured, groups).build()

@@ -10,6 +10,7 @@ __all__ = [
     "CriticModule",
     "CriticSetup",
     "DeltaStateCritic",
+    "SharedStateActionCritic",
     "SharedStateCritic",
 ]
 __all__ += ["StateActionCritic", "ValueRequirements"]
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from composer.critic.base import CRITICS, CriticModule, CriticSetup
     from composer.critic.delta_state import DeltaStateCritic
     from composer.critic.shared_state import SharedStateCritic
+    from composer.critic.shared_state_action import SharedStateActionCritic
     from composer.critic.state import Critic
     from composer.critic.state_action import StateActionCritic
     from composer.critic.values import ValueRequirements
@@ -28,6 +30,7 @@ else:
             "base": "CRITICS CriticModule CriticSetup",
             "delta_state": "DeltaStateCritic",
             "shared_state": "SharedStateCritic",
+            "shared_state_action": "SharedStateActionCritic",
             "state": "Critic",
             "state_action": "StateActionCritic",
             "values": "ValueRequirements",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from composer.critic.base import CriticModule
-from composer.critic.shared_state import PRESENT
+from composer.critic.central import PRESENT
 from composer.critic.structured import StructuredCriticBase
 from composer.network.network import Tensors
 from composer.network.structured import StructuredModule

@@ -129,9 +129,6 @@ class NetworkModule(StatefulModule):
     )
     reads_actor = False  # whether its network is told which of its actors it acts for
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
-    sees_together: tuple[
-        str, ...
-    ] = ()  # the actors whose values one call reads, of a central critic
 
     def input_sources(self) -> dict[str, InputSource]:
         """The inputs of its network by name, and the masks of actions."""

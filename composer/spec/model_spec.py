@@ -23,6 +23,9 @@ CRITICS.register_all("composer.critic.state", {"state": "Critic"})
 CRITICS.register_all("composer.critic.shared_state", {"shared_state": "SharedStateCritic"})
 CRITICS.register_all("composer.critic.delta_state", {"delta_state": "DeltaStateCritic"})
 CRITICS.register_all("composer.critic.state_action", {"state_action": "StateActionCritic"})
+CRITICS.register_all(
+    "composer.critic.shared_state_action", {"shared_state_action": "SharedStateActionCritic"}
+)
 
 
 @dataclass(frozen=True)

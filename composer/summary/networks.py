@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from composer.critic.central import CentralCritic
 from composer.critic.targets import Targeted
 from composer.network.groups import GroupNetworks
 from composer.network.module import NetworkModule, StatefulModule
@@ -26,11 +27,12 @@ class ServedActors:
     copies: int = 1
     why_looped: str | None = None
     together: bool = False
+    sees: str = ""  # what of them, where it is more than what they observe
 
     def words(self, most: int = 6) -> str:
         """``for 'piston_0', 'piston_1' and 8 more, one network each``: at ``most`` so many names."""
         if self.together:
-            return f"for all actors at once; it sees {few_of(self.actors, most)}"
+            return f"for all actors at once; it sees {self.sees}{few_of(self.actors, most)}"
         each = ", one network each" if self.copies > 1 else ""
         return f"for {few_of(self.actors, most)}{each}"
 
@@ -66,8 +68,10 @@ def short_name(network: str, name: str) -> str:
 
 def _all_networks(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors | None]]:
     if isinstance(net, NetworkModule):
-        seen = net.sees_together
-        return [(net.part, net, ServedActors(seen, together=True) if seen else None)]
+        if not isinstance(net, CentralCritic):
+            return [(net.part, net, None)]
+        what = f"{net.sees} of " if net.takes_action else ""
+        return [(net.part, net, ServedActors(net.sees_together, together=True, sees=what))]
     if isinstance(net, StructuredModule):
         return [network for group in net.groups for network in _networks_of(net.part, group)]
     policy, critic = getattr(net, "policy", None), getattr(net, "critic", None)

@@ -37,7 +37,7 @@ composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words families help pages schema |
 composer.checkpoint: container plain_spec file first_weights adapters weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
-composer.critic: values targets base structured structured_state_action state state_action shared_state delta_state | torch
+composer.critic: values targets base structured structured_state_action state state_action central shared_state shared_state_action delta_state | torch
 composer.host: rows step optimizing | torch
 composer.wrappers: interface slots composed heads samples hybrid combination hidden_state noise second_models transformer wrapping | torch numpy
 composer.summary: networks flops rows layout table | torch

@@ -18,6 +18,7 @@ from composer.cli import main
 from composer.critic import CRITICS, Critic
 from composer.critic.delta_state import DeltaStateCritic
 from composer.critic.shared_state import SharedStateCritic
+from composer.critic.shared_state_action import SharedStateActionCritic
 from composer.critic.state_action import StateActionCritic
 from composer.critic.structured import StructuredCritic
 from composer.diagram.sketch import sketch
@@ -58,6 +59,10 @@ class OneSpaceCritic(Critic):
 
 class TeamCritic(SharedStateCritic):
     serves_space = False
+
+
+class CentralQ(SharedStateActionCritic):
+    """A kind that is derived from that of actions, with no class for one space."""
 
 
 class CentralCritic(SharedStateCritic):
@@ -160,6 +165,7 @@ KINDS = {
     "one_space": OneSpaceCritic,
     "team": TeamCritic,
     "central": CentralCritic,
+    "central_q": CentralQ,
     "steps": StepsCritic,
     "memberless": MemberlessCritic,
     "regular": RegularCritic,
@@ -238,23 +244,24 @@ def test_several_actors_have_it_in_every_form(form, tmp_path):
     ("kind", "several"),
     [
         *itertools.product(["state", "state_action"], [False, True]),
-        ("shared_state", True), ("delta_state", True),
+        ("shared_state", True), ("shared_state_action", True), ("delta_state", True),
     ],
 )  # fmt: skip
 def test_a_class_derived_from_that_of_a_kind_has_the_same_way(kind, several, tmp_path):
     derived = type(CRITICS.get(kind))("Derived", (CRITICS.get(kind),), {"__module__": __name__})
     CRITICS.register("derived", derived)
-    form = BY_STEP if several and kind != "shared_state" else {"template": {}}
+    form = BY_STEP if several and not kind.startswith("shared_state") else {"template": {}}
     model, plain = (compose({"kind": name, **form}, several) for name in ("derived", kind))
     seen = observe(several)
-    values, expected = (each.critic.value(seen) for each in (model, plain))
+    given = (seen, {actor: 0 for actor in seen}) if kind == "shared_state_action" else (seen,)
+    values, expected = (each.critic.value(*given) for each in (model, plain))
     torch.testing.assert_close(values, expected)
     assert isinstance(model.critic, type(plain.critic))
-    assert hasattr(model.critic, "target") == (kind == "state_action")
+    assert hasattr(model.critic, "target") == kind.endswith("state_action")
     assert model.summary() == plain.summary()
     model.save(tmp_path / "model.safetensors")
     torch.testing.assert_close(
-        composer.load(tmp_path / "model.safetensors").critic.value(seen), expected
+        composer.load(tmp_path / "model.safetensors").critic.value(*given), expected
     )
 
 
@@ -298,7 +305,7 @@ def test_the_kinds_that_are_built_in_are_not_recorded(tmp_path):
 
 # --- refusals ---
 
-KNOWN = listing(["state", "shared_state", "delta_state", "state_action", *KINDS])
+KNOWN = listing(["state", "shared_state", "delta_state", "state_action", "shared_state_action", *KINDS])
 ONE_ACTOR = "; write kind: state, or let its member() return a class of yours that is derived from composer.critic.Critic"
 ALLOW_MODULE = (
     "; one that a module of yours registers needs allow=['that_module'] or --allow that_module"
@@ -332,6 +339,10 @@ MEMBERLESS = (
          f"critic.kind: a critic of kind 'central' is for several actors; this environment has one space only{ONE_ACTOR}"),
         ({"kind": "steps"}, False,
          f"critic.kind: a critic of kind 'steps' is for several actors; this environment has one space only{ONE_ACTOR}"),
+        ({"kind": "central_q"}, False,
+         "critic.kind: a critic of kind 'central_q' is for several actors; this environment has one space only; write "
+         "kind: state_action, or let its member() return a class of yours that is derived from "
+         "composer.critic.StateActionCritic"),
         ({"kind": "memberless"}, False, MEMBERLESS),
         ({"kind": "memberless"}, True, MEMBERLESS),
         *(({"kind": "unbuilt", **form}, several,
@@ -420,6 +431,7 @@ def test_kinds_are_read_without_torch_or_the_class():
 
 def test_every_kind_that_is_built_in_has_a_class():
     kinds = {"state": Critic, "state_action": StateActionCritic, "shared_state": SharedStateCritic}
+    kinds |= {"shared_state_action": SharedStateActionCritic}
     for kind, cls in {**kinds, "delta_state": DeltaStateCritic}.items():
         assert CRITICS.get(kind) is cls
 

@@ -178,6 +178,11 @@ REFUSED = {
         "ppo needs the value of a state, but the critic is of kind 'state_action'; give it one such as "
         "critic: {kind: shared_state, template: {}}",
     ),
+    "a central critic of actions": (
+        balance() | {"critic": {"kind": "shared_state_action", "template": {}}}, "mappo",
+        "mappo needs a central critic, but the critic is of kind 'shared_state_action'; give it one such as "
+        "critic: {kind: shared_state, template: {}}",
+    ),
     "values that build on each other": (
         balance() | {"critic": {"kind": "delta_state", "networks": {
             "left": {"template": {}}, "right": {"template": {}}}}}
