@@ -253,7 +253,7 @@ def test_a_class_derived_from_that_of_a_kind_has_the_same_way(kind, several, tmp
     form = BY_STEP if several and not kind.startswith("shared_state") else {"template": {}}
     model, plain = (compose({"kind": name, **form}, several) for name in ("derived", kind))
     seen = observe(several)
-    given = (seen, {actor: 0 for actor in seen}) if kind == "shared_state_action" else (seen,)
+    given = (seen, {actor: torch.zeros(8, dtype=torch.int64) for actor in seen}) if kind == "shared_state_action" else (seen,)
     values, expected = (each.critic.value(*given) for each in (model, plain))
     torch.testing.assert_close(values, expected)
     assert isinstance(model.critic, type(plain.critic))
