@@ -74,13 +74,13 @@ class CentralCriticBuilder(CriticBuilder):
     def _is_possible(self) -> bool:
         """Whether there is one network, of a number of actors that is known; else it is noted."""
         if None not in self.critic.networks:
-            message = f"one network reads {self.kind.sees} of all actors; write it directly, without 'networks'"
+            message = f"one network reads the {self.kind.sees} of all actors; write it directly, without 'networks'"
             self.problems.add((*self.critic.path, "networks"), message, key=True)
             return False
         uncounted = [actor.name for actor in self.actors if actor.is_open]
         if uncounted:
             message = (
-                f"a critic of {self.kind.sees} of all actors needs a known number of agents; it is not known for "
+                f"a critic of the {self.kind.sees} of all actors needs a known number of agents; it is not known for "
                 f"{listing(uncounted)}"
             )
             self.problems.add(self.critic.path, message, key=True)

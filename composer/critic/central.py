@@ -12,7 +12,7 @@ from torch.nn import functional
 from composer.critic.base import SEPARATE, CriticModule, shared_values
 from composer.network.groups import refuse_other_axes
 from composer.network.module import InputSource
-from composer.network.network import Inputs, Network, State, Tensors
+from composer.network.network import Inputs, Network, Tensors
 from composer.network.structured import ByActor, blamed
 from composer.spaces.actors import Actors
 from composer.spaces.kinds import as_tensor
@@ -81,7 +81,7 @@ class CentralCritic(CriticModule):
     """
 
     refused = {"separate": SEPARATE}
-    sees: ClassVar[str] = "the observations"  # what it reads of all actors, in messages
+    sees: ClassVar[str] = "observations"  # what it reads of all actors, in messages
     only_for_all = "the critic reads the observations of all actors"
 
     @classmethod
@@ -171,11 +171,11 @@ class CentralCritic(CriticModule):
             raise ValueError(f"this critic does not read {PRESENT!r}; leave it out of the call")
         if missing and not self.reads_presence:
             raise ValueError(
-                f"this critic reads {self.sees} of all actors; missing: {few_of(missing)}. If actors may be absent, let "
-                f"its network read {PRESENT!r}, which is 0 for them; their {self.sees.removeprefix('the ')} are then zeros"
+                f"this critic reads the {self.sees} of all actors; missing: {few_of(missing)}. If actors may be "
+                f"absent, let its network read {PRESENT!r}, which is 0 for them; their {self.sees} are then zeros"
             )
         if not self._wanted.keys() - missing:
-            raise ValueError(f"no actor is present whose {self.sees.removeprefix('the ')} this critic reads")
+            raise ValueError(f"no actor is present whose {self.sees} this critic reads")
 
     def _leading(self, values: Mapping[str, Tensors]) -> tuple[int, ...]:
         """The leading axes that the values of all present actors share."""

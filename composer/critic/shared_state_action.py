@@ -34,7 +34,7 @@ class SharedStateActionCritic(Targeted, CentralCritic):
 
     takes_action = True
     call_arguments = "observations, action, state, resets"
-    sees = "the observations and actions"
+    sees = "observations and actions"
     only_for_all = "the critic reads the observations and actions of all actors"
 
     def __init__(

@@ -70,7 +70,7 @@ def _all_networks(net: nn.Module) -> list[tuple[str, NetworkModule, ServedActors
     if isinstance(net, NetworkModule):
         if not isinstance(net, CentralCritic):
             return [(net.part, net, None)]
-        what = f"{net.sees} of " if net.takes_action else ""
+        what = f"the {net.sees} of " if net.takes_action else ""
         return [(net.part, net, ServedActors(net.sees_together, together=True, sees=what))]
     if isinstance(net, StructuredModule):
         return [network for group in net.groups for network in _networks_of(net.part, group)]
