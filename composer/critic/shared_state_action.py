@@ -94,9 +94,7 @@ class SharedStateActionCritic(Targeted, CentralCritic):
                 "or the model itself with action=action",
             )
         handed = self._handed(observations, shared)
-        return self._together(
-            handed | {"action": self.actors.by_name(action, "actions")}, present
-        )
+        return self._together(handed | {"action": self.actors.by_name(action, "actions")}, present)
 
     def number_of(self, values: Tensors) -> Tensor:
         return values["q_value"].squeeze(-1)

@@ -146,7 +146,8 @@ def test_a_kind_of_critic_of_a_plugin_is_there_by_its_name(installed, tmp_path):
     assert done.stdout == "SampleBoundedCritic\n{'sample_bounded': 'sample_plugin_blocks'}\n"
     done = run(tmp_path, command=["check", "agent.yaml", "--set", "policy.graph={}"])
     assert (
-        "must be one of 'state', 'shared_state', 'delta_state', 'state_action', 'shared_state_action', got" in done.stderr
+        "must be one of 'state', 'shared_state', 'delta_state', 'state_action', 'shared_state_action', got"
+        in done.stderr
     )
 
 

@@ -253,7 +253,11 @@ def test_a_class_derived_from_that_of_a_kind_has_the_same_way(kind, several, tmp
     form = BY_STEP if several and not kind.startswith("shared_state") else {"template": {}}
     model, plain = (compose({"kind": name, **form}, several) for name in ("derived", kind))
     seen = observe(several)
-    given = (seen, {actor: torch.zeros(8, dtype=torch.int64) for actor in seen}) if kind == "shared_state_action" else (seen,)
+    given = (
+        (seen, {actor: torch.zeros(8, dtype=torch.int64) for actor in seen})
+        if kind == "shared_state_action"
+        else (seen,)
+    )
     values, expected = (each.critic.value(*given) for each in (model, plain))
     torch.testing.assert_close(values, expected)
     assert isinstance(model.critic, type(plain.critic))
@@ -305,7 +309,9 @@ def test_the_kinds_that_are_built_in_are_not_recorded(tmp_path):
 
 # --- refusals ---
 
-KNOWN = listing(["state", "shared_state", "delta_state", "state_action", "shared_state_action", *KINDS])
+KNOWN = listing(
+    ["state", "shared_state", "delta_state", "state_action", "shared_state_action", *KINDS]
+)
 ONE_ACTOR = "; write kind: state, or let its member() return a class of yours that is derived from composer.critic.Critic"
 ALLOW_MODULE = (
     "; one that a module of yours registers needs allow=['that_module'] or --allow that_module"

@@ -95,7 +95,9 @@ def test_a_template_reads_every_action(more):
 
 def test_a_group_of_an_actor_has_its_action():
     model = compose({"kind": "shared_state_action", **linear("pick", "place")})
-    read = [f"{actor}/{key}" for key in ("view", "goal") for actor in ("pick", "place/0", "place/1")]
+    read = [
+        f"{actor}/{key}" for key in ("view", "goal") for actor in ("pick", "place/0", "place/1")
+    ]
     assert list(model.critic.network.in_ports) == read + DONE
 
 
