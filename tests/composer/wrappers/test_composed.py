@@ -97,14 +97,18 @@ def test_actions_are_the_environments_after_environment_action(name):
         (spaces.Box(-2.0, 3.0, (2,)), "squashed_gaussian"),
         (spaces.Box(np.float32([-1, 0]), np.float32([1, 5])), "squashed_gaussian"),
         (spaces.Box(-np.inf, np.inf, (2,)), "gaussian"),
+        (spaces.Box(-2.0, 3.0, (2,)), "gsde"),
+        (spaces.Box(-np.inf, np.inf, (2,)), "gsde"),
     ],
 )
 def test_normals_are_mu_and_sigma_and_actions_are_within_bounds(space, distribution):
-    policy = compose(BOX, space).policy
+    spec = {"distributions": [{"space": "box", "distribution": distribution}]}
+    spec |= {"version": 1, "policy": {"template": {}}}
+    policy = composer.compose(spec, observation_space=BOX, action_space=space, seed=0).policy
     x = torch.randn(1000, 3)
     output = composer.model_wrap(policy, "deterministic_sample")(x)
     dist = policy.distribution(x)
-    normals = dist.base if distribution == "squashed_gaussian" else dist
+    normals = getattr(dist, "base", dist)
     torch.testing.assert_close(output["logit"], {"mu": normals.mean, "sigma": normals.stddev})
     torch.testing.assert_close(output["action"], dist.mode())
     drawn = composer.model_wrap(policy, "reparam_sample")(x, generator=seeded())["action"]

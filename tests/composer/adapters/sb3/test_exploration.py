@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO, SAC
 
 from composer.training.session import train
@@ -61,6 +62,15 @@ def test_sac_holds_noise_and_learns_its_size(monkeypatch, tmp_path):
     made.save(tmp_path / "agent.zip")
     again = SAC.load(tmp_path / "agent.zip", env=made.env)
     again.learn(4, reset_num_timesteps=False)
+
+
+def test_policies_with_memory_hold_noise_too(monkeypatch):
+    memory = "    memory: {block: gru, in: observation, hidden_units: 4}\n  heads: {in: memory}\n"
+    spec = PENDULUM + "version: 1\npolicy:\n  graph:\n" + memory + VALUES
+    made = agent(RecurrentPPO, spec, use_sde=True, sde_sample_freq=4, **ON_POLICY)
+    drawn = held(monkeypatch, made)
+    made.learn(8)
+    assert drawn == [1, 1, 1]
 
 
 def test_without_use_sde_noise_is_fresh_at_every_step():
