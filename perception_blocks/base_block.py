@@ -117,8 +117,9 @@ class PerceptionBlock(nn.Module):
     keeps_mask: bool = False  # the output has an element for each of the first input's
     state_shapes: Mapping[str, tuple[int, ...]] = {}  # filled by blocks with memory
     initializer: Rule | None = None  # set by a node's `init:`
-    # A setting that names what is read once -> the settings that a saved spec has instead, so that it may be gone then.
-    read_once: tuple[tuple[str, object], Mapping[str, object]] | None = None
+    # Settings by which a saved spec knows the block's node (null: not set), among them the names of what is read once;
+    # and what the node says instead of these and of `checkpoint`, so that what was read may be gone.
+    read_once: tuple[Mapping[str, object], Mapping[str, object]] | None = None
 
     def __new__(cls, in_shapes: object = None, *args: object, **settings: object) -> Self:
         if in_shapes is not None:  # None: a copy or an unpickled block, whose settings were checked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -54,20 +54,31 @@ def saved_spec(data: object, module: nn.Module) -> Any:
     blocks = [part for part in every_part(module) if isinstance(part, PerceptionBlock)]
     if isinstance(data, Mapping):
         data = {key: value for key, value in data.items() if key != "weights"}
-    return _without_files(plain_spec(data), [b.read_once for b in blocks if b.read_once])
+    return _without_files(plain_spec(data), [block for block in blocks if block.read_once])
 
 
-def _without_files(
-    data: object, read: list[tuple[tuple[str, object], Mapping[str, object]]]
-) -> object:
+def _without_files(data: object, blocks: Sequence[PerceptionBlock]) -> object:
     if isinstance(data, list):
-        return [_without_files(value, read) for value in data]
+        return [_without_files(value, blocks) for value in data]
     if not isinstance(data, dict):
         return data
-    for (name, value), instead in read:
-        if "block" in data and data.get(name) == value:
-            data = {key: value for key, value in data.items() if key != name} | dict(instead)
-    return {key: _without_files(value, read) for key, value in data.items()}
+    instead = next((instead for block in blocks for instead in _said_instead(block, data)), None)
+    if instead is not None:
+        data = {key: value for key, value in data.items() if key != "checkpoint"} | dict(instead)
+    return {key: _without_files(value, blocks) for key, value in data.items()}
+
+
+def _said_instead(
+    block: PerceptionBlock, node: Mapping[str, object]
+) -> Iterator[Mapping[str, object]]:
+    """What a saved ``node`` says if it is the block's: another may read the same folder, or with other settings."""
+    assert block.read_once is not None
+    given, instead = block.read_once
+    names = (BLOCKS.name_of(type(block)), type(block).__name__)  # the latter ends a dotted path
+    if str(node.get("block")).rpartition(".")[2] in names and all(
+        (node.get(key) or None) == (plain_spec(value) or None) for key, value in given.items()
+    ):
+        yield instead
 
 
 def every_part(module: nn.Module) -> Iterator[nn.Module]:

@@ -143,10 +143,8 @@ class AdaptedBlock(PerceptionBlock):
 
     def _save_instead(self, lora: Mapping[str, Any] | None) -> None:
         """Let a saved spec say this in place of what the block was given."""
-        if self.read_once is not None and self.read_once[0][0] != "lora":
-            self.read_once = (self.read_once[0], {**self.read_once[1], "lora": lora})
-        else:
-            self.read_once = (("lora", self.lora), {"lora": lora})
+        given, instead = self.read_once or ({"lora": self.lora}, {})
+        self.read_once = (given, {**instead, "lora": lora})
 
 
 def stored_adapters(path: str, alpha: float) -> tuple[dict[str, Tensor], dict[str, Any]]:

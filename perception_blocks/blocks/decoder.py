@@ -203,7 +203,8 @@ class DecoderBlock(AdaptedBlock, ParallelMemoryBlock):
             told = told_settings(
                 self.folder.family, {**self.folder.settings, "tied_head": full["tied_head"]}
             )
-            self.read_once = (("checkpoint", checkpoint), told)
+            beside = {name: self.given.get(name) for name in ("max_length", "tied_head", "lora")}
+            self.read_once = ({"checkpoint": checkpoint, **beside}, told)
         return {name: value for name, value in full.items() if name not in ("family", "checkpoint")}
 
     @property

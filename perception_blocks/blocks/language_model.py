@@ -76,7 +76,7 @@ class TransformerBlock(BodyBlock, MaskedBlock):
         if checkpoint is not None:
             name = body.config.model_type
             kept = {"family": name, **settings_of(FAMILIES[name], body.config, ["vocab_size"])}
-            self.read_once = (("checkpoint", checkpoint), kept)
+            self.read_once = ({"checkpoint": checkpoint, "lora": lora}, kept)
         self.keeps_mask = read == "all"
         self.adapt(lora, freeze)
         if self.folder is not None and not next(body.parameters()).is_meta:

@@ -79,7 +79,7 @@ class PreprocessImageBlock(ScaleImageBlock):
         }
         if checkpoint is not None:
             stored = _stored(checkpoint, given)
-            self.read_once = (("checkpoint", checkpoint), stored)
+            self.read_once = ({"checkpoint": checkpoint}, stored)
             given |= stored
         steps = Steps(**given)
         self.steps = steps

@@ -104,7 +104,7 @@ class VisionModelBlock(BodyBlock):
         if checkpoint is not None:
             always = ["image_size"] if has_places else []
             kept = {"family": name, **settings_of(classes, body.config, always)}
-            self.read_once = (("checkpoint", checkpoint), kept)
+            self.read_once = ({"checkpoint": checkpoint, "lora": lora}, kept)
         self.adapt(lora, freeze)
         if self.folder is not None and not next(body.parameters()).is_meta:
             self.reset_parameters()

@@ -328,3 +328,35 @@ def test_a_folder_must_be_allowed(tmp_path):
     library_model("resnet").save_pretrained(tmp_path)
     with pytest.raises(composer.SpecError, match="allow"):
         composer.compose(SPEC.replace("FOLDER", str(tmp_path)), **CAMERA)
+
+
+def test_nodes_that_read_one_folder_are_saved_each_with_its_own_settings(tmp_path):
+    folder = tmp_path / "encoder"
+    library_model("vit").save_pretrained(folder)
+    processor = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5, 0.5, 0.5]}
+    processor |= {"image_std": [0.5, 0.5, 0.5], "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    seen = {"block": "vision_model", "in": "prepared", "checkpoint": str(folder)}
+    lora = {"rank": 2, "targets": ["q_proj"]}
+    graph = {
+        "prepared": {"block": "preprocess_image", "in": "observation", "checkpoint": str(folder)},
+        "adapted": {**seen, "lora": lora, "block": "perception_blocks.VisionModelBlock"},
+        "plain": seen,
+        "latent": {"block": "concat", "in": ["adapted", "plain"]},
+    }
+    spec = {"version": 1, "policy": {"graph": graph, "heads": {"in": "latent"}}}
+    spaces = {"observation_space": Box(0, 255, (40, 40, 3), np.uint8), "action_space": Discrete(2)}
+    allow = [f"{tmp_path}/", "perception_blocks"]
+    model = composer.compose(spec, **spaces, allow=allow, seed=0).eval()
+    file = tmp_path / "model.safetensors"
+    model.save(file)
+    shutil.rmtree(folder)
+    again = composer.load(file, allow=["perception_blocks"]).eval()
+    nodes = again.source.data["policy"]["graph"]
+    assert not any("checkpoint" in node for node in nodes.values())
+    assert nodes["adapted"]["lora"] == lora
+    assert "lora" not in nodes["plain"]
+    picture = torch.randint(0, 256, (2, 40, 40, 3), dtype=torch.uint8)
+    actions = torch.tensor([0, 1])
+    expected, got = (each.policy.distribution(picture).log_prob(actions) for each in (model, again))
+    assert torch.equal(expected, got)
