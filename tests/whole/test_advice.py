@@ -147,6 +147,8 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "reads_itself": [("    latent:", "    other:"), ("in: latent}", "in: other}"), ("[observation, latent]", "[observation]")],
     "same_as_chain": [("same_as: b", "same_as: a")],
     "scale_image_channels_unclear": [("in: observation}", "in: observation, channels: last}")],
+    "keys_are_texts": [("freez: [policy]\nfreeze: policy/latent", "freeze: [policy/latent]")],
+    "paths_are_wrong": [("polcy/latent, policy/", "policy/latent, policy/heads"), ("{policy/latent: 0.1, policy: 0, ", "{")],
     "scale_image_gets_integer": [("scale_image, in", "one_hot, in")],
     "scale_image_no_bounds": [("in: observation}", "in: observation, low: 0, high: 1}")],
     "scale_image_several_images": [("in: observation}", "in: observation, each: 1}")],
