@@ -177,8 +177,8 @@ class InferenceBlock(nn.Module):
         What they, and ``outputs`` ({output name: value}), read of the other nodes are inputs of it, by their names.
         """
         written = {name: port for node in nodes for name, port in node.out_ports.items()}
-        made = {name: port for node in self.nodes for name, port in node.out_ports.items()}
-        known = {**self.in_ports, **made}
+        outside = {name: port for node in self.nodes for name, port in node.out_ports.items()}
+        known = {**self.in_ports, **outside}
         read = dict.fromkeys(name for node in nodes for name in node.step.inputs)
         read |= dict.fromkeys(outputs.values())
         part = InferenceBlock.__new__(InferenceBlock)

@@ -268,9 +268,8 @@ def _installed_plugins() -> list[EntryPoint]:
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     never = {os.path.realpath(folder) for folder in ("", os.path.dirname(script or ""))}
     folders = [folder for folder in sys.path if os.path.realpath(folder) not in never]
-    points: dict[
-        str, EntryPoints
-    ] = {}  # by package: the first one found is that which Python imports
+    # By package: Python imports the first.
+    points: dict[str, EntryPoints] = {}
     for package in metadata.distributions(path=folders):
         announced = package.entry_points.select(group=PLUGIN_GROUP)
         if announced:

@@ -237,10 +237,7 @@ def _how_to_recall(needed: Space, host: Space) -> str:
     group = needed.spaces.get(PREVIOUS) if isinstance(needed, spaces.Dict) else None
     if not isinstance(group, spaces.Dict) or PREVIOUS in getattr(host, "spaces", ()):
         return ""
-    names = ["action"] * (group.spaces.keys() != {"reward"}) + ["reward"] * (
-        "reward" in group.spaces
-    )
-    return how_to_recall(names)
+    return how_to_recall(group.spaces)
 
 
 # --- observations ---

@@ -110,7 +110,7 @@ def refuse(
         reasons = [f"it acts for {_several_actors(model.observation_space, row.host)}"]
     else:
         reasons = [*problems(model, algorithm, row.algorithms), *row.refuses(model)]
-        reasons += filter(None, [nothing_to_train(model)])
+        reasons += nothing_to_train(model)
     renamed = [_renamed(reason, names or {}) for reason in reasons]
     refuse_for(_renamed(row.title.format(algorithm), names or {}), renamed)
 

@@ -81,9 +81,7 @@ class Requirements:
     injected: Mapping[str, Any] = field(default_factory=dict)
     extras: tuple[str, ...] = ()  # what a custom class may return besides
     added: tuple[str, ...] = ADDED  # children that the network gets, whose names no other may have
-    drawn: Mapping[str, Port] = field(
-        default_factory=dict
-    )  # actions of heads that a graph may read
+    drawn: Mapping[str, Port] = field(default_factory=dict)  # actions that a graph may read
     copies: int = 1  # networks with weights of their own, in one call
 
 

@@ -151,12 +151,8 @@ def _drawn_actions(
     spec: NetworkSpec, visible: VisiblePorts, requirements: Requirements, context: BuildContext
 ) -> dict[str, Port]:
     """The actions that the graph may read; an observation of such a name is noted where it is read."""
-    heads = {} if spec.heads is None else spec.heads.actions
-    nodes = [*(spec.graph or {}).values(), *heads.values()]
-    if spec.heads is not None and spec.heads.default is not None:
-        nodes.append(spec.heads.default)
     taken = [name for name in requirements.drawn if name in visible.ports]
-    for node in nodes:
+    for node in spec.written_nodes:
         for name in dict.fromkeys(name for name in node.reads if name in taken):
             message = (
                 f"{name!r} is an observation, and the action that the head {name.removeprefix('action/')!r} draws; "

@@ -318,9 +318,15 @@ class _GroupPlanner:
         )
         plans = [
             self._plan(
-                title, name, own, actors, network, own[0].observation_space, own[0].action_space
+                title,
+                name,
+                using,
+                actors,
+                network,
+                using[0].observation_space,
+                using[0].action_space,
             )
-            for title, own in of_plan.items()
+            for title, using in of_plan.items()
         ]
         if None in plans:
             return None

@@ -54,9 +54,7 @@ class Record:
     blocks: dict[str, str]  # names that other modules than ours have registered -> their module
     critics: dict[str, str] = field(default_factory=dict)  # the same of kinds of critics
     action_model: Json = field(default_factory=dict)  # of one: the files of its processor
-    gradients: Json = field(
-        default_factory=dict
-    )  # "frozen": the parameters without, if there are some
+    gradients: Json = field(default_factory=dict)  # "frozen": names of parameters without
     adapter_scales: Json = field(default_factory=dict)  # by what LoRA's products are multiplied
 
     def spaces(self, limits: GivenLimits = None) -> tuple[Any, Any]:
@@ -151,13 +149,8 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 def record_from(path: str | os.PathLike[str], values: Mapping[str, Any]) -> Record:
     """The ``values`` in the file at ``path`` as a Record. Raises CheckpointError where they are of another form."""
     _require_types(path, values, {"format_version": int})
-    values = {
-        "critics": {},
-        "action_model": {},
-        "gradients": {},
-        SCALES: {},
-        **values,
-    }  # which other files have not
+    optional = ("critics", "action_model", "gradients", SCALES)  # which other files have not
+    values = {**{key: {} for key in optional}, **values}
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Record).items()}
     _require_types(path, values, kinds)
     dtype = getattr(torch, values["dtype"], None)

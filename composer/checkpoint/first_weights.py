@@ -95,9 +95,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _state_dict(name: str, *, is_zip: bool) -> dict[str, Tensor]:
     try:
         value = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (
-        Exception
-    ) as error:  # torch raises many kinds for foreign pickles, and ours say the same of all
+    except Exception as error:  # torch raises many kinds for foreign pickles
         is_refused = "weights_only" in str(error) or "Unsupported" in str(error)
         why = NOT_SAFE if is_refused else "it is damaged, or no state_dict"
         raise CheckpointError(f"{name!r} cannot be read: {why}") from error

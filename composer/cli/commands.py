@@ -397,9 +397,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _prove(arguments: argparse.Namespace) -> int:
     if is_checkpoint(arguments.file):
         raise UserError(f"{arguments.file} is a checkpoint; composer prove takes a spec")
-    composed_model(
-        arguments
-    )  # what is wrong with the spec shows here, before processes are started
+    composed_model(arguments)  # says what is wrong with the spec before processes are started
     text, status = run_prove(arguments)
     _say(text)
     return status

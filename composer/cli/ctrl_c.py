@@ -55,6 +55,5 @@ def _answer(number: int, frame: object) -> None:
 
 def _end() -> NoReturn:
     say_interrupted()
-    os._exit(
-        STATUS
-    )  # without what the interpreter does at its end: it may be slow, and Ctrl-C come again
+    # Without what the interpreter does at its end: it may be slow, and Ctrl-C come again.
+    os._exit(STATUS)

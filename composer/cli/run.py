@@ -52,9 +52,8 @@ def _is_override(text: str) -> bool:
 
 def run_experiment(arguments: argparse.Namespace) -> int:
     """Run or resume; returns the exit status."""
-    if arguments.file is not None and _is_override(
-        arguments.file
-    ):  # composer run --resume DIR a.b=c
+    # As in `composer run --resume DIR a.b=c`.
+    if arguments.file is not None and _is_override(arguments.file):
         arguments.overrides.insert(0, arguments.file)
         arguments.file = None
     if (arguments.file is None) == (arguments.resume is None):

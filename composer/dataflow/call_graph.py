@@ -12,7 +12,7 @@ from composer.errors import Path, Problems
 from perception_blocks.dag import Dag, DagNode
 from perception_blocks.words import did_you_mean, few_of, hint, listing, near_name
 
-__all__ = ["Call", "check_graph", "is_value"]
+__all__ = ["Call", "check_graph"]
 
 ENDS = ("train_step", "evaluate")
 MOST_SHOWN = 12  # calls of a cycle
@@ -71,11 +71,6 @@ class Call:
         )
 
 
-def is_value(name: str) -> bool:
-    """Whether a name that a node of the graph reads or writes is a value, not the end of a call."""
-    return not name.startswith(_DONE)
-
-
 def check_graph(
     calls: Mapping[str, Call],
     gives: Sequence[str] | None,
@@ -105,9 +100,8 @@ class _GraphCheck:
         self._trained: dict[str, str] = {}  # model -> the call that trains it
         self._writer: dict[str, Call] = {}
         self._names: dict[str, str] = {}  # of each value the name that its writer's interface has
-        self._could_write: dict[
-            str, str
-        ] = {}  # value -> a call that would write it, if it were asked to
+        # Value -> a call that would write it, if it were asked to.
+        self._could_write: dict[str, str] = {}
         self._unknown: set[str] = set()  # values that are read, but nothing writes
         self._explained: set[str] = set()  # values that nobody reads because of another mistake
         # Of each call with writes that are wrong the names of these, one of which may have been meant otherwise.

@@ -155,9 +155,8 @@ class _Reader:
     def _run(self, top: Fields) -> RunSpec:
         fields = Fields(top.mapping("run"), ("run",), self._problems)
         note_settings(fields, RunSpec, "'run'")
-        good = not check_settings(
-            RunSpec, fields.values, "'run'", skip=0
-        )  # noted, or there already
+        # What is wrong has been noted.
+        good = not check_settings(RunSpec, fields.values, "'run'", skip=0)
         return RunSpec(**fields.values) if good else RunSpec()  # type: ignore[arg-type]
 
     # --- data ---

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from composer.adapters.tokens.vocabulary import UnknownTokenError
+from composer.adapters.tokens.vocabulary import UnknownTokenError, text_of_tokens
 from composer.errors import Position, Problem, RefusedError, SpecError
-from composer.source.files import as_utf8, display_name, no_file
+from composer.source.files import display_name
 from perception_blocks.reading import file_at
 from perception_blocks.registry import missing_extra
 from perception_blocks.words import describe, did_you_mean, hint
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Splitting", "UnknownTokenError", "encoded", "tokenizer_from", "vocabulary_tokenizer"]
 
-MOST_BYTES = 2**25  # of a vocabulary: some millions of tokens
 Splitting: TypeAlias = Literal["words", "characters", "longest"]
 # The special tokens and how a file may spell them; the first two are added where it has none.
 SPECIAL = {
@@ -65,7 +64,7 @@ def vocabulary_tokenizer(
     name = display_name(os.fspath(path))
     if split is not None and split not in get_args(Splitting):
         raise ValueError(f"unknown split {split!r}{hint(str(split), get_args(Splitting))}")
-    tokens = _tokens_in(name, _text_in(file_at(os.fspath(path)), name))
+    tokens = _tokens_in(name, text_of_tokens(file_at(os.fspath(path)), name))
     special = {
         kind: next((token for token in spelled if token in tokens), None)
         for kind, spelled in SPECIAL.items()
@@ -80,20 +79,6 @@ def vocabulary_tokenizer(
         for number, token in enumerate(dict.fromkeys([*tokens, *filter(None, special.values())]))
     }
     return _made(numbers, ordinary, split or _splitting(ordinary), special)
-
-
-def _text_in(path: str, name: str) -> str:
-    """Raises SpecError for anything but a text file."""
-    if problem := no_file(path):
-        raise SpecError([Problem(problem)])
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise SpecError([Problem(f"{name!r} cannot be read: {error.strerror}")]) from error
-    if len(data) > MOST_BYTES:
-        raise SpecError([Problem(f"{name!r} has more than {MOST_BYTES:,} bytes, too many tokens")])
-    return as_utf8(data, name)
 
 
 def _tokens_in(name: str, text: str) -> dict[str, int]:

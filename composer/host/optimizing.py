@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,8 +79,7 @@ class _ScaledSteps:
             optimizer.param_groups, self._groups = self._groups, None
 
 
-def nothing_to_train(model: nn.Module) -> str | None:
-    """Why no algorithm can train ``model``, where all of it is frozen."""
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        return None
-    return "all its parameters are frozen, so there is nothing to train; take a part of it out of 'freeze'"
+def nothing_to_train(model: nn.Module) -> Iterator[str]:
+    """Why no algorithm can train ``model``: where all of it is frozen."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        yield "all its parameters are frozen, so there is nothing to train; take a part of it out of 'freeze'"

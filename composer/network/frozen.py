@@ -9,7 +9,7 @@ from torch import nn
 from composer.network.paths import ModelPart
 from perception_blocks.blocks.scale import NormalizeBlock
 
-__all__ = ["freeze", "is_frozen"]
+__all__ = ["freeze"]
 
 
 class _StaysInEval:
@@ -36,13 +36,7 @@ def freeze(part: ModelPart) -> None:
         if isinstance(module, NormalizeBlock):
             module.stands_still = True
     for module in part.modules:
-        for parameter in module.parameters(
-            recurse=False
-        ):  # of the form of copies, as tables show it
+        # The form of copies has parameters of its own, which tables show.
+        for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
         module.eval()
-
-
-def is_frozen(module: nn.Module) -> bool:
-    """Whether `freeze` was told of it."""
-    return isinstance(vars(module).get("train"), _StaysInEval)

@@ -79,9 +79,8 @@ class StatefulModule(RegistryView):
     # Of a model, "policy" or "critic": in messages, and before the names of its state.
     part: ClassVar[str]
     call_arguments: ClassVar[str] = "observations, state, resets"  # with memory, in messages
-    state_names: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # those a spec chooses for hosts and files
+    # Names of states that a spec chooses, for hosts and files.
+    state_names: Mapping[str, str] = MappingProxyType({})
 
     @property
     def has_memory(self) -> bool:
@@ -124,9 +123,8 @@ class NetworkModule(StatefulModule):
     network: Network
     # The class whose `forward` is `computed` for inputs of the network; a subclass may have another.
     direct: ClassVar[type[NetworkModule] | None] = None
-    _teller: NetworkModule | None = (
-        None  # of one that is `told` its actor: where it is, and what moves
-    )
+    # Of a module that is `told` its actor: the module whose weights it uses, and which moves them.
+    _teller: NetworkModule | None = None
     reads_actor = False  # whether its network is told which of its actors it acts for
     shared: tuple[str, ...] = ()  # the values of a policy that it reads
 

@@ -109,9 +109,8 @@ def main(folder: str) -> int:
     task = Task(**json.loads((Path(folder) / "task.json").read_text("utf-8")))
     allow_beside(task.folders, task.allow)
     with start() as mesh:
-        result = _result(
-            task, mesh
-        )  # with its time, before the others see that this process has left
+        # With its time, before the others see that this process has left.
+        result = _result(task, mesh)
         path = Path(folder) / f"{int(os.environ['RANK']):05}.result"
         path.write_text(json.dumps(result), encoding="utf-8")
     return int("problem" in result)

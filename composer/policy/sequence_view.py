@@ -162,9 +162,8 @@ class PackedView(nn.Module):
         return self.network.run(inputs, None, None)[0]
 
     def _packed(self, tokens: Tensor) -> Tensor:
-        assert (
-            self.decoder is not None
-        )  # whose hooks have run, as this is in the place of its forward
+        # The decoder's hooks have run, as this is in the place of its forward.
+        assert self.decoder is not None
         return DecoderBlock.packed(self.decoder, tokens, self._lengths)
 
 

@@ -243,11 +243,7 @@ class SpaceTree:
             return ""
         if isinstance(value, Mapping) and any(str(key).split("/")[0] == PREVIOUS for key in value):
             return ""
-        is_reward = [path[1:] == ("reward",) for path in paths]
-        names = [
-            name for name, is_in in zip(RECALLED, (not all(is_reward), any(is_reward))) if is_in
-        ]
-        return how_to_recall(names)
+        return how_to_recall(path[1] for path in paths)
 
     def _refuse_unknown(self, value: object) -> None:
         """Raise ValueError for a key that the space does not have; a flat dict has flat keys."""
@@ -379,9 +375,11 @@ def _first_numbers(value: object) -> object:
     return None
 
 
-def how_to_recall(names: Sequence[str]) -> str:
-    """The end of a message about the last action and reward, ``names`` of which are missing."""
-    return f"; wrap the environment: env = composer.with_previous(env, {list(names)})"
+def how_to_recall(keys: Iterable[Any]) -> str:
+    """The end of a message about missing observations: those below `previous` with these ``keys``."""
+    given = {key if key == "reward" else "action" for key in keys}
+    names = [name for name in RECALLED if name in given]
+    return f"; wrap the environment: env = composer.with_previous(env, {names})"
 
 
 def drawn_actions(tree: SpaceTree) -> SpaceTree:

@@ -116,6 +116,13 @@ class NetworkSpec:
     shares: tuple[str, ...] = ()
     separate: bool = False
 
+    @property
+    def written_nodes(self) -> list[NodeSpec]:
+        """The nodes of the graph and the heads, as far as they are written."""
+        heads = self.heads or HeadsSpec(self.path)
+        default = [] if heads.default is None else [heads.default]
+        return [*(self.graph or {}).values(), *default, *heads.actions.values()]
+
 
 @dataclass(frozen=True)
 class PolicySpec:

@@ -65,12 +65,9 @@ def written_values(nodes: dict[str, NodeSpec]) -> set[str]:
 
 def names_value(network: NetworkSpec, name: str) -> bool:
     """Whether ``network`` names the value ``name`` as an input: in its ``observations``, or in a node of its graph."""
-    nodes = network.graph or {}
-    heads = network.heads
-    readers = [*nodes.values(), *(heads.actions.values() if heads else ())]
-    readers += [heads.default] if heads and heads.default else []
-    is_read = any(name in node.reads for node in readers) and name not in written_values(nodes)
-    return is_read or name in (network.observations or ())
+    is_read = any(name in node.reads for node in network.written_nodes)
+    is_observed = is_read and name not in written_values(network.graph or {})
+    return is_observed or name in (network.observations or ())
 
 
 def sinks(nodes: dict[str, NodeSpec]) -> list[str]:

@@ -53,9 +53,8 @@ class RunFolder:
     ) -> None:
         self.path = path
         self.task = task
-        self.about = dict(
-            about or {}
-        )  # what is not part of the task: versions, overrides, how long it took
+        # What is not part of the task: versions, overrides, how long it took.
+        self.about = dict(about or {})
         self._name = name or path
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def judge(
     masked = task is None or task.algorithm == "maskable_ppo"
     act = greedy(one_policy(model.policy), masked=masked)
     with interruption_noted(lambda: "evaluating") as interruption, acting(model):
-        stop = lambda: bool(interruption)  # noqa: E731
+        stop = partial(bool, interruption)
         evaluation = evaluate(act, maker, episodes, seed, stop)
         if evaluation is None or record is None:
             return evaluation

@@ -27,7 +27,6 @@ __all__ = [
     "read_record",
     "read_saved",
     "read_table",
-    "read_task",
 ]
 __all__ += ["task_of"]
 
@@ -127,11 +126,6 @@ def task_of(record: Mapping[str, Any], file: Path, more: Iterable[str] = ()) -> 
         return _task_of(record, {"format", "version", "about", *more})
     except ValueError as error:
         raise _unreadable(file, str(error)) from None
-
-
-def read_task(file: Path) -> Task:
-    """The task in a ``run.json``. Raises TrainingError with what is wrong with it."""
-    return task_of(read_record(file), file)
 
 
 def read_evaluation(run: Path) -> dict[str, float]:

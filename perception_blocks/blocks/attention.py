@@ -244,15 +244,15 @@ class SelfAttentionSeqBlock(AttentionBlock):
     ) -> None:
         name = "self_attention_seq"
         shapes = shapes_of(in_shapes, name, 1, 3, "a sequence and optionally its masks")
-        self_only = shapes[0][:1] if len(shapes) == 1 and len(shapes[0]) == 1 else None
-        sequences = shapes if self_only is None else [(1, *self_only)]
+        self.single = len(shapes) == 1 and len(shapes[0]) == 1  # a vector, a sequence of one
+        sequences = [(1, *shapes[0])] if self.single else shapes
         length, features = sequence_shape(sequences, 0, name)
         width = head_width(name, features, hidden_units, num_heads)
         check_residual(name, residual, features, width)
         weights = [(num_heads, length, length)] if return_weights else []
-        out_shape = (length, width) if self_only is None else (width,)
+        out_shape = (width,) if self.single else (length, width)
         super().__init__(in_shapes, out_shapes=[out_shape, *weights])
-        self.single, self.init_gain = self_only is not None, init_gain
+        self.init_gain = init_gain
         self.gain = None if init_gain is None else nn.Parameter(torch.full((1,), float(init_gain)))
         self.expect_masks(name, (length,), length, num_heads)
         self.attention = Attention((features,) * 3, width, num_heads, dropout=dropout, bias=bias)

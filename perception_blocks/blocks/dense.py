@@ -46,9 +46,8 @@ class DenseBlock(PerceptionBlock):
     [(4,)]
     """
 
-    layer: Callable[..., nn.Module] = staticmethod(
-        linear_layer
-    )  # makes one from (features, units, bias=...)
+    # Makes a layer from (features, units, bias=...).
+    layer: Callable[..., nn.Module] = staticmethod(linear_layer)
 
     def __init__(
         self,

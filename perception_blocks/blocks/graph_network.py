@@ -134,10 +134,8 @@ class GraphNetworkLayer(nn.Module):
         sources = (nodes, edges)
         for_nodes = [nodes, *_aggregated(sources, to_nodes, self.to_node, nodes.shape[-2])]
         for_edges = [edges, *_aggregated(sources, to_edges, self.to_edge, edges.shape[-2])]
-        nodes, edges = (
-            self.node(torch.cat(for_nodes, dim=-1)),
-            self.edge(torch.cat(for_edges, dim=-1)),
-        )
+        nodes = self.node(torch.cat(for_nodes, dim=-1))
+        edges = self.edge(torch.cat(for_edges, dim=-1))
         if self.norms is not None:
             nodes, edges = self.norms[0](nodes), self.norms[1](edges)
         return self.activations[0](nodes), self.activations[1](edges)

@@ -192,9 +192,7 @@ class CategoricalValueBlock(ValueHead):
     def to_scalar(self, output: Tensor) -> Tensor:
         bins = self.bins(output)
         parts = output.softmax(dim=-1, dtype=bins.dtype) * bins
-        if (
-            self.symexp
-        ):  # huge parts of both signs cancel in pairs, before the sum rounds small ones away
+        if self.symexp:  # huge parts cancel in pairs, before the sum rounds small ones away
             parts = 0.5 * parts + 0.5 * parts.flip(-1)
         mean = parts.sum(-1, keepdim=self.single)
         return (symexp(mean) if self.symlog else mean).to(output.dtype)

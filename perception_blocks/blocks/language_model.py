@@ -99,7 +99,7 @@ class TransformerBlock(BodyBlock, MaskedBlock):
         features = self._features(packed(tokens, seen))
         if self.read == "last":
             last = seen.sum(-1, keepdim=True) - 1
-            y, is_seen = (at_places(features, last).squeeze(1), seen.any(-1, keepdim=True))
+            y, is_seen = at_places(features, last).squeeze(1), seen.any(-1, keepdim=True)
         else:
             y, is_seen = at_places(features, seen.cumsum(-1) - 1), seen.unsqueeze(-1)
         return y.masked_fill(~is_seen, 0.0).reshape(*leading, *y.shape[1:])

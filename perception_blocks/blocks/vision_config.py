@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from perception_blocks.blocks.body_config import BodyFolder, Family
 
-__all__ = ["FAMILIES", "VisionFolder", "image_size_of", "vision_family"]
+__all__ = ["FAMILIES", "Kind", "VisionFolder", "image_size_of", "vision_family"]
 
 
 class Kind(NamedTuple):

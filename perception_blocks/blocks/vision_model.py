@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from perception_blocks.blocks.body_config import chosen_family, settings_of
 from perception_blocks.blocks.conv import image_shape
 from perception_blocks.blocks.vision_config import (
     FAMILIES,
+    Kind,
     VisionFolder,
     image_size_of,
     vision_family,
@@ -84,23 +85,14 @@ class VisionModelBlock(BodyBlock):
         _require_channels(body.config, shape)
         if has_places:
             _require_size(name, body.config, (height, width), interpolate_pos_encoding)
-        prefix = kind.prefix
-        outs, grid = None, (0, 0)
-        if prefix is not None:
-            prefix += getattr(body.config, "num_register_tokens", 0)
-            patch: Any = body.config.patch_size  # type: ignore[union-attr]
-            grid = (height // patch, width // patch)
-            features: Any = body.config.hidden_size  # type: ignore[union-attr]
-            shapes = {"pooled": (features,), "tokens": (math.prod(grid), features)}
-            outs = [shapes.get(read, (features, *grid))]
-        super().__init__(in_shapes, out_shapes=outs)
+        patches = _patches(kind, body.config, (height, width))
+        super().__init__(in_shapes, out_shapes=patches and [patches.shape(read)])
         self.body = body
         self.family, self.read = name, read
-        self.prefix, self.grid = prefix, grid  # of maps there is none
+        self.patches = patches
         takes_it = "interpolate_pos_encoding" in inspect.signature(type(body).forward).parameters
-        self.call = (
-            {"interpolate_pos_encoding": True} if interpolate_pos_encoding and takes_it else {}
-        )
+        interpolates = interpolate_pos_encoding and takes_it
+        self.call = {"interpolate_pos_encoding": True} if interpolates else {}
         if checkpoint is not None:
             always = ["image_size"] if has_places else []
             kept = {"family": name, **settings_of(classes, body.config, always)}
@@ -132,10 +124,10 @@ class VisionModelBlock(BodyBlock):
 
     def _patches(self, result: Any) -> Tensor:
         y: Tensor = result.last_hidden_state
-        if self.prefix is None:
+        if self.patches is None:
             return y if self.read == "map" else y.flatten(2).transpose(1, 2)
-        y = y[:, self.prefix :]
-        return y.transpose(1, 2).unflatten(-1, self.grid) if self.read == "map" else y
+        y = y[:, self.patches.prefix :]
+        return y.transpose(1, 2).unflatten(-1, self.patches.grid) if self.read == "map" else y
 
     def _measured_shapes(self) -> list[Shape]:
         try:
@@ -158,6 +150,27 @@ class VisionModelBlock(BodyBlock):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, family={self.family!r}, read={self.read!r}"
+
+
+class Patches(NamedTuple):
+    """The tokens of an image: ``prefix`` others, then one with ``features`` for each patch of the ``grid``."""
+
+    prefix: int
+    grid: tuple[int, int]
+    features: int
+
+    def shape(self, read: str) -> Shape:
+        shapes = {"pooled": (self.features,), "tokens": (math.prod(self.grid), self.features)}
+        return shapes.get(read, (self.features, *self.grid))
+
+
+def _patches(kind: Kind, config: Any, sides: tuple[int, int]) -> Patches | None:
+    """None where the body returns a feature map."""
+    if kind.prefix is None:
+        return None
+    height, width = (side // config.patch_size for side in sides)
+    prefix = kind.prefix + getattr(config, "num_register_tokens", 0)
+    return Patches(prefix, (height, width), config.hidden_size)
 
 
 def _known_size(shape: Shape) -> tuple[int, int]:

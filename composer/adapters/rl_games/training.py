@@ -211,8 +211,7 @@ def _refuse(model: Model) -> str:
     refuse_actors(model.observation_space, "rl_games")
     kinds = {leaf.kind for leaf in one_policy(model.policy).action_tree.leaves.values()}
     algorithm = "a2c_continuous" if kinds == {"box"} else "a2c_discrete"
-    reasons = problems(model, algorithm, NEEDS["rl_games"].algorithms)
-    reasons += filter(None, [nothing_to_train(model)])
+    reasons = [*problems(model, algorithm, NEEDS["rl_games"].algorithms), *nothing_to_train(model)]
     refuse_for("ppo of rl_games", [reason.replace(algorithm, "ppo") for reason in reasons])
     return algorithm
 

@@ -74,9 +74,8 @@ def refuse(
 ) -> None:
     """Raise ValueError with every reason why rsl_rl cannot train ``model``."""
     needs = NEEDS["rsl_rl"].algorithms
-    learns = (
-        obs_set == "actor"
-    )  # students and teachers imitate: neither a critic nor chances are needed
+    # Students and teachers imitate: neither a critic nor chances are needed.
+    learns = obs_set == "actor"
     reasons = problems(model, "PPO", needs) if learns else list(needs["PPO"].refuses(model))
     policy = one_policy(model.policy)
     size = int(np.prod(policy.action_space.shape or ()))

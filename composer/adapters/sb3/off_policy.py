@@ -62,9 +62,6 @@ class QPolicy(HostPolicy):
         self.q_net_target = QNetwork(self, self.policy_target)
         self.optimizer = self.make_optimizer(self.model.parameters(), lr_schedule)
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
-        return self._predict(obs, deterministic)
-
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
         values = self.q_net(observation)
         (family,) = dict(self.policy.distributions.items()).values()
@@ -77,7 +74,6 @@ class Actor(SubNetwork):
 
     def __init__(self, policy: ContinuousPolicy, module: Policy) -> None:
         super().__init__(policy, module)
-        self.actor = module
         self.lowered = module.lower()
 
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
@@ -97,7 +93,7 @@ class Actor(SubNetwork):
 
     def distribution(self, obs: PyTorchObs) -> Distribution:
         inputs, _ = self.policy.seen(obs)
-        return self.actor.distribution_of(self.lowered(inputs), inputs, None, 1.0)
+        return self.module.distribution_of(self.lowered(inputs), inputs, None, 1.0)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
         """Actions and the logarithm of their density in the host's scale, shape (B,)."""
@@ -188,9 +184,6 @@ class ContinuousPolicy(HostPolicy):
         """The way back, to what the critic and the distributions take."""
         rows = self._low + (actions.reshape(len(actions), -1) + 1) * self._half
         return self.actions.from_host(rows, self.policy.dtype, (len(rows),))
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
-        return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """An action in the environment's scale: the host scales what it stores."""

@@ -148,6 +148,9 @@ class HostPolicy(BasePolicy):
             action = distribution.mode() if deterministic else distribution.sample()
             return self.actions.to_host(action)
 
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Any:
+        return self._predict(obs, deterministic)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """What `BasePolicy.save` keeps to make this policy anew."""
         return {

@@ -145,7 +145,7 @@ def agent_of(
     reasons = [
         *problems(model, name, NEEDS["skrl"].algorithms),
         *preprocessor_problems(model, config),
-        *filter(None, [nothing_to_train(model)]),
+        *nothing_to_train(model),
     ]
     if memory.memory_size != config.rollouts:
         reasons.append(

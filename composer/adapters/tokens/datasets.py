@@ -96,13 +96,15 @@ class TokenDataset(Dataset[Tensor]):
         """
         try:
             from tensordict import TensorDict
+
+            from composer.adapters.torchrl.sequences import LOSS_MASK
         except ImportError as error:
             raise missing_extra("TokenDataset.collate", error, "torchrl") from error
         tokens, real = self.padded(items)
         mask = real[:, 1:]
         fields = {"observation": tokens[:, :-1], "action": tokens[:, 1:], "mask": mask}
         batch = TensorDict(fields, batch_size=mask.shape)
-        return batch.set(("collector", "mask"), mask.unsqueeze(-1))
+        return batch.set(LOSS_MASK, mask.unsqueeze(-1))
 
     def padded(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Sequences as ``(tokens, mask)``, both (B, L), padded behind, as `composer.policy.token_views` read them."""

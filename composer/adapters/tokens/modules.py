@@ -24,6 +24,7 @@ from composer.adapters.torchrl.fields import Encoding, Key
 from composer.adapters.torchrl.functions import critic_of
 from composer.adapters.torchrl.models import TorchRLModules, to_torchrl
 from composer.adapters.torchrl.modules import ModulesBuilder, TensorModule, TensorValue
+from composer.adapters.torchrl.sequences import LOSS_MASK
 from composer.model import Model
 from composer.policy.sequence_view import SequenceView
 from composer.policy.structured import one_policy
@@ -32,7 +33,6 @@ from perception_blocks.port import format_shape
 __all__ = ["SequenceFunction", "sample_sequences", "token_modules"]
 
 TOKENS, MASK = "observation", "mask"
-LOSS_MASK = ("collector", "mask")  # where TorchRL's losses look for the steps that count
 
 
 def token_modules(

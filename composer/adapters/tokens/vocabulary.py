@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from composer.atomic import WriteError, replace_with
-from composer.errors import RefusedError
+from composer.errors import Problem, RefusedError, SpecError
 from composer.source.files import as_utf8, near_file, no_file
 from perception_blocks.registry import missing_extra
 from perception_blocks.words import describe, did_you_mean, hint, listing
@@ -20,7 +20,7 @@ from perception_blocks.words import describe, did_you_mean, hint, listing
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["UnknownTokenError", "Vocabulary"]
+__all__ = ["UnknownTokenError", "Vocabulary", "text_of_tokens"]
 
 MOST_BYTES = 2**25  # of a file: some millions of tokens
 START = ("<start>", "<bos>", "<s>", "[BOS]", "GO")
@@ -237,7 +237,7 @@ class Vocabulary:
         no vocabulary.
         """
         name = os.fspath(path)
-        text = _text_of(name)
+        text = text_of_tokens(name, name)
         given: dict[str, Any] = {"start": start, "end": end, "pad": pad, "separator": separator}
         given = {key: value for key, value in given.items() if value is not None}
         try:
@@ -361,15 +361,18 @@ def _wrong_tokens(tokens: Sequence[object]) -> str | None:
     return None
 
 
-def _text_of(path: str) -> str:
-    """Raises RefusedError, or SpecError at what is not UTF-8, for anything but a text file."""
+def text_of_tokens(path: str, name: str) -> str:
+    """The text of the file at ``path``, ``name`` in messages. Raises SpecError for anything but a text file."""
     if problem := no_file(path):
-        raise RefusedError(problem)
-    with open(path, "rb") as file:
-        data = file.read(MOST_BYTES + 1)
+        raise SpecError([Problem(problem)])
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise SpecError([Problem(f"{name!r} cannot be read: {error.strerror}")]) from error
     if len(data) > MOST_BYTES:
-        raise RefusedError(f"{path!r} has more than {MOST_BYTES:,} bytes, too many tokens")
-    return as_utf8(data, path)
+        raise SpecError([Problem(f"{name!r} has more than {MOST_BYTES:,} bytes, too many tokens")])
+    return as_utf8(data, name)
 
 
 def _json_fields(text: str) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -100,21 +101,16 @@ class OffPolicy(Algorithm[S]):
     Without memory the buffer holds single steps; with it, the steps of each environment in a row.
     """
 
-    def __init__(
-        self,
-        modules: TorchRLModules,
-        env: EnvBase,
-        settings: S,
-        loss: LossModule,
-        actor: TensorDictModuleBase,
-        chance: Any,
-    ) -> None:
-        super().__init__(modules, settings, loss, sequence(actor, chance))
+    loss_type: ClassVar[type[LossModule]]
+
+    def __init__(self, model: Model, env: EnvBase, settings: S) -> None:
+        self._length, burn_in = settings.lengths(model, env.batch_size[0])
+        modules = to_torchrl(model, env, loss=self.loss_type, burn_in=burn_in)
+        loss, actor, self._chance = self.pieces(modules, settings)
+        super().__init__(modules, settings, loss, sequence(actor, self._chance))
         loss.make_value_estimator(gamma=settings.gamma)
-        self._chance = chance
         self._targets = SoftUpdate(loss, tau=settings.tau)
         self._in_rows = self.model.has_memory
-        self._length, _ = settings.lengths(self.model, env.batch_size[0])
         example = env.fake_tensordict()
         read: list[Any] = loss.in_keys
         followed = {("next", *_path(key)) for key in read} & set(example.keys(True, True))
@@ -128,6 +124,10 @@ class OffPolicy(Algorithm[S]):
             self._buffer = ReplayBuffer(
                 storage=LazyTensorStorage(settings.buffer_size), batch_size=settings.batch_size
             )
+
+    @abstractmethod
+    def pieces(self, modules: TorchRLModules, settings: S) -> tuple[LossModule, Any, Any]:
+        """The loss, the actor, and the module after it that says how often actions are random."""
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         self._put(batch if self._in_rows else batch.reshape(-1))
@@ -193,10 +193,9 @@ class Dqn(OffPolicy[DqnSettings]):
     """
 
     settings_type = DqnSettings
+    loss_type = DQNLoss
 
-    def __init__(self, model: Model, env: EnvBase, settings: DqnSettings) -> None:
-        _, burn_in = settings.lengths(model, env.batch_size[0])
-        modules = to_torchrl(model, env, loss=DQNLoss, burn_in=burn_in)
+    def pieces(self, modules: TorchRLModules, settings: DqnSettings) -> tuple[LossModule, Any, Any]:
         actor = modules.q_actor
         assert actor is not None
         assert modules.q_actor_training is not None
@@ -215,7 +214,7 @@ class Dqn(OffPolicy[DqnSettings]):
             loss_function=settings.loss_function,
             action_space="categorical",
         )
-        super().__init__(modules, env, settings, loss, actor, chance)
+        return loss, actor, chance
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)
@@ -235,10 +234,19 @@ class Sac(OffPolicy[SacSettings]):
     """The loss trains copies of the critic; after each batch they are written into the model, targets included."""
 
     settings_type = SacSettings
+    loss_type = SACLoss
 
     def __init__(self, model: Model, env: EnvBase, settings: SacSettings) -> None:
-        _, burn_in = settings.lengths(model, env.batch_size[0])
-        modules = to_torchrl(model, env, loss=SACLoss, burn_in=burn_in)
+        super().__init__(model, env, settings)
+        self._explore(0)
+        if not self.modules.critic_copies:
+            loss, critic = self.loss, self.modules.critic_training
+            assert isinstance(loss, SACLoss)
+            assert critic is not None
+            _begin_with(loss, critic)
+
+    def pieces(self, modules: TorchRLModules, settings: SacSettings) -> tuple[LossModule, Any, Any]:
+        model = modules.model
         copies, critic = list(modules.critic_copies), modules.critic_training
         assert critic is not None
         loss = SACLoss(
@@ -251,10 +259,7 @@ class Sac(OffPolicy[SacSettings]):
             deactivate_vmap=model.critic.has_memory,  # type: ignore[union-attr]
         )
         chance: Any = EGreedyModule(modules.actor_inference.spec, eps_init=1.0, eps_end=0.0)
-        super().__init__(modules, env, settings, loss, modules.collecting, chance)
-        self._explore(0)
-        if not copies:
-            _begin_with(loss, critic)
+        return loss, modules.collecting, chance
 
     def learn(self, batch: TensorDictBase, steps: int) -> None:
         super().learn(batch, steps)

@@ -13,9 +13,9 @@ from torchrl.envs import Transform
 
 from composer.adapters.torchrl.functions import IS_INIT
 
-__all__ = ["EpisodeSequences", "refuse_lengths", "sequence_buffer"]
+__all__ = ["LOSS_MASK", "EpisodeSequences", "refuse_lengths", "sequence_buffer"]
 
-MASK = ("collector", "mask")  # where TorchRL's losses look for the steps that count
+LOSS_MASK = ("collector", "mask")  # where TorchRL's losses look for the steps that count
 STREAM_END = ("collector", "stream_end")
 
 
@@ -84,7 +84,7 @@ class EpisodeSequences(Transform):
             laid[key] = value
         learned = ~added
         learned[:, : self.burn_in] = False
-        return laid.set(MASK, learned.unsqueeze(-1))
+        return laid.set(LOSS_MASK, learned.unsqueeze(-1))
 
 
 def _places(starts: Tensor, burn_in: int) -> tuple[Tensor, Tensor]:

@@ -79,8 +79,7 @@ def _reasons(model: Model, algorithm: str) -> Iterator[str]:
             "pettingzoo:mpe/simple_spread_v3; use the trainer sb3 or torchrl"
         )
         return
-    if reason := nothing_to_train(model):
-        yield reason
+    yield from nothing_to_train(model)
     for name, member in policy.policies.items():
         yield from _of_policy(name, member)
     yield from _of_critic(model, algorithm)

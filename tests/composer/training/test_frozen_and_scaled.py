@@ -38,17 +38,7 @@ RUNS = [
     ("skrl", "ppo", STATE, CHOICE, {}),
     ("tianshou", "ppo", STATE, CHOICE, {"collection_step_num_env_steps": 64}),
 ]
-ACTORS = """
-version: 1
-freeze: [policy/eyes]
-learning_rate_scale: {policy/body: 0.1, policy/body/linears/1: 0.5}
-policy:
-  graph:
-    eyes: {block: dense, in: observation, hidden_units: [8]}
-    body: {block: dense, in: eyes, hidden_units: [8, 8]}
-  heads: {in: body}
-critic: {kind: shared_state, template: {}}
-"""
+ACTORS = SPEC + "critic: {kind: shared_state, template: {}}\n"
 RUNS.append(("composer", "mappo", ACTORS, "pettingzoo:mpe/simple_spread_v3", {}))
 
 
