@@ -16,7 +16,7 @@ from composer.critic.central import PRESENT, CentralCritic, CentralInput
 from composer.network.network import ACTOR
 from composer.spaces.action_inputs import ActionInputs
 from composer.spaces.actors import Actor, Actors
-from composer.spaces.variable import is_ignored
+from composer.spec.keys import is_within
 from composer.spec.model_spec import NetworkSpec
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import few_of, hint, listing
@@ -154,7 +154,7 @@ class CentralCriticBuilder(CriticBuilder):
         for actor, form in zip(members, forms):
             if alike(forms[0], form):
                 continue
-            if not is_observed or named is None or is_ignored(key, named):  # else out of sight
+            if not is_observed or named is None or is_within(key, named):  # else out of sight
                 said = difference(key, members[0].name, forms[0], actor.name, form)
                 way_out = "leave 'stack' out"
                 if self._kind(key, members[0]) != "action":  # which it must read

@@ -28,8 +28,7 @@ from composer.spaces.json_form import spaces_differ
 from composer.spaces.lookup import Spaces
 from composer.spaces.observer import Observer
 from composer.spaces.tree import SpaceError, SpaceTree, flatten_space, walk_space
-from composer.spaces.variable import is_ignored
-from composer.spec.keys import PREVIOUS
+from composer.spec.keys import PREVIOUS, is_within
 from composer.spec.model_spec import CriticSpec, ModelSpec, NetworkSpec, PolicySpec
 from composer.spec.references import names_value, written_values
 from perception_blocks.port import Port, format_shape
@@ -145,7 +144,7 @@ class PolicyPlan:
 
     def not_an_observation(self, key: str) -> str:
         """Why ``key`` is no observation that can be used."""
-        if is_ignored(key, self.ignored):
+        if is_within(key, self.ignored):
             return f"{key!r} is left out by 'ignore'"
         if key in self.unasked:
             return f"{key!r} {self.unasked[key]}"

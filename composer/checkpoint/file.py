@@ -19,10 +19,10 @@ from composer.checkpoint import container as checkpoint_file
 from composer.checkpoint.container import CheckpointError, write_file
 from composer.checkpoint.plain_spec import every_part
 from composer.limits import GivenLimits
-from composer.network.paths import PARTS
 from composer.source.files import as_argument
 from composer.spaces.json_form import Json, spaces_from_json
 from composer.spaces.lookup import is_by_actor
+from composer.spec.keys import PARTS
 from composer.spec.model_spec import CRITICS
 from perception_blocks.blocks.adapted import SCALES
 from perception_blocks.blocks.lora import adapter_scales

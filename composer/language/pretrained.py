@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from composer.atomic import WriteError, new_folder
 from composer.network.module import NetworkModule
 from composer.network.sharded import refuse_sharded
+from composer.spec.keys import PARTS
 from perception_blocks.blocks.decoder import DecoderBlock
 from perception_blocks.blocks.dense import LinearOutputBlock
 from perception_blocks.blocks.families import (
@@ -216,7 +217,7 @@ def to_hf(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any = Non
 def _decoder_and_head(model: nn.Module) -> tuple[DecoderBlock, LinearOutputBlock | None, bool]:
     """The decoder, its linear head unless it is tied, and whether that is a critic's."""
     is_part = isinstance(model, NetworkModule)
-    parts = [model] if is_part else [getattr(model, name, None) for name in ("policy", "critic")]
+    parts = [model] if is_part else [getattr(model, name, None) for name in PARTS]
     for part in parts:
         if not isinstance(part, NetworkModule) or not isinstance(
             part.network.module, InferenceBlock

@@ -16,16 +16,16 @@ from composer.network.groups import SeparateNetworks
 from composer.network.module import NetworkModule
 from composer.network.registries import RegistryView
 from composer.network.structured import StructuredModule
+from composer.spec.keys import PARTS, is_within
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import few_of, listing, near_name
 
-__all__ = ["ENSEMBLE", "PARTS", "ModelPart", "PathError", "nodes_of_tensors"]
+__all__ = ["ENSEMBLE", "ModelPart", "PathError", "nodes_of_tensors"]
 __all__ += ["part_at", "parts_by_path"]
 
 ENSEMBLE = "ensemble"  # the name of the copies of a whole network
-PARTS = ("policy", "critic")
 CONTAINERS = ("heads", "distributions", "normalizers")  # of nodes, in a network
 
 
@@ -75,7 +75,7 @@ def part_at(model: nn.Module, path: str, parts: dict[str, ModelPart] | None = No
         raise PathError(f"the model has no part {path!r}{_near(path, parts)}")
     whole = ModelPart(path)
     for name, part in parts.items():
-        if name == path or name.startswith(f"{path}/"):
+        if is_within(name, [path]):
             whole.add(part)
     return whole
 

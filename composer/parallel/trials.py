@@ -15,6 +15,7 @@ from composer.language.action_proof import made_observation
 from composer.model import Model
 from composer.policy.structured import StructuredPolicy
 from composer.spaces.lookup import is_by_actor
+from composer.spaces.nested import map_nested
 from composer.spaces.samples import batch_of, random_values
 
 __all__ = ["SEED", "ActionTrial", "Trial"]
@@ -166,11 +167,7 @@ def _allow_some(observations: Any, policy: Any) -> None:
 
 def _repeated(value: Any) -> Any:
     """Batches (B, ...) as sequences (B, T, ...) of the same."""
-    if isinstance(value, Mapping):
-        return {key: _repeated(inner) for key, inner in value.items()}
-    if isinstance(value, tuple):
-        return tuple(map(_repeated, value))
-    return np.repeat(np.asarray(value)[:, None], TIMES, axis=1)
+    return map_nested(lambda leaf: np.repeat(np.asarray(leaf)[:, None], TIMES, axis=1), value)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -33,9 +33,8 @@ from composer.spaces.variable import (
     VariableSpace,
     collision,
     declared_text,
-    is_ignored,
 )
-from composer.spec.keys import PREVIOUS, RECALLED
+from composer.spec.keys import PREVIOUS, RECALLED, is_within
 from perception_blocks.port import format_shape
 from perception_blocks.words import did_you_mean, is_writable
 
@@ -86,7 +85,7 @@ class SpaceTree:
         self._dicts = [
             (path, {str(part) for part in inner.spaces})
             for path, inner in _inner_dicts(space, ())
-            if not is_ignored(_flat_key(path, root), self._ignored)
+            if not is_within(_flat_key(path, root), self._ignored)
         ]
         if not isinstance(space, spaces.Dict):
             self._dicts.insert(0, ((), set()))  # a flat dict may come in place of the value
@@ -287,7 +286,7 @@ def flatten_space(
     ignored = keys.intersection(ignore)
     for word, names in (("ignore", dict(enumerate(ignore))), ("texts", {t: t for t in texts})):
         for place, name in names.items():
-            left_out = is_ignored(name, ignored)
+            left_out = is_within(name, ignored)
             if name not in keys and not left_out:
                 text = f"{word} names {name!r}, which is not in the {root} space"
                 problems.append((place, text + did_you_mean(name, keys)))
@@ -313,7 +312,7 @@ def _leaves(
     variables = []
     for key, path, part in walk_space(space, root):
         part_leaves: dict[str, Leaf] = {}
-        if is_ignored(key, maker.ignored):
+        if is_within(key, maker.ignored):
             continue
         if maker.is_variable(key, part):
             variable = maker.variable(key, path, part)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FLAGS", "BoundsWatch", "IntegerRange", "OutOfBoundsWarning", "as_flags", "on_host"]
-__all__ += ["refuse_outside"]
+__all__ = ["FLAGS", "BoundsWatch", "IntegerRange", "OutOfBoundsWarning", "as_flags", "flags_for"]
+__all__ += ["on_host", "refuse_outside"]
 
 _is_compiling = torch.compiler.is_compiling
 # What torch.func.vmap and grad are at; None where they are not.
@@ -138,3 +138,8 @@ def _as_array(tensor: Tensor) -> np.ndarray:
         if tensor.itemsize < 4:
             tensor = tensor.float()  # numpy has no bfloat16
     return tensor.numpy()
+
+
+def flags_for(value: Tensor, flags: Tensor) -> Tensor:
+    """``flags`` (...) with axes of size 1 behind, to broadcast with ``value`` (..., *shape)."""
+    return flags.reshape(*flags.shape, *[1] * (value.dim() - flags.dim()))

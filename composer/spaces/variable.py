@@ -49,10 +49,11 @@ from composer.spaces.variable_readers import (
     shape_of,
     typed,
 )
+from composer.spec.keys import is_within
 from perception_blocks.port import Port, format_shape
 from perception_blocks.words import did_you_mean
 
-__all__ = ["ReaderMaker", "VariableSpace", "collision", "declared_text", "is_ignored"]
+__all__ = ["ReaderMaker", "VariableSpace", "collision", "declared_text"]
 
 
 VARIABLE = (spaces.Sequence, spaces.Graph, spaces.Text, spaces.OneOf)
@@ -218,7 +219,7 @@ class ReaderMaker:
     def reader(self, key: str, path: Path, space: Space, within: str = "") -> Reader | None:
         """None if it is ignored or cannot be read; ``within`` is the key of the Sequence or Graph around it."""
         self.seen.add(key)
-        if is_ignored(key, self.ignored):
+        if is_within(key, self.ignored):
             return None
         if key in self.texts:
             if not isinstance(space, spaces.Text) and _is_known(space):
@@ -320,11 +321,6 @@ def declared_text(name: str, declared: Mapping[str, object]) -> spaces.Text:
     if not isinstance(charset, str) or not charset:
         raise ValueError(f"charset in texts of {name!r} must be characters, got {charset!r}")
     return spaces.Text(length, min_length=0, charset=charset)
-
-
-def is_ignored(key: str, ignored: Collection[str]) -> bool:
-    """Whether ``key``, or a branch that it belongs to, is among ``ignored``."""
-    return any(key == name or key.startswith(f"{name}/") for name in ignored)
 
 
 def collision(root: str, key: str, first: Path, second: Path) -> str:

@@ -18,6 +18,7 @@ from composer.spec.keys import (
     KINDS,
     NETWORK_KEYS,
     ONE_OF_SEVERAL,
+    PARTS,
     PLACES,
     POLICY_KEYS,
     POLICY_NETWORK_KEYS,
@@ -156,7 +157,7 @@ class SpecParser:
         for key in top.values:
             if key in TOP_KEYS and key not in BESIDE_MODEL and top.values[key] is not None:
                 message = f"{key!r} has no place beside 'model'; leave it out"
-                if key in ("policy", "critic"):
+                if key in PARTS:
                     message = f"'model' stands in the place of {key!r}; keep one of them"
                 top.note(key, message, on_key=True)
         model = self._model(top)

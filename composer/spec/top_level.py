@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from composer.errors import Path, Problems
 from composer.source.load import Source
 from composer.spec.fields import Fields
-from composer.spec.keys import PREVIOUS, RECALLED
+from composer.spec.keys import PARTS, PREVIOUS, RECALLED, is_within
 from composer.trust import check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name
 
@@ -19,7 +19,6 @@ __all__ += ["read_paths", "read_previous", "without_other_files"]
 
 VERSION = 1
 NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
-NETWORKS = ("policy", "critic")
 
 
 def is_network(data: Mapping[str, object]) -> bool:
@@ -133,7 +132,7 @@ def _scales(top: Fields, freeze: Collection[str]) -> dict[str, float]:
             way_out = "; to train nothing of it, name it under 'freeze'" if value == 0 else ""
             message = f"a factor of {key!r} is a positive number, got {describe(value)}{way_out}"
             top.problems.add(place, message)
-        elif any(path == each or path.startswith(f"{each}/") for each in freeze):
+        elif is_within(path, freeze):
             message = f"{path!r} is frozen, so it has no learning rate; leave it out here or under 'freeze'"
             top.problems.add(place, message, key=True)
         else:
@@ -150,8 +149,8 @@ def _is_factor(value: object) -> TypeGuard[int | float]:
 def _check_path(top: Fields, path: object, place: Path, *, key: bool = False) -> None:
     """Note a path that cannot name a part of any model."""
     first, *rest = str(path).split("/")
-    if first not in NETWORKS:
-        near = near_name(first, NETWORKS)
+    if first not in PARTS:
+        near = near_name(first, PARTS)
         meant = f"; did you mean {'/'.join([near, *rest])!r}?" if near else ""
         message = f"a path begins with 'policy' or 'critic', such as policy/{first}; got {path!r}"
         top.problems.add(place, (meant and f"{path!r} is no path{meant}") or message, key=key)

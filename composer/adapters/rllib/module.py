@@ -19,6 +19,8 @@ from composer.host.step import Step
 from composer.model import Model, compose
 from composer.network.network import State
 from composer.policy.structured import one_policy
+from composer.spaces.nested import map_nested
+from composer.spaces.values import flags_for
 from perception_blocks.words import listing
 
 __all__ = ["CONFIG_KEY", "ComposedModule"]
@@ -145,15 +147,10 @@ class ComposedModule(TorchRLModule, ValueFunctionAPI):
             return batch
         is_step = batch[Columns.LOSS_MASK].bool()
 
-        def filled(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {key: filled(part) for key, part in value.items()}
-            if isinstance(value, tuple):
-                return tuple(map(filled, value))
-            steps = is_step.reshape(*is_step.shape, *[1] * (value.dim() - 2))
-            return torch.where(steps, value, value[:, :1])
+        def filled(value: Tensor) -> Tensor:
+            return torch.where(flags_for(value, is_step), value, value[:, :1])
 
-        return {**batch, Columns.OBS: filled(batch[Columns.OBS])}
+        return {**batch, Columns.OBS: map_nested(filled, batch[Columns.OBS])}
 
 
 def _refuse_settings(model_config: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from composer.limits import GivenLimits
 from composer.model import Model
 from composer.source.load import Override, Source, dump_yaml, load_source
 from composer.spaces.actors import read_actors, serve
+from composer.spec.keys import PARTS
 from composer.spec.model_spec import PolicySpec
 from composer.spec.read import read_spec
 from composer.trust import allow_list, import_allowed
@@ -148,7 +149,7 @@ def _served(
 
 def _of_one(data: Mapping[str, Any], key: str | None) -> dict[str, Any]:
     """The spec of one of the ``networks`` alone, for an environment with one space."""
-    parts = {name: _section(data[name], key) for name in ("policy", "critic") if data.get(name)}
+    parts = {name: _section(data[name], key) for name in PARTS if data.get(name)}
     top = {name: value for name, value in data.items() if name != "environment"}
     return {**top, **parts}
 

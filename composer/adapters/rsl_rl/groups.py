@@ -14,7 +14,7 @@ from composer.critic.base import SpaceCritic
 from composer.policy.policy import Policy
 from composer.spaces.json_form import space_from_json
 from composer.spaces.tree import SpaceTree
-from composer.spec.keys import PREVIOUS
+from composer.spec.keys import PARTS, PREVIOUS
 from perception_blocks.port import format_shape
 from perception_blocks.words import hint, listing
 
@@ -108,7 +108,7 @@ def group_problems(
             needed = format_shape(tuple(tree.leaves[key].space.shape or ()))
             yield f"group {group!r} has the shape {got}, but observation_space says {needed}"
     for part, names in (("policy", policy.read_keys), ("critic", seen_by(critic))):
-        allowed = list(sets["actor" if part == "policy" else "critic"]) if part in _PARTS else []
+        allowed = list(sets["actor" if part == "policy" else "critic"]) if part in PARTS else []
         extra = [key for key in names if keys.get(key, key) not in allowed]
         if extra:
             kept = [key for key in names if key not in extra]
@@ -118,9 +118,6 @@ def group_problems(
                 f"observations: [{', '.join(kept)}] under '{part}' of the spec, or add to "
                 f"obs_groups: {{{which}: [{', '.join(map(str, [*allowed, *extra]))}]}}"
             )
-
-
-_PARTS = ("policy", "critic")
 
 
 def seen_by(critic: SpaceCritic | None) -> list[str]:

@@ -17,7 +17,7 @@ from composer.distributions.discrete import NoLegalChoiceError
 from composer.network.module import longest_episode
 from composer.network.network import State, Tensors
 from composer.spaces.kinds import as_tensor
-from composer.spaces.values import as_flags
+from composer.spaces.values import as_flags, flags_for
 from perception_blocks.blocks.key_value_cache import Placement
 from perception_blocks.registry import missing_extra
 
@@ -203,7 +203,7 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
         for action, key in policy.masks.items():
             if policy.action_tree.leaves[action].port.cardinality is not None:
                 legal = filled[key] != 0
-                filled[key] = legal | _like(~legal.flatten(2).any(-1), legal)
+                filled[key] = legal | flags_for(legal, ~legal.flatten(2).any(-1))
         for key, leaf in self.observations.tree.leaves.items():
             if leaf.integers is not None and filled[key].dtype != torch.bool:
                 low, high = (torch.as_tensor(b).to(filled[key]) for b in leaf.integers[:2])
@@ -214,10 +214,5 @@ class RecurrentActorCritic(ActorCritic, RecurrentActorCriticPolicy):
 def _begun(state: State, starts: Tensor) -> tuple[State, Tensor | None]:
     """The state and resets of sequences that begin where episodes do: then no reset is left, and fused kernels run."""
     first = starts[:, 0]
-    state = {name: value.masked_fill(_like(first, value), 0.0) for name, value in state.items()}
+    state = {name: value.masked_fill(flags_for(value, first), 0.0) for name, value in state.items()}
     return state, (starts if bool(starts[:, 1:].any()) else None)
-
-
-def _like(flags: Tensor, value: Tensor) -> Tensor:
-    """``flags`` of the leading axes with axes of size 1 for the others of ``value``."""
-    return flags.reshape((*flags.shape, *[1] * (value.dim() - flags.dim())))

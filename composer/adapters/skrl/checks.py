@@ -12,6 +12,7 @@ from composer.model import Model
 from composer.policy.policy import Policy
 from composer.policy.structured import one_policy
 from composer.spaces.kinds import Leaf, format_space
+from composer.spec.keys import is_within
 from perception_blocks.words import listing
 
 __all__ = ["preprocessor_problems", "reading_problems", "sequence_length_of", "space_problems"]
@@ -50,7 +51,7 @@ def reading_problems(model: Model, state: str | None) -> Iterator[str]:
     policy = one_policy(model.policy)
     if state is None:
         return
-    private = [key for key in policy.read_keys if key == state or key.startswith(f"{state}/")]
+    private = [key for key in policy.read_keys if is_within(key, [state])]
     if private:
         kept = ", ".join(key for key in policy.read_keys if key not in private)
         yield (

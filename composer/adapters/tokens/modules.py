@@ -59,7 +59,7 @@ def token_modules(
     )  # fmt: skip
     policy = one_policy(model.policy)
     chosen = encoding or ("categorical" if env is None else encoding_of(env))
-    build = ModulesBuilder.of(
+    build = ModulesBuilder(
         model, chosen, {},
         mask_training=mask_training, return_log_prob=True, burn_in=0, temperature_key=temperature_key,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from composer.network.module import NetworkModule
 from composer.network.network import Inputs, State, Tensors
 from composer.network.registries import TENSORS, RegistryView
 from composer.policy.policy import Policy
+from composer.spaces.values import flags_for
 from perception_blocks.base_block import capturing, is_traced
 
 __all__ = ["PARAMS", "MemoryUse", "TensorCritic", "TensorFunction", "TensorPolicy", "critic_of"]
@@ -321,9 +322,7 @@ def _hidden() -> bool:
 def _where(flags: Tensor, chosen: State, other: State) -> State:
     """By name, ``chosen`` where ``flags`` (...) are true, else ``other``, both (..., *shape)."""
     return {
-        name: torch.where(
-            flags.reshape(*flags.shape, *[1] * (value.dim() - flags.dim())), chosen[name], value
-        )
+        name: torch.where(flags_for(value, flags), chosen[name], value)
         for name, value in other.items()
     }
 

@@ -12,6 +12,7 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
 from torchrl.envs import Transform
 
 from composer.adapters.torchrl.functions import IS_INIT
+from composer.spaces.values import flags_for
 
 __all__ = ["LOSS_MASK", "EpisodeSequences", "refuse_lengths", "sequence_buffer"]
 
@@ -78,7 +79,7 @@ class EpisodeSequences(Transform):
         laid, after = steps[rows, source], steps[rows, (source + 1).clamp_max(self.length - 1)]
         following = laid["next"]
         for key in set(following.keys(True, True)) & set(laid.keys(True, True)):
-            flags = added.reshape(*added.shape, *[1] * (laid[key].dim() - 2))
+            flags = flags_for(laid[key], added)
             value = torch.where(flags, following[key], laid[key])
             following[key] = torch.where(flags, after[key], following[key])
             laid[key] = value

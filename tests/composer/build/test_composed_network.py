@@ -136,7 +136,7 @@ def test_a_class_gets_the_shapes_and_answers_with_them():
 def test_the_table_names_the_lines_and_the_picture_has_the_network(tmp_path):
     network = composer.compose_network(GRAPH, IN, OUT)
     lines = network.summary().splitlines()
-    assert lines[2].split() == ["latent", "dense", "(5,)", "->", "(8,)", "232", "86.6", "%", "416", "<spec>:4:13"]  # fmt: skip
+    assert lines[2].split() == ["latent", "dense", "(5,)", "->", "(8,)", "232", "86.6", "%", "416", "4:13"]  # fmt: skip
     text = network.draw(tmp_path / "network.dot").read_text()
     assert all(name in text for name in ("observation", "latent", "logits", "network"))
 
@@ -289,7 +289,9 @@ def test_the_command_line_checks_shows_and_draws_a_network(tmp_path, monkeypatch
     assert main(["check", "net.yaml"]) == 0
     assert capsys.readouterr().out == "net.yaml: good; 4,996 parameters\n"
     assert main(["show", "net.yaml"]) == 0
-    assert "net.yaml:5:13" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  5:13\n" in out
+    assert "spec        net.yaml\n" in out
     assert main(["draw", "net.yaml", "-o", "net.dot"]) == 0
     assert main(["check", "net.yaml", "--env", "CartPole-v1"]) == 1
     assert capsys.readouterr().err == (
