@@ -148,7 +148,11 @@ class PolicyPlan:
             return f"{key!r} is left out by 'ignore'"
         if key in self.unasked:
             return f"{key!r} {self.unasked[key]}"
-        near = hint(key, [*self.ports, *group_names(self.ports)], listed=self.ports)
+        groups = group_names(self.ports)
+        if key in groups:
+            members = listing(named_observations(key, self.ports))
+            return f"{key!r} is a group of observations; name one of them: {members}"
+        near = hint(key, [*self.ports, *groups], listed=self.ports)
         return f"{key!r} is not an observation{near}"
 
     def local(self, name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from composer.spaces.pettingzoo import (
     is_pettingzoo,
     make_pettingzoo,
 )
-from composer.spaces.previous import add_previous
+from composer.spaces.previous import add_previous, why_not_recalled
 from composer.spaces.sizes import refuse_actors, refuse_sizes
 from composer.spaces.tree import SpaceError
 from composer.spec.keys import PREVIOUS
@@ -68,14 +68,14 @@ def _given_spaces(
     if (observation_space is None) != (action_space is None):
         raise ValueError("give both observation_space and action_space, or an env")
     if env is not None and not isinstance(env, str):
-        return environment_spaces(env, limits)
+        return _spaces_of(spec, env, limits)
     name = spec.environment if env is None else env
     if name is None:
         raise ValueError("compose needs env=..., both spaces, or a spec with an 'environment'")
     path, source = (("environment",), spec.source) if env is None else ((), None)
     new_env = make_environment(name, path, source)
     try:
-        return environment_spaces(new_env, limits)
+        return _spaces_of(spec, new_env, limits)
     except SpecError:
         raise
     except ValueError as error:
@@ -83,6 +83,16 @@ def _given_spaces(
         raise SpecError([Problem(message, path, source and source.position(path))]) from error
     finally:
         new_env.close()
+
+
+def _spaces_of(spec: ModelSpec, env: object, limits: GivenLimits) -> Spaces:
+    """The spaces of ``env``. Raises SpecError where ``previous`` lists what nothing would show in it."""
+    given = environment_spaces(env, limits)
+    why = why_not_recalled(env) if spec.previous else ""
+    if why and _with_previous(spec, given, limits)[0] != given[0]:
+        path = (PREVIOUS,)
+        raise SpecError([Problem(why, path, spec.source.position(path))])
+    return given
 
 
 def _with_previous(spec: ModelSpec, given: Spaces, limits: GivenLimits) -> Spaces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from composer.limits import GivenLimits, how_to_raise, limits_from
 from composer.spaces.kinds import Leaf, format_space
+from composer.spaces.pettingzoo import is_pettingzoo
 from composer.spaces.tree import flatten_space, walk_space
 from composer.spec.keys import PREVIOUS, RECALLED
 from perception_blocks.words import did_you_mean, listing
 
-__all__ = ["Numbers", "Recalled", "add_previous", "checked_names"]
+__all__ = ["Numbers", "Recalled", "add_previous", "checked_names", "why_not_recalled"]
 
 REWARD = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 Numbers = np.ndarray | Tensor
@@ -51,8 +53,24 @@ def add_previous(
     added = _added_spaces(action_space, previous, limits)
     if _is_filled(observation_space, added):
         return observation_space
+    if other := _listed_by(observation_space, action_space):
+        raise ValueError(
+            f"the environment shows the last {' and '.join(other)}, but {PREVIOUS!r} lists {listing(previous)}; let "
+            f"both list the same"
+        )
     _refuse_taken(observation_space, added)
     return spaces.Dict([*_parts(observation_space), (PREVIOUS, spaces.Dict([*added.items()]))])
+
+
+def why_not_recalled(env: object) -> str:
+    """Why nothing but ``env`` itself can show its last action and reward; empty where `with_previous` can."""
+    why = ""
+    if is_pettingzoo(env):
+        if hasattr(env, "agent_iter"):
+            why = "the agents of the environment take turns (AEC)"
+    elif isinstance(getattr(getattr(env, "unwrapped", env), "observation_spaces", None), Mapping):
+        why = "the environment has several steps, each with its own actions"
+    return why and f"{why}; let it give the entry {PREVIOUS!r} itself, as docs/how-to/previous.md describes it"
 
 
 class Recalled:
@@ -210,6 +228,15 @@ def _is_filled(space: Space, added: Mapping[str, Space]) -> bool:
     if not isinstance(group, spaces.Dict) or group.spaces.keys() != added.keys():
         return False
     return all(part in (added[key], _unbounded(added[key])) for key, part in group.spaces.items())
+
+
+def _listed_by(space: Space, action_space: Space) -> tuple[str, ...]:
+    """The list with which `with_previous` has wrapped the environment of ``space``; empty where it has not."""
+    for names in (RECALLED, *((name,) for name in RECALLED)):
+        with suppress(ValueError):  # an action that can have no such entry
+            if _is_filled(space, _added_spaces(action_space, names)):
+                return names
+    return ()
 
 
 def _unbounded(space: Space) -> Space:

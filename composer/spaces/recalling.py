@@ -14,8 +14,8 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from composer.spaces.episode_starts import first_steps
-from composer.spaces.pettingzoo import is_pettingzoo
-from composer.spaces.previous import Recalled, add_previous, checked_names
+from composer.spaces.pettingzoo import agent_spaces, is_pettingzoo
+from composer.spaces.previous import Recalled, add_previous, checked_names, why_not_recalled
 from composer.spaces.tree import first_tensor
 from composer.spec.keys import RECALLED
 
@@ -52,10 +52,12 @@ def with_previous(
     {'action': array([0., 1.], dtype=float32), 'reward': array([1.], dtype=float32)}
     """
     names = checked_names(previous)
-    if not names:
+    if not names or _all_have(env, names):
         return env
+    if why := why_not_recalled(env):
+        raise ValueError(why)
     if is_pettingzoo(env):
-        return _of_agents(env, names)
+        return RecallingParallelEnv(env, names)
     if isinstance(env, VectorEnv):
         if _has(env.single_observation_space, env.single_action_space, names):
             return env
@@ -65,16 +67,21 @@ def with_previous(
             "with_previous takes an environment of gymnasium, a vector environment or a parallel environment of "
             f"PettingZoo, got a {type(env).__name__}"
         )
-    if isinstance(getattr(env.unwrapped, "observation_spaces", None), Mapping):
-        raise ValueError(
-            f"the environment has several steps, each with its own actions{_BY_ITSELF}"
-        )
     if _has(env.observation_space, env.action_space, names):
         return env
     return RecallingEnv(env, names)
 
 
-_BY_ITSELF = "; let it give the entry 'previous' itself, as docs/how-to/previous.md describes it"
+def _all_have(env: Any, names: tuple[str, ...]) -> bool:
+    """Whether all agents, or steps, of ``env`` have these observations; False where it has neither."""
+    if is_pettingzoo(env):
+        seen, taken = agent_spaces(env)
+    else:
+        inner = getattr(env, "unwrapped", env)
+        seen, taken = (getattr(inner, f"{kind}_spaces", None) for kind in ("observation", "action"))
+    if not (isinstance(seen, Mapping) and isinstance(taken, Mapping)):
+        return False
+    return all(_has(space, taken[key], names) for key, space in seen.items() if key in taken)
 
 
 def _has(
@@ -163,14 +170,6 @@ def _forgotten(values: Mapping[str, Any], where: Any) -> dict[str, Any]:
         forgotten[key] = value.clone() if isinstance(value, Tensor) else value.copy()
         forgotten[key][rows] = 0
     return forgotten
-
-
-def _of_agents(env: Any, names: tuple[str, ...]) -> Any:
-    if hasattr(env, "agent_iter"):
-        raise ValueError(f"the agents of the environment take turns (AEC){_BY_ITSELF}")
-    agents = env.possible_agents
-    has = [_has(env.observation_space(a), env.action_space(a), names) for a in agents]
-    return env if has and all(has) else RecallingParallelEnv(env, names)
 
 
 class RecallingParallelEnv:

@@ -26,6 +26,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
         ("  dat: 2\n", ""), ("atuo", "auto"), ("bf17", "bf16"), (", redcue: fp32", ""), ('"yes"', "true"),
     ],
     "action_is_an_observation": [("version: 1\n", "version: 1\nignore: [action/move]\n")],
+    "action_mask_group": [("action: policy", "action: policy/joints")],
     "action_shared": [("[latent, both]", "[latent]"), ("block: concat, in: [latent, both]", "block: dense, in: latent, hidden_units: [8]")],
     "space_empty_actions": [("spaces: empty_actions", "spaces: vector")],
     "allow_names_class": [("# allow: broken_nets.Policy", "# allow: broken_nets")],

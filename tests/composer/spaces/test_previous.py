@@ -532,9 +532,12 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "other names": (
         composer.with_previous(Scripted(CHOICES), ["reward"]),
         BOTH,
-        "the environment has 'previous/reward', Box(-inf, inf, (1,), float32), but 'previous' adds "
-        "'previous/action', Box(0.0, 1.0, (3,), float32), 'previous/reward', Box(-inf, inf, (1,), float32); rename it "
-        "in the environment, or take 'previous' out of the spec and read what the environment has",
+        "the environment shows the last reward, but 'previous' lists 'action', 'reward'; let both list the same",
+    ),
+    "fewer names": (
+        composer.with_previous(Scripted(CHOICES)),
+        ["action"],
+        "the environment shows the last action and reward, but 'previous' lists 'action'; let both list the same",
     ),
     "an action of that name": (
         Scripted(spaces.Dict(reward=CHOICES)),
@@ -557,6 +560,35 @@ def test_what_is_refused(env, previous, message):
     with pytest.raises(ValueError, match=re.escape(message[:20])) as error:
         composer.with_previous(env, previous)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("env", [Turns(), Steps()], ids=["turns", "steps"])
+def test_what_no_wrapper_fills_is_refused_when_it_is_composed(env):
+    with pytest.raises(SpecError) as error:
+        composer.compose("version: 1\nprevious: [action]\npolicy: {template: {}}\n", env=env)
+    with pytest.raises(ValueError, match=BY_ITSELF) as refused:
+        composer.with_previous(env, ["action"])
+    assert str(error.value) == f"<spec>:2:11: {refused.value}"
+
+
+def test_agents_that_take_turns_and_steps_may_fill_their_entries():
+    BY_TEMPLATES = """
+version: 1
+previous: [action]
+policy: {template: {}, separate: true}
+"""
+
+    class FilledSteps(Steps):
+        observation_spaces = {"pick": add_previous(SEEN, CHOICES, ("action",))}
+
+    class FilledTurns(Turns):
+        def observation_space(self, agent):
+            return add_previous(SEEN, self.action_space(agent), ("action",))
+
+    for env in (FilledTurns(), FilledSteps()):
+        assert composer.with_previous(env, ["action"]) is env
+        model = composer.compose(BY_TEMPLATES, env=env)
+        assert model.spec.previous == ("action",)
 
 
 def test_no_array_of_that_size_is_made_before_it_is_refused():
