@@ -70,7 +70,10 @@ def why_not_recalled(env: object) -> str:
             why = "the agents of the environment take turns (AEC)"
     elif isinstance(getattr(getattr(env, "unwrapped", env), "observation_spaces", None), Mapping):
         why = "the environment has several steps, each with its own actions"
-    return why and f"{why}; let it give the entry {PREVIOUS!r} itself, as docs/how-to/previous.md describes it"
+    return (
+        why
+        and f"{why}; let it give the entry {PREVIOUS!r} itself, as docs/how-to/previous.md describes it"
+    )
 
 
 class Recalled:
