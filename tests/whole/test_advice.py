@@ -62,6 +62,7 @@ FOLLOWED: dict[str, list[tuple[str, str]]] = {
     "distribution_space_not_there": [("space: box, ", "space: box, optional: true, ")],
     "distribution_missing": [("distributoin", "distribution")],
     "distribution_setting_misspelt": [("log_sdt", "log_std")],
+    "gsde_settings_wrong": [("learn_feature:", "learn_features:")],
     "each_leaves_scalar": [(", each: 1", "")],
     "encoder_settings": [
         ("size: 16, crop", "size: 32, crop"), (", shortest_edge: 32, mean: [0.5, 0.5]", ""), ("[0.5, 0.5]", "0.5"),
