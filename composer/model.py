@@ -398,7 +398,7 @@ class Model(nn.Module):
         if record.action_model.get("adapters_only"):
             tensors = with_own_weights(self, tensors)
         if rename:
-            tensors = renamed(tensors, rename, str(path))
+            tensors = renamed(tensors, rename, str(path), [*self.state_dict()])
         nodes = {} if strict else nodes_of_tensors(self)
         return fill(self, tensors, strict=strict, nodes=nodes)
 

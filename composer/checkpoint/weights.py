@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -91,11 +91,12 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def renamed(
-    tensors: Mapping[str, Tensor], rename: Mapping[str, str], file: str
+    tensors: Mapping[str, Tensor], rename: Mapping[str, str], file: str, needed: Collection[str]
 ) -> dict[str, Tensor]:
     """``tensors`` with other names of nodes: ``{"old": "new"}`` in every network, or by paths ``policy/old``.
 
-    Raises CheckpointError for a node that there is not, and where two tensors would have one name.
+    ``needed`` are the names of a model's tensors. Raises CheckpointError for a node that the file or the model has not,
+    and where two tensors would have one name.
     """
     names = {name: name for name in tensors}
     for old, new in rename.items():
@@ -107,11 +108,11 @@ def renamed(
             )
         matched = {name: _with_node(name, before, after) for name in tensors}
         if all(name == other for name, other in matched.items()) and old != new:
-            nodes = {
-                part for name in tensors for part in name.split(".")[1:-2] if not part.isdigit()
-            }
-            near = did_you_mean(before[-1], nodes) or f"; it has {few_of(sorted(nodes))}"
+            near = _near_nodes(before[-1], tensors)
             raise CheckpointError(f"{file!r} has no node {old!r} to rename{near}")
+        if all(name == _with_node(name, after, [""]) for name in needed):
+            near = _near_nodes(after[-1], needed)
+            raise CheckpointError(f"the model has no weights of a node {new!r}{near}")
         names |= {name: other for name, other in matched.items() if other != name}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
@@ -119,6 +120,12 @@ def renamed(
             f"with these new names {file!r} has {twice[0]!r} twice; rename the other node as well"
         )
     return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _near_nodes(node: str, names: Iterable[str]) -> str:
+    """The end of a message about a ``node`` that is none of those of the tensors ``names``."""
+    nodes = {part for name in names for part in name.split(".")[1:-2] if not part.isdigit()}
+    return did_you_mean(node, nodes) or f"; it has {few_of(sorted(nodes))}"
 
 
 def _with_node(name: str, before: list[str], after: list[str]) -> str:

@@ -412,7 +412,7 @@ def _blocks(arguments: argparse.Namespace) -> None:
     with as_user_errors(UnknownNameError, ImportError):
         if arguments.name is None:
             return _say(list_blocks(_width_of_terminal()))
-        _say_fitted(describe_block(arguments.name))
+        _say(describe_block(arguments.name, _width_of_terminal()))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

@@ -121,25 +121,38 @@ def _listed(name: str, column: int, width: int | None) -> list[str]:
     return lines + (wrapped(indent + settings, width, indent) if settings else [])
 
 
-def describe_block(name: str) -> str:
-    """Documentation, settings and an example of one block.
+def describe_block(name: str, width: int | None = None) -> str:
+    """Documentation, settings and an example of one block, in lines of at most ``width`` characters (None: any).
 
     Raises UnknownNameError for an unknown name and MissingExtraError where its library is not installed.
     """
     if name in GRAPHS:
-        return f"{name}\n\n{GRAPHS[name].replace('`', '')}"
+        return _fitted(f"{name}\n\n{GRAPHS[name].replace('`', '')}", width)
     block = BLOCKS.get(name)
     settings, takes_any = settings_of(block)
     lines = [name, "", documentation(block), "", "Settings:"]
     shown = [_setting_line(s, s.name in block.from_ports) for s in settings.values()]
-    shown += ["any other: handed on"] if takes_any else []
+    shown += ["any other: passed on"] if takes_any else []
     lines += [f"  {line}" for line in shown or ["none"]]
     for what, why in block.limits.items():
         lines += ["", f"Not possible: {what} ({why})."]
     example = example_of(name)
     if example is not None:
         lines += ["", "In a graph:", f"  {example}", "", "Shapes:", f"  {example.shapes}"]
-    return "\n".join(lines).replace("`", "")
+    return _fitted("\n".join(lines).replace("`", ""), width)
+
+
+def _fitted(text: str, width: int | None) -> str:
+    """``text`` with lines of at most ``width``: what is indented by line, and paragraphs as a whole."""
+    if width is None:
+        return text
+    parts = []
+    for part in text.split("\n\n"):
+        is_prose = not any(line.startswith(" ") for line in part.splitlines())
+        lines = [" ".join(part.splitlines())] if is_prose else part.splitlines()
+        fitted = [wrapped(line, width, "" if is_prose else "    ") for line in lines]
+        parts.append("\n".join(line for each in fitted for line in each))
+    return "\n\n".join(parts)
 
 
 def example_of(name: str) -> Example | None:

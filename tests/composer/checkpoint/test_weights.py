@@ -207,6 +207,11 @@ def test_renamed_nodes_keep_their_weights(rename, tmp_path):
     ("rename", "message"),
     [
         ({"bod": "trunk"}, "'old.safetensors' has no node 'bod' to rename; did you mean 'body'?"),
+        ({"body": "latnet"}, "the model has no weights of a node 'latnet'; did you mean 'latent'?"),
+        (
+            {"policy/body": "policy/latnet"},
+            "the model has no weights of a node 'policy/latnet'; did you mean 'latent'?",
+        ),
         (
             {"policy/body": "trunk"},
             "rename maps a node to a node or a path to a path, got 'policy/body' to 'trunk'; write "

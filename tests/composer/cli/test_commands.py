@@ -314,6 +314,15 @@ def test_show_fits_the_terminal_with_its_headings_bold(capsys, monkeypatch):
     assert run(capsys, "show", "agent.yaml")[1] == plain
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, run(capsys, "blocks")[1].splitlines())) <= 80
+    described = run(capsys, "blocks", "lstm")[1]
+    assert max(map(len, described.splitlines())) <= 80
+    assert (
+        described.split("\nSettings:")[0].split()
+        == describe_block("lstm").split("\nSettings:")[0].split()
+    )
+    assert not re.search(
+        r"^ ", described.split("\nSettings:")[0], re.MULTILINE
+    )  # paragraphs, not lines
 
 
 def test_an_allowed_module_may_lie_beside_the_spec(capsys):
