@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from composer.distributions.base import Distribution, _total, check_family
+from composer.distributions.base import Distribution, check_family, sum_of
 from composer.distributions.candidates import Candidates
 from composer.distributions.joint import CompositeDistribution, check_joint
 from composer.spaces.action_inputs import ActionInputs
@@ -103,7 +103,7 @@ class AutoregressiveDistribution(Distribution):
         last = self._last
         if last is None or last.actions is not action or not _is_of_now(last):
             return self.log_prob(action)
-        return _total(last.parts[head].log_prob_of_draw(action[head]) for head in self.order)
+        return sum_of(last.parts[head].log_prob_of_draw(action[head]) for head in self.order)
 
     def top_k(self, k: int) -> Candidates:
         raise ValueError(
@@ -188,7 +188,7 @@ class AutoregressiveDistribution(Distribution):
             return action[head] if leading is None else action[head].expand(*leading, *shape)
 
         draw = self._walk(look, leading)
-        return draw, _total(log_probs[head] for head in self.order)
+        return draw, sum_of(log_probs[head] for head in self.order)
 
     def _leading_of(self, action: Mapping[str, Tensor]) -> tuple[int, ...] | None:
         """The axes that actions and observations broadcast to; None where they are alike, and where they do not fit.
@@ -226,7 +226,7 @@ class AutoregressiveDistribution(Distribution):
         """
 
         def total(draw: Draw, others: Mapping[str, Distribution]) -> Tensor:
-            return _total(measure(head, draw.parts[head], others) for head in self.order)
+            return sum_of(measure(head, draw.parts[head], others) for head in self.order)
 
         joint = self._joint
         if joint is None:
@@ -250,7 +250,7 @@ class AutoregressiveDistribution(Distribution):
         leading = (count, *batch)
         draw = self._walk(choose, leading)
         others = {} if other is None else other._walk(choose, leading).parts
-        weights = _total(draw.parts[head].log_prob_of_draw(given[head]) for head in given).exp()
+        weights = sum_of(draw.parts[head].log_prob_of_draw(given[head]) for head in given).exp()
         return (weights * total(draw, others)).sum(0)
 
 

@@ -25,8 +25,8 @@ from perception_blocks.words import hint, listing
 __all__ = ["DISTRIBUTIONS", "ActionDistribution", "Distribution", "NoNumberError", "AS_SAMPLED"]
 __all__ += ["ENVIRONMENTS_ACTION", "all_finite", "check_action", "check_family", "event_sum"]
 __all__ += ["check_temperature", "default_distribution", "floor_of", "index_text", "is_bounded"]
-__all__ += ["limits_text", "misfit", "no_action_to_mask", "refuse_actions", "wide"]
-__all__ += ["with_observation"]
+__all__ += ["limits_text", "misfit", "no_action_to_mask", "no_mask_given", "refuse_actions"]
+__all__ += ["sum_of", "wide", "with_observation"]
 
 ENVIRONMENTS_ACTION = "policy.from_environment(action) makes it of an environment's action"
 AS_SAMPLED = "log_prob takes actions as sample() gives them"
@@ -123,6 +123,7 @@ class ActionDistribution(nn.Module):
     allows_minus_infinity = True
     has_density = True  # whether its distributions have; as `Distribution.has_density`
     holds_noise = False  # whether `hold_noise` can keep the noise of samples from step to step
+    stays_within = False  # whether samples are always within the bounds of a Box
 
     def __init__(self, leaf: Leaf, width: int) -> None:
         super().__init__()
@@ -285,7 +286,7 @@ def all_finite(tensor: Tensor) -> bool:
     return total - total == 0
 
 
-def _without_mask(key: str, observation: str, single: bool) -> str:
+def no_mask_given(key: str, observation: str, single: bool) -> str:
     """The message for logits without their mask, where the spec has one."""
     joint = f"; samples of that are dicts, {{{key!r}: action}}" if single else ""
     return (
@@ -384,7 +385,8 @@ def event_sum(values: Tensor, event_dims: int) -> Tensor:
     return values.sum(-1) if event_dims else values
 
 
-def _total(values: Iterable[Tensor]) -> Tensor:
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """The sum of one value (...) of each action."""
     total = None
     for value in values:
         total = value if total is None else total + value

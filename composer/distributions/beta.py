@@ -170,6 +170,7 @@ class Beta(ActionDistribution):
     """
 
     allows_minus_infinity = False
+    stays_within = True
 
     def __init__(self, leaf: Leaf) -> None:
         if not is_bounded(leaf):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ from composer.spaces.values import on_host
 
 __all__ = ["Beta", "BetaDistribution"]  # which other code imports from here
 __all__ += ["Gaussian", "GaussianDistribution", "SquashedGaussian", "SquashedGaussianDistribution"]
-__all__ += ["are_few_within", "log_std_limits", "warmer"]
+__all__ += ["NormalFamily", "are_few_within", "log_std_limits", "warmer"]
 
 LogStd = Literal["state", "learned"]
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -256,19 +256,73 @@ def warmer(log_std: Tensor, temperature: float | Tensor) -> Tensor:
     return (log_std + change).clamp(-_LARGEST_LOG, _LARGEST_LOG)
 
 
-class _Normals(ActionDistribution):
-    """The base of gaussian and squashed_gaussian: logits (or logits and a parameter) as independent normals."""
+class NormalFamily(ActionDistribution):
+    """Base of the families whose logits give independent normals, which tanh squashes into the Box's bounds or not."""
 
+    title: ClassVar[str]  # in messages
     allows_minus_infinity = False
 
+    def __init__(self, leaf: Leaf, width: int, *, is_squashed: bool) -> None:
+        super().__init__(leaf, width)
+        self.stays_within = is_squashed
+        self.same_bounds = keep_bounds(self, leaf) if is_squashed else None
+        self._resolution = Resolution.of(leaf)
+
+    def normals(self, logits: Tensor, temperature: float | Tensor) -> GaussianDistribution:
+        """The normals of ``logits`` (..., k), before squashing."""
+        raise TypeError(f"{type(self).__name__} must define normals(logits, temperature)")
+
+    def forward(
+        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+    ) -> GaussianDistribution | SquashedGaussianDistribution:
+        refuse_mask(mask, self.title, self.key)
+        return self._squashed(self.normals(logits, temperature))
+
+    @property
+    def row_width(self) -> int:
+        return 2 * math.prod(self.action_shape)
+
+    def of_row(self, row: Tensor) -> GaussianDistribution | SquashedGaussianDistribution:
+        """The same distribution, of means and standard deviations (..., 2 * dims); every sample has fresh noise."""
+        mean, std = halves_of_row(row, self.action_shape)
+        event_dims = len(self.action_shape)
+        return self._squashed(GaussianDistribution(mean, std.log(), event_dims, key=self.key))
+
+    def squash(self, u: Tensor) -> Tensor:
+        """A value of the normal, (..., *action shape), as an action; within the bounds where it is squashed."""
+        return squashed(u, self._bounds(u.dtype)) if self.stays_within else u
+
+    def _squashed(
+        self, normals: GaussianDistribution
+    ) -> GaussianDistribution | SquashedGaussianDistribution:
+        if not self.stays_within:
+            return normals
+        bounds = self._bounds(normals.mean.dtype)
+        return SquashedGaussianDistribution(
+            normals, bounds, resolution=self._resolution, key=self.key
+        )
+
+    def _bounds(self, dtype: torch.dtype) -> Bounds:
+        return self.same_bounds or kept_bounds(self, dtype)
+
+
+class _Normals(NormalFamily):
+    """The base of gaussian and squashed_gaussian, whose standard deviations are logits or a parameter."""
+
     def __init__(
-        self, leaf: Leaf, log_std: LogStd, init_log_std: float, log_std_range: tuple[float, float]
+        self,
+        leaf: Leaf,
+        log_std: LogStd,
+        init_log_std: float,
+        log_std_range: tuple[float, float],
+        *,
+        is_squashed: bool,
     ) -> None:
         kept_range = log_std_limits(init_log_std, log_std_range)
         dims = math.prod(leaf.shape)
-        super().__init__(leaf, dims if log_std == "learned" else 2 * dims)
+        width = dims if log_std == "learned" else 2 * dims
+        super().__init__(leaf, width, is_squashed=is_squashed)
         self.init_log_std = init_log_std
-        self.log_std_range = (log_std_range[0], log_std_range[1])
         self.kept_range = kept_range
         start = torch.full(leaf.shape, float(init_log_std))
         self.log_std = nn.Parameter(start) if log_std == "learned" else None
@@ -277,7 +331,7 @@ class _Normals(ActionDistribution):
         if self.log_std is not None:
             nn.init.constant_(self.log_std, self.init_log_std)
 
-    def normals(self, logits: Tensor, temperature: float) -> GaussianDistribution:
+    def normals(self, logits: Tensor, temperature: float | Tensor) -> GaussianDistribution:
         check_temperature(temperature)
         logits = wide(logits)
         shape = (*logits.shape[:-1], *self.action_shape)
@@ -292,14 +346,6 @@ class _Normals(ActionDistribution):
             mean.reshape(shape), warmer(log_std, temperature), len(self.action_shape), key=self.key
         )
 
-    @property
-    def row_width(self) -> int:
-        return 2 * math.prod(self.action_shape)
-
-    def normals_of_row(self, row: Tensor) -> GaussianDistribution:
-        mean, std = halves_of_row(row, self.action_shape)
-        return GaussianDistribution(mean, std.log(), len(self.action_shape), key=self.key)
-
 
 class Gaussian(_Normals):
     """Independent normals, for a Box with or without bounds (towards the environment an action is clipped).
@@ -310,6 +356,8 @@ class Gaussian(_Normals):
     the standard deviation.
     """
 
+    title = "gaussian"
+
     def __init__(
         self,
         leaf: Leaf,
@@ -319,21 +367,14 @@ class Gaussian(_Normals):
         log_std_range: tuple[float, float] = (-20.0, 2.0),
     ) -> None:
         if leaf.kind != "box":
-            raise misfit("gaussian", leaf, "a Box action")
-        super().__init__(leaf, log_std, init_log_std, log_std_range)
-
-    def forward(
-        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
-    ) -> GaussianDistribution:
-        refuse_mask(mask, "gaussian", self.key)
-        return self.normals(logits, temperature)
-
-    def of_row(self, row: Tensor) -> GaussianDistribution:
-        return self.normals_of_row(row)
+            raise misfit(self.title, leaf, "a Box action")
+        super().__init__(leaf, log_std, init_log_std, log_std_range, is_squashed=False)
 
 
 class SquashedGaussian(_Normals):
     """A normal squashed into the Box's bounds by tanh; settings as gaussian, ``temperature`` acts before squashing."""
+
+    title = "squashed_gaussian"
 
     def __init__(
         self,
@@ -344,32 +385,8 @@ class SquashedGaussian(_Normals):
         log_std_range: tuple[float, float] = (-20.0, 2.0),
     ) -> None:
         if not is_bounded(leaf):
-            raise misfit("squashed_gaussian", leaf, "a Box action with finite bounds")
-        super().__init__(leaf, log_std, init_log_std, log_std_range)
-        self.same_bounds = keep_bounds(self, leaf)
-        self._resolution = Resolution.of(leaf)
-
-    def forward(
-        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
-    ) -> SquashedGaussianDistribution:
-        refuse_mask(mask, "squashed_gaussian", self.key)
-        return self._squashed(self.normals(logits, temperature))
-
-    def of_row(self, row: Tensor) -> SquashedGaussianDistribution:
-        return self._squashed(self.normals_of_row(row))
-
-    def _squashed(self, normals: GaussianDistribution) -> SquashedGaussianDistribution:
-        bounds = self._bounds(normals.mean.dtype)
-        return SquashedGaussianDistribution(
-            normals, bounds, resolution=self._resolution, key=self.key
-        )
-
-    def squash(self, u: Tensor) -> Tensor:
-        """A value of the normal, (..., *action shape), as an action within the bounds."""
-        return squashed(u, self._bounds(u.dtype))
-
-    def _bounds(self, dtype: torch.dtype) -> Bounds:
-        return self.same_bounds or kept_bounds(self, dtype)
+            raise misfit(self.title, leaf, "a Box action with finite bounds")
+        super().__init__(leaf, log_std, init_log_std, log_std_range, is_squashed=True)
 
 
 def _normal_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -8,24 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from composer.distributions.base import (
-    ActionDistribution,
-    check_temperature,
-    is_bounded,
-    misfit,
-    wide,
-)
-from composer.distributions.bounds import (
-    halves_of_row,
-    keep_bounds,
-    kept_bounds,
-    refuse_mask,
-    squashed,
-)
-from composer.distributions.cells import Bounds, Resolution
+from composer.distributions.base import check_temperature, is_bounded, misfit, wide
 from composer.distributions.continuous import (
     GaussianDistribution,
-    SquashedGaussianDistribution,
+    NormalFamily,
     log_std_limits,
     warmer,
 )
@@ -37,7 +23,7 @@ __all__ = ["GSDE"]
 _LEAST_VARIANCE = 1e-6  # where all features are zero
 
 
-class GSDE(ActionDistribution):
+class GSDE(NormalFamily):
     """Generalised state-dependent exploration (Raffin et al., 2020, arXiv:2005.05719) of a Box action.
 
     The head returns a mean for each dimension, then ``latent_units`` features; ``phi`` is their tanh. The noise of an
@@ -54,7 +40,7 @@ class GSDE(ActionDistribution):
     ``temperature`` multiplies the standard deviation, and noise that is held.
     """
 
-    allows_minus_infinity = False
+    title = "gsde"
     holds_noise = True
     exploration: Tensor | None
 
@@ -70,17 +56,14 @@ class GSDE(ActionDistribution):
         learn_features: bool = False,
     ) -> None:
         if leaf.kind != "box":
-            raise misfit("gsde", leaf, "a Box action")
+            raise misfit(self.title, leaf, "a Box action")
         kept_range = log_std_limits(init_log_std, log_std_range)
         dims = math.prod(leaf.shape)
-        super().__init__(leaf, dims + latent_units)
+        super().__init__(leaf, dims + latent_units, is_squashed=is_bounded(leaf))
         self.kept_range = kept_range
         self.init_log_std = init_log_std
         self.use_expln = use_expln
         self.learn_features = learn_features
-        self.is_squashed = is_bounded(leaf)
-        self.same_bounds = keep_bounds(self, leaf) if self.is_squashed else None
-        self._resolution = Resolution.of(leaf)
         self._split = (dims, latent_units)
         columns = dims if full_std else 1
         self.log_std = nn.Parameter(torch.full((latent_units, columns), float(init_log_std)))
@@ -89,14 +72,7 @@ class GSDE(ActionDistribution):
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.constant_(self.log_std, self.init_log_std)
 
-    def forward(
-        self, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
-    ) -> GaussianDistribution | SquashedGaussianDistribution:
-        refuse_mask(mask, "gsde", self.key)
-        return self._within_bounds(self.normals(logits, temperature))
-
     def normals(self, logits: Tensor, temperature: float | Tensor) -> GaussianDistribution:
-        """The distribution before squashing."""
         check_temperature(temperature)
         mean, features = wide(logits).split_with_sizes(self._split, -1)
         phi = (features if self.learn_features else features.detach()).tanh()
@@ -126,33 +102,6 @@ class GSDE(ActionDistribution):
 
     def release_noise(self) -> None:
         self.exploration = None
-
-    @property
-    def row_width(self) -> int:
-        return 2 * self._split[0]
-
-    def of_row(self, row: Tensor) -> GaussianDistribution | SquashedGaussianDistribution:
-        """The same distribution, whose samples have fresh noise: a row holds means and standard deviations."""
-        mean, std = halves_of_row(row, self.action_shape)
-        normals = GaussianDistribution(mean, std.log(), len(self.action_shape), key=self.key)
-        return self._within_bounds(normals)
-
-    def squash(self, u: Tensor) -> Tensor:
-        """A value of the normal, (..., *action shape), as an action; within the bounds if there are some."""
-        return squashed(u, self._bounds(u.dtype)) if self.is_squashed else u
-
-    def _within_bounds(
-        self, normals: GaussianDistribution
-    ) -> GaussianDistribution | SquashedGaussianDistribution:
-        if not self.is_squashed:
-            return normals
-        bounds = self._bounds(normals.mean.dtype)
-        return SquashedGaussianDistribution(
-            normals, bounds, resolution=self._resolution, key=self.key
-        )
-
-    def _bounds(self, dtype: torch.dtype) -> Bounds:
-        return self.same_bounds or kept_bounds(self, dtype)
 
     def matrix_std(self, dtype: torch.dtype) -> Tensor:
         """The standard deviations of the exploration matrix, (latent_units, dimensions or 1)."""

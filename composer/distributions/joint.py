@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from composer.distributions.base import (
     ActionDistribution,
     Distribution,
-    _total,
-    _without_mask,
     check_family,
     no_action_to_mask,
+    no_mask_given,
+    sum_of,
     wide,
 )
 from composer.distributions.candidates import Candidates, of_parts, refuse_no_count
@@ -47,10 +47,10 @@ class CompositeDistribution(Distribution):
 
     def log_prob(self, action: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
         check_joint(action, self.parts)
-        return _total(part.log_prob(action[key]) for key, part in self.parts.items())
+        return sum_of(part.log_prob(action[key]) for key, part in self.parts.items())
 
     def log_prob_of_draw(self, action: Mapping[str, Tensor]) -> Tensor:
-        return _total(part.log_prob_of_draw(action[key]) for key, part in self.parts.items())
+        return sum_of(part.log_prob_of_draw(action[key]) for key, part in self.parts.items())
 
     def top_k(self, k: int) -> Candidates:
         """The ``k`` most likely joint actions; of a continuous part its mode stands for it, with its density."""
@@ -58,13 +58,13 @@ class CompositeDistribution(Distribution):
         return of_parts({key: part.top_k(k) for key, part in self.parts.items()}, k)
 
     def entropy(self) -> Tensor:
-        return _total(part.entropy() for part in self.parts.values())
+        return sum_of(part.entropy() for part in self.parts.values())
 
     def kl(self, other: CompositeDistribution) -> Tensor:
         check_family(self, other)
         if other.parts.keys() != self.parts.keys():
             raise ValueError(f"kl of {listing(self.parts)} cannot be to {listing(other.parts)}")
-        return _total(part.kl(other.parts[key]) for key, part in self.parts.items())
+        return sum_of(part.kl(other.parts[key]) for key, part in self.parts.items())
 
     def row(self) -> Tensor:
         return torch.cat([part.row() for part in self.parts.values()], -1)
@@ -125,7 +125,7 @@ class ActionDistributions(nn.Module):
         """The distribution of the action ``key`` alone. It raises what `forward` does."""
         family: Any = self._modules[self._names[key]]
         if key in self.masked and key not in masks:
-            raise ValueError(_without_mask(key, self.masked[key], len(self) == 1))
+            raise ValueError(no_mask_given(key, self.masked[key], len(self) == 1))
         family.refuse_no_numbers(logits)
         return family(logits, masks.get(key), temperature)
 

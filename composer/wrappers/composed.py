@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from composer.distributions.base import ActionDistribution
-from composer.distributions.continuous import Gaussian, SquashedGaussian
+from composer.distributions.continuous import NormalFamily
 from composer.distributions.discrete import Bernoulli, Categorical, MultiCategorical
-from composer.distributions.gsde import GSDE
 from composer.distributions.joint import ActionDistributions
 from composer.network.network import Tensors
 from composer.policy.policy import Policy
@@ -182,17 +181,17 @@ def to_bounds(wrapper: IModelWrapper, index: int, value: Tensor) -> Tensor:
     """What was drawn for action ``index``, on the scale of the action: squashed if its distribution is."""
     policy = composed_policy(wrapper)
     family = None if policy is None else list(policy._families.values())[index]
-    return family.squash(value) if isinstance(family, SquashedGaussian | GSDE) else value
+    return family.squash(value) if isinstance(family, NormalFamily) else value
 
 
 def _head(family: ActionDistribution) -> Head:
     if isinstance(family, Categorical | MultiCategorical | Bernoulli):
         return "choice"
-    return "normal" if isinstance(family, Gaussian | SquashedGaussian | GSDE) else "other"
+    return "normal" if isinstance(family, NormalFamily) else "other"
 
 
 def _logit(family: ActionDistribution, logit: Tensor) -> Any:
-    if isinstance(family, Gaussian | SquashedGaussian | GSDE):
+    if isinstance(family, NormalFamily):
         normals = family.normals(logit, 1.0)
         return {"mu": normals.mean, "sigma": normals.stddev}
     return _by_choice(family, logit, torch.finfo(logit.dtype).min, 0)

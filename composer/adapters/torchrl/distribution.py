@@ -12,10 +12,7 @@ from torch.distributions import Distribution as TorchDistribution
 
 from composer.adapters.torchrl.fields import Field, Key
 from composer.distributions.base import ActionDistribution, Distribution
-from composer.distributions.beta import Beta
-from composer.distributions.continuous import SquashedGaussian
 from composer.distributions.discrete import ChoiceDistribution, NoLegalChoiceError
-from composer.distributions.gsde import GSDE
 
 __all__ = ["ComposedDistribution"]
 
@@ -132,9 +129,7 @@ class ComposedDistribution(TorchDistribution):
         if not isinstance(space, spaces.Box):
             return True
         unbounded = leaf.port.low is None and leaf.port.high is None
-        stays = unbounded or isinstance(self.family, (SquashedGaussian, Beta))
-        stays = stays or (isinstance(self.family, GSDE) and self.family.is_squashed)
-        return stays and space.dtype.kind == "f"
+        return (unbounded or self.family.stays_within) and space.dtype.kind == "f"
 
     def _choices(self) -> ChoiceDistribution:
         if self.field.leaf.kind != "discrete" or not isinstance(self.base, ChoiceDistribution):
