@@ -43,6 +43,7 @@ _FORMS = {
     "flat_one_hot": " as one-hot",
 }
 _WRITTEN = ("logits", "params", "state_value", "action_value", "state_action_value", "is_init")
+_WRITTEN += ("next", "reward", "done", "terminated", "truncated", "collector", "mask", "temperature")
 
 
 def refuse_model(model: Model) -> None:
@@ -84,7 +85,7 @@ def refuse_state_names(model: Model) -> None:
     for path, name in model.spec.state_names.items():
         if name in others or keys.count(name) > 1:
             raise ValueError(
-                f"'state_names' calls {path!r} {name!r}, a key that TorchRL's modules write; choose another"
+                f"'state_names' calls {path!r} {name!r}, a key that TorchRL writes; choose another"
             )
 
 
