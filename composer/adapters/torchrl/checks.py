@@ -43,7 +43,16 @@ _FORMS = {
     "flat_one_hot": " as one-hot",
 }
 _WRITTEN = ("logits", "params", "state_value", "action_value", "state_action_value", "is_init")
-_WRITTEN += ("next", "reward", "done", "terminated", "truncated", "collector", "mask", "temperature")
+_WRITTEN += (
+    "next",
+    "reward",
+    "done",
+    "terminated",
+    "truncated",
+    "collector",
+    "mask",
+    "temperature",
+)
 
 
 def refuse_model(model: Model) -> None:

@@ -67,10 +67,14 @@ def test_an_exported_file_has_the_names_and_a_loaded_model_too(tmp_path):
     assert [value.name for value in session.get_outputs()][2:] == ["next/hidden", "next/memory/c"]
 
 
-@pytest.mark.parametrize("name", ["logits", "is_init", "action", "reward", "next", "mask", "recurrent_state_critic"])
+@pytest.mark.parametrize(
+    "name", ["logits", "is_init", "action", "reward", "next", "mask", "recurrent_state_critic"]
+)
 def test_a_key_that_torchrl_writes_is_no_name(name):
     model = composed(SPEC.replace("h: hidden, critic/memory/h: remembered", f"h: {name}"))
-    message = f"'state_names' calls 'policy/memory/h' {name!r}, a key that TorchRL writes; choose another"
+    message = (
+        f"'state_names' calls 'policy/memory/h' {name!r}, a key that TorchRL writes; choose another"
+    )
     for call in (primers, to_torchrl):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             call(model)
