@@ -74,6 +74,7 @@ class Actor(SubNetwork):
 
     def __init__(self, policy: ContinuousPolicy, module: Policy) -> None:
         super().__init__(policy, module)
+        self.actor = module  # as `module`, with the type of a policy
         self.lowered = module.lower()
 
     def __call__(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
@@ -93,7 +94,7 @@ class Actor(SubNetwork):
 
     def distribution(self, obs: PyTorchObs) -> Distribution:
         inputs, _ = self.policy.seen(obs)
-        return self.module.distribution_of(self.lowered(inputs), inputs, None, 1.0)
+        return self.actor.distribution_of(self.lowered(inputs), inputs, None, 1.0)
 
     def action_log_prob(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
         """Actions and the logarithm of their density in the host's scale, shape (B,)."""
