@@ -226,8 +226,10 @@ def are_few_within(log_std: Tensor, low: float, high: float) -> bool:
 
     False where `on_host` allows no look.
     """
-    few = log_std.dim() == 1 and 0 < log_std.numel() <= FEW_NUMBERS
-    if not few or not on_host(log_std.detach()):  # a parameter is no plain tensor
+    # The look comes before the count: a file is exported for batches of any size. A parameter is no plain tensor.
+    if log_std.dim() != 1 or not on_host(log_std.detach()):
+        return False
+    if not 0 < log_std.numel() <= FEW_NUMBERS:
         return False
     numbers = log_std.tolist()
     return low <= min(numbers) and max(numbers) <= high

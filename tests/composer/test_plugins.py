@@ -155,7 +155,7 @@ def test_a_broken_plugin_is_a_warning_and_stops_nothing(tmp_path):
     broken = package(tmp_path / "packages", "broken_blocks", "raise RuntimeError('no luck')\n")
     done = run(tmp_path, broken, command=["blocks"])
     assert done.returncode == 0
-    assert "\ndense " in done.stdout
+    assert "\n  dense " in done.stdout
     assert (
         "UserWarning: plugin 'broken_blocks' (broken_blocks) could not be loaded: no luck"
         in done.stderr

@@ -85,3 +85,20 @@ def test_a_mask_of_any_space_is_drawn_as_flags(mask, tmp_path):
     path = tmp_path / "model.pt2"
     composer.compose(spec, **spaces, seed=0).export(path)
     assert path.exists()
+
+
+@pytest.mark.parametrize("family", ["gaussian", "squashed_gaussian", "beta"])
+def test_an_action_that_is_one_number_is_exported_for_batches_of_any_size(family, tmp_path):
+    """Its logits have no axis but the batch: a look at their number would hold for small batches alone."""
+    spec = f"""
+        version: 1
+        policy:
+          graph: {{latent: {{block: dense, in: observation, hidden_units: 4}}}}
+          heads: {{in: latent}}
+        distributions: [{{action: action, distribution: {family}}}]
+    """
+    spaces = {"observation_space": Box(-1, 1, (2,)), "action_space": Box(-1, 1, ())}
+    path = tmp_path / "model.pt2"
+    assert composer.compose(spec, **spaces, seed=0).export(path).difference < 1e-4
+    run = FORMATS[".pt2"].read(str(path))
+    assert run({"observation": np.zeros((70, 2), np.float32)})["action"].shape == (70,)
