@@ -100,8 +100,11 @@ def _add_networks(graph: Digraph, picture: Picture) -> None:
     """Add all that is in no frame, then the frames: those of critics at the right of the others."""
     _add_boxes(graph, picture, None)
     frames = picture.frames_in(None)
-    critics = [name for name in frames if _is_critic(picture.frames[name])]
-    if len(critics) in (0, len(frames)):
+    policies, critics = (
+        [name for name in frames if picture.frames[name].title.partition("/")[0] == part]
+        for part in ("policy", "critic")
+    )
+    if not policies or not critics:
         return _add_frames(graph, picture, frames)
     # Layout keeps the order of two nodes on one line if neither is in a frame; each pulls the frames below it, by many
     # edges, as a weight counts for nothing where edges cross.
@@ -116,10 +119,6 @@ def _add_networks(graph: Digraph, picture: Picture) -> None:
             graph.edge(side, name, style="invis", weight="1")
         graph.subgraph(half)
     graph.subgraph(line)
-
-
-def _is_critic(frame: Frame) -> bool:
-    return frame.network and frame.title.partition("/")[0] == "critic"
 
 
 def _network(picture: Picture, box: str) -> str | None:

@@ -66,7 +66,7 @@ def package(folder, name, text):
 
 def test_its_blocks_are_listed_and_described(installed, tmp_path):
     done = run(tmp_path, installed, command=["blocks"])
-    assert "\nsample_gate " in done.stdout
+    assert "\nOthers\n  sample_gate " in done.stdout
     done = run(tmp_path, installed, command=["blocks", "sample_gate"])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (

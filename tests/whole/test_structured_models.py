@@ -177,15 +177,15 @@ def test_the_summary_has_each_group_and_says_whom_it_is_for():
         pick_and_place(SEPARATE).summary()
         == """\
 node          block          shape                parameters   share  FLOPs  notes             line
-policy/pick   graph                                                                            <spec>:7:9
-  target      one_hot        () -> (4,)                                                        <spec>:7:17
-  latent      concat         (5,) + (4,) -> (9,)                                               <spec>:8:17
-  hidden      dense          (9,) -> (8,)                 80  10.0 %    144                    <spec>:9:17
-  heads/move  linear_output  (8,) -> (3,)                 27   3.4 %     48                    <spec>:10:14
-policy/place  2 x graph                                                                        <spec>:14:9
-  latent      dense          (3,) -> (8,)                 64   8.0 %     48                    <spec>:14:17
-  memory      gru            (8,) -> (6,)                576  71.7 %    504  carries h (1, 6)  <spec>:15:17
-  heads/move  linear_output  (6,) -> (4,)                 56   7.0 %     48                    <spec>:16:14
+policy/pick   graph                                                                            7:9
+  target      one_hot        () -> (4,)                                                        7:17
+  latent      concat         (5,) + (4,) -> (9,)                                               8:17
+  hidden      dense          (9,) -> (8,)                 80  10.0 %    144                    9:17
+  heads/move  linear_output  (8,) -> (3,)                 27   3.4 %     48                    10:14
+policy/place  2 x graph                                                                        14:9
+  latent      dense          (3,) -> (8,)                 64   8.0 %     48                    14:17
+  memory      gru            (8,) -> (6,)                576  71.7 %    504  carries h (1, 6)  15:17
+  heads/move  linear_output  (6,) -> (4,)                 56   7.0 %     48                    16:14
 
 parameters  803 (policy/pick 107, policy/place 696)
 FLOPs       792 for one observation

@@ -100,5 +100,5 @@ def test_an_action_that_is_one_number_is_exported_for_batches_of_any_size(family
     spaces = {"observation_space": Box(-1, 1, (2,)), "action_space": Box(-1, 1, ())}
     path = tmp_path / "model.pt2"
     assert composer.compose(spec, **spaces, seed=0).export(path).difference < 1e-4
-    run = FORMATS[".pt2"].read(str(path))
-    assert run({"observation": np.zeros((70, 2), np.float32)})["action"].shape == (70,)
+    (batch,) = torch.export.load(path).range_constraints.values()
+    assert batch.upper > 1_000_000
