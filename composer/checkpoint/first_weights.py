@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -17,6 +18,12 @@ from torch import Tensor, nn
 
 from composer.checkpoint.container import CheckpointError
 from composer.checkpoint.file import read_safetensors
+from composer.checkpoint.torch_file import (
+    ZIP,
+    MoreThanTensors,
+    OtherTensors,
+    read_torch_file,
+)
 from composer.network.paths import ModelPart
 from composer.source.files import not_a_file
 from perception_blocks.base_block import PerceptionBlock
@@ -27,11 +34,12 @@ from perception_blocks.words import few_of, listing, near_name
 __all__ = ["INSIDE", "FirstWeights", "match_weights", "read_weights"]
 
 INSIDE = "#"  # after a file, before the path of a part in it: trained.safetensors#policy/screen
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how files of torch.save begin, of today and of old
+PICKLE = b"\x80"  # how an old file of torch.save begins
 NOT_SAFE = (
     "it holds more than tensors, and reading that could run code; save its weights alone: "
     "torch.save(module.state_dict(), path)"
 )
+NOT_DENSE = "a tensor in it is sparse, quantized or without numbers; save dense ones of the CPU"
 MOST_LINES = 12  # of differences in one message
 
 
@@ -88,13 +96,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name!r} cannot be read: {error}") from error
     if start.startswith((ZIP, PICKLE)):
-        return _state_dict(name, is_zip=start.startswith(ZIP))
+        return _state_dict(name)
     return read_safetensors(name)
 
 
-def _state_dict(name: str, *, is_zip: bool) -> dict[str, Tensor]:
+def _state_dict(name: str) -> dict[str, Tensor]:
     try:
-        value = torch.load(name, map_location="cpu", weights_only=True, mmap=is_zip)
+        value = read_torch_file(name)
+    except MoreThanTensors as error:
+        why = NOT_DENSE if isinstance(error, OtherTensors) else NOT_SAFE
+        raise CheckpointError(f"{name!r} cannot be read: {why}") from error
     except Exception as error:  # torch raises many kinds for foreign pickles
         is_refused = "weights_only" in str(error) or "Unsupported" in str(error)
         why = NOT_SAFE if is_refused else "it is damaged, or no state_dict"
@@ -144,20 +155,24 @@ def match_weights(
     if not inside and all(_fits(state[name], tensors.get(name)) for name in whole):
         return FirstWeights(part.path, file, "name", whole, (), tensors)
     below = _below(tensors, inside, part.path, file)  # name below the part -> name in the file
-    theirs = _names_of_others(part, below)
-    named = {ours: below.get(theirs.get(ours, ours)) for ours in part.tensors}
+    others = _names_of_others(part, below)
+    named = {ours: below.get(others.get(ours, ours)) for ours in part.tensors}
     needed = {ours: state[names[0]] for ours, names in part.tensors.items()}
     differences = [
-        line
+        ours
         for ours, tensor in needed.items()
-        for line in _difference(ours, tensor, named[ours], tensors, below)
+        if not _fits(tensor, None if (theirs := named[ours]) is None else tensors[theirs])
     ]
     by: Literal["name", "position"] = "name"
     if differences:
         placed = _in_order(needed, {n: tensors[theirs] for n, theirs in below.items()})
         if placed is None:
+            lines = [
+                _difference(ours, needed[ours], named[ours], tensors, below)
+                for ours in differences[:MOST_LINES]
+            ]
             more = len(differences) - MOST_LINES
-            lines = differences[:MOST_LINES] + ([f"and {more} more"] if more > 0 else [])
+            lines += [f"and {more} more"] if more > 0 else []
             raise CheckpointError(
                 f"the weights in {file!r} do not fit {part.path!r}; give the node the settings of the network that "
                 "they are from, or name a part of the file after '#'\n  " + "\n  ".join(lines)
@@ -201,18 +216,18 @@ def _difference(
     theirs: str | None,
     tensors: Mapping[str, Tensor],
     below: Mapping[str, str],
-) -> list[str]:
+) -> str:
+    """Why ``theirs``, a name in the file or None, cannot be our ``tensor``."""
     needed = format_shape(tensor.shape)
     if theirs is None:
-        same = [name for name in below if _fits(tensor, tensors[below[name]])]
-        hint = f"; of this shape it has {listing(same[:3])}" if same else ""
-        return [f"{ours} {needed} is not in the file{hint}"]
-    if _fits(tensor, tensors[theirs]):
-        return []
+        same = (name for name in below if _fits(tensor, tensors[below[name]]))
+        few = [*islice(same, 3)]
+        hint = f"; of this shape it has {listing(few)}" if few else ""
+        return f"{ours} {needed} is not in the file{hint}"
     got = tensors[theirs]
     if got.shape != tensor.shape:
-        return [f"{ours} is {format_shape(got.shape)} in the file, the model needs {needed}"]
-    return [f"{ours} is {got.dtype} in the file, the model needs {tensor.dtype}"]
+        return f"{ours} is {format_shape(got.shape)} in the file, the model needs {needed}"
+    return f"{ours} is {got.dtype} in the file, the model needs {tensor.dtype}"
 
 
 def _in_order(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, str] | None:
@@ -242,7 +257,9 @@ def _layers(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", name)]
+    """Sorts 9 before 10; int() refuses a number of very many digits."""
+    parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
+    return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
 def _joined(layer: str, kind: str) -> str:

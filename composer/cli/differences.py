@@ -18,12 +18,15 @@ from composer.cli.loading import (
 )
 from composer.errors import SpecError
 from perception_blocks.registry import MissingExtraError
+from perception_blocks.words import printable
 
 if TYPE_CHECKING:
     from composer.summary.rows import Row
     from composer.summary.table import Summary
 
 __all__ = ["compared"]
+
+LONGEST = 60  # characters of the path of a node
 
 
 def compared(arguments: argparse.Namespace) -> list[str]:
@@ -76,7 +79,7 @@ def _sizes(before: Summary, after: Summary) -> list[str]:
 
 def _row(path: Sequence[str], old: Row | None, new: Row | None) -> list[str] | None:
     """The sizes of one node before and after; None where they are equal."""
-    name = "/".join(path)
+    name = printable("/".join(path), LONGEST)
     if old is None or new is None:
         row, sign = (new, "+") if old is None else (old, "-")
         assert row is not None

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import pickletools
-import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,6 +13,7 @@ from typing import Any, TextIO, TypedDict, TypeGuard
 
 import torch
 
+from composer.checkpoint.torch_file import read_torch_file
 from composer.training.trainer import MOST_COUNTED, Task, TrainerState, TrainingError
 
 __all__ = [
@@ -57,40 +55,10 @@ class Saved(TypedDict):
 def read_saved(path: Path) -> Saved:
     """What is in the file ``trainer.pt``. Nothing in it is executed. Raises TrainingError for a damaged one."""
     try:
-        _refuse_damage(path)
-        return _as_saved(torch.load(path, map_location="cpu", weights_only=True))
+        _refuse_no_file(path)
+        return _as_saved(read_torch_file(path, whole=True))
     except Exception as error:  # torch raises whatever the damage led to
         raise TrainingError(f"{str(path)!r} is damaged and cannot be resumed") from error
-
-
-def _refuse_damage(path: Path) -> None:
-    """Raise ValueError for a file of torch that is not as it was saved, or would be much larger in memory."""
-    _refuse_no_file(path)
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed")
-        if archive.testzip() is not None:
-            raise ValueError("a checksum in it is wrong")
-        names = [name.casefold() for name in archive.namelist()]  # torch does not mind the case
-        (state,) = (name for name in archive.namelist() if name.casefold().endswith("/data.pkl"))
-        if len(set(names)) < len(names):
-            raise ValueError("it has two parts of one name")
-        _refuse_more_than_tensors(archive.read(state))
-
-
-def _refuse_more_than_tensors(state: bytes) -> None:
-    """Raise ValueError unless ``state`` makes tensors and plain data only: a ``bytearray`` may be of any size."""
-    for opcode, what, _ in pickletools.genops(state):
-        if opcode.name in ("STACK_GLOBAL", "INST", "OBJ"):
-            raise ValueError("it names a class in a way that torch does not")
-        if opcode.name == "GLOBAL" and not _MADE.fullmatch(str(what)):
-            raise ValueError(f"it makes {what!r}")
-
-
-_MADE = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch (\w+Storage|Size|device)|"
-    r"torch (bool|u?int\d+|b?float\d+|complex\d+)"
-)
 
 
 def _refuse_no_file(path: Path) -> None:

@@ -635,7 +635,9 @@ LISTED = {
         {"multiprocessing": 9, "importlib.import_module": 1, "sys.modules": 2},
         "a process for a function that this process has imported; it says what it returned through a pipe of its own",
     ),
-    "composer.checkpoint.first_weights": ({"torch.load": 1}, "a state_dict, with weights_only"),
+    "composer.checkpoint.torch_file": (
+        {"torch.load": 1}, "weights_only=True: tensors and plain values, after a look at what else it names",
+    ),
     "composer.parallel.state": ({"sys.modules": 1}, "looks whether a module is imported; imports nothing"),
     "perception_blocks.blocks.families": (
         {"importlib.import_module": 1}, "the class of a family, by the address with which it was registered in Python",
@@ -653,7 +655,6 @@ LISTED = {
     "composer.training.environment": (
         {"multiprocessing": 2, "pickle": 2}, "sees whether an environment can be sent to another process; loads nothing",
     ),
-    "composer.training.stored": ({"torch.load": 1}, "weights_only=True: tensors and plain values"),
     "composer.source.values": ({"sys.modules": 1}, "looks whether OmegaConf is there; imports nothing"),
     "composer.trust": (
         {"importlib.import_module": 1, "importlib.util.find_spec": 1, "importlib.machinery.ModuleSpec": 2,

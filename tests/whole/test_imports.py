@@ -35,7 +35,7 @@ composer.network: network autoregressive sharded registries module groups struct
 composer.lowered: network actions policy model | torch numpy
 composer.template: kinds expansion starter | torch gymnasium
 composer.reference: words families help pages schema |
-composer.checkpoint: container plain_spec file first_weights adapters weights blending | torch safetensors
+composer.checkpoint: container plain_spec file torch_file first_weights adapters weights blending | torch safetensors
 composer.policy: policy structured sequence_view | torch numpy
 composer.critic: values targets base structured structured_state_action state state_action central shared_state shared_state_action delta_state | torch
 composer.host: rows step optimizing | torch

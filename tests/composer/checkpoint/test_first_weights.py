@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import zipfile
 
 import pytest
 import torch
@@ -185,7 +186,8 @@ def test_a_hostile_pickle_is_inert(device, tmp_path, monkeypatch):
         ),
         (
             {"weight": torch.zeros(2).to_sparse()},
-            "'encoder.pt' holds what is no tensor at 'weight'; save the state_dict alone",
+            "'encoder.pt' cannot be read: a tensor in it is sparse, quantized or without numbers; save dense ones of the "
+            "CPU",
         ),
     ],
 )
@@ -195,6 +197,41 @@ def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
     else:
         torch.save(content, tmp_path / "encoder.pt")
     assert refusal(written(tmp_path)) == f"agent.yaml:3:26: {message}"
+
+
+class Much:
+    """Little in a file, and gigabytes once it is read."""
+
+    def __reduce__(self):
+        return bytearray, (10**11,)
+
+
+def compressed(path):
+    """The same archive, whose parts would grow by a factor of a thousand."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_small_file_does_not_fill_the_memory(is_zip, tmp_path):
+    path = tmp_path / "encoder.pt"
+    torch.save({"weight": Much()}, path, _use_new_zipfile_serialization=is_zip)
+    assert "it holds more than tensors" in refusal(written(tmp_path))
+    if is_zip:
+        torch.save(ENCODER.state_dict(), path)
+        compressed(path)
+        assert refusal(written(tmp_path)).endswith("it is damaged, or no state_dict")
+
+
+@pytest.mark.parametrize("before", ["", "²", "٣", "9" * 5_000 + "."])
+def test_numbers_in_names_are_of_any_length_and_script(before, tmp_path):
+    tensors = {f"{before}{name}": tensor for name, tensor in reversed(ENCODER.state_dict().items())}
+    saved(tmp_path, "pt", tensors)
+    weights = composed(written(tmp_path)).first_weights[0]
+    assert list(weights.names.values())[0] == f"{before}0.weight"
 
 
 def test_every_tensor_that_does_not_fit_is_named(tmp_path):
