@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from perception_blocks.graph.assemble import BuiltNode
 from perception_blocks.inference import InferenceBlock
 
 __all__ = ["AutoregressiveNetwork", "levels_of"]
+
+T = TypeVar("T")
 
 
 def levels_of(nodes: Sequence[BuiltNode], drawn: Mapping[str, str]) -> dict[str, int]:
@@ -49,10 +51,8 @@ class AutoregressiveNetwork(Network):
         heads = {name: value for name, value in block.outputs.items() if value in drawn}
         last = max(levels[value] for value in heads.values())
         # Heads by the stage in which they are drawn, and their actions that are read.
-        self.heads = tuple(
-            tuple(name for name, value in heads.items() if levels[value] == stage)
-            for stage in range(last + 1)
-        )
+        drawn = _by_stage(heads, lambda name: levels[heads[name]], last)
+        self.heads = tuple(map(tuple, drawn))
         self.read = {name: inputs[value] for name, value in heads.items() if value in inputs}
         self._values = heads
         self.after = _after(block.nodes, heads, self.read)
@@ -60,19 +60,17 @@ class AutoregressiveNetwork(Network):
 
     def _split(self, block: InferenceBlock, levels: Mapping[str, int]) -> None:
         """Make the stages of ``block``."""
-        last = len(self.heads) - 1
-        at = [[n for n in block.nodes if _level(n, levels) == stage] for stage in range(last + 1)]
+        last, logits = len(self.heads) - 1, {*self._values.values()}
+        at = _by_stage(block.nodes, lambda node: _level(node, levels), last)
+        until = {n: stage for stage, nodes in enumerate(at) for node in nodes for n in node.step.inputs}
         later = [name for nodes in at[1:] for node in nodes for name in node.step.inputs]
         carried = [v for v in dict.fromkeys(later) if levels.get(v, 0) == 0]
         first = {n: v for n, v in block.outputs.items() if levels.get(v, 0) == 0}
         self.carried = {_unused(value, block.outputs, first): value for value in carried}
         self.stages: list[Any] = [block.part(at[0], first | self.carried)]
         for stage in range(1, last + 1):
-            read = {
-                name for nodes in at[stage + 1 :] for node in nodes for name in node.step.inputs
-            }
             written = [name for node in at[stage] for name in filter(None, node.step.outputs)]
-            kept = [name for name in written if name in read or name in self._values.values()]
+            kept = [name for name in written if until.get(name, 0) > stage or name in logits]
             self.stages.append(block.part(at[stage], {name: name for name in kept}))
         self._first = {**first, **self.carried}
         self._ranks = {name: len(p.shape) for name, p in self.stages[0].out_ports.items()}
@@ -120,6 +118,15 @@ def _after(
         for head, value in heads.items()
         if of[value]
     }
+
+
+def _by_stage(things: Iterable[T], stage_of: Callable[[T], int], last: int) -> list[list[T]]:
+    """The things of each stage up to the ``last``; those of later ones are in none."""
+    stages: list[list[T]] = [[] for _ in range(last + 1)]
+    for thing in things:
+        if (stage := stage_of(thing)) <= last:
+            stages[stage].append(thing)
+    return stages
 
 
 def _level(node: BuiltNode, levels: Mapping[str, int]) -> int:

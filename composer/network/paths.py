@@ -6,8 +6,10 @@ several networks. Copies of a network (an ensemble, networks that are ``separate
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import unquote
 
 from torch import nn
@@ -22,7 +24,7 @@ from perception_blocks.graph.wiring import module_name
 from perception_blocks.inference import InferenceBlock
 from perception_blocks.words import few_of, listing, near_name
 
-__all__ = ["ENSEMBLE", "ModelPart", "PathError", "nodes_of_tensors"]
+__all__ = ["ENSEMBLE", "ModelPart", "Parts", "PathError", "nodes_of_tensors"]
 __all__ += ["part_at", "parts_by_path"]
 
 ENSEMBLE = "ensemble"  # the name of the copies of a whole network
@@ -55,9 +57,23 @@ class ModelPart:
             self.tensors.setdefault(".".join(filter(None, (below, name))), []).extend(stored)
 
 
-def parts_by_path(model: nn.Module) -> dict[str, ModelPart]:
-    """Every path of ``model``, with what belongs to it and to nothing below it."""
-    parts: dict[str, ModelPart] = {}
+class Parts(dict[str, ModelPart]):
+    """Parts by their paths, each with what belongs to it and to nothing below it."""
+
+    @cached_property
+    def _in_order(self) -> list[tuple[str, int]]:
+        return sorted((path, place) for place, path in enumerate(self))
+
+    def below(self, path: str) -> list[ModelPart]:
+        """The parts below ``path``; not all are looked at, as there may be as many paths as parts."""
+        first, end = (bisect_left(self._in_order, (path + sign,)) for sign in "/0")  # neighbours
+        paths = sorted(self._in_order[first:end], key=lambda each: each[1])
+        return [self[each] for each, _ in paths]
+
+
+def parts_by_path(model: nn.Module) -> Parts:
+    """Every path of ``model``."""
+    parts = Parts()
     for name in PARTS:
         module = model._modules.get(name)
         for part in () if module is None else _walk(module, name, name):
@@ -65,7 +81,7 @@ def parts_by_path(model: nn.Module) -> dict[str, ModelPart]:
     return parts
 
 
-def part_at(model: nn.Module, path: str, parts: dict[str, ModelPart] | None = None) -> ModelPart:
+def part_at(model: nn.Module, path: str, parts: Parts | None = None) -> ModelPart:
     """All that ``path`` names in ``model``; ``parts`` are its `parts_by_path`, where they are known.
 
     Raises PathError, with the nearest path, where there is no such part.
@@ -74,16 +90,16 @@ def part_at(model: nn.Module, path: str, parts: dict[str, ModelPart] | None = No
     if path not in parts:
         raise PathError(f"the model has no part {path!r}{_near(path, parts)}")
     whole = ModelPart(path)
-    for name, part in parts.items():
-        if is_within(name, [path]):
-            whole.add(part)
+    for part in (parts[path], *parts.below(path)):
+        whole.add(part)
     return whole
 
 
 def _near(path: str, parts: Iterable[str]) -> str:
     """The end of a message about a ``path`` that is none of ``parts``: the near one, or what there is beside it."""
     parts, names = set(parts), path.split("/")
-    depth = next((i for i in range(len(names), 0, -1) if "/".join(names[:i]) in parts), 0)
+    deepest = min(len(names), 1 + max((part.count("/") for part in parts), default=0))
+    depth = next((i for i in range(deepest, 0, -1) if "/".join(names[:i]) in parts), 0)
     parent = "/".join(names[:depth])
     inside = f"{parent}/" if parent else ""
     beside = [p[len(inside) :] for p in parts if p.startswith(inside)]

@@ -68,9 +68,8 @@ def read_extensions(top: Fields, allow: Iterable[str]) -> tuple[str, ...]:
 def read_previous(top: Fields) -> tuple[str, ...]:
     """What of the last step becomes observations: "action", "reward", both or nothing."""
     names = top.texts(PREVIOUS)
-    for name in names:
-        if name not in RECALLED:
-            index = list(top.values[PREVIOUS]).index(name)  # type: ignore[call-overload]
+    for index, name in enumerate(top.values[PREVIOUS] if names else ()):  # type: ignore[arg-type]
+        if isinstance(name, str) and name not in RECALLED:
             message = f"{PREVIOUS!r} may hold {listing(RECALLED)}, got {name!r}"
             top.problems.add((PREVIOUS, index), message + did_you_mean(name, RECALLED))
     return tuple(name for name in RECALLED if name in names)
@@ -125,6 +124,7 @@ def _state_names(top: Fields) -> dict[str, str]:
 def _scales(top: Fields, freeze: Collection[str]) -> dict[str, float]:
     key, scales = "learning_rate_scale", {}
     expected = "a mapping from paths to factors, such as {policy/screen: 0.1}"
+    frozen, lengths = {*freeze}, {len(each) for each in freeze}
     for path, value in top.mapping(key, expected).items():
         place = (key, path)
         _check_path(top, path, place, key=True)
@@ -132,7 +132,7 @@ def _scales(top: Fields, freeze: Collection[str]) -> dict[str, float]:
             way_out = "; to train nothing of it, name it under 'freeze'" if value == 0 else ""
             message = f"a factor of {key!r} is a positive number, got {describe(value)}{way_out}"
             top.problems.add(place, message)
-        elif is_within(path, freeze):
+        elif any(path[:n] in frozen and path[n : n + 1] in ("", "/") for n in lengths):
             message = f"{path!r} is frozen, so it has no learning rate; leave it out here or under 'freeze'"
             top.problems.add(place, message, key=True)
         else:

@@ -7,7 +7,7 @@ of that is an error. Nothing is downloaded, and no code or pickle of a checkpoin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -34,6 +34,8 @@ __all__ = ["BodyFolder", "Family", "checked_config", "chosen_family", "refusal",
 __all__ += ["stored_names"]
 
 _LAYERS = ("n_layer", "num_hidden_layers")
+_DEPTHS = ("depths",)  # numbers of layers, one for each stage
+_MOST_LAYERS = 1_000  # of all stages together
 _ACTIVATIONS = ("activation_function", "hidden_act")
 
 
@@ -136,10 +138,22 @@ def _wrong_value(name: str, annotation: object, value: object) -> str | None:
     if name in _ACTIVATIONS and value not in ACT2FN:
         near = did_you_mean(str(value), ACT2FN)
         return f"names the unknown activation {value!r} of transformers{near}"
-    if name in _LAYERS:
-        return mismatch(LayerCount, value)
+    if wrong := _wrong_layers(name, value):
+        return wrong
     counts = int in kinds and float not in kinds and isinstance(value, int)
     return mismatch(PositiveInt, value) if counts else None
+
+
+def _wrong_layers(name: str, value: object) -> str | None:
+    """Numbers of layers so large that the library would fill the memory with lists of them."""
+    if name in _LAYERS:
+        return mismatch(LayerCount, value)
+    if name not in _DEPTHS:
+        return None
+    if wrong := mismatch(Sequence[LayerCount], value):
+        return wrong
+    total = sum(value)  # type: ignore[arg-type]
+    return f"must be at most {_MOST_LAYERS:,} layers in all, got {total:,}" if total > _MOST_LAYERS else None
 
 
 class BodyFolder(ModelFolder):
@@ -166,6 +180,9 @@ class BodyFolder(ModelFolder):
         cls = family.config
         known = {*inspect.get_annotations(cls), *cls.attribute_map, *self.old_keys}
         values = {key: value for key, value in self._values.items() if key in known}
+        for key, value in values.items():
+            if wrong := _wrong_layers(key, value):
+                raise self._wrong(f"{self._named('config.json')} has {key!r}, which {wrong}")
         try:
             return cls.from_dict({**values, **family.fixed})
         except Exception as error:

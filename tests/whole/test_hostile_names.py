@@ -439,6 +439,27 @@ def test_of_many_problems_a_hundred_are_shown_in_linear_time(policy):
     assert len(lines) == 101
 
 
+PATHS = [f"policy/{name}" for name in NAMES]
+PARTS = {
+    "read": {
+        "previous": NAMES, "freeze": PATHS, "learning_rate_scale": {f"{path}/x": 1 for path in PATHS}
+    },
+    "built": {"freeze": PATHS, "weights": dict.fromkeys(PATHS, "a.pt")},
+    "deep": {"freeze": ["policy" + "/x" * 200_000]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_many_and_long_paths_are_looked_up_in_linear_time(parts):
+    begun = time.perf_counter()
+    with pytest.raises(SpecError) as error:
+        composer.compose(
+            {"version": 1, "policy": {"template": {}}, **parts}, env="CartPole-v1", device="meta"
+        )
+    assert time.perf_counter() - begun < 30
+    assert len(error.value.problems) == (1 if len(parts) == 1 else 8_000)
+
+
 def test_a_message_has_at_most_2000_characters():
     problem = Problem("x" * 5_000 + "; do this", ("y" * 5_000, "z"), None)
     assert len(problem.message) == 2_000

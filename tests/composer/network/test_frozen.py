@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 
 import composer
-from composer.network.paths import part_at
+from composer.network.paths import part_at, parts_by_path
 
 SPACE = Dict(camera=Box(-1, 1, (4,)), speed=Box(-1, 1, (3,)))
 SPEC = """
@@ -235,3 +235,14 @@ def test_summary_and_picture_say_what_is_frozen(tmp_path):
     assert dot.count("frozen") > composed(spec=spec).draw(tmp_path / "plain.dot").read_text().count(
         "frozen"
     )
+
+
+@pytest.mark.parametrize("name", ["both0", "a"])  # the first begins as "both" does
+def test_a_part_is_all_that_lies_below_its_path(name):
+    model = composed(spec=SPEC.replace("screen", name))
+    parts = parts_by_path(model)
+    assert f"policy/{name}" in parts
+    for path in parts:
+        below = [each for each in parts if each == path or each.startswith(f"{path}/")]
+        expected = dict.fromkeys(n for each in below for n in parts[each].parameters)
+        assert list(part_at(model, path, parts).parameters) == list(expected), path

@@ -242,6 +242,29 @@ def test_settings_that_no_body_can_have_are_refused():
         VisionModelBlock([IMAGE], family="resnet", layer_type="wide")
 
 
+@pytest.mark.parametrize(
+    ("depths", "message"),
+    [
+        ([10**9], "'depths' must be a list of integers between 1 and 1000, got [1000000000]"),
+        ([-1], "'depths' must be a list of integers between 1 and 1000, got [-1]"),
+        ([600, 600], "'depths' must be at most 1,000 layers in all, got 1,200"),
+    ],
+)
+def test_layers_beyond_all_measure_are_refused_before_the_library_counts_them(
+    depths, message, tmp_path
+):
+    settings = {"hidden_sizes": [8] * len(depths), "num_stages": len(depths), "depths": depths}
+    refused(message, family="convnext", **settings)
+    library_model("convnext").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
+    what = message.removeprefix("'depths' ")
+    refused(
+        f"'checkpoint': '{tmp_path}/config.json' has 'depths', which {what}",
+        checkpoint=str(tmp_path),
+    )
+
+
 def test_images_that_no_body_reads_are_refused():
     vit = {"family": "vit", **LAYERS}
     refused(
