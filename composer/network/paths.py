@@ -18,7 +18,7 @@ from composer.network.groups import SeparateNetworks
 from composer.network.module import NetworkModule
 from composer.network.registries import RegistryView
 from composer.network.structured import StructuredModule
-from composer.spec.keys import PARTS, is_within
+from composer.spec.keys import PARTS
 from perception_blocks.ensemble.ensemble import EnsembleBlock
 from perception_blocks.graph.wiring import module_name
 from perception_blocks.inference import InferenceBlock

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from composer.errors import Path, Problems
 from composer.source.load import Source
 from composer.spec.fields import Fields
-from composer.spec.keys import PARTS, PREVIOUS, RECALLED, is_within
+from composer.spec.keys import PARTS, PREVIOUS, RECALLED
 from composer.trust import check_trusted
 from perception_blocks.words import describe, did_you_mean, listing, near_name
 

@@ -11,8 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO, TypedDict, TypeGuard
 
-import torch
-
 from composer.checkpoint.torch_file import read_torch_file
 from composer.training.trainer import MOST_COUNTED, Task, TrainerState, TrainingError
 
